@@ -1,0 +1,51 @@
+# Two commands for a stranger: `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo check test test-slow bench lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install     .venv with the nightshift command in it"
+	@echo "make demo        the whole path on sample data: pack, queue, train on 2 workers, evaluate, report"
+	@echo "make check       style, types and layers"
+	@echo "make test        the tests; make test-slow: the long ones too"
+	@echo "make bench       the benchmarks, beside their peers"
+	@echo "make lock        requirements.lock anew from pyproject.toml"
+
+install: $(READY)
+
+# uv installs the gigabytes of torch in seconds where pip takes minutes.
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Nightshift needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/nightshift demo
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,116 @@
+"""Who owns a run: numbered attempts, of which the highest may publish.
+
+An attempt is a file `attempts/N.json` that only one process can create, so two never hold one number.
+Its owner rewrites the beat inside it; others judge it alive by whether the beat *changes* while they watch,
+on their own monotonic clock, so wall clocks that disagree between machines do no harm.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import LeaseLost, StorageError
+from cluster.files import read_json, write_json
+from cluster.run_paths import RunPaths
+
+BEAT_SECONDS = 5.0
+DEAD_AFTER_SECONDS = 30.0  # six missed beats: longer than a pause of the storage, short enough not to lose a night
+
+
+def latest_attempt(paths: RunPaths) -> int:
+    """Return the highest attempt number claimed so far, 0 before the first."""
+    numbers = [int(file.stem) for file in paths.attempts.glob("*.json") if file.stem.isdigit()]
+    return max(numbers, default=0)
+
+
+@dataclass
+class Lease:
+    """One attempt's right to publish into a run folder."""
+
+    paths: RunPaths
+    attempt: int
+    beats: int = 0
+
+    @classmethod
+    def claim(cls, paths: RunPaths, *, after: int) -> "Lease":
+        """Become attempt `after + 1`.
+
+        Raises:
+            LeaseLost: Another process claimed that number first.
+        """
+        paths.attempts.mkdir(parents=True, exist_ok=True)
+        lease = cls(paths, after + 1)
+        try:
+            with lease.file.open("x") as file:
+                json.dump(lease._content(), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError as error:
+            raise LeaseLost(f"{paths.run_id}: attempt {lease.attempt} already belongs to another process") from error
+        lease.check()
+        return lease
+
+    @classmethod
+    def join(cls, paths: RunPaths, attempt: int) -> "Lease":
+        """Act for an attempt that the process which started this one has claimed.
+
+        Raises:
+            LeaseLost: A newer attempt exists, or this one never did.
+        """
+        lease = cls(paths, attempt)
+        if not lease.file.exists():
+            raise LeaseLost(f"{paths.run_id}: attempt {attempt} was never claimed")
+        lease.check()
+        return lease
+
+    @property
+    def file(self) -> Path:
+        """The attempt's file."""
+        return self.paths.attempts / f"{self.attempt}.json"
+
+    def beat(self) -> None:
+        """Say that this attempt lives; call it every `BEAT_SECONDS`."""
+        self.beats += 1
+        write_json(self.file, self._content())
+
+    def check(self) -> None:
+        """Call before every publish.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
+        newest = latest_attempt(self.paths)
+        if newest > self.attempt:
+            raise LeaseLost(f"{self.paths.run_id}: attempt {newest} has taken over from attempt {self.attempt}")
+
+    def _content(self) -> dict[str, Any]:
+        return {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.beats}
+
+
+def still_beats(
+    paths: RunPaths,
+    *,
+    patience: float = DEAD_AFTER_SECONDS,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Watch the newest attempt for up to `patience` seconds and return whether its beat changes."""
+    first, until = _read_beat(paths), now() + patience
+    while now() < until:
+        pause(min(1.0, patience / 4))
+        if _read_beat(paths) != first:
+            return True
+    return False
+
+
+def _read_beat(paths: RunPaths) -> tuple[int, Any]:
+    attempt = latest_attempt(paths)
+    try:
+        return attempt, read_json(paths.attempts / f"{attempt}.json").get("beat")
+    except StorageError:
+        return attempt, None

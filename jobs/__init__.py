@@ -1,0 +1,1 @@
+"""People and the queue: the command line, RQ and its job workers. Nothing imports this package."""
