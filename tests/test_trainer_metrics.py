@@ -1,0 +1,180 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from trainer.bootstrap import figures
+from trainer.errors import ModelMismatch, TrainerError
+from trainer.metrics import score
+
+COVID = ("covid", "normal")
+THREE = ("cat", "dog", "fox")
+
+
+def drawn(count, classes, seed=0):
+    """Probabilities (count, classes) and labels of a model that is often, not always, right; some scores tie."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, count)
+    logits = random.normal(size=(count, classes))
+    logits[np.arange(count), labels] += 1.0
+    odds = np.exp(logits)
+    sixty_fourths = np.floor(64 * odds / odds.sum(axis=1, keepdims=True))  # binary fractions: ties stay ties
+    sixty_fourths[:, 0] += 64 - sixty_fourths.sum(axis=1)
+    return sixty_fourths / 64, labels
+
+
+def test_the_figures_of_four_known_images_are_exact():
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
+    labels = np.array([0, 0, 1, 1])
+
+    found = score(probabilities, labels, classes=COVID, positive="covid", intervals=False)
+
+    assert found["confusion_matrix"] == [[1, 1], [0, 2]]
+    assert (found["false_negatives"], found["false_positives"]) == (1, 0)
+    assert (found["accuracy"], found["sensitivity"], found["specificity"]) == (0.75, 0.5, 1.0)
+    assert found["auroc"] == 1.0
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.7, 0.8]).mean())
+    assert found["brier"] == pytest.approx(np.mean([0.1**2, 0.6**2, 0.3**2, 0.2**2]))
+    assert found["per_class"]["normal"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2})
+
+
+def test_every_figure_is_a_json_value():
+    probabilities, labels = drawn(50, 3)
+
+    found = score(probabilities, labels, classes=THREE, positive=None, threshold=0.3)
+
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_threshold_trades_misses_for_alarms_and_the_default_stands_beside_it():
+    probabilities, labels = drawn(400, 2)
+
+    found = score(probabilities, labels, classes=COVID, positive="covid", threshold=0.1, intervals=False)
+
+    assert found["false_negatives"] < found["at_default"]["false_negatives"]
+    assert found["false_positives"] > found["at_default"]["false_positives"]
+    assert found["at_default"]["false_negatives"] == int(((labels == 0) & (probabilities[:, 0] < 0.5)).sum())
+
+
+def test_the_other_class_can_be_the_positive_one():
+    probabilities, labels = drawn(200, 2)
+
+    covid = score(probabilities, labels, classes=COVID, positive="covid", intervals=False)
+    normal = score(probabilities, labels, classes=COVID, positive="normal", intervals=False)
+
+    assert covid["sensitivity"] == normal["specificity"]
+    assert covid["false_negatives"] == normal["false_positives"]
+    assert covid["auroc"] == pytest.approx(normal["auroc"])
+
+
+def test_many_classes_are_ranked_one_against_the_rest():
+    probabilities, labels = drawn(300, 3)
+
+    found = score(probabilities, labels, classes=THREE, positive="dog", intervals=False)
+
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"))
+
+
+def test_a_split_of_one_class_says_why_it_cannot_be_ranked():
+    probabilities, _ = drawn(5, 2)
+
+    found = score(probabilities, np.zeros(5, dtype=np.int64), classes=COVID, positive="covid")
+
+    assert found["auroc"] is None
+    assert found["undefined"]["auroc"] == "only covid stands in this split, and ranking needs two classes"
+    assert found["specificity"] is None
+    assert found["intervals"]["auroc"] is None
+
+
+def test_a_class_without_images_is_named():
+    probabilities, labels = drawn(60, 3)
+    kept = labels != 2
+
+    found = score(probabilities[kept], labels[kept], classes=THREE, positive=None, intervals=False)
+
+    assert found["undefined"]["auroc"] == "mean without fox, of which this split has none"
+    assert found["per_class"]["fox"]["recall"] is None
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_weighted_figures_of_a_resample_are_those_of_scikit_learn(classes):
+    probabilities, labels = drawn(120, classes, seed=3)
+    predicted = probabilities.argmax(axis=1)
+    weights = np.random.default_rng(1).integers(0, 4, (6, 120)).astype(float)
+
+    found = figures(weights, probabilities, labels, predicted, positive=1)
+
+    for row, drawn_weights in enumerate(weights):
+        w = {"sample_weight": drawn_weights}
+        ranked = [1] if classes == 2 else range(3)
+        expected = {
+            "loss": sk.log_loss(labels, probabilities, **w),
+            "accuracy": sk.accuracy_score(labels, predicted, **w),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted, **w),
+            "sensitivity": sk.recall_score(labels == 1, predicted == 1, **w),
+            "specificity": sk.recall_score(labels != 1, predicted != 1, **w),
+            "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c], **w) for c in ranked]),
+            "average_precision": np.mean(
+                [sk.average_precision_score(labels == c, probabilities[:, c], **w) for c in ranked]
+            ),
+            "brier": sk.brier_score_loss(labels, probabilities, **w),
+        }
+        assert {name: values[row] for name, values in found.items()} == pytest.approx(expected)
+
+
+def test_every_interval_holds_its_figure():
+    probabilities, labels = drawn(500, 3)
+
+    found = score(probabilities, labels, classes=THREE, positive="cat")
+
+    for name, (low, high) in found["intervals"].items():
+        assert low < found[name] < high, name
+
+
+def test_images_of_one_patient_do_not_narrow_the_interval():
+    probabilities, labels = drawn(60, 2)
+    patients = [f"{patient:02}" for patient in range(60) for _ in range(10)]
+    copies = np.repeat(np.arange(60), 10)
+
+    alone = score(probabilities, labels, classes=COVID, positive=None)["intervals"]["accuracy"]
+    grouped = score(probabilities[copies], labels[copies], classes=COVID, positive=None, groups=patients)
+    naive = score(probabilities[copies], labels[copies], classes=COVID, positive=None)
+
+    assert grouped["intervals"]["accuracy"] == pytest.approx(alone)
+    assert np.ptp(naive["intervals"]["accuracy"]) < 0.5 * np.ptp(alone)
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    probabilities, labels = drawn(80, 2)
+
+    first, again, other = (
+        score(probabilities, labels, classes=COVID, positive=None, seed=seed)["intervals"] for seed in (1, 1, 2)
+    )
+
+    assert first == again
+    assert first != other
+
+
+def test_a_hundred_thousand_images_are_scored_within_seconds():
+    probabilities, labels = drawn(100_000, 2)
+
+    began = time.process_time()
+    score(probabilities, labels, classes=COVID, positive=None)
+
+    assert time.process_time() - began < 40
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "positive", "error", "words"),
+    [
+        (np.zeros((0, 2)), np.zeros(0, dtype=int), None, TrainerError, "no samples to score"),
+        (np.array([[np.nan, 1.0]]), np.array([0]), None, TrainerError, "a probability is no number"),
+        (np.array([[0.2, 0.3, 0.5]]), np.array([0]), None, ModelMismatch, "do not fit 1 labels and 2 classes"),
+        (np.array([[0.5, 0.5]]), np.array([0]), "cov", ModelMismatch, "'cov' is none of covid, normal"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(probabilities, labels, positive, error, words):
+    with pytest.raises(error, match=words):
+        score(probabilities, labels, classes=COVID, positive=positive)
