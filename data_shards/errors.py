@@ -3,6 +3,7 @@
 ShardError
 ├── SourceError      the folder or archive to pack cannot be used
 ├── BadIndex         index.json is absent, damaged or of another version
+├── BadImage         one image cannot be decoded
 ├── DamagedShard     a shard's bytes, count or labels differ from the index
 ├── PlanError        the shards cannot be divided as asked
 └── LeakageError     the same image, or the same group, stands in two splits
@@ -19,6 +20,10 @@ class SourceError(ShardError):
 
 class BadIndex(ShardError):
     """index.json is absent, damaged or of another version."""
+
+
+class BadImage(ShardError):
+    """One image cannot be decoded; the text says why, the catcher names the file or the shard and key."""
 
 
 class DamagedShard(ShardError):

@@ -1,13 +1,22 @@
 """`index.json`: the truth about a data set. Imports neither torch nor webdataset."""
 
-from typing import Annotated
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_shards.errors import BadIndex
+from data_shards.locations import read_bytes
+
+INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 SPLITS = ("train", "valid", "test")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Shard(BaseModel):
@@ -24,11 +33,17 @@ class Shard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.tar$")]
-    split: str
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     samples: Annotated[int, Field(ge=1)]
-    per_class: tuple[int, ...]
+    per_class: tuple[Count, ...]
     bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if sum(self.per_class) != self.samples:
+            raise ValueError(f"{self.name} counts {self.samples} samples, but {sum(self.per_class)} over its classes")
+        return self
 
 
 class ShardIndex(BaseModel):
@@ -37,8 +52,10 @@ class ShardIndex(BaseModel):
     Attributes:
         classes: Class names; a label is a position in this tuple.
         color: "L" when every image is gray, else "RGB".
-        image_size: Short side of the stored images in pixels; 0 when they were left as they came.
+        image_size: Short side of the stored images in pixels, or less where they came smaller; 0: left as they came.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
+        widths: Least, median and greatest width of the images as they came, in pixels.
+        heights: Likewise.
         options: The options of `shards pack` that made it.
         digest: sha256 over everything above and the shards' sha256: one name for the whole data set.
     """
@@ -48,11 +65,24 @@ class ShardIndex(BaseModel):
     version: int = INDEX_VERSION
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
-    color: str = "RGB"
-    image_size: int = 0
+    color: Literal["L", "RGB"] = "RGB"
+    image_size: Count = 0
     grouped: bool = False
+    widths: tuple[int, int, int] = (0, 0, 0)
+    heights: tuple[int, int, int] = (0, 0, 0)
     options: dict[str, str | int | float | bool | None] = {}
     digest: str = ""
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not self.classes:
+            raise ValueError("the classes are none, or one is named twice")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard is listed twice")
+        for shard in self.shards:
+            if len(shard.per_class) != len(self.classes):
+                raise ValueError(f"{shard.name} counts {len(shard.per_class)} classes of {len(self.classes)}")
+        return self
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -72,3 +102,52 @@ class ShardIndex(BaseModel):
         """How many images of each class a split has, in the order of `classes`."""
         shards = self.of_split(split)
         return tuple(sum(shard.per_class[c] for shard in shards) for c in range(len(self.classes)))
+
+    def sealed(self) -> "ShardIndex":
+        """Return the same index with its `digest` filled in."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    def _digest(self) -> str:
+        content = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def is_intact(self) -> bool:
+        """Whether the digest is the one of this content."""
+        return self.digest == self._digest()
+
+
+def read_index(location: str) -> ShardIndex:
+    """Return the checked index of the data set at a folder or URL.
+
+    Raises:
+        BadIndex: It is absent, no JSON, of another version, or its content was changed after packing.
+        SourceError: The location's scheme is not allowed.
+    """
+    raw = read_bytes(location, INDEX_NAME)
+    where = f"{location.rstrip('/')}/{INDEX_NAME}"
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise BadIndex(f"{where} is no JSON ({error}); pack the data set again") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != INDEX_VERSION:
+        raise BadIndex(f"{where} has version {version!r}, this program reads {INDEX_VERSION}; pack the data set again")
+    try:
+        index = ShardIndex.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BadIndex(f"{where} is damaged: {field}: {first['msg']}; pack the data set again") from error
+    if not index.is_intact():
+        raise BadIndex(f"{where} was changed after packing (its digest differs); pack the data set again")
+    return index
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Publish the index; from this moment the folder is a data set. A reader sees it whole or not at all."""
+    draft = folder / f".{INDEX_NAME}.{os.getpid()}"
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(index.model_dump(mode="json"), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(folder / INDEX_NAME)

@@ -1,0 +1,136 @@
+"""Where each sample stands in a shard: a strict reading of the tar file's headers.
+
+The usual readers of tar files end quietly at a damaged header and take whatever members they meet; this one accepts
+the layout that `shards pack` writes and nothing else, so that a sample can be read by offset without looking again.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.errors import DamagedShard
+from data_shards.index import Shard
+
+BLOCK = 512  # a tar file is made of such blocks (POSIX.1-1988, ustar)
+MEMBER = re.compile(r"([0-9]{8})\.(cls|jpg|png|json)")
+CHECKSUM = slice(148, 156)
+BLANK_CHECKSUM_SUM = 8 * 0x20  # the checksum counts its own field as blanks
+KINDS = ("cls", "image", "json")
+
+
+class Member(NamedTuple):
+    """One file in a tar file: its bytes are `file[start:start + size]`."""
+
+    key: str
+    kind: str
+    start: int
+    size: int
+
+
+class SampleTable(NamedTuple):
+    """The samples of one shard in stored order.
+
+    Attributes:
+        first: Number of the first sample in its split; the others follow one by one.
+        extents: int64 (samples, 6): start and size of the label, image and json of each sample.
+    """
+
+    path: Path
+    first: int
+    extents: NDArray[np.int64]
+
+
+def key_of(sample_id: int) -> str:
+    """Return the key that a sample has in its shard: its number in the split."""
+    return f"{sample_id:08d}"
+
+
+def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
+    """Return where the samples of a shard stand, after checking every header.
+
+    Raises:
+        DamagedShard: A header, name, order or count differs from what `shards pack` writes.
+    """
+    with path.open("rb") as file:
+        members = list(_members(file, shard))
+    rows = []
+    for number in range(0, len(members), len(KINDS)):
+        sample = members[number : number + len(KINDS)]
+        _check_sample(shard, sample, key_of(first + number // len(KINDS)))
+        by_kind = sorted(sample, key=lambda member: member.kind)
+        rows.append([edge for member in by_kind for edge in (member.start, member.size)])
+    if len(rows) != shard.samples:
+        raise DamagedShard(f"{shard.name} holds {len(rows)} samples, the index says {shard.samples}; copy it again")
+    return SampleTable(path, first, np.array(rows, dtype=np.int64))
+
+
+def check_bytes(path: Path, shard: Shard) -> None:
+    """Compare a shard's size and sha256 with the index.
+
+    Raises:
+        DamagedShard: They differ, or the file is missing; the text names the first sample that is cut off.
+    """
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise DamagedShard(f"{shard.name} has {size} bytes, the index says {shard.bytes}; copy it again")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DamagedShard(f"{path} is missing; copy it again or pack the data set anew") from error
+    if found != shard.sha256:
+        raise DamagedShard(
+            f"{shard.name} has sha256 {found[:12]}..., the index says {shard.sha256[:12]}...; copy it again"
+        )
+
+
+def _check_sample(shard: Shard, sample: list[Member], key: str) -> None:
+    kinds = sorted(member.kind for member in sample)
+    if {member.key for member in sample} != {key} or kinds != list(KINDS):
+        found = ", ".join(f"{member.key}.{member.kind}" for member in sample)
+        raise DamagedShard(f"{shard.name}: sample {key} should be one label, image and json, but there is {found}")
+
+
+def _members(file: BinaryIO, shard: Shard) -> list[Member]:
+    size = file.seek(0, os.SEEK_END)
+    offset, members, last = 0, [], "the start"
+    while True:
+        file.seek(offset)
+        header = file.read(BLOCK)
+        if header == bytes(BLOCK):
+            break
+        name, length = _parse(header, f"{shard.name}: header after {last}")
+        match = MEMBER.fullmatch(name)
+        if match is None:
+            raise DamagedShard(f"{shard.name}: member {name!r} after {last} is no part of a sample; pack anew")
+        kind = "image" if match[2] in ("jpg", "png") else match[2]
+        members.append(Member(match[1], kind, offset + BLOCK, length))
+        offset += BLOCK + -(-length // BLOCK) * BLOCK
+        last = name
+        if offset > size:
+            raise DamagedShard(f"{shard.name}: cut off within {last}; copy it again")
+    if any(file.read()):
+        raise DamagedShard(f"{shard.name}: data stand behind its end; copy it again")
+    return members
+
+
+def _parse(header: bytes, where: str) -> tuple[str, int]:
+    """Return the name and size of a regular file's header."""
+    if len(header) < BLOCK:
+        raise DamagedShard(f"{where} is cut off; copy the shard again")
+    stated = header[CHECKSUM].rstrip(b"\0 ")
+    actual = sum(header) - sum(header[CHECKSUM]) + BLANK_CHECKSUM_SUM
+    try:
+        if int(stated, 8) != actual:
+            raise ValueError(stated)
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+    except ValueError as error:
+        raise DamagedShard(f"{where} is damaged; copy the shard again") from error
+    if header[156:157] not in (b"0", b"\0"):
+        raise DamagedShard(f"{where} is no regular file; pack anew")
+    return header[:100].rstrip(b"\0").decode("ascii", "replace"), size

@@ -1,0 +1,98 @@
+"""Writes the shards of a pack: samples from the spool into tar files of a given size."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_shards.index import Shard
+from data_shards.table import BLOCK, key_of
+
+MTIME = 0  # the same bytes on every day
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample to write.
+
+    Attributes:
+        content: The spool's file that holds the image from `start` on.
+        label: Position of its class in the index.
+        info: What its json member says beside the crc32.
+    """
+
+    content: Path
+    start: int
+    size: int
+    suffix: str
+    label: int
+    info: dict[str, Any]
+
+
+def write_shards(
+    folder: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
+) -> Iterator[Shard]:
+    """Write one split's samples in their order and yield each shard when it stands whole under its name."""
+    for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
+        name = f"{split}-{number:05d}.tar"
+        yield _write_shard(folder / name, split, samples[first:last], first=first, classes=classes)
+
+
+def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of each shard: as many samples as fit, at least one."""
+    first, used = 0, 0
+    for number, sample in enumerate(samples):
+        size = sample.size + 6 * BLOCK  # three headers, two small members, padding
+        if used and used + size > shard_bytes:
+            yield first, number
+            first, used = number, 0
+        used += size
+    if used:
+        yield first, len(samples)
+
+
+def _write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int, classes: int) -> Shard:
+    from webdataset import TarWriter  # noqa: PLC0415 (brings torch along, which only packing should wait for)
+
+    per_class = [0] * classes
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        counted = _HashingFile(file)
+        with TarWriter(counted, encoder=False, mtime=MTIME, user="", group="") as tar:
+            for sample_id, sample in enumerate(samples, first):
+                tar.write(_members(sample, key_of(sample_id)))
+                per_class[sample.label] += 1
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return Shard(
+        name=path.name,
+        split=split,
+        samples=len(samples),
+        per_class=tuple(per_class),
+        bytes=counted.size,
+        sha256=counted.digest.hexdigest(),
+    )
+
+
+def _members(sample: Sample, key: str) -> dict[str, Any]:
+    with sample.content.open("rb") as file:
+        file.seek(sample.start)
+        image = file.read(sample.size)
+    info = json.dumps(sample.info, sort_keys=True).encode()
+    return {"__key__": key, "cls": str(sample.label).encode(), sample.suffix: image, "json": info}
+
+
+class _HashingFile:
+    """Passes what is written on to a file and keeps its size and sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
