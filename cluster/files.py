@@ -1,9 +1,12 @@
 """Files that appear whole or not at all. Knows nothing of runs."""
 
+import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` aside, sync it and rename it into place."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` aside, sync it and rename it into place."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with draft.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
@@ -60,6 +68,26 @@ def read_lines(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; the kernel gives it back when its holder dies, and NFS keeps it between machines.
+
+    Raises:
+        StorageError: The file's folder does not exist or is not writable.
+    """
+    try:
+        handle = path.open("a")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be locked: {error.strerror}") from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # By hand: a child forked meanwhile shares the open file, and closing ours alone would keep the lock.
+            fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def sha256_of(path: Path) -> str:

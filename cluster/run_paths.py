@@ -47,6 +47,11 @@ class RunPaths:
         return self.folder / "state.json"
 
     @property
+    def lock(self) -> Path:
+        """Held while `state` is read and rewritten, so that two people or machines cannot both change it."""
+        return self.folder / ".lock"
+
+    @property
     def stop(self) -> Path:
         """Present while somebody asks the running attempt to checkpoint and stop."""
         return self.folder / "stop.json"
@@ -95,6 +100,11 @@ class RunPaths:
     def report(self) -> Path:
         """Curves, confusion matrix, ROC and errors in one self-contained page."""
         return self.folder / "report.html"
+
+    @property
+    def predictions(self) -> Path:
+        """What the model said of each image of the split that was scored."""
+        return self.folder / "predictions.safetensors"
 
     @property
     def trials(self) -> Path:

@@ -22,3 +22,13 @@ def decide(probabilities: Floats, *, positive: int, threshold: float | None) -> 
     others[:, positive] = -1.0
     reached = probabilities[:, positive] >= threshold
     return np.where(reached, positive, others.argmax(axis=1)).astype(np.int64)
+
+
+def tempered(probabilities: Floats, temperature: float) -> Floats:
+    """Return the probabilities (N, C) that the same logits give when divided by `temperature` before softmax."""
+    if temperature == 1:
+        return probabilities
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, which stays 0 at any temperature
+        logits = np.log(probabilities) / temperature
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float64)

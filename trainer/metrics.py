@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trainer.bootstrap import Floats, Labels
 from trainer.bootstrap import intervals as bootstrap_intervals
-from trainer.calibration import decide
+from trainer.calibration import decide, tempered
 from trainer.errors import ModelMismatch, TrainerError
 
 BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
@@ -24,6 +24,7 @@ def score(
     classes: tuple[str, ...],
     positive: str | None,
     threshold: float | None = None,
+    temperature: float = 1.0,
     groups: Sequence[str] | None = None,
     seed: int = 0,
     intervals: bool = True,
@@ -31,12 +32,14 @@ def score(
     """Return the figures of one split as JSON values.
 
     Args:
-        probabilities: (N, C) float64, rows that sum to 1.
+        probabilities: (N, C) float64, rows that sum to 1, as the model gives them.
         labels: (N,) int64, positions in `classes`.
         classes: Names of the C classes.
         positive: Class whose sensitivity counts; None takes the first.
         threshold: Call a sample positive from this probability on; None takes the likeliest class. With a
             threshold, `at_default` holds what the likeliest class would have given.
+        temperature: Of the probabilities that `threshold` and people see; `calibrated` holds their figures. The
+            others are of `probabilities` as they came, so that they stay comparable with those of training.
         groups: Patient or case of each sample; the intervals then resample whole groups.
         seed: Of the resampling.
         intervals: Whether to add the 95 % bootstrap intervals.
@@ -50,18 +53,22 @@ def score(
     """
     at = position_of(positive, classes)
     probabilities, labels = _checked(probabilities, labels, classes)
-    predicted = decide(probabilities, positive=at, threshold=threshold)
+    seen = tempered(probabilities, temperature)
+    predicted = decide(seen, positive=at, threshold=threshold)
     ranking, undefined = _ranking(probabilities, labels, classes, at)
     found: dict[str, Any] = {
         "n": len(labels),
         "classes": list(classes),
         "positive": classes[at],
         "threshold": threshold,
+        "temperature": temperature,
         **_likelihood(probabilities, labels),
         **_decisions(labels, predicted, classes, at),
         **ranking,
         "undefined": undefined,
     }
+    if temperature != 1:
+        found["calibrated"] = _likelihood(seen, labels)
     if threshold is not None:
         found["at_default"] = _decisions(labels, probabilities.argmax(axis=1), classes, at)
     if intervals:
