@@ -87,9 +87,29 @@ class Lease:
         newest = latest_attempt(self.paths)
         if newest > self.attempt:
             raise LeaseLost(f"{self.paths.run_id}: attempt {newest} has taken over from attempt {self.attempt}")
+        if _revocation(self.paths, self.attempt).exists():
+            raise LeaseLost(f"{self.paths.run_id}: attempt {self.attempt} was declared dead")
 
     def _content(self) -> dict[str, Any]:
         return {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.beats}
+
+
+def revoke(paths: RunPaths, attempt: int) -> None:
+    """Fence an attempt off before anybody acts on its death: should it come back, it publishes nothing."""
+    _revocation(paths, attempt).touch()
+
+
+def _revocation(paths: RunPaths, attempt: int) -> Path:
+    return paths.attempts / f"{attempt}.revoked"
+
+
+def beat_of(paths: RunPaths) -> tuple[int, Any]:
+    """Return the newest attempt's number and its beat, None before its first."""
+    attempt = latest_attempt(paths)
+    try:
+        return attempt, read_json(paths.attempts / f"{attempt}.json").get("beat")
+    except StorageError:
+        return attempt, None
 
 
 def still_beats(
@@ -100,17 +120,9 @@ def still_beats(
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Watch the newest attempt for up to `patience` seconds and return whether its beat changes."""
-    first, until = _read_beat(paths), now() + patience
+    first, until = beat_of(paths), now() + patience
     while now() < until:
         pause(min(1.0, patience / 4))
-        if _read_beat(paths) != first:
+        if beat_of(paths) != first:
             return True
     return False
-
-
-def _read_beat(paths: RunPaths) -> tuple[int, Any]:
-    attempt = latest_attempt(paths)
-    try:
-        return attempt, read_json(paths.attempts / f"{attempt}.json").get("beat")
-    except StorageError:
-        return attempt, None

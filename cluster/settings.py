@@ -1,14 +1,27 @@
 """Addresses and folders of this machine. The only file that reads the environment."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster.errors import SettingsError, StorageError
+from cluster.lease import DEAD_AFTER_SECONDS
 
 DEFAULT_STORAGE = "~/.nightshift"
+HANG_SECONDS = 600.0
+CACHE_GIGABYTES = 50
+LOCAL_RAY = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a spec mean the same in a worker
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # two cores that are busy elsewhere take their time
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+SECRETS = ("NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET")  # a trainer has no use for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +31,24 @@ class Settings:
     Attributes:
         storage: Folder that all machines share: runs, caches, weights (`NIGHTSHIFT_STORAGE`).
         redis_url: Where the queue lives (`NIGHTSHIFT_REDIS_URL`); None means the embedded server under `storage`.
+        redis_ca: Certificates that a `rediss://` server is checked against (`NIGHTSHIFT_REDIS_CA`).
+        redis_plain: Speak with a Redis of another machine without TLS (`NIGHTSHIFT_REDIS_ALLOW_PLAIN=1`).
         ray_jobs_url: Jobs API of a standing Ray cluster (`NIGHTSHIFT_RAY_JOBS_URL`); None means this machine.
+        lease_seconds: An attempt whose heart has not beaten for so long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
+        ray_address: The cluster that this process belongs to, as Ray tells its jobs (`RAY_ADDRESS`); None: no cluster.
+        hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
+        cache_bytes: Room for stored features (`NIGHTSHIFT_CACHE_GB`).
     """
 
     storage: Path
     redis_url: str | None = None
+    redis_ca: Path | None = None
+    redis_plain: bool = False
     ray_jobs_url: str | None = None
+    lease_seconds: float = DEAD_AFTER_SECONDS
+    ray_address: str | None = None
+    hang_seconds: float = HANG_SECONDS
+    cache_bytes: int = CACHE_GIGABYTES * 10**9
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -37,7 +62,13 @@ class Settings:
         return cls(
             storage=storage,
             redis_url=_address(env, "NIGHTSHIFT_REDIS_URL", ("redis", "rediss", "unix")),
+            redis_ca=Path(env["NIGHTSHIFT_REDIS_CA"]) if env.get("NIGHTSHIFT_REDIS_CA") else None,
+            redis_plain=env.get("NIGHTSHIFT_REDIS_ALLOW_PLAIN") == "1",
             ray_jobs_url=_address(env, "NIGHTSHIFT_RAY_JOBS_URL", ("http", "https")),
+            lease_seconds=_positive(env, "NIGHTSHIFT_LEASE_SECONDS", DEAD_AFTER_SECONDS, "seconds"),
+            ray_address=env.get("RAY_ADDRESS") or None,
+            hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
+            cache_bytes=int(_positive(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES, "gigabytes") * 10**9),
         )
 
     @property
@@ -61,6 +92,43 @@ class Settings:
                 f"storage {self.storage} is not writable ({error.strerror}); set NIGHTSHIFT_STORAGE to a folder that is"
             ) from error
         return self
+
+
+def environment_of_run(storage: Path, run_id: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment a trainer starts with: this process's, without the queue's secrets, marked by its run."""
+    env = os.environ if environment is None else environment
+    kept = {name: value for name, value in env.items() if name not in SECRETS}
+    return {**kept, "NIGHTSHIFT_STORAGE": str(storage), "NIGHTSHIFT_RUN": run_id}
+
+
+def environment_of_worker(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a job worker that shall use the same storage and the same Redis."""
+    env = dict(os.environ if environment is None else environment)
+    env["NIGHTSHIFT_STORAGE"] = str(settings.storage)
+    env["NIGHTSHIFT_LEASE_SECONDS"] = str(settings.lease_seconds)
+    if settings.redis_url:
+        env["NIGHTSHIFT_REDIS_URL"] = settings.redis_url
+    return env
+
+
+def prepare_for_local_ray() -> None:
+    """Set what Ray reads from the environment of the process that starts it, and its children inherit.
+
+    An open port of Ray runs anybody's code, so the local one asks for a token that lives as long as this process and
+    stands in no file.
+    """
+    os.environ.update(LOCAL_RAY, RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> float:
+    value = env.get(name, "").strip()
+    try:
+        number = float(value) if value else default
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise SettingsError(f"{name} {value!r} is no number of {unit} above 0; correct it or unset it")
+    return number
 
 
 def _address(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:

@@ -1,0 +1,40 @@
+"""The `nightshift` command: one place turns our errors into one line and an exit code."""
+
+import sys
+
+import click
+
+from cluster.errors import ClusterError
+from data_shards.errors import ShardError
+from jobs.cli import cli
+from jobs.errors import JobError
+from trainer.errors import TrainerError
+
+OURS = (ClusterError, ShardError, TrainerError, JobError)
+FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with 0 done, 1 the thing asked for failed, 2 wrong usage."""
+    try:
+        cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
+    except OURS as error:
+        _leave(str(error), FAILED)
+    except click.Abort:
+        _leave("stopped by Ctrl-C", 128 + 2)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _leave(error.format_message(), error.exit_code)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+
+
+def _leave(line: str, code: int) -> None:
+    click.echo(f"Error: {' '.join(line.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The command line's table of contents. Commands are imported when they are used, so that `--help` is instant."""
+
+import importlib
+import importlib.util
+from typing import NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command lives and what its line in `--help` says."""
+
+    module: str
+    name: str
+    summary: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("jobs.demo", "demo", "The whole path on sample data, start to report."),
+    "up": Entry("jobs.stack_commands", "up", "Redis and job workers in the foreground; Ctrl-C ends all of it."),
+    "worker": Entry("jobs.stack_commands", "worker", "One job worker."),
+    "doctor": Entry("jobs.doctor", "doctor", "Check Redis, Ray, GPUs, storage, shards, weights; say the cures."),
+    "shards": Entry("jobs.shards_commands", "shards", "Pack, verify and show shards."),
+    "train": Entry("jobs.job_commands", "train", "Fine-tune EfficientNet-B0 on shards."),
+    "evaluate": Entry("jobs.job_commands", "evaluate", "Score a model on one split."),
+    "list": Entry("jobs.watch_commands", "list_runs", "A row a run."),
+    "show": Entry("jobs.watch_commands", "show", "One run whole."),
+    "logs": Entry("jobs.watch_commands", "logs", "A run's log, from storage."),
+    "wait": Entry("jobs.watch_commands", "wait", "Until a run ends."),
+    "cancel": Entry("jobs.act_commands", "cancel", "Stop a run after a checkpoint, or at once."),
+    "retry": Entry("jobs.act_commands", "retry", "Let a run that ended badly go on from its last checkpoint."),
+    "resume": Entry("jobs.act_commands", "resume", "The same as retry."),
+    "delete": Entry("jobs.act_commands", "delete", "A run and its files."),
+    "reconcile": Entry("jobs.act_commands", "reconcile", "Put the queue right from the run folders."),
+}
+
+
+class Contents(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names, in the order people meet them."""
+        return [name for name, entry in COMMANDS.items() if importlib.util.find_spec(entry.module)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return a command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(entry.module), entry.name)
+        assert isinstance(command, click.Command)  # noqa: S101
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=Contents, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nightshift")
+def cli() -> None:
+    """Fine-tune image classifiers on a cluster's GPUs, from a job queue.
+
+    Settings come from the environment: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL, NIGHTSHIFT_RAY_JOBS_URL.
+    """

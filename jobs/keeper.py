@@ -1,0 +1,201 @@
+"""Sees that every run gets what it is owed: queues what should be queued, wakes what waits, buries what is dead.
+
+The run folders are the truth. Whatever Redis forgot, lost or has twice is put right from them, so that a Redis
+emptied in mid-flight costs nothing. Every step may be taken twice and by several keepers at once.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from cluster.errors import ClusterError
+from cluster.files import read_json
+from cluster.lease import beat_of
+from cluster.run_paths import RUN_ID, RunPaths
+from cluster.settings import Settings
+from cluster.windows import Window
+from jobs import ledger, queue, tasks
+from jobs.connection import connect
+from jobs.errors import JobError
+from jobs.ledger import RunState, changing, read_state, write_state
+from jobs.request import PRIORITIES, JobRequest
+
+log = logging.getLogger("nightshift.keeper")
+
+TICK_SECONDS = 5.0
+STUCK_SECONDS = 60.0  # a run that a worker took and did not begin for so long was dropped
+FULL_EVERY_SECONDS = 60.0
+KEEPER_KEY = "nightshift:keeper"  # holds the name of the worker that keeps
+
+
+@dataclass
+class Watched:
+    """What was last seen of something that should change, and since when, by this process's own clock."""
+
+    seen: object
+    since: float
+
+
+@dataclass
+class Memory:
+    """What one keeper remembers from tick to tick."""
+
+    beats: dict[str, Watched] = field(default_factory=dict)
+    in_hand: dict[str, Watched] = field(default_factory=dict)
+
+    def still_since(self, known: dict[str, Watched], key: str, value: object) -> float:
+        """Return for how many seconds `value` has not changed."""
+        if key not in known or known[key].seen != value:
+            known[key] = Watched(value, time.monotonic())
+        return time.monotonic() - known[key].since
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was put right."""
+
+    run_id: str
+    what: str
+
+
+def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, every_run: bool = False) -> list[Repair]:
+    """Put right what can be put right now and return it; call it again and again, with the same memory.
+
+    Raises:
+        redis.RedisError: Redis went away in between; nothing is lost.
+    """
+    storage = settings.storage
+    present = {priority: set(queue.waiting(connection, priority)) for priority in PRIORITIES}
+    taken = {priority: set(queue.in_hand(connection, priority)) for priority in PRIORITIES}
+    repairs: list[Repair] = []
+    for run_id in ledger.all_ids(storage) if every_run else ledger.pending_ids(storage):
+        if not RUN_ID.fullmatch(run_id):
+            continue
+        paths = RunPaths.of(storage, run_id)
+        try:
+            state = read_state(paths)
+        except ClusterError:
+            continue  # just being submitted or deleted
+        if state.state in ("scheduled", "paused"):
+            state = _wake(paths, state) or state
+        elif state.state == "running":
+            state = _bury(paths, state, memory, settings.lease_seconds) or state
+        if state.state == "queued" and run_id not in present[state.priority]:
+            if run_id in taken[state.priority] and memory.still_since(memory.in_hand, run_id, True) < STUCK_SECONDS:
+                continue
+            if read_state(paths).state == "queued":
+                queue.enqueue(connection, run_id, state.priority, at_front=state.attempt > 0)
+                repairs.append(Repair(run_id, "queued"))
+        elif state.has_ended:
+            ledger.pending_marker(paths).unlink(missing_ok=True)
+        memory.in_hand.pop(run_id, None)
+    return repairs
+
+
+def _wake(paths: RunPaths, state: RunState) -> RunState | None:
+    """Queue a run whose time has come; end one that waits for a run which will never succeed."""
+    wanted = JobRequest.model_validate(read_json(paths.job))
+    storage = paths.folder.parent.parent
+    verdict = blocked_by(storage, wanted)
+    with changing(paths) as now:
+        if now.state != state.state:
+            return None
+        if verdict and verdict.never:
+            return write_state(paths, now.moved("cancelled", verdict.why))
+        if verdict:
+            return write_state(paths, now.moved(now.state, verdict.why)) if now.why != verdict.why else now
+        return write_state(paths, now.moved("queued"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a run may not start, and whether it ever may."""
+
+    why: str
+    never: bool = False
+
+
+def blocked_by(storage: Path, wanted: JobRequest, moment: datetime | None = None) -> Verdict | None:
+    """Return what keeps a run from starting now, None when nothing does."""
+    here = moment or datetime.now().astimezone()
+    if wanted.at and wanted.at.astimezone(UTC) > here.astimezone(UTC):
+        return Verdict(f"waits until {wanted.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    for run_id in wanted.after:
+        try:
+            other = read_state(RunPaths.of(storage, run_id))
+        except ClusterError:
+            return Verdict(f"{run_id}, which it was to follow, was deleted", never=True)
+        if other.has_ended and other.state != "succeeded":
+            return Verdict(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
+        if other.state != "succeeded":
+            return Verdict(f"waits for {run_id}")
+    if wanted.window and not Window.parse(wanted.window).closes(here):
+        return Verdict(f"waits for its window {wanted.window}")
+    return None
+
+
+def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float) -> RunState | None:
+    """Take a run from an attempt whose heart has stood still for `lease_seconds` of our own clock."""
+    still = memory.still_since(memory.beats, paths.run_id, (state.attempt, beat_of(paths)))
+    if still < lease_seconds:
+        return None
+    memory.beats.pop(paths.run_id, None)
+    log.warning("%s: attempt %d showed no life for %.0f seconds", paths.run_id, state.attempt, still)
+    return tasks.declare_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
+
+
+class Keeper:
+    """A thread that reconciles while a job worker works; of many workers one does it at a time."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        """Make ready; entering it as a context starts the thread."""
+        self.settings, self.name = settings, name
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join(timeout=10)
+
+    def _keep(self) -> None:
+        memory, connection, last_full = Memory(), None, float("-inf")
+        while not self._end.is_set():
+            try:
+                connection = connection or connect(self.settings)
+                if _is_ours(connection, self.name):
+                    every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
+                    last_full = time.monotonic() if every_run else last_full
+                    reconcile(self.settings, connection, memory, every_run=every_run)
+            except (redis.RedisError, JobError, ClusterError, OSError) as error:
+                log.warning("the keeper tries again: %s", error)
+                connection = None
+            except Exception:
+                log.exception("the keeper met a bug; it tries again")
+            self._end.wait(TICK_SECONDS)
+        with contextlib.suppress(redis.RedisError):
+            if connection is not None and connection.get(KEEPER_KEY) == self.name.encode():
+                connection.delete(KEEPER_KEY)
+
+
+def _is_ours(connection: redis.Redis, name: str) -> bool:
+    """Whether this keeper is the one at present; it stays so as long as it asks in time."""
+    term = int(TICK_SECONDS * 3000)
+    if connection.set(KEEPER_KEY, name, nx=True, px=term):
+        return True
+    if connection.get(KEEPER_KEY) != name.encode():
+        return False
+    return bool(connection.pexpire(KEEPER_KEY, term))

@@ -1,0 +1,100 @@
+"""Put a run into the world: its folder first, whole, then its place in the queue."""
+
+import secrets
+import shutil
+import string
+from datetime import UTC, datetime
+from pathlib import Path
+
+import redis
+
+from cluster.files import locked, read_json, write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import ledger
+from jobs.connection import connect
+from jobs.errors import QueueUnreachable, Refused
+from jobs.ledger import RunState
+from jobs.queue import enqueue
+from jobs.request import JobRequest
+from trainer.specs import Spec
+
+ALPHABET = string.ascii_lowercase + string.digits
+
+
+def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> str:
+    """Queue a run and return its id.
+
+    Raises:
+        QueueUnreachable: Redis does not answer; nothing was written.
+        Refused: The name is in use; nothing was written.
+    """
+    wanted = wanted or JobRequest()
+    settings.with_storage_ready()
+    connection = connect(settings)  # first: a run whose queue cannot be reached is not begun
+    state = _first_state(spec, wanted)
+    paths = RunPaths.of(settings.storage, state.id)
+    _publish(settings.storage, paths, spec, wanted, state)
+    if state.state == "queued":
+        try:
+            enqueue(connection, state.id, state.priority)
+        except redis.RedisError as error:
+            raise QueueUnreachable(
+                f"Redis went away while {state.id} was queued ({error}); it is queued when Redis is back"
+            ) from error
+    return state.id
+
+
+def new_run_id(kind: str) -> str:
+    """Return a fresh run id: kind, moment in UTC, six random characters."""
+    tail = "".join(secrets.choice(ALPHABET) for _ in range(6))
+    return f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{tail}"
+
+
+def _first_state(spec: Spec, wanted: JobRequest) -> RunState:
+    kind = str(spec.to_json()["kind"])
+    waits = wanted.after or wanted.at or wanted.window
+    return RunState(
+        id=new_run_id(kind),
+        kind=kind,
+        name=wanted.name,
+        priority=wanted.priority,
+        state="scheduled" if waits else "queued",
+        created=ledger.now(),
+    )
+
+
+def _publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, state: RunState) -> None:
+    """Write the run's folder aside and rename it into place, so that a run is there whole or not at all."""
+    draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
+    draft.folder.mkdir()
+    try:
+        write_json(draft.spec, spec.to_json())
+        write_json(draft.job, wanted.to_json())
+        if wanted.name:
+            _claim_name(storage, wanted.name, paths)
+        marker = ledger.pending_marker(paths)
+        marker.parent.mkdir(exist_ok=True)
+        marker.touch()
+        write_json(draft.state, state.model_copy(update={"changed": state.created}).model_dump(mode="json"))
+        draft.folder.rename(paths.folder)
+    except BaseException:
+        shutil.rmtree(draft.folder)
+        raise
+
+
+def _claim_name(storage: Path, name: str, paths: RunPaths) -> None:
+    """Make `name` mean this run.
+
+    Raises:
+        Refused: It means another one.
+    """
+    folder = ledger.names_folder(storage)
+    folder.mkdir(exist_ok=True)
+    with locked(folder / ".lock"):
+        file = folder / f"{name}.json"
+        owner = str(read_json(file)["id"]) if file.exists() else None
+        # A submitter that died between this and its run's publication left a name that means nothing.
+        if owner and any((paths.folder.parent / place).is_dir() for place in (owner, f".new-{owner}")):
+            raise Refused(f"name {name!r} belongs to {owner}; choose another, or delete that run")
+        write_json(file, {"id": paths.run_id})

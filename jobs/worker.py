@@ -1,0 +1,181 @@
+"""The job worker: RQ's worker, made to lose nothing, to run nothing but our runs and to leave nothing behind.
+
+It forks a horse for each run. The horse needs no Redis; the bookkeeping in Redis is the parent's, before and after.
+When the parent dies the kernel kills the horse, and the trainer's guard ends the trainer and all below it.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import redis
+import rq
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.serializers import JSONSerializer
+from rq.timeouts import HorseMonitorTimeoutException
+
+from cluster import guard
+from cluster.errors import ClusterError
+from cluster.launch import Launcher, LocalLauncher
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import ledger, tasks
+from jobs.connection import connect
+from jobs.entries import RunEntry
+from jobs.keeper import Keeper
+from jobs.queue import PREFIX, RunQueue, enqueue
+from jobs.request import PRIORITIES
+
+log = logging.getLogger("nightshift.worker")
+
+WORKER_TTL_SECONDS = 60
+MONITORING_SECONDS = 10
+MAINTENANCE_SECONDS = 30
+DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
+
+
+class JobWorker(rq.Worker):
+    """One job worker on a set of queues."""
+
+    def __init__(self, settings: Settings, priorities: Sequence[str], launcher: Launcher, drain_seconds: float) -> None:
+        """Connect and make ready; `work` begins to work."""
+        self.settings, self.launcher, self.drain_seconds = settings, launcher, drain_seconds
+        self.drained = False
+        super().__init__(
+            [PREFIX + priority for priority in priorities],
+            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+            connection=connect(settings, patient=True),
+            worker_ttl=WORKER_TTL_SECONDS,
+            job_monitoring_interval=MONITORING_SECONDS,
+            maintenance_interval=MAINTENANCE_SECONDS,
+            job_class=RunEntry,
+            queue_class=RunQueue,
+            serializer=JSONSerializer,
+            log_job_description=False,
+        )
+
+    # --- one run, from the queue to its end
+
+    def execute_job(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
+        """Run one run in a horse of its own and see that it stands in a right state afterwards."""
+        execution = self.prepare_execution(job)
+        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        self.fork_work_horse(job, queue)
+        self._wait_for_horse_and_beat(job, execution)
+        self._settle(job.id)
+        self._forget(job, execution)
+        self.set_state(rq.worker.WorkerStatus.IDLE)
+
+    def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
+        """Be the horse: run the run and leave, whatever happens."""
+        guard.die_with_parent(self._parent, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the worker decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            tasks.run(self.settings, self.launcher, job.id, job_worker=self.name)
+        except ClusterError as error:
+            log.error("%s: %s", job.id, error)
+            os._exit(1)
+        except BaseException:
+            log.exception("%s: the horse fell", job.id)
+            os._exit(1)
+        os._exit(0)
+
+    def fork_work_horse(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
+        """Fork the horse; it will know whose child it must be."""
+        self._parent = os.getpid()
+        super().fork_work_horse(job, queue)
+
+    def _wait_for_horse_and_beat(self, job: RunEntry, execution: Execution) -> None:
+        while True:
+            try:
+                with self.death_penalty_class(self.job_monitoring_interval, HorseMonitorTimeoutException):
+                    self.wait_for_horse()
+                break
+            except HorseMonitorTimeoutException:
+                try:
+                    self.maintain_heartbeats(job, execution)
+                except redis.RedisError as error:
+                    log.warning("Redis is away (%s); %s goes on without it", type(error).__name__, job.id)
+        self._horse_pid = 0
+        self.executions.pop(execution.id, None)
+
+    def _settle(self, run_id: str) -> None:
+        """Take the run from a horse that died with it, and end what such a horse may have left."""
+        guard.end_descendants(os.getpid(), grace_seconds=0)
+        with contextlib.suppress(ClusterError):
+            paths = RunPaths.of(self.settings.storage, run_id)
+            state = ledger.read_state(paths)
+            if state.state == "running" and state.job_worker == self.name:
+                tasks.declare_dead(paths, state.attempt, "its job process died")
+
+    def _forget(self, job: RunEntry, execution: Execution) -> None:
+        """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here."""
+        try:
+            with self.connection.pipeline() as pipe:
+                execution.delete(job=job, pipeline=pipe)
+                pipe.delete(job.key)
+                pipe.execute()
+            with contextlib.suppress(ClusterError):
+                state = ledger.read_state(RunPaths.of(self.settings.storage, job.id))
+                if state.state == "queued":
+                    enqueue(self.connection, job.id, state.priority, at_front=True)
+        except redis.RedisError as error:
+            log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
+
+    # --- stopping
+
+    def handle_warm_shutdown_request(self) -> None:
+        """On SIGTERM: ask the running attempt to save a checkpoint and come back to the front of the queue."""
+        self.drained = True
+        log.info("draining: the run in hand saves a checkpoint and goes back to the queue")
+        execution = next(iter(self.executions.values()), None)
+        if execution is None:
+            return
+        with contextlib.suppress(ClusterError):
+            paths = RunPaths.of(self.settings.storage, execution.job_id)
+            state = ledger.read_state(paths)
+            if state.state == "running" and state.job_worker == self.name:
+                tasks.ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
+
+    def run_maintenance_tasks(self) -> None:
+        """Tidy RQ's registries; what a foreign hand wrote there must not end the worker."""
+        try:
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        except (StopRequested, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception:
+            self.last_cleaned_at = rq.utils.now()  # type: ignore[assignment]
+            log.exception("the registries in Redis could not be tidied; the queues go on")
+
+
+def work(
+    settings: Settings,
+    *,
+    priorities: Sequence[str] = PRIORITIES,
+    burst: bool = False,
+    max_jobs: int | None = None,
+    launcher: Launcher | None = None,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> None:
+    """Work until told to stop (SIGTERM, SIGINT), or until the queues are empty when `burst`; Redis may come and go."""
+    guard.adopt_orphans()
+    wait_seconds = 1.0
+    while True:
+        worker = JobWorker(settings, priorities, launcher or LocalLauncher(), drain_seconds)
+        with Keeper(settings, worker.name):
+            begun = time.monotonic()
+            with contextlib.suppress(redis.RedisError):
+                worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
+        if worker.drained or burst or max_jobs is not None:
+            return
+        wait_seconds = 1.0 if time.monotonic() - begun > 60 else min(30.0, wait_seconds * 2)  # noqa: PLR2004
+        log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
+        threading.Event().wait(wait_seconds)
