@@ -1,13 +1,89 @@
-"""From logits to a decision: temperature and threshold, both chosen on the validation split only.
+"""From a model's probabilities to a decision: temperature and threshold, both chosen on the validation split only.
 
-A threshold chosen on the data it is judged on flatters itself, so nothing here ever sees the test split.
+A threshold chosen on the data it is judged on flatters itself, so nothing here ever sees the test split. What was
+chosen lies beside the model in `calibration.json`, which names the model it belongs to by sha256: it is replaced
+whole, without touching the published model.
 """
+
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.optimize import minimize_scalar
+from sklearn import metrics as sk
+
+from cluster.errors import StorageError
+from cluster.files import read_json, write_json
+from trainer.errors import CheckpointError, TrainerError
+
+CALIBRATION = "calibration.json"
+# A handful of validation images can all be right, and the best temperature is then 0: every probability 0 or 1.
+TEMPERATURES = (0.5, 10.0)
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+
+class Calibration(BaseModel):
+    """How a model's probabilities are read.
+
+    Attributes:
+        model: sha256 of the weights that this was chosen for.
+        temperature: Divides the logits before softmax; 1 leaves them.
+        positive: The class that `threshold` decides on; None when no threshold was chosen.
+        threshold: Probability of `positive`, after the temperature, from which on the decision is `positive`.
+        min_sensitivity: What the threshold was to reach on the validation split; `sensitivity` what it does reach.
+        data: Digest of the data set whose validation split was used; `samples` its images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    model: str
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    positive: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_sensitivity: float | None = None
+    sensitivity: float | None = None
+    data: str = ""
+    samples: int = 0
+
+    def write(self, folder: Path) -> None:
+        """Put it beside the model, whole or not at all.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            write_json(folder / CALIBRATION, self.model_dump(mode="json"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder / CALIBRATION} cannot be written: {error.strerror}; free space there or make it writable"
+            ) from error
+
+    @classmethod
+    def of(cls, folder: Path, model: str) -> "Calibration":
+        """Return what lies beside the model whose weights have the sha256 `model`; nothing chosen when nothing does.
+
+        Raises:
+            CheckpointError: The file is damaged or was made for other weights.
+        """
+        path = folder / CALIBRATION
+        if not path.exists():
+            return cls(model=model)
+        try:
+            found = cls.model_validate(read_json(path))
+        except (StorageError, ValidationError) as error:
+            raise CheckpointError(f"{path} is damaged; remove it and evaluate the model again") from error
+        if found.model != model:
+            raise CheckpointError(f"{path} was made for other weights; remove it and evaluate the model again")
+        return found
+
+    def threshold_for(self, positive: str) -> float | None:
+        """Return the threshold where it was chosen for this class."""
+        return self.threshold if self.positive == positive else None
 
 
 def decide(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:
@@ -32,3 +108,34 @@ def tempered(probabilities: Floats, temperature: float) -> Floats:
         logits = np.log(probabilities) / temperature
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def best_temperature(probabilities: Floats, labels: Labels) -> float:
+    """Return the temperature of least cross-entropy on the validation split (Guo et al. 2017), within bounds."""
+    every = range(probabilities.shape[1])
+
+    def loss(logarithm: float) -> float:
+        return float(sk.log_loss(labels, tempered(probabilities, float(np.exp(logarithm))), labels=every))
+
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    return round(float(np.exp(found.x)), 4)
+
+
+def threshold_for_sensitivity(
+    probabilities: Floats, labels: Labels, *, positive: int, min_sensitivity: float, name: str
+) -> tuple[float, float]:
+    """Return the highest threshold that finds so much of the positive class, and the sensitivity it reaches.
+
+    It lies midway to the next lower score, so that no image of the validation split sits on the edge.
+
+    Raises:
+        TrainerError: The validation split has no image of the class `name`.
+    """
+    hits = labels == positive
+    if not hits.any():
+        raise TrainerError(f"the valid split has no {name} images to choose a threshold on; pack it with some")
+    scores = probabilities[:, positive]
+    _, found, thresholds = sk.roc_curve(np.append(hits, False), np.append(scores, 0.0), drop_intermediate=False)
+    at = int(np.argmax(found >= min_sensitivity))
+    lower = scores[scores < thresholds[at]].max(initial=0.0)
+    return float((thresholds[at] + lower) / 2), float(found[at])

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss, recall_score
+
+from trainer.calibration import Calibration, best_temperature, decide, tempered, threshold_for_sensitivity
+from trainer.errors import CheckpointError, TrainerError
+
+WEIGHTS = "ab" * 32
+
+
+def drawn(count, sharpness, seed=0):
+    """Probabilities (count, 2) whose logits are `sharpness` times too large, and labels that follow the true ones."""
+    random = np.random.default_rng(seed)
+    true = 1 / (1 + np.exp(-random.normal(0, 2, count)))
+    labels = (random.random(count) > true).astype(np.int64)
+    return tempered(np.stack([true, 1 - true], axis=1), 1 / sharpness), labels
+
+
+def test_the_temperature_undoes_overconfidence():
+    probabilities, labels = drawn(20_000, sharpness=3.0)
+
+    temperature = best_temperature(probabilities, labels)
+
+    assert temperature == pytest.approx(3.0, rel=0.05)
+    assert log_loss(labels, tempered(probabilities, temperature)) < log_loss(labels, probabilities) - 0.1
+
+
+def test_a_model_that_is_always_right_is_not_made_certain():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+    assert best_temperature(probabilities, np.array([0, 1])) >= 0.5
+
+
+def test_a_temperature_divides_the_logits():
+    logits = np.array([[2.0, -1.0, 0.5]])
+    softmax = np.exp(logits) / np.exp(logits).sum()
+
+    assert tempered(softmax, 2.0) == pytest.approx(np.exp(logits / 2) / np.exp(logits / 2).sum())
+
+
+def test_a_probability_of_zero_stays_zero():
+    assert tempered(np.array([[0.0, 1.0]]), 3.0).tolist() == [[0.0, 1.0]]
+
+
+def test_the_threshold_is_the_highest_that_misses_none_beyond_the_allowance():
+    scores = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.1])
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    probabilities = np.stack([scores, 1 - scores], axis=1)
+
+    three_of_four = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=0.75, name="covid")
+    all_of_them = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=0.99, name="covid")
+
+    assert three_of_four == (pytest.approx(0.45), 0.75)
+    assert all_of_them == (pytest.approx(0.2), 1.0)
+
+
+@given(
+    scores=st.lists(st.integers(0, 64), min_size=1, max_size=40),
+    flips=st.integers(0, 2**40),
+    wanted=st.floats(0.01, 1.0),
+)
+def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(scores, flips, wanted):
+    at = np.array(scores) / 64
+    labels = np.array([(flips >> bit) & 1 for bit in range(len(scores))])
+    labels[0] = 0
+    probabilities = np.stack([at, 1 - at], axis=1)
+
+    threshold, reached = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=wanted, name="x")
+
+    def sensitivity(cut):
+        return recall_score(labels == 0, decide(probabilities, positive=0, threshold=cut) == 0)
+
+    assert sensitivity(threshold) == pytest.approx(reached)
+    assert reached >= wanted
+    higher = at[at >= threshold].min()
+    assert sensitivity(np.nextafter(higher, 2)) < wanted
+
+
+def test_a_validation_split_without_the_class_is_refused():
+    with pytest.raises(TrainerError, match="the valid split has no covid images"):
+        threshold_for_sensitivity(np.array([[0.5, 0.5]]), np.array([1]), positive=0, min_sensitivity=0.9, name="covid")
+
+
+def test_below_the_threshold_the_likeliest_other_class_is_called():
+    probabilities = np.array([[0.5, 0.2, 0.3], [0.7, 0.1, 0.2], [0.1, 0.2, 0.7]])
+
+    assert decide(probabilities, positive=0, threshold=0.6).tolist() == [2, 0, 2]
+    assert decide(probabilities, positive=0, threshold=None).tolist() == [0, 0, 2]
+
+
+def test_what_was_chosen_lies_beside_the_model(tmp_path):
+    chosen = Calibration(model=WEIGHTS, temperature=1.3, positive="covid", threshold=0.2, min_sensitivity=0.99)
+
+    chosen.write(tmp_path)
+
+    assert Calibration.of(tmp_path, WEIGHTS) == chosen
+    assert chosen.threshold_for("covid") == 0.2
+    assert chosen.threshold_for("normal") is None
+
+
+def test_a_model_without_calibration_is_taken_as_it_is(tmp_path):
+    found = Calibration.of(tmp_path, WEIGHTS)
+
+    assert (found.temperature, found.threshold) == (1.0, None)
+
+
+def test_the_calibration_of_other_weights_is_refused(tmp_path):
+    Calibration(model=WEIGHTS, threshold=0.2, positive="covid").write(tmp_path)
+
+    with pytest.raises(CheckpointError, match="was made for other weights"):
+        Calibration.of(tmp_path, "cd" * 32)
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"model": WEIGHTS, "temperature": 0}), "[]"])
+def test_a_damaged_calibration_is_refused(tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match="is damaged; remove it and evaluate the model again"):
+        Calibration.of(tmp_path, WEIGHTS)
