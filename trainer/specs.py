@@ -1,12 +1,27 @@
 """The wishes: what a run shall do. Frozen, checked, JSON; imports neither torch nor ray."""
 
 import json
+import zoneinfo
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from cluster.errors import SettingsError
+from cluster.windows import Window
 from trainer.errors import SpecError
+from trainer.space import Config, Space
 
 STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 2 to 8
 
@@ -30,8 +45,8 @@ class Spec(BaseModel):
         return self.model_dump(mode="json")
 
 
-class TrainSpec(Spec):
-    """Fine-tune EfficientNet-B0 on one set of shards.
+class TrainOptions(Spec):
+    """How to fine-tune EfficientNet-B0 on one set of shards; what `train` and `search` share.
 
     Attributes:
         shards: Folder or URL that holds `index.json` and the tar files it lists.
@@ -48,7 +63,6 @@ class TrainSpec(Spec):
         workers: Ray Train workers, one GPU each (one CPU each where there is no GPU).
     """
 
-    kind: Literal["train"] = "train"
     shards: Annotated[str, Field(min_length=1)]
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -78,6 +92,87 @@ class TrainSpec(Spec):
         return self
 
 
+class TrainSpec(TrainOptions):
+    """One training."""
+
+    kind: Literal["train"] = "train"
+
+
+class SearchSpec(TrainOptions):
+    """Many trainings, to find what suits the data; options that the space does not vary hold for all of them.
+
+    Attributes:
+        trials: Configurations to try, those of `extend` included.
+        space: What varies and between which bounds.
+        algorithm: "tpe" learns from the trials before, "random" does not, "grid" goes through the space's points.
+        concurrency: Trials at once; None takes what the machine or cluster holds.
+        early_stopping: End trials that lag behind at a rung; None does so where they are long enough to gain by it.
+        repeats: Trainings of each configuration with different seeds; it is ranked by their mean.
+        max_failures: The search fails when more trials than this have failed.
+        until: No trial starts that cannot end by then; at that moment those that run pause and the search ends.
+        max_duration_seconds: The same, counted from the search's first start.
+        window: Daily span of wall time in which it runs, as `20:00-07:00`; it goes on when the window opens again.
+        timezone: IANA name of the zone of `window`, by default the machine's.
+        refit: Train the best configuration once more on the train and valid splits together before the test.
+        extend: Id of a search whose trials this one takes over as its first.
+    """
+
+    kind: Literal["search"] = "search"
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 32
+    space: Space = Space()
+    algorithm: Literal["tpe", "random", "grid"] = "tpe"
+    concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
+    early_stopping: bool | None = None
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    max_failures: Annotated[int, Field(ge=0)] = 10
+    until: AwareDatetime | None = None
+    max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
+    window: str | None = None
+    timezone: str | None = None
+    refit: bool = False
+    extend: str | None = None
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether all trials train heads on the stored features of one frozen backbone."""
+        varies_more = self.space.freeze is not None or self.space.augment is not None
+        return self.freeze == "all" and self.cache and not self.augment and not varies_more
+
+    def trial_spec(self, config: Config) -> TrainSpec:
+        """Return the training of one configuration.
+
+        Raises:
+            SpecError: The configuration is out of range.
+        """
+        shared = {name: getattr(self, name) for name in TrainOptions.model_fields}
+        return build(TrainSpec, **shared | config)
+
+    @field_validator("window")
+    @classmethod
+    def _window_opens(cls, window: str | None) -> str | None:
+        return None if window is None else _or_value_error(lambda: str(Window.parse(window)))
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, name: str | None) -> str | None:
+        if name is not None and name not in zoneinfo.available_timezones():
+            raise ValueError(f"timezone {name!r} is unknown; write an IANA name such as Europe/Berlin")
+        return name
+
+    @model_validator(mode="after")
+    def _every_trial_can_run(self) -> Self:
+        for config in self.space.corners():
+            _or_value_error(partial(self.trial_spec, config))
+        if self.algorithm == "grid" and self.trials > self.space.grid_size:
+            raise ValueError(
+                f"{self.trials} trials are more than the {self.space.grid_size} points of the grid; "
+                f"use --trials {self.space.grid_size}, or more points as in --lr 1e-5:1e-2:9"
+            )
+        if self.repeats > 1 and not self.reads_features:
+            raise ValueError("repeats of a configuration need --freeze all without augmentation; use --seeds 1")
+        return self
+
+
 class EvaluateSpec(Spec):
     """Score a published model on one split.
 
@@ -85,6 +180,7 @@ class EvaluateSpec(Spec):
         model: Run id, search id or folder, as the user gave it or as submit resolved it.
         positive: The class whose sensitivity and false negatives are reported; None takes the first.
         min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this.
+        cache: Keep the features of the model's backbone under the storage.
     """
 
     kind: Literal["evaluate"] = "evaluate"
@@ -94,14 +190,15 @@ class EvaluateSpec(Spec):
     positive: str | None = None
     min_sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
-    precision: Precision = "auto"
+    cache: bool = True
 
 
-AnySpec = TrainSpec | EvaluateSpec
+AnySpec = TrainSpec | EvaluateSpec | SearchSpec
 _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="kind")])
 
 
 S = TypeVar("S", bound=Spec)
+T = TypeVar("T")
 
 
 def build(kind: type[S], **options: Any) -> S:
@@ -130,10 +227,19 @@ def read_spec(path: Path) -> AnySpec:
         raise SpecError(f"{path} cannot be read as a spec: {error}") from error
 
 
+def _or_value_error(make: Callable[[], T]) -> T:
+    """Return what `make` returns; an error of ours becomes one that pydantic reports as its own."""
+    try:
+        return make()
+    except (SpecError, SettingsError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    names = [str(part) for part in first["loc"] if part not in ("train", "evaluate", "search", "predict")]
+    hidden = ("train", "evaluate", "search", "predict", "Range")  # what pydantic calls the members of a union
+    names = [str(part) for part in first["loc"] if part not in hidden]
     if first["type"] == "value_error" or not names:
         return message
     return f"{'.'.join(names)} {first['input']!r}: {message[0].lower()}{message[1:]}"

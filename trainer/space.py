@@ -1,0 +1,132 @@
+"""What a search varies and between which bounds. Pure; imports neither torch nor optuna."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GRID_POINTS = 5  # of a range in a grid, unless the range says otherwise
+
+Value = float | int | str | bool
+Config = dict[str, Value]
+
+# Rates act by their order of magnitude: 1e-4 is as far from 1e-3 as 1e-3 from 1e-2.
+LOGARITHMIC = ("lr", "weight_decay")
+
+
+class Range(BaseModel):
+    """Numbers from `low` to `high`, both included.
+
+    Attributes:
+        log: Draw evenly over orders of magnitude.
+        points: How many of them a grid has.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: float
+    high: float
+    log: bool = False
+    points: Annotated[int, Field(ge=2, le=1000)] = GRID_POINTS
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"range {self.low:g}:{self.high:g} is empty or reversed; write the lower bound first")
+        if self.log and self.low <= 0:
+            raise ValueError(f"range {self.low:g}:{self.high:g} is drawn by orders of magnitude and must begin above 0")
+        return self
+
+    def grid(self) -> tuple[float, ...]:
+        """Return `points` numbers at even distances, the bounds included."""
+        steps = [step / (self.points - 1) for step in range(self.points)]
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            inner = [math.exp(low + (high - low) * step) for step in steps[1:-1]]
+        else:
+            inner = [self.low + (self.high - self.low) * step for step in steps[1:-1]]
+        return (self.low, *inner, self.high)
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+Choices = Annotated[tuple[Value, ...], Field(min_length=2)]
+Dimension = Range | Choices
+
+
+class Space(BaseModel):
+    """What varies from trial to trial; what is None keeps the value of the search's own options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: Range | None = Range(low=1e-5, high=1e-2, log=True)
+    dropout: Range | None = Range(low=0.0, high=0.6)
+    head_width: Annotated[tuple[int, ...], Field(min_length=2)] | None = (128, 256, 512, 1024)
+    weight_decay: Range | None = None
+    batch_size: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
+    freeze: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    augment: Annotated[tuple[bool, ...], Field(min_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _something_varies_once(self) -> Self:
+        if not self.dimensions:
+            raise ValueError("the space is a single point; give a range such as --lr 1e-5:1e-2")
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, tuple) and len(set(dimension)) < len(dimension):
+                raise ValueError(f"{name} names one choice twice: {', '.join(map(str, dimension))}")
+        return self
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        """The varied options by name, always in the same order."""
+        return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+
+    @property
+    def grid_size(self) -> int:
+        """How many points the grid has."""
+        return math.prod(len(values) for values in self._axes())
+
+    def grid(self) -> Iterator[Config]:
+        """Yield the points of the grid, the last option varying fastest."""
+        for point in itertools.product(*self._axes()):
+            yield dict(zip(self.dimensions, point, strict=True))
+
+    def corners(self) -> Iterator[Config]:
+        """Yield configurations that together touch every bound and every choice."""
+        ends = [(value.low, value.high) if isinstance(value, Range) else value for value in self.dimensions.values()]
+        for place in range(max(map(len, ends))):
+            yield {name: axis[min(place, len(axis) - 1)] for name, axis in zip(self.dimensions, ends, strict=True)}
+
+    def __contains__(self, config: object) -> bool:
+        return isinstance(config, dict) and all(
+            name in config and config[name] in dimension for name, dimension in self.dimensions.items()
+        )
+
+    def _axes(self) -> list[tuple[Any, ...]]:
+        return [value.grid() if isinstance(value, Range) else value for value in self.dimensions.values()]
+
+
+def parse_dimension(name: str, text: str) -> Range | tuple[str, ...] | str:
+    """Return what `1e-5:1e-2`, `0:0.6:7` (with the points of a grid), `128,256` or `0.4` mean for an option.
+
+    A text without colon and comma is one fixed value and comes back as it is.
+
+    Raises:
+        ValueError: It is none of these, or a range that is empty or reversed.
+    """
+    if "," in text:
+        return tuple(part.strip() for part in text.split(","))
+    if ":" not in text:
+        return text.strip()
+    parts = text.split(":")
+    try:
+        numbers = [float(part) for part in parts[:2]]
+        points = int(parts[2]) if len(parts) == 3 else GRID_POINTS  # noqa: PLR2004 -- low, high, points
+    except ValueError as error:
+        raise ValueError(f"{name} {text!r} is no range; write it as low:high, or low:high:points for a grid") from error
+    if len(parts) > 3:  # noqa: PLR2004
+        raise ValueError(f"{name} {text!r} is no range; write it as low:high, or low:high:points for a grid")
+    return Range(low=numbers[0], high=numbers[1], log=name in LOGARITHMIC, points=points)
