@@ -1,0 +1,62 @@
+"""`python -m trainer RUN_FOLDER [--attempt N]`: does what the folder's `spec.json` says.
+
+Exit codes: 0 done and `result.json` is there; 1 the run's own fault, told by `error.json`; 2 a wrong wish;
+3 stopped as asked after a checkpoint. Anything else is the infrastructure's fault.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.settings import Settings
+from data_shards.errors import ShardError
+from trainer.attempt import Attempt
+from trainer.errors import SpecError, Stopped, TrainerError
+from trainer.specs import read_spec
+
+OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+
+logger = logging.getLogger("trainer")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one attempt and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Do what RUN_FOLDER/spec.json says.")
+    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER")
+    parser.add_argument("--attempt", type=int, help="number of the attempt that the caller has claimed")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        attempt = Attempt.of(options.folder, options.attempt, Settings.read())
+    except (ClusterError, OSError) as error:
+        logger.error("%s", error)
+        return WRONG
+    with attempt.beating():
+        return _run(attempt)
+
+
+def _run(attempt: Attempt) -> int:
+    try:
+        spec = read_spec(attempt.paths.spec)
+        from trainer.kinds import run_kind  # noqa: PLC0415 -- torch and ray only once the wish is known to be sound
+
+        run_kind(attempt, spec).publish(attempt.lease)
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        return STOPPED
+    except (TrainerError, ShardError, ClusterError) as error:
+        logger.error("%s", error)
+        attempt.fail(error)
+        return WRONG if isinstance(error, SpecError) else FAILED
+    except Exception as error:  # a bug: the log keeps the traceback, the run still says that it failed
+        logger.exception("the run failed by a fault of the program")
+        attempt.fail(error)
+        return FAILED
+    logger.info("done in %.1f s", attempt.seconds)
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""`evaluate`: a published model's figures on one split."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.settings import Settings
+from data_shards.index import ShardIndex, read_index
+from trainer.attempt import Attempt
+from trainer.errors import CheckpointError, ModelMismatch, SpecError
+from trainer.head import HeadConfig
+from trainer.judging import figures_of, model_on
+from trainer.order import Order, Post, in_worker
+from trainer.published import HEAD, read_model
+from trainer.ray_session import on_workers
+from trainer.result import RunResult
+from trainer.setup import extraction_for
+from trainer.specs import EvaluateSpec
+
+
+def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
+    """Score a published model and return its figures.
+
+    Raises:
+        SpecError: The data have no such split, or the model no such class.
+        ModelMismatch: The data have other classes than the model.
+        CheckpointError: The model is absent, damaged or of another version.
+    """
+    folder = model_folder(spec.model, attempt.settings)
+    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), read_index(spec.shards))
+    order = Order(attempt=attempt, spec=spec, source=folder)
+    outcome = on_workers(evaluate_on_worker, order, spec)
+    return RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
+
+
+def evaluate_on_worker(config: dict[str, Any]) -> Any:
+    """Evaluate as `config["order"]` says; the entry point of each Ray Train worker."""
+    return in_worker(_evaluate, config)
+
+
+def model_folder(model: str, settings: Settings) -> Path:
+    """Return the folder that a run id or a path names.
+
+    Raises:
+        CheckpointError: There is no published model.
+    """
+    for folder in (Path(model).expanduser(), settings.runs / model):
+        for candidate in (folder, folder / "best"):
+            if (candidate / HEAD).is_file():
+                return candidate.absolute()
+    raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD} nor a run that succeeded")
+
+
+def _evaluate(post: Post) -> dict[str, Any]:
+    spec: EvaluateSpec = post.order.spec
+    index = read_index(spec.shards)
+    model, config, _ = read_model(model_folder(spec.model, post.order.attempt.settings))
+    model = model.to(post.ranks.device)
+    extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
+    post.progress.begin("evaluate", total=index.samples_in(spec.split))
+    found = model_on(post, extraction, model, spec.split)
+    return figures_of(found, config, spec.split, positive=spec.positive, seed=spec.seed)
+
+
+def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
+    if index.classes != config.classes:
+        raise ModelMismatch(
+            f"{spec.shards} has the classes {', '.join(index.classes)} and the model {', '.join(config.classes)}; "
+            "use data packed with the model's classes"
+        )
+    if spec.split not in index.splits:
+        raise SpecError(f"{spec.shards} has no split {spec.split!r}; it has {', '.join(index.splits)}")
+    if spec.positive is not None and spec.positive not in config.classes:
+        raise SpecError(f"positive class {spec.positive!r} is none of {', '.join(config.classes)}")

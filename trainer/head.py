@@ -1,0 +1,66 @@
+"""The fact saved beside weights: enough to rebuild the model. Imports neither torch nor ray."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.errors import CheckpointError
+
+FEATURES = 1280  # width of EfficientNet-B0's last convolution, Tan & Le 2019, table 1, row 9
+
+# Channel means and deviations of ImageNet in RGB, which both publishers of the weights normalise with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Layout = Literal["efficientnet_pytorch", "torchvision"]
+
+
+class HeadConfig(BaseModel):
+    """What a published model is.
+
+    Attributes:
+        classes: Class names in the order of the outputs.
+        width: Width of the head's first layer; its second has a quarter of it.
+        image_size: Side of the square that the network sees, in pixels.
+        mean: Of each channel in RGB, on the scale of 0 to 1; `std` likewise.
+        layout: Whose padding and batch-norm epsilon the backbone was trained with.
+        backbone_sha256: Of the backbone's tensors as published: the key of its features.
+        precision: Arithmetic of the backbone in training and validation.
+        positive: The class that `threshold` decides on; None when no threshold was chosen.
+        threshold: Probability of `positive` from which on the decision is `positive`.
+        temperature: Divides the logits before softmax; 1 leaves them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    width: Annotated[int, Field(ge=4, multiple_of=4)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    image_size: Annotated[int, Field(ge=32)]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    layout: Layout = "efficientnet_pytorch"
+    backbone_sha256: str = ""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    positive: str | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read `head.json`.
+
+        Raises:
+            CheckpointError: The file is absent, damaged or of another version.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CheckpointError(f"{path} is damaged or of another version: {where}: {first['msg']}") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as a model's description: {error}") from error

@@ -1,0 +1,14 @@
+"""Which function does which kind of wish."""
+
+from trainer.attempt import Attempt
+from trainer.evaluate import evaluate
+from trainer.result import RunResult
+from trainer.specs import AnySpec, TrainSpec
+from trainer.train import train
+
+
+def run_kind(attempt: Attempt, spec: AnySpec) -> RunResult:
+    """Do what `spec` wishes and return the outcome."""
+    if isinstance(spec, TrainSpec):
+        return train(attempt, spec)
+    return evaluate(attempt, spec)

@@ -1,0 +1,163 @@
+"""The training loop: steps, validation, checkpoints, in the order in which they happen."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from data_shards.index import ShardIndex
+from data_shards.plan import EpochPlan
+from trainer.errors import Stopped, TrainingDiverged
+from trainer.optimizer import set_lr
+from trainer.position import Position
+from trainer.ranks import Ranks
+from trainer.sources import Source, Step
+from trainer.specs import TrainSpec
+
+MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """All that one training needs, on one rank.
+
+    Attributes:
+        module: What trains: a head on features, or the whole classifier on images.
+        class_weights: `(classes,) float32`, their mean over the training samples is 1; None weighs all alike.
+        validate: Scores the module on the validation split; called on every rank, the leader's figures count.
+        save: Writes a checkpoint; called on the leader.
+        record: Tells people of an epoch that ended; called on the leader.
+        progress: Counts images.
+        stop_reason: Why the run shall stop, or None; asked on the leader.
+        autocast: Compute the module in bf16.
+    """
+
+    spec: TrainSpec
+    index: ShardIndex
+    ranks: Ranks
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    source: Source
+    class_weights: Tensor | None
+    validate: Callable[[], dict[str, Any]]
+    save: Callable[[Position, bool], None]
+    record: Callable[[dict[str, Any]], None]
+    count: Callable[[int], None]
+    begin_epoch: Callable[[Position], None]
+    stop_reason: Callable[[], str | None]
+    autocast: bool = False
+    after_step: Callable[[], None] = field(default=lambda: None)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Return this rank's share of an epoch."""
+        return EpochPlan(
+            index=self.index,
+            split="train",
+            batch_size=self.spec.batch_size,
+            world_size=self.ranks.world_size,
+            rank=self.ranks.rank,
+            seed=self.spec.seed,
+            epoch=epoch,
+        )
+
+
+def train_from(course: Course, position: Position) -> Position:
+    """Train from `position` to the end, or until patience runs out, and return where that was.
+
+    Raises:
+        Stopped: The run was asked to stop; a checkpoint is saved.
+        TrainingDiverged: The loss is no number any more; nothing of it is saved.
+    """
+    model = _parallel(course)
+    while position.epoch < course.spec.epochs and not position.out_of_patience(course.spec.patience):
+        plan = course.plan(position.epoch)
+        course.begin_epoch(position)
+        began, done_before = time.monotonic(), position.images
+        model.train()
+        for step in course.source(plan, position.batch):
+            loss = _train_step(course, model, step, position, plan.batches)
+            position = _moved(course, position, loss, step)
+        position = _validated(course, position, plan, time.monotonic() - began, position.images - done_before)
+    return position
+
+
+def _parallel(course: Course) -> nn.Module:
+    if course.ranks.world_size == 1:
+        return course.module
+    return DistributedDataParallel(course.module, gradient_as_bucket_view=True)
+
+
+def _train_step(course: Course, model: nn.Module, step: Step, position: Position, batches: int) -> float:
+    """Take one step; return this rank's part of the sum of the losses."""
+    # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
+    torch.manual_seed(_seed(course.spec.seed, position.step, course.ranks.rank))
+    lr = set_lr(course.optimizer, course.spec.lr, position.step, course.spec.epochs * batches)
+    with torch.autocast(course.ranks.device.type, dtype=torch.bfloat16, enabled=course.autocast):
+        logits = model(step.inputs)  # (B, classes)
+    losses = functional.cross_entropy(logits.float(), step.labels, course.class_weights, reduction="none")
+    # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
+    torch.autograd.backward(losses.sum() * (course.ranks.world_size / step.images))
+    nn.utils.clip_grad_norm_(course.module.parameters(), MAX_NORM)
+    course.optimizer.step()
+    course.optimizer.zero_grad(set_to_none=True)
+    course.after_step()
+    position.lr = lr
+    return float(losses.detach().sum())
+
+
+def _moved(course: Course, position: Position, loss: float, step: Step) -> Position:
+    """Return the position after a step that every rank has taken, unless it was the last."""
+    reason = course.stop_reason() if course.ranks.leads else None
+    total, stops = course.ranks.total(loss, float(reason is not None))
+    if not math.isfinite(total):
+        raise TrainingDiverged(
+            f"the loss is no number at step {position.step + 1} of epoch {position.epoch + 1}; "
+            "use a lower --lr and retry: the last good checkpoint is kept"
+        )
+    position = position.after_step(total, step.images)
+    course.count(step.images)
+    if stops:
+        course.ranks.meet()
+        if course.ranks.leads:
+            course.save(position, False)
+        course.ranks.meet()
+        raise Stopped(f"stopped ({course.ranks.from_leader(reason)}) after step {position.step}, checkpoint saved")
+    return position
+
+
+def _validated(course: Course, position: Position, plan: EpochPlan, seconds: float, images: int) -> Position:
+    """Score, note and save the epoch that ended; return the position at the start of the next."""
+    figures = course.ranks.from_leader(course.validate())
+    if not math.isfinite(figures["loss"]):
+        raise TrainingDiverged(f"the validation loss is no number after epoch {position.epoch + 1}; use a lower --lr")
+    train_loss = position.loss_sum / plan.samples
+    position, is_best = position.after_epoch(figures, course.spec.best_by)
+    if course.ranks.leads:
+        course.record(
+            {
+                "epoch": position.epoch,
+                "epochs": course.spec.epochs,
+                "train_loss": train_loss,
+                "valid_loss": figures["loss"],
+                "valid_accuracy": figures["accuracy"],
+                "valid_auroc": figures["auroc"],
+                "lr": position.lr,
+                "best": is_best,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(images / max(seconds, 1e-9), 1),
+            }
+        )
+        course.save(position, is_best)
+    course.ranks.meet()
+    return position
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """Mix three numbers into one seed; the constants are large primes, so that neighbours do not collide."""
+    return (seed * 1_000_003 + step * 7_919 + rank * 104_729) % 2**63

@@ -1,0 +1,106 @@
+"""EfficientNet-B0 with our head, and what of it trains."""
+
+from typing import Self
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from trainer.head import FEATURES, HeadConfig, Layout
+
+TORCHVISION_EPSILON = 1e-5  # torchvision's EfficientNet-B0 keeps nn.BatchNorm2d's default; the other uses 1e-3
+BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)  # Tan & Le 2019, table 1, column "layers", rows 2 to 8
+
+
+class Backbone(nn.Module):
+    """EfficientNet-B0 up to the pooled features: `(B, 3, S, S) float32` to `(B, 1280)`.
+
+    Frozen modules stay in eval mode: with `requires_grad=False` alone, `train()` would still move
+    their batch-norm statistics and drop their connections.
+    """
+
+    def __init__(self, image_size: int, layout: Layout = "efficientnet_pytorch") -> None:
+        super().__init__()
+        self.network: EfficientNet = EfficientNet.from_name("efficientnet-b0", include_top=False, image_size=image_size)
+        self.network.set_swish(memory_efficient=False)  # SiLU: 21 instead of 15 images/s on two cores
+        self.frozen: list[nn.Module] = []
+        if layout == "torchvision":
+            _follow_torchvision(self.network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled features of normalised images."""
+        return self.network(images).flatten(1)  # type: ignore[no-any-return]  # (B, 1280)
+
+    def freeze(self, what: str) -> Self:
+        """Freeze "all", "none", or the stem and the first N stages ("1" to "7")."""
+        self.frozen = self._parts(what)
+        for part in self.frozen:
+            part.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of what is not frozen."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    def _parts(self, what: str) -> list[nn.Module]:
+        if what == "none":
+            return []
+        if what == "all":
+            return [self.network]
+        blocks = sum(BLOCKS_PER_STAGE[: int(what)])
+        return [self.network._conv_stem, self.network._bn0, *self.network._blocks[:blocks]]
+
+
+class Head(nn.Sequential):
+    """The part that always trains: `(B, 1280)` features to `(B, classes)` logits."""
+
+    def __init__(self, classes: int, width: int, dropout: float) -> None:
+        super().__init__(
+            nn.BatchNorm1d(FEATURES),
+            nn.Linear(FEATURES, width),
+            nn.ReLU(),
+            nn.BatchNorm1d(width),
+            nn.Linear(width, width // 4),
+            nn.ReLU(),
+            nn.BatchNorm1d(width // 4),
+            nn.Dropout(dropout),
+            nn.Linear(width // 4, classes),
+        )
+
+
+class Classifier(nn.Module):
+    """Backbone and head: normalised images `(B, 3, S, S) float32` to logits `(B, classes) float32`."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits; the head computes in float32 even under autocast, as it does on stored features."""
+        features = self.backbone(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.head(features.float())  # type: ignore[no-any-return]  # (B, classes)
+
+
+def build_head(config: HeadConfig) -> Head:
+    """Return a head with fresh weights."""
+    return Head(len(config.classes), config.width, config.dropout)
+
+
+def build_model(config: HeadConfig) -> Classifier:
+    """Return the whole model with fresh weights, in the memory format that convolutions run fastest in."""
+    model = Classifier(Backbone(config.image_size, config.layout), build_head(config))
+    return model.to(memory_format=torch.channels_last)
+
+
+def _follow_torchvision(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = TORCHVISION_EPSILON
+        if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
+            module.static_padding = nn.Identity()
+            module.padding = tuple((size - 1) // 2 for size in module.kernel_size)

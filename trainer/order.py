@@ -1,0 +1,89 @@
+"""What the driver hands to each Ray Train worker, and how a worker's trouble comes back."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from cluster.errors import ClusterError
+from cluster.files import write_json
+from cluster.resources import this_machine
+from data_shards.errors import ShardError
+from trainer.attempt import Attempt
+from trainer.errors import Stopped, TrainerError, TrainingDiverged
+from trainer.progress import Progress
+from trainer.ranks import Ranks
+from trainer.stopping import StopSign
+
+OURS = (TrainerError, ShardError, ClusterError)
+LOADER_WORKERS = 12  # a GPU takes about so many cores' worth of decoded films
+SHARED = (Stopped, TrainingDiverged)  # raised on every rank at the same place
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Generic[S]):
+    """One run's wish on its way to a worker.
+
+    Attributes:
+        source: File of weights or folder of a model, found by the driver; None for random weights.
+    """
+
+    attempt: Attempt
+    spec: S
+    source: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A worker's place of work: who it is and whom it tells."""
+
+    order: Order[Any]
+    ranks: Ranks
+    progress: Progress
+    stop: StopSign
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that decode for this worker; on a CPU the network itself needs all there is."""
+        if self.ranks.device.type == "cpu":
+            return 0
+        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.ranks.world_size - 1))
+
+    @classmethod
+    def of(cls, order: Order[Any]) -> "Post":
+        """Take the post on this worker."""
+        ranks, attempt = Ranks.of_this_worker(), order.attempt
+        if ranks.world_size == 1 and ranks.device.type == "cpu":
+            torch.set_num_threads(this_machine().cpus)
+        return cls(
+            order=order,
+            ranks=ranks,
+            progress=Progress(attempt.paths, attempt.number, writes=ranks.leads),
+            stop=StopSign(attempt.paths, attempt.number),
+        )
+
+
+def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
+    """Do the work and return its result, or our own error as a value.
+
+    Ray starts all workers again when one raises. That helps against a death but not against a damaged shard: so the
+    worker that meets one leaves a note before it raises, and the workers started again return what the note says.
+    """
+    order: Order[Any] = config["order"]
+    note = order.attempt.paths.scratch / f"fault-{order.attempt.number}.json"
+    if note.exists():
+        return TrainerError(note.read_text(encoding="utf-8").strip().strip('"'))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        return work(Post.of(order))
+    except SHARED as error:
+        return error
+    except OURS as error:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, " ".join(str(error).split()))
+        raise

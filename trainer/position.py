@@ -1,0 +1,66 @@
+"""Where a training stands, and which epoch was the best so far. Plain numbers, saved with each checkpoint."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+HIGH_IS_GOOD = {"loss": False, "accuracy": True, "balanced_accuracy": True, "auroc": True}
+
+
+@dataclass(kw_only=True)
+class Position:
+    """A place between two steps.
+
+    Attributes:
+        step: Steps taken over all epochs.
+        epoch: Whole epochs behind.
+        batch: Steps taken in the epoch that has begun.
+        images: Images seen over all epochs and workers.
+        loss_sum: Of the epoch that has begun, over its images and workers.
+        best_epoch: The epoch (from 1) whose model is the best; 0 before the first.
+        best_value: Its metric; None where the metric was undefined.
+        lr: Learning rate of the last step.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    best_epoch: int = 0
+    best_value: float | None = None
+    lr: float = 0.0
+
+    def after_step(self, loss_sum: float, images: int) -> "Position":
+        """Return the position one step on."""
+        return replace(
+            self,
+            step=self.step + 1,
+            batch=self.batch + 1,
+            images=self.images + images,
+            loss_sum=self.loss_sum + loss_sum,
+        )
+
+    def after_epoch(self, figures: dict[str, Any], best_by: str) -> tuple["Position", bool]:
+        """Return the position at the start of the next epoch, and whether the one that ended is the best.
+
+        Of equals the earlier stays the best. A metric that the split leaves undefined is never better than one that is.
+        """
+        ended = replace(self, epoch=self.epoch + 1, batch=0, loss_sum=0.0)
+        value = figures[best_by]
+        if self.best_epoch and not _better(value, self.best_value, best_by):
+            return ended, False
+        return replace(ended, best_epoch=ended.epoch, best_value=value), True
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Return whether so many epochs have ended without a better one."""
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+
+def _better(value: float | None, best: float | None, metric: str) -> bool:
+    if value is None or best is None:
+        return best is None and value is not None
+    return value > best if HIGH_IS_GOOD[metric] else value < best

@@ -1,0 +1,64 @@
+"""`progress.json`: what the running attempt is doing right now."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.files import write_json
+from cluster.run_paths import RunPaths
+
+WRITE_SECONDS = 1.0
+
+
+@dataclass
+class Progress:
+    """Counts the images of a phase and writes where it stands about once a second."""
+
+    paths: RunPaths
+    attempt: int
+    writes: bool = True
+    phase: str = "starting"
+    total: int = 0
+    done: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _began_at: int = 0
+    _written: float = 0.0
+
+    def begin(self, phase: str, *, total: int, done: int = 0, epoch: int = 0, epochs: int = 0) -> None:
+        """Enter a phase of `total` images, of which `done` are behind."""
+        self.phase, self.total, self.done, self.epoch, self.epochs = phase, total, done, epoch, epochs
+        self._began, self._began_at = time.monotonic(), done
+        self.write()
+
+    def add(self, images: int) -> None:
+        """Count images, over all workers."""
+        self.done += images
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self.write()
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed within the phase."""
+        return (self.done - self._began_at) / max(time.monotonic() - self._began, 1e-9)
+
+    def write(self) -> None:
+        """Write the file now."""
+        self._written = time.monotonic()
+        if self.writes:
+            write_json(self.paths.progress, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        speed = self.images_per_second
+        eta = (self.total - self.done) / speed if speed > 0 else None
+        return {
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "done": self.done,
+            "total": self.total,
+            "images_per_second": round(speed, 1),
+            "eta_seconds": None if eta is None else round(eta, 1),
+            "attempt": self.attempt,
+        }

@@ -1,0 +1,61 @@
+"""The Ray Train workers as one thing: who this one is, and what they tell each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This worker's place among all workers; with one worker nothing is sent."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def of_this_worker(cls) -> "Ranks":
+        """Ask Ray Train who this worker is."""
+        context = ray.train.get_context()
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker writes files for all."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """Return the sums of `values` over all workers; every worker must call it."""
+        if self.world_size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return [float(value) for value in sums.tolist()]
+
+    def from_leader(self, value: Any) -> Any:
+        """Return what the leading worker passed; every worker must call it."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.leads else None]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the `(n, columns) float64` rows of all workers under each other, in the order of ranks."""
+        if self.world_size == 1:
+            return rows
+        counts = [int(n) for n in self.total(*(len(rows) * (r == self.rank) for r in range(self.world_size)))]
+        padded = rows.new_zeros((max(counts), rows.shape[1]), device=self.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
+
+    def meet(self) -> None:
+        """Wait until every worker is here."""
+        self.total(0.0)

@@ -1,0 +1,104 @@
+"""What a training leaves behind as it goes: checkpoints, the best model so far, a line an epoch."""
+
+import json
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.files import append_line, read_json, read_lines, write_text
+from trainer.checkpoint import (
+    KEEP,
+    newest_good,
+    read_manifest,
+    read_tensors,
+    remove_old,
+    step_folder,
+    write_folder,
+)
+from trainer.optimizer import load_optimizer, optimizer_tensors
+from trainer.order import Post
+from trainer.position import Position
+
+MODULE, OPTIMIZER, POSITION = "module.safetensors", "optimizer.safetensors", "position.json"
+
+logger = logging.getLogger(__name__)
+
+
+class Records:
+    """The files of one training. Only the leading rank writes; every rank reads when it resumes."""
+
+    def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.attempt = post.order.attempt
+        self.folder = self.attempt.paths.checkpoints
+        self.ranks, self.module, self.optimizer = post.ranks, module, optimizer
+
+    def save(self, position: Position, is_best: bool) -> None:
+        """Write a checkpoint, and the module as the best one when it is.
+
+        Raises:
+            CheckpointError: The storage is full; the checkpoints before this one stay.
+            LeaseLost: A newer attempt owns the run.
+        """
+        self.attempt.lease.check()
+        about = {"attempt": self.attempt.number}
+        if is_best:
+            write_folder(self._best(position), tensors={MODULE: self.module.state_dict()}, facts={}, about=about)
+        write_folder(
+            step_folder(self.folder, position.step),
+            tensors={MODULE: self.module.state_dict(), OPTIMIZER: optimizer_tensors(self.optimizer)},
+            facts={POSITION: position.to_json()},
+            about=about,
+        )
+        remove_old(self.folder)
+        for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> Position:
+        """Load the newest undamaged checkpoint on every rank and return its position; the start when there is none."""
+        name = self.ranks.from_leader(self._newest() if self.ranks.leads else None)
+        if name is None:
+            return Position()
+        found = self.folder / name
+        self.module.load_state_dict(read_tensors(found / MODULE))
+        load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
+        position = Position(**read_json(found / POSITION))
+        if self.ranks.leads:
+            logger.info("going on from %s: epoch %d, step %d", name, position.epoch + 1, position.step)
+            self._forget_after(position.epoch)
+        return position
+
+    def load_best(self, position: Position) -> None:
+        """Put the best epoch's tensors into the module, on every rank.
+
+        Raises:
+            CheckpointError: They are damaged.
+        """
+        folder = self._best(position)
+        read_manifest(folder)
+        self.module.load_state_dict(read_tensors(folder / MODULE))
+
+    def record(self, figures: dict[str, Any]) -> None:
+        """Append an epoch's line to `metrics.jsonl`."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        append_line(self.attempt.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
+
+    def _best(self, position: Position) -> Path:
+        return self.folder / f"best-{position.best_epoch:06d}"
+
+    def _newest(self) -> str | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".*"):
+            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written
+        found = newest_good(self.folder)
+        return None if found is None else found.name
+
+    def _forget_after(self, epoch: int) -> None:
+        """Drop the lines of epochs that will be run again."""
+        path = self.attempt.paths.metrics
+        kept = [line for line in read_lines(path) if line["epoch"] <= epoch]
+        write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))

@@ -1,0 +1,68 @@
+"""The parts a worker starts from: model, features, class weights."""
+
+import torch
+from torch import Tensor
+
+from data_shards.index import ShardIndex
+from trainer.cache import cache_folder
+from trainer.extraction import Extraction
+from trainer.features import FeatureCache, FeatureKey
+from trainer.forward import best_precision
+from trainer.head import HeadConfig
+from trainer.model import Classifier, build_model
+from trainer.order import Post
+from trainer.specs import TrainSpec
+from trainer.weights import backbone_sha256, load_backbone, read_weights
+
+UNBALANCED = 2.0  # from this ratio of the largest class to the smallest on, classes are weighed
+
+
+def fresh_model(post: Post, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
+    """Return the model before its first step, alike on all ranks, and its description."""
+    spec: TrainSpec = post.order.spec
+    weights = read_weights(post.order.source) if post.order.source else None
+    config = HeadConfig(
+        classes=index.classes,
+        width=spec.head_width,
+        dropout=spec.dropout,
+        image_size=spec.image_size,
+        layout=weights.layout if weights else "efficientnet_pytorch",
+        precision=best_precision(spec.precision, post.ranks.device, trains=spec.freeze != "all"),
+    )
+    torch.manual_seed(spec.seed)
+    model = build_model(config)
+    if weights:
+        load_backbone(model.backbone, weights)
+    model.backbone.freeze(spec.freeze)
+    config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+    return model.to(post.ranks.device), config
+
+
+def extraction_for(
+    post: Post, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
+) -> Extraction:
+    """Return the features of a data set under a model's backbone."""
+    settings = post.order.attempt.settings
+    cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
+    return Extraction(
+        location=location,
+        index=index,
+        config=config,
+        backbone=model.backbone,
+        ranks=post.ranks,
+        cache=cache if cached else None,
+        loader_workers=post.loader_workers,
+        count=post.progress.add,
+        stop_reason=post.stop.reason,
+    )
+
+
+def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
+    """Return n / (classes x n of the class), whose mean over the training images is 1."""
+    counts = index.per_class_in("train")
+    wanted = spec.class_weights
+    if wanted is None:
+        wanted = max(counts) > UNBALANCED * min(counts)
+    if not wanted:
+        return None
+    return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)

@@ -1,0 +1,87 @@
+"""Where the loop's batches come from: stored features, or images through the device."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data_shards.index import ShardIndex
+from data_shards.plan import EpochPlan
+from data_shards.stream import open_batches
+
+
+@dataclass(frozen=True)
+class Step:
+    """One batch of one rank.
+
+    Attributes:
+        inputs: What the module takes, `(B, ...)` on the device.
+        labels: `(B,) int64` on the device.
+        ids: `(B,) int64`, the samples' numbers in their split.
+        images: In the step over all ranks together.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    ids: Tensor
+    images: int
+
+
+class Source(Protocol):
+    """Batches of one epoch in the order of the plan, from batch `start` on."""
+
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+        """Yield this rank's batches."""
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of whole splits in memory; a sample's id is its row."""
+
+    values: dict[str, Tensor]  # split: (N, 1280) float32 on the device
+    labels: dict[str, Tensor]  # split: (N,) int64 on the device
+
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+        """Yield rows of the split."""
+        values, labels = self.values[plan.split], self.labels[plan.split]
+        for batch in range(start, plan.batches):
+            ids = torch.from_numpy(plan.ids(batch))
+            rows = ids.to(values.device)
+            yield Step(values[rows], labels[rows], ids, images_in_step(plan, batch))
+
+
+@dataclass(frozen=True)
+class StreamedImages:
+    """Images read from shards; `prepare` turns bytes into what the module takes, `augment` says if it may vary them."""
+
+    location: str
+    index: ShardIndex
+    image_size: int
+    loader_workers: int
+    device: torch.device
+    prepare: Callable[[Tensor, bool], Tensor]
+
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+        """Yield prepared images; only a shuffled plan, which is training, may vary them."""
+        opened = open_batches(
+            self.location,
+            self.index,
+            plan,
+            image_size=self.image_size,
+            loader_workers=self.loader_workers,
+            start_batch=start,
+        )
+        for number, batch in enumerate(opened, start):
+            images = batch.images.to(self.device, non_blocking=True)
+            inputs = self.prepare(images, plan.shuffle)
+            labels = batch.labels.to(self.device, non_blocking=True)
+            yield Step(inputs, labels, batch.ids, images_in_step(plan, number))
+
+
+def images_in_step(plan: EpochPlan, batch: int) -> int:
+    """Return the images of one step over all ranks together."""
+    if not plan.shuffle:
+        return len(plan.ids(batch))
+    return len(replace(plan, world_size=1, rank=0).ids(batch))

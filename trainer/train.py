@@ -1,0 +1,46 @@
+"""`train`: from shards to a published model. The driver's part here, the workers' in `trainer/training.py`."""
+
+from data_shards.index import ShardIndex, read_index
+from trainer.attempt import Attempt
+from trainer.errors import SpecError
+from trainer.order import Order
+from trainer.ray_session import on_workers
+from trainer.result import RunResult
+from trainer.specs import TrainSpec
+from trainer.training import train_on_worker
+from trainer.weights import ensure_weights
+
+NORM_NEEDS = 2  # images of which a batch norm can take a deviation
+
+
+def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
+    """Train, publish the best model and return what it reaches on the validation split.
+
+    Raises:
+        SpecError: The data cannot be trained on as wished.
+        Stopped: The run was asked to stop; a checkpoint is saved.
+    """
+    index = read_index(spec.shards)
+    _refuse_impossible(spec, index)
+    weights = ensure_weights(spec.weights, attempt.settings.storage)
+    outcome = on_workers(train_on_worker, Order(attempt=attempt, spec=spec, source=weights), spec)
+    return RunResult(
+        kind=spec.kind,
+        checkpoint=str(attempt.paths.best),
+        metrics=outcome["metrics"],
+        seconds=round(attempt.seconds, 3),
+        details=outcome["details"],
+    )
+
+
+def _refuse_impossible(spec: TrainSpec, index: ShardIndex) -> None:
+    for split in ("train", "valid"):
+        if split not in index.splits:
+            raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
+    samples = index.samples_in("train")
+    smallest = samples // -(-samples // spec.batch_size) // spec.workers
+    if smallest < NORM_NEEDS:
+        raise SpecError(
+            f"{samples} images in steps of {spec.batch_size} leave a worker with {smallest} image, "
+            f"and batch norm needs {NORM_NEEDS}; use fewer --workers or another --batch-size"
+        )

@@ -1,0 +1,150 @@
+"""`train` on one Ray Train worker: model, data, loop, and the publishing of the best."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.index import ShardIndex, read_index
+from trainer.forward import FastBackbone
+from trainer.head import HeadConfig
+from trainer.judging import figures_of, model_on
+from trainer.loop import Course, train_from
+from trainer.model import Classifier
+from trainer.optimizer import build_optimizer
+from trainer.order import Post, in_worker
+from trainer.position import Position
+from trainer.published import publish_model
+from trainer.records import Records
+from trainer.scoring import quick_figures, scored
+from trainer.setup import class_weights, extraction_for, fresh_model
+from trainer.sources import Source, StoredFeatures, StreamedImages
+from trainer.specs import TrainSpec
+from trainer.transforms import Augmentation, normalised
+from trainer.weights import backbone_sha256
+
+PRETRAINED_RATE = 0.1  # of the head's; what is learnt already needs smaller steps than what is new
+
+
+def train_on_worker(config: dict[str, Any]) -> Any:
+    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
+    return in_worker(_train, config)
+
+
+def _train(post: Post) -> dict[str, Any]:
+    spec: TrainSpec = post.order.spec
+    index = read_index(spec.shards)
+    model, config = fresh_model(post, index)
+    source, module = _source(post, index, model, config)
+    optimizer = _optimizer(post, model)
+    records = Records(post, module, optimizer)
+    bf16 = config.precision == "bf16" and module is model
+    course = Course(
+        spec=spec,
+        index=index,
+        ranks=post.ranks,
+        module=module,
+        optimizer=optimizer,
+        source=source,
+        class_weights=class_weights(spec, index, post.ranks.device),
+        validate=lambda: quick_figures(
+            scored(module, source, index, "valid", post.ranks, autocast=bf16), index.classes
+        ),
+        save=records.save,
+        record=records.record,
+        count=post.progress.add,
+        begin_epoch=partial(_begin_epoch, post, index),
+        stop_reason=post.stop.reason,
+        autocast=bf16,
+    )
+    position = train_from(course, records.resume())
+    records.load_best(position)
+    return _publish(post, index, model, config, position.best_epoch)
+
+
+def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> tuple[Source, nn.Module]:
+    """Return where batches come from, and the module that trains on them."""
+    spec: TrainSpec = post.order.spec
+    if spec.freeze == "all" and spec.cache and not spec.augment:
+        return _stored(post, index, model, config), model.head
+    normalise = partial(normalised, config=config)
+    augment = Augmentation() if spec.augment else None
+    if spec.freeze == "all":
+        forward = FastBackbone(model.backbone, config.precision, post.ranks.device)
+
+    def prepare(images: Tensor, training: bool) -> Tensor:
+        varied = augment(images) if augment and training else images
+        return forward(varied, normalise) if spec.freeze == "all" else normalise(varied)
+
+    streamed = StreamedImages(
+        location=spec.shards,
+        index=index,
+        image_size=spec.image_size,
+        loader_workers=post.loader_workers,
+        device=post.ranks.device,
+        prepare=prepare,
+    )
+    return streamed, model.head if spec.freeze == "all" else model
+
+
+def _stored(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
+    splits = ("train", "valid")
+    extraction = extraction_for(post, post.order.spec.shards, index, model, config, cached=True)
+    post.progress.begin("features", total=sum(index.samples_in(split) for split in splits))
+    for split in splits:
+        extraction.prepare(split)
+    features = {split: extraction.of_split(split) for split in splits}
+    return StoredFeatures(
+        values={split: found.values.to(post.ranks.device) for split, found in features.items()},
+        labels={split: found.labels.to(post.ranks.device) for split, found in features.items()},
+    )
+
+
+def _optimizer(post: Post, model: Classifier) -> torch.optim.Optimizer:
+    spec: TrainSpec = post.order.spec
+    return build_optimizer(
+        model.head,
+        model.backbone,
+        backbone_factor=PRETRAINED_RATE if post.order.source else 1.0,
+        weight_decay=spec.weight_decay,
+        device=post.ranks.device,
+    )
+
+
+def _begin_epoch(post: Post, index: ShardIndex, position: Position) -> None:
+    samples = index.samples_in("train")
+    post.progress.begin(
+        "train",
+        total=samples * post.order.spec.epochs,
+        done=position.images,
+        epoch=position.epoch + 1,
+        epochs=post.order.spec.epochs,
+    )
+
+
+def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, epoch: int) -> dict[str, Any]:
+    """Publish the best model and return its figures on the validation split, reckoned as `evaluate` reckons them."""
+    spec: TrainSpec = post.order.spec
+    config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+    extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
+    post.progress.begin("evaluate", total=index.samples_in("valid"))
+    outcome = figures_of(model_on(post, extraction, model, "valid"), config, "valid", seed=spec.seed)
+    if post.ranks.leads:
+        post.order.attempt.lease.check()
+        publish_model(
+            post.order.attempt.paths.best,
+            model,
+            config,
+            about={"run": post.order.attempt.paths.run_id, "epoch": epoch, "metrics": outcome, "data": index.digest},
+        )
+    post.ranks.meet()
+    weights = class_weights(spec, index, torch.device("cpu"))
+    details = {
+        "best_epoch": epoch,
+        "precision": config.precision,
+        "workers": post.ranks.world_size,
+        "device": post.ranks.device.type,
+        "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
+    }
+    return {"metrics": outcome, "details": details}
