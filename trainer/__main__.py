@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.settings import Settings
+from cluster.settings import Settings, prepare_for_local_ray
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError
@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(attempt: Attempt) -> int:
     try:
         spec = read_spec(attempt.paths.spec)
+        if attempt.settings.ray_address is None:
+            prepare_for_local_ray()  # before ray is imported: it reads how to authenticate only once
         from trainer.kinds import run_kind  # noqa: PLC0415 -- torch and ray only once the wish is known to be sound
 
         run_kind(attempt, spec).publish(attempt.lease)

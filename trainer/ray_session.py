@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
-from cluster.settings import Settings, prepare_for_local_ray
+from cluster.settings import Settings
 from trainer.order import Order
 from trainer.specs import Spec
 
@@ -79,7 +79,6 @@ def _ray(settings: Settings, spec: Spec) -> Iterator[int]:
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
         # Sockets of Ray live below this folder, and a socket's path holds 107 bytes at most.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
-            prepare_for_local_ray()
             ray.init(
                 num_cpus=machine.cpus,
                 num_gpus=machine.gpus,
