@@ -1,0 +1,89 @@
+"""What the storage of this machine can do: each check tells what it found and, of a fault, the cure."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import StorageError
+from cluster.files import locked, read_json, write_json
+
+FREE_BYTES_LEAST = 5 * 10**9  # a run with its checkpoints and a cache of features of a mid-size data set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check.
+
+    Attributes:
+        check: What was looked at.
+        ok: Whether it is as it should be.
+        found: What was seen.
+        cure: What to do about a fault.
+    """
+
+    check: str
+    ok: bool
+    found: str
+    cure: str | None = None
+
+
+def storage_findings(storage: Path) -> list[Finding]:
+    """Check that the storage is writable, has room, renames whole files and keeps locks."""
+    try:
+        (storage / "runs").mkdir(parents=True, exist_ok=True)
+        probe = storage / f".doctor-{os.getpid()}"
+        probe.mkdir(exist_ok=True)
+    except OSError as error:
+        cure = "set NIGHTSHIFT_STORAGE to a folder that you can write to"
+        return [Finding(check="storage", ok=False, found=f"{storage}: {error.strerror}", cure=cure)]
+    try:
+        checks: tuple[Callable[[Path], Finding], ...] = (_room, _rename, _lock)
+        return [Finding(check="storage", ok=True, found=f"{storage} is writable"), *(check(probe) for check in checks)]
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def _room(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    cure = None if free >= FREE_BYTES_LEAST else "delete old runs with `nightshift delete ID`, or take a larger disk"
+    return Finding(check="free space", ok=cure is None, found=f"{free / 10**9:.1f} GB", cure=cure)
+
+
+def _rename(folder: Path) -> Finding:
+    file = folder / "value.json"
+    cure = "use a file system with atomic rename: a local disk, NFS, CephFS"
+    try:
+        write_json(file, 1)
+        write_json(file, 2)
+        ok = read_json(file) == 2  # noqa: PLR2004
+    except (OSError, StorageError) as error:
+        return Finding(check="rename", ok=False, found=str(error), cure=cure)
+    return Finding(
+        check="rename", ok=ok, found="replaces files whole" if ok else "lost a write", cure=None if ok else cure
+    )
+
+
+def _lock(folder: Path) -> Finding:
+    """Whether a lock keeps a second holder out: some network file systems only pretend."""
+    entered, file = threading.Event(), folder / "lock"
+    cure = "use a file system with locks (NFS 4, CephFS, a local disk), or mount it with them"
+
+    def enter() -> None:
+        with locked(file):
+            entered.set()
+
+    other = threading.Thread(target=enter, daemon=True)
+    try:
+        with locked(file):
+            other.start()
+            kept_out = not entered.wait(0.2)
+        freed = entered.wait(5)
+    except (OSError, StorageError) as error:
+        return Finding(check="locks", ok=False, found=str(error), cure=cure)
+    ok = kept_out and freed
+    return Finding(
+        check="locks", ok=ok, found="keep others out" if ok else "keep nobody out", cure=None if ok else cure
+    )

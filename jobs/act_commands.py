@@ -1,0 +1,88 @@
+"""`nightshift cancel`, `retry`, `resume`, `delete` and `reconcile`: what people do to runs."""
+
+import json
+import time
+
+import click
+
+from cluster.settings import Settings
+from jobs import acts, ledger
+from jobs.connection import connect
+from jobs.keeper import Memory, Repair
+from jobs.keeper import reconcile as put_right
+
+
+@click.command()
+@click.argument("run", metavar="ID")
+@click.option("--now", is_flag=True, help="Kill it instead of waiting for a checkpoint.")
+def cancel(run: str, now: bool) -> None:
+    r"""Stop a run after a checkpoint, or at once; return when nothing of it is left.
+
+    \b
+        nightshift cancel train-20261123-203000-a1b2c3
+    """
+    settings = Settings.read()
+    state = acts.cancel(settings, ledger.find(settings.storage, run), at_once=now)
+    click.echo(f"{state.id}: {state.state}", err=True)
+
+
+@click.command()
+@click.argument("run", metavar="ID")
+def retry(run: str) -> None:
+    r"""Queue a failed, lost or cancelled run again; it goes on from its last checkpoint.
+
+    \b
+        nightshift retry train-20261123-203000-a1b2c3
+    """
+    settings = Settings.read()
+    state = acts.retry(settings, ledger.find(settings.storage, run))
+    click.echo(state.id)
+    click.echo(f"Queued again. `nightshift logs -f {state.id}` follows it.", err=True)
+
+
+resume = retry
+
+
+@click.command()
+@click.argument("run", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(run: str, yes: bool) -> None:
+    r"""Delete a run that has ended and its files, after asking.
+
+    \b
+        nightshift delete train-20261123-203000-a1b2c3 --yes
+    """
+    settings = Settings.read()
+    paths = ledger.find(settings.storage, run)
+    if not yes:
+        click.confirm(f"Delete {paths.run_id} and its files?", abort=True, err=True)
+    acts.delete(paths)
+    click.echo(f"{paths.run_id} is deleted", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reconcile(as_json: bool) -> None:
+    r"""Put the queue right from the run folders: queue what is owed, end what is dead. Job workers do it all the time.
+
+    \b
+        nightshift reconcile
+    """
+    settings = Settings.read()
+    connection, memory = connect(settings), Memory()
+    repairs = put_right(settings, connection, memory, every_run=True)
+    until = time.monotonic() + settings.lease_seconds
+    while memory.beats and time.monotonic() < until + 1:  # a heart is watched for as long as a lease lasts
+        time.sleep(min(1.0, settings.lease_seconds / 4))
+        repairs += put_right(settings, connection, memory)
+    _print(repairs, as_json)
+
+
+def _print(repairs: list[Repair], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([{"id": repair.run_id, "what": repair.what} for repair in repairs], indent=2))
+        return
+    for repair in repairs:
+        click.echo(f"{repair.run_id}: {repair.what}")
+    if not repairs:
+        click.echo("nothing was amiss", err=True)

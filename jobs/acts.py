@@ -1,0 +1,85 @@
+"""Cancel, retry and delete runs."""
+
+import time
+
+import redis
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import ledger, queue, tasks
+from jobs.connection import connect
+from jobs.errors import JobError, QueueUnreachable, Refused
+from jobs.ledger import RunState, changing, read_state, write_state
+
+POLL_SECONDS = 0.1
+
+
+def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> RunState:
+    """Stop a run and return its last state once nothing of it runs any more.
+
+    Raises:
+        Refused: It has already ended.
+    """
+    with changing(paths) as found:
+        if found.has_ended:
+            raise Refused(f"{found.id} has already ended: it {_was(found)}")
+        if found.state == "running":
+            tasks.ask_to_stop(paths, "cancel", found.attempt, **({"now": True} if at_once else {}))
+        else:
+            write_state(paths, found.moved("cancelled", "cancelled before it ran"))
+    if found.state != "running":
+        _take_from_queue(settings, found)
+        return read_state(paths)
+    return _end_of(paths, found.attempt)
+
+
+def retry(settings: Settings, paths: RunPaths) -> RunState:
+    """Queue a run again that ended badly; its checkpoints are where it goes on.
+
+    Raises:
+        Refused: It runs, waits, or succeeded.
+        QueueUnreachable: Redis does not answer; nothing changed.
+    """
+    connection = connect(settings)
+    with changing(paths) as found:
+        if found.state == "paused":
+            raise Refused(f"{found.id} is paused and goes on by itself when its window opens")
+        if not found.has_ended or found.state == "succeeded":
+            raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
+        paths.error.unlink(missing_ok=True)
+        state = write_state(paths, found.moved("queued", losses=0))
+    try:
+        queue.enqueue(connection, state.id, state.priority)
+    except redis.RedisError as error:
+        raise QueueUnreachable(f"Redis went away ({error}); {state.id} is queued when it is back") from error
+    return state
+
+
+def delete(paths: RunPaths) -> None:
+    """Delete a run that has ended, its name and its files.
+
+    Raises:
+        Refused: It has not ended.
+    """
+    with changing(paths) as state:
+        if not state.has_ended:
+            raise Refused(f"{state.id} {_was(state)}; cancel it first")
+        ledger.remove(paths)
+
+
+def _take_from_queue(settings: Settings, state: RunState) -> None:
+    """Tidy: a worker that takes the entry leaves a run alone that is not queued, so a failure here does no harm."""
+    try:
+        queue.remove(connect(settings), state.id, state.priority)
+    except (JobError, redis.RedisError):
+        return
+
+
+def _end_of(paths: RunPaths, attempt: int) -> RunState:
+    while (state := read_state(paths)).state == "running" and state.attempt == attempt:
+        time.sleep(POLL_SECONDS)
+    return state
+
+
+def _was(state: RunState) -> str:
+    return {"running": "is running", "queued": "is queued"}.get(state.state, f"is {state.state}")

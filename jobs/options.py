@@ -1,0 +1,129 @@
+"""Options that several commands share, with their defaults read from the specs."""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel
+
+from cluster.errors import SettingsError
+from cluster.settings import Settings
+from cluster.windows import Window, next_at, seconds_of, time_of_day
+from jobs import ledger
+from jobs.request import PRIORITIES, JobRequest, request
+from trainer.specs import TrainSpec
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}")
+
+
+def default(spec: type[BaseModel], field: str) -> Any:
+    """Return a field's default, so that a spec is the only place that says it."""
+    return spec.model_fields[field].default
+
+
+def option(spec: type[BaseModel], field: str, **more: Any) -> Callable[[Command], Command]:
+    """Return the option `--field` with the default of a spec's field."""
+    name = f"--{field.replace('_', '-')}"
+    return click.option(name, default=default(spec, field), show_default=True, **more)
+
+
+class GpusPerWorker(click.ParamType[Any]):
+    """0, 1 or auto."""
+
+    name = "0|1|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return "auto", 0 or 1."""
+        if str(value) not in ("0", "1", "auto"):
+            self.fail(f"{value!r} is none of 0, 1, auto", param, ctx)
+        return value if value == "auto" else int(value)
+
+
+class Duration(click.ParamType[float]):
+    """A duration such as 30m, in seconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        try:
+            return seconds_of(str(value))
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[datetime]):
+    """A moment: RFC 3339, or a time of day that comes next."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the moment with its zone; one without is of this machine's."""
+        if isinstance(value, datetime):
+            return value
+        here = datetime.now().astimezone()
+        try:
+            if TIME_OF_DAY.fullmatch(value):
+                return next_at(time_of_day(value), here)
+            moment = datetime.fromisoformat(value)
+        except (SettingsError, ValueError):
+            self.fail(f"{value!r} is no time; write 22:00 or 2026-11-23T22:00", param, ctx)
+        return moment if moment.tzinfo else moment.astimezone()
+
+
+class WindowOfDay(click.ParamType[str]):
+    """A daily span such as 20:00-07:00."""
+
+    name = "HH:MM-HH:MM"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the window as it is written."""
+        try:
+            return str(Window.parse(str(value)))
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+
+WHERE = (
+    option(TrainSpec, "workers", type=int, help="Ray Train workers."),
+    option(TrainSpec, "gpus_per_worker", type=GpusPerWorker(), help="GPUs of each worker."),
+)
+WHEN = (
+    click.option("--name", help="A second name, unique in the storage."),
+    option(JobRequest, "priority", type=click.Choice(PRIORITIES), help="Which of the queues."),
+    click.option("--after", multiple=True, metavar="ID", help="Start when this run has succeeded; may be repeated."),
+    click.option("--at", type=Moment(), help="Start at this time at the earliest: 22:00 or 2026-11-23T22:00."),
+    click.option("--window", type=WindowOfDay(), help="Run only at these times of day; paused outside of them."),
+    click.option("--max-duration", "max_duration_seconds", type=Duration(), help="Stop, as failed, after so long."),
+    option(JobRequest, "retries", type=click.IntRange(0, 100), help="New attempts after a loss of infrastructure."),
+)
+HOW = (
+    click.option("--wait", "waits", is_flag=True, help="Follow until the end; exit code 0 if it succeeds, else 1."),
+    click.option("--dry-run", is_flag=True, help="Print the checked spec as JSON and queue nothing."),
+)
+
+
+def options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Command]:
+    """Return a decorator that adds groups of options, shown in their order."""
+
+    def add(command: Command) -> Command:
+        for one in reversed([one for group in groups for one in group]):
+            command = one(command)
+        return command
+
+    return add
+
+
+def take_request(settings: Settings, given: dict[str, Any]) -> JobRequest:
+    """Take the options of `WHEN` out of `given` and return them checked.
+
+    Raises:
+        Refused: One is out of range.
+        UnknownRun: A run that it is to follow does not exist.
+    """
+    wanted = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
+    after = tuple(ledger.find(settings.storage, text).run_id for text in wanted.pop("after", ()))
+    return request(**wanted, after=after)

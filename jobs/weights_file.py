@@ -1,0 +1,47 @@
+"""Tell from a file of weights, without torch and without running anything in it, whether its names are a B0's."""
+
+import json
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+
+from trainer.errors import WeightsError
+
+STEMS = ("_conv_stem.weight", "features.0.0.weight")  # efficientnet_pytorch's name of the first layer, torchvision's
+HEADER_BYTES_MOST = 100_000_000  # as safetensors itself allows
+
+
+def refuse_other_network(path: Path) -> None:
+    """Refuse a file whose tensors are not named as an EfficientNet's; what cannot be told is left to the trainer.
+
+    Raises:
+        WeightsError: The file is of another network, or damaged.
+    """
+    try:
+        names = _safetensors_names(path) if path.suffix == ".safetensors" else _torch_names(path)
+    except (OSError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} is damaged or no file of weights: {error}") from error
+    if not any(stem in names for stem in STEMS):
+        example = next((name for name in sorted(names) if name.endswith(".weight")), "none of a layer")
+        raise WeightsError(
+            f"{path} is of another network: it has no {STEMS[0]} but {example}; give weights of EfficientNet-B0"
+        )
+
+
+def _torch_names(path: Path) -> set[str]:
+    """Return the strings of a file of `torch.save`, read opcode by opcode, which calls nothing."""
+    if not zipfile.is_zipfile(path):
+        return set(STEMS)  # the format before torch 1.6, a bare pickle: torch itself will tell
+    with zipfile.ZipFile(path) as archive:
+        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        data = archive.read(pickle)
+    return {argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
+
+
+def _safetensors_names(path: Path) -> set[str]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > HEADER_BYTES_MOST:
+            raise ValueError("its header is too long")
+        return set(json.loads(file.read(length)))
