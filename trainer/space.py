@@ -12,6 +12,9 @@ GRID_POINTS = 5  # of a range in a grid, unless the range says otherwise
 Value = float | int | str | bool
 Config = dict[str, Value]
 
+# What a trial is: every option that a space can vary, so that a later search may vary others than an earlier one.
+SEARCHED = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment")
+
 # Rates act by their order of magnitude: 1e-4 is as far from 1e-3 as 1e-3 from 1e-2.
 LOGARITHMIC = ("lr", "weight_decay")
 

@@ -1,0 +1,74 @@
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from trainer.search_night import Night, seconds_of_trial
+from trainer.specs import SearchSpec, build
+from trainer.trials import TrialTable
+
+NOW = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
+
+
+def search(**options):
+    return build(SearchSpec, shards="shards", **options)
+
+
+def table_of(*seconds):
+    table = TrialTable("loss")
+    for number, length in enumerate(seconds):
+        table.add({"event": "started", "trial": number, "config": {}})
+        for epoch in (1, 2):
+            table.add({"event": "epoch", "trial": number, "epoch": epoch, "value": 1.0, "seconds": length})
+    return table
+
+
+def test_a_search_without_limits_never_ends_by_the_clock():
+    night = Night.of(search(), began=NOW, now=NOW)
+
+    assert not night.is_over(NOW + timedelta(days=10_000))
+    assert night.has_room_for(1e12, NOW)
+
+
+def test_the_earliest_limit_ends_the_night():
+    spec = search(until=NOW + timedelta(hours=9), max_duration_seconds=8 * 3600, window="20:00-07:00", timezone="UTC")
+
+    night = Night.of(spec, began=NOW, now=NOW)
+
+    assert (night.ends, night.why) == (NOW + timedelta(hours=8), "max_duration")
+
+
+def test_a_retry_does_not_begin_the_duration_anew():
+    spec = search(max_duration_seconds=3600)
+
+    night = Night.of(spec, began=NOW, now=NOW + timedelta(minutes=50))
+
+    assert night.ends == NOW + timedelta(hours=1)
+
+
+def test_a_window_closes_by_the_wall_clock_when_clocks_are_set_back_within_it():
+    spec = search(window="20:00-07:00", timezone="Europe/Berlin")
+    evening = datetime(2026, 10, 24, 20, 30, tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
+
+    night = Night.of(spec, began=evening, now=evening)
+
+    assert night.ends == datetime(2026, 10, 25, 6, 0, tzinfo=UTC)  # 07:00 in winter time: eleven and a half hours on
+
+
+def test_in_a_shut_window_the_night_is_over():
+    spec = search(window="20:00-07:00", timezone="UTC")
+    noon = NOW.replace(hour=12)
+
+    assert Night.of(spec, began=noon, now=noon).is_over(noon)
+
+
+def test_no_trial_starts_that_cannot_end_by_the_slowest_trial_so_far():
+    night = Night.of(search(until=NOW + timedelta(minutes=10)), began=NOW, now=NOW)
+    quick, slow = table_of(1, 2), table_of(1, 30)
+
+    assert night.has_room_for(seconds_of_trial(quick, epochs=20), NOW)
+    assert not night.has_room_for(seconds_of_trial(slow, epochs=20), NOW)
+
+
+def test_a_paused_trial_needs_only_the_time_of_its_other_epochs():
+    assert seconds_of_trial(table_of(4), epochs=20, done=20) == 0
+    assert seconds_of_trial(table_of(4), epochs=20, done=10) == 50
+    assert seconds_of_trial(TrialTable("loss"), epochs=20) == 0

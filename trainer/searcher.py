@@ -1,0 +1,91 @@
+"""Which configuration comes next.
+
+A suggestion is a function of the seed, its number and the ledger before it, and of nothing else: no sampler lives on
+between two suggestions. So a search that died goes on with the very suggestions it would have made.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from trainer.errors import SpecError
+from trainer.position import HIGH_IS_GOOD
+from trainer.space import Config, Range, Space
+from trainer.specs import SearchSpec
+from trainer.trials import Trial, TrialTable
+
+STARTUP_TRIALS = 10  # drawn at random before TPE has something to learn from; Optuna's own default
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
+    """Return the varied options of trial `number`, given the trials that began before it.
+
+    Raises:
+        SpecError: The grid has no point left.
+    """
+    if spec.algorithm == "grid":
+        return _next_of_grid(spec, table)
+    study = optuna.create_study(
+        sampler=_sampler(spec, number), direction="maximize" if HIGH_IS_GOOD[spec.best_by] else "minimize"
+    )
+    distributions = _distributions(spec.space)
+    for trial in [*table.ended, *table.unfinished]:
+        if trial.config in spec.space:  # an extended search may know trials outside of a narrower space
+            study.add_trial(_told(trial, distributions, spec.best_by))
+    return dict(study.ask(distributions).params)
+
+
+def _sampler(spec: SearchSpec, number: int) -> BaseSampler:
+    seed = int(np.random.SeedSequence([spec.seed, number]).generate_state(1)[0])
+    if spec.algorithm == "random":
+        return RandomSampler(seed=seed)
+    # Trials that still run count as bad (the "constant liar"), so that those at once do not all try the same place.
+    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True)
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {
+        name: FloatDistribution(value.low, value.high, log=value.log)
+        if isinstance(value, Range)
+        else CategoricalDistribution(value)
+        for name, value in space.dimensions.items()
+    }
+
+
+def _told(trial: Trial, distributions: dict[str, BaseDistribution], metric: str) -> FrozenTrial:
+    """Return a trial as Optuna knows it; one that was ended at a rung is pruned, and ranks below those that went on."""
+    best = trial.best(metric)
+    state, value = TrialState.RUNNING, None
+    if trial.state == "failed" or (trial.state == "finished" and best is None):
+        state = TrialState.FAIL
+    elif trial.state == "finished" and best is not None:
+        state, value = TrialState.PRUNED if trial.why == "rung" else TrialState.COMPLETE, best.value
+    return create_trial(
+        state=state,
+        value=value,
+        params={name: trial.config[name] for name in distributions},
+        distributions=distributions,
+        intermediate_values={epoch: report.value for epoch, report in trial.reports.items()},
+    )
+
+
+def _next_of_grid(spec: SearchSpec, table: TrialTable) -> Config:
+    """Return the first point, in an order drawn from the seed, that no trial has taken."""
+    points = list(spec.space.grid())
+    random.Random(spec.seed).shuffle(points)  # noqa: S311 -- so that a search cut short has seen the whole space
+    taken = [_restricted(trial.config, spec.space) for trial in table.trials.values()]
+    for point in points:
+        if point not in taken:
+            return point
+    raise SpecError(f"all {len(points)} points of the grid are tried; give it more, as in --lr 1e-5:1e-2:9")
+
+
+def _restricted(config: Config, space: Space) -> dict[str, Any]:
+    return {name: config.get(name) for name in space.dimensions}
