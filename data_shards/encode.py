@@ -2,33 +2,15 @@
 
 import io
 import zlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from PIL import Image
 
 from data_shards.errors import BadImage
+from data_shards.options import EncodeOptions
 from data_shards.pixels import DAMAGE, decoded, is_gray, open_image, shrunk
 
-Encoding: TypeAlias = Literal["jpeg", "lossless"]
-
 COPIED = {"JPEG": "jpg", "PNG": "png"}  # formats that a shard may hold as they came
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
-    """How images are stored.
-
-    Attributes:
-        image_size: Short side in pixels, never enlarged; 0 keeps the size, and JPEG and PNG files byte for byte.
-        encoding: "jpeg", or "lossless" (PNG).
-        quality: Of the JPEG, 1 to 100.
-    """
-
-    image_size: int = 256
-    encoding: Encoding = "jpeg"
-    quality: int = 95
 
 
 class Encoded(NamedTuple):
@@ -48,16 +30,12 @@ class Encoded(NamedTuple):
     crc32: int
 
 
-def encode_file(path: Path, options: EncodeOptions) -> tuple[Encoded, Image.Image]:
-    """Return a source image as it will be stored, and its decoded pixels.
+def encode(raw: bytes, options: EncodeOptions) -> tuple[Encoded, Image.Image]:
+    """Return a source file's image as it will be stored, and its decoded pixels.
 
     Raises:
-        BadImage: The file cannot be read or decoded; the text says why.
+        BadImage: It cannot be decoded; the text says why.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror})") from error
     opened = open_image(raw)
     image = decoded(opened)
     gray = is_gray(image)

@@ -35,4 +35,12 @@ class PlanError(ShardError):
 
 
 class LeakageError(ShardError):
-    """The same image, or images of the same group, stand in two splits."""
+    """The same image, or images of the same group, stand in two splits.
+
+    Attributes:
+        findings: A line for each of them.
+    """
+
+    def __init__(self, text: str, findings: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.findings = findings

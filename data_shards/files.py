@@ -5,9 +5,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_shards.diagnosis import sample_faults
+from data_shards.errors import DamagedShard
 from data_shards.index import Shard, ShardIndex
 from data_shards.locations import local_folder, shard_path
-from data_shards.table import SampleTable, check_bytes, read_table
+from data_shards.table import SampleTable, byte_fault, read_table
 
 FETCHERS = 4  # shards checked or downloaded at a time, ahead of the reader
 
@@ -44,9 +46,17 @@ class ShardFiles:
         facts = path.stat()
         known = (path, facts.st_size, facts.st_mtime_ns, shard.sha256, self.firsts[shard.name])
         if known not in _CHECKED:
-            check_bytes(path, shard)
+            self._check(path, shard)
             _CHECKED[known] = read_table(path, shard, first=self.firsts[shard.name])
         return _CHECKED[known]
+
+    def _check(self, path: Path, shard: Shard) -> None:
+        fault = byte_fault(path, shard)
+        if fault is None:
+            return
+        found = next(sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
+        place = found.text if found else "the change is between its samples"
+        raise DamagedShard(f"{fault} ({place}); copy it again or pack the data set anew")
 
     def tables_ahead(self, shards: Iterable[Shard], ahead: int) -> Iterator[SampleTable]:
         """Yield the tables of the shards in their order, up to `ahead` of them being prepared in the background."""

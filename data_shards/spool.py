@@ -1,4 +1,4 @@
-"""The workshop of a pack: images already decoded and encoded, in chunks, so that an interrupted pack goes on.
+"""The workshop's store of a pack: images already encoded, in chunks, so that an interrupted pack goes on.
 
 A chunk is a file of images end to end and, written after it, a JSON of what is in it. It is the same whichever process
 makes it, and a chunk whose JSON exists is done.
@@ -15,12 +15,14 @@ from typing import Any
 import imagehash
 from PIL import Image
 
-from data_shards.encode import Encoded, EncodeOptions, encode_file
+from data_shards.encode import encode
 from data_shards.errors import BadImage
+from data_shards.options import EncodeOptions
 from data_shards.sources import SourceImage
 
 CHUNK_IMAGES = 32  # small enough to share the work evenly, large enough that its two files do not matter
 HASH_SIDE = 16  # the perceptual hash has the square of it in bits
+FLAT_LEVELS = 8  # an image with less contrast has no structure to compare; all such would look the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +32,15 @@ class Spooled:
     Attributes:
         name: Of the source image.
         bad: Why it cannot be used, "" for a good one; a bad one has only a name.
-        start: Where its bytes begin in the chunk's file.
+        content: Name of the chunk's file that holds its bytes from `start` on.
         sha256: Of the source file.
-        phash: Perceptual hash of the image in hexadecimal.
+        phash: Perceptual hash of the image in hexadecimal, "" for a flat one.
         width: Of the image as it came, upright.
     """
 
     name: str
     bad: str = ""
+    content: str = ""
     start: int = 0
     size: int = 0
     suffix: str = ""
@@ -50,58 +53,71 @@ class Spooled:
 
 
 @dataclass(frozen=True)
-class Spool:
-    """The chunks of one pack, below a folder."""
+class Chunk:
+    """A run of the images to pack and its two files, below the folder of the spool."""
 
     folder: Path
+    number: int
+    images: tuple[SourceImage, ...]
 
-    def content_of(self, number: int) -> Path:
-        """The images of a chunk, end to end."""
-        return self.folder / f"{number:06d}.images"
+    @property
+    def content(self) -> Path:
+        """The encoded images, end to end."""
+        return self.folder / f"{self.number:06d}.images"
 
-    def list_of(self, number: int) -> Path:
-        """The JSON of a chunk; it exists once the chunk is done."""
-        return self.folder / f"{number:06d}.json"
+    @property
+    def listing(self) -> Path:
+        """The JSON of what is in the chunk; it exists once the chunk is done."""
+        return self.folder / f"{self.number:06d}.json"
 
-    def is_done(self, number: int) -> bool:
-        """Whether a chunk needs no more work."""
-        return self.list_of(number).exists()
+    def is_done(self) -> bool:
+        """Whether the chunk needs no more work."""
+        return self.listing.exists()
 
-    def read(self, number: int) -> tuple[Spooled, ...]:
-        """Return what is in a chunk that is done."""
-        return tuple(Spooled(**entry) for entry in json.loads(self.list_of(number).read_text(encoding="utf-8")))
+    def read(self) -> list[Spooled]:
+        """Return what is in the chunk once it is done."""
+        return [Spooled(**entry) for entry in json.loads(self.listing.read_text(encoding="utf-8"))]
 
 
-def spool_chunk(folder: Path, number: int, images: Sequence[SourceImage], options: EncodeOptions) -> int:
-    """Encode a chunk of images into the spool and return how many there were. Safe to run twice."""
-    spool = Spool(folder)
+def chunks_of(images: Sequence[SourceImage], folder: Path) -> list[Chunk]:
+    """Return the images in chunks, in their order."""
+    starts = range(0, len(images), CHUNK_IMAGES)
+    return [Chunk(folder, number, tuple(images[start : start + CHUNK_IMAGES])) for number, start in enumerate(starts)]
+
+
+def encode_chunk(chunk: Chunk, options: EncodeOptions) -> int:
+    """Encode the images of a chunk into its files and return how many there are. Safe to run twice."""
     entries, start = [], 0
-    with spool.content_of(number).open("wb") as file:
-        for image in images:
-            entry, data = _spooled(image, start, options)
+    with chunk.content.open("wb") as file:
+        for image in chunk.images:
+            facts, data = _spooled(image, options)
             file.write(data)
+            entries.append(asdict(Spooled(name=image.name, content=chunk.content.name, start=start, **facts)))
             start += len(data)
-            entries.append(asdict(entry))
         file.flush()
         os.fsync(file.fileno())
-    draft = spool.list_of(number).with_suffix(".draft")
+    draft = chunk.listing.with_suffix(".draft")
     draft.write_text(json.dumps(entries), encoding="utf-8")
-    draft.replace(spool.list_of(number))
-    return len(images)
+    draft.replace(chunk.listing)
+    return len(entries)
 
 
-def _spooled(source: SourceImage, start: int, options: EncodeOptions) -> tuple[Spooled, bytes]:
+def _spooled(source: SourceImage, options: EncodeOptions) -> tuple[dict[str, Any], bytes]:
     try:
-        encoded, image = encode_file(source.path, options)
+        raw = source.path.read_bytes()
+        encoded, image = encode(raw, options)
     except BadImage as error:
-        return Spooled(name=source.name, bad=str(error)), b""
-    return Spooled(
-        name=source.name, start=start, size=len(encoded.data), **_facts(source, encoded, image)
-    ), encoded.data
-
-
-def _facts(source: SourceImage, encoded: Encoded, image: Image.Image) -> dict[str, Any]:
+        return {"bad": str(error)}, b""
+    except OSError as error:
+        return {"bad": f"the file cannot be read ({error.strerror})"}, b""
     facts = encoded._asdict()
-    del facts["data"]
-    sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
-    return {**facts, "sha256": sha256, "phash": str(imagehash.phash(image, hash_size=HASH_SIDE))}
+    data = facts.pop("data")
+    sha256 = hashlib.sha256(raw).hexdigest()
+    return {**facts, "size": len(data), "sha256": sha256, "phash": _perceptual_hash(image)}, data
+
+
+def _perceptual_hash(image: Image.Image) -> str:
+    darkest, brightest = image.convert("L").getextrema()
+    if brightest - darkest < FLAT_LEVELS:  # type: ignore[operator]  # a gray image has one pair
+        return ""
+    return str(imagehash.phash(image, hash_size=HASH_SIDE))

@@ -69,24 +69,16 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
     return SampleTable(path, first, np.array(rows, dtype=np.int64))
 
 
-def check_bytes(path: Path, shard: Shard) -> None:
-    """Compare a shard's size and sha256 with the index.
-
-    Raises:
-        DamagedShard: They differ, or the file is missing; the text names the first sample that is cut off.
-    """
-    try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise DamagedShard(f"{shard.name} has {size} bytes, the index says {shard.bytes}; copy it again")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise DamagedShard(f"{path} is missing; copy it again or pack the data set anew") from error
+def byte_fault(path: Path, shard: Shard) -> str | None:
+    """Return how a shard's size or sha256 differs from the index, None where it does not."""
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"{shard.name} has {size} bytes, the index says {shard.bytes}"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != shard.sha256:
-        raise DamagedShard(
-            f"{shard.name} has sha256 {found[:12]}..., the index says {shard.sha256[:12]}...; copy it again"
-        )
+        return f"{shard.name} has sha256 {found[:12]}..., the index says {shard.sha256[:12]}..."
+    return None
 
 
 def _check_sample(shard: Shard, sample: list[Member], key: str) -> None:

@@ -33,12 +33,24 @@ class Sample:
 
 
 def write_shards(
-    folder: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
+    folder: Path, records: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
 ) -> Iterator[Shard]:
-    """Write one split's samples in their order and yield each shard when it stands whole under its name."""
+    """Write one split's samples in their order and yield each shard when it stands whole under its name.
+
+    A shard that an earlier try wrote from the same samples, as its JSON in the folder `records` says, is kept.
+    """
     for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
-        name = f"{split}-{number:05d}.tar"
-        yield _write_shard(folder / name, split, samples[first:last], first=first, classes=classes)
+        path = folder / f"{split}-{number:05d}.tar"
+        record = records / f"{path.name}-{_identity(samples[first:last], first)}.json"
+        if not (record.exists() and path.exists()):
+            shard = _write_shard(path, split, samples[first:last], first=first, classes=classes)
+            record.write_text(shard.model_dump_json())
+        yield Shard.model_validate_json(record.read_text())
+
+
+def _identity(samples: Sequence[Sample], first: int) -> str:
+    facts = [(sample.label, sample.suffix, sample.size, sample.info) for sample in samples]
+    return hashlib.sha256(json.dumps([first, facts], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:

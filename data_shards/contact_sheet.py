@@ -1,0 +1,75 @@
+"""A page of small images per class, to see with one's own eyes what a data set holds."""
+
+import base64
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from data_shards.files import ShardFiles
+from data_shards.index import ShardIndex
+from data_shards.overview import overview
+from data_shards.reading import Extent, read_square
+from data_shards.table import key_of
+
+SIDE = 128  # pixels of a small image
+TEMPLATE = "contact_sheet.html.j2"
+
+
+class Thumbnail(NamedTuple):
+    """One image of the sheet; no name of a file, which may be a patient's."""
+
+    split: str
+    key: str
+    label: int
+    png: str
+
+
+def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_class: int) -> None:
+    """Write the page, with up to `per_class` images of each class, the splits in turn. It appears whole.
+
+    Raises:
+        DamagedShard: A shard or sample is not what the index says.
+    """
+    wanted = dict.fromkeys(range(len(index.classes)), per_class)
+    share = -(-per_class // len(index.splits))
+    images = [image for split in index.splits for image in _first_of_each(location, index, split, share)]
+    by_class = {
+        name: [image for image in images if image.label == label][: wanted[label]]
+        for label, name in enumerate(index.classes)
+    }
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template(TEMPLATE).render(
+        location=location, overview=overview(index), classes=by_class, side=SIDE
+    )
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(file)
+
+
+def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> Iterator[Thumbnail]:
+    """Yield the first images of each class of a split, reading no more shards than needed."""
+    files = ShardFiles(location, index)
+    missing = {label: min(count, n) for label, n in enumerate(index.per_class_in(split))}
+    for shard in index.of_split(split):
+        if not any(missing[label] and shard.per_class[label] for label in missing):
+            continue
+        table = files.table_of(shard)
+        for number, edges in enumerate(table.extents.tolist(), table.first):
+            extent = Extent(table.path, number, tuple(edges))
+            sample, pixels = read_square(extent, classes=len(index.classes), size=SIDE, color=index.color)
+            if missing[sample.label]:
+                missing[sample.label] -= 1
+                yield Thumbnail(split, key_of(number), sample.label, _png(pixels))
+
+
+def _png(pixels: np.ndarray) -> str:
+    channels_last = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(channels_last)).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,57 @@
+"""Work shared out over the cores of this machine."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from data_shards.errors import ShardError
+
+R = TypeVar("R")
+
+
+def in_processes(
+    work: Callable[..., R], tasks: Sequence[tuple[Any, ...]], *, processes: int
+) -> Iterator[tuple[int, R]]:
+    """Call `work` with the arguments of each task and yield the task's number and result, in the order they are done.
+
+    With one process, or one task, the work is done in this one.
+
+    Raises:
+        ShardError: A process was killed; what it had finished stays.
+    """
+    count = min(processes, len(tasks))
+    if count <= 1:
+        yield from ((number, work(*task)) for number, task in enumerate(tasks))
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
+    try:
+        futures = {pool.submit(work, *task): number for number, task in enumerate(tasks)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise ShardError(
+            f"one of {count} processes was killed, perhaps for memory; do it again with --processes 1"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def fitting(work: int, *, per_process: int) -> int:
+    """Return how many processes are worth starting: one per core, or fewer for little work."""
+    return min(len(os.sched_getaffinity(0)), 1 + work // per_process)
+
+
+def _end_with_parent() -> None:
+    """Let a process end when the one that started it was killed and cannot say so."""
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,113 @@
+"""Divides images over train, valid and test: by class in proportion, and a group never over two of them. Pure."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from data_shards.errors import SourceError
+from data_shards.index import SPLITS
+
+Shares = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeled:
+    """An image to be put into a split.
+
+    Attributes:
+        group: Images of one group stay together; a group of its own for an image without one.
+    """
+
+    name: str
+    label: str
+    group: str
+
+
+def parse_shares(text: str) -> Shares:
+    """Return the shares of train, valid and test from a text such as 70/15/15.
+
+    Raises:
+        SourceError: The text is not three numbers, none negative and the first above zero.
+    """
+    try:
+        parts = [float(part) for part in text.split("/")]
+    except ValueError as error:
+        raise SourceError(f"--split {text} is no 70/15/15") from error
+    total = sum(parts)
+    if len(parts) != len(SPLITS) or min(parts) < 0 or not 0 < parts[0] <= total < float("inf"):
+        raise SourceError(f"--split {text} is no three shares of train, valid and test; write 70/15/15")
+    return parts[0] / total, parts[1] / total, parts[2] / total
+
+
+def merged(group_of: Mapping[str, str], alike: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the group of each image after joining the groups of images that look the same."""
+    parent = {group: group for group in group_of.values()}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for first, second in alike:
+        low, high = sorted((root(group_of[first]), root(group_of[second])))
+        parent[high] = low
+    return {name: root(group) for name, group in group_of.items()}
+
+
+def divide(images: Sequence[Labeled], shares: Shares, *, seed: int) -> dict[str, str]:
+    """Return the split of each image by its name.
+
+    Groups go one by one, the largest first, to the split that lacks most of their classes; equal ones in an order
+    drawn from the seed. Every class then stands in every split that has a share.
+
+    Raises:
+        SourceError: A class has fewer groups than there are splits, or its groups are tied to other classes'.
+    """
+    used = [split for split, share in zip(SPLITS, shares, strict=True) if share]
+    groups = _classes_of_groups(images)
+    _check_enough(groups, len(used))
+    sizes = sum(groups.values(), Counter[str]())
+    lacking = {s: {c: share * n for c, n in sizes.items()} for s, share in zip(SPLITS, shares, strict=True) if share}
+    placed: dict[str, str] = {}
+    for group in sorted(groups, key=lambda g: (-groups[g].total(), _draw(seed, g))):
+        placed[group] = max(used, key=lambda s: sum(n * lacking[s][c] / sizes[c] for c, n in groups[group].items()))
+        for label, count in groups[group].items():
+            lacking[placed[group]][label] -= count
+    _fill_gaps(placed, groups, used)
+    return {image.name: placed[image.group] for image in images}
+
+
+def _classes_of_groups(images: Sequence[Labeled]) -> dict[str, Counter[str]]:
+    groups: dict[str, Counter[str]] = {}
+    for image in images:
+        groups.setdefault(image.group, Counter())[image.label] += 1
+    return groups
+
+
+def _check_enough(groups: Mapping[str, Counter[str]], splits: int) -> None:
+    having = Counter(label for classes in groups.values() for label in classes)
+    for label, count in sorted(having.items()):
+        if count < splits:
+            raise SourceError(
+                f"class {label!r} has {count} images or groups to divide over {splits} splits; "
+                "add more, leave the class out, or give the splits yourself"
+            )
+
+
+def _fill_gaps(placed: dict[str, str], groups: Mapping[str, Counter[str]], splits: Sequence[str]) -> None:
+    """Give each split that got nothing of a class the smallest group of it that another split can spare."""
+    having = Counter((placed[group], label) for group, classes in groups.items() for label in classes)
+    for label in sorted({label for classes in groups.values() for label in classes}):
+        for split in (split for split in splits if not having[split, label]):
+            spare = [g for g in placed if groups[g][label] and all(having[placed[g], c] > 1 for c in groups[g])]
+            if not spare:
+                raise SourceError(f"class {label!r} cannot be in every split without parting a group; add images of it")
+            moved = min(spare, key=lambda group: (groups[group].total(), group))
+            having.subtract((placed[moved], c) for c in groups[moved])
+            having.update((split, c) for c in groups[moved])
+            placed[moved] = split
+
+
+def _draw(seed: int, group: str) -> str:
+    return hashlib.sha256(f"{seed} {group}".encode()).hexdigest()
