@@ -56,7 +56,6 @@ def train(shards: str, **given: Any) -> None:
 @click.option("--positive", metavar="CLASS", help="The class whose misses are counted.")
 @click.option("--min-sensitivity", type=float, help="Choose the threshold on the validation split for this.")
 @option(EvaluateSpec, "batch_size", type=int, help="Images per step over all workers together.")
-@option(EvaluateSpec, "precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the backbone.")
 @options(WHERE, WHEN, HOW)
 def evaluate(model: str, shards: str, **given: Any) -> None:
     r"""Score MODEL (a run, a search's best, or a folder) on one split of SHARDS and print the run id.

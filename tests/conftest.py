@@ -1,0 +1,31 @@
+"""Fixtures that tests of several packages share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from cluster.settings import Settings
+from jobs import embedded
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """A storage folder with nothing in it yet."""
+    return Settings(storage=tmp_path / "storage").with_storage_ready().storage
+
+
+@pytest.fixture
+def settings(storage: Path) -> Iterator[Settings]:
+    """Settings with an embedded Redis of their own, which ends with the test."""
+    server = embedded.ensure_running(storage)
+    yield Settings(storage=storage, redis_url=server.url, lease_seconds=3.0)
+    embedded.stop(storage)
+
+
+@pytest.fixture
+def redis(settings: Settings) -> Iterator[Redis]:
+    """A connection to that Redis."""
+    with Redis.from_url(str(settings.redis_url)) as connection:
+        yield connection

@@ -1,0 +1,56 @@
+"""A trainer of a few lines behind the launcher's border: as long, as faulty and as stubborn as its spec says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.files import append_line, write_json
+from cluster.lease import Lease
+from cluster.run_paths import RunPaths
+
+
+def main(folder: str, attempt: int) -> int:
+    paths = RunPaths(Path(folder))
+    spec = json.loads(paths.spec.read_text())
+    lease = Lease.join(paths, attempt)
+    print(f"attempt {attempt} of {paths.run_id}", flush=True)
+    if spec["leaves_child"]:
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+    for step in range(steps_done(paths), spec["steps"]):
+        if paths.stop.exists() and not spec["stubborn"]:
+            return 3
+        lease.beat()
+        time.sleep(spec["step_seconds"])
+        append_line(paths.folder / "steps.jsonl", {"step": step, "attempt": attempt})
+        progress = {"phase": "train", "epoch": step + 1, "epochs": spec["steps"], "done": 1, "total": 1}
+        write_json(paths.progress, {**progress, "images_per_second": 10.0, "eta_seconds": 1.0, "attempt": attempt})
+    return end(spec["ending"], paths, lease)
+
+
+def steps_done(paths: RunPaths) -> int:
+    """What a real trainer learns from its checkpoint."""
+    file = paths.folder / "steps.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def end(ending: str, paths: RunPaths, lease: Lease) -> int:
+    if ending == "fail":
+        write_json(paths.error, {"attempt": lease.attempt, "error": "the images are all black"})
+        return 1
+    if ending == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ending == "nothing":
+        return 0
+    lease.check()
+    metrics = {"accuracy": 0.5, "auroc": 0.75}
+    write_json(paths.result, {"kind": "train", "checkpoint": None, "metrics": metrics, "seconds": 0.1})
+    append_line(paths.folder / "published.jsonl", {"attempt": lease.attempt})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[3])))

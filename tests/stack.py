@@ -1,0 +1,66 @@
+"""What tests of the queue share: fake runs, waiting for a state, and what is left of a run's processes."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from cluster.run_paths import RunPaths
+from jobs.ledger import RunState, read_state
+from trainer.specs import Spec
+
+FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
+
+
+class FakeSpec(Spec):
+    """A wish that `tests/fake_trainer.py` understands."""
+
+    kind: Literal["train"] = "train"
+    steps: int = 1
+    step_seconds: float = 0.0
+    ending: Literal["succeed", "fail", "crash", "nothing"] = "succeed"
+    stubborn: bool = False
+    leaves_child: bool = False
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Return whether something becomes true within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return holds()
+
+
+def state_of(storage: Path, run_id: str) -> RunState:
+    return read_state(RunPaths.of(storage, run_id))
+
+
+def reaches(storage: Path, run_id: str, *states: str, seconds: float = 30.0) -> RunState:
+    """Return the run's state once it is one of `states`; fail with where it stands instead."""
+    assert eventually(lambda: state_of(storage, run_id).state in states, seconds), state_of(storage, run_id)
+    return state_of(storage, run_id)
+
+
+def processes_of(run_id: str) -> list[int]:
+    """Return the processes that carry a run's mark in their environment, zombies left out."""
+    mark, found = f"NIGHTSHIFT_RUN={run_id}".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def trainer_of(run_id: str) -> int:
+    """Return the trainer itself: neither its guard nor a child it left."""
+    return next(pid for pid in processes_of(run_id) if b"tests.fake_trainer" in arguments_of(pid)[2:3])
+
+
+def arguments_of(pid: int) -> list[bytes]:
+    """Return a process' command line, part by part."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -1,0 +1,138 @@
+"""How attempts end, with a real worker, a real Redis and a fake trainer."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.errors import LeaseLost
+from cluster.lease import Lease
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import acts, tasks
+from jobs.request import JobRequest
+from jobs.stack import Stack, start_stack
+from jobs.submit import submit
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[Stack]:
+    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
+        yield running
+
+
+def test_a_run_that_succeeds_has_a_result_and_its_metric(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(steps=2))
+
+    state = reaches(settings.storage, run_id, "succeeded")
+
+    assert state.metric == ("auroc", 0.75)
+    assert (state.attempt, state.losses, state.why) == (1, 0, None)
+    assert RunPaths.of(settings.storage, run_id).result.exists()
+
+
+def test_a_run_that_fails_says_why_in_one_line_and_is_not_repeated(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(ending="fail"))
+
+    state = reaches(settings.storage, run_id, "failed")
+
+    assert state.why == "the images are all black"
+    assert state.attempt == 1
+
+
+def test_a_trainer_that_ends_without_a_result_has_failed(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(ending="nothing"))
+
+    state = reaches(settings.storage, run_id, "failed")
+
+    assert state.why == "the trainer ended without a result; `nightshift logs` shows what it said"
+
+
+def test_a_poison_run_ends_as_lost_when_its_retries_are_spent(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(ending="crash"), JobRequest(retries=2))
+
+    state = reaches(settings.storage, run_id, "lost")
+
+    assert (state.attempt, state.losses) == (3, 3)
+    assert state.why == "signal 9 ended the trainer; 2 retries are spent, `nightshift retry` tries again"
+
+
+def test_nothing_of_a_run_is_left_when_it_ends(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(leaves_child=True))
+
+    reaches(settings.storage, run_id, "succeeded")
+
+    assert processes_of(run_id) == []
+
+
+def test_cancel_stops_after_a_checkpoint_and_retry_goes_on_from_it(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.05))
+    paths = RunPaths.of(settings.storage, run_id)
+    assert eventually((paths.folder / "steps.jsonl").exists)
+
+    cancelled = acts.cancel(settings, paths)
+    acts.retry(settings, paths)
+    succeeded = reaches(settings.storage, run_id, "succeeded")
+
+    assert (cancelled.state, cancelled.why) == ("cancelled", "cancelled after a checkpoint")
+    assert succeeded.attempt == 2
+    assert len((paths.folder / "steps.jsonl").read_text().splitlines()) == 40
+
+
+def test_cancel_now_kills_even_a_stubborn_trainer_and_all_below_it(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True, leaves_child=True))
+    paths = RunPaths.of(settings.storage, run_id)
+    assert eventually((paths.folder / "steps.jsonl").exists)
+
+    state = acts.cancel(settings, paths, at_once=True)
+
+    assert state.state == "cancelled"
+    assert processes_of(run_id) == []
+
+
+def test_a_trainer_that_is_killed_is_started_again_from_its_checkpoint(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(steps=30, step_seconds=0.05))
+    paths = RunPaths.of(settings.storage, run_id)
+    assert eventually((paths.folder / "steps.jsonl").exists)
+
+    os.kill(trainer_of(run_id), signal.SIGKILL)
+    state = reaches(settings.storage, run_id, "succeeded")
+
+    assert (state.attempt, state.losses) == (2, 1)
+    assert len((paths.folder / "steps.jsonl").read_text().splitlines()) == 30
+
+
+def test_a_run_over_its_max_duration_fails_after_a_checkpoint(stack: Stack, settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec(steps=600, step_seconds=0.05), JobRequest(max_duration_seconds=0.5))
+
+    state = reaches(settings.storage, run_id, "failed")
+
+    assert state.why is not None
+    assert state.why.startswith("stopped after a checkpoint: --max-duration is over")
+
+
+def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec())
+    paths = RunPaths.of(settings.storage, run_id)
+    begun = tasks._begin(paths, "a worker that will freeze")
+    assert begun is not None
+
+    state = tasks.declare_dead(paths, 1, "no sign of life for 3 s")
+
+    assert state is not None
+    assert (state.state, state.losses) == ("queued", 1)
+    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+        Lease.join(paths, 1)
+
+
+def test_two_workers_that_take_one_entry_begin_one_attempt(settings: Settings) -> None:
+    run_id = submit(settings, FakeSpec())
+    paths = RunPaths.of(settings.storage, run_id)
+
+    first, second = tasks._begin(paths, "one"), tasks._begin(paths, "two")
+
+    assert first is not None
+    assert second is None
+    assert state_of(settings.storage, run_id).job_worker == "one"
