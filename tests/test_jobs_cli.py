@@ -1,0 +1,293 @@
+"""The command line as people type it: exact lines, exit codes, and what it must not import."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from data_shards.index import Shard, ShardIndex
+from jobs import ledger
+from jobs.__main__ import main
+from jobs.cli import COMMANDS
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a command in this process; its exit code, stdout and stderr."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """An index of two training shards and one each of the other splits; the tar files are of no interest here."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    entries = [("train", 0), ("train", 1), ("valid", 0), ("test", 0)]
+    index = ShardIndex(
+        classes=("covid", "normal"),
+        shards=tuple(
+            Shard(name=f"{split}-{n}.tar", split=split, samples=8, per_class=(4, 4), bytes=1024, sha256="0" * 64)
+            for split, n in entries
+        ),
+    ).sealed()
+    (folder / "index.json").write_text(index.model_dump_json())
+    return str(folder)
+
+
+def test_train_prints_the_run_id_alone_and_what_to_do_next_on_stderr(say: Say, shards: str, settings: Settings) -> None:
+    code, out, err = say("train", shards, "--weights", "none")
+
+    run_id = out.strip()
+
+    assert code == 0
+    assert out == f"{run_id}\n"
+    assert err == f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.\n"
+    assert ledger.all_ids(settings.storage) == [run_id]
+
+
+def test_show_json_has_what_scripts_rely_on(say: Say, shards: str) -> None:
+    run_id = say("train", shards, "--weights", "none", "--epochs", "3", "--name", "first")[1].strip()
+
+    code, out, _ = say("show", "first", "--json")
+    shown = json.loads(out)
+
+    assert code == 0
+    assert {
+        "id", "name", "kind", "state", "created", "started", "ended", "attempt", "spec", "progress", "result", "error",
+    } <= shown.keys()  # fmt: skip
+    assert (shown["id"], shown["name"], shown["kind"], shown["state"]) == (run_id, "first", "train", "queued")
+    assert (shown["spec"]["epochs"], shown["attempt"], shown["result"], shown["error"]) == (3, 0, None, None)
+    assert shown["created"].endswith("Z")
+
+
+def test_dry_run_prints_the_checked_spec_and_queues_nothing(say: Say, shards: str, settings: Settings) -> None:
+    code, out, err = say("train", shards, "--weights", "none", "--dry-run")
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["shards"] == shards
+    assert ledger.all_ids(settings.storage) == []
+
+
+def test_list_shows_the_newest_first_and_filters(say: Say, shards: str) -> None:
+    first = say("train", shards, "--weights", "none")[1].strip()
+    second = say("evaluate", first, shards)[1].strip()
+
+    everything = json.loads(say("list", "--json")[1])
+    waiting = json.loads(say("list", "--state", "scheduled", "--json")[1])
+    training = say("list", "--kind", "train")[1]
+
+    assert [row["id"] for row in everything] == [second, first]
+    assert [(row["id"], row["kind"]) for row in waiting] == [(second, "evaluate")]
+    assert first in training
+    assert second not in training
+
+
+def test_an_id_may_be_shortened_to_any_unique_prefix(say: Say, shards: str) -> None:
+    first = say("train", shards, "--weights", "none")[1].strip()
+    say("train", shards, "--weights", "none")
+
+    code, out, _ = say("show", first[:-1])
+    ambiguous, _, err = say("show", "train")
+
+    assert code == 0
+    assert out.startswith(first)
+    assert ambiguous == 1
+    assert err.startswith("Error: 'train' begins 2 run ids, ")
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_is_written(say: Say, shards: str, settings: Settings) -> None:
+    first = say("train", shards, "--weights", "none", "--name", "night")[1].strip()
+
+    code, out, err = say("train", shards, "--weights", "none", "--name", "night")
+
+    assert (code, out) == (1, "")
+    assert err == f"Error: name 'night' belongs to {first}; choose another, or delete that run\n"
+    assert [entry.name for entry in settings.runs.iterdir()] == [first]
+
+
+def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings) -> None:
+    first = say("train", shards, "--weights", "none", "--name", "night")[1].strip()
+    refused = say("delete", first, "--yes")
+
+    say("cancel", first)
+    deleted = say("delete", first, "--yes")
+    again = say("train", shards, "--weights", "none", "--name", "night")
+
+    assert refused[::2] == (1, f"Error: {first} is queued; cancel it first\n")
+    assert deleted[::2] == (0, f"{first} is deleted\n")
+    assert again[0] == 0
+    assert not RunPaths.of(settings.storage, first).folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--batch-size", "9", "--workers", "2"], 1, "batch_size 9 does not split evenly over 2 workers"),
+        (["--lr", "50"], 1, "lr 50.0: input should be less than or equal to 10"),
+        (["--weights", "/no/such.pth"], 1, "weights file /no/such.pth does not exist"),
+        (["--workers", "3", "--batch-size", "33"], 1, "3 workers need 3 CPUs|2 shards cannot feed 3 workers"),
+        (["--name", "../../etc"], 1, "name '../../etc' is no name"),
+        (["--after", "train-20260101-000000-aaaaaa"], 1, "no run has the id or name 'train-20260101-000000-aaaaaa'"),
+        (["--window", "20:00-20:00"], 2, "window 20:00-20:00 never opens"),
+        (["--max-duration", "soon"], 2, "'soon' is no duration; write 30m, 8h or 2d"),
+        (["--at", "noon"], 2, "'noon' is no time; write 22:00 or 2026-11-23T22:00"),
+        (["--gpus-per-worker", "2"], 2, "'2' is none of 0, 1, auto"),
+        (["--priority", "urgent"], 2, "'urgent' is not one of 'high', 'normal', 'low'"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_queues_nothing(
+    say: Say, shards: str, arguments: list[str], code: int, line: str
+) -> None:
+    got, out, err = say("train", shards, "--weights", "none", *arguments)
+
+    said = err.splitlines()[-1]
+
+    assert (got, out) == (code, "")
+    assert said.startswith("Error: ")
+    assert any(part in said for part in line.split("|"))
+    assert say("list", "--json")[1] == "[]\n"
+
+
+def test_shards_that_do_not_exist_are_one_line(say: Say, tmp_path: Path) -> None:
+    code, out, err = say("train", str(tmp_path / "nowhere"))
+
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_weights_of_another_network_are_refused_before_they_are_queued(say: Say, shards: str, tmp_path: Path) -> None:
+    header = json.dumps({"conv1.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "resnet.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+    code, out, err = say("train", shards, "--weights", str(tmp_path / "resnet.safetensors"))
+
+    assert (code, out) == (1, "")
+    assert "is of another network: it has no _conv_stem.weight but conv1.weight" in err
+
+
+def test_a_model_of_other_classes_is_refused(say: Say, shards: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    head = {"classes": ["cat", "dog"], "width": 512, "dropout": 0.4, "image_size": 224}
+    (model / "head.json").write_text(json.dumps(head))
+
+    code, _, err = say("evaluate", str(model), shards)
+
+    assert code == 1
+    assert err == (
+        f"Error: {shards} has the classes covid, normal and the model cat, dog; "
+        "use data packed with the model's classes\n"
+    )
+
+
+def test_redis_that_does_not_answer_is_one_line_and_nothing_is_written(
+    say: Say, shards: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    code, out, err = say("train", shards, "--weights", "none")
+
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer (")
+    assert len(err.splitlines()) == 1
+    assert ledger.all_ids(settings.storage) == []
+
+
+def test_storage_that_is_not_writable_is_one_line(say: Say, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", "/proc/nightshift")
+
+    code, _, err = say("train", shards, "--weights", "none")
+
+    assert code == 1
+    assert err.startswith("Error: storage /proc/nightshift is not writable (")
+
+
+def test_an_unknown_id_is_one_line_everywhere(say: Say) -> None:
+    for command in ("show", "logs", "wait", "cancel", "retry", "resume", "delete"):
+        code, out, err = say(command, "nothing")
+
+        assert (code, out) == (1, ""), command
+        assert err == "Error: no run has the id or name 'nothing'; `nightshift list` shows them\n"
+
+
+def test_wait_gives_up_after_its_timeout_with_1(say: Say, shards: str) -> None:
+    run_id = say("train", shards, "--weights", "none")[1].strip()
+
+    code, out, err = say("wait", run_id, "--timeout", "1s")
+
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == f"{run_id}: queued"
+
+
+def test_logs_come_from_storage_and_can_be_cut_to_their_tail(say: Say, shards: str, settings: Settings) -> None:
+    run_id = say("train", shards, "--weights", "none")[1].strip()
+    RunPaths.of(settings.storage, run_id).log.write_text("one\ntwo\nthree\n")
+
+    assert say("logs", run_id)[1] == "one\ntwo\nthree\n"
+    assert say("logs", run_id, "--tail", "2")[1] == "two\nthree\n"
+
+
+def test_doctor_names_a_fault_and_its_cure(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = say("doctor", "--json")
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, out, _ = say("doctor", "--json")
+    fault = next(finding for finding in json.loads(out) if not finding["ok"])
+
+    assert healthy[0] == 0
+    assert code == 1
+    assert (fault["check"], fault["cure"]) == ("Redis", "start it or correct NIGHTSHIFT_REDIS_URL")
+
+
+def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:
+    code = (
+        "import sys; from jobs.__main__ import main\n"
+        "for line in (['--help'], ['train', '--help'], ['train', sys.argv[1], '--weights', 'none', '--dry-run']):\n"
+        "    try: main(line)\n"
+        "    except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'sklearn', 'matplotlib', 'webdataset'} & set(sys.modules)), file=sys.stderr)"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code, shards], capture_output=True, text=True, check=True)
+
+    assert said.stderr == "[]\n"
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from jobs.cli import cli; cli.main(['--help'], standalone_mode=False); print('rq' in sys.modules)"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert said.stdout.endswith("False\n")
+    assert all(name in said.stdout for name in ("train", "worker", "show"))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in COMMANDS.items() if entry.module.startswith("jobs.")])
+def test_every_command_has_help(name: str, say: Say) -> None:
+    code, out, _ = say(name, "--help")
+
+    assert code == 0
+    assert out.startswith(f"Usage: nightshift {name}")

@@ -1,0 +1,133 @@
+"""The embedded Redis: one for a storage, private, found again."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from redis import AuthenticationError, Redis
+
+from jobs import embedded
+from jobs.connection import refuse_plain, without_password
+from jobs.errors import QueueUnreachable, Refused
+from tests.stack import arguments_of, eventually
+
+
+@pytest.fixture
+def place(storage: Path) -> Iterator[Path]:
+    yield storage
+    embedded.stop(storage)
+
+
+def pid_at(storage: Path) -> int:
+    return embedded.ensure_running(storage).pid
+
+
+def test_its_address_is_written_for_its_owner_alone(place: Path) -> None:
+    server = embedded.ensure_running(place)
+
+    url = place / "redis" / "url"
+
+    assert url.read_text().strip() == server.url
+    assert stat.S_IMODE(url.stat().st_mode) == 0o600
+    assert stat.S_IMODE((place / "redis" / "redis.conf").stat().st_mode) == 0o600
+
+
+def test_the_password_is_asked_for_and_never_an_argument(place: Path) -> None:
+    server = embedded.ensure_running(place)
+    password = server.url.split(":")[2].split("@")[0]
+
+    arguments = b" ".join(arguments_of(server.pid)).decode()
+
+    assert password not in arguments
+    assert password not in (place / "redis" / "redis.log").read_text()
+    with pytest.raises(AuthenticationError), Redis(unix_socket_path=str(place / "redis" / "socket")) as stranger:
+        stranger.ping()
+
+
+def test_it_is_found_again(place: Path) -> None:
+    first = embedded.ensure_running(place)
+
+    second = embedded.ensure_running(place)
+
+    assert (second.url, second.pid) == (first.url, first.pid)
+    assert (first.started_here, second.started_here) == (True, False)
+
+
+def test_four_starters_at_once_get_one_server(place: Path) -> None:
+    with ProcessPoolExecutor(4) as pool:
+        pids = set(pool.map(pid_at, [place] * 4))
+
+    assert len(pids) == 1
+
+
+def test_what_was_written_survives_kill_9(place: Path) -> None:
+    first = embedded.ensure_running(place)
+    with Redis.from_url(first.url) as connection:
+        connection.set("kept", "yes")
+        connection.execute_command("WAITAOF", 1, 0, 5000)
+
+    os.kill(first.pid, signal.SIGKILL)
+    os.waitpid(first.pid, 0)
+    second = embedded.ensure_running(place)
+
+    with Redis.from_url(second.url) as connection:
+        assert connection.get("kept") == b"yes"
+    assert second.started_here
+
+
+def test_a_storage_with_a_long_path_and_a_blank_works(tmp_path: Path) -> None:
+    deep = tmp_path / ("a long name " * 10)
+    deep.mkdir()
+
+    server = embedded.ensure_running(deep)
+
+    with Redis.from_url(server.url) as connection:
+        assert connection.ping()
+    embedded.stop(deep)
+    assert embedded.running(deep) is None
+
+
+def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from jobs.embedded import ensure_running;"
+        "print(ensure_running(Path(sys.argv[1]), ends_with_caller=True).pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+
+    said = subprocess.run([sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False)
+
+    assert eventually(lambda: not Path(f"/proc/{said.stdout.strip()}").exists())
+
+
+def test_one_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:
+    server = embedded.ensure_running(storage)
+    embedded.stop(storage)
+    (storage / "redis" / "url").write_text(server.url)
+    (storage / "redis" / "host.json").write_text('{"host": "elsewhere"}')
+
+    with pytest.raises(QueueUnreachable, match="was started on elsewhere; set NIGHTSHIFT_REDIS_URL"):
+        embedded.ensure_running(storage)
+
+
+@pytest.mark.parametrize("url", ["redis://:secret@10.0.0.7:6379/0", "redis://redis.example:6379"])
+def test_plain_redis_of_another_machine_is_refused_unless_told(url: str) -> None:
+    with pytest.raises(Refused, match="plain Redis on another machine; use rediss://") as refusal:
+        refuse_plain(url, allowed=False)
+
+    refuse_plain(url, allowed=True)
+
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["rediss://10.0.0.7", "redis://127.0.0.1:6379", "redis://localhost", "unix:///tmp/s"])
+def test_redis_that_nobody_can_listen_to_is_accepted(url: str) -> None:
+    refuse_plain(url, allowed=False)
+
+
+def test_an_address_is_told_without_its_password() -> None:
+    assert without_password("rediss://user:secret@host:6380/2") == "rediss://host:6380/2"
