@@ -76,15 +76,23 @@ def train_from(course: Course, position: Position) -> Position:
     """
     model = _parallel(course)
     while position.epoch < course.spec.epochs and not position.out_of_patience(course.spec.patience):
-        plan = course.plan(position.epoch)
-        course.begin_epoch(position)
-        began, done_before = time.monotonic(), position.images
-        model.train()
-        for step in course.source(plan, position.batch):
-            loss = _train_step(course, model, step, position, plan.batches)
-            position = _moved(course, position, loss, step)
-        position = _validated(course, position, plan, time.monotonic() - began, position.images - done_before)
+        position = train_epoch(course, model, position)
     return position
+
+
+def train_epoch(course: Course, model: nn.Module, position: Position) -> Position:
+    """Train the rest of an epoch, score it and return the position at the start of the next.
+
+    `model` is the course's module, or what makes it train in step with the other ranks.
+    """
+    plan = course.plan(position.epoch)
+    course.begin_epoch(position)
+    began, done_before = time.monotonic(), position.images
+    model.train()
+    for step in course.source(plan, position.batch):
+        loss = _train_step(course, model, step, position, plan.batches)
+        position = _moved(course, position, loss, step)
+    return _validated(course, position, plan, time.monotonic() - began, position.images - done_before)
 
 
 def _parallel(course: Course) -> nn.Module:

@@ -16,7 +16,7 @@ def build_optimizer(
     trainable = [] if backbone is None else [p for p in backbone.parameters() if p.requires_grad]
     if trainable:
         groups.append({"params": trainable, "factor": backbone_factor})
-    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type == "cuda")
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> float:

@@ -37,7 +37,7 @@ def on_workers(loop: Loop, order: Order[Any], spec: Spec) -> Any:
         refuse_impossible(workers=1, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
         found = _trainer(loop, order, workers=0, gpus=0).fit().return_value
     else:
-        with _ray(settings, spec) as gpus:
+        with ray_for(settings, spec) as gpus:
             found = _fit(_trainer(loop, order, workers=spec.workers, gpus=gpus))
     if isinstance(found, Exception):
         raise found
@@ -68,8 +68,14 @@ def _fit(trainer: TorchTrainer) -> Any:
 
 
 @contextmanager
-def _ray(settings: Settings, spec: Spec) -> Iterator[int]:
-    """Connect to the cluster, or start Ray on this machine; yield the GPUs of each worker."""
+def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
+    """Connect to the cluster, or start Ray on this machine; yield the GPUs of each worker.
+
+    Within another such block, or in an actor, the Ray that is there serves, and stays.
+    """
+    if ray.is_initialized():
+        yield _cluster_gpus(spec)
+        return
     try:
         if settings.ray_address is not None:
             ray.init(address=settings.ray_address, log_to_driver=True)
