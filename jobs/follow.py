@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,13 +13,13 @@ from cluster.run_paths import RunPaths
 from jobs.ledger import RunState, read_state
 from jobs.records import read_progress
 
+Step = tuple[RunState, dict[str, Any]]
+
 POLL_SECONDS = 0.3
 LINE_EVERY_SECONDS = 15.0  # where nobody watches, a line this often and at each epoch
 
 
-def follow(
-    storage: Path, run_id: str, *, timeout_seconds: float | None = None
-) -> Iterator[tuple[RunState, dict[str, Any]]]:
+def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) -> Iterator[Step]:
     """Yield the run's state and progress a few times a second, its end last; stops early after `timeout_seconds`."""
     paths, until = RunPaths.of(storage, run_id), time.monotonic() + (timeout_seconds or float("inf"))
     while True:
@@ -31,12 +31,23 @@ def follow(
 
 
 def show_progress(
-    storage: Path, run_id: str, *, out: TextIO | None = None, timeout_seconds: float | None = None
+    storage: Path,
+    run_id: str,
+    *,
+    out: TextIO | None = None,
+    timeout_seconds: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> RunState:
-    """Follow a run on `out` (standard error) and return where it stands in the end."""
+    """Follow a run on `out` (standard error), calling `meanwhile` at each look, and return its last state."""
     out = out or sys.stderr
-    steps = follow(storage, run_id, timeout_seconds=timeout_seconds)
+    steps = _attended(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
     return _with_bar(steps, out) if out.isatty() else _with_lines(steps, out)
+
+
+def _attended(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
+    for step in steps:
+        meanwhile()
+        yield step
 
 
 def describe(state: RunState, progress: dict[str, Any]) -> str:
@@ -62,18 +73,19 @@ def duration(seconds: float) -> str:
     return f"{whole}s"
 
 
-def _with_lines(steps: Iterator[tuple[RunState, dict[str, Any]]], out: TextIO) -> RunState:
+def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
     said: tuple[Any, ...] = ()
     spoke = 0.0
     for state, progress in steps:
-        point = (state.state, state.attempt, progress.get("phase"), progress.get("epoch"))
+        running = state.state == "running"
+        point = (state.state, state.attempt, *(progress.get(key, "starting") for key in ("phase", "epoch") if running))
         if point != said or time.monotonic() - spoke > LINE_EVERY_SECONDS:
             print(f"{state.id}: {describe(state, progress)}", file=out, flush=True)
             said, spoke = point, time.monotonic()
     return state
 
 
-def _with_bar(steps: Iterator[tuple[RunState, dict[str, Any]]], out: TextIO) -> RunState:
+def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
     columns = (TextColumn("{task.fields[run]}"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(file=out)) as bar:
         task: TaskID | None = None
