@@ -93,11 +93,11 @@ def test_below_the_threshold_the_likeliest_other_class_is_called():
 
 
 def test_what_was_chosen_lies_beside_the_model(tmp_path):
-    chosen = Calibration(model=WEIGHTS, temperature=1.3, positive="covid", threshold=0.2, min_sensitivity=0.99)
+    chosen = Calibration(temperature=1.3, positive="covid", threshold=0.2, min_sensitivity=0.99)
 
-    chosen.write(tmp_path)
+    chosen.write(tmp_path, WEIGHTS)
 
-    assert Calibration.of(tmp_path, WEIGHTS) == chosen
+    assert Calibration.of(tmp_path, WEIGHTS) == chosen.model_copy(update={"model": WEIGHTS})
     assert chosen.threshold_for("covid") == 0.2
     assert chosen.threshold_for("normal") is None
 
@@ -109,7 +109,7 @@ def test_a_model_without_calibration_is_taken_as_it_is(tmp_path):
 
 
 def test_the_calibration_of_other_weights_is_refused(tmp_path):
-    Calibration(model=WEIGHTS, threshold=0.2, positive="covid").write(tmp_path)
+    Calibration(threshold=0.2, positive="covid").write(tmp_path, WEIGHTS)
 
     with pytest.raises(CheckpointError, match="was made for other weights"):
         Calibration.of(tmp_path, "cd" * 32)

@@ -30,7 +30,7 @@ class Calibration(BaseModel):
     """How a model's probabilities are read.
 
     Attributes:
-        model: sha256 of the weights that this was chosen for.
+        model: sha256 of the weights that this was chosen for; "" until it lies beside them.
         temperature: Divides the logits before softmax; 1 leaves them.
         positive: The class that `threshold` decides on; None when no threshold was chosen.
         threshold: Probability of `positive`, after the temperature, from which on the decision is `positive`.
@@ -41,7 +41,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     version: Literal[1] = 1
-    model: str
+    model: str = ""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     positive: str | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -50,14 +50,14 @@ class Calibration(BaseModel):
     data: str = ""
     samples: int = 0
 
-    def write(self, folder: Path) -> None:
-        """Put it beside the model, whole or not at all.
+    def write(self, folder: Path, model: str) -> None:
+        """Put it beside the model whose weights have the sha256 `model`, whole or not at all.
 
         Raises:
             CheckpointError: The folder cannot be written.
         """
         try:
-            write_json(folder / CALIBRATION, self.model_dump(mode="json"))
+            write_json(folder / CALIBRATION, {**self.model_dump(mode="json"), "model": model})
         except OSError as error:
             raise CheckpointError(
                 f"{folder / CALIBRATION} cannot be written: {error.strerror}; free space there or make it writable"
@@ -84,6 +84,36 @@ class Calibration(BaseModel):
     def threshold_for(self, positive: str) -> float | None:
         """Return the threshold where it was chosen for this class."""
         return self.threshold if self.positive == positive else None
+
+
+def calibrated(
+    probabilities: Floats,
+    labels: Labels,
+    *,
+    data: str,
+    classes: tuple[str, ...],
+    positive: str | None = None,
+    min_sensitivity: float | None = None,
+) -> Calibration:
+    """Choose a temperature on the validation split, and a threshold where a sensitivity is wished.
+
+    Raises:
+        TrainerError: A threshold is wished, and the split has no image of the positive class.
+    """
+    temperature = best_temperature(probabilities, labels)
+    chosen = Calibration(temperature=temperature, data=data, samples=len(labels))
+    if min_sensitivity is None:
+        return chosen
+    name = positive or classes[0]
+    threshold, reached = threshold_for_sensitivity(
+        tempered(probabilities, temperature),
+        labels,
+        positive=classes.index(name),
+        min_sensitivity=min_sensitivity,
+        name=name,
+    )
+    wished = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
+    return chosen.model_copy(update=wished)
 
 
 def decide(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:

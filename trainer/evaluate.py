@@ -1,20 +1,25 @@
 """`evaluate`: a published model's figures on one split."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
+from trainer.calibration import Calibration, calibrated
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.head import HeadConfig
-from trainer.judging import figures_of, model_on
+from trainer.judging import figures_of, keep_predictions, model_on
 from trainer.order import Order, Post, in_worker
-from trainer.published import HEAD, read_model
+from trainer.published import HEAD, MODEL, read_model
 from trainer.ray_session import on_workers
 from trainer.result import RunResult
+from trainer.scoring import Scored
 from trainer.setup import extraction_for
 from trainer.specs import EvaluateSpec
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
@@ -52,13 +57,42 @@ def model_folder(model: str, settings: Settings) -> Path:
 
 def _evaluate(post: Post) -> dict[str, Any]:
     spec: EvaluateSpec = post.order.spec
-    index = read_index(spec.shards)
-    model, config, _ = read_model(model_folder(spec.model, post.order.attempt.settings))
+    folder, index = model_folder(spec.model, post.order.attempt.settings), read_index(spec.shards)
+    model, config, manifest = read_model(folder)
     model = model.to(post.ranks.device)
     extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
-    post.progress.begin("evaluate", total=index.samples_in(spec.split))
-    found = model_on(post, extraction, model, spec.split)
-    return figures_of(found, config, spec.split, positive=spec.positive, seed=spec.seed)
+    splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
+    post.progress.begin("evaluate", total=sum(index.samples_in(split) for split in splits))
+    found = {split: model_on(post, extraction, model, split) for split in splits}
+    keep_predictions(post, found[spec.split])
+    weights = str(manifest["files"][MODEL])
+    calibration = Calibration.of(folder, weights)
+    if spec.min_sensitivity:
+        calibration = _calibration(spec, index, found["valid"])
+        if post.ranks.leads:
+            _keep(calibration, folder, weights)
+    return figures_of(
+        found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
+    )
+
+
+def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: Scored) -> Calibration:
+    return calibrated(
+        valid.probabilities(),
+        valid.labels,
+        data=index.digest,
+        classes=index.classes,
+        positive=spec.positive,
+        min_sensitivity=spec.min_sensitivity,
+    )
+
+
+def _keep(calibration: Calibration, folder: Path, weights: str) -> None:
+    """Store what was chosen with the model; a model that cannot be written to is scored all the same."""
+    try:
+        calibration.write(folder, weights)
+    except CheckpointError as error:
+        logger.warning("predict will not use the threshold: %s", error)
 
 
 def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
@@ -69,5 +103,7 @@ def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) 
         )
     if spec.split not in index.splits:
         raise SpecError(f"{spec.shards} has no split {spec.split!r}; it has {', '.join(index.splits)}")
+    if spec.min_sensitivity and "valid" not in index.splits:
+        raise SpecError(f"{spec.shards} has no split 'valid' to choose a threshold on; leave out --min-sensitivity")
     if spec.positive is not None and spec.positive not in config.classes:
         raise SpecError(f"positive class {spec.positive!r} is none of {', '.join(config.classes)}")

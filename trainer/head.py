@@ -28,9 +28,6 @@ class HeadConfig(BaseModel):
         layout: Whose padding and batch-norm epsilon the backbone was trained with.
         backbone_sha256: Of the backbone's tensors as published: the key of its features.
         precision: Arithmetic of the backbone in training and validation.
-        positive: The class that `threshold` decides on; None when no threshold was chosen.
-        threshold: Probability of `positive` from which on the decision is `positive`.
-        temperature: Divides the logits before softmax; 1 leaves them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,9 +42,6 @@ class HeadConfig(BaseModel):
     layout: Layout = "efficientnet_pytorch"
     backbone_sha256: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"
-    positive: str | None = None
-    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    temperature: Annotated[float, Field(gt=0)] = 1.0
 
     @classmethod
     def read(cls, path: Path) -> Self:

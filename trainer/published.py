@@ -23,6 +23,15 @@ def publish_model(folder: Path, model: Classifier, config: HeadConfig, about: di
     write_folder(folder, tensors={MODEL: model.state_dict()}, facts={HEAD: config.model_dump(mode="json")}, about=about)
 
 
+def weights_sha256(folder: Path) -> str:
+    """Return the sha256 of a published model's weights, which its manifest vouches for.
+
+    Raises:
+        CheckpointError: The folder is no published model, damaged, or of another version.
+    """
+    return str(read_manifest(folder)["files"][MODEL])
+
+
 def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
     """Return a published model in eval mode, its description and its manifest.
 

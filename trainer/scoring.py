@@ -24,15 +24,16 @@ class Scored:
     Attributes:
         logits: `(N, classes) float64`.
         labels: `(N,) int64`.
+        groups: Patient or case of each sample, "" where unknown; empty where nobody asked.
     """
 
     logits: NDArray[np.float64]
     labels: NDArray[np.int64]
+    groups: tuple[str, ...] = ()
 
-    def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
+    def probabilities(self) -> NDArray[np.float64]:
         """Return the softmax of the logits, `(N, classes) float64`."""
-        shifted = self.logits / temperature
-        powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
+        powers = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 

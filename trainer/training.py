@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.index import ShardIndex, read_index
+from trainer.calibration import calibrated
 from trainer.forward import FastBackbone
 from trainer.head import HeadConfig
-from trainer.judging import figures_of, model_on
+from trainer.judging import figures_of, keep_predictions, model_on
 from trainer.loop import Course, train_from
 from trainer.model import Classifier
 from trainer.optimizer import build_optimizer
 from trainer.order import Post, in_worker
 from trainer.position import Position
-from trainer.published import publish_model
+from trainer.published import publish_model, weights_sha256
 from trainer.records import Records
-from trainer.scoring import quick_figures, scored
+from trainer.scoring import Scored, quick_figures, scored
 from trainer.setup import class_weights, extraction_for, fresh_model
 from trainer.sources import Source, StoredFeatures, StreamedImages
 from trainer.specs import TrainSpec
@@ -129,15 +130,8 @@ def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfi
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
     extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
     post.progress.begin("evaluate", total=index.samples_in("valid"))
-    outcome = figures_of(model_on(post, extraction, model, "valid"), config, "valid", seed=spec.seed)
-    if post.ranks.leads:
-        post.order.attempt.lease.check()
-        publish_model(
-            post.order.attempt.paths.best,
-            model,
-            config,
-            about={"run": post.order.attempt.paths.run_id, "epoch": epoch, "metrics": outcome, "data": index.digest},
-        )
+    found = model_on(post, extraction, model, "valid")
+    outcome = _publish_model(post, index, model, config, epoch=epoch, found=found) if post.ranks.leads else {}
     post.ranks.meet()
     weights = class_weights(spec, index, torch.device("cpu"))
     details = {
@@ -148,3 +142,18 @@ def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfi
         "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
     }
     return {"metrics": outcome, "details": details}
+
+
+def _publish_model(
+    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, epoch: int, found: Scored
+) -> dict[str, Any]:
+    """Publish the model and how its probabilities are to be read; return its figures on the validation split."""
+    attempt, spec = post.order.attempt, post.order.spec
+    calibration = calibrated(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
+    outcome = figures_of(found, config.classes, calibration, "valid", seed=spec.seed)
+    keep_predictions(post, found)
+    attempt.lease.check()
+    about = {"run": attempt.paths.run_id, "epoch": epoch, "metrics": outcome, "data": index.digest}
+    publish_model(attempt.paths.best, model, config, about=about)
+    calibration.write(attempt.paths.best, weights_sha256(attempt.paths.best))
+    return outcome
