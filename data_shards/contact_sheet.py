@@ -61,7 +61,7 @@ def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> 
             continue
         table = files.table_of(shard)
         for number, edges in enumerate(table.extents.tolist(), table.first):
-            extent = Extent(table.path, number, tuple(edges))
+            extent = Extent(shard.name, table.path, number, tuple(edges))
             sample, pixels = read_square(extent, classes=len(index.classes), size=SIDE, color=index.color)
             if missing[sample.label]:
                 missing[sample.label] -= 1

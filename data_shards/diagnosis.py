@@ -36,7 +36,7 @@ def sample_faults(path: Path, shard: Shard, *, first: int, index: ShardIndex) ->
         return
     found = [0] * len(index.classes)
     for number, edges in enumerate(table.extents.tolist(), first):
-        extent = Extent(path, number, tuple(edges))
+        extent = Extent(shard.name, path, number, tuple(edges))
         try:
             found[_checked_label(extent, index)] += 1
         except DamagedShard as error:

@@ -5,6 +5,7 @@ ShardError
 ├── BadIndex         index.json is absent, damaged or of another version
 ├── BadImage         one image cannot be decoded
 ├── DamagedShard     a shard's bytes, count or labels differ from the index
+├── RemoteError      a remote shard cannot be brought to this machine
 ├── PlanError        the shards cannot be divided as asked
 └── LeakageError     the same image, or the same group, stands in two splits
 """
@@ -28,6 +29,10 @@ class BadImage(ShardError):
 
 class DamagedShard(ShardError):
     """A shard's bytes, count or labels differ from what the index says."""
+
+
+class RemoteError(ShardError):
+    """A remote shard cannot be brought to this machine."""
 
 
 class PlanError(ShardError):

@@ -1,12 +1,14 @@
 """Where a data set lies: a folder, or a URL of an allowed scheme. Knows nothing of indexes or shards."""
 
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from data_shards.errors import BadIndex, DamagedShard, SourceError
+from data_shards.errors import BadIndex, DamagedShard, RemoteError, ShardError, SourceError
 
 REMOTE = ("s3", "gs", "http", "https")
+# Each file system has its own errors for a failing network, not all of them OSError; the text of each is told.
+NETWORK = (Exception,)
 CURE = "use a folder, file://, s3://, gs://, http:// or https://"
 
 
@@ -29,41 +31,44 @@ def local_folder(location: str) -> Path | None:
     raise SourceError(f"{location!r} has the scheme {scheme}:, which is not allowed; {CURE}")
 
 
-def open_remote(location: str, name: str) -> BinaryIO:
-    """Open a file of a remote data set for reading, front to back.
-
-    A file system is made anew for each call: fsspec's shared ones do not survive a fork into loader workers.
-
-    Raises:
-        SourceError: The package for the scheme is not installed.
-        OSError: The file is absent or the server failed; the caller may try again.
-    """
-    import fsspec  # noqa: PLC0415 (a third of a second that local data sets need not pay)
-
-    scheme = location.partition(":")[0]
-    try:
-        system = fsspec.filesystem(scheme, skip_instance_cache=True)
-    except ImportError as error:
-        raise SourceError(f"{location} needs a package that is not installed: {error}") from error
-    return cast(BinaryIO, system.open(f"{location.rstrip('/')}/{name}", "rb", cache_type="readahead"))
-
-
 def read_bytes(location: str, name: str) -> bytes:
     """Return the content of a small file of a data set.
 
     Raises:
         BadIndex: The file is absent or unreadable.
+        SourceError: The location is not allowed, or the package for its scheme is not installed.
     """
     folder = local_folder(location)
+    where = _below(location, name)
     try:
-        if folder is not None:
-            return (folder / name).read_bytes()
-        with open_remote(location, name) as file:
-            return file.read()
+        return (folder / name).read_bytes() if folder is not None else cast(bytes, _system(location).cat_file(where))
+    except ShardError:
+        raise
     except FileNotFoundError as error:
-        raise BadIndex(f"{location.rstrip('/')}/{name} does not exist; `shards pack` makes a data set") from error
-    except OSError as error:
-        raise BadIndex(f"{location.rstrip('/')}/{name} cannot be read: {error}") from error
+        raise BadIndex(f"{where} does not exist; `shards pack` makes a data set") from error
+    except NETWORK as error:
+        raise BadIndex(f"{where} cannot be read: {_first_line(error)}") from error
+
+
+def download(location: str, name: str, target: Path) -> str | None:
+    """Copy a file of a remote data set and return None, or what went wrong where another try may help.
+
+    Raises:
+        RemoteError: The file does not exist or may not be read.
+        SourceError: The package for the scheme is not installed.
+    """
+    where = _below(location, name)
+    try:
+        _system(location).get_file(where, str(target))
+    except ShardError:
+        raise
+    except FileNotFoundError as error:
+        raise RemoteError(f"{where} is missing; copy it again or pack the data set anew") from error
+    except PermissionError as error:
+        raise RemoteError(f"{where} may not be read ({_first_line(error)}); check the credentials") from error
+    except NETWORK as error:
+        return f"{name} cannot be fetched ({_first_line(error)})"
+    return None
 
 
 def shard_path(location: str, name: str) -> Path:
@@ -76,3 +81,21 @@ def shard_path(location: str, name: str) -> Path:
     if not path.is_file():
         raise DamagedShard(f"{path} is missing; copy it again or pack the data set anew")
     return path
+
+
+def _system(location: str) -> Any:
+    """Return a file system made anew: fsspec's shared ones do not survive a fork into loader workers."""
+    import fsspec  # noqa: PLC0415 (a third of a second that local data sets need not pay)
+
+    try:
+        return fsspec.filesystem(location.partition(":")[0], skip_instance_cache=True)
+    except ImportError as error:
+        raise SourceError(f"{location} needs a package that is not installed: {error}") from error
+
+
+def _below(location: str, name: str) -> str:
+    return f"{location.rstrip('/')}/{name}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,12 +1,9 @@
 """One sample from a shard: the bytes between two offsets, checked and decoded."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from data_shards.errors import BadImage, DamagedShard
 from data_shards.pixels import Color, Pixels, square
@@ -30,9 +27,11 @@ class Extent:
     """Where a sample lies.
 
     Attributes:
+        shard: Name of the shard; its path may be that of a copy.
         edges: Start and size of label, image and json, as in a `SampleTable`.
     """
 
+    shard: str
     path: Path
     sample_id: int
     edges: tuple[int, ...]
@@ -40,7 +39,7 @@ class Extent:
     @property
     def where(self) -> str:
         """Shard and key, for errors."""
-        return f"{self.path.name}: sample {key_of(self.sample_id)}"
+        return f"{self.shard}: sample {key_of(self.sample_id)}"
 
 
 def read_sample(extent: Extent, *, classes: int) -> StoredSample:
@@ -71,16 +70,6 @@ def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tup
         return sample, square(sample.image, size=size, color=color)
     except BadImage as error:
         raise DamagedShard(f"{extent.where}: {error}") from error
-
-
-def squares(extents: Sequence[Extent], *, classes: int, size: int, color: Color) -> tuple[Pixels, list[StoredSample]]:
-    """Return the pixels of several samples, uint8 (B, C, size, size), and the samples."""
-    pixels = np.empty((len(extents), 1 if color == "L" else 3, size, size), dtype=np.uint8)
-    samples = []
-    for row, extent in enumerate(extents):
-        sample, pixels[row] = read_square(extent, classes=classes, size=size, color=color)
-        samples.append(sample)
-    return pixels, samples
 
 
 def _label(raw: bytes, classes: int, where: str) -> int:

@@ -1,21 +1,25 @@
 """Batches of images for training and evaluation, decoded outside the training process. Needs torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_shards.errors import PlanError, ShardError
-from data_shards.files import ShardFiles
+from data_shards.cache import ShardCache, default_cache
+from data_shards.errors import PlanError, RemoteError, ShardError
+from data_shards.files import ShardFiles, tables_ahead
 from data_shards.index import Shard, ShardIndex
-from data_shards.plan import WINDOW_SHARDS, EpochPlan, Ids
-from data_shards.reading import Extent, squares
+from data_shards.pixels import Pixels
+from data_shards.plan import EpochPlan, Ids
+from data_shards.reading import Extent, StoredSample, read_square
 from data_shards.table import SampleTable, key_of
 
 PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
+FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again
 
 
 @dataclass(frozen=True)
@@ -54,22 +58,33 @@ def open_batches(
     loader_workers: int = 0,
     start_batch: int = 0,
     pin_memory: bool = False,
+    cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's batches of an epoch in the plan's order, from `start_batch` on.
 
     Which samples a batch has depends on the plan alone, not on `loader_workers`. Every shard is compared with the
     index before its first sample is used.
 
+    Args:
+        location: Folder or URL of the data set.
+        index: Of the same.
+        plan: Which samples come in which batch.
+        image_size: Side of the square images in pixels.
+        loader_workers: Processes that decode; 0 decodes in this one.
+        start_batch: The first batch to yield; a run resumed in the middle of an epoch sets it.
+        pin_memory: Put the batches into page-locked memory, for copies to a GPU.
+        cache: Of remote shards; None takes this user's on this machine.
+
     Raises:
         DamagedShard: A shard or a sample is not what the index says; the text names shard and key.
+        RemoteError: A remote shard cannot be fetched.
         PlanError: `start_batch` is beyond the epoch.
     """
     if not 0 <= start_batch <= plan.batches:
         raise PlanError(f"start batch {start_batch} is outside the {plan.batches} batches of the epoch")
-    files = ShardFiles(location, index)
-    ids = (plan.ids(batch) for batch in range(start_batch, plan.batches))
-    tasks = _tasks(files, plan.split, ids)
-    return _load(tasks, index, image_size, loader_workers, pin_memory)
+    files = ShardFiles(location, index, cache or default_cache())
+    ids = [plan.ids(batch) for batch in range(start_batch, plan.batches)]
+    return _load(files, _tasks(files, plan.split, ids), image_size, loader_workers, pin_memory)
 
 
 def read_shard(
@@ -81,50 +96,58 @@ def read_shard(
     batch_size: int,
     loader_workers: int = 0,
     pin_memory: bool = False,
+    cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
     """Yield the samples of one shard in stored order.
 
     Raises:
         DamagedShard: The shard or a sample is not what the index says.
     """
-    files = ShardFiles(location, index)
+    files = ShardFiles(location, index, cache or default_cache())
     first = files.firsts[shard.name]
     ids = np.arange(first, first + shard.samples, dtype=np.int64)
-    batches = (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
-    return _load(_tasks(files, shard.split, batches), index, image_size, loader_workers, pin_memory)
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    return _load(files, _tasks(files, shard.split, batches), image_size, loader_workers, pin_memory)
 
 
-def _tasks(files: ShardFiles, split: str, batches: Iterable[Ids]) -> Iterator[list[Extent]]:
+def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Iterator[list[Extent]]:
     """Yield what to read for each batch, as soon as the shards it needs are here and checked."""
     shards = files.index.of_split(split)
     bounds = np.cumsum([shard.samples for shard in shards])
-    tables: dict[int, SampleTable] = {}
-    for ids in batches:
-        numbers = np.searchsorted(bounds, ids, side="right")
-        missing = [number for number in dict.fromkeys(numbers.tolist()) if number not in tables]
-        found = files.tables_ahead([shards[number] for number in missing], WINDOW_SHARDS)
-        tables.update(zip(missing, found, strict=True))
-        yield [_extent(tables[number], i) for number, i in zip(numbers.tolist(), ids.tolist(), strict=True)]
+    numbers = [np.searchsorted(bounds, ids, side="right") for ids in batches]
+    first_used = dict.fromkeys(chain.from_iterable(of_batch.tolist() for of_batch in numbers))
+    places = {number: place for place, number in enumerate(first_used)}
+    with tables_ahead(files, [shards[number] for number in first_used]) as table:
+        for ids, of_batch in zip(batches, numbers, strict=True):
+            yield [
+                _extent(shards[number], table(places[number]), sample_id)
+                for sample_id, number in zip(ids.tolist(), of_batch.tolist(), strict=True)
+            ]
 
 
-def _extent(table: SampleTable, sample_id: int) -> Extent:
-    return Extent(table.path, sample_id, tuple(table.extents[sample_id - table.first].tolist()))
+def _extent(shard: Shard, table: SampleTable, sample_id: int) -> Extent:
+    return Extent(shard.name, table.path, sample_id, tuple(table.extents[sample_id - table.first].tolist()))
 
 
 class _Decoder(Dataset[Any]):
     """Turns a task into a batch, in a loader worker. An error is handed back whole, not as a worker's traceback."""
 
-    def __init__(self, index: ShardIndex, image_size: int) -> None:
-        self.classes, self.color, self.image_size = len(index.classes), index.color, image_size
+    def __init__(self, files: ShardFiles, image_size: int) -> None:
+        self.files, self.image_size = files, image_size
 
     def __getitem__(self, task: list[Extent]) -> Batch | ShardError:
         try:
-            return self._decode(task)
+            return self._decoded(task)
         except ShardError as error:
             return error
 
-    def _decode(self, task: list[Extent]) -> Batch:
-        pixels, samples = squares(task, classes=self.classes, size=self.image_size, color=self.color)
+    def _decoded(self, task: list[Extent]) -> Batch:
+        channels = 1 if self.files.index.color == "L" else 3
+        pixels = np.empty((len(task), channels, self.image_size, self.image_size), dtype=np.uint8)
+        samples = []
+        for row, extent in enumerate(task):
+            sample, pixels[row] = self._read(extent)
+            samples.append(sample)
         return Batch(
             images=torch.from_numpy(pixels),
             labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
@@ -133,6 +156,16 @@ class _Decoder(Dataset[Any]):
             groups=tuple(str(sample.info.get("group", "")) for sample in samples),
             sources=tuple(str(sample.info.get("source", "")) for sample in samples),
         )
+
+    def _read(self, extent: Extent) -> tuple[StoredSample, Pixels]:
+        """Read a sample; a copy that the cache has removed since its path was given is fetched again."""
+        index = self.files.index
+        for _ in range(FETCHES):
+            try:
+                return read_square(extent, classes=len(index.classes), size=self.image_size, color=index.color)
+            except FileNotFoundError:
+                self.files.fetch_again(extent.shard)
+        raise RemoteError(f"{extent.where} was removed from the cache {FETCHES} times; raise the cache's limit")
 
 
 class _TaskSampler:
@@ -146,10 +179,10 @@ class _TaskSampler:
 
 
 def _load(
-    tasks: Iterator[list[Extent]], index: ShardIndex, image_size: int, loader_workers: int, pin_memory: bool
+    files: ShardFiles, tasks: Iterator[list[Extent]], image_size: int, loader_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
-        _Decoder(index, image_size),
+        _Decoder(files, image_size),
         batch_size=None,
         sampler=_TaskSampler(tasks),
         num_workers=loader_workers,

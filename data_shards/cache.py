@@ -1,0 +1,134 @@
+"""Copies of remote shards on this machine: checked, limited in size, shared by all its processes."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from data_shards.errors import RemoteError
+from data_shards.index import Shard
+from data_shards.locations import download
+from data_shards.table import byte_fault
+
+GIBIBYTE = 1 << 30
+TRIES = 5
+PAUSE_SECONDS = 0.5  # before the second try, doubled with each: 7.5 seconds in all
+ROOM_SECONDS = 600  # to wait for other downloads to end before giving up
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder of shards named by their sha256, the least recently used of which make room for new ones.
+
+    The files of a shard: `SHA.tar`, whole; `SHA.draft`, on its way; `SHA.lock`, held while it is being fetched.
+
+    Attributes:
+        folder: On a disk of this machine; for one user.
+        limit_bytes: Of all files together, unfinished ones counted in full.
+        pause: Waits for some seconds.
+    """
+
+    folder: Path
+    limit_bytes: int = 20 * GIBIBYTE
+    pause: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+    def path_of(self, location: str, shard: Shard) -> Path:
+        """Return the path of a whole copy of a remote shard, fetching it if no process has done so.
+
+        A copy may be removed to make room after it was returned: who finds it gone asks again.
+
+        Raises:
+            RemoteError: It cannot be fetched, or is larger than the cache.
+            DamagedShard: What the server sends is not what the index says, try after try.
+        """
+        path = self._file(shard, "tar")
+        if not _is_whole(path, shard):
+            self._ready()
+            with self._locked(shard.sha256):
+                if not _is_whole(path, shard):
+                    self._fetch(location, shard, path)
+        os.utime(path)  # used now; disks are often mounted without access times
+        return path
+
+    def drop(self, shard: Shard) -> None:
+        """Remove a copy that was found damaged."""
+        with self._locked(shard.sha256):
+            self._file(shard, "tar").unlink(missing_ok=True)
+
+    def _fetch(self, location: str, shard: Shard, path: Path) -> None:
+        draft = self._file(shard, "draft")
+        for number in range(TRIES):
+            if number:
+                self.pause(PAUSE_SECONDS * 2 ** (number - 1))
+            self._make_room(shard, draft)
+            fault = download(location, shard.name, draft) or byte_fault(draft, shard)
+            if fault is None:
+                draft.replace(path)
+                return
+        draft.unlink(missing_ok=True)
+        raise RemoteError(f"{location}: {fault}, after {TRIES} tries; check the server and the copy on it")
+
+    def _make_room(self, shard: Shard, draft: Path) -> None:
+        """Claim the bytes of a shard by its draft, once enough old copies are gone."""
+        if shard.bytes > self.limit_bytes:
+            raise RemoteError(
+                f"{shard.name} of {shard.bytes} bytes is larger than the cache's limit of {self.limit_bytes}; raise it"
+            )
+        patience = time.monotonic() + ROOM_SECONDS
+        while not self._claimed(shard, draft):
+            if time.monotonic() > patience:
+                raise RemoteError(f"the cache {self.folder} has no room for {shard.name}; raise its limit")
+            self.pause(0.2)
+
+    def _claimed(self, shard: Shard, draft: Path) -> bool:
+        with FileLock(self.folder / "room.lock"):
+            draft.unlink(missing_ok=True)
+            used = {file: file.stat() for file in self.folder.iterdir() if file.suffix in (".tar", ".draft")}
+            excess = sum(facts.st_size for facts in used.values()) + shard.bytes - self.limit_bytes
+            for file in sorted(used, key=lambda file: used[file].st_mtime_ns):
+                if excess > 0 and self._removed(file):
+                    excess -= used[file].st_size
+            if excess > 0:
+                return False
+            with draft.open("wb") as claim:
+                claim.truncate(shard.bytes)
+            return True
+
+    def _removed(self, file: Path) -> bool:
+        """Remove a copy or an abandoned draft, unless some process is fetching it at this moment."""
+        try:
+            with self._locked(file.stem, timeout=0):
+                file.unlink(missing_ok=True)
+                return True
+        except Timeout:
+            return False
+
+    @contextmanager
+    def _locked(self, sha256: str, timeout: float = -1) -> Iterator[None]:
+        with FileLock(self.folder / f"{sha256}.lock", timeout=timeout):
+            yield
+
+    def _file(self, shard: Shard, suffix: str) -> Path:
+        return self.folder / f"{shard.sha256}.{suffix}"
+
+    def _ready(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.folder.stat().st_uid != os.getuid():
+            raise RemoteError(f"the cache {self.folder} belongs to another user; choose another folder")
+
+
+def default_cache() -> ShardCache:
+    """Return this user's cache below the machine's folder for temporary files."""
+    return ShardCache(Path(tempfile.gettempdir()) / f"nightshift-shards-{os.getuid()}")
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    try:
+        return path.stat().st_size == shard.bytes
+    except FileNotFoundError:
+        return False
