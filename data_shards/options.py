@@ -32,7 +32,8 @@ class PackOptions:
         split: Shares of train, valid and test, such as "70/15/15"; None where the source gives the splits.
         group_by: CSV of file and group, or a regular expression on the name; None for images without groups.
         seed: Of the division into splits.
-        shard_bytes: Greatest size of a shard; a single larger sample still gets one of its own.
+        shard_bytes: Greatest size of a shard; a single larger sample still gets one of its own. A small split
+            makes smaller shards, eight or so, that several workers can share.
         max_bad: Share of the images that may be unusable.
         allow_leakage: Pack although the same image or group stands in two splits.
         processes: Of the decoding; None takes one per core. The shards do not depend on it.

@@ -12,6 +12,7 @@ from data_shards.index import Shard
 from data_shards.table import BLOCK, key_of
 
 MTIME = 0  # the same bytes on every day
+SHARDS_AT_LEAST = 8  # of a split, however small: a shard for each worker of a machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,12 @@ def _identity(samples: Sequence[Sample], first: int) -> str:
 
 
 def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of each shard: as many samples as fit, at least one."""
+    """Yield the bounds of each shard: as many samples as fit into it and into an eighth of the split, at least one."""
+    sizes = [sample.size + 6 * BLOCK for sample in samples]  # three headers, two small members, padding
+    most = min(shard_bytes, -(-sum(sizes) // SHARDS_AT_LEAST))
     first, used = 0, 0
-    for number, sample in enumerate(samples):
-        size = sample.size + 6 * BLOCK  # three headers, two small members, padding
-        if used and used + size > shard_bytes:
+    for number, size in enumerate(sizes):
+        if used and used + size > most:
             yield first, number
             first, used = number, 0
         used += size

@@ -25,7 +25,6 @@ from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 SAMPLE_PIXELS = 32  # the side of the sample's images
 OWN_PIXELS = 64  # enough to see something, small enough for a laptop to fine-tune every layer
 LOG_LINES = 30  # of a run that failed
-SHARD_BYTES = 1_000_000  # several shards even of the small sample
 
 
 @click.command()
@@ -57,7 +56,7 @@ def demo(data: Path | None, split: str | None, weights: str, epochs: int, worker
 def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:
     from data_shards.pack import pack  # noqa: PLC0415 -- only a demo that runs pays for it
 
-    options = PackOptions(split=split, shard_bytes=SHARD_BYTES)
+    options = PackOptions(split=split)
     if data is None:
         data = _sample(settings.storage / "demo" / "images")
         # Two digits written alike are no leak; the check is for photographs.
