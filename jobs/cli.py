@@ -18,7 +18,7 @@ class Entry(NamedTuple):
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("jobs.demo", "demo", "The whole path on sample data, start to report."),
     "up": Entry("jobs.stack_commands", "up", "Redis and job workers in the foreground; Ctrl-C ends all of it."),
-    "worker": Entry("jobs.stack_commands", "worker", "One job worker."),
+    "worker": Entry("jobs.stack_commands", "worker", "One job worker; `list` and `drain` those that run."),
     "doctor": Entry("jobs.doctor", "doctor", "Check Redis, Ray, GPUs, storage, shards, weights; say the cures."),
     "shards": Entry("jobs.shards_commands", "shards", "Pack, verify and show shards."),
     "train": Entry("jobs.job_commands", "train", "Fine-tune EfficientNet-B0 on shards."),
@@ -31,6 +31,8 @@ COMMANDS: dict[str, Entry] = {
     "retry": Entry("jobs.act_commands", "retry", "Let a run that ended badly go on from its last checkpoint."),
     "resume": Entry("jobs.act_commands", "resume", "The same as retry."),
     "delete": Entry("jobs.act_commands", "delete", "A run and its files."),
+    "k8s": Entry("jobs.k8s_commands", "k8s", "Manifests of a run with a Ray cluster of its own."),
+    "queue": Entry("jobs.queue_commands", "queue", "Show, pause and resume the queues."),
     "reconcile": Entry("jobs.act_commands", "reconcile", "Put the queue right from the run folders."),
 }
 

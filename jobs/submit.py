@@ -17,6 +17,7 @@ from jobs.errors import QueueUnreachable, Refused
 from jobs.ledger import RunState
 from jobs.queue import enqueue
 from jobs.request import JobRequest
+from jobs.waits import blocked_by
 from trainer.specs import Spec
 
 ALPHABET = string.digits + string.ascii_lowercase  # in the order in which they sort
@@ -32,9 +33,9 @@ def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> 
     wanted = wanted or JobRequest()
     settings.with_storage_ready()
     connection = connect(settings)  # first: a run whose queue cannot be reached is not begun
-    state = _first_state(spec, wanted)
+    state = _first_state(settings.storage, spec, wanted)
     paths = RunPaths.of(settings.storage, state.id)
-    _publish(settings.storage, paths, spec, wanted, state)
+    publish(settings.storage, paths, spec, wanted, state)
     if state.state == "queued":
         try:
             enqueue(connection, state.id, state.priority)
@@ -58,20 +59,21 @@ def new_run_id(kind: str) -> str:
     return f"{kind}-{moment:%Y%m%d-%H%M%S}-{''.join((*digits, *drawn))}"
 
 
-def _first_state(spec: Spec, wanted: JobRequest) -> RunState:
+def _first_state(storage: Path, spec: Spec, wanted: JobRequest) -> RunState:
     kind = str(spec.to_json()["kind"])
-    waits = wanted.after or wanted.at or wanted.window
+    waits = blocked_by(storage, wanted)
     return RunState(
         id=new_run_id(kind),
         kind=kind,
         name=wanted.name,
         priority=wanted.priority,
         state="scheduled" if waits else "queued",
+        why=waits.why if waits else None,
         created=ledger.now(),
     )
 
 
-def _publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, state: RunState) -> None:
+def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, state: RunState) -> None:
     """Write the run's folder aside and rename it into place, so that a run is there whole or not at all."""
     draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
     draft.folder.mkdir()

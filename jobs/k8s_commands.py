@@ -1,0 +1,79 @@
+"""`nightshift k8s`: a run as manifests, and the command inside them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.launch import LocalLauncher
+from cluster.settings import Settings
+from jobs import ledger, tasks
+from jobs.alone import make_ready
+from jobs.job_commands import TRAINING
+from jobs.options import WHERE, Duration, option, options
+from jobs.ray_job import RayJobOptions, ray_job_text
+from jobs.request import JobRequest, request
+from jobs.submit import new_run_id
+from trainer.specs import Spec, TrainSpec, build
+
+CLUSTER = (
+    click.option("--image", required=True, help="The image that k8s/Dockerfile makes, with its tag."),
+    click.option("--namespace", default=RayJobOptions.namespace, show_default=True, help="Where k8s/base is."),
+    click.option("--queue", help="Kueue's LocalQueue."),
+    click.option("--gpu-resource", default=RayJobOptions.gpu_resource, show_default=True, help="Name of a GPU."),
+    click.option("--cpus", default=RayJobOptions.cpus, show_default=True, type=click.IntRange(1), help="A worker's cores."),
+    click.option("--memory", default=RayJobOptions.memory, show_default=True, help="Memory of each worker."),
+    click.option("--keep", "keep_seconds", default="10m", show_default=True, type=Duration(),
+                 help="How long the cluster stays after the end."),
+)  # fmt: skip
+WHEN_ALONE = (
+    click.option("--name", help="A second name, unique in the storage."),
+    click.option("--max-duration", "max_duration_seconds", type=Duration(), help="Stop, as failed, after so long."),
+    option(JobRequest, "retries", type=click.IntRange(0, 100), help="New clusters after the loss of one."),
+)
+
+
+@click.group()
+def k8s() -> None:
+    """Runs on Kubernetes without a standing Ray cluster."""
+
+
+@k8s.group()
+def render() -> None:
+    """Print the manifests of one run, for `kubectl apply -f -`."""
+
+
+@render.command()
+@click.argument("shards")
+@options(TRAINING, WHERE, WHEN_ALONE, CLUSTER)
+def train(shards: str, **given: Any) -> None:
+    r"""Fine-tune EfficientNet-B0 on SHARDS in a Ray cluster of its own; the run id goes to stderr.
+
+    \b
+        nightshift k8s render train /storage/shards/chest --workers 4 --image nightshift:0.1.0 | kubectl apply -f -
+    """
+    print_ray_job(TrainSpec, given, shards=shards)
+
+
+@k8s.command(hidden=True)
+@click.argument("run_id")
+@click.option("--wish", "folder", required=True, type=click.Path(path_type=Path), help="Holds spec.json and job.json.")
+def run(run_id: str, folder: Path) -> None:
+    """Run RUN_ID here, as the RayJob's entry; started again after a loss, it goes on from the last checkpoint."""
+    settings = Settings.read().with_storage_ready()
+    paths = make_ready(settings, run_id, folder)
+    tasks.run(settings, LocalLauncher(), run_id, job_worker="RayJob")
+    state = ledger.read_state(paths)
+    click.echo(f"{run_id} {state.state}{f': {state.why}' if state.why else ''}", err=True)
+    sys.exit(0 if state.state == "succeeded" else 1)
+
+
+def print_ray_job(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
+    """Build a checked spec from a command's options and print its manifests."""
+    cluster = RayJobOptions(**{name: given.pop(name) for name in RayJobOptions.__dataclass_fields__})
+    wanted = request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
+    spec = build(kind, **given, **more)
+    run_id = new_run_id(str(spec.to_json()["kind"]))
+    click.echo(ray_job_text(run_id, spec, wanted, cluster), nl=False)
+    click.echo(f"Run {run_id}. After `kubectl apply`: nightshift logs -f {run_id}", err=True)
