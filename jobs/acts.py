@@ -6,10 +6,11 @@ import redis
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger, queue, tasks
+from jobs import ledger, queue
 from jobs.connection import connect
 from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.ledger import RunState, changing, read_state, write_state
+from jobs.stop_wish import ask_to_stop
 
 POLL_SECONDS = 0.1
 
@@ -24,7 +25,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
         if found.has_ended:
             raise Refused(f"{found.id} has already ended: it {_was(found)}")
         if found.state == "running":
-            tasks.ask_to_stop(paths, "cancel", found.attempt, **({"now": True} if at_once else {}))
+            ask_to_stop(paths, "cancel", found.attempt, **({"now": True} if at_once else {}))
         else:
             write_state(paths, found.moved("cancelled", "cancelled before it ran"))
     if found.state != "running":

@@ -9,8 +9,6 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -21,12 +19,13 @@ from cluster.files import read_json
 from cluster.lease import beat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
-from cluster.windows import Window
-from jobs import ledger, queue, tasks
+from jobs import ledger, queue
 from jobs.connection import connect
+from jobs.endings import declare_dead
 from jobs.errors import JobError
 from jobs.ledger import RunState, changing, read_state, write_state
 from jobs.request import PRIORITIES, JobRequest
+from jobs.waits import blocked_by
 
 log = logging.getLogger("nightshift.keeper")
 
@@ -115,33 +114,6 @@ def _wake(paths: RunPaths, state: RunState) -> RunState | None:
         return write_state(paths, now.moved("queued"))
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why a run may not start, and whether it ever may."""
-
-    why: str
-    never: bool = False
-
-
-def blocked_by(storage: Path, wanted: JobRequest, moment: datetime | None = None) -> Verdict | None:
-    """Return what keeps a run from starting now, None when nothing does."""
-    here = moment or datetime.now().astimezone()
-    if wanted.at and wanted.at.astimezone(UTC) > here.astimezone(UTC):
-        return Verdict(f"waits until {wanted.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
-    for run_id in wanted.after:
-        try:
-            other = read_state(RunPaths.of(storage, run_id))
-        except ClusterError:
-            return Verdict(f"{run_id}, which it was to follow, was deleted", never=True)
-        if other.has_ended and other.state != "succeeded":
-            return Verdict(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
-        if other.state != "succeeded":
-            return Verdict(f"waits for {run_id}")
-    if wanted.window and not Window.parse(wanted.window).closes(here):
-        return Verdict(f"waits for its window {wanted.window}")
-    return None
-
-
 def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float) -> RunState | None:
     """Take a run from an attempt whose heart has stood still for `lease_seconds` of our own clock."""
     still = memory.still_since(memory.beats, paths.run_id, (state.attempt, beat_of(paths)))
@@ -149,7 +121,7 @@ def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float
         return None
     memory.beats.pop(paths.run_id, None)
     log.warning("%s: attempt %d showed no life for %.0f seconds", paths.run_id, state.attempt, still)
-    return tasks.declare_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
+    return declare_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
 
 
 class Keeper:

@@ -53,7 +53,8 @@ class RunQueue(rq.Queue):
         wanted = list(queues)
         until = time.monotonic() + (timeout or 0)
         while True:
-            for queue in wanted:
+            # Looked at here and not only between two runs: an idle worker waits below when the queues are paused.
+            for queue in [] if is_paused(connection) else wanted:
                 if entry := queue.next_entry():
                     return entry, queue
             left = until - time.monotonic()
@@ -124,6 +125,11 @@ def in_hand(connection: Redis, priority: str) -> list[str]:
     return [_text(item) for item in connection.lrange(key, 0, -1)]
 
 
+def refused(connection: Redis) -> list[str]:
+    """Return the ids of the last foreign entries that were put aside, the newest first."""
+    return [_text(item) for item in connection.lrange(REFUSED, 0, -1)]
+
+
 def pause(connection: Redis) -> None:
     """Let no worker take another run until `unpause`; runs that run go on."""
     suspend(connection)
@@ -132,6 +138,7 @@ def pause(connection: Redis) -> None:
 def unpause(connection: Redis) -> None:
     """Let workers take runs again."""
     resume(connection)
+    connection.lpush(BELL, 1)
 
 
 def is_paused(connection: Redis) -> bool:

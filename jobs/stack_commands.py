@@ -8,6 +8,7 @@ import threading
 import click
 
 from cluster.settings import Settings
+from jobs.queue_commands import drain_workers, list_workers
 from jobs.request import PRIORITIES
 from jobs.stack import start_stack
 from jobs.worker import DRAIN_SECONDS, work
@@ -33,17 +34,20 @@ def up(job_workers: int) -> None:
         click.echo("Stopping: runs in hand save a checkpoint and go back to the queue.", err=True)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--queues", default=",".join(PRIORITIES), show_default=True, help="Priority classes it serves.")
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
 @click.option("--max-jobs", type=click.IntRange(min=1), help="End after so many runs.")
 @click.option("--drain-seconds", default=DRAIN_SECONDS, show_default=True, help="Time for a checkpoint after SIGTERM.")
-def worker(queues: str, burst: bool, max_jobs: int | None, drain_seconds: float) -> None:
+@click.pass_context
+def worker(ctx: click.Context, queues: str, burst: bool, max_jobs: int | None, drain_seconds: float) -> None:
     r"""Work on queued runs, one at a time; SIGTERM hands the run in hand back and ends with 0.
 
     \b
         nightshift worker --queues high,normal
     """
+    if ctx.invoked_subcommand:
+        return
     priorities = [name.strip() for name in queues.split(",") if name.strip()]
     if not priorities or not set(priorities) <= set(PRIORITIES):
         raise click.BadParameter(
@@ -52,3 +56,7 @@ def worker(queues: str, burst: bool, max_jobs: int | None, drain_seconds: float)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings.read().with_storage_ready()
     work(settings, priorities=priorities, burst=burst, max_jobs=max_jobs, drain_seconds=drain_seconds)
+
+
+worker.add_command(list_workers)
+worker.add_command(drain_workers)

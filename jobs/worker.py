@@ -28,10 +28,12 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger, tasks
 from jobs.connection import connect
+from jobs.endings import declare_dead
 from jobs.entries import RunEntry
 from jobs.keeper import Keeper
 from jobs.queue import PREFIX, RunQueue, enqueue
 from jobs.request import PRIORITIES
+from jobs.stop_wish import ask_to_stop
 
 log = logging.getLogger("nightshift.worker")
 
@@ -114,7 +116,7 @@ class JobWorker(rq.Worker):
             paths = RunPaths.of(self.settings.storage, run_id)
             state = ledger.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
-                tasks.declare_dead(paths, state.attempt, "its job process died")
+                declare_dead(paths, state.attempt, "its job process died")
 
     def _forget(self, job: RunEntry, execution: Execution) -> None:
         """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here."""
@@ -135,15 +137,16 @@ class JobWorker(rq.Worker):
     def handle_warm_shutdown_request(self) -> None:
         """On SIGTERM: ask the running attempt to save a checkpoint and come back to the front of the queue."""
         self.drained = True
-        log.info("draining: the run in hand saves a checkpoint and goes back to the queue")
         execution = next(iter(self.executions.values()), None)
         if execution is None:
+            log.info("stopping; no run is in hand")
             return
+        log.info("draining: %s saves a checkpoint and goes back to the queue", execution.job_id)
         with contextlib.suppress(ClusterError):
             paths = RunPaths.of(self.settings.storage, execution.job_id)
             state = ledger.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
-                tasks.ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
+                ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
 
     def run_maintenance_tasks(self) -> None:
         """Tidy RQ's registries; what a foreign hand wrote there must not end the worker."""

@@ -11,6 +11,7 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import acts, tasks
+from jobs.endings import declare_dead
 from jobs.request import JobRequest
 from jobs.stack import Stack, start_stack
 from jobs.submit import submit
@@ -119,7 +120,7 @@ def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Setting
     begun = tasks._begin(paths, "a worker that will freeze")
     assert begun is not None
 
-    state = tasks.declare_dead(paths, 1, "no sign of life for 3 s")
+    state = declare_dead(paths, 1, "no sign of life for 3 s")
 
     assert state is not None
     assert (state.state, state.losses) == ("queued", 1)

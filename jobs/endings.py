@@ -1,0 +1,104 @@
+"""What the end of an attempt means for its run: the trainer's exit code, or that there was no sign of life."""
+
+import contextlib
+from dataclasses import dataclass
+
+from cluster import guard
+from cluster.errors import LeaseLost, StorageError
+from cluster.files import read_json
+from cluster.lease import Lease, revoke
+from cluster.run_paths import RunPaths
+from jobs import ledger
+from jobs.ledger import RunState, changing, write_state
+from jobs.request import JobRequest
+from jobs.stop_wish import stop_wish
+
+SUCCEEDED, FAULT, USAGE, STOPPED = 0, 1, 2, 3  # exit codes of `python -m trainer`
+STATE_AFTER_STOP: dict[str, tuple[ledger.State, str]] = {
+    "cancel": ("cancelled", "cancelled after a checkpoint"),
+    "drain": ("queued", "handed back by a job worker that was stopped"),
+    "window": ("paused", "its window closed"),
+    "overtime": ("failed", "stopped after a checkpoint: --max-duration is over; `nightshift resume` goes on"),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A state to move to and why."""
+
+    state: ledger.State
+    why: str | None
+    is_loss: bool = False
+
+
+def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
+    """Return what an attempt's exit code means for its run."""
+    wish = stop_wish(paths, attempt)
+    if code == SUCCEEDED:
+        if paths.result.exists():
+            return Change("succeeded", None)
+        return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
+    if code in (FAULT, USAGE):
+        return Change("failed", _error_line(paths, attempt))
+    if wish and (code == STOPPED or wish.get("now") or code > guard.STATUS_OF_SIGNAL):
+        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+        return Change(
+            state, why if code == STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
+        )
+    return lost(paths, attempt, _cause(code))
+
+
+def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
+    """Return what it means that the infrastructure took an attempt: another one, or the end when retries are spent."""
+    wanted, state = JobRequest.model_validate(read_json(paths.job)), ledger.read_state(paths)
+    if state.losses < wanted.retries:
+        return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
+    return Change("lost", f"{cause}; {wanted.retries} retries are spent, `nightshift retry` tries again", True)
+
+
+def end(paths: RunPaths, lease: Lease, change: Change) -> None:
+    """Write down how an attempt ended, unless a newer one owns the run."""
+    with contextlib.suppress(LeaseLost), changing(paths) as state:
+        lease.check()
+        _write_end(paths, state, change)
+
+
+def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
+    """Take a run from an attempt that shows no life; None when it was not the run's attempt any more."""
+    with changing(paths) as state:
+        if state.state != "running" or state.attempt != attempt:
+            return None
+        revoke(paths, attempt)
+        if paths.result.exists():  # its last act was to publish
+            return _write_end(paths, state, Change("succeeded", None))
+        return _write_end(paths, state, lost(paths, attempt, cause))
+
+
+def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
+    paths.stop.unlink(missing_ok=True)
+    losses = state.losses + int(change.is_loss)
+    return write_state(paths, state.moved(change.state, change.why, losses=losses, metric=_metric(paths)))
+
+
+def _metric(paths: RunPaths) -> tuple[str, float] | None:
+    if not paths.result.exists():
+        return None
+    metrics = read_json(paths.result).get("metrics") or {}
+    for name in ("auroc", "accuracy", "loss"):
+        if isinstance(metrics.get(name), int | float):
+            return name, float(metrics[name])
+    return None
+
+
+def _error_line(paths: RunPaths, attempt: int) -> str:
+    with contextlib.suppress(StorageError):
+        error = read_json(paths.error)
+        if error.get("attempt") in (None, attempt):
+            return " ".join(str(error.get("error", "")).split())
+    return "the trainer failed and left no error line; `nightshift logs` shows what it said"
+
+
+def _cause(code: int) -> str:
+    if code > guard.STATUS_OF_SIGNAL:
+        return f"signal {code - guard.STATUS_OF_SIGNAL} ended the trainer"
+    return f"the trainer ended with exit code {code}"
