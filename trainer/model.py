@@ -7,6 +7,7 @@ from efficientnet_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from trainer.head import FEATURES, HeadConfig, Layout
+from trainer.norm import MOMENTUM, SharedBatchNorm
 
 TORCHVISION_EPSILON = 1e-5  # torchvision's EfficientNet-B0 keeps nn.BatchNorm2d's default; the other uses 1e-3
 BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)  # Tan & Le 2019, table 1, column "layers", rows 2 to 8
@@ -24,6 +25,8 @@ class Backbone(nn.Module):
         self.network: EfficientNet = EfficientNet.from_name("efficientnet-b0", include_top=False, image_size=image_size)
         self.network.set_swish(memory_efficient=False)  # SiLU: 21 instead of 15 images/s on two cores
         self.frozen: list[nn.Module] = []
+        for norm in _norms(self.network):
+            norm.momentum = MOMENTUM  # the package's 0.01 would take thousands of steps to follow the weights
         if layout == "torchvision":
             _follow_torchvision(self.network)
 
@@ -59,13 +62,13 @@ class Head(nn.Sequential):
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
         super().__init__(
-            nn.BatchNorm1d(FEATURES),
+            SharedBatchNorm(FEATURES),
             nn.Linear(FEATURES, width),
             nn.ReLU(),
-            nn.BatchNorm1d(width),
+            SharedBatchNorm(width),
             nn.Linear(width, width // 4),
             nn.ReLU(),
-            nn.BatchNorm1d(width // 4),
+            SharedBatchNorm(width // 4),
             nn.Dropout(dropout),
             nn.Linear(width // 4, classes),
         )
@@ -97,10 +100,14 @@ def build_model(config: HeadConfig) -> Classifier:
     return model.to(memory_format=torch.channels_last)
 
 
+def _norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 def _follow_torchvision(network: nn.Module) -> None:
+    for norm in _norms(network):
+        norm.eps = TORCHVISION_EPSILON
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = TORCHVISION_EPSILON
         if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):
             module.static_padding = nn.Identity()
             module.padding = tuple((size - 1) // 2 for size in module.kernel_size)
