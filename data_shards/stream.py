@@ -110,6 +110,20 @@ def read_shard(
     return _load(files, _tasks(files, shard.split, batches), image_size, loader_workers, pin_memory)
 
 
+def read_samples(
+    location: str, index: ShardIndex, split: str, ids: Sequence[int], *, image_size: int, batch_size: int = 16
+) -> Iterator[Batch]:
+    """Yield the samples of a split that have these ids, in this order; what else is in their shards stays unread.
+
+    Raises:
+        DamagedShard: A shard or a sample is not what the index says.
+    """
+    files = ShardFiles(location, index, default_cache())
+    wanted = np.asarray(ids, dtype=np.int64)
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    return _load(files, _tasks(files, split, batches), image_size, 0, False)
+
+
 def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Iterator[list[Extent]]:
     """Yield what to read for each batch, as soon as the shards it needs are here and checked."""
     shards = files.index.of_split(split)

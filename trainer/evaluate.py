@@ -14,6 +14,7 @@ from trainer.judging import figures_of, keep_predictions, model_on
 from trainer.order import Order, Post, in_worker
 from trainer.published import HEAD, MODEL, read_model
 from trainer.ray_session import on_workers
+from trainer.reporting import report_on
 from trainer.result import RunResult
 from trainer.scoring import Scored
 from trainer.setup import extraction_for
@@ -34,7 +35,9 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), read_index(spec.shards))
     order = Order(attempt=attempt, spec=spec, source=folder)
     outcome = on_workers(evaluate_on_worker, order, spec)
-    return RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
+    result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
+    report_on(attempt, spec, result)
+    return result
 
 
 def evaluate_on_worker(config: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from trainer.attempt import Attempt
 from trainer.errors import SpecError
 from trainer.order import Order
 from trainer.ray_session import on_workers
+from trainer.reporting import report_on
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.training import train_on_worker
@@ -24,13 +25,15 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     _refuse_impossible(spec, index)
     weights = ensure_weights(spec.weights, attempt.settings.storage)
     outcome = on_workers(train_on_worker, Order(attempt=attempt, spec=spec, source=weights), spec)
-    return RunResult(
+    result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),
         metrics=outcome["metrics"],
         seconds=round(attempt.seconds, 3),
         details=outcome["details"],
     )
+    report_on(attempt, spec, result)
+    return result
 
 
 def _refuse_impossible(spec: TrainSpec, index: ShardIndex) -> None:

@@ -1,0 +1,130 @@
+"""Gathers what a run left behind into its report: predictions, curves, the pictures of what went wrong."""
+
+import logging
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.files import read_lines
+from cluster.resources import this_machine
+from data_shards.index import ShardIndex, read_index
+from data_shards.stream import read_samples
+from trainer.attempt import Attempt
+from trainer.calibration import decide, tempered
+from trainer.mistakes import Mistake, Pixels, looked_at, worst
+from trainer.predictions import Predictions
+from trainer.published import read_model
+from trainer.report import ReportData, write_report
+from trainer.result import RunResult
+from trainer.specs import EvaluateSpec, TrainOptions
+
+PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
+FEW = 30  # images of a class: below, one error moves its recall by more than three points
+
+logger = logging.getLogger(__name__)
+
+
+def report_on(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> None:
+    """Write `report.html` of a run that has its figures.
+
+    A page that cannot be drawn is no reason to lose a training: the reason goes to the log with its traceback.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run.
+    """
+    attempt.lease.check()
+    try:
+        write_report(attempt.paths, _data(attempt, spec, result))
+    except Exception:
+        logger.exception("the report could not be written; the run's figures and model are not affected")
+
+
+def _data(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> ReportData:
+    index, metrics = read_index(spec.shards), result.metrics
+    predictions = Predictions.read(attempt.paths.predictions)
+    return ReportData(
+        run_id=attempt.paths.run_id,
+        kind=result.kind,
+        ended=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        spec={name: value for name, value in spec.to_json().items() if name != "kind"},
+        metrics=metrics,
+        predictions=predictions,
+        index=index,
+        epochs=tuple(read_lines(attempt.paths.metrics)),
+        mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
+        facts=_facts(attempt, result),
+        warnings=_warnings(index, metrics, result.details),
+    )
+
+
+def _mistakes(
+    location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
+) -> tuple[Mistake, ...]:
+    """Return the worst mistakes with pictures and overlays, by the published model on the CPU."""
+    seen = tempered(predictions.probabilities, metrics["temperature"])
+    positive = list(metrics["classes"]).index(metrics["positive"])
+    called = decide(seen, positive=positive, threshold=metrics["threshold"])
+    found = worst(predictions.ids, predictions.labels, called, seen, positive=positive)
+    if not found:
+        return ()
+    model, config, _ = read_model(folder)
+    ids = sorted(mistake.id for mistake in found)
+    images: dict[int, Pixels] = {}
+    for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
+        images |= dict(zip(batch.ids.tolist(), batch.images.numpy(), strict=True))
+    return looked_at(found, images, model, config)
+
+
+def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
+    epochs = list(read_lines(attempt.paths.metrics))
+    machine = this_machine()
+    speeds = [line["images_per_second"] for line in epochs if line.get("images_per_second")]
+    timing = {"this attempt": f"{attempt.seconds:.1f} s", "attempt": str(attempt.number)}
+    if epochs:
+        timing["epochs"] = f"{len(epochs)} in {sum(line.get('seconds', 0.0) for line in epochs):.1f} s"
+    if speeds:
+        timing["training speed"] = f"{np.median(speeds):,.0f} images/s (median epoch)"
+    devices = f"{machine.cpus} CPUs" + (f", {machine.gpus} GPUs" if machine.gpus else "")
+    return {
+        "How": {name.replace("_", " "): _text(value) for name, value in result.details.items() if value is not None},
+        "Timing": timing,
+        "Machine": {"processors": devices, "system": f"{platform.system()} {platform.machine()}"},
+        "Versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
+    split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
+    few = [f"{count} {name}" for name, count in counts.items() if count < FEW]
+    chosen_here = metrics["threshold"] is not None and split == "valid"
+    return [
+        *(
+            [f"The {split} split has only {' and '.join(few)} images: read the intervals, not the figures."]
+            if few
+            else []
+        ),
+        *(["The threshold was chosen on this very split, so its figures flatter it."] if chosen_here else []),
+        *(
+            ["This split also chose the published epoch: a test split judges more fairly."]
+            if _chose(metrics, details)
+            else []
+        ),
+        *(
+            ["Packed with leakage allowed: images may stand in two splits."]
+            if index.options.get("allow_leakage")
+            else []
+        ),
+    ]
+
+
+def _chose(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
+    return metrics["split"] == "valid" and "best_epoch" in details
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
