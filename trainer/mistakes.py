@@ -1,7 +1,7 @@
 """Images that a model called wrongly, the worst first, with where it looked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ class Mistake:
         sort: "missed": the positive class was not called; "alarm": it was called wrongly; "confused": the rest.
         true: Position of its class; `called` of the one it was called.
         probabilities: Of each class, as decided on.
+        source: Name of the file that it came from, by which a person finds it again.
         image: JPEG; `heat` the same with the evidence for the called class; None until looked at.
     """
 
@@ -35,6 +36,7 @@ class Mistake:
     true: int
     called: int
     probabilities: tuple[float, ...]
+    source: str = ""
     image: bytes | None = None
     heat: bytes | None = None
 
@@ -69,18 +71,17 @@ def worst(
 
 
 def looked_at(
-    mistakes: tuple[Mistake, ...], images: Mapping[int, Pixels], model: Classifier, config: HeadConfig
+    mistakes: tuple[Mistake, ...], images: Mapping[int, tuple[str, Pixels]], model: Classifier, config: HeadConfig
 ) -> tuple[Mistake, ...]:
-    """Return the mistakes with their image and overlay; `images` holds (C, S, S) uint8 by id."""
-    return tuple(_with_picture(mistake, images[mistake.id], model, config) for mistake in mistakes)
+    """Return the mistakes with their picture and overlay; `images` holds source and (C, S, S) uint8 pixels by id."""
+    return tuple(_with_picture(mistake, *images[mistake.id], model, config) for mistake in mistakes)
 
 
-def _with_picture(mistake: Mistake, image: Pixels, model: Classifier, config: HeadConfig) -> Mistake:
+def _with_picture(mistake: Mistake, source: str, image: Pixels, model: Classifier, config: HeadConfig) -> Mistake:
     device = next(model.parameters()).device
     batch = torch.from_numpy(image)[None].to(device)
     heat = evidence(model, batch, torch.tensor([mistake.called], device=device), config)[0]
-    fields = {name: value for name, value in vars(mistake).items() if name not in ("image", "heat")}
-    return Mistake(**fields, image=jpeg(image), heat=overlay(image, heat))
+    return replace(mistake, source=source, image=jpeg(image), heat=overlay(image, heat))
 
 
 def _first(among: NDArray[np.bool_], badness: NDArray[np.float64], limit: int) -> NDArray[np.int64]:

@@ -79,6 +79,14 @@ class ReportData:
         """Images of the positive class in the split."""
         return int((self.predictions.labels == self.positive).sum())
 
+    @property
+    def leakage(self) -> str:
+        """What packing said of images and groups that stand in two splits."""
+        allowed = self.index.options.get("allow_leakage")
+        if allowed is None:
+            return "not known"
+        return "was allowed at packing" if allowed else "none: no image or group stands in two splits"
+
     @cached_property
     def best_epoch(self) -> int | None:
         """The epoch whose model was published."""

@@ -74,9 +74,10 @@ def _mistakes(
         return ()
     model, config, _ = read_model(folder)
     ids = sorted(mistake.id for mistake in found)
-    images: dict[int, Pixels] = {}
+    images: dict[int, tuple[str, Pixels]] = {}
     for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
-        images |= dict(zip(batch.ids.tolist(), batch.images.numpy(), strict=True))
+        pictures = zip(batch.sources, batch.images.numpy(), strict=True)
+        images |= dict(zip(batch.ids.tolist(), pictures, strict=True))
     return looked_at(found, images, model, config)
 
 
