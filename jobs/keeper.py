@@ -14,7 +14,7 @@ from typing import Self
 
 import redis
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StorageError, UnknownRun
 from cluster.files import read_json
 from cluster.lease import beat_of
 from cluster.run_paths import RUN_ID, RunPaths
@@ -72,31 +72,52 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
         redis.RedisError: Redis went away in between; nothing is lost.
     """
     storage = settings.storage
-    present = {priority: set(queue.waiting(connection, priority)) for priority in PRIORITIES}
-    taken = {priority: set(queue.in_hand(connection, priority)) for priority in PRIORITIES}
+    places = Places(
+        waiting={priority: set(queue.waiting(connection, priority)) for priority in PRIORITIES},
+        in_hand={priority: set(queue.in_hand(connection, priority)) for priority in PRIORITIES},
+    )
     repairs: list[Repair] = []
     for run_id in ledger.all_ids(storage) if every_run else ledger.pending_ids(storage):
         if not RUN_ID.fullmatch(run_id):
             continue
         paths = RunPaths.of(storage, run_id)
         try:
-            state = read_state(paths)
-        except ClusterError:
+            before = read_state(paths)
+            after = _moved_on(paths, before, memory, settings.lease_seconds)
+        except (UnknownRun, StorageError):
             continue  # just being submitted or deleted
-        if state.state in ("scheduled", "paused"):
-            state = _wake(paths, state) or state
-        elif state.state == "running":
-            state = _bury(paths, state, memory, settings.lease_seconds) or state
-        if state.state == "queued" and run_id not in present[state.priority]:
-            if run_id in taken[state.priority] and memory.still_since(memory.in_hand, run_id, True) < STUCK_SECONDS:
-                continue
-            if read_state(paths).state == "queued":
-                queue.enqueue(connection, run_id, state.priority, at_front=state.attempt > 0)
-                repairs.append(Repair(run_id, "queued"))
-        elif state.has_ended:
+        if after.state != before.state:
+            repairs.append(Repair(run_id, f"{before.state} to {after.state}"))
+        if after.has_ended:
             ledger.pending_marker(paths).unlink(missing_ok=True)
-        memory.in_hand.pop(run_id, None)
+        if after.state == "queued" and places.lack(after, memory) and read_state(paths).state == "queued":
+            queue.enqueue(connection, run_id, after.priority, at_front=after.attempt > 0)
+            repairs.append(Repair(run_id, "put into its queue"))
     return repairs
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where Redis has which runs, by priority, at one moment."""
+
+    waiting: dict[str, set[str]]
+    in_hand: dict[str, set[str]]
+
+    def lack(self, state: RunState, memory: Memory) -> bool:
+        """Whether a queued run stands nowhere; one that a worker took and never begins counts after a while."""
+        if state.id in self.waiting[state.priority]:
+            return False
+        if state.id in self.in_hand[state.priority]:
+            return memory.still_since(memory.in_hand, state.id, state.changed) > STUCK_SECONDS
+        return True
+
+
+def _moved_on(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float) -> RunState:
+    if state.state in ("scheduled", "paused"):
+        return _wake(paths, state) or state
+    if state.state == "running":
+        return _bury(paths, state, memory, lease_seconds) or state
+    return state
 
 
 def _wake(paths: RunPaths, state: RunState) -> RunState | None:

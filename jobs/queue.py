@@ -71,15 +71,15 @@ class RunQueue(rq.Queue):
             try:
                 entry = fetch_entry(self.connection, entry_id)
             except (HostileJob, NoSuchJobError, ValueError, UnicodeError) as error:
-                self._put_aside(entry_id, str(error))
+                self._put_aside(moved, str(error))
             else:
                 return entry
         return None
 
-    def _put_aside(self, entry_id: str, why: str) -> None:
+    def _put_aside(self, entry_id: bytes | str, why: str) -> None:
         log.warning("refused an entry of %s: %s", self.name, why)
         with self.connection.pipeline() as pipe:
-            pipe.lrem(self.intermediate_queue_key, 1, entry_id)
+            pipe.lrem(self.intermediate_queue_key, 1, entry_id)  # type: ignore[arg-type]
             pipe.lpush(REFUSED, entry_id)
             pipe.ltrim(REFUSED, 0, 99)
             pipe.execute()

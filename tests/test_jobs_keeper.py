@@ -1,0 +1,216 @@
+"""The run folders are the truth: whatever becomes of Redis, every run gets what it is owed."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from redis import Redis
+
+from cluster.files import write_json
+from cluster.lease import Lease
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import acts, ledger
+from jobs.endings import Change, end
+from jobs.keeper import Memory, Repair, reconcile
+from jobs.queue import queue, waiting
+from jobs.request import JobRequest
+from jobs.submit import submit
+from jobs.tasks import _begin
+from tests.stack import FakeSpec, eventually, state_of
+
+
+def test_a_redis_that_was_emptied_is_filled_again(settings: Settings, redis: Redis) -> None:
+    runs = [submit(settings, FakeSpec()) for _ in range(3)]
+    urgent = submit(settings, FakeSpec(), JobRequest(priority="high"))
+    redis.flushall()
+
+    repairs = reconcile(settings, redis, Memory())
+
+    assert waiting(redis, "normal") == runs
+    assert waiting(redis, "high") == [urgent]
+    assert sorted(repair.run_id for repair in repairs) == sorted([*runs, urgent])
+    assert reconcile(settings, redis, Memory()) == []
+
+
+def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    redis.flushall()
+    ledger.pending_marker(RunPaths.of(settings.storage, run_id)).unlink()
+
+    assert reconcile(settings, redis, Memory()) == []
+    assert reconcile(settings, redis, Memory(), every_run=True) == [Repair(run_id, "put into its queue")]
+
+
+def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    taken(redis)
+    _begin(RunPaths.of(settings.storage, run_id), "a worker that dies")
+    memory = Memory()
+
+    assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
+
+    state = state_of(settings.storage, run_id)
+    assert (state.state, state.losses) == ("queued", 1)
+    assert state.why == "attempt 1 was lost (no sign of life for 3 s); the next goes on from its checkpoint"
+    assert waiting(redis, "normal") == [run_id]
+
+
+def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    taken(redis)
+    paths = RunPaths.of(settings.storage, run_id)
+    begun = _begin(paths, "a worker five minutes off")
+    assert begun is not None
+    memory, until = Memory(), datetime.now() + timedelta(seconds=4.5)
+
+    while datetime.now() < until:
+        write_json(paths.attempts / "1.json", {"attempt": 1, "beat": datetime.now().isoformat(), "host": "x", "pid": 1})
+        assert reconcile(settings, redis, memory) == []
+
+    assert state_of(settings.storage, run_id).state == "running"
+
+
+def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
+    taken(redis)
+    _begin(RunPaths.of(settings.storage, run_id), "a worker that dies")
+    memory = Memory()
+
+    assert eventually(
+        lambda: not reconcile(settings, redis, memory) and state_of(settings.storage, run_id).has_ended, 15
+    )
+
+    state = state_of(settings.storage, run_id)
+    assert (state.state, state.why) == (
+        "lost", "no sign of life for 3 s; 0 retries are spent, `nightshift retry` tries again",
+    )  # fmt: skip
+    assert waiting(redis, "normal") == []
+
+
+def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    taken(redis)
+    paths = RunPaths.of(settings.storage, run_id)
+    _begin(paths, "a worker that dies")
+    write_json(paths.result, {"metrics": {"accuracy": 1.0}})
+    memory = Memory()
+
+    assert eventually(
+        lambda: not reconcile(settings, redis, memory) and state_of(settings.storage, run_id).has_ended, 15
+    )
+
+    assert state_of(settings.storage, run_id).state == "succeeded"
+
+
+def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    taken(redis)
+    paths = RunPaths.of(settings.storage, run_id)
+    first = _begin(paths, "frozen")
+    memory = Memory()
+    assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
+    second = _begin(paths, "lively")
+    assert first is not None
+    assert second is not None
+
+    end(paths, first[0], Change("failed", "the older one's view"))
+
+    state = state_of(settings.storage, run_id)
+    assert (state.state, state.attempt, state.job_worker) == ("running", 2, "lively")
+    second[0].check()
+    Lease.join(paths, 2).check()
+
+
+def test_a_run_waits_for_the_one_it_follows(settings: Settings, redis: Redis) -> None:
+    first = submit(settings, FakeSpec())
+    second = submit(settings, FakeSpec(), JobRequest(after=(first,)))
+    waits = state_of(settings.storage, second)
+    _finish(settings, first, "succeeded")
+
+    reconcile(settings, redis, Memory())
+
+    assert (waits.state, waits.why) == ("scheduled", f"waits for {first}")
+    assert second in waiting(redis, "normal")
+
+
+def test_a_run_that_follows_one_that_failed_is_cancelled_with_the_reason(settings: Settings, redis: Redis) -> None:
+    first = submit(settings, FakeSpec())
+    second = submit(settings, FakeSpec(), JobRequest(after=(first,)))
+    _finish(settings, first, "failed")
+
+    reconcile(settings, redis, Memory())
+
+    state = state_of(settings.storage, second)
+    assert (state.state, state.why) == ("cancelled", f"{first}, which it was to follow, ended as failed")
+
+
+def test_a_run_waits_for_its_time(settings: Settings, redis: Redis) -> None:
+    later = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(hours=1)))
+    soon = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(seconds=1)))
+
+    assert state_of(settings.storage, soon).state == "scheduled"
+    assert eventually(lambda: bool(reconcile(settings, redis, Memory())), seconds=10)
+
+    assert waiting(redis, "normal") == [soon]
+    assert state_of(settings.storage, later).state == "scheduled"
+
+
+def test_a_run_waits_for_its_window(settings: Settings, redis: Redis) -> None:
+    here = datetime.now().astimezone()
+    shut = f"{here + timedelta(hours=2):%H:%M}-{here + timedelta(hours=3):%H:%M}"
+    is_open = f"{here - timedelta(hours=1):%H:%M}-{here + timedelta(hours=1):%H:%M}"
+
+    waits = state_of(settings.storage, submit(settings, FakeSpec(), JobRequest(window=shut)))
+    goes = state_of(settings.storage, submit(settings, FakeSpec(), JobRequest(window=is_open)))
+
+    assert (waits.state, waits.why) == ("scheduled", f"waits for its window {shut}")
+    assert goes.state == "queued"
+
+
+def test_a_run_taken_and_never_begun_is_put_back(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.keeper.STUCK_SECONDS", 0.5)
+    run_id = submit(settings, FakeSpec())
+    assert queue(redis, "normal").next_entry() is not None
+    memory = Memory()
+
+    first = reconcile(settings, redis, memory)
+    put_back = eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=5)
+
+    assert first == []
+    assert put_back
+    assert waiting(redis, "normal") == [run_id]
+    assert redis.llen("rq:queue:nightshift-normal:intermediate") == 0
+
+
+def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+
+    acts.cancel(settings, RunPaths.of(settings.storage, run_id))
+
+    assert waiting(redis, "normal") == []
+    assert reconcile(settings, redis, Memory(), every_run=True) == []
+
+
+def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
+    first, second = submit(settings, FakeSpec()), submit(settings, FakeSpec())
+
+    _finish(settings, first, "succeeded")
+
+    assert ledger.pending_ids(settings.storage) == [second]
+    assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
+
+
+def taken(redis: Redis) -> None:
+    """Take the next entry and begin with it, as a worker does."""
+    entry = queue(redis, "normal").next_entry()
+    assert entry is not None
+    redis.lrem(queue(redis, "normal").intermediate_queue_key, 1, entry.id)
+
+
+def _finish(settings: Settings, run_id: str, state: ledger.State) -> None:
+    paths = RunPaths.of(settings.storage, run_id)
+    with ledger.changing(paths) as found:
+        ledger.write_state(paths, found.moved(state))
