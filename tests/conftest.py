@@ -7,6 +7,8 @@ import pytest
 from redis import Redis
 
 from cluster.settings import Settings
+from data_shards.pack import PackOptions, pack
+from data_shards.sample import write_sample
 from jobs import embedded
 
 
@@ -29,3 +31,12 @@ def redis(settings: Settings) -> Iterator[Redis]:
     """A connection to that Redis."""
     with Redis.from_url(str(settings.redis_url)) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 handwritten digits of ten classes at 32 pixels, several shards a split."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_sample(folder / "images", limit=300)
+    pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1))
+    return folder / "shards"

@@ -42,7 +42,7 @@ class FastBackbone:
         self.network = _folded(copy.deepcopy(backbone.network).eval().requires_grad_(False))
         self.network = self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
     def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `(B, 1280) float32` features of `(B, C, S, S) uint8` images, on the CPU."""
         parts = [self._features(normalise(part.to(self.device))) for part in torch.split(images, self.micro_batch)]

@@ -1,28 +1,23 @@
 """`stop.json`: somebody asks the running attempt to save a checkpoint and end."""
 
-import time
 from dataclasses import dataclass
 
 from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 
-LOOK_SECONDS = 0.2
-
 
 @dataclass
 class StopSign:
-    """Looks for `stop.json`, often enough for a person and seldom enough for a network file system."""
+    """Looks for `stop.json`, and remembers what it read: a stop once seen is not withdrawn."""
 
     paths: RunPaths
     attempt: int
-    _looked: float = 0.0
     _reason: str | None = None
 
     def reason(self) -> str | None:
         """Return why this attempt shall stop ("cancel", "drain", "window"), or None."""
-        if self._reason is None and time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._looked = time.monotonic()
+        if self._reason is None:
             self._reason = self._read()
         return self._reason
 

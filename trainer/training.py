@@ -76,7 +76,7 @@ def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig
 
     def prepare(images: Tensor, training: bool) -> Tensor:
         varied = augment(images) if augment and training else images
-        return forward(varied, normalise) if spec.freeze == "all" else normalise(varied)
+        return forward(varied, normalise).to(images.device) if spec.freeze == "all" else normalise(varied)
 
     streamed = StreamedImages(
         location=spec.shards,
@@ -131,7 +131,7 @@ def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfi
     extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
     post.progress.begin("evaluate", total=index.samples_in("valid"))
     found = model_on(post, extraction, model, "valid")
-    outcome = _publish_model(post, index, model, config, epoch=epoch, found=found) if post.ranks.leads else {}
+    outcome = publish_judged(post, index, model, config, found=found, more={"epoch": epoch}) if post.ranks.leads else {}
     post.ranks.meet()
     weights = class_weights(spec, index, torch.device("cpu"))
     details = {
@@ -144,16 +144,19 @@ def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfi
     return {"metrics": outcome, "details": details}
 
 
-def _publish_model(
-    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, epoch: int, found: Scored
+def publish_judged(
+    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, found: Scored, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Publish the model and how its probabilities are to be read; return its figures on the validation split."""
+    """Publish the model and how its probabilities are to be read; return its figures on the validation split.
+
+    `more` says in the manifest where the model comes from.
+    """
     attempt, spec = post.order.attempt, post.order.spec
     calibration = calibrated(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
     outcome = figures_of(found, config.classes, calibration, "valid", seed=spec.seed)
     keep_predictions(post, found)
     attempt.lease.check()
-    about = {"run": attempt.paths.run_id, "epoch": epoch, "metrics": outcome, "data": index.digest}
+    about = {"run": attempt.paths.run_id, "metrics": outcome, "data": index.digest, **more}
     publish_model(attempt.paths.best, model, config, about=about)
     calibration.write(attempt.paths.best, weights_sha256(attempt.paths.best))
     return outcome

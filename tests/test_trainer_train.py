@@ -1,0 +1,152 @@
+import json
+
+import pytest
+
+from cluster.errors import LeaseLost
+from cluster.files import read_json, read_lines
+from cluster.lease import Lease
+from data_shards.errors import BadIndex
+from tests.trained import attempted, done, evaluated, new_run, train_spec
+from trainer.errors import SpecError, Stopped
+from trainer.published import read_model
+from trainer.records import Records
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_shards):
+    storage = tmp_path_factory.mktemp("storage")
+    return done(storage, train_spec(digits_shards, seed=7))
+
+
+def test_a_training_leaves_a_line_an_epoch_a_model_and_a_result(trained, digits_shards):
+    paths, _ = trained
+
+    lines = list(read_lines(paths.metrics))
+    result = read_json(paths.result)
+    model, config, manifest = read_model(paths.best)
+
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0].keys() >= {"train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "lr", "images_per_second"}
+    assert result["kind"] == "train"
+    assert result["checkpoint"] == str(paths.best)
+    assert result["metrics"]["split"] == "valid"
+    assert config.classes == tuple("0123456789")
+    assert manifest["epoch"] == result["best_epoch"]
+    assert not model.training
+
+
+def test_the_same_seed_gives_the_same_model_to_the_last_bit(trained, tmp_path, digits_shards):
+    paths, _ = trained
+
+    again, _ = done(tmp_path, train_spec(digits_shards, seed=7))
+
+    assert (again.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_model(trained, tmp_path, digits_shards):
+    paths, _ = trained
+
+    other, _ = done(tmp_path, train_spec(digits_shards, seed=8))
+
+    assert (other.best / "model.safetensors").read_bytes() != (paths.best / "model.safetensors").read_bytes()
+
+
+def test_without_the_cache_the_result_is_the_same(trained, tmp_path, digits_shards):
+    _, cached = trained
+
+    _, streamed = done(tmp_path, train_spec(digits_shards, seed=7, cache=False))
+
+    assert not (tmp_path / "features").exists()
+    assert streamed.metrics["confusion_matrix"] == cached.metrics["confusion_matrix"]
+    assert streamed.metrics["loss"] == pytest.approx(cached.metrics["loss"], rel=1e-3)
+
+
+def test_evaluating_the_published_model_reproduces_the_figures_stored_with_it(trained, tmp_path, digits_shards):
+    paths, _ = trained
+    stored = read_json(paths.best / "manifest.json")["metrics"]
+
+    found = evaluated(tmp_path, paths.best, digits_shards, split="valid", seed=7)
+
+    assert json.loads(json.dumps(found.metrics)) == stored
+
+
+def test_a_run_stopped_in_an_epoch_goes_on_to_the_very_same_model(trained, tmp_path, digits_shards, monkeypatch):
+    uninterrupted, _ = trained
+    spec = train_spec(digits_shards, seed=7)
+    paths = new_run(tmp_path, spec)
+    after_an_epoch(monkeypatch, lambda: paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1})))
+
+    with pytest.raises(Stopped, match=r"stopped \(cancel\) after step 8, checkpoint saved"):
+        attempted(paths, spec)
+    attempted(paths, spec)
+
+    assert (paths.best / "model.safetensors").read_bytes() == (uninterrupted.best / "model.safetensors").read_bytes()
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2]
+
+
+def test_a_run_stopped_while_it_computes_features_says_so(tmp_path, digits_shards):
+    spec = train_spec(digits_shards)
+    paths = new_run(tmp_path, spec)
+    paths.stop.write_text(json.dumps({"reason": "drain", "attempt": None}))
+
+    with pytest.raises(Stopped, match="stopped while computing features"):
+        attempted(paths, spec)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(trained, tmp_path, digits_shards, caplog):
+    uninterrupted, _ = trained
+    spec = train_spec(digits_shards, seed=7)
+    paths, _ = done(tmp_path, spec)
+    newest = max(paths.checkpoints.glob("step-*"))
+    with (newest / "module.safetensors").open("r+b") as file:
+        file.truncate(1000)
+
+    attempted(paths, spec)
+
+    assert f"{newest} is damaged: module.safetensors" in caplog.text
+    assert (paths.best / "model.safetensors").read_bytes() == (uninterrupted.best / "model.safetensors").read_bytes()
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2]
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path, digits_shards):
+    paths, result = done(tmp_path, train_spec(digits_shards, epochs=50, lr=1e-9, patience=2, best_by="accuracy"))
+
+    epochs = [line["epoch"] for line in read_lines(paths.metrics)]
+
+    assert epochs[-1] == result.details["best_epoch"] + 2
+    assert epochs[-1] < 50
+
+
+def test_shards_that_do_not_exist_are_refused_in_one_line(tmp_path):
+    with pytest.raises(BadIndex, match="does not exist"):
+        done(tmp_path, train_spec(tmp_path / "nothing"))
+
+
+def test_steps_too_small_for_batch_norm_are_refused(tmp_path, digits_shards):
+    with pytest.raises(SpecError, match="leave a worker with 1 image, and batch norm needs 2"):
+        done(tmp_path, train_spec(digits_shards, batch_size=4, workers=2))
+
+
+def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards, monkeypatch):
+    spec = train_spec(digits_shards)
+    paths = new_run(tmp_path, spec)
+    after_an_epoch(monkeypatch, lambda: Lease.claim(paths, after=1))
+
+    with pytest.raises(LeaseLost, match="attempt 2 has taken over from attempt 1"):
+        attempted(paths, spec)
+
+    assert not paths.result.exists()
+    assert not paths.best.exists()
+    assert not list(paths.checkpoints.glob("step-*"))
+
+
+def after_an_epoch(monkeypatch, happens):
+    """Let something happen once, right after the first epoch was told of."""
+    record = Records.record
+
+    def recorded(self, figures):
+        record(self, figures)
+        if figures["epoch"] == 1 and self.attempt.number == 1:
+            happens()
+
+    monkeypatch.setattr(Records, "record", recorded)

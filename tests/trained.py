@@ -1,0 +1,69 @@
+"""Runs of the trainer for tests: in this process where the test allows, as a real process where it must die."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.lease import latest_attempt
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from trainer.attempt import Attempt
+from trainer.kinds import run_kind
+from trainer.result import RunResult
+from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
+
+QUICK = {"weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False}
+
+
+def train_spec(shards: Path, **options: Any) -> TrainSpec:
+    """A training of a second or two."""
+    return build(TrainSpec, shards=str(shards), **(QUICK | options))
+
+
+def new_run(storage: Path, spec: Spec, name: str = "run") -> RunPaths:
+    """The folder of a run that waits to be done."""
+    paths = RunPaths(storage / "runs" / name)
+    paths.folder.mkdir(parents=True)
+    paths.spec.write_text(json.dumps(spec.to_json()))
+    return paths
+
+
+def attempted(paths: RunPaths, spec: Spec) -> RunResult:
+    """Make the next attempt at a run in this process, and publish its result."""
+    settings = Settings(storage=paths.folder.parent.parent)
+    attempt = Attempt.of(paths.folder, None, settings)
+    result = run_kind(attempt, spec)
+    result.publish(attempt.lease)
+    return result
+
+
+def done(storage: Path, spec: Spec, name: str = "run") -> tuple[RunPaths, RunResult]:
+    """Do a whole run in this process."""
+    paths = new_run(storage, spec, name)
+    return paths, attempted(paths, spec)
+
+
+def evaluated(storage: Path, model: Path, shards: Path, name: str = "evaluation", **options: Any) -> RunResult:
+    """Evaluate a published model in this process."""
+    return done(storage, build(EvaluateSpec, model=str(model), shards=str(shards), **options), name)[1]
+
+
+def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environment: str) -> "subprocess.Popen[bytes]":
+    """Start `python -m trainer` on a run, its output in the run's log, in a process group of its own."""
+    number = [] if attempt is None else ["--attempt", str(attempt)]
+    with paths.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "trainer", str(paths.folder), *number],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), **environment},
+            start_new_session=True,
+        )
+
+
+def attempts_of(paths: RunPaths) -> int:
+    """How often the run was attempted."""
+    return latest_attempt(paths)
