@@ -29,7 +29,7 @@ from jobs.waits import blocked_by
 
 log = logging.getLogger("nightshift.keeper")
 
-TICK_SECONDS = 5.0
+TICK_SECONDS = 2.0
 STUCK_SECONDS = 60.0  # a run that a worker took and did not begin for so long was dropped
 FULL_EVERY_SECONDS = 60.0
 KEEPER_KEY = "nightshift:keeper"  # holds the name of the worker that keeps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import redis
 
+from cluster.errors import StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -87,6 +88,9 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, stat
         marker.touch()
         write_json(draft.state, state.model_copy(update={"changed": state.created}).model_dump(mode="json"))
         draft.folder.rename(paths.folder)
+    except OSError as error:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise StorageError(f"{draft.folder} cannot be written: {error.strerror}; free some space") from error
     except BaseException:
         shutil.rmtree(draft.folder)
         raise

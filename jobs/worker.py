@@ -112,11 +112,13 @@ class JobWorker(rq.Worker):
     def _settle(self, run_id: str) -> None:
         """Take the run from a horse that died with it, and end what such a horse may have left."""
         guard.end_descendants(os.getpid(), grace_seconds=0)
-        with contextlib.suppress(ClusterError):
+        try:
             paths = RunPaths.of(self.settings.storage, run_id)
             state = ledger.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
                 declare_dead(paths, state.attempt, "its job process died")
+        except (ClusterError, OSError) as error:
+            log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
 
     def _forget(self, job: RunEntry, execution: Execution) -> None:
         """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here."""

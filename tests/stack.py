@@ -1,10 +1,12 @@
 """What tests of the queue share: fake runs, waiting for a state, and what is left of a run's processes."""
 
+import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.run_paths import RunPaths
 from jobs.ledger import RunState, read_state
@@ -64,3 +66,19 @@ def trainer_of(run_id: str) -> int:
 def arguments_of(pid: int) -> list[bytes]:
     """Return a process' command line, part by part."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(entry.parent.name))
+    return found
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the values of a file of JSON lines; none when it is absent."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

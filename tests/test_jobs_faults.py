@@ -1,0 +1,261 @@
+"""Faults on purpose: every run ends in a right state, none is lost or published twice, no process is left."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import embedded, ledger
+from jobs.errors import Refused
+from jobs.queue import waiting
+from jobs.request import JobRequest
+from jobs.stack import Stack, start_stack
+from jobs.submit import submit
+from jobs.workers import drain, live_workers
+from tests.stack import (
+    FAKE_WORKER,
+    FakeSpec,
+    children_of,
+    eventually,
+    lines_of,
+    processes_of,
+    reaches,
+    state_of,
+    trainer_of,
+)
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[Stack]:
+    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
+        yield running
+
+
+@pytest.fixture
+def running(stack: Stack, settings: Settings) -> str:
+    """The id of a run in its middle: it takes 3 s in all."""
+    return begun(settings, FakeSpec(steps=60, step_seconds=0.05, leaves_child=True))
+
+
+def begun(settings: Settings, spec: FakeSpec, wanted: JobRequest | None = None) -> str:
+    run_id = submit(settings, spec, wanted)
+    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+    return run_id
+
+
+def test_kill_9_of_the_horse_costs_one_attempt(stack: Stack, running: str, settings: Settings) -> None:
+    [horse] = children_of(stack.workers[0].pid)
+
+    os.kill(horse, signal.SIGKILL)
+    state = reaches(settings.storage, running, "succeeded")
+
+    assert (state.attempt, state.losses) == (2, 1)
+    assert_published_once(settings, running, by_attempt=2)
+
+
+def test_kill_9_of_the_worker_takes_horse_and_trainer_with_it(stack: Stack, running: str, settings: Settings) -> None:
+    first = processes_of(running)
+
+    stack.workers[0].kill()
+    stack.workers[0].wait()
+
+    assert len(first) >= 3  # guard, trainer, the child it left
+    assert eventually(lambda: not processes_of(running), seconds=5)
+    stack.replace_lost_workers()
+    state = reaches(settings.storage, running, "succeeded")
+    assert (state.attempt, state.losses) == (2, 1)
+    assert_published_once(settings, running, by_attempt=2)
+
+
+def test_kill_9_of_the_guard_leaves_nothing_of_the_run(stack: Stack, running: str, settings: Settings) -> None:
+    [horse] = children_of(stack.workers[0].pid)
+    [guard] = children_of(horse)
+
+    os.kill(guard, signal.SIGKILL)
+
+    state = reaches(settings.storage, running, "succeeded")
+    assert (state.attempt, state.losses) == (2, 1)
+    assert processes_of(running) == []
+
+
+def test_sigterm_hands_the_run_back_to_the_front_without_spending_a_retry(
+    stack: Stack, running: str, settings: Settings, redis: Redis
+) -> None:
+    other = submit(settings, FakeSpec())
+
+    stack.workers[0].terminate()
+
+    assert stack.workers[0].wait(timeout=20) == 0
+    state = state_of(settings.storage, running)
+    assert (state.state, state.attempt, state.losses) == ("queued", 1, 0)
+    assert waiting(redis, "normal") == [running, other]
+    assert processes_of(running) == []
+
+
+def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: Settings) -> None:
+    stack.workers[0].terminate()
+    stack.workers[0].terminate()
+
+    assert stack.workers[0].wait(timeout=20) == 0
+    state = state_of(settings.storage, running)
+    assert (state.state, state.losses) == ("queued", 0)
+
+
+def test_a_trainer_that_saves_no_checkpoint_is_ended_when_the_drain_is_over(stack: Stack, settings: Settings) -> None:
+    run_id = begun(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True))
+
+    began = time.monotonic()
+    stack.workers[0].terminate()
+
+    assert stack.workers[0].wait(timeout=30) == 0
+    assert time.monotonic() - began < 15  # the fake worker drains for 5 s
+    assert (state_of(settings.storage, run_id).state, state_of(settings.storage, run_id).losses) == ("queued", 0)
+    assert processes_of(run_id) == []
+
+
+def test_a_worker_can_be_drained_by_name_from_elsewhere(
+    stack: Stack, running: str, settings: Settings, redis: Redis
+) -> None:
+    [worker] = live_workers(redis)
+
+    drained = drain(redis, worker.name)
+
+    assert (worker.state, worker.run) == ("busy", running)
+    assert drained == [worker.name]
+    assert stack.workers[0].wait(timeout=20) == 0
+    with pytest.raises(Refused, match="no job worker is called 'nobody'"):
+        drain(redis, "nobody")
+
+
+def test_a_redis_that_is_killed_while_a_run_runs_costs_nothing(stack: Stack, running: str, settings: Settings) -> None:
+    server = embedded.ensure_running(settings.storage)
+    next_one = submit(settings, FakeSpec())
+
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitpid(server.pid, 0)
+    time.sleep(3)
+    restart(settings)
+
+    assert reaches(settings.storage, running, "succeeded").attempt == 1
+    reaches(settings.storage, next_one, "succeeded", seconds=60)
+    assert_published_once(settings, running, by_attempt=1)
+    assert_published_once(settings, next_one, by_attempt=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keeps_file", [True, False], ids=["with its file", "its file lost"])
+def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(
+    stack: Stack, settings: Settings, keeps_file: bool
+) -> None:
+    long = begun(settings, FakeSpec(steps=700, step_seconds=0.05))
+    queued = [submit(settings, FakeSpec()) for _ in range(3)]
+    server = embedded.ensure_running(settings.storage)
+
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitpid(server.pid, 0)
+    if not keeps_file:
+        for file in (settings.storage / "redis" / "appendonlydir").iterdir():
+            file.unlink()
+    time.sleep(30)
+    restart(settings)
+
+    assert reaches(settings.storage, long, "succeeded", seconds=60).attempt == 1
+    for run_id in queued:
+        reaches(settings.storage, run_id, "succeeded", seconds=90)
+        assert_published_once(settings, run_id, by_attempt=1)
+
+
+def test_eight_submitters_of_one_name_make_one_run(settings: Settings) -> None:
+    with ProcessPoolExecutor(8) as pool:
+        outcomes = list(pool.map(submit_named, [settings] * 8))
+
+    made = [outcome for outcome in outcomes if outcome.startswith("train-")]
+
+    assert len(made) == 1
+    assert outcomes.count(f"name 'night' belongs to {made[0]}; choose another, or delete that run") == 7
+    assert ledger.all_ids(settings.storage) == made
+
+
+@pytest.mark.slow
+def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
+    with start_stack(settings, 2, worker_command=FAKE_WORKER):
+        runs = [submit(settings, FakeSpec()) for _ in range(200)]
+        assert eventually(lambda: not ledger.pending_ids(settings.storage), seconds=200)
+
+    for run_id in runs:
+        assert_published_once(settings, run_id, by_attempt=1)
+    assert {state_of(settings.storage, run_id).state for run_id in runs} == {"succeeded"}
+
+
+def test_an_attempt_that_was_overtaken_publishes_nothing(stack: Stack, settings: Settings) -> None:
+    run_id = begun(settings, FakeSpec(steps=40, step_seconds=0.1))
+    with frozen(trainer_of(run_id), *children_of(stack.workers[0].pid)):
+        state = reaches(settings.storage, run_id, "queued", "running", seconds=30)
+        assert eventually(lambda: state_of(settings.storage, run_id).losses == 1, seconds=30)
+
+    with start_stack(settings, 1, worker_command=FAKE_WORKER):
+        reaches(settings.storage, run_id, "succeeded", seconds=60)
+
+    assert state.attempt == 1
+    assert_published_once(settings, run_id, by_attempt=2)
+    assert eventually(lambda: not processes_of(run_id))
+
+
+def test_a_full_disk_at_submit_is_one_line_and_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from cluster.settings import Settings\n"
+        "from jobs.submit import submit; from tests.stack import FakeSpec\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "settings = Settings(storage=Path(sys.argv[1]), redis_url=sys.argv[2])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "try: submit(settings, FakeSpec())\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    order = [sys.executable, "-c", code, str(settings.storage), str(settings.redis_url)]
+
+    said = subprocess.run(order, capture_output=True, text=True, check=False)
+
+    assert said.stdout.startswith("StorageError "), said
+    assert "cannot be written: File too large" in said.stdout
+    assert list(settings.runs.iterdir()) == []
+
+
+def assert_published_once(settings: Settings, run_id: str, *, by_attempt: int) -> None:
+    published = lines_of(RunPaths.of(settings.storage, run_id).folder / "published.jsonl")
+    assert [line["attempt"] for line in published] == [by_attempt]
+    assert processes_of(run_id) == []
+
+
+def submit_named(settings: Settings) -> str:
+    try:
+        return submit(settings, FakeSpec(), JobRequest(name="night"))
+    except Refused as error:
+        return str(error)
+
+
+def restart(settings: Settings) -> None:
+    """Start the embedded server anew at its old address: the workers know no other."""
+    conf = settings.storage / "redis" / "redis.conf"
+    embedded._STARTED.append(subprocess.Popen([embedded.server_program(), str(conf)], start_new_session=True))
+
+
+@contextlib.contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
