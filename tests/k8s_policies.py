@@ -257,6 +257,16 @@ def storage_is_one_folder_for_all(manifests: Sequence[Manifest]) -> Iterator[str
             yield f"{pod.name} does not have the storage at {place}"
 
 
+def the_object_store_fits_into_shared_memory(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Ray falls back to a folder on disk when its store is larger than `/dev/shm`."""
+    for cluster in of_kind(manifests, "RayCluster"):
+        for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
+            shm = next(v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm")
+            store = group["rayStartParams"].get("object-store-memory", "1Ti")
+            if number(store) > number(shm.get("sizeLimit", 0)) / 2:
+                yield f"an object store of {store} bytes leaves no room in /dev/shm"
+
+
 POLICIES: tuple[Policy, ...] = (
     pods_run_as_nobody,
     namespace_enforces_restricted,
@@ -271,4 +281,5 @@ POLICIES: tuple[Policy, ...] = (
     only_the_autoscaler_holds_a_service_account_token,
     the_head_only_coordinates,
     storage_is_one_folder_for_all,
+    the_object_store_fits_into_shared_memory,
 )

@@ -29,22 +29,25 @@ def ports_of(pod: Pod) -> dict[str, int]:
 
 def may_connect(manifests: Sequence[Manifest], source: Pod, target: Pod, port: int) -> bool:
     """Whether the NetworkPolicies let one pod of the namespace reach another's TCP port."""
+    out, into = allowed_ports(manifests, "Egress", source, target), allowed_ports(manifests, "Ingress", target, source)
+    return all(ports is None or port in ports for ports in (out, into))
+
+
+def allowed_ports(manifests: Sequence[Manifest], direction: str, pod: Pod, peer: Pod) -> set[int] | None:
+    """Return the TCP ports on which a pod may speak with a peer in one direction; None means all."""
     policies = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")]
-    return _allows(policies, "Egress", source, target, port) and _allows(policies, "Ingress", target, source, port)
-
-
-def _allows(policies: list[Manifest], direction: str, pod: Pod, peer: Pod, port: int) -> bool:
     mine = [p for p in policies if direction in p["policyTypes"] and selects(p["podSelector"], pod.labels)]
     if not mine:
-        return True
-    rules = [rule for policy in mine for rule in policy.get(direction.lower(), [])]
-    return any(_takes(rule, "to" if direction == "Egress" else "from", peer, port) for rule in rules)
-
-
-def _takes(rule: Manifest, side: str, peer: Pod, port: int) -> bool:
-    ports = [p["port"] for p in rule.get("ports", []) if p["protocol"] == "TCP"]
-    near = [p for p in rule.get(side, []) if "podSelector" in p and "namespaceSelector" not in p]
-    return (not rule.get("ports") or port in ports) and any(selects(p["podSelector"], peer.labels) for p in near)
+        return None
+    side = "to" if direction == "Egress" else "from"
+    found: set[int] = set()
+    for rule in (rule for policy in mine for rule in policy.get(direction.lower(), [])):
+        near = [p for p in rule.get(side, []) if "podSelector" in p and "namespaceSelector" not in p]
+        if any(selects(p["podSelector"], peer.labels) for p in near):
+            if not rule.get("ports"):
+                return None
+            found |= {p["port"] for p in rule["ports"] if p["protocol"] == "TCP"}
+    return found
 
 
 def selectors_take_somebody(manifests: Sequence[Manifest]) -> Iterator[str]:

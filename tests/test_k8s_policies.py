@@ -203,6 +203,11 @@ BREACHES: list[tuple[str, str, Change]] = [
         lambda m: [mount.update(readOnly=True) for mount in container(m)["volumeMounts"]],
     ),
     (
+        "the_object_store_fits_into_shared_memory",
+        "Ray's own idea of it",
+        lambda m: ray(m)["headGroupSpec"]["rayStartParams"].pop("object-store-memory"),
+    ),
+    (
         "selectors_take_somebody",
         "a Service that leads nowhere",
         lambda m: one(m, "Service", "redis")["spec"]["selector"].update(app="redis"),
