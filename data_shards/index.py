@@ -94,6 +94,11 @@ class ShardIndex(BaseModel):
         """The shards of one split, in their order."""
         return tuple(shard for shard in self.shards if shard.split == split)
 
+    @property
+    def longest_shard(self) -> int:
+        """How many images the largest shard has."""
+        return max(shard.samples for shard in self.shards)
+
     def samples_in(self, split: str) -> int:
         """How many images a split has."""
         return sum(shard.samples for shard in self.of_split(split))

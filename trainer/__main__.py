@@ -1,7 +1,7 @@
 """`python -m trainer RUN_FOLDER [--attempt N]`: does what the folder's `spec.json` says.
 
 Exit codes: 0 done and `result.json` is there; 1 the run's own fault, told by `error.json`; 2 a wrong wish;
-3 stopped as asked after a checkpoint. Anything else is the infrastructure's fault.
+3 stopped as asked after a checkpoint. Anything else is the infrastructure's fault: 75 when workers were lost.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from cluster.errors import ClusterError
 from cluster.settings import Settings, prepare_for_local_ray
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
-from trainer.errors import SpecError, Stopped, TrainerError
+from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.specs import read_spec
 
-OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
+OK, FAILED, WRONG, STOPPED, LOST = 0, 1, 2, 3, 75
 
 logger = logging.getLogger("trainer")
 
@@ -51,13 +51,19 @@ def _run(attempt: Attempt) -> int:
     except (TrainerError, ShardError, ClusterError) as error:
         logger.error("%s", error)
         attempt.fail(error)
-        return WRONG if isinstance(error, SpecError) else FAILED
+        return _code_of(error)
     except Exception as error:  # a bug: the log keeps the traceback, the run still says that it failed
         logger.exception("the run failed by a fault of the program")
         attempt.fail(error)
         return FAILED
     logger.info("done in %.1f s", attempt.seconds)
     return OK
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, WorkersLost):
+        return LOST
+    return WRONG if isinstance(error, SpecError) else FAILED
 
 
 if __name__ == "__main__":

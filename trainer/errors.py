@@ -6,6 +6,8 @@ TrainerError
 ├── CheckpointError    a checkpoint is absent, damaged or of another version
 ├── ModelMismatch      the data have other classes than the model
 ├── TrainingDiverged   the loss is no number any more
+├── OutOfMemory        a batch does not fit into a GPU
+├── WorkersLost        workers died or hung more often than they are started again
 └── Stopped            the run was asked to stop and has saved a checkpoint
 """
 
@@ -32,6 +34,14 @@ class ModelMismatch(TrainerError):
 
 class TrainingDiverged(TrainerError):
     """The loss is no number any more; the last good checkpoint is kept."""
+
+
+class OutOfMemory(TrainerError):
+    """A batch does not fit into a GPU."""
+
+
+class WorkersLost(TrainerError):
+    """Workers died or hung more often than they are started again: the infrastructure's fault, not the run's."""
 
 
 class Stopped(TrainerError):

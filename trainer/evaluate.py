@@ -32,8 +32,9 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
         CheckpointError: The model is absent, damaged or of another version.
     """
     folder = model_folder(spec.model, attempt.settings)
-    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), read_index(spec.shards))
-    order = Order(attempt=attempt, spec=spec, source=folder)
+    index = read_index(spec.shards)
+    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), index)
+    order = Order(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = on_workers(evaluate_on_worker, order, spec)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
     report_on(attempt, spec, result)

@@ -2,23 +2,25 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from cluster.errors import ClusterError
-from cluster.files import write_json
+from cluster.files import read_json, write_json
 from cluster.resources import this_machine
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
-from trainer.errors import Stopped, TrainerError, TrainingDiverged
+from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.stopping import StopSign
+from trainer.watchdog import Watchdog
 
 OURS = (TrainerError, ShardError, ClusterError)
+SLOWEST_IMAGE_SECONDS = 0.2  # decoding and forward at 224 pixels on one old core
 LOADER_WORKERS = 12  # a GPU takes about so many cores' worth of decoded films
 SHARED = (Stopped, TrainingDiverged)  # raised on every rank at the same place
 
@@ -31,11 +33,18 @@ class Order(Generic[S]):
 
     Attributes:
         source: File of weights or folder of a model, found by the driver; None for random weights.
+        longest_shard: Samples of the largest shard; other workers wait while one computes its features.
     """
 
     attempt: Attempt
     spec: S
     source: Path | None
+    longest_shard: int = 0
+
+    @property
+    def hang_seconds(self) -> float:
+        """Workers that wait for each other longer than this hang."""
+        return self.attempt.settings.hang_seconds + self.longest_shard * SLOWEST_IMAGE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,12 @@ class Post:
     ranks: Ranks
     progress: Progress
     stop: StopSign
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+    def count(self, images: int) -> None:
+        """Tell of images that all workers together have done."""
+        self.watchdog.pat()
+        self.progress.add(images)
 
     @property
     def loader_workers(self) -> int:
@@ -65,6 +80,7 @@ class Post:
             ranks=ranks,
             progress=Progress(attempt.paths, attempt.number, writes=ranks.leads),
             stop=StopSign(attempt.paths, attempt.number),
+            watchdog=Watchdog(order.hang_seconds),
         )
 
 
@@ -77,13 +93,28 @@ def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
     order: Order[Any] = config["order"]
     note = order.attempt.paths.scratch / f"fault-{order.attempt.number}.json"
     if note.exists():
-        return TrainerError(note.read_text(encoding="utf-8").strip().strip('"'))
+        return TrainerError(read_json(note))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    post = Post.of(order)
     try:
-        return work(Post.of(order))
+        return _ours(work, post)
     except SHARED as error:
         return error
     except OURS as error:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_json(note, " ".join(str(error).split()))
         raise
+    finally:
+        post.watchdog.rest()
+
+
+def _ours(work: Callable[[Post], Any], post: Post) -> Any:
+    """Do the work; memory that is spent becomes an error of ours, which says what would fit."""
+    try:
+        return work(post)
+    except torch.OutOfMemoryError as error:
+        size = post.order.spec.batch_size
+        raise OutOfMemory(
+            f"a batch of {size} images over {post.ranks.world_size} workers does not fit into the memory of "
+            f"{post.ranks.device}; use --batch-size {size // 2} or more workers"
+        ) from error

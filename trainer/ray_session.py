@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError
 
 from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
 from cluster.settings import Settings
+from trainer.errors import WorkersLost
 from trainer.order import Order
 from trainer.specs import Spec
 
@@ -49,7 +51,7 @@ def _trainer(loop: Loop, order: Order[Any], *, workers: int, gpus: int) -> Torch
     return TorchTrainer(
         loop,
         train_loop_config={"order": order},
-        torch_config=TorchConfig(timeout_s=attempt.settings.hang_seconds),
+        torch_config=TorchConfig(timeout_s=round(order.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=ray.train.RunConfig(
             name=f"attempt-{attempt.number}",
@@ -63,8 +65,23 @@ def _fit(trainer: TorchTrainer) -> Any:
     try:
         return trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
-        causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-        raise causes[0] from error
+        causes = {rank: getattr(cause, "_base_exc", cause) for rank, cause in sorted(error.worker_failures.items())}
+        for cause in causes.values():
+            if not _is_infrastructure(cause):
+                raise cause from error
+        rank, cause = next(iter(causes.items()))
+        raise WorkersLost(f"worker {rank} was lost {RESTARTS + 1} times, at last by: {_first_line(cause)}") from error
+
+
+def _is_infrastructure(cause: Exception) -> bool:
+    """Return whether a worker died or waited in vain for one that did, as opposed to raising by itself."""
+    if isinstance(cause, ray.exceptions.RayError | RayTrainError):
+        return True
+    return isinstance(cause, RuntimeError) and any(name in str(cause).lower() for name in ("gloo", "nccl", "timed out"))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
@@ -89,6 +106,7 @@ def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
                 num_cpus=machine.cpus,
                 num_gpus=machine.gpus,
                 include_dashboard=False,
+                runtime_env={"worker_process_setup_hook": "trainer.quiet.quieten_ray"},
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=True,
                 _temp_dir=folder,

@@ -52,7 +52,7 @@ def extraction_for(
         ranks=post.ranks,
         cache=cache if cached else None,
         loader_workers=post.loader_workers,
-        count=post.progress.add,
+        count=post.count,
         stop_reason=post.stop.reason,
     )
 

@@ -22,9 +22,10 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         Stopped: The run was asked to stop; a checkpoint is saved.
     """
     index = read_index(spec.shards)
-    _refuse_impossible(spec, index)
+    refuse_impossible_data(spec, index)
     weights = ensure_weights(spec.weights, attempt.settings.storage)
-    outcome = on_workers(train_on_worker, Order(attempt=attempt, spec=spec, source=weights), spec)
+    order = Order(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
+    outcome = on_workers(train_on_worker, order, spec)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),
@@ -36,7 +37,12 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     return result
 
 
-def _refuse_impossible(spec: TrainSpec, index: ShardIndex) -> None:
+def refuse_impossible_data(spec: TrainSpec, index: ShardIndex) -> None:
+    """Refuse data that this training can never run on.
+
+    Raises:
+        SpecError: A split is missing, or a step leaves a worker too few images.
+    """
     for split in ("train", "valid"):
         if split not in index.splits:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")

@@ -54,7 +54,7 @@ def _train(post: Post) -> dict[str, Any]:
         ),
         save=records.save,
         record=records.record,
-        count=post.progress.add,
+        count=post.count,
         begin_epoch=partial(_begin_epoch, post, index),
         stop_reason=post.stop.reason,
         autocast=bf16,

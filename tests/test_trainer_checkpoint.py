@@ -1,0 +1,127 @@
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from trainer.checkpoint import newest_good, read_manifest, read_tensors, remove_old, step_folder, write_folder
+from trainer.errors import CheckpointError
+
+FILES = ("model.safetensors", "position.json", "manifest.json")
+
+
+def write(folder, value=1.0):
+    write_folder(
+        folder,
+        tensors={"model.safetensors": {"weight": torch.full((1000,), value)}},
+        facts={"position.json": {"step": 3}},
+        about={"attempt": 1},
+    )
+
+
+def test_a_folder_is_read_back_as_it_was_written(tmp_path):
+    write(tmp_path / "step-3")
+
+    manifest = read_manifest(tmp_path / "step-3")
+
+    assert manifest["attempt"] == 1
+    assert manifest["files"].keys() == {"model.safetensors", "position.json"}
+    assert torch.equal(read_tensors(tmp_path / "step-3" / "model.safetensors")["weight"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_each_file_cut_short_is_noticed_and_the_checkpoint_before_it_is_taken(tmp_path, caplog, name, size):
+    write(step_folder(tmp_path, 1))
+    write(step_folder(tmp_path, 2))
+    with (step_folder(tmp_path, 2) / name).open("r+b") as file:
+        file.truncate(min(size, (step_folder(tmp_path, 2) / name).stat().st_size - 1))
+
+    found = newest_good(tmp_path)
+
+    assert found == step_folder(tmp_path, 1)
+    assert "going on from the one before" in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_that_is_missing_is_noticed(tmp_path, name):
+    write(tmp_path / "step-1")
+    (tmp_path / "step-1" / name).unlink()
+
+    with pytest.raises(CheckpointError, match="step-1"):
+        read_manifest(tmp_path / "step-1")
+
+
+def test_one_changed_byte_is_noticed(tmp_path):
+    write(tmp_path / "step-1")
+    with (tmp_path / "step-1" / "model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"\xff")
+
+    with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors differs from its sha256"):
+        read_manifest(tmp_path / "step-1")
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    write(tmp_path / "step-1")
+    manifest = json.loads((tmp_path / "step-1" / "manifest.json").read_text())
+    (tmp_path / "step-1" / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
+
+    with pytest.raises(CheckpointError, match="is of version 2, this program reads version 1"):
+        read_manifest(tmp_path / "step-1")
+
+
+def test_a_pickle_is_not_read_as_tensors(tmp_path):
+    torch.save({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        read_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(tmp_path):
+    write(step_folder(tmp_path, 1))
+
+    with no_file_above(2000), pytest.raises(CheckpointError, match="free space there and retry the run"):
+        write(step_folder(tmp_path, 2))
+
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert newest_good(tmp_path) == step_folder(tmp_path, 1)
+
+
+def test_writing_a_folder_again_replaces_it_whole(tmp_path):
+    write(tmp_path / "best", 1.0)
+    write(tmp_path / "best", 2.0)
+
+    read_manifest(tmp_path / "best")
+
+    assert read_tensors(tmp_path / "best" / "model.safetensors")["weight"][0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    for step in (9, 10, 100):
+        write(step_folder(tmp_path, step))
+
+    remove_old(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
+
+
+def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
+    write(tmp_path / "step-1")
+    shutil.rmtree(tmp_path / "step-1")
+
+    assert newest_good(tmp_path) is None
+
+
+@contextmanager
+def no_file_above(size):
+    """Let the system refuse to write a file beyond `size` bytes, as a full disk refuses it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

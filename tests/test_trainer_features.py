@@ -1,0 +1,144 @@
+import os
+import threading
+
+import pytest
+import torch
+
+from trainer.cache import entries, make_room
+from trainer.errors import CheckpointError
+from trainer.features import FeatureCache, FeatureKey, Features
+from trainer.head import HeadConfig
+
+KEY = FeatureKey.of(HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64))
+SHARD = "a" * 64
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return FeatureCache(tmp_path / "features", KEY, 10**9)
+
+
+def features(n=3, fill=0.5):
+    return Features(
+        values=torch.full((n, 1280), fill),
+        labels=torch.arange(n) % 2,
+        sources=tuple(f"{i}.jpg" for i in range(n)),
+        groups=("patient",) * n,
+    )
+
+
+def test_features_come_back_as_they_were_kept(cache):
+    cache.write(SHARD, features())
+
+    found = cache.read(SHARD)
+
+    assert torch.equal(found.values, features().values)
+    assert torch.equal(found.labels, features().labels)
+    assert found.sources == ("0.jpg", "1.jpg", "2.jpg")
+    assert found.groups == ("patient",) * 3
+
+
+def test_what_was_never_kept_is_none(cache):
+    assert cache.read(SHARD) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone_sha256": "2" * 64},
+        {"image_size": 96},
+        {"precision": "bf16"},
+        {"layout": "torchvision"},
+        {"mean": (0.5, 0.5, 0.5)},
+    ],
+)
+def test_features_depend_on_all_of_their_key(cache, change):
+    cache.write(SHARD, features())
+    config = HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64)
+
+    other = FeatureCache(cache.root, FeatureKey.of(config.model_copy(update=change)), 10**9)
+
+    assert other.read(SHARD) is None
+
+
+def test_heads_of_different_width_share_features():
+    config = HeadConfig(classes=("a", "b"), width=1024, dropout=0.6, image_size=64, backbone_sha256="1" * 64)
+
+    assert FeatureKey.of(config) == KEY
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_file_is_noticed_and_removed(cache, damage):
+    cache.write(SHARD, features())
+    with cache.path(SHARD).open("r+b") as file:
+        if damage == "cut":
+            file.truncate(5000)
+        else:
+            file.seek(-100, 2)
+            file.write(b"\xff")
+
+    with pytest.raises(CheckpointError, match="was damaged and is removed"):
+        cache.read(SHARD)
+
+    assert cache.read(SHARD) is None
+
+
+def test_several_writers_of_the_same_features_leave_one_good_file(cache):
+    writers = [threading.Thread(target=cache.write, args=(SHARD, features(200))) for _ in range(6)]
+
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+
+    assert torch.equal(cache.read(SHARD).values, features(200).values)
+    assert sorted(path.name for path in cache.folder.iterdir()) == [f"{SHARD}.safetensors", "key.json"]
+
+
+def test_the_limit_removes_what_was_unused_for_longest(cache, tmp_path):
+    size = 3 * 1280 * 4
+    small = FeatureCache(cache.root, KEY, int(2.5 * size))
+    small.write("a" * 64, features())
+    small.write("b" * 64, features())
+    set_used(small.path("a" * 64), 2000)
+    set_used(small.path("b" * 64), 1000)
+
+    small.write("c" * 64, features())
+
+    assert small.path("a" * 64).exists()
+    assert not small.path("b" * 64).exists()
+    assert small.path("c" * 64).exists()
+
+
+def test_reading_counts_as_use(cache):
+    cache.write(SHARD, features())
+    set_used(cache.path(SHARD), 1000)
+
+    cache.read(SHARD)
+
+    assert cache.path(SHARD).stat().st_mtime > 1000
+
+
+def test_the_folder_tells_what_it_holds(cache):
+    cache.write("a" * 64, features())
+    cache.write("b" * 64, features())
+
+    (entry,) = entries(cache.root)
+
+    assert entry.name == KEY.digest
+    assert entry.shards == 2
+    assert entry.bytes == sum(path.stat().st_size for path in cache.folder.glob("*.safetensors"))
+    assert entry.key["image_size"] == 64
+
+
+def test_making_room_for_everything_empties_the_folder(cache):
+    cache.write(SHARD, features())
+
+    freed = make_room(cache.root, 0)
+
+    assert freed > 3 * 1280 * 4
+    assert entries(cache.root) == ()
+
+
+def set_used(path, when):
+    os.utime(path, (when, when))

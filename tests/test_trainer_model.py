@@ -1,0 +1,97 @@
+from functools import partial
+
+import pytest
+import torch
+
+from trainer.forward import FastBackbone
+from trainer.head import HeadConfig
+from trainer.model import Backbone, build_model
+from trainer.transforms import Augmentation, normalised
+from trainer.weights import backbone_sha256
+
+CONFIG = HeadConfig(classes=("a", "b", "c"), width=32, dropout=0.4, image_size=64)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def backbone():
+    """A backbone whose running statistics have moved, as trained ones have."""
+    torch.manual_seed(0)
+    found = Backbone(64)
+    with torch.no_grad():
+        for _ in range(3):
+            found(torch.randn(8, 3, 64, 64))
+    return found.eval()
+
+
+def test_a_frozen_backbone_does_not_move_when_the_model_trains(backbone):
+    backbone.freeze("all")
+    before = backbone_sha256(backbone)
+
+    backbone.train()
+    first, second = backbone(torch.ones(4, 3, 64, 64)), backbone(torch.ones(4, 3, 64, 64))
+
+    assert backbone_sha256(backbone) == before
+    assert torch.equal(first, second)  # no connection is dropped
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_freezing_three_stages_leaves_the_blocks_after_them_to_train(backbone):
+    backbone.freeze("3").train()
+
+    blocks = [any(p.requires_grad for p in block.parameters()) for block in backbone.network._blocks]
+
+    assert blocks == [False] * 5 + [True] * 11  # stages of 1, 2 and 2 blocks, Tan & Le 2019
+    assert not backbone.network._conv_stem.weight.requires_grad
+    assert [block.training for block in backbone.network._blocks] == blocks
+
+
+def test_the_head_computes_in_float32_under_autocast():
+    model = build_model(CONFIG).eval()
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.rand(2, 3, 64, 64))
+
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03)])
+@pytest.mark.parametrize("layout", ["efficientnet_pytorch", "torchvision"])
+def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, tolerance, layout):
+    torch.manual_seed(0)
+    backbone = Backbone(64, layout)
+    images = torch.randint(0, 256, (11, 1, 64, 64), dtype=torch.uint8)
+    normalise = partial(normalised, config=CONFIG)
+    with torch.no_grad():
+        backbone(normalise(images))
+        expected = backbone.eval()(normalise(images))
+
+    found = FastBackbone(backbone, precision, CPU)(images, normalise)
+
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() / expected.norm() < tolerance
+
+
+def test_gray_images_are_normalised_as_three_equal_channels():
+    gray = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+
+    found = normalised(gray, CONFIG)
+
+    expected = (gray.expand(-1, 3, -1, -1) / 255 - torch.tensor(CONFIG.mean).view(3, 1, 1)) / torch.tensor(
+        CONFIG.std
+    ).view(3, 1, 1)
+    assert found.shape == (2, 3, 64, 64)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_augmentation_draws_for_each_image_and_keeps_shape_and_type():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8).expand(4, 1, 64, 64)
+
+    varied = Augmentation()(images)
+
+    assert varied.shape == images.shape
+    assert varied.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in varied}) == 4
