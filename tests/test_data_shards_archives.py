@@ -1,0 +1,136 @@
+import io
+import random
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from data_shards.archives import ArchiveLimits, is_archive, unpack
+from data_shards.errors import SourceError
+from tests.datasets import encoded, noise
+
+
+def tar_of(path, *members, mode="w"):
+    """Write a tar of (name, bytes) pairs and ready-made TarInfos."""
+    with tarfile.open(path, mode) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def zip_of(path, *members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def link(name, target, kind):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def names_below(folder):
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "TGZ"])
+def test_an_archive_is_unpacked_with_its_names(tmp_path, ending):
+    members = [("train/a/x.png", encoded(noise(1))), ("train/b/naïve ünïcode.png", encoded(noise(2)))]
+    path = tmp_path / f"images.{ending}"
+    make = zip_of if ending == "zip" else lambda p, *m: tar_of(p, *m, mode="w:gz" if "g" in ending.lower() else "w")
+
+    unpack(make(path, *members), tmp_path / "out")
+
+    assert is_archive(path)
+    assert names_below(tmp_path / "out") == {"train/a/x.png", "train/b/naïve ünïcode.png"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "a/../../evil.png", "/tmp/evil.png", "C:\\evil.png", "..\\evil.png", "\\evil.png"]
+)
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_a_name_that_leaves_the_folder_is_refused_and_nothing_appears(tmp_path, make, name):
+    archive = make(tmp_path / f"images.{make.__name__[:3]}", ("a/fine.png", b"x"), (name, b"evil"))
+
+    with pytest.raises(SourceError, match="would be written outside its folder; do not trust this archive"):
+        unpack(archive, tmp_path / "deep" / "out")
+
+    assert not (tmp_path / "deep" / "out").exists()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    archive = tar_of(tmp_path / "images.tar", link("a/x.png", "/etc/passwd", kind))
+
+    with pytest.raises(SourceError, match="'a/x.png' is a link or device"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    info = zipfile.ZipInfo("a/x.png")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+    with pytest.raises(SourceError, match="'a/x.png' is a link or device"):
+        unpack(zip_of(tmp_path / "images.zip", (info, b"/etc/passwd")), tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [zip_of, lambda path, *members: tar_of(path, *members, mode="w:gz")])
+def test_a_bomb_is_stopped_by_the_bytes_it_unpacks_to(tmp_path, make):
+    ending = "zip" if make is zip_of else "tar.gz"
+    archive = make(tmp_path / f"bomb.{ending}", ("a/zeros.png", bytes(50_000_000)))
+
+    with pytest.raises(SourceError, match="'a/zeros.png' unpacks beyond"):
+        unpack(archive, tmp_path / "out", ArchiveLimits(spare_bytes=1000))
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_files_are_refused(tmp_path):
+    archive = zip_of(tmp_path / "many.zip", *((f"a/{number}.png", b"x") for number in range(6)))
+
+    with pytest.raises(SourceError, match="more than 5 files"):
+        unpack(archive, tmp_path / "out", ArchiveLimits(files=5))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="cannot be unpacked"):
+        unpack(zip_of(tmp_path / "twice.zip", ("a/x.png", b"1"), ("a/x.png", b"2")), tmp_path / "out")
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = zip_of(tmp_path / "secret.zip", ("a/x.png", b"data"))
+    raw = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        raw[raw.index(signature) + offset] |= 1
+    path.write_bytes(raw)
+
+    with pytest.raises(SourceError, match="'a/x.png' is encrypted"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
+def test_an_archive_cut_anywhere_is_refused_and_leaves_nothing(tmp_path, ending):
+    members = [(f"a/{number}.png", encoded(noise(number))) for number in range(6)]
+    path = tmp_path / f"images.{ending}"
+    if ending == "zip":
+        zip_of(path, *members)
+    else:
+        tar_of(path, *members, mode="w:gz" if ending == "tar.gz" else "w")
+    raw = path.read_bytes()
+    end = len(raw) if ending != "tar" else sum(512 + -(-len(data) // 512) * 512 for _, data in members)
+
+    for cut in random.Random(0).sample(range(end), 60):
+        path.write_bytes(raw[:cut])
+        with pytest.raises(SourceError):
+            unpack(path, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,184 @@
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from data_shards.errors import BadImage
+from data_shards.pixels import decoded, is_gray, open_image, shrunk, square
+from tests.datasets import encoded, noise
+
+
+def read(data):
+    return decoded(open_image(data))
+
+
+def psnr(ours, reference):
+    error = np.mean((ours.astype(float) - np.asarray(reference).astype(float)) ** 2)
+    return 10 * np.log10(255**2 / max(error, 1e-9))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "expected"),
+    [
+        ("JPEG", "L", "L"),
+        ("JPEG", "RGB", "RGB"),
+        ("JPEG", "CMYK", "RGB"),
+        ("PNG", "L", "L"),
+        ("PNG", "LA", "RGB"),
+        ("PNG", "RGB", "RGB"),
+        ("PNG", "RGBA", "RGB"),
+        ("PNG", "P", "RGB"),
+        ("PNG", "1", "L"),
+        ("BMP", "L", "L"),
+        ("BMP", "RGB", "RGB"),
+        ("TIFF", "L", "L"),
+        ("TIFF", "RGB", "RGB"),
+        ("TIFF", "CMYK", "RGB"),
+    ],
+)
+def test_every_listed_kind_of_image_becomes_gray_or_rgb(kind, mode, expected):
+    image = read(encoded(noise(1, mode="RGB").convert(mode), kind))
+
+    assert (image.mode, image.size) == (expected, (40, 36))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("depth", "brightest"), [(16, 65535), (14, 16383), (12, 4095), (10, 1023), (8, 255)])
+def test_16_bit_pixels_keep_their_contrast_whatever_depth_the_detector_had(kind, depth, brightest):
+    ramp = np.linspace(0, brightest, 64 * 4).round().astype(np.uint16).reshape(4, 64)
+
+    pixels = np.asarray(read(encoded(Image.fromarray(ramp), kind)))
+
+    assert pixels.ravel()[[0, -1]].tolist() == [0, 255]
+    assert np.abs(pixels.ravel() - np.linspace(0, 255, 256)).max() <= 1
+
+
+def test_transparent_pixels_are_laid_on_black():
+    image = Image.new("RGBA", (4, 4), (255, 200, 100, 0))
+    image.putpixel((0, 0), (255, 200, 100, 255))
+
+    pixels = np.asarray(read(encoded(image)))
+
+    assert pixels[0, 0].tolist() == [255, 200, 100]
+    assert not pixels[1:].any()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_turned_by_exif_comes_out_upright(orientation):
+    upright = Image.new("L", (48, 32))
+    upright.paste(255, (0, 0, 24, 16))  # bright in the upper left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {
+        1: upright,
+        2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: upright.transpose(Image.Transpose.ROTATE_180),
+        4: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: upright.transpose(Image.Transpose.TRANSPOSE),
+        6: upright.transpose(Image.Transpose.ROTATE_90),
+        7: upright.transpose(Image.Transpose.TRANSVERSE),
+        8: upright.transpose(Image.Transpose.ROTATE_270),
+    }[orientation]
+
+    image = read(encoded(stored, "JPEG", exif=exif, quality=95))
+
+    assert image.size == (48, 32)
+    assert psnr(np.asarray(image), upright) > 35
+
+
+def test_a_gray_image_stored_in_color_counts_as_gray():
+    assert is_gray(noise(3, mode="L").convert("RGB"))
+    assert not is_gray(noise(3, mode="RGB"))
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300))
+@settings(max_examples=50, deadline=None)
+def test_images_are_shrunk_to_the_short_side_and_never_enlarged(width, height, side):
+    image = shrunk(Image.new("L", (width, height)), side)
+
+    assert min(image.size) == min(width, height, side)
+    assert image.size == (width, height) or abs(image.width / image.height - width / height) <= max(image.size) / side
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["L", "RGB"]))
+@settings(max_examples=60, deadline=None)
+def test_a_square_is_what_torchvision_would_give(width, height, mode):
+    image = noise(width * 1000 + height, (width, height), mode)
+
+    ours = square(encoded(image), size=48, color=mode)
+
+    reference = v2.Compose([v2.Resize(48), v2.CenterCrop(48)])(image)
+    assert ours.shape == (len(mode), 48, 48)
+    assert np.abs(ours.transpose(1, 2, 0).squeeze().astype(int) - np.asarray(reference).astype(int)).max() <= 2
+
+
+def test_scaled_decoding_of_a_large_jpeg_stays_within_35_db_of_a_full_decode():
+    image = noise(5, (1024, 900), "RGB")
+    data = encoded(image, "JPEG", quality=92)
+
+    ours = square(data, size=224, color="RGB").transpose(1, 2, 0)
+
+    reference = v2.Compose([v2.Resize(224), v2.CenterCrop(224)])(Image.open(io.BytesIO(data)))
+    assert psnr(ours, reference) >= 35
+
+
+def test_an_image_of_one_pixel_fills_the_square():
+    assert (square(encoded(Image.new("L", (1, 1), 77)), size=32, color="L") == 77).all()
+
+
+def test_a_hair_of_an_image_does_not_become_a_giant():
+    assert square(encoded(Image.new("L", (1, 20_000), 9)), size=64, color="L").shape == (1, 64, 64)
+
+
+def bomb():
+    """A PNG of a few hundred bytes that claims 10 gigapixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def pages():
+    first, second = noise(1), noise(2)
+    return encoded(first, "TIFF", save_all=True, append_images=[second])
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"", "the file is empty"),
+        (b"no image at all", "no readable JPEG, PNG, BMP or TIFF"),
+        (encoded(noise(1, mode="RGB"), "GIF"), "no readable JPEG, PNG, BMP or TIFF"),
+        (encoded(noise(1, (300, 300)), "PNG")[:-500], "cannot be decoded"),
+        (encoded(noise(1, (300, 300)), "JPEG")[:-500], "cannot be decoded"),
+        (encoded(noise(1), "PNG")[:20], "no readable JPEG, PNG, BMP or TIFF"),
+        (bomb(), "a decompression bomb"),
+        (pages(), "several pages"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "floating point"),
+    ],
+)
+def test_a_bad_image_says_what_is_wrong(data, text):
+    with pytest.raises(BadImage, match=text):
+        read(data)
+
+
+@given(st.integers(0, 3), st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_bytes_give_pixels_or_a_bad_image_and_nothing_else(kind, data):
+    raw = bytearray(encoded(noise(1, mode="RGB"), ("JPEG", "PNG", "BMP", "TIFF")[kind]))
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+
+    cut = bytes(raw[: data.draw(st.integers(0, len(raw)))])
+
+    with contextlib.suppress(BadImage):
+        assert read(cut).mode in ("L", "RGB")

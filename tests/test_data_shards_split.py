@@ -1,0 +1,183 @@
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from data_shards.errors import LeakageError, SourceError
+from data_shards.groups import groups_of
+from data_shards.options import PackOptions
+from data_shards.pack import pack
+from data_shards.split import Labeled, divide, merged, parse_shares
+from tests.datasets import encoded, image_folder, noise
+
+SHARES = (0.7, 0.15, 0.15)
+SPLITS = {"train/covid": 4, "train/normal": 4, "test/covid": 2, "test/normal": 2}
+
+
+def ungrouped(counts):
+    return [
+        Labeled(name=f"{label}{n}", label=label, group=f"{label}{n}")
+        for label, count in counts.items()
+        for n in range(count)
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.sampled_from("ab")), min_size=1, max_size=30), st.integers(0, 9))
+@settings(max_examples=200, deadline=None)
+def test_a_group_never_crosses_splits_however_the_sizes_fall(groups, seed):
+    images = [
+        Labeled(name=f"{number}-{n}", label=label, group=f"patient {number}")
+        for number, (size, label) in enumerate(groups)
+        for n in range(size)
+    ]
+    assume(min(Counter(label for _, label in groups).values()) >= 3)
+
+    splits = divide(images, SHARES, seed=seed)
+
+    found = {}
+    for image in images:
+        found.setdefault(image.group, set()).add(splits[image.name])
+    assert len(splits) == len(images)
+    assert all(len(of_group) == 1 for of_group in found.values())
+    for label in {image.label for image in images}:
+        assert {splits[image.name] for image in images if image.label == label} == {"train", "valid", "test"}
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.integers(3, 200), min_size=2), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_without_groups_each_class_is_divided_in_proportion(counts, seed):
+    splits = divide(ungrouped(counts), SHARES, seed=seed)
+
+    for label, count in counts.items():
+        found = Counter(split for name, split in splits.items() if name.startswith(label))
+        for split, share in zip(("train", "valid", "test"), SHARES, strict=True):
+            assert abs(found[split] - share * count) <= 2
+            assert found[split] >= 1
+
+
+def test_the_division_depends_on_the_seed_alone():
+    images = ungrouped({"a": 30, "b": 30})
+
+    assert divide(images, SHARES, seed=1) == divide(images[::-1], SHARES, seed=1)
+    assert divide(images, SHARES, seed=1) != divide(images, SHARES, seed=2)
+
+
+def test_a_share_of_zero_leaves_the_split_out():
+    splits = divide(ungrouped({"a": 10, "b": 10}), parse_shares("80/0/20"), seed=0)
+
+    assert Counter(splits.values()) == {"train": 16, "test": 4}
+
+
+@pytest.mark.parametrize("text", ["70/30", "a/b/c", "-1/1/1", "0/50/50", "70/15/15/0", "nan/1/1", "inf/1/1", ""])
+def test_shares_that_make_no_sense_are_refused(text):
+    with pytest.raises(SourceError, match="--split"):
+        parse_shares(text)
+
+
+def test_images_that_look_the_same_join_their_groups():
+    group_of = {"a": "1", "b": "2", "c": "3", "d": "4"}
+
+    joined = merged(group_of, [("a", "b"), ("b", "c")])
+
+    assert joined["a"] == joined["b"] == joined["c"] != joined["d"]
+
+
+def test_groups_come_from_a_csv_by_path_or_by_the_last_part_of_it(tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("\ufefffile,label,group\ntrain/covid/x.jpg,covid,p1\nvalid/covid/y.jpg,covid,p2\n")
+
+    assert groups_of(["train/covid/x.jpg", "covid/y.jpg"], str(table)) == {
+        "train/covid/x.jpg": "p1",
+        "covid/y.jpg": "p2",
+    }
+
+
+def test_groups_come_from_a_bracket_in_a_regular_expression():
+    assert groups_of(["a/007_1.png", "b/007_2.png"], "([0-9]+)_") == {"a/007_1.png": "007", "b/007_2.png": "007"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name,patient\nx.png,1\n", "has the columns name, patient; it needs file and group"),
+        ("file,group\nx.png,1\nx.png,2\n", "gives x.png two groups"),
+        ("file,group\ny.png,1\n", "gives 1 of 1 images no group, such as x.png"),
+        ("file,group\nx.png,\n", "gives 1 of 1 images no group, such as x.png"),
+        ("", "has the columns none"),
+    ],
+)
+def test_a_csv_that_does_not_group_every_image_is_refused(tmp_path, text, fault):
+    table = tmp_path / "groups.csv"
+    table.write_text(text)
+
+    with pytest.raises(SourceError, match=fault):
+        groups_of(["x.png"], str(table))
+
+
+def leaking(folder, copy):
+    """Return a source whose test split holds another form of a training image."""
+    source = image_folder(folder / "images", SPLITS, size=(200, 180))
+    copy(source / "train/covid/image-000.png", source / "test/covid/again.jpg")
+    return source
+
+
+def same_bytes(original, target):
+    target.write_bytes(original.read_bytes())
+
+
+def compressed_anew(original, target):
+    from PIL import Image
+
+    target.write_bytes(encoded(Image.open(original).resize((150, 135)), "JPEG", quality=60))
+
+
+@pytest.mark.parametrize(("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "look the same")])
+def test_a_copy_in_another_split_is_listed_and_refused(tmp_path, copy, words):
+    source = leaking(tmp_path, copy)
+
+    with pytest.raises(LeakageError, match="1 images or groups stand in two splits") as refused:
+        pack(source, tmp_path / "shards", PackOptions(processes=1))
+
+    (finding,) = refused.value.findings
+    assert words in finding
+    assert "train/covid/image-000.png" in finding
+    assert "test/covid/again.jpg" in finding
+    assert not (tmp_path / "shards/index.json").exists()
+
+
+def test_leakage_can_be_allowed_and_is_reported(tmp_path):
+    source = leaking(tmp_path, compressed_anew)
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1, allow_leakage=True))
+
+    assert len(report.leakage) == 1
+    assert report.index.options["allow_leakage"] is True
+
+
+def test_a_group_in_two_given_splits_is_refused(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+
+    with pytest.raises(LeakageError, match="group image-000 stands in test and train"):
+        pack(source, tmp_path / "shards", PackOptions(processes=1, group_by="image-[0-9]+"))
+
+
+def test_where_we_divide_copies_stay_in_one_split(tmp_path):
+    source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(200, 180))
+    for number in range(12):
+        compressed_anew(source / f"a/image-{number:03d}.png", source / f"a/copy-{number:03d}.jpg")
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15"))
+
+    assert len(report.alike) == 12
+    assert report.leakage == ()
+
+
+def test_flat_images_are_no_copies_of_each_other(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    for split in ("train", "test"):
+        (source / split / "normal/flat.png").write_bytes(encoded(noise(1).point(lambda _: len(split))))
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1))
+
+    assert report.leakage == ()
