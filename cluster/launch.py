@@ -15,6 +15,8 @@ from cluster.run_paths import RunPaths
 from cluster.settings import environment_of_run
 
 TRAINER = (sys.executable, "-m", "trainer")
+HERE = "here"  # the place where trainers end with whoever watches them
+VANISHED = 127  # instead of an exit code: the trainer is gone and nobody knows how it ended
 
 
 class Running(Protocol):
@@ -32,11 +34,22 @@ class Running(Protocol):
 class Launcher(Protocol):
     """A place where trainers run."""
 
+    @property
+    def place(self) -> str:
+        """The place's name, as a run's state keeps it."""
+
     def start(self, paths: RunPaths, attempt: int) -> Running:
         """Start the trainer of a run.
 
         Raises:
             LaunchError: It cannot be started there.
+        """
+
+    def attach(self, paths: RunPaths, attempt: int) -> Running:
+        """Watch a trainer that somebody else started and does not watch any more.
+
+        Raises:
+            LaunchError: None goes on there without its watcher.
         """
 
 
@@ -49,6 +62,7 @@ class LocalLauncher:
     """
 
     command: tuple[str, ...] = TRAINER
+    place: str = HERE
 
     def start(self, paths: RunPaths, attempt: int) -> "LocalRun":
         """Start the trainer; its output is appended to the run's log."""
@@ -67,6 +81,10 @@ class LocalLauncher:
         except OSError as error:
             raise LaunchError(f"{paths.run_id}: the trainer cannot be started: {error}") from error
         return LocalRun(process)
+
+    def attach(self, paths: RunPaths, attempt: int) -> "LocalRun":
+        """Refuse: a trainer of this machine ends with its watcher."""
+        raise LaunchError(f"{paths.run_id}: attempt {attempt} does not run on this machine")
 
 
 @dataclass

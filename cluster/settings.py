@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,6 +37,7 @@ class Settings:
         redis_url: Where the queue lives (`NIGHTSHIFT_REDIS_URL`); None means the embedded server under `storage`.
         redis_ca: Certificates that a `rediss://` server is checked against (`NIGHTSHIFT_REDIS_CA`).
         redis_plain: Speak with a Redis of another machine without TLS (`NIGHTSHIFT_REDIS_ALLOW_PLAIN=1`).
+        ray_token: What that API asks for (`RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names).
         ray_jobs_url: Jobs API of a standing Ray cluster (`NIGHTSHIFT_RAY_JOBS_URL`); None means this machine.
         lease_seconds: An attempt whose heart has not beaten for so long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
         ray_address: The cluster that this process belongs to, as Ray tells its jobs (`RAY_ADDRESS`); None: no cluster.
@@ -45,10 +46,11 @@ class Settings:
     """
 
     storage: Path
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)
     redis_ca: Path | None = None
     redis_plain: bool = False
     ray_jobs_url: str | None = None
+    ray_token: str | None = field(default=None, repr=False)
     lease_seconds: float = DEAD_AFTER_SECONDS
     ray_address: str | None = None
     hang_seconds: float = HANG_SECONDS
@@ -69,6 +71,7 @@ class Settings:
             redis_ca=Path(env["NIGHTSHIFT_REDIS_CA"]) if env.get("NIGHTSHIFT_REDIS_CA") else None,
             redis_plain=env.get("NIGHTSHIFT_REDIS_ALLOW_PLAIN") == "1",
             ray_jobs_url=_address(env, "NIGHTSHIFT_RAY_JOBS_URL", ("http", "https")),
+            ray_token=_ray_token(env),
             lease_seconds=_positive(env, "NIGHTSHIFT_LEASE_SECONDS", DEAD_AFTER_SECONDS, "seconds"),
             ray_address=env.get("RAY_ADDRESS") or None,
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
@@ -122,6 +125,17 @@ def prepare_for_local_ray() -> None:
     stands in no file.
     """
     os.environ.update(LOCAL_RAY, RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def _ray_token(env: Mapping[str, str]) -> str | None:
+    """Return the token where Ray's own clients look for it."""
+    if token := env.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    path = env.get("RAY_AUTH_TOKEN_PATH", "").strip()
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() if path else None
+    except OSError as error:
+        raise SettingsError(f"RAY_AUTH_TOKEN_PATH {path} cannot be read ({error.strerror})") from error
 
 
 def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> float:

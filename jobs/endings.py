@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cluster import guard
 from cluster.errors import LeaseLost, StorageError
 from cluster.files import read_json
+from cluster.launch import VANISHED
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from jobs import ledger
@@ -39,8 +40,9 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
             return Change("succeeded", None)
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
     if code in (FAULT, USAGE):
-        return Change("failed", _error_line(paths, attempt))
-    if wish and (code == STOPPED or wish.get("now") or code > guard.STATUS_OF_SIGNAL):
+        unsaid = "the trainer failed and left no error line; `nightshift logs` shows what it said"
+        return Change("failed", _error_line(paths, attempt) or unsaid)
+    if wish and (code in (STOPPED, VANISHED) or wish.get("now") or code > guard.STATUS_OF_SIGNAL):
         state, why = STATE_AFTER_STOP[str(wish["reason"])]
         return Change(
             state, why if code == STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
@@ -69,9 +71,26 @@ def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
         if state.state != "running" or state.attempt != attempt:
             return None
         revoke(paths, attempt)
-        if paths.result.exists():  # its last act was to publish
-            return _write_end(paths, state, Change("succeeded", None))
-        return _write_end(paths, state, lost(paths, attempt, cause))
+        return _write_end(paths, state, _last_words(paths, attempt) or lost(paths, attempt, cause))
+
+
+def leave_unwatched(paths: RunPaths, job_worker: str) -> None:
+    """Note that a job worker watches a run no more, which goes on where it runs."""
+    with changing(paths) as state:
+        if state.state == "running" and state.job_worker == job_worker:
+            write_state(paths, state.model_copy(update={"job_worker": None}))
+
+
+def _last_words(paths: RunPaths, attempt: int) -> Change | None:
+    """Return what an attempt that nobody watched left in the run's folder as its last act."""
+    if paths.result.exists():
+        return Change("succeeded", None)
+    if said := _error_line(paths, attempt):
+        return Change("failed", said)
+    if wish := stop_wish(paths, attempt):
+        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+        return Change(state, why)
+    return None
 
 
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
@@ -90,15 +109,17 @@ def _metric(paths: RunPaths) -> tuple[str, float] | None:
     return None
 
 
-def _error_line(paths: RunPaths, attempt: int) -> str:
+def _error_line(paths: RunPaths, attempt: int) -> str | None:
     with contextlib.suppress(StorageError):
         error = read_json(paths.error)
         if error.get("attempt") in (None, attempt):
             return " ".join(str(error.get("error", "")).split())
-    return "the trainer failed and left no error line; `nightshift logs` shows what it said"
+    return None
 
 
 def _cause(code: int) -> str:
+    if code == VANISHED:
+        return "the trainer vanished"
     if code > guard.STATUS_OF_SIGNAL:
         return f"signal {code - guard.STATUS_OF_SIGNAL} ended the trainer"
     return f"the trainer ended with exit code {code}"

@@ -16,16 +16,18 @@ import redis
 
 from cluster.errors import ClusterError, StorageError, UnknownRun
 from cluster.files import read_json
+from cluster.launch import HERE
 from cluster.lease import beat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from jobs import ledger, queue
 from jobs.connection import connect
-from jobs.endings import declare_dead
+from jobs.endings import declare_dead, leave_unwatched
 from jobs.errors import JobError
 from jobs.ledger import RunState, changing, read_state, write_state
 from jobs.request import PRIORITIES, JobRequest
 from jobs.waits import blocked_by
+from jobs.workers import live_workers
 
 log = logging.getLogger("nightshift.keeper")
 
@@ -49,6 +51,7 @@ class Memory:
 
     beats: dict[str, Watched] = field(default_factory=dict)
     in_hand: dict[str, Watched] = field(default_factory=dict)
+    watched: dict[str, Watched] = field(default_factory=dict)
 
     def still_since(self, known: dict[str, Watched], key: str, value: object) -> float:
         """Return for how many seconds `value` has not changed."""
@@ -76,6 +79,7 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
         waiting={priority: set(queue.waiting(connection, priority)) for priority in PRIORITIES},
         in_hand={priority: set(queue.in_hand(connection, priority)) for priority in PRIORITIES},
     )
+    workers = {worker.name for worker in live_workers(connection)}
     repairs: list[Repair] = []
     for run_id in ledger.all_ids(storage) if every_run else ledger.pending_ids(storage):
         if not RUN_ID.fullmatch(run_id):
@@ -83,14 +87,15 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
         paths = RunPaths.of(storage, run_id)
         try:
             before = read_state(paths)
-            after = _moved_on(paths, before, memory, settings.lease_seconds)
+            after = _moved_on(paths, before, memory, settings.lease_seconds, workers)
         except (UnknownRun, StorageError):
             continue  # just being submitted or deleted
         if after.state != before.state:
             repairs.append(Repair(run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
             ledger.pending_marker(paths).unlink(missing_ok=True)
-        if after.state == "queued" and places.lack(after, memory) and read_state(paths).state == "queued":
+        is_owed = after.state == "queued" or after.wants_a_watcher
+        if is_owed and places.lack(after, memory) and read_state(paths).state == after.state:
             queue.enqueue(connection, run_id, after.priority, at_front=after.attempt > 0)
             repairs.append(Repair(run_id, "put into its queue"))
     return repairs
@@ -112,11 +117,11 @@ class Places:
         return True
 
 
-def _moved_on(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float) -> RunState:
+def _moved_on(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float, workers: set[str]) -> RunState:
     if state.state in ("scheduled", "paused"):
         return _wake(paths, state) or state
     if state.state == "running":
-        return _bury(paths, state, memory, lease_seconds) or state
+        return _bury(paths, state, memory, lease_seconds) or _unwatch(paths, state, memory, workers) or state
     return state
 
 
@@ -143,6 +148,17 @@ def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float
     memory.beats.pop(paths.run_id, None)
     log.warning("%s: attempt %d showed no life for %.0f seconds", paths.run_id, state.attempt, still)
     return declare_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
+
+
+def _unwatch(paths: RunPaths, state: RunState, memory: Memory, workers: set[str]) -> RunState | None:
+    """Find a run that goes on elsewhere while the job worker that watched it is no more."""
+    if state.place == HERE or state.job_worker is None:
+        return None
+    watched = state.job_worker in workers
+    if memory.still_since(memory.watched, state.id, (state.job_worker, watched)) < STUCK_SECONDS or watched:
+        return None
+    leave_unwatched(paths, state.job_worker)
+    return read_state(paths)
 
 
 class Keeper:

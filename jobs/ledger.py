@@ -30,7 +30,8 @@ class RunState(BaseModel):
         why: What brought it here, one line for people; the error when it failed.
         attempt: Number of the newest attempt that started, 0 before the first.
         losses: Attempts the infrastructure took since the run was last asked for by a person.
-        job_worker: Who runs the newest attempt.
+        job_worker: Who watches the newest attempt; None while it goes on elsewhere and nobody does.
+        place: Where it runs, as its launcher names it.
         metric: The published number that people compare runs by, with its name.
         started: When the first attempt started.
         changed: When this record was written.
@@ -47,6 +48,7 @@ class RunState(BaseModel):
     attempt: int = 0
     losses: int = 0
     job_worker: str | None = None
+    place: str = "here"
     metric: tuple[str, float] | None = None
     created: str
     started: str | None = None
@@ -57,6 +59,11 @@ class RunState(BaseModel):
     def has_ended(self) -> bool:
         """Whether nothing more will happen unless a person asks."""
         return self.state in ENDED
+
+    @property
+    def wants_a_watcher(self) -> bool:
+        """Whether it runs in a place where it goes on alone, and no job worker watches it."""
+        return self.state == "running" and self.job_worker is None
 
     def moved(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record of the run in another state."""

@@ -33,18 +33,18 @@ def run_job(run_id: str) -> None:
 def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str) -> None:
     """Claim a queued run, have it trained, and write down how it ended; one that is not queued is left alone."""
     paths = RunPaths.of(settings.storage, run_id)
-    begun = _begin(paths, job_worker)
+    begun = begin(paths, job_worker, launcher.place)
     if begun is None:
-        log.info("%s is not queued any more; nothing to do", run_id)
+        log.info("%s is not queued any more, or has to wait; nothing to do", run_id)
         return
-    lease, wanted = begun
+    lease = begun.lease
     try:
-        running = launcher.start(paths, lease.attempt)
+        running = (launcher.attach if begun.goes_on else launcher.start)(paths, lease.attempt)
     except LaunchError as error:
         end(paths, lease, lost(paths, lease.attempt, str(error)))
         return
     try:
-        code = _Watch(paths, lease, wanted, running).until_it_ends()
+        code = _Watch(paths, lease, begun.wanted, running).until_it_ends()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
@@ -52,21 +52,40 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     end(paths, lease, outcome(paths, lease.attempt, code))
 
 
-def _begin(paths: RunPaths, job_worker: str) -> tuple[Lease, JobRequest] | None:
+@dataclass(frozen=True)
+class Begun:
+    """An attempt that a job worker has taken on.
+
+    Attributes:
+        lease: Its right to publish.
+        wanted: How the run was to be queued.
+        goes_on: Whether its trainer runs already and only wants somebody to watch it.
+    """
+
+    lease: Lease
+    wanted: JobRequest
+    goes_on: bool = False
+
+
+def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
+    """Take a run on: claim the next attempt of a queued one, or watch one that goes on unwatched; None of any other."""
     with changing(paths) as state:
+        wanted = JobRequest.model_validate(read_json(paths.job))
+        if state.state == "running" and state.job_worker is None and state.place == place:
+            write_state(paths, state.model_copy(update={"job_worker": job_worker}))
+            return Begun(Lease.join(paths, state.attempt), wanted, goes_on=True)
         if state.state != "queued":
             return None
-        wanted = JobRequest.model_validate(read_json(paths.job))
         if verdict := blocked_by(paths.folder.parent.parent, wanted):  # its window closed while it stood in the queue
             write_state(paths, state.moved("scheduled" if state.attempt == 0 else "paused", verdict.why))
             return None
         lease = Lease.claim(paths, after=latest_attempt(paths))
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        started = state.started or ledger.now()
         write_state(
-            paths,
-            state.moved("running", attempt=lease.attempt, job_worker=job_worker, started=state.started or ledger.now()),
+            paths, state.moved("running", attempt=lease.attempt, job_worker=job_worker, place=place, started=started)
         )
-        return lease, wanted
+        return Begun(lease, wanted)
 
 
 @dataclass

@@ -23,12 +23,13 @@ from rq.timeouts import HorseMonitorTimeoutException
 
 from cluster import guard
 from cluster.errors import ClusterError
-from cluster.launch import Launcher, LocalLauncher
+from cluster.launch import HERE, Launcher, LocalLauncher
+from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger, tasks
 from jobs.connection import connect
-from jobs.endings import declare_dead
+from jobs.endings import declare_dead, leave_unwatched
 from jobs.entries import RunEntry
 from jobs.keeper import Keeper
 from jobs.queue import PREFIX, RunQueue, enqueue
@@ -116,7 +117,10 @@ class JobWorker(rq.Worker):
             paths = RunPaths.of(self.settings.storage, run_id)
             state = ledger.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
-                declare_dead(paths, state.attempt, "its job process died")
+                if state.place == HERE:
+                    declare_dead(paths, state.attempt, "its job process died")
+                else:
+                    leave_unwatched(paths, self.name)
         except (ClusterError, OSError) as error:
             log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
 
@@ -129,7 +133,7 @@ class JobWorker(rq.Worker):
                 pipe.execute()
             with contextlib.suppress(ClusterError):
                 state = ledger.read_state(RunPaths.of(self.settings.storage, job.id))
-                if state.state == "queued":
+                if state.state == "queued" or state.wants_a_watcher:
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
             log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
@@ -143,11 +147,13 @@ class JobWorker(rq.Worker):
         if execution is None:
             log.info("stopping; no run is in hand")
             return
-        log.info("draining: %s saves a checkpoint and goes back to the queue", execution.job_id)
+        log.info("draining: %s goes back to the queue", execution.job_id)
         with contextlib.suppress(ClusterError):
             paths = RunPaths.of(self.settings.storage, execution.job_id)
             state = ledger.read_state(paths)
-            if state.state == "running" and state.job_worker == self.name:
+            if state.place != HERE:
+                self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
+            elif state.state == "running" and state.job_worker == self.name:
                 ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
 
     def run_maintenance_tasks(self) -> None:
@@ -174,7 +180,7 @@ def work(
     guard.adopt_orphans()
     wait_seconds = 1.0
     while True:
-        worker = JobWorker(settings, priorities, launcher or LocalLauncher(), drain_seconds)
+        worker = JobWorker(settings, priorities, launcher or launcher_for(settings), drain_seconds)
         with Keeper(settings, worker.name):
             begun = time.monotonic()
             with contextlib.suppress(redis.RedisError):
@@ -184,3 +190,10 @@ def work(
         wait_seconds = 1.0 if time.monotonic() - begun > 60 else min(30.0, wait_seconds * 2)  # noqa: PLR2004
         log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
         threading.Event().wait(wait_seconds)
+
+
+def launcher_for(settings: Settings) -> Launcher:
+    """Return where trainers run: the standing Ray cluster that the settings name, else this machine."""
+    if settings.ray_jobs_url is None:
+        return LocalLauncher()
+    return RayJobLauncher(RayJobs(settings.ray_jobs_url, settings.ray_token), settings.lease_seconds)

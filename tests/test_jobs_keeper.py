@@ -7,6 +7,7 @@ import pytest
 from redis import Redis
 
 from cluster.files import write_json
+from cluster.launch import HERE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -16,7 +17,7 @@ from jobs.keeper import Memory, Repair, reconcile
 from jobs.queue import queue, waiting
 from jobs.request import JobRequest
 from jobs.submit import submit
-from jobs.tasks import _begin
+from jobs.tasks import begin
 from tests.stack import FakeSpec, eventually, state_of
 
 
@@ -45,7 +46,7 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
 def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
-    _begin(RunPaths.of(settings.storage, run_id), "a worker that dies")
+    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", HERE)
     memory = Memory()
 
     assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
@@ -60,7 +61,7 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    begun = _begin(paths, "a worker five minutes off")
+    begun = begin(paths, "a worker five minutes off", HERE)
     assert begun is not None
     memory, until = Memory(), datetime.now() + timedelta(seconds=4.5)
 
@@ -74,7 +75,7 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
 def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
     taken(redis)
-    _begin(RunPaths.of(settings.storage, run_id), "a worker that dies")
+    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", HERE)
     memory = Memory()
 
     assert eventually(
@@ -92,7 +93,7 @@ def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settin
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    _begin(paths, "a worker that dies")
+    begin(paths, "a worker that dies", HERE)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
     memory = Memory()
 
@@ -107,18 +108,18 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    first = _begin(paths, "frozen")
+    first = begin(paths, "frozen", HERE)
     memory = Memory()
     assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
-    second = _begin(paths, "lively")
+    second = begin(paths, "lively", HERE)
     assert first is not None
     assert second is not None
 
-    end(paths, first[0], Change("failed", "the older one's view"))
+    end(paths, first.lease, Change("failed", "the older one's view"))
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.attempt, state.job_worker) == ("running", 2, "lively")
-    second[0].check()
+    second.lease.check()
     Lease.join(paths, 2).check()
 
 

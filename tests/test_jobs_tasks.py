@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.errors import LeaseLost
+from cluster.launch import HERE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts, tasks
+from jobs import acts
 from jobs.endings import declare_dead
 from jobs.request import JobRequest
 from jobs.stack import Stack, start_stack
 from jobs.submit import submit
+from jobs.tasks import begin
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
 
 
@@ -117,7 +119,7 @@ def test_a_run_over_its_max_duration_fails_after_a_checkpoint(stack: Stack, sett
 def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Settings) -> None:
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
-    begun = tasks._begin(paths, "a worker that will freeze")
+    begun = begin(paths, "a worker that will freeze", HERE)
     assert begun is not None
 
     state = declare_dead(paths, 1, "no sign of life for 3 s")
@@ -132,7 +134,7 @@ def test_two_workers_that_take_one_entry_begin_one_attempt(settings: Settings) -
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
 
-    first, second = tasks._begin(paths, "one"), tasks._begin(paths, "two")
+    first, second = begin(paths, "one", HERE), begin(paths, "two", HERE)
 
     assert first is not None
     assert second is None
