@@ -1,0 +1,131 @@
+"""`search`: many trainings, one ledger, the best model of all."""
+
+import logging
+import time
+from datetime import datetime
+
+from cluster.files import write_json
+from data_shards.index import ShardIndex, read_index
+from trainer.attempt import Attempt
+from trainer.errors import Stopped, TrainerError
+from trainer.evaluate import evaluate_on_worker
+from trainer.order import Order
+from trainer.ray_session import on_workers, ray_for
+from trainer.result import RunResult
+from trainer.search_best import BestModel
+from trainer.search_director import Director
+from trainer.search_features import features_on_worker
+from trainer.search_ledger import SearchLedger
+from trainer.search_night import Clock, Night
+from trainer.search_progress import SearchProgress
+from trainer.specs import EvaluateSpec, SearchSpec, build
+from trainer.train import refuse_impossible_data
+from trainer.trials import TrialTable
+from trainer.tuning import head_slots, run_trials
+from trainer.tuning_pause import PauseSign
+from trainer.tuning_trial import HeadTrial
+from trainer.weights import ensure_weights
+
+LOOK_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def here_and_now() -> datetime:
+    """Return the time with this machine's offset from UTC."""
+    return datetime.now().astimezone()
+
+
+def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -> RunResult:
+    """Run the trials that are left, publish the best model and return what it reaches on the test split.
+
+    Raises:
+        SpecError: The data cannot be trained on as wished.
+        Stopped: The run was asked to stop, or its window closed; what ran has saved checkpoints.
+        TrainerError: Too many trials failed, or none came to an epoch.
+    """
+    index = read_index(spec.shards)
+    for config in spec.space.corners():
+        refuse_impossible_data(spec.trial_spec(config), index)
+    order = Order(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
+    ledger = SearchLedger.opened(attempt.lease, spec.best_by, clock())
+    pause = PauseSign(attempt.paths, attempt.number)
+    night = Night.of(spec, began=ledger.began, now=clock())
+    director = Director(spec, ledger, night, clock, pause.stopped)
+    best = BestModel(order, ledger)
+    _run(director, order, index, pause, best)
+    best.keep_up(at_once=True)
+    _stop_if_asked(director, attempt)
+    return _outcome(director, order, index)
+
+
+def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause: PauseSign, best: BestModel) -> None:
+    """Run what is left to run, as long as it may."""
+    if not director.has_work():
+        return
+    spec = order.spec
+    progress = SearchProgress(order.attempt, director, index.samples_in("train"))
+
+    def look() -> None:
+        if director.must_pause():
+            pause.ask("window")
+        best.keep_up()
+        progress.write_now_and_then()
+
+    trial = Order(attempt=order.attempt, spec=spec.trial_spec({}), source=order.source)
+    on_workers(features_on_worker, trial, spec)
+    with ray_for(order.attempt.settings, spec) as gpus:
+        run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
+
+
+def _stop_if_asked(director: Director, attempt: Attempt) -> None:
+    """Raise what keeps the search from its end."""
+    table = director.ledger.table
+    ending = director.ending()
+    if ending == "failures":
+        raise TrainerError(
+            f"{table.failed} trials failed, more than --max-failures {director.spec.max_failures}; {_last_error(table)}"
+        )
+    if ending == "window":
+        while not director.must_pause():  # nothing more fits into tonight, but the window is this search's until then
+            time.sleep(LOOK_SECONDS)
+        if director.stop_reason() is None:
+            write_json(attempt.paths.stop, {"reason": "window", "attempt": attempt.number})
+    if ending in ("stop", "window"):
+        raise Stopped(f"stopped after {table.finished} of {director.spec.trials} trials; the others go on from here")
+
+
+def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) -> RunResult:
+    """Score the best model on the split that has chosen nothing."""
+    attempt, spec, table = order.attempt, order.spec, director.ledger.table
+    best = table.best()
+    if best is None:
+        raise TrainerError(f"no trial came to the end of an epoch; {_last_error(table)}")
+    wish = build(
+        EvaluateSpec,
+        model=str(attempt.paths.best),
+        shards=spec.shards,
+        split="test" if "test" in index.splits else "valid",
+        seed=spec.seed,
+        workers=spec.workers,
+        gpus_per_worker=spec.gpus_per_worker,
+    )
+    metrics = on_workers(evaluate_on_worker, Order(attempt=attempt, spec=wish, source=attempt.paths.best), wish)
+    counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
+    return RunResult(
+        kind=spec.kind,
+        checkpoint=str(attempt.paths.best),
+        metrics=metrics,
+        seconds=round(attempt.seconds, 3),
+        details={
+            "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
+            | {"config": table.trials[best.trial].config},
+            "trials": counts,
+            "ending": director.ending(),
+        },
+    )
+
+
+def _last_error(table: TrialTable) -> str:
+    failed = [trial for trial in table.ended if trial.state == "failed"]
+    return f"the last, {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"

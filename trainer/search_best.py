@@ -1,0 +1,107 @@
+"""The best model of a search: published as soon as there is a better one, and swept of what it has beaten."""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.errors import StorageError
+from cluster.files import read_json
+from data_shards.index import read_index
+from trainer.attempt import Attempt
+from trainer.checkpoint import MANIFEST, read_manifest, read_tensors
+from trainer.errors import CheckpointError
+from trainer.judging import model_on
+from trainer.model import Classifier
+from trainer.order import Order
+from trainer.records import MODULE
+from trainer.search_ledger import SearchLedger
+from trainer.setup import extraction_for, fresh_model
+from trainer.specs import SearchSpec
+from trainer.training import publish_judged
+from trainer.trials import Report
+from trainer.tuning_bench import lone_post
+from trainer.weights import backbone_sha256
+
+PUBLISH_SECONDS = 10.0  # between two publications; each judges the model on the whole validation split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BestModel:
+    """Keeps `best/` in step with the ledger."""
+
+    order: Order[SearchSpec]
+    ledger: SearchLedger
+    published_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.published = self._published()
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt it publishes for."""
+        return self.order.attempt
+
+    def keep_up(self, *, at_once: bool = False) -> None:
+        """Publish the best epoch of the ledger unless it is published; now and then, or `at_once`.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+            CheckpointError: The storage is full.
+        """
+        best = self.ledger.table.best()
+        if best is None or (best.trial, best.epoch) == self.published:
+            return
+        if at_once or time.monotonic() - self.published_at >= PUBLISH_SECONDS:
+            self._publish(best)
+            self.published, self.published_at = (best.trial, best.epoch), time.monotonic()
+            self._sweep(best)
+
+    def _published(self) -> tuple[int, int] | None:
+        try:
+            manifest = read_json(self.attempt.paths.best / MANIFEST)
+            return int(manifest["trial"]), int(manifest["epoch"])
+        except (StorageError, KeyError, TypeError):
+            return None
+
+    def _publish(self, best: Report) -> None:
+        trial = self.ledger.table.trials[best.trial]
+        spec = self.order.spec.trial_spec(trial.config)
+        post = lone_post(self.order, spec, torch.device("cpu"))
+        index = read_index(spec.shards)
+        model, config = fresh_model(post, index)
+        _load(model, self._tensors(best))
+        config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+        extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
+        found = model_on(post, extraction, model, "valid")
+        more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
+        publish_judged(post, index, model, config, found=found, more=more)
+        logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
+
+    def _tensors(self, best: Report) -> dict[str, Tensor]:
+        folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
+        read_manifest(folder)
+        return read_tensors(folder / MODULE)
+
+    def _sweep(self, best: Report) -> None:
+        """Remove what trials that have ended left, but for the best."""
+        checkpoints, keep = self.attempt.paths.checkpoints, str(best.figures["candidate"])
+        for report in self.ledger.table.reports():
+            name = report.figures.get("candidate")
+            if name and name != keep:
+                shutil.rmtree(checkpoints / name, ignore_errors=True)
+
+
+def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:
+    """Put a candidate's tensors into the model: those of a head, or of all of it."""
+    module = model if any(name.startswith("backbone.") for name in tensors) else model.head
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"a candidate does not fit its trial: {str(error).splitlines()[-1].strip()}") from error

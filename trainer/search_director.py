@@ -1,0 +1,117 @@
+"""What a search does next: which trial starts, which goes on, which ends. Knows neither torch nor Ray."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trainer.search_ledger import SearchLedger
+from trainer.search_night import Clock, Night, seconds_of_trial
+from trainer.search_rungs import rungs, survives
+from trainer.searcher import suggest
+from trainer.space import SEARCHED, Config
+from trainer.specs import SearchSpec
+
+# What a trial reports of an epoch.
+TOLD = ("epoch", "value", "spread", "candidate", "train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")
+
+Ending = Literal["stop", "failures", "until", "max_duration", "window", "done"]
+
+
+@dataclass
+class Director:
+    """Decides from the ledger and the clock alone.
+
+    Attributes:
+        stop_reason: Why the whole run shall stop, or None.
+        running: Numbers of the trials that this attempt has started and that have not ended or paused.
+    """
+
+    spec: SearchSpec
+    ledger: SearchLedger
+    night: Night
+    clock: Clock
+    stop_reason: Callable[[], str | None]
+    running: set[int] = field(default_factory=set)
+    paused: set[int] = field(default_factory=set)
+    closed: bool = False
+
+    def next_trial(self) -> dict[str, Any] | None:
+        """Return what the next trial to start needs to know, or None when none starts any more.
+
+        Trials that an earlier attempt left unfinished go first. The start is in the ledger before it is returned.
+        """
+        if self.closed or self.must_pause() or self.too_many_failures():
+            return None
+        for trial in self.ledger.table.unfinished:
+            if trial.number not in self.running | self.paused and self._has_room(trial.epochs):
+                return self._started(trial.number, trial.config)
+        number = max(self.ledger.table.trials, default=-1) + 1
+        if number >= self.spec.trials or not self._has_room(0):
+            return None
+        varied = suggest(self.spec, number, self.ledger.table)
+        return self._started(number, {name: getattr(self.spec, name) for name in SEARCHED} | varied)
+
+    def take(self, number: int, result: Mapping[str, Any]) -> bool:
+        """Write down what a trial reports and return whether it goes on."""
+        if "failed" in result:
+            return self._ended(number, {"event": "failed", "error": result["failed"]})
+        if result.get("paused"):
+            self.paused.add(number)
+            return self._ended(number, {"event": "paused"})
+        trial = self.ledger.table.trials[number]
+        if result["epoch"] not in trial.reports:
+            self._append({"event": "epoch", "trial": number, **{name: result.get(name) for name in TOLD}})
+        if result.get("done"):
+            return self._ended(number, {"event": "finished", "why": result["why"]})
+        if result["epoch"] in self._rungs() and not survives(trial.reports[result["epoch"]], self.ledger.table):
+            return self._ended(number, {"event": "finished", "why": "rung"})
+        return True
+
+    def close(self) -> None:
+        """Start no trial any more; the search itself is in trouble."""
+        self.closed = True
+        self.running.clear()
+
+    def has_work(self) -> bool:
+        """Return whether a trial is left that may start now."""
+        return not (self.must_pause() or self.too_many_failures()) and self._left() > 0
+
+    def must_pause(self) -> bool:
+        """Return whether running trials shall save a checkpoint and wait."""
+        return self.stop_reason() is not None or self.night.is_over(self.clock())
+
+    def too_many_failures(self) -> bool:
+        """Return whether the search as a whole has failed."""
+        return self.ledger.table.failed > self.spec.max_failures
+
+    def ending(self) -> Ending:
+        """Return why no trial starts any more; ask when none runs."""
+        if self.stop_reason() is not None:
+            return "stop"
+        if self.too_many_failures():
+            return "failures"
+        return "done" if self._left() <= 0 or self.night.why is None else self.night.why
+
+    def _started(self, number: int, config: Config) -> dict[str, Any]:
+        self._append({"event": "started", "trial": number, "config": config})
+        self.running.add(number)
+        best = self.ledger.table.best()
+        return {"trial": number, "config": config, "beat": None if best is None else best.value}
+
+    def _ended(self, number: int, event: dict[str, Any]) -> bool:
+        self._append({**event, "trial": number})
+        self.running.discard(number)
+        return False
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        self.ledger.append(event, self.clock())
+
+    def _left(self) -> int:
+        return self.spec.trials - len(self.ledger.table.ended)
+
+    def _has_room(self, done: int) -> bool:
+        seconds = seconds_of_trial(self.ledger.table, self.spec.epochs, done)
+        return self.night.has_room_for(seconds, self.clock())
+
+    def _rungs(self) -> tuple[int, ...]:
+        return () if self.spec.early_stopping is False else rungs(self.spec.epochs)

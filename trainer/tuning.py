@@ -1,0 +1,166 @@
+"""The search's decisions as Ray Tune asks for them: what starts, what goes on, what ended.
+
+Tune places trials and moves their numbers; everything that must outlive it stands in the ledger. Its own snapshots
+are pickles in the scratch folder and are never read.
+"""
+
+# ruff: noqa: ARG002 -- the arguments are Tune's
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from trainer.order import Order
+from trainer.search_director import Director
+from trainer.specs import SearchSpec
+
+DEATHS = 2  # of a trial's process, within one attempt, before the trial counts as failed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """How many trials run at once, and what each holds.
+
+    Attributes:
+        count: Trials at once.
+        resources: Of one trial, by Ray's names.
+        threads: That one trial's process computes with.
+    """
+
+    count: int
+    resources: Mapping[str, float]
+    threads: int
+
+
+def run_trials(
+    director: Director, order: Order[SearchSpec], trainable: Any, slots: Slots, between: Callable[[], None]
+) -> None:
+    """Run trials until the director starts no more and those that run have ended or paused.
+
+    Args:
+        director: Decides.
+        order: What each trial's process is told.
+        trainable: The class of a trial.
+        slots: How many at once.
+        between: Called again and again while trials run.
+    """
+    attempt, decisions = order.attempt, _Decisions(director)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(trainable, order=order, threads=slots.threads), dict(slots.resources)),
+        tune_config=tune.TuneConfig(
+            num_samples=director.spec.trials,
+            search_alg=_Suggestions(decisions, slots.count),
+            scheduler=decisions,
+            reuse_actors=True,  # a process that serves one trial after another reads the features once
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{attempt.number}",
+            storage_path=str(attempt.paths.scratch),
+            failure_config=tune.FailureConfig(max_failures=DEATHS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep checkpoints of their own
+            callbacks=[_Between(between, decisions)],
+            verbose=0,
+        ),
+    ).fit()
+    if decisions.trouble is not None:
+        raise decisions.trouble
+
+
+class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
+    """Hands the director's trials to Tune."""
+
+    def __init__(self, decisions: "_Decisions", at_once: int) -> None:
+        super().__init__(metric="value", mode="max")  # Tune wants names; the director ranks
+        self.decisions, self.director, self.at_once = decisions, decisions.director, at_once
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self.director.running) >= self.at_once:
+            return None
+        assignment = self.decisions.attempted(self.director.next_trial)
+        return str(Searcher.FINISHED) if assignment is None else assignment
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler has heard it."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: the ledger is the state."""
+
+
+class _Decisions(FIFOScheduler):  # type: ignore[misc]
+    """Asks the director after each epoch whether the trial goes on.
+
+    Attributes:
+        trouble: What went wrong in the search itself. Tune would turn it into text: so it is kept, all trials are let
+            end, and it is raised afterwards.
+    """
+
+    def __init__(self, director: Director) -> None:
+        super().__init__()
+        self.director = director
+        self.trouble: Exception | None = None
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(TrialScheduler.CONTINUE if self._goes_on(trial, result) else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if trial.config["trial"] in self.director.running:
+            self._goes_on(trial, result)
+
+    def _goes_on(self, trial: Any, result: dict[str, Any]) -> bool:
+        found = self.attempted(lambda: self.director.take(trial.config["trial"], result))
+        return bool(found) and self.trouble is None
+
+    def attempted(self, act: Callable[[], T]) -> T | None:
+        """Return what `act` returns; None once there is trouble."""
+        try:
+            return act() if self.trouble is None else None
+        except Exception as error:
+            self.trouble = error
+            self.director.close()
+            return None
+
+
+class _Between(tune.Callback):  # type: ignore[misc]
+    """Lets the search look around between two events of Tune."""
+
+    def __init__(self, look: Callable[[], None], decisions: _Decisions) -> None:
+        self.look, self.decisions = look, decisions
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.decisions.attempted(self.look)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune gives a trial up; what it can run again it only asks the scheduler about."""
+        cause = (str(trial.get_error() or "no word of why").strip().splitlines() or [""])[-1]
+        result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
+        self.decisions.attempted(lambda: self.decisions.director.take(trial.config["trial"], result))
+
+
+def head_slots(spec: SearchSpec, gpus: int) -> Slots:
+    """Return how heads on stored features share what Ray has."""
+    have = ray.cluster_resources()
+    cpus = max(1, int(have.get("CPU", 1)))
+    if gpus:
+        return _shares(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), have["GPU"], "GPU", cpus, spec.trials)
+    return _shares(spec.concurrency or max(1, cpus // THREADS_PER_HEAD), cpus, "CPU", cpus, spec.trials)
+
+
+# Measured on 2 cores with 64 trials: one process of two threads ends sooner than two of one thread, whose second
+# start-up costs more than its training saves. A GPU is far from full with one head's small matrices.
+THREADS_PER_HEAD = 2
+HEADS_PER_GPU = 4
+
+
+def _shares(wished: int, amount: float, resource: str, cpus: int, trials: int) -> Slots:
+    count = max(1, min(wished, trials))
+    threads = max(1, cpus // count)
+    return Slots(count=count, resources={resource: int(1000 * amount / count) / 1000}, threads=threads)

@@ -1,0 +1,130 @@
+"""One head in training on stored features, an epoch at a time, able to pause between any two steps."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.files import read_json
+from trainer.checkpoint import newest_good, read_tensors, remove_old, step_folder, write_folder
+from trainer.loop import Course, train_epoch
+from trainer.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from trainer.position import Position
+from trainer.records import MODULE, OPTIMIZER, POSITION
+from trainer.scoring import scored
+from trainer.specs import TrainSpec
+from trainer.tuning_bench import HeadBench
+from trainer.tuning_figures import epoch_figures
+
+CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs
+
+
+class HeadTraining:
+    """A head, its optimizer and where it stands; begins where its newest checkpoint is.
+
+    Args:
+        bench: What it trains on.
+        spec: The training.
+        folder: For its checkpoints.
+        stop_reason: Why it shall pause, or None; asked at each step.
+        attempt: Number of the attempt, written into checkpoints.
+    """
+
+    def __init__(
+        self, bench: HeadBench, spec: TrainSpec, folder: Path, stop_reason: Callable[[], str | None], attempt: int
+    ) -> None:
+        self.bench, self.spec, self.folder, self.attempt = bench, spec, folder, attempt
+        self.module = bench.fresh_head(spec)
+        self.optimizer = build_optimizer(
+            self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=bench.device
+        )
+        self.saved_at, self.saved_step = time.monotonic(), 0
+        self.judged: dict[str, Any] = {}
+        self.figures: dict[str, Any] = {}
+        self.course = self._course(stop_reason)
+        self.position = self._resumed()
+
+    def epoch(self) -> dict[str, Any]:
+        """Train one epoch and return its line as `metrics.jsonl` of a training would have it.
+
+        Raises:
+            Stopped: It shall pause; a checkpoint is saved.
+            TrainingDiverged: The loss is no number any more.
+        """
+        self.position = train_epoch(self.course, self.module, self.position)
+        return self.figures
+
+    @property
+    def value(self) -> float | None:
+        """The metric that ranks, after the last epoch; None where the validation split leaves it undefined."""
+        found = self.judged.get(self.spec.best_by)
+        return None if found is None else float(found)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are behind, or patience has run out."""
+        return self.position.epoch >= self.spec.epochs or self.position.out_of_patience(self.spec.patience)
+
+    def write_candidate(self, folder: Path) -> None:
+        """Write the head as it is now."""
+        write_folder(folder, tensors={MODULE: self.module.state_dict()}, facts={}, about={"attempt": self.attempt})
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint to go on from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_folder(
+            step_folder(self.folder, position.step),
+            tensors={MODULE: self.module.state_dict(), OPTIMIZER: optimizer_tensors(self.optimizer)},
+            facts={POSITION: position.to_json()},
+            about={"attempt": self.attempt},
+        )
+        remove_old(self.folder)
+        self.saved_at, self.saved_step = time.monotonic(), position.step
+
+    def settle(self) -> None:
+        """Save a checkpoint of the last epoch, unless a later one is saved."""
+        if self.position.step > self.saved_step:
+            self.save(self.position)
+
+    def _course(self, stop_reason: Callable[[], str | None]) -> Course:
+        bench = self.bench
+        return Course(
+            spec=self.spec,
+            index=bench.index,
+            ranks=bench.post.ranks,
+            module=self.module,
+            optimizer=self.optimizer,
+            source=bench.source,
+            class_weights=bench.weights,
+            validate=self._judge,
+            save=self._save_now_and_then,
+            record=self._remember,
+            count=lambda _: None,
+            begin_epoch=lambda _: None,
+            stop_reason=stop_reason,
+        )
+
+    def _judge(self) -> dict[str, Any]:
+        bench = self.bench
+        self.judged = epoch_figures(scored(self.module, bench.source, bench.index, "valid", bench.post.ranks))
+        return self.judged
+
+    def _save_now_and_then(self, position: Position, _is_best: bool) -> None:
+        # In mid-epoch the loop saves only when it stops.
+        if position.batch or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+            self.save(position)
+
+    def _remember(self, figures: dict[str, Any]) -> None:
+        self.figures = figures
+
+    def _resumed(self) -> Position:
+        found = newest_good(self.folder)
+        if found is None:
+            return Position()
+        self.module.load_state_dict(read_tensors(found / MODULE))
+        load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
+        position = Position(**read_json(found / POSITION))
+        self.saved_step = position.step
+        if position.epoch and not position.batch:
+            self._judge()
+        return position
