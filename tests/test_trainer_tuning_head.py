@@ -1,0 +1,130 @@
+"""Heads of a search, without Ray."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.files import read_lines
+from cluster.settings import Settings
+from tests.trained import QUICK, attempted, new_run, train_spec
+from trainer.attempt import Attempt
+from trainer.errors import Stopped
+from trainer.order import Order
+from trainer.scoring import Scored, quick_figures
+from trainer.specs import SearchSpec, build
+from trainer.tuning_bench import HeadBench
+from trainer.tuning_figures import epoch_figures
+from trainer.tuning_head import HeadTraining
+from trainer.tuning_pause import PauseSign
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_shards):
+    """A run of `train`, which also fills the feature cache of its storage."""
+    spec = train_spec(digits_shards, epochs=3, seed=5)
+    paths = new_run(tmp_path_factory.mktemp("storage"), spec)
+    attempted(paths, spec)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def bench(trained, digits_shards):
+    spec = build(SearchSpec, shards=str(digits_shards), seed=5, **(QUICK | {"epochs": 3}))
+    settings = Settings(storage=trained.folder.parent.parent)
+    attempt = Attempt.of(new_run(settings.storage, spec, "search").folder, None, settings)
+    return HeadBench.of(Order(attempt=attempt, spec=spec, source=None), torch.device("cpu"))
+
+
+def never() -> None:
+    return None
+
+
+def head(bench, folder, stop=never, **options):
+    return HeadTraining(bench, bench.post.order.spec.model_copy(update=options), folder, stop, 1)
+
+
+def epochs_of(training):
+    lines = []
+    while not training.is_over:
+        lines.append(training.epoch())
+    return lines
+
+
+def test_a_trial_trains_as_train_does_with_the_same_options(trained, bench, tmp_path):
+    lines = list(read_lines(trained.metrics))
+
+    found = epochs_of(head(bench, tmp_path))
+
+    assert [line["train_loss"] for line in found] == [line["train_loss"] for line in lines]
+    assert [line["valid_loss"] for line in found] == pytest.approx([line["valid_loss"] for line in lines], rel=1e-12)
+    assert [line["valid_auroc"] for line in found] == pytest.approx([line["valid_auroc"] for line in lines], rel=1e-12)
+
+
+def test_trials_in_one_process_do_not_depend_on_each_other(bench, tmp_path):
+    first = epochs_of(head(bench, tmp_path / "a", lr=1e-2))
+    epochs_of(head(bench, tmp_path / "b", head_width=8))
+
+    again = epochs_of(head(bench, tmp_path / "c", lr=1e-2))
+
+    assert [line["valid_loss"] for line in again] == [line["valid_loss"] for line in first]
+
+
+@pytest.mark.parametrize("steps", [1, 9, 13])
+def test_a_trial_that_paused_goes_on_as_if_it_had_not(bench, tmp_path, steps):
+    uninterrupted = epochs_of(head(bench, tmp_path / "a"))
+    asked = iter([None] * (steps - 1) + ["window"])
+    paused = head(bench, tmp_path / "b", lambda: next(asked))
+    with pytest.raises(Stopped):
+        epochs_of(paused)
+
+    rest = epochs_of(head(bench, tmp_path / "b"))
+
+    assert rest[-1]["valid_loss"] == uninterrupted[-1]["valid_loss"]
+    assert len(rest) < 3 or steps < 9
+
+
+def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(bench, tmp_path):
+    training = head(bench, tmp_path)
+    training.epoch()
+    assert not list(tmp_path.iterdir())
+    training.saved_at = time.monotonic() - 61
+
+    training.epoch()
+
+    assert head(bench, tmp_path).position.epoch == 2
+
+
+def test_the_quick_figures_of_an_epoch_are_those_of_the_whole_table():
+    draw = np.random.default_rng(0)
+    for classes in (2, 5):
+        logits, labels = draw.normal(size=(60, classes)), draw.integers(0, classes, 60)
+        whole = quick_figures(Scored(logits=logits, labels=labels), tuple("abcde"[:classes]))
+
+        quick = epoch_figures(Scored(logits=logits, labels=labels))
+
+        assert quick == pytest.approx({name: whole[name] for name in quick}, rel=1e-12)
+
+
+def test_a_split_of_one_class_leaves_the_auroc_undefined():
+    quick = epoch_figures(Scored(logits=np.zeros((4, 2)), labels=np.ones(4, dtype=np.int64)))
+
+    assert quick["auroc"] is None
+    assert quick["accuracy"] == 0.0
+
+
+def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_path):
+    paths = new_run(tmp_path, build(SearchSpec, shards="shards"))
+    trial, search = PauseSign(paths, 2), PauseSign(paths, 2)
+    assert trial.reason() is None
+
+    search.ask("until")
+    time.sleep(0.3)  # a trial looks five times a second
+
+    assert trial.reason() == "until"
+    assert search.stopped() is None
+    paths.stop.write_text(json.dumps({"reason": "drain", "attempt": 2}))
+    assert PauseSign(paths, 2).stopped() == "drain"
+    assert PauseSign(paths, 3).reason() is None
