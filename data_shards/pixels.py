@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_shards.errors import BadImage
 
@@ -36,6 +36,8 @@ def open_image(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"a decompression bomb: {error}") from error
+    except UnidentifiedImageError as error:  # whose own text is the address of a buffer
+        raise BadImage("no JPEG, PNG, BMP or TIFF") from error
     except (*DAMAGE, Warning) as error:
         raise BadImage(f"no readable JPEG, PNG, BMP or TIFF ({error})") from error
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:

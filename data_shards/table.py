@@ -7,6 +7,8 @@ the layout that `shards pack` writes and nothing else, so that a sample can be r
 import hashlib
 import os
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -57,12 +59,11 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
         DamagedShard: A header, name, order or count differs from what `shards pack` writes.
     """
     with path.open("rb") as file:
-        members = list(_members(file, shard))
+        members = _members(file, shard)
     rows = []
-    for number in range(0, len(members), len(KINDS)):
-        sample = members[number : number + len(KINDS)]
-        _check_sample(shard, sample, key_of(first + number // len(KINDS)))
+    for number, (_, sample) in enumerate(groupby(members, key=lambda member: member.key), first):
         by_kind = sorted(sample, key=lambda member: member.kind)
+        _check_sample(shard, by_kind, key_of(number))
         rows.append([edge for member in by_kind for edge in (member.start, member.size)])
     if len(rows) != shard.samples:
         raise DamagedShard(f"{shard.name} holds {len(rows)} samples, the index says {shard.samples}; copy it again")
@@ -81,11 +82,12 @@ def byte_fault(path: Path, shard: Shard) -> str | None:
     return None
 
 
-def _check_sample(shard: Shard, sample: list[Member], key: str) -> None:
-    kinds = sorted(member.kind for member in sample)
-    if {member.key for member in sample} != {key} or kinds != list(KINDS):
+def _check_sample(shard: Shard, sample: Sequence[Member], key: str) -> None:
+    if tuple(member.kind for member in sample) != KINDS or sample[0].key != key:
         found = ", ".join(f"{member.key}.{member.kind}" for member in sample)
-        raise DamagedShard(f"{shard.name}: sample {key} should be one label, image and json, but there is {found}")
+        raise DamagedShard(
+            f"{shard.name}: sample {key} should be one label, image and json, but there is {found}; pack anew"
+        )
 
 
 def _members(file: BinaryIO, shard: Shard) -> list[Member]:

@@ -44,7 +44,7 @@ def write_shards(
         path = folder / f"{split}-{number:05d}.tar"
         record = records / f"{path.name}-{_identity(samples[first:last], first)}.json"
         if not (record.exists() and path.exists()):
-            shard = _write_shard(path, split, samples[first:last], first=first, classes=classes)
+            shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
             record.write_text(shard.model_dump_json())
         yield Shard.model_validate_json(record.read_text())
 
@@ -68,7 +68,8 @@ def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, in
         yield first, len(samples)
 
 
-def _write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int, classes: int) -> Shard:
+def write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int, classes: int) -> Shard:
+    """Write one shard of the given samples, the first of which has the number `first` in its split."""
     from webdataset import TarWriter  # noqa: PLC0415 (brings torch along, which only packing should wait for)
 
     per_class = [0] * classes
