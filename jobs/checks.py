@@ -19,7 +19,7 @@ from jobs.request import JobRequest
 from jobs.weights_file import refuse_other_network
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
 from trainer.head import HeadConfig
-from trainer.specs import EvaluateSpec, Spec, TrainSpec
+from trainer.specs import EvaluateSpec, Spec, TrainOptions
 
 NO_FILE = ("imagenet", "none")
 
@@ -36,7 +36,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     """
     if runs_here(settings):
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
-    if isinstance(spec, TrainSpec):
+    if isinstance(spec, TrainOptions):
         return _checked_train(spec)
     if isinstance(spec, EvaluateSpec):
         return _checked_evaluate(settings, spec)
@@ -144,7 +144,7 @@ def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None
         )
 
 
-def _checked_train(spec: TrainSpec) -> TrainSpec:
+def _checked_train(spec: TrainOptions) -> TrainOptions:
     location, index = index_of(spec.shards)
     for split in ("train", "valid"):
         require_split(index, split, spec.shards)

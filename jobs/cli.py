@@ -23,6 +23,9 @@ COMMANDS: dict[str, Entry] = {
     "shards": Entry("jobs.shards_commands", "shards", "Pack, verify and show shards."),
     "train": Entry("jobs.job_commands", "train", "Fine-tune EfficientNet-B0 on shards."),
     "evaluate": Entry("jobs.job_commands", "evaluate", "Score a model on one split."),
+    "search": Entry("jobs.search_commands", "search", "Search learning rate, dropout and head width overnight."),
+    "trials": Entry("jobs.search_commands", "trials", "The leaderboard of a search."),
+    "best": Entry("jobs.search_commands", "best", "A search's best trial and its published model."),
     "list": Entry("jobs.watch_commands", "list_runs", "A row a run."),
     "show": Entry("jobs.watch_commands", "show", "One run whole."),
     "logs": Entry("jobs.watch_commands", "logs", "A run's log, from storage."),
@@ -51,6 +54,8 @@ class Contents(click.Group):
             return None
         command = getattr(importlib.import_module(entry.module), entry.name)
         assert isinstance(command, click.Command)  # noqa: S101
+        # The docstrings are raw, as those with a backslash must be; click wants the character itself.
+        command.help = (command.help or "").replace("\\b\n", "\b\n")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

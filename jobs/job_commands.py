@@ -13,27 +13,33 @@ from jobs.options import HOW, WHEN, WHERE, option, options, take_request
 from jobs.submit import submit
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
-TRAINING = (
-    option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
+SEARCHABLE = (  # `search` has options of its own in their place
     option(TrainSpec, "batch_size", type=int, help="Images per step over all workers together."),
     option(TrainSpec, "lr", type=float, help="Peak learning rate of the head."),
     option(TrainSpec, "weight_decay", type=float, help="Weight decay of the head."),
     option(TrainSpec, "dropout", type=float, help="Dropout before the last layer."),
     option(TrainSpec, "head_width", type=int, help="Width of the head's first layer."),
     option(TrainSpec, "freeze", metavar="all|none|STAGES", help="The part of the backbone that does not learn."),
+)
+STEADY = (
+    option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
     option(TrainSpec, "weights", metavar="imagenet|none|FILE", help="Where the backbone begins."),
     option(TrainSpec, "image_size", type=int, help="Side of the square that the network sees, in pixels."),
     click.option("--augment/--no-augment", default=TrainSpec.model_fields["augment"].default, show_default=True),
     option(TrainSpec, "precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the backbone."),
     click.option("--class-weights/--no-class-weights", default=None, help="Weigh classes; by default when unbalanced."),
-    option(
-        TrainSpec, "best_by", type=click.Choice(["loss", "accuracy", "balanced_accuracy", "auroc"]),
-        help="The validation metric that chooses the published model.",
-    ),
     click.option("--patience", type=int, help="Stop after so many epochs without a better one."),
     click.option("--cache/--no-cache", default=TrainSpec.model_fields["cache"].default, show_default=True,
                  help="Keep the features of a frozen backbone."),
     option(TrainSpec, "seed", type=int, help="Of everything that is drawn."),
+)  # fmt: skip
+TRAINING = (
+    *STEADY,
+    *SEARCHABLE,
+    option(
+        TrainSpec, "best_by", type=click.Choice(["loss", "accuracy", "balanced_accuracy", "auroc"]),
+        help="The validation metric that chooses the published model.",
+    ),
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import time
 from datetime import datetime
 
 from cluster.files import write_json
+from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.errors import Stopped, TrainerError
@@ -15,6 +16,7 @@ from trainer.result import RunResult
 from trainer.search_best import BestModel
 from trainer.search_director import Director
 from trainer.search_features import features_on_worker
+from trainer.search_heritage import take_over
 from trainer.search_ledger import SearchLedger
 from trainer.search_night import Clock, Night
 from trainer.search_progress import SearchProgress
@@ -49,6 +51,8 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
         refuse_impossible_data(spec.trial_spec(config), index)
     order = Order(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
     ledger = SearchLedger.opened(attempt.lease, spec.best_by, clock())
+    if spec.extend:
+        take_over(ledger, RunPaths.of(attempt.settings.storage, spec.extend), clock())
     pause = PauseSign(attempt.paths, attempt.number)
     night = Night.of(spec, began=ledger.began, now=clock())
     director = Director(spec, ledger, night, clock, pause.stopped)

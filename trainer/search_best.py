@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cluster.errors import StorageError
 from cluster.files import read_json
+from cluster.run_paths import RunPaths
 from data_shards.index import read_index
 from trainer.attempt import Attempt
 from trainer.checkpoint import MANIFEST, read_manifest, read_tensors
@@ -18,6 +19,7 @@ from trainer.errors import CheckpointError
 from trainer.judging import model_on
 from trainer.model import Classifier
 from trainer.order import Order
+from trainer.published import MODEL
 from trainer.records import MODULE
 from trainer.search_ledger import SearchLedger
 from trainer.setup import extraction_for, fresh_model
@@ -85,6 +87,14 @@ class BestModel:
         logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
     def _tensors(self, best: Report) -> dict[str, Tensor]:
+        if heir := best.figures.get("from"):  # of a search that this one extends: its best is the published one
+            folder = RunPaths.of(self.attempt.settings.storage, heir).best
+            manifest = read_manifest(folder)
+            if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
+                raise CheckpointError(
+                    f"{heir} has not published its trial {best.trial}; let it end first"
+                )
+            return read_tensors(folder / MODEL)
         folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
         read_manifest(folder)
         return read_tensors(folder / MODULE)

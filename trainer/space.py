@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 GRID_POINTS = 5  # of a range in a grid, unless the range says otherwise
 
@@ -57,6 +57,7 @@ class Range(BaseModel):
 
 
 Choices = Annotated[tuple[Value, ...], Field(min_length=2)]
+Numbers = Annotated[tuple[float, ...], Field(min_length=2)]
 Dimension = Range | Choices
 
 
@@ -65,10 +66,10 @@ class Space(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lr: Range | None = Range(low=1e-5, high=1e-2, log=True)
-    dropout: Range | None = Range(low=0.0, high=0.6)
+    lr: Range | Numbers | None = Range(low=1e-5, high=1e-2, log=True)
+    dropout: Range | Numbers | None = Range(low=0.0, high=0.6)
     head_width: Annotated[tuple[int, ...], Field(min_length=2)] | None = (128, 256, 512, 1024)
-    weight_decay: Range | None = None
+    weight_decay: Range | Numbers | None = None
     batch_size: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
     freeze: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     augment: Annotated[tuple[bool, ...], Field(min_length=2)] | None = None
@@ -132,4 +133,7 @@ def parse_dimension(name: str, text: str) -> Range | tuple[str, ...] | str:
         raise ValueError(f"{name} {text!r} is no range; write it as low:high, or low:high:points for a grid") from error
     if len(parts) > 3:  # noqa: PLR2004
         raise ValueError(f"{name} {text!r} is no range; write it as low:high, or low:high:points for a grid")
-    return Range(low=numbers[0], high=numbers[1], log=name in LOGARITHMIC, points=points)
+    try:
+        return Range(low=numbers[0], high=numbers[1], log=name in LOGARITHMIC, points=points)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.position import HIGH_IS_GOOD
-from trainer.space import Config
+from trainer.space import SEARCHED, Config
 
 State = Literal["running", "paused", "finished", "failed"]
 
@@ -185,7 +185,7 @@ def leaderboard(table: TrialTable, best_folder: str | None = None) -> list[dict[
         rows.append(
             {
                 "trial": trial.number,
-                **trial.config,
+                **{name: trial.config[name] for name in SEARCHED if name in trial.config},
                 "metric": None if top is None else top.value,
                 "spread": None if top is None else top.figures.get("spread"),
                 "best_epoch": None if top is None else top.epoch,

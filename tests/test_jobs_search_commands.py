@@ -1,0 +1,217 @@
+"""`search`, `trials` and `best` as people type them."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cluster.files import append_line, read_json, write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import ledger
+from jobs.__main__ import main
+from trainer.specs import SearchSpec, read_spec
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a command in this process; its exit code, stdout and stderr."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def search(say: Say, settings: Settings, digits_shards: Path) -> RunPaths:
+    """A search that waits in the queue."""
+    code, out, err = say("search", str(digits_shards), "--weights", "none", "--trials", "4", "--metric", "auroc")
+    assert code == 0, err
+    return RunPaths.of(settings.storage, out.strip())
+
+
+def play(paths: RunPaths, *values: float) -> None:
+    """Write a ledger of finished trials with these values."""
+    for trial, value in enumerate(values):
+        config = {"lr": 10.0 ** -(trial + 2), "dropout": 0.1 * trial, "head_width": 128, "batch_size": 32}
+        append_line(paths.trials, {"event": "started", "trial": trial, "config": config})
+        append_line(
+            paths.trials, {"event": "epoch", "trial": trial, "epoch": 1, "value": value, "seconds": 9.0 - trial}
+        )
+        append_line(paths.trials, {"event": "finished", "trial": trial, "why": "epochs"})
+
+
+def end(paths: RunPaths, state: str = "succeeded") -> None:
+    with ledger.changing(paths) as found:
+        ledger.write_state(paths, found.moved(state))
+
+
+def test_search_prints_its_id_alone_and_stores_a_checked_wish(
+    say: Say, settings: Settings, digits_shards: Path
+) -> None:
+    code, out, err = say(
+        "search", str(digits_shards), "--weights", "none", "--trials", "8", "--lr", "1e-4:1e-2", "--head-width", "64",
+        "--dropout", "0.1,0.3", "--batch-size", "16,32", "--seeds", "3", "--epochs", "20",
+    )  # fmt: skip
+
+    spec = read_spec(RunPaths.of(settings.storage, out.strip()).spec)
+
+    assert code == 0
+    assert f"`nightshift trials {out.strip()}` shows the leaderboard" in err
+    assert isinstance(spec, SearchSpec)
+    assert (spec.trials, spec.repeats, spec.epochs, spec.head_width) == (8, 3, 20, 64)
+    assert spec.space.head_width is None
+    assert (spec.space.lr.low, spec.space.lr.high, spec.space.lr.log) == (1e-4, 1e-2, True)
+    assert (spec.space.dropout, spec.space.batch_size) == ((0.1, 0.3), (16, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lr", "1e-2:1e-4"), "range 0.01:0.0001 is empty or reversed; write the lower bound first"),
+        (("--head-width", "128,130"), "head_width 130: input should be a multiple of 4"),
+        (("--algorithm", "grid", "--trials", "200"), "200 trials are more than the 100 points of the grid; "
+         "use --trials 100, or more points as in --lr 1e-5:1e-2:9"),
+        (("--until", "2020-01-01T00:00+00:00"), "--until 2020-01-01 00:00 is in the past; give a later time"),
+        (("--trials", "+5"), "--trials '+5' is no number; write --trials 64, or +50 with --extend"),
+        (("--lr", "x:y"), "lr 'x:y' is no range; write it as low:high, or low:high:points for a grid"),
+    ],
+)  # fmt: skip
+def test_a_search_that_can_never_work_is_one_line_and_queues_nothing(
+    say: Say, settings: Settings, digits_shards: Path, options: tuple[str, ...], message: str
+) -> None:
+    code, out, err = say("search", str(digits_shards), "--weights", "none", *options)
+
+    assert (code, out) == (1, "")
+    assert err == f"Error: {message}\n"
+    assert not ledger.all_ids(settings.storage)
+
+
+def test_a_window_is_kept_by_the_queue_and_known_to_the_search(
+    say: Say, settings: Settings, digits_shards: Path
+) -> None:
+    _, out, _ = say(
+        "search", str(digits_shards), "--weights", "none", "--window", "20:00-07:00", "--max-duration", "8h"
+    )
+
+    paths = RunPaths.of(settings.storage, out.strip())
+    spec, job = read_json(paths.spec), read_json(paths.job)
+
+    assert (spec["window"], job["window"]) == ("20:00-07:00", "20:00-07:00")
+    assert (spec["max_duration_seconds"], job["max_duration_seconds"]) == (8 * 3600, None)
+
+
+def test_trials_shows_the_best_first_and_json_as_scripts_rely_on(say: Say, search: RunPaths) -> None:
+    play(search, 0.8, 0.95, 0.9)
+
+    code, out, _ = say("trials", search.run_id[:25], "--json")
+    rows = json.loads(out)
+    table = say("trials", search.run_id)[1]
+
+    assert code == 0
+    assert [row["trial"] for row in rows] == [1, 2, 0]
+    promised = {"trial", "lr", "dropout", "head_width", "metric", "epochs", "seconds", "state", "checkpoint"}
+    assert all(promised <= row.keys() for row in rows)
+    assert table.splitlines()[0].split() == [
+        "TRIAL", "LR", "DROPOUT", "HEAD_WIDTH", "AUROC", "EPOCH", "EPOCHS", "SECONDS", "STATE", "WHY",
+    ]  # fmt: skip
+    assert table.splitlines()[1].split()[:5] == ["1", "0.001", "0.1", "128", "0.95"]
+
+
+def test_trials_can_be_sorted_by_any_column(say: Say, search: RunPaths) -> None:
+    play(search, 0.8, 0.95, 0.9)
+
+    rows = json.loads(say("trials", search.run_id, "--sort", "seconds", "--json")[1])
+    code, _, err = say("trials", search.run_id, "--sort", "colour")
+
+    assert [row["trial"] for row in rows] == [2, 1, 0]
+    assert code == 1
+    assert err.startswith("Error: 'colour' is no column; sort by metric, trial, lr,")
+
+
+def test_trials_of_a_run_that_is_no_search_are_refused(say: Say, digits_shards: Path) -> None:
+    run_id = say("train", str(digits_shards), "--weights", "none")[1].strip()
+
+    code, _, err = say("trials", run_id)
+
+    assert (code, err) == (
+        1,
+        f"Error: {run_id} is a train, not a search; `nightshift list --kind search` shows them\n",
+    )
+
+
+def test_best_shows_the_published_trial_or_says_that_there_is_none_yet(say: Say, search: RunPaths) -> None:
+    before = say("best", search.run_id)
+    play(search, 0.8)
+    search.best.mkdir()
+    write_json(search.best / "manifest.json", {"trial": 0, "epoch": 1, "value": 0.8, "config": {"lr": 0.01}})
+
+    code, out, _ = say("best", search.run_id, "--json")
+
+    assert before[0] == 1
+    assert "has published no model yet" in before[2]
+    assert code == 0
+    found = json.loads(out)
+    assert (found["trial"], found["epoch"], found["metric"]) == (0, 1, {"name": "auroc", "value": 0.8})
+    assert found["checkpoint"] == str(search.best)
+    assert say("best", search.run_id)[1].startswith("trial 0, epoch 1: auroc 0.8 on the valid split\n")
+
+
+def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, search: RunPaths) -> None:
+    play(search, 0.8, 0.9)
+    end(search)
+
+    code, out, err = say("search", "--extend", search.run_id, "--trials", "+5", "--lr", "1e-4:1e-3")
+    spec = read_spec(RunPaths.of(settings.storage, out.strip()).spec)
+
+    assert code == 0, err
+    assert isinstance(spec, SearchSpec)
+    assert (spec.trials, spec.extend, spec.best_by) == (7, search.run_id, "auroc")
+    assert (spec.space.lr.low, spec.space.lr.high) == (1e-4, 1e-3)
+    assert spec.space.dropout == SearchSpec(shards="x").space.dropout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "11"), "--epochs 11 cannot join {id}, which has 10"),
+        (("--metric", "loss"), "--best-by loss cannot join {id}, which has auroc"),
+    ],
+)
+def test_a_search_that_cannot_join_is_refused(
+    say: Say, search: RunPaths, options: tuple[str, ...], message: str
+) -> None:
+    play(search, 0.8)
+    end(search)
+
+    code, _, err = say("search", "--extend", search.run_id, "--trials", "+5", *options)
+
+    assert (code, err) == (1, f"Error: {message.format(id=search.run_id)}\n")
+
+
+def test_a_search_that_has_not_ended_cannot_be_extended(say: Say, search: RunPaths) -> None:
+    code, _, err = say("search", "--extend", search.run_id, "--trials", "+5")
+
+    assert (code, err) == (1, f"Error: {search.run_id} has not ended; cancel it first, or wait for it\n")
+
+
+def test_until_is_a_moment_in_the_wish(say: Say, settings: Settings, digits_shards: Path) -> None:
+    later = datetime.now(UTC) + timedelta(hours=3)
+
+    _, out, _ = say("search", str(digits_shards), "--weights", "none", "--until", later.isoformat())
+
+    assert read_spec(RunPaths.of(settings.storage, out.strip()).spec).until == later
