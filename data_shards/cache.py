@@ -3,8 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from data_shards.locations import download
 from data_shards.table import byte_fault
 
 GIBIBYTE = 1 << 30
-TRIES = 5
-PAUSE_SECONDS = 0.5  # before the second try, doubled with each: 7.5 seconds in all
+TRIES = 3
+PAUSE_SECONDS = 1.0  # before the second try, doubled with the third; file systems try again by themselves too
 ROOM_SECONDS = 600  # to wait for other downloads to end before giving up
 
 
@@ -25,7 +24,8 @@ ROOM_SECONDS = 600  # to wait for other downloads to end before giving up
 class ShardCache:
     """A folder of shards named by their sha256, the least recently used of which make room for new ones.
 
-    The files of a shard: `SHA.tar`, whole; `SHA.draft`, on its way; `SHA.lock`, held while it is being fetched.
+    The files of a shard: `SHA.tar`, whole; `SHA.draft`, on its way; `SHA.lock`, held while it is being fetched;
+    `SHA.used`, whose time says when it was used.
 
     Attributes:
         folder: On a disk of this machine; for one user.
@@ -46,29 +46,30 @@ class ShardCache:
             RemoteError: It cannot be fetched, or is larger than the cache.
             DamagedShard: What the server sends is not what the index says, try after try.
         """
-        path = self._file(shard, "tar")
+        path = self._file(shard.sha256, "tar")
         if not _is_whole(path, shard):
             self._ready()
             with self._locked(shard.sha256):
                 if not _is_whole(path, shard):
                     self._fetch(location, shard, path)
-        os.utime(path)  # used now; disks are often mounted without access times
+        self._file(shard.sha256, "used").touch()  # disks are often mounted without access times
         return path
 
     def drop(self, shard: Shard) -> None:
         """Remove a copy that was found damaged."""
         with self._locked(shard.sha256):
-            self._file(shard, "tar").unlink(missing_ok=True)
+            self._file(shard.sha256, "tar").unlink(missing_ok=True)
 
     def _fetch(self, location: str, shard: Shard, path: Path) -> None:
-        draft = self._file(shard, "draft")
+        draft = self._file(shard.sha256, "draft")
         for number in range(TRIES):
             if number:
                 self.pause(PAUSE_SECONDS * 2 ** (number - 1))
             self._make_room(shard, draft)
             fault = download(location, shard.name, draft) or byte_fault(draft, shard)
             if fault is None:
-                draft.replace(path)
+                with self._room():
+                    draft.replace(path)
                 return
         draft.unlink(missing_ok=True)
         raise RemoteError(f"{location}: {fault}, after {TRIES} tries; check the server and the copy on it")
@@ -86,13 +87,13 @@ class ShardCache:
             self.pause(0.2)
 
     def _claimed(self, shard: Shard, draft: Path) -> bool:
-        with FileLock(self.folder / "room.lock"):
+        with self._room():
             draft.unlink(missing_ok=True)
-            used = {file: file.stat() for file in self.folder.iterdir() if file.suffix in (".tar", ".draft")}
-            excess = sum(facts.st_size for facts in used.values()) + shard.bytes - self.limit_bytes
-            for file in sorted(used, key=lambda file: used[file].st_mtime_ns):
+            sizes = {f: _facts(f)[0] for f in self.folder.iterdir() if f.suffix in (".tar", ".draft")}
+            excess = sum(sizes.values()) + shard.bytes - self.limit_bytes
+            for file in sorted(sizes, key=lambda file: _facts(self._file(file.stem, "used"))[1]):
                 if excess > 0 and self._removed(file):
-                    excess -= used[file].st_size
+                    excess -= sizes[file]
             if excess > 0:
                 return False
             with draft.open("wb") as claim:
@@ -108,13 +109,15 @@ class ShardCache:
         except Timeout:
             return False
 
-    @contextmanager
-    def _locked(self, sha256: str, timeout: float = -1) -> Iterator[None]:
-        with FileLock(self.folder / f"{sha256}.lock", timeout=timeout):
-            yield
+    def _room(self) -> FileLock:
+        """Return the lock under which files come, go and are counted."""
+        return FileLock(self.folder / "room.lock")
 
-    def _file(self, shard: Shard, suffix: str) -> Path:
-        return self.folder / f"{shard.sha256}.{suffix}"
+    def _locked(self, sha256: str, timeout: float = -1) -> FileLock:
+        return FileLock(self._file(sha256, "lock"), timeout=timeout)
+
+    def _file(self, sha256: str, suffix: str) -> Path:
+        return self.folder / f"{sha256}.{suffix}"
 
     def _ready(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -128,7 +131,13 @@ def default_cache() -> ShardCache:
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
+    return _facts(path)[0] == shard.bytes
+
+
+def _facts(path: Path) -> tuple[int, int]:
+    """Return a file's size and time; zeros if it is gone."""
     try:
-        return path.stat().st_size == shard.bytes
+        facts = path.stat()
     except FileNotFoundError:
-        return False
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns

@@ -63,9 +63,7 @@ class ShardFiles:
         first = self.firsts[shard.name]
         path = self.path_of(shard)
         facts = path.stat()
-        # A copy is named by its content, and its time says when it was used.
-        changed = facts.st_mtime_ns if self.is_local else facts.st_ino
-        known = (path, facts.st_size, changed, shard.sha256, first)
+        known = (path, facts.st_size, facts.st_mtime_ns, shard.sha256, first)
         if known not in _CHECKED:
             path = self._checked(path, shard)
             _CHECKED[known] = read_table(path, shard, first=first)

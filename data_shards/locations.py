@@ -1,5 +1,7 @@
 """Where a data set lies: a folder, or a URL of an allowed scheme. Knows nothing of indexes or shards."""
 
+import os
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -84,13 +86,22 @@ def shard_path(location: str, name: str) -> Path:
 
 
 def _system(location: str) -> Any:
-    """Return a file system made anew: fsspec's shared ones do not survive a fork into loader workers."""
+    return file_system(location.partition(":")[0], os.getpid())
+
+
+@cache
+def file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 (a part of the key)
+    """Return the file system of a scheme, made once in each process: its connections do not survive a fork.
+
+    Raises:
+        SourceError: The package for the scheme is not installed.
+    """
     import fsspec  # noqa: PLC0415 (a third of a second that local data sets need not pay)
 
     try:
-        return fsspec.filesystem(location.partition(":")[0], skip_instance_cache=True)
+        return fsspec.filesystem(scheme, skip_instance_cache=True)
     except ImportError as error:
-        raise SourceError(f"{location} needs a package that is not installed: {error}") from error
+        raise SourceError(f"{scheme}:// needs a package that is not installed: {error}") from error
 
 
 def _below(location: str, name: str) -> str:

@@ -1,9 +1,9 @@
 """Batches of images for training and evaluation, decoded outside the training process. Needs torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from data_shards.table import SampleTable, key_of
 
 PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
 FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again
+
+Task: TypeAlias = list[Extent]  # what one batch reads
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def read_samples(
     return _load(files, _tasks(files, split, batches), image_size, 0, False)
 
 
-def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Iterator[list[Extent]]:
+def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[Task, None, None]:
     """Yield what to read for each batch, as soon as the shards it needs are here and checked."""
     shards = files.index.of_split(split)
     bounds = np.cumsum([shard.samples for shard in shards])
@@ -149,13 +151,13 @@ class _Decoder(Dataset[Any]):
     def __init__(self, files: ShardFiles, image_size: int) -> None:
         self.files, self.image_size = files, image_size
 
-    def __getitem__(self, task: list[Extent]) -> Batch | ShardError:
+    def __getitem__(self, task: Task | ShardError) -> Batch | ShardError:
         try:
-            return self._decoded(task)
+            return task if isinstance(task, ShardError) else self._decoded(task)
         except ShardError as error:
             return error
 
-    def _decoded(self, task: list[Extent]) -> Batch:
+    def _decoded(self, task: Task) -> Batch:
         channels = 1 if self.files.index.color == "L" else 3
         pixels = np.empty((len(task), channels, self.image_size, self.image_size), dtype=np.uint8)
         samples = []
@@ -183,17 +185,24 @@ class _Decoder(Dataset[Any]):
 
 
 class _TaskSampler:
-    """Hands the tasks to the DataLoader one by one, as the loader workers become free."""
+    """Hands the tasks to the DataLoader one by one, as the loader workers become free.
 
-    def __init__(self, tasks: Iterator[Sequence[Extent]]) -> None:
+    An error of a shard goes the way of a task: raised here, it would come before the batches already under way, and
+    break the DataLoader while it starts.
+    """
+
+    def __init__(self, tasks: Generator[Task, None, None]) -> None:
         self.tasks = tasks
 
-    def __iter__(self) -> Iterator[Sequence[Extent]]:
-        return self.tasks
+    def __iter__(self) -> Iterator[Task | ShardError]:
+        try:
+            yield from self.tasks
+        except ShardError as error:
+            yield error
 
 
 def _load(
-    files: ShardFiles, tasks: Iterator[list[Extent]], image_size: int, loader_workers: int, pin_memory: bool
+    files: ShardFiles, tasks: Generator[Task, None, None], image_size: int, loader_workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         _Decoder(files, image_size),

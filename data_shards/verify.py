@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from data_shards.cache import ShardCache, default_cache
 from data_shards.diagnosis import Fault, sample_faults
-from data_shards.errors import DamagedShard
+from data_shards.errors import DamagedShard, RemoteError
 from data_shards.files import ShardFiles
 from data_shards.index import Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
@@ -16,7 +17,11 @@ OnProgress = Callable[[int, int], None]
 
 
 def verify(
-    location: str, *, processes: int | None = None, on_progress: OnProgress = lambda *_: None
+    location: str,
+    *,
+    processes: int | None = None,
+    on_progress: OnProgress = lambda *_: None,
+    cache: ShardCache | None = None,
 ) -> tuple[Fault, ...]:
     """Read a data set back and return its faults in the order of its shards, none for a sound one.
 
@@ -24,6 +29,7 @@ def verify(
         location: Folder or URL.
         processes: None takes one per core, or fewer for little work.
         on_progress: Called with the samples done and the samples in all.
+        cache: Of remote shards; None takes this user's on this machine.
 
     Raises:
         BadIndex: There is no readable index to compare with.
@@ -32,7 +38,7 @@ def verify(
     total, done = sum(shard.samples for shard in index.shards), 0
     found: dict[int, tuple[Fault, ...]] = {}
     on_progress(0, total)
-    tasks = [(location, index, shard) for shard in index.shards]
+    tasks = [(ShardFiles(location, index, cache or default_cache()), shard) for shard in index.shards]
     processes = processes or fitting(total, per_process=IMAGES_PER_PROCESS)
     for number, faults in in_processes(shard_faults, tasks, processes=processes):
         found[number] = faults
@@ -41,16 +47,15 @@ def verify(
     return (*_unlisted(location, index), *(fault for number in sorted(found) for fault in found[number]))
 
 
-def shard_faults(location: str, index: ShardIndex, shard: Shard) -> tuple[Fault, ...]:
+def shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:
     """Return the faults of one shard."""
-    files = ShardFiles(location, index)
     try:
         path = files.path_of(shard)
-    except DamagedShard as error:
+    except (DamagedShard, RemoteError) as error:
         return (Fault(shard.name, None, str(error)),)
     damage = byte_fault(path, shard)
     of_bytes = (Fault(shard.name, None, damage),) if damage else ()
-    return (*of_bytes, *sample_faults(path, shard, first=files.firsts[shard.name], index=index))
+    return (*of_bytes, *sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
 
 
 def _unlisted(location: str, index: ShardIndex) -> Iterator[Fault]:

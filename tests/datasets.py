@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_shards.cache import ShardCache
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.options import PackOptions
 from data_shards.pack import pack
@@ -87,3 +88,10 @@ def untrusted(folder: Path, members: Members, *, samples: int) -> tuple[str, Sha
     index = ShardIndex(classes=("covid", "normal"), shards=(shard,), color="L").sealed()
     write_index(folder, index)
     return str(folder), index
+
+
+def fetch_all(folder: Path, location: str, index: ShardIndex) -> None:
+    """Bring every shard of a remote data set into a cache; run by processes of their own."""
+    cache = ShardCache(folder)
+    for shard in index.shards:
+        cache.path_of(location, shard)

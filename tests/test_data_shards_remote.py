@@ -1,0 +1,229 @@
+import multiprocessing
+from collections import Counter
+from threading import Thread
+
+import boto3
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from data_shards.cache import ShardCache
+from data_shards.errors import BadIndex, RemoteError
+from data_shards.index import read_index
+from data_shards.locations import file_system
+from data_shards.plan import EpochPlan
+from data_shards.stream import open_batches
+from data_shards.verify import verify
+from tests.datasets import fetch_all, packed
+
+LOCATION = "s3://films/chest"
+SPLITS = {"train/covid": 10, "train/normal": 14}
+
+
+class Faults:
+    """Moto's S3 behind a line that fails as it is told to, one entry of `coming` for each GET of a shard."""
+
+    def __init__(self, app):
+        self.app, self.coming, self.got = app, [], Counter()
+
+    def __call__(self, environ, start_response):
+        path = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "GET" or not path.endswith(".tar"):
+            return self.app(environ, start_response)
+        self.got[path.rpartition("/")[2]] += 1
+        fault = self.coming.pop(0) if self.coming else None
+        if fault == "503":
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        body = b"".join(self.app(environ, start_response))
+        if fault == "cut":
+            return [body[: len(body) // 2]]  # fewer bytes than promised, then the connection ends
+        if fault == "wrong byte":
+            return [body[:700] + bytes([body[700] ^ 1]) + body[701:]]
+        return [body]
+
+
+@pytest.fixture(scope="module")
+def line():
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, faults, threaded=True)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    faults.url = f"http://127.0.0.1:{server.server_port}"
+    yield faults
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return packed(tmp_path_factory.mktemp("remote"), SPLITS)
+
+
+@pytest.fixture
+def server(line, local, monkeypatch):
+    """The data set in a bucket, with the credentials that a user would set."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": line.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    file_system.cache_clear()  # one made for an earlier server
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="films")
+    for file in local[0].iterdir():
+        client.upload_file(str(file), "films", f"chest/{file.name}")
+    client.close()
+    line.coming.clear()
+    line.got.clear()
+    return line
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ShardCache(tmp_path / "cache", limit_bytes=1_000_000, pause=lambda _: None)
+
+
+def read(location, index, cache, workers=0):
+    plan = EpochPlan(index=index, split="train", batch_size=8, seed=3)
+    return list(open_batches(location, index, plan, image_size=32, loader_workers=workers, cache=cache))
+
+
+def ids_of(batches):
+    return [number for batch in batches for number in batch.ids.tolist()]
+
+
+def copies(cache):
+    return sorted(cache.folder.glob("*.tar"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bucket_is_read_like_a_folder(server, local, cache, workers):
+    shards, index = local
+
+    found = read(LOCATION, read_index(LOCATION), cache, workers)
+
+    expected = read(str(shards), index, cache)
+    assert ids_of(found) == ids_of(expected)
+    assert all((one.images == other.images).all() for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("fault", ["cut", "503", "wrong byte"])
+def test_a_failing_line_costs_another_try_and_no_sample(server, local, cache, fault):
+    server.coming += [fault, None, fault]
+
+    found = read(LOCATION, local[1], cache)
+
+    assert sorted(ids_of(found)) == list(range(24))
+    assert server.got.total() > len(local[1].shards)
+    assert len(copies(cache)) == len(local[1].shards)
+
+
+def test_a_shard_that_stays_wrong_is_refused_by_name(server, local, cache):
+    server.coming += ["wrong byte"] * 100
+
+    with pytest.raises(RemoteError, match=r"train-0000\d.tar .* after 3 tries; check the server"):
+        read(LOCATION, local[1], cache)
+
+    assert copies(cache) == []
+
+
+def test_a_shard_missing_in_the_bucket_is_named(server, local, cache):
+    client = boto3.client("s3")
+    client.delete_object(Bucket="films", Key="chest/train-00003.tar")
+    client.close()
+
+    with pytest.raises(RemoteError, match=r"s3://films/chest/train-00003.tar is missing"):
+        read(LOCATION, local[1], cache)
+
+
+def test_a_bucket_without_an_index_is_no_data_set(server):
+    with pytest.raises(BadIndex, match=r"s3://films/nothing/index.json does not exist"):
+        read_index("s3://films/nothing")
+
+
+def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
+    with pytest.raises(BadIndex, match=r"http://127.0.0.1:9/shards/index.json cannot be read") as error:
+        read_index("http://127.0.0.1:9/shards")
+
+    assert "\n" not in str(error.value)
+
+
+def test_processes_of_one_machine_fetch_each_shard_once(server, local, cache):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=fetch_all, args=(cache.folder, LOCATION, local[1])) for _ in range(3)]
+
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert set(server.got.values()) == {1}
+    assert len(copies(cache)) == len(local[1].shards)
+
+
+def test_the_cache_keeps_its_limit_by_removing_what_was_used_least(server, local, tmp_path):
+    size = Counter(shard.bytes for shard in local[1].shards).most_common(1)[0][0]
+    shards = [shard for shard in local[1].shards if shard.bytes == size]
+    small = ShardCache(tmp_path / "small", limit_bytes=3 * size, pause=lambda _: None)
+
+    for shard in (*shards[:3], shards[0], shards[3]):
+        small.path_of(LOCATION, shard)
+        assert sum(file.stat().st_size for file in small.folder.iterdir()) <= 3 * size
+
+    kept = {file.stem for file in copies(small)}
+    assert kept == {shards[number].sha256 for number in (0, 2, 3)}
+
+
+def test_a_cache_too_small_to_mix_samples_is_refused_with_the_size_it_needs(server, local, tmp_path):
+    index = local[1]
+    small = ShardCache(tmp_path / "small", limit_bytes=3 * index.shards[0].bytes)
+    tiny = ShardCache(tmp_path / "tiny", limit_bytes=100)
+
+    with pytest.raises(RemoteError, match=r"of 8 shards that are mixed at a time; raise the limit"):
+        read(LOCATION, index, small)
+    with pytest.raises(RemoteError, match="larger than the cache's limit of 100; raise it"):
+        tiny.path_of(LOCATION, index.shards[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_copy_removed_under_a_waiting_batch_is_fetched_again(server, local, cache, workers):
+    plan = EpochPlan(index=local[1], split="train", batch_size=2, seed=3)
+    stream = open_batches(LOCATION, local[1], plan, image_size=32, loader_workers=workers, cache=cache)
+    seen = next(stream).ids.tolist()
+
+    for file in copies(cache):
+        file.unlink()
+    seen += ids_of(stream)
+
+    assert sorted(seen) == list(range(24))
+
+
+def test_a_copy_that_rotted_on_the_disk_is_replaced(server, local, cache):
+    read(LOCATION, local[1], cache)
+    victim = copies(cache)[0]
+    raw = victim.read_bytes()
+    victim.unlink()
+    victim.write_bytes(raw[:700] + bytes([raw[700] ^ 1]) + raw[701:])
+
+    found = read(LOCATION, local[1], cache)
+
+    assert sorted(ids_of(found)) == list(range(24))
+    assert victim.read_bytes() == raw
+
+
+def test_a_draft_left_by_a_killed_process_is_no_obstacle(server, local, cache):
+    cache.folder.mkdir()
+    for shard in local[1].shards:
+        (cache.folder / f"{shard.sha256}.draft").write_bytes(b"half")
+
+    assert sorted(ids_of(read(LOCATION, local[1], cache))) == list(range(24))
+    assert not list(cache.folder.glob("*.draft"))
+
+
+def test_a_bucket_is_verified_like_a_folder(server, cache):
+    assert verify(LOCATION, processes=1, cache=cache) == ()

@@ -1,0 +1,144 @@
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from data_shards.errors import LeakageError, SourceError
+from data_shards.index import read_index
+from jobs.shards_commands import shards
+from tests.datasets import image_folder
+
+SPLITS = {"train/covid": 6, "train/normal": 9, "test/covid": 2, "test/normal": 3}
+
+
+def run(*arguments):
+    return CliRunner().invoke(shards, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return image_folder(tmp_path / "images", SPLITS)
+
+
+@pytest.fixture
+def packed(tmp_path, source):
+    assert run("pack", source, tmp_path / "shards").exit_code == 0
+    return tmp_path / "shards"
+
+
+def test_pack_prints_the_folder_alone_on_stdout_and_what_it_did_on_stderr(tmp_path, source):
+    result = run("pack", source, tmp_path / "shards")
+
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'shards'}\n"
+    assert "packed 15 train, 5 test images of 2 classes" in result.stderr
+    assert f"next: nightshift shards show {tmp_path / 'shards'}" in result.stderr
+
+
+def test_pack_takes_every_option_of_the_contract(tmp_path):
+    source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(90, 60))
+    archive = shutil.make_archive(str(tmp_path / "images"), "zip", source)
+    groups = tmp_path / "groups.csv"
+    names = [file.relative_to(source).as_posix() for file in source.rglob("*.png")]
+    groups.write_text("file,group\n" + "".join(f"{name},{name[0]}{int(name[-6:-4]) // 2}\n" for name in names))
+
+    options = ["--split", "60/20/20", "--group-by", groups, "--shard-size", "10kB", "--image-size", "32", "--json"]
+    result = run("pack", archive, tmp_path / "shards", *options)
+
+    index = read_index(str(tmp_path / "shards"))
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["index"] == index.model_dump(mode="json")
+    assert (index.image_size, index.grouped, index.options["shard_bytes"]) == (32, True, 10_000)
+    assert index.splits == ("train", "valid", "test")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--shard-size", "much"], "'much' is no size such as 64MB"),
+        (["--shard-size", "0MB"], "'0MB' is not above 0"),
+        (["--max-bad", "200%"], "'200%' is not from 0% to 100%"),
+        (["--quality", "0"], "0 is not in the range 1<=x<=100"),
+    ],
+)
+def test_a_bad_option_is_wrong_usage(tmp_path, source, options, text):
+    result = run("pack", source, tmp_path / "shards", *options)
+
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MB", 64_000_000), ("1GiB", 1 << 30), ("500", 500), ("1.5 kb", 1500)])
+def test_sizes_read_as_people_write_them(tmp_path, source, text, size):
+    run("pack", source, tmp_path / "shards", "--shard-size", text)
+
+    assert read_index(str(tmp_path / "shards")).options["shard_bytes"] == size
+
+
+def test_leaks_are_listed_before_they_are_refused(tmp_path, source):
+    shutil.copyfile(source / "train/covid/image-000.png", source / "test/covid/again.png")
+
+    result = CliRunner().invoke(shards, ["pack", str(source), str(tmp_path / "shards")])
+
+    assert isinstance(result.exception, LeakageError)
+    assert "leaks (1):" in result.stderr
+    assert run("pack", source, tmp_path / "shards", "--allow-leakage").exit_code == 0
+
+
+def test_a_refused_source_is_an_error_of_ours(tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    result = CliRunner().invoke(shards, ["pack", str(tmp_path / "empty"), str(tmp_path / "shards"), "--split", "1/1/1"])
+
+    assert isinstance(result.exception, SourceError)
+
+
+def test_verify_says_nothing_and_exits_0_for_a_sound_data_set(packed):
+    result = run("verify", packed)
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "no faults" in result.stderr
+
+
+def test_verify_prints_a_line_per_fault_and_exits_1(packed):
+    names = [shard.name for shard in read_index(str(packed)).shards]
+    (packed / names[0]).unlink()
+    (packed / names[1]).write_bytes((packed / names[1]).read_bytes()[:600])
+
+    result = run("verify", packed)
+    as_json = run("verify", packed, "--json")
+
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 1
+    assert len(lines) == 3
+    assert f"{names[0]} is missing" in lines[0]
+    assert f"{names[1]} has 600 bytes" in lines[1]
+    assert [fault["text"] for fault in json.loads(as_json.stdout)] == lines
+
+
+def test_show_prints_a_row_per_split_with_the_balance_of_classes(packed):
+    result = run("show", packed)
+
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert any("train" in row and "(40%)" in row and "15" in row for row in rows)
+    assert "40 to 40 pixels (median 40) wide and 36 to 36" in " ".join(result.stdout.split())
+
+
+def test_show_as_json_has_classes_splits_counts_and_sizes(packed):
+    facts = json.loads(run("show", packed, "--json").stdout)
+
+    assert facts["classes"] == ["covid", "normal"]
+    assert facts["splits"]["train"]["samples"] == 15
+    assert facts["splits"]["test"]["per_class"] == {"covid": 2, "normal": 3}
+    assert facts["widths"] == {"least": 40, "median": 40, "greatest": 40}
+
+
+def test_show_draws_a_contact_sheet_without_names_of_files(packed, tmp_path):
+    result = run("show", packed, "--html", tmp_path / "sheet.html", "--per-class", "4")
+
+    page = (tmp_path / "sheet.html").read_text()
+    assert result.exit_code == 0
+    assert page.count("<img src=") == 8
+    assert "image-0" not in page
+    assert "train 0000" in page
