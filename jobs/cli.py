@@ -54,14 +54,20 @@ class Contents(click.Group):
             return None
         command = getattr(importlib.import_module(entry.module), entry.name)
         assert isinstance(command, click.Command)  # noqa: S101
-        # The docstrings are raw, as those with a backslash must be; click wants the character itself.
-        command.help = (command.help or "").replace("\\b\n", "\b\n")
-        return command
+        return _with_breaks(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+
+
+def _with_breaks(command: click.Command) -> click.Command:
+    """Keep the lines of examples apart: docstrings are raw, as those with a backslash must be; click wants the sign."""
+    command.help = (command.help or "").replace("\\b\n", "\b\n")
+    for sub in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_breaks(sub)
+    return command
 
 
 @click.group(cls=Contents, context_settings={"help_option_names": ["-h", "--help"]})
