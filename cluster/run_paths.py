@@ -106,6 +106,14 @@ class RunPaths:
         """What the model said of each image of the split that was scored."""
         return self.folder / "predictions.safetensors"
 
+    def predicted(self, form: str) -> Path:
+        """The table that `predict` writes; `form` is csv or json."""
+        return self.folder / f"predictions.{form}"
+
+    def exported(self, ending: str) -> Path:
+        """The model that `export` writes for other programs; `ending` is onnx or pt."""
+        return self.folder / f"model.{ending}"
+
     @property
     def trials(self) -> Path:
         """The ledger of a search: a line an event of a trial, append-only."""

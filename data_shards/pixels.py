@@ -37,7 +37,7 @@ def open_image(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"a decompression bomb: {error}") from error
     except UnidentifiedImageError as error:  # whose own text is the address of a buffer
-        raise BadImage("no JPEG, PNG, BMP or TIFF") from error
+        raise BadImage("no readable JPEG, PNG, BMP or TIFF") from error
     except (*DAMAGE, Warning) as error:
         raise BadImage(f"no readable JPEG, PNG, BMP or TIFF ({error})") from error
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:

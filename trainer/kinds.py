@@ -1,10 +1,12 @@
 """Which function does which kind of wish."""
 
 from trainer.attempt import Attempt
-from trainer.errors import SpecError
 from trainer.evaluate import evaluate
+from trainer.export import export
+from trainer.predict import predict
 from trainer.result import RunResult
-from trainer.specs import AnySpec, EvaluateSpec, TrainSpec
+from trainer.search import search
+from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec
 from trainer.train import train
 
 
@@ -14,4 +16,8 @@ def run_kind(attempt: Attempt, spec: AnySpec) -> RunResult:
         return train(attempt, spec)
     if isinstance(spec, EvaluateSpec):
         return evaluate(attempt, spec)
-    raise SpecError(f"this program cannot do a {spec.kind} yet")
+    if isinstance(spec, SearchSpec):
+        return search(attempt, spec)
+    if isinstance(spec, PredictSpec):
+        return predict(attempt, spec)
+    return export(attempt, spec)

@@ -193,7 +193,51 @@ class EvaluateSpec(Spec):
     cache: bool = True
 
 
-AnySpec = TrainSpec | EvaluateSpec | SearchSpec
+class PredictSpec(Spec):
+    """Say of images what a published model takes them for.
+
+    Attributes:
+        model: Run id, search id or folder, as the user gave it or as submit resolved it.
+        images: Image files, folders of them, and folders or URLs of shards, in the order of the table.
+        split: Of shards only this split; None takes all.
+        output: Where the table is copied to besides the run's folder.
+        form: Of the table.
+    """
+
+    kind: Literal["predict"] = "predict"
+    model: Annotated[str, Field(min_length=1)]
+    images: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    split: str | None = None
+    output: Annotated[str, Field(min_length=1)] | None = None
+    form: Literal["csv", "json"] = "csv"
+    batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> Self:
+        return _of_one_worker(self)
+
+
+class ExportSpec(Spec):
+    """Write a published model as one file for other programs.
+
+    Attributes:
+        model: Run id, search id or folder, as the user gave it or as submit resolved it.
+        samples: Shards or images that the file is compared with the model on; None takes the model's own data.
+        output: Where the file is copied to besides the run's folder.
+    """
+
+    kind: Literal["export"] = "export"
+    model: Annotated[str, Field(min_length=1)]
+    format: Literal["onnx", "torchscript"] = "onnx"
+    samples: Annotated[str, Field(min_length=1)] | None = None
+    output: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> Self:
+        return _of_one_worker(self)
+
+
+AnySpec = TrainSpec | EvaluateSpec | SearchSpec | PredictSpec | ExportSpec
 _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="kind")])
 
 
@@ -227,6 +271,12 @@ def read_spec(path: Path) -> AnySpec:
         raise SpecError(f"{path} cannot be read as a spec: {error}") from error
 
 
+def _of_one_worker(spec: S) -> S:
+    if spec.workers > 1:
+        raise ValueError(f"workers {spec.workers} is more than this kind of run uses; use --workers 1")
+    return spec
+
+
 def _or_value_error(make: Callable[[], T]) -> T:
     """Return what `make` returns; an error of ours becomes one that pydantic reports as its own."""
     try:
@@ -238,7 +288,7 @@ def _or_value_error(make: Callable[[], T]) -> T:
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
-    hidden = ("train", "evaluate", "search", "predict", "Range")  # what pydantic calls the members of a union
+    hidden = ("train", "evaluate", "search", "predict", "export", "Range")  # what pydantic names members of a union
     names = [str(part) for part in first["loc"] if part not in hidden]
     if first["type"] == "value_error" or not names:
         return message

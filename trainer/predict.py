@@ -1,0 +1,103 @@
+"""`predict`: a table of what a published model takes images for."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import StorageError
+from cluster.files import copy_whole
+from trainer.attempt import Attempt
+from trainer.errors import Stopped, TrainerError
+from trainer.evaluate import model_folder
+from trainer.images import Chunk, Part, parts_of
+from trainer.order import Order, Post, in_worker
+from trainer.predictor import Predictor
+from trainer.ray_session import on_workers
+from trainer.result import RunResult
+from trainer.specs import PredictSpec
+from trainer.tables import Row, open_table
+
+
+def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
+    """Write the table and return what it comes to.
+
+    Raises:
+        SpecError: An image, folder or split does not exist.
+        CheckpointError: The model is absent, damaged or of another version.
+        TrainerError: Not one image could be read.
+        StorageError: The table cannot be written.
+    """
+    folder = model_folder(spec.model, attempt.settings)
+    parts_of(spec.images, spec.split)  # refuses here, where the cause is told best
+    outcome = on_workers(predict_on_worker, Order(attempt=attempt, spec=spec, source=folder), spec)
+    table = attempt.paths.predicted(spec.form)
+    if spec.output is not None:
+        copy_whole(table, Path(spec.output))
+    return RunResult(
+        kind=spec.kind,
+        checkpoint=str(folder),
+        metrics=outcome["metrics"],
+        seconds=round(attempt.seconds, 3),
+        details={**outcome["details"], "output": spec.output or str(table)},
+    )
+
+
+def predict_on_worker(config: dict[str, Any]) -> Any:
+    """Predict as `config["order"]` says; the entry point of the Ray Train worker."""
+    return in_worker(_predict, config)
+
+
+def _predict(post: Post) -> dict[str, Any]:
+    spec, attempt = post.order.spec, post.order.attempt
+    predictor = Predictor.of(model_folder(spec.model, attempt.settings), post.ranks.device)
+    parts = parts_of(spec.images, spec.split)
+    post.progress.begin("predict", total=sum(len(part) for part in parts))
+    attempt.lease.check()
+    table, called = attempt.paths.predicted(spec.form), Counter[str]()
+    try:
+        with open_table(table, predictor.config.classes) as write:
+            for row in _rows(post, parts, predictor):
+                called[row.decision or ""] += 1
+                write(row)
+    except OSError as error:
+        raise StorageError(f"{table} cannot be written ({error.strerror}); free space there and retry") from error
+    return _outcome(called, predictor)
+
+
+def _rows(post: Post, parts: tuple[Part, ...], predictor: Predictor) -> Iterator[Row]:
+    batch_size, image_size = post.order.spec.batch_size, predictor.config.image_size
+    for part in parts:
+        for chunk in part.chunks(batch_size=batch_size, image_size=image_size, loader_workers=post.loader_workers):
+            yield from rows_of(chunk, predictor)
+            post.progress.add(len(chunk.files))
+            if reason := post.stop.reason():
+                raise Stopped(f"stopped ({reason}); predict begins anew when it is resumed")
+
+
+def rows_of(chunk: Chunk, predictor: Predictor) -> Iterator[Row]:
+    """Yield a row for each image of a chunk, in its order."""
+    classes = predictor.config.classes
+    probabilities = predictor.probabilities(chunk.pixels)
+    found = iter(zip(probabilities, probabilities.argmax(axis=1), predictor.decisions(probabilities), strict=True))
+    for file, error in zip(chunk.files, chunk.errors, strict=True):
+        if error is not None:
+            yield Row(file=file, error=error)
+            continue
+        values, likeliest, decided = next(found)
+        yield Row(
+            file=file,
+            predicted=classes[likeliest],
+            decision=classes[decided],
+            probabilities=tuple(values.tolist()),
+        )
+
+
+def _outcome(called: Counter[str], predictor: Predictor) -> dict[str, Any]:
+    failed, n = called.pop("", 0), called.total()
+    if failed and not n:
+        raise TrainerError(f"none of the {failed} images could be read; the table says why of each")
+    calibration, classes = predictor.calibration, predictor.config.classes
+    metrics = {"n": n, "errors": failed, "classes": list(classes), "called": {c: called[c] for c in classes}}
+    details = calibration.model_dump(include={"positive", "threshold", "temperature"})
+    return {"metrics": metrics, "details": details}
