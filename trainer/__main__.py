@@ -14,6 +14,7 @@ from cluster.settings import Settings, prepare_for_local_ray
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
+from trainer.progress import Progress
 from trainer.specs import read_spec
 
 OK, FAILED, WRONG, STOPPED, LOST = 0, 1, 2, 3, 75
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error)
         return WRONG
     with attempt.beating():
+        Progress(attempt.paths, attempt.number).write()
         return _run(attempt)
 
 

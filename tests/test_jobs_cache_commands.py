@@ -1,0 +1,65 @@
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jobs.cache_commands import cache
+from trainer.cache import cache_folder
+from trainer.features import FeatureCache, FeatureKey, Features
+from trainer.head import HeadConfig
+
+
+@pytest.fixture
+def stored(storage, monkeypatch):
+    """A storage with the features of two shards."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
+    config = HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64)
+    found = FeatureCache(cache_folder(storage), FeatureKey.of(config), 10**9)
+    for shard in ("a" * 64, "b" * 64):
+        features = Features(
+            values=torch.zeros(2, 1280), labels=torch.tensor([0, 1]), sources=("x", "y"), groups=("", "")
+        )
+        found.write(shard, features)
+    return found
+
+
+def test_show_tells_what_is_stored(stored):
+    result = CliRunner().invoke(cache, ["show", "--json"])
+
+    content = json.loads(result.output)
+    assert result.exit_code == 0
+    assert content["bytes"] == content["entries"][0]["bytes"] > 2 * 2 * 1280 * 4
+    assert content["entries"][0]["shards"] == 2
+    assert content["entries"][0]["key"]["image_size"] == 64
+    assert content["limit_bytes"] == 50 * 10**9
+
+
+def test_show_of_an_empty_cache_is_a_line(storage, monkeypatch):
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
+
+    result = CliRunner().invoke(cache, ["show"])
+
+    assert result.output == f"0.000 of 50 GB in {storage}/features\n"
+
+
+def test_prune_within_the_limit_removes_nothing(stored):
+    result = CliRunner().invoke(cache, ["prune"])
+
+    assert result.output == "0.000 GB freed\n"
+    assert stored.read("a" * 64) is not None
+
+
+def test_prune_all_leaves_nothing(stored):
+    result = CliRunner().invoke(cache, ["prune", "--all"])
+
+    assert result.exit_code == 0
+    assert stored.read("a" * 64) is None
+    assert stored.read("b" * 64) is None
+
+
+def test_prune_all_and_keep_contradict_each_other(stored):
+    result = CliRunner().invoke(cache, ["prune", "--all", "--keep", "1"])
+
+    assert result.exit_code == 2
+    assert stored.read("a" * 64) is not None

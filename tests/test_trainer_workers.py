@@ -1,0 +1,125 @@
+"""Real Ray Train workers: two of them, in processes of their own."""
+
+import json
+import time
+
+import psutil
+import pytest
+
+from cluster.files import read_json, read_lines
+from cluster.lease import latest_attempt
+from tests.trained import done, evaluated, new_run, train_spec, trainer_process
+
+pytestmark = pytest.mark.timeout(400)
+SAME = {"seed": 7, "epochs": 40}  # a few seconds: long enough to be killed in the middle
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory, digits_shards):
+    """A training on two workers that ended by itself, and what listened while it ran."""
+    storage = tmp_path_factory.mktemp("storage")
+    paths = new_run(storage, train_spec(digits_shards, workers=2, **SAME))
+    process = trainer_process(paths)
+    began = {child.pid for child in descendants_when(process, paths.metrics.exists)}
+    assert process.wait(300) == 0, paths.log.read_text()
+    return paths, began
+
+
+def test_two_workers_train_as_one_does(two_workers, tmp_path, digits_shards):
+    paths, _ = two_workers
+
+    _, alone = done(tmp_path, train_spec(digits_shards, **SAME))
+    together = read_json(paths.result)
+
+    assert together["workers"] == 2
+    assert together["metrics"]["loss"] == pytest.approx(alone.metrics["loss"], rel=0.05)
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == list(range(1, 41))
+
+
+def test_one_worker_scores_the_model_of_two_as_they_did(two_workers, tmp_path, digits_shards):
+    paths, _ = two_workers
+
+    found = evaluated(tmp_path, paths.best, digits_shards, split="valid", seed=7)
+
+    stored = read_json(paths.result)["metrics"]
+    assert found.metrics["confusion_matrix"] == stored["confusion_matrix"]
+    assert found.metrics["loss"] == pytest.approx(stored["loss"], rel=1e-6)
+
+
+def test_no_process_is_left_behind(two_workers):
+    _, began = two_workers
+
+    assert len(began) > 2
+    assert not [pid for pid in began if psutil.pid_exists(pid)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_the_model_is_the_same(two_workers, tmp_path, digits_shards):
+    uninterrupted, _ = two_workers
+    paths = new_run(tmp_path, train_spec(digits_shards, workers=2, **SAME))
+    process = trainer_process(paths)
+
+    workers = ray_workers_when(process, paths.metrics.exists)
+    workers[-1].kill()
+
+    assert process.wait(300) == 0, paths.log.read_text()
+    assert model_of(paths) == model_of(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_by_timeout_with_the_stacks_in_the_log(tmp_path, digits_shards):
+    paths = new_run(tmp_path, train_spec(digits_shards, workers=2, seed=7, epochs=2000))
+    process = trainer_process(paths, NIGHTSHIFT_HANG_SECONDS="5")
+
+    workers = ray_workers_when(process, paths.metrics.exists)
+    workers[-1].suspend()
+    went_on = wait_until(lambda: "going on from step-" in paths.log.read_text(), 200)
+    paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": None}))
+
+    assert process.wait(200) == 3, paths.log.read_text()
+    assert went_on
+    assert "Timeout (0:00:" in paths.log.read_text()  # faulthandler's heading over the stacks
+    assert "in train_from" in paths.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_goes_on_in_the_next_attempt_to_the_same_model(two_workers, tmp_path, digits_shards):
+    uninterrupted, _ = two_workers
+    paths = new_run(tmp_path, train_spec(digits_shards, workers=2, **SAME))
+    process = trainer_process(paths)
+    descendants = descendants_when(process, paths.metrics.exists)
+
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(descendants, timeout=60)
+    assert not alive
+    assert trainer_process(paths).wait(300) == 0, paths.log.read_text()
+
+    assert latest_attempt(paths) == 2
+    assert model_of(paths) == model_of(uninterrupted)
+
+
+def model_of(paths):
+    return (paths.best / "model.safetensors").read_bytes()
+
+
+def wait_until(happened, seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if happened():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def descendants_when(process, happened):
+    """The processes below the trainer at the moment something has happened."""
+    found = wait_until(lambda: happened() or process.poll() is not None, 200)
+    assert found
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def ray_workers_when(process, happened):
+    found = [child for child in descendants_when(process, happened) if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert len(found) == 2
+    return sorted(found, key=lambda child: child.pid)
