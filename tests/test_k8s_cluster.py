@@ -1,0 +1,167 @@
+"""A whole cluster of pods on this machine: Redis with ACL (and TLS), Ray with token auth, a job worker.
+
+Every command, argument, environment, mount and probe is that of the rendered manifests; KubeRay's part is played by
+`k8s_raynode`. Each pod has its own network behind the NetworkPolicies, a read-only root and a random user id.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from jobs.cli import cli
+from tests.k8s_manifests import Manifest, of_kind, pods, rendered
+from tests.k8s_namespaces import needs_pods, redis_has_tls, secrets_made, wait_until
+from tests.k8s_raynode import HEALTH, head_service, ray_command, ray_environment
+from tests.k8s_sandbox import Node, RunningPod
+from tests.test_k8s_pods import open_folder
+
+pytestmark = [needs_pods, pytest.mark.slow]
+PLAN = {
+    "redis-0": "redis",
+    "head-0": "ray-head",
+    "cpu-0": "ray-worker",
+    "cpu-1": "ray-worker",
+    "job-worker-0": "job-worker",
+    "cli-0": "cli",
+    "submitter-0": "job-submitter",
+}
+TINY = ["--gpus-per-worker", "0", "--weights", "none", "--freeze", "none", "--image-size", "32"]
+RENDER = ["k8s", "render", "train", "/storage/digits", *TINY, "--epochs", "1", "--image", "nightshift:0.1.0"]
+STATUS = """
+import sys, urllib.error, urllib.request
+headers = {"Authorization": f"Bearer {sys.argv[2]}"} if sys.argv[2:] else {}
+request = urllib.request.Request(sys.argv[1], headers=headers)
+try:
+    print(urllib.request.urlopen(request, timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What runs from the start, and what is needed to add to it."""
+
+    node: Node
+    ray: Manifest
+
+    @property
+    def token(self) -> str:
+        """Ray's."""
+        return self.node.secrets["ray-token"]["auth_token"]
+
+    @property
+    def runs(self) -> Path:
+        """The runs' folder, as this machine sees it."""
+        return self.node.folder / "claims" / "storage" / "runs"
+
+    def pod(self, name: str) -> RunningPod:
+        """Return a pod that was started."""
+        return next(pod for pod in reversed(self.node.running) if pod.name == name)
+
+    def start_ray(self, name: str) -> RunningPod:
+        """Start a Ray pod and wait until the probe that KubeRay adds calls it healthy."""
+        pod = self.node.plan[name]
+        running = self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.token))
+        ask = ["python", "-c", STATUS, HEALTH]
+        wait_until(lambda: running.exec(ask).stdout == "200\n", 120, f"{name} is healthy")
+        return running
+
+    def file(self, run_id: str, name: str) -> dict[str, Any]:
+        """Return a JSON file of a run's folder, empty while it is not there."""
+        file = self.runs / run_id / name
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def wait_for_epoch(self, run_id: str, epoch: int) -> None:
+        """Wait until a run is in an epoch, counted from 1."""
+        wait_until(
+            lambda: self.file(run_id, "progress.json").get("epoch", 0) >= epoch, 150, f"{run_id} in epoch {epoch}"
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Redis, the head, one worker and the pod to type in, with a data set packed on the storage."""
+    options = ["tls"] if redis_has_tls() else []
+    manifests = rendered("kind", options)
+    ray = of_kind(manifests, "RayCluster")[0]
+    alone = yaml.safe_load_all(CliRunner().invoke(cli, RENDER).stdout)
+    parts = {pod.labels["app.kubernetes.io/component"]: pod for pod in [*pods(list(alone)), *pods(manifests)]}
+    plan = {name: parts[part] for name, part in PLAN.items()}
+    services = {"redis": "redis-0", "ray-head-svc": "head-0", head_service(ray): "head-0"}
+    secrets = secrets_made(*(f"--{option}" for option in options))
+    with Node(open_folder(tmp_path_factory), manifests, secrets, plan, services) as node:
+        node.start("redis-0")
+        pack = (
+            "python -m data_shards.sample /tmp/digits >/dev/null && nightshift shards pack /tmp/digits /storage/digits"
+        )
+        options = "--image-size 0 --allow-leakage --shard-size 32KB"
+        packed = node.start("cli-0").exec(["sh", "-c", f"{pack} {options}"], seconds=120)
+        assert packed.returncode == 0, packed.stderr
+        standing = Cluster(node, ray)
+        standing.start_ray("head-0")
+        standing.start_ray("cpu-0")
+        yield standing
+
+
+def test_ray_lets_nobody_in_without_the_token(cluster):
+    ask = ["python", "-c", STATUS, "http://ray-head-svc:8265/api/jobs/"]
+
+    assert cluster.pod("cli-0").exec(ask).stdout == "401\n"
+    assert cluster.pod("cli-0").exec([*ask, "guessed"]).stdout in ("401\n", "403\n")
+    assert cluster.pod("cli-0").exec([*ask, cluster.token]).stdout == "200\n"
+
+
+def test_a_queued_run_goes_through_a_job_worker_and_outlives_the_loss_of_its_ray_node(cluster):
+    job_worker = cluster.node.start("job-worker-0")
+    probes = job_worker.container
+    wait_until(lambda: job_worker.exec(probes["startupProbe"]["exec"]["command"]).returncode == 0, 60, "started")
+
+    queued = cluster.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", "6"])
+    run_id = queued.stdout.strip()
+    cluster.wait_for_epoch(run_id, 2)
+    cluster.pod("cpu-0").kill()
+    cluster.start_ray("cpu-1")
+    waited = cluster.pod("cli-0").exec(["nightshift", "wait", run_id, "--timeout", "5m"], seconds=300)
+
+    assert waited.returncode == 0, cluster.pod("cli-0").exec(["nightshift", "logs", run_id, "--tail", "30"]).stdout
+    assert cluster.file(run_id, "result.json")["metrics"]["n"] > 0
+    epochs = [json.loads(line)["epoch"] for line in (cluster.runs / run_id / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
+    assert job_worker.exec(probes["readinessProbe"]["exec"]["command"]).returncode == 0
+    assert metrics_answer(job_worker) == "200\n"
+    assert job_worker.terminate(seconds=job_worker.pod.spec["terminationGracePeriodSeconds"]) == 0
+
+
+def metrics_answer(job_worker: RunningPod) -> str:
+    probe = job_worker.container["livenessProbe"]["httpGet"]
+    ports = {port["name"]: port["containerPort"] for port in job_worker.container["ports"]}
+    return job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{ports[probe['port']]}{probe['path']}"]).stdout
+
+
+def test_a_rendered_run_goes_through_without_a_queue(cluster):
+    manifests = list(yaml.safe_load_all(cluster.pod("cli-0").exec(["nightshift", *RENDER]).stdout))
+    config, job = manifests
+    run_id = job["metadata"]["name"]
+    wish = cluster.runs.parent / "wish"  # stands for the head's ConfigMap, which is mounted at /etc/nightshift
+    wish.mkdir()
+    for name, text in config["data"].items():
+        (wish / name).write_text(text)
+    entry = job["spec"]["entrypoint"].replace("/etc/nightshift", "/storage/wish").split()
+
+    # As KubeRay's submitter does it, from the submitter's pod, with the token that KubeRay gives it.
+    submit = ["ray", "job", "submit", "--address", "http://ray-head-svc:8265", "--submission-id", run_id, "--", *entry]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
+    done = cluster.node.start("submitter-0", ["sleep", "infinity"]).exec(submit, seconds=200, **token)
+
+    assert done.returncode == 0, done.stdout
+    assert f"{run_id} succeeded" in done.stdout
+    shown = json.loads(cluster.pod("cli-0").exec(["nightshift", "show", run_id, "--json"]).stdout)
+    assert shown["state"] == "succeeded"
+    assert shown["result"]["metrics"]["n"] > 0
