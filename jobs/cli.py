@@ -26,6 +26,8 @@ COMMANDS: dict[str, Entry] = {
     "search": Entry("jobs.search_commands", "search", "Search learning rate, dropout and head width overnight."),
     "trials": Entry("jobs.search_commands", "trials", "The leaderboard of a search."),
     "best": Entry("jobs.search_commands", "best", "A search's best trial and its published model."),
+    "predict": Entry("jobs.predict_commands", "predict", "What a model takes images for, as a table."),
+    "export": Entry("jobs.predict_commands", "export", "A model as one file: ONNX or TorchScript."),
     "list": Entry("jobs.watch_commands", "list_runs", "A row a run."),
     "show": Entry("jobs.watch_commands", "show", "One run whole."),
     "logs": Entry("jobs.watch_commands", "logs", "A run's log, from storage."),
