@@ -55,6 +55,8 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
         SourceError: The source cannot be used, too many images are bad, or the target is not free.
         LeakageError: The same image or group stands in two splits.
     """
+    if source.resolve() in target.resolve().parents:
+        raise SourceError(f"{target} lies inside {source}; give a folder outside of it")
     with opened(target) as workshop:
         listing = _listing(workshop.folder_of(source), options)
         spooled = _encode(listing, workshop, options, on_progress)

@@ -3,6 +3,8 @@
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -31,14 +33,13 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with _bombs_refused():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"a decompression bomb: {error}") from error
     except UnidentifiedImageError as error:  # whose own text is the address of a buffer
         raise BadImage("no readable JPEG, PNG, BMP or TIFF") from error
-    except (*DAMAGE, Warning) as error:
+    except DAMAGE as error:
         raise BadImage(f"no readable JPEG, PNG, BMP or TIFF ({error})") from error
     if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
         raise BadImage("a TIFF of several pages; split it into single images")
@@ -55,10 +56,11 @@ def decoded(image: Image.Image) -> Image.Image:
         BadImage: The pixels are damaged or of a kind without a defined brightness (floating point).
     """
     try:
-        image.load()
-        if ORIENTATION in image.getexif():
-            image = ImageOps.exif_transpose(image)
-        return _eight_bit(image)
+        with _bombs_refused():
+            image.load()
+            if ORIENTATION in image.getexif():
+                image = ImageOps.exif_transpose(image)
+            return _eight_bit(image)
     except DAMAGE as error:
         raise BadImage(f"its pixels cannot be decoded ({error})") from error
 
@@ -99,6 +101,15 @@ def shrunk(image: Image.Image, short_side: int) -> Image.Image:
         return image
     width, height = (max(1, round(edge * short_side / short)) for edge in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+@contextmanager
+def _bombs_refused() -> Iterator[None]:
+    """Turn Pillow's warning of a decompression bomb into an error; its others, of odd metadata, change no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -47,7 +48,8 @@ def fitting(work: int, *, per_process: int) -> int:
 
 
 def _end_with_parent() -> None:
-    """Let a process end when the one that started it was killed and cannot say so."""
+    """Let a process end when the one that started it was killed and cannot say so; Ctrl-C is that one's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch_parent, daemon=True).start()
 
 

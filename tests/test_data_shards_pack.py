@@ -10,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 import webdataset
 from PIL import Image
@@ -216,23 +217,36 @@ def test_a_data_set_or_foreign_files_are_not_overwritten(tmp_path):
     assert read_index(str(shards)) == index
 
 
+def test_a_target_inside_the_source_is_refused(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+
+    with pytest.raises(SourceError, match="lies inside"):
+        pack(source, source / "shards", options())
+
+    assert not (source / "shards").exists()
+
+
 def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     source = image_folder(tmp_path / "images", {"train/a": 150, "train/b": 150}, size=(300, 300))
     expected = pack(source, tmp_path / "expected", options()).index
     command = [sys.executable, "-c", "import sys; from jobs.shards_commands import shards; shards(sys.argv[1:])"]
-    arguments = ["pack", str(source), str(tmp_path / "shards"), "--shard-size", "20000B", "--processes", "1"]
+    arguments = ["pack", str(source), str(tmp_path / "shards"), "--shard-size", "20000B", "--processes", "2"]
 
     process = subprocess.Popen([*command, *arguments], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     spool = tmp_path / "shards/.packing/spool"
     while process.poll() is None and len(list(spool.glob("*.json"))) < 2:
         time.sleep(0.01)
+    helpers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(helpers, timeout=30)
     done = {file.name: file.stat().st_mtime_ns for file in spool.glob("*.json")}
 
     seen = []
     index = pack(source, tmp_path / "shards", options(), lambda count, _: seen.append(count)).index
 
+    assert helpers
+    assert not alive
     assert 2 <= len(done) < 10
     assert seen[0] == 32 * len(done)
     assert index == expected

@@ -1,5 +1,7 @@
 import multiprocessing
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import boto3
@@ -143,6 +145,23 @@ def test_a_shard_missing_in_the_bucket_is_named(server, local, cache):
 def test_a_bucket_without_an_index_is_no_data_set(server):
     with pytest.raises(BadIndex, match=r"s3://films/nothing/index.json does not exist"):
         read_index("s3://films/nothing")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_server_is_read_like_a_folder(local, cache):
+    shards, index = local
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shards))) as server:
+        Thread(target=server.serve_forever).start()
+        location = f"http://127.0.0.1:{server.server_port}"
+
+        found = read(location, read_index(location), cache)
+        server.shutdown()
+
+    assert ids_of(found) == ids_of(read(str(shards), index, cache))
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
