@@ -15,13 +15,14 @@ from jobs.options import WHERE, Duration, option, options
 from jobs.ray_job import RayJobOptions, ray_job_text
 from jobs.request import JobRequest, request
 from jobs.submit import new_run_id
-from trainer.specs import Spec, TrainSpec, build
+from trainer.specs import Spec, TrainSpec, build, read_spec
 
 CLUSTER = (
     click.option("--image", required=True, help="The image that k8s/Dockerfile makes, with its tag."),
     click.option("--namespace", default=RayJobOptions.namespace, show_default=True, help="Where k8s/base is."),
     click.option("--queue", help="Kueue's LocalQueue."),
     click.option("--gpu-resource", default=RayJobOptions.gpu_resource, show_default=True, help="Name of a GPU."),
+    click.option("--replicas", type=click.IntRange(1), help="Pods of Ray workers, as many as run at once by default."),
     click.option("--cpus", default=RayJobOptions.cpus, show_default=True, type=click.IntRange(1),
                  help="Cores of each worker."),
     click.option("--memory", default=RayJobOptions.memory, show_default=True, help="Memory of each worker."),
@@ -54,7 +55,22 @@ def train(shards: str, **given: Any) -> None:
     \b
         nightshift k8s render train /storage/shards/chest --workers 4 --image nightshift:0.1.0 | kubectl apply -f -
     """
-    print_ray_job(TrainSpec, given, shards=shards)
+    cluster, wanted = take_cluster(given)
+    print_ray_job(build(TrainSpec, **given, shards=shards), wanted, cluster)
+
+
+@render.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@options(WHEN_ALONE, CLUSTER)
+def spec(file: Path, **given: Any) -> None:
+    r"""Run any wish, as `--dry-run` of its command prints it, in a Ray cluster of its own; - reads it from stdin.
+
+    \b
+        nightshift search /storage/shards/chest --trials 64 --concurrency 4 --dry-run > wish.json
+        nightshift k8s render spec wish.json --image nightshift:0.1.0 | kubectl apply -f -
+    """
+    cluster, wanted = take_cluster(given)
+    print_ray_job(read_spec(Path("/dev/stdin") if str(file) == "-" else file), wanted, cluster)
 
 
 @k8s.command(hidden=True)
@@ -70,11 +86,14 @@ def run(run_id: str, folder: Path) -> None:
     sys.exit(0 if state.state == "succeeded" else 1)
 
 
-def print_ray_job(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
-    """Build a checked spec from a command's options and print its manifests."""
+def take_cluster(given: dict[str, Any]) -> tuple[RayJobOptions, JobRequest]:
+    """Take the options of `CLUSTER` and `WHEN_ALONE` out of `given` and return them checked."""
     cluster = RayJobOptions(**{name: given.pop(name) for name in RayJobOptions.__dataclass_fields__})
-    wanted = request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
-    spec = build(kind, **given, **more)
-    run_id = new_run_id(str(spec.to_json()["kind"]))
-    click.echo(ray_job_text(run_id, spec, wanted, cluster), nl=False)
+    return cluster, request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
+
+
+def print_ray_job(wish: Spec, wanted: JobRequest, cluster: RayJobOptions) -> None:
+    """Print the manifests of a new run on stdout and its id on stderr."""
+    run_id = new_run_id(str(wish.to_json()["kind"]))
+    click.echo(ray_job_text(run_id, wish, wanted, cluster), nl=False)
     click.echo(f"Run {run_id}. After `kubectl apply`: nightshift logs -f {run_id}", err=True)

@@ -29,6 +29,7 @@ class RayJobOptions:
         namespace: Where k8s/base was applied.
         queue: Kueue's LocalQueue; None lets KubeRay start at once.
         gpu_resource: What one GPU is called: nvidia.com/gpu, or a MIG slice such as nvidia.com/mig-1g.10gb.
+        replicas: Pods with a GPU each; None makes one for each training worker of each trial that runs at once.
         cpus: Cores of each worker.
         memory: Memory of each worker, in Kubernetes' words.
         keep_seconds: How long the cluster stays after the run's end.
@@ -38,6 +39,7 @@ class RayJobOptions:
     namespace: str = "nightshift"
     queue: str | None = None
     gpu_resource: str = "nvidia.com/gpu"
+    replicas: int | None = None
     cpus: int = 4
     memory: str = "16Gi"
     keep_seconds: float = 600
@@ -76,6 +78,7 @@ def ray_job_text(run_id: str, spec: Spec, wanted: JobRequest, options: RayJobOpt
         run_id=run_id,
         spec=wish,
         request=wanted.to_json(),
+        pods=options.replicas or wish["workers"] * (wish.get("concurrency") or 1),
         ray_version=importlib.metadata.version("ray"),
         **values,
     )
@@ -87,7 +90,7 @@ def refuse_local_places(wish: dict[str, Any]) -> None:
     Raises:
         Refused: The shards or the weights are not named as the cluster sees them.
     """
-    for name, known in (("shards", ()), ("weights", ("imagenet", "none"))):
-        place = str(wish[name])
-        if place not in known and not place.startswith("/") and "://" not in place:
+    for name in ("shards", "weights"):
+        place = str(wish.get(name, "none"))
+        if place not in ("imagenet", "none") and not place.startswith("/") and "://" not in place:
             raise Refused(f"{name} {place} is no place of the cluster; write it as /storage/... or as a URL")

@@ -21,6 +21,7 @@ from tests.k8s_policies import (
 )
 from tests.k8s_schemas import complaints_of_schema, needs_kuberay_schemas
 from tests.k8s_wiring import may_connect
+from trainer.specs import SearchSpec, build
 
 RENDER = ["k8s", "render", "train", "/storage/shards/chest", "--image", "nightshift:0.1.0", "--workers", "2"]
 
@@ -108,6 +109,20 @@ def test_workers_have_one_gpu_each_unless_none_is_asked_for():
     assert with_gpu["requests"]["nvidia.com/gpu"] == with_gpu["limits"]["nvidia.com/gpu"] == 1
     assert with_slice["limits"]["nvidia.com/mig-1g.10gb"] == 1
     assert not any("nvidia" in name for name in without["limits"])
+
+
+def test_any_wish_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
+    file = tmp_path / "wish.json"
+    file.write_text(
+        json.dumps(build(SearchSpec, shards="s3://bucket/chest", trials=8, workers=2, concurrency=3).to_json())
+    )
+
+    result = CliRunner().invoke(cli, ["k8s", "render", "spec", str(file), "--image", "nightshift:0.1.0"])
+
+    config, job = yaml.safe_load_all(result.stdout)
+    assert json.loads(config["data"]["spec.json"])["kind"] == "search"
+    assert job["metadata"]["name"].startswith("search-")
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 6
 
 
 def resources_of_worker(manifests: list[Manifest]) -> Manifest:
