@@ -8,9 +8,11 @@ import click
 
 from cluster.settings import Settings
 from jobs.checks import after_its_model, checked
+from jobs.connection import connect
 from jobs.follow import show_progress
 from jobs.options import HOW, WHEN, WHERE, option, options, take_request
 from jobs.submit import submit
+from jobs.workers import live_workers
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 SEARCHABLE = (  # `search` has options of its own in their place
@@ -83,7 +85,15 @@ def queue_or_show(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
         return
     run_id = submit(settings, spec, after_its_model(settings, wanted, spec))
     click.echo(run_id)
+    warn_if_nobody_works(settings)
     if waits:
         state = show_progress(settings.storage, run_id)
         sys.exit(0 if state.state == "succeeded" else 1)
     click.echo(f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.", err=True)
+
+
+def warn_if_nobody_works(settings: Settings) -> None:
+    """Say so when no job worker is there to take what was queued."""
+    with connect(settings) as connection:
+        if not live_workers(connection):
+            click.echo("No job worker is at work yet; `nightshift up` starts one on this machine.", err=True)

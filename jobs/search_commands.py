@@ -18,7 +18,7 @@ from jobs import ledger
 from jobs.checks import checked
 from jobs.errors import Refused
 from jobs.follow import describe, follow, show_progress
-from jobs.job_commands import STEADY
+from jobs.job_commands import STEADY, warn_if_nobody_works
 from jobs.leaderboard import as_table, published_best, rows_of, table_of
 from jobs.ledger import RunState
 from jobs.options import HOW, WHEN, WHERE, Moment, default, option, options, take_request
@@ -95,6 +95,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
         return
     run_id = submit(settings, spec, wanted)
     click.echo(run_id)
+    warn_if_nobody_works(settings)
     if waits:
         state = _watch(settings.storage, run_id, wish.best_by)
         sys.exit(0 if state.state == "succeeded" else 1)

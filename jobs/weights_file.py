@@ -5,10 +5,12 @@ import pickletools
 import struct
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from trainer.errors import WeightsError
 
 STEMS = ("_conv_stem.weight", "features.0.0.weight")  # efficientnet_pytorch's name of the first layer, torchvision's
+PICKLES_BEFORE_1_6 = 4  # a magic number, a version, the machine's sizes, the state dict
 HEADER_BYTES_MOST = 100_000_000  # as safetensors itself allows
 
 
@@ -32,11 +34,18 @@ def refuse_other_network(path: Path) -> None:
 def _torch_names(path: Path) -> set[str]:
     """Return the strings of a file of `torch.save`, read opcode by opcode, which calls nothing."""
     if not zipfile.is_zipfile(path):
-        return set(STEMS)  # the format before torch 1.6, a bare pickle: torch itself will tell
+        with path.open("rb") as file:  # the format before torch 1.6, of which the official file is
+            return set().union(*(_strings(file) for _ in range(PICKLES_BEFORE_1_6)))
     with zipfile.ZipFile(path) as archive:
-        pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-        data = archive.read(pickle)
-    return {argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
+        pickle = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
+        if pickle is None:
+            raise ValueError("it is an archive of something else")
+        return _strings(archive.open(pickle))
+
+
+def _strings(file: IO[bytes]) -> set[str]:
+    """Return the strings of the pickle that begins here, and leave the file behind it."""
+    return {argument for _, argument, _ in pickletools.genops(file) if isinstance(argument, str)}
 
 
 def _safetensors_names(path: Path) -> set[str]:

@@ -62,7 +62,10 @@ def test_train_prints_the_run_id_alone_and_what_to_do_next_on_stderr(say: Say, s
 
     assert code == 0
     assert out == f"{run_id}\n"
-    assert err == f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.\n"
+    assert err == (
+        "No job worker is at work yet; `nightshift up` starts one on this machine.\n"
+        f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.\n"
+    )
     assert ledger.all_ids(settings.storage) == [run_id]
 
 
