@@ -19,7 +19,7 @@ def test_a_file_is_known_by_the_names_in_it(tmp_path: Path, zipped: bool) -> Non
     torch.save(OTHER, other, _use_new_zipfile_serialization=zipped)
 
     refuse_other_network(ours)
-    with pytest.raises(WeightsError, match="of another network: it has no _conv_stem.weight but conv1.weight"):
+    with pytest.raises(WeightsError, match=r"of another network: it has no _conv_stem.weight but conv1.weight"):
         refuse_other_network(other)
 
 
