@@ -1,0 +1,219 @@
+import csv
+import json
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.errors import StorageError
+from cluster.files import read_json, write_json
+from data_shards.index import read_index
+from tests.trained import attempted, done, evaluated, new_run, train_spec
+from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
+from trainer.images import Files, parts_of
+from trainer.predictions import Predictions
+from trainer.specs import PredictSpec, build
+from trainer.tables import Row, open_table
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, digits_shards):
+    """A trained model with a threshold for the digit 3, in a storage of its own."""
+    storage = tmp_path_factory.mktemp("storage")
+    paths, _ = done(storage, train_spec(digits_shards))
+    evaluated(storage, paths.best, digits_shards, positive="3", min_sensitivity=1.0)
+    return paths.best
+
+
+@pytest.fixture(scope="module")
+def digits(digits_shards):
+    """The folder of images that the shards were packed from."""
+    return digits_shards.parent / "images" / "test"
+
+
+def predicted(storage, model, *images, name="predict", **options):
+    """Run `predict` and return the rows of its table and its result."""
+    spec = build(PredictSpec, model=str(model), images=tuple(map(str, images)), **options)
+    paths, result = done(storage, spec, name)
+    table = paths.predicted(spec.form)
+    with table.open(newline="") as file:
+        return (json.load(file) if spec.form == "json" else list(csv.DictReader(file))), result
+
+
+def test_a_folder_becomes_a_row_an_image_in_the_order_of_names(tmp_path, model, digits):
+    rows, result = predicted(tmp_path, model, digits)
+
+    files = sorted(str(file) for file in digits.rglob("*.png"))
+    assert [row["file"] for row in rows] == files
+    assert result.metrics["n"] == len(files)
+    assert all(sum(float(row[f"probability_{digit}"]) for digit in range(10)) == pytest.approx(1) for row in rows)
+    assert all(float(row[f"probability_{row['predicted']}"]) >= 0.1 for row in rows)
+
+
+def test_images_come_in_the_order_they_are_given(tmp_path, model, digits):
+    last, first, *_ = sorted(digits.rglob("*.png"), reverse=True)
+
+    rows, _ = predicted(tmp_path, model, first, digits / "0", last, batch_size=3)
+
+    files = [row["file"] for row in rows]
+    assert (files[0], files[-1]) == (str(first), str(last))
+    assert files[1:-1] == sorted(str(file) for file in (digits / "0").iterdir())
+
+
+def test_shards_are_predicted_as_evaluate_sees_them(tmp_path, model, digits_shards):
+    rows, _ = predicted(tmp_path, model, digits_shards, split="test", form="json")
+    evaluated(tmp_path, model, digits_shards)
+
+    seen = Predictions.read(tmp_path / "runs" / "evaluation" / "predictions.safetensors")
+    assert len(rows) == read_index(str(digits_shards)).samples_in("test")
+    assert [int(row["predicted"]) for row in rows] == seen.probabilities.argmax(axis=1).tolist()
+
+
+def test_the_decision_is_made_at_the_stored_threshold(tmp_path, model, digits):
+    stored = read_json(model / "calibration.json")
+
+    rows, result = predicted(tmp_path, model, digits, form="json")
+
+    reached = [row["probabilities"]["3"] >= stored["threshold"] for row in rows]
+    assert [row["decision"] == "3" for row in rows] == reached
+    assert any(row["decision"] != row["predicted"] for row in rows)
+    assert result.details["threshold"] == stored["threshold"]
+    assert result.metrics["called"]["3"] == sum(reached)
+
+
+def test_an_image_that_cannot_be_read_says_why_and_stops_nothing(tmp_path, model, digits):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    good = next(digits.rglob("*.png")).read_bytes()
+    (folder / "a.png").write_bytes(good)
+    (folder / "b.png").write_bytes(good[: len(good) // 2])
+    (folder / "c.jpg").write_bytes(b"")
+    (folder / "d.png").write_bytes(good)
+    (folder / "notes.txt").write_text("no image")
+
+    rows, result = predicted(tmp_path, model, folder)
+
+    assert [row["file"][-5:] for row in rows] == ["a.png", "b.png", "c.jpg", "d.png"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert rows[2]["error"] == "the file is empty"
+    assert (rows[1]["predicted"], rows[1]["probability_3"]) == ("", "")
+    assert rows[0]["predicted"] == rows[3]["predicted"] != ""
+    assert (result.metrics["n"], result.metrics["errors"]) == (2, 2)
+
+
+def test_a_run_of_which_no_image_can_be_read_fails_and_leaves_the_reasons(tmp_path, model):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"nothing of the kind")
+
+    with pytest.raises(TrainerError, match="none of the 1 images could be read; the table says why of each"):
+        predicted(tmp_path, model, broken)
+
+    assert "no readable JPEG" in (tmp_path / "runs" / "predict" / "predictions.csv").read_text()
+
+
+def test_the_table_is_copied_to_where_it_is_wanted(tmp_path, model, digits):
+    wanted = tmp_path / "here.csv"
+
+    predicted(tmp_path, model, digits / "1", output=str(wanted))
+
+    assert wanted.read_bytes() == (tmp_path / "runs" / "predict" / "predictions.csv").read_bytes()
+
+
+def test_an_output_that_cannot_be_written_names_where_the_table_is(tmp_path, model, digits):
+    with pytest.raises(StorageError, match=r"absent/x.csv cannot be written .* the result is in .*predictions.csv"):
+        predicted(tmp_path, model, digits / "1", output=str(tmp_path / "absent" / "x.csv"))
+
+
+def test_colour_and_gray_files_of_one_folder_go_through_one_batch(tmp_path, model):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    gray = Image.fromarray(np.arange(48 * 40, dtype=np.uint8).reshape(48, 40))
+    gray.save(folder / "a-gray.png")
+    gray.convert("RGB").save(folder / "b-colour.png")
+
+    rows, _ = predicted(tmp_path, model, folder)
+
+    first, second = ([float(row[f"probability_{digit}"]) for digit in range(10)] for row in rows)
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [("absent", "absent does not exist; give image files"), ("empty", "empty holds no image; known are .bmp, .jpeg")],
+)
+def test_what_holds_no_image_is_refused(tmp_path, given, error):
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(SpecError, match=error):
+        parts_of((str(tmp_path / given),))
+
+
+def test_a_split_that_is_not_there_is_refused(digits_shards):
+    with pytest.raises(SpecError, match="has no split 'night'; it has train, valid, test"):
+        parts_of((str(digits_shards),), "night")
+
+
+def test_a_model_that_is_none_is_refused(tmp_path, digits):
+    with pytest.raises(CheckpointError, match="is no published model"):
+        predicted(tmp_path, tmp_path / "nothing", digits)
+
+
+def test_a_run_that_is_asked_to_stop_leaves_no_half_table(tmp_path, model, digits):
+    spec = build(PredictSpec, model=str(model), images=(str(digits),), batch_size=1)
+    paths = new_run(tmp_path, spec)
+    write_json(paths.stop, {"reason": "cancel", "attempt": None})
+
+    with pytest.raises(Stopped, match="predict begins anew when it is resumed"):
+        attempted(paths, spec)
+
+    assert not list(paths.folder.glob("*predictions.csv*"))
+
+
+def test_loader_workers_keep_the_order(digits):
+    files = Files(tuple(sorted(str(file) for file in digits.rglob("*.png"))))
+
+    chunks = list(files.chunks(batch_size=4, image_size=32, loader_workers=2))
+
+    assert tuple(file for chunk in chunks for file in chunk.files) == files.paths
+    assert sum(len(chunk.pixels) for chunk in chunks) == len(files)
+
+
+def test_ten_thousand_images_are_read_without_growing_memory(tmp_path):
+    picture = tmp_path / "one.png"
+    Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(picture)
+    many = Files((str(picture),) * 10_000).chunks(batch_size=64, image_size=64, loader_workers=0)
+    for _ in range(10):
+        next(many)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    read = sum(len(chunk.pixels) for chunk in many)
+
+    assert read == 10_000 - 640
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB; the pixels alone are 120 MB
+
+
+def test_a_table_that_breaks_off_is_not_there(tmp_path):
+    def half():
+        with open_table(tmp_path / "x.csv", ("a", "b")) as write:
+            write(Row(file="1", predicted="a", decision="a", probabilities=(1.0, 0.0)))
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        half()
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_no_rows_is_valid_json(tmp_path):
+    with open_table(tmp_path / "x.json", ("a", "b")):
+        pass
+
+    assert json.loads((tmp_path / "x.json").read_text()) == []
+
+
+def test_a_file_name_that_is_no_text_still_has_its_row(tmp_path):
+    with open_table(tmp_path / "x.csv", ("a",)) as write:
+        write(Row(file="film-\udcff.png", error="it cannot be read"))
+
+    assert (tmp_path / "x.csv").read_text().splitlines()[1] == "film-\\udcff.png,,,,it cannot be read"
