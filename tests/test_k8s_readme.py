@@ -1,0 +1,80 @@
+import re
+import shlex
+
+import click
+import pytest
+
+from jobs.cli import cli
+from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_quantities import number
+
+README = (K8S / "README.md").read_text()
+LINES = [line for block in re.findall(r"```sh\n(.+?)```", README, re.DOTALL) for line in block.splitlines()]
+OURS = [line.split(" -- nightshift ")[1] for line in LINES if " -- nightshift " in line]
+
+
+def test_a_first_search_takes_ten_commands():
+    first = re.findall(r"```sh\n(.+?)```", README, re.DOTALL)[0].splitlines()
+
+    assert len(first) == 10
+    assert first[-1].split(" -- ")[1].startswith("nightshift search")
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_every_nightshift_command_exists_and_takes_these_options(line):
+    words = shlex.split(line)
+    command: click.Command = cli
+    with click.Context(cli) as context:
+        while isinstance(command, click.Group):
+            name = words.pop(0)
+            found = command.get_command(context, name)
+            assert found, f"{name} is no command"
+            command = found
+        known = {spelling for parameter in command.params for spelling in parameter.opts + parameter.secondary_opts}
+
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_every_folder_and_file_that_it_names_is_there():
+    named = re.findall(r"k8s/[\w./-]*\w", README) + [
+        f"k8s/{name}" for name in re.findall(r"`((?:base|components)/[\w./-]+)`", README)
+    ]
+
+    assert [name for name in named if not (K8S.parent / name).exists()] == []
+    assert {f"k8s/overlays/{overlay}" for overlay, _ in combinations()} <= {*named, "k8s/overlays/gpu-large"}
+
+
+def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them():
+    table = re.findall(r"^\| `([\w-]+)`(?: or `([\w-]+)`)? \|", README, re.MULTILINE)
+    named = [name for pair in table for name in pair if name]
+
+    assert [name for name in named if (K8S / "components" / name).is_dir()] == [
+        "keda", "dashboard", "tls", "s3", "airgap", "kueue", "mig", "time-slicing",
+    ]  # fmt: skip
+    assert {folder.name for folder in (K8S / "components").iterdir()} <= set(named)
+
+
+@needs_kubectl
+def test_it_tells_what_is_asked_for_when_idle():
+    manifests = rendered("gpu-small")
+    cores, memory = idle(manifests, "cpu"), idle(manifests, "memory") / 2**30
+
+    assert f"{cores:.2f} cores and {memory:.2f} GiB" in README
+    assert (
+        number(one(manifests, "PersistentVolumeClaim", "storage")["spec"]["resources"]["requests"]["storage"])
+        == 200 * 2**30
+    )
+    assert one(manifests, "RayCluster", "ray")["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] == 5 * 60
+
+
+def idle(manifests: list[Manifest], resource: str) -> float:
+    """Sum what every pod asks for that stays without work, the autoscaler's container included."""
+    total = 0.0
+    for manifest in manifests:
+        copies = manifest.get("spec", {}).get("replicas", 1)
+        for pod in pods([manifest]):
+            if pod.kind == "CronJob" or pod.labels.get("ray.io/node-type") == "worker":
+                continue
+            total += copies * sum(number(c["resources"]["requests"][resource]) for c in pod.spec["containers"])
+    autoscaler = of_kind(manifests, "RayCluster")[0]["spec"]["autoscalerOptions"]["resources"]
+    return total + number(autoscaler["requests"][resource])
