@@ -1,0 +1,73 @@
+"""Searches for tests: in this process with real Ray, or as a real process where it must die."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.files import read_lines
+from cluster.lease import Lease
+from cluster.run_paths import RunPaths
+from tests.trained import QUICK, new_run
+from trainer.search_director import Director
+from trainer.search_ledger import SearchLedger
+from trainer.search_night import Clock, Night
+from trainer.specs import SearchSpec, build
+from trainer.trials import TrialTable
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def search_spec(shards: Path | str, **options: Any) -> SearchSpec:
+    """A search whose trials take a second or two."""
+    small = {"space": {"head_width": (8, 16, 32)}, "trials": 4}
+    quick = {name: value for name, value in QUICK.items() if name != "head_width"}
+    return build(SearchSpec, shards=str(shards), **(quick | small | options))
+
+
+def events_of(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
+    """The events of a kind in a search's ledger."""
+    return [event for event in read_lines(paths.trials) if event["event"] == kind]
+
+
+def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
+    """The trials of a search as its ledger tells them."""
+    return TrialTable.fold(read_lines(paths.trials), spec.best_by)
+
+
+class Rehearsal:
+    """A search without Ray: the director and its ledger, and trials that say what they are told to say."""
+
+    def __init__(self, paths: RunPaths, spec: SearchSpec, clock: Clock = lambda: NOON) -> None:
+        self.spec = spec
+        lease = Lease.claim(paths, after=len(list(paths.attempts.glob("*.json"))) if paths.attempts.exists() else 0)
+        ledger = SearchLedger.opened(lease, spec.best_by, clock())
+        night = Night.of(spec, began=ledger.began, now=clock())
+        self.stop: str | None = None
+        self.director = Director(spec, ledger, night, clock, lambda: self.stop)
+
+    def start(self) -> int | None:
+        """Start the next trial and return its number."""
+        found = self.director.next_trial()
+        return None if found is None else int(found["trial"])
+
+    def epoch(self, trial: int, number: int, value: float, *, seconds: float = 1.0) -> bool:
+        """Let a trial report an epoch and return whether it goes on."""
+        done = number == self.spec.epochs
+        return self.director.take(
+            trial, {"epoch": number, "value": value, "seconds": seconds, "done": done, "why": "epochs"}
+        )
+
+    def whole(self, trial: int, values: Sequence[float] | Iterable[float]) -> int:
+        """Let a trial report epoch after epoch as long as it goes on; return how many it did."""
+        number = 0
+        for number, value in enumerate(values, 1):
+            if not self.epoch(trial, number, value):
+                break
+        return number
+
+
+def rehearsal(folder: Path, clock: Clock = lambda: NOON, **options: Any) -> Rehearsal:
+    """A new search without Ray."""
+    spec = search_spec("shards", **options)
+    return Rehearsal(new_run(folder, spec, "search"), spec, clock)

@@ -1,0 +1,199 @@
+"""What a search decides, without Ray: the director, its ledger and a clock."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import LeaseLost
+from cluster.lease import Lease
+from tests.searched import NOON, Rehearsal, events_of, rehearsal, search_spec, table_of
+from tests.trained import new_run
+from trainer.search_heritage import take_over
+
+
+def made_up(trial, epoch):
+    """A loss that depends on nothing but where it is."""
+    return 1.0 / (1 + epoch) + ((trial * 7919) % 13) / 50
+
+
+def play(search, *, deaths=frozenset(), reports=0):
+    """Run a sequential search until it ends, or dies at one of the reports in `deaths`; return how many it made."""
+    while (trial := search.start()) is not None:
+        for epoch in range(1, search.spec.epochs + 1):
+            reports += 1
+            if reports in deaths:
+                return reports
+            if not search.epoch(trial, epoch, made_up(trial, epoch)):
+                break
+    return reports
+
+
+def configs(paths, spec):
+    return {number: trial.config for number, trial in table_of(paths, spec).trials.items()}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    deaths=st.sets(st.integers(1, 150), min_size=1, max_size=5), algorithm=st.sampled_from(["tpe", "random", "grid"])
+)
+def test_a_search_killed_anywhere_comes_to_the_same_trials_and_decisions(tmp_path_factory, deaths, algorithm):
+    spec = search_spec("shards", trials=12, epochs=9, algorithm=algorithm)
+    smooth, rough = (new_run(tmp_path_factory.mktemp(name), spec) for name in ("smooth", "rough"))
+    play(Rehearsal(smooth, spec))
+
+    reports = 0
+    for _ in range(len(deaths) + 1):
+        reports = play(Rehearsal(rough, spec), deaths=deaths, reports=reports)
+
+    one, other = table_of(smooth, spec), table_of(rough, spec)
+    assert configs(smooth, spec) == configs(rough, spec)
+    assert [(t.number, t.state, t.why, t.epochs) for t in one.ended] == [
+        (t.number, t.state, t.why, t.epochs) for t in other.ended
+    ]
+    assert other.finished == 12
+    assert (one.best().trial, one.best().epoch) == (other.best().trial, other.best().epoch)
+    assert len(events_of(rough, "finished")) == 12
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.floats(0, 1), torn=st.integers(0, 60))
+def test_a_ledger_cut_anywhere_even_within_a_line_is_gone_on_from(tmp_path_factory, cut, torn):
+    spec = search_spec("shards", trials=8, epochs=9)
+    smooth, rough = (new_run(tmp_path_factory.mktemp(name), spec) for name in ("smooth", "rough"))
+    play(Rehearsal(smooth, spec))
+    lines = smooth.trials.read_text().splitlines(keepends=True)
+    kept = int(cut * len(lines))
+    rough.trials.write_text("".join(lines[:kept]) + "".join(lines[kept : kept + 1])[:torn])
+
+    play(Rehearsal(rough, spec))
+
+    one, other = table_of(smooth, spec), table_of(rough, spec)
+    assert configs(smooth, spec) == configs(rough, spec)
+    assert [(t.number, t.why, t.epochs) for t in one.ended] == [(t.number, t.why, t.epochs) for t in other.ended]
+
+
+def test_early_stopping_is_on_where_trials_are_long_enough_and_off_when_told(tmp_path):
+    long, short = rehearsal(tmp_path / "a", epochs=9), rehearsal(tmp_path / "b", epochs=8)
+    told = rehearsal(tmp_path / "c", epochs=9, early_stopping=False)
+
+    for search in (long, short, told):
+        assert search.whole(search.start(), [0.5] * 9) == search.spec.epochs
+
+    lag = [search.whole(search.start(), [0.9] * 9) for search in (long, short, told)]
+    assert lag == [3, 8, 9]
+    assert long.director.ledger.table.trials[1].why == "rung"
+
+
+def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on_until_there_are_too_many(tmp_path):
+    search = rehearsal(tmp_path, max_failures=1, trials=8)
+
+    for _ in range(2):
+        search.director.take(search.start(), {"failed": "the loss is no number at step 3 of epoch 1"})
+
+    table = search.director.ledger.table
+    assert [trial.error for trial in table.ended] == ["the loss is no number at step 3 of epoch 1"] * 2
+    assert search.start() is None
+    assert search.director.ending() == "failures"
+
+
+def test_unfinished_trials_of_an_earlier_attempt_go_first(tmp_path):
+    spec = search_spec("shards", trials=6)
+    paths = new_run(tmp_path, spec)
+    before = Rehearsal(paths, spec)
+    started = [before.start() for _ in range(3)]
+    before.whole(1, [0.5, 0.4])
+
+    after = Rehearsal(paths, spec)
+
+    assert started == [0, 1, 2]
+    assert [after.start() for _ in range(4)] == [0, 2, 3, 4]
+
+
+def test_no_trial_starts_that_cannot_end_by_then_and_at_that_moment_all_must_pause(tmp_path):
+    now = [NOON]
+    search = rehearsal(tmp_path, clock=lambda: now[0], trials=20, until=NOON + timedelta(seconds=60))
+    first = search.start()
+    search.whole(first, [0.5, 0.4])  # two epochs of 1 s: a trial takes up to 2.5 s
+
+    now[0] = NOON + timedelta(seconds=57)
+    second = search.start()
+    now[0] = NOON + timedelta(seconds=58)
+
+    assert second == 1
+    assert search.start() is None
+    assert not search.director.must_pause()
+    now[0] = NOON + timedelta(seconds=60)
+    assert search.director.must_pause()
+    search.director.take(second, {"paused": True, "done": True})
+    assert search.director.ending() == "until"
+    assert search.director.ledger.table.trials[1].state == "paused"
+
+
+def test_a_paused_trial_goes_on_in_the_next_night_and_not_in_the_same(tmp_path):
+    spec = search_spec("shards", trials=2, window="20:00-07:00", timezone="UTC")
+    evening, morning = NOON.replace(hour=21), NOON.replace(hour=7) + timedelta(days=1)
+    now, paths = [evening], new_run(tmp_path, spec)
+    search = Rehearsal(paths, spec, lambda: now[0])
+    trial = search.start()
+    now[0] = morning
+    assert search.director.must_pause()
+    search.director.take(trial, {"paused": True, "done": True})
+    assert search.start() is None
+    assert search.director.ending() == "window"
+
+    now[0] = evening + timedelta(days=1)
+    again = Rehearsal(paths, spec, lambda: now[0])
+
+    assert again.start() == trial
+    assert not again.director.must_pause()
+
+
+def test_a_search_asked_to_stop_starts_nothing_and_says_so(tmp_path):
+    search = rehearsal(tmp_path)
+    search.stop = "cancel"
+
+    assert search.start() is None
+    assert search.director.ending() == "stop"
+
+
+def test_an_attempt_that_lost_the_run_writes_no_line(tmp_path):
+    spec = search_spec("shards")
+    paths = new_run(tmp_path, spec)
+    old = Rehearsal(paths, spec)
+    trial = old.start()
+    lines = paths.trials.read_text()
+    Lease.claim(paths, after=1)
+
+    with pytest.raises(LeaseLost):
+        old.epoch(trial, 1, 0.5)
+
+    assert paths.trials.read_text() == lines
+
+
+def test_an_extended_search_takes_over_what_is_known_even_when_killed_meanwhile(tmp_path):
+    spec = search_spec("shards", trials=3)
+    first = new_run(tmp_path, spec, "search-20261123-000000-aaaaaa")
+    old = Rehearsal(first, spec)
+    for values in ([0.5, 0.4], [0.3, 0.6]):
+        old.whole(old.start(), values)
+    old.director.take(old.start(), {"failed": "x"})
+    more = search_spec("shards", trials=5, extend=first.run_id)
+    paths = new_run(tmp_path, more, "second")
+    take_over(Rehearsal(paths, more).director.ledger, first, NOON)
+    whole = paths.trials.read_text().splitlines(keepends=True)
+
+    paths.trials.write_text("".join(whole[:5]))
+    again = Rehearsal(paths, more)
+    take_over(again.director.ledger, first, NOON)
+
+    table = table_of(paths, more)
+    assert [(t.number, t.state, t.epochs) for t in table.ended] == [
+        (0, "finished", 2),
+        (1, "finished", 2),
+        (2, "failed", 0),
+    ]
+    assert (table.best().trial, table.best().value) == (1, 0.3)
+    assert table.best().figures["from"] == first.run_id
+    assert [again.start() for _ in range(3)] == [3, 4, None]
