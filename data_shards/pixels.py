@@ -32,16 +32,10 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise BadImage("the file is empty")
-    try:
-        with _bombs_refused():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"a decompression bomb: {error}") from error
-    except UnidentifiedImageError as error:  # whose own text is the address of a buffer
-        raise BadImage("no readable JPEG, PNG, BMP or TIFF") from error
-    except DAMAGE as error:
-        raise BadImage(f"no readable JPEG, PNG, BMP or TIFF ({error})") from error
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+    with _damage_as("no readable JPEG, PNG, BMP or TIFF"):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pages, _ = getattr(image, "n_frames", 1), image.size  # which a TIFF looks up only when asked
+    if image.format == "TIFF" and pages > 1:
         raise BadImage("a TIFF of several pages; split it into single images")
     return image
 
@@ -55,14 +49,11 @@ def decoded(image: Image.Image) -> Image.Image:
     Raises:
         BadImage: The pixels are damaged or of a kind without a defined brightness (floating point).
     """
-    try:
-        with _bombs_refused():
-            image.load()
-            if ORIENTATION in image.getexif():
-                image = ImageOps.exif_transpose(image)
-            return _eight_bit(image)
-    except DAMAGE as error:
-        raise BadImage(f"its pixels cannot be decoded ({error})") from error
+    with _damage_as("its pixels cannot be decoded"):
+        image.load()
+        if ORIENTATION in image.getexif():
+            image = ImageOps.exif_transpose(image)
+        return _eight_bit(image)
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -104,12 +95,22 @@ def shrunk(image: Image.Image, short_side: int) -> Image.Image:
 
 
 @contextmanager
-def _bombs_refused() -> Iterator[None]:
-    """Turn Pillow's warning of a decompression bomb into an error; its others, of odd metadata, change no pixel."""
+def _damage_as(fault: str) -> Iterator[None]:
+    """Turn what Pillow raises at a damaged file, or warns of a bomb, into a BadImage.
+
+    Its other warnings, of odd metadata, change no pixel.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise BadImage(f"a decompression bomb: {error}") from error
+        except UnidentifiedImageError as error:  # whose own text is the address of a buffer
+            raise BadImage(fault) from error
+        except DAMAGE as error:
+            raise BadImage(f"{fault} ({error})") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -76,6 +76,12 @@ def test_the_shards_can_be_read_with_webdataset_itself(tmp_path):
     assert all(sample["jpg"].size == (40, 36) for sample in samples)
 
 
+def test_webdataset_runs_no_pickles_and_no_programs_beside_us():
+    assert webdataset.utils.enforce_security
+    with pytest.raises(ValueError, match="secur"):
+        webdataset.gopen("pipe:echo harm")
+
+
 @pytest.mark.parametrize("wrapping", ["", "wrapped/"])
 @pytest.mark.parametrize("form", ["folder", "zip", "tar", "tar.gz"])
 def test_the_digest_is_the_same_from_a_folder_and_from_archives(tmp_path, form, wrapping):
