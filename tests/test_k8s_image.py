@@ -1,0 +1,83 @@
+import re
+
+import pytest
+
+from tests.k8s_manifests import K8S, ROOT
+
+DOCKERFILE = (K8S / "Dockerfile").read_text()
+RUN_TIME = "FROM ${PYTHON_IMAGE}\n"
+
+
+def complaints_of_image(text: str) -> list[str]:
+    """Return what is wrong with a Dockerfile for a read-only container of any user."""
+    found = []
+    build, _, last = text.partition(RUN_TIME)
+    if text.count("\nFROM ") < 2 or "COPY --from=build" not in last:
+        found.append("it has one stage")
+    users = re.findall(r"^USER (\S+)", last, re.MULTILINE)
+    if not users or not re.fullmatch(r"[1-9]\d*(:\d+)?", users[-1]):
+        found.append("it runs as root, or as a name that Kubernetes cannot tell from root")
+    if re.search(r"\b(apt-get|gcc|make|uv|pip install)\b", last):
+        found.append("it brings build tools to run time")
+    if not re.search(r"rm -rf .*site-packages/pip", last):
+        found.append("it keeps pip")
+    if "--require-hashes --constraint requirements.lock" not in build:
+        found.append("it installs what no hash holds")
+    if "--all-extras" in build or "--extra dev" in build:
+        found.append("it installs the tools of development")
+    if not re.search(r"uv==\d", build):
+        found.append("its installer is not pinned")
+    if "UV_COMPILE_BYTECODE=1" not in build:
+        found.append("a read-only container compiles all its code at every start")
+    environment = dict(re.findall(r"([A-Z_]+)=(\S+)", last))
+    if environment.get("HOME") != "/tmp" or not environment.get("USER"):
+        found.append("an unknown user has no home and no name")
+    if "compute" not in environment.get("NVIDIA_DRIVER_CAPABILITIES", ""):
+        found.append("torch sees no GPU")
+    if 'ENTRYPOINT ["nightshift"]' not in last:
+        found.append("it does not start the command")
+    return found
+
+
+def test_the_image_is_fit_for_a_read_only_container_of_any_user():
+    assert complaints_of_image(DOCKERFILE) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "worse"),
+    [
+        ("USER 1000:1000\n", ""),
+        ("USER 1000:1000\n", "USER nightshift\n"),
+        ("USER 1000:1000\n", "USER 0\n"),
+        ("COPY --from=build", "COPY"),
+        ("RUN rm -rf /usr/local/lib/python3.11/site-packages/pip*", "RUN true"),
+        ("WORKDIR /tmp\n", "RUN apt-get install -y gcc\n"),
+        ("--require-hashes ", ""),
+        ("--extra s3", "--extra dev"),
+        ("uv==0.13.9", "uv"),
+        ("UV_COMPILE_BYTECODE=1 ", ""),
+        ("HOME=/tmp USER=nightshift", "HOME=/root"),
+        ("compute,utility", "utility"),
+        ('ENTRYPOINT ["nightshift"]', 'ENTRYPOINT ["bash"]'),
+    ],
+)
+def test_a_worse_image_is_found(line, worse):
+    assert line in DOCKERFILE
+
+    assert complaints_of_image(DOCKERFILE.replace(line, worse)) != []
+
+
+def test_everything_that_the_image_copies_is_there_and_let_through():
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    sources = {source for words in copied for source in words.split()}
+    allowed = {line[1:] for line in (K8S / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+
+    assert all((ROOT / source).exists() for source in sources)
+    assert sources == allowed
+
+
+def test_every_package_of_the_project_is_in_the_image():
+    packages = re.search(r"^packages = \[(.+)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+    assert packages
+    assert all(f"\nCOPY {name} {name}\n" in DOCKERFILE for name in re.findall(r'"(\w+)"', packages[1]))
