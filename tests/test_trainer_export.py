@@ -1,0 +1,143 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from cluster.files import read_json, sha256_of
+from tests.trained import done, evaluated, train_spec
+from trainer.calibration import Calibration
+from trainer.deployed import Deployed, facts_of
+from trainer.errors import SpecError, TrainerError
+from trainer.export import verified
+from trainer.formats import FORMATS, TorchScript
+from trainer.predictor import Predictor
+from trainer.published import read_model
+from trainer.specs import ExportSpec, build
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_shards):
+    """The storage and folder of a model with a threshold for the digit 3."""
+    storage = tmp_path_factory.mktemp("storage")
+    paths, _ = done(storage, train_spec(digits_shards), "train-20260102-030405-abcdef")
+    evaluated(storage, paths.best, digits_shards, positive="3", min_sensitivity=0.9)
+    return storage, paths.best
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    """The run and result of an export to each format."""
+    storage, model = trained
+    return {form: done(storage, build(ExportSpec, model=str(model), format=form), f"export-{form}") for form in FORMATS}
+
+
+@pytest.fixture
+def digits(digits_shards):
+    """Some real digits, (n, 3, 32, 32) uint8."""
+    files = sorted((digits_shards.parent / "images" / "test").rglob("*.png"))[::5]
+    gray = np.stack([np.asarray(Image.open(file)) for file in files])
+    return np.ascontiguousarray(np.broadcast_to(gray[:, None], (len(gray), 3, 32, 32)))
+
+
+def probabilities(form, path, images):
+    """What another program would get from the file."""
+    if form == "onnx":
+        return onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
+    return TorchScript().run(path, torch.from_numpy(images))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("count", [1, 7])
+def test_another_program_gets_what_predict_says(trained, exported, digits, form, count):
+    paths, _ = exported[form]
+    predictor = Predictor.of(trained[1], torch.device("cpu"))
+
+    found = probabilities(form, paths.exported(FORMATS[form].ending), digits[:count])
+
+    expected = predictor.probabilities(torch.from_numpy(digits[:count]))
+    tolerance = 1e-4 if predictor.config.precision == "fp32" else 0.05
+    assert found == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_file_carries_classes_normalisation_and_threshold(trained, exported, form):
+    paths, _ = exported[form]
+    stored = read_json(trained[1] / "calibration.json")
+
+    facts = FORMATS[form].facts(paths.exported(FORMATS[form].ending))
+
+    assert json.loads(facts["classes"]) == list("0123456789")
+    assert facts["normalisation"] == "inside"
+    assert facts["mean"] == "0.485 0.456 0.406"
+    assert facts["image_size"] == "32"
+    assert (facts["positive"], float(facts["threshold"])) == ("3", stored["threshold"])
+    assert facts["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_result_says_how_well_file_and_model_agree(exported, form):
+    paths, result = exported[form]
+
+    assert result.metrics["n"] == 16
+    assert result.metrics["max_difference"] <= 1e-4
+    assert result.details["sha256"] == sha256_of(paths.exported(FORMATS[form].ending))
+
+
+def test_the_file_is_copied_to_where_it_is_wanted(trained, tmp_path):
+    storage, model = trained
+    wanted = tmp_path / "model.pt"
+
+    done(storage, build(ExportSpec, model=str(model), format="torchscript", output=str(wanted)), "copied")
+
+    assert wanted.read_bytes() == (storage / "runs" / "copied" / "model.pt").read_bytes()
+
+
+def test_without_real_images_nothing_is_exported(trained, tmp_path):
+    spec = build(ExportSpec, model=str(trained[1]), format="torchscript")
+
+    with pytest.raises(SpecError, match="name images or shards with --samples"):
+        done(tmp_path, spec)
+
+    assert not list((tmp_path / "runs" / "run").glob("*model*"))
+
+
+def test_images_can_be_named_to_compare_on(trained, tmp_path, digits_shards):
+    folder = digits_shards.parent / "images" / "test" / "4"
+    spec = build(ExportSpec, model=str(trained[1]), format="torchscript", samples=str(folder))
+
+    _, result = done(tmp_path, spec)
+
+    assert result.metrics["n"] == min(16, len(list(folder.iterdir())))
+
+
+@dataclass
+class FromElsewhere:
+    """A format whose file says what it is told to, as one of a damaged exporter would."""
+
+    model: Deployed
+    shift: float
+    carried: dict[str, str]
+
+    def run(self, path, images):
+        return self.model(images).detach().numpy() + self.shift
+
+    def facts(self, path):
+        return self.carried
+
+
+@pytest.mark.parametrize(
+    ("shift", "loses", "words"),
+    [(0.001, False, "differs from the model by 0.001"), (np.nan, False, "by nan"), (0.0, True, "metadata")],
+)
+def test_a_file_that_disagrees_with_the_model_is_refused(trained, digits, shift, loses, words):
+    model, config, _ = read_model(trained[1])
+    deployed, facts = Deployed(model, config, Calibration()), facts_of(config, Calibration(), "")
+    form = FromElsewhere(deployed, shift, {} if loses else facts)
+
+    with pytest.raises(TrainerError, match=words):
+        verified(form, Path("file"), deployed, facts, torch.from_numpy(digits))

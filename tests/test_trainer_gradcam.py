@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+
+from trainer.gradcam import evidence
+from trainer.head import HeadConfig
+from trainer.mistakes import looked_at, worst
+from trainer.model import build_model
+
+SIDE = 96  # three by three places on the last feature maps
+CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A network of random weights whose head reads one number: how strong the features are."""
+    torch.manual_seed(0)
+    built = build_model(CONFIG).eval()
+    built.head = torch.nn.Linear(1280, 2)
+    with torch.no_grad():
+        built.head.weight[0] = -1.0
+        built.head.weight[1] = 1.0
+    return built
+
+
+def spot(row, column):
+    """An image (1, S, S) that is black but for a bright noisy square at one of three by three places."""
+    image = np.zeros((1, SIDE, SIDE), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(100, 255, (32, 32))
+    image[0, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = noise
+    return image
+
+
+def test_the_evidence_is_as_large_as_the_image_and_from_zero_to_one(model):
+    images = torch.from_numpy(np.stack([spot(0, 0), spot(2, 2)]))
+
+    heat = evidence(model, images, torch.tensor([1, 1]), CONFIG)
+
+    assert [one.shape for one in heat] == [(SIDE, SIDE)] * 2
+    assert all(one.min() >= 0 for one in heat)
+    assert all(one.max() == pytest.approx(1, abs=0.05) for one in heat)
+
+
+def test_the_evidence_is_the_gradient_of_the_called_class_times_the_feature_maps(model):
+    image = torch.from_numpy(spot(1, 1))[None]
+    maps = model.backbone.network.extract_features(_normalised(image)).detach()
+    expected = (model.head.weight[1][:, None, None] * maps[0]).sum(0).relu()
+
+    heat = evidence(model, image, torch.tensor([1]), CONFIG)[0]
+
+    assert np.unravel_index(heat.argmax(), heat.shape) == pytest.approx(
+        [32 * int(place) + 16 for place in np.unravel_index(int(expected.argmax()), expected.shape)], abs=20
+    )
+
+
+def test_what_speaks_for_one_class_does_not_speak_for_its_opposite(model):
+    image = torch.from_numpy(spot(0, 2))[None]
+
+    bright = evidence(model, image, torch.tensor([1]), CONFIG)[0]
+    dark = evidence(model, image, torch.tensor([0]), CONFIG)[0]
+
+    assert (bright > 0.5).any()
+    assert not ((bright > 0.5) & (dark > 0.5)).any()
+
+
+def test_looking_leaves_the_model_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    evidence(model, torch.from_numpy(spot(0, 0))[None], torch.tensor([1]), CONFIG)
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_mistake_gets_its_picture_and_its_file(model):
+    labels, called = np.array([0, 1, 1]), np.array([1, 1, 0])
+    probabilities = np.array([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]])
+    found = worst(np.array([10, 11, 12]), labels, called, probabilities, positive=0)
+
+    pictured = looked_at(found, {10: ("a.png", spot(0, 0)), 12: ("b.png", spot(1, 1))}, model, CONFIG)
+
+    assert [(mistake.id, mistake.sort, mistake.source) for mistake in pictured] == [
+        (10, "missed", "a.png"),
+        (12, "alarm", "b.png"),
+    ]
+    assert all(mistake.image[:2] == mistake.heat[:2] == b"\xff\xd8" for mistake in pictured)
+    assert all(mistake.image != mistake.heat for mistake in pictured)
+
+
+def test_of_each_sort_only_the_worst_are_kept():
+    scores = np.linspace(0.01, 0.49, 40)
+    probabilities = np.stack([scores, 1 - scores], axis=1)
+
+    found = worst(np.arange(40), np.zeros(40, int), np.ones(40, int), probabilities, positive=0, limit=5)
+
+    assert [mistake.id for mistake in found] == [0, 1, 2, 3, 4]
+
+
+def _normalised(images):
+    mean = torch.tensor(CONFIG.mean).view(1, 3, 1, 1) * 255
+    std = torch.tensor(CONFIG.std).view(1, 3, 1, 1) * 255
+    return (images.float() - mean) / std
