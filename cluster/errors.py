@@ -6,6 +6,7 @@ ClusterError
 ├── UnknownRun          no run has that id, name or prefix
 ├── LeaseLost           a newer attempt owns the run; this one must publish nothing
 ├── LaunchError         the trainer could not be started or stopped
+│   └── PlaceAway       the place where it was to run does not answer at present
 └── ResourcesShort      the machine or cluster can never give what was asked
 """
 
@@ -32,6 +33,10 @@ class LeaseLost(ClusterError):
 
 class LaunchError(ClusterError):
     """The trainer could not be started or stopped."""
+
+
+class PlaceAway(LaunchError):
+    """The place where the trainer was to run does not answer at present; nothing was started there."""
 
 
 class ResourcesShort(ClusterError):

@@ -22,7 +22,9 @@ VANISHED = 127  # instead of an exit code: the trainer is gone and nobody knows 
 class Running(Protocol):
     """A trainer that was started."""
 
-    beats_for_itself: bool  # whether the trainer's own beat alone says that it lives
+    @property
+    def beats_for_itself(self) -> bool:
+        """Whether the trainer's own beat alone says that it lives."""
 
     def wait(self, seconds: float) -> int | None:
         """Return the trainer's exit code as soon as it has ended, or None after so many seconds."""

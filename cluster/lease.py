@@ -112,6 +112,15 @@ def beat_of(paths: RunPaths) -> tuple[int, Any]:
         return attempt, None
 
 
+def beats_here(paths: RunPaths, attempt: int) -> bool:
+    """Whether the last to beat for an attempt was this process."""
+    try:
+        last = read_json(paths.attempts / f"{attempt}.json")
+    except StorageError:
+        return False
+    return bool(last.get("pid") == os.getpid() and last.get("host") == socket.gethostname())
+
+
 def still_beats(
     paths: RunPaths,
     *,

@@ -13,15 +13,14 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.errors import LaunchError
+from cluster.errors import LaunchError, PlaceAway
 from cluster.launch import VANISHED
-from cluster.lease import beat_of
+from cluster.lease import beat_of, beats_here
 from cluster.run_paths import RunPaths
 
 TRAINER = ("python", "-m", "trainer")  # the cluster's own python
 POLL_SECONDS = 2.0
-ANSWER_SECONDS = 20.0
-STARTS = 5  # tries to submit, over about half a minute
+ANSWER_SECONDS = 8.0  # well below a lease: who waits here does not beat
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class RayJobLauncher:
         """Submit the job; its output is appended to the run's log.
 
         Raises:
-            LaunchError: The cluster does not answer or refuses.
+            LaunchError: The cluster refuses.
+            PlaceAway: It does not answer.
         """
         order = [*self.command, str(paths.folder), "--attempt", str(attempt)]
         marks = {"NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), "NIGHTSHIFT_RUN": paths.run_id}
@@ -82,20 +82,14 @@ class RayJobLauncher:
             "runtime_env": {"env_vars": {**marks, **dict(self.environment)}},
             "metadata": {"run": paths.run_id},
         }
-        for number in range(1, STARTS + 1):
-            try:
-                self.jobs.call("POST", "/api/jobs/", wish)
-                break
-            except urllib.error.HTTPError as error:
-                reason = error.read().decode(errors="replace").strip().splitlines()
-                if reason and "already exists" in reason[-1]:
-                    break  # an earlier answer was lost on its way
-                said = reason[-1] if reason else error.reason
-                raise LaunchError(f"Ray at {self.jobs.url} refused {paths.run_id}: {said}") from error
-            except (OSError, ValueError) as error:
-                if number == STARTS:
-                    raise LaunchError(f"Ray at {self.jobs.url} does not answer: {error}") from error
-                time.sleep(number * POLL_SECONDS)
+        try:
+            self.jobs.call("POST", "/api/jobs/", wish)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode(errors="replace").strip().splitlines() or [str(error.reason)]
+            if "already exists" not in said[-1]:  # else an earlier answer was lost on its way
+                raise LaunchError(f"Ray at {self.jobs.url} refused {paths.run_id}: {said[-1]}") from error
+        except (OSError, ValueError) as error:
+            raise PlaceAway(f"Ray at {self.jobs.url} does not answer: {error}") from error
         return self.attach(paths, attempt)
 
     def attach(self, paths: RunPaths, attempt: int) -> "RayRun":
@@ -110,16 +104,20 @@ def submission_id(paths: RunPaths, attempt: int) -> str:
 
 @dataclass
 class RayRun:
-    """A trainer on a Ray cluster."""
+    """A trainer on a Ray cluster; it may wait there for long until it begins."""
 
     jobs: RayJobs
     paths: RunPaths
     attempt: int
     lease_seconds: float
-    beats_for_itself: bool = True
     _beat: object = None
-    _beat_seen: float = field(default_factory=time.monotonic)
+    _life_seen: float = field(default_factory=time.monotonic)
     _asked: float = float("-inf")
+
+    @property
+    def beats_for_itself(self) -> bool:
+        """Whether the trainer has begun to beat; until then whoever watches does it."""
+        return not beats_here(self.paths, self.attempt)
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit code once it is known, `VANISHED` when cluster and heart are silent, else None."""
@@ -148,7 +146,7 @@ class RayRun:
             return self._judge_by_beat()
         status, code = job.get("status"), job.get("driver_exit_code")
         if status in ("PENDING", "RUNNING"):
-            self._heart_moved()
+            self._life_seen = time.monotonic()
             return None
         if status == "STOPPED":
             return VANISHED
@@ -156,14 +154,8 @@ class RayRun:
             return 0 if status == "SUCCEEDED" else self._judge_by_beat()
         return int(code) if code >= 0 else 128 - int(code)
 
-    def _heart_moved(self) -> bool:
-        beat = beat_of(self.paths)
-        moved = beat != self._beat
-        if moved:
-            self._beat, self._beat_seen = beat, time.monotonic()
-        return moved
-
     def _judge_by_beat(self) -> int | None:
-        if self._heart_moved() or time.monotonic() - self._beat_seen < self.lease_seconds:
-            return None
-        return VANISHED
+        beat = beat_of(self.paths)
+        if self.beats_for_itself and beat != self._beat:
+            self._beat, self._life_seen = beat, time.monotonic()
+        return None if time.monotonic() - self._life_seen < self.lease_seconds else VANISHED

@@ -21,7 +21,6 @@ LOCAL_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a search has a ledger of its own
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
@@ -39,8 +38,12 @@ class Settings:
         redis_plain: Speak with a Redis of another machine without TLS (`NIGHTSHIFT_REDIS_ALLOW_PLAIN=1`).
         ray_token: What that API asks for (`RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names).
         ray_jobs_url: Jobs API of a standing Ray cluster (`NIGHTSHIFT_RAY_JOBS_URL`); None means this machine.
+        webhook_hosts: Hosts that may be told of a run's end (`NIGHTSHIFT_WEBHOOK_HOSTS`, with commas).
+        webhook_secret: What those messages are signed with (`NIGHTSHIFT_WEBHOOK_SECRET`).
         lease_seconds: An attempt whose heart has not beaten for so long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
         ray_address: The cluster that this process belongs to, as Ray tells its jobs (`RAY_ADDRESS`); None: no cluster.
+        cluster_gpus: GPUs that the Ray cluster can have, with the machines that it would fetch first
+            (`NIGHTSHIFT_CLUSTER_GPUS`); None: what Ray sees at that moment.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Room for stored features (`NIGHTSHIFT_CACHE_GB`).
     """
@@ -51,8 +54,11 @@ class Settings:
     redis_plain: bool = False
     ray_jobs_url: str | None = None
     ray_token: str | None = field(default=None, repr=False)
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_secret: str | None = field(default=None, repr=False)
     lease_seconds: float = DEAD_AFTER_SECONDS
     ray_address: str | None = None
+    cluster_gpus: int | None = None
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
 
@@ -72,8 +78,13 @@ class Settings:
             redis_plain=env.get("NIGHTSHIFT_REDIS_ALLOW_PLAIN") == "1",
             ray_jobs_url=_address(env, "NIGHTSHIFT_RAY_JOBS_URL", ("http", "https")),
             ray_token=_ray_token(env),
+            webhook_hosts=tuple(
+                host.strip() for host in env.get("NIGHTSHIFT_WEBHOOK_HOSTS", "").split(",") if host.strip()
+            ),
+            webhook_secret=env.get("NIGHTSHIFT_WEBHOOK_SECRET") or None,
             lease_seconds=_positive(env, "NIGHTSHIFT_LEASE_SECONDS", DEAD_AFTER_SECONDS, "seconds"),
             ray_address=env.get("RAY_ADDRESS") or None,
+            cluster_gpus=_count(env, "NIGHTSHIFT_CLUSTER_GPUS"),
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
             cache_bytes=int(_positive(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES, "gigabytes") * 10**9),
         )
@@ -136,6 +147,13 @@ def _ray_token(env: Mapping[str, str]) -> str | None:
         return Path(path).read_text(encoding="utf-8").strip() if path else None
     except OSError as error:
         raise SettingsError(f"RAY_AUTH_TOKEN_PATH {path} cannot be read ({error.strerror})") from error
+
+
+def _count(env: Mapping[str, str], name: str) -> int | None:
+    value = env.get(name, "").strip()
+    if value and not value.isdecimal():
+        raise SettingsError(f"{name} {value!r} is no number of pieces; correct it or unset it")
+    return int(value) if value else None
 
 
 def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> float:

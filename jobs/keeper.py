@@ -4,28 +4,23 @@ The run folders are the truth. Whatever Redis forgot, lost or has twice is put r
 emptied in mid-flight costs nothing. Every step may be taken twice and by several keepers at once.
 """
 
-import contextlib
 import logging
-import threading
 import time
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import redis
 
-from cluster.errors import ClusterError, StorageError, UnknownRun
+from cluster.errors import StorageError, UnknownRun
 from cluster.files import read_json
 from cluster.launch import HERE
 from cluster.lease import beat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from jobs import ledger, queue
-from jobs.connection import connect
 from jobs.endings import declare_dead, leave_unwatched
-from jobs.errors import JobError
 from jobs.ledger import RunState, changing, read_state, write_state
 from jobs.request import PRIORITIES, JobRequest
+from jobs.roles import Role
 from jobs.waits import blocked_by
 from jobs.workers import live_workers
 
@@ -34,7 +29,6 @@ log = logging.getLogger("nightshift.keeper")
 TICK_SECONDS = 2.0
 STUCK_SECONDS = 60.0  # a run that a worker took and did not begin for so long was dropped
 FULL_EVERY_SECONDS = 60.0
-KEEPER_KEY = "nightshift:keeper"  # holds the name of the worker that keeps
 
 
 @dataclass
@@ -161,50 +155,14 @@ def _unwatch(paths: RunPaths, state: RunState, memory: Memory, workers: set[str]
     return read_state(paths)
 
 
-class Keeper:
-    """A thread that reconciles while a job worker works; of many workers one does it at a time."""
+def keeper(settings: Settings, name: str) -> Role:
+    """Return the role of reconciling while job workers work; now and then it looks at every run."""
+    memory, last_full = Memory(), float("-inf")
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        """Make ready; entering it as a context starts the thread."""
-        self.settings, self.name = settings, name
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+    def keep(connection: redis.Redis) -> None:
+        nonlocal last_full
+        every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
+        last_full = time.monotonic() if every_run else last_full
+        reconcile(settings, connection, memory, every_run=every_run)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join(timeout=10)
-
-    def _keep(self) -> None:
-        memory, connection, last_full = Memory(), None, float("-inf")
-        while not self._end.is_set():
-            try:
-                connection = connection or connect(self.settings)
-                if _is_ours(connection, self.name):
-                    every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
-                    last_full = time.monotonic() if every_run else last_full
-                    reconcile(self.settings, connection, memory, every_run=every_run)
-            except (redis.RedisError, JobError, ClusterError, OSError) as error:
-                log.warning("the keeper tries again: %s", error)
-                connection = None
-            except Exception:
-                log.exception("the keeper met a bug; it tries again")
-            self._end.wait(TICK_SECONDS)
-        with contextlib.suppress(redis.RedisError):
-            if connection is not None and connection.get(KEEPER_KEY) == self.name.encode():
-                connection.delete(KEEPER_KEY)
-
-
-def _is_ours(connection: redis.Redis, name: str) -> bool:
-    """Whether this keeper is the one at present; it stays so as long as it asks in time."""
-    term = int(TICK_SECONDS * 3000)
-    if connection.set(KEEPER_KEY, name, nx=True, px=term):
-        return True
-    if connection.get(KEEPER_KEY) != name.encode():
-        return False
-    return bool(connection.pexpire(KEEPER_KEY, term))
+    return Role(settings, "keeper", name, keep, TICK_SECONDS)

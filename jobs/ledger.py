@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.errors import StorageError, UnknownRun
 from cluster.files import locked, read_json, write_json
 from cluster.run_paths import RUN_ID, RunPaths
+from jobs import outbox
 
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
@@ -32,6 +33,7 @@ class RunState(BaseModel):
         losses: Attempts the infrastructure took since the run was last asked for by a person.
         job_worker: Who watches the newest attempt; None while it goes on elsewhere and nobody does.
         place: Where it runs, as its launcher names it.
+        notify: Address that is told of the end.
         metric: The published number that people compare runs by, with its name.
         started: When the first attempt started.
         changed: When this record was written.
@@ -49,6 +51,7 @@ class RunState(BaseModel):
     losses: int = 0
     job_worker: str | None = None
     place: str = "here"
+    notify: str | None = None
     metric: tuple[str, float] | None = None
     created: str
     started: str | None = None
@@ -99,6 +102,8 @@ def write_state(paths: RunPaths, state: RunState) -> RunState:
         marker.touch()
     state = state.model_copy(update={"changed": now()})
     write_json(paths.state, state.model_dump(mode="json"))
+    if state.has_ended and state.notify:
+        outbox.put(paths.folder.parent.parent, state.model_dump(mode="json"), state.notify)
     if state.has_ended:
         marker.unlink(missing_ok=True)
     return state

@@ -99,6 +99,7 @@ WHEN = (
     click.option("--window", type=WindowOfDay(), help="Run only at these times of day; paused outside of them."),
     click.option("--max-duration", "max_duration_seconds", type=Duration(), help="Stop, as failed, after so long."),
     option(JobRequest, "retries", type=click.IntRange(0, 100), help="New attempts after a loss of infrastructure."),
+    click.option("--notify", metavar="URL", help="Address that is told of the end."),
 )
 HOW = (
     click.option("--wait", "waits", is_flag=True, help="Follow until the end; exit code 0 if it succeeds, else 1."),

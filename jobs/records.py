@@ -34,7 +34,7 @@ class JobRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `nightshift show --json` prints."""
-        state = self.state.model_dump(mode="json", exclude={"why", "job_worker", "changed"})
+        state = self.state.model_dump(mode="json", exclude={"why", "job_worker", "changed", "notify"})
         failed = self.state.state in ("failed", "lost")
         return {
             **state,
@@ -42,7 +42,7 @@ class JobRecord:
             "why": self.state.why,
             "job_worker": self.state.job_worker,
             "spec": self.spec,
-            "request": self.request,
+            "request": {**self.request, "notify": self.request.get("notify") and "set"},  # addresses can hold secrets
             "progress": self.progress,
             "metrics": self.metrics,
             "result": self.result if self.state.state == "succeeded" else None,

@@ -16,6 +16,7 @@ from jobs import ledger
 from jobs.connection import connect
 from jobs.errors import QueueUnreachable, Refused
 from jobs.ledger import RunState
+from jobs.outbox import refuse_address
 from jobs.queue import enqueue
 from jobs.request import JobRequest
 from jobs.waits import blocked_by
@@ -29,9 +30,11 @@ def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> 
 
     Raises:
         QueueUnreachable: Redis does not answer; nothing was written.
-        Refused: The name is in use; nothing was written.
+        Refused: The name is in use, or the address to notify is not allowed; nothing was written.
     """
     wanted = wanted or JobRequest()
+    if wanted.notify:
+        refuse_address(settings, wanted.notify)
     settings.with_storage_ready()
     connection = connect(settings)  # first: a run whose queue cannot be reached is not begun
     state = _first_state(settings.storage, spec, wanted)
@@ -68,6 +71,7 @@ def _first_state(storage: Path, spec: Spec, wanted: JobRequest) -> RunState:
         kind=kind,
         name=wanted.name,
         priority=wanted.priority,
+        notify=wanted.notify,
         state="scheduled" if waits else "queued",
         why=waits.why if waits else None,
         created=ledger.now(),

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from cluster.errors import LaunchError, LeaseLost
+from cluster.errors import LaunchError, LeaseLost, PlaceAway
 from cluster.files import read_json
 from cluster.launch import Launcher, LocalLauncher, Running
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
@@ -13,7 +13,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.windows import Window
 from jobs import ledger
-from jobs.endings import end, lost, outcome
+from jobs.endings import Change, end, lost, outcome
 from jobs.ledger import changing, write_state
 from jobs.request import JobRequest
 from jobs.stop_wish import ask_to_stop, stop_wish
@@ -22,6 +22,7 @@ from jobs.waits import blocked_by
 log = logging.getLogger("nightshift.tasks")
 
 POLL_SECONDS = 0.5
+PLACE_SECONDS = 60.0  # how long a place that does not answer is asked before the run goes back to the queue
 STOP_SECONDS = 120.0  # from the wish to stop until a trainer that saves no checkpoint is ended
 
 
@@ -39,17 +40,34 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
         return
     lease = begun.lease
     try:
-        running = (launcher.attach if begun.goes_on else launcher.start)(paths, lease.attempt)
+        running = launcher.attach(paths, lease.attempt) if begun.goes_on else _start(launcher, paths, lease)
+    except PlaceAway as error:
+        end(paths, lease, Change("queued", str(error)))
+        return
     except LaunchError as error:
         end(paths, lease, lost(paths, lease.attempt, str(error)))
         return
+    beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 4)
     try:
-        code = _Watch(paths, lease, begun.wanted, running).until_it_ends()
+        code = _Watch(paths, lease, begun.wanted, running, beat_seconds).until_it_ends()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
         return
     end(paths, lease, outcome(paths, lease.attempt, code))
+
+
+def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> Running:
+    """Start the trainer; a place that does not answer is asked again for a while."""
+    until = time.monotonic() + PLACE_SECONDS
+    while True:
+        try:
+            return launcher.start(paths, lease.attempt)
+        except PlaceAway:
+            if time.monotonic() > until or stop_wish(paths, lease.attempt):
+                raise
+            lease.beat()
+            time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,7 @@ class _Watch:
     lease: Lease
     wanted: JobRequest
     running: Running
+    beat_seconds: float
     kill_at: float | None = None
 
     def until_it_ends(self) -> int:
@@ -107,7 +126,7 @@ class _Watch:
         begun = beaten = time.monotonic()
         while (code := self.running.wait(POLL_SECONDS)) is None:
             now = time.monotonic()
-            if now - beaten >= BEAT_SECONDS:
+            if now - beaten >= self.beat_seconds:
                 beaten = now
                 self.lease.check()
                 if not self.running.beats_for_itself:

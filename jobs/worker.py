@@ -31,9 +31,11 @@ from jobs import ledger, tasks
 from jobs.connection import connect
 from jobs.endings import declare_dead, leave_unwatched
 from jobs.entries import RunEntry
-from jobs.keeper import Keeper
+from jobs.keeper import keeper
+from jobs.outbox import deliver
 from jobs.queue import PREFIX, RunQueue, enqueue
 from jobs.request import PRIORITIES
+from jobs.roles import Role
 from jobs.stop_wish import ask_to_stop
 
 log = logging.getLogger("nightshift.worker")
@@ -41,6 +43,7 @@ log = logging.getLogger("nightshift.worker")
 WORKER_TTL_SECONDS = 60
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
+POST_SECONDS = 2.0
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
 
@@ -181,7 +184,8 @@ def work(
     wait_seconds = 1.0
     while True:
         worker = JobWorker(settings, priorities, launcher or launcher_for(settings), drain_seconds)
-        with Keeper(settings, worker.name):
+        postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
+        with keeper(settings, worker.name), postman:
             begun = time.monotonic()
             with contextlib.suppress(redis.RedisError):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")

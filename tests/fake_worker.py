@@ -1,14 +1,26 @@
-"""A job worker as `nightshift worker` starts it, but with the fake trainer: `python -m tests.fake_worker [--burst]`."""
+"""A job worker as `nightshift worker` starts it, but with the fake trainer: `python -m tests.fake_worker`."""
 
 import logging
 import sys
+from pathlib import Path
 
-from cluster.launch import LocalLauncher
+from cluster.launch import Launcher, LocalLauncher
+from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.settings import Settings
 from jobs.worker import work
 
 FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
+ROOT = str(Path(__file__).parent.parent)
+
+
+def launcher(settings: Settings) -> Launcher:
+    if "--ray" not in sys.argv:
+        return LocalLauncher(FAKE_TRAINER)
+    jobs = RayJobs(str(settings.ray_jobs_url), settings.ray_token)
+    return RayJobLauncher(jobs, settings.lease_seconds, FAKE_TRAINER, (("PYTHONPATH", ROOT),))
+
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    work(Settings.read(), launcher=LocalLauncher(FAKE_TRAINER), burst="--burst" in sys.argv, drain_seconds=5)
+    here = Settings.read()
+    work(here, launcher=launcher(here), burst="--burst" in sys.argv, drain_seconds=5)

@@ -1,0 +1,131 @@
+"""Messages about a run's end: signed, allowed, repeated until they arrive."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import acts, ledger, outbox
+from jobs.errors import Refused
+from jobs.request import JobRequest
+from jobs.submit import submit
+from tests.stack import FakeSpec
+
+
+class Listener(ThreadingHTTPServer):
+    """Answers as `answers` says and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        super().__init__(("127.0.0.1", 0), Ear)
+
+
+class Ear(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.heard.append((dict(self.headers), body))
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
+        self.send_header("Location", "http://169.254.169.254/")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with Listener() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def telling(settings: Settings) -> Settings:
+    return replace(settings, webhook_hosts=("127.0.0.1",), webhook_secret="s3cret")
+
+
+def address(listener: Listener) -> str:
+    return f"http://127.0.0.1:{listener.server_port}/hook"
+
+
+def test_the_end_of_a_run_is_told_once_and_signed(telling: Settings, listener: Listener) -> None:
+    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    acts.cancel(telling, RunPaths.of(telling.storage, run_id))
+
+    arrived = [outbox.deliver(telling), outbox.deliver(telling)]
+
+    [(headers, body)] = listener.heard
+    told = json.loads(body)
+    assert arrived == [1, 0]
+    assert (told["id"], told["state"], told["why"]) == (run_id, "cancelled", "cancelled before it ran")
+    assert headers["Nightshift-Signature"] == outbox.signature("s3cret", headers["Nightshift-Timestamp"], body)
+    assert "spec" not in told
+
+
+def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, listener: Listener) -> None:
+    listener.answers = [500]
+    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(telling, run_id)
+
+    first = outbox.deliver(telling)
+    at_once = outbox.deliver(telling)
+    make_due(telling)
+    later = outbox.deliver(telling)
+
+    assert (first, at_once, later) == (0, 0, 1)
+    assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
+
+
+def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
+    listener.answers = [302]
+    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(telling, run_id)
+
+    assert outbox.deliver(telling) == 0
+    assert len(listener.heard) == 1
+    assert len(list((telling.storage / "outbox").glob("*.json"))) == 1
+
+
+def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settings: Settings) -> None:
+    allowed = replace(settings, webhook_hosts=("hooks.example",))
+
+    with pytest.raises(Refused, match=r"may not send to 169\.254\.169\.254; NIGHTSHIFT_WEBHOOK_HOSTS allows hooks\.example"):
+        submit(allowed, FakeSpec(), JobRequest(notify="http://169.254.169.254/latest"))
+    with pytest.raises(Refused, match="is no http:// or https:// address"):
+        submit(allowed, FakeSpec(), JobRequest(notify="file:///etc/passwd"))
+
+    assert ledger.all_ids(settings.storage) == []
+
+
+def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
+    telling: Settings, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(telling, run_id)
+
+    outbox.deliver(replace(telling, webhook_hosts=()))
+
+    assert listener.heard == []
+    assert list((telling.storage / "outbox").glob("*.json")) == []
+    assert "is not told: --notify may not send to 127.0.0.1" in caplog.text
+
+
+def lose(settings: Settings, run_id: str) -> None:
+    paths = RunPaths.of(settings.storage, run_id)
+    with ledger.changing(paths) as state:
+        ledger.write_state(paths, state.moved("lost", "its node went away"))
+
+
+def make_due(settings: Settings) -> None:
+    for file in (settings.storage / "outbox").glob("*.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "not_before": 0.0}))
