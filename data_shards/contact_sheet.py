@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from data_shards.drafts import write_whole
 from data_shards.files import ShardFiles
 from data_shards.index import ShardIndex
 from data_shards.overview import overview
@@ -47,9 +47,7 @@ def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_cla
     page = environment.get_template(TEMPLATE).render(
         location=location, overview=overview(index), classes=by_class, side=SIDE
     )
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(file)
+    write_whole(file, page)
 
 
 def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> Iterator[Thumbnail]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_shards.drafts import write_whole
 from data_shards.errors import BadIndex
 from data_shards.locations import read_bytes
 
@@ -150,9 +150,4 @@ def read_index(location: str) -> ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Publish the index; from this moment the folder is a data set. A reader sees it whole or not at all."""
-    draft = folder / f".{INDEX_NAME}.{os.getpid()}"
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(index.model_dump(mode="json"), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / INDEX_NAME)
+    write_whole(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median_low
 
+from data_shards.drafts import write_whole
 from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.options import PackOptions
@@ -160,7 +161,7 @@ def _sample(entry: Spooled, spool: Path, label: int, group: str | None) -> Sampl
 def _remove_unlisted(target: Path, shards: Sequence[Shard]) -> None:
     """Remove what an earlier, interrupted try with other options wrote."""
     listed = {shard.name for shard in shards}
-    for file in target.glob("*.tar"):
+    for file in (*target.glob("*.tar"), *target.glob(".*.tar.*")):  # the latter were cut short
         if file.name not in listed:
             file.unlink()
 
@@ -182,7 +183,7 @@ def _write_report(target: Path, report: PackReport) -> None:
         "alike": report.alike,
         "leakage": report.leakage,
     }
-    (target / REPORT_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(target / REPORT_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def _draw(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import imagehash
 from PIL import Image
 
+from data_shards.drafts import write_whole
 from data_shards.encode import encode
 from data_shards.errors import BadImage
 from data_shards.options import EncodeOptions
@@ -96,9 +97,7 @@ def encode_chunk(chunk: Chunk, options: EncodeOptions) -> int:
             start += len(data)
         file.flush()
         os.fsync(file.fileno())
-    draft = chunk.listing.with_suffix(".draft")
-    draft.write_text(json.dumps(entries), encoding="utf-8")
-    draft.replace(chunk.listing)
+    write_whole(chunk.listing, json.dumps(entries))
     return len(entries)
 
 

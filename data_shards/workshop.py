@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data_shards.archives import is_archive, unpack
+from data_shards.drafts import write_whole
 from data_shards.errors import SourceError
 from data_shards.index import INDEX_NAME
 from data_shards.sources import SourceImage
@@ -61,7 +62,7 @@ class Workshop:
         if not mark.exists() or mark.read_text() != identity:
             shutil.rmtree(self.spool, ignore_errors=True)
             self.spool.mkdir()
-            mark.write_text(identity)
+            write_whole(mark, identity)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data_shards.drafts import write_whole
 from data_shards.index import Shard
 from data_shards.table import BLOCK, key_of
 
@@ -45,7 +46,7 @@ def write_shards(
         record = records / f"{path.name}-{_identity(samples[first:last], first)}.json"
         if not (record.exists() and path.exists()):
             shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
-            record.write_text(shard.model_dump_json())
+            write_whole(record, shard.model_dump_json())
         yield Shard.model_validate_json(record.read_text())
 
 

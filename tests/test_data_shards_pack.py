@@ -259,6 +259,24 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "shards/.packing").exists()
 
 
+def test_shards_that_an_interrupted_pack_has_written_are_kept(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "images", SPLITS)
+    expected = pack(source, tmp_path / "expected", options()).index
+    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    with pytest.raises(SystemExit):
+        pack(source, tmp_path / "shards", options())
+    monkeypatch.undo()
+    written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "shards").glob("*.tar")}
+    (tmp_path / "shards/.train-00000.tar.4711").write_bytes(b"cut short")
+    (tmp_path / "shards/train-00077.tar").write_bytes(b"of an earlier try with smaller shards")
+
+    index = pack(source, tmp_path / "shards", options()).index
+
+    assert index == expected
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "shards").glob("*.tar")} == written
+    assert not (tmp_path / "shards/.train-00000.tar.4711").exists()
+
+
 def test_a_pack_begun_with_other_images_starts_anew(tmp_path):
     source = image_folder(tmp_path / "images", {"train/a": 40, "train/b": 40})
     (source / "train/a/empty.jpg").touch()
