@@ -119,5 +119,5 @@ def test_the_calibration_of_other_weights_is_refused(tmp_path):
 def test_a_damaged_calibration_is_refused(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match="is damaged; remove it and evaluate the model again"):
+    with pytest.raises(CheckpointError, match="is damaged; remove it, or replace it"):
         Calibration.of(tmp_path, WEIGHTS)

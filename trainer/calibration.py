@@ -76,9 +76,13 @@ class Calibration(BaseModel):
         try:
             found = cls.model_validate(read_json(path))
         except (StorageError, ValidationError) as error:
-            raise CheckpointError(f"{path} is damaged; remove it and evaluate the model again") from error
+            raise CheckpointError(
+                f"{path} is damaged; remove it, or replace it by evaluate --min-sensitivity"
+            ) from error
         if found.model != model:
-            raise CheckpointError(f"{path} was made for other weights; remove it and evaluate the model again")
+            raise CheckpointError(
+                f"{path} was made for other weights; remove it, or replace it by evaluate --min-sensitivity"
+            )
         return found
 
     def threshold_for(self, positive: str) -> float | None:

@@ -70,11 +70,12 @@ def _evaluate(post: Post) -> dict[str, Any]:
     found = {split: model_on(post, extraction, model, split) for split in splits}
     keep_predictions(post, found[spec.split])
     weights = str(manifest["files"][MODEL])
-    calibration = Calibration.of(folder, weights)
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
         if post.ranks.leads:
             _keep(calibration, folder, weights)
+    else:
+        calibration = Calibration.of(folder, weights)
     return figures_of(
         found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
     )
