@@ -45,6 +45,12 @@ stringData:
 ---
 apiVersion: v1
 kind: Secret
+metadata: {name: webhook, namespace: $namespace}
+stringData: # what --notify signs its messages with; the receiver needs it too
+  secret: "$(openssl rand -hex 32)"
+---
+apiVersion: v1
+kind: Secret
 metadata: {name: dashboard, namespace: $namespace}
 stringData: # user "nightshift"; read the password with kubectl get secret dashboard -o jsonpath={.data.password} | base64 -d
   password: "$sight"

@@ -13,12 +13,14 @@ SECRETS = {  # what k8s/secrets.sh prints, and what the README tells to make for
     "redis": {"url", "users.acl", "viewer-url", "scaler-username", "scaler-password"},
     "ray-token": {"auth_token"},
     "redis-tls": {"ca.crt", "tls.crt", "tls.key"},
+    "webhook": {"secret"},
     "dashboard": {"password", "htpasswd", "ray-header.conf"},
     "s3": None,
     "registry": None,
 }
 CREDENTIAL = re.compile(r"://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY|(?i:bearer )\S{8}")
 SECRET_NAME = re.compile(r"(?i)password|secret|token|credential|access_key|redis_url")
+SECRET_NAMES = {"NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET"}
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
@@ -173,12 +175,22 @@ def environment_is_what_settings_reads(manifests: Sequence[Manifest]) -> Iterato
         for container in (c for c in pod.spec["containers"] if "envFrom" in c):
             own = {variable["name"] for variable in container.get("env", [])}
             yield from (f"{pod.name}: nobody reads {n}" for n in own if _is_unknown(n))
-            if pod.labels["app.kubernetes.io/component"] in CLIENTS and "NIGHTSHIFT_REDIS_URL" not in own:
-                yield f"{pod.name} does not know where Redis is"
-            if pod.is_ray and "NIGHTSHIFT_REDIS_URL" in own:
-                yield f"{pod.name} has no business with Redis"
-    needed = {"NIGHTSHIFT_STORAGE", "NIGHTSHIFT_RAY_JOBS_URL"}
+            if pod.labels["app.kubernetes.io/component"] in CLIENTS and not own >= SECRET_NAMES:
+                yield f"{pod.name} lacks {sorted(SECRET_NAMES - own)}"
+            if pod.is_ray and own & SECRET_NAMES:
+                yield f"{pod.name} has no business with {sorted(SECRET_NAMES & own)}"
+    needed = {name for name in names_settings_reads() - SECRET_NAMES if name.startswith("NIGHTSHIFT_")}
     yield from (f"ConfigMap lacks {name}" for name in sorted(needed - data.keys()))
+    most = sum(
+        _gpus(group) for cluster in of_kind(manifests, "RayCluster") for group in cluster["spec"]["workerGroupSpecs"]
+    )
+    if data.get("NIGHTSHIFT_CLUSTER_GPUS") != str(most):
+        yield f"the cluster can have {most} GPUs and the ConfigMap says {data.get('NIGHTSHIFT_CLUSTER_GPUS')}"
+
+
+def _gpus(group: Manifest) -> int:
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return int(group["maxReplicas"] * sum(number(limits[name]) for name in limits if name.startswith("nvidia.com/")))
 
 
 def _is_unknown(name: str) -> bool:

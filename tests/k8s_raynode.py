@@ -1,4 +1,4 @@
-"""What KubeRay makes of a RayCluster: the command and the environment of its pods (v1.7.0, controllers/ray/common/pod.go)."""
+"""What KubeRay makes of a RayCluster: its pods' command and environment (v1.7.0, controllers/ray/common/pod.go)."""
 
 from tests.k8s_manifests import Manifest, Pod
 from tests.k8s_quantities import number

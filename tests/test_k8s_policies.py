@@ -163,6 +163,7 @@ BREACHES: list[tuple[str, str, Change]] = [
         "a misspelt name",
         lambda m: container(m)["env"][0].update(name="NIGHTSHIFT_REDIS_URI"),
     ),
+    ("environment_is_what_settings_reads", "too few GPUs", lambda m: settings(m).update(NIGHTSHIFT_CLUSTER_GPUS="1")),
     ("environment_is_what_settings_reads", "no Ray", lambda m: settings(m).pop("NIGHTSHIFT_RAY_JOBS_URL")),
     (
         "environment_is_what_settings_reads",

@@ -91,12 +91,12 @@ def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
     Within another such block, or in an actor, the Ray that is there serves, and stays.
     """
     if ray.is_initialized():
-        yield _cluster_gpus(spec)
+        yield _cluster_gpus(settings, spec)
         return
     try:
         if settings.ray_address is not None:
             ray.init(address=settings.ray_address, log_to_driver=True)
-            yield _cluster_gpus(spec)
+            yield _cluster_gpus(settings, spec)
             return
         machine = this_machine()
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
@@ -117,7 +117,10 @@ def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
         ray.shutdown()
 
 
-def _cluster_gpus(spec: Spec) -> int:
+def _cluster_gpus(settings: Settings, spec: Spec) -> int:
+    """Return 0 or 1; a cluster that has let its idle GPUs go must be told of them, for Ray sees none."""
     if spec.gpus_per_worker == "auto":
-        return int(ray.cluster_resources().get("GPU", 0) >= spec.workers)
+        known = settings.cluster_gpus
+        have = ray.cluster_resources().get("GPU", 0) if known is None else known
+        return int(have >= spec.workers)
     return int(spec.gpus_per_worker)

@@ -1,0 +1,33 @@
+"""A cluster that has let its idle GPUs go shows none, so it is told how many it can have."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ResourcesShort, SettingsError
+from cluster.settings import Settings
+from jobs.checks import checked
+from trainer.ray_session import _cluster_gpus
+from trainer.specs import TrainSpec
+
+
+@pytest.mark.parametrize(("gpus", "workers", "each"), [(4, 1, 1), (4, 4, 1), (4, 8, 0), (0, 1, 0)])
+def test_auto_takes_the_gpus_that_the_cluster_would_fetch(tmp_path, gpus, workers, each):
+    settings = Settings(storage=tmp_path, cluster_gpus=gpus)
+
+    assert _cluster_gpus(settings, TrainSpec(shards="s", workers=workers)) == each
+
+
+def test_more_gpus_than_the_cluster_can_have_are_refused_at_submit(tmp_path):
+    settings = Settings(storage=tmp_path, cluster_gpus=4, ray_jobs_url="http://ray-head-svc:8265")
+
+    with pytest.raises(ResourcesShort, match="8 workers need 8 GPUs and the cluster can have 4; use --workers 4"):
+        checked(settings, TrainSpec(shards="s", workers=8, gpus_per_worker=1))
+
+
+def test_a_number_of_gpus_that_is_none_is_refused():
+    with pytest.raises(SettingsError, match="NIGHTSHIFT_CLUSTER_GPUS 'many' is no number"):
+        Settings.read({"NIGHTSHIFT_CLUSTER_GPUS": "many"})
+
+    assert Settings.read({"NIGHTSHIFT_CLUSTER_GPUS": "0"}).cluster_gpus == 0
+    assert Settings.read({"NIGHTSHIFT_STORAGE": str(Path("/s"))}).cluster_gpus is None
