@@ -140,8 +140,16 @@ def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfi
         "workers": post.ranks.world_size,
         "device": post.ranks.device.type,
         "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
+        **_gpu_use(post.ranks.device),
     }
     return {"metrics": outcome, "details": details}
+
+
+def _gpu_use(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated(device) / 1e9
+    return {"gpu": torch.cuda.get_device_name(device), "gpu_peak_gigabytes": round(peak, 2)}
 
 
 def publish_judged(
