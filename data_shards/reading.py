@@ -46,13 +46,12 @@ def read_sample(extent: Extent, *, classes: int) -> StoredSample:
     """Return a sample's three members.
 
     Raises:
-        DamagedShard: The label is none of the classes, the json is none, or the file ends early.
+        DamagedShard: The label is none of the classes, the json is none, or the file ends early or cannot be read.
+        FileNotFoundError: The file is gone.
     """
     starts, sizes = extent.edges[0::2], extent.edges[1::2]
     first, last = min(starts), max(map(sum, zip(starts, sizes, strict=True)))
-    with extent.path.open("rb", buffering=0) as file:
-        file.seek(first)
-        raw = file.read(last - first)
+    raw = _bytes(extent, first, last - first)
     if len(raw) != last - first:
         raise DamagedShard(f"{extent.where} is cut off; copy the shard again")
     label, image, info = (raw[s - first : s - first + size] for s, size in zip(starts, sizes, strict=True))
@@ -70,6 +69,17 @@ def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tup
         return sample, square(sample.image, size=size, color=color)
     except BadImage as error:
         raise DamagedShard(f"{extent.where}: {error}") from error
+
+
+def _bytes(extent: Extent, start: int, size: int) -> bytes:
+    try:
+        with extent.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(size)
+    except FileNotFoundError:
+        raise  # a copy may have been removed to make room; the caller knows how to get another
+    except OSError as error:
+        raise DamagedShard(f"{extent.where} cannot be read ({error.strerror}); check the disk") from error
 
 
 def _label(raw: bytes, classes: int, where: str) -> int:

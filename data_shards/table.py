@@ -58,8 +58,11 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
     Raises:
         DamagedShard: A header, name, order or count differs from what `shards pack` writes.
     """
-    with path.open("rb") as file:
-        members = _members(file, shard)
+    try:
+        with path.open("rb") as file:
+            members = _members(file, shard)
+    except OSError as error:
+        raise DamagedShard(f"{shard.name} cannot be read ({error.strerror}); check the disk and its rights") from error
     rows = []
     for number, (_, sample) in enumerate(groupby(members, key=lambda member: member.key), first):
         by_kind = sorted(sample, key=lambda member: member.kind)
@@ -72,11 +75,14 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
 
 def byte_fault(path: Path, shard: Shard) -> str | None:
     """Return how a shard's size or sha256 differs from the index, None where it does not."""
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"{shard.name} has {size} bytes, the index says {shard.bytes}"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"{shard.name} has {size} bytes, the index says {shard.bytes}"
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{shard.name} cannot be read ({error.strerror})"
     if found != shard.sha256:
         return f"{shard.name} has sha256 {found[:12]}..., the index says {shard.sha256[:12]}..."
     return None
