@@ -38,6 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "delete": Entry("jobs.act_commands", "delete", "A run and its files."),
     "k8s": Entry("jobs.k8s_commands", "k8s", "Manifests of a run with a Ray cluster of its own."),
     "queue": Entry("jobs.queue_commands", "queue", "Show, pause and resume the queues."),
+    "schedule": Entry("jobs.schedule_commands", "schedule", "Runs that repeat, by a cron line."),
     "reconcile": Entry("jobs.act_commands", "reconcile", "Put the queue right from the run folders."),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from jobs.checks import after_its_model, checked
 from jobs.connection import connect
 from jobs.follow import show_progress
 from jobs.options import HOW, WHEN, WHERE, option, options, take_request
+from jobs.request import JobRequest
 from jobs.submit import submit
 from jobs.workers import live_workers
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
@@ -74,14 +76,21 @@ def evaluate(model: str, shards: str, **given: Any) -> None:
     queue_or_show(EvaluateSpec, given, model=model, shards=shards)
 
 
+@dataclass
+class Captured:
+    """What a command would submit, for one that only wants to know: put it into the click context as its object."""
+
+    spec: Spec | None = None
+    wanted: JobRequest | None = None
+
+
 def queue_or_show(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
     """Build and check a spec from a command's options, then queue it, or print it when that is all that is wanted."""
     settings = Settings.read()
     waits, dry_run = given.pop("waits"), given.pop("dry_run")
     wanted = take_request(settings, given)
     spec = checked(settings, build(kind, **given, **more))
-    if dry_run:
-        click.echo(json.dumps(spec.to_json(), indent=2))
+    if is_only_asked(spec, wanted, dry_run=dry_run):
         return
     run_id = submit(settings, spec, after_its_model(settings, wanted, spec))
     click.echo(run_id)
@@ -90,6 +99,16 @@ def queue_or_show(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
         state = show_progress(settings.storage, run_id)
         sys.exit(0 if state.state == "succeeded" else 1)
     click.echo(f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.", err=True)
+
+
+def is_only_asked(spec: Spec, wanted: JobRequest, *, dry_run: bool) -> bool:
+    """Hand the checked wish to whoever wants to see it and not queue it, and return whether somebody does."""
+    captured = click.get_current_context().find_object(Captured)
+    if captured:
+        captured.spec, captured.wanted = spec, wanted
+    elif dry_run:
+        click.echo(json.dumps(spec.to_json(), indent=2))
+    return bool(captured) or dry_run
 
 
 def warn_if_nobody_works(settings: Settings) -> None:

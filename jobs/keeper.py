@@ -21,6 +21,7 @@ from jobs.endings import declare_dead, leave_unwatched
 from jobs.ledger import RunState, changing, read_state, write_state
 from jobs.request import PRIORITIES, JobRequest
 from jobs.roles import Role
+from jobs.schedules import submit_due
 from jobs.waits import blocked_by
 from jobs.workers import live_workers
 
@@ -164,5 +165,6 @@ def keeper(settings: Settings, name: str) -> Role:
         every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
         last_full = time.monotonic() if every_run else last_full
         reconcile(settings, connection, memory, every_run=every_run)
+        submit_due(settings)
 
     return Role(settings, "keeper", name, keep, TICK_SECONDS)

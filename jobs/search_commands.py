@@ -18,7 +18,7 @@ from jobs import ledger
 from jobs.checks import checked
 from jobs.errors import Refused
 from jobs.follow import describe, follow, show_progress
-from jobs.job_commands import STEADY, warn_if_nobody_works
+from jobs.job_commands import STEADY, is_only_asked, warn_if_nobody_works
 from jobs.leaderboard import as_table, published_best, rows_of, table_of
 from jobs.ledger import RunState
 from jobs.options import HOW, WHEN, WHERE, Moment, default, option, options, take_request
@@ -90,8 +90,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     said = {name for name in given if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     wish = _wish(settings, shards, given | limits, said)
     spec = checked(settings, wish)
-    if dry_run:
-        click.echo(json.dumps(spec.to_json(), indent=2))
+    if is_only_asked(spec, wanted, dry_run=dry_run):
         return
     run_id = submit(settings, spec, wanted)
     click.echo(run_id)

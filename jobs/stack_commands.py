@@ -4,10 +4,12 @@ import logging
 import signal
 import sys
 import threading
+from typing import Any
 
 import click
 
 from cluster.settings import Settings
+from jobs.metrics import serve
 from jobs.queue_commands import drain_workers, list_workers
 from jobs.request import PRIORITIES
 from jobs.stack import start_stack
@@ -39,8 +41,9 @@ def up(job_workers: int) -> None:
 @click.option("--burst", is_flag=True, help="End when the queues are empty.")
 @click.option("--max-jobs", type=click.IntRange(min=1), help="End after so many runs.")
 @click.option("--drain-seconds", default=DRAIN_SECONDS, show_default=True, help="Time for a checkpoint after SIGTERM.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Answer Prometheus at this port.")
 @click.pass_context
-def worker(ctx: click.Context, queues: str, burst: bool, max_jobs: int | None, drain_seconds: float) -> None:
+def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **how: Any) -> None:
     r"""Work on queued runs, one at a time; SIGTERM hands the run in hand back and ends with 0.
 
     \b
@@ -55,7 +58,9 @@ def worker(ctx: click.Context, queues: str, burst: bool, max_jobs: int | None, d
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings.read().with_storage_ready()
-    work(settings, priorities=priorities, burst=burst, max_jobs=max_jobs, drain_seconds=drain_seconds)
+    if metrics_port:
+        serve(settings, metrics_port)
+    work(settings, priorities=priorities, **how)
 
 
 worker.add_command(list_workers)

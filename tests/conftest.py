@@ -1,15 +1,19 @@
 """Fixtures that tests of several packages share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from cluster.settings import Settings
+from data_shards.index import Shard, ShardIndex
 from data_shards.pack import PackOptions, pack
 from data_shards.sample import write_sample
 from jobs import embedded
+from jobs.__main__ import main
+
+Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
 
 @pytest.fixture
@@ -40,3 +44,39 @@ def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sample(folder / "images", limit=300)
     pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1))
     return folder / "shards"
+
+
+@pytest.fixture
+def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a command in this process; its exit code, stdout and stderr."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    """An index of two training shards and one each of the other splits; the tar files are of no interest here."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    entries = [("train", 0), ("train", 1), ("valid", 0), ("test", 0)]
+    index = ShardIndex(
+        classes=("covid", "normal"),
+        shards=tuple(
+            Shard(name=f"{split}-{n}.tar", split=split, samples=8, per_class=(4, 4), bytes=1024, sha256="0" * 64)
+            for split, n in entries
+        ),
+    ).sealed()
+    (folder / "index.json").write_text(index.model_dump_json())
+    return str(folder)

@@ -4,55 +4,15 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.index import Shard, ShardIndex
 from jobs import ledger
-from jobs.__main__ import main
 from jobs.cli import COMMANDS
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command in this process; its exit code, stdout and stderr."""
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
-    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            main(list(arguments))
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> str:
-    """An index of two training shards and one each of the other splits; the tar files are of no interest here."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    entries = [("train", 0), ("train", 1), ("valid", 0), ("test", 0)]
-    index = ShardIndex(
-        classes=("covid", "normal"),
-        shards=tuple(
-            Shard(name=f"{split}-{n}.tar", split=split, samples=8, per_class=(4, 4), bytes=1024, sha256="0" * 64)
-            for split, n in entries
-        ),
-    ).sealed()
-    (folder / "index.json").write_text(index.model_dump_json())
-    return str(folder)
+from tests.conftest import Say
 
 
 def test_train_prints_the_run_id_alone_and_what_to_do_next_on_stderr(say: Say, shards: str, settings: Settings) -> None:

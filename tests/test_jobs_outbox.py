@@ -99,7 +99,7 @@ def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
 def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settings: Settings) -> None:
     allowed = replace(settings, webhook_hosts=("hooks.example",))
 
-    with pytest.raises(Refused, match=r"may not send to 169\.254\.169\.254; NIGHTSHIFT_WEBHOOK_HOSTS allows hooks\.example"):
+    with pytest.raises(Refused, match=r"may not send to 169\.254\.169\.254; .* allows hooks\.example"):
         submit(allowed, FakeSpec(), JobRequest(notify="http://169.254.169.254/latest"))
     with pytest.raises(Refused, match="is no http:// or https:// address"):
         submit(allowed, FakeSpec(), JobRequest(notify="file:///etc/passwd"))

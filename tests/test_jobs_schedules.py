@@ -1,0 +1,88 @@
+"""Runs that repeat: each moment is served once, whatever dies on the way."""
+
+import json
+from datetime import datetime, timedelta
+
+import pytest
+
+from cluster.settings import Settings
+from jobs import ledger, schedules
+from jobs.errors import Refused
+from jobs.request import JobRequest
+from tests.conftest import Say
+from tests.stack import state_of
+from trainer.specs import TrainSpec
+
+EVERY_MINUTE = "* * * * *"
+
+
+def overdue(settings: Settings, by: timedelta = timedelta(minutes=1)) -> schedules.Schedule:
+    """A schedule that was last served a while ago."""
+    kept = schedules.add(settings, "nightly", EVERY_MINUTE, TrainSpec(shards="s", weights="none"), JobRequest())
+    late = kept.model_copy(update={"served": datetime.now().astimezone() - by})
+    schedules._write(schedules._folder(settings, "nightly"), late)
+    return late
+
+
+def test_what_is_due_is_submitted_once(settings: Settings) -> None:
+    overdue(settings)
+
+    first, second = schedules.submit_due(settings), schedules.submit_due(settings)
+
+    [run_id] = first
+    assert second == []
+    assert state_of(settings.storage, run_id).state == "queued"
+    assert schedules.schedules(settings)[0].last_run == run_id
+
+
+def test_of_moments_that_were_missed_only_the_last_counts(settings: Settings) -> None:
+    overdue(settings, by=timedelta(hours=5))
+
+    assert len(schedules.submit_due(settings)) == 1
+    assert schedules.submit_due(settings) == []
+
+
+def test_a_keeper_that_died_after_submitting_makes_no_second_run(settings: Settings) -> None:
+    late = overdue(settings)
+    [run_id] = schedules.submit_due(settings)
+    schedules._write(schedules._folder(settings, "nightly"), late)  # as if it had not been written down
+
+    schedules.submit_due(settings)
+
+    assert ledger.all_ids(settings.storage) == [run_id]
+
+
+def test_what_is_not_due_waits(settings: Settings) -> None:
+    schedules.add(settings, "yearly", "0 0 1 1 *", TrainSpec(shards="s"), JobRequest())
+
+    assert schedules.submit_due(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "cron", "why"),
+    [
+        ("../x", EVERY_MINUTE, "is no name"),
+        ("x", "every night", "is no cron line"),
+        ("x", "* * * * * *", "is no cron line"),
+    ],
+)
+def test_a_bad_schedule_is_refused(settings: Settings, name: str, cron: str, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        schedules.add(settings, name, cron, TrainSpec(shards="s"), JobRequest())
+
+
+def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str, settings: Settings) -> None:
+    added = say("schedule", "add", "nightly", "0 20 * * 1-5", "train", shards, "--weights", "none", "--priority", "low")
+    twice = say("schedule", "add", "nightly", "0 20 * * *", "train", shards, "--weights", "none")
+    listed = json.loads(say("schedule", "list", "--json")[1])
+    removed = say("schedule", "remove", "nightly")
+
+    assert added[0] == 0
+    assert added[2].startswith("nightly is due next at ")
+    assert twice[::2] == (1, "Error: schedule 'nightly' exists; remove it first\n")
+    assert [(each["name"], each["cron"], each["request"]["priority"]) for each in listed] == [
+        ("nightly", "0 20 * * 1-5", "low")
+    ]
+    assert removed[0] == 0
+    assert ledger.all_ids(settings.storage) == []
+    assert say("schedule", "list", "--json")[1] == "[]\n"
