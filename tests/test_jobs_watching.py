@@ -1,0 +1,137 @@
+"""Lists of ten thousand runs, metrics, queues and workers as people and machines read them."""
+
+import json
+import socket
+import threading
+import time
+import urllib.request
+
+import pytest
+from redis import Redis
+
+from cluster.files import write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import acts, ledger
+from jobs.ledger import RunState
+from jobs.metrics import serve
+from jobs.queue import queue
+from jobs.request import JobRequest
+from jobs.stack import start_stack
+from jobs.submit import submit
+from tests.conftest import Say
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches
+
+
+@pytest.fixture
+def ten_thousand(settings: Settings) -> Settings:
+    for number in range(10_000):
+        paths = RunPaths.of(settings.storage, f"train-20261123-{number:06}-aaaaaa")
+        paths.folder.mkdir()
+        state = "failed" if number % 1000 == 0 else "succeeded"
+        record = RunState(id=paths.run_id, kind="train", state=state, created="2026-11-23T02:00:00.000Z")
+        paths.state.write_text(record.model_dump_json())
+    return settings
+
+
+def test_ten_thousand_runs_are_listed_in_a_second(ten_thousand: Settings, say: Say) -> None:
+    began = time.monotonic()
+    newest = json.loads(say("list", "--limit", "20", "--json")[1])
+    rare = json.loads(say("list", "--state", "failed", "--json")[1])
+    seconds = time.monotonic() - began
+
+    assert newest[0]["id"] == "train-20261123-009999-aaaaaa"
+    assert len(newest) == 20
+    assert len(rare) == 10
+    assert seconds < 2  # two lists
+
+
+def test_metrics_count_what_waits_runs_and_works(settings: Settings, redis: Redis) -> None:
+    submit(settings, FakeSpec(), JobRequest(priority="high"))
+    submit(settings, FakeSpec())
+    port = free_port()
+
+    serve(settings, port)
+    text = scrape(port)
+
+    assert 'nightshift_queue_waiting{priority="high"} 1.0' in text
+    assert 'nightshift_runs{kind="train",state="queued"} 2.0' in text
+    assert "nightshift_redis_up 1.0" in text
+    assert "nightshift_queues_paused 0.0" in text
+
+
+def test_metrics_go_on_while_redis_is_away(settings: Settings) -> None:
+    port = free_port()
+    away = Settings(storage=settings.storage, redis_url="redis://127.0.0.1:1/0")
+
+    serve(away, port)
+
+    assert "nightshift_redis_up 0.0" in scrape(port)
+
+
+def test_a_paused_queue_gives_nothing_out_until_it_is_resumed(settings: Settings, say: Say) -> None:
+    with start_stack(settings, 1, worker_command=FAKE_WORKER):
+        assert eventually(lambda: '"workers": 1' in say("queue", "show", "--json")[1])
+        say("queue", "pause")
+        run_id = submit(settings, FakeSpec())
+        stays = not eventually(lambda: not ledger.pending_ids(settings.storage), seconds=2)
+        shown = json.loads(say("queue", "show", "--json")[1])
+        say("queue", "resume")
+
+        reaches(settings.storage, run_id, "succeeded")
+
+    assert stays
+    assert shown["paused"] is True
+    assert shown["queues"][1] == {"priority": "normal", "waiting": 1, "next": [run_id], "workers": 1}
+
+
+def test_high_goes_before_normal_before_low(settings: Settings, redis: Redis) -> None:
+    low, normal, high = (submit(settings, FakeSpec(), JobRequest(priority=p)) for p in ("low", "normal", "high"))
+    queues = [queue(redis, priority) for priority in ("high", "normal", "low")]
+
+    taken = []
+    while (found := type(queues[0]).dequeue_any(queues, None, redis)) is not None:
+        taken.append(found[0].id)
+
+    assert taken == [high, normal, low]
+
+
+def test_logs_follow_a_run_until_it_ends(settings: Settings, say: Say) -> None:
+    run_id = submit(settings, FakeSpec())
+    paths = RunPaths.of(settings.storage, run_id)
+    paths.log.write_text("first\n")
+
+    def go_on() -> None:
+        time.sleep(0.5)
+        with paths.log.open("a") as file:
+            file.write("second\n")
+        acts.cancel(settings, paths)
+
+    other = threading.Thread(target=go_on)
+    other.start()
+    said = say("logs", run_id, "-f")
+    other.join()
+
+    assert said[1] == "first\nsecond\n"
+
+
+def test_an_address_to_notify_is_not_shown(settings: Settings, say: Say) -> None:
+    run_id = submit(settings, FakeSpec())
+    paths = RunPaths.of(settings.storage, run_id)
+    write_json(paths.job, {**json.loads(paths.job.read_text()), "notify": "https://hooks.example/secret-path"})
+
+    shown = say("show", run_id, "--json")[1]
+
+    assert json.loads(shown)["request"]["notify"] == "set"
+    assert "secret-path" not in shown
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
