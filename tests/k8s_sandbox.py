@@ -169,10 +169,14 @@ class RunningPod:
         order = ["nsenter", *spaces, "sh", "-euc", line]
         return subprocess.run(order, capture_output=True, text=True, timeout=seconds, check=False)
 
+    @property
+    def first_process(self) -> int:
+        """The container's process 1, by its number on this machine."""
+        return int(Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()[0])
+
     def terminate(self, seconds: float) -> int:
         """Send SIGTERM to the container's first process, as Kubernetes does, and return its exit code."""
-        children = Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()
-        os.kill(int(children[0]), signal.SIGTERM)
+        os.kill(self.first_process, signal.SIGTERM)
         return self.holder.wait(timeout=seconds)
 
     def kill(self) -> None:
@@ -204,10 +208,10 @@ class RunningPod:
     def _enter(self, command: Sequence[str], environment: dict[str, str]) -> str:
         context = self.pod.spec["securityContext"]
         who = f"--userspec={RANDOM_USER}:{context['runAsGroup']} --groups={context['fsGroup']}"
+        # The wish to die with the parent is lost with the change of user, so it is said again after that.
+        locked = "setpriv --no-new-privs --pdeathsig KILL"
         values = quoted([f"{name}={value}" for name, value in environment.items()])
-        return (
-            f"exec chroot {who} {self.root} env -i {values} setpriv --no-new-privs env --chdir=/tmp {quoted(command)}"
-        )
+        return f"exec chroot {who} {self.root} env -i {values} {locked} env --chdir=/tmp {quoted(command)}"
 
     def _connect(self) -> None:
         """Give the pod its cable, its firewall and its address, in this order."""

@@ -72,6 +72,10 @@ def open_folder(factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def is_ready(redis: RunningPod) -> bool:
     if "valkey-cli" not in programs_of_images():
         return "Ready to accept connections" in redis.log
@@ -177,9 +181,11 @@ def test_nothing_is_left_when_the_pods_are_gone(tmp_path_factory):
     manifests = rendered("kind")
     plan = {"cli-0": next(pod for pod in pods(manifests) if pod.name == "cli")}
     with Node(open_folder(tmp_path_factory), manifests, secrets_made(), plan, {}) as node:
-        holder, switch = node.start("cli-0").holder, node.switch
+        cli = node.start("cli-0", ["sh", "-c", "sleep 1000 & sleep 1000 & wait"])
+        wait_until(lambda: len(children_of(cli.first_process)) == 2, 10, "two sleep")
+        processes = [cli.first_process, *children_of(cli.first_process)]
 
-    assert holder.poll() is not None
-    assert switch.poll() is not None
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), 5, "all have ended")
+    assert node.switch.poll() is not None
     assert str(node.folder) not in Path("/proc/mounts").read_text()
     assert one(manifests, "Deployment", "cli")
