@@ -23,8 +23,9 @@ from trainer.search_progress import SearchProgress
 from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.train import refuse_impossible_data
 from trainer.trials import TrialTable
-from trainer.tuning import head_slots, run_trials
+from trainer.tuning import head_slots, run_slots, run_trials
 from trainer.tuning_pause import PauseSign
+from trainer.tuning_run import RunTrial
 from trainer.tuning_trial import HeadTrial
 from trainer.weights import ensure_weights
 
@@ -76,10 +77,17 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
         best.keep_up()
         progress.write_now_and_then()
 
-    trial = Order(attempt=order.attempt, spec=spec.trial_spec({}), source=order.source)
-    on_workers(features_on_worker, trial, spec)
+    if spec.reads_features:
+        shared = Order(
+            attempt=order.attempt, spec=spec.trial_spec({}), source=order.source, longest_shard=index.longest_shard
+        )
+        on_workers(features_on_worker, shared, spec)
     with ray_for(order.attempt.settings, spec) as gpus:
-        run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
+        if spec.reads_features:
+            run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
+        else:
+            in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
+            run_trials(director, order, RunTrial, run_slots(spec, gpus, in_process=in_process), look)
 
 
 def _stop_if_asked(director: Director, attempt: Attempt) -> None:

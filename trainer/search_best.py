@@ -27,9 +27,11 @@ from trainer.specs import SearchSpec
 from trainer.training import publish_judged
 from trainer.trials import Report
 from trainer.tuning_bench import lone_post
+from trainer.tuning_run import trial_folder
 from trainer.weights import backbone_sha256
 
 PUBLISH_SECONDS = 10.0  # between two publications; each judges the model on the whole validation split
+PATIENCE = 10  # and no more than a tenth of the time goes into them
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class BestModel:
 
     order: Order[SearchSpec]
     ledger: SearchLedger
-    published_at: float = float("-inf")
+    next_at: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.published = self._published()
@@ -60,9 +62,12 @@ class BestModel:
         best = self.ledger.table.best()
         if best is None or (best.trial, best.epoch) == self.published:
             return
-        if at_once or time.monotonic() - self.published_at >= PUBLISH_SECONDS:
+        if at_once or time.monotonic() >= self.next_at:
+            began = time.monotonic()
             self._publish(best)
-            self.published, self.published_at = (best.trial, best.epoch), time.monotonic()
+            ended = time.monotonic()
+            self.published = (best.trial, best.epoch)
+            self.next_at = ended + max(PUBLISH_SECONDS, PATIENCE * (ended - began))
             self._sweep(best)
 
     def _published(self) -> tuple[int, int] | None:
@@ -91,9 +96,7 @@ class BestModel:
             folder = RunPaths.of(self.attempt.settings.storage, heir).best
             manifest = read_manifest(folder)
             if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
-                raise CheckpointError(
-                    f"{heir} has not published its trial {best.trial}; let it end first"
-                )
+                raise CheckpointError(f"{heir} has not published its trial {best.trial}; let it end first")
             return read_tensors(folder / MODEL)
         folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
         read_manifest(folder)
@@ -104,8 +107,12 @@ class BestModel:
         checkpoints, keep = self.attempt.paths.checkpoints, str(best.figures["candidate"])
         for report in self.ledger.table.reports():
             name = report.figures.get("candidate")
-            if name and name != keep:
+            if name and name != keep and "/" not in name:
                 shutil.rmtree(checkpoints / name, ignore_errors=True)
+        for trial in self.ledger.table.ended:
+            folder = trial_folder(checkpoints, trial.number)
+            if not keep.startswith(f"{folder.name}/"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:

@@ -79,7 +79,7 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
     """Hands the director's trials to Tune."""
 
     def __init__(self, decisions: "_Decisions", at_once: int) -> None:
-        super().__init__(metric="value", mode="max")  # Tune wants names; the director ranks
+        super().__init__()  # without a metric: the director ranks
         self.decisions, self.director, self.at_once = decisions, decisions.director, at_once
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -153,6 +153,23 @@ def head_slots(spec: SearchSpec, gpus: int) -> Slots:
         return _shares(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), have["GPU"], "GPU", cpus, spec.trials)
     return _shares(spec.concurrency or max(1, cpus // THREADS_PER_HEAD), cpus, "CPU", cpus, spec.trials)
 
+
+def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:
+    """Return how trainings with workers of their own share what Ray has.
+
+    As many run at once as find all their workers a place. A driver of workers holds nothing that a worker needs, so
+    drivers that wait for workers never keep workers waiting.
+    """
+    have = ray.cluster_resources()
+    resource = "GPU" if gpus else "CPU"
+    room = max(1, int(have.get(resource, 1)) // spec.workers)
+    if not in_process:
+        return Slots(count=min(spec.concurrency or room, room, spec.trials), resources={HEAD_NODE: 0.001}, threads=1)
+    count = min(spec.concurrency or (room if gpus else 1), room, spec.trials)
+    return Slots(count=count, resources={resource: int(have.get(resource, 1)) // count}, threads=1)
+
+
+HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where there is always a place for a driver
 
 # Measured on 2 cores with 64 trials: one process of two threads ends sooner than two of one thread, whose second
 # start-up costs more than its training saves. A GPU is far from full with one head's small matrices.

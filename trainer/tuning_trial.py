@@ -2,7 +2,6 @@
 
 import logging
 import statistics
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +15,7 @@ from trainer.trials import is_better
 from trainer.tuning_bench import HeadBench
 from trainer.tuning_head import HeadTraining
 from trainer.tuning_pause import PauseSign
+from trainer.tuning_run import trial_folder
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +107,6 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         folder.parent.mkdir(parents=True, exist_ok=True)
         best.write_candidate(folder)
         return name
-
-
-def trial_folder(checkpoints: Path, number: int) -> Path:
-    """Return where a trial keeps what it goes on from."""
-    return checkpoints / f"trial-{number:06d}"
 
 
 def candidate_name(trial: int, epoch: int) -> str:
