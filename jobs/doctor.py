@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import sys
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ import redis
 
 from cluster.errors import ClusterError
 from cluster.health import Finding, storage_findings
+from cluster.ray_jobs import RayJobs
 from cluster.resources import this_machine
 from cluster.settings import Settings
 from data_shards.errors import ShardError
@@ -74,9 +74,11 @@ def ray_finding(settings: Settings) -> Finding:
     if settings.ray_jobs_url is None:
         return Finding(check="Ray", ok=True, found=f"{version}, started on this machine for each run")
     try:
-        with urllib.request.urlopen(f"{settings.ray_jobs_url}/api/version", timeout=5) as answer:  # noqa: S310
-            remote = json.loads(answer.read()).get("ray_version")
-    except (OSError, ValueError) as error:
+        remote = RayJobs(settings.ray_jobs_url, settings.ray_token).version()
+    except urllib.error.HTTPError as error:
+        cure = "give the cluster's token: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for the file that holds it"
+        return Finding(check="Ray", ok=False, found=f"{settings.ray_jobs_url} lets us not in ({error.code})", cure=cure)
+    except (OSError, ValueError, KeyError) as error:
         cure = "start the cluster or correct NIGHTSHIFT_RAY_JOBS_URL"
         return Finding(check="Ray", ok=False, found=f"{settings.ray_jobs_url}: {error}", cure=cure)
     if remote != version:

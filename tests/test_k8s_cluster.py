@@ -21,7 +21,7 @@ from tests.k8s_raynode import HEALTH, head_service, ray_command, ray_environment
 from tests.k8s_sandbox import Node, RunningPod
 from tests.test_k8s_pods import open_folder
 
-pytestmark = [needs_pods, pytest.mark.slow]
+pytestmark = [needs_pods, pytest.mark.slow, pytest.mark.timeout(600)]
 PLAN = {
     "redis-0": "redis",
     "head-0": "ray-head",
@@ -116,6 +116,16 @@ def test_ray_lets_nobody_in_without_the_token(cluster):
     assert cluster.pod("cli-0").exec(ask).stdout == "401\n"
     assert cluster.pod("cli-0").exec([*ask, "guessed"]).stdout in ("401\n", "403\n")
     assert cluster.pod("cli-0").exec([*ask, cluster.token]).stdout == "200\n"
+
+
+def test_doctor_knows_a_cluster_that_lets_us_in_from_one_that_does_not(cluster):
+    inside = cluster.pod("cli-0").exec(["nightshift", "doctor"])
+    outside = cluster.pod("cli-0").exec(["nightshift", "doctor"], RAY_AUTH_TOKEN="guessed")
+
+    assert inside.returncode == 0, inside.stdout
+    assert outside.returncode == 1
+    assert "RAY_AUTH_TOKEN" in outside.stdout
+    assert "guessed" not in outside.stdout
 
 
 def test_a_queued_run_goes_through_a_job_worker_and_outlives_the_loss_of_its_ray_node(cluster):
