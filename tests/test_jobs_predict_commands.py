@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from cluster.files import write_json
+from jobs.__main__ import main
+from trainer.head import HeadConfig
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that says which model it holds; its weights are of no interest here."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_json(folder / "head.json", HeadConfig(classes=("a", "b"), width=8, dropout=0.1, image_size=32).model_dump())
+    return folder
+
+
+@pytest.fixture
+def say(storage, monkeypatch, capsys, tmp_path):
+    """Run a command in a folder of its own; its exit code, stdout and stderr."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        try:
+            main([*arguments])
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_predict_names_every_place_so_that_a_job_worker_elsewhere_finds_it(say, model, tmp_path):
+    (tmp_path / "films").mkdir()
+
+    code, out, _ = say("predict", "model", "films", "s3://bucket/shards", "--output", "p.csv", "--dry-run")
+
+    spec = json.loads(out)
+    assert code == 0
+    assert spec["kind"] == "predict"
+    assert spec["model"] == str(model)
+    assert spec["images"] == [str(tmp_path / "films"), "s3://bucket/shards"]
+    assert (spec["output"], spec["form"]) == (str(tmp_path / "p.csv"), "csv")
+
+
+@pytest.mark.parametrize("wish", [["--json"], ["--output", "p.json"]])
+def test_json_is_written_where_it_is_asked_for(say, model, wish):
+    _, out, _ = say("predict", "model", "model", *wish, "--dry-run")
+
+    assert json.loads(out)["form"] == "json"
+
+
+def test_export_says_format_and_place(say, model, tmp_path):
+    code, out, _ = say("export", "model", "--format", "torchscript", "--output", "m.pt", "--dry-run")
+
+    spec = json.loads(out)
+    assert code == 0
+    assert (spec["kind"], spec["format"], spec["output"]) == ("export", "torchscript", str(tmp_path / "m.pt"))
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (["predict", "model", "nowhere"], "nowhere does not exist; give image files, folders of images, or shards"),
+        (["predict", "model", "pipe:rm"], "'pipe:rm' has the scheme pipe:, which is not allowed"),
+        (["predict", "nothing", "model"], "nothing is no model: neither a folder with head.json nor a run"),
+        (["export", "model", "--output", "no/m.pt"], "--output no/m.pt can be no file there; name one in a folder"),
+    ],
+)
+def test_what_can_never_work_is_one_line_and_queues_nothing(say, model, storage, command, line):
+    code, out, err = say(*command)
+
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {line}")
+    assert err.count("\n") == 1
+    assert not list((storage / "runs").iterdir())
