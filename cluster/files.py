@@ -14,9 +14,12 @@ from typing import Any
 from cluster.errors import StorageError
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that a reader sees the old file or the new one, never half of one."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` so that a reader sees the old file or the new one, never half of one.
+
+    What need not outlive a crash of the machine, and is written often, saves the wait for the disk.
+    """
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), durable=durable)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,13 +27,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` aside, sync it and rename it into place."""
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` aside, sync it unless told otherwise, and rename it into place."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with draft.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     draft.replace(path)
 
 

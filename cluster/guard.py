@@ -39,19 +39,41 @@ def adopt_orphans() -> None:
 
 def descendants(of: int) -> list[int]:
     """Return the process ids below `of`, zombies left out."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue  # it ended while we looked
-        if state != "Z":
-            children[int(parent)].append(int(entry.parent.name))
+    children_of = _children if Path(f"/proc/{of}/task/{of}/children").exists() else _parents_inverted().__getitem__
     found, below = [], [of]
     while below:
-        below = [child for pid in below for child in children[pid]]
+        below = [child for pid in below for child in children_of(pid)]
         found += below
     return found
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of a process that are no zombies, from the kernel's own list."""
+    found: list[int] = []
+    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(child) for child in threads.read_text().split()]
+        except OSError:
+            continue  # it ended while we looked
+    return [child for child in found if _state_and_parent(Path(f"/proc/{child}/stat"))[0] not in ("Z", "")]
+
+
+def _parents_inverted() -> dict[int, list[int]]:
+    """Return the children of every process, for kernels without such lists."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        state, parent = _state_and_parent(entry)
+        if state not in ("Z", ""):
+            children[parent].append(int(entry.parent.name))
+    return children
+
+
+def _state_and_parent(stat: Path) -> tuple[str, int]:
+    try:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "", 0  # it ended while we looked
+    return state, int(parent)
 
 
 def end_descendants(of: int, *, grace_seconds: float) -> int:

@@ -97,7 +97,7 @@ def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
         if verdict := blocked_by(paths.folder.parent.parent, wanted):  # its window closed while it stood in the queue
             write_state(paths, state.moved("scheduled" if state.attempt == 0 else "paused", verdict.why))
             return None
-        lease = Lease.claim(paths, after=latest_attempt(paths))
+        lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         started = state.started or ledger.now()
         write_state(
