@@ -1,6 +1,7 @@
 """Strict schemas: a misspelt field is a fault, not a field that is quietly dropped."""
 
 import functools
+import json
 import warnings
 from pathlib import Path
 
@@ -27,17 +28,23 @@ def group_of(manifest: Manifest) -> str:
 
 def complaints_of_schema(manifest: Manifest) -> list[str]:
     """Return what a strict reading of the manifest's schema finds wrong."""
+    return list(_complaints(json.dumps(manifest, sort_keys=True)))
+
+
+@functools.cache  # most manifests are the same in most overlays
+def _complaints(text: str) -> tuple[str, ...]:
+    manifest = json.loads(text)
     label = f"{manifest['kind']} {manifest['metadata']['name']}"
     if group_of(manifest) == "ray.io":
         validator = jsonschema.Draft202012Validator(kuberay_schema(manifest["kind"]))
-        return [f"{label}: {error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest)]
+        return tuple(f"{label}: {error.json_path}: {error.message[:200]}" for error in validator.iter_errors(manifest))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # kubernetes-validate falls back to the nearest version with a warning
             kubernetes_validate.validate(manifest, KUBERNETES_VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
-        return [f"{label}: {error.message[:200]}"]
-    return []
+        return (f"{label}: {error.message[:200]}",)
+    return ()
 
 
 @functools.cache

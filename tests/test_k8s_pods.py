@@ -9,7 +9,7 @@ from tests.k8s_manifests import one, pods, rendered
 from tests.k8s_namespaces import needs_pods, programs_of_images, redis_has_tls, secrets_made, wait_until
 from tests.k8s_sandbox import Node, RunningPod
 
-pytestmark = needs_pods
+pytestmark = [needs_pods, pytest.mark.slow]
 PLAN = {"redis-0": "redis", "cli-0": "cli", "job-worker-0": "job-worker", "head-0": "ray-head", "gpu-0": "ray-worker"}
 SERVICES = {"redis": "redis-0", "ray-head-svc": "head-0"}
 LISTEN = """
