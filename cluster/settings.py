@@ -15,6 +15,8 @@ HANG_SECONDS = 600.0
 CACHE_GIGABYTES = 50
 LOCAL_RAY = {
     "RAY_AUTH_MODE": "token",
+    "RAY_COLOR_PREFIX": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a worker that hangs does not answer this either
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a spec mean the same in a worker
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # two cores that are busy elsewhere take their time
@@ -154,6 +156,11 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
     if value and not value.isdecimal():
         raise SettingsError(f"{name} {value!r} is no number of pieces; correct it or unset it")
     return int(value) if value else None
+
+
+def remember_ray(address: str) -> None:
+    """Let what asks for the address of Ray in this process find its own, and no other that runs on the machine."""
+    os.environ["RAY_ADDRESS"] = address
 
 
 def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> float:

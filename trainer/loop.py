@@ -17,7 +17,7 @@ from trainer.errors import Stopped, TrainingDiverged
 from trainer.optimizer import set_lr
 from trainer.position import Position
 from trainer.ranks import Ranks
-from trainer.sources import Source, Step
+from trainer.sources import Source, Step, step_seed
 from trainer.specs import TrainSpec
 
 MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
@@ -32,10 +32,13 @@ class Course:
         class_weights: `(classes,) float32`, their mean over the training samples is 1; None weighs all alike.
         validate: Scores the module on the validation split; called on every rank, the leader's figures count.
         save: Writes a checkpoint; called on the leader.
+        save_is_due: Whether an epoch takes so long that its middle is worth a checkpoint; asked on the leader.
         record: Tells people of an epoch that ended; called on the leader.
-        progress: Counts images.
+        count: Told of the images of each step, over all workers.
+        begin_epoch: Told where an epoch begins.
         stop_reason: Why the run shall stop, or None; asked on the leader.
         autocast: Compute the module in bf16.
+        after_step: Called after each step of the optimizer.
     """
 
     spec: TrainSpec
@@ -52,6 +55,7 @@ class Course:
     begin_epoch: Callable[[Position], None]
     stop_reason: Callable[[], str | None]
     autocast: bool = False
+    save_is_due: Callable[[], bool] = field(default=lambda: False)
     after_step: Callable[[], None] = field(default=lambda: None)
 
     def plan(self, epoch: int) -> EpochPlan:
@@ -104,7 +108,7 @@ def _parallel(course: Course) -> nn.Module:
 def _train_step(course: Course, model: nn.Module, step: Step, position: Position, batches: int) -> float:
     """Take one step; return this rank's part of the sum of the losses."""
     # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
-    torch.manual_seed(_seed(course.spec.seed, position.step, course.ranks.rank))
+    torch.manual_seed(step_seed(course.spec.seed, position.step, course.ranks.rank))
     lr = set_lr(course.optimizer, course.spec.lr, position.step, course.spec.epochs * batches)
     with torch.autocast(course.ranks.device.type, dtype=torch.bfloat16, enabled=course.autocast):
         logits = model(step.inputs)  # (B, classes)
@@ -122,7 +126,8 @@ def _train_step(course: Course, model: nn.Module, step: Step, position: Position
 def _moved(course: Course, position: Position, loss: float, step: Step) -> Position:
     """Return the position after a step that every rank has taken, unless it was the last."""
     reason = course.stop_reason() if course.ranks.leads else None
-    total, stops = course.ranks.total(loss, float(reason is not None))
+    due = course.ranks.leads and course.save_is_due()
+    total, stops, saves = course.ranks.total(loss, float(reason is not None), float(due))
     if not math.isfinite(total):
         raise TrainingDiverged(
             f"the loss is no number at step {position.step + 1} of epoch {position.epoch + 1}; "
@@ -130,11 +135,11 @@ def _moved(course: Course, position: Position, loss: float, step: Step) -> Posit
         )
     position = position.after_step(total, step.images)
     course.count(step.images)
-    if stops:
-        course.ranks.meet()
+    if stops or saves:
         if course.ranks.leads:
             course.save(position, False)
         course.ranks.meet()
+    if stops:
         raise Stopped(f"stopped ({course.ranks.from_leader(reason)}) after step {position.step}, checkpoint saved")
     return position
 
@@ -155,6 +160,7 @@ def _validated(course: Course, position: Position, plan: EpochPlan, seconds: flo
                 "valid_loss": figures["loss"],
                 "valid_accuracy": figures["accuracy"],
                 "valid_auroc": figures["auroc"],
+                "valid_balanced_accuracy": figures["balanced_accuracy"],
                 "lr": position.lr,
                 "best": is_best,
                 "seconds": round(seconds, 3),
@@ -164,8 +170,3 @@ def _validated(course: Course, position: Position, plan: EpochPlan, seconds: flo
         course.save(position, is_best)
     course.ranks.meet()
     return position
-
-
-def _seed(seed: int, step: int, rank: int) -> int:
-    """Mix three numbers into one seed; the constants are large primes, so that neighbours do not collide."""
-    return (seed * 1_000_003 + step * 7_919 + rank * 104_729) % 2**63

@@ -1,8 +1,9 @@
 """Batch norm over the whole step instead of one rank's part of it, so that N workers train the head as one would."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor, nn
 
 MOMENTUM = 0.1  # of the running statistics, torch's default
@@ -23,9 +24,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
             return super().forward(rows)
         wide = rows.double()  # the difference of two sums below would lose float32's digits
         count = wide.new_full((1,), len(rows))
-        sums: Tensor = dist_functional.all_reduce(  # type: ignore[no-untyped-call]
-            torch.cat([wide.sum(0), wide.square().sum(0), count])
-        )
+        sums: Tensor = _Sum.apply(torch.cat([wide.sum(0), wide.square().sum(0), count]))
         total = sums[-1]
         mean, square = sums[:-1].view(2, -1) / total  # (width,) each
         variance = (square - mean.square()).clamp_min(0)
@@ -41,3 +40,21 @@ class SharedBatchNorm(nn.BatchNorm1d):
                 running.lerp_(found.to(running.dtype), MOMENTUM)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks. Each rank's loss depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004 -- torch's signature
+        """Return the sum of every rank's `values`."""
+        sums = values.clone()
+        dist.all_reduce(sums)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004 -- torch's signature
+        """Return the sum of every rank's gradient."""
+        sums = gradients[0].contiguous().clone()
+        dist.all_reduce(sums)
+        return sums

@@ -1,9 +1,14 @@
-"""Run in each process that the local Ray starts. Imports nothing heavy."""
+"""Run in each process that the local Ray starts. Imports nothing heavy of its own."""
 
 import logging
 
+import ray
+
+from cluster.settings import remember_ray
+
 
 def quieten_ray() -> None:
-    """Silence a warning a second: the cleaner of placement groups asks Ray's dashboard, which does not run here."""
+    """Silence the cleaner of placement groups: it asks Ray's dashboard, which does not run here, every second."""
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
+    remember_ray(ray.get_runtime_context().gcs_address)

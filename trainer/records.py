@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from trainer.position import Position
 
 MODULE, OPTIMIZER, POSITION = "module.safetensors", "optimizer.safetensors", "position.json"
 
+MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +39,11 @@ class Records:
         self.attempt = post.order.attempt
         self.folder = self.attempt.paths.checkpoints
         self.ranks, self.module, self.optimizer = post.ranks, module, optimizer
+        self.saved = time.monotonic()
+
+    def save_is_due(self) -> bool:
+        """Return whether the last checkpoint is long ago."""
+        return time.monotonic() - self.saved >= MINUTES_BETWEEN * 60
 
     def save(self, position: Position, is_best: bool) -> None:
         """Write a checkpoint, and the module as the best one when it is.
@@ -54,6 +62,7 @@ class Records:
             facts={POSITION: position.to_json()},
             about=about,
         )
+        self.saved = time.monotonic()
         remove_old(self.folder)
         for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)

@@ -75,6 +75,8 @@ class StreamedImages:
         )
         for number, batch in enumerate(opened, start):
             images = batch.images.to(self.device, non_blocking=True)
+            if plan.shuffle:
+                torch.manual_seed(step_seed(plan.seed, plan.epoch * plan.batches + number, plan.rank, augments=True))
             inputs = self.prepare(images, plan.shuffle)
             labels = batch.labels.to(self.device, non_blocking=True)
             yield Step(inputs, labels, batch.ids, images_in_step(plan, number))
@@ -85,3 +87,11 @@ def images_in_step(plan: EpochPlan, batch: int) -> int:
     if not plan.shuffle:
         return len(plan.ids(batch))
     return len(replace(plan, world_size=1, rank=0).ids(batch))
+
+
+def step_seed(seed: int, step: int, rank: int, *, augments: bool = False) -> int:
+    """Return the seed of a rank's draws in a step; to resume, the position is then all there is to know.
+
+    The factors are large primes, so that neighbours do not collide.
+    """
+    return (seed * 1_000_003 + step * 7_919 + (2 * rank + augments) * 104_729) % 2**63

@@ -53,6 +53,7 @@ def _train(post: Post) -> dict[str, Any]:
             scored(module, source, index, "valid", post.ranks, autocast=bf16), index.classes
         ),
         save=records.save,
+        save_is_due=records.save_is_due,
         record=records.record,
         count=post.count,
         begin_epoch=partial(_begin_epoch, post, index),
