@@ -150,9 +150,8 @@ def test_a_queued_run_goes_through_a_job_worker_and_outlives_the_loss_of_its_ray
 
 
 def metrics_answer(job_worker: RunningPod) -> str:
-    probe = job_worker.container["livenessProbe"]["httpGet"]
-    ports = {port["name"]: port["containerPort"] for port in job_worker.container["ports"]}
-    return job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{ports[probe['port']]}{probe['path']}"]).stdout
+    port = job_worker.pod.annotations["prometheus.io/port"]
+    return job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"]).stdout
 
 
 def test_a_rendered_run_goes_through_without_a_queue(cluster):

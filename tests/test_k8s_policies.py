@@ -233,7 +233,7 @@ BREACHES: list[tuple[str, str, Change]] = [
         "the Service's",
         lambda m: one(m, "Service", "redis")["spec"]["ports"][0].update(targetPort="db"),
     ),
-    ("ports_are_open", "the probe's", lambda m: container(m)["livenessProbe"]["httpGet"].update(port=8000)),
+    ("ports_are_open", "the probe's", lambda m: container(m)["livenessProbe"]["tcpSocket"].update(port=8000)),
     ("ports_are_open", "the scraped", lambda m: container(m).update(ports=[])),
     ("ports_are_open", "the policy's", lambda m: network(m, "redis")["ingress"][0]["ports"][0].update(port=6380)),
     ("everything_is_closed_but_names", "no default", lambda m: remove(m, "NetworkPolicy", "default-deny")),
