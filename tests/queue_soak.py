@@ -1,0 +1,124 @@
+"""A soak of the queue: `python -m tests.queue_soak [RUNS] [WORKERS]`.
+
+Short runs through job workers while, every few seconds, a random horse, trainer, worker or the Redis is killed.
+Prints figures as JSON and exits 1 unless every run succeeded and was published once, and nothing is left.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import embedded, ledger
+from jobs.request import JobRequest
+from jobs.stack import Stack, start_stack
+from jobs.submit import submit
+from tests.stack import FAKE_WORKER, FakeSpec, children_of, lines_of, processes_of, state_of
+
+PAUSE_SECONDS = (2.0, 5.0)
+VICTIMS = ("horse", "trainer", "worker", "redis")
+LIMIT_SECONDS = 1800.0
+
+
+def main(runs: int, workers: int) -> int:
+    draw = random.Random(20261123)
+    with tempfile.TemporaryDirectory(prefix="ns-soak-") as folder:
+        settings = Settings(storage=Path(folder), lease_seconds=5.0).with_storage_ready()
+        server = embedded.ensure_running(settings.storage)
+        settings = replace(settings, redis_url=server.url)
+        with start_stack(settings, workers, worker_command=FAKE_WORKER) as stack:
+            ids = [submit(settings, FakeSpec(steps=4, step_seconds=0.1), JobRequest(retries=20)) for _ in range(runs)]
+            figures = soak(settings, stack, draw)
+        figures |= verdict(settings, ids)
+        embedded.stop(settings.storage)
+    print(json.dumps(figures, indent=2))
+    return 0 if figures["succeeded"] == figures["published once"] == runs and not figures["processes left"] else 1
+
+
+def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, object]:
+    kills: Counter[str] = Counter()
+    sizes: dict[int, list[tuple[int, int]]] = {}
+    began = time.monotonic()
+    while ledger.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
+        time.sleep(draw.uniform(*PAUSE_SECONDS))
+        stack.replace_lost_workers()
+        for worker in stack.workers:
+            sizes.setdefault(worker.pid, []).append(size_of(worker.pid))
+        kills[kill(settings, stack, draw.choice(VICTIMS), draw)] += 1
+    lived = max(sizes.values(), key=len)
+    settled = lived[min(2, len(lived) - 1)]  # its first run imports what it needs
+    return {
+        "seconds": round(time.monotonic() - began),
+        "kills": dict(kills),
+        "workers in all": len(sizes),
+        "longest lived worker, looks": len(lived),
+        "its MB and file handles, early": settled,
+        "its MB and file handles, last": lived[-1],
+        "its MB and file handles, most": (max(mb for mb, _ in lived), max(files for _, files in lived)),
+    }
+
+
+def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> str:
+    worker = draw.choice(stack.workers)
+    if victim == "worker":
+        worker.kill()
+        return victim
+    if victim == "redis":
+        return restart_redis(settings)
+    below = children_of(worker.pid)
+    if victim == "trainer":
+        below = [pid for horse in below for leash in children_of(horse) for pid in children_of(leash)]
+    if not below:
+        return "nobody"
+    try:
+        os.kill(below[0], signal.SIGKILL)
+    except ProcessLookupError:
+        return "nobody"
+    return victim
+
+
+def restart_redis(settings: Settings) -> str:
+    running = embedded.running(settings.storage)
+    if running is None:
+        return "nobody"
+    os.kill(running.pid, signal.SIGKILL)
+    time.sleep(1)
+    conf = settings.storage / "redis" / "redis.conf"
+    embedded._STARTED.append(subprocess.Popen([embedded.server_program(), str(conf)], start_new_session=True))
+    return "redis"
+
+
+def verdict(settings: Settings, ids: list[str]) -> dict[str, object]:
+    states = [state_of(settings.storage, run_id) for run_id in ids]
+    published = [lines_of(RunPaths.of(settings.storage, run_id).folder / "published.jsonl") for run_id in ids]
+    return {
+        "states": dict(Counter(state.state for state in states)),
+        "succeeded": sum(state.state == "succeeded" for state in states),
+        "published once": sum(len(lines) == 1 for lines in published),
+        "attempts": sum(state.attempt for state in states),
+        "losses": sum(state.losses for state in states),
+        "processes left": sum(len(processes_of(run_id)) for run_id in ids),
+    }
+
+
+def size_of(pid: int) -> tuple[int, int]:
+    """Return a process' resident memory in MB and its open files; zeros when it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 10**6, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except (OSError, IndexError):
+        return 0, 0
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(main(*(numbers or [300, 2])))
