@@ -40,13 +40,14 @@ class ReportData:
     """What a page is made of.
 
     Attributes:
-        kind: "train" or "evaluate".
+        kind: "train", "evaluate" or "search".
         ended: RFC 3339, UTC.
         spec: The wish, as in `spec.json`.
         metrics: What `trainer.metrics.score` found, and "split".
         predictions: Of the images of that split.
         index: Of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
+        leaderboard: The best trials of a search, a row each, all with the same columns.
         mistakes: Images that were called wrongly, the worst first.
         facts: What else is worth knowing about the run: machine, versions, timing; shown in this order.
         warnings: What the reader must know before trusting the figures.
@@ -60,6 +61,7 @@ class ReportData:
     predictions: Predictions
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
+    leaderboard: Sequence[Mapping[str, Any]] = ()
     mistakes: Sequence[Mistake] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()

@@ -21,9 +21,13 @@ from trainer.predictions import Predictions
 from trainer.published import read_model
 from trainer.report import ReportData, write_report
 from trainer.result import RunResult
-from trainer.specs import EvaluateSpec, TrainOptions
+from trainer.search_ledger import read_table
+from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions
+from trainer.trials import leaderboard
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
+TRIALS = 15  # of a search; `nightshift trials` shows all
+COLUMNS = ("trial", "metric", "lr", "dropout", "head_width", "epochs", "seconds", "state")
 FEW = 30  # images of a class: below, one error moves its recall by more than three points
 
 logger = logging.getLogger(__name__)
@@ -56,10 +60,19 @@ def _data(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult
         predictions=predictions,
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
+        leaderboard=_leaderboard(attempt, spec),
         mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
     )
+
+
+def _leaderboard(attempt: Attempt, spec: TrainOptions | EvaluateSpec) -> list[dict[str, Any]]:
+    if not isinstance(spec, SearchSpec):
+        return []
+    rows = leaderboard(read_table(attempt.paths, spec.best_by))[:TRIALS]
+    told = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    return [{column: row.get(column) for column in told} for row in rows]
 
 
 def _mistakes(
@@ -128,4 +141,8 @@ def _chose(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in value.items() if part is not None)
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

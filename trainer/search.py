@@ -12,6 +12,7 @@ from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import evaluate_on_worker
 from trainer.order import Order
 from trainer.ray_session import on_workers, ray_for
+from trainer.reporting import report_on
 from trainer.result import RunResult
 from trainer.search_best import BestModel
 from trainer.search_director import Director
@@ -124,7 +125,7 @@ def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) ->
     )
     metrics = on_workers(evaluate_on_worker, Order(attempt=attempt, spec=wish, source=attempt.paths.best), wish)
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
-    return RunResult(
+    result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),
         metrics=metrics,
@@ -136,6 +137,8 @@ def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) ->
             "ending": director.ending(),
         },
     )
+    report_on(attempt, spec, result)
+    return result
 
 
 def _last_error(table: TrialTable) -> str:
