@@ -1,0 +1,70 @@
+"""Who owns a run: numbers that only one process can hold, and fences that keep the dead out."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import LeaseLost
+from cluster.lease import Lease, beat_of, beats_here, latest_attempt, revoke, still_beats
+from cluster.run_paths import RunPaths
+
+
+@pytest.fixture
+def paths(storage: Path) -> RunPaths:
+    found = RunPaths.of(storage, "train-20261123-020000-abc123")
+    found.folder.mkdir()
+    return found
+
+
+def claims(paths: RunPaths) -> bool:
+    try:
+        Lease.claim(paths, after=0)
+    except LeaseLost:
+        return False
+    return True
+
+
+def test_of_eight_processes_one_gets_the_attempt(paths: RunPaths) -> None:
+    with ProcessPoolExecutor(8) as pool:
+        got = list(pool.map(claims, [paths] * 8))
+
+    assert got.count(True) == 1
+    assert latest_attempt(paths) == 1
+
+
+def test_a_newer_attempt_fences_the_older_off(paths: RunPaths) -> None:
+    older = Lease.claim(paths, after=0)
+    older.check()
+
+    Lease.claim(paths, after=1).check()
+
+    with pytest.raises(LeaseLost, match="attempt 2 has taken over from attempt 1"):
+        older.check()
+
+
+def test_an_attempt_that_was_declared_dead_stays_fenced_off_though_it_beats(paths: RunPaths) -> None:
+    lease = Lease.claim(paths, after=0)
+
+    revoke(paths, 1)
+    lease.beat()
+
+    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+        lease.check()
+
+
+def test_nobody_joins_an_attempt_that_was_never_claimed(paths: RunPaths) -> None:
+    with pytest.raises(LeaseLost, match="attempt 1 was never claimed"):
+        Lease.join(paths, 1)
+
+
+def test_life_is_a_beat_that_changes_while_one_watches(paths: RunPaths) -> None:
+    lease = Lease.claim(paths, after=0)
+
+    dead = still_beats(paths, patience=0.2)
+    alive = still_beats(paths, patience=1.0, pause=lambda _: lease.beat())
+
+    assert not dead
+    assert alive
+    assert beat_of(paths) == (1, 1)
+    assert beats_here(paths, 1)
