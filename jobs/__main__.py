@@ -1,5 +1,6 @@
 """The `nightshift` command: one place turns our errors into one line and an exit code."""
 
+import os
 import sys
 
 import click
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
         cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
     except OURS as error:
         _leave(str(error), FAILED)
+    except BrokenPipeError:  # whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
     except click.Abort:
         _leave("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:

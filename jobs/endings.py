@@ -11,7 +11,7 @@ from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from jobs import ledger
 from jobs.ledger import RunState, changing, write_state
-from jobs.request import JobRequest
+from jobs.request import read_request
 from jobs.stop_wish import stop_wish
 
 SUCCEEDED, FAULT, USAGE, STOPPED = 0, 1, 2, 3  # exit codes of `python -m trainer`
@@ -52,7 +52,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
 
 def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
     """Return what it means that the infrastructure took an attempt: another one, or the end when retries are spent."""
-    wanted, state = JobRequest.model_validate(read_json(paths.job)), ledger.read_state(paths)
+    wanted, state = read_request(paths), ledger.read_state(paths)
     if state.losses < wanted.retries:
         return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
     return Change("lost", f"{cause}; {wanted.retries} retries are spent, `nightshift retry` tries again", True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import redis
 
 from cluster.errors import StorageError, UnknownRun
-from cluster.files import read_json
 from cluster.launch import HERE
 from cluster.lease import beat_of
 from cluster.run_paths import RUN_ID, RunPaths
@@ -19,7 +18,7 @@ from cluster.settings import Settings
 from jobs import ledger, queue
 from jobs.endings import declare_dead, leave_unwatched
 from jobs.ledger import RunState, changing, read_state, write_state
-from jobs.request import PRIORITIES, JobRequest
+from jobs.request import PRIORITIES, read_request
 from jobs.roles import Role
 from jobs.schedules import submit_due
 from jobs.waits import blocked_by
@@ -47,6 +46,13 @@ class Memory:
     beats: dict[str, Watched] = field(default_factory=dict)
     in_hand: dict[str, Watched] = field(default_factory=dict)
     watched: dict[str, Watched] = field(default_factory=dict)
+    complaints: dict[str, str] = field(default_factory=dict)
+
+    def complain(self, run_id: str, line: str) -> None:
+        """Log a run that cannot be looked after, once for each cause."""
+        if self.complaints.get(run_id) != line:
+            self.complaints[run_id] = line
+            log.warning("%s is left alone: %s", run_id, line)
 
     def still_since(self, known: dict[str, Watched], key: str, value: object) -> float:
         """Return for how many seconds `value` has not changed."""
@@ -83,8 +89,11 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
         try:
             before = read_state(paths)
             after = _moved_on(paths, before, memory, settings.lease_seconds, workers)
-        except (UnknownRun, StorageError):
+        except UnknownRun:
             continue  # just being submitted or deleted
+        except StorageError as error:
+            memory.complain(run_id, str(error))
+            continue
         if after.state != before.state:
             repairs.append(Repair(run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
@@ -122,7 +131,7 @@ def _moved_on(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: f
 
 def _wake(paths: RunPaths, state: RunState) -> RunState | None:
     """Queue a run whose time has come; end one that waits for a run which will never succeed."""
-    wanted = JobRequest.model_validate(read_json(paths.job))
+    wanted = read_request(paths)
     storage = paths.folder.parent.parent
     verdict = blocked_by(storage, wanted)
     with changing(paths) as now:

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cluster.errors import StorageError
+from cluster.files import read_json
+from cluster.run_paths import RunPaths
 from cluster.windows import Window
 from jobs.errors import Refused
 
@@ -78,3 +81,15 @@ def request(**options: Any) -> JobRequest:
         if first["type"] == "value_error":
             raise Refused(message) from error
         raise Refused(f"{first['loc'][0]} {first['input']!r}: {message[0].lower()}{message[1:]}") from error
+
+
+def read_request(paths: RunPaths) -> JobRequest:
+    """Return how and when a run was to be queued.
+
+    Raises:
+        StorageError: The run's `job.json` is absent or damaged.
+    """
+    try:
+        return JobRequest.model_validate(read_json(paths.job))
+    except ValidationError as error:
+        raise StorageError(f"{paths.job} is damaged: {error.errors()[0]['msg']}") from error

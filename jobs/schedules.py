@@ -10,14 +10,15 @@ from datetime import datetime
 from pathlib import Path
 
 from croniter import croniter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import StorageError
+from cluster.errors import ClusterError, StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.request import NAME, JobRequest
 from jobs.submit import submit
+from trainer.errors import TrainerError
 from trainer.specs import Spec, read_spec
 
 log = logging.getLogger("nightshift.schedules")
@@ -82,19 +83,25 @@ def remove(settings: Settings, name: str) -> None:
 
 
 def schedules(settings: Settings) -> list[Schedule]:
-    """Return all schedules by name; one that is just being written is passed over."""
+    """Return all schedules by name; one that is damaged is passed over."""
     found = []
     for file in sorted((settings.storage / "schedules").glob("*/schedule.json")):
         try:
             found.append(Schedule.model_validate(read_json(file)))
-        except StorageError:
-            continue
+        except (StorageError, ValidationError) as error:
+            log.warning("%s is passed over: %s", file, error)
     return found
 
 
 def submit_due(settings: Settings) -> list[str]:
     """Submit what is due and return the ids; of moments that were missed, the last one counts."""
-    return [run_id for schedule in schedules(settings) if (run_id := _serve(settings, schedule.name))]
+    served = []
+    for schedule in schedules(settings):
+        try:
+            served.append(_serve(settings, schedule.name))
+        except (ClusterError, TrainerError) as error:
+            log.warning("schedule %s: %s", schedule.name, error)  # the others are served all the same
+    return [run_id for run_id in served if run_id]
 
 
 def _serve(settings: Settings, name: str) -> str | None:

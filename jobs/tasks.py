@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cluster.errors import LaunchError, LeaseLost, PlaceAway
-from cluster.files import read_json
 from cluster.launch import Launcher, LocalLauncher, Running
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
@@ -15,7 +14,7 @@ from cluster.windows import Window
 from jobs import ledger
 from jobs.endings import Change, end, lost, outcome
 from jobs.ledger import changing, write_state
-from jobs.request import JobRequest
+from jobs.request import JobRequest, read_request
 from jobs.stop_wish import ask_to_stop, stop_wish
 from jobs.waits import blocked_by
 
@@ -88,7 +87,7 @@ class Begun:
 def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
     """Take a run on: claim the next attempt of a queued one, or watch one that goes on unwatched; None of any other."""
     with changing(paths) as state:
-        wanted = JobRequest.model_validate(read_json(paths.job))
+        wanted = read_request(paths)
         if state.state == "running" and state.job_worker is None and state.place == place:
             write_state(paths, state.model_copy(update={"job_worker": job_worker}))
             return Begun(Lease.join(paths, state.attempt), wanted, goes_on=True)

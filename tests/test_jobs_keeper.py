@@ -204,6 +204,23 @@ def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
     assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
 
 
+@pytest.mark.parametrize("name", ["state.json", "job.json"])
+def test_a_damaged_run_does_not_keep_the_others_from_what_they_are_owed(
+    settings: Settings, redis: Redis, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(hours=1)))
+    sound = submit(settings, FakeSpec())
+    (RunPaths.of(settings.storage, damaged).folder / name).write_text('{"state": 7, "retries": "many"}')
+    redis.flushall()
+
+    memory = Memory()
+    reconcile(settings, redis, memory)
+    reconcile(settings, redis, memory)
+
+    assert waiting(redis, "normal") == [sound]
+    assert caplog.text.count(f"{damaged} is left alone: ") == 1
+
+
 def taken(redis: Redis) -> None:
     """Take the next entry and begin with it, as a worker does."""
     entry = queue(redis, "normal").next_entry()
