@@ -106,6 +106,18 @@ def running(storage: Path) -> EmbeddedRedis | None:
     return EmbeddedRedis(url, pid, started_here=False) if pid else None
 
 
+def take_charge(storage: Path) -> bool:
+    """Become the one who ends the server, unless a living process already is; return whether this process is."""
+    host_file = storage / "redis" / "host.json"
+    with locked(storage / "redis" / ".lock"):
+        known = read_json(host_file)
+        owner = known.get("owner")
+        if owner and owner != os.getpid() and _lives(int(owner)):
+            return False
+        write_json(host_file, {**known, "owner": os.getpid()})
+    return True
+
+
 def stop(storage: Path) -> None:
     """End the storage's embedded server in order; does nothing when none runs."""
     with locked(storage / "redis" / ".lock"):

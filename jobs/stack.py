@@ -54,6 +54,8 @@ def start_stack(
 ) -> Iterator[Stack]:
     """Run the embedded Redis (unless an address is set) and job workers while the context is open.
 
+    A server that a plain command started and left running ends with the first stack that found it.
+
     Args:
         settings: Storage, and the Redis to use instead of the embedded one.
         job_workers: How many runs run at a time.
@@ -62,6 +64,7 @@ def start_stack(
     """
     settings.with_storage_ready()
     server = None if settings.redis_url else embedded.ensure_running(settings.storage, ends_with_caller=True)
+    ends_server = server is not None and embedded.take_charge(settings.storage)
     here = replace(settings, redis_url=server.url) if server else settings
     stack = Stack(here, output, worker_command, [])
     try:
@@ -70,7 +73,7 @@ def start_stack(
         yield stack
     finally:
         _stop_workers(stack.workers)
-        if server and server.started_here:
+        if ends_server:
             embedded.stop(settings.storage)
 
 
