@@ -115,6 +115,17 @@ def test_the_worst_missed_image_comes_first():
     assert first < second
 
 
+def test_the_page_says_how_many_mistakes_it_does_not_show():
+    data = made_up(count=400, classes=("a", "b", "c"), threshold=None)
+    wrong = sum(map(sum, data.metrics["confusion_matrix"])) - int(np.trace(data.metrics["confusion_matrix"]))
+
+    page = render(data)
+
+    assert sum(data.wrong.values()) == wrong
+    assert data.wrong["confused"] > 12
+    assert f"Other confusions <small>12 of {data.wrong['confused']}</small>" in page
+
+
 def test_a_split_of_one_class_still_gives_a_page():
     data = made_up(count=6)
     only = replace(

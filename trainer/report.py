@@ -82,6 +82,14 @@ class ReportData:
         return int((self.predictions.labels == self.positive).sum())
 
     @property
+    def wrong(self) -> Mapping[str, int]:
+        """How many mistakes of each sort there are, shown or not."""
+        matrix, m = self.metrics["confusion_matrix"], self.metrics
+        right = sum(row[c] for c, row in enumerate(matrix))
+        missed, alarms = int(m["false_negatives"]), int(m["false_positives"])
+        return {"missed": missed, "alarm": alarms, "confused": int(m["n"]) - right - missed - alarms}
+
+    @property
     def leakage(self) -> str:
         """What packing said of images and groups that stand in two splits."""
         allowed = self.index.options.get("allow_leakage")
