@@ -75,42 +75,47 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
     Raises:
         redis.RedisError: Redis went away in between; nothing is lost.
     """
-    storage = settings.storage
     places = Places(
         waiting={priority: set(queue.waiting(connection, priority)) for priority in PRIORITIES},
         in_hand={priority: set(queue.in_hand(connection, priority)) for priority in PRIORITIES},
+        workers={worker.name for worker in live_workers(connection)},
     )
-    workers = {worker.name for worker in live_workers(connection)}
     repairs: list[Repair] = []
-    for run_id in ledger.all_ids(storage) if every_run else ledger.pending_ids(storage):
-        if not RUN_ID.fullmatch(run_id):
-            continue
-        paths = RunPaths.of(storage, run_id)
-        try:
-            before = read_state(paths)
-            after = _moved_on(paths, before, memory, settings.lease_seconds, workers)
-        except UnknownRun:
-            continue  # just being submitted or deleted
-        except StorageError as error:
-            memory.complain(run_id, str(error))
-            continue
+    for run_id in ledger.all_ids(settings.storage) if every_run else ledger.pending_ids(settings.storage):
+        if RUN_ID.fullmatch(run_id):
+            repairs += _look_after(settings, connection, RunPaths.of(settings.storage, run_id), memory, places)
+    return repairs
+
+
+def _look_after(
+    settings: Settings, connection: redis.Redis, paths: RunPaths, memory: Memory, places: "Places"
+) -> list[Repair]:
+    repairs: list[Repair] = []
+    try:
+        before = read_state(paths)
+        after = _moved_on(paths, before, memory, settings.lease_seconds, places.workers)
         if after.state != before.state:
-            repairs.append(Repair(run_id, f"{before.state} to {after.state}"))
+            repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
             ledger.pending_marker(paths).unlink(missing_ok=True)
         is_owed = after.state == "queued" or after.wants_a_watcher
         if is_owed and places.lack(after, memory) and read_state(paths).state == after.state:
-            queue.enqueue(connection, run_id, after.priority, at_front=after.attempt > 0)
-            repairs.append(Repair(run_id, "put into its queue"))
+            queue.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
+            repairs.append(Repair(paths.run_id, "put into its queue"))
+    except UnknownRun:
+        pass  # just being submitted or deleted
+    except StorageError as error:
+        memory.complain(paths.run_id, str(error))
     return repairs
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where Redis has which runs, by priority, at one moment."""
+    """Where Redis has which runs, by priority, and which job workers it knows, at one moment."""
 
     waiting: dict[str, set[str]]
     in_hand: dict[str, set[str]]
+    workers: set[str]
 
     def lack(self, state: RunState, memory: Memory) -> bool:
         """Whether a queued run stands nowhere; one that a worker took and never begins counts after a while."""
