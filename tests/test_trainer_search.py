@@ -127,6 +127,24 @@ def test_a_window_that_closes_pauses_with_checkpoints_and_goes_on_when_it_reopen
     assert resumed[0]["epoch"] > 2
 
 
+def test_a_search_that_is_cancelled_pauses_its_trial_and_publishes_the_best_so_far(tmp_path, digits_shards):
+    spec = search_spec(digits_shards, trials=3, epochs=200, early_stopping=False)
+    paths = new_run(tmp_path, spec, SEARCH)
+    running = _started(paths)
+    while len(events_of(paths, "epoch")) < 3:
+        assert running.wait(0.1) is None, paths.log.read_text()[-2000:]
+
+    paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
+
+    code, table = running.wait(120), table_of(paths, spec)
+    manifest = read_json(paths.best / "manifest.json")
+    assert code == 3
+    assert [trial.state for trial in table.trials.values()] == ["paused"]
+    assert list(paths.checkpoints.glob("trial-000000/repeat-0/step-*"))
+    assert (manifest["trial"], manifest["epoch"]) == (table.best().trial, table.best().epoch)
+    assert not paths.result.exists()
+
+
 def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path, digits_shards):
     spec = search_spec(digits_shards, trials=4, space={"lr": (1e-3, 10.0), "dropout": None, "head_width": (8, 16)},
                        algorithm="grid", repeats=2, class_weights=False, patience=1)  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
 from trainer.extraction import Extraction
 from trainer.head import HeadConfig
@@ -75,11 +76,12 @@ class HeadBench:
 
 
 def lone_post(order: Order[SearchSpec], spec: TrainSpec, device: torch.device) -> Post:
-    """Return the post of a worker that works alone on one trial and leaves the telling to the search."""
+    """Return the post of a worker that works alone on one trial and leaves telling and stopping to the search."""
     attempt = order.attempt
+    nowhere = RunPaths(attempt.paths.scratch / "nowhere")  # a search that is stopped still publishes its best
     return Post(
         order=Order(attempt=attempt, spec=spec, source=order.source),
         ranks=Ranks(0, 1, device),
         progress=Progress(attempt.paths, attempt.number, writes=False),
-        stop=StopSign(attempt.paths, attempt.number),
+        stop=StopSign(nowhere, attempt.number),
     )
