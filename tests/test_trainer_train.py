@@ -1,13 +1,17 @@
 import json
+import resource
+import shutil
 
 import pytest
 
 from cluster.errors import LeaseLost
 from cluster.files import read_json, read_lines
 from cluster.lease import Lease
+from cluster.run_paths import RunPaths
 from data_shards.errors import BadIndex
 from tests.trained import attempted, done, evaluated, new_run, train_spec
-from trainer.errors import SpecError, Stopped
+from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
+from trainer.features import FeatureCache, FeatureKey
 from trainer.published import read_model
 from trainer.records import Records
 
@@ -74,7 +78,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_to_the_very_same_model(trained, tmp_p
     uninterrupted, _ = trained
     spec = train_spec(digits_shards, seed=7)
     paths = new_run(tmp_path, spec)
-    after_an_epoch(monkeypatch, lambda: paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1})))
+    at_epoch(monkeypatch, 1, lambda: paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1})))
 
     with pytest.raises(Stopped, match=r"stopped \(cancel\) after step 8, checkpoint saved"):
         attempted(paths, spec)
@@ -130,7 +134,7 @@ def test_steps_too_small_for_batch_norm_are_refused(tmp_path, digits_shards):
 def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards, monkeypatch):
     spec = train_spec(digits_shards)
     paths = new_run(tmp_path, spec)
-    after_an_epoch(monkeypatch, lambda: Lease.claim(paths, after=1))
+    at_epoch(monkeypatch, 1, lambda: Lease.claim(paths, after=1))
 
     with pytest.raises(LeaseLost, match="attempt 2 has taken over from attempt 1"):
         attempted(paths, spec)
@@ -140,13 +144,65 @@ def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards
     assert not list(paths.checkpoints.glob("step-*"))
 
 
-def after_an_epoch(monkeypatch, happens):
-    """Let something happen once, right after the first epoch was told of."""
+def at_epoch(monkeypatch, epoch, happens):
+    """Let something happen in the first attempt, after an epoch was told of and before it is saved."""
     record = Records.record
 
     def recorded(self, figures):
         record(self, figures)
-        if figures["epoch"] == 1 and self.attempt.number == 1:
+        if figures["epoch"] == epoch and self.attempt.number == 1:
             happens()
 
     monkeypatch.setattr(Records, "record", recorded)
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path, digits_shards):
+    spec = train_spec(digits_shards, seed=7, epochs=1)
+    paths, _ = done(tmp_path, spec, "first")
+    spoil_features(tmp_path)
+    longer = train_spec(digits_shards, seed=7)
+    (tmp_path / "runs" / "second").mkdir()
+    shutil.copytree(paths.checkpoints, tmp_path / "runs" / "second" / "checkpoints")
+    resumed = RunPaths(tmp_path / "runs" / "second")
+
+    with pytest.raises(TrainingDiverged, match=r"the loss is no number at step \d+ of epoch 2; use a lower --lr"):
+        attempted(resumed, longer)
+
+    assert [path.name for path in resumed.checkpoints.glob("step-*")] == ["step-000000007"]
+    assert not resumed.result.exists()
+    assert not resumed.best.exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_says_the_cure(tmp_path, digits_shards, monkeypatch):
+    spec = train_spec(digits_shards, seed=7, head_width=512)
+    paths = new_run(tmp_path, spec)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the system now refuses, as a full disk does
+
+    at_epoch(monkeypatch, 2, fill_up)
+    try:
+        with pytest.raises(CheckpointError, match="free space there and retry the run"):
+            attempted(paths, spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    attempted(paths, spec)
+
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2]
+    assert read_json(paths.result)["best_epoch"] in {1, 2}
+
+
+def spoil_features(storage):
+    """Make one stored feature no number, in a file that is otherwise sound."""
+    (folder,) = (storage / "features").glob("*/")
+    key = FeatureKey(**{name: as_tuple(value) for name, value in read_json(folder / "key.json").items()})
+    cache = FeatureCache(storage / "features", key, 10**9)
+    for file in folder.glob("*.safetensors"):
+        features = cache.read(file.stem)
+        features.values[0, 0] = float("nan")
+        cache.write(file.stem, features)
+
+
+def as_tuple(value):
+    return tuple(value) if isinstance(value, list) else value

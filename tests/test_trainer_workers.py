@@ -1,6 +1,7 @@
 """Real Ray Train workers: two of them, in processes of their own."""
 
 import json
+import signal
 import time
 
 import psutil
@@ -89,8 +90,8 @@ def test_a_killed_trainer_goes_on_in_the_next_attempt_to_the_same_model(two_work
     process = trainer_process(paths)
     descendants = descendants_when(process, paths.metrics.exists)
 
-    process.kill()
-    process.wait()
+    psutil.Process(process.pid).children()[0].kill()
+    assert process.wait(60) == 128 + signal.SIGKILL
     _, alive = psutil.wait_procs(descendants, timeout=60)
     assert not alive
     assert trainer_process(paths).wait(300) == 0, paths.log.read_text()

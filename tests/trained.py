@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.lease import latest_attempt
+from cluster import guard
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from trainer.attempt import Attempt
@@ -52,18 +52,14 @@ def evaluated(storage: Path, model: Path, shards: Path, name: str = "evaluation"
 
 
 def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environment: str) -> "subprocess.Popen[bytes]":
-    """Start `python -m trainer` on a run, its output in the run's log, in a process group of its own."""
+    """Start `python -m trainer` on a run, below the guard that the launcher puts over it; it prints to the log."""
     number = [] if attempt is None else ["--attempt", str(attempt)]
+    order = [sys.executable, "-m", "trainer", str(paths.folder), *number]
     with paths.log.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "trainer", str(paths.folder), *number],
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *order],
             stdout=log,
             stderr=log,
             env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), **environment},
             start_new_session=True,
         )
-
-
-def attempts_of(paths: RunPaths) -> int:
-    """How often the run was attempted."""
-    return latest_attempt(paths)

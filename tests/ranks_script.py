@@ -1,0 +1,66 @@
+"""Run by test_trainer_ranks in two processes with torch's own launcher variables; prints what rank 0 found as JSON."""
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.model import Head
+from trainer.norm import SharedBatchNorm
+from trainer.ranks import Ranks
+
+SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
+
+
+def main() -> None:
+    """Compare what two ranks find with what one process finds on the same samples."""
+    rank = int(sys.argv[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(9, 1280, generator=generator), torch.arange(9) % 3
+    alone = gradients(rows, labels, parallel=False)
+    dist.init_process_group("gloo")
+    ranks = Ranks(rank, 2, torch.device("cpu"))
+    mine = slice(0, 5) if rank == 0 else slice(5, 9)
+    together = gradients(rows[mine], labels[mine], parallel=True)
+    gathered = ranks.gathered(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
+    found = {
+        "total": ranks.total(1.0, float(rank)),
+        "from_leader": ranks.from_leader({"said by": rank}),
+        "gathered": gathered.squeeze(1).tolist(),
+        "no_rows": ranks.gathered(torch.ones(rank, 2, dtype=torch.float64)).tolist(),
+        "gradient_error": largest_error(together["gradients"], alone["gradients"]),
+        "statistics_error": largest_error(together["statistics"], alone["statistics"]),
+        "gradient_scale": max(float(value.abs().max()) for value in alone["gradients"].values()),
+    }
+    dist.destroy_process_group()
+    if rank == 0:
+        print(json.dumps(found))
+
+
+def gradients(rows, labels, *, parallel):
+    """Return the gradients and running statistics of one step, weighted as the loop weighs it."""
+    torch.manual_seed(1)
+    head = Head(3, 16, dropout=0.0).train()
+    model = DistributedDataParallel(head) if parallel else head
+    losses = nn.functional.cross_entropy(model(rows), labels, reduction="none")
+    (losses.sum() * ((2 if parallel else 1) / 9)).backward()
+    norms = [module for module in head if isinstance(module, SharedBatchNorm)]
+    return {
+        "gradients": {name: parameter.grad for name, parameter in head.named_parameters()},
+        "statistics": {str(n): torch.cat([norm.running_mean, norm.running_var]) for n, norm in enumerate(norms)},
+    }
+
+
+def largest_error(found, expected):
+    """Return the largest difference over all tensors."""
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Two real processes under gloo, of which one holds 5 and the other 4 of a step's 9 samples."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.ranks_script", rank, port],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in "01"
+    ]
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    return json.loads(outputs[0][0])
+
+
+def test_gradients_of_two_unequal_ranks_are_those_of_one_process(found):
+    assert found["gradient_scale"] > 1e-2
+    assert found["gradient_error"] < 1e-5
+
+
+def test_running_statistics_of_two_ranks_are_those_of_one_process(found):
+    assert found["statistics_error"] < 1e-5
+
+
+def test_sums_go_over_all_ranks(found):
+    assert found["total"] == [2.0, 1.0]
+
+
+def test_what_the_leader_says_reaches_all(found):
+    assert found["from_leader"] == {"said by": 0}
+
+
+def test_rows_of_all_ranks_come_together_in_order(found):
+    assert found["gathered"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_rank_without_rows_takes_part(found):
+    assert found["no_rows"] == [[1.0, 1.0]]
