@@ -128,30 +128,52 @@ def test_doctor_knows_a_cluster_that_lets_us_in_from_one_that_does_not(cluster):
     assert "guessed" not in outside.stdout
 
 
-def test_a_queued_run_goes_through_a_job_worker_and_outlives_the_loss_of_its_ray_node(cluster):
-    job_worker = cluster.node.start("job-worker-0")
-    probes = job_worker.container
-    wait_until(lambda: job_worker.exec(probes["startupProbe"]["exec"]["command"]).returncode == 0, 60, "started")
+@pytest.fixture(scope="module")
+def job_worker(cluster: Cluster) -> RunningPod:
+    """A job worker whose startup probe has succeeded."""
+    pod = cluster.node.start("job-worker-0")
+    wait_until(lambda: pod.exec(pod.container["startupProbe"]["exec"]["command"]).returncode == 0, 60, "it started")
+    return pod
 
+
+def test_a_search_goes_through_the_queue_and_leaves_a_leaderboard(cluster, job_worker):
+    wish = ["--trials", "2", "--epochs", "2", "--weights", "none", "--image-size", "32", "--gpus-per-worker", "0"]
+
+    queued = cluster.pod("cli-0").exec(["nightshift", "search", "/storage/digits", *wish, "--concurrency", "1"])
+    search_id = queued.stdout.strip()
+    waited = cluster.pod("cli-0").exec(["nightshift", "wait", search_id, "--timeout", "4m"], seconds=250)
+    table = json.loads(cluster.pod("cli-0").exec(["nightshift", "trials", search_id, "--json"]).stdout)
+
+    assert waited.returncode == 0, log_of(cluster, search_id)
+    assert [trial["trial"] for trial in sorted(table, key=lambda trial: trial["trial"])] == [0, 1]
+    assert (cluster.runs / search_id / "best" / "model.safetensors").is_file()
+
+
+def log_of(cluster: Cluster, run_id: str) -> str:
+    return cluster.pod("cli-0").exec(["nightshift", "logs", run_id, "--tail", "40"]).stdout
+
+
+def test_a_queued_run_outlives_the_loss_of_its_ray_node(cluster, job_worker):
     queued = cluster.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", "6"])
     run_id = queued.stdout.strip()
     cluster.wait_for_epoch(run_id, 2)
     cluster.pod("cpu-0").kill()
     cluster.start_ray("cpu-1")
-    waited = cluster.pod("cli-0").exec(["nightshift", "wait", run_id, "--timeout", "5m"], seconds=300)
+    waited = cluster.pod("cli-0").exec(["nightshift", "wait", run_id, "--timeout", "4m"], seconds=250)
 
-    assert waited.returncode == 0, cluster.pod("cli-0").exec(["nightshift", "logs", run_id, "--tail", "30"]).stdout
+    assert waited.returncode == 0, log_of(cluster, run_id)
     assert cluster.file(run_id, "result.json")["metrics"]["n"] > 0
     epochs = [json.loads(line)["epoch"] for line in (cluster.runs / run_id / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
-    assert job_worker.exec(probes["readinessProbe"]["exec"]["command"]).returncode == 0
-    assert metrics_answer(job_worker) == "200\n"
-    assert job_worker.terminate(seconds=job_worker.pod.spec["terminationGracePeriodSeconds"]) == 0
 
 
-def metrics_answer(job_worker: RunningPod) -> str:
+def test_a_job_worker_is_ready_answers_prometheus_and_ends_when_asked(cluster, job_worker):
     port = job_worker.pod.annotations["prometheus.io/port"]
-    return job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"]).stdout
+    ready = job_worker.exec(job_worker.container["readinessProbe"]["exec"]["command"])
+    scraped = job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"])
+
+    assert (ready.returncode, scraped.stdout) == (0, "200\n"), ready.stdout
+    assert job_worker.terminate(seconds=job_worker.pod.spec["terminationGracePeriodSeconds"]) == 0
 
 
 def test_a_rendered_run_goes_through_without_a_queue(cluster):
