@@ -18,6 +18,7 @@ from trainer import figures
 from trainer.calibration import tempered
 from trainer.mistakes import Mistake
 from trainer.predictions import Predictions
+from trainer.search_report import Drawing
 from trainer.svg import Chart
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
@@ -48,6 +49,7 @@ class ReportData:
         index: Of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
         leaderboard: The best trials of a search, a row each, all with the same columns.
+        drawings: How a search came to its best.
         mistakes: Images that were called wrongly, the worst first.
         facts: What else is worth knowing about the run: machine, versions, timing; shown in this order.
         warnings: What the reader must know before trusting the figures.
@@ -62,6 +64,7 @@ class ReportData:
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
     leaderboard: Sequence[Mapping[str, Any]] = ()
+    drawings: Sequence[Drawing] = ()
     mistakes: Sequence[Mistake] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()

@@ -22,6 +22,7 @@ from trainer.published import read_model
 from trainer.report import ReportData, write_report
 from trainer.result import RunResult
 from trainer.search_ledger import read_table
+from trainer.search_report import drawings
 from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions
 from trainer.trials import leaderboard
 
@@ -61,6 +62,7 @@ def _data(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
         leaderboard=_leaderboard(attempt, spec),
+        drawings=drawings(read_table(attempt.paths, spec.best_by), spec) if isinstance(spec, SearchSpec) else (),
         mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),

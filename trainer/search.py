@@ -21,6 +21,7 @@ from trainer.search_heritage import take_over
 from trainer.search_ledger import SearchLedger
 from trainer.search_night import Clock, Night
 from trainer.search_progress import SearchProgress
+from trainer.search_report import cost, importance
 from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.train import refuse_impossible_data
 from trainer.trials import TrialTable
@@ -135,6 +136,8 @@ def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) ->
             | {"config": table.trials[best.trial].config},
             "trials": counts,
             "ending": director.ending(),
+            "importance": importance(table, spec),
+            "cost": cost(table, spec, index.samples_in("train") + index.samples_in("valid")),
         },
     )
     report_on(attempt, spec, result)

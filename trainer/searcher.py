@@ -32,14 +32,18 @@ def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     """
     if spec.algorithm == "grid":
         return _next_of_grid(spec, table)
-    study = optuna.create_study(
-        sampler=_sampler(spec, number), direction="maximize" if HIGH_IS_GOOD[spec.best_by] else "minimize"
-    )
+    study = told_study(spec, table, _sampler(spec, number))
+    return dict(study.ask(_distributions(spec.space)).params)
+
+
+def told_study(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
+    """Return a study that knows all trials of the space."""
+    study = optuna.create_study(sampler=sampler, direction="maximize" if HIGH_IS_GOOD[spec.best_by] else "minimize")
     distributions = _distributions(spec.space)
     for trial in [*table.ended, *table.unfinished]:
         if trial.config in spec.space:  # an extended search may know trials outside of a narrower space
             study.add_trial(_told(trial, distributions, spec.best_by))
-    return dict(study.ask(distributions).params)
+    return study
 
 
 def _sampler(spec: SearchSpec, number: int) -> BaseSampler:

@@ -1,0 +1,62 @@
+import re
+from datetime import UTC, datetime, timedelta
+
+from tests.searched import search_spec
+from trainer.search_report import cost, drawings, importance
+from trainer.trials import TrialTable
+
+EVENING = datetime(2026, 11, 23, 20, tzinfo=UTC)
+
+
+def table_of(spec, trials=12):
+    """A made-up search in which the learning rate alone matters; every third trial ends at a rung."""
+    table = TrialTable(spec.best_by)
+    for number in range(trials):
+        config = {"lr": 10.0 ** -(2 + number % 4), "dropout": 0.05 * number, "head_width": (8, 16, 32)[number % 3]}
+        table.add({"event": "started", "trial": number, "config": config})
+        for epoch in range(1, 4 if number % 3 == 2 else 10):
+            time = (EVENING + timedelta(minutes=10 * number + epoch)).isoformat()
+            value = 1.0 + number % 4 - epoch / 100
+            table.add({"event": "epoch", "trial": number, "epoch": epoch, "value": value, "seconds": 2.0, "time": time})
+        table.add({"event": "finished", "trial": number, "why": "rung" if number % 3 == 2 else "epochs"})
+    return table
+
+
+def test_the_report_draws_the_way_to_the_best_and_a_slice_for_each_option_that_varied():
+    spec = search_spec("shards", epochs=9)
+
+    found = drawings(table_of(spec), spec)
+
+    assert [one.title for one in found] == ["Best so far", "lr", "dropout", "head width"]
+    assert "at last 0.91" in found[0].chart.svg
+    assert all(len(re.findall("<circle class=.dot", one.chart.svg)) == 12 for one in found[1:])
+    assert "nan" not in "".join(one.chart.svg for one in found)
+
+
+def test_a_search_without_an_epoch_has_nothing_to_draw():
+    spec = search_spec("shards")
+
+    assert drawings(TrialTable("loss"), spec) == ()
+    assert importance(TrialTable("loss"), spec) == {}
+
+
+def test_what_mattered_is_found():
+    spec = search_spec("shards", epochs=9)
+
+    shares = importance(table_of(spec), spec)
+
+    assert max(shares, key=shares.get) == "lr"
+    assert shares["lr"] > 0.5
+
+
+def test_the_cost_of_a_night_counts_epochs_passes_and_what_was_spared():
+    spec = search_spec("shards", epochs=9)
+
+    found = cost(table_of(spec), spec, images=300)
+
+    epochs = 8 * 9 + 4 * 3
+    assert found["epochs"] == epochs
+    assert found["training_hours"] == round(2 * epochs / 3600, 4)
+    assert (found["backbone_passes"], found["images_spared_by_cache"]) == (1, 300 * (epochs - 1))
+    assert (found["epochs_spared_by_early_stopping"], found["hours_spared_by_early_stopping"]) == (24, 0.0133)
+    assert cost(table_of(spec), search_spec("shards", epochs=9, freeze="none"), images=300)["backbone_passes"] == epochs

@@ -1,0 +1,119 @@
+"""What a search's report shows beside its best model: the way there, what mattered, what the night cost."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+
+from trainer.position import HIGH_IS_GOOD
+from trainer.searcher import told_study
+from trainer.space import LOGARITHMIC, Range
+from trainer.specs import SearchSpec
+from trainer.svg import Axis, Chart, Line, Mark, chart, span
+from trainer.trials import Report, TrialTable, is_better
+
+ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart with its title and one line on how to read it."""
+
+    chart: Chart
+    title: str
+    says: str
+
+
+def drawings(table: TrialTable, spec: SearchSpec) -> tuple[Drawing, ...]:
+    """Return the best value over time, and the trials along each option that varied."""
+    if not table.reports():
+        return ()
+    better = "higher" if HIGH_IS_GOOD[table.metric] else "lower"
+    found = [Drawing(chart=_best_so_far(table), title="Best so far", says=f"{better} is better")]
+    for name, dimension in spec.space.dimensions.items():
+        numbers = isinstance(dimension, Range) or all(isinstance(value, int | float) for value in dimension)
+        if numbers:
+            found.append(Drawing(chart=_slice(table, name), title=name.replace("_", " "), says="a dot is a trial"))
+    return tuple(found)
+
+
+def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
+    """Return how much of the difference between trials each option explains, by fANOVA; empty for too few trials."""
+    whole = [trial for trial in table.ended if trial.state == "finished" and trial.why != "rung"]
+    if len(whole) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- of one option it is all
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
+    shares = optuna.importance.get_param_importances(told_study(spec, table), evaluator=evaluator)
+    return {name: round(float(share), 4) for name, share in shares.items()}
+
+
+def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:
+    """Return what the search has cost, and what the cache and early stopping have spared.
+
+    Args:
+        table: The trials.
+        spec: The wish.
+        images: Of the train and valid splits: one pass of the backbone.
+    """
+    epochs = sum(len(trial.reports) for trial in table.trials.values()) * spec.repeats
+    seconds = sum(trial.seconds for trial in table.trials.values())
+    spared = sum(spec.epochs - trial.epochs for trial in table.ended if trial.why == "rung") * spec.repeats
+    return {
+        "epochs": epochs,
+        "training_hours": round(seconds / 3600, 4),
+        "backbone_passes": 1 if spec.reads_features else epochs,
+        "images_spared_by_cache": images * (epochs - 1) if spec.reads_features else 0,
+        "epochs_spared_by_early_stopping": spared,
+        "hours_spared_by_early_stopping": round(spared * seconds / max(1, epochs) / 3600, 4),
+    }
+
+
+def _best_so_far(table: TrialTable) -> Chart:
+    reports = table.reports()
+    began = _minutes(reports[0])
+    xs, ys, best = list[float](), list[float](), reports[0]
+    for report in reports:
+        if report is best or is_better(report.value, best.value, table.metric):
+            best = report
+            xs, ys = [*xs, *([] if not xs else [_minutes(report) - began])], [*ys, *([] if not ys else [ys[-1]])]
+            xs, ys = [*xs, _minutes(report) - began], [*ys, report.value]
+    xs, ys = [*xs, _minutes(reports[-1]) - began], [*ys, ys[-1]]
+    mark = Mark(name=f"trial {best.trial}", x=_minutes(best) - began, y=best.value)
+    return chart(
+        [Line(name="best so far", xs=xs, ys=ys)],
+        x=_axis("minutes", xs, least=0.0),
+        y=_axis(f"valid {table.metric}", ys),
+        says=f"best {table.metric} so far over time, at last {best.value:.4g}",
+        marks=[mark],
+    )
+
+
+def _slice(table: TrialTable, name: str) -> Chart:
+    log = name in LOGARITHMIC
+    tops = [(trial, trial.best(table.metric)) for trial in table.trials.values()]
+    points = [
+        (float(trial.config[name]), top.value, trial) for trial, top in tops if top is not None and name in trial.config
+    ]
+    shown = [(math.log10(x) if log and x > 0 else x, y, trial) for x, y, trial in points]
+    lines = [
+        Line(name=f"trial {trial.number}", xs=[x], ys=[y], colour=int(trial.why == "rung"), quiet=True, dots=True)
+        for x, y, trial in shown
+    ]
+    words = f"log10 of {name}" if log else name.replace("_", " ")
+    return chart(
+        lines,
+        x=_axis(words, [x for x, _, _ in shown]),
+        y=_axis(f"best valid {table.metric}", [y for _, y, _ in shown]),
+        says=f"best {table.metric} of each trial over {words}",
+    )
+
+
+def _axis(name: str, values: list[float], least: float | None = None) -> Axis:
+    low, high = span(values, least=least)
+    return Axis(name=name, low=low, high=high)
+
+
+def _minutes(report: Report) -> float:
+    return datetime.fromisoformat(report.figures["time"]).timestamp() / 60
