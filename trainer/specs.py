@@ -113,7 +113,6 @@ class SearchSpec(TrainOptions):
         max_duration_seconds: The same, counted from the search's first start.
         window: Daily span of wall time in which it runs, as `20:00-07:00`; it goes on when the window opens again.
         timezone: IANA name of the zone of `window`, by default the machine's.
-        refit: Train the best configuration once more on the train and valid splits together before the test.
         extend: Id of a search whose trials this one takes over as its first.
     """
 
@@ -129,7 +128,6 @@ class SearchSpec(TrainOptions):
     max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
     window: str | None = None
     timezone: str | None = None
-    refit: bool = False
     extend: str | None = None
 
     @property
