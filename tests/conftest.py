@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -14,6 +15,11 @@ from jobs import embedded
 from jobs.__main__ import main
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
+
+
+# A busy machine is no fault of the code: no test here is about time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
