@@ -34,8 +34,6 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 on macOS
 
-_STARTED: "list[subprocess.Popen[bytes]]" = []  # held, because Python complains of a dropped child that lives on
-
 CONFIGURATION = """\
 # Written by Nightshift at each start.
 port 0
@@ -166,8 +164,8 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
         start_new_session=True,  # Ctrl-C is for those who use it, not for it
         preexec_fn=(lambda: guard.die_with_parent(starter, signal.SIGTERM)) if ends_with_caller else None,  # noqa: PLW1509
     )
-    _STARTED.append(process)
     _wait_for_start(process, url, folder)
+    process.returncode = 0  # else Python complains of a child that is meant to outlive this object
     return EmbeddedRedis(url, process.pid, started_here=True)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from jobs import embedded, ledger
 from jobs.request import JobRequest
 from jobs.stack import Stack, start_stack
 from jobs.submit import submit
-from tests.stack import FAKE_WORKER, FakeSpec, children_of, lines_of, processes_of, state_of
+from tests.stack import FAKE_WORKER, FakeSpec, children_of, lines_of, processes_of, restart_redis, state_of
 
 PAUSE_SECONDS = (2.0, 5.0)
 VICTIMS = ("horse", "trainer", "worker", "redis")
@@ -73,7 +72,7 @@ def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> 
         worker.kill()
         return victim
     if victim == "redis":
-        return restart_redis(settings)
+        return kill_redis(settings)
     below = children_of(worker.pid)
     if victim == "trainer":
         below = [pid for horse in below for leash in children_of(horse) for pid in children_of(leash)]
@@ -86,14 +85,13 @@ def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> 
     return victim
 
 
-def restart_redis(settings: Settings) -> str:
+def kill_redis(settings: Settings) -> str:
     running = embedded.running(settings.storage)
     if running is None:
         return "nobody"
     os.kill(running.pid, signal.SIGKILL)
     time.sleep(1)
-    conf = settings.storage / "redis" / "redis.conf"
-    embedded._STARTED.append(subprocess.Popen([embedded.server_program(), str(conf)], start_new_session=True))
+    restart_redis(settings.storage)
     return "redis"
 
 

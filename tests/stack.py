@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.run_paths import RunPaths
+from jobs import embedded
 from jobs.ledger import RunState, read_state
 from trainer.specs import Spec
 
@@ -82,3 +84,10 @@ def children_of(pid: int) -> list[int]:
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the values of a file of JSON lines; none when it is absent."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def restart_redis(storage: Path) -> None:
+    """Start a killed embedded server anew at its old address, as its supervisor would: the workers know no other."""
+    order = [embedded.server_program(), str(storage / "redis" / "redis.conf")]
+    process = subprocess.Popen(order, start_new_session=True)
+    process.returncode = 0  # it ends with the fixture, not with this object

@@ -32,6 +32,7 @@ from tests.stack import (
     lines_of,
     processes_of,
     reaches,
+    restart_redis,
     state_of,
     trainer_of,
 )
@@ -79,6 +80,7 @@ def test_kill_9_of_the_worker_takes_horse_and_trainer_with_it(stack: Stack, runn
     assert_published_once(settings, running, by_attempt=2)
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_guard_leaves_nothing_of_the_run(stack: Stack, running: str, settings: Settings) -> None:
     [horse] = children_of(stack.workers[0].pid)
     [guard] = children_of(horse)
@@ -104,6 +106,7 @@ def test_sigterm_hands_the_run_back_to_the_front_without_spending_a_retry(
     assert processes_of(running) == []
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: Settings) -> None:
     stack.workers[0].terminate()
     stack.workers[0].terminate()
@@ -113,6 +116,7 @@ def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: 
     assert (state.state, state.losses) == ("queued", 0)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_saves_no_checkpoint_is_ended_when_the_drain_is_over(stack: Stack, settings: Settings) -> None:
     run_id = begun(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True))
 
@@ -146,7 +150,7 @@ def test_a_redis_that_is_killed_while_a_run_runs_costs_nothing(stack: Stack, run
     os.kill(server.pid, signal.SIGKILL)
     os.waitpid(server.pid, 0)
     time.sleep(3)
-    restart(settings)
+    restart_redis(settings.storage)
 
     assert reaches(settings.storage, running, "succeeded").attempt == 1
     reaches(settings.storage, next_one, "succeeded", seconds=60)
@@ -169,7 +173,7 @@ def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(
         for file in (settings.storage / "redis" / "appendonlydir").iterdir():
             file.unlink()
     time.sleep(30)
-    restart(settings)
+    restart_redis(settings.storage)
 
     assert reaches(settings.storage, long, "succeeded", seconds=60).attempt == 1
     for run_id in queued:
@@ -199,6 +203,7 @@ def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
     assert {state_of(settings.storage, run_id).state for run_id in runs} == {"succeeded"}
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_overtaken_publishes_nothing(stack: Stack, settings: Settings) -> None:
     run_id = begun(settings, FakeSpec(steps=40, step_seconds=0.1))
     with frozen(trainer_of(run_id), *children_of(stack.workers[0].pid)):
@@ -281,12 +286,6 @@ def submit_named(settings: Settings) -> str:
         return submit(settings, FakeSpec(), JobRequest(name="night"))
     except Refused as error:
         return str(error)
-
-
-def restart(settings: Settings) -> None:
-    """Start the embedded server anew at its old address: the workers know no other."""
-    conf = settings.storage / "redis" / "redis.conf"
-    embedded._STARTED.append(subprocess.Popen([embedded.server_program(), str(conf)], start_new_session=True))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The run folders are the truth: whatever becomes of Redis, every run gets what it is owed."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -49,11 +50,11 @@ def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: 
     begin(RunPaths.of(settings.storage, run_id), "a worker that dies", HERE)
     memory = Memory()
 
-    assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
+    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 1)
-    assert state.why == "attempt 1 was lost (no sign of life for 3 s); the next goes on from its checkpoint"
+    assert state.why == "attempt 1 was lost (no sign of life for 1 s); the next goes on from its checkpoint"
     assert waiting(redis, "normal") == [run_id]
 
 
@@ -63,11 +64,11 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
     paths = RunPaths.of(settings.storage, run_id)
     begun = begin(paths, "a worker five minutes off", HERE)
     assert begun is not None
-    memory, until = Memory(), datetime.now() + timedelta(seconds=4.5)
+    memory, until = Memory(), datetime.now() + timedelta(seconds=2.5)
 
     while datetime.now() < until:
         write_json(paths.attempts / "1.json", {"attempt": 1, "beat": datetime.now().isoformat(), "host": "x", "pid": 1})
-        assert reconcile(settings, redis, memory) == []
+        assert reconcile(brisk(settings), redis, memory) == []
 
     assert state_of(settings.storage, run_id).state == "running"
 
@@ -79,12 +80,12 @@ def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis)
     memory = Memory()
 
     assert eventually(
-        lambda: not reconcile(settings, redis, memory) and state_of(settings.storage, run_id).has_ended, 15
+        lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, run_id).has_ended, 15
     )
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.why) == (
-        "lost", "no sign of life for 3 s; 0 retries are spent, `nightshift retry` tries again",
+        "lost", "no sign of life for 1 s; 0 retries are spent, `nightshift retry` tries again",
     )  # fmt: skip
     assert waiting(redis, "normal") == []
 
@@ -98,7 +99,7 @@ def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settin
     memory = Memory()
 
     assert eventually(
-        lambda: not reconcile(settings, redis, memory) and state_of(settings.storage, run_id).has_ended, 15
+        lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, run_id).has_ended, 15
     )
 
     assert state_of(settings.storage, run_id).state == "succeeded"
@@ -110,7 +111,7 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     paths = RunPaths.of(settings.storage, run_id)
     first = begin(paths, "frozen", HERE)
     memory = Memory()
-    assert eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=15)
+    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
     second = begin(paths, "lively", HERE)
     assert first is not None
     assert second is not None
@@ -219,6 +220,11 @@ def test_a_damaged_run_does_not_keep_the_others_from_what_they_are_owed(
 
     assert waiting(redis, "normal") == [sound]
     assert caplog.text.count(f"{damaged} is left alone: ") == 1
+
+
+def brisk(settings: Settings) -> Settings:
+    """Settings under which an attempt is dead after a second."""
+    return replace(settings, lease_seconds=1.0)
 
 
 def taken(redis: Redis) -> None:
