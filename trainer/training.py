@@ -22,6 +22,7 @@ from trainer.scoring import Scored, quick_figures, scored
 from trainer.setup import class_weights, extraction_for, fresh_model
 from trainer.sources import Source, StoredFeatures, StreamedImages
 from trainer.specs import TrainSpec
+from trainer.threads import one_thread
 from trainer.transforms import Augmentation, normalised
 from trainer.weights import backbone_sha256
 
@@ -60,7 +61,8 @@ def _train(post: Post) -> dict[str, Any]:
         stop_reason=post.stop.reason,
         autocast=bf16,
     )
-    position = train_from(course, records.resume())
+    with one_thread(isinstance(source, StoredFeatures)):
+        position = train_from(course, records.resume())
     records.load_best(position)
     return _publish(post, index, model, config, position.best_epoch)
 
