@@ -22,6 +22,12 @@ from trainer.specs import SearchSpec
 
 DEATHS = 2  # of a trial's process, within one attempt, before the trial counts as failed
 
+HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where there is always a place for a driver
+
+# A head is small: a second thread makes a step of width 512 a fifth shorter on a quiet machine, and many times
+# longer where the cores are busy, because threads that wait for each other spin. So one thread a head, many heads.
+HEADS_PER_GPU = 4  # a GPU is far from full with one head
+
 T = TypeVar("T")
 
 
@@ -150,8 +156,10 @@ def head_slots(spec: SearchSpec, gpus: int) -> Slots:
     have = ray.cluster_resources()
     cpus = max(1, int(have.get("CPU", 1)))
     if gpus:
-        return _shares(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), have["GPU"], "GPU", cpus, spec.trials)
-    return _shares(spec.concurrency or max(1, cpus // THREADS_PER_HEAD), cpus, "CPU", cpus, spec.trials)
+        count = min(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), spec.trials)
+        return Slots(count=count, resources={"GPU": int(1000 * have["GPU"] / count) / 1000}, threads=1)
+    count = min(spec.concurrency or max(1, cpus - 1), spec.trials)  # a core stays with the search itself
+    return Slots(count=count, resources={"CPU": min(1.0, int(1000 * cpus / count) / 1000)}, threads=1)
 
 
 def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:
@@ -167,17 +175,3 @@ def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:
         return Slots(count=min(spec.concurrency or room, room, spec.trials), resources={HEAD_NODE: 0.001}, threads=1)
     count = min(spec.concurrency or (room if gpus else 1), room, spec.trials)
     return Slots(count=count, resources={resource: int(have.get(resource, 1)) // count}, threads=1)
-
-
-HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where there is always a place for a driver
-
-# Measured on 2 cores with 64 trials: one process of two threads ends sooner than two of one thread, whose second
-# start-up costs more than its training saves. A GPU is far from full with one head's small matrices.
-THREADS_PER_HEAD = 2
-HEADS_PER_GPU = 4
-
-
-def _shares(wished: int, amount: float, resource: str, cpus: int, trials: int) -> Slots:
-    count = max(1, min(wished, trials))
-    threads = max(1, cpus // count)
-    return Slots(count=count, resources={resource: int(1000 * amount / count) / 1000}, threads=threads)
