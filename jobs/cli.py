@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "retry": Entry("jobs.act_commands", "retry", "Let a run that ended badly go on from its last checkpoint."),
     "resume": Entry("jobs.act_commands", "resume", "The same as retry."),
     "delete": Entry("jobs.act_commands", "delete", "A run and its files."),
+    "cache": Entry("jobs.cache_commands", "cache", "Show and prune stored features."),
     "k8s": Entry("jobs.k8s_commands", "k8s", "Manifests of a run with a Ray cluster of its own."),
     "queue": Entry("jobs.queue_commands", "queue", "Show, pause and resume the queues."),
     "schedule": Entry("jobs.schedule_commands", "schedule", "Runs that repeat, by a cron line."),
