@@ -18,7 +18,7 @@ from trainer.specs import TrainSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-EPOCHS = 8
+EPOCHS = 5
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_training_that_is_drained_and_then_killed_ends_whole(
     drained = state_of(patient.storage, run_id)
     left = processes_of(run_id)
     stack.replace_lost_workers()
-    assert eventually(lambda: in_epoch(patient, run_id, 3), seconds=200)
+    assert eventually(lambda: in_epoch(patient, run_id, 2), seconds=200)
     os.kill(trainer(run_id), signal.SIGKILL)
     state = reaches(patient.storage, run_id, "succeeded", "failed", "lost", seconds=400)
 
