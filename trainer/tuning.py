@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from trainer.errors import TrainerError
 from trainer.order import Order
 from trainer.search_director import Director
 from trainer.specs import SearchSpec
@@ -59,12 +60,13 @@ def run_trials(
         between: Called again and again while trials run.
     """
     attempt, decisions = order.attempt, _Decisions(director)
+    suggestions = _Suggestions(decisions, slots.count)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
     tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, order=order, threads=slots.threads), dict(slots.resources)),
         tune_config=tune.TuneConfig(
-            num_samples=director.spec.trials,
-            search_alg=_Suggestions(decisions, slots.count),
+            num_samples=director.spec.trials + 1,  # so that it asks once more, and is told that this was all
+            search_alg=suggestions,
             scheduler=decisions,
             reuse_actors=True,  # a process that serves one trial after another reads the features once
         ),
@@ -79,6 +81,8 @@ def run_trials(
     ).fit()
     if decisions.trouble is not None:
         raise decisions.trouble
+    if director.running or not suggestions.is_done:  # Tune takes a Ctrl-C for itself and returns
+        raise TrainerError("Ray Tune ended before the search did; `nightshift retry` goes on where it was")
 
 
 class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
@@ -87,11 +91,13 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
     def __init__(self, decisions: "_Decisions", at_once: int) -> None:
         super().__init__()  # without a metric: the director ranks
         self.decisions, self.director, self.at_once = decisions, decisions.director, at_once
+        self.is_done = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.director.running) >= self.at_once:
             return None
         assignment = self.decisions.attempted(self.director.next_trial)
+        self.is_done = assignment is None
         return str(Searcher.FINISHED) if assignment is None else assignment
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
