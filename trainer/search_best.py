@@ -60,9 +60,12 @@ class BestModel:
             CheckpointError: The storage is full.
         """
         best = self.ledger.table.best()
-        if best is None or (best.trial, best.epoch) == self.published:
+        if best is None:
             return
-        if at_once or time.monotonic() >= self.next_at:
+        if (best.trial, best.epoch) == self.published:
+            if at_once:
+                self._sweep(best)
+        elif at_once or time.monotonic() >= self.next_at:
             began = time.monotonic()
             self._publish(best)
             ended = time.monotonic()
