@@ -33,6 +33,12 @@ PLAN = {
 }
 TINY = ["--gpus-per-worker", "0", "--weights", "none", "--freeze", "none", "--image-size", "32"]
 RENDER = ["k8s", "render", "train", "/storage/digits", *TINY, "--epochs", "1", "--image", "nightshift:0.1.0"]
+# Few, because two cores that work for others too train 8 images a second.
+FEW_DIGITS = """
+from pathlib import Path
+from data_shards.sample import write_sample
+write_sample(Path("/tmp/digits"), limit=400)
+"""
 STATUS = """
 import sys, urllib.error, urllib.request
 headers = {"Authorization": f"Bearer {sys.argv[2]}"} if sys.argv[2:] else {}
@@ -98,11 +104,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     secrets = secrets_made(*(f"--{option}" for option in options))
     with Node(open_folder(tmp_path_factory), manifests, secrets, plan, services) as node:
         node.start("redis-0")
-        pack = (
-            "python -m data_shards.sample /tmp/digits >/dev/null && nightshift shards pack /tmp/digits /storage/digits"
-        )
-        options = "--image-size 0 --allow-leakage --shard-size 32KB"
-        packed = node.start("cli-0").exec(["sh", "-c", f"{pack} {options}"], seconds=120)
+        here = node.start("cli-0")
+        assert here.exec(["python", "-c", FEW_DIGITS], seconds=120).returncode == 0
+        pack = [
+            "nightshift",
+            "shards",
+            "pack",
+            "/tmp/digits",
+            "/storage/digits",
+            "--image-size",
+            "0",
+            "--allow-leakage",
+        ]
+        packed = here.exec([*pack, "--shard-size", "16KB"], seconds=120)
         assert packed.returncode == 0, packed.stderr
         standing = Cluster(node, ray)
         standing.start_ray("head-0")
