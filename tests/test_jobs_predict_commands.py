@@ -3,7 +3,6 @@ import json
 import pytest
 
 from cluster.files import write_json
-from jobs.__main__ import main
 from trainer.head import HeadConfig
 
 
@@ -16,22 +15,9 @@ def model(tmp_path):
     return folder
 
 
-@pytest.fixture
-def say(storage, monkeypatch, capsys, tmp_path):
-    """Run a command in a folder of its own; its exit code, stdout and stderr."""
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            main([*arguments])
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def test_predict_names_every_place_so_that_a_job_worker_elsewhere_finds_it(say, model, tmp_path):

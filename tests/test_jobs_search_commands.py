@@ -1,7 +1,6 @@
 """`search`, `trials` and `best` as people type them."""
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,29 +10,8 @@ from cluster.files import append_line, read_json, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger
-from jobs.__main__ import main
+from tests.conftest import Say
 from trainer.specs import SearchSpec, read_spec
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command in this process; its exit code, stdout and stderr."""
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
-    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            main(list(arguments))
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
