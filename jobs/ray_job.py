@@ -51,10 +51,10 @@ class RayJobOptions:
             Refused: A name or amount is none.
         """
         for value, form, what in (
-            (self.image, IMAGE, "image"),
-            (self.namespace, DNS_LABEL, "namespace"),
-            (self.queue or "none", DNS_LABEL, "queue"),
-            (self.gpu_resource, GPU_RESOURCE, "resource name of a GPU"),
+            (self.image, IMAGE, "image; write registry/name:tag in lower case"),
+            (self.namespace, DNS_LABEL, "namespace; write small letters, digits and -"),
+            (self.queue or "none", DNS_LABEL, "queue; write small letters, digits and -"),
+            (self.gpu_resource, GPU_RESOURCE, "resource name of a GPU; write nvidia.com/gpu"),
             (self.memory, MEMORY, "amount of memory; write 16Gi"),
         ):
             if not form.fullmatch(value):

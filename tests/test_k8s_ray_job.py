@@ -135,9 +135,9 @@ def resources_of_worker(manifests: list[Manifest]) -> Manifest:
     ("options", "line"),
     [
         (["--batch-size", "31"], "batch_size 31 does not split evenly over 2 workers"),
-        (["--image", "x y"], "'x y' is no image"),
-        (["--queue", "a: b"], "'a: b' is no queue"),
-        (["--namespace", "No"], "'No' is no namespace"),
+        (["--image", "x y"], "'x y' is no image; write registry/name:tag in lower case"),
+        (["--queue", "a: b"], "'a: b' is no queue; write small letters, digits and -"),
+        (["--namespace", "No"], "'No' is no namespace; write small letters, digits and -"),
         (["--memory", "much"], "'much' is no amount of memory; write 16Gi"),
         (["--weights", "b0.pth"], "weights b0.pth is no place of the cluster; write it as /storage/... or as a URL"),
         (["--name", "a b"], "name 'a b' is no name"),
