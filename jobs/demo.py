@@ -18,6 +18,7 @@ from jobs.errors import Refused
 from jobs.follow import show_progress
 from jobs.records import read_record
 from jobs.request import request
+from jobs.shards_commands import shown_progress
 from jobs.stack import Stack, start_stack
 from jobs.submit import submit
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
@@ -62,7 +63,8 @@ def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:
         # Two digits written alike are no leak; the check is for photographs.
         options = replace(options, allow_leakage=True, encode=EncodeOptions(image_size=0))
     target = _free(settings.storage / "demo")
-    index = pack(data, target, options).index
+    with shown_progress("packing") as on_progress:
+        index = pack(data, target, options, on_progress).index
     counts = ", ".join(f"{index.samples_in(name)} {name}" for name in index.splits)
     _say(f"Packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards: {target}")
     return target

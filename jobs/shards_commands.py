@@ -96,7 +96,7 @@ def pack(source: Path, shards: Path, as_json: bool, **options: Any) -> None:
 
     encode = EncodeOptions(**{name: options.pop(name) for name in ("image_size", "encoding", "quality")})
     try:
-        with _progress("packing") as on_progress:
+        with shown_progress("packing") as on_progress:
             report = pack_shards(source, shards, PackOptions(encode=encode, **options), on_progress)
     except LeakageError as error:
         _list("leaks", error.findings)
@@ -121,7 +121,7 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
     """
     from data_shards.verify import verify as verify_shards  # noqa: PLC0415
 
-    with _progress("verifying") as on_progress:
+    with shown_progress("verifying") as on_progress:
         faults = verify_shards(shards, processes=processes, on_progress=on_progress)
     if as_json:
         click.echo(json.dumps([{"shard": fault.shard, "key": fault.key, "text": fault.text} for fault in faults]))
@@ -181,7 +181,7 @@ def _list(title: str, lines: Any) -> None:
 
 
 @contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+def shown_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     """Show how far the work is on stderr: a bar on a terminal, a line for each tenth elsewhere."""
     if not sys.stderr.isatty():
         yield _line_by_line(verb)
