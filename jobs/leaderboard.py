@@ -8,7 +8,7 @@ from cluster.errors import StorageError
 from cluster.files import read_json, read_lines
 from cluster.run_paths import RunPaths
 from jobs.errors import Refused
-from trainer.trials import TrialTable, leaderboard
+from trainer.search.trials import TrialTable, leaderboard
 
 ALWAYS = ("lr", "dropout", "head_width")  # columns whether they vary or not
 

@@ -24,7 +24,7 @@ from jobs.ledger import RunState
 from jobs.options import HOW, WHEN, WHERE, Moment, default, option, options, take_request
 from jobs.submit import submit
 from trainer.errors import SpecError
-from trainer.space import Range, Space, parse_dimension
+from trainer.search.space import Range, Space, parse_dimension
 from trainer.specs import SearchSpec, TrainOptions, build
 
 LOCALTIME = Path("/etc/localtime")

@@ -9,11 +9,11 @@ from cluster.files import read_lines
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from tests.trained import QUICK, new_run
-from trainer.search_director import Director
-from trainer.search_ledger import SearchLedger
-from trainer.search_night import Clock, Night
+from trainer.search.director import Director
+from trainer.search.ledger import SearchLedger
+from trainer.search.night import Clock, Night
+from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
-from trainer.trials import TrialTable
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -39,6 +39,7 @@ class Head:
         ray = str(Path(sys.executable).parent / "ray")
         order = [ray, "start", "--head", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
         order += [f"--temp-dir={self.folder}", "--disable-usage-stats", "--include-dashboard=true"]
+        order += [f"--dashboard-agent-listen-port={free_port()}"]  # the usual one may not be free again so soon
         subprocess.run(order, env=self.environment(), check=True, capture_output=True)
 
     def environment(self) -> dict[str, str]:
@@ -48,8 +49,9 @@ class Head:
         """End every process of it at once."""
         for entry in Path("/proc").glob("[0-9]*"):
             try:
+                command = (entry / "cmdline").read_bytes()
                 mine = f"RAY_AUTH_TOKEN={self.token}".encode() in (entry / "environ").read_bytes().split(b"\0")
-                if mine and b"tests.fake_worker" not in (entry / "cmdline").read_bytes():
+                if (mine or str(self.folder).encode() in command) and b"tests.fake_worker" not in command:
                     os.kill(int(entry.name), signal.SIGKILL)
             except OSError:
                 continue

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.gradcam import evidence
 from trainer.head import HeadConfig
-from trainer.mistakes import looked_at, worst
 from trainer.model import build_model
+from trainer.report.gradcam import evidence
+from trainer.report.mistakes import looked_at, worst
 
 SIDE = 96  # three by three places on the last feature maps
 CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE)

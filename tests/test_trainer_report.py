@@ -12,11 +12,11 @@ from PIL import Image
 from cluster.run_paths import RunPaths
 from data_shards.index import Shard, ShardIndex
 from trainer.calibration import decide
-from trainer.gradcam import jpeg, overlay
 from trainer.metrics import score
-from trainer.mistakes import worst
 from trainer.predictions import Predictions
-from trainer.report import ReportData, render, write_report
+from trainer.report.gradcam import jpeg, overlay
+from trainer.report.mistakes import worst
+from trainer.report.page import ReportData, render, write_report
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

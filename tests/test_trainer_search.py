@@ -20,7 +20,7 @@ from tests.trained import done, evaluated, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.published import read_model
-from trainer.search import search
+from trainer.search.run import search
 
 pytestmark = pytest.mark.slow
 

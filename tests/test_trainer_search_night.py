@@ -1,9 +1,9 @@
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from trainer.search_night import Night, seconds_of_trial
+from trainer.search.night import Night, seconds_of_trial
+from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
-from trainer.trials import TrialTable
 
 NOW = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
 

@@ -2,8 +2,8 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from tests.searched import search_spec
-from trainer.search_report import cost, drawings, importance
-from trainer.trials import TrialTable
+from trainer.search.report import cost, drawings, importance
+from trainer.search.trials import TrialTable
 
 EVENING = datetime(2026, 11, 23, 20, tzinfo=UTC)
 

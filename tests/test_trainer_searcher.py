@@ -3,10 +3,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import SpecError
-from trainer.searcher import suggest
-from trainer.space import Range, Space
+from trainer.search.searcher import suggest
+from trainer.search.space import Range, Space
+from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
-from trainer.trials import TrialTable
 
 
 def search(**options):

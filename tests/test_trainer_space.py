@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import SpecError
-from trainer.space import Range, Space, parse_dimension
+from trainer.search.space import Range, Space, parse_dimension
 from trainer.specs import SearchSpec, TrainSpec, build, read_spec
 
 

@@ -14,12 +14,12 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.order import Order
 from trainer.scoring import Scored, quick_figures
+from trainer.search.tuning_bench import HeadBench
+from trainer.search.tuning_figures import epoch_figures
+from trainer.search.tuning_head import HeadTraining
+from trainer.search.tuning_pause import PauseSign
 from trainer.specs import SearchSpec, build
 from trainer.threads import one_thread
-from trainer.tuning_bench import HeadBench
-from trainer.tuning_figures import epoch_figures
-from trainer.tuning_head import HeadTraining
-from trainer.tuning_pause import PauseSign
 
 
 @pytest.fixture(scope="module")

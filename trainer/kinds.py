@@ -5,7 +5,7 @@ from trainer.evaluate import evaluate
 from trainer.export import export
 from trainer.predict import predict
 from trainer.result import RunResult
-from trainer.search import search
+from trainer.search.run import search
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec
 from trainer.train import train
 

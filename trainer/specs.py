@@ -21,7 +21,7 @@ from pydantic import (
 from cluster.errors import SettingsError
 from cluster.windows import Window
 from trainer.errors import SpecError
-from trainer.space import Config, Space
+from trainer.search.space import Config, Space
 
 STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 2 to 8
 

@@ -8,11 +8,11 @@ from typing import Any
 import optuna
 
 from trainer.position import HIGH_IS_GOOD
-from trainer.searcher import told_study
-from trainer.space import LOGARITHMIC, Range
+from trainer.report.svg import Axis, Chart, Line, Mark, chart, span
+from trainer.search.searcher import told_study
+from trainer.search.space import LOGARITHMIC, Range
+from trainer.search.trials import Report, TrialTable, is_better
 from trainer.specs import SearchSpec
-from trainer.svg import Axis, Chart, Line, Mark, chart, span
-from trainer.trials import Report, TrialTable, is_better
 
 ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from trainer.svg import Axis, Chart, Line, Mark, chart, span
+from trainer.report.svg import Axis, Chart, Line, Mark, chart, span
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainer.position import HIGH_IS_GOOD
-from trainer.space import SEARCHED, Config
+from trainer.search.space import SEARCHED, Config
 
 State = Literal["running", "paused", "finished", "failed"]
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.search_ledger import SearchLedger
-from trainer.search_night import Clock, Night, seconds_of_trial
-from trainer.search_rungs import rungs, survives
-from trainer.searcher import suggest
-from trainer.space import SEARCHED, Config
+from trainer.search.ledger import SearchLedger
+from trainer.search.night import Clock, Night, seconds_of_trial
+from trainer.search.rungs import rungs, survives
+from trainer.search.searcher import suggest
+from trainer.search.space import SEARCHED, Config
 from trainer.specs import SearchSpec
 
 # What a trial reports of an epoch.

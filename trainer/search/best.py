@@ -21,13 +21,13 @@ from trainer.model import Classifier
 from trainer.order import Order
 from trainer.published import MODEL
 from trainer.records import MODULE
-from trainer.search_ledger import SearchLedger
+from trainer.search.ledger import SearchLedger
+from trainer.search.trials import Report
+from trainer.search.tuning_bench import lone_post
+from trainer.search.tuning_run import trial_folder
 from trainer.setup import extraction_for, fresh_model
 from trainer.specs import SearchSpec
 from trainer.training import publish_judged
-from trainer.trials import Report
-from trainer.tuning_bench import lone_post
-from trainer.tuning_run import trial_folder
 from trainer.weights import backbone_sha256
 
 PUBLISH_SECONDS = 10.0  # between two publications; each judges the model on the whole validation split

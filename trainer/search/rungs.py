@@ -4,7 +4,7 @@ Rungs live nowhere but in the ledger: what a trial is measured against are the v
 same epoch before it, so a search that died decides as it would have.
 """
 
-from trainer.trials import Report, TrialTable, is_better
+from trainer.search.trials import Report, TrialTable, is_better
 
 REDUCTION = 3  # of three trials at a rung one goes on; Li et al. use 3 or 4
 GRACE_EPOCHS = 3  # before it the warm-up of the learning rate speaks louder than the configuration

@@ -16,15 +16,15 @@ from data_shards.index import ShardIndex, read_index
 from data_shards.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.calibration import decide, tempered
-from trainer.mistakes import Mistake, Pixels, looked_at, worst
 from trainer.predictions import Predictions
 from trainer.published import read_model
-from trainer.report import ReportData, write_report
+from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
+from trainer.report.page import ReportData, write_report
 from trainer.result import RunResult
-from trainer.search_ledger import read_table
-from trainer.search_report import drawings
+from trainer.search.ledger import read_table
+from trainer.search.report import drawings
+from trainer.search.trials import leaderboard
 from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions
-from trainer.trials import leaderboard
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
 TRIALS = 15  # of a search; `nightshift trials` shows all

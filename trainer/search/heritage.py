@@ -6,9 +6,9 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
-from trainer.search_director import TOLD
-from trainer.search_ledger import SearchLedger, read_table
-from trainer.trials import Trial
+from trainer.search.director import TOLD
+from trainer.search.ledger import SearchLedger, read_table
+from trainer.search.trials import Trial
 
 
 def take_over(ledger: SearchLedger, before: RunPaths, now: datetime) -> None:

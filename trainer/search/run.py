@@ -12,23 +12,23 @@ from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import evaluate_on_worker
 from trainer.order import Order
 from trainer.ray_session import on_workers, ray_for
-from trainer.reporting import report_on
+from trainer.report.gather import report_on
 from trainer.result import RunResult
-from trainer.search_best import BestModel
-from trainer.search_director import Director
-from trainer.search_features import features_on_worker
-from trainer.search_heritage import take_over
-from trainer.search_ledger import SearchLedger
-from trainer.search_night import Clock, Night
-from trainer.search_progress import SearchProgress
-from trainer.search_report import cost, importance
+from trainer.search.best import BestModel
+from trainer.search.director import Director
+from trainer.search.features import features_on_worker
+from trainer.search.heritage import take_over
+from trainer.search.ledger import SearchLedger
+from trainer.search.night import Clock, Night
+from trainer.search.progress import SearchProgress
+from trainer.search.report import cost, importance
+from trainer.search.trials import TrialTable
+from trainer.search.tuning import head_slots, run_slots, run_trials
+from trainer.search.tuning_pause import PauseSign
+from trainer.search.tuning_run import RunTrial
+from trainer.search.tuning_trial import HeadTrial
 from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.train import refuse_impossible_data
-from trainer.trials import TrialTable
-from trainer.tuning import head_slots, run_slots, run_trials
-from trainer.tuning_pause import PauseSign
-from trainer.tuning_run import RunTrial
-from trainer.tuning_trial import HeadTrial
 from trainer.weights import ensure_weights
 
 LOOK_SECONDS = 1.0

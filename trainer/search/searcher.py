@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainer.errors import SpecError
 from trainer.position import HIGH_IS_GOOD
-from trainer.space import Config, Range, Space
+from trainer.search.space import Config, Range, Space
+from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
-from trainer.trials import Trial, TrialTable
 
 STARTUP_TRIALS = 10  # drawn at random before TPE has something to learn from; Optuna's own default
 

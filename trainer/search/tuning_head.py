@@ -12,9 +12,9 @@ from trainer.optimizer import build_optimizer, load_optimizer, optimizer_tensors
 from trainer.position import Position
 from trainer.records import MODULE, OPTIMIZER, POSITION
 from trainer.scoring import scored
+from trainer.search.tuning_bench import HeadBench
+from trainer.search.tuning_figures import epoch_figures
 from trainer.specs import TrainSpec
-from trainer.tuning_bench import HeadBench
-from trainer.tuning_figures import epoch_figures
 
 CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from cluster.windows import Window
+from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec
-from trainer.trials import TrialTable
 
 Clock = Callable[[], datetime]
 Closing = Literal["until", "max_duration", "window"]

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.files import append_line, read_lines
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
-from trainer.trials import TrialTable
+from trainer.search.trials import TrialTable
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """`report.html`: one page with all that a run came to. Self-contained: no script, no network, no other file.
 
-`ReportData` is all the page is made of; `trainer.reporting` gathers it from a run, and a test can make one up.
+`ReportData` is all the page is made of; `trainer.report.gather` gathers it from a run, and a test can make one up.
 """
 
 import base64
@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cluster.files import write_text
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
-from trainer import figures
 from trainer.calibration import tempered
-from trainer.mistakes import Mistake
 from trainer.predictions import Predictions
-from trainer.search_report import Drawing
-from trainer.svg import Chart
+from trainer.report import figures
+from trainer.report.mistakes import Mistake
+from trainer.report.svg import Chart
+from trainer.search.report import Drawing
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
 MINOR = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
@@ -139,7 +139,7 @@ def write_report(paths: RunPaths, data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """Return the page."""
     environment = Environment(
-        loader=PackageLoader("trainer", "."),
+        loader=PackageLoader("trainer.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

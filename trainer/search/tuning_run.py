@@ -20,9 +20,9 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.order import Order
 from trainer.ray_session import on_workers
+from trainer.search.tuning_pause import PauseSign
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training import train_on_worker
-from trainer.tuning_pause import PauseSign
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 300.0  # for a training that was told to stop; a worker that hangs is ended by Ray before

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from trainer.errors import TrainerError
 from trainer.order import Order
-from trainer.search_director import Director
+from trainer.search.director import Director
 from trainer.specs import SearchSpec
 
 DEATHS = 2  # of a trial's process, within one attempt, before the trial counts as failed

@@ -10,12 +10,12 @@ from ray import tune
 
 from trainer.errors import Stopped, TrainerError
 from trainer.order import Order
+from trainer.search.trials import is_better
+from trainer.search.tuning_bench import HeadBench
+from trainer.search.tuning_head import HeadTraining
+from trainer.search.tuning_pause import PauseSign
+from trainer.search.tuning_run import trial_folder
 from trainer.specs import SearchSpec
-from trainer.trials import is_better
-from trainer.tuning_bench import HeadBench
-from trainer.tuning_head import HeadTraining
-from trainer.tuning_pause import PauseSign
-from trainer.tuning_run import trial_folder
 
 logger = logging.getLogger(__name__)
 
