@@ -14,6 +14,7 @@ from data_shards.locations import read_bytes
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 SPLITS = ("train", "valid", "test")
+BOTH = "+"  # joins names of splits, and stands in none
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -91,8 +92,8 @@ class ShardIndex(BaseModel):
         return tuple(s for s in SPLITS if s in found) + tuple(sorted(found - set(SPLITS)))
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
-        """The shards of one split, in their order."""
-        return tuple(shard for shard in self.shards if shard.split == split)
+        """The shards of one split, in their order; `train+valid` are those of both, one after the other."""
+        return tuple(shard for name in split.split(BOTH) for shard in self.shards if shard.split == name)
 
     @property
     def longest_shard(self) -> int:

@@ -28,13 +28,16 @@ class Extent:
 
     Attributes:
         shard: Name of the shard; its path may be that of a copy.
+        sample_id: Its number in its split.
         edges: Start and size of label, image and json, as in a `SampleTable`.
+        shift: How much higher its number is among the samples that are read, where splits are read as one.
     """
 
     shard: str
     path: Path
     sample_id: int
     edges: tuple[int, ...]
+    shift: int = 0
 
     @property
     def where(self) -> str:

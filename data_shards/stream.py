@@ -133,16 +133,18 @@ def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[T
     numbers = [np.searchsorted(bounds, ids, side="right") for ids in batches]
     first_used = dict.fromkeys(chain.from_iterable(of_batch.tolist() for of_batch in numbers))
     places = {number: place for place, number in enumerate(first_used)}
+    firsts = [int(bound) - shard.samples for bound, shard in zip(bounds, shards, strict=True)]
     with tables_ahead(files, [shards[number] for number in first_used]) as table:
         for ids, of_batch in zip(batches, numbers, strict=True):
             yield [
-                _extent(shards[number], table(places[number]), sample_id)
+                _extent(shards[number], table(places[number]), sample_id - firsts[number], firsts[number])
                 for sample_id, number in zip(ids.tolist(), of_batch.tolist(), strict=True)
             ]
 
 
-def _extent(shard: Shard, table: SampleTable, sample_id: int) -> Extent:
-    return Extent(shard.name, table.path, sample_id, tuple(table.extents[sample_id - table.first].tolist()))
+def _extent(shard: Shard, table: SampleTable, place: int, first: int) -> Extent:
+    edges = tuple(table.extents[place].tolist())
+    return Extent(shard.name, table.path, table.first + place, edges, shift=first - table.first)
 
 
 class _Decoder(Dataset[Any]):
@@ -167,7 +169,7 @@ class _Decoder(Dataset[Any]):
         return Batch(
             images=torch.from_numpy(pixels),
             labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-            ids=torch.tensor([extent.sample_id for extent in task], dtype=torch.int64),
+            ids=torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64),
             keys=tuple(key_of(extent.sample_id) for extent in task),
             groups=tuple(str(sample.info.get("group", "")) for sample in samples),
             sources=tuple(str(sample.info.get("source", "")) for sample in samples),

@@ -118,6 +118,23 @@ def test_reading_that_ends_early_leaves_no_thread_or_process(data_set):
     assert psutil.Process().children() == processes
 
 
+def test_two_splits_read_as_one_give_every_sample_of_both_once(data_set):
+    _, index = data_set
+    train, test = (batches(data_set, split=split, shuffle=False) for split in ("train", "test"))
+
+    both = batches(data_set, split="train+test", batch_size=11)
+
+    count = index.samples_in("train")
+    pixels = {number: row for batch in both for number, row in zip(batch.ids.tolist(), batch.images, strict=True)}
+    keys = {number: key for batch in both for number, key in zip(batch.ids.tolist(), batch.keys, strict=True)}
+    assert sorted(ids_of(both)) == list(range(count + index.samples_in("test")))
+    for first, alone in ((0, train), (count, test)):
+        for batch in alone:
+            for number, key, row in zip(batch.ids.tolist(), batch.keys, batch.images, strict=True):
+                assert torch.equal(pixels[first + number], row)
+                assert keys[first + number] == key
+
+
 def test_a_shard_is_read_in_stored_order(data_set):
     location, index = data_set
     shard = index.of_split("train")[1]
