@@ -88,6 +88,13 @@ class EpochPlan:
         low, high = _part(last - first, self.world_size, self.rank)
         return self._order[first + low : first + high]
 
+    def images_in_step(self, batch: int) -> int:
+        """Return the images of a training step over all ranks together; of this rank's batch in evaluation."""
+        if not self.shuffle:
+            return len(self.ids(batch))
+        first, last = _part(self.samples, self.steps, batch)
+        return last - first
+
     @property
     def _rank_batch(self) -> int:
         return max(1, self.batch_size // self.world_size)
