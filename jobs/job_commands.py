@@ -28,6 +28,7 @@ SEARCHABLE = (  # `search` has options of its own in their place
 STEADY = (
     option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
     option(TrainSpec, "weights", metavar="imagenet|none|FILE", help="Where the backbone begins."),
+    option(TrainSpec, "head_epochs", type=int, help="First epochs that train the head alone, unless --freeze all."),
     option(TrainSpec, "image_size", type=int, help="Side of the square that the network sees, in pixels."),
     click.option("--augment/--no-augment", default=TrainSpec.model_fields["augment"].default, show_default=True),
     option(TrainSpec, "precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the backbone."),

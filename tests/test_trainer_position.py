@@ -46,6 +46,13 @@ def test_patience_counts_epochs_since_the_best():
     assert not position.out_of_patience(None)
 
 
+def test_patience_begins_with_the_phase():
+    position, _ = after(0.3, 0.4, 0.5)
+
+    assert position.out_of_patience(2, since=1)
+    assert not position.out_of_patience(2, since=2)
+
+
 def test_a_step_counts_images_and_losses_until_the_epoch_ends():
     position = Position().after_step(6.0, 4).after_step(2.0, 3)
 

@@ -9,11 +9,10 @@ from cluster.files import read_json, read_lines
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from data_shards.errors import BadIndex
-from tests.trained import attempted, done, evaluated, new_run, train_spec
+from tests.trained import at_epoch, attempted, done, evaluated, new_run, train_spec
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
 from trainer.features import FeatureCache, FeatureKey
 from trainer.published import read_model
-from trainer.records import Records
 
 
 @pytest.fixture(scope="module")
@@ -142,18 +141,6 @@ def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards
     assert not paths.result.exists()
     assert not paths.best.exists()
     assert not list(paths.checkpoints.glob("step-*"))
-
-
-def at_epoch(monkeypatch, epoch, happens):
-    """Let something happen in the first attempt, after an epoch was told of and before it is saved."""
-    record = Records.record
-
-    def recorded(self, figures):
-        record(self, figures)
-        if figures["epoch"] == epoch and self.attempt.number == 1:
-            happens()
-
-    monkeypatch.setattr(Records, "record", recorded)
 
 
 def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path, digits_shards):

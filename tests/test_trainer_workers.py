@@ -2,14 +2,13 @@
 
 import json
 import signal
-import time
 
 import psutil
 import pytest
 
 from cluster.files import read_json, read_lines
 from cluster.lease import latest_attempt
-from tests.trained import done, evaluated, new_run, train_spec, trainer_process
+from tests.trained import done, evaluated, new_run, train_spec, trainer_process, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 SAME = {"seed": 7, "epochs": 40}  # a few seconds: long enough to be killed in the middle
@@ -102,15 +101,6 @@ def test_a_killed_trainer_goes_on_in_the_next_attempt_to_the_same_model(two_work
 
 def model_of(paths):
     return (paths.best / "model.safetensors").read_bytes()
-
-
-def wait_until(happened, seconds):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if happened():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def descendants_when(process, happened):

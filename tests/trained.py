@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from cluster import guard
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from trainer.attempt import Attempt
 from trainer.kinds import run_kind
+from trainer.records import Records
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
@@ -63,3 +68,33 @@ def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environmen
             env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), **environment},
             start_new_session=True,
         )
+
+
+def at_epoch(
+    monkeypatch: pytest.MonkeyPatch, epoch: int, happens: Callable[[], object], *, in_attempt: int = 1
+) -> None:
+    """Let something happen in an attempt, after an epoch was told of and before it is saved."""
+    record = Records.record
+
+    def recorded(self: Records, figures: dict[str, Any]) -> None:
+        record(self, figures)
+        if figures["epoch"] == epoch and self.attempt.number == in_attempt:
+            happens()
+
+    monkeypatch.setattr(Records, "record", recorded)
+
+
+def stop_at_epoch(monkeypatch: pytest.MonkeyPatch, paths: RunPaths, epoch: int, *, in_attempt: int = 1) -> None:
+    """Ask an attempt to stop after an epoch, which it does one step into the next."""
+    wish = json.dumps({"reason": "cancel", "attempt": in_attempt})
+    at_epoch(monkeypatch, epoch, lambda: paths.stop.write_text(wish), in_attempt=in_attempt)
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> bool:
+    """Return whether something happens in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if happened():
+            return True
+        time.sleep(0.02)
+    return False

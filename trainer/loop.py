@@ -39,6 +39,7 @@ class Course:
         stop_reason: Why the run shall stop, or None; asked on the leader.
         autocast: Compute the module in bf16.
         after_step: Called after each step of the optimizer.
+        epochs: Those (from 0) of this phase of the training, with a warm-up of their own; None takes all.
     """
 
     spec: TrainSpec
@@ -57,6 +58,17 @@ class Course:
     autocast: bool = False
     save_is_due: Callable[[], bool] = field(default=lambda: False)
     after_step: Callable[[], None] = field(default=lambda: None)
+    epochs: range | None = None
+
+    @property
+    def span(self) -> range:
+        """The epochs of this phase, from 0."""
+        return range(self.spec.epochs) if self.epochs is None else self.epochs
+
+    def is_over(self, position: Position) -> bool:
+        """Return whether the phase is behind; only the last one ends for want of patience."""
+        patience = self.spec.patience if self.span.stop == self.spec.epochs else None
+        return position.epoch >= self.span.stop or position.out_of_patience(patience, since=self.span.start)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return this rank's share of an epoch."""
@@ -72,14 +84,14 @@ class Course:
 
 
 def train_from(course: Course, position: Position) -> Position:
-    """Train from `position` to the end, or until patience runs out, and return where that was.
+    """Train from `position` to the end of the phase, or until patience runs out, and return where that was.
 
     Raises:
         Stopped: The run was asked to stop; a checkpoint is saved.
         TrainingDiverged: The loss is no number any more; nothing of it is saved.
     """
     model = _parallel(course)
-    while position.epoch < course.spec.epochs and not position.out_of_patience(course.spec.patience):
+    while not course.is_over(position):
         position = train_epoch(course, model, position)
     return position
 
@@ -109,7 +121,8 @@ def _train_step(course: Course, model: nn.Module, step: Step, position: Position
     """Take one step; return this rank's part of the sum of the losses."""
     # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
     torch.manual_seed(step_seed(course.spec.seed, position.step, course.ranks.rank))
-    lr = set_lr(course.optimizer, course.spec.lr, position.step, course.spec.epochs * batches)
+    step_of_phase = position.step - course.span.start * batches
+    lr = set_lr(course.optimizer, course.spec.lr, step_of_phase, len(course.span) * batches)
     with torch.autocast(course.ranks.device.type, dtype=torch.bfloat16, enabled=course.autocast):
         logits = model(step.inputs)  # (B, classes)
     losses = functional.cross_entropy(logits.float(), step.labels, course.class_weights, reduction="none")

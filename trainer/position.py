@@ -51,9 +51,9 @@ class Position:
             return ended, False
         return replace(ended, best_epoch=ended.epoch, best_value=value), True
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Return whether so many epochs have ended without a better one."""
-        return patience is not None and self.epoch - self.best_epoch >= patience
+    def out_of_patience(self, patience: int | None, since: int = 0) -> bool:
+        """Return whether so many epochs after the first `since` have ended without a better one."""
+        return patience is not None and self.epoch - max(self.best_epoch, since) >= patience
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers by name."""

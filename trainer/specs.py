@@ -1,4 +1,7 @@
-"""The wishes: what a run shall do. Frozen, checked, JSON; imports neither torch nor ray."""
+"""The wishes: what a run shall do. Frozen, checked, JSON; imports neither torch nor ray.
+
+What `train` and `search` share stands in `train_spec.py` and is imported from here.
+"""
 
 import json
 import zoneinfo
@@ -9,8 +12,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -22,80 +23,12 @@ from cluster.errors import SettingsError
 from cluster.windows import Window
 from trainer.errors import SpecError
 from trainer.search.space import Config, Space
+from trainer.train_spec import Precision, Spec, TrainOptions, TrainSpec
 
-STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 2 to 8
-
-Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
-Precision = Literal["auto", "fp32", "bf16"]
-GpusPerWorker = Literal["auto", 0, 1]
-Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc"]
-
-
-class Spec(BaseModel):
-    """What all wishes share: unknown fields are refused, nothing changes after the check."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    gpus_per_worker: GpusPerWorker = "auto"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the wish as plain JSON values, `kind` included."""
-        return self.model_dump(mode="json")
-
-
-class TrainOptions(Spec):
-    """How to fine-tune EfficientNet-B0 on one set of shards; what `train` and `search` share.
-
-    Attributes:
-        shards: Folder or URL that holds `index.json` and the tar files it lists.
-        batch_size: Images per step over all workers together, not per worker.
-        lr: Peak learning rate of the head (Adam).
-        head_width: Width of the head's first layer; its second has a quarter of it.
-        freeze: "all" trains the head alone, "none" everything, N freezes the stem and the first N of 7 stages.
-        weights: "imagenet" (the official file), "none" (random), or a file.
-        image_size: Side of the square that the network sees, in pixels.
-        class_weights: Weigh the loss by class balance; None decides by the data (ratio above 2).
-        best_by: The validation metric that chooses the published model; loss is best when low, others when high.
-        patience: Stop after so many epochs without a better `best_by`.
-        cache: Keep the features of a frozen backbone under the storage.
-        workers: Ray Train workers, one GPU each (one CPU each where there is no GPU).
-    """
-
-    shards: Annotated[str, Field(min_length=1)]
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    lr: Annotated[float, Field(gt=0, le=10)] = 5e-4
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    head_width: Annotated[int, Field(ge=4, le=65_536, multiple_of=4)] = 512
-    freeze: Freeze = "all"
-    weights: Annotated[str, Field(min_length=1)] = "imagenet"
-    image_size: Annotated[int, Field(ge=32, le=2048)] = 224
-    augment: bool = False
-    precision: Precision = "auto"
-    class_weights: bool | None = None
-    best_by: Metric = "loss"
-    patience: Annotated[int, Field(ge=1)] | None = None
-    cache: bool = True
-
-    @model_validator(mode="after")
-    def _batches_divide(self) -> Self:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} does not split evenly over {self.workers} workers")
-        if self.batch_size < 2 * self.workers:
-            raise ValueError(
-                f"batch_size {self.batch_size} gives {self.workers} workers less than 2 images each, "
-                "and batch norm needs 2; use a larger --batch-size"
-            )
-        return self
-
-
-class TrainSpec(TrainOptions):
-    """One training."""
-
-    kind: Literal["train"] = "train"
+__all__ = [
+    "AnySpec", "EvaluateSpec", "ExportSpec", "Precision", "PredictSpec", "SearchSpec",
+    "Spec", "TrainOptions", "TrainSpec", "build", "read_spec",
+]  # fmt: skip
 
 
 class SearchSpec(TrainOptions):

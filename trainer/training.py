@@ -38,16 +38,45 @@ def _train(post: Post) -> dict[str, Any]:
     spec: TrainSpec = post.order.spec
     index = read_index(spec.shards)
     model, config = fresh_model(post, index)
-    source, module = _source(post, index, model, config)
     optimizer = _optimizer(post, model)
-    records = Records(post, module, optimizer)
-    bf16 = config.precision == "bf16" and module is model
-    course = Course(
+    records = Records(post, model.head if spec.freeze == "all" else model, optimizer)
+    position = records.resume()
+    for epochs, frozen in phases(spec):
+        if position.epoch < epochs.stop:
+            source, module = _source(post, index, model, config, frozen=frozen)
+            course = _course(post, index, config, records, source=source, module=module, epochs=epochs)
+            with one_thread(isinstance(source, StoredFeatures)):
+                position = train_from(course, position)
+    records.load_best(position)
+    return _publish(post, index, model, config, position.best_epoch)
+
+
+def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
+    """Return the epochs (from 0) of each phase, and whether the whole backbone is frozen in it."""
+    if spec.freeze == "all":
+        return [(range(spec.epochs), True)]
+    head, rest = range(spec.head_epochs), range(spec.head_epochs, spec.epochs)
+    return [(head, True), (rest, False)] if head else [(rest, False)]
+
+
+def _course(
+    post: Post,
+    index: ShardIndex,
+    config: HeadConfig,
+    records: Records,
+    *,
+    source: Source,
+    module: nn.Module,
+    epochs: range,
+) -> Course:
+    spec: TrainSpec = post.order.spec
+    bf16 = config.precision == "bf16" and isinstance(module, Classifier)
+    return Course(
         spec=spec,
         index=index,
         ranks=post.ranks,
         module=module,
-        optimizer=optimizer,
+        optimizer=records.optimizer,
         source=source,
         class_weights=class_weights(spec, index, post.ranks.device),
         validate=lambda: quick_figures(
@@ -60,26 +89,25 @@ def _train(post: Post) -> dict[str, Any]:
         begin_epoch=partial(_begin_epoch, post, index),
         stop_reason=post.stop.reason,
         autocast=bf16,
+        epochs=epochs,
     )
-    with one_thread(isinstance(source, StoredFeatures)):
-        position = train_from(course, records.resume())
-    records.load_best(position)
-    return _publish(post, index, model, config, position.best_epoch)
 
 
-def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> tuple[Source, nn.Module]:
-    """Return where batches come from, and the module that trains on them."""
+def _source(
+    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool
+) -> tuple[Source, nn.Module]:
+    """Return where batches come from, and the module that trains on them: the head where all else is frozen."""
     spec: TrainSpec = post.order.spec
-    if spec.freeze == "all" and spec.cache and not spec.augment:
+    if frozen and spec.cache and not spec.augment:
         return _stored(post, index, model, config), model.head
     normalise = partial(normalised, config=config)
     augment = Augmentation() if spec.augment else None
-    if spec.freeze == "all":
+    if frozen:
         forward = FastBackbone(model.backbone, config.precision, post.ranks.device)
 
     def prepare(images: Tensor, training: bool) -> Tensor:
         varied = augment(images) if augment and training else images
-        return forward(varied, normalise).to(images.device) if spec.freeze == "all" else normalise(varied)
+        return forward(varied, normalise).to(images.device) if frozen else normalise(varied)
 
     streamed = StreamedImages(
         location=spec.shards,
@@ -89,7 +117,7 @@ def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig
         device=post.ranks.device,
         prepare=prepare,
     )
-    return streamed, model.head if spec.freeze == "all" else model
+    return streamed, model.head if frozen else model
 
 
 def _stored(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
