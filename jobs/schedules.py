@@ -6,7 +6,7 @@ run only, so that a moment is served exactly once whoever serves it and whatever
 
 import logging
 import shutil
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from croniter import croniter
@@ -43,9 +43,16 @@ class Schedule(BaseModel):
     last_run: str | None = None
 
     def due_at(self) -> datetime:
-        """Return the first moment that is not served."""
-        moment: datetime = croniter(self.cron, self.served).get_next(datetime)
-        return moment
+        """Return the first moment that is not served.
+
+        Reckoned by the wall clock, so that 20:00 stays 20:00 when daylight saving begins or ends. Of an hour that
+        comes twice the first counts; a time that is skipped comes as much later as the clock is put forward.
+        """
+        moments = croniter(self.cron, _on_the_wall(self.served))
+        while True:
+            moment = datetime.fromtimestamp(moments.get_next(datetime).timestamp(), UTC)
+            if moment > self.served.astimezone(UTC):  # else in the hour that comes twice, once more
+                return moment.astimezone()
 
 
 def add(settings: Settings, name: str, cron: str, spec: Spec, wanted: JobRequest) -> Schedule:
@@ -111,7 +118,7 @@ def _serve(settings: Settings, name: str) -> str | None:
         here = datetime.now().astimezone()
         if schedule.due_at() > here:
             return None
-        moment: datetime = croniter(schedule.cron, here).get_prev(datetime)
+        moment: datetime = croniter(schedule.cron, _on_the_wall(here)).get_prev(datetime)
         wanted = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), wanted)
@@ -120,6 +127,11 @@ def _serve(settings: Settings, name: str) -> str | None:
             run_id = schedule.last_run or ""
         _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id or None}))
         return run_id or None
+
+
+def _on_the_wall(moment: datetime) -> datetime:
+    """Return what this machine's clock on the wall shows, without a zone."""
+    return moment.astimezone().replace(tzinfo=None)
 
 
 def _write(folder: Path, schedule: Schedule) -> None:

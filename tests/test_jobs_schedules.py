@@ -1,6 +1,8 @@
 """Runs that repeat: each moment is served once, whatever dies on the way."""
 
 import json
+import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -56,6 +58,35 @@ def test_what_is_not_due_waits(settings: Settings) -> None:
     schedules.add(settings, "yearly", "0 0 1 1 *", TrainSpec(shards="s"), JobRequest())
 
     assert schedules.submit_due(settings) == []
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine in a zone with daylight saving: 2026-03-29 02:00 to 03:00, 2026-10-25 03:00 back to 02:00."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("cron", "served", "due"),
+    [
+        ("0 20 * * *", "2026-03-28T20:00:01+01:00", "2026-03-29T20:00:00+02:00"),  # the clock goes forward
+        ("30 2 * * *", "2026-03-28T12:00:00+01:00", "2026-03-29T03:30:00+02:00"),  # there is no 02:30
+        ("0 20 * * *", "2026-10-24T20:00:01+02:00", "2026-10-25T20:00:00+01:00"),  # the clock goes back
+        ("30 2 * * *", "2026-10-24T12:00:00+02:00", "2026-10-25T02:30:00+02:00"),  # the first 02:30 of two
+        ("30 2 * * *", "2026-10-25T02:30:01+02:00", "2026-10-26T02:30:00+01:00"),  # not the second
+        ("*/10 * * * *", "2026-10-25T02:10:00+01:00", "2026-10-25T03:00:00+01:00"),  # within the second hour
+    ],
+)
+def test_a_schedule_keeps_to_the_clock_on_the_wall(berlin: None, cron: str, served: str, due: str) -> None:
+    schedule = schedules.Schedule(
+        name="nightly", cron=cron, request=JobRequest(), served=datetime.fromisoformat(served)
+    )
+
+    assert schedule.due_at().isoformat() == due
 
 
 @pytest.mark.parametrize(
