@@ -1,5 +1,6 @@
 """Files that appear whole or not at all. Knows nothing of runs."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,14 +29,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` aside, sync it unless told otherwise, and rename it into place."""
+    """Write `content` aside, sync it unless told otherwise, and rename it into place; what fails leaves nothing."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)  # half a file on a full disk is room that somebody needs
+        raise
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -112,6 +117,11 @@ def locked(path: Path) -> Iterator[None]:
         finally:
             # By hand: a child forked meanwhile shares the open file, and closing ours alone would keep the lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that the storage, or our share of it, has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256_of(path: Path) -> str:

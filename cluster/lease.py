@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import LeaseLost, StorageError
-from cluster.files import read_json, write_json
+from cluster.files import is_full, read_json, write_json
 from cluster.run_paths import RunPaths
 
 BEAT_SECONDS = 5.0
@@ -42,14 +42,21 @@ class Lease:
 
         Raises:
             LeaseLost: Another process claimed that number first.
+            OSError: The storage is full; the number is free again.
         """
         paths.attempts.mkdir(parents=True, exist_ok=True)
         lease = cls(paths, after + 1)
         try:
-            with lease.file.open("x") as file:
-                json.dump(lease._content(), file)  # not synced: after a crash of the machine the attempt is over
+            file = lease.file.open("x")
         except FileExistsError as error:
             raise LeaseLost(f"{paths.run_id}: attempt {lease.attempt} already belongs to another process") from error
+        try:
+            lease._claimed.touch()
+            with file:
+                json.dump(lease._content(), file)  # not synced: after a crash of the machine the attempt is over
+        except OSError:
+            lease.file.unlink()
+            raise
         lease.check()
         return lease
 
@@ -71,10 +78,40 @@ class Lease:
         """The attempt's file."""
         return self.paths.attempts / f"{self.attempt}.json"
 
+    @property
+    def _claimed(self) -> Path:
+        """The file whose time says when the attempt was claimed."""
+        return self.paths.attempts / f"{self.attempt}.claimed"
+
+    def held_seconds(self) -> float:
+        """Return how long ago the attempt was claimed, by the storage's own clock: those of two machines differ."""
+        probe = self.paths.attempts / ".now"
+        probe.touch()
+        claimed = self._claimed if self._claimed.exists() else probe
+        return max(0.0, probe.stat().st_mtime - claimed.stat().st_mtime)
+
     def beat(self) -> None:
-        """Say that this attempt lives; call it every `BEAT_SECONDS`."""
+        """Say that this attempt lives; call it every `BEAT_SECONDS`.
+
+        Raises:
+            OSError: The storage is away.
+        """
         self.beats += 1
-        write_json(self.file, self._content(), durable=False)
+        try:
+            write_json(self.file, self._content(), durable=False)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._beat_in_place()
+
+    def _beat_in_place(self) -> None:
+        """Change the file that is there: a full disk must not make the living look dead.
+
+        A reader may see half of it, which is no beat either, but one that changes.
+        """
+        with self.file.open("r+") as file:
+            json.dump(self._content(), file)
+            file.truncate()
 
     def check(self) -> None:
         """Call before every publish.
@@ -87,6 +124,8 @@ class Lease:
             raise LeaseLost(f"{self.paths.run_id}: attempt {newest} has taken over from attempt {self.attempt}")
         if _revocation(self.paths, self.attempt).exists():
             raise LeaseLost(f"{self.paths.run_id}: attempt {self.attempt} was declared dead")
+        if not self.file.exists():
+            raise LeaseLost(f"{self.paths.run_id}: it was deleted while attempt {self.attempt} went on")
 
     def _content(self) -> dict[str, Any]:
         return {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.beats}

@@ -6,6 +6,7 @@ import sys
 import click
 
 from cluster.errors import ClusterError
+from cluster.files import is_full
 from data_shards.errors import ShardError
 from jobs.cli import cli
 from jobs.errors import JobError
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        _leave(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
     except click.Abort:
         _leave("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:

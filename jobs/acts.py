@@ -4,10 +4,12 @@ import time
 
 import redis
 
+from cluster.lease import beat_of
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger, queue
 from jobs.connection import connect
+from jobs.endings import declare_dead
 from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.ledger import RunState, changing, read_state, write_state
 from jobs.stop_wish import ask_to_stop
@@ -31,7 +33,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
     if found.state != "running":
         _take_from_queue(settings, found)
         return read_state(paths)
-    return _end_of(paths, found.attempt)
+    return _end_of(settings, paths, found.attempt)
 
 
 def retry(settings: Settings, paths: RunPaths) -> RunState:
@@ -76,8 +78,14 @@ def _take_from_queue(settings: Settings, state: RunState) -> None:
         return
 
 
-def _end_of(paths: RunPaths, attempt: int) -> RunState:
+def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
+    """Wait for an attempt's end; one that shows no life is ended here, for there may be no job worker to do it."""
+    beat, since = beat_of(paths), time.monotonic()
     while (state := read_state(paths)).state == "running" and state.attempt == attempt:
+        if beat != beat_of(paths):
+            beat, since = beat_of(paths), time.monotonic()
+        if time.monotonic() - since > settings.lease_seconds:
+            declare_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
         time.sleep(POLL_SECONDS)
     return state
 

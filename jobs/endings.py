@@ -14,7 +14,12 @@ from jobs.ledger import RunState, changing, write_state
 from jobs.request import read_request
 from jobs.stop_wish import stop_wish
 
-SUCCEEDED, FAULT, USAGE, STOPPED = 0, 1, 2, 3  # exit codes of `python -m trainer`
+SUCCEEDED, FAULT, USAGE, STOPPED, NO_ROOM = 0, 1, 2, 3, 74  # exit codes of `python -m trainer`
+UNSAID = {
+    FAULT: "the trainer failed and left no error line; `nightshift logs` shows what it said",
+    USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
+    NO_ROOM: "the storage is full; free space there, then `nightshift retry` goes on from the last good checkpoint",
+}
 STATE_AFTER_STOP: dict[str, tuple[ledger.State, str]] = {
     "cancel": ("cancelled", "cancelled after a checkpoint"),
     "drain": ("queued", "handed back by a job worker that was stopped"),
@@ -34,15 +39,13 @@ class Change:
 
 def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
     """Return what an attempt's exit code means for its run."""
-    wish = stop_wish(paths, attempt)
+    if paths.result.exists():  # published whole, however its process ended afterwards
+        return Change("succeeded", None)
     if code == SUCCEEDED:
-        if paths.result.exists():
-            return Change("succeeded", None)
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
-    if code in (FAULT, USAGE):
-        unsaid = "the trainer failed and left no error line; `nightshift logs` shows what it said"
-        return Change("failed", _error_line(paths, attempt) or unsaid)
-    if wish and (code in (STOPPED, VANISHED) or wish.get("now") or code > guard.STATUS_OF_SIGNAL):
+    if code in UNSAID:
+        return Change("failed", _error_line(paths, attempt) or UNSAID[code])
+    if wish := stop_wish(paths, attempt):
         state, why = STATE_AFTER_STOP[str(wish["reason"])]
         return Change(
             state, why if code == STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
@@ -58,11 +61,20 @@ def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
     return Change("lost", f"{cause}; {wanted.retries} retries are spent, `nightshift retry` tries again", True)
 
 
-def end(paths: RunPaths, lease: Lease, change: Change) -> None:
-    """Write down how an attempt ended, unless a newer one owns the run."""
+def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
+    """Write down how an attempt ended, unless a newer one owns the run.
+
+    Args:
+        paths: The run's files.
+        lease: The attempt.
+        how: Its exit code, or what became of one that never started, unless somebody asked it to stop meanwhile.
+    """
     with contextlib.suppress(LeaseLost), changing(paths) as state:
         lease.check()
-        _write_end(paths, state, change)
+        # Judged under the lock: a person who asks it to stop holds the lock too, so no wish comes too late unheard.
+        if isinstance(how, Change) and stop_wish(paths, lease.attempt):
+            how = VANISHED
+        _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
 
 def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
@@ -72,6 +84,11 @@ def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
             return None
         revoke(paths, attempt)
         return _write_end(paths, state, _last_words(paths, attempt) or lost(paths, attempt, cause))
+
+
+def say_published(paths: RunPaths, state: RunState) -> None:
+    """Write down that a run has its result; call it inside `changing`."""
+    _write_end(paths, state, Change("succeeded", None))
 
 
 def leave_unwatched(paths: RunPaths, job_worker: str) -> None:
@@ -94,9 +111,10 @@ def _last_words(paths: RunPaths, attempt: int) -> Change | None:
 
 
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
-    paths.stop.unlink(missing_ok=True)
     losses = state.losses + int(change.is_loss)
-    return write_state(paths, state.moved(change.state, change.why, losses=losses, metric=_metric(paths)))
+    written = write_state(paths, state.moved(change.state, change.why, losses=losses, metric=_metric(paths)))
+    paths.stop.unlink(missing_ok=True)  # afterwards: a wish that was heeded and not written down is still owed
+    return written
 
 
 def _metric(paths: RunPaths) -> tuple[str, float] | None:

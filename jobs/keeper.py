@@ -97,14 +97,14 @@ def _look_after(
         if after.state != before.state:
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
-            ledger.pending_marker(paths).unlink(missing_ok=True)
+            ledger.settle(paths)
         is_owed = after.state == "queued" or after.wants_a_watcher
         if is_owed and places.lack(after, memory) and read_state(paths).state == after.state:
             queue.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
             repairs.append(Repair(paths.run_id, "put into its queue"))
     except UnknownRun:
-        pass  # just being submitted or deleted
-    except StorageError as error:
+        ledger.forget_unborn(paths)
+    except (StorageError, OSError) as error:
         memory.complain(paths.run_id, str(error))
     return repairs
 

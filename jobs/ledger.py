@@ -102,11 +102,32 @@ def write_state(paths: RunPaths, state: RunState) -> RunState:
         marker.touch()
     state = state.model_copy(update={"changed": now()})
     write_json(paths.state, state.model_dump(mode="json"))
-    if state.has_ended and state.notify:
-        outbox.put(paths.folder.parent.parent, state.model_dump(mode="json"), state.notify)
     if state.has_ended:
+        _tell(paths, state)
         marker.unlink(missing_ok=True)
     return state
+
+
+def settle(paths: RunPaths) -> None:
+    """Do what the end of a run asks for and whoever wrote it down did not come to: its marker is still there."""
+    if not pending_marker(paths).exists():
+        return
+    with changing(paths) as state:
+        if state.has_ended and pending_marker(paths).exists():
+            _tell(paths, state)
+            pending_marker(paths).unlink()
+
+
+def forget_unborn(paths: RunPaths) -> None:
+    """Remove the marker of a run that was deleted, or whose submitter died before the run was there."""
+    draft = paths.folder.with_name(f".new-{paths.run_id}")
+    if not draft.exists() and not paths.folder.exists():  # in this order: a draft becomes the folder
+        pending_marker(paths).unlink(missing_ok=True)
+
+
+def _tell(paths: RunPaths, state: RunState) -> None:
+    if state.notify:
+        outbox.put(paths.folder.parent.parent, state.model_dump(mode="json"), state.notify)
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def _first_state(storage: Path, spec: Spec, wanted: JobRequest) -> RunState:
 def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, state: RunState) -> None:
     """Write the run's folder aside and rename it into place, so that a run is there whole or not at all."""
     draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
-    draft.folder.mkdir()
     try:
+        draft.folder.mkdir()
         write_json(draft.spec, spec.to_json())
         write_json(draft.job, wanted.to_json())
         if wanted.name:
@@ -93,11 +93,16 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, stat
         write_json(draft.state, state.model_copy(update={"changed": state.created}).model_dump(mode="json"))
         draft.folder.rename(paths.folder)
     except OSError as error:
-        shutil.rmtree(draft.folder, ignore_errors=True)
+        _take_back(paths, draft)
         raise StorageError(f"{draft.folder} cannot be written: {error.strerror}; free some space") from error
     except BaseException:
-        shutil.rmtree(draft.folder)
+        _take_back(paths, draft)
         raise
+
+
+def _take_back(paths: RunPaths, draft: RunPaths) -> None:
+    shutil.rmtree(draft.folder, ignore_errors=True)
+    ledger.pending_marker(paths).unlink(missing_ok=True)
 
 
 def _claim_name(storage: Path, name: str, paths: RunPaths) -> None:

@@ -12,7 +12,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.windows import Window
 from jobs import ledger
-from jobs.endings import Change, end, lost, outcome
+from jobs.endings import Change, end, lost, say_published
 from jobs.ledger import changing, write_state
 from jobs.request import JobRequest, read_request
 from jobs.stop_wish import ask_to_stop, stop_wish
@@ -48,12 +48,13 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
         return
     beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 4)
     try:
-        code = _Watch(paths, lease, begun.wanted, running, beat_seconds).until_it_ends()
+        held = lease.held_seconds() if begun.goes_on else 0.0
+        code = _Watch(paths, lease, begun.wanted, running, beat_seconds, held).until_it_ends()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
         return
-    end(paths, lease, outcome(paths, lease.attempt, code))
+    end(paths, lease, code)
 
 
 def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> Running:
@@ -96,6 +97,9 @@ def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
         if verdict := blocked_by(paths.folder.parent.parent, wanted):  # its window closed while it stood in the queue
             write_state(paths, state.moved("scheduled" if state.attempt == 0 else "paused", verdict.why))
             return None
+        if paths.result.exists():  # an attempt that was taken for dead had published after all
+            say_published(paths, state)
+            return None
         lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         started = state.started or ledger.now()
@@ -114,6 +118,7 @@ class _Watch:
     wanted: JobRequest
     running: Running
     beat_seconds: float
+    held_seconds: float  # before this watch
     kill_at: float | None = None
 
     def until_it_ends(self) -> int:
@@ -128,11 +133,17 @@ class _Watch:
             if now - beaten >= self.beat_seconds:
                 beaten = now
                 self.lease.check()
-                if not self.running.beats_for_itself:
-                    self.lease.beat()
-            self._see_to_time(now - begun)
+                self._beat()
+            self._see_to_time(self.held_seconds + now - begun)
             self._see_to_stop(now)
         return code
+
+    def _beat(self) -> None:
+        try:
+            if not self.running.beats_for_itself:
+                self.lease.beat()
+        except OSError as error:  # a pause of the storage is no reason to end a run
+            log.warning("%s: its beat cannot be written: %s", self.paths.run_id, error)
 
     def _see_to_time(self, seconds: float) -> None:
         limit, window = self.wanted.max_duration_seconds, self.wanted.window

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 
 import redis
 import rq
@@ -44,6 +45,7 @@ WORKER_TTL_SECONDS = 60
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
 POST_SECONDS = 2.0
+STORAGE_AWAY = 1  # exit code of a horse that could not read or write the run's folder
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
 
@@ -74,9 +76,9 @@ class JobWorker(rq.Worker):
         execution = self.prepare_execution(job)
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
         self.fork_work_horse(job, queue)
-        self._wait_for_horse_and_beat(job, execution)
+        exit_code = self._wait_for_horse_and_beat(job, execution)
         self._settle(job.id)
-        self._forget(job, execution)
+        self._forget(job, execution, is_owed_now=exit_code != STORAGE_AWAY)
         self.set_state(rq.worker.WorkerStatus.IDLE)
 
     def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
@@ -86,9 +88,9 @@ class JobWorker(rq.Worker):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
             tasks.run(self.settings, self.launcher, job.id, job_worker=self.name)
-        except ClusterError as error:
+        except (ClusterError, OSError) as error:
             log.error("%s: %s", job.id, error)
-            os._exit(1)
+            os._exit(STORAGE_AWAY)
         except BaseException:
             log.exception("%s: the horse fell", job.id)
             os._exit(1)
@@ -99,19 +101,24 @@ class JobWorker(rq.Worker):
         self._parent = os.getpid()
         super().fork_work_horse(job, queue)
 
-    def _wait_for_horse_and_beat(self, job: RunEntry, execution: Execution) -> None:
+    def _wait_for_horse_and_beat(self, job: RunEntry, execution: Execution) -> int | None:
+        """Return the horse's exit code, None when a signal ended it."""
+        status = None
         while True:
             try:
                 with self.death_penalty_class(self.job_monitoring_interval, HorseMonitorTimeoutException):
-                    self.wait_for_horse()
+                    _, status, _ = self.wait_for_horse()
                 break
             except HorseMonitorTimeoutException:
+                if self.drained:
+                    self._hand_back(job.id)  # the first time it may not have begun
                 try:
                     self.maintain_heartbeats(job, execution)
                 except redis.RedisError as error:
                     log.warning("Redis is away (%s); %s goes on without it", type(error).__name__, job.id)
         self._horse_pid = 0
         self.executions.pop(execution.id, None)
+        return os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
 
     def _settle(self, run_id: str) -> None:
         """Take the run from a horse that died with it, and end what such a horse may have left."""
@@ -127,8 +134,11 @@ class JobWorker(rq.Worker):
         except (ClusterError, OSError) as error:
             log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
 
-    def _forget(self, job: RunEntry, execution: Execution) -> None:
-        """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here."""
+    def _forget(self, job: RunEntry, execution: Execution, *, is_owed_now: bool) -> None:
+        """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here.
+
+        A run that could not be begun is left to the keeper: at once it would fail again, and again.
+        """
         try:
             with self.connection.pipeline() as pipe:
                 execution.delete(job=job, pipeline=pipe)
@@ -136,7 +146,7 @@ class JobWorker(rq.Worker):
                 pipe.execute()
             with contextlib.suppress(ClusterError):
                 state = ledger.read_state(RunPaths.of(self.settings.storage, job.id))
-                if state.state == "queued" or state.wants_a_watcher:
+                if is_owed_now and (state.state == "queued" or state.wants_a_watcher):
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
             log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
@@ -151,13 +161,23 @@ class JobWorker(rq.Worker):
             log.info("stopping; no run is in hand")
             return
         log.info("draining: %s goes back to the queue", execution.job_id)
-        with contextlib.suppress(ClusterError):
-            paths = RunPaths.of(self.settings.storage, execution.job_id)
+        self._hand_back(execution.job_id)
+
+    def _hand_back(self, run_id: str) -> None:
+        with contextlib.suppress(ClusterError, OSError):
+            paths = RunPaths.of(self.settings.storage, run_id)
             state = ledger.read_state(paths)
             if state.place != HERE:
                 self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
             elif state.state == "running" and state.job_worker == self.name:
                 ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
+
+    def request_force_stop(self, signum: int, _frame: FrameType | None) -> None:
+        """On a second SIGTERM go on draining: a checkpoint is worth more than a minute; SIGKILL is there for haste."""
+        log.info("signal %d: already draining, for %.0f seconds at most", signum, self.drain_seconds)
+
+    def set_shutdown_requested_date(self) -> None:
+        """Tell Redis nothing: it may be away, and this runs within a signal's handler."""
 
     def run_maintenance_tasks(self) -> None:
         """Tidy RQ's registries; what a foreign hand wrote there must not end the worker."""
@@ -182,18 +202,19 @@ def work(
     """Work until told to stop (SIGTERM, SIGINT), or until the queues are empty when `burst`; Redis may come and go."""
     guard.adopt_orphans()
     wait_seconds = 1.0
-    while True:
-        worker = JobWorker(settings, priorities, launcher or launcher_for(settings), drain_seconds)
-        postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
-        with keeper(settings, worker.name), postman:
-            begun = time.monotonic()
-            with contextlib.suppress(redis.RedisError):
-                worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
-        if worker.drained or burst or max_jobs is not None:
-            return
-        wait_seconds = 1.0 if time.monotonic() - begun > 60 else min(30.0, wait_seconds * 2)  # noqa: PLR2004
-        log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
-        threading.Event().wait(wait_seconds)
+    with contextlib.suppress(StopRequested):  # SIGTERM between two tries
+        while True:
+            worker = JobWorker(settings, priorities, launcher or launcher_for(settings), drain_seconds)
+            postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
+            with keeper(settings, worker.name), postman:
+                begun = time.monotonic()
+                with contextlib.suppress(redis.RedisError):
+                    worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
+            if worker.drained or burst or max_jobs is not None:
+                return
+            wait_seconds = 1.0 if time.monotonic() - begun > 60 else min(30.0, wait_seconds * 2)  # noqa: PLR2004
+            log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
+            threading.Event().wait(wait_seconds)
 
 
 def launcher_for(settings: Settings) -> Launcher:

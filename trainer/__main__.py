@@ -1,7 +1,8 @@
 """`python -m trainer RUN_FOLDER [--attempt N]`: does what the folder's `spec.json` says.
 
 Exit codes: 0 done and `result.json` is there; 1 the run's own fault, told by `error.json`; 2 a wrong wish;
-3 stopped as asked after a checkpoint. Anything else is the infrastructure's fault: 75 when workers were lost.
+3 stopped as asked after a checkpoint; 74 failed, and so full a storage that there is no room to say why. Anything
+else is the infrastructure's fault: 75 when workers were lost.
 """
 
 import argparse
@@ -9,7 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StorageError
+from cluster.files import is_full
 from cluster.settings import Settings, prepare_for_local_ray
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
@@ -17,7 +19,7 @@ from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.progress import Progress
 from trainer.specs import read_spec
 
-OK, FAILED, WRONG, STOPPED, LOST = 0, 1, 2, 3, 75
+OK, FAILED, WRONG, STOPPED, NO_ROOM, LOST = 0, 1, 2, 3, 74, 75
 
 logger = logging.getLogger("trainer")
 
@@ -52,14 +54,29 @@ def _run(attempt: Attempt) -> int:
         return STOPPED
     except (TrainerError, ShardError, ClusterError) as error:
         logger.error("%s", error)
-        attempt.fail(error)
-        return _code_of(error)
+        return _failed(attempt, error)
     except Exception as error:  # a bug: the log keeps the traceback, the run still says that it failed
         logger.exception("the run failed by a fault of the program")
-        attempt.fail(error)
-        return FAILED
+        return _failed(attempt, _no_room(error) or error)
     logger.info("done in %.1f s", attempt.seconds)
     return OK
+
+
+def _no_room(error: Exception) -> StorageError | None:
+    """Return what to tell of a file that found no room, None for any other error."""
+    if not isinstance(error, OSError) or not is_full(error):
+        return None
+    where = Path(error.filename).parent if isinstance(error.filename, str) else "the storage"
+    return StorageError(f"{where} is full; free space there, then `nightshift retry` goes on from the last checkpoint")
+
+
+def _failed(attempt: Attempt, error: Exception) -> int:
+    try:
+        attempt.fail(error)
+    except OSError as unsaid:
+        logger.error("error.json cannot be written: %s", unsaid)
+        return NO_ROOM
+    return _code_of(error)
 
 
 def _code_of(error: Exception) -> int:

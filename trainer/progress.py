@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.files import write_json
+from cluster.files import is_full, write_json
 from cluster.run_paths import RunPaths
 
 WRITE_SECONDS = 1.0
@@ -46,8 +46,13 @@ class Progress:
     def write(self) -> None:
         """Write the file now."""
         self._written = time.monotonic()
-        if self.writes:
+        if not self.writes:
+            return
+        try:
             write_json(self.paths.progress, self._content())
+        except OSError as error:
+            if not is_full(error):  # that nobody can watch a run is no reason to end it
+                raise
 
     def _content(self) -> dict[str, Any]:
         speed = self.images_per_second

@@ -1,0 +1,280 @@
+"""What people and machines do at the same moment: no wish is lost, nothing is done twice."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Thread
+
+import pytest
+from redis import Redis
+
+from cluster.errors import LeaseLost, PlaceAway
+from cluster.files import read_json, write_json
+from cluster.launch import HERE, Running
+from cluster.lease import Lease, latest_attempt
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import acts, embedded, tasks
+from jobs.endings import Change, declare_dead, end
+from jobs.ledger import changing, write_state
+from jobs.queue import pause, unpause, waiting
+from jobs.request import JobRequest
+from jobs.stack import Stack, start_stack
+from jobs.stop_wish import ask_to_stop, stop_wish
+from jobs.submit import submit
+from jobs.tasks import begin
+from jobs.workers import drain, live_workers
+from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
+
+SEGMENTATION_FAULT, WORKERS_LOST = 128 + 11, 75
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[Stack]:
+    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
+        yield running
+
+
+def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPaths, Lease]:
+    """A run that a job worker has begun, and the lease of its first attempt."""
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), wanted))
+    begun = begin(paths, "a worker", HERE)
+    assert begun is not None
+    return paths, begun.lease
+
+
+def begun(settings: Settings, spec: FakeSpec) -> str:
+    run_id = submit(settings, spec)
+    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+    return run_id
+
+
+@dataclass
+class AwayLauncher:
+    """A Ray cluster that never answers."""
+
+    place: str = "ray"
+    asked: int = 0
+
+    def start(self, _paths: RunPaths, _attempt: int) -> Running:
+        self.asked += 1
+        raise PlaceAway("Ray does not answer")
+
+    def attach(self, paths: RunPaths, attempt: int) -> Running:
+        return self.start(paths, attempt)
+
+
+def test_a_run_that_waits_for_its_place_is_cancelled_when_asked(settings: Settings) -> None:
+    paths, launcher = RunPaths.of(settings.storage, submit(settings, FakeSpec())), AwayLauncher()
+    horse = Thread(target=tasks.run, args=(settings, launcher, paths.run_id), kwargs={"job_worker": "w"})
+    horse.start()
+    assert eventually(lambda: launcher.asked > 0)
+
+    state = acts.cancel(settings, paths)
+    horse.join()
+
+    assert state.state == "cancelled"
+
+
+@pytest.mark.parametrize("code", [WORKERS_LOST, SEGMENTATION_FAULT])
+def test_a_run_that_falls_while_it_is_cancelled_is_not_queued_again(settings: Settings, code: int) -> None:
+    paths, lease = taken(settings)
+    ask_to_stop(paths, "cancel", 1)
+
+    end(paths, lease, code)
+
+    assert (state_of(settings.storage, paths.run_id).state, paths.stop.exists()) == ("cancelled", False)
+
+
+def test_a_wish_that_comes_while_an_attempt_ends_is_heeded(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    with changing(paths):
+        ending = Thread(target=end, args=(paths, lease, WORKERS_LOST))
+        ending.start()  # it waits for the lock that `cancel` holds
+        ask_to_stop(paths, "cancel", 1)
+
+    ending.join()
+
+    assert state_of(settings.storage, paths.run_id).state == "cancelled"
+
+
+def test_a_cancel_is_never_undone_by_a_drain(settings: Settings) -> None:
+    paths, _ = taken(settings)
+
+    ask_to_stop(paths, "drain", 1, seconds=1.0)
+    ask_to_stop(paths, "cancel", 1)
+    ask_to_stop(paths, "overtime", 1)
+
+    assert stop_wish(paths, 1) == {"reason": "cancel", "attempt": 1}
+
+
+def test_a_run_that_falls_after_it_has_published_has_succeeded(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    write_json(paths.result, {"metrics": {"accuracy": 1.0}})
+
+    end(paths, lease, SEGMENTATION_FAULT)
+
+    assert state_of(settings.storage, paths.run_id).state == "succeeded"
+
+
+def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(settings: Settings) -> None:
+    paths, _ = taken(settings)
+    declare_dead(paths, 1, "no sign of life for 3 s")
+    write_json(paths.result, {"metrics": {"accuracy": 1.0}})  # it had checked its lease just before
+
+    second = begin(paths, "another worker", HERE)
+
+    state = state_of(settings.storage, paths.run_id)
+    assert second is None
+    assert (state.state, state.attempt, latest_attempt(paths)) == ("succeeded", 1, 1)
+
+
+def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Settings) -> None:
+    paths, dying = taken(settings, JobRequest(retries=0))
+    declare_dead(paths, 1, "no sign of life for 3 s")
+    acts.retry(settings, paths)
+
+    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+        dying.check()
+    end(paths, dying, Change("failed", "the older one's view"))
+    second = begin(paths, "another worker", HERE)
+    end(paths, dying, 1)
+
+    assert second is not None
+    state = state_of(settings.storage, paths.run_id)
+    assert (state.state, state.attempt, state.why) == ("running", 2, None)
+
+
+def test_an_attempt_whose_run_was_deleted_can_publish_nothing(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    end(paths, lease, 1)
+
+    acts.delete(paths)
+
+    with pytest.raises(LeaseLost, match="it was deleted while attempt 1 went on"):
+        lease.check()
+
+
+@pytest.mark.parametrize("state", ["queued", "scheduled", "paused"])
+def test_a_run_that_does_not_run_is_cancelled_at_once_and_can_be_retried(
+    settings: Settings, redis: Redis, state: str
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    with changing(paths) as found:
+        write_state(paths, found.model_copy(update={"state": state}))
+
+    cancelled = acts.cancel(settings, paths)
+    retried = acts.retry(settings, paths)
+
+    assert (cancelled.state, cancelled.why) == ("cancelled", "cancelled before it ran")
+    assert retried.state == "queued"
+    assert waiting(redis, "normal") == [paths.run_id]
+
+
+def test_a_run_whose_job_worker_is_gone_can_be_cancelled(settings: Settings) -> None:
+    paths, _ = taken(settings)
+
+    state = acts.cancel(settings, paths)  # nobody reconciles here
+
+    assert (state.state, paths.stop.exists()) == ("cancelled", False)
+
+
+@dataclass
+class GoesOnLauncher:
+    """A place where trainers go on unwatched, and stop when they are asked to."""
+
+    paths: RunPaths
+    place: str = "elsewhere"
+    beats_for_itself: bool = False
+
+    def start(self, _paths: RunPaths, _attempt: int) -> Running:
+        raise AssertionError("it runs already")
+
+    def attach(self, _paths: RunPaths, _attempt: int) -> Running:
+        return self
+
+    def wait(self, seconds: float) -> int | None:
+        time.sleep(min(seconds, 0.1))
+        return 3 if self.paths.stop.exists() else None
+
+    def kill(self) -> None:
+        raise AssertionError("it stops by itself")
+
+
+@pytest.mark.parametrize(("began_before", "state"), [(100.0, "failed"), (0.0, "running")])
+def test_the_time_of_an_attempt_counts_from_its_start_whoever_watches(
+    settings: Settings, began_before: float, state: str
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), JobRequest(max_duration_seconds=50)))
+    assert begin(paths, "a worker that ended", "elsewhere") is not None
+    then = time.time() - began_before
+    os.utime(paths.attempts / "1.claimed", (then, then))
+    with changing(paths) as found:
+        write_state(paths, found.model_copy(update={"job_worker": None}))
+
+    watch = Thread(target=tasks.run, args=(settings, GoesOnLauncher(paths), paths.run_id), kwargs={"job_worker": "w"})
+    watch.start()
+    watch.join(timeout=2)
+
+    assert state_of(settings.storage, paths.run_id).state == state
+    ask_to_stop(paths, "cancel", 1)
+    watch.join()
+
+
+def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: Settings, redis: Redis) -> None:
+    [worker] = stack.workers
+    pause(redis)
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(steps=600, step_seconds=0.1)))
+    with changing(paths):
+        unpause(redis)
+        assert eventually(lambda: bool(children_of(worker.pid)))
+        worker.terminate()  # the horse waits for the lock and has not begun
+        time.sleep(1)
+
+    assert worker.wait(timeout=40) == 0
+    assert (state_of(settings.storage, paths.run_id).state, processes_of(paths.run_id)) == ("queued", [])
+
+
+def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
+    stack: Stack, settings: Settings, redis: Redis
+) -> None:
+    run_id = begun(settings, FakeSpec(steps=20, step_seconds=3))
+    [worker] = live_workers(redis)
+
+    drain(redis, worker.name)
+    time.sleep(1.2)  # RQ takes a second request within a second for the same one
+    drain(redis, worker.name)
+
+    assert stack.workers[0].wait(timeout=20) == 0
+    state = state_of(settings.storage, run_id)
+    assert (state.state, state.losses) == ("queued", 0)
+    assert state.why == "handed back by a job worker that was stopped"
+
+
+@pytest.mark.slow
+def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Settings) -> None:
+    run_id = begun(settings, FakeSpec(steps=200, step_seconds=0.1))
+    server = embedded.ensure_running(settings.storage)
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitpid(server.pid, 0)
+
+    stack.workers[0].terminate()
+
+    state = reaches(settings.storage, run_id, "queued")
+    restart_redis(settings.storage)
+    assert stack.workers[0].wait(timeout=120) == 0
+    assert (state.losses, state.why) == (0, "handed back by a job worker that was stopped")
+
+
+def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    end(paths, lease, WORKERS_LOST)
+    ask_to_stop(paths, "drain", 1)  # by a job worker that knew no better
+
+    second = begin(paths, "another worker", HERE)
+    ask_to_stop(paths, "window", 2)
+
+    assert second is not None
+    assert read_json(paths.stop) == {"reason": "window", "attempt": 2}
