@@ -29,6 +29,7 @@ STEADY = (
     option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
     option(TrainSpec, "weights", metavar="imagenet|none|FILE", help="Where the backbone begins."),
     option(TrainSpec, "head_epochs", type=int, help="First epochs that train the head alone, unless --freeze all."),
+    option(TrainSpec, "ema", type=float, metavar="DECAY", help="Publish a moving average of the weights, as 0.999."),
     option(TrainSpec, "image_size", type=int, help="Side of the square that the network sees, in pixels."),
     click.option("--augment/--no-augment", default=TrainSpec.model_fields["augment"].default, show_default=True),
     option(TrainSpec, "precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of the backbone."),

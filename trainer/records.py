@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cluster.files import append_line, read_json, read_lines, write_text
+from trainer.average import Average
 from trainer.checkpoint import (
     KEEP,
     newest_good,
@@ -33,12 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 class Records:
-    """The files of one training. Only the leading rank writes; every rank reads when it resumes."""
+    """The files of one training. Only the leading rank writes; every rank reads when it resumes.
 
-    def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    Attributes:
+        module: What trains, in one phase or another.
+        average: Of the module: what is the best, when it is.
+    """
+
+    def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
         self.attempt = post.order.attempt
         self.folder = self.attempt.paths.checkpoints
-        self.ranks, self.module, self.optimizer = post.ranks, module, optimizer
+        self.ranks, self.module, self.optimizer, self.average = post.ranks, module, optimizer, average
         self.saved = time.monotonic()
 
     def save_is_due(self) -> bool:
@@ -55,10 +61,15 @@ class Records:
         self.attempt.lease.check()
         about = {"attempt": self.attempt.number}
         if is_best:
-            write_folder(self._best(position), tensors={MODULE: self.module.state_dict()}, facts={}, about=about)
+            best = {MODULE: self.average.module.state_dict()}
+            write_folder(self._best(position), tensors=best, facts={}, about=about)
         write_folder(
             step_folder(self.folder, position.step),
-            tensors={MODULE: self.module.state_dict(), OPTIMIZER: optimizer_tensors(self.optimizer)},
+            tensors={
+                MODULE: self.module.state_dict(),
+                OPTIMIZER: optimizer_tensors(self.optimizer),
+                **self.average.checkpoint,
+            },
             facts={POSITION: position.to_json()},
             about=about,
         )
@@ -75,6 +86,7 @@ class Records:
         found = self.folder / name
         self.module.load_state_dict(read_tensors(found / MODULE))
         load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
+        self.average.read(found)
         position = Position(**read_json(found / POSITION))
         if self.ranks.leads:
             logger.info("going on from %s: epoch %d, step %d", name, position.epoch + 1, position.step)

@@ -36,6 +36,7 @@ class TrainOptions(Spec):
         head_width: Width of the head's first layer; its second has a quarter of it.
         freeze: "all" trains the head alone, "none" everything, N freezes the stem and the first N of 7 stages.
         head_epochs: So many epochs at first train the head alone; without meaning where nothing else trains.
+        ema: Decay, at each step, of the moving average of the weights that is validated and published; 0 takes none.
         weights: "imagenet" (the official file), "none" (random), or a file.
         image_size: Side of the square that the network sees, in pixels.
         class_weights: Weigh the loss by class balance; None decides by the data (ratio above 2).
@@ -54,6 +55,7 @@ class TrainOptions(Spec):
     head_width: Annotated[int, Field(ge=4, le=65_536, multiple_of=4)] = 512
     freeze: Freeze = "all"
     head_epochs: Annotated[int, Field(ge=0)] = 0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
     image_size: Annotated[int, Field(ge=32, le=2048)] = 224
     augment: bool = False

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.index import ShardIndex, read_index
+from trainer.average import Average
 from trainer.calibration import calibrated
 from trainer.forward import FastBackbone
 from trainer.head import HeadConfig
@@ -38,13 +39,13 @@ def _train(post: Post) -> dict[str, Any]:
     spec: TrainSpec = post.order.spec
     index = read_index(spec.shards)
     model, config = fresh_model(post, index)
-    optimizer = _optimizer(post, model)
-    records = Records(post, model.head if spec.freeze == "all" else model, optimizer)
+    module = model.head if spec.freeze == "all" else model
+    records = Records(post, module, _optimizer(post, model), Average(module, spec.ema))
     position = records.resume()
     for epochs, frozen in phases(spec):
         if position.epoch < epochs.stop:
-            source, module = _source(post, index, model, config, frozen=frozen)
-            course = _course(post, index, config, records, source=source, module=module, epochs=epochs)
+            source = _source(post, index, model, config, frozen=frozen)
+            course = _course(post, index, config, records, source=source, epochs=epochs, frozen=frozen)
             with one_thread(isinstance(source, StoredFeatures)):
                 position = train_from(course, position)
     records.load_best(position)
@@ -66,21 +67,23 @@ def _course(
     records: Records,
     *,
     source: Source,
-    module: nn.Module,
     epochs: range,
+    frozen: bool,
 ) -> Course:
     spec: TrainSpec = post.order.spec
-    bf16 = config.precision == "bf16" and isinstance(module, Classifier)
+    bf16 = config.precision == "bf16" and not frozen
+    module, judged = (_trains(whole, frozen) for whole in (records.module, records.average.module))
     return Course(
         spec=spec,
         index=index,
         ranks=post.ranks,
         module=module,
+        after_step=records.average.follow,
         optimizer=records.optimizer,
         source=source,
         class_weights=class_weights(spec, index, post.ranks.device),
         validate=lambda: quick_figures(
-            scored(module, source, index, "valid", post.ranks, autocast=bf16), index.classes
+            scored(judged, source, index, "valid", post.ranks, autocast=bf16), index.classes
         ),
         save=records.save,
         save_is_due=records.save_is_due,
@@ -93,13 +96,16 @@ def _course(
     )
 
 
-def _source(
-    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool
-) -> tuple[Source, nn.Module]:
-    """Return where batches come from, and the module that trains on them: the head where all else is frozen."""
+def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
+    """Return the head where the whole backbone is frozen: of the classifier, or what stands for all of it."""
+    return whole.head if frozen and isinstance(whole, Classifier) else whole
+
+
+def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool) -> Source:
+    """Return where batches come from: features where the whole backbone is frozen, else images."""
     spec: TrainSpec = post.order.spec
     if frozen and spec.cache and not spec.augment:
-        return _stored(post, index, model, config), model.head
+        return _stored(post, index, model, config)
     normalise = partial(normalised, config=config)
     augment = Augmentation() if spec.augment else None
     if frozen:
@@ -109,7 +115,7 @@ def _source(
         varied = augment(images) if augment and training else images
         return forward(varied, normalise).to(images.device) if frozen else normalise(varied)
 
-    streamed = StreamedImages(
+    return StreamedImages(
         location=spec.shards,
         index=index,
         image_size=spec.image_size,
@@ -117,7 +123,6 @@ def _source(
         device=post.ranks.device,
         prepare=prepare,
     )
-    return streamed, model.head if frozen else model
 
 
 def _stored(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import read_json
+from trainer.average import Average
 from trainer.checkpoint import newest_good, read_tensors, remove_old, step_folder, write_folder
 from trainer.loop import Course, train_epoch
 from trainer.optimizer import build_optimizer, load_optimizer, optimizer_tensors
@@ -38,6 +39,7 @@ class HeadTraining:
         self.optimizer = build_optimizer(
             self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=bench.device
         )
+        self.average = Average(self.module, spec.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.judged: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
@@ -67,14 +69,19 @@ class HeadTraining:
 
     def write_candidate(self, folder: Path) -> None:
         """Write the head as it is now."""
-        write_folder(folder, tensors={MODULE: self.module.state_dict()}, facts={}, about={"attempt": self.attempt})
+        tensors = {MODULE: self.average.module.state_dict()}
+        write_folder(folder, tensors=tensors, facts={}, about={"attempt": self.attempt})
 
     def save(self, position: Position) -> None:
         """Write a checkpoint to go on from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_folder(
             step_folder(self.folder, position.step),
-            tensors={MODULE: self.module.state_dict(), OPTIMIZER: optimizer_tensors(self.optimizer)},
+            tensors={
+                MODULE: self.module.state_dict(),
+                OPTIMIZER: optimizer_tensors(self.optimizer),
+                **self.average.checkpoint,
+            },
             facts={POSITION: position.to_json()},
             about={"attempt": self.attempt},
         )
@@ -102,11 +109,12 @@ class HeadTraining:
             count=lambda _: None,
             begin_epoch=lambda _: None,
             stop_reason=stop_reason,
+            after_step=self.average.follow,
         )
 
     def _judge(self) -> dict[str, Any]:
         bench = self.bench
-        self.judged = epoch_figures(scored(self.module, bench.source, bench.index, "valid", bench.post.ranks))
+        self.judged = epoch_figures(scored(self.average.module, bench.source, bench.index, "valid", bench.post.ranks))
         return self.judged
 
     def _save_now_and_then(self, position: Position, _is_best: bool) -> None:
@@ -123,6 +131,7 @@ class HeadTraining:
             return Position()
         self.module.load_state_dict(read_tensors(found / MODULE))
         load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
+        self.average.read(found)
         position = Position(**read_json(found / POSITION))
         self.saved_step = position.step
         if position.epoch and not position.batch:
