@@ -28,6 +28,8 @@ SEARCHABLE = (  # `search` has options of its own in their place
 STEADY = (
     option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
     option(TrainSpec, "weights", metavar="imagenet|none|FILE", help="Where the backbone begins."),
+    option(TrainSpec, "norms", type=click.Choice(["auto", "kept", "batch"]),
+           help="Statistics of the backbone's batch norms as it learns: of its weights, or of each batch."),
     option(TrainSpec, "head_epochs", type=int, help="First epochs that train the head alone, unless --freeze all."),
     option(TrainSpec, "ema", type=float, metavar="DECAY", help="Publish a moving average of the weights, as 0.999."),
     option(TrainSpec, "image_size", type=int, help="Side of the square that the network sees, in pixels."),

@@ -1,11 +1,15 @@
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from tests.trained import train_spec
 from trainer.forward import FastBackbone
 from trainer.head import HeadConfig
 from trainer.model import Backbone, build_model
+from trainer.setup import keeps_statistics
 from trainer.transforms import Augmentation, normalised
 from trainer.weights import backbone_sha256
 
@@ -44,6 +48,63 @@ def test_freezing_three_stages_leaves_the_blocks_after_them_to_train(backbone):
     assert blocks == [False] * 5 + [True] * 11  # stages of 1, 2 and 2 blocks, Tan & Le 2019
     assert not backbone.network._conv_stem.weight.requires_grad
     assert [block.training for block in backbone.network._blocks] == blocks
+
+
+def test_kept_statistics_do_not_move_but_scales_and_shifts_learn(backbone):
+    backbone.freeze("3", keep_statistics=True).train()
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+
+    backbone(torch.randn(4, 3, 64, 64)).sum().backward()
+
+    assert all(value.equal(before[name]) for name, value in backbone.named_buffers())
+    last = backbone.network._bn1
+    assert float(last.weight.grad.abs().sum()) > 0
+    assert float(last.bias.grad.abs().sum()) > 0
+    assert backbone.network._blocks[15].training  # drops connections
+
+
+def test_statistics_move_in_what_trains_where_they_are_not_kept(backbone):
+    backbone.freeze("3").train()
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+
+    with torch.no_grad():
+        backbone(torch.randn(4, 3, 64, 64))
+
+    moved = {name.split(".")[2] for name, value in backbone.named_buffers() if not value.equal(before[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"} | {str(block) for block in range(5, 16)}
+
+
+@pytest.mark.parametrize(
+    ("norms", "pretrained", "kept"),
+    [("auto", True, True), ("auto", False, False), ("kept", False, True), ("batch", True, False)],
+)
+def test_statistics_are_kept_where_they_are_worth_it(norms, pretrained, kept):
+    spec = train_spec(Path("digits"), norms=norms)
+
+    assert keeps_statistics(spec, pretrained=pretrained) is kept
+
+
+def test_norms_that_train_are_synchronised_and_keep_their_names(backbone):
+    names, parameters = list(backbone.state_dict()), list(backbone.parameters())
+    backbone.freeze("3")
+
+    backbone.synchronise_norms()
+
+    network = backbone.network
+    assert isinstance(network._bn1, nn.SyncBatchNorm)
+    assert not isinstance(network._bn0, nn.SyncBatchNorm)
+    assert [isinstance(block._bn1, nn.SyncBatchNorm) for block in network._blocks] == [False] * 5 + [True] * 11
+    assert list(backbone.state_dict()) == names
+    assert all(one is other for one, other in zip(backbone.parameters(), parameters, strict=True))
+    assert (network._bn1.eps, network._bn1.momentum) == (network._bn0.eps, network._bn0.momentum)
+
+
+def test_kept_norms_are_not_synchronised(backbone):
+    backbone.freeze("none", keep_statistics=True)
+
+    backbone.synchronise_norms()
+
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules())
 
 
 def test_the_head_computes_in_float32_under_autocast():

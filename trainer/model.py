@@ -24,7 +24,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.network: EfficientNet = EfficientNet.from_name("efficientnet-b0", include_top=False, image_size=image_size)
         self.network.set_swish(memory_efficient=False)  # SiLU: 21 instead of 15 images/s on two cores
-        self.frozen: list[nn.Module] = []
+        self.still: list[nn.Module] = []  # stay in eval mode
         for norm in _norms(self.network):
             norm.momentum = MOMENTUM  # the package's 0.01 would take thousands of steps to follow the weights
         if layout == "torchvision":
@@ -34,17 +34,34 @@ class Backbone(nn.Module):
         """Return the pooled features of normalised images."""
         return self.network(images).flatten(1)  # type: ignore[no-any-return]  # (B, 1280)
 
-    def freeze(self, what: str) -> Self:
-        """Freeze "all", "none", or the stem and the first N stages ("1" to "7")."""
-        self.frozen = self._parts(what)
-        for part in self.frozen:
+    def freeze(self, what: str, *, keep_statistics: bool = False) -> Self:
+        """Freeze "all", "none", or the stem and the first N stages ("1" to "7").
+
+        With `keep_statistics` the batch norms of what trains normalise by the statistics that came with the weights.
+        Their scales and shifts learn all the same.
+        """
+        frozen = self._parts(what)
+        for part in frozen:
             part.requires_grad_(False)
+        self.still = [*frozen, *(_norms(self.network) if keep_statistics else [])]
         return self.train(self.training)
+
+    def synchronise_norms(self) -> Self:
+        """Let the batch norms that train take the statistics of a step over all ranks; on GPUs only.
+
+        The names of the tensors stay as they are.
+        """
+        still = {module for part in self.still for module in part.modules()}
+        for parent in list(self.network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.BatchNorm2d) and child not in still:
+                    setattr(parent, name, _synchronised(child))
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode of what is not frozen."""
         super().train(mode)
-        for part in self.frozen:
+        for part in self.still:
             part.eval()
         return self
 
@@ -102,6 +119,11 @@ def build_model(config: HeadConfig) -> Classifier:
 
 def _norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
+    found: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch's
+    return found
 
 
 def _follow_torchvision(network: nn.Module) -> None:

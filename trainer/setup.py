@@ -33,9 +33,21 @@ def fresh_model(post: Post, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
     model = build_model(config)
     if weights:
         load_backbone(model.backbone, weights)
-    model.backbone.freeze(spec.freeze)
+    keep = keeps_statistics(spec, pretrained=weights is not None)
+    model.backbone.freeze(spec.freeze, keep_statistics=keep)
+    if post.ranks.world_size > 1 and post.ranks.device.type == "cuda":
+        model.backbone.synchronise_norms()
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
     return model.to(post.ranks.device), config
+
+
+def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
+    """Return whether the backbone's batch norms normalise in training as they do afterwards.
+
+    Statistics of a few images are noise beside those of ImageNet, and a head that has trained on the features of the
+    one meets others. Random weights have none that are worth keeping.
+    """
+    return pretrained if spec.norms == "auto" else spec.norms == "kept"
 
 
 def extraction_for(

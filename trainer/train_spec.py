@@ -9,6 +9,7 @@ STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
 Precision = Literal["auto", "fp32", "bf16"]
 GpusPerWorker = Literal["auto", 0, 1]
+Norms = Literal["auto", "kept", "batch"]
 Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc"]
 
 
@@ -35,6 +36,8 @@ class TrainOptions(Spec):
         lr: Peak learning rate of the head (Adam).
         head_width: Width of the head's first layer; its second has a quarter of it.
         freeze: "all" trains the head alone, "none" everything, N freezes the stem and the first N of 7 stages.
+        norms: Whether the backbone's batch norms, where they train, keep the statistics of the weights ("kept") or take
+            those of each batch ("batch"); "auto" keeps them unless the weights are random.
         head_epochs: So many epochs at first train the head alone; without meaning where nothing else trains.
         ema: Decay, at each step, of the moving average of the weights that is validated and published; 0 takes none.
         weights: "imagenet" (the official file), "none" (random), or a file.
@@ -54,6 +57,7 @@ class TrainOptions(Spec):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
     head_width: Annotated[int, Field(ge=4, le=65_536, multiple_of=4)] = 512
     freeze: Freeze = "all"
+    norms: Norms = "auto"
     head_epochs: Annotated[int, Field(ge=0)] = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
