@@ -1,6 +1,7 @@
 """`make bench`: run every benchmark, or those named, and write RESULTS.md and results.json.
 
-A benchmark is a module of this folder with `run() -> list[Row]`; `python -m tests.bench loader` runs one alone.
+A benchmark is a module of this folder with `run() -> list[Row]`; `python -m tests.bench loader` runs one alone, and
+the rows of the others stay as they were measured last.
 """
 
 import importlib
@@ -8,34 +9,48 @@ import json
 import os
 import platform
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench.measure import Row
+from tests.bench.measure import Absent, Row
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "measure"}
+BENCHMARKS = (
+    "training", "search", "forward", "finetuning", "ddp", "loader", "start", "command", "queue_cost", "growth", "gpu",
+)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "ray", "rq", "redis", "webdataset", "efficientnet_pytorch")
 
 
 def main(names: list[str]) -> None:
     """Run the benchmarks, keep the rows that were not measured this time, and write both files."""
-    known = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in NOT_BENCHMARKS)
-    if unknown := set(names) - set(known):
-        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if unknown := set(names) - set(BENCHMARKS):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     results = _earlier()
-    for name in names or known:
+    for name in names or BENCHMARKS:
         print(f"== {name}", flush=True)
-        rows: list[Row] = importlib.import_module(f"tests.bench.{name}").run()
-        results[name] = {
-            "machine": machine(),
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "rows": [row.to_json() for row in rows],
-        }
+        results[name] = measured(name, results.get(name))
+        results = {known: results[known] for known in BENCHMARKS if known in results}
         (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (HERE / "RESULTS.md").write_text(page(results))
-    print(page(results))
+    print(page({name: results[name] for name in names or BENCHMARKS}))
+
+
+def measured(name: str, earlier: dict | None) -> dict:
+    """Return what one benchmark found; where it cannot run, what was found before, or the reason."""
+    began = time.monotonic()
+    try:
+        rows: list[Row] = importlib.import_module(f"tests.bench.{name}").run()
+    except Absent as absent:
+        print(f"   left out: {absent}", flush=True)
+        return earlier or {"machine": machine(), "when": _now(), "rows": [], "absent": str(absent)}
+    return {
+        "machine": machine(),
+        "when": _now(),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "rows": [row.to_json() for row in rows],
+    }
 
 
 def machine() -> str:
@@ -58,31 +73,47 @@ def page(results: dict) -> str:
         "# Figures",
         "",
         "Ours and the peer's in turn, in one run; the ratio is the median over the pairs, with the lowest and",
-        "highest pair behind it. Above 1 is better. Written by `make bench`; the peers are in `peers/`.",
+        "highest pair behind it. Above 1 is better. Written by `make bench`; the peers are in `peers/`. What these",
+        "figures mean for many GPUs and images: [PLAN.md](PLAN.md).",
         "",
     ]
     for name, part in results.items():
-        lines += [
-            f"## {name}",
-            "",
-            f"{part['machine']}; {part['when']}",
-            "",
-            "| what | beside | ours | peer | ratio (spread, pairs) | goal | parity |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [_line(row) for row in part["rows"]]
-        lines += ["", *(f"- {row['what']}: {row['note']}" for row in part["rows"] if row["note"])]
-        lines += ["", *sorted({f"`{row['command']}`" for row in part["rows"]}), ""]
-    return "\n".join(lines) + "\n"
+        lines += [f"## {name}", "", *_section(part), ""]
+    return "\n".join(lines)
+
+
+def _section(part: dict) -> list[str]:
+    if not part["rows"]:
+        return [f"Left out: {part['absent']}."]
+    took = f"; took {part['minutes']} minutes" if "minutes" in part else ""
+    notes = dict.fromkeys(f"- {row['what']}: {row['note']}" for row in part["rows"] if row["note"])
+    commands = sorted({f"`{row['command']}`" for row in part["rows"]})
+    return [
+        f"{part['machine']}; {part['when']}{took}; {', '.join(commands)}",
+        "",
+        "| what | beside | ours | peer | ratio (spread, pairs) | goal | parity |",
+        "|---|---|---|---|---|---|---|",
+        *(_line(row) for row in part["rows"]),
+        *(["", *notes] if notes else []),
+    ]
 
 
 def _line(row: dict) -> str:
     low, high = row["spread"]
-    goal = f">= {row['goal']:g}x" if row["goal"] else ""
     return (
         f"| {row['what']} | {row['beside']} | {row['ours']:.4g} {row['unit']} | {row['peer']:.4g} {row['unit']} "
-        f"| {row['ratio']:.2f}x ({low:.2f}-{high:.2f}, {row['pairs']}) | {goal} | {row['parity']} |"
+        f"| {row['ratio']:.2f}x ({low:.2f}-{high:.2f}, {row['pairs']}) | {_goal(row)} | {row['parity']} |"
     )
+
+
+def _goal(row: dict) -> str:
+    if row["goal"] is None:
+        return ""
+    return f">= {row['goal']:g}x, {'met' if row['ratio'] >= row['goal'] else 'missed'}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _earlier() -> dict:

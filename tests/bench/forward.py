@@ -1,10 +1,10 @@
 """The frozen forward: images per second from uint8 pixels to features, beside the package as it comes."""
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from tests.bench.data import WEIGHTS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.training import backbone
 from trainer.forward import FastBackbone, best_precision
@@ -13,7 +13,6 @@ from trainer.model import Backbone
 from trainer.transforms import normalised
 from trainer.weights import load_backbone, read_weights
 
-WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "weights" / "efficientnet-b0-standin.pth"
 IMAGES = 64
 PAIRS = 5
 GOAL = 3.0
@@ -22,6 +21,7 @@ COMMAND = "python -m tests.bench forward"
 
 def run() -> list[Row]:
     """Measure the precision this machine takes by itself, and float32."""
+    require_xrays()
     device = torch.device("cpu")
     config = HeadConfig(classes=("a", "b"), width=512, dropout=0.4, image_size=224)
     normalise = partial(normalised, config=config)

@@ -22,12 +22,12 @@ from data_shards.pack import pack
 from data_shards.plan import EpochPlan
 from data_shards.reading import Extent, read_square
 from data_shards.stream import open_batches
+from tests.bench.data import XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.loader import image_folder_batches, webdataset_batches
 from trainer.head import HeadConfig
 from trainer.transforms import normalised
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 IMAGE_SIZE = 224
 BATCH = 32
 WORKERS = 2
@@ -39,6 +39,7 @@ FILM_GOAL, XRAY_GOAL = 2.5, 1.3  # beside (a) on films, beside both on X-rays
 
 def run() -> list[Row]:
     """Measure both data sets beside both peers."""
+    require_xrays()
     with tempfile.TemporaryDirectory() as folder:
         films = _prepared(Path(folder), "chest_xray_1024", image_size=0)
         xrays = _prepared(Path(folder), "chest_xray", image_size=256)
@@ -50,10 +51,8 @@ def run() -> list[Row]:
 
 def _prepared(folder: Path, name: str, *, image_size: int) -> tuple[Path, Path]:
     """Return a folder of classes with copies of the images, and its shards: 12 or so, for the workers to share."""
-    if not SHARED.exists():
-        raise SystemExit(f"the images of {SHARED} are absent; this benchmark needs them")
     images = folder / name
-    for number, file in enumerate(sorted((SHARED / name).rglob("*.jpg"))):
+    for number, file in enumerate(sorted((XRAYS.parent / name).rglob("*.jpg"))):
         for copy in range(COPIES[name]):
             target = images / ("even", "odd")[number % 2] / f"{copy}-{number:04d}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)

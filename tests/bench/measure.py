@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+class Absent(Exception):
+    """What a benchmark needs is not on this machine; the text says what."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of RESULTS.md.

@@ -1,96 +1,120 @@
-"""A frozen search on the chest X-rays, start-up of Ray included, beside Tuner over TorchTrainer and a strong peer."""
+"""A frozen search on the chest X-rays beside Tuner over TorchTrainer and beside a strong peer.
+
+Each search is a process of its own with a cold cache, from its start to its end, Ray's start included.
+"""
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.options import PackOptions
 from data_shards.pack import pack
+from tests.bench.data import WEIGHTS, XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.trained import trainer_process
 from trainer.specs import SearchSpec, build
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-IMAGES = SHARED / "data" / "chest_xray"
-WEIGHTS = SHARED / "weights" / "efficientnet-b0-standin.pth"
-PLAIN_TRIALS, EPOCHS = 8, 20
-STRONG_TRIALS = 64
+FEW, MANY, EPOCHS = 8, 64, 20
+MEASURED = {"trials": 2, "epochs": 2}  # of the plain peer, which would take an hour
 PLAIN_GOAL, STRONG_GOAL = 40.0, 5.0
 COMMAND = "python -m tests.bench search"
 
 
-def run() -> list[Row]:
-    """Measure ours and both peers, each in a process of its own, so that each pays its own start."""
-    if not IMAGES.exists():
-        raise SystemExit(f"the images of {IMAGES} are absent; this benchmark needs them")
+def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS) -> list[Row]:
+    """Measure searches of both sizes and both peers, once each: they take minutes."""
+    require_xrays()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), epochs)
+        pack(XRAYS, bench.folder / "shards", PackOptions(shard_bytes=1_500_000))
+        eight, _ = in_turn(lambda: bench.ours(few), bench.plain, pairs=1)
+        sixty, strong = in_turn(lambda: bench.ours(many), lambda: bench.peer("strong", many, epochs), pairs=1)
         words = {"unit": "s", "command": COMMAND, "more_is_better": False}
-        eight, plain = in_turn(lambda: bench.ours(PLAIN_TRIALS), bench.plain, pairs=1)
-        many, strong = in_turn(lambda: bench.ours(STRONG_TRIALS), lambda: bench.peer("strong", STRONG_TRIALS), pairs=1)
+        plain = {"beside": "Tuner over one TorchTrainer per trial, backbone in every epoch", "goal": PLAIN_GOAL}
+        told = {"parity": "same space, head and weights; the peer's own loss is of 2 epochs", "note": bench.note}
         return [
+            row(eight, [bench.extrapolated(few)], what=f"{few} trials x {epochs} epochs", **plain, **told, **words),
+            row(sixty, [bench.extrapolated(many)], what=f"{many} trials x {epochs} epochs", **plain, **told, **words),
             row(
-                eight, plain, what=f"{PLAIN_TRIALS} trials x {EPOCHS} epochs, cache cold",
-                beside="Tuner over one TorchTrainer per trial, backbone every epoch", goal=PLAIN_GOAL,
-                parity="same space and head; the peer's few epochs say nothing of its loss", **words,
-                note="the peer's time is extrapolated from searches of 1 trial x 1 epoch, 1 x 3 and 2 x 1",
-            ),
-            row(
-                many, strong, what=f"{STRONG_TRIALS} trials x {EPOCHS} epochs, cache cold",
-                beside="features cached by hand, reuse_actors, Optuna, ASHA, one trial a CPU", goal=STRONG_GOAL,
-                parity=bench.parity("strong"), **words,
-                note="both pay Ray's start and one pass of the backbone, which are most of ours",
+                sixty, strong, what=f"{many} trials x {epochs} epochs",
+                beside="features cached by hand, reuse_actors, Optuna, ASHA, a trial a process and CPU",
+                goal=STRONG_GOAL, parity=f"best validation loss {bench.losses}", note=bench.cost, **words,
             ),
         ]  # fmt: skip
 
 
+@dataclass
 class Bench:
-    """The packed images, and what each run came to."""
+    """The packed images, and what each search came to."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.runs = folder, 0
-        self.losses: dict[str, float] = {}
-        pack(IMAGES, folder / "shards", PackOptions(shard_bytes=1_500_000))
+    folder: Path
+    epochs: int
+    runs: int = 0
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def ours(self, trials: int) -> float:
-        """Search in a storage that has no features yet, from the start of the process to its end."""
+        """Search in a storage that has no features yet, from the start of the trainer to its end."""
         self.runs += 1
         paths = RunPaths(self.folder / f"storage-{self.runs}" / "runs" / "search-20261123-000000-abcdef")
         paths.folder.mkdir(parents=True)
-        spec = build(SearchSpec, shards=str(self.folder / "shards"), weights=str(WEIGHTS), trials=trials, epochs=EPOCHS)
+        shards = str(self.folder / "shards")
+        spec = build(SearchSpec, shards=shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs)
         paths.spec.write_text(json.dumps(spec.to_json()))
-        return seconds(lambda: self._finish(paths, trials))
+        took = seconds(lambda: self._end_of(paths))
+        self.found["ours"] = read_json(paths.result)
+        return took
 
     def plain(self) -> float:
-        """Extrapolate the plain peer, which would take an hour, from its start, a trial's start and an epoch."""
-        first = self.peer("plain", 1, epochs=1)
-        epoch = (self.peer("plain", 1, epochs=3) - first) / 2
-        trial = self.peer("plain", 2, epochs=1) - first - epoch
-        return first + (PLAIN_TRIALS - 1) * trial + (PLAIN_TRIALS * EPOCHS - 1) * epoch
+        """Measure a small search of the plain peer."""
+        took = self.peer("plain", **MEASURED)
+        told = self.found["plain"]
+        epoch = statistics.mean(told["epoch_seconds"])
+        trial = statistics.mean(told["trial_seconds"]) - MEASURED["epochs"] * epoch
+        told |= {"start": took - sum(told["trial_seconds"]), "trial": trial, "epoch": epoch}
+        return took
 
-    def peer(self, name: str, trials: int, epochs: int = EPOCHS) -> float:
+    def extrapolated(self, trials: int) -> float:
+        """Return what the plain peer would take."""
+        told = self.found["plain"]
+        return told["start"] + trials * (told["trial"] + self.epochs * told["epoch"])
+
+    def peer(self, name: str, trials: int, epochs: int) -> float:
         """Run a peer in a process of its own."""
         self.runs += 1
-        command = [sys.executable, "-m", "tests.bench.peers.search_alone", name, str(trials), str(epochs)]
-        folders = [str(IMAGES), str(WEIGHTS), str(self.folder / f"peer-{self.runs}")]
-        return seconds(
-            lambda: self._remember(name, subprocess.run([*command, *folders], check=True, capture_output=True))
+        places = [str(XRAYS), str(WEIGHTS), str(self.folder / f"peer-{self.runs}")]
+        order = [sys.executable, "-m", "tests.bench.peers.search", name, *places, str(trials), str(epochs)]
+        return seconds(lambda: self._remember(name, subprocess.run(order, check=True, stdout=subprocess.PIPE)))
+
+    @property
+    def note(self) -> str:
+        """How the peer's time was reckoned."""
+        told = self.found["plain"]
+        return (
+            "the peer's time is extrapolated from a search of {trials} trials x {epochs} epochs: ".format(**MEASURED)
+            + f"start and end {told['start']:.1f} s, a trial {told['trial']:.1f} s, an epoch {told['epoch']:.1f} s"
         )
 
-    def parity(self, peer: str) -> str:
-        """Return the best validation losses of both, the peer's without class weights as ours is reported."""
-        return f"best validation loss {self.losses[f'ours-{peer}']:.3f} and {self.losses[peer]:.3f}"
+    @property
+    def losses(self) -> str:
+        """The best validation losses; the peer weighs no classes, ours does as the data are unbalanced."""
+        return f"{self.found['ours']['best']['value']:.3f} and {self.found['strong']['loss']:.3f}"
 
-    def _finish(self, paths: RunPaths, trials: int) -> None:
+    @property
+    def cost(self) -> str:
+        """Where the time of the large searches went."""
+        ours = self.found["ours"]["cost"]["training_hours"] * 3600
+        theirs = sum(self.found["strong"]["trial_seconds"])
+        return f"the epochs of all trials took {ours:.1f} s, the peer's trials {theirs:.1f} s; the rest starts"
+
+    def _end_of(self, paths: RunPaths) -> None:
         if trainer_process(paths).wait(1200):
             raise SystemExit(paths.log.read_text()[-3000:])
-        peer = "plain" if trials == PLAIN_TRIALS else "strong"
-        self.losses[f"ours-{peer}"] = float(read_json(paths.result)["best"]["value"])
 
-    def _remember(self, name: str, command: list[str]) -> None:
-        done = subprocess.run(command, check=True, capture_output=True)
-        self.losses[name] = float(done.stdout.split()[-1])
+    def _remember(self, name: str, ended: "subprocess.CompletedProcess[bytes]") -> None:
+        self.found[name] = json.loads(ended.stdout.splitlines()[-1])

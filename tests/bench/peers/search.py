@@ -2,23 +2,29 @@
 
 `plain`: a Tuner whose trials each call TorchTrainer.fit(): ImageFolder, DataLoader, the backbone in every epoch.
 `strong`: features cached by hand beforehand, class Trainables of one CPU with reuse_actors, Optuna and ASHA.
+Either by itself, printing its best validation loss and the seconds of its trials and epochs:
+
+    python -m tests.bench.peers.search plain|strong IMAGES WEIGHTS STORAGE TRIALS EPOCHS
 """
 
+import json
 import logging
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from efficientnet_pytorch import EfficientNet
 from ray import train, tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+
+from tests.bench.peers.training import backbone, features_of, head, images
 
 SPACE = {
     "lr": tune.loguniform(1e-5, 1e-2),
@@ -28,53 +34,26 @@ SPACE = {
 BATCH = 32
 
 
-def head(width: int, dropout: float, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.BatchNorm1d(1280), nn.Linear(1280, width), nn.ReLU(),
-        nn.BatchNorm1d(width), nn.Linear(width, width // 4), nn.ReLU(),
-        nn.BatchNorm1d(width // 4), nn.Dropout(dropout), nn.Linear(width // 4, classes),
-    )  # fmt: skip
-
-
-def images(folder: Path, split: str) -> ImageFolder:
-    steps = [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(),
-             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]  # fmt: skip
-    return ImageFolder(str(folder / split), transforms.Compose(steps))
-
-
-def backbone(weights: Path) -> EfficientNet:
-    network = EfficientNet.from_name("efficientnet-b0", include_top=False)
-    network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
-    return network.eval().requires_grad_(False)
-
-
-def ready() -> None:
-    """Start Ray on this machine."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def plain(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: int) -> float:
-    """Run the search and return the best validation loss."""
+def plain(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: int) -> tune.ResultGrid:
+    """Search with a TorchTrainer a trial, one at a time: its driver and its worker take a CPU each."""
 
     def loop(config: dict[str, Any]) -> None:
-        training, valid = images(folder, "train"), images(folder, "valid")
+        torch.set_num_threads(2)  # Ray gives a worker as many as its CPUs; the machine has two
+        training, valid = images(folder / "train"), images(folder / "valid")
         network, top = backbone(weights), head(config["width"], config["dropout"], len(training.classes))
         optimizer = torch.optim.Adam(top.parameters(), lr=config["lr"])
         for _ in range(epochs):
+            began = time.time()
             top.train()
-            for batch, labels in DataLoader(training, BATCH, shuffle=True, drop_last=True):
-                with torch.no_grad():
-                    features = network(batch).flatten(1)
+            for values, labels in features_of(network, DataLoader(training, BATCH, shuffle=True)):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(top(features), labels).backward()
+                cross_entropy(top(values), labels).backward()
                 optimizer.step()
             top.eval()
             with torch.no_grad():
-                found = [
-                    nn.functional.cross_entropy(top(network(batch).flatten(1)), labels, reduction="sum").item()
-                    for batch, labels in DataLoader(valid, 64)
-                ]
-            train.report({"loss": sum(found) / len(valid)})
+                scored = features_of(network, DataLoader(valid, BATCH))
+                losses = [cross_entropy(top(values), labels, reduction="sum").item() for values, labels in scored]
+            train.report({"loss": sum(losses) / len(valid), "epoch_seconds": time.time() - began})
 
     def trial(config: dict[str, Any]) -> None:
         TorchTrainer(
@@ -90,14 +69,12 @@ def plain(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: in
         tune_config=tune.TuneConfig(metric="loss", mode="min", num_samples=trials, max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=str(storage), name="plain", verbose=0),
     )
-    return float(tuner.fit().get_best_result().metrics["loss"])
+    return tuner.fit()
 
 
-@torch.no_grad()
 def features(folder: Path, weights: Path, split: str) -> tuple[Tensor, Tensor]:
-    network, data = backbone(weights), images(folder, split)
-    parts = [(network(batch).flatten(1), labels) for batch, labels in DataLoader(data, 64)]
-    return torch.cat([values for values, _ in parts]), torch.cat([labels for _, labels in parts])
+    values, labels = zip(*features_of(backbone(weights), DataLoader(images(folder / split), BATCH)), strict=True)
+    return torch.cat(values), torch.cat(labels)
 
 
 class Trial(tune.Trainable):
@@ -114,18 +91,19 @@ class Trial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        began = time.time()
         values, labels = self.data["train"]
         self.head.train()
-        for rows in torch.randperm(len(values)).split(BATCH)[:-1]:
+        for rows in torch.randperm(len(values)).split(BATCH):
             self.optimizer.zero_grad()
-            nn.functional.cross_entropy(self.head(values[rows]), labels[rows]).backward()
+            cross_entropy(self.head(values[rows]), labels[rows]).backward()
             self.optimizer.step()
         self.head.eval()
         values, labels = self.data["valid"]
         with torch.no_grad():
-            loss = nn.functional.cross_entropy(self.head(values), labels).item()
+            loss = cross_entropy(self.head(values), labels).item()
         self.epoch += 1
-        return {"loss": loss, "done": self.epoch >= self.epochs}
+        return {"loss": loss, "done": self.epoch >= self.epochs, "epoch_seconds": time.time() - began}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         torch.save(self.head.state_dict(), Path(checkpoint_dir) / "head.pt")
@@ -134,16 +112,37 @@ class Trial(tune.Trainable):
         self.head.load_state_dict(torch.load(Path(checkpoint) / "head.pt", weights_only=True))
 
 
-def strong(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: int) -> float:
-    """Run the search and return the best validation loss; the features are computed here, once."""
+def strong(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: int) -> tune.ResultGrid:
+    """Search heads alone; the features are computed here, once."""
     data = {split: features(folder, weights, split) for split in ("train", "valid")}
+    asha = tune.schedulers.ASHAScheduler(max_t=epochs, grace_period=min(6, epochs), reduction_factor=3)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, data=data, epochs=epochs), {"cpu": 1}),
         param_space=SPACE,
         tune_config=tune.TuneConfig(
             metric="loss", mode="min", num_samples=trials, search_alg=OptunaSearch(seed=0), reuse_actors=True,
-            max_concurrent_trials=2, scheduler=tune.schedulers.ASHAScheduler(max_t=epochs, grace_period=6),
+            max_concurrent_trials=2, scheduler=asha,
         ),
-        run_config=tune.RunConfig(storage_path=str(storage), name="strong", verbose=0),
+        run_config=tune.RunConfig(
+            storage_path=str(storage), name="strong", verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+        ),
     )  # fmt: skip
-    return float(tuner.fit().get_best_result().metrics["loss"])
+    return tuner.fit()
+
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    kind = {"plain": plain, "strong": strong}[sys.argv[1]]
+    paths, sizes = [Path(text) for text in sys.argv[2:5]], [int(text) for text in sys.argv[5:7]]
+    found = kind(*paths, trials=sizes[0], epochs=sizes[1])
+    table = found.get_dataframe()
+    print(
+        json.dumps(
+            {
+                "loss": found.get_best_result().metrics["loss"],
+                "trial_seconds": table["time_total_s"].tolist(),
+                "epoch_seconds": table["epoch_seconds"].tolist(),
+            }
+        )
+    )

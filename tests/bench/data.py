@@ -1,0 +1,33 @@
+"""What the benchmarks work on: the X-rays and weights beside the checkout, and drawn images of any number."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.bench.measure import Absent
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+XRAYS = SHARED / "data" / "chest_xray"
+WEIGHTS = SHARED / "weights" / "efficientnet-b0-standin.pth"
+
+
+def require_xrays() -> None:
+    """Raise Absent where the X-rays or the weights are not there."""
+    for place in (XRAYS, WEIGHTS):
+        if not place.exists():
+            raise Absent(f"needs {place.relative_to(SHARED.parent)} beside the checkout")
+
+
+def draw_images(folder: Path, *, images: int, classes: int, size: int) -> None:
+    """Write `split/class/N.png`: noise whose brightness tells the class; a quarter of it validates.
+
+    Noise, because images must differ: packing looks for the same image in two splits.
+    """
+    random = np.random.default_rng(0)
+    for number in range(images):
+        label, split = number % classes, "valid" if number // classes % 4 == 0 else "train"
+        pixels = random.integers(0, 128, (size, size), dtype=np.uint8) + np.uint8(127 * label // max(1, classes - 1))
+        target = folder / split / f"class-{label:02d}" / f"{number:06d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels, mode="L").save(target, compress_level=1)

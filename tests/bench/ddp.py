@@ -1,0 +1,84 @@
+"""Fine-tuning on two ranks of one thread each beside one rank of one thread: what a second worker brings.
+
+Ranks are processes as Ray Train starts them, with gloo between them; each rank takes as many images a step as the one
+rank alone. All ranks see the same images, so that loss and gradients are those of one rank: the parity.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.bench.data import require_xrays
+from tests.bench.measure import Row, in_turn, row, seconds
+from tests.bench.steps import Stepper, batch_of, pretrained
+from trainer.ranks import Ranks
+
+BATCH = 16  # images a rank
+STEPS = 4
+PAIRS = 3
+GOAL = 1.8
+COMMAND = "python -m tests.bench ddp"
+
+
+def run(*, pairs: int = PAIRS, steps: int = STEPS) -> list[Row]:
+    """Measure steps after the first; starting processes is not part of it."""
+    require_xrays()
+    losses: dict[int, float] = {}
+
+    def speed(ranks: int) -> float:
+        found = _together(ranks, ranks, steps)
+        losses[ranks] = found[0]["loss"]
+        return ranks * BATCH / statistics.median(found[0]["seconds"])
+
+    two, one = in_turn(lambda: speed(2), lambda: speed(1), pairs=pairs)
+    free = [BATCH / statistics.median(found["seconds"]) for found in _together(2, 1, steps)]
+    return [
+        row(
+            two, one, more_is_better=True, what=f"fine-tuning step, 2 ranks x 1 thread, {BATCH} images a rank",
+            beside="1 rank x 1 thread", unit="images/s", goal=GOAL, command=COMMAND,
+            parity=f"loss of step {steps}: {losses[2]:.5f} and {losses[1]:.5f}",
+            note=f"two processes that do not speak with each other reach {sum(free) / statistics.median(one):.2f}x "
+            "on this machine: what ranks lack of that is gradients on their way",
+        )
+    ]  # fmt: skip
+
+
+def _together(processes: int, world_size: int, steps: int) -> list[dict]:
+    """Start processes at once, as ranks of one world or as worlds of their own, and return what each found."""
+    with tempfile.TemporaryDirectory() as folder:
+        orders = [
+            [sys.executable, "-m", "tests.bench.ddp", str(n % world_size), str(world_size), str(steps), folder]
+            for n in range(processes)
+        ]
+        started = [subprocess.Popen(order, stdout=subprocess.PIPE) for order in orders]
+        return [json.loads(process.communicate(timeout=600)[0]) for process in started]
+
+
+def _rank(rank: int, world_size: int, steps: int, folder: Path) -> None:
+    """Be one rank: print the seconds of each step after the first, and the loss of the last."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    model = pretrained(device)
+    parameters = model.backbone.network._global_params
+    # Ranks draw dropped connections each for itself; without them the loss can be compared.
+    model.backbone.network._global_params = parameters._replace(drop_connect_rate=0.0)
+    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True) if world_size > 1 else model
+    stepper = Stepper(model, parallel, Ranks(rank, world_size, device), *batch_of(BATCH, device))
+    stepper.step()
+    taken = [seconds(stepper.step) for _ in range(steps - 1)]
+    print(json.dumps({"seconds": taken, "loss": (stepper.losses or [0.0])[-1]}))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(*map(int, sys.argv[1:4]), Path(sys.argv[4]))

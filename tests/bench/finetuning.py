@@ -1,0 +1,47 @@
+"""A fine-tuning step of the whole network: images a second beside the package as it comes, on the same images."""
+
+import torch
+
+from tests.bench.data import WEIGHTS, require_xrays
+from tests.bench.measure import Row, in_turn, row, seconds
+from tests.bench.peers import finetuning as peers
+from tests.bench.peers.training import head
+from tests.bench.steps import BACKBONE_FACTOR, FIRST_LR, Stepper, batch_of, pretrained
+from trainer.ranks import Ranks
+from trainer.sources import step_seed
+
+BATCH = 16
+PAIRS = 5
+GOALS = {"float32": 1.25, "bf16": 1.6}
+COMMAND = "python -m tests.bench finetuning"
+
+
+def run(*, batch: int = BATCH, pairs: int = PAIRS) -> list[Row]:
+    """Measure both precisions, each beside runs of the peer of its own."""
+    require_xrays()
+    return [_measured(precision, batch, pairs) for precision in GOALS]
+
+
+def _measured(precision: str, batch: int, pairs: int) -> Row:
+    device = torch.device("cpu")
+    images, labels = batch_of(batch, device)
+    model = pretrained(device)
+    top = head(512, 0.0, 2)
+    top.load_state_dict(model.head.state_dict())
+    peer = peers.stepper(WEIGHTS, top, lr=FIRST_LR, backbone_lr=FIRST_LR * BACKBONE_FACTOR)
+    ours = Stepper(model, model, Ranks(0, 1, device), images, labels, bf16=precision == "bf16")
+    plain = images.contiguous()
+    losses = []
+    for step in range(2):  # also the warm-up; the draws of dropped connections are those of our step
+        torch.manual_seed(step_seed(0, step, 0))
+        losses.append(peer(plain, labels))
+        ours.step()
+    mine, theirs = in_turn(
+        lambda: batch / seconds(ours.step), lambda: batch / seconds(lambda: peer(plain, labels)), pairs=pairs
+    )
+    pairs_of_losses = ", ".join(f"{a:.4f} and {b:.4f}" for a, b in zip(ours.losses, losses, strict=False))
+    return row(
+        mine, theirs, more_is_better=True, what=f"fine-tuning step, all layers, {precision}, batch {batch}",
+        beside="efficientnet_pytorch as it comes, eager float32", unit="images/s", goal=GOALS[precision],
+        parity=f"losses of the first steps: {pairs_of_losses}", command=COMMAND,
+    )  # fmt: skip

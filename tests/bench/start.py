@@ -1,0 +1,108 @@
+"""From submit to the first training step, where the job worker stands and the features are stored.
+
+Ours counts until the first epoch of the head is written down, which is a little after its first step.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import rq
+from redis import Redis
+from rq.serializers import JSONSerializer
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from data_shards.options import PackOptions
+from data_shards.pack import pack
+from jobs.ledger import read_state
+from jobs.stack import start_stack
+from jobs.submit import submit
+from tests.bench.data import WEIGHTS, XRAYS, require_xrays
+from tests.bench.measure import Row, in_turn, row
+from tests.bench.peers import plain_rq
+from tests.stack import eventually, lines_of
+from trainer.specs import TrainSpec, build
+
+PAIRS = 3
+GOAL = 3.0
+COMMAND = "python -m tests.bench start"
+
+
+def run(*, pairs: int = PAIRS) -> list[Row]:
+    """Measure ours beside a job that imports torch and ray, and beside one that trains through Ray."""
+    require_xrays()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        pack(XRAYS, folder / "shards", PackOptions(shard_bytes=1_500_000))
+        with start_stack(Settings(storage=folder / "storage")) as stack:
+            bench = Bench(stack.settings, folder / "shards")
+            with bench.peer_worker() as worker:
+                bench.ours()  # stores the features
+                rows = [
+                    bench.beside(plain_rq.first_step, "plain rq worker whose job imports torch and ray", pairs),
+                    bench.beside(
+                        plain_rq.first_step_with_ray, "the same through a Ray Train worker", max(1, pairs - 1)
+                    ),
+                ]
+                worker.terminate()
+                worker.wait()
+        return rows
+
+
+@dataclass
+class Bench:
+    """A standing stack with a plain rq worker beside it on the same Redis."""
+
+    settings: Settings
+    shards: Path
+    moments: list[dict[str, float]] = field(default_factory=list)
+
+    def beside(self, job: Any, name: str, pairs: int) -> Row:
+        """Measure ours and one of the peer's jobs in turn."""
+        self.moments.clear()
+        ours, peer = in_turn(self.ours, lambda: self.peer(job), pairs=pairs)
+        middle = {phase: statistics.median(one[phase] for one in self.moments) for phase in self.moments[0]}
+        told = ", ".join(f"{phase} {moment:.2f} s" for phase, moment in middle.items())
+        return row(
+            ours, peer, more_is_better=False, what="submit to first training step, standing stack", beside=name,
+            unit="s", goal=GOAL, parity="a step of a fresh head on the same images", command=COMMAND,
+            note=f"ours, since submit: {told}",
+        )  # fmt: skip
+
+    def ours(self) -> float:
+        """Return the seconds from submit to the end of the first epoch; keep the moments on the way."""
+        spec = build(TrainSpec, shards=str(self.shards), weights=str(WEIGHTS), epochs=1)
+        began, moments = time.time(), dict[str, float]()
+        paths = RunPaths.of(self.settings.storage, submit(self.settings, spec))
+        while not read_state(paths).has_ended:
+            if paths.progress.exists():
+                moments.setdefault(json.loads(paths.progress.read_text())["phase"], time.time() - began)
+            time.sleep(0.005)
+        assert read_state(paths).state == "succeeded", read_state(paths)
+        moments["first epoch"] = datetime.fromisoformat(lines_of(paths.metrics)[0]["time"]).timestamp() - began
+        self.moments.append({name: moments[name] for name in ("starting", "features", "train", "first epoch")})
+        return moments["first epoch"]
+
+    def peer(self, job: Any) -> float:
+        """Return the seconds from submit to the step."""
+        with Redis.from_url(str(self.settings.redis_url)) as connection:
+            queue = rq.Queue("plain", connection=connection, serializer=JSONSerializer)
+            began = time.time()
+            entry = queue.enqueue(job, str(XRAYS), str(WEIGHTS), job_timeout=600, result_ttl=600)
+            assert eventually(lambda: entry.get_status() in ("finished", "failed"), 600)
+            assert entry.get_status() == "finished", entry.latest_result().exc_string
+            return entry.return_value()["stepped"] - began
+
+    def peer_worker(self) -> "subprocess.Popen[bytes]":
+        """Start a plain rq worker."""
+        program, url = str(Path(sys.executable).parent / "rq"), str(self.settings.redis_url)
+        order = [program, "worker", "--url", url, "--serializer", "json", "--quiet", "plain"]
+        return subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

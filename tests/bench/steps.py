@@ -1,0 +1,110 @@
+"""The trainer's own training loop on images that are in memory already: an epoch here is a single step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.index import Shard, ShardIndex
+from data_shards.plan import EpochPlan
+from tests.bench.data import WEIGHTS
+from trainer.head import HeadConfig
+from trainer.loop import Course, train_epoch
+from trainer.model import Classifier, build_model
+from trainer.optimizer import build_optimizer
+from trainer.position import Position
+from trainer.ranks import Ranks
+from trainer.schedule import lr_factor
+from trainer.sources import Step
+from trainer.specs import TrainSpec, build
+from trainer.transforms import normalised
+from trainer.weights import load_backbone, read_weights
+
+STEPS = 10_000  # planned, so that the rate is that of the first step for all that are measured
+LR = 1e-3
+FIRST_LR = LR * lr_factor(0, STEPS)
+BACKBONE_FACTOR = 0.1  # of the head's rate, as where the weights are pretrained
+CONFIG = HeadConfig(classes=("a", "b"), width=512, dropout=0.0, image_size=224)
+FIGURES = {"loss": 0.0, "accuracy": 0.0, "auroc": 0.0, "balanced_accuracy": 0.0}
+
+
+def batch_of(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return drawn images as the loop takes them, `(images, 3, 224, 224) float32` channels last, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 1, 224, 224), dtype=torch.uint8, generator=generator)
+    return normalised(pixels.to(device), CONFIG), (torch.arange(images) % 2).to(device)
+
+
+def pretrained(device: torch.device) -> Classifier:
+    """Return the whole model, all of which trains."""
+    torch.manual_seed(0)
+    model = build_model(CONFIG)
+    load_backbone(model.backbone, read_weights(WEIGHTS))
+    model.backbone.freeze("none")
+    return model.to(device)
+
+
+@dataclass
+class Stepper:
+    """Takes the trainer's training steps, one at a call.
+
+    Attributes:
+        parallel: The model, or what makes it train in step with the other ranks.
+        images, labels: This rank's part of each step.
+        losses: Mean loss of each step that was taken.
+    """
+
+    model: Classifier
+    parallel: nn.Module
+    ranks: Ranks
+    images: Tensor
+    labels: Tensor
+    bf16: bool = False
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        optimizer = build_optimizer(
+            self.model.head, self.model.backbone, backbone_factor=BACKBONE_FACTOR, weight_decay=0.0,
+            device=self.ranks.device,
+        )  # fmt: skip
+        self.position = Position()
+        self.course = Course(
+            spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=self._all_images, lr=LR, freeze="none"),
+            index=_index_of(self._all_images),
+            ranks=self.ranks,
+            module=self.model,
+            optimizer=optimizer,
+            source=self._source,
+            class_weights=None,
+            validate=lambda: FIGURES,
+            save=lambda position, is_best: None,
+            record=self._record,
+            count=lambda images: None,
+            begin_epoch=lambda position: None,
+            stop_reason=lambda: None,
+            autocast=self.bf16,
+        )
+
+    def step(self) -> None:
+        """Take a step."""
+        self.position = train_epoch(self.course, self.parallel, self.position)
+
+    @property
+    def _all_images(self) -> int:
+        return len(self.images) * self.ranks.world_size
+
+    def _source(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+        yield Step(self.images, self.labels, torch.arange(len(self.images)), self._all_images)
+
+    def _record(self, figures: dict[str, Any]) -> None:
+        self.losses.append(figures["train_loss"])
+
+
+def _index_of(images: int) -> ShardIndex:
+    half = images // 2
+    shard = Shard(
+        name="train-0.tar", split="train", samples=images, per_class=(images - half, half), bytes=1, sha256="0" * 64
+    )
+    return ShardIndex(classes=CONFIG.classes, shards=(shard,))
