@@ -1,0 +1,118 @@
+"""Job workers whose wall clocks disagree by ten minutes: leases, windows and schedules hold."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs import ledger, schedules
+from jobs.request import JobRequest
+from jobs.submit import submit
+from jobs.workers import live_workers
+from tests.clocks import Clock, build_clock
+from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
+from trainer.specs import TrainSpec
+
+FIVE_MINUTES = 300
+
+
+@pytest.fixture
+def ahead(tmp_path: Path) -> Clock:
+    return build_clock(tmp_path / "ahead", FIVE_MINUTES)
+
+
+@pytest.fixture
+def behind(tmp_path: Path) -> Clock:
+    return build_clock(tmp_path / "behind", -FIVE_MINUTES)
+
+
+def test_a_process_goes_by_the_shifted_clock(ahead: Clock, behind: Clock) -> None:
+    code = "import datetime, time; print(time.time(), datetime.datetime.now().timestamp(), time.monotonic())"
+
+    shown = [
+        [float(word) for word in subprocess.check_output([*clock.command, sys.executable, "-c", code]).split()]
+        for clock in (ahead, behind)
+    ]
+
+    for shift, (seconds, moment, monotonic) in zip((FIVE_MINUTES, -FIVE_MINUTES), shown, strict=True):
+        assert seconds - time.time() == pytest.approx(shift, abs=30)
+        assert moment - time.time() == pytest.approx(shift, abs=30)
+        assert monotonic == pytest.approx(time.monotonic(), abs=30)
+
+
+def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead: Clock, behind: Clock) -> None:
+    with behind.workers(settings):
+        long = submit(settings, FakeSpec(steps=100, step_seconds=0.1))  # three leases, under foreign eyes
+        assert eventually((RunPaths.of(settings.storage, long).folder / "steps.jsonl").exists)
+        with ahead.workers(settings):  # it tidies RQ's registries at its start, and finds entries that look old
+            runs = [long, *(submit(settings, FakeSpec()) for _ in range(12))]
+            assert eventually(lambda: not ledger.pending_ids(settings.storage), seconds=60)
+
+    for run_id in runs:
+        state = state_of(settings.storage, run_id)
+        assert (state.state, state.attempt, state.losses) == ("succeeded", 1, 0)
+        assert len(lines_of(RunPaths.of(settings.storage, run_id).folder / "published.jsonl")) == 1
+        assert processes_of(run_id) == []
+
+
+def test_a_dead_attempt_is_found_dead_by_any_clock(settings: Settings, ahead: Clock, behind: Clock) -> None:
+    run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.1))
+    with behind.workers(settings) as stack:
+        assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+        stack.workers[0].kill()
+
+    with ahead.workers(settings):
+        state = reaches(settings.storage, run_id, "succeeded")
+
+    assert (state.attempt, state.losses) == (2, 1)
+
+
+def test_a_clock_that_is_put_forward_and_back_in_mid_run_changes_nothing(settings: Settings, ahead: Clock) -> None:
+    ahead.put(0)
+    with ahead.workers(settings):
+        run_id = submit(settings, FakeSpec(steps=80, step_seconds=0.1), JobRequest(max_duration_seconds=60))
+        assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+        for seconds in (FIVE_MINUTES, -FIVE_MINUTES, 0):
+            ahead.put(seconds)
+            time.sleep(1)
+        state = reaches(settings.storage, run_id, "succeeded", "failed", "lost")
+
+    assert (state.state, state.attempt, state.losses) == ("succeeded", 1, 0)
+
+
+def test_a_window_that_only_one_clock_sees_open_neither_loses_nor_repeats_the_run(
+    settings: Settings, redis: Redis, ahead: Clock, behind: Clock
+) -> None:
+    here = datetime.now().astimezone()
+    window = f"{here + timedelta(minutes=3):%H:%M}-{here + timedelta(hours=3):%H:%M}"
+    with ahead.workers(settings):  # its keeper wakes the run, which both may take
+        assert eventually(lambda: redis.exists("nightshift:role:keeper") == 1)
+        with behind.workers(settings, 3):
+            assert eventually(lambda: len(live_workers(redis)) == 4)
+            run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.1), JobRequest(window=window))
+            waits = state_of(settings.storage, run_id).state
+            state = reaches(settings.storage, run_id, "succeeded", seconds=60)
+
+    assert waits == "scheduled"
+    assert (state.attempt, state.losses) == (1, 0)
+
+
+def test_a_moment_is_served_once_though_the_next_keeper_lives_in_its_past(
+    settings: Settings, ahead: Clock, behind: Clock
+) -> None:
+    kept = schedules.add(settings, "yearly", "0 0 1 1 *", TrainSpec(shards="s", weights="none"), JobRequest())
+    long_ago = datetime.now(UTC) - timedelta(days=800)
+    schedules._write(schedules._folder(settings, "yearly"), kept.model_copy(update={"served": long_ago}))
+
+    for clock in (ahead, behind):
+        with clock.workers(settings):
+            assert eventually(lambda: schedules.schedules(settings)[0].last_run is not None)
+            time.sleep(5)  # two more looks at what is due
+
+    assert len(ledger.all_ids(settings.storage)) == 1
