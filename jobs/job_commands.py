@@ -11,14 +11,19 @@ from cluster.settings import Settings
 from jobs.checks import after_its_model, checked
 from jobs.connection import connect
 from jobs.follow import show_progress
-from jobs.options import HOW, WHEN, WHERE, option, options, take_request
+from jobs.options import HOW, WHEN, WHERE, BatchSize, option, options, take_request
 from jobs.request import JobRequest
 from jobs.submit import submit
 from jobs.workers import live_workers
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 SEARCHABLE = (  # `search` has options of its own in their place
-    option(TrainSpec, "batch_size", type=int, help="Images per step over all workers together."),
+    option(
+        TrainSpec,
+        "batch_size",
+        type=BatchSize(),
+        help="Images per step over all workers together; auto is 32 with --accumulate.",
+    ),
     option(TrainSpec, "lr", type=float, help="Peak learning rate of the head."),
     option(TrainSpec, "weight_decay", type=float, help="Weight decay of the head."),
     option(TrainSpec, "dropout", type=float, help="Dropout before the last layer."),
@@ -26,6 +31,7 @@ SEARCHABLE = (  # `search` has options of its own in their place
     option(TrainSpec, "freeze", metavar="all|none|STAGES", help="The part of the backbone that does not learn."),
 )
 STEADY = (
+    click.option("--accumulate", is_flag=True, help="Take a step that does not fit into a GPU's memory in parts."),
     option(TrainSpec, "epochs", type=int, help="Passes over the training split."),
     option(TrainSpec, "weights", metavar="imagenet|none|FILE", help="Where the backbone begins."),
     option(TrainSpec, "norms", type=click.Choice(["auto", "kept", "batch"]),

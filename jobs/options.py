@@ -42,6 +42,18 @@ class GpusPerWorker(click.ParamType[Any]):
         return value if value == "auto" else int(value)
 
 
+class BatchSize(click.ParamType[Any]):
+    """A number of images, or auto."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return "auto" or the number."""
+        if value != "auto" and not str(value).isdecimal():
+            self.fail(f"{value!r} is no number of images, nor auto", param, ctx)
+        return value if value == "auto" else int(value)
+
+
 class Duration(click.ParamType[float]):
     """A duration such as 30m, in seconds."""
 

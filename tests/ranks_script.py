@@ -6,12 +6,13 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.backward import backward
 from trainer.model import Head
 from trainer.norm import SharedBatchNorm
 from trainer.ranks import Ranks
+from trainer.sources import Step
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
 
@@ -24,10 +25,12 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     rows, labels = torch.randn(9, 1280, generator=generator), torch.arange(9) % 3
     alone = gradients(rows, labels, parallel=False)
+    alone_at_once = gradients(rows, labels, parallel=False, kept=True)
     dist.init_process_group("gloo")
     ranks = Ranks(rank, 2, torch.device("cpu"))
     mine = slice(0, 5) if rank == 0 else slice(5, 9)
     together = gradients(rows[mine], labels[mine], parallel=True)
+    in_parts = gradients(rows[mine], labels[mine], parallel=True, parts=2, kept=True)
     gathered = ranks.gathered(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
     found = {
         "total": ranks.total(1.0, float(rank)),
@@ -35,6 +38,7 @@ def main() -> None:
         "gathered": gathered.squeeze(1).tolist(),
         "no_rows": ranks.gathered(torch.ones(rank, 2, dtype=torch.float64)).tolist(),
         "gradient_error": largest_error(together["gradients"], alone["gradients"]),
+        "parts_error": largest_error(in_parts["gradients"], alone_at_once["gradients"]),
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
         "gradient_scale": max(float(value.abs().max()) for value in alone["gradients"].values()),
     }
@@ -43,13 +47,13 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def gradients(rows, labels, *, parallel):
+def gradients(rows, labels, *, parallel, parts=1, kept=False):
     """Return the gradients and running statistics of one step, weighted as the loop weighs it."""
     torch.manual_seed(1)
-    head = Head(3, 16, dropout=0.0).train()
+    head = Head(3, 16, dropout=0.0).train(not kept)
     model = DistributedDataParallel(head) if parallel else head
-    losses = nn.functional.cross_entropy(model(rows), labels, reduction="none")
-    (losses.sum() * ((2 if parallel else 1) / 9)).backward()
+    step = Step(rows, labels, torch.arange(len(rows)), images=9)
+    backward(model, step, weight=(2 if parallel else 1) / 9, class_weights=None, parts=parts)
     norms = [module for module in head if isinstance(module, SharedBatchNorm)]
     return {
         "gradients": {name: parameter.grad for name, parameter in head.named_parameters()},

@@ -31,6 +31,10 @@ def test_gradients_of_two_unequal_ranks_are_those_of_one_process(found):
     assert found["gradient_error"] < 1e-5
 
 
+def test_gradients_that_two_ranks_add_up_in_parts_are_those_of_one_process_at_once(found):
+    assert found["parts_error"] < 1e-5
+
+
 def test_running_statistics_of_two_ranks_are_those_of_one_process(found):
     assert found["statistics_error"] < 1e-5
 

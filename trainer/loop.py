@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
+from trainer.backward import backward
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.optimizer import set_lr
 from trainer.position import Position
@@ -40,6 +40,7 @@ class Course:
         autocast: Compute the module in bf16.
         after_step: Called after each step of the optimizer.
         epochs: Those (from 0) of this phase of the training, with a warm-up of their own; None takes all.
+        parts: Forward and backward passes that make one step.
     """
 
     spec: TrainSpec
@@ -59,6 +60,7 @@ class Course:
     save_is_due: Callable[[], bool] = field(default=lambda: False)
     after_step: Callable[[], None] = field(default=lambda: None)
     epochs: range | None = None
+    parts: int = 1
 
     @property
     def span(self) -> range:
@@ -123,17 +125,21 @@ def _train_step(course: Course, model: nn.Module, step: Step, position: Position
     torch.manual_seed(step_seed(course.spec.seed, position.step, course.ranks.rank))
     step_of_phase = position.step - course.span.start * batches
     lr = set_lr(course.optimizer, course.spec.lr, step_of_phase, len(course.span) * batches)
-    with torch.autocast(course.ranks.device.type, dtype=torch.bfloat16, enabled=course.autocast):
-        logits = model(step.inputs)  # (B, classes)
-    losses = functional.cross_entropy(logits.float(), step.labels, course.class_weights, reduction="none")
-    # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
-    torch.autograd.backward(losses.sum() * (course.ranks.world_size / step.images))
+    loss = backward(
+        model,
+        step,
+        # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
+        weight=course.ranks.world_size / step.images,
+        class_weights=course.class_weights,
+        parts=course.parts,
+        autocast=course.autocast,
+    )
     nn.utils.clip_grad_norm_(course.module.parameters(), MAX_NORM)
     course.optimizer.step()
     course.optimizer.zero_grad(set_to_none=True)
     course.after_step()
-    position.lr = lr
-    return float(losses.detach().sum())
+    position.lr, position.parts = lr, course.parts
+    return loss
 
 
 def _moved(course: Course, position: Position, loss: float, step: Step) -> Position:
@@ -175,6 +181,7 @@ def _validated(course: Course, position: Position, plan: EpochPlan, seconds: flo
                 "valid_auroc": figures["auroc"],
                 "valid_balanced_accuracy": figures["balanced_accuracy"],
                 "lr": position.lr,
+                "micro_batches": position.parts,
                 "best": is_best,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / max(seconds, 1e-9), 1),

@@ -19,6 +19,7 @@ class Position:
         best_epoch: The epoch (from 1) whose model is the best; 0 before the first.
         best_value: Its metric; None where the metric was undefined.
         lr: Learning rate of the last step.
+        parts: Forward and backward passes of the last step.
     """
 
     step: int = 0
@@ -29,6 +30,7 @@ class Position:
     best_epoch: int = 0
     best_value: float | None = None
     lr: float = 0.0
+    parts: int = 1
 
     def after_step(self, loss_sum: float, images: int) -> "Position":
         """Return the position one step on."""

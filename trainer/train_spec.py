@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 2 to 8
 
+BATCH_SIZE = 32
+
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
 Precision = Literal["auto", "fp32", "bf16"]
 GpusPerWorker = Literal["auto", 0, 1]
@@ -32,7 +34,8 @@ class TrainOptions(Spec):
 
     Attributes:
         shards: Folder or URL that holds `index.json` and the tar files it lists.
-        batch_size: Images per step over all workers together, not per worker.
+        batch_size: Images per step over all workers together, not per worker; "auto" is the default, with `accumulate`.
+        accumulate: Take a step that does not fit into a GPU's memory in parts, with the same gradients.
         lr: Peak learning rate of the head (Adam).
         head_width: Width of the head's first layer; its second has a quarter of it.
         freeze: "all" trains the head alone, "none" everything, N freezes the stem and the first N of 7 stages.
@@ -51,7 +54,8 @@ class TrainOptions(Spec):
 
     shards: Annotated[str, Field(min_length=1)]
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] = BATCH_SIZE
+    accumulate: bool = False
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
@@ -68,6 +72,13 @@ class TrainOptions(Spec):
     best_by: Metric = "loss"
     patience: Annotated[int, Field(ge=1)] | None = None
     cache: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_the_default_in_parts(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("batch_size") == "auto":
+            return {**given, "batch_size": BATCH_SIZE, "accumulate": True}
+        return given
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

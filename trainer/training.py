@@ -1,5 +1,6 @@
 """`train` on one Ray Train worker: model, data, loop, and the publishing of the best."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from data_shards.index import ShardIndex, read_index
 from trainer.average import Average
 from trainer.calibration import calibrated
+from trainer.fitting import fits_into_memory, parts_of_step
 from trainer.forward import FastBackbone
 from trainer.head import HeadConfig
 from trainer.judging import figures_of, keep_predictions, model_on
@@ -46,10 +48,12 @@ def _train(post: Post) -> dict[str, Any]:
         if position.epoch < epochs.stop:
             source = _source(post, index, model, config, frozen=frozen)
             course = _course(post, index, config, records, source=source, epochs=epochs, frozen=frozen)
+            course = course if frozen else replace(course, parts=_parts(course))
+            course = course if frozen else replace(course, parts=_parts(course))
             with one_thread(isinstance(source, StoredFeatures)):
                 position = train_from(course, position)
     records.load_best(position)
-    return _publish(post, index, model, config, position.best_epoch)
+    return _publish(post, index, model, config, position)
 
 
 def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
@@ -94,6 +98,21 @@ def _course(
         autocast=bf16,
         epochs=epochs,
     )
+
+
+def _parts(course: Course) -> int:
+    """Return into how many parts a step of the whole network is cut; a CPU has memory enough."""
+    spec, ranks = course.spec, course.ranks
+    if ranks.device.type != "cuda":
+        return 1
+
+    def fits(images: int) -> bool:
+        return fits_into_memory(
+            course.module, images, image_size=spec.image_size, device=ranks.device, autocast=course.autocast
+        )
+
+    plan = course.plan(course.span.start)
+    return parts_of_step(spec, ranks, fits, smallest=plan.samples // plan.batches // ranks.world_size)
 
 
 def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
@@ -160,18 +179,22 @@ def _begin_epoch(post: Post, index: ShardIndex, position: Position) -> None:
     )
 
 
-def _publish(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, epoch: int) -> dict[str, Any]:
+def _publish(
+    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, position: Position
+) -> dict[str, Any]:
     """Publish the best model and return its figures on the validation split, reckoned as `evaluate` reckons them."""
     spec: TrainSpec = post.order.spec
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
     extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
     post.progress.begin("evaluate", total=index.samples_in("valid"))
     found = model_on(post, extraction, model, "valid")
-    outcome = publish_judged(post, index, model, config, found=found, more={"epoch": epoch}) if post.ranks.leads else {}
+    more = {"epoch": position.best_epoch}
+    outcome = publish_judged(post, index, model, config, found=found, more=more) if post.ranks.leads else {}
     post.ranks.meet()
     weights = class_weights(spec, index, torch.device("cpu"))
     details = {
-        "best_epoch": epoch,
+        "best_epoch": position.best_epoch,
+        "micro_batches": position.parts,
         "precision": config.precision,
         "workers": post.ranks.world_size,
         "device": post.ranks.device.type,

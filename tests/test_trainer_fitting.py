@@ -1,0 +1,101 @@
+"""Steps that do not fit into memory: refused with what would fit, or taken in parts. Memory here is a limit."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trained import train_spec
+from trainer.backward import backward
+from trainer.errors import OutOfMemory
+from trainer.fitting import fits_into_memory, parts_of_step
+from trainer.model import SharedBatchNorm
+from trainer.ranks import Ranks
+from trainer.sources import Step
+
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+
+
+class Cramped(nn.Module):
+    """A network on a device whose memory holds so many images at once."""
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+        self.norm = SharedBatchNorm(3)
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, images):
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self.last(self.norm(images.mean((2, 3))))
+
+
+@pytest.mark.parametrize(("room", "parts"), [(32, 1), (31, 2), (16, 2), (8, 4), (5, 8)])
+def test_a_step_is_halved_until_it_fits(tmp_path, room, parts):
+    spec = train_spec(tmp_path, batch_size="auto")
+
+    found = parts_of_step(spec, ALONE, fits(Cramped(room)), smallest=29)
+
+    assert found == parts
+
+
+def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(tmp_path):
+    spec = train_spec(tmp_path, batch_size=60)
+
+    with pytest.raises(OutOfMemory) as refusal:
+        parts_of_step(spec, ALONE, fits(Cramped(17)), smallest=52)
+
+    assert str(refusal.value) == (
+        "a batch of 60 images over 1 workers does not fit into the memory of cpu; "
+        "use --batch-size 15, which fits, or --accumulate to take it in 4 parts"
+    )
+
+
+def test_images_of_which_not_even_two_fit_are_refused(tmp_path):
+    spec = train_spec(tmp_path, batch_size="auto")
+
+    with pytest.raises(OutOfMemory, match=r"2 images at once do not fit into the memory of cpu; use a smaller --image"):
+        parts_of_step(spec, ALONE, fits(Cramped(1)), smallest=32)
+
+
+def test_a_trial_moves_nothing():
+    module = Cramped(8).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    assert fits(module)(8)
+    assert not fits(module)(9)
+
+    assert all(value.equal(before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not module.training
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_gradients_in_parts_are_those_of_the_whole_step(parts):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    step = Step(torch.randn(16, 6), torch.arange(16) % 3, torch.arange(16), images=16)
+    weights = torch.tensor([0.5, 1.0, 2.0])
+
+    whole, loss = gradients(module, step, weights, parts=1)
+    found, loss_in_parts = gradients(module, step, weights, parts=parts)
+
+    assert loss_in_parts == pytest.approx(loss)
+    assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(found, whole, strict=True))
+
+
+def test_auto_is_the_default_batch_in_parts(tmp_path):
+    spec = train_spec(tmp_path, batch_size="auto")
+
+    assert (spec.batch_size, spec.accumulate) == (32, True)
+
+
+def fits(module):
+    return lambda images: fits_into_memory(module, images, image_size=4, device=CPU, autocast=False)
+
+
+def gradients(module, step, weights, *, parts):
+    module.zero_grad()
+    loss = backward(module, step, weight=1 / step.images, class_weights=weights, parts=parts)
+    return [parameter.grad.clone() for parameter in module.parameters()], loss
