@@ -16,6 +16,7 @@ from trainer.backward import backward
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.optimizer import set_lr
 from trainer.position import Position
+from trainer.preemption import Preemption
 from trainer.ranks import Ranks
 from trainer.sources import Source, Step, step_seed
 from trainer.specs import TrainSpec
@@ -41,6 +42,7 @@ class Course:
         after_step: Called after each step of the optimizer.
         epochs: Those (from 0) of this phase of the training, with a warm-up of their own; None takes all.
         parts: Forward and backward passes that make one step.
+        preemption: Brings the notice that a machine goes, which is worth a checkpoint; the training goes on until then.
     """
 
     spec: TrainSpec
@@ -61,6 +63,7 @@ class Course:
     after_step: Callable[[], None] = field(default=lambda: None)
     epochs: range | None = None
     parts: int = 1
+    preemption: Preemption = field(default_factory=Preemption)
 
     @property
     def span(self) -> range:
@@ -146,7 +149,8 @@ def _moved(course: Course, position: Position, loss: float, step: Step) -> Posit
     """Return the position after a step that every rank has taken, unless it was the last."""
     reason = course.stop_reason() if course.ranks.leads else None
     due = course.ranks.leads and course.save_is_due()
-    total, stops, saves = course.ranks.total(loss, float(reason is not None), float(due))
+    look = course.ranks.leads and course.preemption.is_due()
+    total, stops, saves, looks = course.ranks.total(loss, float(reason is not None), float(due), float(look))
     if not math.isfinite(total):
         raise TrainingDiverged(
             f"the loss is no number at step {position.step + 1} of epoch {position.epoch + 1}; "
@@ -154,7 +158,7 @@ def _moved(course: Course, position: Position, loss: float, step: Step) -> Posit
         )
     position = position.after_step(total, step.images)
     course.count(step.images)
-    if stops or saves:
+    if stops or saves or (looks and course.preemption.is_new()):
         if course.ranks.leads:
             course.save(position, False)
         course.ranks.meet()

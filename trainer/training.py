@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import ray.train
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from trainer.model import Classifier
 from trainer.optimizer import build_optimizer
 from trainer.order import Post, in_worker
 from trainer.position import Position
+from trainer.preemption import Preemption
 from trainer.published import publish_model, weights_sha256
 from trainer.records import Records
 from trainer.scoring import Scored, quick_figures, scored
@@ -48,7 +50,6 @@ def _train(post: Post) -> dict[str, Any]:
         if position.epoch < epochs.stop:
             source = _source(post, index, model, config, frozen=frozen)
             course = _course(post, index, config, records, source=source, epochs=epochs, frozen=frozen)
-            course = course if frozen else replace(course, parts=_parts(course))
             course = course if frozen else replace(course, parts=_parts(course))
             with one_thread(isinstance(source, StoredFeatures)):
                 position = train_from(course, position)
@@ -95,6 +96,7 @@ def _course(
         count=post.count,
         begin_epoch=partial(_begin_epoch, post, index),
         stop_reason=post.stop.reason,
+        preemption=Preemption(ray.train.get_preemption_info),
         autocast=bf16,
         epochs=epochs,
     )
