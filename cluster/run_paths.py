@@ -87,6 +87,11 @@ class RunPaths:
         return self.folder / "best"
 
     @property
+    def chosen(self) -> Path:
+        """The model of a search's best trial, where one refitted on more data is the published one."""
+        return self.folder / "chosen"
+
+    @property
     def result(self) -> Path:
         """Present if and only if the run succeeded."""
         return self.folder / "result.json"

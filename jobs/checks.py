@@ -19,7 +19,7 @@ from jobs.request import JobRequest
 from jobs.weights_file import refuse_other_network
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
 from trainer.head import HeadConfig
-from trainer.specs import EvaluateSpec, Spec, TrainOptions
+from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainOptions
 
 NO_FILE = ("imagenet", "none")
 
@@ -153,6 +153,8 @@ def _checked_train(spec: TrainOptions) -> TrainOptions:
     location, index = index_of(spec.shards)
     for split in ("train", "valid"):
         require_split(index, split, spec.shards)
+    if isinstance(spec, SearchSpec) and spec.refit:
+        require_split(index, "test", spec.shards)
     refuse_too_few_shards(index, spec.workers)
     return spec.model_copy(update={"shards": location, "weights": weights_file(spec.weights)})
 

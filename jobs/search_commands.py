@@ -66,6 +66,8 @@ SEARCHING = (
                  help="The validation metric that ranks; loss is best when low, the others when high."),
     option(SearchSpec, "max_failures", type=int, help="Fail when more trials than this have failed."),
     click.option("--until", type=Moment(), help="End by then: 07:00 or 2026-11-24T07:00."),
+    click.option("--refit/--no-refit", default=default(SearchSpec, "refit"), show_default=True,
+                 help="At the end train the best once more, on train and valid together, and publish that."),
     click.option("--extend", metavar="ID", help="Go on from another search's trials, with its options."),
 )  # fmt: skip
 
@@ -143,6 +145,7 @@ def best(search_id: str, as_json: bool) -> None:
         "search": paths.run_id,
         **{name: published[name] for name in ("trial", "epoch", "config")},
         "metric": {"name": metric, "value": published["value"]},
+        "refit": published.get("refit"),
         "checkpoint": str(paths.best),
         "result": None if result is None else result["metrics"],
     }
@@ -224,6 +227,8 @@ def _best_as_text(found: dict[str, Any]) -> str:
                   for name, value in found["config"].items()),
         f"model {found['checkpoint']}",
     ]  # fmt: skip
+    if found["refit"]:
+        lines.append(f"refitted on {' and '.join(found['refit']['splits'])}, {found['refit']['epochs']} epochs")
     if found["result"]:
         figures = found["result"]
         lines.append(f"{figures['split']}: accuracy {figures['accuracy']:.4f}  auroc {figures['auroc'] or 0:.4f}")

@@ -31,7 +31,8 @@ class Course:
     Attributes:
         module: What trains: a head on features, or the whole classifier on images.
         class_weights: `(classes,) float32`, their mean over the training samples is 1; None weighs all alike.
-        validate: Scores the module on the validation split; called on every rank, the leader's figures count.
+        validate: Scores the module on the validation split; called on every rank, the leader's figures count. None
+            where the module learns from that split too.
         save: Writes a checkpoint; called on the leader.
         save_is_due: Whether an epoch takes so long that its middle is worth a checkpoint; asked on the leader.
         record: Tells people of an epoch that ended; called on the leader.
@@ -52,7 +53,7 @@ class Course:
     optimizer: torch.optim.Optimizer
     source: Source
     class_weights: Tensor | None
-    validate: Callable[[], dict[str, Any]]
+    validate: Callable[[], dict[str, Any]] | None
     save: Callable[[Position, bool], None]
     record: Callable[[dict[str, Any]], None]
     count: Callable[[int], None]
@@ -73,13 +74,14 @@ class Course:
     def is_over(self, position: Position) -> bool:
         """Return whether the phase is behind; only the last one ends for want of patience."""
         patience = self.spec.patience if self.span.stop == self.spec.epochs else None
-        return position.epoch >= self.span.stop or position.out_of_patience(patience, since=self.span.start)
+        last = min(self.span.stop, self.spec.last_epoch)
+        return position.epoch >= last or position.out_of_patience(patience, since=self.span.start)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return this rank's share of an epoch."""
         return EpochPlan(
             index=self.index,
-            split="train",
+            split=self.spec.split,
             batch_size=self.spec.batch_size,
             world_size=self.ranks.world_size,
             rank=self.ranks.rank,
@@ -169,8 +171,8 @@ def _moved(course: Course, position: Position, loss: float, step: Step) -> Posit
 
 def _validated(course: Course, position: Position, plan: EpochPlan, seconds: float, images: int) -> Position:
     """Score, note and save the epoch that ended; return the position at the start of the next."""
-    figures = course.ranks.from_leader(course.validate())
-    if not math.isfinite(figures["loss"]):
+    figures = course.ranks.from_leader(course.validate() if course.validate else {})
+    if not math.isfinite(figures.get("loss", 0.0)):
         raise TrainingDiverged(f"the validation loss is no number after epoch {position.epoch + 1}; use a lower --lr")
     train_loss = position.loss_sum / plan.samples
     position, is_best = position.after_epoch(figures, course.spec.best_by)
@@ -180,10 +182,7 @@ def _validated(course: Course, position: Position, plan: EpochPlan, seconds: flo
                 "epoch": position.epoch,
                 "epochs": course.spec.epochs,
                 "train_loss": train_loss,
-                "valid_loss": figures["loss"],
-                "valid_accuracy": figures["accuracy"],
-                "valid_auroc": figures["auroc"],
-                "valid_balanced_accuracy": figures["balanced_accuracy"],
+                **{f"valid_{name}": figures.get(name) for name in ("loss", "accuracy", "auroc", "balanced_accuracy")},
                 "lr": position.lr,
                 "micro_batches": position.parts,
                 "best": is_best,

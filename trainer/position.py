@@ -46,8 +46,11 @@ class Position:
         """Return the position at the start of the next epoch, and whether the one that ended is the best.
 
         Of equals the earlier stays the best. A metric that the split leaves undefined is never better than one that is.
+        Where nothing is validated there are no figures, and no epoch is the best.
         """
         ended = replace(self, epoch=self.epoch + 1, batch=0, loss_sum=0.0)
+        if not figures:
+            return ended, False
         value = figures[best_by]
         if self.best_epoch and not _better(value, self.best_value, best_by):
             return ended, False

@@ -71,7 +71,7 @@ def extraction_for(
 
 def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
     """Return n / (classes x n of the class), whose mean over the training images is 1."""
-    counts = index.per_class_in("train")
+    counts = index.per_class_in(spec.split)
     wanted = spec.class_weights
     if wanted is None:
         wanted = max(counts) > UNBALANCED * min(counts)

@@ -47,6 +47,7 @@ class SearchSpec(TrainOptions):
         window: Daily span of wall time in which it runs, as `20:00-07:00`; it goes on when the window opens again.
         timezone: IANA name of the zone of `window`, by default the machine's.
         extend: Id of a search whose trials this one takes over as its first.
+        refit: Train the best configuration once more on the train and valid splits together, and publish that.
     """
 
     kind: Literal["search"] = "search"
@@ -62,6 +63,7 @@ class SearchSpec(TrainOptions):
     window: str | None = None
     timezone: str | None = None
     extend: str | None = None
+    refit: bool = False
 
     @property
     def reads_features(self) -> bool:

@@ -46,7 +46,7 @@ def refuse_impossible_data(spec: TrainSpec, index: ShardIndex) -> None:
     for split in ("train", "valid"):
         if split not in index.splits:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
-    samples = index.samples_in("train")
+    samples = index.samples_in(spec.split)
     smallest = samples // -(-samples // spec.batch_size) // spec.workers
     if smallest < NORM_NEEDS:
         raise SpecError(

@@ -105,3 +105,13 @@ class TrainSpec(TrainOptions):
     """One training."""
 
     kind: Literal["train"] = "train"
+
+    @property
+    def split(self) -> str:
+        """What it learns from; where that holds the valid split too, nothing is validated."""
+        return "train"
+
+    @property
+    def last_epoch(self) -> int:
+        """Where it ends; the learning rate follows `epochs` all the same."""
+        return self.epochs

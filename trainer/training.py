@@ -43,18 +43,28 @@ def _train(post: Post) -> dict[str, Any]:
     spec: TrainSpec = post.order.spec
     index = read_index(spec.shards)
     model, config = fresh_model(post, index)
+    position = trained(post, index, model, config)
+    return _publish(post, index, model, config, position)
+
+
+def trained(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> Position:
+    """Train the model and return where that ended; it is then that of the best epoch, or the last if none is best."""
+    spec: TrainSpec = post.order.spec
     module = model.head if spec.freeze == "all" else model
     records = Records(post, module, _optimizer(post, model), Average(module, spec.ema))
     position = records.resume()
     for epochs, frozen in phases(spec):
-        if position.epoch < epochs.stop:
+        if position.epoch < min(epochs.stop, spec.last_epoch):
             source = _source(post, index, model, config, frozen=frozen)
             course = _course(post, index, config, records, source=source, epochs=epochs, frozen=frozen)
             course = course if frozen else replace(course, parts=_parts(course))
             with one_thread(isinstance(source, StoredFeatures)):
                 position = train_from(course, position)
-    records.load_best(position)
-    return _publish(post, index, model, config, position)
+    if position.best_epoch:
+        records.load_best(position)
+    else:
+        records.average.settle()
+    return position
 
 
 def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
@@ -78,6 +88,10 @@ def _course(
     spec: TrainSpec = post.order.spec
     bf16 = config.precision == "bf16" and not frozen
     module, judged = (_trains(whole, frozen) for whole in (records.module, records.average.module))
+
+    def validate() -> dict[str, Any]:
+        return quick_figures(scored(judged, source, index, "valid", post.ranks, autocast=bf16), index.classes)
+
     return Course(
         spec=spec,
         index=index,
@@ -87,9 +101,7 @@ def _course(
         optimizer=records.optimizer,
         source=source,
         class_weights=class_weights(spec, index, post.ranks.device),
-        validate=lambda: quick_figures(
-            scored(judged, source, index, "valid", post.ranks, autocast=bf16), index.classes
-        ),
+        validate=validate if spec.split == "train" else None,
         save=records.save,
         save_is_due=records.save_is_due,
         record=records.record,
@@ -147,8 +159,9 @@ def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig
 
 
 def _stored(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
-    splits = ("train", "valid")
-    extraction = extraction_for(post, post.order.spec.shards, index, model, config, cached=True)
+    spec: TrainSpec = post.order.spec
+    splits = ("train", "valid") if spec.split == "train" else (spec.split,)
+    extraction = extraction_for(post, spec.shards, index, model, config, cached=True)
     post.progress.begin("features", total=sum(index.samples_in(split) for split in splits))
     for split in splits:
         extraction.prepare(split)
@@ -171,13 +184,13 @@ def _optimizer(post: Post, model: Classifier) -> torch.optim.Optimizer:
 
 
 def _begin_epoch(post: Post, index: ShardIndex, position: Position) -> None:
-    samples = index.samples_in("train")
+    spec: TrainSpec = post.order.spec
     post.progress.begin(
         "train",
-        total=samples * post.order.spec.epochs,
+        total=index.samples_in(spec.split) * spec.last_epoch,
         done=position.images,
         epoch=position.epoch + 1,
-        epochs=post.order.spec.epochs,
+        epochs=spec.last_epoch,
     )
 
 

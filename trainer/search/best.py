@@ -14,6 +14,7 @@ from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.index import read_index
 from trainer.attempt import Attempt
+from trainer.calibration import CALIBRATION
 from trainer.checkpoint import MANIFEST, read_manifest, read_tensors
 from trainer.errors import CheckpointError
 from trainer.judging import model_on
@@ -22,6 +23,7 @@ from trainer.order import Order
 from trainer.published import MODEL
 from trainer.records import MODULE
 from trainer.search.ledger import SearchLedger
+from trainer.search.refit import chosen_model
 from trainer.search.trials import Report
 from trainer.search.tuning_bench import lone_post
 from trainer.search.tuning_run import trial_folder
@@ -75,7 +77,10 @@ class BestModel:
 
     def _published(self) -> tuple[int, int] | None:
         try:
-            manifest = read_json(self.attempt.paths.best / MANIFEST)
+            folder = self.attempt.paths.best
+            manifest = read_json(folder / MANIFEST)
+            if not (folder / CALIBRATION).exists():  # killed between the two
+                return None
             return int(manifest["trial"]), int(manifest["epoch"])
         except (StorageError, KeyError, TypeError):
             return None
@@ -96,7 +101,7 @@ class BestModel:
 
     def _tensors(self, best: Report) -> dict[str, Tensor]:
         if heir := best.figures.get("from"):  # of a search that this one extends: its best is the published one
-            folder = RunPaths.of(self.attempt.settings.storage, heir).best
+            folder = chosen_model(RunPaths.of(self.attempt.settings.storage, heir))
             manifest = read_manifest(folder)
             if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
                 raise CheckpointError(f"{heir} has not published its trial {best.trial}; let it end first")

@@ -110,7 +110,9 @@ class Director:
         return self.spec.trials - len(self.ledger.table.ended)
 
     def _has_room(self, done: int) -> bool:
-        seconds = seconds_of_trial(self.ledger.table, self.spec.epochs, done)
+        table, epochs = self.ledger.table, self.spec.epochs
+        seconds = seconds_of_trial(table, epochs, done)
+        seconds += seconds_of_trial(table, epochs) if self.spec.refit else 0.0
         return self.night.has_room_for(seconds, self.clock())
 
     def _rungs(self) -> tuple[int, ...]:

@@ -3,13 +3,13 @@
 import logging
 import time
 from datetime import datetime
+from typing import Any
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.errors import Stopped, TrainerError
-from trainer.evaluate import evaluate_on_worker
 from trainer.order import Order
 from trainer.ray_session import on_workers, ray_for
 from trainer.report.gather import report_on
@@ -21,13 +21,15 @@ from trainer.search.heritage import take_over
 from trainer.search.ledger import SearchLedger
 from trainer.search.night import Clock, Night
 from trainer.search.progress import SearchProgress
+from trainer.search.refit import Refit, refuse_impossible_refit
 from trainer.search.report import cost, importance
 from trainer.search.trials import TrialTable
 from trainer.search.tuning import head_slots, run_slots, run_trials
 from trainer.search.tuning_pause import PauseSign
 from trainer.search.tuning_run import RunTrial
 from trainer.search.tuning_trial import HeadTrial
-from trainer.specs import EvaluateSpec, SearchSpec, build
+from trainer.search.verdict import verdict
+from trainer.specs import SearchSpec
 from trainer.train import refuse_impossible_data
 from trainer.weights import ensure_weights
 
@@ -52,6 +54,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     index = read_index(spec.shards)
     for config in spec.space.corners():
         refuse_impossible_data(spec.trial_spec(config), index)
+    refuse_impossible_refit(spec, index)
     order = Order(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
     ledger = SearchLedger.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
@@ -63,7 +66,8 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     _run(director, order, index, pause, best)
     best.keep_up(at_once=True)
     _stop_if_asked(director, attempt)
-    return _outcome(director, order, index)
+    refit = Refit(order, director, index).run() if spec.refit else None
+    return _outcome(director, order, index, refit)
 
 
 def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause: PauseSign, best: BestModel) -> None:
@@ -109,22 +113,15 @@ def _stop_if_asked(director: Director, attempt: Attempt) -> None:
         raise Stopped(f"stopped after {table.finished} of {director.spec.trials} trials; the others go on from here")
 
 
-def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) -> RunResult:
+def _outcome(
+    director: Director, order: Order[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
+) -> RunResult:
     """Score the best model on the split that has chosen nothing."""
     attempt, spec, table = order.attempt, order.spec, director.ledger.table
     best = table.best()
     if best is None:
         raise TrainerError(f"no trial came to the end of an epoch; {_last_error(table)}")
-    wish = build(
-        EvaluateSpec,
-        model=str(attempt.paths.best),
-        shards=spec.shards,
-        split="test" if "test" in index.splits else "valid",
-        seed=spec.seed,
-        workers=spec.workers,
-        gpus_per_worker=spec.gpus_per_worker,
-    )
-    metrics = on_workers(evaluate_on_worker, Order(attempt=attempt, spec=wish, source=attempt.paths.best), wish)
+    metrics = verdict(order, index, attempt.paths.best)
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
         kind=spec.kind,
@@ -134,6 +131,7 @@ def _outcome(director: Director, order: Order[SearchSpec], index: ShardIndex) ->
         details={
             "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
             | {"config": table.trials[best.trial].config},
+            "refit": refit,
             "trials": counts,
             "ending": director.ending(),
             "importance": importance(table, spec),

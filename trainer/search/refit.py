@@ -1,0 +1,205 @@
+"""The refit: the best configuration trained once more on the train and valid splits together, for as long.
+
+Nothing is left to choose by, so it ends where the chosen trial was best. Its temperature is that of the chosen
+trial's model, which stays in `chosen/`: of its own probabilities on images it has learnt from none could be told.
+"""
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import StorageError
+from cluster.files import read_json, write_json
+from cluster.run_paths import RunPaths
+from data_shards.index import ShardIndex
+from trainer.attempt import Attempt
+from trainer.calibration import CALIBRATION, Calibration
+from trainer.checkpoint import MANIFEST
+from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
+from trainer.order import Order
+from trainer.published import publish_model, read_model, weights_sha256
+from trainer.ray_session import on_workers
+from trainer.search.director import Director
+from trainer.search.night import seconds_of_trial
+from trainer.search.refit_worker import SPLIT, RefitSpec, refit_on_worker
+from trainer.search.trials import Report
+from trainer.search.verdict import verdict
+from trainer.specs import SearchSpec, TrainSpec, build
+from trainer.train import refuse_impossible_data
+
+LOOK_SECONDS = 0.5
+COMPARED = ("split", "n", "accuracy", "auroc", "loss", "sensitivity", "specificity")
+CALIBRATED_BY = "the chosen trial's model, in `chosen/`, on the valid split; the refit has learnt from that split"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Refit:
+    """What follows on the last trial of a search that wishes it."""
+
+    order: Order[SearchSpec]
+    director: Director
+    index: ShardIndex
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt it publishes for."""
+        return self.order.attempt
+
+    def run(self) -> dict[str, Any]:
+        """Publish the refit as the search's best, and return what to tell of it; safe to run again after a kill.
+
+        Raises:
+            Stopped: The run was asked to stop, or its window closed; a checkpoint is saved.
+        """
+        best = self.director.ledger.table.best()
+        if best is None:
+            return {}
+        if (done := published_refit(self.attempt.paths)) is not None:
+            return self._told(done)
+        if why := self._too_late():
+            return {"left_out": why}
+        self._keep_chosen()
+        try:
+            return self._told(self._publish(best, self._train(best)))
+        except (TrainingDiverged, OutOfMemory) as error:
+            logger.error("the refit failed: %s", error)
+            return {"left_out": " ".join(str(error).split())}
+        except Stopped:
+            if self._goes_on_later():
+                raise
+            return {"left_out": "the search's time was up before it ended"}
+
+    def _told(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the refit's facts with the figures, on the same split, of the model whose place it takes."""
+        folder = self.attempt.paths.chosen
+        found = verdict(self.order, self.index, folder)
+        return {**facts, "chosen": {"checkpoint": str(folder), **{name: found[name] for name in COMPARED}}}
+
+    def _keep_chosen(self) -> None:
+        paths = self.attempt.paths
+        _publish_as(
+            self.attempt, paths.best, paths.chosen, about=_manifest(paths.best), calibration=_calibration(paths.best)
+        )
+
+    def _too_late(self) -> str | None:
+        director = self.director
+        if director.night.why == "window":  # it pauses when the window closes, and goes on in the next
+            return None
+        seconds = seconds_of_trial(director.ledger.table, director.spec.epochs)
+        return None if director.night.has_room_for(seconds, director.clock()) else "the search's time was up"
+
+    def _goes_on_later(self) -> bool:
+        if self.director.stop_reason() is not None:
+            return True
+        if self.director.night.why == "window":
+            write_json(self.attempt.paths.stop, {"reason": "window", "attempt": self.attempt.number})
+            return True
+        return False
+
+    def _train(self, best: Report) -> int:
+        paths = RunPaths(self.attempt.paths.checkpoints / "refit")
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        config = self.director.ledger.table.trials[best.trial].config
+        spec = _refit_spec(self.order.spec.trial_spec(config), best.epoch)
+        logger.info("refit of trial %d on %s for %d epochs", best.trial, SPLIT, best.epoch)
+        order = Order(
+            attempt=replace(self.attempt, paths=paths),
+            spec=spec,
+            source=self.order.source,
+            longest_shard=self.index.longest_shard,
+        )
+        with self._watched(paths):
+            return int(on_workers(refit_on_worker, order, spec))
+
+    @contextmanager
+    def _watched(self, paths: RunPaths) -> Iterator[None]:
+        """Stop the training when the search must pause, and tell its progress as the run's, while the block runs."""
+        done = threading.Event()
+
+        def look() -> None:
+            if self.director.must_pause() and not paths.stop.exists():
+                write_json(paths.stop, {"reason": "window", "attempt": self.attempt.number})
+            if paths.progress.exists():
+                write_json(self.attempt.paths.progress, read_json(paths.progress))
+
+        def watch() -> None:
+            while not done.wait(LOOK_SECONDS):
+                look()
+
+        look()
+        thread = threading.Thread(target=watch, name="refit-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _publish(self, best: Report, images: int) -> dict[str, Any]:
+        paths = self.attempt.paths
+        facts = {"splits": ["train", "valid"], "epochs": best.epoch, "images": images, "calibrated_by": CALIBRATED_BY}
+        about = _manifest(paths.chosen)
+        about |= {"refit": facts, "chosen": {"metrics": about.pop("metrics")}}
+        calibration = _calibration(paths.chosen)
+        _publish_as(
+            self.attempt, paths.checkpoints / "refit" / "best", paths.best, about=about, calibration=calibration
+        )
+        shutil.rmtree(paths.checkpoints / "refit", ignore_errors=True)
+        return facts
+
+
+def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
+    """Refuse a refit that the data do not allow.
+
+    Raises:
+        SpecError: There is no split to judge it on, or a step leaves a worker too few images.
+    """
+    if not spec.refit:
+        return
+    if "test" not in index.splits:
+        raise SpecError(f"{spec.shards} has no split 'test' to judge a refit on; pack one, or leave out --refit")
+    for config in spec.space.corners():
+        refuse_impossible_data(_refit_spec(spec.trial_spec(config), epochs=1), index)
+
+
+def published_refit(paths: RunPaths) -> dict[str, Any] | None:
+    """Return what the published model's manifest tells of the refit that it is; None when it is none."""
+    try:
+        found = read_json(paths.best / MANIFEST).get("refit")
+    except StorageError:
+        return None
+    return dict(found) if found and (paths.best / CALIBRATION).exists() else None
+
+
+def chosen_model(paths: RunPaths) -> Path:
+    """Return the folder of the best trial's own model, whether or not a refit took its place as the published one."""
+    return paths.best if published_refit(paths) is None else paths.chosen
+
+
+def _refit_spec(trial: TrainSpec, epochs: int) -> RefitSpec:
+    return build(RefitSpec, **{**trial.model_dump(exclude={"kind"}), "patience": None, "best_epoch": epochs})
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in read_json(folder / MANIFEST).items() if name not in ("version", "files")}
+
+
+def _calibration(folder: Path) -> Calibration:
+    return Calibration.of(folder, weights_sha256(folder))
+
+
+def _publish_as(
+    attempt: Attempt, source: Path, target: Path, *, about: dict[str, Any], calibration: Calibration
+) -> None:
+    model, config, _ = read_model(source)
+    attempt.lease.check()
+    publish_model(target, model, config, about=about)
+    calibration.write(target, weights_sha256(target))
