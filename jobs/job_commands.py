@@ -29,6 +29,7 @@ SEARCHABLE = (  # `search` has options of its own in their place
     option(TrainSpec, "dropout", type=float, help="Dropout before the last layer."),
     option(TrainSpec, "head_width", type=int, help="Width of the head's first layer."),
     option(TrainSpec, "freeze", metavar="all|none|STAGES", help="The part of the backbone that does not learn."),
+    option(TrainSpec, "augment_strength", type=float, help="How far --augment turns, shifts and zooms, from 0 to 4."),
 )
 STEADY = (
     click.option("--accumulate", is_flag=True, help="Take a step that does not fit into a GPU's memory in parts."),

@@ -45,7 +45,7 @@ def _varied(name: str, metavar: str, help_text: str) -> Any:
                         metavar=metavar, help=help_text)  # fmt: skip
 
 
-SPACE = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze")
+SPACE = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment_strength")
 SEARCHING = (
     click.option("--trials", default=str(default(SearchSpec, "trials")), show_default=True, metavar="N|+N",
                  help="Configurations to try; +N more with --extend."),
@@ -55,6 +55,7 @@ SEARCHING = (
     _varied("weight_decay", "LOW:HIGH", "Weight decay of the head: a range, choices, or one value."),
     _varied("batch_size", "B,B,...", "Images per step over all workers together: choices, or one value."),
     _varied("freeze", "F,F,...", "The part of the backbone that does not learn: choices, or one value."),
+    _varied("augment_strength", "LOW:HIGH", "How far --augment goes, from 0 to 4: a range, choices, or one value."),
     option(SearchSpec, "algorithm", type=click.Choice(["tpe", "random", "grid"]), help="What comes next."),
     click.option("--concurrency", type=int, help="Trials at once; by default what the machine holds."),
     click.option("--early-stopping/--no-early-stopping", default=None,

@@ -181,6 +181,21 @@ def test_a_search_that_cannot_join_is_refused(
     assert (code, err) == (1, f"Error: {message.format(id=search.run_id)}\n")
 
 
+def test_everything_that_a_training_has_of_strength_can_be_searched(
+    say: Say, settings: Settings, digits_shards: Path
+) -> None:
+    code, out, err = say(
+        "search", str(digits_shards), "--weights", "none", "--augment", "--augment-strength", "0:2",
+        "--weight-decay", "1e-6:1e-2", "--batch-size", "16,32", "--freeze", "all,none,5",
+    )  # fmt: skip
+
+    assert code == 0, err
+    space = read_spec(RunPaths.of(settings.storage, out.strip()).spec).space
+    assert (space.augment_strength.low, space.augment_strength.high, space.augment_strength.log) == (0, 2, False)
+    assert (space.weight_decay.low, space.weight_decay.log) == (1e-6, True)
+    assert (space.batch_size, space.freeze) == ((16, 32), ("all", "none", "5"))
+
+
 def test_a_search_that_has_not_ended_cannot_be_extended(say: Say, search: RunPaths) -> None:
     code, _, err = say("search", "--extend", search.run_id, "--trials", "+5")
 

@@ -147,6 +147,22 @@ def test_gray_images_are_normalised_as_three_equal_channels():
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_stronger_augmentation_changes_more_and_one_of_strength_nought_only_flips():
+    images = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
+
+    def change(strength):
+        torch.manual_seed(3)
+        varied = Augmentation(strength)(images)
+        flipped = torch.stack([image.flip(-1) for image in images])
+        unlike = (varied.float() - images.float()).abs().mean((1, 2, 3))
+        return torch.minimum(unlike, (varied.float() - flipped.float()).abs().mean((1, 2, 3))).mean()
+
+    none, mild, strong = change(0.0), change(1.0), change(4.0)
+
+    assert none == 0
+    assert 0 < mild < strong
+
+
 def test_augmentation_draws_for_each_image_and_keeps_shape_and_type():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8).expand(4, 1, 64, 64)

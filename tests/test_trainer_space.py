@@ -67,6 +67,14 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
             {"repeats": 3, "freeze": "none"},
             "repeats of a configuration need --freeze all without augmentation; use --seeds 1",
         ),
+        (
+            {"space": {"augment_strength": {"low": 0, "high": 2}}},
+            "augment_strength varies where nothing is augmented; add --augment",
+        ),
+        (
+            {"augment": True, "space": {"augment_strength": (1, 5)}},
+            "augment_strength 5.0: input should be less than or equal to 4",
+        ),
         ({"timezone": "Mars"}, "timezone 'Mars' is unknown; write an IANA name such as Europe/Berlin"),
     ],
 )

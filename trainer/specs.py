@@ -101,6 +101,8 @@ class SearchSpec(TrainOptions):
                 f"{self.trials} trials are more than the {self.space.grid_size} points of the grid; "
                 f"use --trials {self.space.grid_size}, or more points as in --lr 1e-5:1e-2:9"
             )
+        if self.space.augment_strength and not (self.augment or self.space.augment):
+            raise ValueError("augment_strength varies where nothing is augmented; add --augment")
         if self.repeats > 1 and not self.reads_features:
             raise ValueError("repeats of a configuration need --freeze all without augmentation; use --seeds 1")
         return self

@@ -45,6 +45,7 @@ class TrainOptions(Spec):
         ema: Decay, at each step, of the moving average of the weights that is validated and published; 0 takes none.
         weights: "imagenet" (the official file), "none" (random), or a file.
         image_size: Side of the square that the network sees, in pixels.
+        augment_strength: How far `augment` turns, shifts, zooms and changes contrast, in multiples of its mild default.
         class_weights: Weigh the loss by class balance; None decides by the data (ratio above 2).
         best_by: The validation metric that chooses the published model; loss is best when low, others when high.
         patience: Stop after so many epochs without a better `best_by`.
@@ -67,6 +68,7 @@ class TrainOptions(Spec):
     weights: Annotated[str, Field(min_length=1)] = "imagenet"
     image_size: Annotated[int, Field(ge=32, le=2048)] = 224
     augment: bool = False
+    augment_strength: Annotated[float, Field(ge=0, le=4)] = 1.0
     precision: Precision = "auto"
     class_weights: bool | None = None
     best_by: Metric = "loss"

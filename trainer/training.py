@@ -140,7 +140,7 @@ def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig
     if frozen and spec.cache and not spec.augment:
         return _stored(post, index, model, config)
     normalise = partial(normalised, config=config)
-    augment = Augmentation() if spec.augment else None
+    augment = Augmentation(spec.augment_strength) if spec.augment else None
     if frozen:
         forward = FastBackbone(model.backbone, config.precision, post.ranks.device)
 

@@ -9,19 +9,23 @@ from trainer.head import HeadConfig
 # Mild enough for films, whose left and right, brightness and framing vary but whose anatomy does not.
 ROTATION_DEGREES = 7.0
 SHIFT = 0.05
-ZOOM = (0.9, 1.1)
+ZOOM = 0.1
 CONTRAST = 0.2
 
 
 class Augmentation:
-    """Random flips, small turns, shifts, zooms and contrast, drawn per image from torch's generator."""
+    """Random flips, small turns, shifts, zooms and contrast, drawn per image from torch's generator.
 
-    def __init__(self) -> None:
+    `strength`, from 0 to 4, multiplies all but the flips.
+    """
+
+    def __init__(self, strength: float = 1.0) -> None:
+        shift, zoom, contrast = SHIFT * strength, ZOOM * strength, CONTRAST * strength
         self.draw = v2.Compose(
             [
                 v2.RandomHorizontalFlip(),
-                v2.RandomAffine(ROTATION_DEGREES, translate=(SHIFT, SHIFT), scale=ZOOM),
-                v2.ColorJitter(brightness=CONTRAST, contrast=CONTRAST),
+                v2.RandomAffine(ROTATION_DEGREES * strength, translate=(shift, shift), scale=(1 - zoom, 1 + zoom)),
+                v2.ColorJitter(brightness=contrast, contrast=contrast),
             ]
         )
 

@@ -13,7 +13,7 @@ Value = float | int | str | bool
 Config = dict[str, Value]
 
 # What a trial is: every option that a space can vary, so that a later search may vary others than an earlier one.
-SEARCHED = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment")
+SEARCHED = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment", "augment_strength")
 
 # Rates act by their order of magnitude: 1e-4 is as far from 1e-3 as 1e-3 from 1e-2.
 LOGARITHMIC = ("lr", "weight_decay")
@@ -73,6 +73,7 @@ class Space(BaseModel):
     batch_size: Annotated[tuple[int, ...], Field(min_length=2)] | None = None
     freeze: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     augment: Annotated[tuple[bool, ...], Field(min_length=2)] | None = None
+    augment_strength: Range | Numbers | None = None
 
     @model_validator(mode="after")
     def _something_varies_once(self) -> Self:
