@@ -107,6 +107,11 @@ class RunPaths:
         return self.folder / "report.html"
 
     @property
+    def events(self) -> Path:
+        """TensorBoard's event files: the curves of the run, in a folder of its own for each trial of a search."""
+        return self.folder / "tensorboard"
+
+    @property
     def predictions(self) -> Path:
         """What the model said of each image of the split that was scored."""
         return self.folder / "predictions.safetensors"

@@ -26,6 +26,12 @@ LOCAL_RAY = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # each would be a line in the log; the tracking tries again by itself
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 SECRETS = ("NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET")  # a trainer has no use for them
 
 
@@ -48,6 +54,7 @@ class Settings:
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: what Ray sees at that moment.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Room for stored features (`NIGHTSHIFT_CACHE_GB`).
+        mlflow_uri: Tracking server that runs are shown on (`MLFLOW_TRACKING_URI`); it may hold a password.
     """
 
     storage: Path
@@ -63,6 +70,7 @@ class Settings:
     cluster_gpus: int | None = None
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
+    mlflow_uri: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -89,6 +97,7 @@ class Settings:
             cluster_gpus=_count(env, "NIGHTSHIFT_CLUSTER_GPUS"),
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
             cache_bytes=int(_positive(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES, "gigabytes") * 10**9),
+            mlflow_uri=env.get("MLFLOW_TRACKING_URI", "").strip() or None,
         )
 
     @property
@@ -129,6 +138,12 @@ def environment_of_worker(settings: Settings, environment: Mapping[str, str] | N
     if settings.redis_url:
         env["NIGHTSHIFT_REDIS_URL"] = settings.redis_url
     return env
+
+
+def prepare_for_mlflow() -> None:
+    """Set what MLflow's client reads from the environment, unless a person has: it shall not make a run wait."""
+    for name, value in MLFLOW.items():
+        os.environ.setdefault(name, value)
 
 
 def prepare_for_local_ray() -> None:

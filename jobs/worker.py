@@ -221,4 +221,8 @@ def launcher_for(settings: Settings) -> Launcher:
     """Return where trainers run: the standing Ray cluster that the settings name, else this machine."""
     if settings.ray_jobs_url is None:
         return LocalLauncher()
-    return RayJobLauncher(RayJobs(settings.ray_jobs_url, settings.ray_token), settings.lease_seconds)
+    shown_on = settings.mlflow_uri
+    # Ray shows a job's environment to all who may look at its jobs: one with a password is set on the cluster instead.
+    environment = (("MLFLOW_TRACKING_URI", shown_on),) if shown_on and "@" not in shown_on else ()
+    jobs = RayJobs(settings.ray_jobs_url, settings.ray_token)
+    return RayJobLauncher(jobs, settings.lease_seconds, environment=environment)

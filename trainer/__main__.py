@@ -18,6 +18,7 @@ from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.progress import Progress
 from trainer.specs import read_spec
+from trainer.tracking import tracked
 
 OK, FAILED, WRONG, STOPPED, NO_ROOM, LOST = 0, 1, 2, 3, 74, 75
 
@@ -48,7 +49,10 @@ def _run(attempt: Attempt) -> int:
             prepare_for_local_ray()  # before ray is imported: it reads how to authenticate only once
         from trainer.kinds import run_kind  # noqa: PLC0415 -- torch and ray only once the wish is known to be sound
 
-        run_kind(attempt, spec).publish(attempt.lease)
+        with tracked(attempt, spec) as tracking:
+            result = run_kind(attempt, spec)
+            result.publish(attempt.lease)
+            tracking.result = result
     except Stopped as stopped:
         logger.info("%s", stopped)
         return STOPPED
