@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 from click.core import ParameterSource
@@ -14,8 +15,9 @@ from rich.text import Text
 
 from cluster.files import read_json
 from cluster.settings import Settings
+from cluster.windows import Window
 from jobs import ledger
-from jobs.checks import checked
+from jobs.checks import checked, weights_file
 from jobs.errors import Refused
 from jobs.follow import describe, follow, show_progress
 from jobs.job_commands import STEADY, is_only_asked, warn_if_nobody_works
@@ -30,7 +32,8 @@ from trainer.specs import SearchSpec, TrainOptions, build
 LOCALTIME = Path("/etc/localtime")
 SHOWN = 12  # trials in the live leaderboard
 # What trials must share to stand on one leaderboard.
-SHARED = ("shards", "epochs", "image_size", "weights", "precision", "class_weights", "best_by", "patience", "repeats")
+SHARED = ("shards", "epochs", "image_size", "weights", "precision", "class_weights", "best_by", "patience", "repeats",
+          "norms", "head_epochs", "ema")  # fmt: skip
 
 
 def _spelled(name: str) -> str:
@@ -92,6 +95,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     limits = {"window": window, "max_duration_seconds": seconds, "timezone": _zone() if window else None}
     said = {name for name in given if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     wish = _wish(settings, shards, given | limits, said)
+    _refuse_shut_night(wish, wanted.at)
     spec = checked(settings, wish)
     if is_only_asked(spec, wanted, dry_run=dry_run):
         return
@@ -167,6 +171,18 @@ def _wish(settings: Settings, shards: str | None, given: dict[str, Any], said: s
     return build(SearchSpec, **_with_space(given, set(SPACE)) | {"shards": shards, "trials": int(count)})
 
 
+def _refuse_shut_night(spec: SearchSpec, at: datetime | None) -> None:
+    """Refuse a search that would be over before its window opens, or before it starts."""
+    if spec.until is None:
+        return
+    now = datetime.now(ZoneInfo(spec.timezone) if spec.timezone else None).astimezone()
+    start = now if at is None else max(now, at)
+    opens = Window.parse(spec.window).opens(start) if spec.window else start
+    if opens >= spec.until:
+        what = f"window {spec.window} never opens" if opens > start else f"--at {start:%Y-%m-%d %H:%M} is not"
+        raise SpecError(f"{what} before --until {spec.until:%Y-%m-%d %H:%M}; give a later --until")
+
+
 def _with_space(given: dict[str, Any], names: set[str]) -> dict[str, Any]:
     """Return the options with those of the space parted into what is fixed and what varies."""
     fixed, space = dict(given), dict[str, Any]()
@@ -189,16 +205,17 @@ def _extended(settings: Settings, shards: str | None, given: dict[str, Any], sai
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")
     before = {name: value for name, value in read_json(paths.spec).items() if name != "kind"}
     for name in SHARED:
-        if name in said and given[name] != before[name]:
-            raise SpecError(
-                f"--{name.replace('_', '-')} {given[name]} cannot join {paths.run_id}, which has {before[name]}"
-            )
+        now, then = given.get(name), before.get(name, default(SearchSpec, name))
+        if name in said and (weights_file(str(now)) if name == "weights" else now) != then:
+            raise SpecError(f"--{name.replace('_', '-')} {now} cannot join {paths.run_id}, which has {then}")
     if shards is not None and str(Path(shards).expanduser().absolute()) != before["shards"] != shards:
         raise SpecError(f"{shards} cannot join {paths.run_id}, whose trials ran on {before['shards']}")
     count = given["trials"]
     if not count.removeprefix("+").isdigit():
         raise SpecError(f"--trials {count!r} is no number; write --trials +50")
     total = known + int(count) if count.startswith("+") or "trials" not in said else int(count)
+    if total <= known:
+        raise SpecError(f"--trials {count} adds none to the {known} of {paths.run_id}; write --trials +{count}")
     anew = _with_space({name: given[name] for name in said}, said & set(SPACE))
     limits = {name: given[name] for name in ("until", "window", "timezone", "max_duration_seconds")}
     options_now = {**before, **anew, **limits, "space": {**before["space"], **anew["space"]}}

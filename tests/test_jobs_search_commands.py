@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.files import append_line, read_json, write_json
+from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger
@@ -66,6 +67,8 @@ def test_search_prints_its_id_alone_and_stores_a_checked_wish(
          "use --trials 100, or more points as in --lr 1e-5:1e-2:9"),
         (("--until", "2020-01-01T00:00+00:00"), "--until 2020-01-01 00:00 is in the past; give a later time"),
         (("--trials", "+5"), "--trials '+5' is no number; write --trials 64, or +50 with --extend"),
+        (("--workers", "999", "--batch-size", "1998"), "999 workers need 999 CPUs and this machine has {cpus}; "
+         "use --workers {cpus}"),
         (("--lr", "x:y"), "lr 'x:y' is no range; write it as low:high, or low:high:points for a grid"),
     ],
 )  # fmt: skip
@@ -75,7 +78,30 @@ def test_a_search_that_can_never_work_is_one_line_and_queues_nothing(
     code, out, err = say("search", str(digits_shards), "--weights", "none", *options)
 
     assert (code, out) == (1, "")
-    assert err == f"Error: {message}\n"
+    assert err == f"Error: {message.format(cpus=this_machine().cpus)}\n"
+    assert not ledger.all_ids(settings.storage)
+
+
+def test_a_window_that_never_opens_is_a_wrong_use(say: Say, settings: Settings, digits_shards: Path) -> None:
+    code, _, err = say("search", str(digits_shards), "--weights", "none", "--window", "20:00-20:00")
+
+    assert code == 2
+    assert "window 20:00-20:00 never opens; its start and end must differ" in err
+    assert not ledger.all_ids(settings.storage)
+
+
+@pytest.mark.parametrize(("option", "what"), [("--window", "window {} never opens"), ("--at", "--at {} is not")])
+def test_a_search_that_is_over_before_it_can_begin_is_refused(
+    say: Say, settings: Settings, digits_shards: Path, option: str, what: str
+) -> None:
+    now = datetime.now().astimezone()
+    until, later = now + timedelta(hours=2), now + timedelta(hours=3)
+    text = f"{later:%H:%M}-{later + timedelta(hours=1):%H:%M}" if option == "--window" else f"{later:%Y-%m-%d %H:%M}"
+
+    code, _, err = say("search", str(digits_shards), "--weights", "none", "--until", until.isoformat(), option, text)
+
+    assert code == 1
+    assert err == f"Error: {what.format(text)} before --until {until:%Y-%m-%d %H:%M}; give a later --until\n"
     assert not ledger.all_ids(settings.storage)
 
 
@@ -168,6 +194,13 @@ def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, 
     [
         (("--epochs", "11"), "--epochs 11 cannot join {id}, which has 10"),
         (("--metric", "loss"), "--best-by loss cannot join {id}, which has auroc"),
+        (("--ema", "0.9"), "--ema 0.9 cannot join {id}, which has 0.0"),
+        (("--trials", "1"), "--trials 1 adds none to the 1 of {id}; write --trials +1"),
+        (("--head-width", "32,33"), "head_width 33: input should be a multiple of 4"),
+        (
+            ("--algorithm", "grid", "--dropout", "0", "--lr", "1e-3,1e-4", "--head-width", "8"),
+            "6 trials are more than the 2 points of the grid; use --trials 2, or more points as in --lr 1e-5:1e-2:9",
+        ),
     ],
 )
 def test_a_search_that_cannot_join_is_refused(

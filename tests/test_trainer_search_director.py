@@ -197,3 +197,59 @@ def test_an_extended_search_takes_over_what_is_known_even_when_killed_meanwhile(
     assert (table.best().trial, table.best().value) == (1, 0.3)
     assert table.best().figures["from"] == first.run_id
     assert [again.start() for _ in range(3)] == [3, 4, None]
+
+
+def test_a_search_that_extends_a_cancelled_one_runs_as_many_trials_as_were_asked(tmp_path):
+    spec = search_spec("shards", trials=4)
+    first = new_run(tmp_path, spec, "search-20261123-000000-aaaaaa")
+    old = Rehearsal(first, spec)
+    cancelled, ended = old.start(), old.start()
+    old.whole(ended, [0.5, 0.4])
+    old.director.take(cancelled, {"paused": True, "done": True})
+    more = search_spec("shards", trials=3, extend=first.run_id, window="20:00-07:00", timezone="UTC")
+    paths = new_run(tmp_path, more, "second")
+    again = Rehearsal(paths, more, lambda: NOON.replace(hour=21))
+    take_over(again.director.ledger, first, NOON)
+
+    started = []
+    while (trial := again.start()) is not None:
+        started.append(trial)
+        again.whole(trial, [0.6, 0.7])
+
+    assert started == [0, 2]
+    assert again.director.ending() == "done"
+
+
+def test_a_search_all_of_whose_trials_fail_before_an_epoch_ends_and_has_no_best(tmp_path):
+    search = rehearsal(tmp_path, trials=3)
+
+    while (trial := search.start()) is not None:
+        search.director.take(trial, {"failed": "the GPU's memory does not hold it"})
+
+    table = search.director.ledger.table
+    assert (table.failed, table.best()) == (3, None)
+    assert search.director.ending() == "done"
+
+
+def test_after_a_cancel_the_paused_trials_go_on_where_they_were_and_count_once(tmp_path):
+    spec = search_spec("shards", trials=3, epochs=4)
+    paths = new_run(tmp_path, spec)
+    before = Rehearsal(paths, spec)
+    first, second = before.start(), before.start()
+    before.epoch(first, 1, 0.5)
+    before.stop = "cancel"
+    for trial in (first, second):
+        before.director.take(trial, {"paused": True, "done": True})
+    assert before.start() is None
+
+    resumed = Rehearsal(paths, spec)
+    order = []
+    while (trial := resumed.start()) is not None:
+        order.append(trial)
+        for epoch in range(1, 5):  # a trial without a checkpoint reports its first epoch again
+            resumed.epoch(trial, epoch, 0.4)
+
+    assert order == [0, 1, 2]
+    assert [report.epoch for report in table_of(paths, spec).reports() if report.trial == 0] == [1, 2, 3, 4]
+    assert table_of(paths, spec).trials[0].reports[1].value == 0.5
+    assert resumed.director.ending() == "done"

@@ -60,3 +60,15 @@ def test_the_cost_of_a_night_counts_epochs_passes_and_what_was_spared():
     assert (found["backbone_passes"], found["images_spared_by_cache"]) == (1, 300 * (epochs - 1))
     assert (found["epochs_spared_by_early_stopping"], found["hours_spared_by_early_stopping"]) == (24, 0.0133)
     assert cost(table_of(spec), search_spec("shards", epochs=9, freeze="none"), images=300)["backbone_passes"] == epochs
+
+
+def test_trials_that_another_search_paid_for_cost_nothing_again():
+    spec = search_spec("shards", epochs=9)
+    table = table_of(spec)
+    whole = cost(table, spec, images=300)
+    for number in range(12, 15):
+        table.add({"event": "started", "trial": number, "config": {}})
+        table.add({"event": "epoch", "trial": number, "epoch": 1, "value": 1.0, "seconds": 50.0, "from": "search-x"})
+        table.add({"event": "finished", "trial": number, "why": "rung", "from": "search-x"})
+
+    assert cost(table, spec, images=300) == whole

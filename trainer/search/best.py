@@ -47,6 +47,8 @@ class BestModel:
     next_at: float = float("-inf")
 
     def __post_init__(self) -> None:
+        for torn in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):
+            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written, or half removed
         self.published = self._published()
 
     @property

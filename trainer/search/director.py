@@ -1,5 +1,6 @@
 """What a search does next: which trial starts, which goes on, which ends. Knows neither torch nor Ray."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,7 +46,8 @@ class Director:
         for trial in self.ledger.table.unfinished:
             if trial.number not in self.running | self.paused and self._has_room(trial.epochs):
                 return self._started(trial.number, trial.config)
-        number = max(self.ledger.table.trials, default=-1) + 1
+        # Of a search that was cancelled --extend takes over the trials that had ended, which need not be the first.
+        number = next(free for free in itertools.count() if free not in self.ledger.table.trials)
         if number >= self.spec.trials or not self._has_room(0):
             return None
         varied = suggest(self.spec, number, self.ledger.table)

@@ -57,14 +57,15 @@ def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:
         spec: The wish.
         images: Of the train and valid splits: one pass of the backbone.
     """
-    epochs = sum(len(trial.reports) for trial in table.trials.values()) * spec.repeats
-    seconds = sum(trial.seconds for trial in table.trials.values())
-    spared = sum(spec.epochs - trial.epochs for trial in table.ended if trial.why == "rung") * spec.repeats
+    own = [trial for trial in table.trials.values() if not trial.is_taken_over]
+    epochs = sum(len(trial.reports) for trial in own) * spec.repeats
+    seconds = sum(trial.seconds for trial in own)
+    spared = sum(spec.epochs - trial.epochs for trial in own if trial.why == "rung") * spec.repeats
     return {
         "epochs": epochs,
         "training_hours": round(seconds / 3600, 4),
         "backbone_passes": 1 if spec.reads_features else epochs,
-        "images_spared_by_cache": images * (epochs - 1) if spec.reads_features else 0,
+        "images_spared_by_cache": images * max(0, epochs - 1) if spec.reads_features else 0,
         "epochs_spared_by_early_stopping": spared,
         "hours_spared_by_early_stopping": round(spared * seconds / max(1, epochs) / 3600, 4),
     }

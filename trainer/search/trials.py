@@ -57,6 +57,11 @@ class Trial:
     error: str | None = None
 
     @property
+    def is_taken_over(self) -> bool:
+        """Whether it ran in an earlier search, which this one extends."""
+        return any(report.figures.get("from") for report in self.reports.values())
+
+    @property
     def epochs(self) -> int:
         """Epochs behind."""
         return max(self.reports, default=0)

@@ -123,12 +123,16 @@ def _bench(order: Order[SearchSpec]) -> HeadBench:
 
 
 def _mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean of the figures of all repeats; what is undefined in one is undefined."""
+    """Return the mean of the figures of all repeats, which took the sum of their seconds.
+
+    What is undefined in one is undefined.
+    """
     found: dict[str, Any] = {}
     for name, first in (lines[0] if lines else {}).items():
         values = [line[name] for line in lines]
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        found[name] = statistics.fmean(values) if numbers and len(values) > 1 else first
+        average = sum if name == "seconds" else statistics.fmean
+        found[name] = average(values) if numbers and len(values) > 1 else first
     return found
 
 
