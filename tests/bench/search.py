@@ -75,8 +75,8 @@ class Bench:
         took = self.peer("plain", **MEASURED)
         told = self.found["plain"]
         epoch = statistics.mean(told["epoch_seconds"])
-        trial = statistics.mean(told["trial_seconds"]) - MEASURED["epochs"] * epoch
-        told |= {"start": took - sum(told["trial_seconds"]), "trial": trial, "epoch": epoch}
+        trial = statistics.mean(told["time_total_s"]) - MEASURED["epochs"] * epoch
+        told |= {"start": took - sum(told["time_total_s"]), "trial": trial, "epoch": epoch}
         return took
 
     def extrapolated(self, trials: int) -> float:
@@ -88,7 +88,7 @@ class Bench:
         """Run a peer in a process of its own."""
         self.runs += 1
         places = [str(XRAYS), str(WEIGHTS), str(self.folder / f"peer-{self.runs}")]
-        order = [sys.executable, "-m", "tests.bench.peers.search", name, *places, str(trials), str(epochs)]
+        order = [sys.executable, "-m", "tests.bench.peers.search_alone", name, *places, str(trials), str(epochs)]
         return seconds(lambda: self._remember(name, subprocess.run(order, check=True, stdout=subprocess.PIPE)))
 
     @property
@@ -109,7 +109,7 @@ class Bench:
     def cost(self) -> str:
         """Where the time of the large searches went."""
         ours = self.found["ours"]["cost"]["training_hours"] * 3600
-        theirs = sum(self.found["strong"]["trial_seconds"])
+        theirs = sum(self.found["strong"]["time_total_s"])
         return f"the epochs of all trials took {ours:.1f} s, the peer's trials {theirs:.1f} s; the rest starts"
 
     def _end_of(self, paths: RunPaths) -> None:

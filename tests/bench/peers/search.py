@@ -2,19 +2,12 @@
 
 `plain`: a Tuner whose trials each call TorchTrainer.fit(): ImageFolder, DataLoader, the backbone in every epoch.
 `strong`: features cached by hand beforehand, class Trainables of one CPU with reuse_actors, Optuna and ASHA.
-Either by itself, printing its best validation loss and the seconds of its trials and epochs:
-
-    python -m tests.bench.peers.search plain|strong IMAGES WEIGHTS STORAGE TRIALS EPOCHS
 """
 
-import json
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import train, tune
 from ray.train.torch import TorchTrainer
@@ -34,31 +27,34 @@ SPACE = {
 BATCH = 32
 
 
+def loop(config: dict[str, Any]) -> None:
+    """Train one trial, the backbone in every epoch; Ray Train's worker runs it."""
+    torch.set_num_threads(2)  # Ray gives a worker as many as its CPUs; the machine has two
+    training, valid = images(config["folder"] / "train"), images(config["folder"] / "valid")
+    network, top = backbone(config["weights"]), head(config["width"], config["dropout"], len(training.classes))
+    optimizer = torch.optim.Adam(top.parameters(), lr=config["lr"])
+    for _ in range(config["epochs"]):
+        began = time.time()
+        top.train()
+        for values, labels in features_of(network, DataLoader(training, BATCH, shuffle=True)):
+            optimizer.zero_grad()
+            cross_entropy(top(values), labels).backward()
+            optimizer.step()
+        top.eval()
+        with torch.no_grad():
+            scored = features_of(network, DataLoader(valid, BATCH))
+            losses = [cross_entropy(top(values), labels, reduction="sum").item() for values, labels in scored]
+        train.report({"loss": sum(losses) / len(valid), "epoch_seconds": time.time() - began})
+
+
 def plain(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: int) -> tune.ResultGrid:
     """Search with a TorchTrainer a trial, one at a time: its driver and its worker take a CPU each."""
-
-    def loop(config: dict[str, Any]) -> None:
-        torch.set_num_threads(2)  # Ray gives a worker as many as its CPUs; the machine has two
-        training, valid = images(folder / "train"), images(folder / "valid")
-        network, top = backbone(weights), head(config["width"], config["dropout"], len(training.classes))
-        optimizer = torch.optim.Adam(top.parameters(), lr=config["lr"])
-        for _ in range(epochs):
-            began = time.time()
-            top.train()
-            for values, labels in features_of(network, DataLoader(training, BATCH, shuffle=True)):
-                optimizer.zero_grad()
-                cross_entropy(top(values), labels).backward()
-                optimizer.step()
-            top.eval()
-            with torch.no_grad():
-                scored = features_of(network, DataLoader(valid, BATCH))
-                losses = [cross_entropy(top(values), labels, reduction="sum").item() for values, labels in scored]
-            train.report({"loss": sum(losses) / len(valid), "epoch_seconds": time.time() - began})
+    fixed = {"folder": folder, "weights": weights, "epochs": epochs}
 
     def trial(config: dict[str, Any]) -> None:
         TorchTrainer(
             loop,
-            train_loop_config=config,
+            train_loop_config=config | fixed,
             scaling_config=train.ScalingConfig(num_workers=1),
             run_config=train.RunConfig(storage_path=str(storage), callbacks=[TuneReportCallback()]),
         ).fit()
@@ -129,20 +125,3 @@ def strong(folder: Path, weights: Path, storage: Path, *, trials: int, epochs: i
         ),
     )  # fmt: skip
     return tuner.fit()
-
-
-if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    kind = {"plain": plain, "strong": strong}[sys.argv[1]]
-    paths, sizes = [Path(text) for text in sys.argv[2:5]], [int(text) for text in sys.argv[5:7]]
-    found = kind(*paths, trials=sizes[0], epochs=sizes[1])
-    table = found.get_dataframe()
-    print(
-        json.dumps(
-            {
-                "loss": found.get_best_result().metrics["loss"],
-                "trial_seconds": table["time_total_s"].tolist(),
-                "epoch_seconds": table["epoch_seconds"].tolist(),
-            }
-        )
-    )

@@ -1,0 +1,133 @@
+"""How time and memory grow with images, classes, trials and queued runs: ours beside itself at a quarter and a 16th.
+
+Each measurement is a process of its own, so that its memory is its own too: `python -m tests.bench.growth images 1000`.
+A row's figures are seconds a piece, so that 1x is linear growth and more is better than linear; or the peak of memory
+of the process and its children, where 1x is flat.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.settings import Settings
+from data_shards.options import PackOptions
+from data_shards.pack import pack
+from jobs import embedded, ledger
+from jobs.submit import submit
+from tests.bench.data import draw_images
+from tests.bench.measure import Row, row, seconds
+from tests.stack import FakeSpec
+from trainer.specs import SearchSpec, Spec, TrainSpec, build
+
+FACTORS = (1, 4, 16)
+FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 100}
+WHAT = {
+    "images": "packing and frozen training (64 px, 3 epochs)",
+    "classes": "packing and frozen training of 1,000 images (64 px, 3 epochs)",
+    "trials": "a search of heads (stored features of 250 images, 3 epochs)",
+    "runs": "submitting runs and listing all of them",
+}
+PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3}
+MEMORY_GOAL = 0.9  # flat, but for what memory does by itself
+IMAGE_SIZE = 64
+QUICK = {"weights": "none", "image_size": IMAGE_SIZE, "epochs": 3, "head_width": 64}
+COMMAND = "python -m tests.bench growth"
+
+
+def run() -> list[Row]:
+    """Measure each kind of growth at all sizes, in turn."""
+    return [line for kind, pairs in PAIRS.items() for line in _rows(kind, pairs)]
+
+
+def _rows(kind: str, pairs: int) -> list[Row]:
+    sizes = [FIRST[kind] * factor for factor in FACTORS]
+    found = [{size: _apart(kind, size) for size in sizes} for _ in range(pairs)]
+    times, peaks = ({size: [one[size][name] for one in found] for size in sizes} for name in ("seconds", "megabytes"))
+    words = {"what": f"{kind}: {WHAT[kind]}", "command": COMMAND, "more_is_better": False}
+    # Classes are no pieces of work: the images stay as many, so their time should stay as it is.
+    pieces = {size: 1 if kind == "classes" else size for size in sizes}
+    unit = "s" if kind == "classes" else "ms each"
+    scaled = {s: [t * (1 if kind == "classes" else 1000) / pieces[s] for t in times[s]] for s in sizes}
+    rows = []
+    for factor, size in list(zip(FACTORS, sizes, strict=True))[1:]:
+        grown = statistics.median(times[size]) / statistics.median(times[sizes[0]])
+        rows.append(
+            row(
+                scaled[size], scaled[sizes[0]], beside=f"{size:,} beside {sizes[0]:,}", unit=unit, goal=1.0,
+                parity=f"time x {grown:.1f} per {factor}x", **words,
+            )
+        )  # fmt: skip
+    grown = statistics.median(peaks[sizes[-1]]) / statistics.median(peaks[sizes[0]])
+    memory = f"peak memory, {sizes[-1]:,} beside {sizes[0]:,}"
+    parity = f"memory x {grown:.2f} per {FACTORS[-1]}x"
+    return [
+        *rows,
+        row(peaks[sizes[-1]], peaks[sizes[0]], beside=memory, unit="MB", goal=MEMORY_GOAL, parity=parity, **words),
+    ]
+
+
+def _apart(kind: str, size: int) -> dict[str, float]:
+    order = [sys.executable, "-m", "tests.bench.growth", kind, str(size)]
+    told = subprocess.run(order, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(told.splitlines()[-1])
+
+
+def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object]:
+    """Return the work of packing so many images and training a head on them."""
+    draw_images(folder / "images", images=count, classes=classes, size=IMAGE_SIZE)
+
+    def work() -> None:
+        pack(folder / "images", folder / "shards", PackOptions(shard_bytes=1_000_000))
+        _do(folder / "storage", build(TrainSpec, shards=str(folder / "shards"), **QUICK))
+
+    return work
+
+
+def classes(folder: Path, count: int) -> Callable[[], object]:
+    """Return the work of packing a thousand images of so many classes and training a head on them."""
+    return images(folder, 1000, classes=count)
+
+
+def trials(folder: Path, count: int) -> Callable[[], object]:
+    """Return the work of a search of so many trials where the features are stored."""
+    images(folder, FIRST["images"])()
+    spec = build(SearchSpec, shards=str(folder / "shards"), trials=count, early_stopping=False, **QUICK)
+    return lambda: _do(folder / "storage", spec, "search-20261123-000000-abcdef")
+
+
+def _do(storage: Path, spec: Spec, name: str = "run") -> None:
+    from tests.trained import done  # noqa: PLC0415 -- torch would stand in the memory that queued runs are said to take
+
+    done(storage, spec, name)
+
+
+def runs(folder: Path, count: int) -> Callable[[], object]:
+    """Return the work of queueing so many runs and listing them all."""
+    settings = Settings(storage=folder).with_storage_ready()
+    server = embedded.ensure_running(settings.storage, ends_with_caller=True)
+    settings = Settings(storage=settings.storage, redis_url=server.url)
+
+    def work() -> None:
+        for _ in range(count):
+            submit(settings, FakeSpec())
+        assert len(list(ledger.states(settings.storage))) == count
+        embedded.stop(settings.storage)
+
+    return work
+
+
+def _alone(kind: str, size: int) -> None:
+    """Do one measurement and print it; memory is the larger of this process and the largest of its children."""
+    with tempfile.TemporaryDirectory() as folder:
+        took = seconds({"images": images, "classes": classes, "trials": trials, "runs": runs}[kind](Path(folder), size))
+    peaks = (resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"seconds": took, "megabytes": max(peaks)}))
+
+
+if __name__ == "__main__":
+    _alone(sys.argv[1], int(sys.argv[2]))
