@@ -31,6 +31,10 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
     client = redis.Redis.from_url(url, **_options(url, settings, patient=patient))
     try:
         client.ping()
+    except redis.ResponseError as error:
+        full = "MISCONF" in str(error)
+        cure = "free space on its disk" if full else "correct NIGHTSHIFT_REDIS_URL"
+        raise QueueUnreachable(f"Redis at {without_password(url)} refuses to serve ({error}); {cure}") from error
     except (redis.RedisError, OSError) as error:
         raise QueueUnreachable(
             f"Redis at {without_password(url)} does not answer ({error}); start it or correct NIGHTSHIFT_REDIS_URL"

@@ -11,8 +11,8 @@ import secrets
 import signal
 import socket
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 
 import redis
@@ -32,6 +32,7 @@ from jobs import ledger, tasks
 from jobs.connection import connect
 from jobs.endings import declare_dead, leave_unwatched
 from jobs.entries import RunEntry
+from jobs.errors import QueueUnreachable
 from jobs.keeper import keeper
 from jobs.outbox import deliver
 from jobs.queue import PREFIX, RunQueue, enqueue
@@ -201,20 +202,28 @@ def work(
 ) -> None:
     """Work until told to stop (SIGTERM, SIGINT), or until the queues are empty when `burst`; Redis may come and go."""
     guard.adopt_orphans()
-    wait_seconds = 1.0
+    make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
+    worker: JobWorker | None = make()  # an address that is wrong is told at once
     with contextlib.suppress(StopRequested):  # SIGTERM between two tries
-        while True:
-            worker = JobWorker(settings, priorities, launcher or launcher_for(settings), drain_seconds)
+        while worker is not None:
             postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
-            with keeper(settings, worker.name), postman:
-                begun = time.monotonic()
-                with contextlib.suppress(redis.RedisError):
-                    worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
-            if worker.drained or burst or max_jobs is not None:
+            with keeper(settings, worker.name), postman, contextlib.suppress(redis.RedisError):
+                worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
+            if burst or max_jobs is not None:
                 return
-            wait_seconds = 1.0 if time.monotonic() - begun > 60 else min(30.0, wait_seconds * 2)  # noqa: PLR2004
-            log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
-            threading.Event().wait(wait_seconds)
+            worker = _renewed(worker, make)
+
+
+def _renewed(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | None:
+    """Return a job worker in place of one that lost Redis, as soon as Redis is back; None when it was told to stop."""
+    wait_seconds, fresh = 1.0, None
+    while fresh is None and not worker.drained:
+        log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
+        threading.Event().wait(wait_seconds)
+        wait_seconds = min(30.0, wait_seconds * 2)
+        with contextlib.suppress(QueueUnreachable):
+            fresh = make()
+    return None if worker.drained else fresh
 
 
 def launcher_for(settings: Settings) -> Launcher:

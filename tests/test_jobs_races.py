@@ -229,6 +229,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(steps=600, step_seconds=0.1)))
     with changing(paths):
         unpause(redis)
+        assert eventually(lambda: [each.run for each in live_workers(redis)] == [paths.run_id])
         assert eventually(lambda: bool(children_of(worker.pid)))
         worker.terminate()  # the horse waits for the lock and has not begun
         time.sleep(1)
