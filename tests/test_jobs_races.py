@@ -241,7 +241,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
 def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
     stack: Stack, settings: Settings, redis: Redis
 ) -> None:
-    run_id = begun(settings, FakeSpec(steps=20, step_seconds=3))
+    run_id = begun(settings, FakeSpec(steps=20, step_seconds=4.5))  # less than the drain, more than the pause below
     [worker] = live_workers(redis)
 
     drain(redis, worker.name)
