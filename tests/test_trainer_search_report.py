@@ -1,7 +1,10 @@
 import re
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from tests.searched import search_spec
+from trainer.search.figures import parallel_coordinates
 from trainer.search.report import cost, drawings, importance
 from trainer.search.trials import TrialTable
 
@@ -25,19 +28,42 @@ def table_of(spec, trials=12):
 def test_the_report_draws_the_way_to_the_best_and_a_slice_for_each_option_that_varied():
     spec = search_spec("shards", epochs=9)
 
-    found = drawings(table_of(spec), spec)
+    found = drawings(table_of(spec), spec, {"lr": 0.9, "dropout": 0.1})
 
-    assert [one.title for one in found] == ["Best so far", "lr", "dropout", "head width"]
+    assert [one.title for one in found] == [
+        "Best so far", "What mattered", "All trials", "lr", "dropout", "head width",
+    ]  # fmt: skip
     assert "at last 0.91" in found[0].chart.svg
-    assert all(len(re.findall("<circle class=.dot", one.chart.svg)) == 12 for one in found[1:])
+    assert "lr 90 percent, dropout 10 percent" in found[1].chart.svg
+    assert len(re.findall("<title>trial ", found[2].chart.svg)) == 12
+    assert all(len(re.findall("<circle class=.dot", one.chart.svg)) == 12 for one in found[3:])
     assert "nan" not in "".join(one.chart.svg for one in found)
 
 
 def test_a_search_without_an_epoch_has_nothing_to_draw():
     spec = search_spec("shards")
 
-    assert drawings(TrialTable("loss"), spec) == ()
+    assert drawings(TrialTable("loss"), spec, {}) == ()
     assert importance(TrialTable("loss"), spec) == {}
+
+
+@pytest.mark.parametrize("metric", ["loss", "auroc"])
+def test_in_parallel_coordinates_the_best_trial_ends_at_the_top_and_is_drawn_last(metric):
+    spec = search_spec("shards", epochs=9, best_by=metric, space={"head_width": (8, 16), "freeze": ("all", "none")})
+    table = TrialTable(metric)
+    for number, (lr, freeze) in enumerate([(1e-3, "all"), (1e-1, "none"), (1e-4, "all")]):  # one lr out of the space
+        config = {"lr": lr, "dropout": 0.1, "head_width": 64, "freeze": freeze}
+        table.add({"event": "started", "trial": number, "config": config})
+        table.add({"event": "epoch", "trial": number, "epoch": 1, "value": 0.1 + 0.2 * number})
+
+    svg = parallel_coordinates(table, spec).svg
+
+    drawn = re.findall(r'd="M([^"]*)"><title>trial (\d)', svg)
+    heights = {int(number): float(path.split()[-1]) for path, number in drawn}
+    best = table.best().trial
+    assert [int(number) for _, number in drawn][-1] == best
+    assert min(heights, key=heights.get) == best
+    assert all(0 <= height <= 320 for height in heights.values())
 
 
 def test_what_mattered_is_found():

@@ -22,13 +22,14 @@ from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
 from trainer.report.page import ReportData, write_report
 from trainer.result import RunResult
 from trainer.search.ledger import read_table
-from trainer.search.report import drawings
+from trainer.search.report import Drawing, drawings
 from trainer.search.trials import leaderboard
 from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
 TRIALS = 15  # of a search; `nightshift trials` shows all
-COLUMNS = ("trial", "metric", "lr", "dropout", "head_width", "epochs", "seconds", "state")
+COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs", "seconds", "state")
+ELSEWHERE = ("cost", "importance")  # of the details of a search: shown in places of their own
 FEW = 30  # images of a class: below, one error moves its recall by more than three points
 
 logger = logging.getLogger(__name__)
@@ -62,11 +63,17 @@ def _data(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
         leaderboard=_leaderboard(attempt, spec),
-        drawings=drawings(read_table(attempt.paths, spec.best_by), spec) if isinstance(spec, SearchSpec) else (),
+        drawings=_drawings(attempt, spec, result),
         mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
     )
+
+
+def _drawings(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> tuple[Drawing, ...]:
+    if not isinstance(spec, SearchSpec):
+        return ()
+    return drawings(read_table(attempt.paths, spec.best_by), spec, result.details.get("importance", {}))
 
 
 def _leaderboard(attempt: Attempt, spec: TrainOptions | EvaluateSpec) -> list[dict[str, Any]]:
@@ -74,6 +81,8 @@ def _leaderboard(attempt: Attempt, spec: TrainOptions | EvaluateSpec) -> list[di
         return []
     rows = leaderboard(read_table(attempt.paths, spec.best_by))[:TRIALS]
     told = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    varied = [name for name in spec.space.dimensions if name not in told]
+    told[-3:-3] = varied  # before epochs, seconds and state
     return [{column: row.get(column) for column in told} for row in rows]
 
 
@@ -106,8 +115,11 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
     if speeds:
         timing["training speed"] = f"{np.median(speeds):,.0f} images/s (median epoch)"
     devices = f"{machine.cpus} CPUs" + (f", {machine.gpus} GPUs" if machine.gpus else "")
+    shown = {name: value for name, value in result.details.items() if value is not None and name not in ELSEWHERE}
+    cost = result.details.get("cost", {})
     return {
-        "How": {name.replace("_", " "): _text(value) for name, value in result.details.items() if value is not None},
+        "What it cost": {name.replace("_", " "): _text(value) for name, value in cost.items()},
+        "How": {name.replace("_", " "): _text(value) for name, value in shown.items()},
         "Timing": timing,
         "Machine": {"processors": devices, "system": f"{platform.system()} {platform.machine()}"},
         "Versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -1,6 +1,7 @@
 """What a search's report shows beside its best model: the way there, what mattered, what the night cost."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,33 +10,41 @@ import optuna
 
 from trainer.position import HIGH_IS_GOOD
 from trainer.report.svg import Axis, Chart, Line, Mark, chart, span
+from trainer.search.figures import importance_bars, parallel_coordinates, worst_shown
 from trainer.search.searcher import told_study
 from trainer.search.space import LOGARITHMIC, Range
 from trainer.search.trials import Report, TrialTable, is_better
 from trainer.specs import SearchSpec
 
+DOTS = "a dot is a trial, orange where it was ended early; the worst tenth stands at the edge"
 ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A chart with its title and one line on how to read it."""
+    """A chart with its title and one line on how to read it; a wide one takes the page's whole width."""
 
     chart: Chart
     title: str
     says: str
+    wide: bool = False
 
 
-def drawings(table: TrialTable, spec: SearchSpec) -> tuple[Drawing, ...]:
-    """Return the best value over time, and the trials along each option that varied."""
+def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[Drawing, ...]:
+    """Return the best value over time, what mattered by `importance`, and the trials along the options that varied."""
     if not table.reports():
         return ()
     better = "higher" if HIGH_IS_GOOD[table.metric] else "lower"
     found = [Drawing(chart=_best_so_far(table), title="Best so far", says=f"{better} is better")]
+    if shares:
+        says = "share in what makes trials differ (fANOVA)"
+        found.append(Drawing(chart=importance_bars(shares), title="What mattered", says=says))
+    says = "a line is a trial, the stronger the better; the good end of the last axis is at the top"
+    found.append(Drawing(chart=parallel_coordinates(table, spec), title="All trials", says=says, wide=True))
     for name, dimension in spec.space.dimensions.items():
         numbers = isinstance(dimension, Range) or all(isinstance(value, int | float) for value in dimension)
         if numbers:
-            found.append(Drawing(chart=_slice(table, name), title=name.replace("_", " "), says="a dot is a trial"))
+            found.append(Drawing(chart=_slice(table, name), title=name.replace("_", " "), says=DOTS))
     return tuple(found)
 
 
@@ -97,7 +106,9 @@ def _slice(table: TrialTable, name: str) -> Chart:
     points = [
         (float(trial.config[name]), top.value, trial) for trial, top in tops if top is not None and name in trial.config
     ]
-    shown = [(math.log10(x) if log and x > 0 else x, y, trial) for x, y, trial in points]
+    values = sorted((y for _, y, _ in points), reverse=HIGH_IS_GOOD[table.metric])
+    low, high = sorted((values[0], worst_shown(values)))
+    shown = [(math.log10(x) if log and x > 0 else x, min(high, max(low, y)), trial) for x, y, trial in points]
     lines = [
         Line(name=f"trial {trial.number}", xs=[x], ys=[y], colour=int(trial.why == "rung"), quiet=True, dots=True)
         for x, y, trial in shown

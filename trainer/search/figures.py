@@ -1,0 +1,149 @@
+"""Two drawings of a whole search: all trials through all options at once, and how much each option matters."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from trainer.position import HIGH_IS_GOOD
+from trainer.report.svg import Chart
+from trainer.search.space import Dimension, Range
+from trainer.search.trials import Trial, TrialTable
+from trainer.specs import SearchSpec
+
+WIDTH, TOP, FOOT, SIDE = 1040.0, 44.0, 24.0, 70.0
+HEIGHT = 320.0
+HALO = "paint-order:stroke;stroke:var(--surface);stroke-width:4px"  # so that lines behind a number do not hide it
+ROW, NAME = 34.0, 150.0  # of a bar; what is left of it holds the option's name
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One option from `low` to `high`, or its choices one above the other.
+
+    Attributes:
+        flipped: Low stands at the top: of a loss that is the good end.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    flipped: bool = False
+
+    def place(self, value: Any) -> float:
+        """Return how far up a value stands, from 0 to 1."""
+        if self.choices:
+            return (self.choices.index(str(value)) + 0.5) / len(self.choices)
+        low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, float(value)))
+        up = 0.5 if high == low else min(1.0, max(0.0, (at - low) / (high - low)))
+        return 1 - up if self.flipped else up
+
+    def ticks(self) -> list[tuple[str, float]]:
+        """Return what stands beside the axis, and where."""
+        if self.choices:
+            return [(choice, self.place(choice)) for choice in self.choices]
+        middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return [(f"{value:.3g}", self.place(value)) for value in (self.low, middle, self.high)]
+
+
+def parallel_coordinates(table: TrialTable, spec: SearchSpec) -> Chart:
+    """Draw each trial as a line through its options to its best value, good at the top and the better the stronger."""
+    varied = spec.space.dimensions
+    trials = [t for t in table.ranked() if t.best(table.metric) and all(name in t.config for name in varied)]
+    values = [top.value for trial in trials if (top := trial.best(table.metric))]
+    axes = [_axis(name, dimension, trials) for name, dimension in varied.items()]
+    low, high = sorted((values[0], worst_shown(values)))  # ranked: the first is the best
+    axes.append(_Axis(table.metric, low, high, flipped=not HIGH_IS_GOOD[table.metric]))
+    worst_first = [
+        _line(trial, axes, [*(trial.config[name] for name in varied), value], place / max(1, len(trials) - 1))
+        for place, (trial, value) in enumerate(zip(trials, values, strict=True))
+    ][::-1]
+    body = Markup("").join([*worst_first, *(_drawn_axis(axis, _x(axes, at)) for at, axis in enumerate(axes))])
+    says = f"{len(trials)} trials over {', '.join(axis.name for axis in axes)}"
+    return _chart(body, HEIGHT, says)
+
+
+def worst_shown(ranked: Sequence[float]) -> float:
+    """Return where a scale of values, the best first, ends: one trial that diverged would press all others together.
+
+    Values beyond it, the worst tenth at most, stand at its edge.
+    """
+    return ranked[math.ceil(0.9 * (len(ranked) - 1))]
+
+
+def importance_bars(shares: Mapping[str, float]) -> Chart:
+    """Draw the share of each option in what makes trials differ, the largest on top."""
+    ranked = sorted(shares.items(), key=lambda pair: -pair[1])
+    room, half = WIDTH / 2 - NAME - SIDE, WIDTH / 2
+    rows = [
+        Markup(
+            '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>'
+            '<rect x="{}" y="{}" width="{}" height="18" rx="3" fill="var(--c0)"/><text x="{}" y="{}">{}</text>'
+        ).format(NAME - 10, y + 14, _named(name), NAME, y, _short(max(2, room * share)),
+                 _short(NAME + 8 + max(2, room * share)), y + 14, f"{100 * share:.0f} %")
+        for y, (name, share) in ((10 + ROW * at, pair) for at, pair in enumerate(ranked))
+    ]  # fmt: skip
+    says = ", ".join(f"{name} {100 * share:.0f} percent" for name, share in ranked)
+    return _chart(Markup("").join(rows), 10 + ROW * len(ranked), says, width=half)
+
+
+def _axis(name: str, dimension: Dimension, trials: list[Trial]) -> _Axis:
+    found = [trial.config[name] for trial in trials]  # a search that was narrowed knows trials outside of its space
+    if isinstance(dimension, Range):
+        numbers = [float(value) for value in found]
+        return _Axis(name, min(dimension.low, *numbers), max(dimension.high, *numbers), log=dimension.log)
+    return _Axis(name, 0, 1, choices=tuple(dict.fromkeys(str(value) for value in sorted({*dimension, *found}))))
+
+
+def _line(trial: Trial, axes: list[_Axis], values: list[Any], rank: float) -> Markup:
+    points = [f"{_short(_x(axes, at))} {_short(_y(axis.place(value)))}"
+              for at, (axis, value) in enumerate(zip(axes, values, strict=True))]  # fmt: skip
+    pairs = zip(axes, values, strict=True)
+    tip = ", ".join(
+        f"{_named(axis.name)} {v:.4g}" if isinstance(v, float) else f"{_named(axis.name)} {v}" for axis, v in pairs
+    )
+    return Markup(
+        '<path class="line" style="--c:color-mix(in srgb, var(--c0) {}%, var(--track));stroke-width:{}" d="M{}">'
+        "<title>{}</title></path>"
+    ).format(round(100 * (1 - rank)), 3.5 if rank == 0 else 1.6, "L".join(points), f"trial {trial.number}: {tip}")
+
+
+def _drawn_axis(axis: _Axis, x: float) -> Markup:
+    head = Markup(
+        '<path d="M{0} {1}V{2}" stroke="var(--muted)"/>'
+        '<text class="axis" x="{0}" y="{3}" text-anchor="middle">{4}</text>'
+    ).format(_short(x), TOP, HEIGHT - FOOT, TOP - 22, _named(axis.name))
+    return head + Markup("").join(
+        Markup('<text class="tick" x="{}" y="{}" style="{}">{}</text>').format(
+            _short(x + 7), _short(_y(place) + 4), HALO, text
+        )
+        for text, place in axis.ticks()
+    )
+
+
+def _chart(body: Markup, height: float, says: str, width: float = WIDTH) -> Chart:
+    return Chart(
+        svg=Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+            _short(width), _short(height), says, body
+        )
+    )
+
+
+def _x(axes: list[_Axis], at: int) -> float:
+    return SIDE + (WIDTH - 2 * SIDE) * at / (len(axes) - 1)
+
+
+def _y(place: float) -> float:
+    return HEIGHT - FOOT - (HEIGHT - FOOT - TOP) * place
+
+
+def _named(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
