@@ -19,6 +19,7 @@ from cluster.settings import Settings
 from jobs import acts
 from jobs.stack import Stack, start_stack
 from jobs.submit import submit
+from jobs.worker import launcher_for
 from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
 
 pytestmark = pytest.mark.slow
@@ -86,6 +87,23 @@ def test_without_the_token_the_cluster_refuses(head: Head, storage: Path) -> Non
         launcher.start(RunPaths.of(storage, "train-20261123-020000-abc123"), 1)
 
     assert "wrong" not in repr(launcher)
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://mlflow:5000", (("MLFLOW_TRACKING_URI", "http://mlflow:5000"),)),
+        ("http://me:hunter2@mlflow:5000", ()),  # Ray would show it to all who may look at its jobs
+        (None, ()),
+    ],
+)
+def test_a_ray_job_is_told_of_the_tracking_server_unless_its_address_is_a_secret(
+    tmp_path: Path, uri: str | None, told: tuple[tuple[str, str], ...]
+) -> None:
+    launcher = launcher_for(Settings(storage=tmp_path, ray_jobs_url="http://127.0.0.1:8265", mlflow_uri=uri))
+
+    assert isinstance(launcher, RayJobLauncher)
+    assert launcher.environment == told
 
 
 def test_a_run_succeeds_as_a_ray_job_with_its_log_in_storage(worker: Stack, on_ray: Settings) -> None:

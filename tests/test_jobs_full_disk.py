@@ -180,6 +180,25 @@ def test_a_queue_whose_own_files_find_no_room_goes_on_when_there_is_some(disk: S
 
 
 @pytest.mark.slow
+def test_a_worker_that_waits_for_a_redis_without_room_ends_when_told(disk: SmallDisk, tmp_path: Path) -> None:
+    storage = Settings(storage=disk.folder / "storage").with_storage_ready().storage
+    here = Settings(storage=storage, redis_url=embedded.ensure_running(storage).url, lease_seconds=3.0)
+    log = tmp_path / "worker.log"
+    try:
+        with log.open("w") as output, start_stack(here, 1, output=output, worker_command=FAKE_WORKER) as stack:
+            for _ in range(20):
+                submit(here, FakeSpec(steps=20, step_seconds=0.05))
+            assert eventually(lambda: len(ledger.pending_ids(storage)) < 20)
+            disk.fill()
+            assert eventually(lambda: "lost Redis; it tries again in 4 seconds" in log.read_text())
+            stack.workers[0].terminate()
+            assert stack.workers[0].wait(timeout=60) == 0
+    finally:
+        disk.free()
+        embedded.stop(storage)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_that_fills_its_disk_says_the_cure_and_retry_ends_it(
     settings: Settings, tmp_path: Path, digits_shards: Path

@@ -269,6 +269,20 @@ def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Setting
     assert (state.losses, state.why) == (0, "handed back by a job worker that was stopped")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_idle_worker_ends_in_order_while_redis_is_away(stack: Stack, settings: Settings, redis: Redis) -> None:
+    assert eventually(lambda: len(live_workers(redis)) == 1)
+    server = embedded.ensure_running(settings.storage)
+    os.kill(server.pid, signal.SIGKILL)
+    os.waitpid(server.pid, 0)
+    time.sleep(2)
+
+    stack.workers[0].terminate()
+
+    assert stack.workers[0].wait(timeout=120) == 0
+
+
 def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None:
     paths, lease = taken(settings)
     end(paths, lease, WORKERS_LOST)
