@@ -155,6 +155,11 @@ def prepare_for_local_ray() -> None:
     os.environ.update(LOCAL_RAY, RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
+def let_tune_start(trials: int) -> None:
+    """Let Ray Tune start the processes of so many trials at once; by itself it starts one after the other."""
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trials)
+
+
 def _ray_token(env: Mapping[str, str]) -> str | None:
     """Return the token where Ray's own clients look for it."""
     if token := env.get("RAY_AUTH_TOKEN", "").strip():

@@ -76,7 +76,7 @@ class Director:
 
     def has_work(self) -> bool:
         """Return whether a trial is left that may start now."""
-        return not (self.must_pause() or self.too_many_failures()) and self._left() > 0
+        return not (self.must_pause() or self.too_many_failures()) and self.left() > 0
 
     def must_pause(self) -> bool:
         """Return whether running trials shall save a checkpoint and wait."""
@@ -92,7 +92,11 @@ class Director:
             return "stop"
         if self.too_many_failures():
             return "failures"
-        return "done" if self._left() <= 0 or self.night.why is None else self.night.why
+        return "done" if self.left() <= 0 or self.night.why is None else self.night.why
+
+    def left(self) -> int:
+        """Return how many trials have not ended."""
+        return self.spec.trials - len(self.ledger.table.ended)
 
     def _started(self, number: int, config: Config) -> dict[str, Any]:
         self._append({"event": "started", "trial": number, "config": config})
@@ -107,9 +111,6 @@ class Director:
 
     def _append(self, event: Mapping[str, Any]) -> None:
         self.ledger.append(event, self.clock())
-
-    def _left(self) -> int:
-        return self.spec.trials - len(self.ledger.table.ended)
 
     def _has_room(self, done: int) -> bool:
         table, epochs = self.ledger.table, self.spec.epochs

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -83,17 +85,19 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
         best.keep_up()
         progress.write_now_and_then()
 
-    if spec.reads_features:
-        shared = Order(
-            attempt=order.attempt, spec=spec.trial_spec({}), source=order.source, longest_shard=index.longest_shard
-        )
-        on_workers(features_on_worker, shared, spec)
-    with ray_for(order.attempt.settings, spec) as gpus:
+    in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
+    with ExitStack() as stack, ThreadPoolExecutor(1) as aside:
+        ready = aside.submit(stack.enter_context, ray_for(order.attempt.settings, spec))
+        if not in_process:
+            ready.result()  # else it starts while this process computes the features, and nobody waits for it
         if spec.reads_features:
-            run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
+            shared = Order(
+                attempt=order.attempt, spec=spec.trial_spec({}), source=order.source, longest_shard=index.longest_shard
+            )
+            on_workers(features_on_worker, shared, spec)
+            run_trials(director, order, HeadTrial, head_slots(spec, ready.result()), look)
         else:
-            in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
-            run_trials(director, order, RunTrial, run_slots(spec, gpus, in_process=in_process), look)
+            run_trials(director, order, RunTrial, run_slots(spec, ready.result(), in_process=in_process), look)
 
 
 def _stop_if_asked(director: Director, attempt: Attempt) -> None:

@@ -16,6 +16,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from cluster.settings import let_tune_start
 from trainer.errors import TrainerError
 from trainer.order import Order
 from trainer.search.director import Director
@@ -62,8 +63,11 @@ def run_trials(
     attempt, decisions = order.attempt, _Decisions(director)
     suggestions = _Suggestions(decisions, slots.count)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
+    at_once = min(slots.count, director.left())
+    let_tune_start(at_once)
+    given = tune.with_parameters(trainable, order=order, threads=slots.threads, slots=at_once)
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, order=order, threads=slots.threads), dict(slots.resources)),
+        tune.with_resources(given, dict(slots.resources)),
         tune_config=tune.TuneConfig(
             num_samples=director.spec.trials + 1,  # so that it asks once more, and is told that this was all
             search_alg=suggestions,
@@ -164,7 +168,7 @@ def head_slots(spec: SearchSpec, gpus: int) -> Slots:
     if gpus:
         count = min(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), spec.trials)
         return Slots(count=count, resources={"GPU": int(1000 * have["GPU"] / count) / 1000}, threads=1)
-    count = min(spec.concurrency or max(1, cpus - 1), spec.trials)  # a core stays with the search itself
+    count = min(spec.concurrency or cpus, spec.trials)
     return Slots(count=count, resources={"CPU": min(1.0, int(1000 * cpus / count) / 1000)}, threads=1)
 
 

@@ -38,7 +38,7 @@ def trial_folder(checkpoints: Path, number: int) -> Path:
 class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One configuration as a training of its own, whose epochs are read from its `metrics.jsonl`."""
 
-    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int) -> None:  # noqa: ARG002
+    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
         """Begin, or go on with, the trial that `config` names."""
         self.order = order
         self.training: _Training | None = None

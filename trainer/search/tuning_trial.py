@@ -15,6 +15,7 @@ from trainer.search.tuning_bench import HeadBench
 from trainer.search.tuning_head import HeadTraining
 from trainer.search.tuning_pause import PauseSign
 from trainer.search.tuning_run import trial_folder
+from trainer.search.tuning_slots import gather
 from trainer.specs import SearchSpec
 
 logger = logging.getLogger(__name__)
@@ -25,10 +26,10 @@ _benches: dict[str, HeadBench] = {}  # of this process: an actor serves many tri
 class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One configuration, trained once for each repeat; nothing of it goes through Ray but numbers."""
 
-    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int) -> None:
+    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:
         """Begin, or go on with, the trial that `config` names."""
         torch.set_num_threads(threads)
-        self.order = order
+        self.order, self.slots = order, slots
         self.pause = PauseSign(order.attempt.paths, order.attempt.number)
         self.reset_config(config)
 
@@ -73,7 +74,7 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         }
 
     def _begun(self) -> list[HeadTraining]:
-        bench = _bench(self.order)
+        bench = _benches.get(str(self.order.attempt.paths.folder)) or self._first_bench()
         spec, number = self.order.spec.trial_spec(self.assignment["config"]), self.assignment["trial"]
         return [
             HeadTraining(
@@ -85,6 +86,15 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             )
             for repeat in range(self.order.spec.repeats)
         ]
+
+    def _first_bench(self) -> HeadBench:
+        """Read the features, and wait until the search's other processes have them too."""
+        gpus, actor = ray.get_gpu_ids(), ray.get_runtime_context().get_actor_id()
+        bench = HeadBench.of(self.order, torch.device("cuda" if gpus else "cpu"))
+        _benches[str(self.order.attempt.paths.folder)] = bench
+        attempt = self.order.attempt
+        gather(attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.pause.reason)
+        return bench
 
     def _behind(self) -> list[HeadTraining]:
         """Return the heads that have this epoch before them: after a pause between two repeats, not all."""
@@ -112,14 +122,6 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 def candidate_name(trial: int, epoch: int) -> str:
     """Return the name of the folder of a head that may be the best."""
     return f"candidate-{trial:06d}-{epoch:06d}"
-
-
-def _bench(order: Order[SearchSpec]) -> HeadBench:
-    key = str(order.attempt.paths.folder)
-    if key not in _benches:
-        gpus = ray.get_gpu_ids()
-        _benches[key] = HeadBench.of(order, torch.device("cuda" if gpus else "cpu"))
-    return _benches[key]
 
 
 def _mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
