@@ -40,8 +40,9 @@ def _measured(precision: str, batch: int, pairs: int) -> Row:
         lambda: batch / seconds(ours.step), lambda: batch / seconds(lambda: peer(plain, labels)), pairs=pairs
     )
     pairs_of_losses = ", ".join(f"{a:.4f} and {b:.4f}" for a, b in zip(ours.losses, losses, strict=False))
+    draws = "; bf16 draws other connections to drop" if ours.bf16 else ""
     return row(
         mine, theirs, more_is_better=True, what=f"fine-tuning step, all layers, {precision}, batch {batch}",
         beside="efficientnet_pytorch as it comes, eager float32", unit="images/s", goal=GOALS[precision],
-        parity=f"losses of the first steps: {pairs_of_losses}", command=COMMAND,
+        parity=f"losses of the first steps: {pairs_of_losses}{draws}", command=COMMAND,
     )  # fmt: skip

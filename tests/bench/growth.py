@@ -22,7 +22,7 @@ from jobs.submit import submit
 from tests.bench.data import draw_images
 from tests.bench.measure import Row, row, seconds
 from tests.stack import FakeSpec
-from trainer.specs import SearchSpec, Spec, TrainSpec, build
+from trainer.specs import SearchSpec, TrainSpec, build
 
 FACTORS = (1, 4, 16)
 FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 100}
@@ -80,10 +80,11 @@ def _apart(kind: str, size: int) -> dict[str, float]:
 def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object]:
     """Return the work of packing so many images and training a head on them."""
     draw_images(folder / "images", images=count, classes=classes, size=IMAGE_SIZE)
+    done = _trainer()
 
     def work() -> None:
         pack(folder / "images", folder / "shards", PackOptions(shard_bytes=1_000_000))
-        _do(folder / "storage", build(TrainSpec, shards=str(folder / "shards"), **QUICK))
+        done(folder / "storage", build(TrainSpec, shards=str(folder / "shards"), **QUICK))
 
     return work
 
@@ -96,14 +97,16 @@ def classes(folder: Path, count: int) -> Callable[[], object]:
 def trials(folder: Path, count: int) -> Callable[[], object]:
     """Return the work of a search of so many trials where the features are stored."""
     images(folder, FIRST["images"])()
+    done = _trainer()
     spec = build(SearchSpec, shards=str(folder / "shards"), trials=count, early_stopping=False, **QUICK)
-    return lambda: _do(folder / "storage", spec, "search-20261123-000000-abcdef")
+    return lambda: done(folder / "storage", spec, "search-20261123-000000-abcdef")
 
 
-def _do(storage: Path, spec: Spec, name: str = "run") -> None:
-    from tests.trained import done  # noqa: PLC0415 -- torch would stand in the memory that queued runs are said to take
+def _trainer() -> Callable[..., object]:
+    """Import what trains, before time is taken; at the top it would stand in the memory that queued runs take."""
+    from tests.trained import done  # noqa: PLC0415
 
-    done(storage, spec, name)
+    return done
 
 
 def runs(folder: Path, count: int) -> Callable[[], object]:
@@ -116,15 +119,17 @@ def runs(folder: Path, count: int) -> Callable[[], object]:
         for _ in range(count):
             submit(settings, FakeSpec())
         assert len(list(ledger.states(settings.storage))) == count
-        embedded.stop(settings.storage)
 
     return work
 
 
 def _alone(kind: str, size: int) -> None:
     """Do one measurement and print it; memory is the larger of this process and the largest of its children."""
-    with tempfile.TemporaryDirectory() as folder:
-        took = seconds({"images": images, "classes": classes, "trials": trials, "runs": runs}[kind](Path(folder), size))
+    kinds = {"images": images, "classes": classes, "trials": trials, "runs": runs}
+    with tempfile.TemporaryDirectory(
+        ignore_cleanup_errors=True
+    ) as folder:  # Redis ends with this process, and no sooner
+        took = seconds(kinds[kind](Path(folder), size))
     peaks = (resource.getrusage(who).ru_maxrss / 1000 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(json.dumps({"seconds": took, "megabytes": max(peaks)}))
 
