@@ -7,12 +7,12 @@ import psutil
 import pytest
 
 from cluster.files import read_lines
-from tests.trained import attempted, done, new_run, stop_at_epoch, train_spec, trainer_process, wait_until
+from tests.trained import attempted, done, evaluated, new_run, stop_at_epoch, train_spec, trainer_process, wait_until
 from trainer.checkpoint import read_tensors
 from trainer.errors import SpecError, Stopped
 from trainer.training import phases
 
-TUNING = {"freeze": "5", "head_epochs": 2, "epochs": 4, "seed": 7}
+TUNING = {"freeze": "5", "head_epochs": 2, "epochs": 4, "ema": 0.9, "seed": 7}
 STEPS = 7  # an epoch of 210 digits has
 FROZEN, TRAINED = "backbone.network._blocks.0.", "backbone.network._blocks.15."  # of the first stage and the last
 
@@ -65,6 +65,15 @@ def test_a_run_stopped_in_either_phase_goes_on_to_the_very_same_model(
 
     assert model_of(paths) == model_of(uninterrupted)
     assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2, 3, 4]
+
+
+def test_evaluating_a_fine_tuned_average_reproduces_the_figures_stored_with_it(tuned, shared_storage, digits_shards):
+    paths, result = tuned
+
+    found = evaluated(shared_storage, paths.best, digits_shards, split="valid", seed=7)
+
+    assert found.metrics["confusion_matrix"] == result.metrics["confusion_matrix"]
+    assert found.metrics["loss"] == pytest.approx(result.metrics["loss"], rel=1e-6)
 
 
 def test_each_phase_has_a_warm_up_of_its_own(tuned):
