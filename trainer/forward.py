@@ -56,10 +56,11 @@ class FastBackbone:
         parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
             return torch.cat([features(part) for part in parts]).cpu()
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(features, parts))
-        torch.set_num_threads(threads)  # the number set last also holds for threads that begin later
-        return torch.cat(found)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return torch.cat(list(pool.map(features, parts)))
+        finally:
+            torch.set_num_threads(threads)  # the number set last also holds for threads that begin later
 
     @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
     def _features(self, images: Tensor) -> Tensor:
