@@ -18,7 +18,7 @@ from trainer.optimizer import set_lr
 from trainer.position import Position
 from trainer.preemption import Preemption
 from trainer.ranks import Ranks
-from trainer.sources import Source, Step, step_seed
+from trainer.sources import Source, Step, seed_draws, step_seed
 from trainer.specs import TrainSpec
 
 MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
@@ -127,7 +127,7 @@ def _parallel(course: Course) -> nn.Module:
 def _train_step(course: Course, model: nn.Module, step: Step, position: Position, batches: int) -> float:
     """Take one step; return this rank's part of the sum of the losses."""
     # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
-    torch.manual_seed(step_seed(course.spec.seed, position.step, course.ranks.rank))
+    seed_draws(step_seed(course.spec.seed, position.step, course.ranks.rank), course.ranks.device)
     step_of_phase = position.step - course.span.start * batches
     lr = set_lr(course.optimizer, course.spec.lr, step_of_phase, len(course.span) * batches)
     loss = backward(
