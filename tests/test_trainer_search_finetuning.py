@@ -1,10 +1,14 @@
 """Searches whose trials train the backbone too, with real Ray Tune and real trainings."""
 
+import os
+import signal
+import time
+
 import pytest
 
-from cluster.files import read_json
+from cluster.files import read_json, read_lines
 from tests.searched import search_spec, table_of
-from tests.trained import new_run, trainer_process
+from tests.trained import done, new_run, trainer_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,3 +37,30 @@ def test_a_fine_tuning_search_completes_on_two_cpus(tmp_path, digits_shards, opt
     assert read_json(paths.result)["metrics"]["split"] == "test"
     left = {folder.name for folder in paths.checkpoints.glob("trial-*")}
     assert left <= {f"trial-{table.best().trial:06d}"}
+
+
+def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their_mean(tmp_path, digits_shards):
+    spec = search_spec(digits_shards, freeze="none", space=LR_ALONE, trials=1, epochs=2, repeats=2, ema=0.5)
+    paths = new_run(tmp_path, spec, "search-20261123-000000-abcdef")
+    running = trainer_process(paths)
+    while not list(paths.checkpoints.glob("trial-000000/repeat-1/checkpoints/step-*")):
+        assert running.poll() is None, paths.log.read_text()[-3000:]
+        time.sleep(0.1)
+    os.kill(read_json(paths.attempts / "1.json")["pid"], signal.SIGKILL)  # amid the laps
+    running.wait(60)
+
+    code = trainer_process(paths).wait(600)
+
+    assert code == 0, paths.log.read_text()[-3000:]
+    table = table_of(paths, spec)
+    config = table.trials[0].config
+    alone = [
+        done(tmp_path, spec.trial_spec(config).model_copy(update={"seed": spec.seed + seed}), f"seed-{seed}")[0]
+        for seed in range(2)
+    ]
+    for epoch, report in table.trials[0].reports.items():
+        losses = [list(read_lines(one.metrics))[epoch - 1]["valid_loss"] for one in alone]
+        assert report.value == pytest.approx(sum(losses) / 2, rel=1e-3)
+        assert report.figures["spread"] == pytest.approx(abs(losses[0] - losses[1]) / 2, rel=0.05)
+    assert read_json(paths.best / "manifest.json")["epoch"] == table.best().epoch
+    assert not list(paths.checkpoints.glob("trial-*"))

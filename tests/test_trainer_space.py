@@ -64,10 +64,6 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
             "the space is a single point; give a range such as --lr 1e-5:1e-2",
         ),
         (
-            {"repeats": 3, "freeze": "none"},
-            "repeats of a configuration need --freeze all without augmentation; use --seeds 1",
-        ),
-        (
             {"space": {"augment_strength": {"low": 0, "high": 2}}},
             "augment_strength varies where nothing is augmented; add --augment",
         ),

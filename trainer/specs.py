@@ -103,8 +103,6 @@ class SearchSpec(TrainOptions):
             )
         if self.space.augment_strength and not (self.augment or self.space.augment):
             raise ValueError("augment_strength varies where nothing is augmented; add --augment")
-        if self.repeats > 1 and not self.reads_features:
-            raise ValueError("repeats of a configuration need --freeze all without augmentation; use --seeds 1")
         return self
 
 

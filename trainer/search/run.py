@@ -28,6 +28,7 @@ from trainer.search.report import cost, importance
 from trainer.search.trials import TrialTable
 from trainer.search.tuning import head_slots, run_slots, run_trials
 from trainer.search.tuning_pause import PauseSign
+from trainer.search.tuning_repeats import RepeatedRunTrial
 from trainer.search.tuning_run import RunTrial
 from trainer.search.tuning_trial import HeadTrial
 from trainer.search.verdict import verdict
@@ -97,7 +98,8 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
             on_workers(features_on_worker, shared, spec)
             run_trials(director, order, HeadTrial, head_slots(spec, ready.result()), look)
         else:
-            run_trials(director, order, RunTrial, run_slots(spec, ready.result(), in_process=in_process), look)
+            trainable = RunTrial if spec.repeats == 1 else RepeatedRunTrial
+            run_trials(director, order, trainable, run_slots(spec, ready.result(), in_process=in_process), look)
 
 
 def _stop_if_asked(director: Director, attempt: Attempt) -> None:

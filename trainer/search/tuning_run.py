@@ -19,7 +19,7 @@ from data_shards.index import read_index
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.order import Order
-from trainer.ray_session import on_workers
+from trainer.ray_session import Loop, on_workers
 from trainer.search.tuning_pause import PauseSign
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training import train_on_worker
@@ -41,7 +41,7 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
         """Begin, or go on with, the trial that `config` names."""
         self.order = order
-        self.training: _Training | None = None
+        self.training: Training | None = None
         self.pause = PauseSign(order.attempt.paths, order.attempt.number)
         self.reset_config(config)
 
@@ -54,7 +54,9 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def step(self) -> dict[str, Any]:
         """Wait for the end of the next epoch and return its figures."""
         if self.training is None:
-            self.training = _Training(self.order, self.assignment)
+            folder = trial_folder(self.order.attempt.paths.checkpoints, self.assignment["trial"])
+            spec = self.order.spec.trial_spec(self.assignment["config"])
+            self.training = Training(order_in(folder, self.order, spec), train_on_worker)
         while True:
             ended = self.training.has_ended()  # before the file is read: its last line stands there by then
             line = next((one for one in self.training.lines() if one["epoch"] > self.told), None)
@@ -83,33 +85,36 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         return line | {"value": float(value), "spread": None, "candidate": self.training.candidate(line), "done": False}
 
 
-class _Training:
-    """A training in a thread, and its folder."""
+def order_in(folder: Path, order: Order[SearchSpec], spec: TrainSpec) -> Order[TrainSpec]:
+    """Return a search's order to train in a folder of its own."""
+    attempt: Attempt = replace(order.attempt, paths=RunPaths(folder))
+    longest = read_index(spec.shards).longest_shard
+    return Order(attempt=attempt, spec=spec, source=order.source, longest_shard=longest)
 
-    def __init__(self, order: Order[SearchSpec], assignment: dict[str, Any]) -> None:
-        self.checkpoints = order.attempt.paths.checkpoints
-        self.paths = RunPaths(trial_folder(self.checkpoints, assignment["trial"]))
+
+class Training:
+    """A training in a thread, and its folder; `loop` is what its workers do."""
+
+    def __init__(self, order: Order[TrainSpec], loop: Loop) -> None:
+        self.order, self.loop, self.paths = order, loop, order.attempt.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
         self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
-        attempt: Attempt = replace(order.attempt, paths=self.paths)
-        spec = order.spec.trial_spec(assignment["config"])
-        index = read_index(spec.shards)
-        self.order = Order(attempt=attempt, spec=spec, source=order.source, longest_shard=index.longest_shard)
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._train, name=self.paths.run_id, daemon=True)
         self.thread.start()
 
     def _train(self) -> None:
-        spec: TrainSpec = self.order.spec
         try:
-            on_workers(train_on_worker, self.order, spec)
+            on_workers(self.loop, self.order, self.order.spec)
         except Exception as error:  # told as the trial's result
             self.error = error
 
     def has_ended(self) -> bool:
+        """Whether it came to its end, or to grief."""
         return not self.thread.is_alive()
 
     def lines(self) -> list[dict[str, Any]]:
+        """Return the figures of the epochs behind."""
         return list(read_lines(self.paths.metrics))
 
     def candidate(self, line: dict[str, Any]) -> str | None:
@@ -117,7 +122,7 @@ class _Training:
         if not line["best"]:
             return None
         folder = self.paths.checkpoints / f"best-{line['epoch']:06d}"
-        return str(folder.relative_to(self.checkpoints))
+        return str(folder.relative_to(self.paths.folder.parent))
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""
@@ -125,6 +130,7 @@ class _Training:
             write_json(self.paths.stop, {"reason": "window", "attempt": self.order.attempt.number})
 
     def join(self) -> None:
+        """Wait until it has ended."""
         self.thread.join(STOP_SECONDS)
 
     def outcome(self) -> dict[str, Any]:

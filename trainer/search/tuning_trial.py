@@ -64,7 +64,7 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         if None in values:
             return _failure(f"{self.order.spec.best_by} is undefined on the valid split; choose another --metric")
         value = statistics.fmean(found for found in values if found is not None)
-        return _mean_of(lines) | {
+        return mean_of(lines) | {
             "epoch": max(head.position.epoch for head in self.heads),
             "value": value,
             "spread": statistics.pstdev(found for found in values if found is not None) if len(values) > 1 else None,
@@ -124,7 +124,7 @@ def candidate_name(trial: int, epoch: int) -> str:
     return f"candidate-{trial:06d}-{epoch:06d}"
 
 
-def _mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
+def mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of the figures of all repeats, which took the sum of their seconds.
 
     What is undefined in one is undefined.
