@@ -3,7 +3,6 @@
 import json
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,9 +12,7 @@ from tests.trained import QUICK, attempted, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.order import Order
-from trainer.scoring import Scored, quick_figures
 from trainer.search.tuning_bench import HeadBench
-from trainer.search.tuning_figures import epoch_figures
 from trainer.search.tuning_head import HeadTraining
 from trainer.search.tuning_pause import PauseSign
 from trainer.specs import SearchSpec, build
@@ -103,24 +100,6 @@ def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(bench, tmp_p
     training.epoch()
 
     assert head(bench, tmp_path).position.epoch == 2
-
-
-def test_the_quick_figures_of_an_epoch_are_those_of_the_whole_table():
-    draw = np.random.default_rng(0)
-    for classes in (2, 5):
-        logits, labels = draw.normal(size=(60, classes)), draw.integers(0, classes, 60)
-        whole = quick_figures(Scored(logits=logits, labels=labels), tuple("abcde"[:classes]))
-
-        quick = epoch_figures(Scored(logits=logits, labels=labels))
-
-        assert quick == pytest.approx({name: whole[name] for name in quick}, rel=1e-12)
-
-
-def test_a_split_of_one_class_leaves_the_auroc_undefined():
-    quick = epoch_figures(Scored(logits=np.zeros((4, 2)), labels=np.ones(4, dtype=np.int64)))
-
-    assert quick["auroc"] is None
-    assert quick["accuracy"] == 0.0
 
 
 def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_path):

@@ -14,7 +14,7 @@ from trainer.judging import figures_of, keep_predictions, model_on
 from trainer.order import Order, Post, in_worker
 from trainer.published import HEAD, MODEL, read_model
 from trainer.ray_session import on_workers
-from trainer.report.gather import report_on
+from trainer.report.report_on import report_on
 from trainer.result import RunResult
 from trainer.scoring import Scored
 from trainer.setup import extraction_for

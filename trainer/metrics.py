@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn import metrics as sk
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trainer.bootstrap import Floats, Labels
 from trainer.bootstrap import intervals as bootstrap_intervals
@@ -107,6 +106,8 @@ def _checked(probabilities: Floats, labels: Labels, classes: tuple[str, ...]) ->
 
 def _likelihood(probabilities: Floats, labels: Labels) -> dict[str, float]:
     """Return the figures of the probabilities themselves, before any decision."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # noqa: PLC0415 -- half a second
+
     count = probabilities.shape[1]
     calibration = multiclass_calibration_error(
         torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=count, n_bins=BINS

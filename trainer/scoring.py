@@ -1,7 +1,6 @@
 """Every sample of a split through a model, over all ranks, and the figures of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
-from trainer.metrics import score
 from trainer.ranks import Ranks
 from trainer.sources import Source
 
@@ -69,10 +67,3 @@ def _rows(module: nn.Module, source: Source, plan: EpochPlan, ranks: Ranks, *, a
         labels = step.labels.double().unsqueeze(1)
         rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))
     return torch.cat(rows)
-
-
-def quick_figures(result: Scored, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the figures that an epoch is judged by; a loss that is no number stays one."""
-    if not np.isfinite(result.logits).all():
-        return {"loss": float("nan"), "accuracy": 0.0, "balanced_accuracy": None, "auroc": None}
-    return score(result.probabilities(), result.labels, classes=classes, positive=None, intervals=False)

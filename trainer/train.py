@@ -5,7 +5,7 @@ from trainer.attempt import Attempt
 from trainer.errors import SpecError
 from trainer.order import Order
 from trainer.ray_session import on_workers
-from trainer.report.gather import report_on
+from trainer.report.report_on import report_on
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.training import train_on_worker

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_shards.index import ShardIndex, read_index
 from trainer.average import Average
 from trainer.calibration import calibrated
+from trainer.epoch_figures import epoch_figures
 from trainer.fitting import fits_into_memory, parts_of_step
 from trainer.forward import FastBackbone
 from trainer.head import HeadConfig
@@ -23,7 +24,7 @@ from trainer.position import Position
 from trainer.preemption import Preemption
 from trainer.published import publish_model, weights_sha256
 from trainer.records import Records
-from trainer.scoring import Scored, quick_figures, scored
+from trainer.scoring import Scored, scored
 from trainer.setup import class_weights, extraction_for, fresh_model
 from trainer.sources import Source, StoredFeatures, StreamedImages
 from trainer.specs import TrainSpec
@@ -90,7 +91,7 @@ def _course(
     module, judged = (_trains(whole, frozen) for whole in (records.module, records.average.module))
 
     def validate() -> dict[str, Any]:
-        return quick_figures(scored(judged, source, index, "valid", post.ranks, autocast=bf16), index.classes)
+        return epoch_figures(scored(judged, source, index, "valid", post.ranks, autocast=bf16))
 
     return Course(
         spec=spec,

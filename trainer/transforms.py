@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from trainer.head import HeadConfig
 
@@ -20,6 +19,8 @@ class Augmentation:
     """
 
     def __init__(self, strength: float = 1.0) -> None:
+        from torchvision.transforms import v2  # noqa: PLC0415 -- a second that only runs which vary images need to wait
+
         shift, zoom, contrast = SHIFT * strength, ZOOM * strength, CONTRAST * strength
         self.draw = v2.Compose(
             [

@@ -1,6 +1,5 @@
 """Gathers what a run left behind into its report: predictions, curves, the pictures of what went wrong."""
 
-import logging
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from trainer.calibration import decide, tempered
 from trainer.predictions import Predictions
 from trainer.published import read_model
 from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
-from trainer.report.page import ReportData, write_report
+from trainer.report.page import ReportData
 from trainer.result import RunResult
 from trainer.search.ledger import read_table
 from trainer.search.report import Drawing, drawings
@@ -32,25 +31,9 @@ COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs",
 ELSEWHERE = ("cost", "importance")  # of the details of a search: shown in places of their own
 FEW = 30  # images of a class: below, one error moves its recall by more than three points
 
-logger = logging.getLogger(__name__)
 
-
-def report_on(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> None:
-    """Write `report.html` of a run that has its figures.
-
-    A page that cannot be drawn is no reason to lose a training: the reason goes to the log with its traceback.
-
-    Raises:
-        LeaseLost: A newer attempt owns the run.
-    """
-    attempt.lease.check()
-    try:
-        write_report(attempt.paths, _data(attempt, spec, result))
-    except Exception:
-        logger.exception("the report could not be written; the run's figures and model are not affected")
-
-
-def _data(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> ReportData:
+def gathered(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> ReportData:
+    """Return all that the page of a run is made of."""
     index, metrics = read_index(spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
     return ReportData(

@@ -14,7 +14,7 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped, TrainerError
 from trainer.order import Order
 from trainer.ray_session import on_workers, ray_for
-from trainer.report.gather import report_on
+from trainer.report.report_on import report_on
 from trainer.result import RunResult
 from trainer.search.best import BestModel
 from trainer.search.director import Director
@@ -87,8 +87,9 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
         progress.write_now_and_then()
 
     in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
-    with ExitStack() as stack, ThreadPoolExecutor(1) as aside:
+    with ThreadPoolExecutor(1) as aside, ExitStack() as stack:  # Ray's processes end with the thread that starts them
         ready = aside.submit(stack.enter_context, ray_for(order.attempt.settings, spec))
+        stack.callback(ready.exception)  # so that Ray is up before it is ended, whatever happens
         if not in_process:
             ready.result()  # else it starts while this process computes the features, and nobody waits for it
         if spec.reads_features:

@@ -8,13 +8,13 @@ from typing import Any
 from cluster.files import read_json
 from trainer.average import Average
 from trainer.checkpoint import newest_good, read_tensors, remove_old, step_folder, write_folder
+from trainer.epoch_figures import epoch_figures
 from trainer.loop import Course, train_epoch
 from trainer.optimizer import build_optimizer, load_optimizer, optimizer_tensors
 from trainer.position import Position
 from trainer.records import MODULE, OPTIMIZER, POSITION
 from trainer.scoring import scored
 from trainer.search.tuning_bench import HeadBench
-from trainer.search.tuning_figures import epoch_figures
 from trainer.specs import TrainSpec
 
 CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs

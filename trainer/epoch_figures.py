@@ -1,4 +1,4 @@
-"""The few figures that an epoch of a trial is judged by: the whole table would take longer than the epoch."""
+"""The few figures that an epoch is judged by: the whole table would take longer than the epoch of a head."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from trainer.scoring import Scored
 
 
 def epoch_figures(result: Scored) -> dict[str, Any]:
-    """Return loss, accuracy, balanced accuracy and AUROC of a split as `quick_figures` does, eight times faster.
+    """Return loss, accuracy, balanced accuracy and AUROC of a split as `score` does, eight times faster.
 
     Classes are called by position; AUROC is that of class 0 with two classes, else the mean of one against the rest.
     """
