@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from trainer.specs import SearchSpec
 from trainer.training import publish_judged
 from trainer.weights import backbone_sha256
 
-PUBLISH_SECONDS = 10.0  # between two publications; each judges the model on the whole validation split
+PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split
 PATIENCE = 10  # and no more than a tenth of the time goes into them
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class BestModel:
 
     order: Order[SearchSpec]
     ledger: SearchLedger
-    next_at: float = float("-inf")
+    next_at: float = field(default_factory=lambda: time.monotonic() + PUBLISH_SECONDS)
 
     def __post_init__(self) -> None:
         for torn in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):

@@ -2,8 +2,6 @@
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -86,21 +84,17 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
         best.keep_up()
         progress.write_now_and_then()
 
-    in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
-    with ThreadPoolExecutor(1) as aside, ExitStack() as stack:  # Ray's processes end with the thread that starts them
-        ready = aside.submit(stack.enter_context, ray_for(order.attempt.settings, spec))
-        stack.callback(ready.exception)  # so that Ray is up before it is ended, whatever happens
-        if not in_process:
-            ready.result()  # else it starts while this process computes the features, and nobody waits for it
+    with ray_for(order.attempt.settings, spec) as gpus:
         if spec.reads_features:
             shared = Order(
                 attempt=order.attempt, spec=spec.trial_spec({}), source=order.source, longest_shard=index.longest_shard
             )
             on_workers(features_on_worker, shared, spec)
-            run_trials(director, order, HeadTrial, head_slots(spec, ready.result()), look)
+            run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
         else:
+            in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
             trainable = RunTrial if spec.repeats == 1 else RepeatedRunTrial
-            run_trials(director, order, trainable, run_slots(spec, ready.result(), in_process=in_process), look)
+            run_trials(director, order, trainable, run_slots(spec, gpus, in_process=in_process), look)
 
 
 def _stop_if_asked(director: Director, attempt: Attempt) -> None:
