@@ -8,10 +8,14 @@ from typing import Any
 from cluster.files import read_lines
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
+from cluster.settings import Settings
 from tests.trained import QUICK, new_run
+from trainer.attempt import Attempt
+from trainer.result import RunResult
 from trainer.search.director import Director
 from trainer.search.ledger import SearchLedger
 from trainer.search.night import Clock, Night
+from trainer.search.run import search
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
 
@@ -33,6 +37,15 @@ def events_of(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
 def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
     """The trials of a search as its ledger tells them."""
     return TrialTable.fold(read_lines(paths.trials), spec.best_by)
+
+
+def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:
+    """Make the next attempt at a search in this process."""
+    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.folder.parent.parent))
+    with attempt.beating():
+        result = search(attempt, spec, **options)
+    result.publish(attempt.lease)
+    return result
 
 
 class Rehearsal:

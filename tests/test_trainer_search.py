@@ -13,27 +13,15 @@ import pytest
 from cluster.files import read_json, read_lines
 from cluster.launch import LocalLauncher
 from cluster.lease import Lease, latest_attempt
-from cluster.settings import Settings
 from data_shards.index import read_index
-from tests.searched import NOON, events_of, search_spec, table_of
+from tests.searched import NOON, attempt_at, events_of, search_spec, table_of
 from tests.trained import done, evaluated, new_run, train_spec
-from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.published import read_model
-from trainer.search.run import search
 
 pytestmark = pytest.mark.slow
 
 SEARCH = "search-20261123-000000-abcdef"
-
-
-def attempt_at(paths, spec, **options):
-    """Make the next attempt in this process."""
-    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.folder.parent.parent))
-    with attempt.beating():
-        result = search(attempt, spec, **options)
-    result.publish(attempt.lease)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -75,15 +75,28 @@ def test_a_ledger_cut_anywhere_even_within_a_line_is_gone_on_from(tmp_path_facto
 
 
 def test_early_stopping_is_on_where_trials_are_long_enough_and_off_when_told(tmp_path):
-    long, short = rehearsal(tmp_path / "a", epochs=9), rehearsal(tmp_path / "b", epochs=8)
+    long, short = rehearsal(tmp_path / "a", epochs=9), rehearsal(tmp_path / "b", epochs=5)
     told = rehearsal(tmp_path / "c", epochs=9, early_stopping=False)
 
     for search in (long, short, told):
         assert search.whole(search.start(), [0.5] * 9) == search.spec.epochs
 
     lag = [search.whole(search.start(), [0.9] * 9) for search in (long, short, told)]
-    assert lag == [3, 8, 9]
+    assert lag == [3, 5, 9]
     assert long.director.ledger.table.trials[1].why == "rung"
+
+
+def test_the_epochs_that_a_trial_tells_at_once_are_kept_each(tmp_path):
+    search = rehearsal(tmp_path, epochs=9, trials=4)
+    trial = search.start()
+    told = [{"epoch": number, "value": 1 / number, "seconds": 1.0} for number in (1, 2, 3)]
+
+    goes_on = search.director.take(trial, told[2] | {"before": told[:2], "done": False})
+    search.director.take(trial, {"before": [{"epoch": 4, "value": 0.9, "seconds": 1.0}], "failed": "no memory"})
+
+    reports = search.director.ledger.table.trials[trial].reports
+    assert goes_on
+    assert {epoch: report.value for epoch, report in reports.items()} == {1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.9}
 
 
 def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on_until_there_are_too_many(tmp_path):

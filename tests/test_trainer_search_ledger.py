@@ -125,9 +125,10 @@ def test_a_line_torn_by_a_crash_loses_that_line_alone(tmp_path_factory, events, 
 
 
 def test_short_trials_have_no_rungs_and_long_ones_have_a_third_each():
-    assert rungs(8) == ()
+    assert rungs(5) == ()
+    assert rungs(8) == (2,)
     assert rungs(10) == (3,)
-    assert rungs(20) == (6,)
+    assert rungs(20) == (2, 6)
     assert rungs(30) == (3, 10)
     assert rungs(100) == (3, 11, 33)
 

@@ -11,25 +11,13 @@ import pytest
 from cluster.files import read_json, read_lines
 from cluster.launch import LocalLauncher
 from cluster.lease import Lease, latest_attempt
-from cluster.settings import Settings
 from data_shards.index import read_index, write_index
-from tests.searched import NOON, rehearsal, search_spec, table_of
+from tests.searched import NOON, attempt_at, rehearsal, search_spec, table_of
 from tests.trained import evaluated, new_run, trainer_process
-from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped
 from trainer.published import read_model
-from trainer.search.run import search
 
 SEARCH = "search-20261123-000000-abcdef"
-
-
-def attempt_at(paths, spec, **options):
-    """Make the next attempt in this process."""
-    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.folder.parent.parent))
-    with attempt.beating():
-        result = search(attempt, spec, **options)
-    result.publish(attempt.lease)
-    return result
 
 
 @pytest.fixture(scope="module")

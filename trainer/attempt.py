@@ -1,10 +1,7 @@
 """One attempt at a run: its folder, its right to publish, and the beat that says it lives."""
 
-import logging
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +10,7 @@ from cluster.files import write_json
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-
-logger = logging.getLogger(__name__)
+from trainer.repeating import repeating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +60,6 @@ class Attempt:
             return
         write_json(self.paths.error, {"attempt": self.number, "error": line})
 
-    @contextmanager
-    def beating(self) -> Iterator[None]:
+    def beating(self) -> AbstractContextManager[None]:
         """Beat from a thread while the block runs."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._beat_until, args=(done,), name="lease-beat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _beat_until(self, done: threading.Event) -> None:
-        while not done.is_set():
-            try:
-                self.lease.beat()
-            except OSError as error:  # a pause of the storage is no reason to stop beating
-                logger.warning("the beat of attempt %d could not be written: %s", self.number, error)
-            done.wait(BEAT_SECONDS)
+        return repeating(self.lease.beat, every_seconds=BEAT_SECONDS, name=f"the beat of attempt {self.number}")

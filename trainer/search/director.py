@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from trainer.search.ledger import SearchLedger
 from trainer.search.night import Clock, Night, seconds_of_trial
-from trainer.search.rungs import rungs, survives
+from trainer.search.rungs import rungs_of, survives
 from trainer.search.searcher import suggest
 from trainer.search.space import SEARCHED, Config
 from trainer.specs import SearchSpec
@@ -54,18 +54,19 @@ class Director:
         return self._started(number, {name: getattr(self.spec, name) for name in SEARCHED} | varied)
 
     def take(self, number: int, result: Mapping[str, Any]) -> bool:
-        """Write down what a trial reports and return whether it goes on."""
+        """Write down what a trial reports, with the epochs `before` the last one, and return whether it goes on."""
+        for earlier in result.get("before", ()):
+            self._note(number, earlier)
         if "failed" in result:
             return self._ended(number, {"event": "failed", "error": result["failed"]})
         if result.get("paused"):
             self.paused.add(number)
             return self._ended(number, {"event": "paused"})
-        trial = self.ledger.table.trials[number]
-        if result["epoch"] not in trial.reports:
-            self._append({"event": "epoch", "trial": number, **{name: result.get(name) for name in TOLD}})
+        self._note(number, result)
         if result.get("done"):
             return self._ended(number, {"event": "finished", "why": result["why"]})
-        if result["epoch"] in self._rungs() and not survives(trial.reports[result["epoch"]], self.ledger.table):
+        report = self.ledger.table.trials[number].reports[result["epoch"]]
+        if report.epoch in rungs_of(self.spec) and not survives(report, self.ledger.table):
             return self._ended(number, {"event": "finished", "why": "rung"})
         return True
 
@@ -98,6 +99,10 @@ class Director:
         """Return how many trials have not ended."""
         return self.spec.trials - len(self.ledger.table.ended)
 
+    def _note(self, number: int, result: Mapping[str, Any]) -> None:
+        if result["epoch"] not in self.ledger.table.trials[number].reports:
+            self._append({"event": "epoch", "trial": number, **{name: result.get(name) for name in TOLD}})
+
     def _started(self, number: int, config: Config) -> dict[str, Any]:
         self._append({"event": "started", "trial": number, "config": config})
         self.running.add(number)
@@ -117,6 +122,3 @@ class Director:
         seconds = seconds_of_trial(table, epochs, done)
         seconds += seconds_of_trial(table, epochs) if self.spec.refit else 0.0
         return self.night.has_room_for(seconds, self.clock())
-
-    def _rungs(self) -> tuple[int, ...]:
-        return () if self.spec.early_stopping is False else rungs(self.spec.epochs)

@@ -6,9 +6,6 @@ trial's model, which stays in `chosen/`: of its own probabilities on images it h
 
 import logging
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
 from trainer.order import Order
 from trainer.published import publish_model, read_model, weights_sha256
 from trainer.ray_session import on_workers
+from trainer.repeating import repeating
 from trainer.search.director import Director
 from trainer.search.night import seconds_of_trial
 from trainer.search.refit_worker import SPLIT, RefitSpec, refit_on_worker
@@ -116,32 +114,16 @@ class Refit:
             source=self.order.source,
             longest_shard=self.index.longest_shard,
         )
-        with self._watched(paths):
+        self._look_at(paths)
+        with repeating(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
             return int(on_workers(refit_on_worker, order, spec))
 
-    @contextmanager
-    def _watched(self, paths: RunPaths) -> Iterator[None]:
-        """Stop the training when the search must pause, and tell its progress as the run's, while the block runs."""
-        done = threading.Event()
-
-        def look() -> None:
-            if self.director.must_pause() and not paths.stop.exists():
-                write_json(paths.stop, {"reason": "window", "attempt": self.attempt.number})
-            if paths.progress.exists():
-                write_json(self.attempt.paths.progress, read_json(paths.progress))
-
-        def watch() -> None:
-            while not done.wait(LOOK_SECONDS):
-                look()
-
-        look()
-        thread = threading.Thread(target=watch, name="refit-watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    def _look_at(self, paths: RunPaths) -> None:
+        """Stop the training when the search must pause, and tell its progress as the run's."""
+        if self.director.must_pause() and not paths.stop.exists():
+            write_json(paths.stop, {"reason": "window", "attempt": self.attempt.number})
+        if paths.progress.exists():
+            write_json(self.attempt.paths.progress, read_json(paths.progress))
 
     def _publish(self, best: Report, images: int) -> dict[str, Any]:
         paths = self.attempt.paths

@@ -5,6 +5,7 @@ same epoch before it, so a search that died decides as it would have.
 """
 
 from trainer.search.trials import Report, TrialTable, is_better
+from trainer.specs import SearchSpec
 
 REDUCTION = 3  # of three trials at a rung one goes on; Li et al. use 3 or 4
 GRACE_EPOCHS = 2  # a first epoch says little; on small data the third of the second held the best of 64 trials
@@ -21,6 +22,11 @@ def rungs(epochs: int) -> tuple[int, ...]:
         found.append(rung)
         rung //= REDUCTION
     return tuple(reversed(found))
+
+
+def rungs_of(spec: SearchSpec) -> tuple[int, ...]:
+    """Return the rungs of a search; none where it stops no trial early."""
+    return () if spec.early_stopping is False else rungs(spec.epochs)
 
 
 def survives(report: Report, table: TrialTable) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+import time
 from typing import Any
 
 import ray
@@ -10,6 +11,7 @@ from ray import tune
 
 from trainer.errors import Stopped, TrainerError
 from trainer.order import Order
+from trainer.search.rungs import rungs_of
 from trainer.search.trials import is_better
 from trainer.search.tuning_bench import HeadBench
 from trainer.search.tuning_head import HeadTraining
@@ -19,6 +21,8 @@ from trainer.search.tuning_slots import gather
 from trainer.specs import SearchSpec
 
 logger = logging.getLogger(__name__)
+
+TELL_SECONDS = 0.25  # between two results of a trial
 
 _benches: dict[str, HeadBench] = {}  # of this process: an actor serves many trials and reads the features once
 
@@ -37,12 +41,20 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Take the next trial in the same process."""
         self.assignment = new_config
         self.heads: list[HeadTraining] = []
+        self.before: list[dict[str, Any]] = []
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; trouble of the trial's own becomes its result, so that the process serves the next one."""
+        """Train until there is something to tell; trouble of the trial's own becomes its result.
+
+        So the process serves the next trial.
+        """
+        self.before = []
+        return self._told() | {"before": self.before}
+
+    def _told(self) -> dict[str, Any]:
         try:
-            return self._epoch()
+            return self._epochs()
         except Stopped:
             for head in self.heads:
                 head.settle()
@@ -55,6 +67,16 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         except Exception as error:  # a bug in one configuration must not cost the night
             logger.exception("trial %s failed by a fault of the program", self.assignment["trial"])
             return _failure(f"{type(error).__name__}: {error}")
+
+    def _epochs(self) -> dict[str, Any]:
+        """Train up to a rung or the end, or for a moment: Tune takes longer over a result than a head over an epoch."""
+        until = time.monotonic() + TELL_SECONDS
+        while True:
+            found = self._epoch()
+            decides = found["done"] or found["epoch"] in rungs_of(self.order.spec)
+            if decides or time.monotonic() >= until:
+                return found
+            self.before.append(found)
 
     def _epoch(self) -> dict[str, Any]:
         if not self.heads:
