@@ -88,7 +88,8 @@ def test_nothing_is_lost_when_the_trainer_is_killed_five_times(searched, tmp_pat
 
 
 def test_a_window_that_closes_pauses_with_checkpoints_and_goes_on_when_it_reopens(tmp_path, digits_shards):
-    spec = search_spec(digits_shards, trials=3, epochs=60, window="20:00-07:00", timezone="UTC", early_stopping=False)
+    night = {"window": "20:00-07:00", "timezone": "UTC"}
+    spec = search_spec(digits_shards, trials=3, epochs=60, early_stopping=False, concurrency=1, **night)
     paths = new_run(tmp_path, spec, SEARCH)
     now = [NOON.replace(hour=21)]
 
@@ -116,7 +117,7 @@ def test_a_window_that_closes_pauses_with_checkpoints_and_goes_on_when_it_reopen
 
 
 def test_a_search_that_is_cancelled_pauses_its_trial_and_publishes_the_best_so_far(tmp_path, digits_shards):
-    spec = search_spec(digits_shards, trials=3, epochs=200, early_stopping=False)
+    spec = search_spec(digits_shards, trials=3, epochs=200, early_stopping=False, concurrency=1)
     paths = new_run(tmp_path, spec, SEARCH)
     running = _started(paths)
     while len(events_of(paths, "epoch")) < 3:

@@ -1,5 +1,6 @@
 """Ray for one run: started here and ended with the run, or the cluster that this process was started in."""
 
+import gc
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -122,9 +123,25 @@ def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
                 _temp_dir=folder,
             )
             yield gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
-            ray.shutdown()
+            _end_ray()
     finally:
+        _end_ray()
+
+
+def _end_ray() -> None:
+    """End Ray, or let go of the cluster.
+
+    Handles of Ray's that another thread frees in this moment, because it collects garbage, make Ray end the whole
+    process: so they are freed before, and nobody collects meanwhile.
+    """
+    if not ray.is_initialized():
+        return
+    gc.collect()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def _cluster_gpus(settings: Settings, spec: Spec) -> int:
