@@ -71,7 +71,8 @@ def test_a_worker_that_hangs_ends_by_timeout_with_the_stacks_in_the_log(tmp_path
     paths = new_run(tmp_path, train_spec(digits_shards, workers=2, seed=7, epochs=2000))
     process = trainer_process(paths, NIGHTSHIFT_HANG_SECONDS="5")
 
-    workers = ray_workers_when(process, lambda: any(paths.checkpoints.glob("step-*")))  # the line of metrics comes before
+    # The line of an epoch is written before its checkpoint, and there must be one to go on from.
+    workers = ray_workers_when(process, lambda: any(paths.checkpoints.glob("step-*")))
     workers[-1].suspend()
     went_on = wait_until(lambda: "going on from step-" in paths.log.read_text(), 200)
     paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": None}))
