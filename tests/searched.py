@@ -1,12 +1,16 @@
 """Searches for tests: in this process with real Ray, or as a real process where it must die."""
 
-from collections.abc import Iterable, Sequence
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.files import read_lines
-from cluster.lease import Lease
+from cluster.files import read_json, read_lines
+from cluster.launch import LocalLauncher, Running
+from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from tests.trained import QUICK, new_run
@@ -46,6 +50,25 @@ def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:
         result = search(attempt, spec, **options)
     result.publish(attempt.lease)
     return result
+
+
+def started(paths: RunPaths) -> Running:
+    """Start the next attempt as a process."""
+    lease = Lease.claim(paths, after=latest_attempt(paths))
+    return LocalLauncher().start(paths, lease.attempt)
+
+
+def killed_when(paths: RunPaths, happened: Callable[[], bool]) -> int:
+    """Start an attempt, kill -9 the trainer once something has happened, and return the exit code."""
+    running = started(paths)
+    attempt, until = latest_attempt(paths), time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < until, paths.log.read_text()[-2000:]
+        assert running.wait(0.01) is None, paths.log.read_text()[-2000:]
+    os.kill(read_json(paths.attempts / f"{attempt}.json")["pid"], signal.SIGKILL)
+    code = running.wait(30)
+    assert code is not None
+    return code
 
 
 class Rehearsal:

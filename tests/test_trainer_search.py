@@ -1,20 +1,17 @@
 """Whole searches with real Ray Tune, real features and real heads."""
 
 import json
-import os
 import random
 import signal
-import time
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from cluster.files import read_json, read_lines
-from cluster.launch import LocalLauncher
-from cluster.lease import Lease, latest_attempt
 from data_shards.index import read_index
-from tests.searched import NOON, attempt_at, events_of, search_spec, table_of
+from tests.searched import NOON, attempt_at, events_of, killed_when, search_spec, started, table_of
 from tests.trained import done, evaluated, new_run, train_spec
 from trainer.errors import Stopped
 from trainer.published import read_model
@@ -75,8 +72,8 @@ def test_nothing_is_lost_when_the_trainer_is_killed_five_times(searched, tmp_pat
     paths = new_run(tmp_path_factory.mktemp("killed"), spec, SEARCH)
     moments = sorted(random.Random(3).sample(range(2, 110), 5))
 
-    codes = [_killed_at(paths, lines) for lines in moments]
-    codes.append(_started(paths).wait(240))
+    codes = [killed_when(paths, partial(_tells, paths, lines)) for lines in moments]
+    codes.append(started(paths).wait(240))
 
     one, other = table_of(smooth, spec), table_of(paths, spec)
     assert codes == [128 + signal.SIGKILL] * 5 + [0]
@@ -119,7 +116,7 @@ def test_a_window_that_closes_pauses_with_checkpoints_and_goes_on_when_it_reopen
 def test_a_search_that_is_cancelled_pauses_its_trial_and_publishes_the_best_so_far(tmp_path, digits_shards):
     spec = search_spec(digits_shards, trials=3, epochs=200, early_stopping=False, concurrency=1)
     paths = new_run(tmp_path, spec, SEARCH)
-    running = _started(paths)
+    running = started(paths)
     while len(events_of(paths, "epoch")) < 3:
         assert running.wait(0.1) is None, paths.log.read_text()[-2000:]
 
@@ -146,19 +143,5 @@ def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path, digits
     assert all(report.figures["spread"] is not None for report in table.reports())
 
 
-def _started(paths):
-    lease = Lease.claim(paths, after=latest_attempt(paths))
-    return LocalLauncher().start(paths, lease.attempt)
-
-
-def _killed_at(paths, lines):
-    """Start an attempt, kill -9 the trainer once the ledger has so many lines, and return the exit code."""
-    running = _started(paths)
-    attempt, until = latest_attempt(paths), time.monotonic() + 120
-    while len(list(read_lines(paths.trials))) < lines:
-        assert time.monotonic() < until, paths.log.read_text()[-2000:]
-        assert running.wait(0.02) is None, paths.log.read_text()[-2000:]
-    os.kill(read_json(paths.attempts / f"{attempt}.json")["pid"], signal.SIGKILL)
-    code = running.wait(30)
-    assert code is not None
-    return code
+def _tells(paths, lines):
+    return len(list(read_lines(paths.trials))) >= lines

@@ -1,18 +1,14 @@
 """The best of a search trained once more on train and valid together, with real Ray and real heads."""
 
-import os
 import shutil
 import signal
-import time
 from datetime import timedelta
 
 import pytest
 
 from cluster.files import read_json, read_lines
-from cluster.launch import LocalLauncher
-from cluster.lease import Lease, latest_attempt
 from data_shards.index import read_index, write_index
-from tests.searched import NOON, attempt_at, rehearsal, search_spec, table_of
+from tests.searched import NOON, attempt_at, killed_when, rehearsal, search_spec, started, table_of
 from tests.trained import evaluated, new_run, trainer_process
 from trainer.errors import SpecError, Stopped
 from trainer.published import read_model
@@ -80,12 +76,12 @@ def test_a_refit_killed_within_training_and_before_it_is_whole_comes_to_the_same
     smooth, spec, result = refitted
     paths = new_run(tmp_path_factory.mktemp("killed"), spec, SEARCH)
 
-    code = _killed_when(paths, paths.checkpoints / "refit" / "metrics.jsonl")
+    code = killed_when(paths, (paths.checkpoints / "refit" / "metrics.jsonl").exists)
     assert code == 128 + signal.SIGKILL
-    assert _started(paths).wait(240) == 0
+    assert started(paths).wait(240) == 0
     (paths.best / "calibration.json").unlink()  # as a kill between the model and it would leave them
     paths.result.unlink()
-    assert _started(paths).wait(240) == 0
+    assert started(paths).wait(240) == 0
 
     assert (paths.best / "model.safetensors").read_bytes() == (smooth.best / "model.safetensors").read_bytes()
     assert read_json(paths.result)["metrics"] == result.metrics
@@ -172,19 +168,3 @@ def test_a_night_leaves_room_for_the_refit(tmp_path):
     refits.director.clock = plain.director.clock = lambda: NOON + timedelta(seconds=4)
     assert plain.start() == 2
     assert refits.start() is None
-
-
-def _started(paths):
-    lease = Lease.claim(paths, after=latest_attempt(paths))
-    return LocalLauncher().start(paths, lease.attempt)
-
-
-def _killed_when(paths, appears):
-    running, until = _started(paths), time.monotonic() + 120
-    while not appears.exists():
-        assert time.monotonic() < until, paths.log.read_text()[-2000:]
-        assert running.wait(0.01) is None, paths.log.read_text()[-2000:]
-    os.kill(read_json(paths.attempts / f"{latest_attempt(paths)}.json")["pid"], signal.SIGKILL)
-    code = running.wait(30)
-    assert code is not None
-    return code

@@ -11,22 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.files import append_line, read_json, read_lines, write_text
+from cluster.files import append_line, read_lines, write_text
 from trainer.average import Average
-from trainer.checkpoint import (
-    KEEP,
-    newest_good,
-    read_manifest,
-    read_tensors,
-    remove_old,
-    step_folder,
-    write_folder,
-)
-from trainer.optimizer import load_optimizer, optimizer_tensors
+from trainer.checkpoint import KEEP, newest_good, read_manifest, read_tensors, write_folder
 from trainer.order import Post
 from trainer.position import Position
-
-MODULE, OPTIMIZER, POSITION = "module.safetensors", "optimizer.safetensors", "position.json"
+from trainer.training_state import MODULE, TrainingState
 
 MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
 
@@ -45,6 +35,7 @@ class Records:
         self.attempt = post.order.attempt
         self.folder = self.attempt.paths.checkpoints
         self.ranks, self.module, self.optimizer, self.average = post.ranks, module, optimizer, average
+        self.state = TrainingState(module, optimizer, average)
         self.saved = time.monotonic()
 
     def save_is_due(self) -> bool:
@@ -59,22 +50,12 @@ class Records:
             LeaseLost: A newer attempt owns the run.
         """
         self.attempt.lease.check()
-        about = {"attempt": self.attempt.number}
+        attempt = self.attempt.number
         if is_best:
             best = {MODULE: self.average.module.state_dict()}
-            write_folder(self._best(position), tensors=best, facts={}, about=about)
-        write_folder(
-            step_folder(self.folder, position.step),
-            tensors={
-                MODULE: self.module.state_dict(),
-                OPTIMIZER: optimizer_tensors(self.optimizer),
-                **self.average.checkpoint,
-            },
-            facts={POSITION: position.to_json()},
-            about=about,
-        )
+            write_folder(self._best(position), tensors=best, facts={}, about={"attempt": attempt})
+        self.state.write(self.folder, position, attempt=attempt)
         self.saved = time.monotonic()
-        remove_old(self.folder)
         for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -83,11 +64,7 @@ class Records:
         name = self.ranks.from_leader(self._newest() if self.ranks.leads else None)
         if name is None:
             return Position()
-        found = self.folder / name
-        self.module.load_state_dict(read_tensors(found / MODULE))
-        load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
-        self.average.read(found)
-        position = Position(**read_json(found / POSITION))
+        position = self.state.read(self.folder / name)
         if self.ranks.leads:
             logger.info("going on from %s: epoch %d, step %d", name, position.epoch + 1, position.step)
             self._forget_after(position.epoch)

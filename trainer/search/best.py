@@ -21,7 +21,6 @@ from trainer.judging import model_on
 from trainer.model import Classifier
 from trainer.order import Order
 from trainer.published import MODEL
-from trainer.records import MODULE
 from trainer.search.ledger import SearchLedger
 from trainer.search.refit import chosen_model
 from trainer.search.trials import Report
@@ -30,6 +29,7 @@ from trainer.search.tuning_run import trial_folder
 from trainer.setup import extraction_for, fresh_model
 from trainer.specs import SearchSpec
 from trainer.training import publish_judged
+from trainer.training_state import MODULE
 from trainer.weights import backbone_sha256
 
 PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split

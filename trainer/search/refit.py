@@ -167,7 +167,7 @@ def chosen_model(paths: RunPaths) -> Path:
 
 
 def _refit_spec(trial: TrainSpec, epochs: int) -> RefitSpec:
-    return build(RefitSpec, **{**trial.model_dump(exclude={"kind"}), "patience": None, "best_epoch": epochs})
+    return build(RefitSpec, **{**trial.model_dump(exclude={"kind"}), "patience": None, "until_epoch": epochs})
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -1,38 +1,25 @@
 """The training of a refit, as each Ray Train worker does it: on two splits together, with nothing left to judge it."""
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from data_shards.index import BOTH, read_index
 from trainer.order import Post, in_worker
 from trainer.published import publish_model
+from trainer.search.lap_worker import LapSpec
 from trainer.setup import fresh_model
-from trainer.specs import TrainSpec
 from trainer.training import trained
 from trainer.weights import backbone_sha256
 
 SPLIT = f"train{BOTH}valid"
 
 
-class RefitSpec(TrainSpec):
-    """A training on the train and valid splits together.
-
-    Attributes:
-        best_epoch: Of the trial: where this ends, on the learning rates of a training of all `epochs`.
-    """
-
-    best_epoch: Annotated[int, Field(ge=1)]
+class RefitSpec(LapSpec):
+    """A training on the train and valid splits together, up to the epoch at which the trial was best."""
 
     @property
     def split(self) -> str:
         """Both splits."""
         return SPLIT
-
-    @property
-    def last_epoch(self) -> int:
-        """Where the trial was best."""
-        return self.best_epoch
 
 
 def refit_on_worker(config: dict[str, Any]) -> Any:

@@ -5,17 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.files import read_json
 from trainer.average import Average
-from trainer.checkpoint import newest_good, read_tensors, remove_old, step_folder, write_folder
+from trainer.checkpoint import newest_good, write_folder
 from trainer.epoch_figures import epoch_figures
 from trainer.loop import Course, train_epoch
-from trainer.optimizer import build_optimizer, load_optimizer, optimizer_tensors
+from trainer.optimizer import build_optimizer
 from trainer.position import Position
-from trainer.records import MODULE, OPTIMIZER, POSITION
 from trainer.scoring import scored
 from trainer.search.tuning_bench import HeadBench
 from trainer.specs import TrainSpec
+from trainer.training_state import MODULE, TrainingState
 
 CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs
 
@@ -40,6 +39,7 @@ class HeadTraining:
             self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=bench.device
         )
         self.average = Average(self.module, spec.ema)
+        self.state = TrainingState(self.module, self.optimizer, self.average)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.judged: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
@@ -75,17 +75,7 @@ class HeadTraining:
     def save(self, position: Position) -> None:
         """Write a checkpoint to go on from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_folder(
-            step_folder(self.folder, position.step),
-            tensors={
-                MODULE: self.module.state_dict(),
-                OPTIMIZER: optimizer_tensors(self.optimizer),
-                **self.average.checkpoint,
-            },
-            facts={POSITION: position.to_json()},
-            about={"attempt": self.attempt},
-        )
-        remove_old(self.folder)
+        self.state.write(self.folder, position, attempt=self.attempt)
         self.saved_at, self.saved_step = time.monotonic(), position.step
 
     def settle(self) -> None:
@@ -129,10 +119,7 @@ class HeadTraining:
         found = newest_good(self.folder)
         if found is None:
             return Position()
-        self.module.load_state_dict(read_tensors(found / MODULE))
-        load_optimizer(self.optimizer, read_tensors(found / OPTIMIZER))
-        self.average.read(found)
-        position = Position(**read_json(found / POSITION))
+        position = self.state.read(found)
         self.saved_step = position.step
         if position.epoch and not position.batch:
             self._judge()

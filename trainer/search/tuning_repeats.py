@@ -16,12 +16,12 @@ from trainer.average import AVERAGE
 from trainer.checkpoint import newest_good, read_tensors, write_folder
 from trainer.order import Order
 from trainer.position import Position
-from trainer.records import MODULE, POSITION
 from trainer.search.lap_worker import LapSpec, lap_on_worker
 from trainer.search.trials import is_better
 from trainer.search.tuning_run import LOOK_SECONDS, RunTrial, Training, order_in, trial_folder
 from trainer.search.tuning_trial import candidate_name, mean_of
 from trainer.specs import SearchSpec, build
+from trainer.training_state import MODULE, POSITION
 
 AVERAGED = "module."  # what torch puts before the names of averaged tensors
 
