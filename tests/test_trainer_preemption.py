@@ -66,8 +66,8 @@ def cluster():
 
 @pytest.fixture
 def training(cluster, tmp_path, digits_shards):
-    """The files and the process of a training on it, in the middle of its first epoch."""
-    spec = train_spec(digits_shards, freeze="none", epochs=50, batch_size=4)
+    """The files and the process of a training on it, in the middle of a first epoch of minutes."""
+    spec = train_spec(digits_shards, freeze="none", epochs=50, batch_size=4, image_size=320)
     paths = new_run(tmp_path, spec)
     process = trainer_process(paths, RAY_ADDRESS=cluster.address, **cluster.token)
     assert wait_until(lambda: process.poll() is not None or images_seen(paths) > 10, 200)
@@ -104,6 +104,7 @@ class Cluster:
             "start", "--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=0"
         )
         self.ray("start", f"--address={self.address}", "--num-cpus=2")
+        self.machine = self.machine_with_cpus()
 
     def ray(self, *order):
         return self.run(str(Path(sys.executable).parent / "ray"), *order)
@@ -112,14 +113,16 @@ class Cluster:
         environment = {**os.environ, **self.token, "RAY_USAGE_STATS_ENABLED": "0"}
         return subprocess.run(order, env=environment, check=True, capture_output=True, text=True).stdout
 
-    def drain_the_machine(self):
-        """Tell the cluster, as a cloud does, that the machine with CPUs goes in two minutes."""
+    def machine_with_cpus(self):
         ask = (
             f"import ray; ray.init('{self.address}', logging_level='ERROR'); print(*(n['NodeID'] for n in ray.nodes() "
         )
-        machine = self.run(sys.executable, "-c", ask + "if n['Resources'].get('CPU')))").split()[-1]
+        return self.run(sys.executable, "-c", ask + "if n['Resources'].get('CPU')))").split()[-1]
+
+    def drain_the_machine(self):
+        """Tell the cluster, as a cloud does, that the machine with CPUs goes in two minutes."""
         reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=120")
-        self.ray("drain-node", f"--address={self.address}", f"--node-id={machine}", *reason)
+        self.ray("drain-node", f"--address={self.address}", f"--node-id={self.machine}", *reason)
 
     def kill(self):
         """End every process that knows the token."""
