@@ -3,11 +3,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sk
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trainer.bootstrap import figures
 from trainer.errors import ModelMismatch, TrainerError
-from trainer.metrics import score
+from trainer.metrics import BINS, score
 
 COVID = ("covid", "normal")
 THREE = ("cat", "dog", "fox")
@@ -38,6 +40,26 @@ def test_the_figures_of_four_known_images_are_exact():
     assert found["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.7, 0.8]).mean())
     assert found["brier"] == pytest.approx(np.mean([0.1**2, 0.6**2, 0.3**2, 0.2**2]))
     assert found["per_class"]["normal"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2})
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_calibration_error_is_the_one_of_torchmetrics(count, classes):
+    odds = np.random.default_rng(count).dirichlet([0.5] * classes, size=count)
+    labels = np.random.default_rng(classes).integers(0, classes, count)
+
+    found = score(odds, labels, classes=THREE[:classes], positive=None, intervals=False)
+
+    theirs = multiclass_calibration_error(
+        torch.from_numpy(odds), torch.from_numpy(labels), num_classes=classes, n_bins=BINS
+    )
+    assert found["ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_a_model_that_is_sure_and_right_has_no_calibration_error():
+    found = score(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0]), classes=THREE, positive=None, intervals=False)
+
+    assert found["ece"] == 0
 
 
 def test_every_figure_is_a_json_value():

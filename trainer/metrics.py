@@ -1,14 +1,14 @@
-"""How good a model's probabilities are: figures by scikit-learn and torchmetrics, as plain JSON values."""
+"""How good a model's probabilities are: figures by scikit-learn, as plain JSON values."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from trainer.bootstrap import Floats, Labels
+from trainer.bootstrap import Floats, Labels, Mask
 from trainer.bootstrap import intervals as bootstrap_intervals
 from trainer.calibration import decide, tempered
 from trainer.errors import ModelMismatch, TrainerError
@@ -106,17 +106,19 @@ def _checked(probabilities: Floats, labels: Labels, classes: tuple[str, ...]) ->
 
 def _likelihood(probabilities: Floats, labels: Labels) -> dict[str, float]:
     """Return the figures of the probabilities themselves, before any decision."""
-    from torchmetrics.functional.classification import multiclass_calibration_error  # noqa: PLC0415 -- half a second
-
     count = probabilities.shape[1]
-    calibration = multiclass_calibration_error(
-        torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=count, n_bins=BINS
-    )
     return {
         "loss": float(sk.log_loss(labels, probabilities, labels=range(count))),
         "brier": float(sk.brier_score_loss(labels, probabilities, labels=range(count))),
-        "ece": float(calibration),
+        "ece": _calibration_error(probabilities.max(axis=1).clip(max=1), probabilities.argmax(axis=1) == labels),
     }
+
+
+def _calibration_error(confidence: Floats, is_right: Mask) -> float:
+    """Return how far, on average over samples, confidence lies from the accuracy of its bin; Guo et al. 2017, eq. 3."""
+    accuracy, told = calibration_curve(is_right.astype(int), confidence, n_bins=BINS, pos_label=1)
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence))
+    return float(np.average(abs(accuracy - told), weights=counts[counts > 0]))
 
 
 def _decisions(labels: Labels, predicted: Labels, classes: tuple[str, ...], positive: int) -> dict[str, Any]:

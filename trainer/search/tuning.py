@@ -7,6 +7,7 @@ are pickles in the scratch folder and are never read.
 # ruff: noqa: ARG002 -- the arguments are Tune's
 
 import logging
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from trainer.order import Order
 from trainer.search.director import Director
 from trainer.specs import SearchSpec
 
+CAUSE_LENGTH = 200  # characters of what Ray says of a death
 DEATHS = 2  # of a trial's process, within one attempt, before the trial counts as failed
 
 HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where there is always a place for a driver
@@ -60,7 +62,7 @@ def run_trials(
         slots: How many at once.
         between: Called again and again while trials run.
     """
-    attempt, decisions = order.attempt, _Decisions(director)
+    attempt, decisions = order.attempt, _Decisions(director, between)
     suggestions = _Suggestions(decisions, slots.count)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
     at_once = min(slots.count, director.left())
@@ -79,7 +81,6 @@ def run_trials(
             storage_path=str(attempt.paths.scratch),
             failure_config=tune.FailureConfig(max_failures=DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep checkpoints of their own
-            callbacks=[_Between(between, decisions)],
             verbose=0,
         ),
     ).fit()
@@ -105,7 +106,9 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
         return str(Searcher.FINISHED) if assignment is None else assignment
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the scheduler has heard it."""
+        """Hear that Tune gives a trial up; of the others the scheduler has heard."""
+        if error:
+            self.decisions.give_up()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: the ledger is the state."""
@@ -114,15 +117,34 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
 class _Decisions(FIFOScheduler):  # type: ignore[misc]
     """Asks the director after each epoch whether the trial goes on.
 
+    A callback of Tune's would hear the same, but to count them Tune imports MLflow for a second.
+
     Attributes:
+        look: Called before Tune looks for what to start, several times a second.
+        died: The trial whose process died last; Tune runs it again, or gives it up at once.
         trouble: What went wrong in the search itself. Tune would turn it into text: so it is kept, all trials are let
             end, and it is raised afterwards.
     """
 
-    def __init__(self, director: Director) -> None:
+    def __init__(self, director: Director, look: Callable[[], None]) -> None:
         super().__init__()
-        self.director = director
+        self.director, self.look = director, look
+        self.died: Any = None
         self.trouble: Exception | None = None
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        self.attempted(self.look)
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.died = trial
+
+    def give_up(self) -> None:
+        """Record as failed the trial that died last."""
+        lines = str(self.died.get_error() or "no word of why").strip().splitlines()
+        cause = textwrap.shorten(lines[-1], CAUSE_LENGTH, placeholder=" ...")  # Ray gives advice behind it
+        result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
+        self.attempted(lambda: self.director.take(self.died.config["trial"], result))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return str(TrialScheduler.CONTINUE if self._goes_on(trial, result) else TrialScheduler.STOP)
@@ -143,22 +165,6 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
             self.trouble = error
             self.director.close()
             return None
-
-
-class _Between(tune.Callback):  # type: ignore[misc]
-    """Lets the search look around between two events of Tune."""
-
-    def __init__(self, look: Callable[[], None], decisions: _Decisions) -> None:
-        self.look, self.decisions = look, decisions
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self.decisions.attempted(self.look)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune gives a trial up; what it can run again it only asks the scheduler about."""
-        cause = (str(trial.get_error() or "no word of why").strip().splitlines() or [""])[-1]
-        result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
-        self.decisions.attempted(lambda: self.decisions.director.take(trial.config["trial"], result))
 
 
 def head_slots(spec: SearchSpec, gpus: int) -> Slots:
