@@ -46,7 +46,7 @@ WORKER_TTL_SECONDS = 60
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
 POST_SECONDS = 2.0
-STORAGE_AWAY = 1  # exit code of a horse that could not read or write the run's folder
+FELL = 1  # exit code of a horse that could not do its work
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
 
@@ -79,7 +79,7 @@ class JobWorker(rq.Worker):
         self.fork_work_horse(job, queue)
         exit_code = self._wait_for_horse_and_beat(job, execution)
         self._settle(job.id)
-        self._forget(job, execution, is_owed_now=exit_code != STORAGE_AWAY)
+        self._forget(job, execution, is_owed_now=exit_code != FELL)
         self.set_state(rq.worker.WorkerStatus.IDLE)
 
     def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
@@ -91,10 +91,10 @@ class JobWorker(rq.Worker):
             tasks.run(self.settings, self.launcher, job.id, job_worker=self.name)
         except (ClusterError, OSError) as error:
             log.error("%s: %s", job.id, error)
-            os._exit(STORAGE_AWAY)
+            os._exit(FELL)
         except BaseException:
             log.exception("%s: the horse fell", job.id)
-            os._exit(1)
+            os._exit(FELL)
         os._exit(0)
 
     def fork_work_horse(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
