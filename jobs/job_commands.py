@@ -11,7 +11,8 @@ from cluster.settings import Settings
 from jobs.checks import after_its_model, checked
 from jobs.connection import connect
 from jobs.follow import show_progress
-from jobs.options import HOW, WHEN, WHERE, BatchSize, option, options, take_request
+from jobs.option_types import BatchSize
+from jobs.options import HOW, WHEN, WHERE, option, options, take_request
 from jobs.request import JobRequest
 from jobs.submit import submit
 from jobs.workers import live_workers

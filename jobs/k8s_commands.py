@@ -11,7 +11,8 @@ from cluster.settings import Settings
 from jobs import ledger, tasks
 from jobs.alone import make_ready
 from jobs.job_commands import TRAINING
-from jobs.options import WHERE, Duration, option, options
+from jobs.option_types import Duration
+from jobs.options import WHERE, option, options
 from jobs.ray_job import RayJobOptions, ray_job_text
 from jobs.request import JobRequest, request
 from jobs.submit import new_run_id

@@ -1,31 +1,17 @@
-"""Tell others of a run's end: a signed POST to `--notify URL`, from a file that stays until it has arrived.
+"""Messages of a run's end that `--notify URL` asks for, as files that stay until they have arrived.
 
-The file is written with the run's last state, so that a worker that dies in between loses no message. Only hosts that
-the settings allow are spoken to, no redirect is followed, and the body holds nothing of the spec.
+A file is written with the run's last state, so that a worker that dies in between loses no message. Only hosts that
+the settings allow are spoken to, and the body holds nothing of the spec.
 """
 
-import contextlib
-import hashlib
-import hmac
-import json
-import logging
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 
-log = logging.getLogger("nightshift.outbox")
-
-ANSWER_SECONDS = 10.0
-FIRST_PAUSE_SECONDS = 5.0  # doubled after each try
-TRIES = 10  # over about 85 minutes
 TOLD = ("id", "name", "kind", "state", "why", "attempt", "metric", "created", "started", "ended")
 
 
@@ -49,68 +35,6 @@ def put(storage: Path, state: dict[str, Any], url: str) -> None:
     folder.mkdir(exist_ok=True)
     message = {"url": url, "tries": 0, "not_before": 0.0, "body": {key: state.get(key) for key in TOLD}}
     write_json(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json", message)
-
-
-def deliver(settings: Settings) -> int:
-    """Send what is due and return how many messages arrived."""
-    folder = settings.storage / "outbox"
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    return sum(_try(settings, file) for file in files)
-
-
-def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """Return the value of the header `Nightshift-Signature`: HMAC-SHA256 over timestamp, a dot and the body."""
-    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-
-
-def _try(settings: Settings, file: Path) -> bool:
-    try:
-        message = read_json(file)
-    except StorageError:
-        return False  # another job worker has just sent it
-    if message["not_before"] > time.time():
-        return False
-    try:
-        refuse_address(settings, message["url"])
-        _post(settings, message)
-    except Refused as error:
-        log.warning("%s is not told: %s", file.stem, error)
-        file.unlink(missing_ok=True)
-        return False
-    except (OSError, ValueError) as error:
-        _postpone(file, message, error)
-        return False
-    file.unlink(missing_ok=True)
-    return True
-
-
-def _postpone(file: Path, message: dict[str, Any], error: Exception) -> None:
-    tries = int(message["tries"]) + 1
-    if tries >= TRIES:
-        log.warning("%s is given up after %d tries: %s", file.stem, tries, error)
-        file.unlink(missing_ok=True)
-        return
-    pause = FIRST_PAUSE_SECONDS * 2 ** (tries - 1)
-    with contextlib.suppress(OSError):
-        write_json(file, {**message, "tries": tries, "not_before": time.time() + pause})
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An allowed host must not send us to one that is not."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing: the redirect then counts as an error."""
-
-
-def _post(settings: Settings, message: dict[str, Any]) -> None:
-    body = json.dumps(message["body"], sort_keys=True).encode()
-    timestamp = str(int(time.time()))
-    headers = {"Content-Type": "application/json", "Nightshift-Timestamp": timestamp}
-    if settings.webhook_secret:
-        headers["Nightshift-Signature"] = signature(settings.webhook_secret, timestamp, body)
-    request = urllib.request.Request(message["url"], body, headers, method="POST")  # noqa: S310, checked above
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_SECONDS) as answer:
-        answer.read(1)
 
 
 def _masked(url: str) -> str:

@@ -9,7 +9,8 @@ from cluster.settings import Settings
 from data_shards.locations import local_folder
 from jobs.checks import model_of
 from jobs.job_commands import queue_or_show
-from jobs.options import HOW, WHEN, GpusPerWorker, option, options
+from jobs.option_types import GpusPerWorker
+from jobs.options import HOW, WHEN, option, options
 from trainer.errors import SpecError
 from trainer.specs import ExportSpec, PredictSpec
 

@@ -23,7 +23,8 @@ from jobs.follow import describe, follow, show_progress
 from jobs.job_commands import STEADY, is_only_asked, warn_if_nobody_works
 from jobs.leaderboard import as_table, published_best, rows_of, table_of
 from jobs.ledger import RunState
-from jobs.options import HOW, WHEN, WHERE, Moment, default, option, options, take_request
+from jobs.option_types import Moment
+from jobs.options import HOW, WHEN, WHERE, default, option, options, take_request
 from jobs.submit import submit
 from trainer.errors import SpecError
 from trainer.search.space import Range, Space, parse_dimension

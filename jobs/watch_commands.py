@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from jobs import ledger
 from jobs.follow import describe, duration, show_progress
 from jobs.ledger import RunState
-from jobs.options import Duration
+from jobs.option_types import Duration
 from jobs.records import JobRecord, read_progress, read_record
 
 

@@ -30,11 +30,11 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger, tasks
 from jobs.connection import connect
+from jobs.delivery import deliver
 from jobs.endings import declare_dead, leave_unwatched
 from jobs.entries import RunEntry
 from jobs.errors import QueueUnreachable
 from jobs.keeper import keeper
-from jobs.outbox import deliver
 from jobs.queue import PREFIX, RunQueue, enqueue
 from jobs.request import PRIORITIES
 from jobs.roles import Role

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts, ledger, outbox
+from jobs import acts, delivery, ledger
 from jobs.errors import Refused
 from jobs.request import JobRequest
 from jobs.submit import submit
@@ -62,13 +62,13 @@ def test_the_end_of_a_run_is_told_once_and_signed(telling: Settings, listener: L
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     acts.cancel(telling, RunPaths.of(telling.storage, run_id))
 
-    arrived = [outbox.deliver(telling), outbox.deliver(telling)]
+    arrived = [delivery.deliver(telling), delivery.deliver(telling)]
 
     [(headers, body)] = listener.heard
     told = json.loads(body)
     assert arrived == [1, 0]
     assert (told["id"], told["state"], told["why"]) == (run_id, "cancelled", "cancelled before it ran")
-    assert headers["Nightshift-Signature"] == outbox.signature("s3cret", headers["Nightshift-Timestamp"], body)
+    assert headers["Nightshift-Signature"] == delivery.signature("s3cret", headers["Nightshift-Timestamp"], body)
     assert "spec" not in told
 
 
@@ -77,10 +77,10 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    first = outbox.deliver(telling)
-    at_once = outbox.deliver(telling)
+    first = delivery.deliver(telling)
+    at_once = delivery.deliver(telling)
     make_due(telling)
-    later = outbox.deliver(telling)
+    later = delivery.deliver(telling)
 
     assert (first, at_once, later) == (0, 0, 1)
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
@@ -91,7 +91,7 @@ def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    assert outbox.deliver(telling) == 0
+    assert delivery.deliver(telling) == 0
     assert len(listener.heard) == 1
     assert len(list((telling.storage / "outbox").glob("*.json"))) == 1
 
@@ -113,7 +113,7 @@ def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    outbox.deliver(replace(telling, webhook_hosts=()))
+    delivery.deliver(replace(telling, webhook_hosts=()))
 
     assert listener.heard == []
     assert list((telling.storage / "outbox").glob("*.json")) == []
