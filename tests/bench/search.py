@@ -1,6 +1,6 @@
-"""A frozen search on the chest X-rays beside Tuner over TorchTrainer and beside a strong peer.
+"""A frozen search on the chest X-rays beside Tuner over TorchTrainer, a strong peer, and our own single trainings.
 
-Each search is a process of its own with a cold cache, from its start to its end, Ray's start included.
+Each is a process of its own with a cold cache, from its start to its end, Ray's start included.
 """
 
 import json
@@ -18,23 +18,27 @@ from data_shards.options import PackOptions
 from data_shards.pack import pack
 from tests.bench.data import WEIGHTS, XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
-from tests.trained import trainer_process
-from trainer.specs import SearchSpec, build
+from tests.trained import new_run, trainer_process
+from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainSpec, build
 
 FEW, MANY, EPOCHS = 8, 64, 20
 MEASURED = {"trials": 2, "epochs": 2}  # of the plain peer, which would take an hour
 PLAIN_GOAL, STRONG_GOAL = 40.0, 5.0
+TRAININGS, TRAININGS_GOAL, PAIRS = 3, 1.0, 3  # a night of trials shall cost less than so many trainings
 COMMAND = "python -m tests.bench search"
 
 
-def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS) -> list[Row]:
-    """Measure searches of both sizes and both peers, once each: they take minutes."""
+def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS, pairs: int = PAIRS) -> list[Row]:
+    """Measure searches of both sizes, both peers once each, for they take minutes, and our own trainings."""
     require_xrays()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), epochs)
         pack(XRAYS, bench.folder / "shards", PackOptions(shard_bytes=1_500_000))
         eight, _ = in_turn(lambda: bench.ours(few), bench.plain, pairs=1)
         sixty, strong = in_turn(lambda: bench.ours(many), lambda: bench.peer("strong", many, epochs), pairs=1)
+        auroc, trainings = in_turn(
+            lambda: bench.ours(many, seed=len(bench.tested), best_by="auroc"), bench.trainings, pairs=pairs
+        )
         words = {"unit": "s", "command": COMMAND, "more_is_better": False}
         plain = {"beside": "Tuner over one TorchTrainer per trial, backbone in every epoch", "goal": PLAIN_GOAL}
         told = {"parity": "same space, head and weights; the peer's own loss is of 2 epochs", "note": bench.note}
@@ -45,6 +49,11 @@ def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS) -> list[Row]:
                 sixty, strong, what=f"{many} trials x {epochs} epochs",
                 beside="features cached by hand, reuse_actors, Optuna, ASHA, a trial a process and CPU",
                 goal=STRONG_GOAL, parity=f"best validation loss {bench.losses}", note=bench.cost, **words,
+            ),
+            row(
+                auroc, trainings, what=f"{many} trials x {epochs} epochs, ranked by AUROC",
+                beside=f"{TRAININGS} `train` jobs with their defaults", goal=TRAININGS_GOAL,
+                parity=f"test AUROC {bench.aurocs}, median over the seeds", **words,
             ),
         ]  # fmt: skip
 
@@ -57,18 +66,33 @@ class Bench:
     epochs: int
     runs: int = 0
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tested: list[float] = field(default_factory=list)
+    trained: list[float] = field(default_factory=list)
 
-    def ours(self, trials: int) -> float:
+    @property
+    def shards(self) -> str:
+        """The images, packed."""
+        return str(self.folder / "shards")
+
+    def ours(self, trials: int, **options: Any) -> float:
         """Search in a storage that has no features yet, from the start of the trainer to its end."""
-        self.runs += 1
-        paths = RunPaths(self.folder / f"storage-{self.runs}" / "runs" / "search-20261123-000000-abcdef")
-        paths.folder.mkdir(parents=True)
-        shards = str(self.folder / "shards")
-        spec = build(SearchSpec, shards=shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs)
-        paths.spec.write_text(json.dumps(spec.to_json()))
+        spec = build(SearchSpec, shards=self.shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs, **options)
+        paths = self._run("search", spec)
         took = seconds(lambda: self._end_of(paths))
         self.found["ours"] = read_json(paths.result)
+        if options:
+            self.tested.append(self.found["ours"]["metrics"]["auroc"])
         return took
+
+    def trainings(self) -> float:
+        """Train in a storage that has no features yet, and return the time of `TRAININGS` such jobs."""
+        spec = build(TrainSpec, shards=self.shards, weights=str(WEIGHTS), seed=len(self.trained))
+        paths = self._run("train", spec)
+        took = seconds(lambda: self._end_of(paths))
+        test = self._run("evaluate", build(EvaluateSpec, model=str(paths.best), shards=self.shards))
+        self._end_of(test)
+        self.trained.append(read_json(test.result)["metrics"]["auroc"])
+        return TRAININGS * took
 
     def plain(self) -> float:
         """Measure a small search of the plain peer."""
@@ -111,6 +135,16 @@ class Bench:
         ours = self.found["ours"]["cost"]["training_hours"] * 3600
         theirs = sum(self.found["strong"]["time_total_s"])
         return f"the epochs of all trials took {ours:.1f} s, the peer's trials {theirs:.1f} s; the rest starts"
+
+    @property
+    def aurocs(self) -> str:
+        """On the test split, of the best trials and of the trainings."""
+        return f"{statistics.median(self.tested):.4f} and {statistics.median(self.trained):.4f}"
+
+    def _run(self, kind: str, spec: Spec) -> RunPaths:
+        """Return the files of a new run in a storage of its own."""
+        self.runs += 1
+        return new_run(self.folder / f"storage-{self.runs}", spec, f"{kind}-20261123-000000-abcdef")
 
     def _end_of(self, paths: RunPaths) -> None:
         if trainer_process(paths).wait(1200):
