@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Container
 from pathlib import Path
 from types import FrameType
 
@@ -38,24 +39,44 @@ def adopt_orphans() -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """Return the process ids below `of`, zombies left out."""
+    """Return the process ids below `of`, zombies left out.
+
+    Children of a process that ends while we walk move to `of`, whose list we have read: so we walk until no other has
+    ended than those that were dead when the walk began.
+    """
+    found, gone = _walk(of)
+    while True:
+        dead = gone
+        found, gone = _walk(of)
+        if gone == dead:
+            return found
+
+
+def _walk(of: int) -> tuple[list[int], set[int]]:
+    """Return who lives below `of`, and whose end may have kept others from our sight."""
     children_of = _children if Path(f"/proc/{of}/task/{of}/children").exists() else _parents_inverted().__getitem__
-    found, below = [], [of]
+    found: list[int] = []
+    below = [of]
     while below:
         below = [child for pid in below for child in children_of(pid)]
         found += below
-    return found
+    gone = {pid for pid in found if not _lives(pid)}
+    return [pid for pid in found if pid not in gone], gone
+
+
+def _lives(pid: int) -> bool:
+    return _state_and_parent(Path(f"/proc/{pid}/stat"))[0] not in ("Z", "")
 
 
 def _children(pid: int) -> list[int]:
-    """Return the children of a process that are no zombies, from the kernel's own list."""
+    """Return the children of a process, from the kernel's own list."""
     found: list[int] = []
     for threads in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += [int(child) for child in threads.read_text().split()]
         except OSError:
             continue  # it ended while we looked
-    return [child for child in found if _state_and_parent(Path(f"/proc/{child}/stat"))[0] not in ("Z", "")]
+    return found
 
 
 def _parents_inverted() -> dict[int, list[int]]:
@@ -63,32 +84,36 @@ def _parents_inverted() -> dict[int, list[int]]:
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").glob("[0-9]*/stat"):
         state, parent = _state_and_parent(entry)
-        if state not in ("Z", ""):
+        if state:
             children[parent].append(int(entry.parent.name))
     return children
 
 
 def _state_and_parent(stat: Path) -> tuple[str, int]:
     try:
-        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
     except OSError:
         return "", 0  # it ended while we looked
     return state, int(parent)
 
 
-def end_descendants(of: int, *, grace_seconds: float) -> int:
-    """Ask every process below `of` to end, kill what does not, and return how many there were."""
-    first = descendants(of)
+def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()) -> int:
+    """Ask every process below `of` but those to `spare` to end, kill what does not, and return how many there were."""
+
+    def left_below() -> list[int]:
+        return [pid for pid in descendants(of) if pid not in spare]
+
+    first = left_below()
     _signal_all(first, signal.SIGTERM if grace_seconds else signal.SIGKILL)
     until = time.monotonic() + grace_seconds
-    while (left := descendants(of)) and time.monotonic() < until:
+    while (left := left_below()) and time.monotonic() < until:
         reap()
         time.sleep(0.02)
     while left:
         _signal_all(left, signal.SIGKILL)
         reap()
         time.sleep(0.01)
-        left = descendants(of)
+        left = left_below()
     reap()
     return len(first)
 
