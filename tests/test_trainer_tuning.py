@@ -1,4 +1,4 @@
-"""What becomes of a trial that Ray Tune gives up."""
+"""Where trials run, and what becomes of one that Ray Tune gives up."""
 
 import os
 from datetime import UTC, datetime
@@ -12,7 +12,15 @@ from tests.trained import new_run
 from trainer.attempt import Attempt
 from trainer.order import Order
 from trainer.ray_session import ray_for
-from trainer.search.tuning import DEATHS, Slots, run_trials
+from trainer.search.tuning import DEATHS, Slots, gpu_share, run_trials
+
+
+@pytest.mark.parametrize(("count", "gpus"), [(3, 8), (8, 8), (5, 3), (4, 1), (7, 1), (64, 8)])
+def test_all_trials_find_a_place_on_the_gpus_by_shares_that_ray_takes(count, gpus):
+    share = gpu_share(count, gpus)
+
+    assert share == 1 or 0 < share < 1
+    assert gpus * int(1 / share) >= count
 
 
 class Mortal(tune.Trainable):

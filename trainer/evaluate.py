@@ -8,6 +8,7 @@ from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.calibration import Calibration, calibrated
+from trainer.checkpoint import read_manifest
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.head import HeadConfig
 from trainer.judging import figures_of, keep_predictions, model_on
@@ -34,6 +35,8 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     folder = model_folder(spec.model, attempt.settings)
     index = read_index(spec.shards)
     _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), index)
+    if spec.min_sensitivity:
+        _refuse_seen(folder, index)
     order = Order(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = on_workers(evaluate_on_worker, order, spec)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
@@ -98,6 +101,16 @@ def _keep(calibration: Calibration, folder: Path, weights: str) -> None:
         calibration.write(folder, weights)
     except CheckpointError as error:
         logger.warning("predict will not use the threshold: %s", error)
+
+
+def _refuse_seen(folder: Path, index: ShardIndex) -> None:
+    """Refuse a threshold chosen on images that the model has learnt from."""
+    manifest = read_manifest(folder)
+    if manifest.get("refit") and manifest.get("data") == index.digest:
+        raise SpecError(
+            "--min-sensitivity chooses on the validation split, which a refit has learnt from; "
+            f"evaluate {folder.parent / 'chosen'}, the best trial's own model"
+        )
 
 
 def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:

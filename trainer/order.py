@@ -67,7 +67,7 @@ class Post:
         """Processes that decode for this worker; on a CPU the network itself needs all there is."""
         if self.ranks.device.type == "cpu":
             return 0
-        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.ranks.world_size - 1))
+        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.ranks.here - 1))
 
     @classmethod
     def of(cls, order: Order[Any]) -> "Post":

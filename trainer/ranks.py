@@ -12,17 +12,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This worker's place among all workers; with one worker nothing is sent."""
+    """This worker's place among all workers; with one worker nothing is sent.
+
+    Attributes:
+        here: How many of the workers share this one's machine.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    here: int = 1
 
     @classmethod
     def of_this_worker(cls) -> "Ranks":
         """Ask Ray Train who this worker is."""
         context = ray.train.get_context()
-        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+        return cls(
+            context.get_world_rank(),
+            context.get_world_size(),
+            ray.train.torch.get_device(),
+            context.get_local_world_size(),
+        )
 
     @property
     def leads(self) -> bool:
@@ -46,9 +56,9 @@ class Ranks:
         return box[0]
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """Return the `(n, columns) float64` rows of all workers under each other, in the order of ranks."""
+        """Return the `(n, columns) float64` rows of all workers under each other on the CPU, in the order of ranks."""
         if self.world_size == 1:
-            return rows
+            return rows.cpu()
         counts = [int(n) for n in self.total(*(len(rows) * (r == self.rank) for r in range(self.world_size)))]
         padded = rows.new_zeros((max(counts), rows.shape[1]), device=self.device)
         padded[: len(rows)] = rows

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cluster.errors import StorageError
+
 logger = logging.getLogger(__name__)
 
 
@@ -12,7 +14,7 @@ logger = logging.getLogger(__name__)
 def repeating(act: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
     """Call `act` from a thread of its own while the block runs, at once and then every so many seconds.
 
-    A storage that pauses raises `OSError`; that is told, and the next call comes all the same.
+    A storage that pauses raises `OSError` or `StorageError`; that is told, and the next call comes all the same.
     """
     done = threading.Event()
 
@@ -20,7 +22,7 @@ def repeating(act: Callable[[], None], *, every_seconds: float, name: str) -> It
         while not done.is_set():
             try:
                 act()
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 logger.warning("%s: %s", name, error)
             done.wait(every_seconds)
 

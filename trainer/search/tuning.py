@@ -7,6 +7,7 @@ are pickles in the scratch folder and are never read.
 # ruff: noqa: ARG002 -- the arguments are Tune's
 
 import logging
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,10 +173,16 @@ def head_slots(spec: SearchSpec, gpus: int) -> Slots:
     have = ray.cluster_resources()
     cpus = max(1, int(have.get("CPU", 1)))
     if gpus:
-        count = min(spec.concurrency or HEADS_PER_GPU * int(have["GPU"]), spec.trials)
-        return Slots(count=count, resources={"GPU": int(1000 * have["GPU"] / count) / 1000}, threads=1)
+        there = int(have["GPU"])
+        count = min(spec.concurrency or HEADS_PER_GPU * there, spec.trials)
+        return Slots(count=count, resources={"GPU": gpu_share(count, there)}, threads=1)
     count = min(spec.concurrency or cpus, spec.trials)
     return Slots(count=count, resources={"CPU": min(1.0, int(1000 * cpus / count) / 1000)}, threads=1)
+
+
+def gpu_share(count: int, gpus: int) -> float:
+    """Return the share of a GPU with which `count` trials all find a place; Ray deals in whole GPUs or parts of one."""
+    return 1.0 if count <= gpus else int(1000 / math.ceil(count / gpus)) / 1000
 
 
 def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
-from trainer.extraction import Extraction
 from trainer.head import HeadConfig
 from trainer.model import Backbone, Head, build_head
 from trainer.order import Order, Post
@@ -32,7 +31,6 @@ class HeadBench:
     post: Post
     index: ShardIndex
     config: HeadConfig
-    extraction: Extraction
     source: StoredFeatures
     weights: Tensor | None
     start: dict[int, Tensor]
@@ -54,7 +52,7 @@ class HeadBench:
             values={split: features.values.to(device) for split, features in found.items()},
             labels={split: features.labels.to(device) for split, features in found.items()},
         )
-        return cls(post, index, config, extraction, source, class_weights(spec, index, device), {})
+        return cls(post, index, config, source, class_weights(spec, index, device), {})
 
     @property
     def device(self) -> torch.device:
