@@ -4,6 +4,7 @@ Nothing is written but regular files under plain relative names, no more of them
 as they are unpacked and not as the archive claims.
 """
 
+import lzma
 import shutil
 import stat
 import tarfile
@@ -20,8 +21,10 @@ from data_shards.errors import SourceError
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COPY_BYTES = 1 << 20
+TAIL_BYTES = 64 * COPY_BYTES  # that may follow the end of a tar: it is padded to whole records
 ENCRYPTED = 0x1  # bit of a zip member's flags
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError)
+BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+DAMAGE = (*BAD_FORMAT, EOFError, OSError, NotImplementedError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +139,7 @@ def _check_tar_end(tar: tarfile.TarFile, archive: Path) -> None:
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError(f"{archive} ends in the middle or has a damaged header; copy it again")
+    for _ in range(TAIL_BYTES // COPY_BYTES):  # a compressed stream is checked against its sum at its very end
+        if not file.read(COPY_BYTES):
+            return
+    raise SourceError(f"{archive} goes on behind its end; pack it again")

@@ -134,3 +134,17 @@ def test_an_archive_cut_anywhere_is_refused_and_leaves_nothing(tmp_path, ending)
         with pytest.raises(SourceError):
             unpack(path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
+def test_a_compressed_tar_with_other_bytes_than_were_packed_is_refused(tmp_path, mode):
+    pixels = random.Random(0).randbytes(1_000_000)
+    path = tar_of(tmp_path / f"images.tar.{mode[2:]}", ("a/1.png", pixels), ("a/2.png", pixels), mode=mode)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 0xFF  # random bytes are stored as they are: nothing but the sum tells
+
+    path.write_bytes(raw)
+
+    with pytest.raises(SourceError):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
