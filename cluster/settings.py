@@ -198,7 +198,19 @@ def _address(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str
     value = env.get(name, "").strip()
     if not value:
         return None
-    if urlsplit(value).scheme not in schemes:
+    if value.partition("://")[0] not in schemes:
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
         raise SettingsError(f"{name} does not begin with {forms}; correct it or unset it")
+    if not _is_address(value):
+        raise SettingsError(f"{name} cannot be read; write / ? # @ and : of its password as %2F %3F %23 %40 and %3A")
     return value
+
+
+def _is_address(value: str) -> bool:
+    """Return whether host and port are where they should be; a password with a slash moves them."""
+    try:
+        parts = urlsplit(value)
+        found = parts.scheme == "unix" or (parts.hostname is not None and parts.port != 0)
+    except ValueError:
+        return False
+    return found and "@" not in parts.path + parts.query + parts.fragment

@@ -8,8 +8,11 @@ import click
 from cluster.settings import Settings
 from jobs import acts, ledger
 from jobs.connection import connect
+from jobs.delivery import deliver
+from jobs.errors import Refused
 from jobs.keeper import Memory, Repair
 from jobs.keeper import reconcile as put_right
+from jobs.schedules import submit_due
 
 
 @click.command()
@@ -54,8 +57,8 @@ def delete(run: str, yes: bool) -> None:
     """
     settings = Settings.read()
     paths = ledger.find(settings.storage, run)
-    if not yes:
-        click.confirm(f"Delete {paths.run_id} and its files?", abort=True, err=True)
+    if not yes and not click.confirm(f"Delete {paths.run_id} and its files?", err=True):
+        raise Refused("nothing was deleted; answer y, or give --yes")
     acts.delete(paths)
     click.echo(f"{paths.run_id} is deleted", err=True)
 
@@ -63,7 +66,7 @@ def delete(run: str, yes: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def reconcile(as_json: bool) -> None:
-    r"""Put the queue right from the run folders: queue what is owed, end what is dead. Job workers do it all the time.
+    r"""Do what job workers do all the time: queue what is owed or due, end what is dead, tell of what has ended.
 
     \b
         nightshift reconcile
@@ -75,6 +78,8 @@ def reconcile(as_json: bool) -> None:
     while memory.beats and time.monotonic() < until + 1:  # a heart is watched for as long as a lease lasts
         time.sleep(min(1.0, settings.lease_seconds / 4))
         repairs += put_right(settings, connection, memory)
+    submit_due(settings)
+    deliver(settings)
     _print(repairs, as_json)
 
 

@@ -28,9 +28,14 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
     """
     url = settings.redis_url or embedded.ensure_running(settings.storage).url
     refuse_plain(url, allowed=settings.redis_plain)
-    client = redis.Redis.from_url(url, **_options(url, settings, patient=patient))
     try:
+        client = redis.Redis.from_url(url, **_options(url, settings, patient=patient))
         client.ping()
+    except (TypeError, ValueError) as error:
+        raise QueueUnreachable(
+            f"Redis at {without_password(url)}: its address has a part that Redis does not know; "
+            "correct NIGHTSHIFT_REDIS_URL"
+        ) from error
     except redis.ResponseError as error:
         full = "MISCONF" in str(error)
         cure = "free space on its disk" if full else "correct NIGHTSHIFT_REDIS_URL"
@@ -60,7 +65,8 @@ def without_password(url: str) -> str:
     """Return an address fit for messages and logs."""
     parts = urlsplit(url)
     place = parts.hostname or ""
-    return f"{parts.scheme}://{place}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    path = parts.path if parts.scheme == "unix" else ""  # else a database, or what a bad address has of a password
+    return f"{parts.scheme}://{place}{f':{parts.port}' if parts.port else ''}{path}"
 
 
 def _options(url: str, settings: Settings, *, patient: bool) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import hmac
+import http.client
 import json
 import logging
 import time
@@ -50,7 +51,7 @@ def _try(settings: Settings, file: Path) -> bool:
         log.warning("%s is not told: %s", file.stem, error)
         file.unlink(missing_ok=True)
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         _postpone(file, message, error)
         return False
     file.unlink(missing_ok=True)

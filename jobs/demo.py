@@ -101,7 +101,7 @@ def _run(stack: Stack, spec: Spec) -> str:
     storage = stack.settings.storage
     run_id = submit(stack.settings, spec, request())
     _say(f"Queued {run_id}")
-    state = show_progress(storage, run_id, meanwhile=stack.replace_lost_workers)
+    state = show_progress(storage, run_id, meanwhile=stack.replace_what_is_lost)
     if state.state != "succeeded":
         _say(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
         raise Refused(f"{run_id} ended {state.state}: {state.why}; `nightshift logs {run_id}` has the rest")

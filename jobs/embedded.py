@@ -50,6 +50,9 @@ maxmemory-policy noeviction
 """
 
 
+_started: set[int] = set()
+
+
 @dataclass(frozen=True)
 class EmbeddedRedis:
     """A running embedded server.
@@ -63,6 +66,11 @@ class EmbeddedRedis:
     url: str
     pid: int
     started_here: bool
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process is still there."""
+        return _lives(self.pid)
 
 
 def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> EmbeddedRedis:
@@ -102,6 +110,11 @@ def running(storage: Path) -> EmbeddedRedis | None:
         )
     pid = _pid_of(url, patience_seconds=START_SECONDS)
     return EmbeddedRedis(url, pid, started_here=False) if pid else None
+
+
+def started_here() -> frozenset[int]:
+    """Return the process ids of the servers that this process has started."""
+    return frozenset(_started)
 
 
 def take_charge(storage: Path) -> bool:
@@ -147,7 +160,7 @@ def server_program() -> str:
 
 
 def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
-    program, password, place = server_program(), secrets.token_hex(24), _socket_path(folder)
+    program, password, place = server_program(), _password(folder), _socket_path(folder)
     place.unlink(missing_ok=True)
     configuration = CONFIGURATION.format(socket=place, password=password, folder=folder, log=folder / "redis.log")
     url = f"unix://:{password}@{quote(str(place))}?db=0"
@@ -165,8 +178,16 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
         preexec_fn=(lambda: guard.die_with_parent(starter, signal.SIGTERM)) if ends_with_caller else None,  # noqa: PLW1509
     )
     _wait_for_start(process, url, folder)
+    _started.add(process.pid)
     process.returncode = 0  # else Python complains of a child that is meant to outlive this object
     return EmbeddedRedis(url, process.pid, started_here=True)
+
+
+def _password(folder: Path) -> str:
+    """Return a new password, or that of a server which fell: whoever speaks with it knows no other."""
+    url_file = folder / "url"
+    known = urlsplit(url_file.read_text().strip()).password if url_file.exists() else None
+    return known or secrets.token_hex(24)
 
 
 def _wait_for_start(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 JobError
 ├── QueueUnreachable   Redis does not answer
 ├── Refused            what was asked cannot be queued or done in this state
+│   └── NameTaken      another run has the name
 └── HostileJob         an entry of the queue that is none of ours
 """
 
@@ -17,6 +18,10 @@ class QueueUnreachable(JobError):
 
 class Refused(JobError):
     """What was asked cannot be queued, or not be done in the run's present state."""
+
+
+class NameTaken(Refused):
+    """Another run has the name."""
 
 
 class HostileJob(JobError):

@@ -63,9 +63,9 @@ class Moment(click.ParamType[datetime]):
             if TIME_OF_DAY.fullmatch(value):
                 return next_at(time_of_day(value), here)
             moment = datetime.fromisoformat(value)
-        except (SettingsError, ValueError):
+            return moment if moment.tzinfo else moment.astimezone()
+        except (SettingsError, ValueError, OverflowError):
             self.fail(f"{value!r} is no time; write 22:00 or 2026-11-23T22:00", param, ctx)
-        return moment if moment.tzinfo else moment.astimezone()
 
 
 class WindowOfDay(click.ParamType[str]):

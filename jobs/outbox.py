@@ -21,7 +21,10 @@ def refuse_address(settings: Settings, url: str) -> None:
     Raises:
         Refused: Its scheme is not HTTP, or its host is not allowed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Refused(f"--notify is no address ({error}); write http:// or https://, a host and a path") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Refused(f"--notify {_masked(url)} is no http:// or https:// address")
     if parts.hostname not in settings.webhook_hosts:

@@ -87,5 +87,5 @@ def _files(folder: Path) -> dict[str, int]:
 
 def _bytes(path: Path) -> int:
     if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
+        return sum(_bytes(entry) for entry in path.iterdir()) if path.exists() else 0
+    return path.stat().st_size if path.exists() else 0

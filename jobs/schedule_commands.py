@@ -48,7 +48,11 @@ def list_schedules(as_json: bool) -> None:
     """List the schedules."""
     found = schedules.schedules(Settings.read())
     if as_json:
-        shown = [{**each.model_dump(mode="json"), "due": each.due_at().isoformat()} for each in found]
+        shown = [
+            {**each.model_dump(mode="json"), "due": each.due_at().isoformat()}
+            | {"request": each.request.model_dump(mode="json") | {"notify": each.request.notify and "set"}}
+            for each in found
+        ]
         click.echo(json.dumps(shown, indent=2))
         return
     for each in found:

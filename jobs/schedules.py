@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.errors import ClusterError, StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.settings import Settings
-from jobs.errors import Refused
+from jobs.errors import JobError, NameTaken, Refused
+from jobs.outbox import refuse_address
 from jobs.request import NAME, JobRequest
 from jobs.submit import submit
 from trainer.errors import TrainerError
@@ -67,12 +68,20 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, wanted: JobRequest
         raise Refused(f"{cron!r} is no cron line; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'")
     if wanted.name or wanted.at:
         raise Refused("a schedule names its runs and says when they start; leave out --name and --at")
+    if getattr(spec, "until", None):
+        raise Refused("--until is one moment, long past when the schedule comes again; use --window or --max-duration")
+    if wanted.notify:
+        refuse_address(settings, wanted.notify)
+    schedule = Schedule(name=name, cron=cron, request=wanted, served=datetime.now().astimezone())
+    try:
+        schedule.due_at()
+    except ValueError as error:  # 30 February
+        raise Refused(f"{cron!r} names no day that ever comes; correct its day and month") from error
     folder = _folder(settings, name)
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
         raise Refused(f"schedule {name!r} exists; remove it first") from error
-    schedule = Schedule(name=name, cron=cron, request=wanted, served=datetime.now().astimezone())
     write_json(folder / "spec.json", spec.to_json())
     _write(folder, schedule)
     return schedule
@@ -106,7 +115,7 @@ def submit_due(settings: Settings) -> list[str]:
     for schedule in schedules(settings):
         try:
             served.append(_serve(settings, schedule.name))
-        except (ClusterError, TrainerError) as error:
+        except (ClusterError, JobError, TrainerError, ValueError) as error:
             log.warning("schedule %s: %s", schedule.name, error)  # the others are served all the same
     return [run_id for run_id in served if run_id]
 
@@ -122,7 +131,7 @@ def _serve(settings: Settings, name: str) -> str | None:
         wanted = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), wanted)
-        except Refused as error:
+        except NameTaken as error:
             log.warning("schedule %s: %s", name, error)  # a keeper submitted it and died before it could say so
             run_id = schedule.last_run or ""
         _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id or None}))

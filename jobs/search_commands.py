@@ -167,7 +167,7 @@ def _wish(settings: Settings, shards: str | None, given: dict[str, Any], said: s
     if shards is None:
         raise click.UsageError("Missing argument 'SHARDS'.")
     count = given["trials"]
-    if not count.isdigit():
+    if not count.isdecimal():
         raise SpecError(f"--trials {count!r} is no number; write --trials 64, or +50 with --extend")
     return build(SearchSpec, **_with_space(given, set(SPACE)) | {"shards": shards, "trials": int(count)})
 
@@ -212,7 +212,7 @@ def _extended(settings: Settings, shards: str | None, given: dict[str, Any], sai
     if shards is not None and str(Path(shards).expanduser().absolute()) != before["shards"] != shards:
         raise SpecError(f"{shards} cannot join {paths.run_id}, whose trials ran on {before['shards']}")
     count = given["trials"]
-    if not count.removeprefix("+").isdigit():
+    if not count.removeprefix("+").isdecimal():
         raise SpecError(f"--trials {count!r} is no number; write --trials +50")
     total = known + int(count) if count.startswith("+") or "trials" not in said else int(count)
     if total <= known:

@@ -32,13 +32,17 @@ class Stack:
     output: TextIO | None
     command: tuple[str, ...]
     workers: "list[subprocess.Popen[bytes]]"
+    server: embedded.EmbeddedRedis | None = None
 
     def add_worker(self) -> None:
         """Start one more job worker."""
         self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
 
-    def replace_lost_workers(self) -> None:
-        """Start a job worker anew for each that has ended by itself; call it every now and then."""
+    def replace_what_is_lost(self) -> None:
+        """Start anew the embedded Redis and each job worker that has ended by itself; call it every now and then."""
+        if self.server is not None and not self.server.lives:
+            self.server = embedded.ensure_running(self.settings.storage, ends_with_caller=True)  # at its old address
+            embedded.take_charge(self.settings.storage)
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
@@ -66,7 +70,7 @@ def start_stack(
     server = None if settings.redis_url else embedded.ensure_running(settings.storage, ends_with_caller=True)
     ends_server = server is not None and embedded.take_charge(settings.storage)
     here = replace(settings, redis_url=server.url) if server else settings
-    stack = Stack(here, output, worker_command, [])
+    stack = Stack(here, output, worker_command, [], server)
     try:
         for _ in range(job_workers):
             stack.add_worker()

@@ -1,26 +1,21 @@
 """`stop.json`: the wish that the running attempt save a checkpoint and stop. Known to the trainer too."""
 
 import contextlib
-import json
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import locked, read_json, write_json
 from cluster.run_paths import RunPaths
 
 
 def ask_to_stop(paths: RunPaths, reason: str, attempt: int, **more: float | bool) -> None:
     """Ask an attempt to save a checkpoint and stop; an earlier wish stands, but a cancel goes before all others."""
-    earlier = stop_wish(paths, attempt)
-    if earlier and not (reason == "cancel" and (more or earlier["reason"] != "cancel")):
-        return
-    # To the trainer a window and overtime are the same; it knows cancel, drain and window.
-    wish = {"reason": reason, "attempt": attempt, **more}
-    if reason == "cancel" or paths.stop.exists():  # what is there now was meant for an attempt that is over
-        write_json(paths.stop, wish)
-        return
-    with contextlib.suppress(FileExistsError), paths.stop.open("x") as file:  # should a person cancel now, that stands
-        json.dump(wish, file)
+    with locked(paths.folder / ".stop.lock"):
+        earlier = stop_wish(paths, attempt)
+        if earlier and not (reason == "cancel" and (more or earlier["reason"] != "cancel")):
+            return
+        # To the trainer a window and overtime are the same; it knows cancel, drain and window.
+        write_json(paths.stop, {"reason": reason, "attempt": attempt, **more})
 
 
 def stop_wish(paths: RunPaths, attempt: int) -> dict[str, Any] | None:

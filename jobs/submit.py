@@ -14,7 +14,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import ledger
 from jobs.connection import connect
-from jobs.errors import QueueUnreachable, Refused
+from jobs.errors import NameTaken, QueueUnreachable
 from jobs.ledger import RunState
 from jobs.outbox import refuse_address
 from jobs.queue import enqueue
@@ -30,7 +30,8 @@ def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> 
 
     Raises:
         QueueUnreachable: Redis does not answer; nothing was written.
-        Refused: The name is in use, or the address to notify is not allowed; nothing was written.
+        NameTaken: Another run has the name; nothing was written.
+        Refused: The address to notify is not allowed; nothing was written.
     """
     wanted = wanted or JobRequest()
     if wanted.notify:
@@ -118,5 +119,5 @@ def _claim_name(storage: Path, name: str, paths: RunPaths) -> None:
         owner = str(read_json(file)["id"]) if file.exists() else None
         # A submitter that died between this and its run's publication left a name that means nothing.
         if owner and any((paths.folder.parent / place).is_dir() for place in (owner, f".new-{owner}")):
-            raise Refused(f"name {name!r} belongs to {owner}; choose another, or delete that run")
+            raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
         write_json(file, {"id": paths.run_id})

@@ -19,10 +19,12 @@ from jobs.ledger import RunState
 from jobs.option_types import Duration
 from jobs.records import JobRecord, read_progress, read_record
 
+KINDS = ("train", "evaluate", "search", "predict", "export")
+
 
 @click.command(name="list")
 @click.option("--state", type=click.Choice(ledger.STATES), help="Only runs in this state.")
-@click.option("--kind", help="Only train, evaluate, search or predict.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only runs of this kind.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), help="The newest so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_runs(state: str | None, kind: str | None, limit: int, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from cluster.launch import HERE, Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger, tasks
+from jobs import embedded, ledger, tasks
 from jobs.connection import connect
 from jobs.delivery import deliver
 from jobs.endings import declare_dead, leave_unwatched
@@ -123,7 +123,7 @@ class JobWorker(rq.Worker):
 
     def _settle(self, run_id: str) -> None:
         """Take the run from a horse that died with it, and end what such a horse may have left."""
-        guard.end_descendants(os.getpid(), grace_seconds=0)
+        guard.end_descendants(os.getpid(), grace_seconds=0, spare=embedded.started_here())
         try:
             paths = RunPaths.of(self.settings.storage, run_id)
             state = ledger.read_state(paths)

@@ -49,7 +49,7 @@ def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, obj
     began = time.monotonic()
     while ledger.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
         time.sleep(draw.uniform(*PAUSE_SECONDS))
-        stack.replace_lost_workers()
+        stack.replace_what_is_lost()
         for worker in stack.workers:
             sizes.setdefault(worker.pid, []).append(size_of(worker.pid))
         kills[kill(settings, stack, draw.choice(VICTIMS), draw)] += 1

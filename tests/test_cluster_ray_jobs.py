@@ -130,7 +130,7 @@ def test_a_worker_that_is_drained_leaves_the_run_and_the_next_watches_it(worker:
     worker.workers[0].terminate()
     assert worker.workers[0].wait(timeout=20) == 0
     left = state_of(on_ray.storage, run_id)
-    worker.replace_lost_workers()
+    worker.replace_what_is_lost()
     state = reaches(on_ray.storage, run_id, "succeeded", "failed", "lost", seconds=60)
 
     assert (left.state, left.job_worker) == ("running", None)

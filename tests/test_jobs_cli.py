@@ -173,7 +173,7 @@ def test_redis_that_does_not_answer_is_one_line_and_nothing_is_written(
     code, out, err = say("train", shards, "--weights", "none")
 
     assert (code, out) == (1, "")
-    assert err.startswith("Error: Redis at redis://127.0.0.1:1/0 does not answer (")
+    assert err.startswith("Error: Redis at redis://127.0.0.1:1 does not answer (")
     assert len(err.splitlines()) == 1
     assert ledger.all_ids(settings.storage) == []
 
@@ -254,3 +254,40 @@ def test_every_command_has_help(name: str, say: Say) -> None:
 
     assert code == 0
     assert out.startswith(f"Usage: nightshift {name}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:1234/s3cret@redis:6379/0",
+        "rediss://user:s3cret/x@redis:6379/0",
+        "redis://[::1",
+        "redis://h:s3cret/0",
+    ],
+)
+def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password(
+    say: Say, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", url)
+
+    code, _, err = say("list")
+
+    assert code == 1
+    assert err.startswith("Error: NIGHTSHIFT_REDIS_URL cannot be read; ")
+    assert "s3cret" not in err
+
+
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        (("train", "SHARDS", "--at", "0001-01-01T00:00"), "is no time"),
+        (("search", "SHARDS", "--trials", "\u00b2"), "is no number"),
+        (("list", "--kind", "nonsense"), "is not one of"),
+    ],
+)
+def test_odd_values_are_refused_in_a_line(say: Say, shards: str, order: tuple[str, ...], says: str) -> None:
+    code, out, err = say(*(shards if part == "SHARDS" else part for part in order))
+
+    assert code in (1, 2)
+    assert out == ""
+    assert says in err

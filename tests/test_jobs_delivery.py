@@ -1,6 +1,7 @@
 """Messages about a run's end: signed, allowed, repeated until they arrive."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,6 +87,27 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
 
 
+def test_a_receiver_that_speaks_no_http_keeps_no_other_from_being_told(telling: Settings, listener: Listener) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        threading.Thread(target=_greet, args=(stranger,), daemon=True).start()
+        port = stranger.getsockname()[1]
+        lose(telling, submit(telling, FakeSpec(), JobRequest(notify=f"http://127.0.0.1:{port}/")))
+        lose(telling, submit(telling, FakeSpec(), JobRequest(notify=address(listener))))
+
+        arrived = delivery.deliver(telling)
+
+    assert arrived == 1
+    [waiting] = (telling.storage / "outbox").glob("*.json")
+    assert json.loads(waiting.read_text())["tries"] == 1
+
+
+def _greet(stranger: socket.socket) -> None:
+    caller, _ = stranger.accept()
+    with caller:
+        caller.recv(4096)
+        caller.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+
+
 def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
     listener.answers = [302]
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
@@ -103,6 +125,8 @@ def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settin
         submit(allowed, FakeSpec(), JobRequest(notify="http://169.254.169.254/latest"))
     with pytest.raises(Refused, match="is no http:// or https:// address"):
         submit(allowed, FakeSpec(), JobRequest(notify="file:///etc/passwd"))
+    with pytest.raises(Refused, match="is no address"):
+        submit(allowed, FakeSpec(), JobRequest(notify="http://[::1"))
 
     assert ledger.all_ids(settings.storage) == []
 

@@ -130,4 +130,4 @@ def test_redis_that_nobody_can_listen_to_is_accepted(url: str) -> None:
 
 
 def test_an_address_is_told_without_its_password() -> None:
-    assert without_password("rediss://user:secret@host:6380/2") == "rediss://host:6380/2"
+    assert without_password("rediss://user:secret@host:6380/2") == "rediss://host:6380"

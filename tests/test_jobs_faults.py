@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
+from cluster.settings import Settings, environment_of_worker
 from jobs import embedded, ledger
 from jobs.errors import Refused
 from jobs.queue import waiting
@@ -74,7 +74,7 @@ def test_kill_9_of_the_worker_takes_horse_and_trainer_with_it(stack: Stack, runn
 
     assert len(first) >= 3  # guard, trainer, the child it left
     assert eventually(lambda: not processes_of(running), seconds=5)
-    stack.replace_lost_workers()
+    stack.replace_what_is_lost()
     state = reaches(settings.storage, running, "succeeded")
     assert (state.attempt, state.losses) == (2, 1)
     assert_published_once(settings, running, by_attempt=2)
@@ -156,6 +156,36 @@ def test_a_redis_that_is_killed_while_a_run_runs_costs_nothing(stack: Stack, run
     reaches(settings.storage, next_one, "succeeded", seconds=60)
     assert_published_once(settings, running, by_attempt=1)
     assert_published_once(settings, next_one, by_attempt=1)
+
+
+def test_a_worker_that_started_redis_itself_keeps_it_from_run_to_run(tmp_path: Path) -> None:
+    alone = Settings(storage=tmp_path / "alone")
+    with subprocess.Popen(FAKE_WORKER, env=environment_of_worker(alone), start_new_session=True) as worker:
+        try:
+            assert eventually(lambda: embedded.running(alone.storage) is not None)
+            first = embedded.running(alone.storage)
+            for _ in range(2):
+                reaches(alone.storage, submit(alone, FakeSpec()), "succeeded", seconds=20)
+            last = embedded.running(alone.storage)
+        finally:
+            worker.terminate()
+            worker.wait(timeout=20)
+            embedded.stop(alone.storage)
+
+    assert first == last
+
+
+def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) -> None:
+    alone = Settings(storage=tmp_path / "alone")
+    with start_stack(alone, 1, worker_command=FAKE_WORKER) as stack:
+        reaches(alone.storage, submit(alone, FakeSpec()), "succeeded")
+
+        os.kill(embedded.ensure_running(alone.storage).pid, signal.SIGKILL)
+        assert eventually(lambda: embedded.running(alone.storage) is None)
+        stack.replace_what_is_lost()
+
+        reaches(alone.storage, submit(alone, FakeSpec()), "succeeded", seconds=60)
+    assert embedded.running(alone.storage) is None
 
 
 @pytest.mark.slow

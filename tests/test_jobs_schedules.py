@@ -13,7 +13,7 @@ from jobs.errors import Refused
 from jobs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import state_of
-from trainer.specs import TrainSpec
+from trainer.specs import SearchSpec, TrainSpec, build
 
 EVERY_MINUTE = "* * * * *"
 
@@ -117,3 +117,22 @@ def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str,
     assert removed[0] == 0
     assert ledger.all_ids(settings.storage) == []
     assert say("schedule", "list", "--json")[1] == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("cron", "options", "request_", "says"),
+    [
+        ("0 0 30 2 *", {}, {}, "names no day that ever comes"),
+        (EVERY_MINUTE, {"until": "2099-01-01T07:00:00Z"}, {}, "--until is one moment"),
+        (EVERY_MINUTE, {}, {"notify": "http://nowhere.example/x"}, "may not send to nowhere.example"),
+    ],
+)
+def test_what_could_never_be_submitted_is_refused_at_once(
+    settings: Settings, cron: str, options: dict[str, str], request_: dict[str, str], says: str
+) -> None:
+    spec = build(SearchSpec if options else TrainSpec, shards="s", weights="none", **options)
+
+    with pytest.raises(Refused, match=says):
+        schedules.add(settings, "nightly", cron, spec, JobRequest(**request_))
+
+    assert schedules.schedules(settings) == []
