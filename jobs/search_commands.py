@@ -201,7 +201,7 @@ def _with_space(given: dict[str, Any], names: set[str]) -> dict[str, Any]:
 def _extended(settings: Settings, shards: str | None, given: dict[str, Any], said: set[str]) -> SearchSpec:
     """Return the spec of a search that takes over another's trials: its options, but for what was said anew."""
     paths = ledger.find(settings.storage, given["extend"])
-    known = len(table_of(paths).ended)
+    known = len(table_of(paths).told)
     if not ledger.read_state(paths).has_ended:
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")
     before = {name: value for name, value in read_json(paths.spec).items() if name != "kind"}

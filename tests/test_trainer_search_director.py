@@ -233,6 +233,24 @@ def test_a_search_that_extends_a_cancelled_one_runs_as_many_trials_as_were_asked
     assert again.director.ending() == "done"
 
 
+def test_a_search_takes_over_the_best_of_one_whose_time_was_up_while_it_trained(tmp_path):
+    spec = search_spec("shards", trials=2)
+    first = new_run(tmp_path, spec, "search-20261123-000000-aaaaaa")
+    old = Rehearsal(first, spec)
+    ended, paused = old.start(), old.start()
+    old.whole(ended, [0.5, 0.4])
+    old.epoch(paused, 1, 0.2)
+    old.director.take(paused, {"paused": True, "done": True})
+    more = search_spec("shards", trials=3, extend=first.run_id)
+    again = Rehearsal(new_run(tmp_path, more, "second"), more)
+
+    take_over(again.director.ledger, first, NOON)
+
+    best = again.director.ledger.table.best()
+    assert (best.trial, best.value, best.figures["from"]) == (paused, 0.2, first.run_id)
+    assert [again.start() for _ in range(2)] == [2, None]
+
+
 def test_a_search_all_of_whose_trials_fail_before_an_epoch_ends_and_has_no_best(tmp_path):
     search = rehearsal(tmp_path, trials=3)
 

@@ -72,7 +72,7 @@ class Post:
     @classmethod
     def of(cls, order: Order[Any]) -> "Post":
         """Take the post on this worker."""
-        ranks, attempt = Ranks.of_this_worker(), order.attempt
+        ranks, attempt = Ranks.of_this_worker(on_cpu=order.spec.gpus_per_worker == 0), order.attempt
         if ranks.world_size == 1 and ranks.device.type == "cpu":
             torch.set_num_threads(this_machine().cpus)
         return cls(

@@ -24,13 +24,13 @@ class Ranks:
     here: int = 1
 
     @classmethod
-    def of_this_worker(cls) -> "Ranks":
-        """Ask Ray Train who this worker is."""
+    def of_this_worker(cls, *, on_cpu: bool) -> "Ranks":
+        """Ask Ray Train who this worker is; one that works alone would be given a GPU that is there unasked."""
         context = ray.train.get_context()
         return cls(
             context.get_world_rank(),
             context.get_world_size(),
-            ray.train.torch.get_device(),
+            torch.device("cpu") if on_cpu else ray.train.torch.get_device(),
             context.get_local_world_size(),
         )
 

@@ -50,7 +50,7 @@ def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -
 
 def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
     """Return how much of the difference between trials each option explains, by fANOVA; empty for too few trials."""
-    whole = [trial for trial in table.ended if trial.state == "finished" and trial.why != "rung"]
+    whole = [trial for trial in table.ended if trial.state == "finished" and trial.why not in ("rung", "paused")]
     if len(whole) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- of one option it is all
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)

@@ -70,7 +70,7 @@ def _told(trial: Trial, distributions: dict[str, BaseDistribution], metric: str)
     if trial.state == "failed" or (trial.state == "finished" and best is None):
         state = TrialState.FAIL
     elif trial.state == "finished" and best is not None:
-        state, value = TrialState.PRUNED if trial.why == "rung" else TrialState.COMPLETE, best.value
+        state, value = TrialState.PRUNED if trial.why in ("rung", "paused") else TrialState.COMPLETE, best.value
     return create_trial(
         state=state,
         value=value,

@@ -45,7 +45,7 @@ class Trial:
 
     Attributes:
         ended: Place among the trials in the order in which they ended; None while it has not.
-        why: Why it finished: "epochs", "rung" or "patience".
+        why: Why it finished: "epochs", "rung" or "patience"; "paused" where a later search took it over unfinished.
     """
 
     number: int
@@ -131,6 +131,11 @@ class TrialTable:
         """The trials that finished or failed, in the order in which they did."""
         done = [trial for trial in self.trials.values() if trial.ended is not None]
         return sorted(done, key=lambda trial: trial.ended or 0)
+
+    @property
+    def told(self) -> list[Trial]:
+        """The trials that a later search can take over: those that ended, and those that paused after an epoch."""
+        return self.ended + [trial for trial in self.unfinished if trial.reports]
 
     @property
     def unfinished(self) -> list[Trial]:
