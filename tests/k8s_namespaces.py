@@ -29,7 +29,7 @@ def why_not_here() -> str | None:
         return f"{', '.join(missing)} not installed; pods need them"
     probe = (
         "mount --make-rprivate / && mount -t tmpfs none /mnt && mkdir /mnt/u /mnt/w /mnt/r && nft add table inet probe"
-        " && mount -t overlay none -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
+        " && mount -t overlay none -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w,metacopy=on /mnt/r"
     )
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", probe]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -62,18 +62,28 @@ def in_network(pid: int, script: str, standard_input: str | None = None) -> None
 
 
 def root_lines(root: str) -> Iterator[str]:
-    """Yield the shell lines that make `root` this machine's, in memory where it is written, with our folders in it."""
+    """Yield the shell lines that make `root` this machine's, in memory where it is written, with our folders in it.
+
+    The folders can be read by anybody in there, as in an image, whatever the checkout lets others see: what is closed
+    is opened in memory, where metacopy keeps nothing of a file but its mode.
+    """
     scratch = f"{root}.scratch"
     yield f"mount --make-rprivate /; mkdir -p {root} {scratch}; mount -t tmpfs tmpfs {scratch}"
-    yield f"mkdir {scratch}/u {scratch}/w"
-    yield f"mount -t overlay overlay -o lowerdir=/,upperdir={scratch}/u,workdir={scratch}/w {root}"
+    yield _overlay("/", root, f"{scratch}/root")
     yield f"mount -t proc proc {root}/proc; mount --rbind /dev {root}/dev; mount --rbind /sys {root}/sys"
-    for folder in FOLDERS:
-        yield f"mkdir -p {root}{folder}; mount --bind {folder} {root}{folder}; mount -o remount,bind,ro {root}{folder}"
+    for number, folder in enumerate(FOLDERS):
+        place = f"{root}{folder}"
+        yield f"mkdir -p {place}; {_overlay(str(folder), place, f'{scratch}/{number}')}"
+        yield f"find {place} -xdev ! -type l ! -perm -o=r -exec chmod o+rX {{}} +; mount -o remount,ro {place}"
         yield from (f"chmod o+rx {root}{parent}" for parent in reversed(folder.parents) if not _is_within(parent))
     yield f"mkdir -p {root}/opt/image"
     for name, program in programs_of_images().items():
         yield f"cp {program} {root}/opt/image/{name}; chmod 755 {root}/opt/image/{name}"
+
+
+def _overlay(lower: str, place: str, scratch: str) -> str:
+    layers = f"lowerdir={lower},upperdir={scratch}/u,workdir={scratch}/w,metacopy=on"
+    return f"mkdir -p {scratch}/u {scratch}/w; mount -t overlay overlay -o {layers} {place}"
 
 
 def _is_within(parent: Path) -> bool:

@@ -11,6 +11,7 @@ What this does not show: the image, the scheduler, the autoscaler, limits of mem
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,10 +43,12 @@ class Node:
     plan: dict[str, Pod]
     services: dict[str, str]
     switch: "subprocess.Popen[bytes]" = field(init=False)
+    umask: int = field(init=False)
     running: "list[RunningPod]" = field(default_factory=list)
 
     def __enter__(self) -> "Node":
-        """Start the switch."""
+        """Start the switch, with the umask that containers have."""
+        self.umask = os.umask(0o022)
         self.switch = held(["unshare", "--net", "sleep", "infinity"])
         _wait_for_own_network(self.switch.pid)
         in_network(
@@ -56,6 +59,7 @@ class Node:
 
     def __exit__(self, *_: object) -> None:
         """End all pods and the switch."""
+        os.umask(self.umask)
         for pod in self.running:
             pod.kill()
         self.switch.kill()
@@ -150,15 +154,16 @@ class RunningPod:
         """Put its namespaces together, then run the command in them."""
         script = self.node.folder / f"{self.name}.sh"
         script.touch(mode=0o600)
-        script.write_text("\n".join([*self._mounts(), "read -r _", self._enter(command, environment)]))
+        steps = [*self._mounts(), "echo >&0; read -r _", self._enter(command, environment)]
+        script.write_text("\n".join(steps))
         spaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
-        gate, opener = os.pipe()
-        with (self.node.folder / f"{self.name}.log").open("ab") as log:
-            self.holder = held(["unshare", *spaces, "sh", "-eu", str(script)], log.fileno(), gate)
-        self._connect()
-        os.write(opener, b"\n")
-        os.close(opener)
-        os.close(gate)
+        here, there = socket.socketpair()
+        with here:
+            with there, (self.node.folder / f"{self.name}.log").open("ab") as log:
+                self.holder = held(["unshare", *spaces, "sh", "-eu", str(script)], log.fileno(), there.fileno())
+            self._connect()
+            assert here.recv(1), f"{self.name} got no root: {self.log}"
+            here.sendall(b"\n")
 
     def exec(self, command: Sequence[str], *, seconds: float = 60, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the pod, as `kubectl exec` and probes do."""
