@@ -26,9 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
-        if not is_full(error):
+        if is_full(error):
+            _leave(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
+        if error.filename is None:
             raise
-        _leave(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
+        _leave(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path and who may use it", FAILED)
     except click.Abort:
         _leave("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:

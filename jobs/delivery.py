@@ -21,6 +21,7 @@ from jobs.outbox import refuse_address
 log = logging.getLogger("nightshift.delivery")
 
 ANSWER_SECONDS = 10.0
+HELD_SECONDS = 2 * ANSWER_SECONDS  # for so long nobody else sends what is being sent
 FIRST_PAUSE_SECONDS = 5.0  # doubled after each try
 TRIES = 10  # over about 85 minutes
 
@@ -46,6 +47,7 @@ def _try(settings: Settings, file: Path) -> bool:
         return False
     try:
         refuse_address(settings, message["url"])
+        write_json(file, {**message, "not_before": time.time() + HELD_SECONDS})
         _post(settings, message)
     except Refused as error:
         log.warning("%s is not told: %s", file.stem, error)

@@ -95,7 +95,7 @@ def leave_unwatched(paths: RunPaths, job_worker: str) -> None:
     """Note that a job worker watches a run no more, which goes on where it runs."""
     with changing(paths) as state:
         if state.state == "running" and state.job_worker == job_worker:
-            write_state(paths, state.model_copy(update={"job_worker": None}))
+            write_state(paths, state.but(job_worker=None))
 
 
 def _last_words(paths: RunPaths, attempt: int) -> Change | None:

@@ -178,6 +178,8 @@ def keeper(settings: Settings, name: str) -> Role:
         nonlocal last_full
         every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
         last_full = time.monotonic() if every_run else last_full
+        if every_run:
+            ledger.sweep(settings.storage)
         reconcile(settings, connection, memory, every_run=every_run)
         submit_due(settings)
 

@@ -4,27 +4,31 @@ A marker `STORAGE/pending/ID` stands for every run that may still need something
 runs need not read the ten thousand that ended.
 """
 
+import contextlib
+import dataclasses
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from cluster.errors import StorageError, UnknownRun
 from cluster.files import locked, read_json, write_json
 from cluster.run_paths import RUN_ID, RunPaths
-from jobs import outbox
+from jobs import names, outbox
 
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
+HALVES = (".new-*", ".deleted-*")  # what a submit or a delete that was killed leaves in the folder of runs
+HALVES_STAY_SECONDS = 24 * 3600.0
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "lost", "cancelled"})
 
 
-class RunState(BaseModel):
-    """Where one run stands.
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where one run stands; no pydantic, which takes longer to import than `nightshift list` to list.
 
     Attributes:
         id: Run id.
@@ -38,8 +42,6 @@ class RunState(BaseModel):
         started: When the first attempt started.
         changed: When this record was written.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
     kind: str
@@ -58,6 +60,29 @@ class RunState(BaseModel):
     ended: str | None = None
     changed: str | None = None
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "RunState":
+        """Return what `to_json` gave; keys of other versions are passed over.
+
+        Raises:
+            TypeError, ValueError: It is no such record.
+        """
+        known = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
+        if known.get("metric"):
+            name, value = known["metric"]
+            known["metric"] = (str(name), float(value))
+        found = cls(**known)
+        if found.state not in STATES:
+            raise ValueError(f"state {found.state!r} is none of {', '.join(STATES)}")
+        for number in (found.attempt, found.losses):
+            if not isinstance(number, int):
+                raise TypeError(f"{number!r} is no number of attempts")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what goes into `state.json`."""
+        return dataclasses.asdict(self)
+
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will happen unless a person asks."""
@@ -71,7 +96,11 @@ class RunState(BaseModel):
     def moved(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record of the run in another state."""
         ended = now() if state in ENDED else None
-        return self.model_copy(update={"state": state, "why": why, "ended": ended, **changes})
+        return self.but(state=state, why=why, ended=ended, **changes)
+
+    def but(self, **changes: Any) -> "RunState":
+        """Return the record with some fields changed."""
+        return dataclasses.replace(self, **changes)
 
 
 def now() -> str:
@@ -89,9 +118,9 @@ def read_state(paths: RunPaths) -> RunState:
     if not paths.state.exists():
         raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
     try:
-        return RunState.model_validate(read_json(paths.state))
-    except ValidationError as error:
-        raise StorageError(f"{paths.state} is damaged: {error.errors()[0]['msg']}") from error
+        return RunState.from_json(read_json(paths.state))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StorageError(f"{paths.state} is damaged: {error}") from error
 
 
 def write_state(paths: RunPaths, state: RunState) -> RunState:
@@ -100,8 +129,8 @@ def write_state(paths: RunPaths, state: RunState) -> RunState:
     if not state.has_ended:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-    state = state.model_copy(update={"changed": now()})
-    write_json(paths.state, state.model_dump(mode="json"))
+    state = state.but(changed=now())
+    write_json(paths.state, state.to_json())
     if state.has_ended:
         _tell(paths, state)
         marker.unlink(missing_ok=True)
@@ -127,10 +156,10 @@ def forget_unborn(paths: RunPaths) -> None:
 
 def _tell(paths: RunPaths, state: RunState) -> None:
     if state.notify:
-        outbox.put(paths.folder.parent.parent, state.model_dump(mode="json"), state.notify)
+        outbox.put(paths.folder.parent.parent, state.to_json(), state.notify)
 
 
-@contextmanager
+@contextlib.contextmanager
 def changing(paths: RunPaths) -> Iterator[RunState]:
     """Hold a run's lock and give its state; whoever holds it may call `write_state`.
 
@@ -182,8 +211,8 @@ def find(storage: Path, text: str) -> RunPaths:
     Raises:
         UnknownRun: None does, or more than one.
     """
-    named = _named(storage, text)
-    if named:
+    named = names.run_of(storage, text)
+    if named and (storage / "runs" / named).is_dir():
         return RunPaths.of(storage, named)
     if RUN_ID.fullmatch(text) and (storage / "runs" / text).is_dir():
         return RunPaths.of(storage, text)
@@ -204,18 +233,14 @@ def remove(paths: RunPaths) -> None:
     paths.folder.rename(grave)
     pending_marker(paths).unlink(missing_ok=True)
     if state.name:
-        (names_folder(paths.folder.parent.parent) / f"{state.name}.json").unlink(missing_ok=True)
+        names.free(paths.folder.parent.parent, state.name, paths.run_id)
     shutil.rmtree(grave)
 
 
-def names_folder(storage: Path) -> Path:
-    """The folder with a file for each name in use."""
-    return storage / "names"
-
-
-def _named(storage: Path, name: str) -> str | None:
-    file = names_folder(storage) / f"{name}.json"
-    if "/" in name or not file.is_file():
-        return None
-    run_id = str(read_json(file)["id"])
-    return run_id if (storage / "runs" / run_id).is_dir() else None
+def sweep(storage: Path) -> None:
+    """Delete what a submit or a delete left half done a day ago."""
+    for pattern in HALVES:
+        for half in (storage / "runs").glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - half.stat().st_ctime > HALVES_STAY_SECONDS:
+                    shutil.rmtree(half, ignore_errors=True)

@@ -34,7 +34,8 @@ class JobRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `nightshift show --json` prints."""
-        state = self.state.model_dump(mode="json", exclude={"why", "job_worker", "changed", "notify"})
+        hidden = ("why", "job_worker", "changed", "notify")
+        state = {key: value for key, value in self.state.to_json().items() if key not in hidden}
         failed = self.state.state in ("failed", "lost")
         return {
             **state,

@@ -1,6 +1,5 @@
 """How and when a run is to be queued: the submitter's wish beside the spec. Written once, as `job.json`."""
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -11,9 +10,9 @@ from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.windows import Window
 from jobs.errors import Refused
+from jobs.names import NAME
 
 PRIORITIES = ("high", "normal", "low")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Priority = Literal["high", "normal", "low"]
 

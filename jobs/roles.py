@@ -19,7 +19,7 @@ TERMS = 3  # a holder that has not asked for so many pauses has lost the role
 
 
 class Role:
-    """A thread that does `work` every `pause_seconds` while it holds the role."""
+    """A thread that does `work` every `pause_seconds` while it holds the role, and once more when it is to end."""
 
     def __init__(
         self, settings: Settings, role: str, holder: str, work: Callable[[redis.Redis], object], pause_seconds: float
@@ -40,7 +40,8 @@ class Role:
 
     def _play(self) -> None:
         connection: redis.Redis | None = None
-        while not self._end.is_set():
+        is_last = False
+        while True:
             try:
                 connection = connection or connect(self.settings)
                 if self._is_ours(connection):
@@ -50,7 +51,9 @@ class Role:
                 connection = None
             except Exception:
                 log.exception("%s met a bug; trying again", self._thread.name)
-            self._end.wait(self.pause_seconds)
+            if is_last:
+                break
+            is_last = self._end.wait(self.pause_seconds)
         if connection is not None:
             self._give_up(connection)
 

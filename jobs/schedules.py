@@ -16,8 +16,9 @@ from cluster.errors import ClusterError, StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.settings import Settings
 from jobs.errors import JobError, NameTaken, Refused
+from jobs.names import NAME
 from jobs.outbox import refuse_address
-from jobs.request import NAME, JobRequest
+from jobs.request import JobRequest
 from jobs.submit import submit
 from trainer.errors import TrainerError
 from trainer.specs import Spec, read_spec

@@ -9,12 +9,12 @@ from pathlib import Path
 import redis
 
 from cluster.errors import StorageError
-from cluster.files import locked, read_json, write_json
+from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger
+from jobs import ledger, names
 from jobs.connection import connect
-from jobs.errors import NameTaken, QueueUnreachable
+from jobs.errors import QueueUnreachable
 from jobs.ledger import RunState
 from jobs.outbox import refuse_address
 from jobs.queue import enqueue
@@ -87,11 +87,11 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, stat
         write_json(draft.spec, spec.to_json())
         write_json(draft.job, wanted.to_json())
         if wanted.name:
-            _claim_name(storage, wanted.name, paths)
+            names.claim(storage, wanted.name, paths.run_id)
         marker = ledger.pending_marker(paths)
         marker.parent.mkdir(exist_ok=True)
         marker.touch()
-        write_json(draft.state, state.model_copy(update={"changed": state.created}).model_dump(mode="json"))
+        write_json(draft.state, state.but(changed=state.created).to_json())
         draft.folder.rename(paths.folder)
     except OSError as error:
         _take_back(paths, draft)
@@ -104,20 +104,3 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, stat
 def _take_back(paths: RunPaths, draft: RunPaths) -> None:
     shutil.rmtree(draft.folder, ignore_errors=True)
     ledger.pending_marker(paths).unlink(missing_ok=True)
-
-
-def _claim_name(storage: Path, name: str, paths: RunPaths) -> None:
-    """Make `name` mean this run.
-
-    Raises:
-        Refused: It means another one.
-    """
-    folder = ledger.names_folder(storage)
-    folder.mkdir(exist_ok=True)
-    with locked(folder / ".lock"):
-        file = folder / f"{name}.json"
-        owner = str(read_json(file)["id"]) if file.exists() else None
-        # A submitter that died between this and its run's publication left a name that means nothing.
-        if owner and any((paths.folder.parent / place).is_dir() for place in (owner, f".new-{owner}")):
-            raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
-        write_json(file, {"id": paths.run_id})

@@ -90,7 +90,7 @@ def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
     with changing(paths) as state:
         wanted = read_request(paths)
         if state.state == "running" and state.job_worker is None and state.place == place:
-            write_state(paths, state.model_copy(update={"job_worker": job_worker}))
+            write_state(paths, state.but(job_worker=job_worker))
             return Begun(Lease.join(paths, state.attempt), wanted, goes_on=True)
         if state.state != "queued":
             return None

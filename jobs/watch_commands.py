@@ -95,7 +95,7 @@ def _progress(paths: RunPaths, state: RunState) -> dict[str, Any]:
 
 
 def _row_json(state: RunState, progress: dict[str, Any]) -> dict[str, Any]:
-    return {**state.model_dump(mode="json", exclude={"notify"}), "progress": progress}
+    return {key: value for key, value in state.to_json().items() if key != "notify"} | {"progress": progress}
 
 
 def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:

@@ -283,6 +283,8 @@ def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password
         (("train", "SHARDS", "--at", "0001-01-01T00:00"), "is no time"),
         (("search", "SHARDS", "--trials", "\u00b2"), "is no number"),
         (("list", "--kind", "nonsense"), "is not one of"),
+        (("show", "x" * 300), "no run has the id or name"),
+        (("predict", "x" * 300, "."), "File name too long; check the path"),
     ],
 )
 def test_odd_values_are_refused_in_a_line(say: Say, shards: str, order: tuple[str, ...], says: str) -> None:

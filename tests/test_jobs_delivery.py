@@ -2,8 +2,9 @@
 
 import json
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
+from cluster.settings import Settings, environment_of_worker
 from jobs import acts, delivery, ledger
 from jobs.errors import Refused
 from jobs.request import JobRequest
 from jobs.submit import submit
-from tests.stack import FakeSpec
+from tests.stack import FAKE_WORKER, FakeSpec
 
 
 class Listener(ThreadingHTTPServer):
@@ -25,6 +26,7 @@ class Listener(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.heard: list[tuple[dict[str, str], bytes]] = []
         self.answers: list[int] = []
+        self.on_arrival: Callable[[], object] = lambda: None
         super().__init__(("127.0.0.1", 0), Ear)
 
 
@@ -34,6 +36,7 @@ class Ear(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.heard.append((dict(self.headers), body))
+        self.server.on_arrival()
         self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
         self.send_header("Location", "http://169.254.169.254/")
         self.end_headers()
@@ -85,6 +88,28 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
 
     assert (first, at_once, later) == (0, 0, 1)
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
+
+
+def test_a_message_on_its_way_is_not_sent_by_another(telling: Settings, listener: Listener) -> None:
+    meanwhile: list[int] = []
+    listener.on_arrival = lambda: meanwhile.append(delivery.deliver(telling))
+    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(telling, run_id)
+
+    arrived = delivery.deliver(telling)
+
+    assert (arrived, meanwhile, len(listener.heard)) == (1, [0], 1)
+
+
+def test_a_worker_that_leaves_when_the_queues_are_empty_has_told_of_the_last_run(
+    telling: Settings, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_WEBHOOK_HOSTS", "127.0.0.1")
+    submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+
+    subprocess.run([*FAKE_WORKER, "--burst"], env=environment_of_worker(telling), check=True, timeout=60)
+
+    assert [json.loads(body)["state"] for _, body in listener.heard] == ["succeeded"]
 
 
 def test_a_receiver_that_speaks_no_http_keeps_no_other_from_being_told(telling: Settings, listener: Listener) -> None:

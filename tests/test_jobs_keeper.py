@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from redis import Redis
 
+from cluster.errors import StorageError
 from cluster.files import write_json
 from cluster.launch import HERE
 from cluster.lease import Lease
@@ -203,6 +204,36 @@ def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
 
     assert ledger.pending_ids(settings.storage) == [second]
     assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
+
+
+def test_what_a_killed_submit_or_delete_left_is_swept_away_after_a_day(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(settings, FakeSpec())
+    folder = settings.storage / "runs"
+    for half in (".new-train-20261123-000000-aaaaaa", ".deleted-train-20261123-000000-bbbbbb"):
+        (folder / half).mkdir()
+
+    ledger.sweep(settings.storage)
+    young = len(list(folder.iterdir()))
+    monkeypatch.setattr(ledger, "HALVES_STAY_SECONDS", -1.0)
+    ledger.sweep(settings.storage)
+
+    assert young == 3
+    assert [entry.name for entry in folder.iterdir()] == [run_id]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"state": "queued"}, {"id": "a", "kind": "train", "state": "odd", "created": ""}]
+    + [{"id": "a", "kind": "train", "state": "queued", "created": "", key: "x"} for key in ("attempt", "metric")],
+)
+def test_a_damaged_record_is_told_in_one_line(settings: Settings, content: object) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    paths.state.write_text(json.dumps(content))
+
+    with pytest.raises(StorageError, match=rf"^{paths.state} is damaged: [^\n]+$"):
+        ledger.read_state(paths)
 
 
 @pytest.mark.parametrize("name", ["state.json", "job.json"])

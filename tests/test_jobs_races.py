@@ -163,7 +163,7 @@ def test_a_run_that_does_not_run_is_cancelled_at_once_and_can_be_retried(
 ) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
     with changing(paths) as found:
-        write_state(paths, found.model_copy(update={"state": state}))
+        write_state(paths, found.but(state=state))
 
     cancelled = acts.cancel(settings, paths)
     retried = acts.retry(settings, paths)
@@ -212,7 +212,7 @@ def test_the_time_of_an_attempt_counts_from_its_start_whoever_watches(
     then = time.time() - began_before
     os.utime(paths.attempts / "1.claimed", (then, then))
     with changing(paths) as found:
-        write_state(paths, found.model_copy(update={"job_worker": None}))
+        write_state(paths, found.but(job_worker=None))
 
     watch = Thread(target=tasks.run, args=(settings, GoesOnLauncher(paths), paths.run_id), kwargs={"job_worker": "w"})
     watch.start()

@@ -30,7 +30,7 @@ def ten_thousand(settings: Settings) -> Settings:
         paths.folder.mkdir()
         state = "failed" if number % 1000 == 0 else "succeeded"
         record = RunState(id=paths.run_id, kind="train", state=state, created="2026-11-23T02:00:00.000Z")
-        paths.state.write_text(record.model_dump_json())
+        paths.state.write_text(json.dumps(record.to_json()))
     return settings
 
 
