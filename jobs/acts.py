@@ -37,7 +37,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
 
 
 def retry(settings: Settings, paths: RunPaths) -> RunState:
-    """Queue a run again that ended badly; its checkpoints are where it goes on.
+    """Queue a run again that ended badly; its checkpoints are where it goes on, whatever cluster it had before.
 
     Raises:
         Refused: It runs, waits, or succeeded.
@@ -50,7 +50,7 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
         if not found.has_ended or found.state == "succeeded":
             raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
         paths.error.unlink(missing_ok=True)
-        state = write_state(paths, found.moved("queued", losses=0))
+        state = write_state(paths, found.moved("queued", losses=0, own_cluster=False))
     try:
         queue.enqueue(connection, state.id, state.priority)
     except redis.RedisError as error:

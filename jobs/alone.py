@@ -41,6 +41,7 @@ def _publish_queued(settings: Settings, paths: RunPaths, wish: Path) -> None:
         name=wanted.name,
         priority=wanted.priority,
         state="queued",
+        own_cluster=True,
         created=ledger.now(),
     )
     publish(settings.storage, paths, spec, wanted, state)

@@ -98,8 +98,7 @@ def _look_after(
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
             ledger.settle(paths)
-        is_owed = after.state == "queued" or after.wants_a_watcher
-        if is_owed and places.lack(after, memory) and read_state(paths).state == after.state:
+        if after.is_owed_a_place and places.lack(after, memory) and read_state(paths).state == after.state:
             queue.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
             repairs.append(Repair(paths.run_id, "put into its queue"))
     except UnknownRun:

@@ -37,6 +37,7 @@ class RunState:
         losses: Attempts the infrastructure took since the run was last asked for by a person.
         job_worker: Who watches the newest attempt; None while it goes on elsewhere and nobody does.
         place: Where it runs, as its launcher names it.
+        own_cluster: Whether a RayJob brings and runs it, so that no queue may have it.
         notify: Address that is told of the end.
         metric: The published number that people compare runs by, with its name.
         started: When the first attempt started.
@@ -53,6 +54,7 @@ class RunState:
     losses: int = 0
     job_worker: str | None = None
     place: str = "here"
+    own_cluster: bool = False
     notify: str | None = None
     metric: tuple[str, float] | None = None
     created: str
@@ -92,6 +94,11 @@ class RunState:
     def wants_a_watcher(self) -> bool:
         """Whether it runs in a place where it goes on alone, and no job worker watches it."""
         return self.state == "running" and self.job_worker is None
+
+    @property
+    def is_owed_a_place(self) -> bool:
+        """Whether it should stand in a queue or be in a job worker's hands."""
+        return (self.state == "queued" and not self.own_cluster) or self.wants_a_watcher
 
     def moved(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record of the run in another state."""

@@ -147,7 +147,7 @@ class JobWorker(rq.Worker):
                 pipe.execute()
             with contextlib.suppress(ClusterError):
                 state = ledger.read_state(RunPaths.of(self.settings.storage, job.id))
-                if is_owed_now and (state.state == "queued" or state.wants_a_watcher):
+                if is_owed_now and state.is_owed_a_place:
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
             log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -14,13 +15,15 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import acts, ledger
+from jobs.alone import make_ready
 from jobs.endings import Change, end
 from jobs.keeper import Memory, Repair, reconcile
 from jobs.queue import queue, waiting
 from jobs.request import JobRequest
-from jobs.submit import submit
+from jobs.submit import new_run_id, submit
 from jobs.tasks import begin
 from tests.stack import FakeSpec, eventually, state_of
+from trainer.specs import TrainSpec, build
 
 
 def test_a_redis_that_was_emptied_is_filled_again(settings: Settings, redis: Redis) -> None:
@@ -169,6 +172,25 @@ def test_a_run_waits_for_its_window(settings: Settings, redis: Redis) -> None:
 
     assert (waits.state, waits.why) == ("scheduled", f"waits for its window {shut}")
     assert goes.state == "queued"
+
+
+def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it(
+    settings: Settings, redis: Redis, tmp_path: Path
+) -> None:
+    run_id = new_run_id("train")
+    write_json(tmp_path / "spec.json", build(TrainSpec, shards="/s", weights="none").to_json())
+    write_json(tmp_path / "job.json", JobRequest(retries=0).to_json())
+    paths = make_ready(settings, run_id, tmp_path)
+    memory, brisk_settings = Memory(), brisk(settings)
+
+    before = reconcile(settings, redis, memory)
+    assert begin(paths, "RayJob", HERE)
+    assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster shows no life
+    after = waiting(redis, "normal")
+    acts.retry(settings, paths)
+
+    assert (before, after) == ([], [])
+    assert waiting(redis, "normal") == [run_id]
 
 
 def test_a_run_taken_and_never_begun_is_put_back(
