@@ -12,7 +12,7 @@ from data_shards.plan import EpochPlan
 from trainer.ranks import Ranks
 from trainer.sources import Source
 
-BATCH = 256  # rows at once on each rank; validation needs little memory
+BATCH = 256  # rows at once on each rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +36,24 @@ class Scored:
 
 
 def scored(
-    module: nn.Module, source: Source, index: ShardIndex, split: str, ranks: Ranks, *, autocast: bool = False
+    module: nn.Module,
+    source: Source,
+    index: ShardIndex,
+    split: str,
+    ranks: Ranks,
+    *,
+    autocast: bool = False,
+    at_once: int = BATCH,
 ) -> Scored:
     """Return every sample's logits, on every rank; every rank must call it.
 
     Each rank takes its part of the split; the parts meet once at the end, so ranks may have different numbers of
-    batches, or none.
+    batches, or none. `at_once` are the rows of a batch on each rank.
     """
     plan = EpochPlan(
         index=index,
         split=split,
-        batch_size=BATCH * ranks.world_size,
+        batch_size=at_once * ranks.world_size,
         world_size=ranks.world_size,
         rank=ranks.rank,
         shuffle=False,

@@ -1,5 +1,6 @@
 """`train` on one Ray Train worker: model, data, loop, and the publishing of the best."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from trainer.position import Position
 from trainer.preemption import Preemption
 from trainer.published import publish_model, weights_sha256
 from trainer.records import Records
-from trainer.scoring import Scored, scored
+from trainer.scoring import BATCH, Scored, scored
 from trainer.setup import class_weights, extraction_for, fresh_model
 from trainer.sources import Source, StoredFeatures, StreamedImages
 from trainer.specs import TrainSpec
@@ -89,9 +90,12 @@ def _course(
     spec: TrainSpec = post.order.spec
     bf16 = config.precision == "bf16" and not frozen
     module, judged = (_trains(whole, frozen) for whole in (records.module, records.average.module))
+    # Of images twice a worker's share of a step: nothing is kept for backward, so that fits where steps do.
+    at_once = BATCH if isinstance(source, StoredFeatures) else 2 * math.ceil(spec.batch_size / spec.workers)
 
     def validate() -> dict[str, Any]:
-        return epoch_figures(scored(judged, source, index, "valid", post.ranks, autocast=bf16))
+        found = scored(judged, source, index, "valid", post.ranks, autocast=bf16, at_once=at_once)
+        return epoch_figures(found)
 
     return Course(
         spec=spec,

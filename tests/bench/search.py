@@ -79,9 +79,10 @@ class Bench:
         spec = build(SearchSpec, shards=self.shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs, **options)
         paths = self._run("search", spec)
         took = seconds(lambda: self._end_of(paths))
-        self.found["ours"] = read_json(paths.result)
         if options:
-            self.tested.append(self.found["ours"]["metrics"]["auroc"])
+            self.tested.append(read_json(paths.result)["metrics"]["auroc"])
+        else:
+            self.found["ours"] = read_json(paths.result)
         return took
 
     def trainings(self) -> float:

@@ -26,7 +26,7 @@ from tests.trained import done, evaluated
 from trainer.specs import TrainSpec, build
 
 EPOCHS = 10
-PAIRS = 2
+PAIRS = 3
 WHOLE_GOAL, COLD_GOAL, WARM_GOAL = 4.0, 8.0, 40.0
 COMMAND = "python -m tests.bench training"
 PEER = "the tutorial's loop repaired: ImageFolder, eager float32, backbone in eval mode"
