@@ -201,7 +201,8 @@ def _with_space(given: dict[str, Any], names: set[str]) -> dict[str, Any]:
 def _extended(settings: Settings, shards: str | None, given: dict[str, Any], said: set[str]) -> SearchSpec:
     """Return the spec of a search that takes over another's trials: its options, but for what was said anew."""
     paths = ledger.find(settings.storage, given["extend"])
-    known = len(table_of(paths).told)
+    told = [trial.config for trial in table_of(paths).told]
+    known = len(told)
     if not ledger.read_state(paths).has_ended:
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")
     before = {name: value for name, value in read_json(paths.spec).items() if name != "kind"}
@@ -220,7 +221,14 @@ def _extended(settings: Settings, shards: str | None, given: dict[str, Any], sai
     anew = _with_space({name: given[name] for name in said}, said & set(SPACE))
     limits = {name: given[name] for name in ("until", "window", "timezone", "max_duration_seconds")}
     options_now = {**before, **anew, **limits, "space": {**before["space"], **anew["space"]}}
-    return build(SearchSpec, **options_now | {"trials": total, "extend": paths.run_id})
+    spec = build(SearchSpec, **options_now | {"trials": total, "extend": paths.run_id})
+    untried = len(spec.space.untried(told)) if spec.algorithm == "grid" else total
+    if total - known > untried:
+        raise SpecError(
+            f"{total - known} trials more are too many for a grid with {untried} untried points; "
+            "use fewer, or more points as in --lr 1e-5:1e-2:9"
+        )
+    return spec
 
 
 def _watch(storage: Path, run_id: str, metric: str) -> RunState:

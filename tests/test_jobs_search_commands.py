@@ -189,6 +189,17 @@ def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, 
     assert spec.space.dropout == SearchSpec(shards="x").space.dropout
 
 
+def test_trials_outside_of_a_grid_take_none_of_its_points(say: Say, settings: Settings, search: RunPaths) -> None:
+    play(search, 0.8, 0.9)
+    end(search)
+    grid = ("--algorithm", "grid", "--lr", "1e-4,1e-5", "--dropout", "0", "--head-width", "8")
+
+    code, out, err = say("search", "--extend", search.run_id, "--trials", "+2", *grid)
+
+    assert code == 0, err
+    assert read_spec(RunPaths.of(settings.storage, out.strip()).spec).trials == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -199,7 +210,8 @@ def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, 
         (("--head-width", "32,33"), "head_width 33: input should be a multiple of 4"),
         (
             ("--algorithm", "grid", "--dropout", "0", "--lr", "1e-3,1e-4", "--head-width", "8"),
-            "6 trials are more than the 2 points of the grid; use --trials 2, or more points as in --lr 1e-5:1e-2:9",
+            "5 trials more are too many for a grid with 2 untried points; "
+            "use fewer, or more points as in --lr 1e-5:1e-2:9",
         ),
     ],
 )

@@ -7,6 +7,14 @@ import sys
 
 import pytest
 
+GPUS = """
+import ray
+from trainer.ranks import _gpus_here
+ray.init(num_gpus=3, num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+print(ray.get(ray.remote(_gpus_here).remote()))
+ray.shutdown()
+"""
+
 
 @pytest.fixture(scope="module")
 def found():
@@ -53,3 +61,10 @@ def test_rows_of_all_ranks_come_together_in_order(found):
 
 def test_a_rank_without_rows_takes_part(found):
     assert found["no_rows"] == [[1.0, 1.0]]
+
+
+@pytest.mark.slow
+def test_a_worker_knows_of_the_gpus_that_it_is_not_shown():
+    done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, text=True, timeout=120, check=True)
+
+    assert done.stdout.split() == ["3"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -15,7 +16,7 @@ class Ranks:
     """This worker's place among all workers; with one worker nothing is sent.
 
     Attributes:
-        here: How many of the workers share this one's machine.
+        here: How many workers may share this one's machine: those that do, and one for each of its GPUs.
     """
 
     rank: int
@@ -31,7 +32,7 @@ class Ranks:
             context.get_world_rank(),
             context.get_world_size(),
             torch.device("cpu") if on_cpu else ray.train.torch.get_device(),
-            context.get_local_world_size(),
+            max(context.get_local_world_size(), _gpus_here()),
         )
 
     @property
@@ -69,3 +70,11 @@ class Ranks:
     def meet(self) -> None:
         """Wait until every worker is here."""
         self.total(0.0)
+
+
+def _gpus_here() -> int:
+    """Return how many GPUs this machine has, whoever uses them; a worker is shown only its own."""
+    if not ray.is_initialized():
+        return torch.cuda.device_count()
+    here = ray.get_runtime_context().get_node_id()
+    return next((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] == here), 0)

@@ -96,7 +96,7 @@ class SearchSpec(TrainOptions):
     def _every_trial_can_run(self) -> Self:
         for config in self.space.corners():
             _or_value_error(partial(self.trial_spec, config))
-        if self.algorithm == "grid" and self.trials > self.space.grid_size:
+        if self.algorithm == "grid" and self.extend is None and self.trials > self.space.grid_size:
             raise ValueError(
                 f"{self.trials} trials are more than the {self.space.grid_size} points of the grid; "
                 f"use --trials {self.space.grid_size}, or more points as in --lr 1e-5:1e-2:9"

@@ -5,7 +5,6 @@ between two suggestions. So a search that died goes on with the very suggestions
 """
 
 import random
-from typing import Any
 
 import numpy as np
 import optuna
@@ -84,12 +83,8 @@ def _next_of_grid(spec: SearchSpec, table: TrialTable) -> Config:
     """Return the first point, in an order drawn from the seed, that no trial has taken."""
     points = list(spec.space.grid())
     random.Random(spec.seed).shuffle(points)  # noqa: S311 -- so that a search cut short has seen the whole space
-    taken = [_restricted(trial.config, spec.space) for trial in table.trials.values()]
+    untried = spec.space.untried(trial.config for trial in table.trials.values())
     for point in points:
-        if point not in taken:
+        if point in untried:
             return point
     raise SpecError(f"all {len(points)} points of the grid are tried; give it more, as in --lr 1e-5:1e-2:9")
-
-
-def _restricted(config: Config, space: Space) -> dict[str, Any]:
-    return {name: config.get(name) for name in space.dimensions}

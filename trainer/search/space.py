@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -98,6 +98,11 @@ class Space(BaseModel):
         """Yield the points of the grid, the last option varying fastest."""
         for point in itertools.product(*self._axes()):
             yield dict(zip(self.dimensions, point, strict=True))
+
+    def untried(self, configs: Iterable[Config]) -> list[Config]:
+        """Return the points of the grid that none of `configs` has taken, in the grid's order."""
+        taken = [{name: config.get(name) for name in self.dimensions} for config in configs]
+        return [point for point in self.grid() if point not in taken]
 
     def corners(self) -> Iterator[Config]:
         """Yield configurations that together touch every bound and every choice."""
