@@ -7,6 +7,9 @@ from tests.k8s_manifests import Manifest, Pod, of_kind, one, pods
 from tests.k8s_policies import Policy
 
 KUBERAY_PORTS = {"agent": 52365}  # Ray's health probes, which KubeRay adds
+DNS_NAMESPACES = ("kube-system", "openshift-dns")
+NODE_LOCAL_DNS = "169.254.20.10/32"
+DNS_PORTS = (53, 5353)  # the second is the pods' own on OpenShift
 MADE_ELSEWHERE = {"job-submitter"}  # policies for pods of `nightshift k8s render`
 
 
@@ -97,14 +100,17 @@ def _policy_ports(policy: Manifest, chosen: list[Pod]) -> Iterator[str]:
 
 
 def everything_is_closed_but_names(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Both directions are denied by default; DNS is allowed to everybody."""
+    """Both directions are denied by default; names are looked up from pods of DNS and from the cache on each node."""
     policies = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")]
     denied = [p for p in policies if p["podSelector"] == {} and not p.get("ingress") and not p.get("egress")]
     if not any(set(policy["policyTypes"]) == {"Ingress", "Egress"} for policy in denied):
         yield "nothing denies by default"
     dns = [rule for p in policies if p["podSelector"] == {} for rule in p.get("egress", [])]
-    if not any({(p["protocol"], p["port"]) for p in rule["ports"]} >= {("UDP", 53), ("TCP", 53)} for rule in dns):
-        yield "nobody may look up names"
+    asked = {(str(peer), p["protocol"], p["port"]) for rule in dns for peer in rule["to"] for p in rule["ports"]}
+    for place in (*DNS_NAMESPACES, NODE_LOCAL_DNS):
+        for port in DNS_PORTS:
+            if not all(any(place in w and (p, n) == (how, port) for w, p, n in asked) for how in ("UDP", "TCP")):
+                yield f"names cannot be looked up at port {port} of {place}"
     for policy in of_kind(manifests, "NetworkPolicy"):
         for rule in policy["spec"].get("egress", []):
             wide = [p for p in rule.get("to", [{}]) if p in ({}, {"ipBlock": {"cidr": "0.0.0.0/0"}})]
