@@ -7,11 +7,12 @@ from jobs.queue import PREFIX
 from jobs.request import PRIORITIES
 from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, rendered
 from tests.k8s_policies import POLICIES, Policy
+from tests.k8s_scheduling import SCHEDULING
 from tests.k8s_wiring import WIRING
 
 pytestmark = needs_kubectl
 Change = Callable[[list[Manifest]], object]
-EVERY = {policy.__name__: policy for policy in (*POLICIES, *WIRING)}
+EVERY = {policy.__name__: policy for policy in (*POLICIES, *WIRING, *SCHEDULING)}
 
 
 @pytest.mark.parametrize(
@@ -283,6 +284,11 @@ BREACHES: list[tuple[str, str, Change]] = [
         "addresses_lead_to_the_services",
         "another namespace",
         lambda m: one(m, "Service", "redis")["metadata"].update(namespace="default"),
+    ),
+    (
+        "no_pod_waits_for_a_node_while_one_has_room",
+        "spread by force",
+        lambda m: ray_worker(m).update(topologySpreadConstraints=[{"whenUnsatisfiable": "DoNotSchedule"}]),
     ),
 ]
 
