@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"
 OVERLAYS = ("kind", "gpu-small", "gpu-large")
 COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which they are to be listed
-GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs
+GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue takes over what they set
 CLIENTS = ("job-worker", "cli", "reconcile")  # what speaks with the queue
 
 Manifest = dict[str, Any]
@@ -52,7 +52,9 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
         single = COMPONENTS if overlay == "kind" else (*COMPONENTS, *GPU_COMPONENTS)
         chosen += [(overlay, ()), *((overlay, (name,)) for name in single), (overlay, COMPONENTS)]
     chosen += [("gpu-small", (a, b)) for i, a in enumerate(COMPONENTS) for b in COMPONENTS[i + 1 :]]
-    return [*chosen, *(("gpu-large", (*COMPONENTS, name)) for name in GPU_COMPONENTS)]
+    for name in GPU_COMPONENTS:
+        chosen += [("gpu-small", (name, "kueue")), ("gpu-large", (*COMPONENTS[:-1], name, "kueue"))]
+    return chosen
 
 
 def rendered(overlay: str, components: Sequence[str] = ()) -> list[Manifest]:

@@ -1,9 +1,11 @@
 """Which node a pod may have, for how long it keeps it, and what a queue of the cluster grants."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tests.k8s_manifests import Manifest, pods
+from tests.k8s_manifests import Manifest, of_kind, one, pods
 from tests.k8s_policies import Policy
+from tests.k8s_quantities import number
 
 
 def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -11,6 +13,23 @@ def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) ->
     for pod in pods(manifests):
         if any(c["whenUnsatisfiable"] != "ScheduleAnyway" for c in pod.spec.get("topologySpreadConstraints", [])):
             yield f"{pod.name} waits for another node while one has room"
+
+
+def shortages(manifests: Sequence[Manifest]) -> list[str]:
+    """Return what Kueue would not grant a standing cluster, which it admits whole or not at all."""
+    queue = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]
+    quotas = {r["name"]: number(r["nominalQuota"]) for r in queue["flavors"][0]["resources"]}
+    found = [f"{name} has no quota" for name in queue["coveredResources"] if name not in quotas]
+    found += [f"{name} is not covered" for name in quotas if name not in queue["coveredResources"]]
+    wanted: Counter[str] = Counter()
+    for cluster in of_kind(manifests, "RayCluster"):
+        group = cluster["spec"]["workerGroupSpecs"][0]
+        if not group["replicas"] == group["minReplicas"] == group["maxReplicas"]:
+            found.append("the size was changed after Kueue's component had taken it over")
+        for template, copies in ((cluster["spec"]["headGroupSpec"], 1), (group, group["maxReplicas"])):
+            asked = template["template"]["spec"]["containers"][0]["resources"]["requests"]
+            wanted.update({name: copies * number(amount) for name, amount in asked.items()})
+    return found + [f"{name}: {wanted[name]:.0f} asked" for name in wanted if wanted[name] > quotas.get(name, 0)]
 
 
 SCHEDULING: tuple[Policy, ...] = (no_pod_waits_for_a_node_while_one_has_room,)

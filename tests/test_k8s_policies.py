@@ -7,7 +7,7 @@ from jobs.queue import PREFIX
 from jobs.request import PRIORITIES
 from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, rendered
 from tests.k8s_policies import POLICIES, Policy
-from tests.k8s_scheduling import SCHEDULING
+from tests.k8s_scheduling import SCHEDULING, shortages
 from tests.k8s_wiring import WIRING
 
 pytestmark = needs_kubectl
@@ -326,17 +326,41 @@ def test_keda_counts_the_queues_that_job_workers_serve():
     assert [t["metadata"]["listName"] for t in triggers] == [f"rq:queue:{PREFIX}{name}" for name in PRIORITIES]
 
 
-def test_kueue_has_quota_for_all_that_the_cluster_asks():
-    manifests = rendered("gpu-small", ["kueue"])
-    groups = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]
-    head = ray(manifests)["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
-    worker = ray_worker(manifests)["containers"][0]["resources"]["requests"]
+@pytest.mark.parametrize(("overlay", "components"), [(o, c) for o, c in combinations() if "kueue" in c])
+def test_kueue_grants_all_that_the_standing_cluster_asks(overlay, components):
+    manifests = rendered(overlay, components)
     labels = one(manifests, "RayCluster", "ray")["metadata"]["labels"]
 
-    assert {*head, *worker} <= set(groups["coveredResources"])
-    assert {*groups["coveredResources"]} == {r["name"] for r in groups["flavors"][0]["resources"]}
+    assert shortages(manifests) == []
     assert one(manifests, "LocalQueue", labels["kueue.x-k8s.io/queue-name"])["spec"]["clusterQueue"] == "nightshift"
     assert not ray(manifests)["enableInTreeAutoscaling"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: quotas(m)[0].update(nominalQuota=14),
+        lambda m: quotas(m).pop(),
+        lambda m: cluster_queue(m)["coveredResources"].remove("nvidia.com/mig-1g.10gb"),
+        lambda m: ray(m)["workerGroupSpecs"][0].update(maxReplicas=8),
+    ],
+    ids=["too little", "no quota", "not covered", "kueue before mig"],
+)
+def test_too_little_for_the_standing_cluster_is_found(change):
+    manifests = rendered("gpu-small", ["mig", "kueue"])
+    change(manifests)
+
+    assert shortages(manifests) != []
+
+
+def cluster_queue(manifests: list[Manifest]) -> Manifest:
+    found: Manifest = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]
+    return found
+
+
+def quotas(manifests: list[Manifest]) -> list[Manifest]:
+    found: list[Manifest] = cluster_queue(manifests)["flavors"][0]["resources"]
+    return found
 
 
 def test_an_airgapped_cluster_reaches_no_address_of_the_internet():
