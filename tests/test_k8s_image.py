@@ -1,4 +1,5 @@
 import re
+import tomllib
 
 import pytest
 
@@ -6,6 +7,8 @@ from tests.k8s_manifests import K8S, ROOT
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
 RUN_TIME = "FROM ${PYTHON_IMAGE}\n"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"].keys() - {"dev"}
 
 
 def complaints_of_image(text: str) -> list[str]:
@@ -25,6 +28,7 @@ def complaints_of_image(text: str) -> list[str]:
         found.append("it installs what no hash holds")
     if "--all-extras" in build or "--extra dev" in build:
         found.append("it installs the tools of development")
+    found += [f"it cannot do what the extra {name} is for" for name in EXTRAS if f"--extra {name}" not in build]
     if not re.search(r"uv==\d", build):
         found.append("its installer is not pinned")
     if "UV_COMPILE_BYTECODE=1" not in build:
@@ -53,7 +57,8 @@ def test_the_image_is_fit_for_a_read_only_container_of_any_user():
         ("RUN rm -rf /usr/local/lib/python3.11/site-packages/pip*", "RUN true"),
         ("WORKDIR /tmp\n", "RUN apt-get install -y gcc\n"),
         ("--require-hashes ", ""),
-        ("--extra s3", "--extra dev"),
+        ("--extra s3", "--extra s3 --extra dev"),
+        (" --extra onnx", ""),
         ("uv==0.13.9", "uv"),
         ("UV_COMPILE_BYTECODE=1 ", ""),
         ("HOME=/tmp USER=nightshift", "HOME=/root"),
