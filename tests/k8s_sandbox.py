@@ -81,7 +81,8 @@ class Node:
         """Return a container's environment: the image's, the ConfigMap's, its own, and what Secrets hold."""
         found = image_environment()
         for source in container.get("envFrom", []):
-            found |= self.config(source["configMapRef"]["name"])
+            secret = source.get("secretRef")
+            found |= self.secrets.get(secret["name"], {}) if secret else self.config(source["configMapRef"]["name"])
         for variable in container.get("env", []):
             reference = variable.get("valueFrom", {}).get("secretKeyRef")
             value = self.secrets[reference["name"]][reference["key"]] if reference else variable["value"]

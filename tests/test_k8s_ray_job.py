@@ -82,6 +82,26 @@ def test_the_pods_of_a_rendered_run_are_those_of_the_standing_cluster():
         assert hull(pod) == hull(standing[part])
 
 
+@needs_kubectl
+def test_a_rendered_run_reads_a_bucket_with_the_secret_of_the_standing_cluster_where_there_is_one():
+    standing = secrets_read(rendered("gpu-small", ["s3"]))
+    alone = secrets_read(manifests_of())
+
+    assert [name for _, name, _ in standing] == ["s3", "s3"]
+    assert alone == [(part, name, True) for part, name, _ in standing]
+
+
+def secrets_read(manifests: list[Manifest]) -> list[tuple[str, str, bool]]:
+    """Part, name, and whether it may be absent, of each Secret that Ray's containers take as their environment."""
+    return [
+        (pod.labels["ray.io/node-type"], source["secretRef"]["name"], source["secretRef"].get("optional", False))
+        for pod in pods(manifests)
+        if pod.is_ray
+        for source in pod.spec["containers"][0].get("envFrom", [])
+        if "secretRef" in source
+    ]
+
+
 def hull(pod: Pod) -> Manifest:
     """What a pod is but for its size: who it runs as, how long it may drain, where it may write, what it opens."""
     first = pod.spec["containers"][0]
