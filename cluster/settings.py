@@ -13,6 +13,7 @@ from cluster.lease import DEAD_AFTER_SECONDS
 DEFAULT_STORAGE = "~/.nightshift"
 HANG_SECONDS = 600.0
 CACHE_GIGABYTES = 50
+SHARD_CACHE_GIGABYTES = 10
 LOCAL_RAY = {
     "RAY_AUTH_MODE": "token",
     "RAY_COLOR_PREFIX": "0",
@@ -54,6 +55,7 @@ class Settings:
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: what Ray sees at that moment.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Room for stored features (`NIGHTSHIFT_CACHE_GB`).
+        shard_cache_bytes: Room for copies of remote shards on each machine (`NIGHTSHIFT_SHARD_CACHE_GB`).
         mlflow_uri: Tracking server that runs are shown on (`MLFLOW_TRACKING_URI`); it may hold a password.
     """
 
@@ -70,6 +72,7 @@ class Settings:
     cluster_gpus: int | None = None
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
+    shard_cache_bytes: int = SHARD_CACHE_GIGABYTES * 10**9
     mlflow_uri: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -96,7 +99,8 @@ class Settings:
             ray_address=env.get("RAY_ADDRESS") or None,
             cluster_gpus=_count(env, "NIGHTSHIFT_CLUSTER_GPUS"),
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
-            cache_bytes=int(_positive(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES, "gigabytes") * 10**9),
+            cache_bytes=_gigabytes(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES),
+            shard_cache_bytes=_gigabytes(env, "NIGHTSHIFT_SHARD_CACHE_GB", SHARD_CACHE_GIGABYTES),
             mlflow_uri=env.get("MLFLOW_TRACKING_URI", "").strip() or None,
         )
 
@@ -192,6 +196,10 @@ def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> f
     if not 0 < number < float("inf"):
         raise SettingsError(f"{name} {value!r} is no number of {unit} above 0; correct it or unset it")
     return number
+
+
+def _gigabytes(env: Mapping[str, str], name: str, default: float) -> int:
+    return int(_positive(env, name, default, "gigabytes") * 10**9)
 
 
 def _address(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:

@@ -22,6 +22,8 @@ ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COPY_BYTES = 1 << 20
 TAIL_BYTES = 64 * COPY_BYTES  # that may follow the end of a tar: it is padded to whole records
+EXTENSIONS = (b"x", b"g", b"X", b"L", b"K")  # types of header: pax, its global and Sun's form, GNU's long names
+EXTENSION_BYTES = 1 << 20
 ENCRYPTED = 0x1  # bit of a zip member's flags
 BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 DAMAGE = (*BAD_FORMAT, EOFError, OSError, NotImplementedError, ValueError)
@@ -107,7 +109,7 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
         with zipfile.ZipFile(archive) as opened:
             yield _of_zip(opened, archive)
     else:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=_Header) as tar:
             yield _of_tar(tar, archive)
 
 
@@ -121,6 +123,15 @@ def _of_zip(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
         if info.flag_bits & ENCRYPTED:
             raise SourceError(f"{archive}: {info.filename!r} is encrypted; unpack it yourself")
         yield _Member(info.filename, lambda info=info: opened.open(info))  # type: ignore[misc]
+
+
+class _Header(tarfile.TarInfo):
+    """A tar's header; those that extend the next one are read into memory whole, so that a stranger's stay small."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in EXTENSIONS and self.size > EXTENSION_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes; unpack it yourself if you trust it")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
 def _of_tar(tar: tarfile.TarFile, archive: Path) -> Iterator[_Member]:
@@ -140,6 +151,9 @@ def _check_tar_end(tar: tarfile.TarFile, archive: Path) -> None:
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError(f"{archive} ends in the middle or has a damaged header; copy it again")
     for _ in range(TAIL_BYTES // COPY_BYTES):  # a compressed stream is checked against its sum at its very end
-        if not file.read(COPY_BYTES):
+        data = file.read(COPY_BYTES)
+        if not data:
             return
-    raise SourceError(f"{archive} goes on behind its end; pack it again")
+        if any(data):
+            break
+    raise SourceError(f"{archive} has data behind its end, so files may be missing; copy it again, or pack it anew")

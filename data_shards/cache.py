@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import disk_usage
 
 from filelock import FileLock, Timeout
 
@@ -14,10 +15,15 @@ from data_shards.index import Shard
 from data_shards.locations import download
 from data_shards.table import byte_fault
 
-GIBIBYTE = 1 << 30
+GIGABYTES = 10  # of the default cache, unless its process was told otherwise
 TRIES = 3
 PAUSE_SECONDS = 1.0  # before the second try, doubled with the third; file systems try again by themselves too
 ROOM_SECONDS = 600  # to wait for other downloads to end before giving up
+DISK_SHARE = 0.9  # of what the disk could give the cache
+LIMIT = "NIGHTSHIFT_SHARD_CACHE_GB"
+CURE = f"raise {LIMIT}, free the disk, or set TMPDIR to a larger one"
+
+_default = {"limit_bytes": GIGABYTES * 10**9}
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,12 @@ class ShardCache:
 
     Attributes:
         folder: On a disk of this machine; for one user.
-        limit_bytes: Of all files together, unfinished ones counted in full.
+        limit_bytes: Of all files together, unfinished ones counted in full; less where the disk is smaller.
         pause: Waits for some seconds.
     """
 
     folder: Path
-    limit_bytes: int = 20 * GIBIBYTE
+    limit_bytes: int = GIGABYTES * 10**9
     pause: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def path_of(self, location: str, shard: Shard) -> Path:
@@ -46,13 +52,15 @@ class ShardCache:
             RemoteError: It cannot be fetched, or is larger than the cache.
             DamagedShard: What the server sends is not what the index says, try after try.
         """
-        path = self._file(shard.sha256, "tar")
-        if not _is_whole(path, shard):
-            self._ready()
-            with self._locked(shard.sha256):
-                if not _is_whole(path, shard):
-                    self._fetch(location, shard, path)
-        self._file(shard.sha256, "used").touch()  # disks are often mounted without access times
+        path, used = self._file(shard.sha256, "tar"), self._file(shard.sha256, "used")
+        if _is_whole(path, shard):
+            used.touch()  # disks are often mounted without access times
+            return path
+        self._ready()
+        with self._locked(shard.sha256):
+            if not _is_whole(path, shard):
+                self._fetch(location, shard, path)
+            used.touch()  # before anybody may remove it as the one that was used least
         return path
 
     def drop(self, shard: Shard) -> None:
@@ -78,19 +86,22 @@ class ShardCache:
         """Claim the bytes of a shard by its draft, once enough old copies are gone."""
         if shard.bytes > self.limit_bytes:
             raise RemoteError(
-                f"{shard.name} of {shard.bytes} bytes is larger than the cache's limit of {self.limit_bytes}; raise it"
+                f"{shard.name} of {shard.bytes} bytes is larger than the cache's limit of {self.limit_bytes}; {CURE}"
             )
         patience = time.monotonic() + ROOM_SECONDS
         while not self._claimed(shard, draft):
             if time.monotonic() > patience:
-                raise RemoteError(f"the cache {self.folder} has no room for {shard.name}; raise its limit")
+                raise RemoteError(
+                    f"the cache {self.folder} has no room for {shard.name} of {shard.bytes} bytes; {CURE}"
+                )
             self.pause(0.2)
 
     def _claimed(self, shard: Shard, draft: Path) -> bool:
         with self._room():
             draft.unlink(missing_ok=True)
             sizes = {f: _facts(f)[0] for f in self.folder.iterdir() if f.suffix in (".tar", ".draft")}
-            excess = sum(sizes.values()) + shard.bytes - self.limit_bytes
+            room = min(self.limit_bytes, int((sum(sizes.values()) + disk_usage(self.folder).free) * DISK_SHARE))
+            excess = sum(sizes.values()) + shard.bytes - room
             for file in sorted(sizes, key=lambda file: _facts(self._file(file.stem, "used"))[1]):
                 if excess > 0 and self._removed(file):
                     excess -= sizes[file]
@@ -125,9 +136,15 @@ class ShardCache:
             raise RemoteError(f"the cache {self.folder} belongs to another user; choose another folder")
 
 
+def limit_default_cache(limit_bytes: int) -> None:
+    """Let the default cache hold so many bytes; called where a process reads its settings."""
+    _default["limit_bytes"] = limit_bytes
+
+
 def default_cache() -> ShardCache:
     """Return this user's cache below the machine's folder for temporary files."""
-    return ShardCache(Path(tempfile.gettempdir()) / f"nightshift-shards-{os.getuid()}")
+    folder = Path(tempfile.gettempdir()) / f"nightshift-shards-{os.getuid()}"
+    return ShardCache(folder, limit_bytes=_default["limit_bytes"])
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:

@@ -50,6 +50,7 @@ def encode(raw: bytes, options: EncodeOptions) -> tuple[Encoded, Image.Image]:
 
 def _written(image: Image.Image, options: EncodeOptions) -> tuple[bytes, str]:
     buffer = io.BytesIO()
+    image.info.clear()  # comments and profiles of the file that it came from, which Pillow would write again
     try:
         if options.encoding == "lossless":
             image.save(buffer, format="PNG")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_shards.cache import ShardCache, default_cache
+from data_shards.cache import LIMIT, ShardCache, default_cache
 from data_shards.diagnosis import sample_faults
 from data_shards.errors import DamagedShard, RemoteError
 from data_shards.index import Shard, ShardIndex
@@ -14,6 +14,7 @@ from data_shards.locations import local_folder, shard_path
 from data_shards.plan import WINDOW_SHARDS
 from data_shards.table import SampleTable, byte_fault, read_table
 
+TRIES = 3  # to read a copy before the cache removes it
 FETCHERS = 4  # shards downloaded and checked at a time, ahead of the reader
 
 # What this process has checked: a file of this path, size, time and sha256 needs no second look.
@@ -60,14 +61,14 @@ class ShardFiles:
             DamagedShard: The shard is missing, or is not what the index says; the text names the damaged sample.
             RemoteError: It cannot be fetched.
         """
-        first = self.firsts[shard.name]
-        path = self.path_of(shard)
-        facts = path.stat()
-        known = (path, facts.st_size, facts.st_mtime_ns, shard.sha256, first)
-        if known not in _CHECKED:
-            path = self._checked(path, shard)
-            _CHECKED[known] = read_table(path, shard, first=first)
-        return _CHECKED[known]
+        for _ in range(TRIES):
+            path = self.path_of(shard)
+            try:
+                return self._table(path, shard)
+            except (FileNotFoundError, DamagedShard):
+                if self.is_local or path.exists():
+                    raise  # else the cache has removed it meanwhile, to make room for others
+        raise RemoteError(f"copies of {shard.name} go before they are read; raise {LIMIT}")
 
     def fetch_again(self, name: str) -> None:
         """Bring back a copy, by its shard's name, that the cache has removed since its path was given.
@@ -90,9 +91,17 @@ class ShardFiles:
         if window > self.cache.limit_bytes:
             raise RemoteError(
                 f"the cache's limit of {self.cache.limit_bytes} bytes is below the {window} of {WINDOW_SHARDS} shards "
-                "that are mixed at a time; raise the limit or pack smaller shards"
+                f"that are mixed at a time; raise {LIMIT} or pack smaller shards"
             )
         return WINDOW_SHARDS if 2 * window <= self.cache.limit_bytes else 0
+
+    def _table(self, path: Path, shard: Shard) -> SampleTable:
+        first, facts = self.firsts[shard.name], path.stat()
+        known = (path, facts.st_size, facts.st_mtime_ns, shard.sha256, first)
+        if known not in _CHECKED:
+            path = self._checked(path, shard)
+            _CHECKED[known] = read_table(path, shard, first=first)
+        return _CHECKED[known]
 
     def _checked(self, path: Path, shard: Shard) -> Path:
         fault = byte_fault(path, shard)

@@ -26,7 +26,7 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     Raises:
         SourceError: The CSV or expression cannot be used, or leaves an image without a group.
     """
-    find = _by_csv(Path(group_by)) if group_by.lower().endswith(".csv") else _by_expression(group_by)
+    find = _by_csv(Path(group_by), frozenset(names)) if group_by.lower().endswith(".csv") else _by_expression(group_by)
     groups = {name: find(name) for name in names}
     missing = [name for name, group in groups.items() if not group]
     if missing:
@@ -37,14 +37,18 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     return {name: str(group) for name, group in groups.items()}
 
 
-def _by_csv(file: Path) -> Find:
-    """Look a name up by its path or, for a folder laid out anew, by its last part where that has one group."""
+def _by_csv(file: Path, names: frozenset[str]) -> Find:
+    """Look a name up by its path or, for a folder laid out anew, by its last part where that has one group.
+
+    A row that names another image of the source speaks of that one alone.
+    """
     by_path: dict[str, str] = {}
     by_last: dict[str, set[str]] = {}
     for name, group in _rows(file):
         if by_path.setdefault(name, group) != group:
             raise SourceError(f"{file} gives {name} two groups, {by_path[name]!r} and {group!r}; keep one")
-        by_last.setdefault(_last(name), set()).add(group)
+        if name not in names:
+            by_last.setdefault(_last(name), set()).add(group)
 
     def find(name: str) -> str | None:
         candidates = by_last.get(_last(name), set())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import DisjointSet
 
 NEAR_BITS = 20
 BLOCK = 4096  # rows and columns of the matrix of distances at a time: 64 MB
@@ -46,8 +47,26 @@ class Pair:
         return f"{self.first} and {self.second} {likeness}"
 
 
-def alike(prints: Sequence[Print]) -> Iterator[Pair]:
-    """Yield every pair of images that are the same or nearly so. Time grows with the square of their number."""
+def alike(prints: Sequence[Print], split_of: Mapping[str, str] | None = None) -> tuple[Pair, ...]:
+    """Return pairs of images that are the same or nearly so. Time grows with the square of the number of images.
+
+    Not every pair, of which a thousand frames of a film have half a million, but enough to join all that are alike;
+    with `split_of`, also one for each image and other split that it was found in.
+    """
+    clusters, met = DisjointSet(one.name for one in prints), set[tuple[str, str]]()
+    found = []
+    for pair in _all_alike(prints):
+        joins = clusters.merge(pair.first, pair.second)
+        if split_of is not None and split_of[pair.first] != split_of[pair.second]:
+            meets = {(pair.first, split_of[pair.second]), (pair.second, split_of[pair.first])}
+            joins = joins or not meets <= met
+            met |= meets
+        if joins:
+            found.append(pair)
+    return tuple(found)
+
+
+def _all_alike(prints: Sequence[Print]) -> Iterator[Pair]:
     by_sha: dict[str, Print] = {}
     for one in prints:
         first = by_sha.setdefault(one.sha256, one)
@@ -71,9 +90,10 @@ def _near(hashes: Sequence[str]) -> Iterator[tuple[int, int, int]]:
     for top in range(0, len(signs), BLOCK):
         for left in range(top, len(signs), BLOCK):
             products = signs[top : top + BLOCK] @ signs[left : left + BLOCK].T  # of -1 and 1: bits - 2 * distance
-            for row, column in np.argwhere(products >= bits - 2 * NEAR_BITS).tolist():
-                if top + row < left + column:
-                    yield top + row, left + column, int(bits - products[row, column]) // 2
+            for row, similar in enumerate(products >= bits - 2 * NEAR_BITS):
+                for column in np.flatnonzero(similar).tolist():
+                    if top + row < left + column:
+                        yield top + row, left + column, int(bits - products[row, column]) // 2
 
 
 def _signs(hashes: Sequence[str]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.options import PackOptions
 from data_shards.partition import Partition, partition
 from data_shards.processes import fitting, in_processes
-from data_shards.sources import Listing, has_splits, list_folder
+from data_shards.sources import Listing, has_splits, list_folder, require_all_trained
 from data_shards.spool import Spooled, chunks_of, encode_chunk
 from data_shards.workshop import Workshop, opened
 from data_shards.write import Sample, write_shards
@@ -32,7 +32,7 @@ class PackReport:
     Attributes:
         skipped: Name and fault of each image that could not be used.
         other_files: Files passed over because they are no images, by ending.
-        alike: A line for each pair of images that are the same or nearly so, in one split.
+        alike: Lines that join the images that are the same or nearly so, in one split.
         leakage: Likewise over two splits, where that was allowed.
     """
 
@@ -101,11 +101,10 @@ def _check_bad(listing: Listing, spooled: Sequence[Spooled], max_bad: float) -> 
         raise SourceError(
             f"{len(bad)} of {len(spooled)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
         )
-    lost = {image.label for image in listing.images} - {
-        image.label for image, entry in zip(listing.images, spooled, strict=True) if not entry.bad
-    }
-    if lost:
+    usable = [image for image, entry in zip(listing.images, spooled, strict=True) if not entry.bad]
+    if lost := set(listing.classes) - {image.label for image in usable}:
         raise SourceError(f"class {min(lost)!r} has no usable image; mend its files or remove the class")
+    require_all_trained(usable, listing.classes)
 
 
 def _write(

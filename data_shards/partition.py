@@ -21,7 +21,7 @@ class Partition:
     Attributes:
         splits: Split of each image by its name.
         groups: Group of each image by its name; empty without `group_by`.
-        alike: A line for each pair of images that are the same or nearly so and stand in one split.
+        alike: Lines that join the images that are the same or nearly so and stand in one split.
         leakage: A line for each such pair, and each group, that stands in two; empty unless that was allowed.
     """
 
@@ -43,8 +43,10 @@ def partition(images: Sequence[SourceImage], good: Sequence[Spooled], options: P
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
     groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
-    pairs = tuple(alike([Print(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]))
-    splits = _divided(images, groups, pairs, options) if options.split else {i.name: str(i.split) for i in images}
+    prints = [Print(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
+    given = None if options.split else {image.name: str(image.split) for image in images}
+    pairs = alike(prints, given)
+    splits = given or _divided(images, groups, pairs, options)
     leaking = set(across(pairs, splits))
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:

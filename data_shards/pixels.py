@@ -5,7 +5,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ Pixels: TypeAlias = NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors deliver in 16-bit files
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag
+DEEP_COLOR = ";16"  # in the name of what Pillow decodes, of which it keeps the upper 8 bits
+DARK = 16  # of 255, all that the lower 12 of 16 bits can reach
 
 # Pillow raises all of these at damaged files, by format and place of the damage.
 DAMAGE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, ArithmeticError, struct.error)
@@ -47,13 +50,20 @@ def decoded(image: Image.Image) -> Image.Image:
     transparent ones are laid on black.
 
     Raises:
-        BadImage: The pixels are damaged or of a kind without a defined brightness (floating point).
+        BadImage: The pixels are damaged, or of a kind without a defined brightness: floating point, or 16-bit colors of
+            which only the low bits are used.
     """
     with _damage_as("its pixels cannot be decoded"):
+        has_tiles = image.format in ("PNG", "TIFF") and len(image.getbands()) > 1
+        deep = has_tiles and DEEP_COLOR in str(getattr(image, "tile", ""))
+        inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith("I")
         image.load()
         if ORIENTATION in image.getexif():
             image = ImageOps.exif_transpose(image)
-        return _eight_bit(image)
+        if deep and _brightest_color(image) < DARK:
+            raise BadImage("its 16-bit colors use the low 12 bits alone; save it as gray, or with 8 bits")
+        image = _eight_bit(image)
+        return ImageOps.invert(image) if inverted else image  # Pillow inverts such pixels itself where they have 8 bits
 
 
 def is_gray(image: Image.Image) -> bool:
@@ -127,6 +137,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         opaque.alpha_composite(image.convert("RGBA"))
         image = opaque
     return image.convert("RGB")
+
+
+def _brightest_color(image: Image.Image) -> int:
+    extrema = cast(list[tuple[int, int]], image.getextrema())
+    return max(high for band, (_, high) in zip(image.getbands(), extrema, strict=True) if band != "A")
 
 
 def _from_deep(pixels: NDArray[np.int64]) -> Image.Image:

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def list_folder(folder: Path, *, split_given: bool) -> Listing:
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder; give a folder, .zip or .tar of images")
     root = _below_single_folders(folder)
-    found = sorted(_files(root), key=os.fsencode)
+    found = sorted((Path(file).relative_to(root).as_posix() for file in files_below(root)), key=os.fsencode)
     others: Counter[str] = Counter()
     images = []
     for name in found:
@@ -90,12 +90,31 @@ def _below_single_folders(folder: Path) -> Path:
         folder = entries[0]
 
 
-def _files(root: Path) -> Iterator[str]:
-    for folder, subfolders, names in os.walk(root):
+def files_below(root: Path) -> Iterator[str]:
+    """Yield the path of every file below a folder that is not hidden; links to folders are followed.
+
+    Strings, as a Path for each of a million files takes a gigabyte.
+
+    Raises:
+        SourceError: A folder cannot be read, or a link leads back to a folder that it lies in.
+    """
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
         subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
-        for name in names:
-            if not _is_hidden(name):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+        for name in subfolders:
+            _refuse_circle(root, Path(folder) / name)
+        yield from (os.path.join(folder, name) for name in names if not _is_hidden(name))  # noqa: PTH118
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise SourceError(f"{error.filename} cannot be read: {error.strerror}; check the disk and its rights") from error
+
+
+def _refuse_circle(root: Path, folder: Path) -> None:
+    if not folder.is_symlink():
+        return
+    above = [parent for parent in folder.parents if parent == root or root in parent.parents]
+    if folder.resolve() in (parent.resolve() for parent in above):
+        raise SourceError(f"{folder} is a link back to a folder that it lies in; remove it")
 
 
 def _image(root: Path, name: str, *, split_given: bool) -> SourceImage:
@@ -107,15 +126,24 @@ def _image(root: Path, name: str, *, split_given: bool) -> SourceImage:
     return SourceImage(name=_composed(name), path=root / name, split=split, label=_composed(parts[split_given]))
 
 
+def require_all_trained(images: Sequence[SourceImage], classes: Sequence[str]) -> None:
+    """Refuse classes that have no image where there is a train split to learn from.
+
+    Raises:
+        SourceError: A class is absent from train.
+    """
+    trained = {image.label for image in images if image.split == "train"}
+    missing = [label for label in classes if trained and label not in trained]
+    if missing:
+        raise SourceError(f"class {missing[0]!r} has no usable image in train; add some or remove the class")
+
+
 def _check(listing: Listing, folder: Path) -> None:
     if not listing.images:
         raise SourceError(f"{folder} holds no JPEG, PNG, BMP or TIFF image")
     if len(listing.classes) == 1:
         raise SourceError(f"{folder} has one class, {listing.classes[0]!r}; a classifier needs two or more")
-    trained = {image.label for image in listing.images if image.split == "train"}
-    missing = [label for label in listing.classes if trained and label not in trained]
-    if missing:
-        raise SourceError(f"class {missing[0]!r} of {folder} has no image in train; add some or remove the class")
+    require_all_trained(listing.images, listing.classes)
 
 
 def _composed(name: str) -> str:

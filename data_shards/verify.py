@@ -1,6 +1,9 @@
 """Compares a data set with its index: every byte, count, label and image."""
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from data_shards.cache import ShardCache, default_cache
 from data_shards.diagnosis import Fault, sample_faults
@@ -12,6 +15,7 @@ from data_shards.processes import fitting, in_processes
 from data_shards.table import byte_fault
 
 IMAGES_PER_PROCESS = 2000  # fewer are checked here before a new process has started
+SHARDS_AT_ONCE = 8
 
 OnProgress = Callable[[int, int], None]
 
@@ -29,7 +33,7 @@ def verify(
         location: Folder or URL.
         processes: None takes one per core, or fewer for little work.
         on_progress: Called with the samples done and the samples in all.
-        cache: Of remote shards; None takes this user's on this machine.
+        cache: Of remote shards; None fetches all of them anew, for a copy says nothing of what the server has.
 
     Raises:
         BadIndex: There is no readable index to compare with.
@@ -38,13 +42,28 @@ def verify(
     total, done = sum(shard.samples for shard in index.shards), 0
     found: dict[int, tuple[Fault, ...]] = {}
     on_progress(0, total)
-    tasks = [(ShardFiles(location, index, cache or default_cache()), shard) for shard in index.shards]
     processes = processes or fitting(total, per_process=IMAGES_PER_PROCESS)
-    for number, faults in in_processes(shard_faults, tasks, processes=processes):
-        found[number] = faults
-        done += index.shards[number].samples
-        on_progress(done, total)
-    return (*_unlisted(location, index), *(fault for number in sorted(found) for fault in found[number]))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = cache or replace(default_cache(), folder=Path(folder))
+        tasks = [(location, cache, numbers) for numbers in _batches(len(index.shards), processes)]
+        for batch, faults in in_processes(shards_faults, tasks, processes=processes):
+            found[batch] = faults
+            done += sum(index.shards[number].samples for number in tasks[batch][2])
+            on_progress(done, total)
+    return (*_unlisted(location, index), *(fault for batch in sorted(found) for fault in found[batch]))
+
+
+def _batches(shards: int, processes: int) -> list[range]:
+    """Return which shards are checked together: few at a time, so that the progress is seen."""
+    size = min(SHARDS_AT_ONCE, -(-shards // processes))
+    return [range(start, min(start + size, shards)) for start in range(0, shards, size)]
+
+
+def shards_faults(location: str, cache: ShardCache, numbers: Sequence[int]) -> tuple[Fault, ...]:
+    """Return the faults of the shards that have these numbers in the index."""
+    index = read_index(location)
+    files = ShardFiles(location, index, cache)
+    return tuple(fault for number in numbers for fault in shard_faults(files, index.shards[number]))
 
 
 def shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:

@@ -39,20 +39,32 @@ def write_shards(
 ) -> Iterator[Shard]:
     """Write one split's samples in their order and yield each shard when it stands whole under its name.
 
-    A shard that an earlier try wrote from the same samples, as its JSON in the folder `records` says, is kept.
+    A shard that an earlier try wrote from the same samples, as its JSON in the folder `records` says, is kept. There is
+    one such record for each file, gone before the file is written anew: so it never speaks of another try's shard.
     """
     for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
         path = folder / f"{split}-{number:05d}.tar"
-        record = records / f"{path.name}-{_identity(samples[first:last], first)}.json"
-        if not (record.exists() and path.exists()):
+        record = records / f"{path.name}.json"
+        identity = _identity(samples[first:last], first, classes)
+        shard = _kept(path, record, identity)
+        if shard is None:
+            record.unlink(missing_ok=True)
             shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
-            write_whole(record, shard.model_dump_json())
-        yield Shard.model_validate_json(record.read_text())
+            write_whole(record, json.dumps({"identity": identity, "shard": shard.model_dump(mode="json")}))
+        yield shard
 
 
-def _identity(samples: Sequence[Sample], first: int) -> str:
+def _kept(path: Path, record: Path, identity: str) -> Shard | None:
+    """Return the shard that an earlier try wrote from the same samples, if any."""
+    if not (record.exists() and path.exists()):
+        return None
+    content = json.loads(record.read_text())
+    return Shard.model_validate(content["shard"]) if content["identity"] == identity else None
+
+
+def _identity(samples: Sequence[Sample], first: int, classes: int) -> str:
     facts = [(sample.label, sample.suffix, sample.size, sample.info) for sample in samples]
-    return hashlib.sha256(json.dumps([first, facts], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([first, classes, facts], sort_keys=True).encode()).hexdigest()
 
 
 def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:

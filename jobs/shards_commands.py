@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.options import EncodeOptions, PackOptions
 
@@ -33,7 +34,7 @@ class ByteSize(click.ParamType[int]):
         unit = value[len(number) :].strip().lower()
         try:
             size = int(float(number) * self.units[unit])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             self.fail(f"{value!r} is no size such as 64MB", param, ctx)
         return size if size > 0 else self.fail(f"{value!r} is not above 0", param, ctx)
 
@@ -119,8 +120,10 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
     \b
         nightshift shards verify shards/chest
     """
+    from data_shards.cache import limit_default_cache  # noqa: PLC0415
     from data_shards.verify import verify as verify_shards  # noqa: PLC0415
 
+    limit_default_cache(Settings.read().shard_cache_bytes)
     with shown_progress("verifying") as on_progress:
         faults = verify_shards(shards, processes=processes, on_progress=on_progress)
     if as_json:
@@ -149,8 +152,10 @@ def show(shards: str, as_json: bool, html: Path | None, per_class: int) -> None:
 
     index = read_index(shards)
     if html is not None:
+        from data_shards.cache import limit_default_cache  # noqa: PLC0415
         from data_shards.contact_sheet import write_contact_sheet  # noqa: PLC0415
 
+        limit_default_cache(Settings.read().shard_cache_bytes)
         write_contact_sheet(shards, index, html, per_class=per_class)
         click.echo(f"wrote {html}", err=True)
     if as_json:

@@ -148,3 +148,24 @@ def test_a_compressed_tar_with_other_bytes_than_were_packed_is_refused(tmp_path,
     with pytest.raises(SourceError):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw + raw, lambda raw: raw[:1024] + bytes(512) + raw[1536:]])
+def test_a_tar_with_a_hole_or_another_behind_it_is_refused(tmp_path, spoil):
+    path = tar_of(tmp_path / "images.tar", ("a/1.png", b"1" * 512), ("a/2.png", b"2"), ("a/3.png", b"3"))
+    path.write_bytes(spoil(path.read_bytes()))
+
+    with pytest.raises(SourceError, match="has data behind its end, so files may be missing"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path):
+    member = tarfile.TarInfo("a/1.png")
+    member.pax_headers = {"comment": "x" * (2 << 20)}
+    path = tmp_path / "images.tar.gz"
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+
+    with pytest.raises(SourceError, match=r"a header of 20971.. bytes; unpack it yourself if you trust it"):
+        unpack(path, tmp_path / "out")

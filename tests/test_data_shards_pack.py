@@ -187,7 +187,7 @@ def test_too_many_bad_images_are_refused_and_leave_no_data_set(tmp_path):
         ({"a": 5, "b": 5}, {}, "no folders train, valid and test; add --split 70/15/15"),
         (SPLITS, {"split": "70/15/15"}, "laid out split/class/image already"),
         ({"train/a": 5}, {}, "one class, 'a'; a classifier needs two or more"),
-        ({"train/a": 5, "train/b": 5, "test/c": 1}, {}, "class 'c' of .* has no image in train"),
+        ({"train/a": 5, "train/b": 5, "test/c": 1}, {}, "class 'c' has no usable image in train"),
         ({"a": 5, "b": 1}, {"split": "70/15/15"}, "class 'b' has 1 images or groups to divide over 3 splits"),
         ({"a": 5, "b": 5}, {"split": "70/30"}, "--split 70/30 is no three shares"),
         ({"a": 5, "b": 5}, {"split": "70/15/15", "group_by": "patient-([0-9]+)"}, "gives 10 of 10 images no group"),
@@ -275,6 +275,66 @@ def test_shards_that_an_interrupted_pack_has_written_are_kept(tmp_path, monkeypa
     assert index == expected
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "shards").glob("*.tar")} == written
     assert not (tmp_path / "shards/.train-00000.tar.4711").exists()
+
+
+@pytest.mark.parametrize("others", [{"seed": 1}, {"shard_bytes": 10_000}])
+def test_a_pack_interrupted_with_other_options_in_between_agrees_with_its_index(tmp_path, monkeypatch, others):
+    source = image_folder(tmp_path / "images", {"a": 30, "b": 30})
+    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    for chosen in ({}, others):
+        with pytest.raises(SystemExit):
+            pack(source, tmp_path / "shards", options(split="70/15/15", **chosen))
+    monkeypatch.undo()
+
+    pack(source, tmp_path / "shards", options(split="70/15/15"))
+
+    assert verify(str(tmp_path / "shards")) == ()
+
+
+def test_a_class_that_went_after_an_interrupted_pack_is_in_no_record(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "images", {"a": 30, "b": 30, "c": 3})
+    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    with pytest.raises(SystemExit):
+        pack(source, tmp_path / "shards", options(split="70/15/15", shard_bytes=3000))
+    monkeypatch.undo()
+    shutil.rmtree(source / "c")
+
+    index = pack(source, tmp_path / "shards", options(split="70/15/15", shard_bytes=3000)).index
+
+    assert index.classes == ("a", "b")
+    assert verify(str(tmp_path / "shards")) == ()
+
+
+def test_folders_that_are_links_are_packed_and_a_circle_is_refused(tmp_path):
+    image_folder(tmp_path / "elsewhere", {"c": 7})
+    source = image_folder(tmp_path / "images", {"a": 7, "b": 7})
+    (source / "c").symlink_to(tmp_path / "elsewhere/c")
+
+    index = pack(source, tmp_path / "shards", options(split="70/15/15")).index
+    (source / "a/back").symlink_to(source)
+
+    assert (index.classes, len(infos(tmp_path / "shards"))) == (("a", "b", "c"), 21)
+    with pytest.raises(SourceError, match="a/back is a link back to a folder that it lies in"):
+        pack(source, tmp_path / "again", options(split="70/15/15"))
+
+
+def test_a_class_without_a_usable_training_image_is_refused(tmp_path):
+    source = image_folder(tmp_path / "images", {"train/a": 9, "train/b": 9, "train/c": 1, "test/c": 3})
+    (source / "train/c/image-000.png").write_bytes(b"")
+
+    with pytest.raises(SourceError, match="class 'c' has no usable image in train"):
+        pack(source, tmp_path / "shards", options(max_bad=0.1))
+
+
+def test_what_a_jpeg_says_of_its_patient_stays_out_of_the_shards(tmp_path):
+    source = image_folder(tmp_path / "images", {"a": 7, "b": 7})
+    named = encoded(noise(99, (300, 300)), "JPEG", comment=b"DOE^JOHN")
+    (source / "a/named.jpg").write_bytes(named)
+
+    pack(source, tmp_path / "shards", options(split="70/15/15"))
+
+    assert b"DOE^JOHN" in named
+    assert not any(b"DOE^JOHN" in sample.get("jpg", b"") for sample in stored(tmp_path / "shards"))
 
 
 def test_a_pack_begun_with_other_images_starts_anew(tmp_path):

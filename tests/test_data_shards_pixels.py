@@ -60,6 +60,35 @@ def test_16_bit_pixels_keep_their_contrast_whatever_depth_the_detector_had(kind,
     assert np.abs(pixels.ravel() - np.linspace(0, 255, 256)).max() <= 1
 
 
+@pytest.mark.parametrize("brightest", [65535, 4095])
+def test_a_deep_tiff_whose_zero_is_white_comes_out_as_it_looks(brightest):
+    ramp = np.linspace(0, brightest, 256).round().astype(np.uint16).reshape(4, 64)
+
+    pixels = np.asarray(read(encoded(Image.fromarray(ramp), "TIFF", tiffinfo={262: 0}))).ravel()
+
+    assert np.abs(pixels - np.linspace(255, 0, 256)).max() <= 1
+
+
+def test_colors_of_12_bits_in_16_are_refused_instead_of_black():
+    dark, bright = (deep_png(level) for level in (4095, 65535))
+
+    with pytest.raises(BadImage, match="16-bit colors use the low 12 bits alone"):
+        read(dark)
+    assert np.asarray(read(bright)).max() == 255
+
+
+def deep_png(level):
+    """An RGB PNG of 16 bits, which Pillow does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + struct.pack(">3H", level, level // 2, 0) * 8 for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def test_transparent_pixels_are_laid_on_black():
     image = Image.new("RGBA", (4, 4), (255, 200, 100, 0))
     image.putpixel((0, 0), (255, 200, 100, 255))

@@ -1,4 +1,5 @@
 import multiprocessing
+import shutil
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -203,9 +204,9 @@ def test_a_cache_too_small_to_mix_samples_is_refused_with_the_size_it_needs(serv
     small = ShardCache(tmp_path / "small", limit_bytes=3 * index.shards[0].bytes)
     tiny = ShardCache(tmp_path / "tiny", limit_bytes=100)
 
-    with pytest.raises(RemoteError, match=r"of 8 shards that are mixed at a time; raise the limit"):
+    with pytest.raises(RemoteError, match=r"of 8 shards that are mixed at a time; raise NIGHTSHIFT_SHARD_CACHE_GB"):
         read(LOCATION, index, small)
-    with pytest.raises(RemoteError, match="larger than the cache's limit of 100; raise it"):
+    with pytest.raises(RemoteError, match="larger than the cache's limit of 100; raise NIGHTSHIFT_SHARD_CACHE_GB"):
         tiny.path_of(LOCATION, index.shards[0])
 
 
@@ -233,6 +234,44 @@ def test_a_copy_that_rotted_on_the_disk_is_replaced(server, local, cache):
 
     assert sorted(ids_of(found)) == list(range(24))
     assert victim.read_bytes() == raw
+
+
+def test_a_copy_removed_before_it_is_read_is_fetched_again(server, local, tmp_path):
+    class Crowded(ShardCache):
+        def path_of(self, location, shard):
+            path = super().path_of(location, shard)
+            if server.got[shard.name] == 1:  # others needed its room
+                path.unlink()
+            return path
+
+    crowded = Crowded(tmp_path / "crowded", limit_bytes=1_000_000)
+
+    assert sorted(ids_of(read(LOCATION, local[1], crowded))) == list(range(24))
+    assert set(server.got.values()) == {2}
+
+
+def test_a_cache_takes_no_more_than_its_disk_can_give(server, local, cache, monkeypatch):
+    usage = shutil.disk_usage(cache.folder.parent)
+    monkeypatch.setattr("data_shards.cache.disk_usage", lambda _: usage._replace(free=3 * local[1].shards[0].bytes))
+
+    for shard in local[1].shards:
+        cache.path_of(LOCATION, shard)
+
+    assert 0 < len(copies(cache)) < len(local[1].shards)
+
+
+def test_verify_reads_what_the_server_has_and_not_a_copy(server, local):
+    sound = verify(LOCATION, processes=1)
+    name = local[1].shards[0].name
+    raw = (local[0] / name).read_bytes()
+    client = boto3.client("s3")
+    client.put_object(Bucket="films", Key=f"chest/{name}", Body=raw[:700] + bytes([raw[700] ^ 1]) + raw[701:])
+    client.close()
+
+    found = verify(LOCATION, processes=2)
+
+    assert sound == ()
+    assert {fault.shard for fault in found} == {name}
 
 
 def test_a_draft_left_by_a_killed_process_is_no_obstacle(server, local, cache):

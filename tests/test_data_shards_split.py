@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_shards.errors import LeakageError, SourceError
 from data_shards.groups import groups_of
+from data_shards.leakage import Print, across, alike
 from data_shards.options import PackOptions
 from data_shards.pack import pack
 from data_shards.split import Labeled, divide, merged, parse_shares
@@ -94,6 +95,14 @@ def test_groups_come_from_a_csv_by_path_or_by_the_last_part_of_it(tmp_path):
     }
 
 
+def test_an_image_that_the_csv_leaves_out_is_not_given_the_group_of_its_namesake(tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("file,group\ncovid/0001.jpg,p1\n")
+
+    with pytest.raises(SourceError, match=r"gives 1 of 2 images no group, such as normal/0001\.jpg"):
+        groups_of(["covid/0001.jpg", "normal/0001.jpg"], str(table))
+
+
 def test_groups_come_from_a_bracket_in_a_regular_expression():
     assert groups_of(["a/007_1.png", "b/007_2.png"], "([0-9]+)_") == {"a/007_1.png": "007", "b/007_2.png": "007"}
 
@@ -170,6 +179,17 @@ def test_where_we_divide_copies_stay_in_one_split(tmp_path):
 
     assert len(report.alike) == 12
     assert report.leakage == ()
+
+
+def test_a_thousand_like_frames_are_joined_by_as_many_pairs():
+    frames = [Print(name=f"{n:04d}", sha256=f"{n}", phash="0f" * 32) for n in range(1000)]
+    splits = {frame.name: ("train", "valid", "test")[number % 3] for number, frame in enumerate(frames)}
+
+    pairs, leaks = alike(frames), across(alike(frames, splits), splits)
+
+    assert len(pairs) == 999
+    assert {name for pair in leaks for name in (pair.first, pair.second)} == set(splits)
+    assert len(leaks) < 2500
 
 
 def test_flat_images_are_no_copies_of_each_other(tmp_path):

@@ -10,6 +10,7 @@ from cluster.files import write_json
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from data_shards.cache import limit_default_cache
 from trainer.repeating import repeating
 
 
@@ -36,6 +37,7 @@ class Attempt:
         Raises:
             LeaseLost: Another process owns the run.
         """
+        limit_default_cache(settings.shard_cache_bytes)
         paths = RunPaths(folder.absolute())
         if number is not None:
             return cls(paths=paths, lease=Lease.join(paths, number), settings=settings)

@@ -17,7 +17,7 @@ from data_shards.index import INDEX_NAME, read_index
 from data_shards.locations import local_folder
 from data_shards.pixels import square
 from data_shards.plan import EpochPlan
-from data_shards.sources import SUFFIXES
+from data_shards.sources import SUFFIXES, files_below
 from data_shards.stream import open_batches
 from trainer.errors import SpecError
 
@@ -112,12 +112,7 @@ def _splits(location: str, split: str | None) -> tuple[Split, ...]:
 
 
 def _files_below(folder: Path) -> tuple[str, ...]:
-    found = [
-        os.path.join(place, name)  # noqa: PTH118 -- a Path for each of a million files takes a gigabyte
-        for place, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
-    ]
+    found = [name for name in files_below(folder) if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
     if not found:
         raise SpecError(f"{folder} holds no image; known are {', '.join(sorted(SUFFIXES))}")
     return tuple(sorted(found))

@@ -11,6 +11,7 @@ import torch
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.resources import this_machine
+from data_shards.cache import limit_default_cache
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged
@@ -73,6 +74,7 @@ class Post:
     def of(cls, order: Order[Any]) -> "Post":
         """Take the post on this worker."""
         ranks, attempt = Ranks.of_this_worker(on_cpu=order.spec.gpus_per_worker == 0), order.attempt
+        limit_default_cache(attempt.settings.shard_cache_bytes)
         if ranks.world_size == 1 and ranks.device.type == "cpu":
             torch.set_num_threads(this_machine().cpus)
         return cls(
