@@ -6,7 +6,7 @@ from trainer.errors import SpecError
 from trainer.search.searcher import suggest
 from trainer.search.space import Range, Space
 from trainer.search.trials import TrialTable
-from trainer.specs import SearchSpec, build
+from trainer.specs import SearchSpec, TrainSpec, build
 
 
 def search(**options):
@@ -64,10 +64,19 @@ def test_a_trial_that_was_cut_short_does_not_change_what_comes_after_it():
 
 
 def test_seeds_draw_different_searches_and_numbers_different_trials():
-    first = [tuple(suggest(search(seed=0), n, TrialTable("loss")).values()) for n in range(6)]
-    second = [tuple(suggest(search(seed=1), n, TrialTable("loss")).values()) for n in range(6)]
+    first = [tuple(suggest(search(seed=0), n, TrialTable("loss")).values()) for n in range(1, 7)]
+    second = [tuple(suggest(search(seed=1), n, TrialTable("loss")).values()) for n in range(1, 7)]
 
     assert len(set(first + second)) == 12
+
+
+def test_the_first_trial_is_what_train_would_do_where_the_space_has_it():
+    inside, outside = search(dropout=0.25), search(space=Space(lr=Range(low=1e-2, high=1e-1, log=True)))
+
+    first = suggest(inside, 0, TrialTable("loss"))
+
+    assert inside.trial_spec(first).model_dump() == build(TrainSpec, shards="shards", dropout=0.25).model_dump()
+    assert suggest(outside, 0, TrialTable("loss")) in outside.space
 
 
 def test_every_suggestion_lies_in_the_space():

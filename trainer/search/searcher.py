@@ -26,11 +26,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     """Return the varied options of trial `number`, given the trials that began before it.
 
+    The first is what `train` would do, where the space has it: so a search never ends below it on what it ranks by.
+
     Raises:
         SpecError: The grid has no point left.
     """
     if spec.algorithm == "grid":
         return _next_of_grid(spec, table)
+    defaults = {name: getattr(spec, name) for name in spec.space.dimensions}
+    if number == 0 and defaults in spec.space:
+        return defaults
     study = told_study(spec, table, _sampler(spec, number))
     return dict(study.ask(_distributions(spec.space)).params)
 
