@@ -35,7 +35,7 @@ from jobs.endings import declare_dead, leave_unwatched
 from jobs.entries import RunEntry
 from jobs.errors import QueueUnreachable
 from jobs.keeper import keeper
-from jobs.queue import PREFIX, RunQueue, enqueue
+from jobs.queue import PREFIX, RunQueue, enqueue, is_paused
 from jobs.request import PRIORITIES
 from jobs.roles import Role
 from jobs.stop_wish import ask_to_stop
@@ -46,6 +46,7 @@ WORKER_TTL_SECONDS = 60
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
 POST_SECONDS = 2.0
+PAUSED_SECONDS = 1.0  # between two looks at whether the queues are still paused
 FELL = 1  # exit code of a horse that could not do its work
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
@@ -152,7 +153,19 @@ class JobWorker(rq.Worker):
         except redis.RedisError as error:
             log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
 
-    # --- stopping
+    # --- waiting and stopping
+
+    def check_for_suspension(self, _burst: bool) -> None:
+        """Wait while the queues are paused, with `--burst` too: for one that leaves KEDA starts another, without end.
+
+        The key in Redis is kept alive meanwhile, so that the keeper takes no run from a worker it knows no more.
+        """
+        before = self.get_state()
+        while not self.drained and is_paused(self.connection):
+            self.set_state(rq.worker.WorkerStatus.SUSPENDED)
+            self.heartbeat()
+            threading.Event().wait(PAUSED_SECONDS)
+        self.set_state(before)
 
     def handle_warm_shutdown_request(self) -> None:
         """On SIGTERM: ask the running attempt to save a checkpoint and come back to the front of the queue."""

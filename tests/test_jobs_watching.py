@@ -1,26 +1,30 @@
 """Lists of ten thousand runs, metrics, queues and workers as people and machines read them."""
 
+import contextlib
 import json
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
+from cluster.settings import Settings, environment_of_worker
 from jobs import acts, ledger
 from jobs.ledger import RunState
 from jobs.metrics import serve
-from jobs.queue import queue
+from jobs.queue import pause, queue, unpause, waiting
 from jobs.request import JobRequest
 from jobs.stack import start_stack
 from jobs.submit import submit
+from jobs.workers import live_workers
 from tests.conftest import Say
-from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 
 
 @pytest.fixture
@@ -83,6 +87,41 @@ def test_a_paused_queue_gives_nothing_out_until_it_is_resumed(settings: Settings
     assert stays
     assert shown["paused"] is True
     assert shown["queues"][1] == {"priority": "normal", "waiting": 1, "next": [run_id], "workers": 1}
+
+
+def test_a_worker_that_ends_with_its_queue_waits_while_the_queues_are_paused(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    pause(redis)
+    with burst_worker(settings) as process:
+        waits = eventually(lambda: [worker.state for worker in live_workers(redis)] == ["suspended"])
+        beat = live_workers(redis)[0].beat
+        stays_known = eventually(lambda: live_workers(redis)[0].beat != beat, seconds=10)
+        unpause(redis)
+        code = process.wait(timeout=30)
+
+    assert (waits, stays_known, code) == (True, True, 0)
+    assert state_of(settings.storage, run_id).state == "succeeded"
+
+
+def test_a_worker_that_waits_for_paused_queues_ends_at_once_when_told_to(settings: Settings, redis: Redis) -> None:
+    run_id = submit(settings, FakeSpec())
+    pause(redis)
+    with burst_worker(settings) as process:
+        assert eventually(lambda: [worker.state for worker in live_workers(redis)] == ["suspended"])
+        process.terminate()
+        code = process.wait(timeout=10)
+
+    assert code == 0
+    assert live_workers(redis) == []
+    assert waiting(redis, "normal") == [run_id]
+
+
+@contextlib.contextmanager
+def burst_worker(settings: Settings) -> "Iterator[subprocess.Popen[bytes]]":
+    """A job worker that ends when the queues are empty, as KEDA starts them."""
+    with subprocess.Popen([*FAKE_WORKER, "--burst"], env=environment_of_worker(settings)) as process:
+        yield process
+        process.kill()
 
 
 def test_high_goes_before_normal_before_low(settings: Settings, redis: Redis) -> None:
