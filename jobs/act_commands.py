@@ -4,15 +4,18 @@ import json
 import time
 
 import click
+import redis
 
 from cluster.settings import Settings
-from jobs import acts, ledger
+from jobs import acts, keeper, ledger
 from jobs.connection import connect
 from jobs.delivery import deliver
 from jobs.errors import Refused
 from jobs.keeper import Memory, Repair
 from jobs.keeper import reconcile as put_right
 from jobs.schedules import submit_due
+
+SLACK_SECONDS = 2.0  # that the keeper's last look may come late
 
 
 @click.command()
@@ -74,13 +77,25 @@ def reconcile(as_json: bool) -> None:
     settings = Settings.read()
     connection, memory = connect(settings), Memory()
     repairs = put_right(settings, connection, memory, every_run=True)
-    until = time.monotonic() + settings.lease_seconds
-    while memory.beats and time.monotonic() < until + 1:  # a heart is watched for as long as a lease lasts
-        time.sleep(min(1.0, settings.lease_seconds / 4))
-        repairs += put_right(settings, connection, memory)
     submit_due(settings)
     deliver(settings)
-    _print(repairs, as_json)
+    if later := _watch(settings, connection, memory):
+        deliver(settings)
+    _print([*repairs, *later], as_json)
+
+
+def _watch(settings: Settings, connection: redis.Redis, memory: Memory) -> list[Repair]:
+    """Return what is put right of runs that do not move for as long as life may take to show; none if all move."""
+    repairs: list[Repair] = []
+    looked, seconds = time.monotonic(), max(settings.lease_seconds, keeper.STUCK_SECONDS) + SLACK_SECONDS
+    still = memory.unmoved_since(looked)
+    if still:
+        runs = "1 run" if len(still) == 1 else f"{len(still)} runs"
+        click.echo(f"watching {runs} for signs of life, {seconds:.0f} s at most", err=True)
+    while memory.unmoved_since(looked) and time.monotonic() < looked + seconds:
+        time.sleep(min(1.0, settings.lease_seconds / 4))
+        repairs += put_right(settings, connection, memory)
+    return repairs
 
 
 def _print(repairs: list[Repair], as_json: bool) -> None:

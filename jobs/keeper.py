@@ -54,6 +54,20 @@ class Memory:
             self.complaints[run_id] = line
             log.warning("%s is left alone: %s", run_id, line)
 
+    def runs(self) -> set[str]:
+        """Return the runs of which something is remembered."""
+        return {*self.beats, *self.in_hand, *self.watched}
+
+    def unmoved_since(self, moment: float) -> set[str]:
+        """Return the runs of which something has not changed since a moment of this process's clock."""
+        known = (self.beats, self.in_hand, self.watched)
+        return {run_id for what in known for run_id, watched in what.items() if watched.since <= moment}
+
+    def forget(self, run_id: str) -> None:
+        """Forget a run that is no more."""
+        for what in (self.beats, self.in_hand, self.watched):
+            what.pop(run_id, None)
+
     def still_since(self, known: dict[str, Watched], key: str, value: object) -> float:
         """Return for how many seconds `value` has not changed."""
         if key not in known or known[key].seen != value:
@@ -81,7 +95,8 @@ def reconcile(settings: Settings, connection: redis.Redis, memory: Memory, *, ev
         workers={worker.name for worker in live_workers(connection)},
     )
     repairs: list[Repair] = []
-    for run_id in ledger.all_ids(settings.storage) if every_run else ledger.pending_ids(settings.storage):
+    listed = ledger.all_ids(settings.storage) if every_run else ledger.pending_ids(settings.storage)
+    for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # what is watched may have lost its marker
         if RUN_ID.fullmatch(run_id):
             repairs += _look_after(settings, connection, RunPaths.of(settings.storage, run_id), memory, places)
     return repairs
@@ -98,11 +113,15 @@ def _look_after(
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
             ledger.settle(paths)
-        if after.is_owed_a_place and places.lack(after, memory) and read_state(paths).state == after.state:
+        if after.state != "running":
+            memory.beats.pop(after.id, None)
+            memory.watched.pop(after.id, None)
+        if places.lack(after, memory) and read_state(paths).state == after.state:
             queue.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
             repairs.append(Repair(paths.run_id, "put into its queue"))
     except UnknownRun:
         ledger.forget_unborn(paths)
+        memory.forget(paths.run_id)
     except (StorageError, OSError) as error:
         memory.complain(paths.run_id, str(error))
     return repairs
@@ -117,12 +136,12 @@ class Places:
     workers: set[str]
 
     def lack(self, state: RunState, memory: Memory) -> bool:
-        """Whether a queued run stands nowhere; one that a worker took and never begins counts after a while."""
-        if state.id in self.waiting[state.priority]:
-            return False
-        if state.id in self.in_hand[state.priority]:
+        """Whether a run stands nowhere and should; one that a worker took and never begins counts after a while."""
+        stands = state.id in self.waiting[state.priority]
+        if state.is_owed_a_place and not stands and state.id in self.in_hand[state.priority]:
             return memory.still_since(memory.in_hand, state.id, state.changed) > STUCK_SECONDS
-        return True
+        memory.in_hand.pop(state.id, None)
+        return state.is_owed_a_place and not stands
 
 
 def _moved_on(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float, workers: set[str]) -> RunState:
@@ -160,10 +179,10 @@ def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float
 
 def _unwatch(paths: RunPaths, state: RunState, memory: Memory, workers: set[str]) -> RunState | None:
     """Find a run that goes on elsewhere while the job worker that watched it is no more."""
-    if state.place == HERE or state.job_worker is None:
+    if state.place == HERE or state.job_worker is None or state.job_worker in workers:
+        memory.watched.pop(state.id, None)
         return None
-    watched = state.job_worker in workers
-    if memory.still_since(memory.watched, state.id, (state.job_worker, watched)) < STUCK_SECONDS or watched:
+    if memory.still_since(memory.watched, state.id, state.job_worker) < STUCK_SECONDS:
         return None
     leave_unwatched(paths, state.job_worker)
     return read_state(paths)

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from jobs.act_commands import SLACK_SECONDS
+from jobs.keeper import STUCK_SECONDS
 from tests.k8s_manifests import Manifest, of_kind, one, pods
 from tests.k8s_policies import Policy
 from tests.k8s_quantities import number
@@ -13,6 +15,14 @@ def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) ->
     for pod in pods(manifests):
         if any(c["whenUnsatisfiable"] != "ScheduleAnyway" for c in pod.spec.get("topologySpreadConstraints", [])):
             yield f"{pod.name} waits for another node while one has room"
+
+
+def reconciling_ends_before_it_is_killed(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """It may watch until a lease is over, and still has a minute to start and to tell."""
+    lease_seconds = float(one(manifests, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_LEASE_SECONDS"])
+    allowed = one(manifests, "CronJob", "reconcile")["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    if allowed < max(lease_seconds, STUCK_SECONDS) + SLACK_SECONDS + 60:
+        yield f"{allowed} seconds are too few to watch a run for a lease of {lease_seconds:.0f}"
 
 
 def shortages(manifests: Sequence[Manifest]) -> list[str]:
@@ -32,4 +42,7 @@ def shortages(manifests: Sequence[Manifest]) -> list[str]:
     return found + [f"{name}: {wanted[name]:.0f} asked" for name in wanted if wanted[name] > quotas.get(name, 0)]
 
 
-SCHEDULING: tuple[Policy, ...] = (no_pod_waits_for_a_node_while_one_has_room,)
+SCHEDULING: tuple[Policy, ...] = (
+    no_pod_waits_for_a_node_while_one_has_room,
+    reconciling_ends_before_it_is_killed,
+)

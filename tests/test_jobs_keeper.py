@@ -1,6 +1,10 @@
 """The run folders are the truth: whatever becomes of Redis, every run gets what it is owed."""
 
+import contextlib
 import json
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +15,7 @@ from redis import Redis
 from cluster.errors import StorageError
 from cluster.files import write_json
 from cluster.launch import HERE
-from cluster.lease import Lease
+from cluster.lease import DEAD_AFTER_SECONDS, Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs import acts, ledger
@@ -22,6 +26,7 @@ from jobs.queue import queue, waiting
 from jobs.request import JobRequest
 from jobs.submit import new_run_id, submit
 from jobs.tasks import begin
+from tests.conftest import Say
 from tests.stack import FakeSpec, eventually, state_of
 from trainer.specs import TrainSpec, build
 
@@ -208,6 +213,79 @@ def test_a_run_taken_and_never_begun_is_put_back(
     assert put_back
     assert waiting(redis, "normal") == [run_id]
     assert redis.llen("rq:queue:nightshift-normal:intermediate") == 0
+
+
+def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> None:
+    unbegun, unwatched, deleted = (submit(settings, FakeSpec()) for _ in range(3))
+    for run_id, place in ((unwatched, "ray"), (deleted, HERE)):
+        redis.lrem(queue(redis, "normal").key, 1, run_id)
+        assert begin(RunPaths.of(settings.storage, run_id), "a worker that is gone", place)
+    assert queue(redis, "normal").next_entry() is not None
+    memory = Memory()
+    reconcile(settings, redis, memory)
+    remembered = memory.runs()
+
+    for run_id in (unbegun, unwatched, deleted):
+        _finish(settings, run_id, "succeeded")
+    ledger.remove(RunPaths.of(settings.storage, deleted))
+    reconcile(settings, redis, memory)
+
+    assert remembered == {unbegun, unwatched, deleted}
+    assert memory.runs() == set()
+
+
+def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Settings, redis: Redis, say: Say) -> None:
+    run_id = submit(settings, FakeSpec())
+    taken(redis)
+    paths = RunPaths.of(settings.storage, run_id)
+    assert begin(paths, "a worker", HERE)
+
+    with beating(paths):
+        began = time.monotonic()
+        alive = say("reconcile")
+        seconds = time.monotonic() - began
+    _finish(settings, run_id, "succeeded")
+    idle = say("reconcile")
+
+    assert alive == (0, "", "watching 1 run for signs of life, 62 s at most\nnothing was amiss\n")
+    assert seconds < DEAD_AFTER_SECONDS / 2
+    assert idle == (0, "", "nothing was amiss\n")
+
+
+def test_what_takes_a_while_to_find_is_found_by_hand_too(
+    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "2")
+    monkeypatch.setattr("jobs.keeper.STUCK_SECONDS", 4.0)
+    dropped, unwatched = (submit(settings, FakeSpec()) for _ in range(2))
+    redis.lrem(queue(redis, "normal").key, 1, unwatched)
+    paths = RunPaths.of(settings.storage, unwatched)
+    assert begin(paths, "a worker that is gone", "ray")
+    assert queue(redis, "normal").next_entry() is not None
+
+    with beating(paths):
+        code, said, _ = say("reconcile")
+
+    assert code == 0
+    assert sorted(said.splitlines()) == sorted(f"{run_id}: put into its queue" for run_id in (dropped, unwatched))
+    assert state_of(settings.storage, unwatched).job_worker is None
+    assert sorted(waiting(redis, "normal")) == sorted([dropped, unwatched])
+
+
+@contextlib.contextmanager
+def beating(paths: RunPaths) -> Iterator[None]:
+    """Let the first attempt of a run show life, as its trainer would."""
+    lease, over = Lease.join(paths, 1), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.2):
+            lease.beat()
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    yield
+    over.set()
+    heart.join()
 
 
 def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redis: Redis) -> None:

@@ -290,6 +290,11 @@ BREACHES: list[tuple[str, str, Change]] = [
         "spread by force",
         lambda m: ray_worker(m).update(topologySpreadConstraints=[{"whenUnsatisfiable": "DoNotSchedule"}]),
     ),
+    (
+        "reconciling_ends_before_it_is_killed",
+        "a long lease",
+        lambda m: settings(m).update(NIGHTSHIFT_LEASE_SECONDS="200"),
+    ),
 ]
 
 
