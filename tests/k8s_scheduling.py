@@ -1,11 +1,12 @@
 """Which node a pod may have, for how long it keeps it, and what a queue of the cluster grants."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs.act_commands import SLACK_SECONDS
 from jobs.keeper import STUCK_SECONDS
-from tests.k8s_manifests import Manifest, of_kind, one, pods
+from tests.k8s_manifests import K8S, Manifest, of_kind, one, pods
 from tests.k8s_policies import Policy
 from tests.k8s_quantities import number
 
@@ -23,6 +24,25 @@ def reconciling_ends_before_it_is_killed(manifests: Sequence[Manifest]) -> Itera
     allowed = one(manifests, "CronJob", "reconcile")["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
     if allowed < max(lease_seconds, STUCK_SECONDS) + SLACK_SECONDS + 60:
         yield f"{allowed} seconds are too few to watch a run for a lease of {lease_seconds:.0f}"
+
+
+def what_a_run_hangs_on_is_not_moved_to_save_a_node(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Karpenter leaves Ray's pods, Redis and the one-job workers of KEDA where they are."""
+    for pod in pods(manifests):
+        hangs = pod.is_ray or pod.labels["app.kubernetes.io/component"] == "redis" or pod.kind == "ScaledJob"
+        if hangs and pod.annotations.get("karpenter.sh/do-not-disrupt") != "true":
+            yield f"{pod.name} may be moved in mid-run"
+
+
+def workers_that_are_not_ready_hold_nothing_up(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Neither the drain of their node, nor a rollout that README waits for before the time it gives."""
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield f"PodDisruptionBudget {budget['metadata']['name']} keeps pods that are not ready on a drained node"
+    waits = re.search(r"rollout status deployment/job-worker --timeout (\d+)m", (K8S / "README.md").read_text())
+    for worker in (m for m in of_kind(manifests, "Deployment") if m["metadata"]["name"] == "job-worker"):
+        if waits is None or worker["spec"].get("progressDeadlineSeconds", 600) < 60 * int(waits[1]):
+            yield "the rollout of job workers is given up before README does"
 
 
 def shortages(manifests: Sequence[Manifest]) -> list[str]:
@@ -45,4 +65,6 @@ def shortages(manifests: Sequence[Manifest]) -> list[str]:
 SCHEDULING: tuple[Policy, ...] = (
     no_pod_waits_for_a_node_while_one_has_room,
     reconciling_ends_before_it_is_killed,
+    what_a_run_hangs_on_is_not_moved_to_save_a_node,
+    workers_that_are_not_ready_hold_nothing_up,
 )

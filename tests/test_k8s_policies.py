@@ -295,6 +295,26 @@ BREACHES: list[tuple[str, str, Change]] = [
         "a long lease",
         lambda m: settings(m).update(NIGHTSHIFT_LEASE_SECONDS="200"),
     ),
+    (
+        "what_a_run_hangs_on_is_not_moved_to_save_a_node",
+        "a GPU worker",
+        lambda m: ray(m)["workerGroupSpecs"][0]["template"]["metadata"].pop("annotations"),
+    ),
+    (
+        "what_a_run_hangs_on_is_not_moved_to_save_a_node",
+        "Redis",
+        lambda m: one(m, "StatefulSet", "redis")["spec"]["template"]["metadata"].pop("annotations"),
+    ),
+    (
+        "workers_that_are_not_ready_hold_nothing_up",
+        "a drain",
+        lambda m: one(m, "PodDisruptionBudget", "job-worker")["spec"].pop("unhealthyPodEvictionPolicy"),
+    ),
+    (
+        "workers_that_are_not_ready_hold_nothing_up",
+        "a rollout",
+        lambda m: one(m, "Deployment", "job-worker")["spec"].pop("progressDeadlineSeconds"),
+    ),
 ]
 
 

@@ -19,6 +19,7 @@ from tests.k8s_policies import (
     only_the_autoscaler_holds_a_service_account_token,
     the_head_only_coordinates,
 )
+from tests.k8s_scheduling import SCHEDULING
 from tests.k8s_schemas import complaints_of_schema, needs_kuberay_schemas
 from tests.k8s_wiring import may_connect
 from trainer.specs import SearchSpec, build
@@ -49,9 +50,8 @@ def test_a_rendered_run_obeys_the_schemas_and_kuberays_rules(more):
 @needs_kubectl
 def test_a_rendered_run_obeys_the_policies_beside_what_is_installed():
     beside = rendered("gpu-small")
-    judged = [
-        p for p in POLICIES if p not in (the_head_only_coordinates, only_the_autoscaler_holds_a_service_account_token)
-    ]
+    not_for_it = (the_head_only_coordinates, only_the_autoscaler_holds_a_service_account_token)
+    judged = [policy for policy in (*POLICIES, *SCHEDULING) if policy not in not_for_it]
 
     manifests = [*beside, *manifests_of()]
 
