@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -142,7 +143,8 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
 
     def give_up(self) -> None:
         """Record as failed the trial that died last."""
-        lines = str(self.died.get_error() or "no word of why").strip().splitlines()
+        file = self.died.error_file  # not `get_error()`, which reads a copy that Tune makes at its leisure
+        lines = Path(file).read_text().strip().splitlines() if file else ["no word of why"]
         cause = textwrap.shorten(lines[-1], CAUSE_LENGTH, placeholder=" ...")  # Ray gives advice behind it
         result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
         self.attempted(lambda: self.director.take(self.died.config["trial"], result))
