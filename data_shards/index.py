@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_shards.drafts import write_whole
+from data_shards.atomic import write_whole
 from data_shards.errors import BadIndex
 from data_shards.locations import read_bytes
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.cache import ShardCache, default_cache
-from data_shards.diagnosis import Fault, sample_faults
 from data_shards.errors import DamagedShard, RemoteError
-from data_shards.files import ShardFiles
 from data_shards.index import Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.processes import fitting, in_processes
-from data_shards.table import byte_fault
+from data_shards.read.sample_faults import Fault, sample_faults
+from data_shards.read.shard_cache import ShardCache, default_cache
+from data_shards.read.shard_files import ShardFiles
+from data_shards.read.tar_index import byte_fault
 
 IMAGES_PER_PROCESS = 2000  # fewer are checked here before a new process has started
 SHARDS_AT_ONCE = 8

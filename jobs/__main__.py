@@ -8,7 +8,7 @@ import click
 from cluster.errors import ClusterError
 from cluster.files import is_full
 from data_shards.errors import ShardError
-from jobs.cli import cli
+from jobs.cli.main import cli
 from jobs.errors import JobError
 from trainer.errors import TrainerError
 

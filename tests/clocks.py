@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.settings import Settings
-from jobs.stack import Stack, start_stack
+from jobs.queue.stack import Stack, start_stack
 from tests.stack import FAKE_WORKER
 
 SOURCE = r"""

@@ -9,10 +9,10 @@ from redis import Redis
 
 from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
-from data_shards.pack import PackOptions, pack
-from data_shards.sample import write_sample
-from jobs import embedded
+from data_shards.pack.packing import PackOptions, pack
+from data_shards.sample_data import write_sample
 from jobs.__main__ import main
+from jobs.queue import embedded_redis
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
@@ -31,9 +31,9 @@ def storage(tmp_path: Path) -> Path:
 @pytest.fixture
 def settings(storage: Path) -> Iterator[Settings]:
     """Settings with an embedded Redis of their own, which ends with the test."""
-    server = embedded.ensure_running(storage)
+    server = embedded_redis.ensure_running(storage)
     yield Settings(storage=storage, redis_url=server.url, lease_seconds=3.0)
-    embedded.stop(storage)
+    embedded_redis.stop(storage)
 
 
 @pytest.fixture

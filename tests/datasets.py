@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_shards.cache import ShardCache
 from data_shards.index import Shard, ShardIndex, write_index
-from data_shards.options import PackOptions
-from data_shards.pack import pack
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from data_shards.read.shard_cache import ShardCache
 
 Members = Sequence[tuple[str, bytes]]
 

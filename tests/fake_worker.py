@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.launch import Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.settings import Settings
-from jobs.worker import work
+from jobs.queue.job_worker import work
 
 FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
 ROOT = str(Path(__file__).parent.parent)

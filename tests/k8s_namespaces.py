@@ -92,7 +92,7 @@ def _is_within(parent: Path) -> bool:
 
 def programs_of_images() -> dict[str, Path]:
     """Return the programs of the Redis image that this machine has: a server with TLS before one without."""
-    from jobs.embedded import server_program  # noqa: PLC0415 - only where pods can run
+    from jobs.queue.embedded_redis import server_program  # noqa: PLC0415 - only where pods can run
 
     server = shutil.which("valkey-server") or shutil.which("redis-server") or str(server_program())
     client = shutil.which("valkey-cli") or shutil.which("redis-cli")

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import embedded, ledger
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
+from jobs.queue import embedded_redis
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, lines_of, processes_of, restart_redis, state_of
 
 PAUSE_SECONDS = (2.0, 5.0)
@@ -32,13 +33,13 @@ def main(runs: int, workers: int) -> int:
     draw = random.Random(20261123)
     with tempfile.TemporaryDirectory(prefix="ns-soak-") as folder:
         settings = Settings(storage=Path(folder), lease_seconds=5.0).with_storage_ready()
-        server = embedded.ensure_running(settings.storage)
+        server = embedded_redis.ensure_running(settings.storage)
         settings = replace(settings, redis_url=server.url)
         with start_stack(settings, workers, worker_command=FAKE_WORKER) as stack:
             ids = [submit(settings, FakeSpec(steps=4, step_seconds=0.1), JobRequest(retries=20)) for _ in range(runs)]
             figures = soak(settings, stack, draw)
         figures |= verdict(settings, ids)
-        embedded.stop(settings.storage)
+        embedded_redis.stop(settings.storage)
     print(json.dumps(figures, indent=2))
     return 0 if figures["succeeded"] == figures["published once"] == runs and not figures["processes left"] else 1
 
@@ -47,7 +48,7 @@ def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, obj
     kills: Counter[str] = Counter()
     sizes: dict[int, list[tuple[int, int]]] = {}
     began = time.monotonic()
-    while ledger.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
+    while run_state.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
         time.sleep(draw.uniform(*PAUSE_SECONDS))
         stack.replace_what_is_lost()
         for worker in stack.workers:
@@ -86,7 +87,7 @@ def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> 
 
 
 def kill_redis(settings: Settings) -> str:
-    running = embedded.running(settings.storage)
+    running = embedded_redis.running(settings.storage)
     if running is None:
         return "nobody"
     os.kill(running.pid, signal.SIGKILL)

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.backward import backward
-from trainer.model import Head
-from trainer.norm import SharedBatchNorm
-from trainer.ranks import Ranks
-from trainer.sources import Step
+from trainer.data.batches import Step
+from trainer.distributed.process_group import Ranks
+from trainer.model.efficientnet import Head
+from trainer.model.sync_batch_norm import SharedBatchNorm
+from trainer.training.backward import backward
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
 

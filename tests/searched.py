@@ -16,9 +16,9 @@ from cluster.settings import Settings
 from tests.trained import QUICK, new_run
 from trainer.attempt import Attempt
 from trainer.result import RunResult
-from trainer.search.director import Director
-from trainer.search.ledger import SearchLedger
-from trainer.search.night import Clock, Night
+from trainer.search.controller import Director
+from trainer.search.deadline import Clock, Night
+from trainer.search.journal import SearchLedger
 from trainer.search.run import search
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.run_paths import RunPaths
-from jobs import embedded
-from jobs.ledger import RunState, read_state
+from jobs.queue import embedded_redis
+from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec
 
 FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
@@ -88,6 +88,6 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def restart_redis(storage: Path) -> None:
     """Start a killed embedded server anew at its old address, as its supervisor would: the workers know no other."""
-    order = [embedded.server_program(), str(storage / "redis" / "redis.conf")]
+    order = [embedded_redis.server_program(), str(storage / "redis" / "redis.conf")]
     process = subprocess.Popen(order, start_new_session=True)
     process.returncode = 0  # it ends with the fixture, not with this object

@@ -16,10 +16,10 @@ from cluster.errors import LaunchError
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
-from jobs.worker import launcher_for
+from jobs.queue import actions
+from jobs.queue.job_worker import launcher_for
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
 from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_run_succeeds_as_a_ray_job_with_its_log_in_storage(worker: Stack, on_r
 def test_cancel_stops_the_ray_job(worker: Stack, on_ray: Settings) -> None:
     run_id = begun(on_ray)
 
-    state = acts.cancel(on_ray, RunPaths.of(on_ray.storage, run_id), at_once=True)
+    state = actions.cancel(on_ray, RunPaths.of(on_ray.storage, run_id), at_once=True)
 
     assert state.state == "cancelled"
     assert eventually(lambda: not processes_of(run_id), seconds=20)

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from data_shards.archives import ArchiveLimits, is_archive, unpack
 from data_shards.errors import SourceError
+from data_shards.pack.archives import ArchiveLimits, is_archive, unpack
 from tests.datasets import encoded, noise
 
 

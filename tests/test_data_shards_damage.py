@@ -5,7 +5,7 @@ import pytest
 
 from data_shards.errors import DamagedShard
 from data_shards.plan import EpochPlan
-from data_shards.stream import open_batches
+from data_shards.read.stream import open_batches
 from data_shards.verify import verify
 from tests.datasets import encoded, noise, packed, sample_members, untrusted
 

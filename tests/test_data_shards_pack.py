@@ -17,8 +17,8 @@ from PIL import Image
 
 from data_shards.errors import SourceError
 from data_shards.index import read_index
-from data_shards.options import EncodeOptions, PackOptions
-from data_shards.pack import pack
+from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.packing import pack
 from data_shards.verify import verify
 from tests.datasets import encoded, image_folder, noise, packed
 
@@ -235,7 +235,7 @@ def test_a_target_inside_the_source_is_refused(tmp_path):
 def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     source = image_folder(tmp_path / "images", {"train/a": 150, "train/b": 150}, size=(300, 300))
     expected = pack(source, tmp_path / "expected", options()).index
-    command = [sys.executable, "-c", "import sys; from jobs.shards_commands import shards; shards(sys.argv[1:])"]
+    command = [sys.executable, "-c", "import sys; from jobs.cli.shards import shards; shards(sys.argv[1:])"]
     arguments = ["pack", str(source), str(tmp_path / "shards"), "--shard-size", "20000B", "--processes", "2"]
 
     process = subprocess.Popen([*command, *arguments], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
@@ -262,7 +262,7 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
 def test_shards_that_an_interrupted_pack_has_written_are_kept(tmp_path, monkeypatch):
     source = image_folder(tmp_path / "images", SPLITS)
     expected = pack(source, tmp_path / "expected", options()).index
-    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    monkeypatch.setattr("data_shards.pack.packing.write_index", lambda *_: sys.exit("killed before the index"))
     with pytest.raises(SystemExit):
         pack(source, tmp_path / "shards", options())
     monkeypatch.undo()
@@ -280,7 +280,7 @@ def test_shards_that_an_interrupted_pack_has_written_are_kept(tmp_path, monkeypa
 @pytest.mark.parametrize("others", [{"seed": 1}, {"shard_bytes": 10_000}])
 def test_a_pack_interrupted_with_other_options_in_between_agrees_with_its_index(tmp_path, monkeypatch, others):
     source = image_folder(tmp_path / "images", {"a": 30, "b": 30})
-    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    monkeypatch.setattr("data_shards.pack.packing.write_index", lambda *_: sys.exit("killed before the index"))
     for chosen in ({}, others):
         with pytest.raises(SystemExit):
             pack(source, tmp_path / "shards", options(split="70/15/15", **chosen))
@@ -293,7 +293,7 @@ def test_a_pack_interrupted_with_other_options_in_between_agrees_with_its_index(
 
 def test_a_class_that_went_after_an_interrupted_pack_is_in_no_record(tmp_path, monkeypatch):
     source = image_folder(tmp_path / "images", {"a": 30, "b": 30, "c": 3})
-    monkeypatch.setattr("data_shards.pack.write_index", lambda *_: sys.exit("killed before the index"))
+    monkeypatch.setattr("data_shards.pack.packing.write_index", lambda *_: sys.exit("killed before the index"))
     with pytest.raises(SystemExit):
         pack(source, tmp_path / "shards", options(split="70/15/15", shard_bytes=3000))
     monkeypatch.undo()

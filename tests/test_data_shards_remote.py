@@ -10,12 +10,12 @@ import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from data_shards.cache import ShardCache
 from data_shards.errors import BadIndex, RemoteError
 from data_shards.index import read_index
 from data_shards.locations import file_system
 from data_shards.plan import EpochPlan
-from data_shards.stream import open_batches
+from data_shards.read.shard_cache import ShardCache
+from data_shards.read.stream import open_batches
 from data_shards.verify import verify
 from tests.datasets import fetch_all, packed
 
@@ -252,7 +252,9 @@ def test_a_copy_removed_before_it_is_read_is_fetched_again(server, local, tmp_pa
 
 def test_a_cache_takes_no_more_than_its_disk_can_give(server, local, cache, monkeypatch):
     usage = shutil.disk_usage(cache.folder.parent)
-    monkeypatch.setattr("data_shards.cache.disk_usage", lambda _: usage._replace(free=3 * local[1].shards[0].bytes))
+    monkeypatch.setattr(
+        "data_shards.read.shard_cache.disk_usage", lambda _: usage._replace(free=3 * local[1].shards[0].bytes)
+    )
 
     for shard in local[1].shards:
         cache.path_of(LOCATION, shard)

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.errors import LeakageError, SourceError
-from data_shards.groups import groups_of
-from data_shards.leakage import Print, across, alike
-from data_shards.options import PackOptions
-from data_shards.pack import pack
-from data_shards.split import Labeled, divide, merged, parse_shares
+from data_shards.pack.groups import groups_of
+from data_shards.pack.leakage import Print, across, alike
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from data_shards.pack.split import Labeled, divide, merged, parse_shares
 from tests.datasets import encoded, image_folder
 
 SHARES = (0.7, 0.15, 0.15)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from data_shards.errors import PlanError
 from data_shards.index import ShardIndex, write_index
-from data_shards.options import PackOptions
-from data_shards.pack import pack
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from data_shards.pack.write import Sample, write_shard
 from data_shards.plan import EpochPlan
-from data_shards.stream import open_batches, read_shard
-from data_shards.write import Sample, write_shard
+from data_shards.read.stream import open_batches, read_shard
 from tests.datasets import encoded, image_folder, noise, packed
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
@@ -175,7 +175,7 @@ import torch
 import torch.distributed as dist
 from data_shards.index import read_index
 from data_shards.plan import EpochPlan
-from data_shards.stream import open_batches
+from data_shards.read.stream import open_batches
 
 location, rank, meeting = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)

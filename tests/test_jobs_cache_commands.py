@@ -4,10 +4,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jobs.cache_commands import cache
-from trainer.cache import cache_folder
-from trainer.features import FeatureCache, FeatureKey, Features
-from trainer.head import HeadConfig
+from jobs.cli.cache import cache
+from trainer.data.cache_folder import cache_folder
+from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
+from trainer.model.head import HeadConfig
 
 
 @pytest.fixture

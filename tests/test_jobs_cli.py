@@ -10,8 +10,8 @@ import pytest
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger
-from jobs.cli import COMMANDS
+from jobs.cli.main import COMMANDS
+from jobs.runs import state as run_state
 from tests.conftest import Say
 
 
@@ -26,7 +26,7 @@ def test_train_prints_the_run_id_alone_and_what_to_do_next_on_stderr(say: Say, s
         "No job worker is at work yet; `nightshift up` starts one on this machine.\n"
         f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.\n"
     )
-    assert ledger.all_ids(settings.storage) == [run_id]
+    assert run_state.all_ids(settings.storage) == [run_id]
 
 
 def test_show_json_has_what_scripts_rely_on(say: Say, shards: str) -> None:
@@ -49,7 +49,7 @@ def test_dry_run_prints_the_checked_spec_and_queues_nothing(say: Say, shards: st
 
     assert (code, err) == (0, "")
     assert json.loads(out)["shards"] == shards
-    assert ledger.all_ids(settings.storage) == []
+    assert run_state.all_ids(settings.storage) == []
 
 
 def test_list_shows_the_newest_first_and_filters(say: Say, shards: str) -> None:
@@ -175,7 +175,7 @@ def test_redis_that_does_not_answer_is_one_line_and_nothing_is_written(
     assert (code, out) == (1, "")
     assert err.startswith("Error: Redis at redis://127.0.0.1:1 does not answer (")
     assert len(err.splitlines()) == 1
-    assert ledger.all_ids(settings.storage) == []
+    assert run_state.all_ids(settings.storage) == []
 
 
 def test_storage_that_is_not_writable_is_one_line(say: Say, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +238,7 @@ def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:
 
 
 def test_help_imports_no_command() -> None:
-    code = (
-        "import sys; from jobs.cli import cli; cli.main(['--help'], standalone_mode=False); print('rq' in sys.modules)"
-    )
+    code = "import sys; from jobs.cli.main import cli; cli.main(['--help'], standalone_mode=False); print('rq' in sys.modules)"
 
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

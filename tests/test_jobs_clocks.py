@@ -11,10 +11,11 @@ from redis import Redis
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger, schedules
-from jobs.request import JobRequest
-from jobs.submit import submit
-from jobs.workers import live_workers
+from jobs.queue import schedules
+from jobs.queue.submit import submit
+from jobs.queue.worker_list import live_workers
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.clocks import Clock, build_clock
 from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
 from trainer.specs import TrainSpec
@@ -52,7 +53,7 @@ def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead:
         assert eventually((RunPaths.of(settings.storage, long).folder / "steps.jsonl").exists)
         with ahead.workers(settings):  # it tidies RQ's registries at its start, and finds entries that look old
             runs = [long, *(submit(settings, FakeSpec()) for _ in range(12))]
-            assert eventually(lambda: not ledger.pending_ids(settings.storage), seconds=60)
+            assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=60)
 
     for run_id in runs:
         state = state_of(settings.storage, run_id)
@@ -115,4 +116,4 @@ def test_a_moment_is_served_once_though_the_next_keeper_lives_in_its_past(
             assert eventually(lambda: schedules.schedules(settings)[0].last_run is not None)
             time.sleep(5)  # two more looks at what is due
 
-    assert len(ledger.all_ids(settings.storage)) == 1
+    assert len(run_state.all_ids(settings.storage)) == 1

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cluster.settings import Settings
-from jobs.connection import connect
 from jobs.errors import QueueUnreachable
+from jobs.queue.connection import connect
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import pytest
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, environment_of_worker
-from jobs import acts, delivery, ledger
 from jobs.errors import Refused
-from jobs.request import JobRequest
-from jobs.submit import submit
+from jobs.queue import actions, webhook_sender
+from jobs.queue.submit import submit
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec
 
 
@@ -64,15 +65,15 @@ def address(listener: Listener) -> str:
 
 def test_the_end_of_a_run_is_told_once_and_signed(telling: Settings, listener: Listener) -> None:
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    acts.cancel(telling, RunPaths.of(telling.storage, run_id))
+    actions.cancel(telling, RunPaths.of(telling.storage, run_id))
 
-    arrived = [delivery.deliver(telling), delivery.deliver(telling)]
+    arrived = [webhook_sender.deliver(telling), webhook_sender.deliver(telling)]
 
     [(headers, body)] = listener.heard
     told = json.loads(body)
     assert arrived == [1, 0]
     assert (told["id"], told["state"], told["why"]) == (run_id, "cancelled", "cancelled before it ran")
-    assert headers["Nightshift-Signature"] == delivery.signature("s3cret", headers["Nightshift-Timestamp"], body)
+    assert headers["Nightshift-Signature"] == webhook_sender.signature("s3cret", headers["Nightshift-Timestamp"], body)
     assert "spec" not in told
 
 
@@ -81,10 +82,10 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    first = delivery.deliver(telling)
-    at_once = delivery.deliver(telling)
+    first = webhook_sender.deliver(telling)
+    at_once = webhook_sender.deliver(telling)
     make_due(telling)
-    later = delivery.deliver(telling)
+    later = webhook_sender.deliver(telling)
 
     assert (first, at_once, later) == (0, 0, 1)
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
@@ -92,11 +93,11 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
 
 def test_a_message_on_its_way_is_not_sent_by_another(telling: Settings, listener: Listener) -> None:
     meanwhile: list[int] = []
-    listener.on_arrival = lambda: meanwhile.append(delivery.deliver(telling))
+    listener.on_arrival = lambda: meanwhile.append(webhook_sender.deliver(telling))
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    arrived = delivery.deliver(telling)
+    arrived = webhook_sender.deliver(telling)
 
     assert (arrived, meanwhile, len(listener.heard)) == (1, [0], 1)
 
@@ -119,7 +120,7 @@ def test_a_receiver_that_speaks_no_http_keeps_no_other_from_being_told(telling: 
         lose(telling, submit(telling, FakeSpec(), JobRequest(notify=f"http://127.0.0.1:{port}/")))
         lose(telling, submit(telling, FakeSpec(), JobRequest(notify=address(listener))))
 
-        arrived = delivery.deliver(telling)
+        arrived = webhook_sender.deliver(telling)
 
     assert arrived == 1
     [waiting] = (telling.storage / "outbox").glob("*.json")
@@ -138,7 +139,7 @@ def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    assert delivery.deliver(telling) == 0
+    assert webhook_sender.deliver(telling) == 0
     assert len(listener.heard) == 1
     assert len(list((telling.storage / "outbox").glob("*.json"))) == 1
 
@@ -153,7 +154,7 @@ def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settin
     with pytest.raises(Refused, match="is no address"):
         submit(allowed, FakeSpec(), JobRequest(notify="http://[::1"))
 
-    assert ledger.all_ids(settings.storage) == []
+    assert run_state.all_ids(settings.storage) == []
 
 
 def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
@@ -162,7 +163,7 @@ def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     lose(telling, run_id)
 
-    delivery.deliver(replace(telling, webhook_hosts=()))
+    webhook_sender.deliver(replace(telling, webhook_hosts=()))
 
     assert listener.heard == []
     assert list((telling.storage / "outbox").glob("*.json")) == []
@@ -171,8 +172,8 @@ def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
 
 def lose(settings: Settings, run_id: str) -> None:
     paths = RunPaths.of(settings.storage, run_id)
-    with ledger.changing(paths) as state:
-        ledger.write_state(paths, state.moved("lost", "its node went away"))
+    with run_state.changing(paths) as state:
+        run_state.write_state(paths, state.moved("lost", "its node went away"))
 
 
 def make_due(settings: Settings) -> None:

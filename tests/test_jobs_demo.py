@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.run_paths import RunPaths
-from jobs.ledger import read_state
+from jobs.runs.state import read_state
 from tests.stack import arguments_of, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 from redis import AuthenticationError, Redis
 
-from jobs import embedded
-from jobs.connection import refuse_plain, without_password
 from jobs.errors import QueueUnreachable, Refused
+from jobs.queue import embedded_redis
+from jobs.queue.connection import refuse_plain, without_password
 from tests.stack import arguments_of, eventually
 
 
 @pytest.fixture
 def place(storage: Path) -> Iterator[Path]:
     yield storage
-    embedded.stop(storage)
+    embedded_redis.stop(storage)
 
 
 def pid_at(storage: Path) -> int:
-    return embedded.ensure_running(storage).pid
+    return embedded_redis.ensure_running(storage).pid
 
 
 def test_its_address_is_written_for_its_owner_alone(place: Path) -> None:
-    server = embedded.ensure_running(place)
+    server = embedded_redis.ensure_running(place)
 
     url = place / "redis" / "url"
 
@@ -39,7 +39,7 @@ def test_its_address_is_written_for_its_owner_alone(place: Path) -> None:
 
 
 def test_the_password_is_asked_for_and_never_an_argument(place: Path) -> None:
-    server = embedded.ensure_running(place)
+    server = embedded_redis.ensure_running(place)
     password = server.url.split(":")[2].split("@")[0]
 
     arguments = b" ".join(arguments_of(server.pid)).decode()
@@ -51,9 +51,9 @@ def test_the_password_is_asked_for_and_never_an_argument(place: Path) -> None:
 
 
 def test_it_is_found_again(place: Path) -> None:
-    first = embedded.ensure_running(place)
+    first = embedded_redis.ensure_running(place)
 
-    second = embedded.ensure_running(place)
+    second = embedded_redis.ensure_running(place)
 
     assert (second.url, second.pid) == (first.url, first.pid)
     assert (first.started_here, second.started_here) == (True, False)
@@ -67,14 +67,14 @@ def test_four_starters_at_once_get_one_server(place: Path) -> None:
 
 
 def test_what_was_written_survives_kill_9(place: Path) -> None:
-    first = embedded.ensure_running(place)
+    first = embedded_redis.ensure_running(place)
     with Redis.from_url(first.url) as connection:
         connection.set("kept", "yes")
         connection.execute_command("WAITAOF", 1, 0, 5000)
 
     os.kill(first.pid, signal.SIGKILL)
     os.waitpid(first.pid, 0)
-    second = embedded.ensure_running(place)
+    second = embedded_redis.ensure_running(place)
 
     with Redis.from_url(second.url) as connection:
         assert connection.get("kept") == b"yes"
@@ -85,17 +85,17 @@ def test_a_storage_with_a_long_path_and_a_blank_works(tmp_path: Path) -> None:
     deep = tmp_path / ("a long name " * 10)
     deep.mkdir()
 
-    server = embedded.ensure_running(deep)
+    server = embedded_redis.ensure_running(deep)
 
     with Redis.from_url(server.url) as connection:
         assert connection.ping()
-    embedded.stop(deep)
-    assert embedded.running(deep) is None
+    embedded_redis.stop(deep)
+    assert embedded_redis.running(deep) is None
 
 
 def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from jobs.embedded import ensure_running;"
+        "import os, sys; from pathlib import Path; from jobs.queue.embedded_redis import ensure_running;"
         "print(ensure_running(Path(sys.argv[1]), ends_with_caller=True).pid, flush=True); os.kill(os.getpid(), 9)"
     )
 
@@ -105,13 +105,13 @@ def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
 
 
 def test_one_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:
-    server = embedded.ensure_running(storage)
-    embedded.stop(storage)
+    server = embedded_redis.ensure_running(storage)
+    embedded_redis.stop(storage)
     (storage / "redis" / "url").write_text(server.url)
     (storage / "redis" / "host.json").write_text('{"host": "elsewhere"}')
 
     with pytest.raises(QueueUnreachable, match="was started on elsewhere; set NIGHTSHIFT_REDIS_URL"):
-        embedded.ensure_running(storage)
+        embedded_redis.ensure_running(storage)
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@10.0.0.7:6379/0", "redis://redis.example:6379"])

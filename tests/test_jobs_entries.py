@@ -12,10 +12,10 @@ import pytest
 from redis import Redis
 
 from cluster.settings import Settings
-from jobs.entries import RUN_JOB, RunEntry
-from jobs.queue import PREFIX, REFUSED, enqueue, queue, refused, waiting
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
+from jobs.queue.entries import RUN_JOB, RunEntry
+from jobs.queue.queues import PREFIX, REFUSED, enqueue, queue, refused, waiting
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
 from tests.stack import FAKE_WORKER, FakeSpec, reaches
 
 KEY = f"rq:queue:{PREFIX}normal"

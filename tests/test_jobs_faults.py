@@ -16,13 +16,14 @@ from redis import Redis
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, environment_of_worker
-from jobs import embedded, ledger
 from jobs.errors import Refused
-from jobs.queue import waiting
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
-from jobs.workers import drain, live_workers
+from jobs.queue import embedded_redis
+from jobs.queue.queues import waiting
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.queue.worker_list import drain, live_workers
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.cutting_proxy import CuttingProxy
 from tests.stack import (
     FAKE_WORKER,
@@ -144,7 +145,7 @@ def test_a_worker_can_be_drained_by_name_from_elsewhere(
 
 
 def test_a_redis_that_is_killed_while_a_run_runs_costs_nothing(stack: Stack, running: str, settings: Settings) -> None:
-    server = embedded.ensure_running(settings.storage)
+    server = embedded_redis.ensure_running(settings.storage)
     next_one = submit(settings, FakeSpec())
 
     os.kill(server.pid, signal.SIGKILL)
@@ -162,15 +163,15 @@ def test_a_worker_that_started_redis_itself_keeps_it_from_run_to_run(tmp_path: P
     alone = Settings(storage=tmp_path / "alone")
     with subprocess.Popen(FAKE_WORKER, env=environment_of_worker(alone), start_new_session=True) as worker:
         try:
-            assert eventually(lambda: embedded.running(alone.storage) is not None)
-            first = embedded.running(alone.storage)
+            assert eventually(lambda: embedded_redis.running(alone.storage) is not None)
+            first = embedded_redis.running(alone.storage)
             for _ in range(2):
                 reaches(alone.storage, submit(alone, FakeSpec()), "succeeded", seconds=20)
-            last = embedded.running(alone.storage)
+            last = embedded_redis.running(alone.storage)
         finally:
             worker.terminate()
             worker.wait(timeout=20)
-            embedded.stop(alone.storage)
+            embedded_redis.stop(alone.storage)
 
     assert first == last
 
@@ -180,12 +181,12 @@ def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) 
     with start_stack(alone, 1, worker_command=FAKE_WORKER) as stack:
         reaches(alone.storage, submit(alone, FakeSpec()), "succeeded")
 
-        os.kill(embedded.ensure_running(alone.storage).pid, signal.SIGKILL)
-        assert eventually(lambda: embedded.running(alone.storage) is None)
+        os.kill(embedded_redis.ensure_running(alone.storage).pid, signal.SIGKILL)
+        assert eventually(lambda: embedded_redis.running(alone.storage) is None)
         stack.replace_what_is_lost()
 
         reaches(alone.storage, submit(alone, FakeSpec()), "succeeded", seconds=60)
-    assert embedded.running(alone.storage) is None
+    assert embedded_redis.running(alone.storage) is None
 
 
 @pytest.mark.slow
@@ -195,7 +196,7 @@ def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(
 ) -> None:
     long = begun(settings, FakeSpec(steps=700, step_seconds=0.05))
     queued = [submit(settings, FakeSpec()) for _ in range(3)]
-    server = embedded.ensure_running(settings.storage)
+    server = embedded_redis.ensure_running(settings.storage)
 
     os.kill(server.pid, signal.SIGKILL)
     os.waitpid(server.pid, 0)
@@ -219,14 +220,14 @@ def test_eight_submitters_of_one_name_make_one_run(settings: Settings) -> None:
 
     assert len(made) == 1
     assert outcomes.count(f"name 'night' belongs to {made[0]}; choose another, or delete that run") == 7
-    assert ledger.all_ids(settings.storage) == made
+    assert run_state.all_ids(settings.storage) == made
 
 
 @pytest.mark.slow
 def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
     with start_stack(settings, 2, worker_command=FAKE_WORKER):
         runs = [submit(settings, FakeSpec()) for _ in range(200)]
-        assert eventually(lambda: not ledger.pending_ids(settings.storage), seconds=200)
+        assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=200)
 
     for run_id in runs:
         assert_published_once(settings, run_id, by_attempt=1)
@@ -251,7 +252,7 @@ def test_an_attempt_that_was_overtaken_publishes_nothing(stack: Stack, settings:
 def test_a_full_disk_at_submit_is_one_line_and_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from cluster.settings import Settings\n"
-        "from jobs.submit import submit; from tests.stack import FakeSpec\n"
+        "from jobs.queue.submit import submit; from tests.stack import FakeSpec\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "settings = Settings(storage=Path(sys.argv[1]), redis_url=sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
@@ -297,7 +298,7 @@ def test_workers_behind_a_line_that_cuts_replies_run_every_run_once(settings: Se
 
     with start_stack(through(proxy, settings), 2, worker_command=FAKE_WORKER):
         runs = [submit(settings, FakeSpec()) for _ in range(40)]
-        assert eventually(lambda: not ledger.pending_ids(settings.storage), seconds=200)
+        assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=200)
 
     assert proxy.cuts >= 5
     for run_id in runs:

@@ -15,13 +15,14 @@ from cluster.launch import HERE
 from cluster.lease import Lease, beat_of, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts, embedded, ledger
-from jobs.endings import NO_ROOM, end
-from jobs.keeper import Memory, reconcile
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
-from jobs.tasks import begin
+from jobs.queue import actions, embedded_redis
+from jobs.queue.reconciler import Memory, reconcile
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.queue.tasks import begin
+from jobs.runs import state as run_state
+from jobs.runs.outcomes import NO_ROOM, end
+from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.disks import SmallDisk, small_disk
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, lines_of, processes_of, reaches, state_of
@@ -65,7 +66,7 @@ def test_a_run_whose_storage_fills_goes_on_when_there_is_room(here: Settings, st
     for run_id in (first, second):
         reaches(here.storage, run_id, "succeeded")
         assert len(lines_of(RunPaths.of(here.storage, run_id).folder / "published.jsonl")) == 1
-        assert ledger.pending_ids(here.storage) == []
+        assert run_state.pending_ids(here.storage) == []
     assert worker.poll() is None
     assert not list(here.storage.rglob(".*.json.*"))
 
@@ -95,7 +96,7 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
     disk.free()
     end(paths, begun.lease, code)
     failed = state_of(here.storage, paths.run_id)
-    retried = acts.retry(here, paths)
+    retried = actions.retry(here, paths)
 
     cure = "the storage is full; free space there, then `nightshift retry` goes on from the last good checkpoint"
     assert (code, failed.state, failed.why) == (NO_ROOM, "failed", cure)
@@ -147,32 +148,32 @@ def test_a_message_that_found_no_room_is_sent_later(settings: Settings, redis: R
     outbox = settings.storage / "outbox"
     outbox.touch()  # in the way, as a full disk would be
     paths = RunPaths.of(settings.storage, run_id)
-    with pytest.raises(OSError), ledger.changing(paths) as found:  # noqa: PT011, whatever the system says
-        ledger.write_state(paths, found.moved("failed", "on purpose"))
+    with pytest.raises(OSError), run_state.changing(paths) as found:  # noqa: PT011, whatever the system says
+        run_state.write_state(paths, found.moved("failed", "on purpose"))
     outbox.unlink()
 
     reconcile(settings, redis, Memory())
 
     [message] = outbox.iterdir()
     assert json.loads(message.read_text())["body"]["state"] == "failed"
-    assert ledger.pending_ids(settings.storage) == []
+    assert run_state.pending_ids(settings.storage) == []
 
 
 @pytest.mark.slow
 def test_a_queue_whose_own_files_find_no_room_goes_on_when_there_is_some(disk: SmallDisk) -> None:
     storage = Settings(storage=disk.folder / "storage").with_storage_ready().storage
-    here = Settings(storage=storage, redis_url=embedded.ensure_running(storage).url, lease_seconds=3.0)
+    here = Settings(storage=storage, redis_url=embedded_redis.ensure_running(storage).url, lease_seconds=3.0)
     try:
         with start_stack(here, 2, worker_command=FAKE_WORKER) as stack:
             runs = [submit(here, FakeSpec(steps=20, step_seconds=0.05)) for _ in range(20)]
-            assert eventually(lambda: len(ledger.pending_ids(storage)) < 20)
+            assert eventually(lambda: len(run_state.pending_ids(storage)) < 20)
             disk.fill()
-            assert not eventually(lambda: not ledger.pending_ids(storage), seconds=15)
+            assert not eventually(lambda: not run_state.pending_ids(storage), seconds=15)
             disk.free()
-            assert eventually(lambda: not ledger.pending_ids(storage), seconds=180)
+            assert eventually(lambda: not run_state.pending_ids(storage), seconds=180)
             assert [worker.poll() for worker in stack.workers] == [None, None]
     finally:
-        embedded.stop(storage)
+        embedded_redis.stop(storage)
 
     for run_id in runs:
         assert len(lines_of(RunPaths.of(storage, run_id).folder / "published.jsonl")) == 1, run_id
@@ -182,20 +183,20 @@ def test_a_queue_whose_own_files_find_no_room_goes_on_when_there_is_some(disk: S
 @pytest.mark.slow
 def test_a_worker_that_waits_for_a_redis_without_room_ends_when_told(disk: SmallDisk, tmp_path: Path) -> None:
     storage = Settings(storage=disk.folder / "storage").with_storage_ready().storage
-    here = Settings(storage=storage, redis_url=embedded.ensure_running(storage).url, lease_seconds=3.0)
+    here = Settings(storage=storage, redis_url=embedded_redis.ensure_running(storage).url, lease_seconds=3.0)
     log = tmp_path / "worker.log"
     try:
         with log.open("w") as output, start_stack(here, 1, output=output, worker_command=FAKE_WORKER) as stack:
             for _ in range(20):
                 submit(here, FakeSpec(steps=20, step_seconds=0.05))
-            assert eventually(lambda: len(ledger.pending_ids(storage)) < 20)
+            assert eventually(lambda: len(run_state.pending_ids(storage)) < 20)
             disk.fill()
             assert eventually(lambda: "lost Redis; it tries again in 4 seconds" in log.read_text())
             stack.workers[0].terminate()
             assert stack.workers[0].wait(timeout=60) == 0
     finally:
         disk.free()
-        embedded.stop(storage)
+        embedded_redis.stop(storage)
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_a_training_that_fills_its_disk_says_the_cure_and_retry_ends_it(
             failed = reaches(here.storage, run_id, "succeeded", "failed", "lost", seconds=300)
             published = paths.best.exists(), paths.result.exists()
             disk.grow(megabytes=600)
-            acts.retry(here, paths)
+            actions.retry(here, paths)
             ended = reaches(here.storage, run_id, "succeeded", "failed", "lost", seconds=300)
 
         assert failed.why is not None

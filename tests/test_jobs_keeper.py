@@ -18,14 +18,15 @@ from cluster.launch import HERE
 from cluster.lease import DEAD_AFTER_SECONDS, Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts, ledger
-from jobs.alone import make_ready
-from jobs.endings import Change, end
-from jobs.keeper import Memory, Repair, reconcile
-from jobs.queue import queue, waiting
-from jobs.request import JobRequest
-from jobs.submit import new_run_id, submit
-from jobs.tasks import begin
+from jobs.kubernetes.standalone import make_ready
+from jobs.queue import actions
+from jobs.queue.queues import queue, waiting
+from jobs.queue.reconciler import Memory, Repair, reconcile
+from jobs.queue.submit import new_run_id, submit
+from jobs.queue.tasks import begin
+from jobs.runs import state as run_state
+from jobs.runs.outcomes import Change, end
+from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import FakeSpec, eventually, state_of
 from trainer.specs import TrainSpec, build
@@ -47,7 +48,7 @@ def test_a_redis_that_was_emptied_is_filled_again(settings: Settings, redis: Red
 def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     redis.flushall()
-    ledger.pending_marker(RunPaths.of(settings.storage, run_id)).unlink()
+    run_state.pending_marker(RunPaths.of(settings.storage, run_id)).unlink()
 
     assert reconcile(settings, redis, Memory()) == []
     assert reconcile(settings, redis, Memory(), every_run=True) == [Repair(run_id, "put into its queue")]
@@ -192,7 +193,7 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
     assert begin(paths, "RayJob", HERE)
     assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster shows no life
     after = waiting(redis, "normal")
-    acts.retry(settings, paths)
+    actions.retry(settings, paths)
 
     assert (before, after) == ([], [])
     assert waiting(redis, "normal") == [run_id]
@@ -201,7 +202,7 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
 def test_a_run_taken_and_never_begun_is_put_back(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.keeper.STUCK_SECONDS", 0.5)
+    monkeypatch.setattr("jobs.queue.reconciler.STUCK_SECONDS", 0.5)
     run_id = submit(settings, FakeSpec())
     assert queue(redis, "normal").next_entry() is not None
     memory = Memory()
@@ -227,7 +228,7 @@ def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> Non
 
     for run_id in (unbegun, unwatched, deleted):
         _finish(settings, run_id, "succeeded")
-    ledger.remove(RunPaths.of(settings.storage, deleted))
+    run_state.remove(RunPaths.of(settings.storage, deleted))
     reconcile(settings, redis, memory)
 
     assert remembered == {unbegun, unwatched, deleted}
@@ -256,7 +257,7 @@ def test_what_takes_a_while_to_find_is_found_by_hand_too(
     settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "2")
-    monkeypatch.setattr("jobs.keeper.STUCK_SECONDS", 4.0)
+    monkeypatch.setattr("jobs.queue.reconciler.STUCK_SECONDS", 4.0)
     dropped, unwatched = (submit(settings, FakeSpec()) for _ in range(2))
     redis.lrem(queue(redis, "normal").key, 1, unwatched)
     paths = RunPaths.of(settings.storage, unwatched)
@@ -291,7 +292,7 @@ def beating(paths: RunPaths) -> Iterator[None]:
 def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
 
-    acts.cancel(settings, RunPaths.of(settings.storage, run_id))
+    actions.cancel(settings, RunPaths.of(settings.storage, run_id))
 
     assert waiting(redis, "normal") == []
     assert reconcile(settings, redis, Memory(), every_run=True) == []
@@ -302,7 +303,7 @@ def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
 
     _finish(settings, first, "succeeded")
 
-    assert ledger.pending_ids(settings.storage) == [second]
+    assert run_state.pending_ids(settings.storage) == [second]
     assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
 
 
@@ -314,10 +315,10 @@ def test_what_a_killed_submit_or_delete_left_is_swept_away_after_a_day(
     for half in (".new-train-20261123-000000-aaaaaa", ".deleted-train-20261123-000000-bbbbbb"):
         (folder / half).mkdir()
 
-    ledger.sweep(settings.storage)
+    run_state.sweep(settings.storage)
     young = len(list(folder.iterdir()))
-    monkeypatch.setattr(ledger, "HALVES_STAY_SECONDS", -1.0)
-    ledger.sweep(settings.storage)
+    monkeypatch.setattr(run_state, "HALVES_STAY_SECONDS", -1.0)
+    run_state.sweep(settings.storage)
 
     assert young == 3
     assert [entry.name for entry in folder.iterdir()] == [run_id]
@@ -333,7 +334,7 @@ def test_a_damaged_record_is_told_in_one_line(settings: Settings, content: objec
     paths.state.write_text(json.dumps(content))
 
     with pytest.raises(StorageError, match=rf"^{paths.state} is damaged: [^\n]+$"):
-        ledger.read_state(paths)
+        run_state.read_state(paths)
 
 
 @pytest.mark.parametrize("name", ["state.json", "job.json"])
@@ -365,7 +366,7 @@ def taken(redis: Redis) -> None:
     redis.lrem(queue(redis, "normal").intermediate_queue_key, 1, entry.id)
 
 
-def _finish(settings: Settings, run_id: str, state: ledger.State) -> None:
+def _finish(settings: Settings, run_id: str, state: run_state.State) -> None:
     paths = RunPaths.of(settings.storage, run_id)
-    with ledger.changing(paths) as found:
-        ledger.write_state(paths, found.moved(state))
+    with run_state.changing(paths) as found:
+        run_state.write_state(paths, found.moved(state))

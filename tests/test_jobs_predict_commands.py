@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cluster.files import write_json
-from trainer.head import HeadConfig
+from trainer.model.head import HeadConfig
 
 
 @pytest.fixture

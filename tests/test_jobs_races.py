@@ -16,16 +16,16 @@ from cluster.launch import HERE, Running
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts, embedded, tasks
-from jobs.endings import Change, declare_dead, end
-from jobs.ledger import changing, write_state
-from jobs.queue import pause, unpause, waiting
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.stop_wish import ask_to_stop, stop_wish
-from jobs.submit import submit
-from jobs.tasks import begin
-from jobs.workers import drain, live_workers
+from jobs.queue import actions, embedded_redis, tasks
+from jobs.queue.queues import pause, unpause, waiting
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.queue.tasks import begin
+from jobs.queue.worker_list import drain, live_workers
+from jobs.runs.outcomes import Change, declare_dead, end
+from jobs.runs.request import JobRequest
+from jobs.runs.state import changing, write_state
+from jobs.runs.stop_wish import ask_to_stop, stop_wish
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
 
 SEGMENTATION_FAULT, WORKERS_LOST = 128 + 11, 75
@@ -72,7 +72,7 @@ def test_a_run_that_waits_for_its_place_is_cancelled_when_asked(settings: Settin
     horse.start()
     assert eventually(lambda: launcher.asked > 0)
 
-    state = acts.cancel(settings, paths)
+    state = actions.cancel(settings, paths)
     horse.join()
 
     assert state.state == "cancelled"
@@ -134,7 +134,7 @@ def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(setti
 def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Settings) -> None:
     paths, dying = taken(settings, JobRequest(retries=0))
     declare_dead(paths, 1, "no sign of life for 3 s")
-    acts.retry(settings, paths)
+    actions.retry(settings, paths)
 
     with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
         dying.check()
@@ -151,7 +151,7 @@ def test_an_attempt_whose_run_was_deleted_can_publish_nothing(settings: Settings
     paths, lease = taken(settings)
     end(paths, lease, 1)
 
-    acts.delete(paths)
+    actions.delete(paths)
 
     with pytest.raises(LeaseLost, match="it was deleted while attempt 1 went on"):
         lease.check()
@@ -165,8 +165,8 @@ def test_a_run_that_does_not_run_is_cancelled_at_once_and_can_be_retried(
     with changing(paths) as found:
         write_state(paths, found.but(state=state))
 
-    cancelled = acts.cancel(settings, paths)
-    retried = acts.retry(settings, paths)
+    cancelled = actions.cancel(settings, paths)
+    retried = actions.retry(settings, paths)
 
     assert (cancelled.state, cancelled.why) == ("cancelled", "cancelled before it ran")
     assert retried.state == "queued"
@@ -176,7 +176,7 @@ def test_a_run_that_does_not_run_is_cancelled_at_once_and_can_be_retried(
 def test_a_run_whose_job_worker_is_gone_can_be_cancelled(settings: Settings) -> None:
     paths, _ = taken(settings)
 
-    state = acts.cancel(settings, paths)  # nobody reconciles here
+    state = actions.cancel(settings, paths)  # nobody reconciles here
 
     assert (state.state, paths.stop.exists()) == ("cancelled", False)
 
@@ -257,7 +257,7 @@ def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
 @pytest.mark.slow
 def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Settings) -> None:
     run_id = begun(settings, FakeSpec(steps=200, step_seconds=0.1))
-    server = embedded.ensure_running(settings.storage)
+    server = embedded_redis.ensure_running(settings.storage)
     os.kill(server.pid, signal.SIGKILL)
     os.waitpid(server.pid, 0)
 
@@ -273,7 +273,7 @@ def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Setting
 @pytest.mark.timeout(300)
 def test_an_idle_worker_ends_in_order_while_redis_is_away(stack: Stack, settings: Settings, redis: Redis) -> None:
     assert eventually(lambda: len(live_workers(redis)) == 1)
-    server = embedded.ensure_running(settings.storage)
+    server = embedded_redis.ensure_running(settings.storage)
     os.kill(server.pid, signal.SIGKILL)
     os.waitpid(server.pid, 0)
     time.sleep(2)

@@ -9,10 +9,10 @@ import pytest
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.records import read_progress, read_record
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.runs.record import read_progress, read_record
+from jobs.runs.request import JobRequest
 from tests.stack import arguments_of, eventually, processes_of, reaches, state_of
 from trainer.specs import TrainSpec
 

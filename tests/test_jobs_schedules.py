@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from cluster.settings import Settings
-from jobs import ledger, schedules
 from jobs.errors import Refused
-from jobs.request import JobRequest
+from jobs.queue import schedules
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import state_of
 from trainer.specs import SearchSpec, TrainSpec, build
@@ -51,7 +52,7 @@ def test_a_keeper_that_died_after_submitting_makes_no_second_run(settings: Setti
 
     schedules.submit_due(settings)
 
-    assert ledger.all_ids(settings.storage) == [run_id]
+    assert run_state.all_ids(settings.storage) == [run_id]
 
 
 def test_what_is_not_due_waits(settings: Settings) -> None:
@@ -115,7 +116,7 @@ def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str,
         ("nightly", "0 20 * * 1-5", "low")
     ]
     assert removed[0] == 0
-    assert ledger.all_ids(settings.storage) == []
+    assert run_state.all_ids(settings.storage) == []
     assert say("schedule", "list", "--json")[1] == "[]\n"
 
 

@@ -10,7 +10,7 @@ from cluster.files import append_line, read_json, write_json
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger
+from jobs.runs import state as run_state
 from tests.conftest import Say
 from trainer.specs import SearchSpec, read_spec
 
@@ -35,8 +35,8 @@ def play(paths: RunPaths, *values: float) -> None:
 
 
 def end(paths: RunPaths, state: str = "succeeded") -> None:
-    with ledger.changing(paths) as found:
-        ledger.write_state(paths, found.moved(state))
+    with run_state.changing(paths) as found:
+        run_state.write_state(paths, found.moved(state))
 
 
 def test_search_prints_its_id_alone_and_stores_a_checked_wish(
@@ -79,7 +79,7 @@ def test_a_search_that_can_never_work_is_one_line_and_queues_nothing(
 
     assert (code, out) == (1, "")
     assert err == f"Error: {message.format(cpus=this_machine().cpus)}\n"
-    assert not ledger.all_ids(settings.storage)
+    assert not run_state.all_ids(settings.storage)
 
 
 def test_a_window_that_never_opens_is_a_wrong_use(say: Say, settings: Settings, digits_shards: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_window_that_never_opens_is_a_wrong_use(say: Say, settings: Settings, 
 
     assert code == 2
     assert "window 20:00-20:00 never opens; its start and end must differ" in err
-    assert not ledger.all_ids(settings.storage)
+    assert not run_state.all_ids(settings.storage)
 
 
 @pytest.mark.parametrize(("option", "what"), [("--window", "window {} never opens"), ("--at", "--at {} is not")])
@@ -102,7 +102,7 @@ def test_a_search_that_is_over_before_it_can_begin_is_refused(
 
     assert code == 1
     assert err == f"Error: {what.format(text)} before --until {until:%Y-%m-%d %H:%M}; give a later --until\n"
-    assert not ledger.all_ids(settings.storage)
+    assert not run_state.all_ids(settings.storage)
 
 
 def test_a_window_is_kept_by_the_queue_and_known_to_the_search(

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from data_shards.errors import LeakageError, SourceError
 from data_shards.index import read_index
-from jobs.shards_commands import shards
+from jobs.cli.shards import shards
 from tests.datasets import image_folder
 
 SPLITS = {"train/covid": 6, "train/normal": 9, "test/covid": 2, "test/normal": 3}

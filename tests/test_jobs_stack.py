@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from cluster.settings import Settings
-from jobs import embedded
-from jobs.stack import start_stack
+from jobs.queue import embedded_redis
+from jobs.queue.stack import start_stack
 from tests.stack import FAKE_WORKER, arguments_of, eventually
 
 NIGHTSHIFT = [sys.executable, "-m", "jobs"]
@@ -58,19 +58,19 @@ def test_kill_9_of_up_ends_its_children_too(storage: Path) -> None:
 
 
 def test_a_stack_ends_the_server_that_a_plain_command_left_running(storage: Path) -> None:
-    embedded.ensure_running(storage)
+    embedded_redis.ensure_running(storage)
 
     with start_stack(Settings(storage=storage), 1, worker_command=FAKE_WORKER):
         pass
 
-    assert embedded.running(storage) is None
+    assert embedded_redis.running(storage) is None
 
 
 def test_a_stack_leaves_the_server_of_another_stack_alone(storage: Path) -> None:
     with up(storage) as process:
         with start_stack(Settings(storage=storage), 1, worker_command=FAKE_WORKER):
             pass
-        still_there = embedded.running(storage) is not None
+        still_there = embedded_redis.running(storage) is not None
         process.terminate()
 
     assert still_there

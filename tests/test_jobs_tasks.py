@@ -11,12 +11,12 @@ from cluster.launch import HERE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import acts
-from jobs.endings import declare_dead
-from jobs.request import JobRequest
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
-from jobs.tasks import begin
+from jobs.queue import actions
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.queue.tasks import begin
+from jobs.runs.outcomes import declare_dead
+from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
 
 
@@ -75,8 +75,8 @@ def test_cancel_stops_after_a_checkpoint_and_retry_goes_on_from_it(stack: Stack,
     paths = RunPaths.of(settings.storage, run_id)
     assert eventually((paths.folder / "steps.jsonl").exists)
 
-    cancelled = acts.cancel(settings, paths)
-    acts.retry(settings, paths)
+    cancelled = actions.cancel(settings, paths)
+    actions.retry(settings, paths)
     succeeded = reaches(settings.storage, run_id, "succeeded")
 
     assert (cancelled.state, cancelled.why) == ("cancelled", "cancelled after a checkpoint")
@@ -89,7 +89,7 @@ def test_cancel_now_kills_even_a_stubborn_trainer_and_all_below_it(stack: Stack,
     paths = RunPaths.of(settings.storage, run_id)
     assert eventually((paths.folder / "steps.jsonl").exists)
 
-    state = acts.cancel(settings, paths, at_once=True)
+    state = actions.cancel(settings, paths, at_once=True)
 
     assert state.state == "cancelled"
     assert processes_of(run_id) == []

@@ -15,14 +15,15 @@ from redis import Redis
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, environment_of_worker
-from jobs import acts, ledger
-from jobs.ledger import RunState
-from jobs.metrics import serve
-from jobs.queue import pause, queue, unpause, waiting
-from jobs.request import JobRequest
-from jobs.stack import start_stack
-from jobs.submit import submit
-from jobs.workers import live_workers
+from jobs.prometheus import serve
+from jobs.queue import actions
+from jobs.queue.queues import pause, queue, unpause, waiting
+from jobs.queue.stack import start_stack
+from jobs.queue.submit import submit
+from jobs.queue.worker_list import live_workers
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
+from jobs.runs.state import RunState
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 
@@ -78,7 +79,7 @@ def test_a_paused_queue_gives_nothing_out_until_it_is_resumed(settings: Settings
         assert eventually(lambda: '"workers": 1' in say("queue", "show", "--json")[1])
         say("queue", "pause")
         run_id = submit(settings, FakeSpec())
-        stays = not eventually(lambda: not ledger.pending_ids(settings.storage), seconds=2)
+        stays = not eventually(lambda: not run_state.pending_ids(settings.storage), seconds=2)
         shown = json.loads(say("queue", "show", "--json")[1])
         say("queue", "resume")
 
@@ -144,7 +145,7 @@ def test_logs_follow_a_run_until_it_ends(settings: Settings, say: Say) -> None:
         time.sleep(0.5)
         with paths.log.open("a") as file:
             file.write("second\n")
-        acts.cancel(settings, paths)
+        actions.cancel(settings, paths)
 
     other = threading.Thread(target=go_on)
     other.start()

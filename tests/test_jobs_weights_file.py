@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.weights_file import refuse_other_network
+from jobs.queue.weights_file import refuse_other_network
 from trainer.errors import WeightsError
 
 B0 = {"_conv_stem.weight": torch.zeros(1)}

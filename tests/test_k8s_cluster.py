@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from jobs.cli import cli
+from jobs.cli.main import cli
 from tests.k8s_manifests import Manifest, of_kind, pods, rendered
 from tests.k8s_namespaces import needs_pods, redis_has_tls, secrets_made, wait_until
 from tests.k8s_raynode import HEALTH, head_service, ray_command, ray_environment
@@ -36,7 +36,7 @@ RENDER = ["k8s", "render", "train", "/storage/digits", *TINY, "--epochs", "1", "
 # Few, because two cores that work for others too train 8 images a second.
 FEW_DIGITS = """
 from pathlib import Path
-from data_shards.sample import write_sample
+from data_shards.sample_data import write_sample
 write_sample(Path("/tmp/digits"), limit=400)
 """
 STATUS = """

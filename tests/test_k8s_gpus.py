@@ -6,8 +6,8 @@ import pytest
 
 from cluster.errors import ResourcesShort, SettingsError
 from cluster.settings import Settings
-from jobs.checks import checked
-from trainer.ray_session import _cluster_gpus
+from jobs.queue.checks import checked
+from trainer.distributed.ray_train import _cluster_gpus
 from trainer.specs import TrainSpec
 
 

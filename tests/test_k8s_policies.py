@@ -3,8 +3,8 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs.queue import PREFIX
-from jobs.request import PRIORITIES
+from jobs.queue.queues import PREFIX
+from jobs.runs.request import PRIORITIES
 from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, rendered
 from tests.k8s_policies import POLICIES, Policy
 from tests.k8s_scheduling import SCHEDULING, shortages

@@ -10,8 +10,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cluster.run_paths import RunPaths
-from jobs.cli import cli
-from jobs.ledger import read_state
+from jobs.cli.main import cli
+from jobs.runs.state import read_state
 from tests.k8s_kuberay import complaints_of_kuberay
 from tests.k8s_manifests import Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_policies import (

@@ -4,7 +4,7 @@ import shlex
 import click
 import pytest
 
-from jobs.cli import cli
+from jobs.cli.main import cli
 from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_quantities import number
 

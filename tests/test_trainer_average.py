@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from tests.trained import attempted, done, new_run, stop_at_epoch, train_spec
-from trainer.average import Average
-from trainer.checkpoint import read_tensors
 from trainer.errors import Stopped
+from trainer.model.tensor_folder import read_tensors
+from trainer.training.ema import Average
 
 AVERAGED = {"seed": 7, "epochs": 3, "ema": 0.9}
 

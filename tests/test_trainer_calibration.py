@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, recall_score
 
-from trainer.calibration import Calibration, best_temperature, decide, tempered, threshold_for_sensitivity
 from trainer.errors import CheckpointError, TrainerError
+from trainer.evaluation.calibration import Calibration, best_temperature, decide, tempered, threshold_for_sensitivity
 
 WEIGHTS = "ab" * 32
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from trainer.checkpoint import newest_good, read_manifest, read_tensors, remove_old, step_folder, write_folder
 from trainer.errors import CheckpointError
+from trainer.model.tensor_folder import newest_good, read_manifest, read_tensors, remove_old, step_folder, write_folder
 
 FILES = ("model.safetensors", "position.json", "manifest.json")
 

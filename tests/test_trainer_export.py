@@ -10,13 +10,13 @@ from PIL import Image
 
 from cluster.files import read_json, sha256_of
 from tests.trained import done, evaluated, train_spec
-from trainer.calibration import Calibration
-from trainer.deployed import Deployed, facts_of
 from trainer.errors import SpecError, TrainerError
+from trainer.evaluation.calibration import Calibration
 from trainer.export import verified
-from trainer.formats import FORMATS, TorchScript
-from trainer.predictor import Predictor
-from trainer.published import read_model
+from trainer.inference.deployed import Deployed, facts_of
+from trainer.inference.export_formats import FORMATS, TorchScript
+from trainer.inference.predictor import Predictor
+from trainer.model.bundle import read_model
 from trainer.specs import ExportSpec, build
 
 

@@ -4,10 +4,10 @@ import threading
 import pytest
 import torch
 
-from trainer.cache import entries, make_room
+from trainer.data.cache_folder import entries, make_room
+from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.errors import CheckpointError
-from trainer.features import FeatureCache, FeatureKey, Features
-from trainer.head import HeadConfig
+from trainer.model.head import HeadConfig
 
 KEY = FeatureKey.of(HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64))
 SHARD = "a" * 64

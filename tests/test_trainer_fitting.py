@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from tests.trained import train_spec
-from trainer.backward import backward
+from trainer.data.batches import Step
+from trainer.distributed.process_group import Ranks
 from trainer.errors import OutOfMemory
-from trainer.fitting import fits_into_memory, parts_of_step
-from trainer.model import SharedBatchNorm
-from trainer.ranks import Ranks
-from trainer.sources import Step
+from trainer.model.efficientnet import SharedBatchNorm
+from trainer.training.backward import backward
+from trainer.training.micro_batching import fits_into_memory, parts_of_step
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.head import HeadConfig
-from trainer.model import build_model
+from trainer.model.efficientnet import build_model
+from trainer.model.head import HeadConfig
 from trainer.report.gradcam import evidence
 from trainer.report.mistakes import looked_at, worst
 

@@ -7,9 +7,9 @@ import torch
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from trainer.bootstrap import figures
 from trainer.errors import ModelMismatch, TrainerError
-from trainer.metrics import BINS, score
+from trainer.evaluation.bootstrap import figures
+from trainer.evaluation.metrics import BINS, score
 
 COVID = ("covid", "normal")
 THREE = ("cat", "dog", "fox")

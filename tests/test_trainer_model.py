@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from tests.trained import train_spec
-from trainer.forward import FastBackbone
-from trainer.head import HeadConfig
-from trainer.model import Backbone, build_model
-from trainer.setup import keeps_statistics
-from trainer.transforms import Augmentation, normalised
-from trainer.weights import backbone_sha256
+from trainer.data.transforms import Augmentation, normalised
+from trainer.model.efficientnet import Backbone, build_model
+from trainer.model.folded_backbone import FastBackbone
+from trainer.model.head import HeadConfig
+from trainer.model.weights import backbone_sha256
+from trainer.training.model_setup import keeps_statistics
 
 CONFIG = HeadConfig(classes=("a", "b", "c"), width=32, dropout=0.4, image_size=64)
 CPU = torch.device("cpu")

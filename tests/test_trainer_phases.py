@@ -8,9 +8,9 @@ import pytest
 
 from cluster.files import read_lines
 from tests.trained import attempted, done, evaluated, new_run, stop_at_epoch, train_spec, trainer_process, wait_until
-from trainer.checkpoint import read_tensors
 from trainer.errors import SpecError, Stopped
-from trainer.training import phases
+from trainer.model.tensor_folder import read_tensors
+from trainer.training.worker import phases
 
 TUNING = {"freeze": "5", "head_epochs": 2, "epochs": 4, "ema": 0.9, "seed": 7}
 STEPS = 7  # an epoch of 210 digits has

@@ -1,7 +1,7 @@
 import pytest
 
-from trainer.position import Position
-from trainer.schedule import lr_factor
+from trainer.training.schedule import lr_factor
+from trainer.training.train_state import Position
 
 
 def after(*values, best_by="loss"):

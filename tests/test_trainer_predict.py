@@ -10,11 +10,11 @@ from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from data_shards.index import read_index
 from tests.trained import attempted, done, evaluated, new_run, train_spec
+from trainer.data.images import Files, parts_of
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
-from trainer.images import Files, parts_of
-from trainer.predictions import Predictions
+from trainer.evaluation.predictions import Predictions
+from trainer.inference.prediction_table import Row, open_table
 from trainer.specs import PredictSpec, build
-from trainer.tables import Row, open_table
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from ray.train import PreemptionInfo
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from tests.trained import new_run, train_spec, trainer_process, wait_until
-from trainer import preemption
-from trainer.preemption import Preemption
-from trainer.ray_session import RESTARTS, restarts
+from trainer.distributed.ray_train import RESTARTS, restarts
+from trainer.training import preemption
+from trainer.training.preemption import Preemption
 
 
 def test_each_machine_is_news_once():

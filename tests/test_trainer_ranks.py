@@ -9,7 +9,7 @@ import pytest
 
 GPUS = """
 import ray
-from trainer.ranks import _gpus_here
+from trainer.distributed.process_group import _gpus_here
 ray.init(num_gpus=3, num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
 print(ray.get(ray.remote(_gpus_here).remote()))
 ray.shutdown()

@@ -11,9 +11,9 @@ from PIL import Image
 
 from cluster.run_paths import RunPaths
 from data_shards.index import Shard, ShardIndex
-from trainer.calibration import decide
-from trainer.metrics import score
-from trainer.predictions import Predictions
+from trainer.evaluation.calibration import decide
+from trainer.evaluation.metrics import score
+from trainer.evaluation.predictions import Predictions
 from trainer.report.gradcam import jpeg, overlay
 from trainer.report.mistakes import worst
 from trainer.report.page import ReportData, render, write_report

@@ -7,7 +7,7 @@ from cluster.run_paths import RunPaths
 from data_shards.index import read_index, write_index
 from tests.trained import done, evaluated, train_spec
 from trainer.errors import SpecError
-from trainer.predictions import Predictions
+from trainer.evaluation.predictions import Predictions
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from data_shards.index import read_index
 from tests.searched import NOON, attempt_at, events_of, killed_when, search_spec, started, table_of
 from tests.trained import done, evaluated, new_run, train_spec
 from trainer.errors import Stopped
-from trainer.published import read_model
+from trainer.model.bundle import read_model
 
 pytestmark = pytest.mark.slow
 

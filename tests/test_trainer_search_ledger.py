@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.files import append_line, read_lines
-from trainer.search.rungs import rungs, survives
+from trainer.search.asha import rungs, survives
 from trainer.search.trials import TrialTable, leaderboard
 
 CONFIG = {"lr": 1e-3, "dropout": 0.1, "head_width": 8}

@@ -1,7 +1,7 @@
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from trainer.search.night import Night, seconds_of_trial
+from trainer.search.deadline import Night, seconds_of_trial
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
 

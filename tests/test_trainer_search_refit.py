@@ -11,7 +11,7 @@ from data_shards.index import read_index, write_index
 from tests.searched import NOON, attempt_at, killed_when, rehearsal, search_spec, started, table_of
 from tests.trained import evaluated, new_run, trainer_process
 from trainer.errors import SpecError, Stopped
-from trainer.published import read_model
+from trainer.model.bundle import read_model
 
 SEARCH = "search-20261123-000000-abcdef"
 

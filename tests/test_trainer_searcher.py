@@ -3,10 +3,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import SpecError
-from trainer.search.searcher import suggest
-from trainer.search.space import Range, Space
+from trainer.search.sampler import suggest
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, TrainSpec, build
+from trainer.specs.search_space import Range, Space
 
 
 def search(**options):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import SpecError
-from trainer.search.space import Range, Space, parse_dimension
 from trainer.specs import SearchSpec, TrainSpec, build, read_spec
+from trainer.specs.search_space import Range, Space, parse_dimension
 
 
 def test_the_grid_of_a_learning_rate_is_even_over_orders_of_magnitude():

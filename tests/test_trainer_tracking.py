@@ -21,7 +21,7 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec, PredictSpec, TrainSpec
-from trainer.tracking import tracked
+from trainer.tracking.tracking import tracked
 
 SPEC = TrainSpec(shards="s3://key:hunter2@bucket/shards", weights="none", epochs=3)
 
@@ -92,7 +92,7 @@ def test_every_epoch_is_a_point_of_each_curve(paths: RunPaths) -> None:
 
 
 def test_curves_are_there_while_the_run_goes_on(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.tracking.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
     with tracked(attempt_at(paths), SPEC):
         for number in (1, 2, 3):
             epoch(paths, number, 1.0 / number)
@@ -114,7 +114,7 @@ def test_an_epoch_that_runs_again_in_the_next_attempt_stands_there_once(paths: R
 def test_an_epoch_that_runs_again_in_one_attempt_stands_there_once(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
     with tracked(attempt_at(paths), SPEC):  # workers that died are started again
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
@@ -189,7 +189,7 @@ def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
     paths: RunPaths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr("trainer.tracking.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     attempt = attempt_at(paths, f"http://me:hunter2@127.0.0.1:{port}")
@@ -209,7 +209,7 @@ def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
 def test_a_server_that_never_answers_holds_no_run_up(
     paths: RunPaths, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.LAST_SECONDS", 1.0)
+    monkeypatch.setattr("trainer.tracking.tracking.LAST_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     began = time.monotonic()
 

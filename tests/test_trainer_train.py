@@ -10,9 +10,9 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from data_shards.errors import BadIndex
 from tests.trained import at_epoch, attempted, done, evaluated, new_run, train_spec
+from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
-from trainer.features import FeatureCache, FeatureKey
-from trainer.published import read_model
+from trainer.model.bundle import read_model
 
 
 @pytest.fixture(scope="module")

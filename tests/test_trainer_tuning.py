@@ -10,9 +10,9 @@ from cluster.settings import Settings
 from tests.searched import Rehearsal, search_spec
 from tests.trained import new_run
 from trainer.attempt import Attempt
-from trainer.order import Order
-from trainer.ray_session import ray_for
-from trainer.search.tuning import DEATHS, Slots, gpu_share, run_trials
+from trainer.distributed.ray_train import ray_for
+from trainer.distributed.worker import Order
+from trainer.search.tune_driver import DEATHS, Slots, gpu_share, run_trials
 
 
 @pytest.mark.parametrize(("count", "gpus"), [(3, 8), (8, 8), (5, 3), (4, 1), (7, 1), (64, 8)])

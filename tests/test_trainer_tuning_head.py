@@ -10,13 +10,13 @@ from cluster.files import read_lines
 from cluster.settings import Settings
 from tests.trained import QUICK, attempted, new_run, train_spec
 from trainer.attempt import Attempt
+from trainer.distributed.worker import Order
 from trainer.errors import Stopped
-from trainer.order import Order
+from trainer.search.head_training import HeadTraining
 from trainer.search.tuning_bench import HeadBench
-from trainer.search.tuning_head import HeadTraining
 from trainer.search.tuning_pause import PauseSign
 from trainer.specs import SearchSpec, build
-from trainer.threads import one_thread
+from trainer.training.threads import one_thread
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from efficientnet_pytorch.utils import url_map
 from torchvision.models import efficientnet_b0
 
 from trainer.errors import WeightsError
-from trainer.head import HeadConfig
-from trainer.model import build_model
-from trainer.weights import IMAGENET_URL, ensure_weights, load_backbone, read_weights
+from trainer.model.efficientnet import build_model
+from trainer.model.head import HeadConfig
+from trainer.model.weights import IMAGENET_URL, ensure_weights, load_backbone, read_weights
 
 CONTENT = b"weights of a network" * 1000
 NAME = f"efficientnet-b0-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

@@ -16,9 +16,9 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from trainer.attempt import Attempt
 from trainer.kinds import run_kind
-from trainer.records import Records
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
+from trainer.training.checkpointer import Records
 
 QUICK = {"weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False}
 

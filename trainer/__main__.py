@@ -18,7 +18,7 @@ from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.progress import Progress
 from trainer.specs import read_spec
-from trainer.tracking import tracked
+from trainer.tracking.tracking import tracked
 
 OK, FAILED, WRONG, STOPPED, NO_ROOM, LOST = 0, 1, 2, 3, 74, 75
 

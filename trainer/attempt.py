@@ -8,10 +8,10 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.files import write_json
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
+from cluster.repeating import repeating
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.cache import limit_default_cache
-from trainer.repeating import repeating
+from data_shards.read.shard_cache import limit_default_cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,19 @@ from typing import Any
 from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
-from trainer.calibration import Calibration, calibrated
-from trainer.checkpoint import read_manifest
+from trainer.distributed.ray_train import on_workers
+from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
-from trainer.head import HeadConfig
-from trainer.judging import figures_of, keep_predictions, model_on
-from trainer.order import Order, Post, in_worker
-from trainer.published import HEAD, MODEL, read_model
-from trainer.ray_session import on_workers
+from trainer.evaluation.calibration import Calibration, calibrated
+from trainer.evaluation.judging import figures_of, keep_predictions, model_on
+from trainer.evaluation.scoring import Scored
+from trainer.model.bundle import HEAD, MODEL, read_model
+from trainer.model.head import HeadConfig
+from trainer.model.tensor_folder import read_manifest
 from trainer.report.report_on import report_on
 from trainer.result import RunResult
-from trainer.scoring import Scored
-from trainer.setup import extraction_for
 from trainer.specs import EvaluateSpec
+from trainer.training.model_setup import extraction_for
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import copy_whole, sha256_of
 from trainer.attempt import Attempt
-from trainer.calibration import Calibration
-from trainer.deployed import Deployed, facts_of
+from trainer.data.sample_images import samples_for
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
-from trainer.formats import FORMATS, Facts, Format
-from trainer.published import MODEL, read_model
+from trainer.evaluation.calibration import Calibration
+from trainer.inference.deployed import Deployed, facts_of
+from trainer.inference.export_formats import FORMATS, Facts, Format
+from trainer.model.bundle import MODEL, read_model
 from trainer.result import RunResult
-from trainer.samples import samples_for
 from trainer.specs import ExportSpec
 
 TOLERANCE = 1e-4  # between probabilities: other kernels round otherwise, by 1e-5 where it was measured

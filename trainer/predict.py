@@ -8,15 +8,15 @@ from typing import Any
 from cluster.errors import StorageError
 from cluster.files import copy_whole
 from trainer.attempt import Attempt
+from trainer.data.images import Chunk, Part, parts_of
+from trainer.distributed.ray_train import on_workers
+from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
-from trainer.images import Chunk, Part, parts_of
-from trainer.order import Order, Post, in_worker
-from trainer.predictor import Predictor
-from trainer.ray_session import on_workers
+from trainer.inference.prediction_table import Row, open_table
+from trainer.inference.predictor import Predictor
 from trainer.result import RunResult
 from trainer.specs import PredictSpec
-from trainer.tables import Row, open_table
 
 
 def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:

@@ -1,15 +1,15 @@
-"""`train`: from shards to a published model. The driver's part here, the workers' in `trainer/training.py`."""
+"""`train`: from shards to a published model. The driver's part here, the workers' in `trainer/training/worker.py`."""
 
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
+from trainer.distributed.ray_train import on_workers
+from trainer.distributed.worker import Order
 from trainer.errors import SpecError
-from trainer.order import Order
-from trainer.ray_session import on_workers
+from trainer.model.weights import ensure_weights
 from trainer.report.report_on import report_on
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
-from trainer.training import train_on_worker
-from trainer.weights import ensure_weights
+from trainer.training.worker import train_on_worker
 
 NORM_NEEDS = 2  # images of which a batch norm can take a deviation
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import ledger
-from jobs.request import JobRequest
-from jobs.submit import new_run_id, publish
+from jobs.queue.submit import new_run_id, publish
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.stack import FakeSpec
 
@@ -39,7 +39,7 @@ def run(*, pairs: int = PAIRS) -> list[Row]:
 
 def write_run(storage: Path) -> None:
     """Write a queued run as submit does, without a queue."""
-    state = ledger.RunState(id=new_run_id("train"), kind="train", state="queued", created=ledger.now())
+    state = run_state.RunState(id=new_run_id("train"), kind="train", state="queued", created=run_state.now())
     publish(storage, RunPaths.of(storage, state.id), FakeSpec(), JobRequest(), state)
 
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.bench.data import require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.steps import Stepper, batch_of, pretrained
-from trainer.ranks import Ranks
+from trainer.distributed.process_group import Ranks
 
 BATCH = 16  # images a rank
 STEPS = 4

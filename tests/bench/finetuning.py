@@ -7,8 +7,8 @@ from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers import finetuning as peers
 from tests.bench.peers.training import head
 from tests.bench.steps import BACKBONE_FACTOR, FIRST_LR, Stepper, batch_of, pretrained
-from trainer.ranks import Ranks
-from trainer.sources import step_seed
+from trainer.data.batches import step_seed
+from trainer.distributed.process_group import Ranks
 
 BATCH = 16
 PAIRS = 5

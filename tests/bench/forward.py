@@ -7,11 +7,11 @@ import torch
 from tests.bench.data import WEIGHTS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.training import backbone
-from trainer.forward import FastBackbone, best_precision
-from trainer.head import HeadConfig
-from trainer.model import Backbone
-from trainer.transforms import normalised
-from trainer.weights import load_backbone, read_weights
+from trainer.data.transforms import normalised
+from trainer.model.efficientnet import Backbone
+from trainer.model.folded_backbone import FastBackbone, best_precision
+from trainer.model.head import HeadConfig
+from trainer.model.weights import load_backbone, read_weights
 
 IMAGES = 64
 PAIRS = 5

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tests.bench.data import require_xrays
 from tests.bench.measure import Absent, Row, in_turn, row, seconds
 from tests.bench.steps import CONFIG, Stepper, batch_of, pretrained
-from trainer.forward import FastBackbone
-from trainer.ranks import Ranks
-from trainer.transforms import normalised
+from trainer.data.transforms import normalised
+from trainer.distributed.process_group import Ranks
+from trainer.model.folded_backbone import FastBackbone
 
 FORWARD_BATCH, STEP_BATCH = 256, 128
 REPEATS = 20

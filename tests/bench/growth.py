@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.settings import Settings
-from data_shards.options import PackOptions
-from data_shards.pack import pack
-from jobs import embedded, ledger
-from jobs.submit import submit
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from jobs.queue import embedded_redis
+from jobs.queue.submit import submit
+from jobs.runs import state as run_state
 from tests.bench.data import draw_images
 from tests.bench.measure import Row, row, seconds
 from tests.stack import FakeSpec
@@ -109,13 +110,13 @@ def _trainer() -> Callable[..., object]:
 def runs(folder: Path, count: int) -> Callable[[], object]:
     """Return the work of queueing so many runs and listing them all."""
     settings = Settings(storage=folder).with_storage_ready()
-    server = embedded.ensure_running(settings.storage, ends_with_caller=True)
+    server = embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
     settings = Settings(storage=settings.storage, redis_url=server.url)
 
     def work() -> None:
         for _ in range(count):
             submit(settings, FakeSpec())
-        assert len(list(ledger.states(settings.storage))) == count
+        assert len(list(run_state.states(settings.storage))) == count
 
     return work
 

@@ -19,10 +19,10 @@ from rq.serializers import JSONSerializer
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs import embedded
-from jobs.ledger import RunState, read_state
-from jobs.submit import submit
-from jobs.worker import work
+from jobs.queue import embedded_redis
+from jobs.queue.job_worker import work
+from jobs.queue.submit import submit
+from jobs.runs.state import RunState, read_state
 from tests.bench.measure import Row, in_turn, row
 from tests.bench.peers.plain_rq import noop
 from tests.stack import FakeSpec
@@ -55,12 +55,12 @@ def run() -> list[Row]:
     """Measure both and return the rows."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(storage=Path(folder)).with_storage_ready()
-        server = embedded.ensure_running(settings.storage)
+        server = embedded_redis.ensure_running(settings.storage)
         settings = Settings(storage=settings.storage, redis_url=server.url)
         with Redis.from_url(server.url) as connection:
             rates = in_turn(lambda: our_rate(settings), lambda: peer_rate(connection, server.url), pairs=3)
             starts = in_turn(lambda: our_latency(settings), lambda: peer_latency(connection, server.url), pairs=3)
-        embedded.stop(settings.storage)
+        embedded_redis.stop(settings.storage)
     same = f"{RUNS} of {RUNS} ended well on both sides"
     return [
         row(*rates, more_is_better=True, what="no-op runs", beside="plain rq worker", unit="runs/s", goal=0.5,

@@ -14,8 +14,8 @@ from typing import Any
 
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
-from data_shards.options import PackOptions
-from data_shards.pack import pack
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
 from tests.bench.data import WEIGHTS, XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.trained import new_run, trainer_process

@@ -19,11 +19,11 @@ from rq.serializers import JSONSerializer
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.options import PackOptions
-from data_shards.pack import pack
-from jobs.ledger import read_state
-from jobs.stack import start_stack
-from jobs.submit import submit
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from jobs.queue.stack import start_stack
+from jobs.queue.submit import submit
+from jobs.runs.state import read_state
 from tests.bench.data import WEIGHTS, XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row
 from tests.bench.peers import plain_rq

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from data_shards.index import Shard, ShardIndex
 from data_shards.plan import EpochPlan
 from tests.bench.data import WEIGHTS
-from trainer.head import HeadConfig
-from trainer.loop import Course, train_epoch
-from trainer.model import Classifier, build_model
-from trainer.optimizer import build_optimizer
-from trainer.position import Position
-from trainer.ranks import Ranks
-from trainer.schedule import lr_factor
-from trainer.sources import Step
+from trainer.data.batches import Step
+from trainer.data.transforms import normalised
+from trainer.distributed.process_group import Ranks
+from trainer.model.efficientnet import Classifier, build_model
+from trainer.model.head import HeadConfig
+from trainer.model.weights import load_backbone, read_weights
 from trainer.specs import TrainSpec, build
-from trainer.transforms import normalised
-from trainer.weights import load_backbone, read_weights
+from trainer.training.loop import Course, train_epoch
+from trainer.training.optimizer import build_optimizer
+from trainer.training.schedule import lr_factor
+from trainer.training.train_state import Position
 
 STEPS = 10_000  # planned, so that the rate is that of the first step for all that are measured
 LR = 1e-3

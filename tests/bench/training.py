@@ -14,11 +14,11 @@ from pathlib import Path
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import read_index
-from data_shards.options import PackOptions
-from data_shards.pack import pack
-from jobs.ledger import read_state
-from jobs.stack import Stack, start_stack
-from jobs.submit import submit
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.runs.state import read_state
 from tests.bench.data import WEIGHTS, XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.stack import eventually

@@ -12,15 +12,15 @@ import numpy as np
 from cluster.files import read_lines
 from cluster.resources import this_machine
 from data_shards.index import ShardIndex, read_index
-from data_shards.stream import read_samples
+from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
-from trainer.calibration import decide, tempered
-from trainer.predictions import Predictions
-from trainer.published import read_model
+from trainer.evaluation.calibration import decide, tempered
+from trainer.evaluation.predictions import Predictions
+from trainer.model.bundle import read_model
 from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
 from trainer.report.page import ReportData
 from trainer.result import RunResult
-from trainer.search.ledger import read_table
+from trainer.search.journal import read_table
 from trainer.search.report import Drawing, drawings
 from trainer.search.trials import leaderboard
 from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions

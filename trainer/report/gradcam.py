@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from trainer.head import HeadConfig
-from trainer.model import Classifier
-from trainer.transforms import normalised
+from trainer.data.transforms import normalised
+from trainer.model.efficientnet import Classifier
+from trainer.model.head import HeadConfig
 
 STRENGTH = 0.6  # opacity of the overlay where the evidence is strongest
 QUALITY = 88  # of JPEG: films show no blocks at it, and a page of 36 pairs stays below a megabyte

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.head import HeadConfig
-from trainer.model import Classifier
+from trainer.model.efficientnet import Classifier
+from trainer.model.head import HeadConfig
 from trainer.report.gradcam import evidence, jpeg, overlay
 
 SHOWN = 12  # of each sort: a person looks at a dozen, not at a hundred

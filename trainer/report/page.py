@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cluster.files import write_text
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
-from trainer.calibration import tempered
-from trainer.predictions import Predictions
-from trainer.report import figures
+from trainer.evaluation.calibration import tempered
+from trainer.evaluation.predictions import Predictions
+from trainer.report import charts
 from trainer.report.mistakes import Mistake
-from trainer.report.svg import Chart
+from trainer.report.svg_chart import Chart
 from trainer.search.report import Drawing
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
@@ -44,7 +44,7 @@ class ReportData:
         kind: "train", "evaluate" or "search".
         ended: RFC 3339, UTC.
         spec: The wish, as in `spec.json`.
-        metrics: What `trainer.metrics.score` found, and "split".
+        metrics: What `trainer.evaluation.metrics.score` found, and "split".
         predictions: Of the images of that split.
         index: Of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
@@ -103,7 +103,7 @@ class ReportData:
     @cached_property
     def best_epoch(self) -> int | None:
         """The epoch whose model was published."""
-        return figures.best_epoch(self.epochs, str(self.spec.get("best_by", "loss")))
+        return charts.best_epoch(self.epochs, str(self.spec.get("best_by", "loss")))
 
     @cached_property
     def learning(self) -> tuple[Chart, ...]:
@@ -111,8 +111,8 @@ class ReportData:
         if not self.epochs:
             return ()
         return (
-            figures.loss_curves(self.epochs, self.best_epoch),
-            figures.validation_curves(self.epochs, self.best_epoch),
+            charts.loss_curves(self.epochs, self.best_epoch),
+            charts.validation_curves(self.epochs, self.best_epoch),
         )
 
     @cached_property
@@ -120,14 +120,14 @@ class ReportData:
         """ROC, precision-recall and reliability; the first two only where two classes have images."""
         labels, classes, positive = self.predictions.labels, self.classes, self.positive
         given = tempered(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
-        drawn = {"reliability": figures.reliability(given, labels, classes=classes, positive=positive)}
+        drawn = {"reliability": charts.reliability(given, labels, classes=classes, positive=positive)}
         if not 0 < self.positives < len(labels):
             return drawn
         found = self.metrics["sensitivity"], self.metrics["specificity"]
         precision = self.metrics["per_class"][self.metrics["positive"]]["precision"]
         right = None if precision is None else (found[0], precision)
-        roc = figures.roc_curves(given, labels, classes=classes, positive=positive, point=found)
-        ranked = figures.precision_recall_curves(given, labels, classes=classes, positive=positive, point=right)
+        roc = charts.roc_curves(given, labels, classes=classes, positive=positive, point=found)
+        ranked = charts.precision_recall_curves(given, labels, classes=classes, positive=positive, point=right)
         return {"roc": roc, "precision_recall": ranked, **drawn}
 
 

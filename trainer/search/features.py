@@ -3,8 +3,8 @@
 from typing import Any
 
 from data_shards.index import read_index
-from trainer.order import Post, in_worker
-from trainer.setup import extraction_for, fresh_model
+from trainer.distributed.worker import Post, in_worker
+from trainer.training.model_setup import extraction_for, fresh_model
 
 
 def features_on_worker(config: dict[str, Any]) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.position import HIGH_IS_GOOD
-from trainer.report.svg import Chart
-from trainer.search.space import Dimension, Range
+from trainer.report.svg_chart import Chart
 from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
+from trainer.specs.search_space import Dimension, Range
+from trainer.training.train_state import HIGH_IS_GOOD
 
 WIDTH, TOP, FOOT, SIDE = 1040.0, 44.0, 24.0, 70.0
 HEIGHT = 320.0

@@ -6,8 +6,8 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
-from trainer.search.director import TOLD
-from trainer.search.ledger import SearchLedger, read_table
+from trainer.search.controller import TOLD
+from trainer.search.journal import SearchLedger, read_table
 from trainer.search.trials import Trial
 
 

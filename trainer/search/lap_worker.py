@@ -5,10 +5,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from data_shards.index import read_index
-from trainer.order import Post, in_worker
-from trainer.setup import fresh_model
+from trainer.distributed.worker import Post, in_worker
 from trainer.specs import TrainSpec
-from trainer.training import trained
+from trainer.training.model_setup import fresh_model
+from trainer.training.worker import trained
 
 
 class LapSpec(TrainSpec):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cluster.files import write_json
 from trainer.attempt import Attempt
 from trainer.progress import WRITE_SECONDS
-from trainer.search.director import Director
+from trainer.search.controller import Director
 
 
 @dataclass

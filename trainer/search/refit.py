@@ -12,18 +12,18 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
+from cluster.repeating import repeating
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
-from trainer.calibration import CALIBRATION, Calibration
-from trainer.checkpoint import MANIFEST
+from trainer.distributed.ray_train import on_workers
+from trainer.distributed.worker import Order
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
-from trainer.order import Order
-from trainer.published import publish_model, read_model, weights_sha256
-from trainer.ray_session import on_workers
-from trainer.repeating import repeating
-from trainer.search.director import Director
-from trainer.search.night import seconds_of_trial
+from trainer.evaluation.calibration import CALIBRATION, Calibration
+from trainer.model.bundle import publish_model, read_model, weights_sha256
+from trainer.model.tensor_folder import MANIFEST
+from trainer.search.controller import Director
+from trainer.search.deadline import seconds_of_trial
 from trainer.search.refit_worker import SPLIT, RefitSpec, refit_on_worker
 from trainer.search.trials import Report
 from trainer.search.verdict import verdict

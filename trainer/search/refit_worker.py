@@ -3,12 +3,12 @@
 from typing import Any
 
 from data_shards.index import BOTH, read_index
-from trainer.order import Post, in_worker
-from trainer.published import publish_model
+from trainer.distributed.worker import Post, in_worker
+from trainer.model.bundle import publish_model
+from trainer.model.weights import backbone_sha256
 from trainer.search.lap_worker import LapSpec
-from trainer.setup import fresh_model
-from trainer.training import trained
-from trainer.weights import backbone_sha256
+from trainer.training.model_setup import fresh_model
+from trainer.training.worker import trained
 
 SPLIT = f"train{BOTH}valid"
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import optuna
 
-from trainer.position import HIGH_IS_GOOD
-from trainer.report.svg import Axis, Chart, Line, Mark, chart, span
+from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
 from trainer.search.figures import importance_bars, parallel_coordinates, worst_shown
-from trainer.search.searcher import told_study
-from trainer.search.space import LOGARITHMIC, Range
+from trainer.search.sampler import told_study
 from trainer.search.trials import Report, TrialTable, is_better
 from trainer.specs import SearchSpec
+from trainer.specs.search_space import LOGARITHMIC, Range
+from trainer.training.train_state import HIGH_IS_GOOD
 
 DOTS = "a dot is a trial, orange where it was ended early; the worst tenth stands at the edge"
 ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise

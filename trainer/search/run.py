@@ -9,30 +9,30 @@ from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
+from trainer.distributed.ray_train import on_workers, ray_for
+from trainer.distributed.worker import Order
 from trainer.errors import Stopped, TrainerError
-from trainer.order import Order
-from trainer.ray_session import on_workers, ray_for
+from trainer.model.weights import ensure_weights
 from trainer.report.report_on import report_on
 from trainer.result import RunResult
-from trainer.search.best import BestModel
-from trainer.search.director import Director
+from trainer.search.controller import Director
+from trainer.search.deadline import Clock, Night
 from trainer.search.features import features_on_worker
+from trainer.search.head_trainable import HeadTrial
 from trainer.search.heritage import take_over
-from trainer.search.ledger import SearchLedger
-from trainer.search.night import Clock, Night
+from trainer.search.journal import SearchLedger
 from trainer.search.progress import SearchProgress
+from trainer.search.publisher import BestModel
 from trainer.search.refit import Refit, refuse_impossible_refit
 from trainer.search.report import cost, importance
+from trainer.search.run_repeats import RepeatedRunTrial
+from trainer.search.run_trainable import RunTrial
 from trainer.search.trials import TrialTable
-from trainer.search.tuning import head_slots, run_slots, run_trials
+from trainer.search.tune_driver import head_slots, run_slots, run_trials
 from trainer.search.tuning_pause import PauseSign
-from trainer.search.tuning_repeats import RepeatedRunTrial
-from trainer.search.tuning_run import RunTrial
-from trainer.search.tuning_trial import HeadTrial
 from trainer.search.verdict import verdict
 from trainer.specs import SearchSpec
 from trainer.train import refuse_impossible_data
-from trainer.weights import ensure_weights
 
 LOOK_SECONDS = 1.0
 

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trainer.position import HIGH_IS_GOOD
-from trainer.search.space import SEARCHED, Config
+from trainer.specs.search_space import SEARCHED, Config
+from trainer.training.train_state import HIGH_IS_GOOD
 
 State = Literal["running", "paused", "finished", "failed"]
 

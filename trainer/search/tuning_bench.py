@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from cluster.run_paths import RunPaths
+from cluster.stop_request import StopSign
 from data_shards.index import ShardIndex, read_index
-from trainer.head import HeadConfig
-from trainer.model import Backbone, Head, build_head
-from trainer.order import Order, Post
+from trainer.data.batches import StoredFeatures
+from trainer.distributed.process_group import Ranks
+from trainer.distributed.worker import Order, Post
+from trainer.model.efficientnet import Backbone, Head, build_head
+from trainer.model.head import HeadConfig
 from trainer.progress import Progress
-from trainer.ranks import Ranks
-from trainer.setup import class_weights, extraction_for, fresh_model
-from trainer.sources import StoredFeatures
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.stopping import StopSign
+from trainer.training.model_setup import class_weights, extraction_for, fresh_model
 
 
 @dataclass(frozen=True)

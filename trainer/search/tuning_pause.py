@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
-from trainer.stopping import StopSign
+from cluster.stop_request import StopSign
 
 
 @dataclass

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.index import ShardIndex
+from trainer.distributed.ray_train import on_workers
+from trainer.distributed.worker import Order
 from trainer.evaluate import evaluate_on_worker
-from trainer.order import Order
-from trainer.ray_session import on_workers
 from trainer.specs import EvaluateSpec, SearchSpec, build
 
 

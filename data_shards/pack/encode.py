@@ -1,0 +1,61 @@
+"""From one source file to the bytes and facts that its sample stores. Runs in the packing processes."""
+
+import io
+import zlib
+from typing import NamedTuple
+
+from PIL import Image
+
+from data_shards.errors import BadImage
+from data_shards.pack.options import EncodeOptions
+from data_shards.pixels import DAMAGE, decoded, is_gray, open_image, shrunk
+
+COPIED = {"JPEG": "jpg", "PNG": "png"}  # formats that a shard may hold as they came
+
+
+class Encoded(NamedTuple):
+    """An image as it will be stored.
+
+    Attributes:
+        suffix: "jpg" or "png".
+        width: Of the image as it came, upright.
+        gray: Whether no pixel has a color.
+    """
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+    gray: bool
+    crc32: int
+
+
+def encode(raw: bytes, options: EncodeOptions) -> tuple[Encoded, Image.Image]:
+    """Return a source file's image as it will be stored, and its decoded pixels.
+
+    Raises:
+        BadImage: It cannot be decoded; the text says why.
+    """
+    opened = open_image(raw)
+    image = decoded(opened)
+    gray = is_gray(image)
+    if gray:
+        image = image.convert("L")
+    if options.image_size == 0 and opened.format in COPIED:
+        data, suffix = raw, COPIED[opened.format]
+    else:
+        data, suffix = _written(shrunk(image, options.image_size or min(image.size)), options)
+    return Encoded(data, suffix, *image.size, gray, zlib.crc32(data)), image
+
+
+def _written(image: Image.Image, options: EncodeOptions) -> tuple[bytes, str]:
+    buffer = io.BytesIO()
+    image.info.clear()  # comments and profiles of the file that it came from, which Pillow would write again
+    try:
+        if options.encoding == "lossless":
+            image.save(buffer, format="PNG")
+            return buffer.getvalue(), "png"
+        image.save(buffer, format="JPEG", quality=options.quality, subsampling=0)
+    except DAMAGE as error:
+        raise BadImage(f"cannot be stored ({error})") from error
+    return buffer.getvalue(), "jpg"

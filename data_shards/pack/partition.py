@@ -1,0 +1,83 @@
+"""Which split each image goes to, and the proof that none leaks from one into another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from data_shards.errors import LeakageError
+from data_shards.pack.groups import groups_of
+from data_shards.pack.leakage import Pair, Print, across, alike
+from data_shards.pack.options import PackOptions
+from data_shards.pack.sources import SourceImage
+from data_shards.pack.split import Labeled, divide, merged, parse_shares
+from data_shards.pack.spool import Spooled
+
+SHOWN = 3  # findings in an error; it carries all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """Where each image belongs.
+
+    Attributes:
+        splits: Split of each image by its name.
+        groups: Group of each image by its name; empty without `group_by`.
+        alike: Lines that join the images that are the same or nearly so and stand in one split.
+        leakage: A line for each such pair, and each group, that stands in two; empty unless that was allowed.
+    """
+
+    splits: dict[str, str]
+    groups: dict[str, str]
+    alike: tuple[str, ...]
+    leakage: tuple[str, ...]
+
+
+def partition(images: Sequence[SourceImage], good: Sequence[Spooled], options: PackOptions) -> Partition:
+    """Return where each usable image belongs.
+
+    Where we divide, images that look the same stay together like a group.
+
+    Raises:
+        SourceError: The images cannot be grouped or divided as asked.
+        LeakageError: Splits that the source gives share an image or a group.
+    """
+    usable = {entry.name for entry in good}
+    images = [image for image in images if image.name in usable]
+    groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
+    prints = [Print(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
+    given = None if options.split else {image.name: str(image.split) for image in images}
+    pairs = alike(prints, given)
+    splits = given or _divided(images, groups, pairs, options)
+    leaking = set(across(pairs, splits))
+    leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
+    if leakage and not options.allow_leakage:
+        raise LeakageError(
+            f"{len(leakage)} images or groups stand in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+            "move them into one, or use --allow-leakage",
+            leakage,
+        )
+    return Partition(
+        splits=splits,
+        groups=groups,
+        alike=tuple(str(pair) for pair in pairs if pair not in leaking),
+        leakage=leakage,
+    )
+
+
+def _divided(
+    images: Sequence[SourceImage], groups: Mapping[str, str], pairs: Sequence[Pair], options: PackOptions
+) -> dict[str, str]:
+    own = {image.name: f"group {groups[image.name]}" if groups else f"image {image.name}" for image in images}
+    together = merged(own, [(pair.first, pair.second) for pair in pairs])
+    labeled = [Labeled(name=image.name, label=image.label, group=together[image.name]) for image in images]
+    return divide(labeled, parse_shares(options.split or ""), seed=options.seed)
+
+
+def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list[str]:
+    found: dict[str, set[str]] = {}
+    for name, group in groups.items():
+        found.setdefault(group, set()).add(splits[name])
+    return [
+        f"group {group} stands in {' and '.join(sorted(splits_of))}"
+        for group, splits_of in sorted(found.items())
+        if len(splits_of) > 1
+    ]

@@ -1,0 +1,126 @@
+"""Writes the shards of a pack: samples from the spool into tar files of a given size."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_shards.atomic import write_whole
+from data_shards.index import Shard
+from data_shards.read.tar_index import BLOCK, key_of
+
+MTIME = 0  # the same bytes on every day
+SHARDS_AT_LEAST = 8  # of a split, however small: a shard for each worker of a machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample to write.
+
+    Attributes:
+        content: The spool's file that holds the image from `start` on.
+        label: Position of its class in the index.
+        info: What its json member says beside the crc32.
+    """
+
+    content: Path
+    start: int
+    size: int
+    suffix: str
+    label: int
+    info: dict[str, Any]
+
+
+def write_shards(
+    folder: Path, records: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
+) -> Iterator[Shard]:
+    """Write one split's samples in their order and yield each shard when it stands whole under its name.
+
+    A shard that an earlier try wrote from the same samples, as its JSON in the folder `records` says, is kept. There is
+    one such record for each file, gone before the file is written anew: so it never speaks of another try's shard.
+    """
+    for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
+        path = folder / f"{split}-{number:05d}.tar"
+        record = records / f"{path.name}.json"
+        identity = _identity(samples[first:last], first, classes)
+        shard = _kept(path, record, identity)
+        if shard is None:
+            record.unlink(missing_ok=True)
+            shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
+            write_whole(record, json.dumps({"identity": identity, "shard": shard.model_dump(mode="json")}))
+        yield shard
+
+
+def _kept(path: Path, record: Path, identity: str) -> Shard | None:
+    """Return the shard that an earlier try wrote from the same samples, if any."""
+    if not (record.exists() and path.exists()):
+        return None
+    content = json.loads(record.read_text())
+    return Shard.model_validate(content["shard"]) if content["identity"] == identity else None
+
+
+def _identity(samples: Sequence[Sample], first: int, classes: int) -> str:
+    facts = [(sample.label, sample.suffix, sample.size, sample.info) for sample in samples]
+    return hashlib.sha256(json.dumps([first, classes, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of each shard: as many samples as fit into it and into an eighth of the split, at least one."""
+    sizes = [sample.size + 6 * BLOCK for sample in samples]  # three headers, two small members, padding
+    most = min(shard_bytes, -(-sum(sizes) // SHARDS_AT_LEAST))
+    first, used = 0, 0
+    for number, size in enumerate(sizes):
+        if used and used + size > most:
+            yield first, number
+            first, used = number, 0
+        used += size
+    if used:
+        yield first, len(samples)
+
+
+def write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int, classes: int) -> Shard:
+    """Write one shard of the given samples, the first of which has the number `first` in its split."""
+    from webdataset import TarWriter  # noqa: PLC0415 (brings torch along, which only packing should wait for)
+
+    per_class = [0] * classes
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        counted = _HashingFile(file)
+        with TarWriter(counted, encoder=False, mtime=MTIME, user="", group="") as tar:
+            for sample_id, sample in enumerate(samples, first):
+                tar.write(_members(sample, key_of(sample_id)))
+                per_class[sample.label] += 1
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return Shard(
+        name=path.name,
+        split=split,
+        samples=len(samples),
+        per_class=tuple(per_class),
+        bytes=counted.size,
+        sha256=counted.digest.hexdigest(),
+    )
+
+
+def _members(sample: Sample, key: str) -> dict[str, Any]:
+    with sample.content.open("rb") as file:
+        file.seek(sample.start)
+        image = file.read(sample.size)
+    info = json.dumps(sample.info, sort_keys=True).encode()
+    return {"__key__": key, "cls": str(sample.label).encode(), sample.suffix: image, "json": info}
+
+
+class _HashingFile:
+    """Passes what is written on to a file and keeps its size and sha256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)

@@ -1,0 +1,53 @@
+"""Finds out which samples of a shard are damaged, once its bytes are known to differ or when every one must be read."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_shards.errors import DamagedShard
+from data_shards.index import Shard, ShardIndex
+from data_shards.read.samples import Extent, read_square
+from data_shards.read.tar_index import key_of, read_table
+
+SMALL = 32  # decoding to so few pixels still reads every byte of an image
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a data set.
+
+    Attributes:
+        key: The sample, None where it is not one sample's fault.
+        text: One line that names the shard, and the sample if there is one.
+    """
+
+    shard: str
+    key: str | None
+    text: str
+
+
+def sample_faults(path: Path, shard: Shard, *, first: int, index: ShardIndex) -> Iterator[Fault]:
+    """Read every sample of a shard and yield what is wrong with its headers, labels, images and counts."""
+    try:
+        table = read_table(path, shard, first=first)
+    except DamagedShard as error:
+        yield Fault(shard.name, None, str(error))
+        return
+    found = [0] * len(index.classes)
+    for number, edges in enumerate(table.extents.tolist(), first):
+        extent = Extent(shard.name, path, number, tuple(edges))
+        try:
+            found[_checked_label(extent, index)] += 1
+        except DamagedShard as error:
+            yield Fault(shard.name, key_of(number), str(error))
+    if tuple(found) != shard.per_class:
+        text = f"{shard.name} has {found} good samples of its classes, the index says {list(shard.per_class)}"
+        yield Fault(shard.name, None, text)
+
+
+def _checked_label(extent: Extent, index: ShardIndex) -> int:
+    sample, _ = read_square(extent, classes=len(index.classes), size=SMALL, color=index.color)
+    if zlib.crc32(sample.image) != sample.info.get("crc32"):
+        raise DamagedShard(f"{extent.where}: its image was changed after packing; copy the shard again")
+    return sample.label

@@ -1,0 +1,102 @@
+"""One sample from a shard: the bytes between two offsets, checked and decoded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_shards.errors import BadImage, DamagedShard
+from data_shards.pixels import Color, Pixels, square
+from data_shards.read.tar_index import key_of
+
+
+class StoredSample(NamedTuple):
+    """A sample as it lies in its shard.
+
+    Attributes:
+        info: The json member: source, group, width and height as it came, crc32 of the image's bytes.
+    """
+
+    label: int
+    image: bytes
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a sample lies.
+
+    Attributes:
+        shard: Name of the shard; its path may be that of a copy.
+        sample_id: Its number in its split.
+        edges: Start and size of label, image and json, as in a `SampleTable`.
+        shift: How much higher its number is among the samples that are read, where splits are read as one.
+    """
+
+    shard: str
+    path: Path
+    sample_id: int
+    edges: tuple[int, ...]
+    shift: int = 0
+
+    @property
+    def where(self) -> str:
+        """Shard and key, for errors."""
+        return f"{self.shard}: sample {key_of(self.sample_id)}"
+
+
+def read_sample(extent: Extent, *, classes: int) -> StoredSample:
+    """Return a sample's three members.
+
+    Raises:
+        DamagedShard: The label is none of the classes, the json is none, or the file ends early or cannot be read.
+        FileNotFoundError: The file is gone.
+    """
+    starts, sizes = extent.edges[0::2], extent.edges[1::2]
+    first, last = min(starts), max(map(sum, zip(starts, sizes, strict=True)))
+    raw = _bytes(extent, first, last - first)
+    if len(raw) != last - first:
+        raise DamagedShard(f"{extent.where} is cut off; copy the shard again")
+    label, image, info = (raw[s - first : s - first + size] for s, size in zip(starts, sizes, strict=True))
+    return StoredSample(_label(label, classes, extent.where), image, _info(info, extent.where))
+
+
+def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tuple[StoredSample, Pixels]:
+    """Return a sample and its pixels, uint8 (C, size, size).
+
+    Raises:
+        DamagedShard: Anything of it cannot be read; the text names shard and key.
+    """
+    sample = read_sample(extent, classes=classes)
+    try:
+        return sample, square(sample.image, size=size, color=color)
+    except BadImage as error:
+        raise DamagedShard(f"{extent.where}: {error}") from error
+
+
+def _bytes(extent: Extent, start: int, size: int) -> bytes:
+    try:
+        with extent.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(size)
+    except FileNotFoundError:
+        raise  # a copy may have been removed to make room; the caller knows how to get another
+    except OSError as error:
+        raise DamagedShard(f"{extent.where} cannot be read ({error.strerror}); check the disk") from error
+
+
+def _label(raw: bytes, classes: int, where: str) -> int:
+    text = raw.decode("ascii", "replace")
+    if not text.isdigit() or int(text) >= classes:
+        raise DamagedShard(f"{where} has the label {text!r}, outside the {classes} classes; pack anew")
+    return int(text)
+
+
+def _info(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        info = json.loads(raw)
+    except ValueError as error:
+        raise DamagedShard(f"{where}: its json cannot be read ({error}); pack anew") from error
+    if not isinstance(info, dict):
+        raise DamagedShard(f"{where}: its json is no object; pack anew")
+    return info

@@ -1,0 +1,220 @@
+"""Batches of images for training and evaluation, decoded outside the training process. Needs torch."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_shards.errors import PlanError, RemoteError, ShardError
+from data_shards.index import Shard, ShardIndex
+from data_shards.pixels import Pixels
+from data_shards.plan import EpochPlan, Ids
+from data_shards.read.samples import Extent, StoredSample, read_square
+from data_shards.read.shard_cache import ShardCache, default_cache
+from data_shards.read.shard_files import ShardFiles, tables_ahead
+from data_shards.read.tar_index import SampleTable, key_of
+
+PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
+FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again
+
+Task: TypeAlias = list[Extent]  # what one batch reads
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step on one rank.
+
+    Attributes:
+        images: uint8 (B, C, S, S); C is 1 where every image of the data set is gray, else 3.
+        labels: int64 (B,), positions in the index's classes.
+        ids: int64 (B,), the samples' numbers in their split.
+        keys: Names of the samples in their shards.
+        groups: Patient or case of each sample, "" where the data set has none.
+        sources: Names of the files that the samples came from.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: torch.Tensor
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, from which copies to a GPU need not wait; the DataLoader calls it."""
+        return replace(
+            self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), ids=self.ids.pin_memory()
+        )
+
+
+def open_batches(
+    location: str,
+    index: ShardIndex,
+    plan: EpochPlan,
+    *,
+    image_size: int,
+    loader_workers: int = 0,
+    start_batch: int = 0,
+    pin_memory: bool = False,
+    cache: ShardCache | None = None,
+) -> Iterator[Batch]:
+    """Yield this rank's batches of an epoch in the plan's order, from `start_batch` on.
+
+    Which samples a batch has depends on the plan alone, not on `loader_workers`. Every shard is compared with the
+    index before its first sample is used.
+
+    Args:
+        location: Folder or URL of the data set.
+        index: Of the same.
+        plan: Which samples come in which batch.
+        image_size: Side of the square images in pixels.
+        loader_workers: Processes that decode; 0 decodes in this one.
+        start_batch: The first batch to yield; a run resumed in the middle of an epoch sets it.
+        pin_memory: Put the batches into page-locked memory, for copies to a GPU.
+        cache: Of remote shards; None takes this user's on this machine.
+
+    Raises:
+        DamagedShard: A shard or a sample is not what the index says; the text names shard and key.
+        RemoteError: A remote shard cannot be fetched.
+        PlanError: `start_batch` is beyond the epoch.
+    """
+    if not 0 <= start_batch <= plan.batches:
+        raise PlanError(f"start batch {start_batch} is outside the {plan.batches} batches of the epoch")
+    files = ShardFiles(location, index, cache or default_cache())
+    ids = [plan.ids(batch) for batch in range(start_batch, plan.batches)]
+    return _load(files, _tasks(files, plan.split, ids), image_size, loader_workers, pin_memory)
+
+
+def read_shard(
+    location: str,
+    shard: Shard,
+    index: ShardIndex,
+    *,
+    image_size: int,
+    batch_size: int,
+    loader_workers: int = 0,
+    pin_memory: bool = False,
+    cache: ShardCache | None = None,
+) -> Iterator[Batch]:
+    """Yield the samples of one shard in stored order.
+
+    Raises:
+        DamagedShard: The shard or a sample is not what the index says.
+    """
+    files = ShardFiles(location, index, cache or default_cache())
+    first = files.firsts[shard.name]
+    ids = np.arange(first, first + shard.samples, dtype=np.int64)
+    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    return _load(files, _tasks(files, shard.split, batches), image_size, loader_workers, pin_memory)
+
+
+def read_samples(
+    location: str, index: ShardIndex, split: str, ids: Sequence[int], *, image_size: int, batch_size: int = 16
+) -> Iterator[Batch]:
+    """Yield the samples of a split that have these ids, in this order; what else is in their shards stays unread.
+
+    Raises:
+        DamagedShard: A shard or a sample is not what the index says.
+    """
+    files = ShardFiles(location, index, default_cache())
+    wanted = np.asarray(ids, dtype=np.int64)
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    return _load(files, _tasks(files, split, batches), image_size, 0, False)
+
+
+def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[Task, None, None]:
+    """Yield what to read for each batch, as soon as the shards it needs are here and checked."""
+    shards = files.index.of_split(split)
+    bounds = np.cumsum([shard.samples for shard in shards])
+    numbers = [np.searchsorted(bounds, ids, side="right") for ids in batches]
+    first_used = dict.fromkeys(chain.from_iterable(of_batch.tolist() for of_batch in numbers))
+    places = {number: place for place, number in enumerate(first_used)}
+    firsts = [int(bound) - shard.samples for bound, shard in zip(bounds, shards, strict=True)]
+    with tables_ahead(files, [shards[number] for number in first_used]) as table:
+        for ids, of_batch in zip(batches, numbers, strict=True):
+            yield [
+                _extent(shards[number], table(places[number]), sample_id - firsts[number], firsts[number])
+                for sample_id, number in zip(ids.tolist(), of_batch.tolist(), strict=True)
+            ]
+
+
+def _extent(shard: Shard, table: SampleTable, place: int, first: int) -> Extent:
+    edges = tuple(table.extents[place].tolist())
+    return Extent(shard.name, table.path, table.first + place, edges, shift=first - table.first)
+
+
+class _Decoder(Dataset[Any]):
+    """Turns a task into a batch, in a loader worker. An error is handed back whole, not as a worker's traceback."""
+
+    def __init__(self, files: ShardFiles, image_size: int) -> None:
+        self.files, self.image_size = files, image_size
+
+    def __getitem__(self, task: Task | ShardError) -> Batch | ShardError:
+        try:
+            return task if isinstance(task, ShardError) else self._decoded(task)
+        except ShardError as error:
+            return error
+
+    def _decoded(self, task: Task) -> Batch:
+        channels = 1 if self.files.index.color == "L" else 3
+        pixels = np.empty((len(task), channels, self.image_size, self.image_size), dtype=np.uint8)
+        samples = []
+        for row, extent in enumerate(task):
+            sample, pixels[row] = self._read(extent)
+            samples.append(sample)
+        return Batch(
+            images=torch.from_numpy(pixels),
+            labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+            ids=torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64),
+            keys=tuple(key_of(extent.sample_id) for extent in task),
+            groups=tuple(str(sample.info.get("group", "")) for sample in samples),
+            sources=tuple(str(sample.info.get("source", "")) for sample in samples),
+        )
+
+    def _read(self, extent: Extent) -> tuple[StoredSample, Pixels]:
+        """Read a sample; a copy that the cache has removed since its path was given is fetched again."""
+        index = self.files.index
+        for _ in range(FETCHES):
+            try:
+                return read_square(extent, classes=len(index.classes), size=self.image_size, color=index.color)
+            except FileNotFoundError:
+                self.files.fetch_again(extent.shard)
+        raise RemoteError(f"{extent.where} was removed from the cache {FETCHES} times; raise the cache's limit")
+
+
+class _TaskSampler:
+    """Hands the tasks to the DataLoader one by one, as the loader workers become free.
+
+    An error of a shard goes the way of a task: raised here, it would come before the batches already under way, and
+    break the DataLoader while it starts.
+    """
+
+    def __init__(self, tasks: Generator[Task, None, None]) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task | ShardError]:
+        try:
+            yield from self.tasks
+        except ShardError as error:
+            yield error
+
+
+def _load(
+    files: ShardFiles, tasks: Generator[Task, None, None], image_size: int, loader_workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        _Decoder(files, image_size),
+        batch_size=None,
+        sampler=_TaskSampler(tasks),
+        num_workers=loader_workers,
+        prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
+        pin_memory=pin_memory,
+    )
+    for batch in loader:
+        if isinstance(batch, ShardError):
+            raise batch
+        yield batch

@@ -1,0 +1,134 @@
+"""`nightshift demo`: the whole path, start to report, on sample images or the user's own."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cluster import logs
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from data_shards.pack.options import EncodeOptions, PackOptions
+from jobs.cli.follow import show_progress
+from jobs.cli.shards import shown_progress
+from jobs.errors import Refused
+from jobs.queue.stack import Stack, start_stack
+from jobs.queue.submit import submit
+from jobs.runs.record import read_record
+from jobs.runs.request import request
+from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
+
+SAMPLE_PIXELS = 32  # the side of the sample's images
+OWN_PIXELS = 64  # enough to see something, small enough for a laptop to fine-tune every layer
+LOG_LINES = 30  # of a run that failed
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Your images instead: split/class/image.")
+@click.option("--split", metavar="T/V/T", help="Divide --data class/image, such as 70/15/15.")
+@click.option("--weights", default="none", show_default=True, help="imagenet, none or a file.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+def demo(data: Path | None, split: str | None, weights: str, epochs: int, workers: int) -> None:
+    r"""Pack images, queue a training run, train on 2 workers, evaluate and report; ends by itself.
+
+    \b
+        nightshift demo
+        nightshift demo --data chest_xray --weights efficientnet-b0.pth
+    """
+    # A demo is of this machine: an embedded Redis and a local trainer, whatever the environment says.
+    settings = replace(Settings.read(), redis_url=None, ray_jobs_url=None).with_storage_ready()
+    with start_stack(settings) as stack:
+        shards = _pack(stack.settings, data, split)
+        _say(_plan(weights, data is not None))
+        spec = build(
+            TrainSpec, shards=str(shards), epochs=epochs, workers=workers, **_choices(weights, data is not None)
+        )
+        trained = _run(stack, spec)
+        scored = _run(stack, build(EvaluateSpec, model=trained, shards=str(shards)))
+        _show(stack.settings, trained, scored)
+
+
+def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:
+    from data_shards.pack.packing import pack  # noqa: PLC0415 -- only a demo that runs pays for it
+
+    options = PackOptions(split=split)
+    if data is None:
+        data = _sample(settings.storage / "demo" / "images")
+        # Two digits written alike are no leak; the check is for photographs.
+        options = replace(options, allow_leakage=True, encode=EncodeOptions(image_size=0))
+    target = _free(settings.storage / "demo")
+    with shown_progress("packing") as on_progress:
+        index = pack(data, target, options, on_progress).index
+    counts = ", ".join(f"{index.samples_in(name)} {name}" for name in index.splits)
+    _say(f"Packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards: {target}")
+    return target
+
+
+def _free(folder: Path) -> Path:
+    taken = {path.name for path in folder.glob("shards-*")}
+    return folder / next(f"shards-{number}" for number in range(1, len(taken) + 2) if f"shards-{number}" not in taken)
+
+
+def _sample(folder: Path) -> Path:
+    _say("Writing the sample: handwritten digits, 8x8 scans that scikit-learn ships")
+    # In a process of its own: scikit-learn stays out of the command line.
+    subprocess.run(
+        [sys.executable, "-m", "data_shards.sample_data", str(folder)], check=True, stdout=subprocess.DEVNULL
+    )
+    return folder
+
+
+def _choices(weights: str, own: bool) -> dict[str, Any]:
+    if weights != "none":
+        return {"weights": weights}
+    return {"weights": "none", "freeze": "none", "lr": 2e-3, "image_size": OWN_PIXELS if own else SAMPLE_PIXELS}
+
+
+def _plan(weights: str, own: bool) -> str:
+    if weights != "none":
+        return f"Weights: {weights}; the backbone stays frozen and the head is trained at 224 px"
+    pixels = OWN_PIXELS if own else SAMPLE_PIXELS
+    return (
+        f"Weights: none (random); every layer is trained, at {pixels} px. With --weights the backbone can stay frozen"
+    )
+
+
+def _run(stack: Stack, spec: Spec) -> str:
+    storage = stack.settings.storage
+    run_id = submit(stack.settings, spec, request())
+    _say(f"Queued {run_id}")
+    state = show_progress(storage, run_id, meanwhile=stack.replace_what_is_lost)
+    if state.state != "succeeded":
+        _say(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
+        raise Refused(f"{run_id} ended {state.state}: {state.why}; `nightshift logs {run_id}` has the rest")
+    return run_id
+
+
+def _show(settings: Settings, trained: str, scored: str) -> None:
+    paths = RunPaths.of(settings.storage, scored)
+    result = read_record(paths).result
+    assert result is not None  # noqa: S101 -- it succeeded
+    metrics = result["metrics"]
+    console = Console()
+    console.print(_matrix(metrics["classes"], metrics["confusion_matrix"]))
+    click.echo(f"test accuracy: {metrics['accuracy']:.4f} on {metrics['n']} images")
+    click.echo(f"model:         {RunPaths.of(settings.storage, trained).best}")
+    click.echo(f"training:      {RunPaths.of(settings.storage, trained).report}")
+    click.echo(f"report:        {paths.report}")
+
+
+def _matrix(classes: list[str], counts: list[list[int]]) -> Table:
+    table = Table("true \\ predicted", *classes, title="Confusion matrix, test split")
+    for name, row in zip(classes, counts, strict=True):
+        table.add_row(name, *(str(count) for count in row))
+    return table
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

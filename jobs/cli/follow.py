@@ -1,0 +1,110 @@
+"""Follow runs until they end, with a progress bar on a terminal and plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from cluster.run_paths import RunPaths
+from jobs.runs.record import read_progress
+from jobs.runs.state import RunState, read_state
+
+Step = tuple[RunState, dict[str, Any]]
+
+POLL_SECONDS = 0.3
+LINE_EVERY_SECONDS = 15.0  # where nobody watches, a line this often and at each epoch
+
+
+def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) -> Iterator[Step]:
+    """Yield the run's state and progress a few times a second, its end last; stops early after `timeout_seconds`."""
+    paths, until = RunPaths.of(storage, run_id), time.monotonic() + (timeout_seconds or float("inf"))
+    while True:
+        state = read_state(paths)
+        yield state, read_progress(paths)
+        if state.has_ended or time.monotonic() > until:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def show_progress(
+    storage: Path,
+    run_id: str,
+    *,
+    out: TextIO | None = None,
+    timeout_seconds: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> RunState:
+    """Follow a run on `out` (standard error), calling `meanwhile` at each look, and return its last state."""
+    out = out or sys.stderr
+    steps = _attended(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
+    return _with_bar(steps, out) if out.isatty() else _with_lines(steps, out)
+
+
+def _attended(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
+    for step in steps:
+        meanwhile()
+        yield step
+
+
+def describe(state: RunState, progress: dict[str, Any]) -> str:
+    """Return one line on where a run stands."""
+    if state.state != "running":
+        return f"{state.state}: {state.why}" if state.why else state.state
+    parts = [str(progress.get("phase", "starting"))]
+    if progress.get("epochs"):
+        parts.append(f"epoch {progress.get('epoch', 0)}/{progress['epochs']}")
+    if progress.get("images_per_second"):
+        parts.append(f"{progress['images_per_second']:.0f} images/s")
+    if progress.get("eta_seconds") is not None:
+        parts.append(f"{duration(progress['eta_seconds'])} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 42s, 3m10s, 5h02m, 2d04h."""
+    whole = int(seconds)
+    for unit, below, size, small in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small:02}{below}"
+    return f"{whole}s"
+
+
+def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
+    said: tuple[Any, ...] = ()
+    spoke = 0.0
+    for state, progress in steps:
+        running = state.state == "running"
+        point = (state.state, state.attempt, *(progress.get(key, "starting") for key in ("phase", "epoch") if running))
+        if point != said or time.monotonic() - spoke > LINE_EVERY_SECONDS:
+            print(f"{state.id}: {describe(state, progress)}", file=out, flush=True)
+            said, spoke = point, time.monotonic()
+    return state
+
+
+def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
+    columns = (TextColumn("{task.fields[run]}"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(file=out)) as bar:
+        task: TaskID | None = None
+        for state, progress in steps:
+            if task is None:
+                task = bar.add_task("", run=state.id, total=None)
+            total, completed = _share(state, progress)
+            bar.update(task, description=describe(state, progress), total=total, completed=completed)
+    return state
+
+
+def _share(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:
+    """Return how much there is and how much of it is done; None while that is unknown."""
+    epochs, total = progress.get("epochs"), progress.get("total")
+    if state.has_ended:
+        return 1, 1
+    if not total or state.state != "running":
+        return None, 0
+    within = min(1.0, progress.get("done", 0) / total)
+    if progress.get("phase") == "train" and epochs:
+        return epochs, max(0, progress.get("epoch", 1) - 1) + within
+    return 1, within

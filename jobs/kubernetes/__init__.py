@@ -1,0 +1,1 @@
+"""Runs with a Ray cluster of their own on Kubernetes."""

@@ -1,0 +1,92 @@
+"""Prometheus metrics of queues, job workers and runs, at `worker --metrics-port`."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import redis
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from cluster.errors import ClusterError
+from cluster.run_paths import RUN_ID, RunPaths
+from cluster.settings import Settings
+from jobs.errors import JobError, Refused
+from jobs.queue import queues
+from jobs.queue.connection import connect
+from jobs.queue.worker_list import live_workers
+from jobs.runs import state as run_state
+from jobs.runs.request import PRIORITIES
+
+
+class Metrics(Collector):
+    """Reads the queue and the run folders anew at each scrape, so that it is right after any restart."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Touch nothing yet."""
+        self.settings = settings
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is known; while Redis is away, `nightshift_redis_up` is 0 and its other figures are missing."""
+        yield self._runs()
+        up = GaugeMetricFamily("nightshift_redis_up", "Whether the queue answers.")
+        try:
+            with connect(self.settings) as connection:
+                found = [_waiting(connection), _workers(connection), _paused(connection)]
+        except (redis.RedisError, JobError, ClusterError):
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        yield from found
+
+    def _runs(self) -> Metric:
+        """Runs that have not ended; those that have are of no number that a scrape should read."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for run_id in run_state.pending_ids(self.settings.storage):
+            if RUN_ID.fullmatch(run_id):
+                try:
+                    state = run_state.read_state(RunPaths.of(self.settings.storage, run_id))
+                except ClusterError:
+                    continue
+                counts[state.state, state.kind] += 1
+        runs = GaugeMetricFamily("nightshift_runs", "Runs that have not ended.", labels=["state", "kind"])
+        for labels, count in sorted(counts.items()):
+            runs.add_metric(labels, count)
+        return runs
+
+
+def serve(settings: Settings, port: int) -> None:
+    """Answer scrapes on all addresses of this machine, from a thread, until the process ends.
+
+    Raises:
+        Refused: The port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(Metrics(settings))
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        raise Refused(f"port {port} is taken ({error.strerror}); choose another --metrics-port") from error
+
+
+def _waiting(connection: redis.Redis) -> Metric:
+    waiting = GaugeMetricFamily("nightshift_queue_waiting", "Runs in a queue.", labels=["priority"])
+    for priority in PRIORITIES:
+        waiting.add_metric([priority], len(queues.waiting(connection, priority)))
+    return waiting
+
+
+def _workers(connection: redis.Redis) -> Metric:
+    workers = GaugeMetricFamily("nightshift_job_workers", "Job workers that beat.", labels=["state"])
+    for state, count in sorted(Counter(worker.state for worker in live_workers(connection)).items()):
+        workers.add_metric([state], count)
+    return workers
+
+
+def _paused(connection: redis.Redis) -> Metric:
+    paused = GaugeMetricFamily("nightshift_queues_paused", "Whether the queues are paused.")
+    paused.add_metric([], int(queues.is_paused(connection)))
+    return paused

@@ -1,0 +1,1 @@
+"""The queue in Redis, the job workers that serve it, and the reconciler."""

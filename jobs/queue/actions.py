@@ -1,0 +1,95 @@
+"""Cancel, retry and delete runs."""
+
+import time
+
+import redis
+
+from cluster.lease import beat_of
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.errors import JobError, QueueUnreachable, Refused
+from jobs.queue import queues
+from jobs.queue.connection import connect
+from jobs.runs import state as run_state
+from jobs.runs.outcomes import declare_dead
+from jobs.runs.state import RunState, changing, read_state, write_state
+from jobs.runs.stop_wish import ask_to_stop
+
+POLL_SECONDS = 0.1
+
+
+def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> RunState:
+    """Stop a run and return its last state once nothing of it runs any more.
+
+    Raises:
+        Refused: It has already ended.
+    """
+    with changing(paths) as found:
+        if found.has_ended:
+            raise Refused(f"{found.id} has already ended: it {_was(found)}")
+        if found.state == "running":
+            ask_to_stop(paths, "cancel", found.attempt, **({"now": True} if at_once else {}))
+        else:
+            write_state(paths, found.moved("cancelled", "cancelled before it ran"))
+    if found.state != "running":
+        _take_from_queue(settings, found)
+        return read_state(paths)
+    return _end_of(settings, paths, found.attempt)
+
+
+def retry(settings: Settings, paths: RunPaths) -> RunState:
+    """Queue a run again that ended badly; its checkpoints are where it goes on, whatever cluster it had before.
+
+    Raises:
+        Refused: It runs, waits, or succeeded.
+        QueueUnreachable: Redis does not answer; nothing changed.
+    """
+    connection = connect(settings)
+    with changing(paths) as found:
+        if found.state == "paused":
+            raise Refused(f"{found.id} is paused and goes on by itself when its window opens")
+        if not found.has_ended or found.state == "succeeded":
+            raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
+        paths.error.unlink(missing_ok=True)
+        state = write_state(paths, found.moved("queued", losses=0, own_cluster=False))
+    try:
+        queues.enqueue(connection, state.id, state.priority)
+    except redis.RedisError as error:
+        raise QueueUnreachable(f"Redis went away ({error}); {state.id} is queued when it is back") from error
+    return state
+
+
+def delete(paths: RunPaths) -> None:
+    """Delete a run that has ended, its name and its files.
+
+    Raises:
+        Refused: It has not ended.
+    """
+    with changing(paths) as state:
+        if not state.has_ended:
+            raise Refused(f"{state.id} {_was(state)}; cancel it first")
+        run_state.remove(paths)
+
+
+def _take_from_queue(settings: Settings, state: RunState) -> None:
+    """Tidy: a worker that takes the entry leaves a run alone that is not queued, so a failure here does no harm."""
+    try:
+        queues.remove(connect(settings), state.id, state.priority)
+    except (JobError, redis.RedisError):
+        return
+
+
+def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
+    """Wait for an attempt's end; one that shows no life is ended here, for there may be no job worker to do it."""
+    beat, since = beat_of(paths), time.monotonic()
+    while (state := read_state(paths)).state == "running" and state.attempt == attempt:
+        if beat != beat_of(paths):
+            beat, since = beat_of(paths), time.monotonic()
+        if time.monotonic() - since > settings.lease_seconds:
+            declare_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
+        time.sleep(POLL_SECONDS)
+    return state
+
+
+def _was(state: RunState) -> str:
+    return {"running": "is running", "queued": "is queued"}.get(state.state, f"is {state.state}")

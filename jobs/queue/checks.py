@@ -1,0 +1,169 @@
+"""Refuse, before it is queued, what can never work. Imports neither torch nor ray.
+
+Each check takes a spec and returns it with its places made absolute: the job worker stands in another folder.
+"""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cluster.errors import ResourcesShort, UnknownRun
+from cluster.resources import refuse_impossible, this_machine
+from cluster.run_paths import RUN_ID, RunPaths
+from cluster.settings import Settings
+from data_shards.errors import PlanError
+from data_shards.index import ShardIndex, read_index
+from data_shards.locations import local_folder
+from jobs.queue.connection import LOOPBACK
+from jobs.queue.weights_file import refuse_other_network
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
+from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
+from trainer.model.head import HeadConfig
+from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainOptions
+
+NO_FILE = ("imagenet", "none")
+
+
+def checked(settings: Settings, spec: Spec) -> Spec:
+    """Return the spec fit to be queued.
+
+    Raises:
+        PlanError, BadIndex, SourceError: The shards are absent, damaged, or too few.
+        ResourcesShort: This machine can never give the workers.
+        WeightsError: The file of weights is absent or of another network.
+        CheckpointError, ModelMismatch: There is no such model, or its classes are not those of the data.
+        SpecError: The data have no such split.
+    """
+    if runs_here(settings):
+        refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
+    elif settings.cluster_gpus is not None and spec.gpus_per_worker == 1 and spec.workers > settings.cluster_gpus:
+        raise ResourcesShort(
+            f"{spec.workers} workers need {spec.workers} GPUs and the cluster can have {settings.cluster_gpus}; "
+            f"use --workers {settings.cluster_gpus} or --gpus-per-worker 0"
+        )
+    if isinstance(spec, TrainOptions):
+        return _checked_train(spec)
+    if isinstance(spec, EvaluateSpec):
+        return _checked_evaluate(settings, spec)
+    return spec
+
+
+def runs_here(settings: Settings) -> bool:
+    """Whether the job workers that will take a run stand on this machine."""
+    if settings.ray_jobs_url:
+        return False
+    parts = urlsplit(settings.redis_url or "unix:")
+    return parts.scheme == "unix" or (parts.hostname or "localhost") in LOOPBACK
+
+
+def index_of(shards: str) -> tuple[str, ShardIndex]:
+    """Return the absolute location of shards and their index.
+
+    Raises:
+        BadIndex, SourceError: There are none, or they are damaged.
+    """
+    folder = local_folder(shards)
+    location = str(folder.expanduser().absolute()) if folder else shards
+    return location, read_index(location)
+
+
+def require_split(index: ShardIndex, split: str, shards: str) -> None:
+    """Refuse a split without images.
+
+    Raises:
+        SpecError: The data set has no such split.
+    """
+    if not index.samples_in(split):
+        raise SpecError(f"{shards} has no split {split!r}; it has {', '.join(index.splits)}")
+
+
+def refuse_too_few_shards(index: ShardIndex, workers: int) -> None:
+    """Refuse more workers than there are shards to feed them.
+
+    Raises:
+        PlanError: A worker would have no shard of its own.
+    """
+    shards = len(index.of_split("train"))
+    if shards < workers:
+        noun = "1 shard" if shards == 1 else f"{shards} shards"
+        raise PlanError(
+            f"{noun} cannot feed {workers} workers; pack with a smaller --shard-size or use --workers {shards}"
+        )
+
+
+def weights_file(weights: str) -> str:
+    """Return the absolute place of a file of weights; "imagenet" and "none" stay.
+
+    Raises:
+        WeightsError: The file is absent or of another network.
+    """
+    if weights in NO_FILE:
+        return weights
+    path = Path(weights).expanduser().absolute()
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist; give an existing file, or imagenet or none")
+    refuse_other_network(path)
+    return str(path)
+
+
+def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
+    """Return what MODEL means (a folder, or a run's whole id) and its description, None while its run has not ended.
+
+    Raises:
+        CheckpointError: It is no model and will not become one.
+    """
+    folder = Path(model).expanduser().absolute()
+    for place in (folder, folder / "best"):
+        if (place / "head.json").is_file():
+            return str(place), HeadConfig.read(place / "head.json")
+    try:
+        paths = run_state.find(settings.storage, model)
+    except UnknownRun as error:
+        raise CheckpointError(f"{model} is no model: neither a folder with head.json nor a run") from error
+    state = run_state.read_state(paths)
+    if (paths.best / "head.json").is_file():
+        return paths.run_id, HeadConfig.read(paths.best / "head.json")
+    if state.has_ended or state.kind not in ("train", "search"):
+        raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
+    return paths.run_id, None
+
+
+def after_its_model(settings: Settings, wanted: JobRequest, spec: Spec) -> JobRequest:
+    """Have a run that needs another run's model wait for that run, when it has not ended."""
+    model = getattr(spec, "model", "")
+    if not RUN_ID.fullmatch(model) or run_state.read_state(RunPaths.of(settings.storage, model)).has_ended:
+        return wanted
+    return wanted.model_copy(update={"after": tuple(dict.fromkeys((*wanted.after, model)))})
+
+
+def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None) -> None:
+    """Refuse data with other classes than the model's.
+
+    Raises:
+        ModelMismatch: They differ.
+    """
+    if head and head.classes != index.classes:
+        raise ModelMismatch(
+            f"{shards} has the classes {', '.join(index.classes)} and the model {', '.join(head.classes)}; "
+            "use data packed with the model's classes"
+        )
+
+
+def _checked_train(spec: TrainOptions) -> TrainOptions:
+    location, index = index_of(spec.shards)
+    for split in ("train", "valid"):
+        require_split(index, split, spec.shards)
+    if isinstance(spec, SearchSpec) and spec.refit:
+        require_split(index, "test", spec.shards)
+    refuse_too_few_shards(index, spec.workers)
+    return spec.model_copy(update={"shards": location, "weights": weights_file(spec.weights)})
+
+
+def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
+    location, index = index_of(spec.shards)
+    require_split(index, spec.split, spec.shards)
+    model, head = model_of(settings, spec.model)
+    refuse_other_classes(index, spec.shards, head)
+    if spec.positive is not None and spec.positive not in index.classes:
+        raise SpecError(f"positive {spec.positive!r} is no class; the classes are {', '.join(index.classes)}")
+    return spec.model_copy(update={"shards": location, "model": model})

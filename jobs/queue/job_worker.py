@@ -1,0 +1,250 @@
+"""The job worker: RQ's worker, made to lose nothing, to run nothing but our runs and to leave nothing behind.
+
+It forks a horse for each run. The horse needs no Redis; the bookkeeping in Redis is the parent's, before and after.
+When the parent dies the kernel kills the horse, and the trainer's guard ends the trainer and all below it.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+
+import redis
+import rq
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.serializers import JSONSerializer
+from rq.timeouts import HorseMonitorTimeoutException
+
+from cluster import guard
+from cluster.errors import ClusterError
+from cluster.launch import HERE, Launcher, LocalLauncher
+from cluster.ray_jobs import RayJobLauncher, RayJobs
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.errors import QueueUnreachable
+from jobs.queue import embedded_redis, tasks
+from jobs.queue.connection import connect
+from jobs.queue.entries import RunEntry
+from jobs.queue.leader_lock import Role
+from jobs.queue.reconciler import keeper
+from jobs.queue.webhook_sender import deliver
+from jobs.runs import state as run_state
+from jobs.runs.outcomes import declare_dead, leave_unwatched
+from jobs.runs.request import PRIORITIES
+from jobs.runs.stop_wish import ask_to_stop
+
+log = logging.getLogger("nightshift.worker")
+
+WORKER_TTL_SECONDS = 60
+MONITORING_SECONDS = 10
+MAINTENANCE_SECONDS = 30
+POST_SECONDS = 2.0
+PAUSED_SECONDS = 1.0  # between two looks at whether the queues are still paused
+FELL = 1  # exit code of a horse that could not do its work
+DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
+
+
+class JobWorker(rq.Worker):
+    """One job worker on a set of queues."""
+
+    def __init__(self, settings: Settings, priorities: Sequence[str], launcher: Launcher, drain_seconds: float) -> None:
+        """Connect and make ready; `work` begins to work."""
+        self.settings, self.launcher, self.drain_seconds = settings, launcher, drain_seconds
+        self.drained = False
+        super().__init__(
+            [PREFIX + priority for priority in priorities],
+            name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+            connection=connect(settings, patient=True),
+            worker_ttl=WORKER_TTL_SECONDS,
+            job_monitoring_interval=MONITORING_SECONDS,
+            maintenance_interval=MAINTENANCE_SECONDS,
+            job_class=RunEntry,
+            queue_class=RunQueue,
+            serializer=JSONSerializer,
+            log_job_description=False,
+        )
+
+    # --- one run, from the queue to its end
+
+    def execute_job(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
+        """Run one run in a horse of its own and see that it stands in a right state afterwards."""
+        execution = self.prepare_execution(job)
+        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        self.fork_work_horse(job, queue)
+        exit_code = self._wait_for_horse_and_beat(job, execution)
+        self._settle(job.id)
+        self._forget(job, execution, is_owed_now=exit_code != FELL)
+        self.set_state(rq.worker.WorkerStatus.IDLE)
+
+    def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
+        """Be the horse: run the run and leave, whatever happens."""
+        guard.die_with_parent(self._parent, signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the worker decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            tasks.run(self.settings, self.launcher, job.id, job_worker=self.name)
+        except (ClusterError, OSError) as error:
+            log.error("%s: %s", job.id, error)
+            os._exit(FELL)
+        except BaseException:
+            log.exception("%s: the horse fell", job.id)
+            os._exit(FELL)
+        os._exit(0)
+
+    def fork_work_horse(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
+        """Fork the horse; it will know whose child it must be."""
+        self._parent = os.getpid()
+        super().fork_work_horse(job, queue)
+
+    def _wait_for_horse_and_beat(self, job: RunEntry, execution: Execution) -> int | None:
+        """Return the horse's exit code, None when a signal ended it."""
+        status = None
+        while True:
+            try:
+                with self.death_penalty_class(self.job_monitoring_interval, HorseMonitorTimeoutException):
+                    _, status, _ = self.wait_for_horse()
+                break
+            except HorseMonitorTimeoutException:
+                if self.drained:
+                    self._hand_back(job.id)  # the first time it may not have begun
+                try:
+                    self.maintain_heartbeats(job, execution)
+                except redis.RedisError as error:
+                    log.warning("Redis is away (%s); %s goes on without it", type(error).__name__, job.id)
+        self._horse_pid = 0
+        self.executions.pop(execution.id, None)
+        return os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
+
+    def _settle(self, run_id: str) -> None:
+        """Take the run from a horse that died with it, and end what such a horse may have left."""
+        guard.end_descendants(os.getpid(), grace_seconds=0, spare=embedded_redis.started_here())
+        try:
+            paths = RunPaths.of(self.settings.storage, run_id)
+            state = run_state.read_state(paths)
+            if state.state == "running" and state.job_worker == self.name:
+                if state.place == HERE:
+                    declare_dead(paths, state.attempt, "its job process died")
+                else:
+                    leave_unwatched(paths, self.name)
+        except (ClusterError, OSError) as error:
+            log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
+
+    def _forget(self, job: RunEntry, execution: Execution, *, is_owed_now: bool) -> None:
+        """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here.
+
+        A run that could not be begun is left to the keeper: at once it would fail again, and again.
+        """
+        try:
+            with self.connection.pipeline() as pipe:
+                execution.delete(job=job, pipeline=pipe)
+                pipe.delete(job.key)
+                pipe.execute()
+            with contextlib.suppress(ClusterError):
+                state = run_state.read_state(RunPaths.of(self.settings.storage, job.id))
+                if is_owed_now and state.is_owed_a_place:
+                    enqueue(self.connection, job.id, state.priority, at_front=True)
+        except redis.RedisError as error:
+            log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
+
+    # --- waiting and stopping
+
+    def check_for_suspension(self, _burst: bool) -> None:
+        """Wait while the queues are paused, with `--burst` too: for one that leaves KEDA starts another, without end.
+
+        The key in Redis is kept alive meanwhile, so that the keeper takes no run from a worker it knows no more.
+        """
+        before = self.get_state()
+        while not self.drained and is_paused(self.connection):
+            self.set_state(rq.worker.WorkerStatus.SUSPENDED)
+            self.heartbeat()
+            threading.Event().wait(PAUSED_SECONDS)
+        self.set_state(before)
+
+    def handle_warm_shutdown_request(self) -> None:
+        """On SIGTERM: ask the running attempt to save a checkpoint and come back to the front of the queue."""
+        self.drained = True
+        execution = next(iter(self.executions.values()), None)
+        if execution is None:
+            log.info("stopping; no run is in hand")
+            return
+        log.info("draining: %s goes back to the queue", execution.job_id)
+        self._hand_back(execution.job_id)
+
+    def _hand_back(self, run_id: str) -> None:
+        with contextlib.suppress(ClusterError, OSError):
+            paths = RunPaths.of(self.settings.storage, run_id)
+            state = run_state.read_state(paths)
+            if state.place != HERE:
+                self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
+            elif state.state == "running" and state.job_worker == self.name:
+                ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
+
+    def request_force_stop(self, signum: int, _frame: FrameType | None) -> None:
+        """On a second SIGTERM go on draining: a checkpoint is worth more than a minute; SIGKILL is there for haste."""
+        log.info("signal %d: already draining, for %.0f seconds at most", signum, self.drain_seconds)
+
+    def set_shutdown_requested_date(self) -> None:
+        """Tell Redis nothing: it may be away, and this runs within a signal's handler."""
+
+    def run_maintenance_tasks(self) -> None:
+        """Tidy RQ's registries; what a foreign hand wrote there must not end the worker."""
+        try:
+            super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        except (StopRequested, redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception:
+            self.last_cleaned_at = rq.utils.now()  # type: ignore[assignment]
+            log.exception("the registries in Redis could not be tidied; the queues go on")
+
+
+def work(
+    settings: Settings,
+    *,
+    priorities: Sequence[str] = PRIORITIES,
+    burst: bool = False,
+    max_jobs: int | None = None,
+    launcher: Launcher | None = None,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> None:
+    """Work until told to stop (SIGTERM, SIGINT), or until the queues are empty when `burst`; Redis may come and go."""
+    guard.adopt_orphans()
+    make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
+    worker: JobWorker | None = make()  # an address that is wrong is told at once
+    with contextlib.suppress(StopRequested):  # SIGTERM between two tries
+        while worker is not None:
+            postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
+            with keeper(settings, worker.name), postman, contextlib.suppress(redis.RedisError):
+                worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
+            if burst or max_jobs is not None:
+                return
+            worker = _renewed(worker, make)
+
+
+def _renewed(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | None:
+    """Return a job worker in place of one that lost Redis, as soon as Redis is back; None when it was told to stop."""
+    wait_seconds, fresh = 1.0, None
+    while fresh is None and not worker.drained:
+        log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
+        threading.Event().wait(wait_seconds)
+        wait_seconds = min(30.0, wait_seconds * 2)
+        with contextlib.suppress(QueueUnreachable):
+            fresh = make()
+    return None if worker.drained else fresh
+
+
+def launcher_for(settings: Settings) -> Launcher:
+    """Return where trainers run: the standing Ray cluster that the settings name, else this machine."""
+    if settings.ray_jobs_url is None:
+        return LocalLauncher()
+    shown_on = settings.mlflow_uri
+    # Ray shows a job's environment to all who may look at its jobs: one with a password is set on the cluster instead.
+    environment = (("MLFLOW_TRACKING_URI", shown_on),) if shown_on and "@" not in shown_on else ()
+    jobs = RayJobs(settings.ray_jobs_url, settings.ray_token)
+    return RayJobLauncher(jobs, settings.lease_seconds, environment=environment)

@@ -1,0 +1,120 @@
+"""The embedded stack: Redis and job workers as children of one process, all of which end with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from cluster import guard
+from cluster.settings import Settings, environment_of_worker
+from jobs.queue import embedded_redis
+
+WORKER = (sys.executable, "-m", "jobs", "worker")
+STOP_SECONDS = 150.0  # longer than a job worker's own drain
+
+
+@dataclass
+class Stack:
+    """A running stack.
+
+    Attributes:
+        settings: The settings with the address of its Redis.
+        workers: Its job workers.
+    """
+
+    settings: Settings
+    output: TextIO | None
+    command: tuple[str, ...]
+    workers: "list[subprocess.Popen[bytes]]"
+    server: embedded_redis.EmbeddedRedis | None = None
+
+    def add_worker(self) -> None:
+        """Start one more job worker."""
+        self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
+
+    def replace_what_is_lost(self) -> None:
+        """Start anew the embedded Redis and each job worker that has ended by itself; call it every now and then."""
+        if self.server is not None and not self.server.lives:
+            self.server = embedded_redis.ensure_running(
+                self.settings.storage, ends_with_caller=True
+            )  # at its old address
+            embedded_redis.take_charge(self.settings.storage)
+        for place, worker in enumerate(self.workers):
+            if worker.poll() is not None:
+                self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
+
+
+@contextmanager
+def start_stack(
+    settings: Settings,
+    job_workers: int = 1,
+    *,
+    output: TextIO | None = None,
+    worker_command: tuple[str, ...] = WORKER,
+) -> Iterator[Stack]:
+    """Run the embedded Redis (unless an address is set) and job workers while the context is open.
+
+    A server that a plain command started and left running ends with the first stack that found it.
+
+    Args:
+        settings: Storage, and the Redis to use instead of the embedded one.
+        job_workers: How many runs run at a time.
+        output: Where the workers' own lines go; by default files under `STORAGE/logs`.
+        worker_command: What is started for each job worker.
+    """
+    settings.with_storage_ready()
+    server = None if settings.redis_url else embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
+    ends_server = server is not None and embedded_redis.take_charge(settings.storage)
+    here = replace(settings, redis_url=server.url) if server else settings
+    stack = Stack(here, output, worker_command, [], server)
+    try:
+        for _ in range(job_workers):
+            stack.add_worker()
+        yield stack
+    finally:
+        _stop_workers(stack.workers)
+        if ends_server:
+            embedded_redis.stop(settings.storage)
+
+
+def _start_worker(
+    settings: Settings, number: int, output: TextIO | None, command: tuple[str, ...]
+) -> "subprocess.Popen[bytes]":
+    starter = os.getpid()
+    with _log_file(settings.storage, number) as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output or file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we tell them in order
+            preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
+            env=environment_of_worker(settings),
+        )
+
+
+@contextmanager
+def _log_file(storage: Path, number: int) -> Iterator[TextIO]:
+    folder = storage / "logs"
+    folder.mkdir(exist_ok=True)
+    with (folder / f"worker-{number}.log").open("a") as file:
+        yield file
+
+
+def _stop_workers(workers: "list[subprocess.Popen[bytes]]") -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.terminate()
+    until = time.monotonic() + STOP_SECONDS
+    for worker in workers:
+        try:
+            worker.wait(timeout=max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()

@@ -1,0 +1,89 @@
+"""Messages of the outbox on their way: a signed POST each, tried again until it arrives; no redirect is followed."""
+
+import contextlib
+import hashlib
+import hmac
+import http.client
+import json
+import logging
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import StorageError
+from cluster.files import read_json, write_json
+from cluster.settings import Settings
+from jobs.errors import Refused
+from jobs.runs.webhook_outbox import refuse_address
+
+log = logging.getLogger("nightshift.delivery")
+
+ANSWER_SECONDS = 10.0
+HELD_SECONDS = 2 * ANSWER_SECONDS  # for so long nobody else sends what is being sent
+FIRST_PAUSE_SECONDS = 5.0  # doubled after each try
+TRIES = 10  # over about 85 minutes
+
+
+def deliver(settings: Settings) -> int:
+    """Send what is due and return how many messages arrived."""
+    folder = settings.storage / "outbox"
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    return sum(_try(settings, file) for file in files)
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """Return the value of the header `Nightshift-Signature`: HMAC-SHA256 over timestamp, a dot and the body."""
+    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def _try(settings: Settings, file: Path) -> bool:
+    try:
+        message = read_json(file)
+    except StorageError:
+        return False  # another job worker has just sent it
+    if message["not_before"] > time.time():
+        return False
+    try:
+        refuse_address(settings, message["url"])
+        write_json(file, {**message, "not_before": time.time() + HELD_SECONDS})
+        _post(settings, message)
+    except Refused as error:
+        log.warning("%s is not told: %s", file.stem, error)
+        file.unlink(missing_ok=True)
+        return False
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        _postpone(file, message, error)
+        return False
+    file.unlink(missing_ok=True)
+    return True
+
+
+def _postpone(file: Path, message: dict[str, Any], error: Exception) -> None:
+    tries = int(message["tries"]) + 1
+    if tries >= TRIES:
+        log.warning("%s is given up after %d tries: %s", file.stem, tries, error)
+        file.unlink(missing_ok=True)
+        return
+    pause = FIRST_PAUSE_SECONDS * 2 ** (tries - 1)
+    with contextlib.suppress(OSError):
+        write_json(file, {**message, "tries": tries, "not_before": time.time() + pause})
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """An allowed host must not send us to one that is not."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follow nothing: the redirect then counts as an error."""
+
+
+def _post(settings: Settings, message: dict[str, Any]) -> None:
+    body = json.dumps(message["body"], sort_keys=True).encode()
+    timestamp = str(int(time.time()))
+    headers = {"Content-Type": "application/json", "Nightshift-Timestamp": timestamp}
+    if settings.webhook_secret:
+        headers["Nightshift-Signature"] = signature(settings.webhook_secret, timestamp, body)
+    request = urllib.request.Request(message["url"], body, headers, method="POST")  # noqa: S310, checked above
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_SECONDS) as answer:
+        answer.read(1)

@@ -1,0 +1,143 @@
+"""What the end of an attempt means for its run: the trainer's exit code, or that there was no sign of life."""
+
+import contextlib
+from dataclasses import dataclass
+
+from cluster import guard
+from cluster.errors import LeaseLost, StorageError
+from cluster.files import read_json
+from cluster.launch import VANISHED
+from cluster.lease import Lease, revoke
+from cluster.run_paths import RunPaths
+from jobs.runs import state as run_state
+from jobs.runs.request import read_request
+from jobs.runs.state import RunState, changing, write_state
+from jobs.runs.stop_wish import stop_wish
+
+SUCCEEDED, FAULT, USAGE, STOPPED, NO_ROOM = 0, 1, 2, 3, 74  # exit codes of `python -m trainer`
+UNSAID = {
+    FAULT: "the trainer failed and left no error line; `nightshift logs` shows what it said",
+    USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
+    NO_ROOM: "the storage is full; free space there, then `nightshift retry` goes on from the last good checkpoint",
+}
+STATE_AFTER_STOP: dict[str, tuple[run_state.State, str]] = {
+    "cancel": ("cancelled", "cancelled after a checkpoint"),
+    "drain": ("queued", "handed back by a job worker that was stopped"),
+    "window": ("paused", "its window closed"),
+    "overtime": ("failed", "stopped after a checkpoint: --max-duration is over; `nightshift resume` goes on"),
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A state to move to and why."""
+
+    state: run_state.State
+    why: str | None
+    is_loss: bool = False
+
+
+def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
+    """Return what an attempt's exit code means for its run."""
+    if paths.result.exists():  # published whole, however its process ended afterwards
+        return Change("succeeded", None)
+    if code == SUCCEEDED:
+        return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
+    if code in UNSAID:
+        return Change("failed", _error_line(paths, attempt) or UNSAID[code])
+    if wish := stop_wish(paths, attempt):
+        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+        return Change(
+            state, why if code == STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
+        )
+    return lost(paths, attempt, _cause(code))
+
+
+def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
+    """Return what it means that the infrastructure took an attempt: another one, or the end when retries are spent."""
+    wanted, state = read_request(paths), run_state.read_state(paths)
+    if state.losses < wanted.retries:
+        return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
+    return Change("lost", f"{cause}; {wanted.retries} retries are spent, `nightshift retry` tries again", True)
+
+
+def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
+    """Write down how an attempt ended, unless a newer one owns the run.
+
+    Args:
+        paths: The run's files.
+        lease: The attempt.
+        how: Its exit code, or what became of one that never started, unless somebody asked it to stop meanwhile.
+    """
+    with contextlib.suppress(LeaseLost), changing(paths) as state:
+        lease.check()
+        # Judged under the lock: a person who asks it to stop holds the lock too, so no wish comes too late unheard.
+        if isinstance(how, Change) and stop_wish(paths, lease.attempt):
+            how = VANISHED
+        _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
+
+
+def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
+    """Take a run from an attempt that shows no life; None when it was not the run's attempt any more."""
+    with changing(paths) as state:
+        if state.state != "running" or state.attempt != attempt:
+            return None
+        revoke(paths, attempt)
+        return _write_end(paths, state, _last_words(paths, attempt) or lost(paths, attempt, cause))
+
+
+def say_published(paths: RunPaths, state: RunState) -> None:
+    """Write down that a run has its result; call it inside `changing`."""
+    _write_end(paths, state, Change("succeeded", None))
+
+
+def leave_unwatched(paths: RunPaths, job_worker: str) -> None:
+    """Note that a job worker watches a run no more, which goes on where it runs."""
+    with changing(paths) as state:
+        if state.state == "running" and state.job_worker == job_worker:
+            write_state(paths, state.but(job_worker=None))
+
+
+def _last_words(paths: RunPaths, attempt: int) -> Change | None:
+    """Return what an attempt that nobody watched left in the run's folder as its last act."""
+    if paths.result.exists():
+        return Change("succeeded", None)
+    if said := _error_line(paths, attempt):
+        return Change("failed", said)
+    if wish := stop_wish(paths, attempt):
+        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+        return Change(state, why)
+    return None
+
+
+def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
+    losses = state.losses + int(change.is_loss)
+    written = write_state(paths, state.moved(change.state, change.why, losses=losses, metric=_metric(paths)))
+    paths.stop.unlink(missing_ok=True)  # afterwards: a wish that was heeded and not written down is still owed
+    return written
+
+
+def _metric(paths: RunPaths) -> tuple[str, float] | None:
+    if not paths.result.exists():
+        return None
+    metrics = read_json(paths.result).get("metrics") or {}
+    for name in ("auroc", "accuracy", "loss"):
+        if isinstance(metrics.get(name), int | float):
+            return name, float(metrics[name])
+    return None
+
+
+def _error_line(paths: RunPaths, attempt: int) -> str | None:
+    with contextlib.suppress(StorageError):
+        error = read_json(paths.error)
+        if error.get("attempt") in (None, attempt):
+            return " ".join(str(error.get("error", "")).split())
+    return None
+
+
+def _cause(code: int) -> str:
+    if code == VANISHED:
+        return "the trainer vanished"
+    if code > guard.STATUS_OF_SIGNAL:
+        return f"signal {code - guard.STATUS_OF_SIGNAL} ended the trainer"
+    return f"the trainer ended with exit code {code}"

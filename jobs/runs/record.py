@@ -1,0 +1,92 @@
+"""One run as a person sees it, put together from the files of its folder. RQ's types stop before here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import StorageError
+from cluster.files import read_json, read_lines
+from cluster.run_paths import RunPaths
+from jobs.runs.state import RunState, read_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """A run whole.
+
+    Attributes:
+        state: Where it stands.
+        spec: The wish, as submitted.
+        request: How and when it was to be queued.
+        progress: What the running attempt last said; an ended run's last word.
+        metrics: A dict an epoch, the newest last.
+        result: The outcome, if and only if it succeeded.
+        files: Name of each file or folder of the run, and its bytes.
+    """
+
+    state: RunState
+    spec: dict[str, Any]
+    request: dict[str, Any]
+    progress: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    files: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `nightshift show --json` prints."""
+        hidden = ("why", "job_worker", "changed", "notify")
+        state = {key: value for key, value in self.state.to_json().items() if key not in hidden}
+        failed = self.state.state in ("failed", "lost")
+        return {
+            **state,
+            "error": self.state.why if failed else None,
+            "why": self.state.why,
+            "job_worker": self.state.job_worker,
+            "spec": self.spec,
+            "request": {**self.request, "notify": self.request.get("notify") and "set"},  # addresses can hold secrets
+            "progress": self.progress,
+            "metrics": self.metrics,
+            "result": self.result if self.state.state == "succeeded" else None,
+            "files": self.files,
+        }
+
+
+def read_record(paths: RunPaths) -> JobRecord:
+    """Return a run whole.
+
+    Raises:
+        UnknownRun: It does not exist.
+    """
+    state = read_state(paths)
+    return JobRecord(
+        state=state,
+        spec=_json_or(paths.spec, {}),
+        request=_json_or(paths.job, {}),
+        progress=read_progress(paths),
+        metrics=list(read_lines(paths.metrics)),
+        result=_json_or(paths.result, None),
+        files=_files(paths.folder),
+    )
+
+
+def read_progress(paths: RunPaths) -> dict[str, Any]:
+    """Return what the run's newest attempt last said of itself, empty before its first word."""
+    return dict(_json_or(paths.progress, {}))
+
+
+def _json_or(path: Path, default: Any) -> Any:
+    try:
+        return read_json(path)
+    except StorageError:
+        return default
+
+
+def _files(folder: Path) -> dict[str, int]:
+    names = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return {entry.name + ("/" if entry.is_dir() else ""): _bytes(entry) for entry in names}
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(_bytes(entry) for entry in path.iterdir()) if path.exists() else 0
+    return path.stat().st_size if path.exists() else 0

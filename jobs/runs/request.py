@@ -1,0 +1,94 @@
+"""How and when a run is to be queued: the submitter's wish beside the spec. Written once, as `job.json`."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cluster.errors import StorageError
+from cluster.files import read_json
+from cluster.run_paths import RunPaths
+from cluster.windows import Window
+from jobs.errors import Refused
+from jobs.runs.names import NAME
+
+PRIORITIES = ("high", "normal", "low")
+
+Priority = Literal["high", "normal", "low"]
+
+
+class JobRequest(BaseModel):
+    """When a run may start and how often.
+
+    Attributes:
+        name: A second name of the run, unique in the storage.
+        priority: Which of the three queues.
+        after: Run ids that must have succeeded first.
+        at: Not before this moment.
+        window: Only while this daily span of wall time is open, as `20:00-07:00`; paused outside of it.
+        max_duration_seconds: Stopped, as failed, after so long a time of running in one attempt.
+        retries: New attempts after the infrastructure took one; the run's own faults are not repeated.
+        notify: Address that is told of the run's end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str | None = None
+    priority: Priority = "normal"
+    after: tuple[str, ...] = ()
+    at: datetime | None = None
+    window: str | None = None
+    max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    notify: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_short_and_plain(cls, name: str | None) -> str | None:
+        if name is not None and not NAME.fullmatch(name):
+            raise ValueError(f"name {name!r} is no name; use up to 63 letters, digits, dots, dashes and underscores")
+        return name
+
+    @field_validator("at")
+    @classmethod
+    def _at_has_a_zone(cls, at: datetime | None) -> datetime | None:
+        if at is not None and at.tzinfo is None:
+            raise ValueError(f"time {at} has no zone")
+        return at
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_one(cls, window: str | None) -> str | None:
+        return str(Window.parse(window)) if window else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+def request(**options: Any) -> JobRequest:
+    """Return the checked request.
+
+    Raises:
+        Refused: An option is out of range; one line.
+    """
+    try:
+        return JobRequest(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "value_error":
+            raise Refused(message) from error
+        raise Refused(f"{first['loc'][0]} {first['input']!r}: {message[0].lower()}{message[1:]}") from error
+
+
+def read_request(paths: RunPaths) -> JobRequest:
+    """Return how and when a run was to be queued.
+
+    Raises:
+        StorageError: The run's `job.json` is absent or damaged.
+    """
+    try:
+        return JobRequest.model_validate(read_json(paths.job))
+    except ValidationError as error:
+        raise StorageError(f"{paths.job} is damaged: {error.errors()[0]['msg']}") from error

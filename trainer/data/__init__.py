@@ -1,0 +1,1 @@
+"""From shards and files to the batches that a model sees."""

@@ -1,0 +1,162 @@
+"""Features of a frozen backbone, a file per shard, shared by all runs. Published whole, checked when read.
+
+A file's name is the shard's sha256 and its folder's the digest of everything else that the numbers depend on,
+so a stale file can never be taken for a fresh one, and several writers only ever write the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cluster.files import write_json
+from trainer.data.cache_folder import make_room
+from trainer.errors import CheckpointError
+from trainer.model.head import HeadConfig
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What is kept of the samples of one shard, in stored order.
+
+    Attributes:
+        values: `(n, 1280) float32`.
+        labels: `(n,) int64`.
+        sources: Names of the files the samples came from, for reports; they stay out of log lines.
+        groups: Patient or case of each sample, "" where unknown.
+    """
+
+    values: Tensor
+    labels: Tensor
+    sources: tuple[str, ...]
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKey:
+    """Everything but the shard that features depend on."""
+
+    backbone_sha256: str
+    layout: str
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: str
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, config: HeadConfig) -> "FeatureKey":
+        """Return the key of a model's backbone."""
+        return cls(
+            backbone_sha256=config.backbone_sha256,
+            layout=config.layout,
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+            precision=config.precision,
+        )
+
+    @property
+    def digest(self) -> str:
+        """A short name of the key."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """The features under one key below `STORAGE/features`.
+
+    Attributes:
+        root: Folder of the features of all keys.
+        key: What these features depend on.
+        limit_bytes: Room for all keys together; the files unused for longest go first.
+    """
+
+    root: Path
+    key: FeatureKey
+    limit_bytes: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this key are."""
+        return self.root / self.key.digest
+
+    def path(self, shard_sha256: str) -> Path:
+        """The file of one shard."""
+        return self.folder / f"{shard_sha256}.safetensors"
+
+    def read(self, shard_sha256: str) -> Features | None:
+        """Return a shard's features, or None when they are not here.
+
+        Raises:
+            CheckpointError: The file is damaged; it has been removed.
+        """
+        path = self.path(shard_sha256)
+        try:
+            features = _read(path)
+            os.utime(path)  # used now: what was not goes first
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, ValueError, KeyError, OSError) as error:
+            path.unlink(missing_ok=True)
+            raise CheckpointError(f"{path} was damaged and is removed: {error}") from error
+        return features
+
+    def write(self, shard_sha256: str, features: Features) -> None:
+        """Keep a shard's features; a reader sees the whole file or none.
+
+        Raises:
+            OSError: The storage is full or cannot be written; nothing is left behind.
+        """
+        content = save(_tensors(features), metadata={"sha256": _digest(_tensors(features))})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "key.json", asdict(self.key))
+        make_room(self.root, self.limit_bytes, wanted=len(content))
+        draft = self.folder / f".{shard_sha256}.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path(shard_sha256))
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Features:
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
+        promised = (file.metadata() or {}).get("sha256")
+    if _digest(found) != promised:
+        raise ValueError("its bytes differ from its sha256")
+    names = json.loads(found["names"].numpy().tobytes())
+    return Features(
+        values=found["values"], labels=found["labels"], sources=tuple(names["sources"]), groups=tuple(names["groups"])
+    )
+
+
+def _tensors(features: Features) -> dict[str, Tensor]:
+    names = json.dumps({"sources": features.sources, "groups": features.groups}).encode()
+    return {
+        "values": features.values.contiguous(),
+        "labels": features.labels,
+        "names": torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
+    }
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()

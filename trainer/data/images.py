@@ -1,0 +1,150 @@
+"""Images as people give them: files, folders, shards. Read in order and in batches, however many there are."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data_shards.errors import BadImage, ShardError
+from data_shards.index import INDEX_NAME, read_index
+from data_shards.locations import local_folder
+from data_shards.pack.sources import SUFFIXES, files_below
+from data_shards.pixels import square
+from data_shards.plan import EpochPlan
+from data_shards.read.stream import open_batches
+from trainer.errors import SpecError
+
+PREFETCH_BATCHES = 2  # per loader worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some images in order.
+
+    Attributes:
+        files: Name of each.
+        errors: Why it could not be read, None where it could.
+        pixels: (B, C, S, S) uint8 of those that could, in the same order.
+    """
+
+    files: tuple[str, ...]
+    errors: tuple[str | None, ...]
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files, by path."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def chunks(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[Chunk]:
+        """Yield the images; one that cannot be read yields its error in its place."""
+        yield from DataLoader(
+            _Decoder(self.paths, batch_size, image_size),
+            batch_size=None,
+            num_workers=loader_workers,
+            prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set."""
+
+    location: str
+    split: str
+
+    def __len__(self) -> int:
+        return read_index(self.location).samples_in(self.split)
+
+    def chunks(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[Chunk]:
+        """Yield the samples by the names of the files they were packed from.
+
+        Raises:
+            DamagedShard: A shard or a sample is not what the index says.
+        """
+        index = read_index(self.location)
+        plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
+        for batch in open_batches(self.location, index, plan, image_size=image_size, loader_workers=loader_workers):
+            yield Chunk(files=batch.sources, errors=(None,) * len(batch.sources), pixels=batch.images)
+
+
+Part: TypeAlias = Files | Split
+
+
+def parts_of(images: tuple[str, ...], split: str | None = None) -> tuple[Part, ...]:
+    """Return what the given files, folders and shards hold, in their order; folders by name.
+
+    Raises:
+        SpecError: One does not exist, holds no image, or has no such split.
+        BadIndex, SourceError: An index is damaged, or a URL of a kind that is not allowed.
+    """
+    return tuple(part for given in images for part in _parts(given, split))
+
+
+def _parts(given: str, split: str | None) -> tuple[Part, ...]:
+    folder = local_folder(given)
+    if folder is None or (folder / INDEX_NAME).is_file():
+        return _splits(given, split)
+    if folder.is_dir():
+        return (Files(_files_below(folder)),)
+    if not folder.exists():
+        raise SpecError(f"{given} does not exist; give image files, folders of images, or shards")
+    return (Files((str(folder),)),)
+
+
+def _splits(location: str, split: str | None) -> tuple[Split, ...]:
+    found = read_index(location).splits
+    if split is not None and split not in found:
+        raise SpecError(f"{location} has no split {split!r}; it has {', '.join(found)}")
+    return tuple(Split(location, name) for name in ((split,) if split else found))
+
+
+def _files_below(folder: Path) -> tuple[str, ...]:
+    found = [name for name in files_below(folder) if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
+    if not found:
+        raise SpecError(f"{folder} holds no image; known are {', '.join(sorted(SUFFIXES))}")
+    return tuple(sorted(found))
+
+
+class _Decoder(Dataset[Any]):
+    """Turns a stretch of paths into a chunk, in a loader worker."""
+
+    def __init__(self, paths: tuple[str, ...], batch_size: int, image_size: int) -> None:
+        self.paths, self.batch_size, self.image_size = np.array(paths, dtype=np.str_), batch_size, image_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.paths) / self.batch_size)
+
+    def __getitem__(self, number: int) -> Chunk:
+        if number >= len(self):
+            raise IndexError(number)
+        files = tuple(map(str, self.paths[number * self.batch_size : (number + 1) * self.batch_size]))
+        found = [self._read(file) for file in files]
+        pixels = [image for image in found if not isinstance(image, str)]
+        side = self.image_size
+        return Chunk(
+            files=files,
+            errors=tuple(error if isinstance(error, str) else None for error in found),
+            pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, 3, side, side), dtype=torch.uint8),
+        )
+
+    def _read(self, file: str) -> Any:
+        """Return the pixels (3, S, S) uint8 of a file, or why there are none; gray images get three equal channels."""
+        try:
+            return square(Path(file).read_bytes(), size=self.image_size, color="RGB")
+        except (BadImage, ShardError) as error:
+            return str(error)
+        except OSError as error:
+            return f"it cannot be read: {error.strerror}"

@@ -1,0 +1,1 @@
+"""Ray Train, its workers and what they tell each other."""

@@ -1,0 +1,122 @@
+"""What the driver hands to each Ray Train worker, and how a worker's trouble comes back."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from cluster.errors import ClusterError
+from cluster.files import read_json, write_json
+from cluster.resources import this_machine
+from cluster.stop_request import StopSign
+from data_shards.errors import ShardError
+from data_shards.read.shard_cache import limit_default_cache
+from trainer.attempt import Attempt
+from trainer.distributed.process_group import Ranks
+from trainer.distributed.watchdog import Watchdog
+from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged
+from trainer.progress import Progress
+
+OURS = (TrainerError, ShardError, ClusterError)
+SLOWEST_IMAGE_SECONDS = 0.2  # decoding and forward at 224 pixels on one old core
+LOADER_WORKERS = 12  # a GPU takes about so many cores' worth of decoded films
+SHARED = (Stopped, TrainingDiverged)  # raised on every rank at the same place
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(Generic[S]):
+    """One run's wish on its way to a worker.
+
+    Attributes:
+        source: File of weights or folder of a model, found by the driver; None for random weights.
+        longest_shard: Samples of the largest shard; other workers wait while one computes its features.
+    """
+
+    attempt: Attempt
+    spec: S
+    source: Path | None
+    longest_shard: int = 0
+
+    @property
+    def hang_seconds(self) -> float:
+        """Workers that wait for each other longer than this hang."""
+        return self.attempt.settings.hang_seconds + self.longest_shard * SLOWEST_IMAGE_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """A worker's place of work: who it is and whom it tells."""
+
+    order: Order[Any]
+    ranks: Ranks
+    progress: Progress
+    stop: StopSign
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+    def count(self, images: int) -> None:
+        """Tell of images that all workers together have done."""
+        self.watchdog.pat()
+        self.progress.add(images)
+
+    @property
+    def loader_workers(self) -> int:
+        """Processes that decode for this worker; on a CPU the network itself needs all there is."""
+        if self.ranks.device.type == "cpu":
+            return 0
+        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.ranks.here - 1))
+
+    @classmethod
+    def of(cls, order: Order[Any]) -> "Post":
+        """Take the post on this worker."""
+        ranks, attempt = Ranks.of_this_worker(on_cpu=order.spec.gpus_per_worker == 0), order.attempt
+        limit_default_cache(attempt.settings.shard_cache_bytes)
+        if ranks.world_size == 1 and ranks.device.type == "cpu":
+            torch.set_num_threads(this_machine().cpus)
+        return cls(
+            order=order,
+            ranks=ranks,
+            progress=Progress(attempt.paths, attempt.number, writes=ranks.leads),
+            stop=StopSign(attempt.paths, attempt.number),
+            watchdog=Watchdog(order.hang_seconds),
+        )
+
+
+def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
+    """Do the work and return its result, or our own error as a value.
+
+    Ray starts all workers again when one raises. That helps against a death but not against a damaged shard: so the
+    worker that meets one leaves a note before it raises, and the workers started again return what the note says.
+    """
+    order: Order[Any] = config["order"]
+    note = order.attempt.paths.scratch / f"fault-{order.attempt.number}.json"
+    if note.exists():
+        return TrainerError(read_json(note))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    post = Post.of(order)
+    try:
+        return _ours(work, post)
+    except SHARED as error:
+        return error
+    except OURS as error:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, " ".join(str(error).split()))
+        raise
+    finally:
+        post.watchdog.rest()
+
+
+def _ours(work: Callable[[Post], Any], post: Post) -> Any:
+    """Do the work; memory that is spent becomes an error of ours, which says what would fit."""
+    try:
+        return work(post)
+    except torch.OutOfMemoryError as error:
+        size = post.order.spec.batch_size
+        raise OutOfMemory(
+            f"a batch of {size} images over {post.ranks.world_size} workers does not fit into the memory of "
+            f"{post.ranks.device}; use --batch-size {size // 2} or more workers"
+        ) from error

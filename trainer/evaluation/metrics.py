@@ -1,0 +1,175 @@
+"""How good a model's probabilities are: figures by scikit-learn, as plain JSON values."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from trainer.errors import ModelMismatch, TrainerError
+from trainer.evaluation.bootstrap import Floats, Labels, Mask
+from trainer.evaluation.bootstrap import intervals as bootstrap_intervals
+from trainer.evaluation.calibration import decide, tempered
+
+BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
+
+
+def score(
+    probabilities: Floats,
+    labels: Labels,
+    *,
+    classes: tuple[str, ...],
+    positive: str | None,
+    threshold: float | None = None,
+    temperature: float = 1.0,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    intervals: bool = True,
+) -> dict[str, Any]:
+    """Return the figures of one split as JSON values.
+
+    Args:
+        probabilities: (N, C) float64, rows that sum to 1, as the model gives them.
+        labels: (N,) int64, positions in `classes`.
+        classes: Names of the C classes.
+        positive: Class whose sensitivity counts; None takes the first.
+        threshold: Call a sample positive from this probability on; None takes the likeliest class. With a
+            threshold, `at_default` holds what the likeliest class would have given.
+        temperature: Of the probabilities that `threshold` and people see; `calibrated` holds their figures. The
+            others are of `probabilities` as they came, so that they stay comparable with those of training.
+        groups: Patient or case of each sample; the intervals then resample whole groups.
+        seed: Of the resampling.
+        intervals: Whether to add the 95 % bootstrap intervals.
+
+    Returns:
+        A figure that these samples leave undefined is None, and `undefined` says why.
+
+    Raises:
+        TrainerError: There are no samples, or a probability is no number.
+        ModelMismatch: `positive` is none of the classes, or the shapes differ from them.
+    """
+    at = position_of(positive, classes)
+    probabilities, labels = _checked(probabilities, labels, classes)
+    seen = tempered(probabilities, temperature)
+    predicted = decide(seen, positive=at, threshold=threshold)
+    ranking, undefined = _ranking(probabilities, labels, classes, at)
+    found: dict[str, Any] = {
+        "n": len(labels),
+        "classes": list(classes),
+        "positive": classes[at],
+        "threshold": threshold,
+        "temperature": temperature,
+        **_likelihood(probabilities, labels),
+        **_decisions(labels, predicted, classes, at),
+        **ranking,
+        "undefined": undefined,
+    }
+    if temperature != 1:
+        found["calibrated"] = _likelihood(seen, labels)
+    if threshold is not None:
+        found["at_default"] = _decisions(labels, probabilities.argmax(axis=1), classes, at)
+    if intervals:
+        found["intervals"] = bootstrap_intervals(
+            probabilities, labels, predicted, positive=at, groups=groups, seed=seed
+        )
+    return found
+
+
+def position_of(positive: str | None, classes: tuple[str, ...]) -> int:
+    """Return the position of `positive` in `classes`; None means the first.
+
+    Raises:
+        ModelMismatch: It is none of them.
+    """
+    if positive is None:
+        return 0
+    if positive not in classes:
+        raise ModelMismatch(f"positive class {positive!r} is none of {', '.join(classes)}; name one of these")
+    return classes.index(positive)
+
+
+def _checked(probabilities: Floats, labels: Labels, classes: tuple[str, ...]) -> tuple[Floats, Labels]:
+    if not len(labels):
+        raise TrainerError("no samples to score; use a split that has images")
+    if probabilities.shape != (len(labels), len(classes)):
+        raise ModelMismatch(
+            f"probabilities {probabilities.shape} do not fit {len(labels)} labels and {len(classes)} classes; "
+            "use the model's own classes"
+        )
+    if not np.isfinite(probabilities).all():
+        raise TrainerError("a probability is no number; the model has diverged, train it with a lower --lr")
+    wide = probabilities.astype(np.float64)
+    return wide / wide.sum(axis=1, keepdims=True), labels.astype(np.int64)
+
+
+def _likelihood(probabilities: Floats, labels: Labels) -> dict[str, float]:
+    """Return the figures of the probabilities themselves, before any decision."""
+    count = probabilities.shape[1]
+    return {
+        "loss": float(sk.log_loss(labels, probabilities, labels=range(count))),
+        "brier": float(sk.brier_score_loss(labels, probabilities, labels=range(count))),
+        "ece": _calibration_error(probabilities.max(axis=1).clip(max=1), probabilities.argmax(axis=1) == labels),
+    }
+
+
+def _calibration_error(confidence: Floats, is_right: Mask) -> float:
+    """Return how far, on average over samples, confidence lies from the accuracy of its bin; Guo et al. 2017, eq. 3."""
+    accuracy, told = calibration_curve(is_right.astype(int), confidence, n_bins=BINS, pos_label=1)
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence))
+    return float(np.average(abs(accuracy - told), weights=counts[counts > 0]))
+
+
+def _decisions(labels: Labels, predicted: Labels, classes: tuple[str, ...], positive: int) -> dict[str, Any]:
+    """Return the figures of the classes that were called."""
+    every = range(len(classes))
+    is_positive, called = labels == positive, predicted == positive
+    present = np.unique(labels)
+    return {
+        "accuracy": float(sk.accuracy_score(labels, predicted)),
+        "balanced_accuracy": _recall(labels, predicted, labels=present, average="macro"),
+        "sensitivity": _recall(is_positive, called),
+        "specificity": _recall(~is_positive, ~called),
+        "false_negatives": int((is_positive & ~called).sum()),
+        "false_positives": int((~is_positive & called).sum()),
+        "confusion_matrix": sk.confusion_matrix(labels, predicted, labels=every).tolist(),
+        "per_class": _per_class(labels, predicted, classes),
+    }
+
+
+def _recall(truth: Any, called: Any, **options: Any) -> float | None:
+    return _number(sk.recall_score(truth, called, zero_division=np.nan, **options))
+
+
+def _per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    rows = sk.precision_recall_fscore_support(
+        labels, predicted, labels=range(len(classes)), average=None, zero_division=np.nan
+    )
+    return {
+        name: {"precision": _number(p), "recall": _number(r), "f1": _number(f), "support": int(s)}
+        for name, p, r, f, s in zip(classes, *rows, strict=True)
+    }
+
+
+def _ranking(
+    probabilities: Floats, labels: Labels, classes: tuple[str, ...], positive: int
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return AUROC and average precision: of `positive` with two classes, else the mean of one against the rest."""
+    chosen = [positive] if len(classes) == 2 else range(len(classes))  # noqa: PLR2004
+    present = np.unique(labels)
+    ranked = [c for c in chosen if c in present] if len(present) > 1 else []
+    if not ranked:
+        only = f"only {classes[present[0]]} stands in this split, and ranking needs two classes"
+        return {"auroc": None, "average_precision": None}, {"auroc": only, "average_precision": only}
+    absent = [classes[c] for c in chosen if c not in present]
+    reasons = {"auroc": f"mean without {', '.join(absent)}, of which this split has none"} if absent else {}
+    means = {
+        "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c]) for c in ranked]),
+        "average_precision": np.mean([sk.average_precision_score(labels == c, probabilities[:, c]) for c in ranked]),
+    }
+    return {name: float(value) for name, value in means.items()}, reasons
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

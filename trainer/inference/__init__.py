@@ -1,0 +1,1 @@
+"""Published models at work: predictions and exported files."""

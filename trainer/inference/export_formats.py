@@ -1,0 +1,129 @@
+"""The file formats of `export`: how each is written, with its metadata, and run again."""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.errors import SpecError
+from trainer.inference.deployed import Deployed
+
+FACTS = "nightshift.json"  # the metadata within a TorchScript file
+
+Facts = Mapping[str, str]
+Probabilities = NDArray[np.float32]
+
+
+class Format(Protocol):
+    """One file format."""
+
+    @property
+    def ending(self) -> str:
+        """Of the file's name."""
+
+    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+        """Write the model with its metadata; `sample` are some images."""
+
+    def run(self, path: Path, images: Tensor) -> Probabilities:
+        """Return what the file says of images."""
+
+    def facts(self, path: Path) -> dict[str, str]:
+        """Return the metadata of a file."""
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """ONNX by torch.export; run by onnxruntime."""
+
+    ending: str = "onnx"
+
+    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+        """Write the model with its metadata; the batch may have any size.
+
+        Raises:
+            SpecError: The packages for ONNX are not installed.
+        """
+        onnx = _onnx()
+        for name in ("onnxscript", "onnx_ir"):  # they log every constant that they fold
+            logging.getLogger(name).setLevel(logging.WARNING)
+        program = torch.onnx.export(
+            model,
+            (sample,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes={"images": {0: "batch"}},
+            verbose=False,
+        )
+        assert program is not None  # noqa: S101 -- None only without dynamo
+        proto = program.model_proto
+        onnx.helper.set_model_props(proto, dict(facts))
+        onnx.checker.check_model(proto)
+        onnx.save(proto, path)
+
+    def run(self, path: Path, images: Tensor) -> Probabilities:
+        """Return what onnxruntime makes of the file."""
+        session = _session(path)
+        return np.asarray(session.run(None, {"images": images.numpy()})[0])
+
+    def facts(self, path: Path) -> dict[str, str]:
+        """Return the metadata as onnxruntime sees it."""
+        return dict(_session(path).get_modelmeta().custom_metadata_map)
+
+
+@dataclass(frozen=True)
+class TorchScript:
+    """TorchScript by tracing, for C++ programs that still load it; torch itself calls it deprecated."""
+
+    ending: str = "pt"
+
+    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+        """Write the model with its metadata."""
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # asked for all the same
+            traced = torch.jit.freeze(torch.jit.trace(model, sample))  # type: ignore[no-untyped-call]
+            torch.jit.save(traced, path, _extra_files={FACTS: json.dumps(dict(facts))})
+
+    def run(self, path: Path, images: Tensor) -> Probabilities:
+        """Return what the loaded file makes of images."""
+        with torch.no_grad():
+            return np.asarray(self._load(path)(images).numpy())
+
+    def facts(self, path: Path) -> dict[str, str]:
+        """Return the metadata."""
+        content = {FACTS: b""}
+        self._load(path, content)
+        return dict(json.loads(content[FACTS]))
+
+    def _load(self, path: Path, extra: dict[str, Any] | None = None) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
+
+
+FORMATS: dict[str, Format] = {"onnx": Onnx(), "torchscript": TorchScript()}
+
+
+def _onnx() -> Any:
+    try:
+        import onnx  # noqa: PLC0415 -- an extra: whoever exports no ONNX needs none of it
+        import onnxscript  # noqa: F401, PLC0415
+    except ImportError as error:
+        raise SpecError(f"--format onnx needs {error.name}; pip install 'nightshift[onnx]'") from error
+    return onnx
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime  # noqa: PLC0415 -- likewise
+    except ImportError as error:
+        raise SpecError(f"--format onnx needs {error.name}; pip install 'nightshift[onnx]'") from error
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

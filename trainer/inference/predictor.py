@@ -1,0 +1,53 @@
+"""A published model ready to say what it takes images for, as its validation split taught to read it."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.transforms import normalised
+from trainer.evaluation.calibration import Calibration, Floats, Labels, decide, tempered
+from trainer.model.bundle import MODEL, read_model
+from trainer.model.efficientnet import Head
+from trainer.model.folded_backbone import FastBackbone
+from trainer.model.head import HeadConfig
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Computes as `evaluate` does: same precision, same temperature, same threshold."""
+
+    config: HeadConfig
+    calibration: Calibration
+    backbone: FastBackbone
+    head: Head
+
+    @classmethod
+    def of(cls, folder: Path, device: torch.device) -> "Predictor":
+        """Load a published model.
+
+        Raises:
+            CheckpointError: It is absent, damaged or of another version.
+        """
+        model, config, manifest = read_model(folder)
+        calibration = Calibration.of(folder, str(manifest["files"][MODEL]))
+        return cls(config, calibration, FastBackbone(model.backbone, config.precision, device), model.head)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Floats:
+        """Return the calibrated probabilities (B, C) float64 of (B, 1 or 3, S, S) uint8 images."""
+        if not len(images):
+            return np.empty((0, len(self.config.classes)))
+        features = self.backbone(images, partial(normalised, config=self.config))
+        logits = self.head(features).double().numpy()
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return tempered(powers / powers.sum(axis=1, keepdims=True), self.calibration.temperature)
+
+    def decisions(self, probabilities: Floats) -> Labels:
+        """Return the class called for each row (B,), at the stored threshold where there is one."""
+        positive = self.calibration.positive
+        at = 0 if positive is None else self.config.classes.index(positive)
+        return decide(probabilities, positive=at, threshold=self.calibration.threshold)

@@ -1,0 +1,98 @@
+"""The fastest forward of a frozen backbone that this machine has, and exact about it."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import torch
+from efficientnet_pytorch.model import EfficientNet, MBConvBlock
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from trainer.model.efficientnet import Backbone
+from trainer.specs import Precision
+
+# Images at once. On a CPU few, so that a layer's activations stay in the cache; a GPU wants to be filled.
+MICRO_BATCH_CPU = 8
+MICRO_BATCH_GPU = 256
+
+
+def best_precision(wish: Precision, device: torch.device, *, trains: bool) -> Literal["bf16", "fp32"]:
+    """Return what `wish` means on `device`; "auto" takes bf16 where there are instructions for it.
+
+    On a CPU a backbone that trains keeps float32: its steps are repeatable there bit for bit.
+    """
+    if wish != "auto":
+        return wish
+    if trains and device.type == "cpu":
+        return "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+class FastBackbone:
+    """A frozen copy of a backbone: batch norms folded, channels last, bf16 where asked, in micro-batches.
+
+    On a CPU each thread takes micro-batches of its own. Threads that share one wait for each other at every small
+    operation: 80 images/s instead of 110 on two free cores, and 10 instead of 70 where others compute beside us.
+    """
+
+    def __init__(self, backbone: Backbone, precision: str, device: torch.device) -> None:
+        self.device = device
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.micro_batch = MICRO_BATCH_GPU if device.type == "cuda" else MICRO_BATCH_CPU
+        self.network = _folded(copy.deepcopy(backbone.network).eval().requires_grad_(False))
+        self.network = self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `(B, 1280) float32` features of `(B, C, S, S) uint8` images, on the CPU."""
+
+        def features(part: Tensor) -> Tensor:
+            return self._features(normalise(part.to(self.device)))
+
+        parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
+            return torch.cat([features(part) for part in parts]).cpu()
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return torch.cat(list(pool.map(features, parts)))
+        finally:
+            torch.set_num_threads(threads)  # the number set last also holds for threads that begin later
+
+    @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
+    def _features(self, images: Tensor) -> Tensor:
+        maps = self.network.extract_features(images.to(self.dtype))  # (b, 1280, S/32, S/32)
+        return maps.mean((2, 3), dtype=torch.float32)  # type: ignore[no-any-return]
+
+
+def _folded(network: EfficientNet) -> EfficientNet:
+    """Fold each batch norm into the convolution before it, and symmetric padding into the convolution."""
+    _fold(network, "_conv_stem", "_bn0")
+    _fold(network, "_conv_head", "_bn1")
+    for block in network._blocks:
+        _fold_block(block)
+    return network
+
+
+def _fold_block(block: MBConvBlock) -> None:
+    if block._block_args.expand_ratio != 1:
+        _fold(block, "_expand_conv", "_bn0")
+    _fold(block, "_depthwise_conv", "_bn1")
+    _fold(block, "_project_conv", "_bn2")
+
+
+def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
+    fused = fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm))
+    _fold_padding(fused)
+    setattr(parent, convolution, fused)
+    setattr(parent, norm, nn.Identity())
+
+
+def _fold_padding(convolution: nn.Module) -> None:
+    pad = convolution.static_padding
+    if isinstance(pad, nn.ZeroPad2d) and len(set(itertools.chain(pad.padding))) == 1:
+        convolution.padding = (pad.padding[0], pad.padding[0])  # type: ignore[assignment]
+        convolution.static_padding = nn.Identity()

@@ -1,0 +1,164 @@
+"""A trial of a search over a frozen backbone, as Ray Tune runs it: heads on stored features, an epoch a step."""
+
+import logging
+import statistics
+import time
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from trainer.distributed.worker import Order
+from trainer.errors import Stopped, TrainerError
+from trainer.search.asha import rungs_of
+from trainer.search.head_training import HeadTraining
+from trainer.search.run_trainable import trial_folder
+from trainer.search.trials import is_better
+from trainer.search.tuning_bench import HeadBench
+from trainer.search.tuning_pause import PauseSign
+from trainer.search.tuning_slots import gather
+from trainer.specs import SearchSpec
+
+logger = logging.getLogger(__name__)
+
+TELL_SECONDS = 0.25  # between two results of a trial
+
+_benches: dict[str, HeadBench] = {}  # of this process: an actor serves many trials and reads the features once
+
+
+class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+    """One configuration, trained once for each repeat; nothing of it goes through Ray but numbers."""
+
+    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:
+        """Begin, or go on with, the trial that `config` names."""
+        torch.set_num_threads(threads)
+        self.order, self.slots = order, slots
+        self.pause = PauseSign(order.attempt.paths, order.attempt.number)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in the same process."""
+        self.assignment = new_config
+        self.heads: list[HeadTraining] = []
+        self.before: list[dict[str, Any]] = []
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train until there is something to tell; trouble of the trial's own becomes its result.
+
+        So the process serves the next trial.
+        """
+        self.before = []
+        return self._told() | {"before": self.before}
+
+    def _told(self) -> dict[str, Any]:
+        try:
+            return self._epochs()
+        except Stopped:
+            for head in self.heads:
+                head.settle()
+            return {"paused": True, "done": True}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return _failure("the GPU's memory does not hold it; use fewer trials at once or narrower heads")
+        except TrainerError as error:
+            return _failure(str(error))
+        except Exception as error:  # a bug in one configuration must not cost the night
+            logger.exception("trial %s failed by a fault of the program", self.assignment["trial"])
+            return _failure(f"{type(error).__name__}: {error}")
+
+    def _epochs(self) -> dict[str, Any]:
+        """Train up to a rung or the end, or for a moment: Tune takes longer over a result than a head over an epoch."""
+        until = time.monotonic() + TELL_SECONDS
+        while True:
+            found = self._epoch()
+            decides = found["done"] or found["epoch"] in rungs_of(self.order.spec)
+            if decides or time.monotonic() >= until:
+                return found
+            self.before.append(found)
+
+    def _epoch(self) -> dict[str, Any]:
+        if not self.heads:
+            self.heads = self._begun()
+        lines = [head.epoch() for head in self._behind()]
+        values = [head.value for head in self.heads]
+        if None in values:
+            return _failure(f"{self.order.spec.best_by} is undefined on the valid split; choose another --metric")
+        value = statistics.fmean(found for found in values if found is not None)
+        return mean_of(lines) | {
+            "epoch": max(head.position.epoch for head in self.heads),
+            "value": value,
+            "spread": statistics.pstdev(found for found in values if found is not None) if len(values) > 1 else None,
+            "candidate": self._candidate(value),
+            "done": all(head.is_over for head in self.heads),
+            "why": "epochs" if self.heads[0].position.epoch >= self.heads[0].spec.epochs else "patience",
+        }
+
+    def _begun(self) -> list[HeadTraining]:
+        bench = _benches.get(str(self.order.attempt.paths.folder)) or self._first_bench()
+        spec, number = self.order.spec.trial_spec(self.assignment["config"]), self.assignment["trial"]
+        return [
+            HeadTraining(
+                bench,
+                spec.model_copy(update={"seed": spec.seed + repeat}),
+                trial_folder(self.order.attempt.paths.checkpoints, number) / f"repeat-{repeat}",
+                self.pause.reason,
+                self.order.attempt.number,
+            )
+            for repeat in range(self.order.spec.repeats)
+        ]
+
+    def _first_bench(self) -> HeadBench:
+        """Read the features, and wait until the search's other processes have them too."""
+        gpus, actor = ray.get_gpu_ids(), ray.get_runtime_context().get_actor_id()
+        bench = HeadBench.of(self.order, torch.device("cuda" if gpus else "cpu"))
+        _benches[str(self.order.attempt.paths.folder)] = bench
+        attempt = self.order.attempt
+        gather(attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.pause.reason)
+        return bench
+
+    def _behind(self) -> list[HeadTraining]:
+        """Return the heads that have this epoch before them: after a pause between two repeats, not all."""
+        alive = [head for head in self.heads if not head.is_over]
+        at = min((head.position.epoch for head in alive), default=0)
+        return [head for head in alive if head.position.epoch == at]
+
+    def _candidate(self, value: float) -> str | None:
+        """Write the epoch's head when it may be the best of the search; return the name of its folder."""
+        beat, metric = self.assignment.get("beat"), self.order.spec.best_by
+        if beat is not None and not is_better(value, beat, metric):
+            return None
+        self.assignment["beat"] = value
+        best = self.heads[0]
+        for head in self.heads[1:]:
+            if head.value is not None and best.value is not None and is_better(head.value, best.value, metric):
+                best = head
+        name = candidate_name(self.assignment["trial"], best.position.epoch)
+        folder = self.order.attempt.paths.checkpoints / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        best.write_candidate(folder)
+        return name
+
+
+def candidate_name(trial: int, epoch: int) -> str:
+    """Return the name of the folder of a head that may be the best."""
+    return f"candidate-{trial:06d}-{epoch:06d}"
+
+
+def mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of the figures of all repeats, which took the sum of their seconds.
+
+    What is undefined in one is undefined.
+    """
+    found: dict[str, Any] = {}
+    for name, first in (lines[0] if lines else {}).items():
+        values = [line[name] for line in lines]
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        average = sum if name == "seconds" else statistics.fmean
+        found[name] = average(values) if numbers and len(values) > 1 else first
+    return found
+
+
+def _failure(why: str) -> dict[str, Any]:
+    return {"failed": " ".join(why.split()), "done": True}

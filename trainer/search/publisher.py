@@ -1,0 +1,134 @@
+"""The best model of a search: published as soon as there is a better one, and swept of what it has beaten."""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.errors import StorageError
+from cluster.files import read_json
+from cluster.run_paths import RunPaths
+from data_shards.index import read_index
+from trainer.attempt import Attempt
+from trainer.distributed.worker import Order
+from trainer.errors import CheckpointError
+from trainer.evaluation.calibration import CALIBRATION
+from trainer.evaluation.judging import model_on
+from trainer.model.bundle import MODEL
+from trainer.model.efficientnet import Classifier
+from trainer.model.tensor_folder import MANIFEST, read_manifest, read_tensors
+from trainer.model.weights import backbone_sha256
+from trainer.search.journal import SearchLedger
+from trainer.search.refit import chosen_model
+from trainer.search.run_trainable import trial_folder
+from trainer.search.trials import Report
+from trainer.search.tuning_bench import lone_post
+from trainer.specs import SearchSpec
+from trainer.training.model_setup import extraction_for, fresh_model
+from trainer.training.training_state import MODULE
+from trainer.training.worker import publish_judged
+
+PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split
+PATIENCE = 10  # and no more than a tenth of the time goes into them
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BestModel:
+    """Keeps `best/` in step with the ledger."""
+
+    order: Order[SearchSpec]
+    ledger: SearchLedger
+    next_at: float = field(default_factory=lambda: time.monotonic() + PUBLISH_SECONDS)
+
+    def __post_init__(self) -> None:
+        for torn in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):
+            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written, or half removed
+        self.published = self._published()
+
+    @property
+    def attempt(self) -> Attempt:
+        """The attempt it publishes for."""
+        return self.order.attempt
+
+    def keep_up(self, *, at_once: bool = False) -> None:
+        """Publish the best epoch of the ledger unless it is published; now and then, or `at_once`.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+            CheckpointError: The storage is full.
+        """
+        best = self.ledger.table.best()
+        if best is None:
+            return
+        if (best.trial, best.epoch) == self.published:
+            if at_once:
+                self._sweep(best)
+        elif at_once or time.monotonic() >= self.next_at:
+            began = time.monotonic()
+            self._publish(best)
+            ended = time.monotonic()
+            self.published = (best.trial, best.epoch)
+            self.next_at = ended + max(PUBLISH_SECONDS, PATIENCE * (ended - began))
+            self._sweep(best)
+
+    def _published(self) -> tuple[int, int] | None:
+        try:
+            folder = self.attempt.paths.best
+            manifest = read_json(folder / MANIFEST)
+            if not (folder / CALIBRATION).exists():  # killed between the two
+                return None
+            return int(manifest["trial"]), int(manifest["epoch"])
+        except (StorageError, KeyError, TypeError):
+            return None
+
+    def _publish(self, best: Report) -> None:
+        trial = self.ledger.table.trials[best.trial]
+        spec = self.order.spec.trial_spec(trial.config)
+        post = lone_post(self.order, spec, torch.device("cpu"))
+        index = read_index(spec.shards)
+        model, config = fresh_model(post, index)
+        _load(model, self._tensors(best))
+        config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+        extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
+        found = model_on(post, extraction, model, "valid")
+        more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
+        publish_judged(post, index, model, config, found=found, more=more)
+        logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
+
+    def _tensors(self, best: Report) -> dict[str, Tensor]:
+        if heir := best.figures.get("from"):  # of a search that this one extends: its best is the published one
+            folder = chosen_model(RunPaths.of(self.attempt.settings.storage, heir))
+            manifest = read_manifest(folder)
+            if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
+                raise CheckpointError(f"{heir} has not published its trial {best.trial}; let it end first")
+            return read_tensors(folder / MODEL)
+        folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
+        read_manifest(folder)
+        return read_tensors(folder / MODULE)
+
+    def _sweep(self, best: Report) -> None:
+        """Remove what trials that have ended left, but for the best."""
+        checkpoints, keep = self.attempt.paths.checkpoints, str(best.figures["candidate"])
+        for report in self.ledger.table.reports():
+            name = report.figures.get("candidate")
+            if name and name != keep and "/" not in name:
+                shutil.rmtree(checkpoints / name, ignore_errors=True)
+        for trial in self.ledger.table.ended:
+            folder = trial_folder(checkpoints, trial.number)
+            if not keep.startswith(f"{folder.name}/"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:
+    """Put a candidate's tensors into the model: those of a head, or of all of it."""
+    module = model if any(name.startswith("backbone.") for name in tensors) else model.head
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"a candidate does not fit its trial: {str(error).splitlines()[-1].strip()}") from error

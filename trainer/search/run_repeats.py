@@ -1,0 +1,135 @@
+"""A trial of a search that trains the backbone too, once for each of several seeds, an epoch of each in turn.
+
+In turn and not one after the other: so an epoch's value is the mean over all seeds from the first epoch on, and a
+trial that lags behind is ended before it has cost a whole training of each.
+"""
+
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.files import read_json, read_lines
+from cluster.run_paths import RunPaths
+from trainer.distributed.worker import Order
+from trainer.model.tensor_folder import newest_good, read_tensors, write_folder
+from trainer.search.head_trainable import candidate_name, mean_of
+from trainer.search.lap_worker import LapSpec, lap_on_worker
+from trainer.search.run_trainable import LOOK_SECONDS, RunTrial, Training, order_in, trial_folder
+from trainer.search.trials import is_better
+from trainer.specs import SearchSpec, build
+from trainer.training.ema import AVERAGE
+from trainer.training.train_state import Position
+from trainer.training.training_state import MODULE, POSITION
+
+AVERAGED = "module."  # what torch puts before the names of averaged tensors
+
+
+class RepeatedRunTrial(RunTrial):
+    """One configuration as several trainings, whose checkpoints carry them from lap to lap."""
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch of each and return the mean of their figures."""
+        began, epoch = time.monotonic(), self.told + 1
+        repeats = [_Repeat(self.order, self.assignment, number) for number in range(self.order.spec.repeats)]
+        for repeat in repeats:
+            if not repeat.has_reached(epoch):
+                self.training = repeat.lap(epoch)
+                trouble = self._ended_badly()
+                if trouble:
+                    return trouble | {"done": True}
+        self.told = epoch
+        return self._mean(repeats, time.monotonic() - began)
+
+    def _ended_badly(self) -> dict[str, Any] | None:
+        """Wait for the lap's end; return what came in between."""
+        assert self.training is not None  # noqa: S101
+        while not self.training.has_ended():
+            if self.pause.reason():
+                self.training.stop()
+            time.sleep(LOOK_SECONDS)
+        training, self.training = self.training, None
+        return None if training.error is None else training.outcome()
+
+    def _mean(self, repeats: list["_Repeat"], seconds: float) -> dict[str, Any]:
+        spec, name = self.order.spec, f"valid_{self.order.spec.best_by}"
+        lines = [repeat.line(self.told) for repeat in repeats]
+        values = [line[name] for line in lines]
+        if None in values:
+            return {"failed": f"{spec.best_by} is undefined on the valid split", "done": True}
+        value = statistics.fmean(values)
+        done = all(repeat.is_over(self.told) for repeat in repeats)
+        return mean_of(lines) | {
+            "epoch": self.told,
+            "seconds": seconds,
+            "value": value,
+            "spread": statistics.pstdev(values),
+            "candidate": self._candidate(value, values, repeats),
+            "done": done,
+            "why": "epochs" if self.told >= spec.epochs else "patience",
+        }
+
+    def _candidate(self, value: float, values: list[float], repeats: list["_Repeat"]) -> str | None:
+        """Keep the model of the best seed when the mean may be the best of the search; return the folder's name."""
+        beat, metric = self.assignment.get("beat"), self.order.spec.best_by
+        if beat is not None and not is_better(value, beat, metric):
+            return None
+        self.assignment["beat"] = value
+        best = 0
+        for number, found in enumerate(values):
+            best = number if is_better(found, values[best], metric) else best
+        name = candidate_name(self.assignment["trial"], self.told)
+        about = {"attempt": self.order.attempt.number}
+        folder = self.order.attempt.paths.checkpoints / name
+        write_folder(folder, tensors={MODULE: repeats[best].tensors()}, facts={}, about=about)
+        return name
+
+
+class _Repeat:
+    """The training with one of the seeds: a folder of its own within the trial's."""
+
+    def __init__(self, order: Order[SearchSpec], assignment: dict[str, Any], number: int) -> None:
+        trial = trial_folder(order.attempt.paths.checkpoints, assignment["trial"])
+        self.search, self.paths = order, RunPaths(trial / f"repeat-{number}")
+        spec = order.spec.trial_spec(assignment["config"])
+        self.spec = spec.model_copy(update={"seed": spec.seed + number})
+
+    def lap(self, epoch: int) -> Training:
+        """Begin to train up to the end of an epoch."""
+        shutil.rmtree(self.paths.scratch, ignore_errors=True)  # Ray's notes of the lap before, which is over
+        spec = build(LapSpec, **self.spec.model_dump(exclude={"kind"}), until_epoch=epoch)
+        return Training(order_in(self.paths.folder, self.search, spec), lap_on_worker)
+
+    def has_reached(self, epoch: int) -> bool:
+        """Whether a checkpoint stands at the end of the epoch or later, or patience ended the training before."""
+        found = self._newest()
+        return found is not None and (_position(found).epoch >= epoch or self.is_over(0))
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether the training has no epoch left after this one."""
+        found, spec = self._newest(), self.spec
+        since = 0 if spec.freeze == "all" else spec.head_epochs
+        out = found is not None and _position(found).out_of_patience(spec.patience, since=since)
+        return epoch >= spec.epochs or out
+
+    def line(self, epoch: int) -> dict[str, Any]:
+        """Return the figures of an epoch; of a training that is over, those of its last."""
+        lines: list[dict[str, Any]] = [line for line in read_lines(self.paths.metrics) if line["epoch"] <= epoch]
+        return lines[-1]
+
+    def tensors(self) -> dict[str, Any]:
+        """Return the model at its newest checkpoint: what its validation has judged."""
+        found = self._newest()
+        assert found is not None  # noqa: S101
+        if not (found / AVERAGE).exists():
+            return read_tensors(found / MODULE)
+        averaged = read_tensors(found / AVERAGE)
+        return {name.removeprefix(AVERAGED): value for name, value in averaged.items() if name.startswith(AVERAGED)}
+
+    def _newest(self) -> Path | None:
+        return newest_good(self.paths.checkpoints)
+
+
+def _position(checkpoint: Path) -> Position:
+    return Position(**read_json(checkpoint / POSITION))

@@ -1,0 +1,144 @@
+"""A trial of a search that trains the backbone too: the same run as `train`'s, in a folder of its own.
+
+Ray Tune's actor only drives: it holds no CPU when the training has workers of its own, so that drivers can never take
+the last CPU from the workers they wait for.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cluster.files import read_lines, write_json
+from cluster.run_paths import RunPaths
+from data_shards.index import read_index
+from trainer.attempt import Attempt
+from trainer.distributed.ray_train import Loop, on_workers
+from trainer.distributed.worker import Order
+from trainer.errors import Stopped
+from trainer.search.tuning_pause import PauseSign
+from trainer.specs import SearchSpec, TrainSpec
+from trainer.training.worker import train_on_worker
+
+LOOK_SECONDS = 0.2
+STOP_SECONDS = 300.0  # for a training that was told to stop; a worker that hangs is ended by Ray before
+
+logger = logging.getLogger(__name__)
+
+
+def trial_folder(checkpoints: Path, number: int) -> Path:
+    """Return where a trial keeps what it goes on from."""
+    return checkpoints / f"trial-{number:06d}"
+
+
+class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+    """One configuration as a training of its own, whose epochs are read from its `metrics.jsonl`."""
+
+    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
+        """Begin, or go on with, the trial that `config` names."""
+        self.order = order
+        self.training: Training | None = None
+        self.pause = PauseSign(order.attempt.paths, order.attempt.number)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial in the same process, once the one before has let go of its workers."""
+        self.cleanup()
+        self.assignment, self.told = new_config, 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the end of the next epoch and return its figures."""
+        if self.training is None:
+            folder = trial_folder(self.order.attempt.paths.checkpoints, self.assignment["trial"])
+            spec = self.order.spec.trial_spec(self.assignment["config"])
+            self.training = Training(order_in(folder, self.order, spec), train_on_worker)
+        while True:
+            ended = self.training.has_ended()  # before the file is read: its last line stands there by then
+            line = next((one for one in self.training.lines() if one["epoch"] > self.told), None)
+            if line is not None:
+                self.told = line["epoch"]
+                return self._report(line)
+            if ended:
+                return self.training.outcome() | {"done": True}
+            if self.pause.reason():
+                self.training.stop()
+            time.sleep(LOOK_SECONDS)
+
+    def cleanup(self) -> None:
+        """Let the training end after a checkpoint; Tune stops a trial in the middle when it lags behind."""
+        if self.training is not None:
+            self.training.stop()
+            self.training.join()
+            self.training = None
+
+    def _report(self, line: dict[str, Any]) -> dict[str, Any]:
+        assert self.training is not None  # noqa: S101
+        value = line.get(f"valid_{self.order.spec.best_by}")
+        if value is None:
+            self.training.stop()
+            return {"failed": f"{self.order.spec.best_by} is undefined on the valid split", "done": True}
+        return line | {"value": float(value), "spread": None, "candidate": self.training.candidate(line), "done": False}
+
+
+def order_in(folder: Path, order: Order[SearchSpec], spec: TrainSpec) -> Order[TrainSpec]:
+    """Return a search's order to train in a folder of its own."""
+    attempt: Attempt = replace(order.attempt, paths=RunPaths(folder))
+    longest = read_index(spec.shards).longest_shard
+    return Order(attempt=attempt, spec=spec, source=order.source, longest_shard=longest)
+
+
+class Training:
+    """A training in a thread, and its folder; `loop` is what its workers do."""
+
+    def __init__(self, order: Order[TrainSpec], loop: Loop) -> None:
+        self.order, self.loop, self.paths = order, loop, order.attempt.paths
+        self.paths.folder.mkdir(parents=True, exist_ok=True)
+        self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._train, name=self.paths.run_id, daemon=True)
+        self.thread.start()
+
+    def _train(self) -> None:
+        try:
+            on_workers(self.loop, self.order, self.order.spec)
+        except Exception as error:  # told as the trial's result
+            self.error = error
+
+    def has_ended(self) -> bool:
+        """Whether it came to its end, or to grief."""
+        return not self.thread.is_alive()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the figures of the epochs behind."""
+        return list(read_lines(self.paths.metrics))
+
+    def candidate(self, line: dict[str, Any]) -> str | None:
+        """Return where the epoch's model is, when it is the trial's best so far."""
+        if not line["best"]:
+            return None
+        folder = self.paths.checkpoints / f"best-{line['epoch']:06d}"
+        return str(folder.relative_to(self.paths.folder.parent))
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end."""
+        if not self.paths.stop.exists():
+            write_json(self.paths.stop, {"reason": "window", "attempt": self.order.attempt.number})
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self.thread.join(STOP_SECONDS)
+
+    def outcome(self) -> dict[str, Any]:
+        """Return how it ended; its last epoch once more when it came to its end."""
+        if isinstance(self.error, Stopped):
+            return {"paused": True}
+        if self.error is not None:
+            logger.error("%s: %s", self.paths.run_id, self.error)
+            return {"failed": " ".join(str(self.error).split()) or type(self.error).__name__}
+        last = self.lines()[-1]
+        return last | {"why": "epochs" if last["epoch"] >= last["epochs"] else "patience"}

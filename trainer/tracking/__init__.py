@@ -1,0 +1,1 @@
+"""A run as TensorBoard and MLflow show it."""

@@ -1,0 +1,102 @@
+"""What a training leaves behind as it goes: checkpoints, the best model so far, a line an epoch."""
+
+import json
+import logging
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.files import append_line, read_lines, write_text
+from trainer.distributed.worker import Post
+from trainer.model.tensor_folder import KEEP, newest_good, read_manifest, read_tensors, write_folder
+from trainer.training.ema import Average
+from trainer.training.train_state import Position
+from trainer.training.training_state import MODULE, TrainingState
+
+MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
+
+logger = logging.getLogger(__name__)
+
+
+class Records:
+    """The files of one training. Only the leading rank writes; every rank reads when it resumes.
+
+    Attributes:
+        module: What trains, in one phase or another.
+        average: Of the module: what is the best, when it is.
+    """
+
+    def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
+        self.attempt = post.order.attempt
+        self.folder = self.attempt.paths.checkpoints
+        self.ranks, self.module, self.optimizer, self.average = post.ranks, module, optimizer, average
+        self.state = TrainingState(module, optimizer, average)
+        self.saved = time.monotonic()
+
+    def save_is_due(self) -> bool:
+        """Return whether the last checkpoint is long ago."""
+        return time.monotonic() - self.saved >= MINUTES_BETWEEN * 60
+
+    def save(self, position: Position, is_best: bool) -> None:
+        """Write a checkpoint, and the module as the best one when it is.
+
+        Raises:
+            CheckpointError: The storage is full; the checkpoints before this one stay.
+            LeaseLost: A newer attempt owns the run.
+        """
+        self.attempt.lease.check()
+        attempt = self.attempt.number
+        if is_best:
+            best = {MODULE: self.average.module.state_dict()}
+            write_folder(self._best(position), tensors=best, facts={}, about={"attempt": attempt})
+        self.state.write(self.folder, position, attempt=attempt)
+        self.saved = time.monotonic()
+        for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def resume(self) -> Position:
+        """Load the newest undamaged checkpoint on every rank and return its position; the start when there is none."""
+        name = self.ranks.from_leader(self._newest() if self.ranks.leads else None)
+        if name is None:
+            return Position()
+        position = self.state.read(self.folder / name)
+        if self.ranks.leads:
+            logger.info("going on from %s: epoch %d, step %d", name, position.epoch + 1, position.step)
+            self._forget_after(position.epoch)
+        return position
+
+    def load_best(self, position: Position) -> None:
+        """Put the best epoch's tensors into the module, on every rank.
+
+        Raises:
+            CheckpointError: They are damaged.
+        """
+        folder = self._best(position)
+        read_manifest(folder)
+        self.module.load_state_dict(read_tensors(folder / MODULE))
+
+    def record(self, figures: dict[str, Any]) -> None:
+        """Append an epoch's line to `metrics.jsonl`."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        append_line(self.attempt.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
+
+    def _best(self, position: Position) -> Path:
+        return self.folder / f"best-{position.best_epoch:06d}"
+
+    def _newest(self) -> str | None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for torn in self.folder.glob(".*"):
+            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written
+        found = newest_good(self.folder)
+        return None if found is None else found.name
+
+    def _forget_after(self, epoch: int) -> None:
+        """Drop the lines of epochs that will be run again."""
+        path = self.attempt.paths.metrics
+        kept = [line for line in read_lines(path) if line["epoch"] <= epoch]
+        write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))

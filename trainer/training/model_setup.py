@@ -1,0 +1,80 @@
+"""The parts a worker starts from: model, features, class weights."""
+
+import torch
+from torch import Tensor
+
+from data_shards.index import ShardIndex
+from trainer.data.cache_folder import cache_folder
+from trainer.data.feature_cache import FeatureCache, FeatureKey
+from trainer.data.feature_extraction import Extraction
+from trainer.distributed.worker import Post
+from trainer.model.efficientnet import Classifier, build_model
+from trainer.model.folded_backbone import best_precision
+from trainer.model.head import HeadConfig
+from trainer.model.weights import backbone_sha256, load_backbone, read_weights
+from trainer.specs import TrainSpec
+
+UNBALANCED = 2.0  # from this ratio of the largest class to the smallest on, classes are weighed
+
+
+def fresh_model(post: Post, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
+    """Return the model before its first step, alike on all ranks, and its description."""
+    spec: TrainSpec = post.order.spec
+    weights = read_weights(post.order.source) if post.order.source else None
+    config = HeadConfig(
+        classes=index.classes,
+        width=spec.head_width,
+        dropout=spec.dropout,
+        image_size=spec.image_size,
+        layout=weights.layout if weights else "efficientnet_pytorch",
+        precision=best_precision(spec.precision, post.ranks.device, trains=spec.freeze != "all"),
+    )
+    torch.manual_seed(spec.seed)
+    model = build_model(config)
+    if weights:
+        load_backbone(model.backbone, weights)
+    keep = keeps_statistics(spec, pretrained=weights is not None)
+    model.backbone.freeze(spec.freeze, keep_statistics=keep)
+    if post.ranks.world_size > 1 and post.ranks.device.type == "cuda":
+        model.backbone.synchronise_norms()
+    config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+    return model.to(post.ranks.device), config
+
+
+def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
+    """Return whether the backbone's batch norms normalise in training as they do afterwards.
+
+    Statistics of a few images are noise beside those of ImageNet, and a head that has trained on the features of the
+    one meets others. Random weights have none that are worth keeping.
+    """
+    return pretrained if spec.norms == "auto" else spec.norms == "kept"
+
+
+def extraction_for(
+    post: Post, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
+) -> Extraction:
+    """Return the features of a data set under a model's backbone."""
+    settings = post.order.attempt.settings
+    cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
+    return Extraction(
+        location=location,
+        index=index,
+        config=config,
+        backbone=model.backbone,
+        ranks=post.ranks,
+        cache=cache if cached else None,
+        loader_workers=post.loader_workers,
+        count=post.count,
+        stop_reason=post.stop.reason,
+    )
+
+
+def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
+    """Return n / (classes x n of the class), whose mean over the training images is 1."""
+    counts = index.per_class_in(spec.split)
+    wanted = spec.class_weights
+    if wanted is None:
+        wanted = max(counts) > UNBALANCED * min(counts)
+    if not wanted:
+        return None
+    return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)
