@@ -238,7 +238,10 @@ def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:
 
 
 def test_help_imports_no_command() -> None:
-    code = "import sys; from jobs.cli.main import cli; cli.main(['--help'], standalone_mode=False); print('rq' in sys.modules)"
+    code = (
+        "import sys; from jobs.cli.main import cli; cli.main(['--help'], standalone_mode=False); "
+        "print('rq' in sys.modules)"
+    )
 
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -73,9 +73,8 @@ def ray_job_text(run_id: str, spec: Spec, wanted: JobRequest, options: RayJobOpt
         wish["gpus_per_worker"] = 1
     values: dict[str, Any] = {**vars(options), "gpu": options.gpu_resource if wish["gpus_per_worker"] else None}
     # Escaping is for HTML; here every value was checked or is written as JSON.
-    shape = Environment(
-        loader=PackageLoader("jobs.kubernetes", "."), undefined=StrictUndefined, keep_trailing_newline=True
-    )  # noqa: S701
+    loader = PackageLoader("jobs.kubernetes", ".")
+    shape = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
     return shape.get_template("ray_job.yaml.j2").render(
         run_id=run_id,
         spec=wish,

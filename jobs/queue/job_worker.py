@@ -33,6 +33,7 @@ from jobs.queue import embedded_redis, tasks
 from jobs.queue.connection import connect
 from jobs.queue.entries import RunEntry
 from jobs.queue.leader_lock import Role
+from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
 from jobs.queue.reconciler import keeper
 from jobs.queue.webhook_sender import deliver
 from jobs.runs import state as run_state
