@@ -16,7 +16,6 @@ from cluster.settings import environment_of_run
 
 TRAINER = (sys.executable, "-m", "trainer")
 HERE = "here"  # the place where trainers end with whoever watches them
-VANISHED = 127  # instead of an exit code: the trainer is gone and nobody knows how it ended
 
 
 class Running(Protocol):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import LaunchError, PlaceAway
-from cluster.launch import VANISHED
+from cluster.exit_codes import ExitCode
 from cluster.lease import beat_of, beats_here
 from cluster.run_paths import RunPaths
 
@@ -120,7 +120,7 @@ class RayRun:
         return not beats_here(self.paths, self.attempt)
 
     def wait(self, seconds: float) -> int | None:
-        """Return the exit code once it is known, `VANISHED` when cluster and heart are silent, else None."""
+        """Return the exit code once it is known, `ExitCode.UNKNOWN` when cluster and heart are silent, else None."""
         until = time.monotonic() + seconds
         if until - self._asked >= POLL_SECONDS:
             self._asked = time.monotonic()
@@ -149,7 +149,7 @@ class RayRun:
             self._life_seen = time.monotonic()
             return None
         if status == "STOPPED":
-            return VANISHED
+            return ExitCode.UNKNOWN
         if code is None:
             return 0 if status == "SUCCEEDED" else self._judge_by_beat()
         return int(code) if code >= 0 else 128 - int(code)
@@ -158,4 +158,4 @@ class RayRun:
         beat = beat_of(self.paths)
         if self.beats_for_itself and beat != self._beat:
             self._beat, self._life_seen = beat, time.monotonic()
-        return None if time.monotonic() - self._life_seen < self.lease_seconds else VANISHED
+        return None if time.monotonic() - self._life_seen < self.lease_seconds else ExitCode.UNKNOWN

@@ -10,10 +10,50 @@ RUN_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[a-z0-9]{6}")
 
 
 @dataclass(frozen=True)
-class RunPaths:
-    """The files of one run, below `STORAGE/runs/ID`. Building one touches no disk."""
+class TrainingPaths:
+    """The files that one training reads and writes. Building one touches no disk."""
 
     folder: Path
+
+    @property
+    def stop(self) -> Path:
+        """Present while somebody asks the running attempt to checkpoint and stop."""
+        return self.folder / "stop.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A line of JSON an epoch."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """What the running attempt is doing right now, rewritten about once a second."""
+        return self.folder / "progress.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an interrupted run goes on from."""
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The published model: `model.safetensors`, `head.json`, `manifest.json`."""
+        return self.folder / "best"
+
+    @property
+    def scratch(self) -> Path:
+        """Files of Ray and other passing things; safe to delete when no attempt runs."""
+        return self.folder / "scratch"
+
+
+@dataclass(frozen=True)
+class TrialPaths(TrainingPaths):
+    """The files of one training inside a search: a trial, one of its repeats, or the refit."""
+
+
+@dataclass(frozen=True)
+class RunPaths(TrainingPaths):
+    """The files of one run, below `STORAGE/runs/ID`."""
 
     @classmethod
     def of(cls, storage: Path, run_id: str) -> "RunPaths":
@@ -52,39 +92,14 @@ class RunPaths:
         return self.folder / ".lock"
 
     @property
-    def stop(self) -> Path:
-        """Present while somebody asks the running attempt to checkpoint and stop."""
-        return self.folder / "stop.json"
-
-    @property
     def attempts(self) -> Path:
         """A file per attempt; the highest number owns the run."""
         return self.folder / "attempts"
 
     @property
-    def metrics(self) -> Path:
-        """A line of JSON an epoch."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def progress(self) -> Path:
-        """What the running attempt is doing right now, rewritten about once a second."""
-        return self.folder / "progress.json"
-
-    @property
     def log(self) -> Path:
         """All that the trainer printed, over all attempts."""
         return self.folder / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What an interrupted run goes on from."""
-        return self.folder / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The published model: `model.safetensors`, `head.json`, `manifest.json`."""
-        return self.folder / "best"
 
     @property
     def chosen(self) -> Path:
@@ -128,8 +143,3 @@ class RunPaths:
     def trials(self) -> Path:
         """The ledger of a search: a line an event of a trial, append-only."""
         return self.folder / "trials.jsonl"
-
-    @property
-    def scratch(self) -> Path:
-        """Files of Ray and other passing things; safe to delete when no attempt runs."""
-        return self.folder / "scratch"

@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from data_shards.atomic import write_whole
-from data_shards.index import ShardIndex
-from data_shards.overview import overview
+from data_shards.index import ShardIndex, overview
 from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
-from data_shards.read.tar_index import key_of
+from data_shards.tar_index import key_of
 
 SIDE = 128  # pixels of a small image
 TEMPLATE = "contact_sheet.html.j2"

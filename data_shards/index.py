@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -152,3 +152,28 @@ def read_index(location: str) -> ShardIndex:
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Publish the index; from this moment the folder is a data set. A reader sees it whole or not at all."""
     write_whole(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
+
+
+def overview(index: ShardIndex) -> dict[str, Any]:
+    """Return the counts of a data set as plain JSON values."""
+    return {
+        "classes": list(index.classes),
+        "color": index.color,
+        "image_size": index.image_size,
+        "grouped": index.grouped,
+        "widths": dict(zip(("least", "median", "greatest"), index.widths, strict=True)),
+        "heights": dict(zip(("least", "median", "greatest"), index.heights, strict=True)),
+        "digest": index.digest,
+        "options": index.options,
+        "splits": {split: _of_split(index, split) for split in index.splits},
+    }
+
+
+def _of_split(index: ShardIndex, split: str) -> dict[str, Any]:
+    shards = index.of_split(split)
+    return {
+        "samples": index.samples_in(split),
+        "per_class": dict(zip(index.classes, index.per_class_in(split), strict=True)),
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+    }

@@ -12,7 +12,7 @@ from data_shards.processes import fitting, in_processes
 from data_shards.read.sample_faults import Fault, sample_faults
 from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles
-from data_shards.read.tar_index import byte_fault
+from data_shards.tar_index import byte_fault
 
 IMAGES_PER_PROCESS = 2000  # fewer are checked here before a new process has started
 SHARDS_AT_ONCE = 8

@@ -12,7 +12,7 @@ from trainer.data.batches import Step
 from trainer.distributed.process_group import Ranks
 from trainer.model.efficientnet import Head
 from trainer.model.sync_batch_norm import SharedBatchNorm
-from trainer.training.backward import backward
+from trainer.training.micro_batching import backward
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
 

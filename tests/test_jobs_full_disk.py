@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from cluster.exit_codes import ExitCode
 from cluster.files import read_lines
 from cluster.launch import HERE
 from cluster.lease import Lease, beat_of, latest_attempt
@@ -21,7 +22,7 @@ from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import begin
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import NO_ROOM, end
+from jobs.runs.outcomes import end
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.disks import SmallDisk, small_disk
@@ -99,7 +100,7 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
     retried = actions.retry(here, paths)
 
     cure = "the storage is full; free space there, then `nightshift retry` goes on from the last good checkpoint"
-    assert (code, failed.state, failed.why) == (NO_ROOM, "failed", cure)
+    assert (code, failed.state, failed.why) == (ExitCode.STORAGE_FULL, "failed", cure)
     assert (retried.state, retried.losses) == ("queued", 0)
 
 

@@ -16,6 +16,7 @@ from cluster.launch import HERE, Running
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from jobs.queue import actions, embedded_redis, tasks
 from jobs.queue.queues import pause, unpause, waiting
 from jobs.queue.stack import Stack, start_stack
@@ -25,7 +26,6 @@ from jobs.queue.worker_list import drain, live_workers
 from jobs.runs.outcomes import Change, declare_dead, end
 from jobs.runs.request import JobRequest
 from jobs.runs.state import changing, write_state
-from jobs.runs.stop_wish import ask_to_stop, stop_wish
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
 
 SEGMENTATION_FAULT, WORKERS_LOST = 128 + 11, 75
@@ -81,7 +81,7 @@ def test_a_run_that_waits_for_its_place_is_cancelled_when_asked(settings: Settin
 @pytest.mark.parametrize("code", [WORKERS_LOST, SEGMENTATION_FAULT])
 def test_a_run_that_falls_while_it_is_cancelled_is_not_queued_again(settings: Settings, code: int) -> None:
     paths, lease = taken(settings)
-    ask_to_stop(paths, "cancel", 1)
+    StopRequest("cancel", 1).publish(paths.stop)
 
     end(paths, lease, code)
 
@@ -93,7 +93,7 @@ def test_a_wish_that_comes_while_an_attempt_ends_is_heeded(settings: Settings) -
     with changing(paths):
         ending = Thread(target=end, args=(paths, lease, WORKERS_LOST))
         ending.start()  # it waits for the lock that `cancel` holds
-        ask_to_stop(paths, "cancel", 1)
+        StopRequest("cancel", 1).publish(paths.stop)
 
     ending.join()
 
@@ -103,11 +103,11 @@ def test_a_wish_that_comes_while_an_attempt_ends_is_heeded(settings: Settings) -
 def test_a_cancel_is_never_undone_by_a_drain(settings: Settings) -> None:
     paths, _ = taken(settings)
 
-    ask_to_stop(paths, "drain", 1, seconds=1.0)
-    ask_to_stop(paths, "cancel", 1)
-    ask_to_stop(paths, "overtime", 1)
+    StopRequest("drain", 1, seconds=1.0).publish(paths.stop)
+    StopRequest("cancel", 1).publish(paths.stop)
+    StopRequest("overtime", 1).publish(paths.stop)
 
-    assert stop_wish(paths, 1) == {"reason": "cancel", "attempt": 1}
+    assert read_json(paths.stop) == {"reason": "cancel", "attempt": 1}
 
 
 def test_a_run_that_falls_after_it_has_published_has_succeeded(settings: Settings) -> None:
@@ -219,7 +219,7 @@ def test_the_time_of_an_attempt_counts_from_its_start_whoever_watches(
     watch.join(timeout=2)
 
     assert state_of(settings.storage, paths.run_id).state == state
-    ask_to_stop(paths, "cancel", 1)
+    StopRequest("cancel", 1).publish(paths.stop)
     watch.join()
 
 
@@ -286,10 +286,10 @@ def test_an_idle_worker_ends_in_order_while_redis_is_away(stack: Stack, settings
 def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None:
     paths, lease = taken(settings)
     end(paths, lease, WORKERS_LOST)
-    ask_to_stop(paths, "drain", 1)  # by a job worker that knew no better
+    StopRequest("drain", 1).publish(paths.stop)  # by a job worker that knew no better
 
     second = begin(paths, "another worker", HERE)
-    ask_to_stop(paths, "window", 2)
+    StopRequest("window", 2).publish(paths.stop)
 
     assert second is not None
     assert read_json(paths.stop) == {"reason": "window", "attempt": 2}

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.epoch_figures import epoch_figures
 from trainer.evaluation.metrics import score
-from trainer.evaluation.scoring import Scored
+from trainer.evaluation.scoring import Scored, epoch_figures
 
 
 def test_the_quick_figures_of_an_epoch_are_those_of_the_whole_table():

@@ -13,8 +13,7 @@ from tests.trained import done, evaluated, train_spec
 from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
 from trainer.export import verified
-from trainer.inference.deployed import Deployed, facts_of
-from trainer.inference.export_formats import FORMATS, TorchScript
+from trainer.inference.export_formats import FORMATS, Deployed, TorchScript, facts_of
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import read_model
 from trainer.specs import ExportSpec, build

@@ -9,8 +9,7 @@ from trainer.data.batches import Step
 from trainer.distributed.process_group import Ranks
 from trainer.errors import OutOfMemory
 from trainer.model.efficientnet import SharedBatchNorm
-from trainer.training.backward import backward
-from trainer.training.micro_batching import fits_into_memory, parts_of_step
+from trainer.training.micro_batching import backward, fits_into_memory, parts_of_step
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)

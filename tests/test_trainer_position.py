@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.training.schedule import lr_factor
+from trainer.training.optimizer import lr_factor
 from trainer.training.train_state import Position
 
 

@@ -10,7 +10,7 @@ from cluster.errors import LeaseLost
 from cluster.lease import Lease
 from tests.searched import NOON, Rehearsal, events_of, rehearsal, search_spec, table_of
 from tests.trained import new_run
-from trainer.search.heritage import take_over
+from trainer.search.journal import take_over
 
 
 def made_up(trial, epoch):

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.searched import search_spec
-from trainer.search.figures import parallel_coordinates
 from trainer.search.report import cost, drawings, importance
+from trainer.search.trial_charts import parallel_coordinates
 from trainer.search.trials import TrialTable
 
 EVENING = datetime(2026, 11, 23, 20, tzinfo=UTC)

@@ -12,11 +12,10 @@ from tests.trained import QUICK, attempted, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.distributed.worker import Order
 from trainer.errors import Stopped
-from trainer.search.head_training import HeadTraining
-from trainer.search.tuning_bench import HeadBench
-from trainer.search.tuning_pause import PauseSign
+from trainer.search.head_training import HeadBench, HeadTraining
+from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, build
-from trainer.training.threads import one_thread
+from trainer.training.worker import one_thread
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(bench, tmp_p
 
 def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_path):
     paths = new_run(tmp_path, build(SearchSpec, shards="shards"))
-    trial, search = PauseSign(paths, 2), PauseSign(paths, 2)
+    trial, search = PauseSignal(paths, 2), PauseSignal(paths, 2)
     assert trial.reason() is None
 
     search.ask("until")
@@ -113,5 +112,5 @@ def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_pa
     assert trial.reason() == "until"
     assert search.stopped() is None
     paths.stop.write_text(json.dumps({"reason": "drain", "attempt": 2}))
-    assert PauseSign(paths, 2).stopped() == "drain"
-    assert PauseSign(paths, 3).reason() is None
+    assert PauseSignal(paths, 2).stopped() == "drain"
+    assert PauseSignal(paths, 3).reason() is None

@@ -8,7 +8,7 @@ import pytest
 from tests.searched import search_spec
 from tests.trained import done
 from trainer.search import tuning_slots
-from trainer.search.tuning_slots import gather
+from trainer.search.head_trainable import gather
 
 
 def test_the_first_waits_until_the_last_is_there(tmp_path):

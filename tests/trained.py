@@ -14,8 +14,8 @@ import pytest
 from cluster import guard
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from trainer.__main__ import execute
 from trainer.attempt import Attempt
-from trainer.kinds import run_kind
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 from trainer.training.checkpointer import Records
@@ -40,7 +40,7 @@ def attempted(paths: RunPaths, spec: Spec) -> RunResult:
     """Make the next attempt at a run in this process, and publish its result."""
     settings = Settings(storage=paths.folder.parent.parent)
     attempt = Attempt.of(paths.folder, None, settings)
-    result = run_kind(attempt, spec)
+    result = execute(attempt, spec)
     result.publish(attempt.lease)
     return result
 

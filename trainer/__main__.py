@@ -1,8 +1,6 @@
 """`python -m trainer RUN_FOLDER [--attempt N]`: does what the folder's `spec.json` says.
 
-Exit codes: 0 done and `result.json` is there; 1 the run's own fault, told by `error.json`; 2 a wrong wish;
-3 stopped as asked after a checkpoint; 74 failed, and so full a storage that there is no room to say why. Anything
-else is the infrastructure's fault: 75 when workers were lost.
+Its exit codes are those of `cluster.exit_codes`.
 """
 
 import argparse
@@ -11,16 +9,16 @@ import sys
 from pathlib import Path
 
 from cluster.errors import ClusterError, StorageError
+from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.settings import Settings, prepare_for_local_ray
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.progress import Progress
-from trainer.specs import read_spec
+from trainer.result import RunResult
+from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
 from trainer.tracking.tracking import tracked
-
-OK, FAILED, WRONG, STOPPED, NO_ROOM, LOST = 0, 1, 2, 3, 74, 75
 
 logger = logging.getLogger("trainer")
 
@@ -36,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())
     except (ClusterError, OSError) as error:
         logger.error("%s", error)
-        return WRONG
+        return ExitCode.USAGE
     with attempt.beating():
         Progress(attempt.paths, attempt.number).write()
         return _run(attempt)
@@ -47,15 +45,13 @@ def _run(attempt: Attempt) -> int:
         spec = read_spec(attempt.paths.spec)
         if attempt.settings.ray_address is None:
             prepare_for_local_ray()  # before ray is imported: it reads how to authenticate only once
-        from trainer.kinds import run_kind  # noqa: PLC0415 -- torch and ray only once the wish is known to be sound
-
         with tracked(attempt, spec) as tracking:
-            result = run_kind(attempt, spec)
+            result = execute(attempt, spec)
             result.publish(attempt.lease)
             tracking.result = result
     except Stopped as stopped:
         logger.info("%s", stopped)
-        return STOPPED
+        return ExitCode.STOPPED
     except (TrainerError, ShardError, ClusterError) as error:
         logger.error("%s", error)
         return _failed(attempt, error)
@@ -63,7 +59,30 @@ def _run(attempt: Attempt) -> int:
         logger.exception("the run failed by a fault of the program")
         return _failed(attempt, _no_room(error) or error)
     logger.info("done in %.1f s", attempt.seconds)
-    return OK
+    return ExitCode.SUCCEEDED
+
+
+def execute(attempt: Attempt, spec: AnySpec) -> RunResult:
+    """Do what `spec` asks for and return the outcome; each kind imports only what it needs."""
+    if isinstance(spec, TrainSpec):
+        from trainer.train import train  # noqa: PLC0415
+
+        return train(attempt, spec)
+    if isinstance(spec, EvaluateSpec):
+        from trainer.evaluate import evaluate  # noqa: PLC0415
+
+        return evaluate(attempt, spec)
+    if isinstance(spec, SearchSpec):
+        from trainer.search.run import search  # noqa: PLC0415
+
+        return search(attempt, spec)
+    if isinstance(spec, PredictSpec):
+        from trainer.predict import predict  # noqa: PLC0415
+
+        return predict(attempt, spec)
+    from trainer.export import export  # noqa: PLC0415
+
+    return export(attempt, spec)
 
 
 def _no_room(error: Exception) -> StorageError | None:
@@ -79,14 +98,14 @@ def _failed(attempt: Attempt, error: Exception) -> int:
         attempt.fail(error)
     except OSError as unsaid:
         logger.error("error.json cannot be written: %s", unsaid)
-        return NO_ROOM
+        return ExitCode.STORAGE_FULL
     return _code_of(error)
 
 
 def _code_of(error: Exception) -> int:
     if isinstance(error, WorkersLost):
-        return LOST
-    return WRONG if isinstance(error, SpecError) else FAILED
+        return ExitCode.WORKERS_LOST
+    return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
 
 
 if __name__ == "__main__":

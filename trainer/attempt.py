@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.files import write_json
+from cluster.files import read_json, write_json
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
 from cluster.repeating import repeating
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.read.shard_cache import limit_default_cache
+
+DEFAULT_RESTARTS = 2  # of a run that was started by hand, without a queue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,15 @@ class Attempt:
         paths: The run's files.
         lease: The right to publish into them.
         settings: Of this machine.
+        restarts: How often a group of workers of which one died is started again: as often as the run is, by
+            `--retries`. A machine that was taken away with notice does not count.
         began: When the attempt began, on the monotonic clock.
     """
 
     paths: RunPaths
     lease: Lease
     settings: Settings
+    restarts: int = DEFAULT_RESTARTS
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -39,9 +44,9 @@ class Attempt:
         """
         limit_default_cache(settings.shard_cache_bytes)
         paths = RunPaths(folder.absolute())
-        if number is not None:
-            return cls(paths=paths, lease=Lease.join(paths, number), settings=settings)
-        return cls(paths=paths, lease=Lease.claim(paths, after=latest_attempt(paths)), settings=settings)
+        lease = Lease.join(paths, number) if number is not None else Lease.claim(paths, after=latest_attempt(paths))
+        restarts = int(read_json(paths.job)["retries"]) if paths.job.exists() else DEFAULT_RESTARTS
+        return cls(paths=paths, lease=lease, settings=settings, restarts=restarts)
 
     @property
     def number(self) -> int:

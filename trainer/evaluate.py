@@ -11,14 +11,14 @@ from trainer.distributed.ray_train import on_workers
 from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration, calibrated
-from trainer.evaluation.judging import figures_of, keep_predictions, model_on
-from trainer.evaluation.scoring import Scored
-from trainer.model.bundle import HEAD, MODEL, read_model
+from trainer.evaluation.scoring import Scored, figures_of, keep_predictions, model_on
+from trainer.model.bundle import read_model
 from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD, MODEL
 from trainer.model.tensor_folder import read_manifest
-from trainer.report.report_on import report_on
+from trainer.report.write import write_report
 from trainer.result import RunResult
-from trainer.specs import EvaluateSpec
+from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.training.model_setup import extraction_for
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     order = Order(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = on_workers(evaluate_on_worker, order, spec)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
-    report_on(attempt, spec, result)
+    write_report(attempt, spec, result)
     return result
 
 
@@ -125,3 +125,18 @@ def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) 
         raise SpecError(f"{spec.shards} has no split 'valid' to choose a threshold on; leave out --min-sensitivity")
     if spec.positive is not None and spec.positive not in config.classes:
         raise SpecError(f"positive class {spec.positive!r} is none of {', '.join(config.classes)}")
+
+
+def verdict(order: Order[SearchSpec], index: ShardIndex, folder: Path) -> dict[str, Any]:
+    """Return the figures of a published model on the test split; on the valid split where there is none."""
+    spec = order.spec
+    wish = build(
+        EvaluateSpec,
+        model=str(folder),
+        shards=spec.shards,
+        split="test" if "test" in index.splits else "valid",
+        seed=spec.seed,
+        workers=spec.workers,
+        gpus_per_worker=spec.gpus_per_worker,
+    )
+    return dict(on_workers(evaluate_on_worker, Order(attempt=order.attempt, spec=wish, source=folder), wish))

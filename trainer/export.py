@@ -12,13 +12,13 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import copy_whole, sha256_of
 from trainer.attempt import Attempt
-from trainer.data.sample_images import samples_for
+from trainer.data.images import samples_for
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Calibration
-from trainer.inference.deployed import Deployed, facts_of
-from trainer.inference.export_formats import FORMATS, Facts, Format
-from trainer.model.bundle import MODEL, read_model
+from trainer.inference.export_formats import FORMATS, Deployed, Facts, Format, facts_of
+from trainer.model.bundle import read_model
+from trainer.model.names import MODEL
 from trainer.result import RunResult
 from trainer.specs import ExportSpec
 

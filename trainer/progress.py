@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.files import is_full, write_json
-from cluster.run_paths import RunPaths
+from cluster.run_paths import TrainingPaths
 
 WRITE_SECONDS = 1.0
 
@@ -14,7 +14,7 @@ WRITE_SECONDS = 1.0
 class Progress:
     """Counts the images of a phase and writes where it stands about once a second."""
 
-    paths: RunPaths
+    paths: TrainingPaths
     attempt: int
     writes: bool = True
     phase: str = "starting"

@@ -6,7 +6,7 @@ from trainer.distributed.ray_train import on_workers
 from trainer.distributed.worker import Order
 from trainer.errors import SpecError
 from trainer.model.weights import ensure_weights
-from trainer.report.report_on import report_on
+from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.training.worker import train_on_worker
@@ -33,7 +33,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         seconds=round(attempt.seconds, 3),
         details=outcome["details"],
     )
-    report_on(attempt, spec, result)
+    write_report(attempt, spec, result)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from data_shards.atomic import write_whole
 from data_shards.index import Shard
-from data_shards.read.tar_index import BLOCK, key_of
+from data_shards.tar_index import BLOCK, key_of
 
 MTIME = 0  # the same bytes on every day
 SHARDS_AT_LEAST = 8  # of a split, however small: a shard for each worker of a machine

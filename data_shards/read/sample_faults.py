@@ -8,7 +8,7 @@ from pathlib import Path
 from data_shards.errors import DamagedShard
 from data_shards.index import Shard, ShardIndex
 from data_shards.read.samples import Extent, read_square
-from data_shards.read.tar_index import key_of, read_table
+from data_shards.tar_index import key_of, read_table
 
 SMALL = 32  # decoding to so few pixels still reads every byte of an image
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from data_shards.errors import BadImage, DamagedShard
 from data_shards.pixels import Color, Pixels, square
-from data_shards.read.tar_index import key_of
+from data_shards.tar_index import key_of
 
 
 class StoredSample(NamedTuple):

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from data_shards.errors import RemoteError
 from data_shards.index import Shard
 from data_shards.locations import download
-from data_shards.read.tar_index import byte_fault
+from data_shards.tar_index import byte_fault
 
 GIGABYTES = 10  # of the default cache, unless its process was told otherwise
 TRIES = 3

@@ -12,7 +12,7 @@ from data_shards.locations import local_folder, shard_path
 from data_shards.plan import WINDOW_SHARDS
 from data_shards.read.sample_faults import sample_faults
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
-from data_shards.read.tar_index import SampleTable, byte_fault, read_table
+from data_shards.tar_index import SampleTable, byte_fault, read_table
 
 TRIES = 3  # to read a copy before the cache removes it
 FETCHERS = 4  # shards downloaded and checked at a time, ahead of the reader

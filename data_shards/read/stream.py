@@ -16,7 +16,7 @@ from data_shards.plan import EpochPlan, Ids
 from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles, tables_ahead
-from data_shards.read.tar_index import SampleTable, key_of
+from data_shards.tar_index import SampleTable, key_of
 
 PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
 FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again

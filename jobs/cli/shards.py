@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
+from data_shards.index import ShardIndex, overview
 from data_shards.pack.options import EncodeOptions, PackOptions
 
 if TYPE_CHECKING:
@@ -146,9 +149,7 @@ def show(shards: str, as_json: bool, html: Path | None, per_class: int) -> None:
     \b
         nightshift shards show shards/chest --html sheet.html
     """
-    from data_shards.index import read_index  # noqa: PLC0415
-    from data_shards.overview import overview  # noqa: PLC0415
-    from jobs.cli.shards_table import print_overview  # noqa: PLC0415
+    from data_shards.index import overview, read_index  # noqa: PLC0415
 
     index = read_index(shards)
     if html is not None:
@@ -211,3 +212,35 @@ def _line_by_line(verb: str) -> Callable[[int, int], None]:
             click.echo(f"{verb}: {done} of {total}", err=True)
 
     return on_progress
+
+
+MEGABYTE = 1_000_000
+
+
+def print_overview(location: str, index: ShardIndex) -> None:
+    """Print a row per split with its class balance, then the facts of the whole data set."""
+    facts = overview(index)
+    table = Table(title=location)
+    table.add_column("split")
+    for name in (*index.classes, "all", "shards", "MB"):
+        table.add_column(name, justify="right")
+    for split, counts in facts["splits"].items():
+        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
+        size = f"{counts['bytes'] / MEGABYTE:.1f}"
+        table.add_row(split, *shares, str(counts["samples"]), str(counts["shards"]), size)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
+        f"{_span(index.heights)} high as they came; stored {_stored(index)}"
+    )
+    console.print(f"digest {index.digest}", soft_wrap=True)
+
+
+def _span(span: tuple[int, int, int]) -> str:
+    least, median, greatest = span
+    return f"{least} to {greatest} pixels (median {median})"
+
+
+def _stored(index: ShardIndex) -> str:
+    return f"with a short side of at most {index.image_size}" if index.image_size else "as they came"

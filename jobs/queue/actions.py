@@ -7,13 +7,13 @@ import redis
 from cluster.lease import beat_of
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import declare_dead
 from jobs.runs.state import RunState, changing, read_state, write_state
-from jobs.runs.stop_wish import ask_to_stop
 
 POLL_SECONDS = 0.1
 
@@ -28,7 +28,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
         if found.has_ended:
             raise Refused(f"{found.id} has already ended: it {_was(found)}")
         if found.state == "running":
-            ask_to_stop(paths, "cancel", found.attempt, **({"now": True} if at_once else {}))
+            StopRequest("cancel", found.attempt, now=at_once).publish(paths.stop)
         else:
             write_state(paths, found.moved("cancelled", "cancelled before it ran"))
     if found.state != "running":

@@ -19,6 +19,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
 from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD
 from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainOptions
 
 NO_FILE = ("imagenet", "none")
@@ -114,15 +115,15 @@ def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
     """
     folder = Path(model).expanduser().absolute()
     for place in (folder, folder / "best"):
-        if (place / "head.json").is_file():
-            return str(place), HeadConfig.read(place / "head.json")
+        if (place / HEAD).is_file():
+            return str(place), HeadConfig.read(place / HEAD)
     try:
         paths = run_state.find(settings.storage, model)
     except UnknownRun as error:
         raise CheckpointError(f"{model} is no model: neither a folder with head.json nor a run") from error
     state = run_state.read_state(paths)
-    if (paths.best / "head.json").is_file():
-        return paths.run_id, HeadConfig.read(paths.best / "head.json")
+    if (paths.best / HEAD).is_file():
+        return paths.run_id, HeadConfig.read(paths.best / HEAD)
     if state.has_ended or state.kind not in ("train", "search"):
         raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
     return paths.run_id, None

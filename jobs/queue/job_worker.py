@@ -28,6 +28,7 @@ from cluster.launch import HERE, Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, tasks
 from jobs.queue.connection import connect
@@ -39,7 +40,6 @@ from jobs.queue.webhook_sender import deliver
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import declare_dead, leave_unwatched
 from jobs.runs.request import PRIORITIES
-from jobs.runs.stop_wish import ask_to_stop
 
 log = logging.getLogger("nightshift.worker")
 
@@ -185,7 +185,7 @@ class JobWorker(rq.Worker):
             if state.place != HERE:
                 self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
             elif state.state == "running" and state.job_worker == self.name:
-                ask_to_stop(paths, "drain", state.attempt, seconds=self.drain_seconds)
+                StopRequest("drain", state.attempt, seconds=self.drain_seconds).publish(paths.stop)
 
     def request_force_stop(self, signum: int, _frame: FrameType | None) -> None:
         """On a second SIGTERM go on draining: a checkpoint is worth more than a minute; SIGKILL is there for haste."""

@@ -10,12 +10,12 @@ from cluster.launch import Launcher, LocalLauncher, Running
 from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from cluster.windows import Window
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end, lost, say_published
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import changing, write_state
-from jobs.runs.stop_wish import ask_to_stop, stop_wish
 from jobs.runs.waits import blocked_by
 
 log = logging.getLogger("nightshift.tasks")
@@ -64,7 +64,7 @@ def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> Running:
         try:
             return launcher.start(paths, lease.attempt)
         except PlaceAway:
-            if time.monotonic() > until or stop_wish(paths, lease.attempt):
+            if time.monotonic() > until or StopRequest.read(paths.stop, lease.attempt):
                 raise
             lease.beat()
             time.sleep(POLL_SECONDS)
@@ -148,13 +148,13 @@ class _Watch:
     def _see_to_time(self, seconds: float) -> None:
         limit, window = self.wanted.max_duration_seconds, self.wanted.window
         if limit and seconds > limit:
-            ask_to_stop(self.paths, "overtime", self.lease.attempt)
+            StopRequest("overtime", self.lease.attempt).publish(self.paths.stop)
         elif window and not Window.parse(window).closes(datetime.now().astimezone()):
-            ask_to_stop(self.paths, "window", self.lease.attempt)
+            StopRequest("window", self.lease.attempt).publish(self.paths.stop)
 
     def _see_to_stop(self, now: float) -> None:
-        if not (wish := stop_wish(self.paths, self.lease.attempt)):
+        if not (request := StopRequest.read(self.paths.stop, self.lease.attempt)):
             return
-        self.kill_at = self.kill_at or now + float(wish.get("seconds", STOP_SECONDS))
-        if wish.get("now") or now >= self.kill_at:
+        self.kill_at = self.kill_at or now + (STOP_SECONDS if request.seconds is None else request.seconds)
+        if request.now or now >= self.kill_at:
             self.running.kill()

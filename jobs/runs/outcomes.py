@@ -5,20 +5,20 @@ from dataclasses import dataclass
 
 from cluster import guard
 from cluster.errors import LeaseLost, StorageError
+from cluster.exit_codes import ExitCode
 from cluster.files import read_json
-from cluster.launch import VANISHED
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
+from cluster.stop_request import StopRequest
 from jobs.runs import state as run_state
 from jobs.runs.request import read_request
 from jobs.runs.state import RunState, changing, write_state
-from jobs.runs.stop_wish import stop_wish
 
-SUCCEEDED, FAULT, USAGE, STOPPED, NO_ROOM = 0, 1, 2, 3, 74  # exit codes of `python -m trainer`
-UNSAID = {
-    FAULT: "the trainer failed and left no error line; `nightshift logs` shows what it said",
-    USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
-    NO_ROOM: "the storage is full; free space there, then `nightshift retry` goes on from the last good checkpoint",
+UNSAID: dict[int, str] = {
+    ExitCode.FAILED: "the trainer failed and left no error line; `nightshift logs` shows what it said",
+    ExitCode.USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
+    ExitCode.STORAGE_FULL: "the storage is full; free space there, then `nightshift retry` goes on from the last good "
+    "checkpoint",
 }
 STATE_AFTER_STOP: dict[str, tuple[run_state.State, str]] = {
     "cancel": ("cancelled", "cancelled after a checkpoint"),
@@ -41,14 +41,14 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
     """Return what an attempt's exit code means for its run."""
     if paths.result.exists():  # published whole, however its process ended afterwards
         return Change("succeeded", None)
-    if code == SUCCEEDED:
+    if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
     if code in UNSAID:
         return Change("failed", _error_line(paths, attempt) or UNSAID[code])
-    if wish := stop_wish(paths, attempt):
-        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+    if request := StopRequest.read(paths.stop, attempt):
+        state, why = STATE_AFTER_STOP[request.reason]
         return Change(
-            state, why if code == STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
+            state, why if code == ExitCode.STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
         )
     return lost(paths, attempt, _cause(code))
 
@@ -72,8 +72,8 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
     with contextlib.suppress(LeaseLost), changing(paths) as state:
         lease.check()
         # Judged under the lock: a person who asks it to stop holds the lock too, so no wish comes too late unheard.
-        if isinstance(how, Change) and stop_wish(paths, lease.attempt):
-            how = VANISHED
+        if isinstance(how, Change) and StopRequest.read(paths.stop, lease.attempt):
+            how = ExitCode.UNKNOWN
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
 
@@ -104,8 +104,8 @@ def _last_words(paths: RunPaths, attempt: int) -> Change | None:
         return Change("succeeded", None)
     if said := _error_line(paths, attempt):
         return Change("failed", said)
-    if wish := stop_wish(paths, attempt):
-        state, why = STATE_AFTER_STOP[str(wish["reason"])]
+    if request := StopRequest.read(paths.stop, attempt):
+        state, why = STATE_AFTER_STOP[request.reason]
         return Change(state, why)
     return None
 
@@ -136,7 +136,7 @@ def _error_line(paths: RunPaths, attempt: int) -> str | None:
 
 
 def _cause(code: int) -> str:
-    if code == VANISHED:
+    if code == ExitCode.UNKNOWN:
         return "the trainer vanished"
     if code > guard.STATUS_OF_SIGNAL:
         return f"signal {code - guard.STATUS_OF_SIGNAL} ended the trainer"

@@ -18,8 +18,7 @@ from trainer.model.head import HeadConfig
 from trainer.model.weights import load_backbone, read_weights
 from trainer.specs import TrainSpec, build
 from trainer.training.loop import Course, train_epoch
-from trainer.training.optimizer import build_optimizer
-from trainer.training.schedule import lr_factor
+from trainer.training.optimizer import build_optimizer, lr_factor
 from trainer.training.train_state import Position
 
 STEPS = 10_000  # planned, so that the rate is that of the first step for all that are measured

@@ -12,16 +12,13 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError
 
-from cluster.files import read_json
 from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
-from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from trainer.distributed.worker import Order
 from trainer.errors import WorkersLost
 from trainer.specs import Spec
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
-RESTARTS = 2  # of a group of workers of which one died, within one attempt, where nobody said --retries
 
 Loop: TypeAlias = Callable[[dict[str, Any]], Any]
 
@@ -43,7 +40,7 @@ def on_workers(loop: Loop, order: Order[Any], spec: Spec) -> Any:
         found = _trainer(loop, order, workers=0, gpus=0).fit().return_value
     else:
         with ray_for(settings, spec) as gpus:
-            found = _fit(_trainer(loop, order, workers=spec.workers, gpus=gpus), restarts(order.attempt.paths))
+            found = _fit(_trainer(loop, order, workers=spec.workers, gpus=gpus), order.attempt.restarts)
     if isinstance(found, Exception):
         raise found
     return found
@@ -58,18 +55,10 @@ def _trainer(loop: Loop, order: Order[Any], *, workers: int, gpus: int) -> Torch
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=ray.train.RunConfig(
             name=f"attempt-{attempt.number}",
-            storage_path=str(attempt.paths.scratch),
-            failure_config=ray.train.FailureConfig(max_failures=restarts(attempt.paths)),
+            storage_path=str(order.paths.scratch),
+            failure_config=ray.train.FailureConfig(max_failures=attempt.restarts),
         ),
     )
-
-
-def restarts(paths: RunPaths) -> int:
-    """Return how often a group of workers of which one died is started again: as often as the run is, by `--retries`.
-
-    A machine that was taken away with notice does not count.
-    """
-    return int(read_json(paths.job)["retries"]) if paths.job.exists() else RESTARTS
 
 
 def _fit(trainer: TorchTrainer, most: int) -> Any:

@@ -1,6 +1,10 @@
 """What the driver hands to each Ray Train worker, and how a worker's trouble comes back."""
 
+import faulthandler
 import logging
+import math
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +15,12 @@ import torch
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.resources import this_machine
-from cluster.stop_request import StopSign
+from cluster.run_paths import TrainingPaths, TrialPaths
+from cluster.stop_request import StopWatcher
 from data_shards.errors import ShardError
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.attempt import Attempt
 from trainer.distributed.process_group import Ranks
-from trainer.distributed.watchdog import Watchdog
 from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged
 from trainer.progress import Progress
 
@@ -28,6 +32,30 @@ SHARED = (Stopped, TrainingDiverged)  # raised on every rank at the same place
 S = TypeVar("S")
 
 
+BEFORE_TIMEOUT = 0.8  # of the time after which a collective gives up: the stacks must be told before the process ends
+
+
+REARM_SECONDS = 1.0
+
+
+@dataclass
+class Watchdog:
+    """Prints all stacks to stderr, which is the run's log, unless `pat` is called in time; by default never."""
+
+    hang_seconds: float = math.inf
+    _patted: float = float("-inf")
+
+    def pat(self) -> None:
+        """Say that there is headway."""
+        if self.hang_seconds < math.inf and time.monotonic() - self._patted >= REARM_SECONDS:
+            self._patted = time.monotonic()
+            faulthandler.dump_traceback_later(self.hang_seconds * BEFORE_TIMEOUT, file=sys.__stderr__ or sys.stderr)
+
+    def rest(self) -> None:
+        """Watch no longer."""
+        faulthandler.cancel_dump_traceback_later()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order(Generic[S]):
     """One run's wish on its way to a worker.
@@ -35,12 +63,19 @@ class Order(Generic[S]):
     Attributes:
         source: File of weights or folder of a model, found by the driver; None for random weights.
         longest_shard: Samples of the largest shard; other workers wait while one computes its features.
+        trial: Where a training inside a search keeps its files; None keeps them with the run's.
     """
 
     attempt: Attempt
     spec: S
     source: Path | None
     longest_shard: int = 0
+    trial: TrialPaths | None = None
+
+    @property
+    def paths(self) -> TrainingPaths:
+        """Where the training keeps its files."""
+        return self.attempt.paths if self.trial is None else self.trial
 
     @property
     def hang_seconds(self) -> float:
@@ -55,7 +90,7 @@ class Post:
     order: Order[Any]
     ranks: Ranks
     progress: Progress
-    stop: StopSign
+    stop: StopWatcher
     watchdog: Watchdog = field(default_factory=Watchdog)
 
     def count(self, images: int) -> None:
@@ -80,8 +115,8 @@ class Post:
         return cls(
             order=order,
             ranks=ranks,
-            progress=Progress(attempt.paths, attempt.number, writes=ranks.leads),
-            stop=StopSign(attempt.paths, attempt.number),
+            progress=Progress(order.paths, attempt.number, writes=ranks.leads),
+            stop=StopWatcher(order.paths.stop, attempt.number),
             watchdog=Watchdog(order.hang_seconds),
         )
 
@@ -93,7 +128,7 @@ def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
     worker that meets one leaves a note before it raises, and the workers started again return what the note says.
     """
     order: Order[Any] = config["order"]
-    note = order.attempt.paths.scratch / f"fault-{order.attempt.number}.json"
+    note = order.paths.scratch / f"fault-{order.attempt.number}.json"
     if note.exists():
         return TrainerError(read_json(note))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")

@@ -17,8 +17,8 @@ from sklearn import metrics as sk
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from trainer.errors import CheckpointError, TrainerError
+from trainer.model.names import CALIBRATION
 
-CALIBRATION = "calibration.json"
 # A handful of validation images can all be right, and the best temperature is then 0: every probability 0 or 1.
 TEMPERATURES = (0.5, 10.0)
 

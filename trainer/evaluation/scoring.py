@@ -1,16 +1,25 @@
 """Every sample of a split through a model, over all ranks, and the figures of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import auc, roc_curve
 from torch import Tensor, nn
+from torch.nn import functional
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
-from trainer.data.batches import Source
+from trainer.data.batches import Source, StoredFeatures
+from trainer.data.feature_extraction import Extraction
 from trainer.distributed.process_group import Ranks
+from trainer.distributed.worker import Post
+from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.metrics import score
+from trainer.evaluation.predictions import Predictions
+from trainer.model.efficientnet import Classifier
 
 BATCH = 256  # rows at once on each rank
 
@@ -74,3 +83,98 @@ def _rows(module: nn.Module, source: Source, plan: EpochPlan, ranks: Ranks, *, a
         labels = step.labels.double().unsqueeze(1)
         rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))
     return torch.cat(rows)
+
+
+def model_on(post: Post, extraction: Extraction, model: Classifier, split: str) -> Scored:
+    """Return what the model says of each sample of a split; every rank must call it.
+
+    The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
+    """
+    extraction.prepare(split)
+    found = extraction.of_split(split)
+    device = post.ranks.device
+    source = StoredFeatures(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
+    return replace(scored(model.head, source, extraction.index, split, post.ranks), groups=found.groups)
+
+
+def figures_of(
+    found: Scored,
+    classes: tuple[str, ...],
+    calibration: Calibration,
+    split: str,
+    *,
+    positive: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the figures of a split as `result.json` has them.
+
+    `positive` is by default the class that the threshold was chosen for, then the first.
+    """
+    name = positive or calibration.positive or classes[0]
+    threshold = calibration.threshold_for(name)
+    figures = score(
+        found.probabilities(),
+        found.labels,
+        classes=classes,
+        positive=name,
+        threshold=threshold,
+        temperature=calibration.temperature,
+        groups=found.groups,
+        seed=seed,
+    )
+    wished = {} if threshold is None else {"min_sensitivity": calibration.min_sensitivity}
+    return {"split": split, **figures, **wished}
+
+
+def keep_predictions(post: Post, found: Scored) -> None:
+    """Write what was said of each sample beside the run's other files; only the leading rank does.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run.
+    """
+    if not post.ranks.leads:
+        return
+    attempt = post.order.attempt
+    attempt.lease.check()
+    ids = np.arange(len(found.labels), dtype=np.int64)
+    Predictions(ids=ids, labels=found.labels, probabilities=found.probabilities()).write(attempt.paths.predictions)
+
+
+def epoch_figures(result: Scored) -> dict[str, Any]:
+    """Return loss, accuracy, balanced accuracy and AUROC of a split as `score` does, eight times faster.
+
+    Classes are called by position; AUROC is that of class 0 with two classes, else the mean of one against the rest.
+    """
+    if not np.isfinite(result.logits).all():
+        return {"loss": float("nan"), "accuracy": 0.0, "balanced_accuracy": None, "auroc": None}
+    logits, labels = torch.from_numpy(result.logits), torch.from_numpy(result.labels)
+    called = logits.argmax(dim=1)
+    return {
+        "loss": float(functional.cross_entropy(logits, labels)),
+        "accuracy": float((called == labels).double().mean()),
+        "balanced_accuracy": _balanced(labels, called),
+        "auroc": _auroc(torch.softmax(logits, dim=1), labels),
+    }
+
+
+def _balanced(labels: torch.Tensor, called: torch.Tensor) -> float:
+    recalls = [float((called[labels == c] == c).double().mean()) for c in _present(labels)]
+    return sum(recalls) / len(recalls)
+
+
+def _auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> float | None:
+    count = probabilities.shape[1]
+    present = _present(labels)
+    chosen = [c for c in ([0] if count == 2 else range(count)) if c in present]  # noqa: PLR2004
+    if not chosen or len(present) == 1:
+        return None
+    return sum(_area(labels == c, probabilities[:, c]) for c in chosen) / len(chosen)
+
+
+def _area(truth: torch.Tensor, scores: torch.Tensor) -> float:
+    false_rate, true_rate, _ = roc_curve(truth.numpy(), scores.numpy(), drop_intermediate=False)
+    return float(auc(false_rate, true_rate))
+
+
+def _present(labels: torch.Tensor) -> list[int]:
+    return sorted(set(labels.tolist()))

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from trainer.data.transforms import normalised
 from trainer.evaluation.calibration import Calibration, Floats, Labels, decide, tempered
-from trainer.model.bundle import MODEL, read_model
+from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
 from trainer.model.folded_backbone import FastBackbone
 from trainer.model.head import HeadConfig
+from trainer.model.names import MODEL
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ import torch
 from trainer.errors import CheckpointError
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD, MODEL
 from trainer.model.tensor_folder import read_manifest, read_tensors, write_folder
-
-MODEL = "model.safetensors"
-HEAD = "head.json"
 
 
 def publish_model(folder: Path, model: Classifier, config: HeadConfig, about: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ from efficientnet_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from trainer.model.head import FEATURES, HeadConfig, Layout
+from trainer.model.names import BLOCKS_PER_STAGE
 from trainer.model.sync_batch_norm import MOMENTUM, SharedBatchNorm
 
 TORCHVISION_EPSILON = 1e-5  # torchvision's EfficientNet-B0 keeps nn.BatchNorm2d's default; the other uses 1e-3
-BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)  # Tan & Le 2019, table 1, column "layers", rows 2 to 8
 
 
 class Backbone(nn.Module):

@@ -19,9 +19,9 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import read_json, sha256_of, write_json
 from trainer.errors import CheckpointError
+from trainer.model.names import MANIFEST
 
 VERSION = 1
-MANIFEST = "manifest.json"
 KEEP = 2  # the newest, and the one before it for when the newest is damaged
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
+from trainer.specs.metric import loss_of
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -100,8 +101,7 @@ def best_epoch(epochs: Epochs, by: str) -> int | None:
     found = _series(epochs, f"valid_{by}")
     if not found:
         return None
-    sign = -1.0 if by == "loss" else 1.0
-    return int(max(found, key=lambda pair: (sign * pair[1], -pair[0]))[0])
+    return int(min(found, key=lambda pair: (loss_of(pair[1], by), pair[0]))[0])
 
 
 def _over_epochs(epochs: Epochs, named: Mapping[str, str], best: int | None, y: Axis) -> Chart:

@@ -18,21 +18,18 @@ from trainer.evaluation.calibration import decide, tempered
 from trainer.evaluation.predictions import Predictions
 from trainer.model.bundle import read_model
 from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
-from trainer.report.page import ReportData
+from trainer.report.page import ReportData, SearchSection
 from trainer.result import RunResult
-from trainer.search.journal import read_table
-from trainer.search.report import Drawing, drawings
-from trainer.search.trials import leaderboard
-from trainer.specs import EvaluateSpec, SearchSpec, TrainOptions
+from trainer.specs import EvaluateSpec, TrainOptions
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
-TRIALS = 15  # of a search; `nightshift trials` shows all
-COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs", "seconds", "state")
 ELSEWHERE = ("cost", "importance")  # of the details of a search: shown in places of their own
 FEW = 30  # images of a class: below, one error moves its recall by more than three points
 
 
-def gathered(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> ReportData:
+def gathered(
+    attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult, search: SearchSection | None
+) -> ReportData:
     """Return all that the page of a run is made of."""
     index, metrics = read_index(spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
@@ -45,28 +42,11 @@ def gathered(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunRes
         predictions=predictions,
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
-        leaderboard=_leaderboard(attempt, spec),
-        drawings=_drawings(attempt, spec, result),
+        search=search or SearchSection(),
         mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
     )
-
-
-def _drawings(attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult) -> tuple[Drawing, ...]:
-    if not isinstance(spec, SearchSpec):
-        return ()
-    return drawings(read_table(attempt.paths, spec.best_by), spec, result.details.get("importance", {}))
-
-
-def _leaderboard(attempt: Attempt, spec: TrainOptions | EvaluateSpec) -> list[dict[str, Any]]:
-    if not isinstance(spec, SearchSpec):
-        return []
-    rows = leaderboard(read_table(attempt.paths, spec.best_by))[:TRIALS]
-    told = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
-    varied = [name for name in spec.space.dimensions if name not in told]
-    told[-3:-3] = varied  # before epochs, seconds and state
-    return [{column: row.get(column) for column in told} for row in rows]
 
 
 def _mistakes(

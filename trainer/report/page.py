@@ -19,7 +19,6 @@ from trainer.evaluation.predictions import Predictions
 from trainer.report import charts
 from trainer.report.mistakes import Mistake
 from trainer.report.svg_chart import Chart
-from trainer.search.report import Drawing
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
 MINOR = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
@@ -37,6 +36,29 @@ NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A chart with its title and one line on how to read it; a wide one takes the page's whole width."""
+
+    chart: Chart
+    title: str
+    says: str
+    wide: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSection:
+    """What only the report of a search has.
+
+    Attributes:
+        leaderboard: The best trials, a row each, all with the same columns.
+        drawings: How the search came to its best.
+    """
+
+    leaderboard: Sequence[Mapping[str, Any]] = ()
+    drawings: Sequence[Drawing] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """What a page is made of.
 
@@ -48,8 +70,7 @@ class ReportData:
         predictions: Of the images of that split.
         index: Of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
-        leaderboard: The best trials of a search, a row each, all with the same columns.
-        drawings: How a search came to its best.
+        search: What only a search has.
         mistakes: Images that were called wrongly, the worst first.
         facts: What else is worth knowing about the run: machine, versions, timing; shown in this order.
         warnings: What the reader must know before trusting the figures.
@@ -63,8 +84,7 @@ class ReportData:
     predictions: Predictions
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
-    leaderboard: Sequence[Mapping[str, Any]] = ()
-    drawings: Sequence[Drawing] = ()
+    search: SearchSection = SearchSection()
     mistakes: Sequence[Mistake] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -131,7 +151,7 @@ class ReportData:
         return {"roc": roc, "precision_recall": ranked, **drawn}
 
 
-def write_report(paths: RunPaths, data: ReportData) -> None:
+def write_page(paths: RunPaths, data: ReportData) -> None:
     """Write the run's page, whole or not at all."""
     write_text(paths.report, render(data))
 

@@ -4,8 +4,9 @@ Rungs live nowhere but in the ledger: what a trial is measured against are the v
 same epoch before it, so a search that died decides as it would have.
 """
 
-from trainer.search.trials import Report, TrialTable, is_better
+from trainer.search.trials import Report, TrialTable
 from trainer.specs import SearchSpec
+from trainer.specs.metric import is_better
 
 REDUCTION = 3  # of three trials at a rung one goes on; Li et al. use 3 or 4
 GRACE_EPOCHS = 2  # a first epoch says little; on small data the third of the second held the best of 64 trials

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from trainer.search.asha import rungs_of, survives
 from trainer.search.deadline import Clock, Night, seconds_of_trial
-from trainer.search.journal import SearchLedger
+from trainer.search.journal import TOLD, SearchLedger
 from trainer.search.sampler import suggest
 from trainer.specs import SearchSpec
 from trainer.specs.search_space import SEARCHED, Config
 
 # What a trial reports of an epoch.
-TOLD = ("epoch", "value", "spread", "candidate", "train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")
 
 Ending = Literal["stop", "failures", "until", "max_duration", "window", "done"]
 

@@ -3,6 +3,8 @@
 import logging
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,13 +14,11 @@ from ray import tune
 from trainer.distributed.worker import Order
 from trainer.errors import Stopped, TrainerError
 from trainer.search.asha import rungs_of
-from trainer.search.head_training import HeadTraining
+from trainer.search.head_training import HeadBench, HeadTraining
+from trainer.search.pause_signal import PauseSignal
 from trainer.search.run_trainable import trial_folder
-from trainer.search.trials import is_better
-from trainer.search.tuning_bench import HeadBench
-from trainer.search.tuning_pause import PauseSign
-from trainer.search.tuning_slots import gather
 from trainer.specs import SearchSpec
+from trainer.specs.metric import is_better
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Begin, or go on with, the trial that `config` names."""
         torch.set_num_threads(threads)
         self.order, self.slots = order, slots
-        self.pause = PauseSign(order.attempt.paths, order.attempt.number)
+        self.pause = PauseSignal(order.attempt.paths, order.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -162,3 +162,15 @@ def mean_of(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _failure(why: str) -> dict[str, Any]:
     return {"failed": " ".join(why.split()), "done": True}
+
+
+GATHER_SECONDS = 30.0  # a slot that a busy cluster holds back for longer joins later
+
+
+def gather(folder: Path, name: str, slots: int, stops: Callable[[], object]) -> None:
+    """Wait in `folder` until processes of so many names are there, or `stops` returns a reason."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+    until = time.monotonic() + GATHER_SECONDS
+    while sum(1 for _ in folder.iterdir()) < slots and time.monotonic() < until and not stops():
+        time.sleep(0.02)

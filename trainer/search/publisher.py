@@ -16,20 +16,19 @@ from data_shards.index import read_index
 from trainer.attempt import Attempt
 from trainer.distributed.worker import Order
 from trainer.errors import CheckpointError
-from trainer.evaluation.calibration import CALIBRATION
-from trainer.evaluation.judging import model_on
-from trainer.model.bundle import MODEL
+from trainer.evaluation.scoring import model_on
 from trainer.model.efficientnet import Classifier
-from trainer.model.tensor_folder import MANIFEST, read_manifest, read_tensors
+from trainer.model.names import CALIBRATION, MANIFEST, MODEL
+from trainer.model.tensor_folder import read_manifest, read_tensors
 from trainer.model.weights import backbone_sha256
+from trainer.search.head_training import lone_post
 from trainer.search.journal import SearchLedger
 from trainer.search.refit import chosen_model
 from trainer.search.run_trainable import trial_folder
 from trainer.search.trials import Report
-from trainer.search.tuning_bench import lone_post
 from trainer.specs import SearchSpec
+from trainer.training.checkpointer import MODULE
 from trainer.training.model_setup import extraction_for, fresh_model
-from trainer.training.training_state import MODULE
 from trainer.training.worker import publish_judged
 
 PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split

@@ -6,35 +6,51 @@ trial's model, which stays in `chosen/`: of its own probabilities on images it h
 
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from cluster.repeating import repeating
-from cluster.run_paths import RunPaths
-from data_shards.index import ShardIndex
+from cluster.run_paths import RunPaths, TrialPaths
+from cluster.stop_request import StopRequest
+from data_shards.index import BOTH, ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
-from trainer.evaluation.calibration import CALIBRATION, Calibration
+from trainer.evaluate import verdict
+from trainer.evaluation.calibration import Calibration
 from trainer.model.bundle import publish_model, read_model, weights_sha256
-from trainer.model.tensor_folder import MANIFEST
+from trainer.model.names import CALIBRATION, MANIFEST
+from trainer.model.weights import backbone_sha256
 from trainer.search.controller import Director
 from trainer.search.deadline import seconds_of_trial
-from trainer.search.refit_worker import SPLIT, RefitSpec, refit_on_worker
+from trainer.search.run_trainable import LapSpec
 from trainer.search.trials import Report
-from trainer.search.verdict import verdict
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import refuse_impossible_data
+from trainer.training.model_setup import fresh_model
+from trainer.training.worker import trained
 
 LOOK_SECONDS = 0.5
 COMPARED = ("split", "n", "accuracy", "auroc", "loss", "sensitivity", "specificity")
 CALIBRATED_BY = "the chosen trial's model, in `chosen/`, on the valid split; the refit has learnt from that split"
 
 logger = logging.getLogger(__name__)
+
+
+SPLIT = f"train{BOTH}valid"
+
+
+class RefitSpec(LapSpec):
+    """A training on the train and valid splits together, up to the epoch at which the trial was best."""
+
+    @property
+    def split(self) -> str:
+        """Both splits."""
+        return SPLIT
 
 
 @dataclass
@@ -97,31 +113,32 @@ class Refit:
         if self.director.stop_reason() is not None:
             return True
         if self.director.night.why == "window":
-            write_json(self.attempt.paths.stop, {"reason": "window", "attempt": self.attempt.number})
+            StopRequest("window", self.attempt.number).publish(self.attempt.paths.stop)
             return True
         return False
 
     def _train(self, best: Report) -> int:
-        paths = RunPaths(self.attempt.paths.checkpoints / "refit")
+        paths = TrialPaths(self.attempt.paths.checkpoints / "refit")
         paths.folder.mkdir(parents=True, exist_ok=True)
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         config = self.director.ledger.table.trials[best.trial].config
         spec = _refit_spec(self.order.spec.trial_spec(config), best.epoch)
         logger.info("refit of trial %d on %s for %d epochs", best.trial, SPLIT, best.epoch)
         order = Order(
-            attempt=replace(self.attempt, paths=paths),
+            attempt=self.attempt,
             spec=spec,
             source=self.order.source,
             longest_shard=self.index.longest_shard,
+            trial=paths,
         )
         self._look_at(paths)
         with repeating(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
             return int(on_workers(refit_on_worker, order, spec))
 
-    def _look_at(self, paths: RunPaths) -> None:
+    def _look_at(self, paths: TrialPaths) -> None:
         """Stop the training when the search must pause, and tell its progress as the run's."""
-        if self.director.must_pause() and not paths.stop.exists():
-            write_json(paths.stop, {"reason": "window", "attempt": self.attempt.number})
+        if self.director.must_pause():
+            StopRequest("window", self.attempt.number).publish(paths.stop)
         if paths.progress.exists():
             write_json(self.attempt.paths.progress, read_json(paths.progress))
 
@@ -185,3 +202,23 @@ def _publish_as(
     attempt.lease.check()
     publish_model(target, model, config, about=about)
     calibration.write(target, weights_sha256(target))
+
+
+def refit_on_worker(config: dict[str, Any]) -> Any:
+    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
+    return in_worker(_refit, config)
+
+
+def _refit(post: Post) -> int:
+    """Publish the model of the last epoch in the order's own folder; return the images that it has learnt from."""
+    spec: RefitSpec = post.order.spec
+    index = read_index(spec.shards)
+    model, config = fresh_model(post, index)
+    trained(post, index, model, config)
+    if post.ranks.leads:
+        config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+        attempt, paths = post.order.attempt, post.order.paths
+        attempt.lease.check()
+        publish_model(paths.best, model, config, about={"run": attempt.paths.run_id, "data": index.digest})
+    post.ranks.meet()
+    return index.samples_in(SPLIT)

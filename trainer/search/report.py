@@ -2,39 +2,44 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import optuna
 
+from trainer.report.page import Drawing, SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
-from trainer.search.figures import importance_bars, parallel_coordinates, worst_shown
 from trainer.search.sampler import told_study
-from trainer.search.trials import Report, TrialTable, is_better
+from trainer.search.trial_charts import importance_bars, parallel_coordinates, worst_shown
+from trainer.search.trials import Report, TrialTable, leaderboard
 from trainer.specs import SearchSpec
+from trainer.specs.metric import HIGHER_IS_BETTER, is_better
 from trainer.specs.search_space import LOGARITHMIC, Range
-from trainer.training.train_state import HIGH_IS_GOOD
 
 DOTS = "a dot is a trial, orange where it was ended early; the worst tenth stands at the edge"
+TRIALS_SHOWN = 15  # of a search; `nightshift trials` shows all
+COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs", "seconds", "state")
 ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A chart with its title and one line on how to read it; a wide one takes the page's whole width."""
+def search_section(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> SearchSection:
+    """Return what the report of a search has beside that of a training; `shares` is the importance of each option."""
+    return SearchSection(leaderboard=_leaderboard(table, spec), drawings=drawings(table, spec, shares))
 
-    chart: Chart
-    title: str
-    says: str
-    wide: bool = False
+
+def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
+    rows = leaderboard(table)[:TRIALS_SHOWN]
+    told = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    varied = [name for name in spec.space.dimensions if name not in told]
+    told[-3:-3] = varied  # before epochs, seconds and state
+    return [{column: row.get(column) for column in told} for row in rows]
 
 
 def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[Drawing, ...]:
     """Return the best value over time, what mattered by `importance`, and the trials along the options that varied."""
     if not table.reports():
         return ()
-    better = "higher" if HIGH_IS_GOOD[table.metric] else "lower"
+    better = "higher" if HIGHER_IS_BETTER[table.metric] else "lower"
     found = [Drawing(chart=_best_so_far(table), title="Best so far", says=f"{better} is better")]
     if shares:
         says = "share in what makes trials differ (fANOVA)"
@@ -106,7 +111,7 @@ def _slice(table: TrialTable, name: str) -> Chart:
     points = [
         (float(trial.config[name]), top.value, trial) for trial, top in tops if top is not None and name in trial.config
     ]
-    values = sorted((y for _, y, _ in points), reverse=HIGH_IS_GOOD[table.metric])
+    values = sorted((y for _, y, _ in points), reverse=HIGHER_IS_BETTER[table.metric])
     low, high = sorted((values[0], worst_shown(values)))
     shown = [(math.log10(x) if log and x > 0 else x, min(high, max(low, y)), trial) for x, y, trial in points]
     lines = [

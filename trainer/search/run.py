@@ -2,37 +2,38 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
+from cluster.stop_request import StopRequest
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers, ray_for
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import Stopped, TrainerError
+from trainer.evaluate import verdict
 from trainer.model.weights import ensure_weights
-from trainer.report.report_on import report_on
+from trainer.progress import WRITE_SECONDS
+from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.search.controller import Director
 from trainer.search.deadline import Clock, Night
-from trainer.search.features import features_on_worker
 from trainer.search.head_trainable import HeadTrial
-from trainer.search.heritage import take_over
-from trainer.search.journal import SearchLedger
-from trainer.search.progress import SearchProgress
+from trainer.search.journal import SearchLedger, take_over
+from trainer.search.pause_signal import PauseSignal
 from trainer.search.publisher import BestModel
 from trainer.search.refit import Refit, refuse_impossible_refit
-from trainer.search.report import cost, importance
+from trainer.search.report import cost, importance, search_section
 from trainer.search.run_repeats import RepeatedRunTrial
 from trainer.search.run_trainable import RunTrial
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials
-from trainer.search.tuning_pause import PauseSign
-from trainer.search.verdict import verdict
 from trainer.specs import SearchSpec
 from trainer.train import refuse_impossible_data
+from trainer.training.model_setup import extraction_for, fresh_model
 
 LOOK_SECONDS = 1.0
 
@@ -60,7 +61,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     ledger = SearchLedger.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
         take_over(ledger, RunPaths.of(attempt.settings.storage, spec.extend), clock())
-    pause = PauseSign(attempt.paths, attempt.number)
+    pause = PauseSignal(attempt.paths, attempt.number)
     night = Night.of(spec, began=ledger.began, now=clock())
     director = Director(spec, ledger, night, clock, pause.stopped)
     best = BestModel(order, ledger)
@@ -71,7 +72,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     return _outcome(director, order, index, refit)
 
 
-def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause: PauseSign, best: BestModel) -> None:
+def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause: PauseSignal, best: BestModel) -> None:
     """Run what is left to run, as long as it may."""
     if not director.has_work():
         return
@@ -80,7 +81,7 @@ def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause:
 
     def look() -> None:
         if director.must_pause():
-            pause.ask("window")
+            pause.ask()
         best.keep_up()
         progress.write_now_and_then()
 
@@ -108,8 +109,7 @@ def _stop_if_asked(director: Director, attempt: Attempt) -> None:
     if ending == "window":
         while not director.must_pause():  # nothing more fits into tonight, but the window is this search's until then
             time.sleep(LOOK_SECONDS)
-        if director.stop_reason() is None:
-            write_json(attempt.paths.stop, {"reason": "window", "attempt": attempt.number})
+        StopRequest("window", attempt.number).publish(attempt.paths.stop)
     if ending in ("stop", "window"):
         raise Stopped(f"stopped after {table.finished} of {director.spec.trials} trials; the others go on from here")
 
@@ -139,10 +139,67 @@ def _outcome(
             "cost": cost(table, spec, index.samples_in("train") + index.samples_in("valid")),
         },
     )
-    report_on(attempt, spec, result)
+    shares = result.details["importance"]
+    write_report(attempt, spec, result, lambda: search_section(table, spec, shares))
     return result
 
 
 def _last_error(table: TrialTable) -> str:
     failed = [trial for trial in table.ended if trial.state == "failed"]
     return f"the last, {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"
+
+
+def features_on_worker(config: dict[str, Any]) -> Any:
+    """Compute what the cache lacks; the entry point of each Ray Train worker."""
+    return in_worker(_features, config)
+
+
+def _features(post: Post) -> int:
+    """Return how many images this worker has sent through the backbone or found in the cache."""
+    spec = post.order.spec
+    index = read_index(spec.shards)
+    model, config = fresh_model(post, index)
+    extraction = extraction_for(post, spec.shards, index, model, config, cached=True)
+    post.progress.begin("features", total=sum(index.samples_in(split) for split in index.splits))
+    for split in index.splits:
+        extraction.prepare(split)
+    return post.progress.done
+
+
+@dataclass
+class SearchProgress:
+    """Says about once a second where the search stands. An `epoch` of a search is a trial that ended."""
+
+    attempt: Attempt
+    director: Director
+    images_per_epoch: int
+    _written: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._began, self._before = time.monotonic(), len(self.director.ledger.table.reports())
+
+    def write_now_and_then(self) -> None:
+        """Write the file unless it was written just now."""
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self._written = time.monotonic()
+            write_json(self.attempt.paths.progress, self._content())
+
+    def _content(self) -> dict[str, object]:
+        table, spec = self.director.ledger.table, self.director.spec
+        done = sum(len(trial.reports) for trial in table.trials.values())
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        speed = (done - self._before) / seconds
+        best, ended = table.best(), len(table.ended)
+        left = (spec.trials - ended) * (done / ended) if ended else None  # epochs, at the trials' mean so far
+        return {
+            "phase": "train",
+            "epoch": ended,
+            "epochs": spec.trials,
+            "done": done * self.images_per_epoch,
+            "total": spec.trials * spec.epochs * self.images_per_epoch,
+            "images_per_second": round(speed * self.images_per_epoch, 1),
+            "eta_seconds": None if left is None or not speed else round(left / speed, 1),
+            "attempt": self.attempt.number,
+            "trials": {"running": len(self.director.running), "finished": table.finished, "failed": table.failed},
+            "best": None if best is None else {"trial": best.trial, "epoch": best.epoch, "value": best.value},
+        }

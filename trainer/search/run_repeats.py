@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import read_json, read_lines
-from cluster.run_paths import RunPaths
+from cluster.run_paths import TrialPaths
 from trainer.distributed.worker import Order
 from trainer.model.tensor_folder import newest_good, read_tensors, write_folder
 from trainer.search.head_trainable import candidate_name, mean_of
-from trainer.search.lap_worker import LapSpec, lap_on_worker
-from trainer.search.run_trainable import LOOK_SECONDS, RunTrial, Training, order_in, trial_folder
-from trainer.search.trials import is_better
+from trainer.search.run_trainable import (
+    LOOK_SECONDS,
+    LapSpec,
+    RunTrial,
+    Training,
+    lap_on_worker,
+    order_in,
+    trial_folder,
+)
 from trainer.specs import SearchSpec, build
+from trainer.specs.metric import is_better
+from trainer.training.checkpointer import MODULE, POSITION
 from trainer.training.ema import AVERAGE
 from trainer.training.train_state import Position
-from trainer.training.training_state import MODULE, POSITION
 
 AVERAGED = "module."  # what torch puts before the names of averaged tensors
 
@@ -91,7 +98,7 @@ class _Repeat:
 
     def __init__(self, order: Order[SearchSpec], assignment: dict[str, Any], number: int) -> None:
         trial = trial_folder(order.attempt.paths.checkpoints, assignment["trial"])
-        self.search, self.paths = order, RunPaths(trial / f"repeat-{number}")
+        self.search, self.paths = order, TrialPaths(trial / f"repeat-{number}")
         spec = order.spec.trial_spec(assignment["config"])
         self.spec = spec.model_copy(update={"seed": spec.seed + number})
 
@@ -99,7 +106,7 @@ class _Repeat:
         """Begin to train up to the end of an epoch."""
         shutil.rmtree(self.paths.scratch, ignore_errors=True)  # Ray's notes of the lap before, which is over
         spec = build(LapSpec, **self.spec.model_dump(exclude={"kind"}), until_epoch=epoch)
-        return Training(order_in(self.paths.folder, self.search, spec), lap_on_worker)
+        return Training(order_in(self.paths, self.search, spec), lap_on_worker)
 
     def has_reached(self, epoch: int) -> bool:
         """Whether a checkpoint stands at the end of the epoch or later, or patience ended the training before."""

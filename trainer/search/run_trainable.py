@@ -7,22 +7,23 @@ the last CPU from the workers they wait for.
 import logging
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from ray import tune
 
-from cluster.files import read_lines, write_json
-from cluster.run_paths import RunPaths
+from cluster.files import read_lines
+from cluster.run_paths import TrialPaths
+from cluster.stop_request import StopRequest
 from data_shards.index import read_index
-from trainer.attempt import Attempt
 from trainer.distributed.ray_train import Loop, on_workers
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import Order, Post, in_worker
 from trainer.errors import Stopped
-from trainer.search.tuning_pause import PauseSign
+from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.worker import train_on_worker
+from trainer.training.model_setup import fresh_model
+from trainer.training.worker import train_on_worker, trained
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 300.0  # for a training that was told to stop; a worker that hangs is ended by Ray before
@@ -42,7 +43,7 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Begin, or go on with, the trial that `config` names."""
         self.order = order
         self.training: Training | None = None
-        self.pause = PauseSign(order.attempt.paths, order.attempt.number)
+        self.pause = PauseSignal(order.attempt.paths, order.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -56,7 +57,7 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         if self.training is None:
             folder = trial_folder(self.order.attempt.paths.checkpoints, self.assignment["trial"])
             spec = self.order.spec.trial_spec(self.assignment["config"])
-            self.training = Training(order_in(folder, self.order, spec), train_on_worker)
+            self.training = Training(order_in(TrialPaths(folder), self.order, spec), train_on_worker)
         while True:
             ended = self.training.has_ended()  # before the file is read: its last line stands there by then
             line = next((one for one in self.training.lines() if one["epoch"] > self.told), None)
@@ -85,22 +86,21 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         return line | {"value": float(value), "spread": None, "candidate": self.training.candidate(line), "done": False}
 
 
-def order_in(folder: Path, order: Order[SearchSpec], spec: TrainSpec) -> Order[TrainSpec]:
+def order_in(trial: TrialPaths, order: Order[SearchSpec], spec: TrainSpec) -> Order[TrainSpec]:
     """Return a search's order to train in a folder of its own."""
-    attempt: Attempt = replace(order.attempt, paths=RunPaths(folder))
     longest = read_index(spec.shards).longest_shard
-    return Order(attempt=attempt, spec=spec, source=order.source, longest_shard=longest)
+    return Order(attempt=order.attempt, spec=spec, source=order.source, longest_shard=longest, trial=trial)
 
 
 class Training:
     """A training in a thread, and its folder; `loop` is what its workers do."""
 
     def __init__(self, order: Order[TrainSpec], loop: Loop) -> None:
-        self.order, self.loop, self.paths = order, loop, order.attempt.paths
+        self.order, self.loop, self.paths = order, loop, order.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
         self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._train, name=self.paths.run_id, daemon=True)
+        self.thread = threading.Thread(target=self._train, name=self.paths.folder.name, daemon=True)
         self.thread.start()
 
     def _train(self) -> None:
@@ -126,8 +126,7 @@ class Training:
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""
-        if not self.paths.stop.exists():
-            write_json(self.paths.stop, {"reason": "window", "attempt": self.order.attempt.number})
+        StopRequest("window", self.order.attempt.number).publish(self.paths.stop)
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -138,7 +137,30 @@ class Training:
         if isinstance(self.error, Stopped):
             return {"paused": True}
         if self.error is not None:
-            logger.error("%s: %s", self.paths.run_id, self.error)
+            logger.error("%s: %s", self.paths.folder.name, self.error)
             return {"failed": " ".join(str(self.error).split()) or type(self.error).__name__}
         last = self.lines()[-1]
         return last | {"why": "epochs" if last["epoch"] >= last["epochs"] else "patience"}
+
+
+class LapSpec(TrainSpec):
+    """A training that ends after `until_epoch`, on the learning rates of one of all `epochs`."""
+
+    until_epoch: Annotated[int, Field(ge=1)]
+
+    @property
+    def last_epoch(self) -> int:
+        """Where the lap ends."""
+        return self.until_epoch
+
+
+def lap_on_worker(config: dict[str, Any]) -> Any:
+    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
+    return in_worker(_lap, config)
+
+
+def _lap(post: Post) -> int:
+    """Train on from the newest checkpoint and return the epoch that was reached."""
+    index = read_index(post.order.spec.shards)
+    model, config = fresh_model(post, index)
+    return trained(post, index, model, config).epoch

@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from trainer.errors import SpecError
 from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
+from trainer.specs.metric import HIGHER_IS_BETTER
 from trainer.specs.search_space import Config, Range, Space
-from trainer.training.train_state import HIGH_IS_GOOD
 
 STARTUP_TRIALS = 10  # drawn at random before TPE has something to learn from; Optuna's own default
 
@@ -42,7 +42,7 @@ def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
 
 def told_study(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
     """Return a study that knows all trials of the space."""
-    study = optuna.create_study(sampler=sampler, direction="maximize" if HIGH_IS_GOOD[spec.best_by] else "minimize")
+    study = optuna.create_study(sampler=sampler, direction="maximize" if HIGHER_IS_BETTER[spec.best_by] else "minimize")
     distributions = _distributions(spec.space)
     for trial in [*table.ended, *table.unfinished]:
         if trial.config in spec.space:  # an extended search may know trials outside of a narrower space

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trainer.specs.metric import loss_of
 from trainer.specs.search_space import SEARCHED, Config
-from trainer.training.train_state import HIGH_IS_GOOD
 
 State = Literal["running", "paused", "finished", "failed"]
 
@@ -166,19 +166,14 @@ class TrialTable:
 
         def place(trial: Trial) -> tuple[float, int]:
             best = trial.best(self.metric)
-            return (math.inf, trial.number) if best is None else (_badness(best.value, self.metric), best.order)
+            return (math.inf, trial.number) if best is None else (loss_of(best.value, self.metric), best.order)
 
         return sorted(self.trials.values(), key=place)
 
 
 def best_report(reports: Iterable[Report], metric: str) -> Report | None:
     """Return the best of `reports`; of equals the earlier."""
-    return min(reports, key=lambda report: (_badness(report.value, metric), report.order), default=None)
-
-
-def is_better(value: float, other: float, metric: str) -> bool:
-    """Return whether `value` is strictly better than `other`."""
-    return _badness(value, metric) < _badness(other, metric)
+    return min(reports, key=lambda report: (loss_of(report.value, metric), report.order), default=None)
 
 
 def leaderboard(table: TrialTable, best_folder: str | None = None) -> list[dict[str, Any]]:
@@ -208,7 +203,3 @@ def leaderboard(table: TrialTable, best_folder: str | None = None) -> list[dict[
             }
         )
     return rows
-
-
-def _badness(value: float, metric: str) -> float:
-    return -value if HIGH_IS_GOOD[metric] else value

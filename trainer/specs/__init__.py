@@ -1,193 +1,24 @@
-"""The wishes: what a run shall do. Frozen, checked, JSON; imports neither torch nor ray.
-
-What `train` and `search` share stands in `train_spec.py` and is imported from here.
-"""
+"""What a run is asked to do: frozen, checked, JSON. Imports neither torch nor ray."""
 
 import json
-import zoneinfo
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated
 
-from pydantic import (
-    AwareDatetime,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError
 
-from cluster.errors import SettingsError
-from cluster.windows import Window
 from trainer.errors import SpecError
-from trainer.specs.search_space import Config, Space
-from trainer.specs.train import Precision, Spec, TrainOptions, TrainSpec
+from trainer.specs.base import Spec, build, one_line
+from trainer.specs.inference import EvaluateSpec, ExportSpec, PredictSpec
+from trainer.specs.search import SearchSpec
+from trainer.specs.train import Precision, TrainOptions, TrainSpec
 
 __all__ = [
     "AnySpec", "EvaluateSpec", "ExportSpec", "Precision", "PredictSpec", "SearchSpec",
     "Spec", "TrainOptions", "TrainSpec", "build", "read_spec",
 ]  # fmt: skip
 
-
-class SearchSpec(TrainOptions):
-    """Many trainings, to find what suits the data; options that the space does not vary hold for all of them.
-
-    Attributes:
-        trials: Configurations to try, those of `extend` included.
-        space: What varies and between which bounds.
-        algorithm: "tpe" learns from the trials before, "random" does not, "grid" goes through the space's points.
-        concurrency: Trials at once; None takes what the machine or cluster holds.
-        early_stopping: End trials that lag behind at a rung; None does so where they are long enough to gain by it.
-        repeats: Trainings of each configuration with different seeds; it is ranked by their mean.
-        max_failures: The search fails when more trials than this have failed.
-        until: No trial starts that cannot end by then; at that moment those that run pause and the search ends.
-        max_duration_seconds: The same, counted from the search's first start.
-        window: Daily span of wall time in which it runs, as `20:00-07:00`; it goes on when the window opens again.
-        timezone: IANA name of the zone of `window`, by default the machine's.
-        extend: Id of a search whose trials this one takes over as its first.
-        refit: Train the best configuration once more on the train and valid splits together, and publish that.
-    """
-
-    kind: Literal["search"] = "search"
-    trials: Annotated[int, Field(ge=1, le=100_000)] = 32
-    space: Space = Space()
-    algorithm: Literal["tpe", "random", "grid"] = "tpe"
-    concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
-    early_stopping: bool | None = None
-    repeats: Annotated[int, Field(ge=1, le=100)] = 1
-    max_failures: Annotated[int, Field(ge=0)] = 10
-    until: AwareDatetime | None = None
-    max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
-    window: str | None = None
-    timezone: str | None = None
-    extend: str | None = None
-    refit: bool = False
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether all trials train heads on the stored features of one frozen backbone."""
-        varies_more = self.space.freeze is not None or self.space.augment is not None
-        return self.freeze == "all" and self.cache and not self.augment and not varies_more
-
-    def trial_spec(self, config: Config) -> TrainSpec:
-        """Return the training of one configuration.
-
-        Raises:
-            SpecError: The configuration is out of range.
-        """
-        shared = {name: getattr(self, name) for name in TrainOptions.model_fields}
-        return build(TrainSpec, **shared | config)
-
-    @field_validator("window")
-    @classmethod
-    def _window_opens(cls, window: str | None) -> str | None:
-        return None if window is None else _or_value_error(lambda: str(Window.parse(window)))
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_is_known(cls, name: str | None) -> str | None:
-        if name is not None and name not in zoneinfo.available_timezones():
-            raise ValueError(f"timezone {name!r} is unknown; write an IANA name such as Europe/Berlin")
-        return name
-
-    @model_validator(mode="after")
-    def _every_trial_can_run(self) -> Self:
-        for config in self.space.corners():
-            _or_value_error(partial(self.trial_spec, config))
-        if self.algorithm == "grid" and self.extend is None and self.trials > self.space.grid_size:
-            raise ValueError(
-                f"{self.trials} trials are more than the {self.space.grid_size} points of the grid; "
-                f"use --trials {self.space.grid_size}, or more points as in --lr 1e-5:1e-2:9"
-            )
-        if self.space.augment_strength and not (self.augment or self.space.augment):
-            raise ValueError("augment_strength varies where nothing is augmented; add --augment")
-        return self
-
-
-class EvaluateSpec(Spec):
-    """Score a published model on one split.
-
-    Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        positive: The class whose sensitivity and false negatives are reported; None takes the first.
-        min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this.
-        cache: Keep the features of the model's backbone under the storage.
-    """
-
-    kind: Literal["evaluate"] = "evaluate"
-    model: Annotated[str, Field(min_length=1)]
-    shards: Annotated[str, Field(min_length=1)]
-    split: Annotated[str, Field(min_length=1)] = "test"
-    positive: str | None = None
-    min_sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    cache: bool = True
-
-
-class PredictSpec(Spec):
-    """Say of images what a published model takes them for.
-
-    Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        images: Image files, folders of them, and folders or URLs of shards, in the order of the table.
-        split: Of shards only this split; None takes all.
-        output: Where the table is copied to besides the run's folder.
-        form: Of the table.
-    """
-
-    kind: Literal["predict"] = "predict"
-    model: Annotated[str, Field(min_length=1)]
-    images: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    split: str | None = None
-    output: Annotated[str, Field(min_length=1)] | None = None
-    form: Literal["csv", "json"] = "csv"
-    batch_size: Annotated[int, Field(ge=1)] = 64
-
-    @model_validator(mode="after")
-    def _one_worker(self) -> Self:
-        return _of_one_worker(self)
-
-
-class ExportSpec(Spec):
-    """Write a published model as one file for other programs.
-
-    Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        samples: Shards or images that the file is compared with the model on; None takes the model's own data.
-        output: Where the file is copied to besides the run's folder.
-    """
-
-    kind: Literal["export"] = "export"
-    model: Annotated[str, Field(min_length=1)]
-    format: Literal["onnx", "torchscript"] = "onnx"
-    samples: Annotated[str, Field(min_length=1)] | None = None
-    output: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_worker(self) -> Self:
-        return _of_one_worker(self)
-
-
 AnySpec = TrainSpec | EvaluateSpec | SearchSpec | PredictSpec | ExportSpec
 _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="kind")])
-
-
-S = TypeVar("S", bound=Spec)
-T = TypeVar("T")
-
-
-def build(kind: type[S], **options: Any) -> S:
-    """Return the checked wish.
-
-    Raises:
-        SpecError: An option is out of range, or options contradict each other; one line.
-    """
-    try:
-        return kind(**options)
-    except ValidationError as error:
-        raise SpecError(_one_line(error)) from error
 
 
 def read_spec(path: Path) -> AnySpec:
@@ -199,30 +30,6 @@ def read_spec(path: Path) -> AnySpec:
     try:
         return _ANY.validate_python(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise SpecError(f"{path}: {_one_line(error)}") from error
+        raise SpecError(f"{path}: {one_line(error)}") from error
     except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as a spec: {error}") from error
-
-
-def _of_one_worker(spec: S) -> S:
-    if spec.workers > 1:
-        raise ValueError(f"workers {spec.workers} is more than this kind of run uses; use --workers 1")
-    return spec
-
-
-def _or_value_error(make: Callable[[], T]) -> T:
-    """Return what `make` returns; an error of ours becomes one that pydantic reports as its own."""
-    try:
-        return make()
-    except (SpecError, SettingsError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    message = first["msg"].removeprefix("Value error, ")
-    hidden = ("train", "evaluate", "search", "predict", "export", "Range")  # what pydantic names members of a union
-    names = [str(part) for part in first["loc"] if part not in hidden]
-    if first["type"] == "value_error" or not names:
-        return message
-    return f"{'.'.join(names)} {first['input']!r}: {message[0].lower()}{message[1:]}"

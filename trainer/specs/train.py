@@ -1,32 +1,17 @@
-"""The wish to train: options, their defaults and their limits. Imports neither torch nor ray."""
+"""What a training is asked to do: options, their defaults and their limits. Imports neither torch nor ray."""
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-STAGES = 7  # stages of blocks in EfficientNet-B0, Tan & Le 2019, table 1, rows 2 to 8
+from trainer.specs.base import Spec
+from trainer.specs.metric import Metric
 
 BATCH_SIZE = 32
 
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
 Precision = Literal["auto", "fp32", "bf16"]
-GpusPerWorker = Literal["auto", 0, 1]
 Norms = Literal["auto", "kept", "batch"]
-Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc"]
-
-
-class Spec(BaseModel):
-    """What all wishes share: unknown fields are refused, nothing changes after the check."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    gpus_per_worker: GpusPerWorker = "auto"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the wish as plain JSON values, `kind` included."""
-        return self.model_dump(mode="json")
 
 
 class TrainOptions(Spec):

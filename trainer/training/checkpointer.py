@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.files import append_line, read_lines, write_text
+from cluster.files import append_line, read_json, read_lines, write_text
 from trainer.distributed.worker import Post
-from trainer.model.tensor_folder import KEEP, newest_good, read_manifest, read_tensors, write_folder
+from trainer.model.tensor_folder import (
+    KEEP,
+    newest_good,
+    read_manifest,
+    read_tensors,
+    remove_old,
+    step_folder,
+    write_folder,
+)
 from trainer.training.ema import Average
+from trainer.training.optimizer import load_optimizer, optimizer_tensors
 from trainer.training.train_state import Position
-from trainer.training.training_state import MODULE, TrainingState
 
 MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
 
@@ -33,7 +42,8 @@ class Records:
 
     def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
         self.attempt = post.order.attempt
-        self.folder = self.attempt.paths.checkpoints
+        self.paths = post.order.paths
+        self.folder = self.paths.checkpoints
         self.ranks, self.module, self.optimizer, self.average = post.ranks, module, optimizer, average
         self.state = TrainingState(module, optimizer, average)
         self.saved = time.monotonic()
@@ -83,7 +93,7 @@ class Records:
     def record(self, figures: dict[str, Any]) -> None:
         """Append an epoch's line to `metrics.jsonl`."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        append_line(self.attempt.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
+        append_line(self.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
 
     def _best(self, position: Position) -> Path:
         return self.folder / f"best-{position.best_epoch:06d}"
@@ -97,6 +107,43 @@ class Records:
 
     def _forget_after(self, epoch: int) -> None:
         """Drop the lines of epochs that will be run again."""
-        path = self.attempt.paths.metrics
+        path = self.paths.metrics
         kept = [line for line in read_lines(path) if line["epoch"] <= epoch]
         write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+
+
+MODULE, OPTIMIZER, POSITION = "module.safetensors", "optimizer.safetensors", "position.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that changes as a training goes on, but for its position."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
+
+    def write(self, checkpoints: Path, position: Position, *, attempt: int) -> None:
+        """Write a checkpoint into the folder of all, and remove those that are too old.
+
+        Raises:
+            CheckpointError: The storage is full; the checkpoints before this one stay.
+        """
+        write_folder(
+            step_folder(checkpoints, position.step),
+            tensors={
+                MODULE: self.module.state_dict(),
+                OPTIMIZER: optimizer_tensors(self.optimizer),
+                **self.average.checkpoint,
+            },
+            facts={POSITION: position.to_json()},
+            about={"attempt": attempt},
+        )
+        remove_old(checkpoints)
+
+    def read(self, checkpoint: Path) -> Position:
+        """Take over what `write` left in a folder that has been checked, and return where that was."""
+        self.module.load_state_dict(read_tensors(checkpoint / MODULE))
+        load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
+        self.average.read(checkpoint)
+        return Position(**read_json(checkpoint / POSITION))

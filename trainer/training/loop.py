@@ -16,7 +16,7 @@ from trainer.data.batches import Source, Step, seed_draws, step_seed
 from trainer.distributed.process_group import Ranks
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.specs import TrainSpec
-from trainer.training.backward import backward
+from trainer.training.micro_batching import backward
 from trainer.training.optimizer import set_lr
 from trainer.training.preemption import Preemption
 from trainer.training.train_state import Position

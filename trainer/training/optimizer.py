@@ -1,11 +1,10 @@
 """Adam over what trains, with a rate of its own for the backbone, as tensors that a checkpoint can hold."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from trainer.training.schedule import lr_factor
 
 
 def build_optimizer(
@@ -40,3 +39,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+WARM_UP = 0.2  # of all steps; a fresh batch-normed head and random weights both settle in it
+START, END = 0.04, 1e-4  # of the peak; the ends of the one-cycle schedule, Smith & Topin 2018
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Return the part of the peak rate at `step` of `steps`: a cosine up to 1, then a cosine down to almost 0."""
+    warm = max(1.0, WARM_UP * steps)
+    if step < warm:
+        return _cosine(START, 1.0, step / warm)
+    return _cosine(1.0, END, min(1.0, (step - warm) / max(1.0, steps - 1 - warm)))
+
+
+def _cosine(first: float, last: float, part: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * part)) / 2

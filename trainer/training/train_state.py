@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-HIGH_IS_GOOD = {"loss": False, "accuracy": True, "balanced_accuracy": True, "auroc": True}
+from trainer.specs.metric import is_better
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class Position:
         if not figures:
             return ended, False
         value = figures[best_by]
-        if self.best_epoch and not _better(value, self.best_value, best_by):
+        if self.best_epoch and not is_better(value, self.best_value, best_by):
             return ended, False
         return replace(ended, best_epoch=ended.epoch, best_value=value), True
 
@@ -63,9 +63,3 @@ class Position:
     def to_json(self) -> dict[str, Any]:
         """Return the numbers by name."""
         return asdict(self)
-
-
-def _better(value: float | None, best: float | None, metric: str) -> bool:
-    if value is None or best is None:
-        return best is None and value is not None
-    return value > best if HIGH_IS_GOOD[metric] else value < best

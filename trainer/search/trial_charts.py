@@ -10,8 +10,8 @@ from markupsafe import Markup
 from trainer.report.svg_chart import Chart
 from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
+from trainer.specs.metric import HIGHER_IS_BETTER
 from trainer.specs.search_space import Dimension, Range
-from trainer.training.train_state import HIGH_IS_GOOD
 
 WIDTH, TOP, FOOT, SIDE = 1040.0, 44.0, 24.0, 70.0
 HEIGHT = 320.0
@@ -57,7 +57,7 @@ def parallel_coordinates(table: TrialTable, spec: SearchSpec) -> Chart:
     values = [top.value for trial in trials if (top := trial.best(table.metric))]
     axes = [_axis(name, dimension, trials) for name, dimension in varied.items()]
     low, high = sorted((values[0], worst_shown(values)))  # ranked: the first is the best
-    axes.append(_Axis(table.metric, low, high, flipped=not HIGH_IS_GOOD[table.metric]))
+    axes.append(_Axis(table.metric, low, high, flipped=not HIGHER_IS_BETTER[table.metric]))
     worst_first = [
         _line(trial, axes, [*(trial.config[name] for name in varied), value], place / max(1, len(trials) - 1))
         for place, (trial, value) in enumerate(zip(trials, values, strict=True))

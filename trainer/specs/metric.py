@@ -1,0 +1,19 @@
+"""The validation metrics that a model may be chosen by, and in which direction each is better."""
+
+from typing import Literal
+
+Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc"]
+
+HIGHER_IS_BETTER: dict[str, bool] = {"loss": False, "accuracy": True, "balanced_accuracy": True, "auroc": True}
+
+
+def is_better(value: float | None, other: float | None, metric: str) -> bool:
+    """Return whether `value` is strictly better than `other`; None, an undefined metric, is worse than any number."""
+    if value is None or other is None:
+        return other is None and value is not None
+    return value > other if HIGHER_IS_BETTER[metric] else value < other
+
+
+def loss_of(value: float, metric: str) -> float:
+    """Return `value` as a number that is better when it is lower, to sort and to minimize by."""
+    return -value if HIGHER_IS_BETTER[metric] else value
