@@ -22,7 +22,7 @@ class Running(Protocol):
     """A trainer that was started."""
 
     @property
-    def beats_for_itself(self) -> bool:
+    def sends_own_heartbeat(self) -> bool:
         """Whether the trainer's own beat alone says that it lives."""
 
     def wait(self, seconds: float) -> int | None:
@@ -93,7 +93,7 @@ class LocalRun:
     """A trainer on this machine."""
 
     process: "subprocess.Popen[bytes]"
-    beats_for_itself: bool = False
+    sends_own_heartbeat: bool = False
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit code, 128 + N when signal N ended it, or None while it runs."""

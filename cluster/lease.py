@@ -18,7 +18,7 @@ from cluster.errors import LeaseLost, StorageError
 from cluster.files import is_full, read_json, write_json
 from cluster.run_paths import RunPaths
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 30.0  # six missed beats: longer than a pause of the storage, short enough not to lose a night
 
 
@@ -90,8 +90,8 @@ class Lease:
         claimed = self._claimed if self._claimed.exists() else probe
         return max(0.0, probe.stat().st_mtime - claimed.stat().st_mtime)
 
-    def beat(self) -> None:
-        """Say that this attempt lives; call it every `BEAT_SECONDS`.
+    def heartbeat(self) -> None:
+        """Say that this attempt lives; call it every `HEARTBEAT_SECONDS`.
 
         Raises:
             OSError: The storage is away.
@@ -102,9 +102,9 @@ class Lease:
         except OSError as error:
             if not is_full(error):
                 raise
-            self._beat_in_place()
+            self._write_heartbeat()
 
-    def _beat_in_place(self) -> None:
+    def _write_heartbeat(self) -> None:
         """Change the file that is there: a full disk must not make the living look dead.
 
         A reader may see half of it, which is no beat either, but one that changes.
@@ -140,7 +140,7 @@ def _revocation(paths: RunPaths, attempt: int) -> Path:
     return paths.attempts / f"{attempt}.revoked"
 
 
-def beat_of(paths: RunPaths) -> tuple[int, Any]:
+def heartbeat_of(paths: RunPaths) -> tuple[int, Any]:
     """Return the newest attempt's number and its beat, None before its first."""
     attempt = latest_attempt(paths)
     try:
@@ -149,7 +149,7 @@ def beat_of(paths: RunPaths) -> tuple[int, Any]:
         return attempt, None
 
 
-def beats_here(paths: RunPaths, attempt: int) -> bool:
+def heartbeat_is_ours(paths: RunPaths, attempt: int) -> bool:
     """Whether the last to beat for an attempt was this process."""
     try:
         last = read_json(paths.attempts / f"{attempt}.json")
@@ -158,7 +158,7 @@ def beats_here(paths: RunPaths, attempt: int) -> bool:
     return bool(last.get("pid") == os.getpid() and last.get("host") == socket.gethostname())
 
 
-def still_beats(
+def heartbeat_changes(
     paths: RunPaths,
     *,
     patience: float = DEAD_AFTER_SECONDS,
@@ -166,9 +166,9 @@ def still_beats(
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Watch the newest attempt for up to `patience` seconds and return whether its beat changes."""
-    first, until = beat_of(paths), now() + patience
+    first, until = heartbeat_of(paths), now() + patience
     while now() < until:
         pause(min(1.0, patience / 4))
-        if beat_of(paths) != first:
+        if heartbeat_of(paths) != first:
             return True
     return False

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.errors import LaunchError, PlaceAway
 from cluster.exit_codes import ExitCode
-from cluster.lease import beat_of, beats_here
+from cluster.lease import heartbeat_is_ours, heartbeat_of
 from cluster.run_paths import RunPaths
 
 TRAINER = ("python", "-m", "trainer")  # the cluster's own python
@@ -110,14 +110,14 @@ class RayRun:
     paths: RunPaths
     attempt: int
     lease_seconds: float
-    _beat: object = None
+    _send_heartbeat: object = None
     _life_seen: float = field(default_factory=time.monotonic)
     _asked: float = float("-inf")
 
     @property
-    def beats_for_itself(self) -> bool:
+    def sends_own_heartbeat(self) -> bool:
         """Whether the trainer has begun to beat; until then whoever watches does it."""
-        return not beats_here(self.paths, self.attempt)
+        return not heartbeat_is_ours(self.paths, self.attempt)
 
     def wait(self, seconds: float) -> int | None:
         """Return the exit code once it is known, `ExitCode.UNKNOWN` when cluster and heart are silent, else None."""
@@ -155,7 +155,7 @@ class RayRun:
         return int(code) if code >= 0 else 128 - int(code)
 
     def _judge_by_beat(self) -> int | None:
-        beat = beat_of(self.paths)
-        if self.beats_for_itself and beat != self._beat:
-            self._beat, self._life_seen = beat, time.monotonic()
+        heartbeat = heartbeat_of(self.paths)
+        if self.sends_own_heartbeat and heartbeat != self._send_heartbeat:
+            self._send_heartbeat, self._life_seen = heartbeat, time.monotonic()
         return None if time.monotonic() - self._life_seen < self.lease_seconds else ExitCode.UNKNOWN

@@ -23,7 +23,7 @@ def main(folder: str, attempt: int) -> int:
     for step in range(steps_done(paths), spec["steps"]):
         if paths.stop.exists() and not spec["stubborn"]:
             return 3
-        lease.beat()
+        lease.heartbeat()
         time.sleep(spec["step_seconds"])
         append_line(paths.folder / "steps.jsonl", {"step": step, "attempt": attempt})
         progress = {"phase": "train", "epoch": step + 1, "epochs": spec["steps"], "done": 1, "total": 1}

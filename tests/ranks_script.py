@@ -1,4 +1,4 @@
-"""Run by test_trainer_ranks in two processes with torch's own launcher variables; prints what rank 0 found as JSON."""
+"""Run by test_trainer_process_group in two processes with torch's launcher variables; rank 0 prints what it found as JSON."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.data.batches import Step
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Head
-from trainer.model.sync_batch_norm import SharedBatchNorm
+from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.training.micro_batching import backward
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
@@ -27,16 +27,16 @@ def main() -> None:
     alone = gradients(rows, labels, parallel=False)
     alone_at_once = gradients(rows, labels, parallel=False, kept=True)
     dist.init_process_group("gloo")
-    ranks = Ranks(rank, 2, torch.device("cpu"))
+    process_group = ProcessGroup(rank, 2, torch.device("cpu"))
     mine = slice(0, 5) if rank == 0 else slice(5, 9)
     together = gradients(rows[mine], labels[mine], parallel=True)
     in_parts = gradients(rows[mine], labels[mine], parallel=True, parts=2, kept=True)
-    gathered = ranks.gathered(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
+    gather_rows = process_group.gather_rows(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
     found = {
-        "total": ranks.total(1.0, float(rank)),
-        "from_leader": ranks.from_leader({"said by": rank}),
-        "gathered": gathered.squeeze(1).tolist(),
-        "no_rows": ranks.gathered(torch.ones(rank, 2, dtype=torch.float64)).tolist(),
+        "total": process_group.all_reduce_sum(1.0, float(rank)),
+        "from_leader": process_group.broadcast({"said by": rank}),
+        "gathered": gather_rows.squeeze(1).tolist(),
+        "no_rows": process_group.gather_rows(torch.ones(rank, 2, dtype=torch.float64)).tolist(),
         "gradient_error": largest_error(together["gradients"], alone["gradients"]),
         "parts_error": largest_error(in_parts["gradients"], alone_at_once["gradients"]),
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
@@ -54,7 +54,7 @@ def gradients(rows, labels, *, parallel, parts=1, kept=False):
     model = DistributedDataParallel(head) if parallel else head
     step = Step(rows, labels, torch.arange(len(rows)), images=9)
     backward(model, step, weight=(2 if parallel else 1) / 9, class_weights=None, parts=parts)
-    norms = [module for module in head if isinstance(module, SharedBatchNorm)]
+    norms = [module for module in head if isinstance(module, SyncBatchNorm1d)]
     return {
         "gradients": {name: parameter.grad for name, parameter in head.named_parameters()},
         "statistics": {str(n): torch.cat([norm.running_mean, norm.running_var]) for n, norm in enumerate(norms)},

@@ -16,9 +16,9 @@ from cluster.settings import Settings
 from tests.trained import QUICK, new_run
 from trainer.attempt import Attempt
 from trainer.result import RunResult
-from trainer.search.controller import Director
-from trainer.search.deadline import Clock, Night
-from trainer.search.journal import SearchLedger
+from trainer.search.controller import SearchController
+from trainer.search.deadline import Clock, Deadline
+from trainer.search.journal import TrialJournal
 from trainer.search.run import search
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
@@ -46,7 +46,7 @@ def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
 def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:
     """Make the next attempt at a search in this process."""
     attempt = Attempt.of(paths.folder, None, Settings(storage=paths.folder.parent.parent))
-    with attempt.beating():
+    with attempt.sending_heartbeats():
         result = search(attempt, spec, **options)
     result.publish(attempt.lease)
     return result
@@ -77,20 +77,20 @@ class Rehearsal:
     def __init__(self, paths: RunPaths, spec: SearchSpec, clock: Clock = lambda: NOON) -> None:
         self.spec = spec
         lease = Lease.claim(paths, after=len(list(paths.attempts.glob("*.json"))) if paths.attempts.exists() else 0)
-        ledger = SearchLedger.opened(lease, spec.best_by, clock())
-        night = Night.of(spec, began=ledger.began, now=clock())
+        journal = TrialJournal.opened(lease, spec.best_by, clock())
+        deadline = Deadline.of(spec, began=journal.began, now=clock())
         self.stop: str | None = None
-        self.director = Director(spec, ledger, night, clock, lambda: self.stop)
+        self.controller = SearchController(spec, journal, deadline, clock, lambda: self.stop)
 
     def start(self) -> int | None:
         """Start the next trial and return its number."""
-        found = self.director.next_trial()
+        found = self.controller.next_trial()
         return None if found is None else int(found["trial"])
 
     def epoch(self, trial: int, number: int, value: float, *, seconds: float = 1.0) -> bool:
         """Let a trial report an epoch and return whether it goes on."""
         done = number == self.spec.epochs
-        return self.director.take(
+        return self.controller.take(
             trial, {"epoch": number, "value": value, "seconds": seconds, "done": done, "why": "epochs"}
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import LeaseLost
-from cluster.lease import Lease, beat_of, beats_here, latest_attempt, revoke, still_beats
+from cluster.lease import Lease, heartbeat_changes, heartbeat_is_ours, heartbeat_of, latest_attempt, revoke
 from cluster.run_paths import RunPaths
 
 
@@ -47,7 +47,7 @@ def test_an_attempt_that_was_declared_dead_stays_fenced_off_though_it_beats(path
     lease = Lease.claim(paths, after=0)
 
     revoke(paths, 1)
-    lease.beat()
+    lease.heartbeat()
 
     with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
         lease.check()
@@ -61,10 +61,10 @@ def test_nobody_joins_an_attempt_that_was_never_claimed(paths: RunPaths) -> None
 def test_life_is_a_beat_that_changes_while_one_watches(paths: RunPaths) -> None:
     lease = Lease.claim(paths, after=0)
 
-    dead = still_beats(paths, patience=0.2)
-    alive = still_beats(paths, patience=1.0, pause=lambda _: lease.beat())
+    dead = heartbeat_changes(paths, patience=0.2)
+    alive = heartbeat_changes(paths, patience=1.0, pause=lambda _: lease.heartbeat())
 
     assert not dead
     assert alive
-    assert beat_of(paths) == (1, 1)
-    assert beats_here(paths, 1)
+    assert heartbeat_of(paths) == (1, 1)
+    assert heartbeat_is_ours(paths, 1)

@@ -13,7 +13,7 @@ from redis import Redis
 from cluster.exit_codes import ExitCode
 from cluster.files import read_lines
 from cluster.launch import HERE
-from cluster.lease import Lease, beat_of, latest_attempt
+from cluster.lease import Lease, heartbeat_of, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue import actions, embedded_redis
@@ -111,10 +111,10 @@ def test_an_attempt_lives_on_a_full_disk(here: Settings, disk: SmallDisk) -> Non
     assert begun is not None
     disk.fill()
 
-    before = beat_of(paths)
-    begun.lease.beat()
+    before = heartbeat_of(paths)
+    begun.lease.heartbeat()
 
-    assert beat_of(paths) != before
+    assert heartbeat_of(paths) != before
     begun.lease.check()
 
 

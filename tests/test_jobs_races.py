@@ -187,7 +187,7 @@ class GoesOnLauncher:
 
     paths: RunPaths
     place: str = "elsewhere"
-    beats_for_itself: bool = False
+    sends_own_heartbeat: bool = False
 
     def start(self, _paths: RunPaths, _attempt: int) -> Running:
         raise AssertionError("it runs already")

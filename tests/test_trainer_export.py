@@ -13,7 +13,7 @@ from tests.trained import done, evaluated, train_spec
 from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
 from trainer.export import verified
-from trainer.inference.export_formats import FORMATS, Deployed, TorchScript, facts_of
+from trainer.inference.export_formats import FORMATS, ExportedModel, TorchScript, facts_of
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import read_model
 from trainer.specs import ExportSpec, build
@@ -118,7 +118,7 @@ def test_images_can_be_named_to_compare_on(trained, tmp_path, digits_shards):
 class FromElsewhere:
     """A format whose file says what it is told to, as one of a damaged exporter would."""
 
-    model: Deployed
+    model: ExportedModel
     shift: float
     carried: dict[str, str]
 
@@ -135,7 +135,7 @@ class FromElsewhere:
 )
 def test_a_file_that_disagrees_with_the_model_is_refused(trained, digits, shift, loses, words):
     model, config, _ = read_model(trained[1])
-    deployed, facts = Deployed(model, config, Calibration()), facts_of(config, Calibration(), "")
+    deployed, facts = ExportedModel(model, config, Calibration()), facts_of(config, Calibration(), "")
     form = FromElsewhere(deployed, shift, {} if loses else facts)
 
     with pytest.raises(TrainerError, match=words):

@@ -8,15 +8,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from ray.train import PreemptionInfo
 
 from cluster.files import read_json
-from cluster.run_paths import RunPaths
+from cluster.run_paths import TrialPaths
+from cluster.settings import Settings
 from tests.trained import new_run, train_spec, trainer_process, wait_until
-from trainer.distributed.ray_train import RESTARTS, restarts
+from trainer.attempt import DEFAULT_RESTARTS, Attempt
+from trainer.distributed.worker import WorkerTask
+from trainer.search import run_trainable
 from trainer.training import preemption
 from trainer.training.preemption import Preemption
 
@@ -44,16 +48,33 @@ def test_it_is_time_to_look_at_first_and_again_after_a_while(monkeypatch):
 
 @pytest.mark.parametrize("retries", [0, 5])
 def test_workers_are_started_again_as_often_as_the_run_may_be(tmp_path, retries):
-    paths = RunPaths(tmp_path)
+    paths = new_run(tmp_path, train_spec(tmp_path))
     paths.job.write_text(json.dumps({"retries": retries}))
 
-    assert restarts(paths) == retries
+    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
+
+    assert attempt.restarts == retries
+
+
+@pytest.mark.parametrize("retries", [0, 5])
+def test_the_workers_of_a_trial_are_started_again_as_often_as_those_of_its_search(tmp_path, retries, monkeypatch):
+    paths = new_run(tmp_path, train_spec(tmp_path))
+    paths.job.write_text(json.dumps({"retries": retries}))
+    monkeypatch.setattr(run_trainable, "read_index", lambda _: SimpleNamespace(longest_shard=1))
+    search = WorkerTask(attempt=Attempt.of(paths.folder, None, Settings(storage=tmp_path)), spec=None, source=None)
+
+    trial = run_trainable.order_in(TrialPaths(paths.checkpoints / "trial-000000"), search, train_spec(tmp_path))
+
+    assert trial.attempt.restarts == retries
+    assert trial.paths.folder == paths.checkpoints / "trial-000000"
 
 
 def test_a_run_that_was_never_queued_has_restarts_too(tmp_path):
     paths = new_run(tmp_path, train_spec(tmp_path))
 
-    assert restarts(paths) == RESTARTS
+    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
+
+    assert attempt.restarts == DEFAULT_RESTARTS
 
 
 @pytest.fixture

@@ -165,6 +165,6 @@ def test_a_night_leaves_room_for_the_refit(tmp_path):
 
     assert plain.start() == 1
     assert refits.start() == 1
-    refits.director.clock = plain.director.clock = lambda: NOON + timedelta(seconds=4)
+    refits.controller.clock = plain.controller.clock = lambda: NOON + timedelta(seconds=4)
     assert plain.start() == 2
     assert refits.start() is None

@@ -200,8 +200,8 @@ def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
             time.sleep(0.2)
         tracking.result = result(attempt)
 
-    told = "MLflow at 127.0.0.1 is not told of the run (MlflowException); it is told when it answers"
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [told]
+    reported = "MLflow at 127.0.0.1 is not told of the run (MlflowException); it is told when it answers"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [reported]
     assert "hunter2" not in caplog.text + repr(attempt) + repr(tracking)
     assert len(curve(paths.events, "lr")) == 3
 

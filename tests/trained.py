@@ -18,7 +18,7 @@ from trainer.__main__ import execute
 from trainer.attempt import Attempt
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
-from trainer.training.checkpointer import Records
+from trainer.training.checkpointer import Checkpointer
 
 QUICK = {"weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False}
 
@@ -74,14 +74,14 @@ def at_epoch(
     monkeypatch: pytest.MonkeyPatch, epoch: int, happens: Callable[[], object], *, in_attempt: int = 1
 ) -> None:
     """Let something happen in an attempt, after an epoch was told of and before it is saved."""
-    record = Records.record
+    record = Checkpointer.record
 
-    def recorded(self: Records, figures: dict[str, Any]) -> None:
+    def recorded(self: Checkpointer, figures: dict[str, Any]) -> None:
         record(self, figures)
         if figures["epoch"] == epoch and self.attempt.number == in_attempt:
             happens()
 
-    monkeypatch.setattr(Records, "record", recorded)
+    monkeypatch.setattr(Checkpointer, "record", recorded)
 
 
 def stop_at_epoch(monkeypatch: pytest.MonkeyPatch, paths: RunPaths, epoch: int, *, in_attempt: int = 1) -> None:

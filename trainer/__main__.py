@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ClusterError, OSError) as error:
         logger.error("%s", error)
         return ExitCode.USAGE
-    with attempt.beating():
+    with attempt.sending_heartbeats():
         Progress(attempt.paths, attempt.number).write()
         return _run(attempt)
 

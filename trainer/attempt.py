@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
-from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
+from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.repeating import repeating
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -67,6 +67,8 @@ class Attempt:
             return
         write_json(self.paths.error, {"attempt": self.number, "error": line})
 
-    def beating(self) -> AbstractContextManager[None]:
+    def sending_heartbeats(self) -> AbstractContextManager[None]:
         """Beat from a thread while the block runs."""
-        return repeating(self.lease.beat, every_seconds=BEAT_SECONDS, name=f"the beat of attempt {self.number}")
+        return repeating(
+            self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the beat of attempt {self.number}"
+        )

@@ -8,7 +8,7 @@ from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers
-from trainer.distributed.worker import Order, Post, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration, calibrated
 from trainer.evaluation.scoring import Scored, figures_of, keep_predictions, model_on
@@ -37,15 +37,15 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), index)
     if spec.min_sensitivity:
         _refuse_seen(folder, index)
-    order = Order(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
-    outcome = on_workers(evaluate_on_worker, order, spec)
+    task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
+    outcome = on_workers(evaluate_on_worker, task, spec)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
     write_report(attempt, spec, result)
     return result
 
 
 def evaluate_on_worker(config: dict[str, Any]) -> Any:
-    """Evaluate as `config["order"]` says; the entry point of each Ray Train worker."""
+    """Evaluate as `config["task"]` says; the entry point of each Ray Train worker."""
     return in_worker(_evaluate, config)
 
 
@@ -62,20 +62,20 @@ def model_folder(model: str, settings: Settings) -> Path:
     raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD} nor a run that succeeded")
 
 
-def _evaluate(post: Post) -> dict[str, Any]:
-    spec: EvaluateSpec = post.order.spec
-    folder, index = model_folder(spec.model, post.order.attempt.settings), read_index(spec.shards)
+def _evaluate(context: WorkerContext) -> dict[str, Any]:
+    spec: EvaluateSpec = context.task.spec
+    folder, index = model_folder(spec.model, context.task.attempt.settings), read_index(spec.shards)
     model, config, manifest = read_model(folder)
-    model = model.to(post.ranks.device)
-    extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
+    model = model.to(context.process_group.device)
+    extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
-    post.progress.begin("evaluate", total=sum(index.samples_in(split) for split in splits))
-    found = {split: model_on(post, extraction, model, split) for split in splits}
-    keep_predictions(post, found[spec.split])
+    context.progress.begin("evaluate", total=sum(index.samples_in(split) for split in splits))
+    found = {split: model_on(context, extraction, model, split) for split in splits}
+    keep_predictions(context, found[spec.split])
     weights = str(manifest["files"][MODEL])
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
-        if post.ranks.leads:
+        if context.process_group.is_leader:
             _keep(calibration, folder, weights)
     else:
         calibration = Calibration.of(folder, weights)
@@ -127,9 +127,9 @@ def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) 
         raise SpecError(f"positive class {spec.positive!r} is none of {', '.join(config.classes)}")
 
 
-def verdict(order: Order[SearchSpec], index: ShardIndex, folder: Path) -> dict[str, Any]:
+def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) -> dict[str, Any]:
     """Return the figures of a published model on the test split; on the valid split where there is none."""
-    spec = order.spec
+    spec = task.spec
     wish = build(
         EvaluateSpec,
         model=str(folder),
@@ -139,4 +139,4 @@ def verdict(order: Order[SearchSpec], index: ShardIndex, folder: Path) -> dict[s
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
     )
-    return dict(on_workers(evaluate_on_worker, Order(attempt=order.attempt, spec=wish, source=folder), wish))
+    return dict(on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder), wish))

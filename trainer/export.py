@@ -16,7 +16,7 @@ from trainer.data.images import samples_for
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Calibration
-from trainer.inference.export_formats import FORMATS, Deployed, Facts, Format, facts_of
+from trainer.inference.export_formats import FORMATS, ExportedModel, Facts, Format, facts_of
 from trainer.model.bundle import read_model
 from trainer.model.names import MODEL
 from trainer.result import RunResult
@@ -39,7 +39,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     weights = str(manifest["files"][MODEL])
     calibration = Calibration.of(folder, weights)
     images = samples_for(spec.samples, attempt.settings, manifest, image_size=config.image_size)
-    deployed, facts = Deployed(model, config, calibration), facts_of(config, calibration, weights)
+    deployed, facts = ExportedModel(model, config, calibration), facts_of(config, calibration, weights)
     target = attempt.paths.exported(form.ending)
     with _published(attempt, target) as draft:
         form.write(deployed, images[[0, -1]], facts, draft)
@@ -73,7 +73,7 @@ def _published(attempt: Attempt, target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def verified(form: Format, path: Path, model: Deployed, facts: Facts, images: Tensor) -> float:
+def verified(form: Format, path: Path, model: ExportedModel, facts: Facts, images: Tensor) -> float:
     """Return the greatest difference between the file's and the model's probabilities of `images`.
 
     One image alone is tried too, so that a file which only takes the batch it was made with is found out.

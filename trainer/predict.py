@@ -10,7 +10,7 @@ from cluster.files import copy_whole
 from trainer.attempt import Attempt
 from trainer.data.images import Chunk, Part, parts_of
 from trainer.distributed.ray_train import on_workers
-from trainer.distributed.worker import Order, Post, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
 from trainer.inference.prediction_table import Row, open_table
@@ -30,7 +30,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     """
     folder = model_folder(spec.model, attempt.settings)
     parts_of(spec.images, spec.split)  # refuses here, where the cause is told best
-    outcome = on_workers(predict_on_worker, Order(attempt=attempt, spec=spec, source=folder), spec)
+    outcome = on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder), spec)
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
         copy_whole(table, Path(spec.output))
@@ -44,20 +44,20 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
 
 
 def predict_on_worker(config: dict[str, Any]) -> Any:
-    """Predict as `config["order"]` says; the entry point of the Ray Train worker."""
+    """Predict as `config["task"]` says; the entry point of the Ray Train worker."""
     return in_worker(_predict, config)
 
 
-def _predict(post: Post) -> dict[str, Any]:
-    spec, attempt = post.order.spec, post.order.attempt
-    predictor = Predictor.of(model_folder(spec.model, attempt.settings), post.ranks.device)
+def _predict(context: WorkerContext) -> dict[str, Any]:
+    spec, attempt = context.task.spec, context.task.attempt
+    predictor = Predictor.of(model_folder(spec.model, attempt.settings), context.process_group.device)
     parts = parts_of(spec.images, spec.split)
-    post.progress.begin("predict", total=sum(len(part) for part in parts))
+    context.progress.begin("predict", total=sum(len(part) for part in parts))
     attempt.lease.check()
     table, called = attempt.paths.predicted(spec.form), Counter[str]()
     try:
         with open_table(table, predictor.config.classes) as write:
-            for row in _rows(post, parts, predictor):
+            for row in _rows(context, parts, predictor):
                 called[row.decision or ""] += 1
                 write(row)
     except OSError as error:
@@ -65,13 +65,13 @@ def _predict(post: Post) -> dict[str, Any]:
     return _outcome(called, predictor)
 
 
-def _rows(post: Post, parts: tuple[Part, ...], predictor: Predictor) -> Iterator[Row]:
-    batch_size, image_size = post.order.spec.batch_size, predictor.config.image_size
+def _rows(context: WorkerContext, parts: tuple[Part, ...], predictor: Predictor) -> Iterator[Row]:
+    batch_size, image_size = context.task.spec.batch_size, predictor.config.image_size
     for part in parts:
-        for chunk in part.chunks(batch_size=batch_size, image_size=image_size, loader_workers=post.loader_workers):
+        for chunk in part.chunks(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
             yield from rows_of(chunk, predictor)
-            post.progress.add(len(chunk.files))
-            if reason := post.stop.reason():
+            context.progress.add(len(chunk.files))
+            if reason := context.stop.reason():
                 raise Stopped(f"stopped ({reason}); predict begins anew when it is resumed")
 
 

@@ -3,7 +3,7 @@
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError
 from trainer.model.weights import ensure_weights
 from trainer.report.write import write_report
@@ -24,8 +24,8 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     index = read_index(spec.shards)
     refuse_impossible_data(spec, index)
     weights = ensure_weights(spec.weights, attempt.settings.storage)
-    order = Order(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
-    outcome = on_workers(train_on_worker, order, spec)
+    task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
+    outcome = on_workers(train_on_worker, task, spec)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),

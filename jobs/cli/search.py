@@ -201,7 +201,7 @@ def _with_space(given: dict[str, Any], names: set[str]) -> dict[str, Any]:
 def _extended(settings: Settings, shards: str | None, given: dict[str, Any], said: set[str]) -> SearchSpec:
     """Return the spec of a search that takes over another's trials: its options, but for what was said anew."""
     paths = run_state.find(settings.storage, given["extend"])
-    told = [trial.config for trial in table_of(paths).told]
+    told = [trial.config for trial in table_of(paths).reported]
     known = len(told)
     if not run_state.read_state(paths).has_ended:
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cluster.files import read_json
-from cluster.lease import still_beats
+from cluster.lease import heartbeat_changes
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue.submit import publish
@@ -27,7 +27,7 @@ def make_ready(settings: Settings, run_id: str, wish: Path) -> RunPaths:
     if not paths.folder.exists():
         _publish_queued(settings, paths, wish)
     state = read_state(paths)
-    if state.state == "running" and not still_beats(paths, patience=settings.lease_seconds):
+    if state.state == "running" and not heartbeat_changes(paths, patience=settings.lease_seconds):
         declare_dead(paths, state.attempt, "the cluster of its own was lost")
     return paths
 

@@ -4,7 +4,7 @@ import time
 
 import redis
 
-from cluster.lease import beat_of
+from cluster.lease import heartbeat_of
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
@@ -81,10 +81,10 @@ def _take_from_queue(settings: Settings, state: RunState) -> None:
 
 def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
     """Wait for an attempt's end; one that shows no life is ended here, for there may be no job worker to do it."""
-    beat, since = beat_of(paths), time.monotonic()
+    heartbeat, since = heartbeat_of(paths), time.monotonic()
     while (state := read_state(paths)).state == "running" and state.attempt == attempt:
-        if beat != beat_of(paths):
-            beat, since = beat_of(paths), time.monotonic()
+        if heartbeat != heartbeat_of(paths):
+            heartbeat, since = heartbeat_of(paths), time.monotonic()
         if time.monotonic() - since > settings.lease_seconds:
             declare_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
         time.sleep(POLL_SECONDS)

@@ -12,7 +12,7 @@ import redis
 
 from cluster.errors import StorageError, UnknownRun
 from cluster.launch import HERE
-from cluster.lease import beat_of
+from cluster.lease import heartbeat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from jobs.queue import queues
@@ -170,7 +170,7 @@ def _wake(paths: RunPaths, state: RunState) -> RunState | None:
 
 def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float) -> RunState | None:
     """Take a run from an attempt whose heart has stood still for `lease_seconds` of our own clock."""
-    still = memory.still_since(memory.beats, paths.run_id, (state.attempt, beat_of(paths)))
+    still = memory.still_since(memory.beats, paths.run_id, (state.attempt, heartbeat_of(paths)))
     if still < lease_seconds:
         return None
     memory.beats.pop(paths.run_id, None)

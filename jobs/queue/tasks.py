@@ -7,7 +7,7 @@ from datetime import datetime
 
 from cluster.errors import LaunchError, LeaseLost, PlaceAway
 from cluster.launch import Launcher, LocalLauncher, Running
-from cluster.lease import BEAT_SECONDS, Lease, latest_attempt
+from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
@@ -46,10 +46,10 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     except LaunchError as error:
         end(paths, lease, lost(paths, lease.attempt, str(error)))
         return
-    beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 4)
+    heartbeat_seconds = min(HEARTBEAT_SECONDS, settings.lease_seconds / 4)
     try:
         held = lease.held_seconds() if begun.goes_on else 0.0
-        code = _Watch(paths, lease, begun.wanted, running, beat_seconds, held).until_it_ends()
+        code = _Watch(paths, lease, begun.wanted, running, heartbeat_seconds, held).until_it_ends()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
@@ -66,7 +66,7 @@ def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> Running:
         except PlaceAway:
             if time.monotonic() > until or StopRequest.read(paths.stop, lease.attempt):
                 raise
-            lease.beat()
+            lease.heartbeat()
             time.sleep(POLL_SECONDS)
 
 
@@ -117,7 +117,7 @@ class _Watch:
     lease: Lease
     wanted: JobRequest
     running: Running
-    beat_seconds: float
+    heartbeat_seconds: float
     held_seconds: float  # before this watch
     kill_at: float | None = None
 
@@ -130,18 +130,18 @@ class _Watch:
         begun = beaten = time.monotonic()
         while (code := self.running.wait(POLL_SECONDS)) is None:
             now = time.monotonic()
-            if now - beaten >= self.beat_seconds:
+            if now - beaten >= self.heartbeat_seconds:
                 beaten = now
                 self.lease.check()
-                self._beat()
+                self._send_heartbeat()
             self._see_to_time(self.held_seconds + now - begun)
             self._see_to_stop(now)
         return code
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         try:
-            if not self.running.beats_for_itself:
-                self.lease.beat()
+            if not self.running.sends_own_heartbeat:
+                self.lease.heartbeat()
         except OSError as error:  # a pause of the storage is no reason to end a run
             log.warning("%s: its beat cannot be written: %s", self.paths.run_id, error)
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.bench.data import require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.steps import Stepper, batch_of, pretrained
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 
 BATCH = 16  # images a rank
 STEPS = 4
@@ -32,10 +32,10 @@ def run(*, pairs: int = PAIRS, steps: int = STEPS) -> list[Row]:
     require_xrays()
     losses: dict[int, float] = {}
 
-    def speed(ranks: int) -> float:
-        found = _together(ranks, ranks, steps)
-        losses[ranks] = found[0]["loss"]
-        return ranks * BATCH / statistics.median(found[0]["seconds"])
+    def speed(process_group: int) -> float:
+        found = _together(process_group, process_group, steps)
+        losses[process_group] = found[0]["loss"]
+        return process_group * BATCH / statistics.median(found[0]["seconds"])
 
     two, one = in_turn(lambda: speed(2), lambda: speed(1), pairs=pairs)
     free = [BATCH / statistics.median(found["seconds"]) for found in _together(2, 1, steps)]
@@ -72,7 +72,7 @@ def _rank(rank: int, world_size: int, steps: int, folder: Path) -> None:
     # Ranks draw dropped connections each for itself; without them the loss can be compared.
     model.backbone.network._global_params = parameters._replace(drop_connect_rate=0.0)
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=True) if world_size > 1 else model
-    stepper = Stepper(model, parallel, Ranks(rank, world_size, device), *batch_of(BATCH, device))
+    stepper = Stepper(model, parallel, ProcessGroup(rank, world_size, device), *batch_of(BATCH, device))
     stepper.step()
     taken = [seconds(stepper.step) for _ in range(steps - 1)]
     print(json.dumps({"seconds": taken, "loss": (stepper.losses or [0.0])[-1]}))

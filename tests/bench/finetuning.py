@@ -8,7 +8,7 @@ from tests.bench.peers import finetuning as peers
 from tests.bench.peers.training import head
 from tests.bench.steps import BACKBONE_FACTOR, FIRST_LR, Stepper, batch_of, pretrained
 from trainer.data.batches import step_seed
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 
 BATCH = 16
 PAIRS = 5
@@ -34,7 +34,7 @@ def _measured(precision: str, batch: int, pairs: int) -> Row:
     top = head(512, 0.0, 2)
     top.load_state_dict(model.head.state_dict())
     peer = peers.stepper(WEIGHTS, top, lr=FIRST_LR, backbone_lr=FIRST_LR * BACKBONE_FACTOR)
-    ours = Stepper(model, model, Ranks(0, 1, device), images, labels, bf16=precision == "bf16")
+    ours = Stepper(model, model, ProcessGroup(0, 1, device), images, labels, bf16=precision == "bf16")
     plain = images.contiguous()
     losses = []
     for step in range(2):  # also the warm-up; the draws of dropped connections are those of our step

@@ -9,7 +9,7 @@ from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.training import backbone
 from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Backbone
-from trainer.model.folded_backbone import FastBackbone, best_precision
+from trainer.model.folded_backbone import FoldedBackbone, best_precision
 from trainer.model.head import HeadConfig
 from trainer.model.weights import load_backbone, read_weights
 
@@ -31,7 +31,7 @@ def run() -> list[Row]:
     load_backbone(mine, read_weights(WEIGHTS))
     rows = []
     for precision in dict.fromkeys([best_precision("auto", device, trains=False), "fp32"]):
-        fast = FastBackbone(mine, precision, device)
+        fast = FoldedBackbone(mine, precision, device)
         expected = _peer(theirs, normalise(images[:32]))
         found = fast(images[:32], normalise)
         error = float((found - expected).norm() / expected.norm())

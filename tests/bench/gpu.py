@@ -15,8 +15,8 @@ from tests.bench.data import require_xrays
 from tests.bench.measure import Absent, Row, in_turn, row, seconds
 from tests.bench.steps import CONFIG, Stepper, batch_of, pretrained
 from trainer.data.transforms import normalised
-from trainer.distributed.process_group import Ranks
-from trainer.model.folded_backbone import FastBackbone
+from trainer.distributed.process_group import ProcessGroup
+from trainer.model.folded_backbone import FoldedBackbone
 
 FORWARD_BATCH, STEP_BATCH = 256, 128
 REPEATS = 20
@@ -44,7 +44,7 @@ def run() -> list[Row]:
 def _forward(device: torch.device, compiled: bool, roof: float) -> Row:
     pixels = torch.randint(0, 256, (FORWARD_BATCH, 1, 224, 224), dtype=torch.uint8, device=device)
     normalise = partial(normalised, config=CONFIG)
-    fast = FastBackbone(pretrained(device).eval().backbone, "bf16", device)
+    fast = FoldedBackbone(pretrained(device).eval().backbone, "bf16", device)
     theirs = _timm(compiled).eval().to(torch.bfloat16)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ def _forward(device: torch.device, compiled: bool, roof: float) -> Row:
 def _finetuning(device: torch.device, compiled: bool) -> Row:
     images, labels = batch_of(STEP_BATCH, device)
     model = pretrained(device)
-    ours = Stepper(model, model, Ranks(0, 1, device), images, labels, bf16=True)
+    ours = Stepper(model, model, ProcessGroup(0, 1, device), images, labels, bf16=True)
     theirs = nn.Sequential(_timm(compiled), nn.Linear(1280, 2).to(device)).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
 

@@ -71,8 +71,8 @@ def _rows(kind: str, pairs: int) -> list[Row]:
 
 def _apart(kind: str, size: int) -> dict[str, float]:
     order = [sys.executable, "-m", "tests.bench.growth", kind, str(size)]
-    told = subprocess.run(order, check=True, stdout=subprocess.PIPE).stdout
-    return json.loads(told.splitlines()[-1])
+    reported = subprocess.run(order, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(reported.splitlines()[-1])
 
 
 def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object]:

@@ -36,7 +36,7 @@ class NoTrainer:
     """A launcher whose trainer has already succeeded."""
 
     place = "here"
-    beats_for_itself = False
+    sends_own_heartbeat = False
 
     def start(self, paths: RunPaths, attempt: int) -> "NoTrainer":
         write_json(paths.result, {"kind": "train", "checkpoint": None, "metrics": {}, "seconds": 0.0})

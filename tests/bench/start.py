@@ -69,11 +69,11 @@ class Bench:
         self.moments.clear()
         ours, peer = in_turn(self.ours, lambda: self.peer(job), pairs=pairs)
         middle = {phase: statistics.median(one[phase] for one in self.moments) for phase in self.moments[0]}
-        told = ", ".join(f"{phase} {moment:.2f} s" for phase, moment in middle.items())
+        reported = ", ".join(f"{phase} {moment:.2f} s" for phase, moment in middle.items())
         return row(
             ours, peer, more_is_better=False, what="submit to first training step, standing stack", beside=name,
             unit="s", goal=GOAL, parity="a step of a fresh head on the same images", command=COMMAND,
-            note=f"ours, since submit: {told}; from starting to features torch and ray are imported",
+            note=f"ours, since submit: {reported}; from starting to features torch and ray are imported",
         )  # fmt: skip
 
     def ours(self) -> float:

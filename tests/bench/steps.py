@@ -12,14 +12,14 @@ from data_shards.plan import EpochPlan
 from tests.bench.data import WEIGHTS
 from trainer.data.batches import Step
 from trainer.data.transforms import normalised
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.head import HeadConfig
 from trainer.model.weights import load_backbone, read_weights
 from trainer.specs import TrainSpec, build
-from trainer.training.loop import Course, train_epoch
+from trainer.training.loop import TrainLoop, train_epoch
 from trainer.training.optimizer import build_optimizer, lr_factor
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 STEPS = 10_000  # planned, so that the rate is that of the first step for all that are measured
 LR = 1e-3
@@ -57,7 +57,7 @@ class Stepper:
 
     model: Classifier
     parallel: nn.Module
-    ranks: Ranks
+    process_group: ProcessGroup
     images: Tensor
     labels: Tensor
     bf16: bool = False
@@ -66,33 +66,33 @@ class Stepper:
     def __post_init__(self) -> None:
         optimizer = build_optimizer(
             self.model.head, self.model.backbone, backbone_factor=BACKBONE_FACTOR, weight_decay=0.0,
-            device=self.ranks.device,
+            device=self.process_group.device,
         )  # fmt: skip
-        self.position = Position()
-        self.course = Course(
+        self.state = TrainState()
+        self.loop = TrainLoop(
             spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=self._all_images, lr=LR, freeze="none"),
             index=_index_of(self._all_images),
-            ranks=self.ranks,
+            process_group=self.process_group,
             module=self.model,
             optimizer=optimizer,
             source=self._source,
             class_weights=None,
             validate=lambda: FIGURES,
-            save=lambda position, is_best: None,
+            save=lambda state, is_best: None,
             record=self._record,
             count=lambda images: None,
-            begin_epoch=lambda position: None,
+            begin_epoch=lambda state: None,
             stop_reason=lambda: None,
             autocast=self.bf16,
         )
 
     def step(self) -> None:
         """Take a step."""
-        self.position = train_epoch(self.course, self.parallel, self.position)
+        self.state = train_epoch(self.loop, self.parallel, self.state)
 
     @property
     def _all_images(self) -> int:
-        return len(self.images) * self.ranks.world_size
+        return len(self.images) * self.process_group.world_size
 
     def _source(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
         yield Step(self.images, self.labels, torch.arange(len(self.images)), self._all_images)

@@ -12,10 +12,10 @@ from data_shards.index import Shard, ShardIndex
 from data_shards.read.stream import read_shard
 from trainer.data.feature_cache import FeatureCache, Features
 from trainer.data.transforms import normalised
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import CheckpointError, Stopped
 from trainer.model.efficientnet import Backbone
-from trainer.model.folded_backbone import FastBackbone
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 
 READ_BATCH = 64  # images decoded at once; the forward cuts them smaller on a CPU
@@ -37,7 +37,7 @@ class Extraction:
     index: ShardIndex
     config: HeadConfig
     backbone: Backbone
-    ranks: Ranks
+    process_group: ProcessGroup
     cache: FeatureCache | None
     loader_workers: int = 0
     count: Callable[[int], None] = lambda _: None
@@ -51,12 +51,12 @@ class Extraction:
             Stopped: The run was asked to stop; what was finished is kept.
         """
         reason = None
-        for shard in self.index.of_split(split)[self.ranks.rank :: self.ranks.world_size]:
+        for shard in self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]:
             if reason := self.stop_reason():
                 break
             self.of_shard(shard)
-            self.count(shard.samples * self.ranks.world_size)
-        if any(self.ranks.total(float(reason is not None))):
+            self.count(shard.samples * self.process_group.world_size)
+        if any(self.process_group.all_reduce_sum(float(reason is not None))):
             raise Stopped("stopped while computing features; those of finished shards are kept")
 
     def of_split(self, split: str) -> Features:
@@ -76,9 +76,9 @@ class Extraction:
         return self._mine[shard.sha256]
 
     @cached_property
-    def forward(self) -> FastBackbone:
+    def forward(self) -> FoldedBackbone:
         """The network, made ready only when something is missing."""
-        return FastBackbone(self.backbone, self.config.precision, self.ranks.device)
+        return FoldedBackbone(self.backbone, self.config.precision, self.process_group.device)
 
     def _stored(self, shard: Shard) -> Features | None:
         if self.cache is None:

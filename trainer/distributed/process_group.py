@@ -12,20 +12,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This worker's place among all workers; with one worker nothing is sent.
 
     Attributes:
-        here: How many workers may share this one's machine: those that do, and one for each of its GPUs.
+        workers_on_node: How many workers may share this one's machine: those that do, and one for each of its GPUs.
     """
 
     rank: int
     world_size: int
     device: torch.device
-    here: int = 1
+    workers_on_node: int = 1
 
     @classmethod
-    def of_this_worker(cls, *, on_cpu: bool) -> "Ranks":
+    def of_this_worker(cls, *, on_cpu: bool) -> "ProcessGroup":
         """Ask Ray Train who this worker is; one that works alone would be given a GPU that is there unasked."""
         context = ray.train.get_context()
         return cls(
@@ -36,11 +36,11 @@ class Ranks:
         )
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this worker writes files for all."""
         return self.rank == 0
 
-    def total(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Return the sums of `values` over all workers; every worker must call it."""
         if self.world_size == 1:
             return list(values)
@@ -48,28 +48,28 @@ class Ranks:
         dist.all_reduce(sums)
         return [float(value) for value in sums.tolist()]
 
-    def from_leader(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return what the leading worker passed; every worker must call it."""
         if self.world_size == 1:
             return value
-        box = [value if self.leads else None]
+        box = [value if self.is_leader else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor) -> Tensor:
         """Return the `(n, columns) float64` rows of all workers under each other on the CPU, in the order of ranks."""
         if self.world_size == 1:
             return rows.cpu()
-        counts = [int(n) for n in self.total(*(len(rows) * (r == self.rank) for r in range(self.world_size)))]
+        counts = [int(n) for n in self.all_reduce_sum(*(len(rows) * (r == self.rank) for r in range(self.world_size)))]
         padded = rows.new_zeros((max(counts), rows.shape[1]), device=self.device)
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every worker is here."""
-        self.total(0.0)
+        self.all_reduce_sum(0.0)
 
 
 def _gpus_here() -> int:

@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 
 from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
 from cluster.settings import Settings
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import WorkersLost
 from trainer.specs import Spec
 
@@ -25,8 +25,8 @@ Loop: TypeAlias = Callable[[dict[str, Any]], Any]
 logger = logging.getLogger(__name__)
 
 
-def on_workers(loop: Loop, order: Order[Any], spec: Spec) -> Any:
-    """Run `loop({"order": order})` on the wished number of Ray Train workers and return what the leading one returned.
+def on_workers(loop: Loop, task: WorkerTask[Any], spec: Spec) -> Any:
+    """Run `loop({"task": order})` on the wished number of Ray Train workers and return what the leading one returned.
 
     One worker on this machine runs in this process, which spares half a minute of starting actors.
 
@@ -34,28 +34,28 @@ def on_workers(loop: Loop, order: Order[Any], spec: Spec) -> Any:
         ResourcesShort: This machine can never give the workers.
         TrainerError, ShardError, ClusterError: What a worker raised.
     """
-    settings = order.attempt.settings
+    settings = task.attempt.settings
     if settings.ray_address is None and spec.workers == 1:
         refuse_impossible(workers=1, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
-        found = _trainer(loop, order, workers=0, gpus=0).fit().return_value
+        found = _trainer(loop, task, workers=0, gpus=0).fit().return_value
     else:
         with ray_for(settings, spec) as gpus:
-            found = _fit(_trainer(loop, order, workers=spec.workers, gpus=gpus), order.attempt.restarts)
+            found = _fit(_trainer(loop, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def _trainer(loop: Loop, order: Order[Any], *, workers: int, gpus: int) -> TorchTrainer:
-    attempt = order.attempt
+def _trainer(loop: Loop, task: WorkerTask[Any], *, workers: int, gpus: int) -> TorchTrainer:
+    attempt = task.attempt
     return TorchTrainer(
         loop,
-        train_loop_config={"order": order},
-        torch_config=TorchConfig(timeout_s=round(order.hang_seconds)),
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(timeout_s=round(task.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=ray.train.RunConfig(
             name=f"attempt-{attempt.number}",
-            storage_path=str(order.paths.scratch),
+            storage_path=str(task.paths.scratch),
             failure_config=ray.train.FailureConfig(max_failures=attempt.restarts),
         ),
     )

@@ -20,7 +20,7 @@ from cluster.stop_request import StopWatcher
 from data_shards.errors import ShardError
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.attempt import Attempt
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged
 from trainer.progress import Progress
 
@@ -57,7 +57,7 @@ class Watchdog:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order(Generic[S]):
+class WorkerTask(Generic[S]):
     """One run's wish on its way to a worker.
 
     Attributes:
@@ -84,11 +84,11 @@ class Order(Generic[S]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post:
+class WorkerContext:
     """A worker's place of work: who it is and whom it tells."""
 
-    order: Order[Any]
-    ranks: Ranks
+    task: WorkerTask[Any]
+    process_group: ProcessGroup
     progress: Progress
     stop: StopWatcher
     watchdog: Watchdog = field(default_factory=Watchdog)
@@ -101,40 +101,40 @@ class Post:
     @property
     def loader_workers(self) -> int:
         """Processes that decode for this worker; on a CPU the network itself needs all there is."""
-        if self.ranks.device.type == "cpu":
+        if self.process_group.device.type == "cpu":
             return 0
-        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.ranks.here - 1))
+        return max(1, min(LOADER_WORKERS, this_machine().cpus // self.process_group.workers_on_node - 1))
 
     @classmethod
-    def of(cls, order: Order[Any]) -> "Post":
+    def of(cls, task: WorkerTask[Any]) -> "WorkerContext":
         """Take the post on this worker."""
-        ranks, attempt = Ranks.of_this_worker(on_cpu=order.spec.gpus_per_worker == 0), order.attempt
+        process_group, attempt = ProcessGroup.of_this_worker(on_cpu=task.spec.gpus_per_worker == 0), task.attempt
         limit_default_cache(attempt.settings.shard_cache_bytes)
-        if ranks.world_size == 1 and ranks.device.type == "cpu":
+        if process_group.world_size == 1 and process_group.device.type == "cpu":
             torch.set_num_threads(this_machine().cpus)
         return cls(
-            order=order,
-            ranks=ranks,
-            progress=Progress(order.paths, attempt.number, writes=ranks.leads),
-            stop=StopWatcher(order.paths.stop, attempt.number),
-            watchdog=Watchdog(order.hang_seconds),
+            task=task,
+            process_group=process_group,
+            progress=Progress(task.paths, attempt.number, writes=process_group.is_leader),
+            stop=StopWatcher(task.paths.stop, attempt.number),
+            watchdog=Watchdog(task.hang_seconds),
         )
 
 
-def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
+def in_worker(work: Callable[[WorkerContext], Any], config: dict[str, Any]) -> Any:
     """Do the work and return its result, or our own error as a value.
 
     Ray starts all workers again when one raises. That helps against a death but not against a damaged shard: so the
     worker that meets one leaves a note before it raises, and the workers started again return what the note says.
     """
-    order: Order[Any] = config["order"]
-    note = order.paths.scratch / f"fault-{order.attempt.number}.json"
+    task: WorkerTask[Any] = config["task"]
+    note = task.paths.scratch / f"fault-{task.attempt.number}.json"
     if note.exists():
         return TrainerError(read_json(note))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    post = Post.of(order)
+    context = WorkerContext.of(task)
     try:
-        return _ours(work, post)
+        return _ours(work, context)
     except SHARED as error:
         return error
     except OURS as error:
@@ -142,16 +142,16 @@ def in_worker(work: Callable[[Post], Any], config: dict[str, Any]) -> Any:
         write_json(note, " ".join(str(error).split()))
         raise
     finally:
-        post.watchdog.rest()
+        context.watchdog.rest()
 
 
-def _ours(work: Callable[[Post], Any], post: Post) -> Any:
+def _ours(work: Callable[[WorkerContext], Any], context: WorkerContext) -> Any:
     """Do the work; memory that is spent becomes an error of ours, which says what would fit."""
     try:
-        return work(post)
+        return work(context)
     except torch.OutOfMemoryError as error:
-        size = post.order.spec.batch_size
+        size = context.task.spec.batch_size
         raise OutOfMemory(
-            f"a batch of {size} images over {post.ranks.world_size} workers does not fit into the memory of "
-            f"{post.ranks.device}; use --batch-size {size // 2} or more workers"
+            f"a batch of {size} images over {context.process_group.world_size} workers does not fit into the memory of "
+            f"{context.process_group.device}; use --batch-size {size // 2} or more workers"
         ) from error

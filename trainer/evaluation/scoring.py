@@ -14,8 +14,8 @@ from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
 from trainer.data.batches import Source, StoredFeatures
 from trainer.data.feature_extraction import Extraction
-from trainer.distributed.process_group import Ranks
-from trainer.distributed.worker import Post
+from trainer.distributed.process_group import ProcessGroup
+from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.metrics import score
 from trainer.evaluation.predictions import Predictions
@@ -49,7 +49,7 @@ def scored(
     source: Source,
     index: ShardIndex,
     split: str,
-    ranks: Ranks,
+    process_group: ProcessGroup,
     *,
     autocast: bool = False,
     at_once: int = BATCH,
@@ -62,39 +62,39 @@ def scored(
     plan = EpochPlan(
         index=index,
         split=split,
-        batch_size=at_once * ranks.world_size,
-        world_size=ranks.world_size,
-        rank=ranks.rank,
+        batch_size=at_once * process_group.world_size,
+        world_size=process_group.world_size,
+        rank=process_group.rank,
         shuffle=False,
     )
-    rows = ranks.gathered(_rows(module, source, plan, ranks, autocast=autocast))
+    rows = process_group.gather_rows(_rows(module, source, plan, process_group, autocast=autocast))
     rows = rows[rows[:, 0].argsort()]
     return Scored(logits=rows[:, 2:].numpy(), labels=rows[:, 1].long().numpy())
 
 
 @torch.no_grad()
-def _rows(module: nn.Module, source: Source, plan: EpochPlan, ranks: Ranks, *, autocast: bool) -> Tensor:
+def _rows(module: nn.Module, source: Source, plan: EpochPlan, process_group: ProcessGroup, *, autocast: bool) -> Tensor:
     """Return id, label and logits of this rank's samples, `(n, 2 + classes) float64`."""
     module.eval()
-    rows = [torch.empty(0, 2 + len(plan.index.classes), dtype=torch.float64, device=ranks.device)]
+    rows = [torch.empty(0, 2 + len(plan.index.classes), dtype=torch.float64, device=process_group.device)]
     for step in source(plan):
-        with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast(process_group.device.type, dtype=torch.bfloat16, enabled=autocast):
             logits = module(step.inputs)  # (B, classes)
         labels = step.labels.double().unsqueeze(1)
         rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))
     return torch.cat(rows)
 
 
-def model_on(post: Post, extraction: Extraction, model: Classifier, split: str) -> Scored:
+def model_on(context: WorkerContext, extraction: Extraction, model: Classifier, split: str) -> Scored:
     """Return what the model says of each sample of a split; every rank must call it.
 
     The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
     """
     extraction.prepare(split)
     found = extraction.of_split(split)
-    device = post.ranks.device
+    device = context.process_group.device
     source = StoredFeatures(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
-    return replace(scored(model.head, source, extraction.index, split, post.ranks), groups=found.groups)
+    return replace(scored(model.head, source, extraction.index, split, context.process_group), groups=found.groups)
 
 
 def figures_of(
@@ -126,15 +126,15 @@ def figures_of(
     return {"split": split, **figures, **wished}
 
 
-def keep_predictions(post: Post, found: Scored) -> None:
+def keep_predictions(context: WorkerContext, found: Scored) -> None:
     """Write what was said of each sample beside the run's other files; only the leading rank does.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
     """
-    if not post.ranks.leads:
+    if not context.process_group.is_leader:
         return
-    attempt = post.order.attempt
+    attempt = context.task.attempt
     attempt.lease.check()
     ids = np.arange(len(found.labels), dtype=np.int64)
     Predictions(ids=ids, labels=found.labels, probabilities=found.probabilities()).write(attempt.paths.predictions)

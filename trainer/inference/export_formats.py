@@ -27,7 +27,7 @@ Probabilities = NDArray[np.float32]
 RESIZE = "short side to image_size with antialiased bilinear filter, then the centre square"
 
 
-class Deployed(nn.Module):
+class ExportedModel(nn.Module):
     """`(B, 3, S, S) uint8` RGB images, cut to the square, to `(B, classes) float32` probabilities.
 
     Normalisation and temperature are inside, so that whoever runs it can get neither wrong.
@@ -79,7 +79,7 @@ class Format(Protocol):
     def ending(self) -> str:
         """Of the file's name."""
 
-    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
         """Write the model with its metadata; `sample` are some images."""
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
@@ -95,7 +95,7 @@ class Onnx:
 
     ending: str = "onnx"
 
-    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
         """Write the model with its metadata; the batch may have any size.
 
         Raises:
@@ -135,7 +135,7 @@ class TorchScript:
 
     ending: str = "pt"
 
-    def write(self, model: Deployed, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
         """Write the model with its metadata."""
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # asked for all the same

@@ -12,7 +12,7 @@ from trainer.data.transforms import normalised
 from trainer.evaluation.calibration import Calibration, Floats, Labels, decide, tempered
 from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
-from trainer.model.folded_backbone import FastBackbone
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 from trainer.model.names import MODEL
 
@@ -23,7 +23,7 @@ class Predictor:
 
     config: HeadConfig
     calibration: Calibration
-    backbone: FastBackbone
+    backbone: FoldedBackbone
     head: Head
 
     @classmethod
@@ -35,7 +35,7 @@ class Predictor:
         """
         model, config, manifest = read_model(folder)
         calibration = Calibration.of(folder, str(manifest["files"][MODEL]))
-        return cls(config, calibration, FastBackbone(model.backbone, config.precision, device), model.head)
+        return cls(config, calibration, FoldedBackbone(model.backbone, config.precision, device), model.head)
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Floats:

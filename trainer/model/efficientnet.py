@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer.model.head import FEATURES, HeadConfig, Layout
 from trainer.model.names import BLOCKS_PER_STAGE
-from trainer.model.sync_batch_norm import MOMENTUM, SharedBatchNorm
+from trainer.model.sync_batch_norm import MOMENTUM, SyncBatchNorm1d
 
 TORCHVISION_EPSILON = 1e-5  # torchvision's EfficientNet-B0 keeps nn.BatchNorm2d's default; the other uses 1e-3
 
@@ -79,13 +79,13 @@ class Head(nn.Sequential):
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
         super().__init__(
-            SharedBatchNorm(FEATURES),
+            SyncBatchNorm1d(FEATURES),
             nn.Linear(FEATURES, width),
             nn.ReLU(),
-            SharedBatchNorm(width),
+            SyncBatchNorm1d(width),
             nn.Linear(width, width // 4),
             nn.ReLU(),
-            SharedBatchNorm(width // 4),
+            SyncBatchNorm1d(width // 4),
             nn.Dropout(dropout),
             nn.Linear(width // 4, classes),
         )

@@ -33,7 +33,7 @@ def best_precision(wish: Precision, device: torch.device, *, trains: bool) -> Li
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-class FastBackbone:
+class FoldedBackbone:
     """A frozen copy of a backbone: batch norms folded, channels last, bf16 where asked, in micro-batches.
 
     On a CPU each thread takes micro-batches of its own. Threads that share one wait for each other at every small

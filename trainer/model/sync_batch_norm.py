@@ -9,7 +9,7 @@ from torch import Tensor, nn
 MOMENTUM = 0.1  # of the running statistics, torch's default
 
 
-class SharedBatchNorm(nn.BatchNorm1d):
+class SyncBatchNorm1d(nn.BatchNorm1d):
     """`nn.BatchNorm1d` whose mean and variance in training are those of the samples of all ranks together.
 
     torch's own SyncBatchNorm needs GPUs. Ranks may hold different numbers of samples; each counts alike.

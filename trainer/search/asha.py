@@ -38,7 +38,7 @@ def survives(report: Report, table: TrialTable) -> bool:
     earlier = [
         other.reports[report.epoch].value
         for other in table.trials.values()
-        if report.epoch in other.reports and other.reports[report.epoch].order < report.order
+        if report.epoch in other.reports and other.reports[report.epoch].sequence < report.sequence
     ]
     # Of equals the earlier is the better, as everywhere in the ledger.
     better = sum(not is_better(report.value, value, table.metric) for value in earlier)

@@ -17,7 +17,7 @@ MARGIN = 1.25  # trials differ; one that is expected to end within a fifth of th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Night:
+class Deadline:
     """When the search stops.
 
     Attributes:
@@ -29,7 +29,7 @@ class Night:
     why: Closing | None = None
 
     @classmethod
-    def of(cls, spec: SearchSpec, *, began: datetime, now: datetime) -> "Night":
+    def of(cls, spec: SearchSpec, *, began: datetime, now: datetime) -> "Deadline":
         """Return the earliest of what ends the search.
 
         Args:

@@ -11,10 +11,10 @@ import ray
 import torch
 from ray import tune
 
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.search.asha import rungs_of
-from trainer.search.head_training import HeadBench, HeadTraining
+from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.pause_signal import PauseSignal
 from trainer.search.run_trainable import trial_folder
 from trainer.specs import SearchSpec
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 
 TELL_SECONDS = 0.25  # between two results of a trial
 
-_benches: dict[str, HeadBench] = {}  # of this process: an actor serves many trials and reads the features once
+_benches: dict[str, HeadTrainingData] = {}  # of this process: an actor serves many trials and reads the features once
 
 
-class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One configuration, trained once for each repeat; nothing of it goes through Ray but numbers."""
 
-    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:
+    def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:
         """Begin, or go on with, the trial that `config` names."""
         torch.set_num_threads(threads)
-        self.order, self.slots = order, slots
-        self.pause = PauseSignal(order.attempt.paths, order.attempt.number)
+        self.task, self.slots = task, slots
+        self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -57,7 +57,7 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             return self._epochs()
         except Stopped:
             for head in self.heads:
-                head.settle()
+                head.save_last_epoch()
             return {"paused": True, "done": True}
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -73,7 +73,7 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         until = time.monotonic() + TELL_SECONDS
         while True:
             found = self._epoch()
-            decides = found["done"] or found["epoch"] in rungs_of(self.order.spec)
+            decides = found["done"] or found["epoch"] in rungs_of(self.task.spec)
             if decides or time.monotonic() >= until:
                 return found
             self.before.append(found)
@@ -84,58 +84,58 @@ class HeadTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         lines = [head.epoch() for head in self._behind()]
         values = [head.value for head in self.heads]
         if None in values:
-            return _failure(f"{self.order.spec.best_by} is undefined on the valid split; choose another --metric")
+            return _failure(f"{self.task.spec.best_by} is undefined on the valid split; choose another --metric")
         value = statistics.fmean(found for found in values if found is not None)
         return mean_of(lines) | {
-            "epoch": max(head.position.epoch for head in self.heads),
+            "epoch": max(head.state.epoch for head in self.heads),
             "value": value,
             "spread": statistics.pstdev(found for found in values if found is not None) if len(values) > 1 else None,
             "candidate": self._candidate(value),
             "done": all(head.is_over for head in self.heads),
-            "why": "epochs" if self.heads[0].position.epoch >= self.heads[0].spec.epochs else "patience",
+            "why": "epochs" if self.heads[0].state.epoch >= self.heads[0].spec.epochs else "patience",
         }
 
     def _begun(self) -> list[HeadTraining]:
-        bench = _benches.get(str(self.order.attempt.paths.folder)) or self._first_bench()
-        spec, number = self.order.spec.trial_spec(self.assignment["config"]), self.assignment["trial"]
+        data = _benches.get(str(self.task.attempt.paths.folder)) or self._first_bench()
+        spec, number = self.task.spec.trial_spec(self.assignment["config"]), self.assignment["trial"]
         return [
             HeadTraining(
-                bench,
+                data,
                 spec.model_copy(update={"seed": spec.seed + repeat}),
-                trial_folder(self.order.attempt.paths.checkpoints, number) / f"repeat-{repeat}",
+                trial_folder(self.task.attempt.paths.checkpoints, number) / f"repeat-{repeat}",
                 self.pause.reason,
-                self.order.attempt.number,
+                self.task.attempt.number,
             )
-            for repeat in range(self.order.spec.repeats)
+            for repeat in range(self.task.spec.repeats)
         ]
 
-    def _first_bench(self) -> HeadBench:
+    def _first_bench(self) -> HeadTrainingData:
         """Read the features, and wait until the search's other processes have them too."""
         gpus, actor = ray.get_gpu_ids(), ray.get_runtime_context().get_actor_id()
-        bench = HeadBench.of(self.order, torch.device("cuda" if gpus else "cpu"))
-        _benches[str(self.order.attempt.paths.folder)] = bench
-        attempt = self.order.attempt
+        data = HeadTrainingData.of(self.task, torch.device("cuda" if gpus else "cpu"))
+        _benches[str(self.task.attempt.paths.folder)] = data
+        attempt = self.task.attempt
         gather(attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.pause.reason)
-        return bench
+        return data
 
     def _behind(self) -> list[HeadTraining]:
         """Return the heads that have this epoch before them: after a pause between two repeats, not all."""
         alive = [head for head in self.heads if not head.is_over]
-        at = min((head.position.epoch for head in alive), default=0)
-        return [head for head in alive if head.position.epoch == at]
+        at = min((head.state.epoch for head in alive), default=0)
+        return [head for head in alive if head.state.epoch == at]
 
     def _candidate(self, value: float) -> str | None:
         """Write the epoch's head when it may be the best of the search; return the name of its folder."""
-        beat, metric = self.assignment.get("beat"), self.order.spec.best_by
-        if beat is not None and not is_better(value, beat, metric):
+        value_to_beat, metric = self.assignment.get("value_to_beat"), self.task.spec.best_by
+        if value_to_beat is not None and not is_better(value, value_to_beat, metric):
             return None
-        self.assignment["beat"] = value
+        self.assignment["value_to_beat"] = value
         best = self.heads[0]
         for head in self.heads[1:]:
             if head.value is not None and best.value is not None and is_better(head.value, best.value, metric):
                 best = head
-        name = candidate_name(self.assignment["trial"], best.position.epoch)
-        folder = self.order.attempt.paths.checkpoints / name
+        name = candidate_name(self.assignment["trial"], best.state.epoch)
+        folder = self.task.attempt.paths.checkpoints / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         best.write_candidate(folder)
         return name

@@ -12,26 +12,26 @@ from torch import Tensor
 from cluster.stop_request import StopWatcher
 from data_shards.index import ShardIndex, read_index
 from trainer.data.batches import StoredFeatures
-from trainer.distributed.process_group import Ranks
-from trainer.distributed.worker import Order, Post
+from trainer.distributed.process_group import ProcessGroup
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.evaluation.scoring import epoch_figures, scored
 from trainer.model.efficientnet import Backbone, Head, build_head
 from trainer.model.head import HeadConfig
 from trainer.model.tensor_folder import newest_good, write_folder
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.checkpointer import MODULE, TrainingState
-from trainer.training.ema import Average
-from trainer.training.loop import Course, train_epoch
+from trainer.training.checkpointer import MODULE, TrainingCheckpoint
+from trainer.training.ema import ModelEma
+from trainer.training.loop import TrainLoop, train_epoch
 from trainer.training.model_setup import class_weights, extraction_for, fresh_model
 from trainer.training.optimizer import build_optimizer
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs
 
 
 @dataclass(frozen=True)
-class HeadBench:
+class HeadTrainingData:
     """Everything that trials over one frozen backbone share.
 
     Attributes:
@@ -40,7 +40,7 @@ class HeadBench:
         start: State of the random numbers, by seed, as `train` has it when it builds the head.
     """
 
-    post: Post
+    context: WorkerContext
     index: ShardIndex
     config: HeadConfig
     source: StoredFeatures
@@ -48,28 +48,28 @@ class HeadBench:
     start: dict[int, Tensor]
 
     @classmethod
-    def of(cls, order: Order[SearchSpec], device: torch.device) -> "HeadBench":
+    def of(cls, task: WorkerTask[SearchSpec], device: torch.device) -> "HeadTrainingData":
         """Read the features, which the search has computed before its first trial, into memory.
 
         Raises:
             ShardError, CheckpointError: Shards or stored features are damaged.
         """
-        spec = order.spec.trial_spec({})
-        post = lone_post(order, spec, device)
+        spec = task.spec.trial_spec({})
+        context = standalone_context(task, spec, device)
         index = read_index(spec.shards)
-        model, config = fresh_model(post, index)
-        extraction = extraction_for(post, spec.shards, index, model, config, cached=True)
+        model, config = fresh_model(context, index)
+        extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
         found = {split: extraction.of_split(split) for split in ("train", "valid")}
         source = StoredFeatures(
             values={split: features.values.to(device) for split, features in found.items()},
             labels={split: features.labels.to(device) for split, features in found.items()},
         )
-        return cls(post, index, config, source, class_weights(spec, index, device), {})
+        return cls(context, index, config, source, class_weights(spec, index, device), {})
 
     @property
     def device(self) -> torch.device:
         """Where heads train."""
-        return self.post.ranks.device
+        return self.context.process_group.device
 
     def config_of(self, spec: TrainSpec) -> HeadConfig:
         """Return the description of a trial's model."""
@@ -85,13 +85,13 @@ class HeadBench:
         return build_head(self.config_of(spec)).to(self.device)
 
 
-def lone_post(order: Order[SearchSpec], spec: TrainSpec, device: torch.device) -> Post:
+def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device) -> WorkerContext:
     """Return the post of a worker that works alone on one trial and leaves telling and stopping to the search."""
-    attempt = order.attempt
+    attempt = task.attempt
     nowhere = attempt.paths.scratch / "nowhere" / "stop.json"  # a search that is stopped still publishes its best
-    return Post(
-        order=Order(attempt=attempt, spec=spec, source=order.source),
-        ranks=Ranks(0, 1, device),
+    return WorkerContext(
+        task=WorkerTask(attempt=attempt, spec=spec, source=task.source),
+        process_group=ProcessGroup(0, 1, device),
         progress=Progress(attempt.paths, attempt.number, writes=False),
         stop=StopWatcher(nowhere, attempt.number),
     )
@@ -109,20 +109,20 @@ class HeadTraining:
     """
 
     def __init__(
-        self, bench: HeadBench, spec: TrainSpec, folder: Path, stop_reason: Callable[[], str | None], attempt: int
+        self, data: HeadTrainingData, spec: TrainSpec, folder: Path, stop_reason: Callable[[], str | None], attempt: int
     ) -> None:
-        self.bench, self.spec, self.folder, self.attempt = bench, spec, folder, attempt
-        self.module = bench.fresh_head(spec)
+        self.data, self.spec, self.folder, self.attempt = data, spec, folder, attempt
+        self.module = data.fresh_head(spec)
         self.optimizer = build_optimizer(
-            self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=bench.device
+            self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=data.device
         )
-        self.average = Average(self.module, spec.ema)
-        self.state = TrainingState(self.module, self.optimizer, self.average)
+        self.ema = ModelEma(self.module, spec.ema)
+        self.checkpoint = TrainingCheckpoint(self.module, self.optimizer, self.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.judged: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
-        self.course = self._course(stop_reason)
-        self.position = self._resumed()
+        self.loop = self._loop(stop_reason)
+        self.state = self._resumed()
 
     def epoch(self) -> dict[str, Any]:
         """Train one epoch and return its line as `metrics.jsonl` of a training would have it.
@@ -131,7 +131,7 @@ class HeadTraining:
             Stopped: It shall pause; a checkpoint is saved.
             TrainingDiverged: The loss is no number any more.
         """
-        self.position = train_epoch(self.course, self.module, self.position)
+        self.state = train_epoch(self.loop, self.module, self.state)
         return self.figures
 
     @property
@@ -143,62 +143,64 @@ class HeadTraining:
     @property
     def is_over(self) -> bool:
         """Whether all epochs are behind, or patience has run out."""
-        return self.position.epoch >= self.spec.epochs or self.position.out_of_patience(self.spec.patience)
+        return self.state.epoch >= self.spec.epochs or self.state.out_of_patience(self.spec.patience)
 
     def write_candidate(self, folder: Path) -> None:
         """Write the head as it is now."""
-        tensors = {MODULE: self.average.module.state_dict()}
+        tensors = {MODULE: self.ema.module.state_dict()}
         write_folder(folder, tensors=tensors, facts={}, about={"attempt": self.attempt})
 
-    def save(self, position: Position) -> None:
+    def save(self, state: TrainState) -> None:
         """Write a checkpoint to go on from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.state.write(self.folder, position, attempt=self.attempt)
-        self.saved_at, self.saved_step = time.monotonic(), position.step
+        self.checkpoint.write(self.folder, state, attempt=self.attempt)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
 
-    def settle(self) -> None:
+    def save_last_epoch(self) -> None:
         """Save a checkpoint of the last epoch, unless a later one is saved."""
-        if self.position.step > self.saved_step:
-            self.save(self.position)
+        if self.state.step > self.saved_step:
+            self.save(self.state)
 
-    def _course(self, stop_reason: Callable[[], str | None]) -> Course:
-        bench = self.bench
-        return Course(
+    def _loop(self, stop_reason: Callable[[], str | None]) -> TrainLoop:
+        data = self.data
+        return TrainLoop(
             spec=self.spec,
-            index=bench.index,
-            ranks=bench.post.ranks,
+            index=data.index,
+            process_group=data.context.process_group,
             module=self.module,
             optimizer=self.optimizer,
-            source=bench.source,
-            class_weights=bench.weights,
+            source=data.source,
+            class_weights=data.weights,
             validate=self._judge,
             save=self._save_now_and_then,
             record=self._remember,
             count=lambda _: None,
             begin_epoch=lambda _: None,
             stop_reason=stop_reason,
-            after_step=self.average.follow,
+            after_step=self.ema.update,
         )
 
     def _judge(self) -> dict[str, Any]:
-        bench = self.bench
-        self.judged = epoch_figures(scored(self.average.module, bench.source, bench.index, "valid", bench.post.ranks))
+        data = self.data
+        self.judged = epoch_figures(
+            scored(self.ema.module, data.source, data.index, "valid", data.context.process_group)
+        )
         return self.judged
 
-    def _save_now_and_then(self, position: Position, _is_best: bool) -> None:
+    def _save_now_and_then(self, state: TrainState, _is_best: bool) -> None:
         # In mid-epoch the loop saves only when it stops.
-        if position.batch or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
-            self.save(position)
+        if state.batch or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
+            self.save(state)
 
     def _remember(self, figures: dict[str, Any]) -> None:
         self.figures = figures
 
-    def _resumed(self) -> Position:
+    def _resumed(self) -> TrainState:
         found = newest_good(self.folder)
         if found is None:
-            return Position()
-        position = self.state.read(found)
-        self.saved_step = position.step
-        if position.epoch and not position.batch:
+            return TrainState()
+        state = self.checkpoint.read(found)
+        self.saved_step = state.step
+        if state.epoch and not state.batch:
             self._judge()
-        return position
+        return state

@@ -12,11 +12,21 @@ from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
 from trainer.search.trials import Trial, TrialTable
 
-TOLD = ("epoch", "value", "spread", "candidate", "train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")
+REPORTED = (
+    "epoch",
+    "value",
+    "spread",
+    "candidate",
+    "train_loss",
+    "valid_loss",
+    "valid_accuracy",
+    "valid_auroc",
+    "seconds",
+)
 
 
 @dataclass
-class SearchLedger:
+class TrialJournal:
     """The file and the table that it amounts to.
 
     Attributes:
@@ -28,7 +38,7 @@ class SearchLedger:
     began: datetime
 
     @classmethod
-    def opened(cls, lease: Lease, metric: str, now: datetime) -> "SearchLedger":
+    def opened(cls, lease: Lease, metric: str, now: datetime) -> "TrialJournal":
         """Read what earlier attempts wrote, and note that this one begins.
 
         Raises:
@@ -37,9 +47,9 @@ class SearchLedger:
         events = list(read_lines(lease.paths.trials))
         opened = [event for event in events if event.get("event") == "opened"]
         began = datetime.fromisoformat(opened[0]["time"]) if opened else now.astimezone(UTC)
-        ledger = cls(lease, TrialTable.fold(events, metric), began)
-        ledger.append({"event": "opened"}, now)
-        return ledger
+        journal = cls(lease, TrialTable.fold(events, metric), began)
+        journal.append({"event": "opened"}, now)
+        return journal
 
     def append(self, event: Mapping[str, Any], now: datetime) -> None:
         """Write an event and take it into the table.
@@ -58,7 +68,7 @@ def read_table(paths: RunPaths, metric: str) -> TrialTable:
     return TrialTable.fold(read_lines(paths.trials), metric)
 
 
-def take_over(ledger: SearchLedger, before: RunPaths, now: datetime) -> None:
+def take_over(journal: TrialJournal, before: RunPaths, now: datetime) -> None:
     """Copy the trials of an earlier search into the ledger, as the first ones; safe to run again after a kill.
 
     One that had paused when that search ended counts as it stood: its model may be the best that was published.
@@ -70,19 +80,19 @@ def take_over(ledger: SearchLedger, before: RunPaths, now: datetime) -> None:
         metric = str(read_json(before.spec)["best_by"])
     except (StorageError, KeyError) as error:
         raise SpecError(f"--extend {before.run_id}: there is no such search in this storage") from error
-    for trial in read_table(before, metric).told:
-        known = ledger.table.trials.get(trial.number)
+    for trial in read_table(before, metric).reported:
+        known = journal.table.trials.get(trial.number)
         if known is None or known.ended is None:
-            _copy(trial, ledger, before.run_id, now)
+            _copy(trial, journal, before.run_id, now)
 
 
-def _copy(trial: Trial, ledger: SearchLedger, run_id: str, now: datetime) -> None:
+def _copy(trial: Trial, journal: TrialJournal, run_id: str, now: datetime) -> None:
     common = {"trial": trial.number, "from": run_id}
-    ledger.append({"event": "started", "config": trial.config, **common}, now)
-    for report in sorted(trial.reports.values(), key=lambda report: report.order):
-        figures = {name: report.figures.get(name) for name in TOLD}
-        ledger.append({"event": "epoch", **figures, "candidate": None, **common}, now)
+    journal.append({"event": "started", "config": trial.config, **common}, now)
+    for report in sorted(trial.reports.values(), key=lambda report: report.sequence):
+        figures = {name: report.figures.get(name) for name in REPORTED}
+        journal.append({"event": "epoch", **figures, "candidate": None, **common}, now)
     if trial.state == "failed":
-        ledger.append({"event": "failed", "error": trial.error, **common}, now)
+        journal.append({"event": "failed", "error": trial.error, **common}, now)
     else:
-        ledger.append({"event": "finished", "why": trial.why or "paused", **common}, now)
+        journal.append({"event": "finished", "why": trial.why or "paused", **common}, now)

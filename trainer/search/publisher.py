@@ -14,15 +14,15 @@ from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.index import read_index
 from trainer.attempt import Attempt
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError
 from trainer.evaluation.scoring import model_on
 from trainer.model.efficientnet import Classifier
 from trainer.model.names import CALIBRATION, MANIFEST, MODEL
 from trainer.model.tensor_folder import read_manifest, read_tensors
 from trainer.model.weights import backbone_sha256
-from trainer.search.head_training import lone_post
-from trainer.search.journal import SearchLedger
+from trainer.search.head_training import standalone_context
+from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
 from trainer.search.run_trainable import trial_folder
 from trainer.search.trials import Report
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class BestModel:
+class BestModelPublisher:
     """Keeps `best/` in step with the ledger."""
 
-    order: Order[SearchSpec]
-    ledger: SearchLedger
+    task: WorkerTask[SearchSpec]
+    journal: TrialJournal
     next_at: float = field(default_factory=lambda: time.monotonic() + PUBLISH_SECONDS)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class BestModel:
     @property
     def attempt(self) -> Attempt:
         """The attempt it publishes for."""
-        return self.order.attempt
+        return self.task.attempt
 
     def keep_up(self, *, at_once: bool = False) -> None:
         """Publish the best epoch of the ledger unless it is published; now and then, or `at_once`.
@@ -62,7 +62,7 @@ class BestModel:
             LeaseLost: A newer attempt owns the run.
             CheckpointError: The storage is full.
         """
-        best = self.ledger.table.best()
+        best = self.journal.table.best()
         if best is None:
             return
         if (best.trial, best.epoch) == self.published:
@@ -87,17 +87,17 @@ class BestModel:
             return None
 
     def _publish(self, best: Report) -> None:
-        trial = self.ledger.table.trials[best.trial]
-        spec = self.order.spec.trial_spec(trial.config)
-        post = lone_post(self.order, spec, torch.device("cpu"))
+        trial = self.journal.table.trials[best.trial]
+        spec = self.task.spec.trial_spec(trial.config)
+        context = standalone_context(self.task, spec, torch.device("cpu"))
         index = read_index(spec.shards)
-        model, config = fresh_model(post, index)
+        model, config = fresh_model(context, index)
         _load(model, self._tensors(best))
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-        extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
-        found = model_on(post, extraction, model, "valid")
+        extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
+        found = model_on(context, extraction, model, "valid")
         more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
-        publish_judged(post, index, model, config, found=found, more=more)
+        publish_judged(context, index, model, config, found=found, more=more)
         logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
     def _tensors(self, best: Report) -> dict[str, Tensor]:
@@ -114,11 +114,11 @@ class BestModel:
     def _sweep(self, best: Report) -> None:
         """Remove what trials that have ended left, but for the best."""
         checkpoints, keep = self.attempt.paths.checkpoints, str(best.figures["candidate"])
-        for report in self.ledger.table.reports():
+        for report in self.journal.table.reports():
             name = report.figures.get("candidate")
             if name and name != keep and "/" not in name:
                 shutil.rmtree(checkpoints / name, ignore_errors=True)
-        for trial in self.ledger.table.ended:
+        for trial in self.journal.table.ended:
             folder = trial_folder(checkpoints, trial.number)
             if not keep.startswith(f"{folder.name}/"):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -18,16 +18,16 @@ from cluster.stop_request import StopRequest
 from data_shards.index import BOTH, ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers
-from trainer.distributed.worker import Order, Post, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
-from trainer.evaluate import verdict
+from trainer.evaluate import test_metrics
 from trainer.evaluation.calibration import Calibration
 from trainer.model.bundle import publish_model, read_model, weights_sha256
 from trainer.model.names import CALIBRATION, MANIFEST
 from trainer.model.weights import backbone_sha256
-from trainer.search.controller import Director
+from trainer.search.controller import SearchController
 from trainer.search.deadline import seconds_of_trial
-from trainer.search.run_trainable import LapSpec
+from trainer.search.run_trainable import EpochStepSpec
 from trainer.search.trials import Report
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import refuse_impossible_data
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 SPLIT = f"train{BOTH}valid"
 
 
-class RefitSpec(LapSpec):
+class RefitSpec(EpochStepSpec):
     """A training on the train and valid splits together, up to the epoch at which the trial was best."""
 
     @property
@@ -57,14 +57,14 @@ class RefitSpec(LapSpec):
 class Refit:
     """What follows on the last trial of a search that wishes it."""
 
-    order: Order[SearchSpec]
-    director: Director
+    task: WorkerTask[SearchSpec]
+    controller: SearchController
     index: ShardIndex
 
     @property
     def attempt(self) -> Attempt:
         """The attempt it publishes for."""
-        return self.order.attempt
+        return self.task.attempt
 
     def run(self) -> dict[str, Any]:
         """Publish the refit as the search's best, and return what to tell of it; safe to run again after a kill.
@@ -72,7 +72,7 @@ class Refit:
         Raises:
             Stopped: The run was asked to stop, or its window closed; a checkpoint is saved.
         """
-        best = self.director.ledger.table.best()
+        best = self.controller.journal.table.best()
         if best is None:
             return {}
         if (done := published_refit(self.attempt.paths)) is not None:
@@ -93,7 +93,7 @@ class Refit:
     def _told(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the refit's facts with the figures, on the same split, of the model whose place it takes."""
         folder = self.attempt.paths.chosen
-        found = verdict(self.order, self.index, folder)
+        found = test_metrics(self.task, self.index, folder)
         return {**facts, "chosen": {"checkpoint": str(folder), **{name: found[name] for name in COMPARED}}}
 
     def _keep_chosen(self) -> None:
@@ -103,16 +103,16 @@ class Refit:
         )
 
     def _too_late(self) -> str | None:
-        director = self.director
-        if director.night.why == "window":  # it pauses when the window closes, and goes on in the next
+        controller = self.controller
+        if controller.deadline.why == "window":  # it pauses when the window closes, and goes on in the next
             return None
-        seconds = seconds_of_trial(director.ledger.table, director.spec.epochs)
-        return None if director.night.has_room_for(seconds, director.clock()) else "the search's time was up"
+        seconds = seconds_of_trial(controller.journal.table, controller.spec.epochs)
+        return None if controller.deadline.has_room_for(seconds, controller.clock()) else "the search's time was up"
 
     def _goes_on_later(self) -> bool:
-        if self.director.stop_reason() is not None:
+        if self.controller.stop_reason() is not None:
             return True
-        if self.director.night.why == "window":
+        if self.controller.deadline.why == "window":
             StopRequest("window", self.attempt.number).publish(self.attempt.paths.stop)
             return True
         return False
@@ -121,23 +121,23 @@ class Refit:
         paths = TrialPaths(self.attempt.paths.checkpoints / "refit")
         paths.folder.mkdir(parents=True, exist_ok=True)
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
-        config = self.director.ledger.table.trials[best.trial].config
-        spec = _refit_spec(self.order.spec.trial_spec(config), best.epoch)
+        config = self.controller.journal.table.trials[best.trial].config
+        spec = _refit_spec(self.task.spec.trial_spec(config), best.epoch)
         logger.info("refit of trial %d on %s for %d epochs", best.trial, SPLIT, best.epoch)
-        order = Order(
+        task = WorkerTask(
             attempt=self.attempt,
             spec=spec,
-            source=self.order.source,
+            source=self.task.source,
             longest_shard=self.index.longest_shard,
             trial=paths,
         )
         self._look_at(paths)
         with repeating(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
-            return int(on_workers(refit_on_worker, order, spec))
+            return int(on_workers(refit_on_worker, task, spec))
 
     def _look_at(self, paths: TrialPaths) -> None:
         """Stop the training when the search must pause, and tell its progress as the run's."""
-        if self.director.must_pause():
+        if self.controller.must_pause():
             StopRequest("window", self.attempt.number).publish(paths.stop)
         if paths.progress.exists():
             write_json(self.attempt.paths.progress, read_json(paths.progress))
@@ -205,20 +205,20 @@ def _publish_as(
 
 
 def refit_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
+    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
     return in_worker(_refit, config)
 
 
-def _refit(post: Post) -> int:
+def _refit(context: WorkerContext) -> int:
     """Publish the model of the last epoch in the order's own folder; return the images that it has learnt from."""
-    spec: RefitSpec = post.order.spec
+    spec: RefitSpec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(post, index)
-    trained(post, index, model, config)
-    if post.ranks.leads:
+    model, config = fresh_model(context, index)
+    trained(context, index, model, config)
+    if context.process_group.is_leader:
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-        attempt, paths = post.order.attempt, post.order.paths
+        attempt, paths = context.task.attempt, context.task.paths
         attempt.lease.check()
         publish_model(paths.best, model, config, about={"run": attempt.paths.run_id, "data": index.digest})
-    post.ranks.meet()
+    context.process_group.barrier()
     return index.samples_in(SPLIT)

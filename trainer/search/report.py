@@ -9,7 +9,7 @@ import optuna
 
 from trainer.report.page import Drawing, SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
-from trainer.search.sampler import told_study
+from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, worst_shown
 from trainer.search.trials import Report, TrialTable, leaderboard
 from trainer.specs import SearchSpec
@@ -29,10 +29,10 @@ def search_section(table: TrialTable, spec: SearchSpec, shares: Mapping[str, flo
 
 def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
     rows = leaderboard(table)[:TRIALS_SHOWN]
-    told = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
-    varied = [name for name in spec.space.dimensions if name not in told]
-    told[-3:-3] = varied  # before epochs, seconds and state
-    return [{column: row.get(column) for column in told} for row in rows]
+    reported = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
+    varied = [name for name in spec.space.dimensions if name not in reported]
+    reported[-3:-3] = varied  # before epochs, seconds and state
+    return [{column: row.get(column) for column in reported} for row in rows]
 
 
 def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[Drawing, ...]:
@@ -59,7 +59,7 @@ def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
     if len(whole) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- of one option it is all
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
-    shares = optuna.importance.get_param_importances(told_study(spec, table), evaluator=evaluator)
+    shares = optuna.importance.get_param_importances(study_of_trials(spec, table), evaluator=evaluator)
     return {name: round(float(share), 4) for name, share in shares.items()}
 
 

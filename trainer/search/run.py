@@ -12,23 +12,23 @@ from cluster.stop_request import StopRequest
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import on_workers, ray_for
-from trainer.distributed.worker import Order, Post, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
-from trainer.evaluate import verdict
+from trainer.evaluate import test_metrics
 from trainer.model.weights import ensure_weights
 from trainer.progress import WRITE_SECONDS
 from trainer.report.write import write_report
 from trainer.result import RunResult
-from trainer.search.controller import Director
-from trainer.search.deadline import Clock, Night
-from trainer.search.head_trainable import HeadTrial
-from trainer.search.journal import SearchLedger, take_over
+from trainer.search.controller import SearchController
+from trainer.search.deadline import Clock, Deadline
+from trainer.search.head_trainable import HeadTrainable
+from trainer.search.journal import TrialJournal, take_over
 from trainer.search.pause_signal import PauseSignal
-from trainer.search.publisher import BestModel
+from trainer.search.publisher import BestModelPublisher
 from trainer.search.refit import Refit, refuse_impossible_refit
 from trainer.search.report import cost, importance, search_section
-from trainer.search.run_repeats import RepeatedRunTrial
-from trainer.search.run_trainable import RunTrial
+from trainer.search.run_repeats import RepeatedRunTrainable
+from trainer.search.run_trainable import RunTrainable
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials
 from trainer.specs import SearchSpec
@@ -57,72 +57,79 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     for config in spec.space.corners():
         refuse_impossible_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)
-    order = Order(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
-    ledger = SearchLedger.opened(attempt.lease, spec.best_by, clock())
+    task = WorkerTask(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
+    journal = TrialJournal.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
-        take_over(ledger, RunPaths.of(attempt.settings.storage, spec.extend), clock())
+        take_over(journal, RunPaths.of(attempt.settings.storage, spec.extend), clock())
     pause = PauseSignal(attempt.paths, attempt.number)
-    night = Night.of(spec, began=ledger.began, now=clock())
-    director = Director(spec, ledger, night, clock, pause.stopped)
-    best = BestModel(order, ledger)
-    _run(director, order, index, pause, best)
+    deadline = Deadline.of(spec, began=journal.began, now=clock())
+    controller = SearchController(spec, journal, deadline, clock, pause.stopped)
+    best = BestModelPublisher(task, journal)
+    _run(controller, task, index, pause, best)
     best.keep_up(at_once=True)
-    _stop_if_asked(director, attempt)
-    refit = Refit(order, director, index).run() if spec.refit else None
-    return _outcome(director, order, index, refit)
+    _stop_if_asked(controller, attempt)
+    refit = Refit(task, controller, index).run() if spec.refit else None
+    return _outcome(controller, task, index, refit)
 
 
-def _run(director: Director, order: Order[SearchSpec], index: ShardIndex, pause: PauseSignal, best: BestModel) -> None:
+def _run(
+    controller: SearchController,
+    task: WorkerTask[SearchSpec],
+    index: ShardIndex,
+    pause: PauseSignal,
+    best: BestModelPublisher,
+) -> None:
     """Run what is left to run, as long as it may."""
-    if not director.has_work():
+    if not controller.has_work():
         return
-    spec = order.spec
-    progress = SearchProgress(order.attempt, director, index.samples_in("train"))
+    spec = task.spec
+    progress = SearchProgress(task.attempt, controller, index.samples_in("train"))
 
     def look() -> None:
-        if director.must_pause():
+        if controller.must_pause():
             pause.ask()
         best.keep_up()
         progress.write_now_and_then()
 
-    with ray_for(order.attempt.settings, spec) as gpus:
+    with ray_for(task.attempt.settings, spec) as gpus:
         if spec.reads_features:
-            shared = Order(
-                attempt=order.attempt, spec=spec.trial_spec({}), source=order.source, longest_shard=index.longest_shard
+            shared = WorkerTask(
+                attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
             )
             on_workers(features_on_worker, shared, spec)
-            run_trials(director, order, HeadTrial, head_slots(spec, gpus), look)
+            run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), look)
         else:
-            in_process = spec.workers == 1 and order.attempt.settings.ray_address is None
-            trainable = RunTrial if spec.repeats == 1 else RepeatedRunTrial
-            run_trials(director, order, trainable, run_slots(spec, gpus, in_process=in_process), look)
+            in_process = spec.workers == 1 and task.attempt.settings.ray_address is None
+            trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
+            run_trials(controller, task, trainable, run_slots(spec, gpus, in_process=in_process), look)
 
 
-def _stop_if_asked(director: Director, attempt: Attempt) -> None:
+def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
     """Raise what keeps the search from its end."""
-    table = director.ledger.table
-    ending = director.ending()
+    table = controller.journal.table
+    ending = controller.ending()
     if ending == "failures":
         raise TrainerError(
-            f"{table.failed} trials failed, more than --max-failures {director.spec.max_failures}; {_last_error(table)}"
+            f"{table.failed} trials failed, more than --max-failures {controller.spec.max_failures}; "
+            f"{_last_error(table)}"
         )
     if ending == "window":
-        while not director.must_pause():  # nothing more fits into tonight, but the window is this search's until then
+        while not controller.must_pause():  # nothing more fits into tonight, but the window is this search's until then
             time.sleep(LOOK_SECONDS)
         StopRequest("window", attempt.number).publish(attempt.paths.stop)
     if ending in ("stop", "window"):
-        raise Stopped(f"stopped after {table.finished} of {director.spec.trials} trials; the others go on from here")
+        raise Stopped(f"stopped after {table.finished} of {controller.spec.trials} trials; the others go on from here")
 
 
 def _outcome(
-    director: Director, order: Order[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
+    controller: SearchController, task: WorkerTask[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
 ) -> RunResult:
     """Score the best model on the split that has chosen nothing."""
-    attempt, spec, table = order.attempt, order.spec, director.ledger.table
+    attempt, spec, table = task.attempt, task.spec, controller.journal.table
     best = table.best()
     if best is None:
         raise TrainerError(f"no trial came to the end of an epoch; {_last_error(table)}")
-    metrics = verdict(order, index, attempt.paths.best)
+    metrics = test_metrics(task, index, attempt.paths.best)
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
         kind=spec.kind,
@@ -134,7 +141,7 @@ def _outcome(
             | {"config": table.trials[best.trial].config},
             "refit": refit,
             "trials": counts,
-            "ending": director.ending(),
+            "ending": controller.ending(),
             "importance": importance(table, spec),
             "cost": cost(table, spec, index.samples_in("train") + index.samples_in("valid")),
         },
@@ -154,16 +161,16 @@ def features_on_worker(config: dict[str, Any]) -> Any:
     return in_worker(_features, config)
 
 
-def _features(post: Post) -> int:
+def _features(context: WorkerContext) -> int:
     """Return how many images this worker has sent through the backbone or found in the cache."""
-    spec = post.order.spec
+    spec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(post, index)
-    extraction = extraction_for(post, spec.shards, index, model, config, cached=True)
-    post.progress.begin("features", total=sum(index.samples_in(split) for split in index.splits))
+    model, config = fresh_model(context, index)
+    extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
+    context.progress.begin("features", total=sum(index.samples_in(split) for split in index.splits))
     for split in index.splits:
         extraction.prepare(split)
-    return post.progress.done
+    return context.progress.done
 
 
 @dataclass
@@ -171,12 +178,12 @@ class SearchProgress:
     """Says about once a second where the search stands. An `epoch` of a search is a trial that ended."""
 
     attempt: Attempt
-    director: Director
+    controller: SearchController
     images_per_epoch: int
     _written: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self._began, self._before = time.monotonic(), len(self.director.ledger.table.reports())
+        self._began, self._before = time.monotonic(), len(self.controller.journal.table.reports())
 
     def write_now_and_then(self) -> None:
         """Write the file unless it was written just now."""
@@ -185,7 +192,7 @@ class SearchProgress:
             write_json(self.attempt.paths.progress, self._content())
 
     def _content(self) -> dict[str, object]:
-        table, spec = self.director.ledger.table, self.director.spec
+        table, spec = self.controller.journal.table, self.controller.spec
         done = sum(len(trial.reports) for trial in table.trials.values())
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = (done - self._before) / seconds
@@ -200,6 +207,6 @@ class SearchProgress:
             "images_per_second": round(speed * self.images_per_epoch, 1),
             "eta_seconds": None if left is None or not speed else round(left / speed, 1),
             "attempt": self.attempt.number,
-            "trials": {"running": len(self.director.running), "finished": table.finished, "failed": table.failed},
+            "trials": {"running": len(self.controller.running), "finished": table.finished, "failed": table.failed},
             "best": None if best is None else {"trial": best.trial, "epoch": best.epoch, "value": best.value},
         }

@@ -18,7 +18,7 @@ from cluster.run_paths import TrialPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import read_index
 from trainer.distributed.ray_train import Loop, on_workers
-from trainer.distributed.worker import Order, Post, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped
 from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, TrainSpec
@@ -36,33 +36,33 @@ def trial_folder(checkpoints: Path, number: int) -> Path:
     return checkpoints / f"trial-{number:06d}"
 
 
-class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
+class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One configuration as a training of its own, whose epochs are read from its `metrics.jsonl`."""
 
-    def setup(self, config: dict[str, Any], order: Order[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
+    def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
         """Begin, or go on with, the trial that `config` names."""
-        self.order = order
+        self.task = task
         self.training: Training | None = None
-        self.pause = PauseSignal(order.attempt.paths, order.attempt.number)
+        self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process, once the one before has let go of its workers."""
         self.cleanup()
-        self.assignment, self.told = new_config, 0
+        self.assignment, self.reported = new_config, 0
         return True
 
     def step(self) -> dict[str, Any]:
         """Wait for the end of the next epoch and return its figures."""
         if self.training is None:
-            folder = trial_folder(self.order.attempt.paths.checkpoints, self.assignment["trial"])
-            spec = self.order.spec.trial_spec(self.assignment["config"])
-            self.training = Training(order_in(TrialPaths(folder), self.order, spec), train_on_worker)
+            folder = trial_folder(self.task.attempt.paths.checkpoints, self.assignment["trial"])
+            spec = self.task.spec.trial_spec(self.assignment["config"])
+            self.training = Training(order_in(TrialPaths(folder), self.task, spec), train_on_worker)
         while True:
             ended = self.training.has_ended()  # before the file is read: its last line stands there by then
-            line = next((one for one in self.training.lines() if one["epoch"] > self.told), None)
+            line = next((one for one in self.training.lines() if one["epoch"] > self.reported), None)
             if line is not None:
-                self.told = line["epoch"]
+                self.reported = line["epoch"]
                 return self._report(line)
             if ended:
                 return self.training.outcome() | {"done": True}
@@ -79,24 +79,24 @@ class RunTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def _report(self, line: dict[str, Any]) -> dict[str, Any]:
         assert self.training is not None  # noqa: S101
-        value = line.get(f"valid_{self.order.spec.best_by}")
+        value = line.get(f"valid_{self.task.spec.best_by}")
         if value is None:
             self.training.stop()
-            return {"failed": f"{self.order.spec.best_by} is undefined on the valid split", "done": True}
+            return {"failed": f"{self.task.spec.best_by} is undefined on the valid split", "done": True}
         return line | {"value": float(value), "spread": None, "candidate": self.training.candidate(line), "done": False}
 
 
-def order_in(trial: TrialPaths, order: Order[SearchSpec], spec: TrainSpec) -> Order[TrainSpec]:
+def order_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:
     """Return a search's order to train in a folder of its own."""
     longest = read_index(spec.shards).longest_shard
-    return Order(attempt=order.attempt, spec=spec, source=order.source, longest_shard=longest, trial=trial)
+    return WorkerTask(attempt=task.attempt, spec=spec, source=task.source, longest_shard=longest, trial=trial)
 
 
 class Training:
     """A training in a thread, and its folder; `loop` is what its workers do."""
 
-    def __init__(self, order: Order[TrainSpec], loop: Loop) -> None:
-        self.order, self.loop, self.paths = order, loop, order.paths
+    def __init__(self, task: WorkerTask[TrainSpec], loop: Loop) -> None:
+        self.task, self.loop, self.paths = task, loop, task.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
         self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         self.error: Exception | None = None
@@ -105,7 +105,7 @@ class Training:
 
     def _train(self) -> None:
         try:
-            on_workers(self.loop, self.order, self.order.spec)
+            on_workers(self.loop, self.task, self.task.spec)
         except Exception as error:  # told as the trial's result
             self.error = error
 
@@ -126,7 +126,7 @@ class Training:
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""
-        StopRequest("window", self.order.attempt.number).publish(self.paths.stop)
+        StopRequest("window", self.task.attempt.number).publish(self.paths.stop)
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -143,7 +143,7 @@ class Training:
         return last | {"why": "epochs" if last["epoch"] >= last["epochs"] else "patience"}
 
 
-class LapSpec(TrainSpec):
+class EpochStepSpec(TrainSpec):
     """A training that ends after `until_epoch`, on the learning rates of one of all `epochs`."""
 
     until_epoch: Annotated[int, Field(ge=1)]
@@ -154,13 +154,13 @@ class LapSpec(TrainSpec):
         return self.until_epoch
 
 
-def lap_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
-    return in_worker(_lap, config)
+def epoch_step_on_worker(config: dict[str, Any]) -> Any:
+    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
+    return in_worker(_epoch_step, config)
 
 
-def _lap(post: Post) -> int:
+def _epoch_step(context: WorkerContext) -> int:
     """Train on from the newest checkpoint and return the epoch that was reached."""
-    index = read_index(post.order.spec.shards)
-    model, config = fresh_model(post, index)
-    return trained(post, index, model, config).epoch
+    index = read_index(context.task.spec.shards)
+    model, config = fresh_model(context, index)
+    return trained(context, index, model, config).epoch

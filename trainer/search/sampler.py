@@ -36,11 +36,11 @@ def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     defaults = {name: getattr(spec, name) for name in spec.space.dimensions}
     if number == 0 and defaults in spec.space:
         return defaults
-    study = told_study(spec, table, _sampler(spec, number))
+    study = study_of_trials(spec, table, _sampler(spec, number))
     return dict(study.ask(_distributions(spec.space)).params)
 
 
-def told_study(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
+def study_of_trials(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
     """Return a study that knows all trials of the space."""
     study = optuna.create_study(sampler=sampler, direction="maximize" if HIGHER_IS_BETTER[spec.best_by] else "minimize")
     distributions = _distributions(spec.space)

@@ -27,12 +27,12 @@ class Report:
     """One epoch of one trial.
 
     Attributes:
-        order: Place among all reports of the search; of two equal values the earlier is the better.
+        sequence: Place among all reports of the search; of two equal values the earlier is the better.
         value: The metric that ranks.
         figures: The whole event, with losses, seconds and spread.
     """
 
-    order: int
+    sequence: int
     trial: int
     epoch: int
     value: float
@@ -112,7 +112,7 @@ class TrialTable:
         if kind == "epoch" and event["epoch"] not in trial.reports:
             self._reports += 1
             trial.reports[event["epoch"]] = Report(
-                order=self._reports,
+                sequence=self._reports,
                 trial=trial.number,
                 epoch=event["epoch"],
                 value=float(event["value"]),
@@ -133,7 +133,7 @@ class TrialTable:
         return sorted(done, key=lambda trial: trial.ended or 0)
 
     @property
-    def told(self) -> list[Trial]:
+    def reported(self) -> list[Trial]:
         """The trials that a later search can take over: those that ended, and those that paused after an epoch."""
         return self.ended + [trial for trial in self.unfinished if trial.reports]
 
@@ -159,21 +159,21 @@ class TrialTable:
     def reports(self) -> list[Report]:
         """Return all reports in the order in which they came."""
         every = [report for trial in self.trials.values() for report in trial.reports.values()]
-        return sorted(every, key=lambda report: report.order)
+        return sorted(every, key=lambda report: report.sequence)
 
     def ranked(self) -> list[Trial]:
         """Return the trials, the best first; those without an epoch last."""
 
         def place(trial: Trial) -> tuple[float, int]:
             best = trial.best(self.metric)
-            return (math.inf, trial.number) if best is None else (loss_of(best.value, self.metric), best.order)
+            return (math.inf, trial.number) if best is None else (loss_of(best.value, self.metric), best.sequence)
 
         return sorted(self.trials.values(), key=place)
 
 
 def best_report(reports: Iterable[Report], metric: str) -> Report | None:
     """Return the best of `reports`; of equals the earlier."""
-    return min(reports, key=lambda report: (loss_of(report.value, metric), report.order), default=None)
+    return min(reports, key=lambda report: (loss_of(report.value, metric), report.sequence), default=None)
 
 
 def leaderboard(table: TrialTable, best_folder: str | None = None) -> list[dict[str, Any]]:

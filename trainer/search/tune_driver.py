@@ -20,9 +20,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.settings import let_tune_start
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
-from trainer.search.controller import Director
+from trainer.search.controller import SearchController
 from trainer.specs import SearchSpec
 
 CAUSE_LENGTH = 200  # characters of what Ray says of a death
@@ -53,27 +53,31 @@ class Slots:
 
 
 def run_trials(
-    director: Director, order: Order[SearchSpec], trainable: Any, slots: Slots, between: Callable[[], None]
+    controller: SearchController,
+    task: WorkerTask[SearchSpec],
+    trainable: Any,
+    slots: Slots,
+    between: Callable[[], None],
 ) -> None:
     """Run trials until the director starts no more and those that run have ended or paused.
 
     Args:
-        director: Decides.
-        order: What each trial's process is told.
+        controller: Decides.
+        task: What each trial's process is told.
         trainable: The class of a trial.
         slots: How many at once.
         between: Called again and again while trials run.
     """
-    attempt, decisions = order.attempt, _Decisions(director, between)
+    attempt, decisions = task.attempt, _Decisions(controller, between)
     suggestions = _Suggestions(decisions, slots.count)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
-    at_once = min(slots.count, director.left())
+    at_once = min(slots.count, controller.left())
     let_tune_start(at_once)
-    given = tune.with_parameters(trainable, order=order, threads=slots.threads, slots=at_once)
+    given = tune.with_parameters(trainable, task=task, threads=slots.threads, slots=at_once)
     tune.Tuner(
         tune.with_resources(given, dict(slots.resources)),
         tune_config=tune.TuneConfig(
-            num_samples=director.spec.trials + 1,  # so that it asks once more, and is told that this was all
+            num_samples=controller.spec.trials + 1,  # so that it asks once more, and is told that this was all
             search_alg=suggestions,
             scheduler=decisions,
             reuse_actors=True,  # a process that serves one trial after another reads the features once
@@ -88,7 +92,7 @@ def run_trials(
     ).fit()
     if decisions.trouble is not None:
         raise decisions.trouble
-    if director.running or not suggestions.is_done:  # Tune takes a Ctrl-C for itself and returns
+    if controller.running or not suggestions.is_done:  # Tune takes a Ctrl-C for itself and returns
         raise TrainerError("Ray Tune ended before the search did; `nightshift retry` goes on where it was")
 
 
@@ -97,13 +101,13 @@ class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
 
     def __init__(self, decisions: "_Decisions", at_once: int) -> None:
         super().__init__()  # without a metric: the director ranks
-        self.decisions, self.director, self.at_once = decisions, decisions.director, at_once
+        self.decisions, self.controller, self.at_once = decisions, decisions.controller, at_once
         self.is_done = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if len(self.director.running) >= self.at_once:
+        if len(self.controller.running) >= self.at_once:
             return None
-        assignment = self.decisions.attempted(self.director.next_trial)
+        assignment = self.decisions.attempted(self.controller.next_trial)
         self.is_done = assignment is None
         return str(Searcher.FINISHED) if assignment is None else assignment
 
@@ -128,9 +132,9 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
             end, and it is raised afterwards.
     """
 
-    def __init__(self, director: Director, look: Callable[[], None]) -> None:
+    def __init__(self, controller: SearchController, look: Callable[[], None]) -> None:
         super().__init__()
-        self.director, self.look = director, look
+        self.controller, self.look = controller, look
         self.died: Any = None
         self.trouble: Exception | None = None
 
@@ -147,17 +151,17 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
         lines = Path(file).read_text().strip().splitlines() if file else ["no word of why"]
         cause = textwrap.shorten(lines[-1], CAUSE_LENGTH, placeholder=" ...")  # Ray gives advice behind it
         result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
-        self.attempted(lambda: self.director.take(self.died.config["trial"], result))
+        self.attempted(lambda: self.controller.take(self.died.config["trial"], result))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return str(TrialScheduler.CONTINUE if self._goes_on(trial, result) else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if trial.config["trial"] in self.director.running:
+        if trial.config["trial"] in self.controller.running:
             self._goes_on(trial, result)
 
     def _goes_on(self, trial: Any, result: dict[str, Any]) -> bool:
-        found = self.attempted(lambda: self.director.take(trial.config["trial"], result))
+        found = self.attempted(lambda: self.controller.take(trial.config["trial"], result))
         return bool(found) and self.trouble is None
 
     def attempted(self, act: Callable[[], T]) -> T | None:
@@ -166,7 +170,7 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]
             return act() if self.trouble is None else None
         except Exception as error:
             self.trouble = error
-            self.director.close()
+            self.controller.close()
             return None
 
 

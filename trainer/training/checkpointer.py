@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cluster.files import append_line, read_json, read_lines, write_text
-from trainer.distributed.worker import Post
+from trainer.distributed.worker import WorkerContext
 from trainer.model.tensor_folder import (
     KEEP,
     newest_good,
@@ -23,16 +23,16 @@ from trainer.model.tensor_folder import (
     step_folder,
     write_folder,
 )
-from trainer.training.ema import Average
+from trainer.training.ema import ModelEma
 from trainer.training.optimizer import load_optimizer, optimizer_tensors
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
 
 logger = logging.getLogger(__name__)
 
 
-class Records:
+class Checkpointer:
     """The files of one training. Only the leading rank writes; every rank reads when it resumes.
 
     Attributes:
@@ -40,19 +40,21 @@ class Records:
         average: Of the module: what is the best, when it is.
     """
 
-    def __init__(self, post: Post, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> None:
-        self.attempt = post.order.attempt
-        self.paths = post.order.paths
+    def __init__(
+        self, context: WorkerContext, module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma
+    ) -> None:
+        self.attempt = context.task.attempt
+        self.paths = context.task.paths
         self.folder = self.paths.checkpoints
-        self.ranks, self.module, self.optimizer, self.average = post.ranks, module, optimizer, average
-        self.state = TrainingState(module, optimizer, average)
+        self.process_group, self.module, self.optimizer, self.ema = context.process_group, module, optimizer, ema
+        self.state = TrainingCheckpoint(module, optimizer, ema)
         self.saved = time.monotonic()
 
     def save_is_due(self) -> bool:
         """Return whether the last checkpoint is long ago."""
         return time.monotonic() - self.saved >= MINUTES_BETWEEN * 60
 
-    def save(self, position: Position, is_best: bool) -> None:
+    def save(self, state: TrainState, is_best: bool) -> None:
         """Write a checkpoint, and the module as the best one when it is.
 
         Raises:
@@ -62,31 +64,31 @@ class Records:
         self.attempt.lease.check()
         attempt = self.attempt.number
         if is_best:
-            best = {MODULE: self.average.module.state_dict()}
-            write_folder(self._best(position), tensors=best, facts={}, about={"attempt": attempt})
-        self.state.write(self.folder, position, attempt=attempt)
+            best = {MODULE: self.ema.module.state_dict()}
+            write_folder(self._best(state), tensors=best, facts={}, about={"attempt": attempt})
+        self.state.write(self.folder, state, attempt=attempt)
         self.saved = time.monotonic()
         for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def resume(self) -> Position:
+    def resume(self) -> TrainState:
         """Load the newest undamaged checkpoint on every rank and return its position; the start when there is none."""
-        name = self.ranks.from_leader(self._newest() if self.ranks.leads else None)
+        name = self.process_group.broadcast(self._newest() if self.process_group.is_leader else None)
         if name is None:
-            return Position()
-        position = self.state.read(self.folder / name)
-        if self.ranks.leads:
-            logger.info("going on from %s: epoch %d, step %d", name, position.epoch + 1, position.step)
-            self._forget_after(position.epoch)
-        return position
+            return TrainState()
+        state = self.state.read(self.folder / name)
+        if self.process_group.is_leader:
+            logger.info("going on from %s: epoch %d, step %d", name, state.epoch + 1, state.step)
+            self._forget_after(state.epoch)
+        return state
 
-    def load_best(self, position: Position) -> None:
+    def load_best(self, state: TrainState) -> None:
         """Put the best epoch's tensors into the module, on every rank.
 
         Raises:
             CheckpointError: They are damaged.
         """
-        folder = self._best(position)
+        folder = self._best(state)
         read_manifest(folder)
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
@@ -95,8 +97,8 @@ class Records:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         append_line(self.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
 
-    def _best(self, position: Position) -> Path:
-        return self.folder / f"best-{position.best_epoch:06d}"
+    def _best(self, state: TrainState) -> Path:
+        return self.folder / f"best-{state.best_epoch:06d}"
 
     def _newest(self) -> str | None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,38 +114,38 @@ class Records:
         write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
 
 
-MODULE, OPTIMIZER, POSITION = "module.safetensors", "optimizer.safetensors", "position.json"
+MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
 
 
 @dataclass(frozen=True)
-class TrainingState:
+class TrainingCheckpoint:
     """All that changes as a training goes on, but for its position."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    average: Average
+    ema: ModelEma
 
-    def write(self, checkpoints: Path, position: Position, *, attempt: int) -> None:
+    def write(self, checkpoints: Path, state: TrainState, *, attempt: int) -> None:
         """Write a checkpoint into the folder of all, and remove those that are too old.
 
         Raises:
             CheckpointError: The storage is full; the checkpoints before this one stay.
         """
         write_folder(
-            step_folder(checkpoints, position.step),
+            step_folder(checkpoints, state.step),
             tensors={
                 MODULE: self.module.state_dict(),
                 OPTIMIZER: optimizer_tensors(self.optimizer),
-                **self.average.checkpoint,
+                **self.ema.checkpoint,
             },
-            facts={POSITION: position.to_json()},
+            facts={TRAIN_STATE: state.to_json()},
             about={"attempt": attempt},
         )
         remove_old(checkpoints)
 
-    def read(self, checkpoint: Path) -> Position:
+    def read(self, checkpoint: Path) -> TrainState:
         """Take over what `write` left in a folder that has been checked, and return where that was."""
         self.module.load_state_dict(read_tensors(checkpoint / MODULE))
         load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
-        self.average.read(checkpoint)
-        return Position(**read_json(checkpoint / POSITION))
+        self.ema.read(checkpoint)
+        return TrainState(**read_json(checkpoint / TRAIN_STATE))

@@ -8,14 +8,14 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_f
 
 from trainer.model.tensor_folder import read_tensors
 
-AVERAGE = "average.safetensors"
+EMA = "average.safetensors"
 
 # After n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage:
 # an average over more steps than there were would be one of the random start.
 YOUNG = (1, 10)
 
 
-class Average:
+class ModelEma:
     """A module's weights and running statistics averaged over its latest steps; with a decay of 0, the module itself.
 
     Attributes:
@@ -27,7 +27,7 @@ class Average:
         self.copy = AveragedModel(trained, multi_avg_fn=self._moved, use_buffers=True) if decay else None
         self.module: nn.Module = self.copy.module if self.copy else trained
 
-    def follow(self) -> None:
+    def update(self) -> None:
         """Take in the weights after a step."""
         if self.copy:
             self.copy.update_parameters(self.trained)
@@ -35,14 +35,14 @@ class Average:
     @property
     def checkpoint(self) -> dict[str, dict[str, Tensor]]:
         """The file that a checkpoint holds besides the module that trains; none where that is all there is."""
-        return {AVERAGE: dict(self.copy.state_dict())} if self.copy else {}
+        return {EMA: dict(self.copy.state_dict())} if self.copy else {}
 
     def read(self, folder: Path) -> None:
         """Load what `checkpoint` left in a folder that has been checked."""
         if self.copy:
-            self.copy.load_state_dict(read_tensors(folder / AVERAGE))
+            self.copy.load_state_dict(read_tensors(folder / EMA))
 
-    def settle(self) -> None:
+    def apply_to_module(self) -> None:
         """Put the average into the module that trains: the training is over."""
         if self.copy:
             self.trained.load_state_dict(self.copy.module.state_dict())

@@ -13,19 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
 from trainer.data.batches import Source, Step, seed_draws, step_seed
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.specs import TrainSpec
 from trainer.training.micro_batching import backward
 from trainer.training.optimizer import set_lr
 from trainer.training.preemption import Preemption
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainLoop:
     """All that one training needs, on one rank.
 
     Attributes:
@@ -48,16 +48,16 @@ class Course:
 
     spec: TrainSpec
     index: ShardIndex
-    ranks: Ranks
+    process_group: ProcessGroup
     module: nn.Module
     optimizer: torch.optim.Optimizer
     source: Source
     class_weights: Tensor | None
     validate: Callable[[], dict[str, Any]] | None
-    save: Callable[[Position, bool], None]
+    save: Callable[[TrainState, bool], None]
     record: Callable[[dict[str, Any]], None]
     count: Callable[[int], None]
-    begin_epoch: Callable[[Position], None]
+    begin_epoch: Callable[[TrainState], None]
     stop_reason: Callable[[], str | None]
     autocast: bool = False
     save_is_due: Callable[[], bool] = field(default=lambda: False)
@@ -71,11 +71,11 @@ class Course:
         """The epochs of this phase, from 0."""
         return range(self.spec.epochs) if self.epochs is None else self.epochs
 
-    def is_over(self, position: Position) -> bool:
+    def is_over(self, state: TrainState) -> bool:
         """Return whether the phase is behind; only the last one ends for want of patience."""
         patience = self.spec.patience if self.span.stop == self.spec.epochs else None
         last = min(self.span.stop, self.spec.last_epoch)
-        return position.epoch >= last or position.out_of_patience(patience, since=self.span.start)
+        return state.epoch >= last or state.out_of_patience(patience, since=self.span.start)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return this rank's share of an epoch."""
@@ -83,113 +83,115 @@ class Course:
             index=self.index,
             split=self.spec.split,
             batch_size=self.spec.batch_size,
-            world_size=self.ranks.world_size,
-            rank=self.ranks.rank,
+            world_size=self.process_group.world_size,
+            rank=self.process_group.rank,
             seed=self.spec.seed,
             epoch=epoch,
         )
 
 
-def train_from(course: Course, position: Position) -> Position:
-    """Train from `position` to the end of the phase, or until patience runs out, and return where that was.
+def train_from(loop: TrainLoop, state: TrainState) -> TrainState:
+    """Train from `state` to the end of the phase, or until patience runs out, and return where that was.
 
     Raises:
         Stopped: The run was asked to stop; a checkpoint is saved.
         TrainingDiverged: The loss is no number any more; nothing of it is saved.
     """
-    model = _parallel(course)
-    while not course.is_over(position):
-        position = train_epoch(course, model, position)
-    return position
+    model = _parallel(loop)
+    while not loop.is_over(state):
+        state = train_epoch(loop, model, state)
+    return state
 
 
-def train_epoch(course: Course, model: nn.Module, position: Position) -> Position:
+def train_epoch(loop: TrainLoop, model: nn.Module, state: TrainState) -> TrainState:
     """Train the rest of an epoch, score it and return the position at the start of the next.
 
     `model` is the course's module, or what makes it train in step with the other ranks.
     """
-    plan = course.plan(position.epoch)
-    course.begin_epoch(position)
-    began, done_before = time.monotonic(), position.images
+    plan = loop.plan(state.epoch)
+    loop.begin_epoch(state)
+    began, done_before = time.monotonic(), state.images
     model.train()
-    for step in course.source(plan, position.batch):
-        loss = _train_step(course, model, step, position, plan.batches)
-        position = _moved(course, position, loss, step)
-    return _validated(course, position, plan, time.monotonic() - began, position.images - done_before)
+    for step in loop.source(plan, state.batch):
+        loss = _train_step(loop, model, step, state, plan.batches)
+        state = _moved(loop, state, loss, step)
+    return _validated(loop, state, plan, time.monotonic() - began, state.images - done_before)
 
 
-def _parallel(course: Course) -> nn.Module:
-    if course.ranks.world_size == 1:
-        return course.module
-    return DistributedDataParallel(course.module, gradient_as_bucket_view=True)
+def _parallel(loop: TrainLoop) -> nn.Module:
+    if loop.process_group.world_size == 1:
+        return loop.module
+    return DistributedDataParallel(loop.module, gradient_as_bucket_view=True)
 
 
-def _train_step(course: Course, model: nn.Module, step: Step, position: Position, batches: int) -> float:
+def _train_step(loop: TrainLoop, model: nn.Module, step: Step, state: TrainState, batches: int) -> float:
     """Take one step; return this rank's part of the sum of the losses."""
     # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
-    seed_draws(step_seed(course.spec.seed, position.step, course.ranks.rank), course.ranks.device)
-    step_of_phase = position.step - course.span.start * batches
-    lr = set_lr(course.optimizer, course.spec.lr, step_of_phase, len(course.span) * batches)
+    seed_draws(step_seed(loop.spec.seed, state.step, loop.process_group.rank), loop.process_group.device)
+    step_of_phase = state.step - loop.span.start * batches
+    lr = set_lr(loop.optimizer, loop.spec.lr, step_of_phase, len(loop.span) * batches)
     loss = backward(
         model,
         step,
         # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
-        weight=course.ranks.world_size / step.images,
-        class_weights=course.class_weights,
-        parts=course.parts,
-        autocast=course.autocast,
+        weight=loop.process_group.world_size / step.images,
+        class_weights=loop.class_weights,
+        parts=loop.parts,
+        autocast=loop.autocast,
     )
-    nn.utils.clip_grad_norm_(course.module.parameters(), MAX_NORM)
-    course.optimizer.step()
-    course.optimizer.zero_grad(set_to_none=True)
-    course.after_step()
-    position.lr, position.parts = lr, course.parts
+    nn.utils.clip_grad_norm_(loop.module.parameters(), MAX_NORM)
+    loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.after_step()
+    state.lr, state.parts = lr, loop.parts
     return loss
 
 
-def _moved(course: Course, position: Position, loss: float, step: Step) -> Position:
+def _moved(loop: TrainLoop, state: TrainState, loss: float, step: Step) -> TrainState:
     """Return the position after a step that every rank has taken, unless it was the last."""
-    reason = course.stop_reason() if course.ranks.leads else None
-    due = course.ranks.leads and course.save_is_due()
-    look = course.ranks.leads and course.preemption.is_due()
-    total, stops, saves, looks = course.ranks.total(loss, float(reason is not None), float(due), float(look))
+    reason = loop.stop_reason() if loop.process_group.is_leader else None
+    due = loop.process_group.is_leader and loop.save_is_due()
+    look = loop.process_group.is_leader and loop.preemption.is_due()
+    total, stops, saves, looks = loop.process_group.all_reduce_sum(
+        loss, float(reason is not None), float(due), float(look)
+    )
     if not math.isfinite(total):
         raise TrainingDiverged(
-            f"the loss is no number at step {position.step + 1} of epoch {position.epoch + 1}; "
+            f"the loss is no number at step {state.step + 1} of epoch {state.epoch + 1}; "
             "use a lower --lr and retry: the last good checkpoint is kept"
         )
-    position = position.after_step(total, step.images)
-    course.count(step.images)
-    if stops or saves or (looks and course.preemption.is_new()):
-        if course.ranks.leads:
-            course.save(position, False)
-        course.ranks.meet()
+    state = state.after_step(total, step.images)
+    loop.count(step.images)
+    if stops or saves or (looks and loop.preemption.is_new()):
+        if loop.process_group.is_leader:
+            loop.save(state, False)
+        loop.process_group.barrier()
     if stops:
-        raise Stopped(f"stopped ({course.ranks.from_leader(reason)}) after step {position.step}, checkpoint saved")
-    return position
+        raise Stopped(f"stopped ({loop.process_group.broadcast(reason)}) after step {state.step}, checkpoint saved")
+    return state
 
 
-def _validated(course: Course, position: Position, plan: EpochPlan, seconds: float, images: int) -> Position:
+def _validated(loop: TrainLoop, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
     """Score, note and save the epoch that ended; return the position at the start of the next."""
-    figures = course.ranks.from_leader(course.validate() if course.validate else {})
+    figures = loop.process_group.broadcast(loop.validate() if loop.validate else {})
     if not math.isfinite(figures.get("loss", 0.0)):
-        raise TrainingDiverged(f"the validation loss is no number after epoch {position.epoch + 1}; use a lower --lr")
-    train_loss = position.loss_sum / plan.samples
-    position, is_best = position.after_epoch(figures, course.spec.best_by)
-    if course.ranks.leads:
-        course.record(
+        raise TrainingDiverged(f"the validation loss is no number after epoch {state.epoch + 1}; use a lower --lr")
+    train_loss = state.loss_sum / plan.samples
+    state, is_best = state.after_epoch(figures, loop.spec.best_by)
+    if loop.process_group.is_leader:
+        loop.record(
             {
-                "epoch": position.epoch,
-                "epochs": course.spec.epochs,
+                "epoch": state.epoch,
+                "epochs": loop.spec.epochs,
                 "train_loss": train_loss,
                 **{f"valid_{name}": figures.get(name) for name in ("loss", "accuracy", "auroc", "balanced_accuracy")},
-                "lr": position.lr,
-                "micro_batches": position.parts,
+                "lr": state.lr,
+                "micro_batches": state.parts,
                 "best": is_best,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / max(seconds, 1e-9), 1),
             }
         )
-        course.save(position, is_best)
-    course.ranks.meet()
-    return position
+        loop.save(state, is_best)
+    loop.process_group.barrier()
+    return state

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.data.batches import Step
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
 from trainer.specs import TrainSpec
 
@@ -23,12 +23,12 @@ HELD_LATER = 3
 logger = logging.getLogger(__name__)
 
 
-def parts_of_step(spec: TrainSpec, ranks: Ranks, fits: Callable[[int], bool], smallest: int) -> int:
+def parts_of_step(spec: TrainSpec, process_group: ProcessGroup, fits: Callable[[int], bool], smallest: int) -> int:
     """Return into how many parts each rank cuts its share of a step; every rank must call it.
 
     Args:
         spec: The training; with `accumulate` a step may be cut.
-        ranks: All of them; the one with the least memory decides.
+        process_group: All of them; the one with the least memory decides.
         fits: Whether so many images at once fit into this rank's memory.
         smallest: The smallest share of a step that any rank gets, in images.
 
@@ -36,21 +36,21 @@ def parts_of_step(spec: TrainSpec, ranks: Ranks, fits: Callable[[int], bool], sm
         OutOfMemory: The step does not fit and may not be cut; or not even the smallest part of it fits.
     """
     share, parts = math.ceil(spec.batch_size / spec.workers), 1
-    while any(ranks.total(float(not fits(math.ceil(share / parts))))):
+    while any(process_group.all_reduce_sum(float(not fits(math.ceil(share / parts))))):
         parts *= 2
         if smallest // parts < SMALLEST_PART:
             raise OutOfMemory(
-                f"{math.ceil(2 * share / parts)} images at once do not fit into the memory of {ranks.device}; "
+                f"{math.ceil(2 * share / parts)} images at once do not fit into the memory of {process_group.device}; "
                 "use a smaller --image-size, or freeze more stages with --freeze"
             )
     if parts > 1 and not spec.accumulate:
         workers = spec.workers
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
-            f"{ranks.device}; use --batch-size {max(2, share // parts) * workers}, which fits, or --accumulate to take "
-            f"it in {parts} parts"
+            f"{process_group.device}; use --batch-size {max(2, share // parts) * workers}, which fits, or --accumulate "
+            f"to take it in {parts} parts"
         )
-    if parts > 1 and ranks.leads:
+    if parts > 1 and process_group.is_leader:
         logger.info("each step is taken in %d parts of at most %d images a worker", parts, math.ceil(share / parts))
     return parts
 

@@ -7,7 +7,7 @@ from data_shards.index import ShardIndex
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import Extraction
-from trainer.distributed.worker import Post
+from trainer.distributed.worker import WorkerContext
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.folded_backbone import best_precision
 from trainer.model.head import HeadConfig
@@ -17,17 +17,17 @@ from trainer.specs import TrainSpec
 UNBALANCED = 2.0  # from this ratio of the largest class to the smallest on, classes are weighed
 
 
-def fresh_model(post: Post, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
+def fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
     """Return the model before its first step, alike on all ranks, and its description."""
-    spec: TrainSpec = post.order.spec
-    weights = read_weights(post.order.source) if post.order.source else None
+    spec: TrainSpec = context.task.spec
+    weights = read_weights(context.task.source) if context.task.source else None
     config = HeadConfig(
         classes=index.classes,
         width=spec.head_width,
         dropout=spec.dropout,
         image_size=spec.image_size,
         layout=weights.layout if weights else "efficientnet_pytorch",
-        precision=best_precision(spec.precision, post.ranks.device, trains=spec.freeze != "all"),
+        precision=best_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)
@@ -35,10 +35,10 @@ def fresh_model(post: Post, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
         load_backbone(model.backbone, weights)
     keep = keeps_statistics(spec, pretrained=weights is not None)
     model.backbone.freeze(spec.freeze, keep_statistics=keep)
-    if post.ranks.world_size > 1 and post.ranks.device.type == "cuda":
+    if context.process_group.world_size > 1 and context.process_group.device.type == "cuda":
         model.backbone.synchronise_norms()
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-    return model.to(post.ranks.device), config
+    return model.to(context.process_group.device), config
 
 
 def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
@@ -51,21 +51,21 @@ def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
 
 
 def extraction_for(
-    post: Post, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
+    context: WorkerContext, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
 ) -> Extraction:
     """Return the features of a data set under a model's backbone."""
-    settings = post.order.attempt.settings
+    settings = context.task.attempt.settings
     cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
     return Extraction(
         location=location,
         index=index,
         config=config,
         backbone=model.backbone,
-        ranks=post.ranks,
+        process_group=context.process_group,
         cache=cache if cached else None,
-        loader_workers=post.loader_workers,
-        count=post.count,
-        stop_reason=post.stop.reason,
+        loader_workers=context.loader_workers,
+        count=context.count,
+        stop_reason=context.stop.reason,
     )
 
 

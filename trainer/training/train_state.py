@@ -7,7 +7,7 @@ from trainer.specs.metric import is_better
 
 
 @dataclass(kw_only=True)
-class Position:
+class TrainState:
     """A place between two steps.
 
     Attributes:
@@ -32,7 +32,7 @@ class Position:
     lr: float = 0.0
     parts: int = 1
 
-    def after_step(self, loss_sum: float, images: int) -> "Position":
+    def after_step(self, loss_sum: float, images: int) -> "TrainState":
         """Return the position one step on."""
         return replace(
             self,
@@ -42,7 +42,7 @@ class Position:
             loss_sum=self.loss_sum + loss_sum,
         )
 
-    def after_epoch(self, figures: dict[str, Any], best_by: str) -> tuple["Position", bool]:
+    def after_epoch(self, figures: dict[str, Any], best_by: str) -> tuple["TrainState", bool]:
         """Return the position at the start of the next epoch, and whether the one that ended is the best.
 
         Of equals the earlier stays the best. A metric that the split leaves undefined is never better than one that is.

@@ -14,58 +14,58 @@ from torch import Tensor, nn
 from data_shards.index import ShardIndex, read_index
 from trainer.data.batches import Source, StoredFeatures, StreamedImages
 from trainer.data.transforms import Augmentation, normalised
-from trainer.distributed.worker import Post, in_worker
+from trainer.distributed.worker import WorkerContext, in_worker
 from trainer.evaluation.calibration import calibrated
 from trainer.evaluation.scoring import BATCH, Scored, epoch_figures, figures_of, keep_predictions, model_on, scored
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.efficientnet import Classifier
-from trainer.model.folded_backbone import FastBackbone
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256
 from trainer.specs import TrainSpec
-from trainer.training.checkpointer import Records
-from trainer.training.ema import Average
-from trainer.training.loop import Course, train_from
+from trainer.training.checkpointer import Checkpointer
+from trainer.training.ema import ModelEma
+from trainer.training.loop import TrainLoop, train_from
 from trainer.training.micro_batching import fits_into_memory, parts_of_step
 from trainer.training.model_setup import class_weights, extraction_for, fresh_model
 from trainer.training.optimizer import build_optimizer
 from trainer.training.preemption import Preemption
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 PRETRAINED_RATE = 0.1  # of the head's; what is learnt already needs smaller steps than what is new
 
 
 def train_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["order"]` says; the entry point of each Ray Train worker."""
+    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
     return in_worker(_train, config)
 
 
-def _train(post: Post) -> dict[str, Any]:
-    spec: TrainSpec = post.order.spec
+def _train(context: WorkerContext) -> dict[str, Any]:
+    spec: TrainSpec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(post, index)
-    position = trained(post, index, model, config)
-    return _publish(post, index, model, config, position)
+    model, config = fresh_model(context, index)
+    state = trained(context, index, model, config)
+    return _publish(context, index, model, config, state)
 
 
-def trained(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> Position:
+def trained(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> TrainState:
     """Train the model and return where that ended; it is then that of the best epoch, or the last if none is best."""
-    spec: TrainSpec = post.order.spec
+    spec: TrainSpec = context.task.spec
     module = model.head if spec.freeze == "all" else model
-    records = Records(post, module, _optimizer(post, model), Average(module, spec.ema))
-    position = records.resume()
+    checkpointer = Checkpointer(context, module, _optimizer(context, model), ModelEma(module, spec.ema))
+    state = checkpointer.resume()
     for epochs, frozen in phases(spec):
-        if position.epoch < min(epochs.stop, spec.last_epoch):
-            source = _source(post, index, model, config, frozen=frozen)
-            course = _course(post, index, config, records, source=source, epochs=epochs, frozen=frozen)
-            course = course if frozen else replace(course, parts=_parts(course))
+        if state.epoch < min(epochs.stop, spec.last_epoch):
+            source = _source(context, index, model, config, frozen=frozen)
+            loop = _course(context, index, config, checkpointer, source=source, epochs=epochs, frozen=frozen)
+            loop = loop if frozen else replace(loop, parts=_parts(loop))
             with one_thread(isinstance(source, StoredFeatures)):
-                position = train_from(course, position)
-    if position.best_epoch:
-        records.load_best(position)
+                state = train_from(loop, state)
+    if state.best_epoch:
+        checkpointer.load_best(state)
     else:
-        records.average.settle()
-    return position
+        checkpointer.ema.apply_to_module()
+    return state
 
 
 def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
@@ -77,60 +77,60 @@ def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
 
 
 def _course(
-    post: Post,
+    context: WorkerContext,
     index: ShardIndex,
     config: HeadConfig,
-    records: Records,
+    checkpointer: Checkpointer,
     *,
     source: Source,
     epochs: range,
     frozen: bool,
-) -> Course:
-    spec: TrainSpec = post.order.spec
+) -> TrainLoop:
+    spec: TrainSpec = context.task.spec
     bf16 = config.precision == "bf16" and not frozen
-    module, judged = (_trains(whole, frozen) for whole in (records.module, records.average.module))
+    module, judged = (_trains(whole, frozen) for whole in (checkpointer.module, checkpointer.ema.module))
     # Of images twice a worker's share of a step: nothing is kept for backward, so that fits where steps do.
     at_once = BATCH if isinstance(source, StoredFeatures) else 2 * math.ceil(spec.batch_size / spec.workers)
 
     def validate() -> dict[str, Any]:
-        found = scored(judged, source, index, "valid", post.ranks, autocast=bf16, at_once=at_once)
+        found = scored(judged, source, index, "valid", context.process_group, autocast=bf16, at_once=at_once)
         return epoch_figures(found)
 
-    return Course(
+    return TrainLoop(
         spec=spec,
         index=index,
-        ranks=post.ranks,
+        process_group=context.process_group,
         module=module,
-        after_step=records.average.follow,
-        optimizer=records.optimizer,
+        after_step=checkpointer.ema.update,
+        optimizer=checkpointer.optimizer,
         source=source,
-        class_weights=class_weights(spec, index, post.ranks.device),
+        class_weights=class_weights(spec, index, context.process_group.device),
         validate=validate if spec.split == "train" else None,
-        save=records.save,
-        save_is_due=records.save_is_due,
-        record=records.record,
-        count=post.count,
-        begin_epoch=partial(_begin_epoch, post, index),
-        stop_reason=post.stop.reason,
+        save=checkpointer.save,
+        save_is_due=checkpointer.save_is_due,
+        record=checkpointer.record,
+        count=context.count,
+        begin_epoch=partial(_begin_epoch, context, index),
+        stop_reason=context.stop.reason,
         preemption=Preemption(ray.train.get_preemption_info),
         autocast=bf16,
         epochs=epochs,
     )
 
 
-def _parts(course: Course) -> int:
+def _parts(loop: TrainLoop) -> int:
     """Return into how many parts a step of the whole network is cut; a CPU has memory enough."""
-    spec, ranks = course.spec, course.ranks
-    if ranks.device.type != "cuda":
+    spec, process_group = loop.spec, loop.process_group
+    if process_group.device.type != "cuda":
         return 1
 
     def fits(images: int) -> bool:
         return fits_into_memory(
-            course.module, images, image_size=spec.image_size, device=ranks.device, autocast=course.autocast
+            loop.module, images, image_size=spec.image_size, device=process_group.device, autocast=loop.autocast
         )
 
-    plan = course.plan(course.span.start)
-    return parts_of_step(spec, ranks, fits, smallest=plan.samples // plan.batches // ranks.world_size)
+    plan = loop.plan(loop.span.start)
+    return parts_of_step(spec, process_group, fits, smallest=plan.samples // plan.batches // process_group.world_size)
 
 
 def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
@@ -138,15 +138,17 @@ def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
     return whole.head if frozen and isinstance(whole, Classifier) else whole
 
 
-def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool) -> Source:
+def _source(
+    context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool
+) -> Source:
     """Return where batches come from: features where the whole backbone is frozen, else images."""
-    spec: TrainSpec = post.order.spec
+    spec: TrainSpec = context.task.spec
     if frozen and spec.cache and not spec.augment:
-        return _stored(post, index, model, config)
+        return _stored(context, index, model, config)
     normalise = partial(normalised, config=config)
     augment = Augmentation(spec.augment_strength) if spec.augment else None
     if frozen:
-        forward = FastBackbone(model.backbone, config.precision, post.ranks.device)
+        forward = FoldedBackbone(model.backbone, config.precision, context.process_group.device)
 
     def prepare(images: Tensor, training: bool) -> Tensor:
         varied = augment(images) if augment and training else images
@@ -156,69 +158,71 @@ def _source(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig
         location=spec.shards,
         index=index,
         image_size=spec.image_size,
-        loader_workers=post.loader_workers,
-        device=post.ranks.device,
+        loader_workers=context.loader_workers,
+        device=context.process_group.device,
         prepare=prepare,
     )
 
 
-def _stored(post: Post, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
-    spec: TrainSpec = post.order.spec
+def _stored(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
+    spec: TrainSpec = context.task.spec
     splits = ("train", "valid") if spec.split == "train" else (spec.split,)
-    extraction = extraction_for(post, spec.shards, index, model, config, cached=True)
-    post.progress.begin("features", total=sum(index.samples_in(split) for split in splits))
+    extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
+    context.progress.begin("features", total=sum(index.samples_in(split) for split in splits))
     for split in splits:
         extraction.prepare(split)
     features = {split: extraction.of_split(split) for split in splits}
     return StoredFeatures(
-        values={split: found.values.to(post.ranks.device) for split, found in features.items()},
-        labels={split: found.labels.to(post.ranks.device) for split, found in features.items()},
+        values={split: found.values.to(context.process_group.device) for split, found in features.items()},
+        labels={split: found.labels.to(context.process_group.device) for split, found in features.items()},
     )
 
 
-def _optimizer(post: Post, model: Classifier) -> torch.optim.Optimizer:
-    spec: TrainSpec = post.order.spec
+def _optimizer(context: WorkerContext, model: Classifier) -> torch.optim.Optimizer:
+    spec: TrainSpec = context.task.spec
     return build_optimizer(
         model.head,
         model.backbone,
-        backbone_factor=PRETRAINED_RATE if post.order.source else 1.0,
+        backbone_factor=PRETRAINED_RATE if context.task.source else 1.0,
         weight_decay=spec.weight_decay,
-        device=post.ranks.device,
+        device=context.process_group.device,
     )
 
 
-def _begin_epoch(post: Post, index: ShardIndex, position: Position) -> None:
-    spec: TrainSpec = post.order.spec
-    post.progress.begin(
+def _begin_epoch(context: WorkerContext, index: ShardIndex, state: TrainState) -> None:
+    spec: TrainSpec = context.task.spec
+    context.progress.begin(
         "train",
         total=index.samples_in(spec.split) * spec.last_epoch,
-        done=position.images,
-        epoch=position.epoch + 1,
+        done=state.images,
+        epoch=state.epoch + 1,
         epochs=spec.last_epoch,
     )
 
 
 def _publish(
-    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, position: Position
+    context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig, state: TrainState
 ) -> dict[str, Any]:
     """Publish the best model and return its figures on the validation split, reckoned as `evaluate` reckons them."""
-    spec: TrainSpec = post.order.spec
+    spec: TrainSpec = context.task.spec
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-    extraction = extraction_for(post, spec.shards, index, model, config, cached=spec.cache)
-    post.progress.begin("evaluate", total=index.samples_in("valid"))
-    found = model_on(post, extraction, model, "valid")
-    more = {"epoch": position.best_epoch}
-    outcome = publish_judged(post, index, model, config, found=found, more=more) if post.ranks.leads else {}
-    post.ranks.meet()
+    extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
+    context.progress.begin("evaluate", total=index.samples_in("valid"))
+    found = model_on(context, extraction, model, "valid")
+    more = {"epoch": state.best_epoch}
+    outcome = (
+        publish_judged(context, index, model, config, found=found, more=more) if context.process_group.is_leader else {}
+    )
+    context.process_group.barrier()
     weights = class_weights(spec, index, torch.device("cpu"))
     details = {
-        "best_epoch": position.best_epoch,
-        "micro_batches": position.parts,
+        "best_epoch": state.best_epoch,
+        "micro_batches": state.parts,
         "precision": config.precision,
-        "workers": post.ranks.world_size,
-        "device": post.ranks.device.type,
+        "workers": context.process_group.world_size,
+        "device": context.process_group.device.type,
         "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
-        **_gpu_use(post.ranks.device),
+        **_gpu_use(context.process_group.device),
     }
     return {"metrics": outcome, "details": details}
 
@@ -231,16 +235,22 @@ def _gpu_use(device: torch.device) -> dict[str, Any]:
 
 
 def publish_judged(
-    post: Post, index: ShardIndex, model: Classifier, config: HeadConfig, *, found: Scored, more: dict[str, Any]
+    context: WorkerContext,
+    index: ShardIndex,
+    model: Classifier,
+    config: HeadConfig,
+    *,
+    found: Scored,
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     """Publish the model and how its probabilities are to be read; return its figures on the validation split.
 
     `more` says in the manifest where the model comes from.
     """
-    attempt, spec = post.order.attempt, post.order.spec
+    attempt, spec = context.task.attempt, context.task.spec
     calibration = calibrated(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
     outcome = figures_of(found, config.classes, calibration, "valid", seed=spec.seed)
-    keep_predictions(post, found)
+    keep_predictions(context, found)
     attempt.lease.check()
     about = {"run": attempt.paths.run_id, "metrics": outcome, "data": index.digest, **more}
     publish_model(attempt.paths.best, model, config, about=about)

@@ -18,5 +18,5 @@ if __name__ == "__main__":
     trials, epochs = map(int, sys.argv[5:7])
     found = getattr(search, sys.argv[1])(images, weights, storage, trials=trials, epochs=epochs)
     table = found.get_dataframe()
-    told = {name: table[name].tolist() for name in ("time_total_s", "epoch_seconds")}
-    print(json.dumps({"loss": found.get_best_result().metrics["loss"], **told}))
+    reported = {name: table[name].tolist() for name in ("time_total_s", "epoch_seconds")}
+    print(json.dumps({"loss": found.get_best_result().metrics["loss"], **reported}))

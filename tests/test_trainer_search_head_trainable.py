@@ -7,7 +7,7 @@ import pytest
 
 from tests.searched import search_spec
 from tests.trained import done
-from trainer.search import tuning_slots
+from trainer.search import head_trainable
 from trainer.search.head_trainable import gather
 
 
@@ -34,11 +34,11 @@ def test_a_search_that_shall_stop_waits_for_nobody(tmp_path):
 
     gather(tmp_path / "slots", "first", 2, lambda: "cancel")
 
-    assert time.monotonic() - began < tuning_slots.GATHER_SECONDS
+    assert time.monotonic() - began < head_trainable.GATHER_SECONDS
 
 
 def test_a_slot_that_never_comes_is_waited_for_no_longer_than_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning_slots, "GATHER_SECONDS", 0.1)
+    monkeypatch.setattr(head_trainable, "GATHER_SECONDS", 0.1)
 
     gather(tmp_path / "slots", "first", 2, lambda: None)
 

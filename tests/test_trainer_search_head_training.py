@@ -10,9 +10,9 @@ from cluster.files import read_lines
 from cluster.settings import Settings
 from tests.trained import QUICK, attempted, new_run, train_spec
 from trainer.attempt import Attempt
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import Stopped
-from trainer.search.head_training import HeadBench, HeadTraining
+from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, build
 from trainer.training.worker import one_thread
@@ -28,11 +28,11 @@ def trained(tmp_path_factory, digits_shards):
 
 
 @pytest.fixture(scope="module")
-def bench(trained, digits_shards):
+def data(trained, digits_shards):
     spec = build(SearchSpec, shards=str(digits_shards), seed=5, **(QUICK | {"epochs": 3}))
     settings = Settings(storage=trained.folder.parent.parent)
     attempt = Attempt.of(new_run(settings.storage, spec, "search").folder, None, settings)
-    return HeadBench.of(Order(attempt=attempt, spec=spec, source=None), torch.device("cpu"))
+    return HeadTrainingData.of(WorkerTask(attempt=attempt, spec=spec, source=None), torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,8 @@ def never() -> None:
     return None
 
 
-def head(bench, folder, stop=never, **options):
-    return HeadTraining(bench, bench.post.order.spec.model_copy(update=options), folder, stop, 1)
+def head(data, folder, stop=never, **options):
+    return HeadTraining(data, data.post.task.spec.model_copy(update=options), folder, stop, 1)
 
 
 def epochs_of(training):
@@ -57,48 +57,48 @@ def epochs_of(training):
     return lines
 
 
-def test_a_trial_trains_as_train_does_with_the_same_options(trained, bench, tmp_path):
+def test_a_trial_trains_as_train_does_with_the_same_options(trained, data, tmp_path):
     lines = list(read_lines(trained.metrics))
 
-    found = epochs_of(head(bench, tmp_path))
+    found = epochs_of(head(data, tmp_path))
 
     assert [line["train_loss"] for line in found] == [line["train_loss"] for line in lines]
     assert [line["valid_loss"] for line in found] == pytest.approx([line["valid_loss"] for line in lines], rel=1e-12)
     assert [line["valid_auroc"] for line in found] == pytest.approx([line["valid_auroc"] for line in lines], rel=1e-12)
 
 
-def test_trials_in_one_process_do_not_depend_on_each_other(bench, tmp_path):
-    first = epochs_of(head(bench, tmp_path / "a", lr=1e-2))
-    epochs_of(head(bench, tmp_path / "b", head_width=8))
+def test_trials_in_one_process_do_not_depend_on_each_other(data, tmp_path):
+    first = epochs_of(head(data, tmp_path / "a", lr=1e-2))
+    epochs_of(head(data, tmp_path / "b", head_width=8))
 
-    again = epochs_of(head(bench, tmp_path / "c", lr=1e-2))
+    again = epochs_of(head(data, tmp_path / "c", lr=1e-2))
 
     assert [line["valid_loss"] for line in again] == [line["valid_loss"] for line in first]
 
 
 @pytest.mark.parametrize("steps", [1, 9, 13])
-def test_a_trial_that_paused_goes_on_as_if_it_had_not(bench, tmp_path, steps):
-    uninterrupted = epochs_of(head(bench, tmp_path / "a"))
+def test_a_trial_that_paused_goes_on_as_if_it_had_not(data, tmp_path, steps):
+    uninterrupted = epochs_of(head(data, tmp_path / "a"))
     asked = iter([None] * (steps - 1) + ["window"])
-    paused = head(bench, tmp_path / "b", lambda: next(asked))
+    paused = head(data, tmp_path / "b", lambda: next(asked))
     with pytest.raises(Stopped):
         epochs_of(paused)
 
-    rest = epochs_of(head(bench, tmp_path / "b"))
+    rest = epochs_of(head(data, tmp_path / "b"))
 
     assert rest[-1]["valid_loss"] == uninterrupted[-1]["valid_loss"]
     assert len(rest) < 3 or steps < 9
 
 
-def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(bench, tmp_path):
-    training = head(bench, tmp_path)
+def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(data, tmp_path):
+    training = head(data, tmp_path)
     training.epoch()
     assert not list(tmp_path.iterdir())
     training.saved_at = time.monotonic() - 61
 
     training.epoch()
 
-    assert head(bench, tmp_path).position.epoch == 2
+    assert head(data, tmp_path).state.epoch == 2
 
 
 def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_path):
@@ -106,7 +106,7 @@ def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_pa
     trial, search = PauseSignal(paths, 2), PauseSignal(paths, 2)
     assert trial.reason() is None
 
-    search.ask("until")
+    search.ask()
     time.sleep(0.3)  # a trial looks five times a second
 
     assert trial.reason() == "until"

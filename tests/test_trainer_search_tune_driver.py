@@ -11,7 +11,7 @@ from tests.searched import Rehearsal, search_spec
 from tests.trained import new_run
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import ray_for
-from trainer.distributed.worker import Order
+from trainer.distributed.worker import WorkerTask
 from trainer.search.tune_driver import DEATHS, Slots, gpu_share, run_trials
 
 
@@ -26,7 +26,7 @@ def test_all_trials_find_a_place_on_the_gpus_by_shares_that_ray_takes(count, gpu
 class Mortal(tune.Trainable):
     """One epoch, in which the process of the first trial dies."""
 
-    def setup(self, config, **told):
+    def setup(self, config, **reported):
         self.assignment = config
 
     def reset_config(self, new_config):
@@ -45,14 +45,14 @@ def test_a_trial_whose_process_dies_again_and_again_has_failed_and_the_others_go
     paths = new_run(tmp_path, spec, "search-20261123-000000-abcdef")
     search = Rehearsal(paths, spec, lambda: datetime.now(UTC))
     settings = Settings(storage=tmp_path)
-    order = Order(attempt=Attempt.of(paths.folder, 1, settings), spec=spec, source=None)
+    task = WorkerTask(attempt=Attempt.of(paths.folder, 1, settings), spec=spec, source=None)
     looks = []
 
     with ray_for(settings, spec):
         slots = Slots(count=1, resources={"CPU": 1}, threads=1)
-        run_trials(search.director, order, Mortal, slots, lambda: looks.append(1))
+        run_trials(search.controller, task, Mortal, slots, lambda: looks.append(1))
 
-    table = search.director.ledger.table
+    table = search.controller.journal.table
     assert {number: trial.state for number, trial in table.trials.items()} == {
         0: "failed",
         1: "finished",

@@ -1,7 +1,7 @@
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from trainer.search.deadline import Night, seconds_of_trial
+from trainer.search.deadline import Deadline, seconds_of_trial
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, build
 
@@ -22,50 +22,50 @@ def table_of(*seconds):
 
 
 def test_a_search_without_limits_never_ends_by_the_clock():
-    night = Night.of(search(), began=NOW, now=NOW)
+    deadline = Deadline.of(search(), began=NOW, now=NOW)
 
-    assert not night.is_over(NOW + timedelta(days=10_000))
-    assert night.has_room_for(1e12, NOW)
+    assert not deadline.is_over(NOW + timedelta(days=10_000))
+    assert deadline.has_room_for(1e12, NOW)
 
 
 def test_the_earliest_limit_ends_the_night():
     spec = search(until=NOW + timedelta(hours=9), max_duration_seconds=8 * 3600, window="20:00-07:00", timezone="UTC")
 
-    night = Night.of(spec, began=NOW, now=NOW)
+    deadline = Deadline.of(spec, began=NOW, now=NOW)
 
-    assert (night.ends, night.why) == (NOW + timedelta(hours=8), "max_duration")
+    assert (deadline.ends, deadline.why) == (NOW + timedelta(hours=8), "max_duration")
 
 
 def test_a_retry_does_not_begin_the_duration_anew():
     spec = search(max_duration_seconds=3600)
 
-    night = Night.of(spec, began=NOW, now=NOW + timedelta(minutes=50))
+    deadline = Deadline.of(spec, began=NOW, now=NOW + timedelta(minutes=50))
 
-    assert night.ends == NOW + timedelta(hours=1)
+    assert deadline.ends == NOW + timedelta(hours=1)
 
 
 def test_a_window_closes_by_the_wall_clock_when_clocks_are_set_back_within_it():
     spec = search(window="20:00-07:00", timezone="Europe/Berlin")
     evening = datetime(2026, 10, 24, 20, 30, tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
 
-    night = Night.of(spec, began=evening, now=evening)
+    deadline = Deadline.of(spec, began=evening, now=evening)
 
-    assert night.ends == datetime(2026, 10, 25, 6, 0, tzinfo=UTC)  # 07:00 in winter time: eleven and a half hours on
+    assert deadline.ends == datetime(2026, 10, 25, 6, 0, tzinfo=UTC)  # 07:00 in winter time: eleven and a half hours on
 
 
 def test_in_a_shut_window_the_night_is_over():
     spec = search(window="20:00-07:00", timezone="UTC")
     noon = NOW.replace(hour=12)
 
-    assert Night.of(spec, began=noon, now=noon).is_over(noon)
+    assert Deadline.of(spec, began=noon, now=noon).is_over(noon)
 
 
 def test_no_trial_starts_that_cannot_end_by_the_slowest_trial_so_far():
-    night = Night.of(search(until=NOW + timedelta(minutes=10)), began=NOW, now=NOW)
+    deadline = Deadline.of(search(until=NOW + timedelta(minutes=10)), began=NOW, now=NOW)
     quick, slow = table_of(1, 2), table_of(1, 30)
 
-    assert night.has_room_for(seconds_of_trial(quick, epochs=20), NOW)
-    assert not night.has_room_for(seconds_of_trial(slow, epochs=20), NOW)
+    assert deadline.has_room_for(seconds_of_trial(quick, epochs=20), NOW)
+    assert not deadline.has_room_for(seconds_of_trial(slow, epochs=20), NOW)
 
 
 def test_a_paused_trial_needs_only_the_time_of_its_other_epochs():

@@ -1,63 +1,63 @@
 import pytest
 
 from trainer.training.optimizer import lr_factor
-from trainer.training.train_state import Position
+from trainer.training.train_state import TrainState
 
 
 def after(*values, best_by="loss"):
-    position, bests = Position(), []
+    state, bests = TrainState(), []
     for value in values:
-        position, is_best = position.after_epoch({best_by: value}, best_by)
+        state, is_best = state.after_epoch({best_by: value}, best_by)
         bests.append(is_best)
-    return position, bests
+    return state, bests
 
 
 def test_the_epoch_with_the_lowest_loss_is_the_best():
-    position, bests = after(0.5, 0.3, 0.4)
+    state, bests = after(0.5, 0.3, 0.4)
 
     assert bests == [True, True, False]
-    assert (position.best_epoch, position.best_value) == (2, 0.3)
+    assert (state.best_epoch, state.best_value) == (2, 0.3)
 
 
 def test_the_epoch_with_the_highest_accuracy_is_the_best():
-    position, _ = after(0.5, 0.9, 0.7, best_by="accuracy")
+    state, _ = after(0.5, 0.9, 0.7, best_by="accuracy")
 
-    assert position.best_epoch == 2
+    assert state.best_epoch == 2
 
 
 @pytest.mark.parametrize("best_by", ["loss", "auroc"])
 def test_of_equals_the_earlier_stays_the_best(best_by):
-    position, _ = after(0.5, 0.5, 0.5, best_by=best_by)
+    state, _ = after(0.5, 0.5, 0.5, best_by=best_by)
 
-    assert position.best_epoch == 1
+    assert state.best_epoch == 1
 
 
 def test_an_undefined_metric_is_no_better_than_a_defined_one():
-    position, _ = after(None, 0.2, None, best_by="auroc")
+    state, _ = after(None, 0.2, None, best_by="auroc")
 
-    assert position.best_epoch == 2
+    assert state.best_epoch == 2
 
 
 def test_patience_counts_epochs_since_the_best():
-    position, _ = after(0.3, 0.4, 0.5)
+    state, _ = after(0.3, 0.4, 0.5)
 
-    assert not position.out_of_patience(3)
-    assert position.out_of_patience(2)
-    assert not position.out_of_patience(None)
+    assert not state.out_of_patience(3)
+    assert state.out_of_patience(2)
+    assert not state.out_of_patience(None)
 
 
 def test_patience_begins_with_the_phase():
-    position, _ = after(0.3, 0.4, 0.5)
+    state, _ = after(0.3, 0.4, 0.5)
 
-    assert position.out_of_patience(2, since=1)
-    assert not position.out_of_patience(2, since=2)
+    assert state.out_of_patience(2, since=1)
+    assert not state.out_of_patience(2, since=2)
 
 
 def test_a_step_counts_images_and_losses_until_the_epoch_ends():
-    position = Position().after_step(6.0, 4).after_step(2.0, 3)
+    state = TrainState().after_step(6.0, 4).after_step(2.0, 3)
 
-    assert (position.step, position.batch, position.images, position.loss_sum) == (2, 2, 7, 8.0)
-    ended, _ = position.after_epoch({"loss": 1.0}, "loss")
+    assert (state.step, state.batch, state.images, state.loss_sum) == (2, 2, 7, 8.0)
+    ended, _ = state.after_epoch({"loss": 1.0}, "loss")
     assert (ended.step, ended.epoch, ended.batch, ended.images, ended.loss_sum) == (2, 1, 0, 7, 0.0)
 
 

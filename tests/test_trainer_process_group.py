@@ -21,7 +21,7 @@ def found():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [
+    process_group = [
         subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "tests.ranks_script", rank, port],
             stdout=subprocess.PIPE,
@@ -29,8 +29,8 @@ def found():
         )
         for rank in "01"
     ]
-    outputs = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    outputs = [rank.communicate(timeout=120) for rank in process_group]
+    assert [rank.returncode for rank in process_group] == [0, 0], outputs
     return json.loads(outputs[0][0])
 
 

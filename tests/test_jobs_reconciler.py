@@ -241,7 +241,7 @@ def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Setti
     paths = RunPaths.of(settings.storage, run_id)
     assert begin(paths, "a worker", HERE)
 
-    with beating(paths):
+    with sending_heartbeats(paths):
         began = time.monotonic()
         alive = say("reconcile")
         seconds = time.monotonic() - began
@@ -264,7 +264,7 @@ def test_what_takes_a_while_to_find_is_found_by_hand_too(
     assert begin(paths, "a worker that is gone", "ray")
     assert queue(redis, "normal").next_entry() is not None
 
-    with beating(paths):
+    with sending_heartbeats(paths):
         code, said, _ = say("reconcile")
 
     assert code == 0
@@ -274,15 +274,15 @@ def test_what_takes_a_while_to_find_is_found_by_hand_too(
 
 
 @contextlib.contextmanager
-def beating(paths: RunPaths) -> Iterator[None]:
+def sending_heartbeats(paths: RunPaths) -> Iterator[None]:
     """Let the first attempt of a run show life, as its trainer would."""
     lease, over = Lease.join(paths, 1), threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not over.wait(0.2):
-            lease.beat()
+            lease.heartbeat()
 
-    heart = threading.Thread(target=beat)
+    heart = threading.Thread(target=heartbeat)
     heart.start()
     yield
     over.set()

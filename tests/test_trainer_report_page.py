@@ -16,7 +16,7 @@ from trainer.evaluation.metrics import score
 from trainer.evaluation.predictions import Predictions
 from trainer.report.gradcam import jpeg, overlay
 from trainer.report.mistakes import worst
-from trainer.report.page import ReportData, render, write_report
+from trainer.report.page import ReportData, render, write_page
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -73,7 +73,7 @@ def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed
 
 
 def test_the_page_needs_no_other_file_and_no_network(tmp_path):
-    write_report(RunPaths(tmp_path), made_up())
+    write_page(RunPaths(tmp_path), made_up())
 
     page = (tmp_path / "report.html").read_text()
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page) + re.findall(r"url\(([^)]+)\)", page)
@@ -182,6 +182,6 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
 
-    told = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
-    assert told == {"images": 2 * len(data.mistakes), "broken": 0, "overflow": 0, "charts": 5, "errors": []}
+    reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
+    assert reported == {"images": 2 * len(data.mistakes), "broken": 0, "overflow": 0, "charts": 5, "errors": []}
     assert "CONSOLE" not in shown.stderr

@@ -76,25 +76,25 @@ def test_a_ledger_cut_anywhere_even_within_a_line_is_gone_on_from(tmp_path_facto
 
 def test_early_stopping_is_on_where_trials_are_long_enough_and_off_when_told(tmp_path):
     long, short = rehearsal(tmp_path / "a", epochs=9), rehearsal(tmp_path / "b", epochs=5)
-    told = rehearsal(tmp_path / "c", epochs=9, early_stopping=False)
+    reported = rehearsal(tmp_path / "c", epochs=9, early_stopping=False)
 
-    for search in (long, short, told):
+    for search in (long, short, reported):
         assert search.whole(search.start(), [0.5] * 9) == search.spec.epochs
 
-    lag = [search.whole(search.start(), [0.9] * 9) for search in (long, short, told)]
+    lag = [search.whole(search.start(), [0.9] * 9) for search in (long, short, reported)]
     assert lag == [3, 5, 9]
-    assert long.director.ledger.table.trials[1].why == "rung"
+    assert long.controller.journal.table.trials[1].why == "rung"
 
 
 def test_the_epochs_that_a_trial_tells_at_once_are_kept_each(tmp_path):
     search = rehearsal(tmp_path, epochs=9, trials=4)
     trial = search.start()
-    told = [{"epoch": number, "value": 1 / number, "seconds": 1.0} for number in (1, 2, 3)]
+    reported = [{"epoch": number, "value": 1 / number, "seconds": 1.0} for number in (1, 2, 3)]
 
-    goes_on = search.director.take(trial, told[2] | {"before": told[:2], "done": False})
-    search.director.take(trial, {"before": [{"epoch": 4, "value": 0.9, "seconds": 1.0}], "failed": "no memory"})
+    goes_on = search.controller.take(trial, reported[2] | {"before": reported[:2], "done": False})
+    search.controller.take(trial, {"before": [{"epoch": 4, "value": 0.9, "seconds": 1.0}], "failed": "no memory"})
 
-    reports = search.director.ledger.table.trials[trial].reports
+    reports = search.controller.journal.table.trials[trial].reports
     assert goes_on
     assert {epoch: report.value for epoch, report in reports.items()} == {1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.9}
 
@@ -103,12 +103,12 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on_until_there_are_
     search = rehearsal(tmp_path, max_failures=1, trials=8)
 
     for _ in range(2):
-        search.director.take(search.start(), {"failed": "the loss is no number at step 3 of epoch 1"})
+        search.controller.take(search.start(), {"failed": "the loss is no number at step 3 of epoch 1"})
 
-    table = search.director.ledger.table
+    table = search.controller.journal.table
     assert [trial.error for trial in table.ended] == ["the loss is no number at step 3 of epoch 1"] * 2
     assert search.start() is None
-    assert search.director.ending() == "failures"
+    assert search.controller.ending() == "failures"
 
 
 def test_unfinished_trials_of_an_earlier_attempt_go_first(tmp_path):
@@ -136,12 +136,12 @@ def test_no_trial_starts_that_cannot_end_by_then_and_at_that_moment_all_must_pau
 
     assert second == 1
     assert search.start() is None
-    assert not search.director.must_pause()
+    assert not search.controller.must_pause()
     now[0] = NOON + timedelta(seconds=60)
-    assert search.director.must_pause()
-    search.director.take(second, {"paused": True, "done": True})
-    assert search.director.ending() == "until"
-    assert search.director.ledger.table.trials[1].state == "paused"
+    assert search.controller.must_pause()
+    search.controller.take(second, {"paused": True, "done": True})
+    assert search.controller.ending() == "until"
+    assert search.controller.journal.table.trials[1].state == "paused"
 
 
 def test_a_paused_trial_goes_on_in_the_next_night_and_not_in_the_same(tmp_path):
@@ -151,16 +151,16 @@ def test_a_paused_trial_goes_on_in_the_next_night_and_not_in_the_same(tmp_path):
     search = Rehearsal(paths, spec, lambda: now[0])
     trial = search.start()
     now[0] = morning
-    assert search.director.must_pause()
-    search.director.take(trial, {"paused": True, "done": True})
+    assert search.controller.must_pause()
+    search.controller.take(trial, {"paused": True, "done": True})
     assert search.start() is None
-    assert search.director.ending() == "window"
+    assert search.controller.ending() == "window"
 
     now[0] = evening + timedelta(days=1)
     again = Rehearsal(paths, spec, lambda: now[0])
 
     assert again.start() == trial
-    assert not again.director.must_pause()
+    assert not again.controller.must_pause()
 
 
 def test_a_search_asked_to_stop_starts_nothing_and_says_so(tmp_path):
@@ -168,7 +168,7 @@ def test_a_search_asked_to_stop_starts_nothing_and_says_so(tmp_path):
     search.stop = "cancel"
 
     assert search.start() is None
-    assert search.director.ending() == "stop"
+    assert search.controller.ending() == "stop"
 
 
 def test_an_attempt_that_lost_the_run_writes_no_line(tmp_path):
@@ -191,15 +191,15 @@ def test_an_extended_search_takes_over_what_is_known_even_when_killed_meanwhile(
     old = Rehearsal(first, spec)
     for values in ([0.5, 0.4], [0.3, 0.6]):
         old.whole(old.start(), values)
-    old.director.take(old.start(), {"failed": "x"})
+    old.controller.take(old.start(), {"failed": "x"})
     more = search_spec("shards", trials=5, extend=first.run_id)
     paths = new_run(tmp_path, more, "second")
-    take_over(Rehearsal(paths, more).director.ledger, first, NOON)
+    take_over(Rehearsal(paths, more).controller.journal, first, NOON)
     whole = paths.trials.read_text().splitlines(keepends=True)
 
     paths.trials.write_text("".join(whole[:5]))
     again = Rehearsal(paths, more)
-    take_over(again.director.ledger, first, NOON)
+    take_over(again.controller.journal, first, NOON)
 
     table = table_of(paths, more)
     assert [(t.number, t.state, t.epochs) for t in table.ended] == [
@@ -218,11 +218,11 @@ def test_a_search_that_extends_a_cancelled_one_runs_as_many_trials_as_were_asked
     old = Rehearsal(first, spec)
     cancelled, ended = old.start(), old.start()
     old.whole(ended, [0.5, 0.4])
-    old.director.take(cancelled, {"paused": True, "done": True})
+    old.controller.take(cancelled, {"paused": True, "done": True})
     more = search_spec("shards", trials=3, extend=first.run_id, window="20:00-07:00", timezone="UTC")
     paths = new_run(tmp_path, more, "second")
     again = Rehearsal(paths, more, lambda: NOON.replace(hour=21))
-    take_over(again.director.ledger, first, NOON)
+    take_over(again.controller.journal, first, NOON)
 
     started = []
     while (trial := again.start()) is not None:
@@ -230,7 +230,7 @@ def test_a_search_that_extends_a_cancelled_one_runs_as_many_trials_as_were_asked
         again.whole(trial, [0.6, 0.7])
 
     assert started == [0, 2]
-    assert again.director.ending() == "done"
+    assert again.controller.ending() == "done"
 
 
 def test_a_search_takes_over_the_best_of_one_whose_time_was_up_while_it_trained(tmp_path):
@@ -240,13 +240,13 @@ def test_a_search_takes_over_the_best_of_one_whose_time_was_up_while_it_trained(
     ended, paused = old.start(), old.start()
     old.whole(ended, [0.5, 0.4])
     old.epoch(paused, 1, 0.2)
-    old.director.take(paused, {"paused": True, "done": True})
+    old.controller.take(paused, {"paused": True, "done": True})
     more = search_spec("shards", trials=3, extend=first.run_id)
     again = Rehearsal(new_run(tmp_path, more, "second"), more)
 
-    take_over(again.director.ledger, first, NOON)
+    take_over(again.controller.journal, first, NOON)
 
-    best = again.director.ledger.table.best()
+    best = again.controller.journal.table.best()
     assert (best.trial, best.value, best.figures["from"]) == (paused, 0.2, first.run_id)
     assert [again.start() for _ in range(2)] == [2, None]
 
@@ -255,11 +255,11 @@ def test_a_search_all_of_whose_trials_fail_before_an_epoch_ends_and_has_no_best(
     search = rehearsal(tmp_path, trials=3)
 
     while (trial := search.start()) is not None:
-        search.director.take(trial, {"failed": "the GPU's memory does not hold it"})
+        search.controller.take(trial, {"failed": "the GPU's memory does not hold it"})
 
-    table = search.director.ledger.table
+    table = search.controller.journal.table
     assert (table.failed, table.best()) == (3, None)
-    assert search.director.ending() == "done"
+    assert search.controller.ending() == "done"
 
 
 def test_after_a_cancel_the_paused_trials_go_on_where_they_were_and_count_once(tmp_path):
@@ -270,7 +270,7 @@ def test_after_a_cancel_the_paused_trials_go_on_where_they_were_and_count_once(t
     before.epoch(first, 1, 0.5)
     before.stop = "cancel"
     for trial in (first, second):
-        before.director.take(trial, {"paused": True, "done": True})
+        before.controller.take(trial, {"paused": True, "done": True})
     assert before.start() is None
 
     resumed = Rehearsal(paths, spec)
@@ -283,4 +283,4 @@ def test_after_a_cancel_the_paused_trials_go_on_where_they_were_and_count_once(t
     assert order == [0, 1, 2]
     assert [report.epoch for report in table_of(paths, spec).reports() if report.trial == 0] == [1, 2, 3, 4]
     assert table_of(paths, spec).trials[0].reports[1].value == 0.5
-    assert resumed.director.ending() == "done"
+    assert resumed.controller.ending() == "done"

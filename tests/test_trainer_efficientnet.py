@@ -8,7 +8,7 @@ from torch import nn
 from tests.trained import train_spec
 from trainer.data.transforms import Augmentation, normalised
 from trainer.model.efficientnet import Backbone, build_model
-from trainer.model.folded_backbone import FastBackbone
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256
 from trainer.training.model_setup import keeps_statistics
@@ -128,7 +128,7 @@ def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, toleran
         backbone(normalise(images))
         expected = backbone.eval()(normalise(images))
 
-    found = FastBackbone(backbone, precision, CPU)(images, normalise)
+    found = FoldedBackbone(backbone, precision, CPU)(images, normalise)
 
     assert found.dtype == torch.float32
     assert (found - expected).norm() / expected.norm() < tolerance
@@ -137,7 +137,7 @@ def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, toleran
 def test_several_threads_give_the_features_of_one_to_the_last_bit(backbone):
     images = torch.randint(0, 256, (35, 1, 64, 64), dtype=torch.uint8)
     normalise = partial(normalised, config=CONFIG)
-    fast = FastBackbone(backbone, "fp32", CPU)
+    fast = FoldedBackbone(backbone, "fp32", CPU)
     before = torch.get_num_threads()
     found = {}
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from tests.trained import train_spec
 from trainer.data.batches import Step
-from trainer.distributed.process_group import Ranks
+from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
-from trainer.model.efficientnet import SharedBatchNorm
+from trainer.model.efficientnet import SyncBatchNorm1d
 from trainer.training.micro_batching import backward, fits_into_memory, parts_of_step
 
 CPU = torch.device("cpu")
-ALONE = Ranks(0, 1, CPU)
+ALONE = ProcessGroup(0, 1, CPU)
 
 
 class Cramped(nn.Module):
@@ -21,7 +21,7 @@ class Cramped(nn.Module):
     def __init__(self, room):
         super().__init__()
         self.room = room
-        self.norm = SharedBatchNorm(3)
+        self.norm = SyncBatchNorm1d(3)
         self.last = nn.Linear(3, 2)
 
     def forward(self, images):

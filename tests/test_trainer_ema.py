@@ -7,7 +7,7 @@ from torch import nn
 from tests.trained import attempted, done, new_run, stop_at_epoch, train_spec
 from trainer.errors import Stopped
 from trainer.model.tensor_folder import read_tensors
-from trainer.training.ema import Average
+from trainer.training.ema import ModelEma
 
 AVERAGED = {"seed": 7, "epochs": 3, "ema": 0.9}
 
@@ -19,31 +19,31 @@ def averaged(tmp_path_factory, digits_shards):
 
 def test_after_many_steps_the_average_moves_by_its_decay():
     module = nn.Linear(1, 1, bias=False)
-    average = Average(module, 0.9)
-    followed(average, [1.0] * 100)
+    ema = ModelEma(module, 0.9)
+    followed(ema, [1.0] * 100)
 
-    followed(average, [2.0])
+    followed(ema, [2.0])
 
-    assert weight_of(average) == pytest.approx(1.1)
+    assert weight_of(ema) == pytest.approx(1.1)
 
 
 def test_a_young_average_lets_go_of_the_start():
-    average = Average(nn.Linear(1, 1, bias=False), 0.999)
+    ema = ModelEma(nn.Linear(1, 1, bias=False), 0.999)
 
-    followed(average, [8.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    followed(ema, [8.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
 
-    assert weight_of(average) < 1.1
+    assert weight_of(ema) < 1.1
 
 
 def test_running_statistics_are_averaged_and_their_count_is_the_latest():
     norm = nn.BatchNorm1d(1)
-    average = Average(norm, 0.5)
+    ema = ModelEma(norm, 0.5)
     for mean in (0.0, 0.0, 4.0):
         norm.running_mean.fill_(mean)
         norm.num_batches_tracked.add_(1)
-        average.follow()
+        ema.update()
 
-    found = average.module
+    found = ema.module
 
     assert 0 < float(found.running_mean) < 4
     assert found.num_batches_tracked == 3
@@ -52,10 +52,10 @@ def test_running_statistics_are_averaged_and_their_count_is_the_latest():
 def test_without_a_decay_the_average_is_the_module_itself():
     module = nn.Linear(1, 1)
 
-    average = Average(module, 0.0)
+    ema = ModelEma(module, 0.0)
 
-    assert average.module is module
-    assert average.checkpoint == {}
+    assert ema.module is module
+    assert ema.checkpoint == {}
 
 
 def test_the_published_model_is_the_average_and_not_the_last_step(averaged):
@@ -69,8 +69,8 @@ def test_the_published_model_is_the_average_and_not_the_last_step(averaged):
         if name.startswith("head.")
     }
 
-    average = read_tensors(newest / "average.safetensors")
-    assert all(tensor.equal(average[f"module.{name}"]) for name, tensor in published.items())
+    ema = read_tensors(newest / "average.safetensors")
+    assert all(tensor.equal(ema[f"module.{name}"]) for name, tensor in published.items())
     assert not published["8.weight"].equal(read_tensors(newest / "module.safetensors")["8.weight"])
 
 
@@ -87,13 +87,13 @@ def test_a_run_stopped_in_an_epoch_goes_on_to_the_very_same_average(averaged, tm
     assert (paths.best / "model.safetensors").read_bytes() == (uninterrupted.best / "model.safetensors").read_bytes()
 
 
-def followed(average, weights):
+def followed(ema, weights):
     """Let the average follow a weight through these values."""
     for weight in weights:
         with torch.no_grad():
-            average.trained.weight.fill_(weight)
-        average.follow()
+            ema.trained.weight.fill_(weight)
+        ema.update()
 
 
-def weight_of(average):
-    return float(average.module.weight.detach())
+def weight_of(ema):
+    return float(ema.module.weight.detach())

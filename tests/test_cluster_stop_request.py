@@ -1,0 +1,91 @@
+"""Who asks an attempt to stop, and which request stands when several do."""
+
+import threading
+
+import pytest
+
+from cluster.files import locked, read_json, write_json
+from cluster.stop_request import StopRequest, StopWatcher
+
+
+@pytest.mark.parametrize("earlier", ["drain", "window", "overtime"])
+def test_a_cancel_replaces_every_other_reason(tmp_path, earlier):
+    file = tmp_path / "stop.json"
+    StopRequest(earlier, 1).publish(file)
+
+    StopRequest("cancel", 1).publish(file)
+
+    assert StopRequest.read(file, 1) == StopRequest("cancel", 1)
+
+
+@pytest.mark.parametrize("later", ["drain", "window", "overtime", "cancel"])
+def test_a_cancel_is_replaced_by_nothing(tmp_path, later):
+    file = tmp_path / "stop.json"
+    StopRequest("cancel", 1, now=True).publish(file)
+
+    StopRequest(later, 1).publish(file)
+
+    assert StopRequest.read(file, 1) == StopRequest("cancel", 1, now=True)
+
+
+def test_a_cancel_may_become_urgent(tmp_path):
+    file = tmp_path / "stop.json"
+    StopRequest("cancel", 1).publish(file)
+
+    StopRequest("cancel", 1, now=True).publish(file)
+
+    assert read_json(file) == {"reason": "cancel", "attempt": 1, "now": True}
+
+
+def test_a_request_that_waits_for_the_lock_sees_what_was_written_meanwhile(tmp_path):
+    file = tmp_path / "stop.json"
+    window = threading.Thread(target=lambda: StopRequest("window", 1).publish(file))
+    with locked(tmp_path / ".stop.lock"):
+        window.start()
+        write_json(file, StopRequest("cancel", 1, now=True).to_json())
+
+    window.join(30)
+
+    assert StopRequest.read(file, 1) == StopRequest("cancel", 1, now=True)
+
+
+def test_a_request_for_an_earlier_attempt_is_replaced(tmp_path):
+    file = tmp_path / "stop.json"
+    StopRequest("cancel", 1).publish(file)
+
+    StopRequest("window", 2).publish(file)
+
+    assert StopRequest.read(file, 2) == StopRequest("window", 2)
+
+
+def test_a_request_without_an_attempt_is_meant_for_every_attempt(tmp_path):
+    file = tmp_path / "stop.json"
+    write_json(file, {"reason": "drain", "attempt": None})
+
+    assert StopRequest.read(file, 7) == StopRequest("drain", None)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "3", '{"attempt": 1}', '{"reason": 3}', '{"reason": "cancel", "attempt": "1"}',
+                '{"reason": "cancel", "attempt": 1, "seconds": "ten"}', '{"reason": "urgent", "attempt": 1}', "\x00"]
+)  # fmt: skip
+def test_a_file_of_another_shape_is_no_request(tmp_path, content):
+    file = tmp_path / "stop.json"
+    file.write_text(content)
+
+    found = StopRequest.read(file, 1)
+
+    assert found is None
+
+
+def test_a_stop_once_seen_is_not_taken_back(tmp_path):
+    file = tmp_path / "stop.json"
+    watcher = StopWatcher(file, 1)
+    before = watcher.reason()
+    StopRequest("drain", 1).publish(file)
+    seen = watcher.reason()
+    file.unlink()
+
+    after = watcher.reason()
+
+    assert (before, seen, after) == (None, "drain", "drain")
