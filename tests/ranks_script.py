@@ -1,4 +1,4 @@
-"""Run by test_trainer_process_group in two processes with torch's launcher variables; rank 0 prints what it found as JSON."""
+"""Run by test_trainer_process_group in two processes; rank 0 prints what it found as JSON."""
 
 import json
 import os
