@@ -35,9 +35,9 @@ class LaunchError(ClusterError):
     """The trainer could not be started or stopped."""
 
 
-class PlaceAway(LaunchError):
+class ClusterUnreachable(LaunchError):
     """The place where the trainer was to run does not answer at present; nothing was started there."""
 
 
-class ResourcesShort(ClusterError):
+class InsufficientResources(ClusterError):
     """The machine or cluster can never give what was asked."""

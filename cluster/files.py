@@ -43,7 +43,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         raise
 
 
-def copy_whole(source: Path, target: Path) -> None:
+def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file so that a reader of `target` sees the old one or the new one, never half of one.
 
     Raises:

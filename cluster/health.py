@@ -14,7 +14,7 @@ FREE_BYTES_LEAST = 5 * 10**9  # a run with its checkpoints and a cache of featur
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckResult:
     """The outcome of one check.
 
     Attributes:
@@ -30,7 +30,7 @@ class Finding:
     cure: str | None = None
 
 
-def storage_findings(storage: Path) -> list[Finding]:
+def check_storage(storage: Path) -> list[CheckResult]:
     """Check that the storage is writable, has room, renames whole files and keeps locks."""
     try:
         (storage / "runs").mkdir(parents=True, exist_ok=True)
@@ -38,21 +38,24 @@ def storage_findings(storage: Path) -> list[Finding]:
         probe.mkdir(exist_ok=True)
     except OSError as error:
         cure = "set NIGHTSHIFT_STORAGE to a folder that you can write to"
-        return [Finding(check="storage", ok=False, found=f"{storage}: {error.strerror}", cure=cure)]
+        return [CheckResult(check="storage", ok=False, found=f"{storage}: {error.strerror}", cure=cure)]
     try:
-        checks: tuple[Callable[[Path], Finding], ...] = (_room, _rename, _lock)
-        return [Finding(check="storage", ok=True, found=f"{storage} is writable"), *(check(probe) for check in checks)]
+        checks: tuple[Callable[[Path], CheckResult], ...] = (_room, _rename, _lock)
+        return [
+            CheckResult(check="storage", ok=True, found=f"{storage} is writable"),
+            *(check(probe) for check in checks),
+        ]
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
 
-def _room(folder: Path) -> Finding:
+def _room(folder: Path) -> CheckResult:
     free = shutil.disk_usage(folder).free
     cure = None if free >= FREE_BYTES_LEAST else "delete old runs with `nightshift delete ID`, or take a larger disk"
-    return Finding(check="free space", ok=cure is None, found=f"{free / 10**9:.1f} GB", cure=cure)
+    return CheckResult(check="free space", ok=cure is None, found=f"{free / 10**9:.1f} GB", cure=cure)
 
 
-def _rename(folder: Path) -> Finding:
+def _rename(folder: Path) -> CheckResult:
     file = folder / "value.json"
     cure = "use a file system with atomic rename: a local disk, NFS, CephFS"
     try:
@@ -60,13 +63,13 @@ def _rename(folder: Path) -> Finding:
         write_json(file, 2)
         ok = read_json(file) == 2  # noqa: PLR2004
     except (OSError, StorageError) as error:
-        return Finding(check="rename", ok=False, found=str(error), cure=cure)
-    return Finding(
+        return CheckResult(check="rename", ok=False, found=str(error), cure=cure)
+    return CheckResult(
         check="rename", ok=ok, found="replaces files whole" if ok else "lost a write", cure=None if ok else cure
     )
 
 
-def _lock(folder: Path) -> Finding:
+def _lock(folder: Path) -> CheckResult:
     """Whether a lock keeps a second holder out: some network file systems only pretend."""
     entered, file = threading.Event(), folder / "lock"
     cure = "use a file system with locks (NFS 4, CephFS, a local disk), or mount it with them"
@@ -82,8 +85,8 @@ def _lock(folder: Path) -> Finding:
             kept_out = not entered.wait(0.2)
         freed = entered.wait(5)
     except (OSError, StorageError) as error:
-        return Finding(check="locks", ok=False, found=str(error), cure=cure)
+        return CheckResult(check="locks", ok=False, found=str(error), cure=cure)
     ok = kept_out and freed
-    return Finding(
+    return CheckResult(
         check="locks", ok=ok, found="keep others out" if ok else "keep nobody out", cure=None if ok else cure
     )

@@ -11,14 +11,14 @@ from typing import Protocol
 
 from cluster import guard
 from cluster.errors import LaunchError
+from cluster.process_env import trainer_environment
 from cluster.run_paths import RunPaths
-from cluster.settings import environment_of_run
 
 TRAINER = (sys.executable, "-m", "trainer")
-HERE = "here"  # the place where trainers end with whoever watches them
+THIS_MACHINE = "here"  # the place where trainers end with whoever watches them
 
 
-class Running(Protocol):
+class RunningTrainer(Protocol):
     """A trainer that was started."""
 
     @property
@@ -39,14 +39,14 @@ class Launcher(Protocol):
     def place(self) -> str:
         """The place's name, as a run's state keeps it."""
 
-    def start(self, paths: RunPaths, attempt: int) -> Running:
+    def start(self, paths: RunPaths, attempt: int) -> RunningTrainer:
         """Start the trainer of a run.
 
         Raises:
             LaunchError: It cannot be started there.
         """
 
-    def attach(self, paths: RunPaths, attempt: int) -> Running:
+    def attach(self, paths: RunPaths, attempt: int) -> RunningTrainer:
         """Watch a trainer that somebody else started and does not watch any more.
 
         Raises:
@@ -63,7 +63,7 @@ class LocalLauncher:
     """
 
     command: tuple[str, ...] = TRAINER
-    place: str = HERE
+    place: str = THIS_MACHINE
 
     def start(self, paths: RunPaths, attempt: int) -> "LocalRun":
         """Start the trainer; its output is appended to the run's log."""
@@ -77,7 +77,7 @@ class LocalLauncher:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=environment_of_run(paths.folder.parent.parent, paths.run_id),
+                    env=trainer_environment(paths.folder.parent.parent, paths.run_id),
                 )
         except OSError as error:
             raise LaunchError(f"{paths.run_id}: the trainer cannot be started: {error}") from error

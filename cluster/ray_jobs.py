@@ -13,7 +13,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.errors import LaunchError, PlaceAway
+from cluster.errors import ClusterUnreachable, LaunchError
 from cluster.exit_codes import ExitCode
 from cluster.lease import heartbeat_is_ours, heartbeat_of
 from cluster.run_paths import RunPaths
@@ -89,7 +89,7 @@ class RayJobLauncher:
             if "already exists" not in said[-1]:  # else an earlier answer was lost on its way
                 raise LaunchError(f"Ray at {self.jobs.url} refused {paths.run_id}: {said[-1]}") from error
         except (OSError, ValueError) as error:
-            raise PlaceAway(f"Ray at {self.jobs.url} does not answer: {error}") from error
+            raise ClusterUnreachable(f"Ray at {self.jobs.url} does not answer: {error}") from error
         return self.attach(paths, attempt)
 
     def attach(self, paths: RunPaths, attempt: int) -> "RayRun":

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import ResourcesShort
+from cluster.errors import InsufficientResources
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 NVIDIA_SMI_SECONDS = 20.0
@@ -44,9 +44,11 @@ def refuse_impossible(*, workers: int, gpus_per_worker: int | str, machine: Mach
     """
     if gpus_per_worker == 1 and workers > machine.gpus:
         cure = f"use --workers {machine.gpus}" if machine.gpus else "use --gpus-per-worker 0"
-        raise ResourcesShort(f"{workers} workers need {workers} GPUs and this machine has {machine.gpus}; {cure}")
+        raise InsufficientResources(
+            f"{workers} workers need {workers} GPUs and this machine has {machine.gpus}; {cure}"
+        )
     if workers > machine.cpus:
-        raise ResourcesShort(
+        raise InsufficientResources(
             f"{workers} workers need {workers} CPUs and this machine has {machine.cpus}; use --workers {machine.cpus}"
         )
 

@@ -49,14 +49,14 @@ def next_at(moment: time, now: datetime) -> datetime:
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """A daily span of wall time, over midnight when it ends before it starts."""
 
     start: time
     end: time
 
     @classmethod
-    def parse(cls, text: str) -> "Window":
+    def parse(cls, text: str) -> "TimeWindow":
         """Read `20:00-07:00`.
 
         Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.files import read_json, read_lines
-from cluster.launch import LocalLauncher, Running
+from cluster.launch import LocalLauncher, RunningTrainer
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -52,7 +52,7 @@ def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:
     return result
 
 
-def started(paths: RunPaths) -> Running:
+def started(paths: RunPaths) -> RunningTrainer:
     """Start the next attempt as a process."""
     lease = Lease.claim(paths, after=latest_attempt(paths))
     return LocalLauncher().start(paths, lease.attempt)

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import SettingsError
-from cluster.windows import Window, next_at, seconds_of
+from cluster.windows import TimeWindow, next_at, seconds_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
-NIGHT = Window.parse("20:00-07:00")
+NIGHT = TimeWindow.parse("20:00-07:00")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_what_is_no_duration_is_refused_with_the_forms_that_are(text):
 @pytest.mark.parametrize("text", ["20:00", "20-7", "25:00-07:00", "20:00-20:00", ""])
 def test_a_window_that_never_opens_or_is_none_is_refused(text):
     with pytest.raises(SettingsError):
-        Window.parse(text)
+        TimeWindow.parse(text)
 
 
 def test_a_night_is_open_on_both_sides_of_midnight():
@@ -68,7 +68,7 @@ def test_a_wall_time_that_the_clock_skips_still_comes():
 
 
 def test_a_window_that_ends_in_the_hour_that_comes_twice_is_shut_the_second_time():
-    window = Window.parse("20:00-02:45")
+    window = TimeWindow.parse("20:00-02:45")
     first = datetime(2026, 10, 25, 2, 30, fold=0, tzinfo=BERLIN)
     second = datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=BERLIN)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings, environment_of_worker
+from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.queue import embedded_redis
 from jobs.queue.queues import waiting
@@ -161,7 +162,7 @@ def test_a_redis_that_is_killed_while_a_run_runs_costs_nothing(stack: Stack, run
 
 def test_a_worker_that_started_redis_itself_keeps_it_from_run_to_run(tmp_path: Path) -> None:
     alone = Settings(storage=tmp_path / "alone")
-    with subprocess.Popen(FAKE_WORKER, env=environment_of_worker(alone), start_new_session=True) as worker:
+    with subprocess.Popen(FAKE_WORKER, env=job_worker_environment(alone), start_new_session=True) as worker:
         try:
             assert eventually(lambda: embedded_redis.running(alone.storage) is not None)
             first = embedded_redis.running(alone.storage)

@@ -12,7 +12,7 @@ from redis import Redis
 
 from cluster.exit_codes import ExitCode
 from cluster.files import read_lines
-from cluster.launch import HERE
+from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease, heartbeat_of, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -88,7 +88,7 @@ def test_a_run_that_finds_no_room_to_begin_waits_for_it(here: Settings, disk: Sm
 
 def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(here: Settings, disk: SmallDisk) -> None:
     paths = RunPaths.of(here.storage, submit(here, FakeSpec()))
-    begun = begin(paths, "a worker", HERE)
+    begun = begin(paths, "a worker", THIS_MACHINE)
     assert begun is not None
     disk.fill()
 
@@ -107,7 +107,7 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
 def test_an_attempt_lives_on_a_full_disk(here: Settings, disk: SmallDisk) -> None:
     run_id = submit(here, FakeSpec())
     paths = RunPaths.of(here.storage, run_id)
-    begun = begin(paths, "a worker", HERE)
+    begun = begin(paths, "a worker", THIS_MACHINE)
     assert begun is not None
     disk.fill()
 
@@ -133,7 +133,7 @@ def test_a_wish_to_stop_that_finds_no_room_is_one_line(
     here: Settings, disk: SmallDisk, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(here, FakeSpec())
-    begin(RunPaths.of(here.storage, run_id), "a worker", HERE)
+    begin(RunPaths.of(here.storage, run_id), "a worker", THIS_MACHINE)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(here.storage))
     disk.fill()
 

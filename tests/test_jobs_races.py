@@ -10,9 +10,9 @@ from threading import Thread
 import pytest
 from redis import Redis
 
-from cluster.errors import LeaseLost, PlaceAway
+from cluster.errors import ClusterUnreachable, LeaseLost
 from cluster.files import read_json, write_json
-from cluster.launch import HERE, Running
+from cluster.launch import THIS_MACHINE, RunningTrainer
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -40,7 +40,7 @@ def stack(settings: Settings) -> Iterator[Stack]:
 def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPaths, Lease]:
     """A run that a job worker has begun, and the lease of its first attempt."""
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), wanted))
-    begun = begin(paths, "a worker", HERE)
+    begun = begin(paths, "a worker", THIS_MACHINE)
     assert begun is not None
     return paths, begun.lease
 
@@ -58,11 +58,11 @@ class AwayLauncher:
     place: str = "ray"
     asked: int = 0
 
-    def start(self, _paths: RunPaths, _attempt: int) -> Running:
+    def start(self, _paths: RunPaths, _attempt: int) -> RunningTrainer:
         self.asked += 1
-        raise PlaceAway("Ray does not answer")
+        raise ClusterUnreachable("Ray does not answer")
 
-    def attach(self, paths: RunPaths, attempt: int) -> Running:
+    def attach(self, paths: RunPaths, attempt: int) -> RunningTrainer:
         return self.start(paths, attempt)
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(setti
     declare_dead(paths, 1, "no sign of life for 3 s")
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})  # it had checked its lease just before
 
-    second = begin(paths, "another worker", HERE)
+    second = begin(paths, "another worker", THIS_MACHINE)
 
     state = state_of(settings.storage, paths.run_id)
     assert second is None
@@ -139,7 +139,7 @@ def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Se
     with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
         dying.check()
     end(paths, dying, Change("failed", "the older one's view"))
-    second = begin(paths, "another worker", HERE)
+    second = begin(paths, "another worker", THIS_MACHINE)
     end(paths, dying, 1)
 
     assert second is not None
@@ -189,10 +189,10 @@ class GoesOnLauncher:
     place: str = "elsewhere"
     sends_own_heartbeat: bool = False
 
-    def start(self, _paths: RunPaths, _attempt: int) -> Running:
+    def start(self, _paths: RunPaths, _attempt: int) -> RunningTrainer:
         raise AssertionError("it runs already")
 
-    def attach(self, _paths: RunPaths, _attempt: int) -> Running:
+    def attach(self, _paths: RunPaths, _attempt: int) -> RunningTrainer:
         return self
 
     def wait(self, seconds: float) -> int | None:
@@ -288,7 +288,7 @@ def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None
     end(paths, lease, WORKERS_LOST)
     StopRequest("drain", 1).publish(paths.stop)  # by a job worker that knew no better
 
-    second = begin(paths, "another worker", HERE)
+    second = begin(paths, "another worker", THIS_MACHINE)
     StopRequest("window", 2).publish(paths.stop)
 
     assert second is not None

@@ -14,7 +14,7 @@ from redis import Redis
 
 from cluster.errors import StorageError
 from cluster.files import write_json
-from cluster.launch import HERE
+from cluster.launch import THIS_MACHINE
 from cluster.lease import DEAD_AFTER_SECONDS, Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -57,7 +57,7 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
 def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
-    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", HERE)
+    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
     memory = Memory()
 
     assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
@@ -72,7 +72,7 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    begun = begin(paths, "a worker five minutes off", HERE)
+    begun = begin(paths, "a worker five minutes off", THIS_MACHINE)
     assert begun is not None
     memory, until = Memory(), datetime.now() + timedelta(seconds=2.5)
 
@@ -86,7 +86,7 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
 def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
     taken(redis)
-    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", HERE)
+    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
     memory = Memory()
 
     assert eventually(
@@ -104,7 +104,7 @@ def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settin
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    begin(paths, "a worker that dies", HERE)
+    begin(paths, "a worker that dies", THIS_MACHINE)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
     memory = Memory()
 
@@ -119,10 +119,10 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    first = begin(paths, "frozen", HERE)
+    first = begin(paths, "frozen", THIS_MACHINE)
     memory = Memory()
     assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
-    second = begin(paths, "lively", HERE)
+    second = begin(paths, "lively", THIS_MACHINE)
     assert first is not None
     assert second is not None
 
@@ -190,7 +190,7 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
     memory, brisk_settings = Memory(), brisk(settings)
 
     before = reconcile(settings, redis, memory)
-    assert begin(paths, "RayJob", HERE)
+    assert begin(paths, "RayJob", THIS_MACHINE)
     assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster shows no life
     after = waiting(redis, "normal")
     actions.retry(settings, paths)
@@ -218,7 +218,7 @@ def test_a_run_taken_and_never_begun_is_put_back(
 
 def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> None:
     unbegun, unwatched, deleted = (submit(settings, FakeSpec()) for _ in range(3))
-    for run_id, place in ((unwatched, "ray"), (deleted, HERE)):
+    for run_id, place in ((unwatched, "ray"), (deleted, THIS_MACHINE)):
         redis.lrem(queue(redis, "normal").key, 1, run_id)
         assert begin(RunPaths.of(settings.storage, run_id), "a worker that is gone", place)
     assert queue(redis, "normal").next_entry() is not None
@@ -239,7 +239,7 @@ def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Setti
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    assert begin(paths, "a worker", HERE)
+    assert begin(paths, "a worker", THIS_MACHINE)
 
     with sending_heartbeats(paths):
         began = time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.errors import LeaseLost
-from cluster.launch import HERE
+from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -119,7 +119,7 @@ def test_a_run_over_its_max_duration_fails_after_a_checkpoint(stack: Stack, sett
 def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Settings) -> None:
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
-    begun = begin(paths, "a worker that will freeze", HERE)
+    begun = begin(paths, "a worker that will freeze", THIS_MACHINE)
     assert begun is not None
 
     state = declare_dead(paths, 1, "no sign of life for 3 s")
@@ -134,7 +134,7 @@ def test_two_workers_that_take_one_entry_begin_one_attempt(settings: Settings) -
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
 
-    first, second = begin(paths, "one", HERE), begin(paths, "two", HERE)
+    first, second = begin(paths, "one", THIS_MACHINE), begin(paths, "two", THIS_MACHINE)
 
     assert first is not None
     assert second is None

@@ -13,8 +13,9 @@ import pytest
 from redis import Redis
 
 from cluster.files import write_json
+from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings, environment_of_worker
+from cluster.settings import Settings
 from jobs.prometheus import serve
 from jobs.queue import actions
 from jobs.queue.queues import pause, queue, unpause, waiting
@@ -120,7 +121,7 @@ def test_a_worker_that_waits_for_paused_queues_ends_at_once_when_told_to(setting
 @contextlib.contextmanager
 def burst_worker(settings: Settings) -> "Iterator[subprocess.Popen[bytes]]":
     """A job worker that ends when the queues are empty, as KEDA starts them."""
-    with subprocess.Popen([*FAKE_WORKER, "--burst"], env=environment_of_worker(settings)) as process:
+    with subprocess.Popen([*FAKE_WORKER, "--burst"], env=job_worker_environment(settings)) as process:
         yield process
         process.kill()
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings, environment_of_worker
+from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.queue import actions, webhook_sender
 from jobs.queue.submit import submit
@@ -108,7 +109,7 @@ def test_a_worker_that_leaves_when_the_queues_are_empty_has_told_of_the_last_run
     monkeypatch.setenv("NIGHTSHIFT_WEBHOOK_HOSTS", "127.0.0.1")
     submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
 
-    subprocess.run([*FAKE_WORKER, "--burst"], env=environment_of_worker(telling), check=True, timeout=60)
+    subprocess.run([*FAKE_WORKER, "--burst"], env=job_worker_environment(telling), check=True, timeout=60)
 
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["succeeded"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ResourcesShort, SettingsError
+from cluster.errors import InsufficientResources, SettingsError
 from cluster.settings import Settings
 from jobs.queue.checks import checked
 from trainer.distributed.ray_train import _cluster_gpus
@@ -21,7 +21,9 @@ def test_auto_takes_the_gpus_that_the_cluster_would_fetch(tmp_path, gpus, worker
 def test_more_gpus_than_the_cluster_can_have_are_refused_at_submit(tmp_path):
     settings = Settings(storage=tmp_path, cluster_gpus=4, ray_jobs_url="http://ray-head-svc:8265")
 
-    with pytest.raises(ResourcesShort, match="8 workers need 8 GPUs and the cluster can have 4; use --workers 4"):
+    with pytest.raises(
+        InsufficientResources, match="8 workers need 8 GPUs and the cluster can have 4; use --workers 4"
+    ):
         checked(settings, TrainSpec(shards="s", workers=8, gpus_per_worker=1))
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from cluster.errors import ClusterError, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
-from cluster.settings import Settings, prepare_for_local_ray
+from cluster.process_env import set_local_ray_environment
+from cluster.settings import Settings
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
@@ -44,7 +45,7 @@ def _run(attempt: Attempt) -> int:
     try:
         spec = read_spec(attempt.paths.spec)
         if attempt.settings.ray_address is None:
-            prepare_for_local_ray()  # before ray is imported: it reads how to authenticate only once
+            set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
         with tracked(attempt, spec) as tracking:
             result = execute(attempt, spec)
             result.publish(attempt.lease)

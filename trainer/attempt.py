@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
-from cluster.repeating import repeating
+from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.read.shard_cache import limit_default_cache
@@ -69,6 +69,6 @@ class Attempt:
 
     def sending_heartbeats(self) -> AbstractContextManager[None]:
         """Beat from a thread while the block runs."""
-        return repeating(
+        return periodic_calls(
             self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the beat of attempt {self.number}"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import copy_whole, sha256_of
+from cluster.files import copy_atomically, sha256_of
 from trainer.attempt import Attempt
 from trainer.data.images import samples_for
 from trainer.errors import TrainerError
@@ -45,7 +45,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
         form.write(deployed, images[[0, -1]], facts, draft)
         difference = verified(form, draft, deployed, facts, images)
     if spec.output is not None:
-        copy_whole(target, Path(spec.output))
+        copy_atomically(target, Path(spec.output))
     return RunResult(
         kind=spec.kind,
         checkpoint=str(folder),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import copy_whole
+from cluster.files import copy_atomically
 from trainer.attempt import Attempt
 from trainer.data.images import Chunk, Part, parts_of
 from trainer.distributed.ray_train import on_workers
@@ -33,7 +33,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     outcome = on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder), spec)
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
-        copy_whole(table, Path(spec.output))
+        copy_atomically(table, Path(spec.output))
     return RunResult(
         kind=spec.kind,
         checkpoint=str(folder),

@@ -10,7 +10,7 @@ import click
 import redis
 
 from cluster.errors import ClusterError
-from cluster.health import Finding, storage_findings
+from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.resources import this_machine
 from cluster.settings import Settings
@@ -35,7 +35,7 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
         nightshift doctor --shards shards/chest
     """
     settings = Settings.read()
-    findings = storage_findings(settings.storage)
+    findings = check_storage(settings.storage)
     findings += [redis_finding(settings), ray_finding(settings), gpu_finding(), weights_finding(settings, weights)]
     if shards:
         findings.append(shards_finding(shards))
@@ -49,71 +49,73 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-def redis_finding(settings: Settings) -> Finding:
+def redis_finding(settings: Settings) -> CheckResult:
     """Check that the queue answers, or that an embedded one could be started."""
     if settings.redis_url is None:
         try:
             server = embedded_redis.running(settings.storage)
             found = "the embedded server answers" if server else f"embedded, started when needed ({_program()})"
         except JobError as error:
-            return Finding(
+            return CheckResult(
                 check="Redis", ok=False, found=str(error), cure="install redis-server or set NIGHTSHIFT_REDIS_URL"
             )
-        return Finding(check="Redis", ok=True, found=found)
+        return CheckResult(check="Redis", ok=True, found=found)
     try:
         with connect(settings) as connection:
             version = connection.info("server").get("redis_version")
     except (JobError, redis.RedisError) as error:
-        return Finding(check="Redis", ok=False, found=str(error), cure="start it or correct NIGHTSHIFT_REDIS_URL")
-    return Finding(check="Redis", ok=True, found=f"{without_password(settings.redis_url)}, version {version}")
+        return CheckResult(check="Redis", ok=False, found=str(error), cure="start it or correct NIGHTSHIFT_REDIS_URL")
+    return CheckResult(check="Redis", ok=True, found=f"{without_password(settings.redis_url)}, version {version}")
 
 
-def ray_finding(settings: Settings) -> Finding:
+def ray_finding(settings: Settings) -> CheckResult:
     """Check that Ray is installed and, where a cluster is set, that its Jobs API answers."""
     version = importlib.metadata.version("ray")
     if settings.ray_jobs_url is None:
-        return Finding(check="Ray", ok=True, found=f"{version}, started on this machine for each run")
+        return CheckResult(check="Ray", ok=True, found=f"{version}, started on this machine for each run")
     try:
         remote = RayJobs(settings.ray_jobs_url, settings.ray_token).version()
     except urllib.error.HTTPError as error:
         cure = "give the cluster's token: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for the file that holds it"
-        return Finding(check="Ray", ok=False, found=f"{settings.ray_jobs_url} lets us not in ({error.code})", cure=cure)
+        return CheckResult(
+            check="Ray", ok=False, found=f"{settings.ray_jobs_url} lets us not in ({error.code})", cure=cure
+        )
     except (OSError, ValueError, KeyError) as error:
         cure = "start the cluster or correct NIGHTSHIFT_RAY_JOBS_URL"
-        return Finding(check="Ray", ok=False, found=f"{settings.ray_jobs_url}: {error}", cure=cure)
+        return CheckResult(check="Ray", ok=False, found=f"{settings.ray_jobs_url}: {error}", cure=cure)
     if remote != version:
         cure = "install the same version of Ray on both sides"
-        return Finding(check="Ray", ok=False, found=f"{version} here, {remote} on the cluster", cure=cure)
-    return Finding(check="Ray", ok=True, found=f"{version}, cluster {settings.ray_jobs_url}")
+        return CheckResult(check="Ray", ok=False, found=f"{version} here, {remote} on the cluster", cure=cure)
+    return CheckResult(check="Ray", ok=True, found=f"{version}, cluster {settings.ray_jobs_url}")
 
 
-def gpu_finding() -> Finding:
+def gpu_finding() -> CheckResult:
     """Tell what there is; a machine without a GPU is no fault."""
     machine = this_machine()
     gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU, runs use CPUs"
-    return Finding(check="processors", ok=True, found=f"{machine.cpus} CPUs, {gpus}")
+    return CheckResult(check="processors", ok=True, found=f"{machine.cpus} CPUs, {gpus}")
 
 
-def weights_finding(settings: Settings, weights: str | None) -> Finding:
+def weights_finding(settings: Settings, weights: str | None) -> CheckResult:
     """Check a file of weights, or tell whether the official one is at hand."""
     if weights:
         try:
-            return Finding(check="weights", ok=True, found=f"{weights_file(weights)} is an EfficientNet's")
+            return CheckResult(check="weights", ok=True, found=f"{weights_file(weights)} is an EfficientNet's")
         except TrainerError as error:
-            return Finding(check="weights", ok=False, found=str(error), cure="give weights of EfficientNet-B0")
+            return CheckResult(check="weights", ok=False, found=str(error), cure="give weights of EfficientNet-B0")
     place: Path = settings.storage / "weights" / OFFICIAL_WEIGHTS
     found = f"{place} is at hand" if place.exists() else f"--weights imagenet will download {OFFICIAL_WEIGHTS} once"
-    return Finding(check="weights", ok=True, found=found)
+    return CheckResult(check="weights", ok=True, found=found)
 
 
-def shards_finding(shards: str) -> Finding:
+def shards_finding(shards: str) -> CheckResult:
     """Check the index of a data set."""
     try:
         location, index = index_of(shards)
     except (ShardError, ClusterError) as error:
-        return Finding(check="shards", ok=False, found=str(error), cure="pack them with `nightshift shards pack`")
+        return CheckResult(check="shards", ok=False, found=str(error), cure="pack them with `nightshift shards pack`")
     counts = ", ".join(f"{split} {index.samples_in(split)}" for split in index.splits)
-    return Finding(check="shards", ok=True, found=f"{location}: {len(index.shards)} shards, {counts}")
+    return CheckResult(check="shards", ok=True, found=f"{location}: {len(index.shards)} shards, {counts}")
 
 
 def _program() -> str:

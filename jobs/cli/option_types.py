@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cluster.errors import SettingsError
-from cluster.windows import Window, next_at, seconds_of, time_of_day
+from cluster.windows import TimeWindow, next_at, seconds_of, time_of_day
 
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}")
 
@@ -76,6 +76,6 @@ class WindowOfDay(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the window as it is written."""
         try:
-            return str(Window.parse(str(value)))
+            return str(TimeWindow.parse(str(value)))
         except SettingsError as error:
             self.fail(str(error), param, ctx)

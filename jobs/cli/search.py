@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cluster.files import read_json
 from cluster.settings import Settings
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from jobs.cli.follow import describe, follow, show_progress
 from jobs.cli.leaderboard import as_table, published_best, rows_of, table_of
 from jobs.cli.option_types import Moment
@@ -178,7 +178,7 @@ def _refuse_shut_night(spec: SearchSpec, at: datetime | None) -> None:
         return
     now = datetime.now(ZoneInfo(spec.timezone) if spec.timezone else None).astimezone()
     start = now if at is None else max(now, at)
-    opens = Window.parse(spec.window).opens(start) if spec.window else start
+    opens = TimeWindow.parse(spec.window).opens(start) if spec.window else start
     if opens >= spec.until:
         what = f"window {spec.window} never opens" if opens > start else f"--at {start:%Y-%m-%d %H:%M} is not"
         raise SpecError(f"{what} before --until {spec.until:%Y-%m-%d %H:%M}; give a later --until")

@@ -6,7 +6,7 @@ Each check takes a spec and returns it with its places made absolute: the job wo
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.errors import ResourcesShort, UnknownRun
+from cluster.errors import InsufficientResources, UnknownRun
 from cluster.resources import refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
@@ -38,7 +38,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     if runs_here(settings):
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
     elif settings.cluster_gpus is not None and spec.gpus_per_worker == 1 and spec.workers > settings.cluster_gpus:
-        raise ResourcesShort(
+        raise InsufficientResources(
             f"{spec.workers} workers need {spec.workers} GPUs and the cluster can have {settings.cluster_gpus}; "
             f"use --workers {settings.cluster_gpus} or --gpus-per-worker 0"
         )

@@ -24,7 +24,7 @@ from rq.timeouts import HorseMonitorTimeoutException
 
 from cluster import guard
 from cluster.errors import ClusterError
-from cluster.launch import HERE, Launcher, LocalLauncher
+from cluster.launch import THIS_MACHINE, Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -130,7 +130,7 @@ class JobWorker(rq.Worker):
             paths = RunPaths.of(self.settings.storage, run_id)
             state = run_state.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
-                if state.place == HERE:
+                if state.place == THIS_MACHINE:
                     declare_dead(paths, state.attempt, "its job process died")
                 else:
                     leave_unwatched(paths, self.name)
@@ -182,7 +182,7 @@ class JobWorker(rq.Worker):
         with contextlib.suppress(ClusterError, OSError):
             paths = RunPaths.of(self.settings.storage, run_id)
             state = run_state.read_state(paths)
-            if state.place != HERE:
+            if state.place != THIS_MACHINE:
                 self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
             elif state.state == "running" and state.job_worker == self.name:
                 StopRequest("drain", state.attempt, seconds=self.drain_seconds).publish(paths.stop)

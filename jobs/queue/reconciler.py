@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import redis
 
 from cluster.errors import StorageError, UnknownRun
-from cluster.launch import HERE
+from cluster.launch import THIS_MACHINE
 from cluster.lease import heartbeat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
@@ -180,7 +180,7 @@ def _bury(paths: RunPaths, state: RunState, memory: Memory, lease_seconds: float
 
 def _unwatch(paths: RunPaths, state: RunState, memory: Memory, workers: set[str]) -> RunState | None:
     """Find a run that goes on elsewhere while the job worker that watched it is no more."""
-    if state.place == HERE or state.job_worker is None or state.job_worker in workers:
+    if state.place == THIS_MACHINE or state.job_worker is None or state.job_worker in workers:
         memory.watched.pop(state.id, None)
         return None
     if memory.still_since(memory.watched, state.id, state.job_worker) < STUCK_SECONDS:

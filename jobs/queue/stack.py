@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster import guard
-from cluster.settings import Settings, environment_of_worker
+from cluster.process_env import job_worker_environment
+from cluster.settings import Settings
 from jobs.queue import embedded_redis
 
 WORKER = (sys.executable, "-m", "jobs", "worker")
@@ -95,7 +96,7 @@ def _start_worker(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches us alone, and we tell them in order
             preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
-            env=environment_of_worker(settings),
+            env=job_worker_environment(settings),
         )
 
 

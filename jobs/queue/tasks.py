@@ -5,13 +5,13 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from cluster.errors import LaunchError, LeaseLost, PlaceAway
-from cluster.launch import Launcher, LocalLauncher, Running
+from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost
+from cluster.launch import Launcher, LocalLauncher, RunningTrainer
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end, lost, say_published
 from jobs.runs.request import JobRequest, read_request
@@ -40,7 +40,7 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     lease = begun.lease
     try:
         running = launcher.attach(paths, lease.attempt) if begun.goes_on else _start(launcher, paths, lease)
-    except PlaceAway as error:
+    except ClusterUnreachable as error:
         end(paths, lease, Change("queued", str(error)))
         return
     except LaunchError as error:
@@ -57,13 +57,13 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     end(paths, lease, code)
 
 
-def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> Running:
+def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
     """Start the trainer; a place that does not answer is asked again for a while."""
     until = time.monotonic() + PLACE_SECONDS
     while True:
         try:
             return launcher.start(paths, lease.attempt)
-        except PlaceAway:
+        except ClusterUnreachable:
             if time.monotonic() > until or StopRequest.read(paths.stop, lease.attempt):
                 raise
             lease.heartbeat()
@@ -116,7 +116,7 @@ class _Watch:
     paths: RunPaths
     lease: Lease
     wanted: JobRequest
-    running: Running
+    running: RunningTrainer
     heartbeat_seconds: float
     held_seconds: float  # before this watch
     kill_at: float | None = None
@@ -149,7 +149,7 @@ class _Watch:
         limit, window = self.wanted.max_duration_seconds, self.wanted.window
         if limit and seconds > limit:
             StopRequest("overtime", self.lease.attempt).publish(self.paths.stop)
-        elif window and not Window.parse(window).closes(datetime.now().astimezone()):
+        elif window and not TimeWindow.parse(window).closes(datetime.now().astimezone()):
             StopRequest("window", self.lease.attempt).publish(self.paths.stop)
 
     def _see_to_stop(self, now: float) -> None:

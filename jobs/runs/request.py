@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from jobs.errors import Refused
 from jobs.runs.names import NAME
 
@@ -59,7 +59,7 @@ class JobRequest(BaseModel):
     @field_validator("window")
     @classmethod
     def _window_is_one(cls, window: str | None) -> str | None:
-        return str(Window.parse(window)) if window else None
+        return str(TimeWindow.parse(window)) if window else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as plain JSON values."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.run_paths import RunPaths
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from jobs.runs.request import JobRequest
 from jobs.runs.state import read_state
 
@@ -33,6 +33,6 @@ def blocked_by(storage: Path, wanted: JobRequest, moment: datetime | None = None
             return Verdict(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
         if other.state != "succeeded":
             return Verdict(f"waits for {run_id}")
-    if wanted.window and not Window.parse(wanted.window).closes(here):
+    if wanted.window and not TimeWindow.parse(wanted.window).closes(here):
         return Verdict(f"waits for its window {wanted.window}")
     return None

@@ -4,11 +4,11 @@ import logging
 
 import ray
 
-from cluster.settings import remember_ray
+from cluster.process_env import set_ray_address
 
 
 def quieten_ray() -> None:
     """Silence the cleaner of placement groups: it asks Ray's dashboard, which does not run here, every second."""
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
-    remember_ray(ray.get_runtime_context().gcs_address)
+    set_ray_address(ray.get_runtime_context().gcs_address)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec
 
@@ -43,7 +43,7 @@ class Deadline:
         if spec.max_duration_seconds is not None:
             ends.append((began.astimezone(UTC) + timedelta(seconds=spec.max_duration_seconds), "max_duration"))
         if spec.window is not None:
-            closing = Window.parse(spec.window).closes(_local(now, spec.timezone))
+            closing = TimeWindow.parse(spec.window).closes(_local(now, spec.timezone))
             ends.append(((closing or now).astimezone(UTC), "window"))
         if not ends:
             return cls()

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
-from cluster.repeating import repeating
+from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths, TrialPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import BOTH, ShardIndex, read_index
@@ -132,7 +132,7 @@ class Refit:
             trial=paths,
         )
         self._look_at(paths)
-        with repeating(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
+        with periodic_calls(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
             return int(on_workers(refit_on_worker, task, spec))
 
     def _look_at(self, paths: TrialPaths) -> None:

@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster.settings import let_tune_start
+from cluster.process_env import set_pending_trials
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
@@ -72,7 +72,7 @@ def run_trials(
     suggestions = _Suggestions(decisions, slots.count)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
     at_once = min(slots.count, controller.left())
-    let_tune_start(at_once)
+    set_pending_trials(at_once)
     given = tune.with_parameters(trainable, task=task, threads=slots.threads, slots=at_once)
     tune.Tuner(
         tune.with_resources(given, dict(slots.resources)),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from cluster.errors import SettingsError
-from cluster.windows import Window
+from cluster.windows import TimeWindow
 from trainer.errors import SpecError
 from trainer.specs.base import build
 from trainer.specs.search_space import Config, Space
@@ -69,7 +69,7 @@ class SearchSpec(TrainOptions):
     @field_validator("window")
     @classmethod
     def _window_opens(cls, window: str | None) -> str | None:
-        return None if window is None else _or_value_error(lambda: str(Window.parse(window)))
+        return None if window is None else _or_value_error(lambda: str(TimeWindow.parse(window)))
 
     @field_validator("timezone")
     @classmethod

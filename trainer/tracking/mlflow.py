@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from cluster.settings import prepare_for_mlflow
+from cluster.process_env import set_mlflow_defaults
 from trainer.tracking.history import Curves
 
 NAME = "nightshift"
@@ -62,7 +62,7 @@ class Experiment:
     def _begin(self) -> None:
         if self._there:
             return
-        prepare_for_mlflow()
+        set_mlflow_defaults()
         from mlflow.entities import Param  # noqa: PLC0415
         from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- it takes seconds, and few have such a server
 

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def repeating(act: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
+def periodic_calls(act: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
     """Call `act` from a thread of its own while the block runs, at once and then every so many seconds.
 
     A storage that pauses raises `OSError` or `StorageError`; that is told, and the next call comes all the same.
