@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.data.batches import Step
+from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Head
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
-from trainer.training.micro_batching import backward
+from trainer.training.micro_batching import accumulate_gradients
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
 
@@ -30,7 +30,7 @@ def main() -> None:
     process_group = ProcessGroup(rank, 2, torch.device("cpu"))
     mine = slice(0, 5) if rank == 0 else slice(5, 9)
     together = gradients(rows[mine], labels[mine], parallel=True)
-    in_parts = gradients(rows[mine], labels[mine], parallel=True, parts=2, kept=True)
+    in_parts = gradients(rows[mine], labels[mine], parallel=True, micro_batches=2, kept=True)
     gather_rows = process_group.gather_rows(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
     found = {
         "total": process_group.all_reduce_sum(1.0, float(rank)),
@@ -47,13 +47,15 @@ def main() -> None:
         print(json.dumps(found))
 
 
-def gradients(rows, labels, *, parallel, parts=1, kept=False):
+def gradients(rows, labels, *, parallel, micro_batches=1, kept=False):
     """Return the gradients and running statistics of one step, weighted as the loop weighs it."""
     torch.manual_seed(1)
     head = Head(3, 16, dropout=0.0).train(not kept)
     model = DistributedDataParallel(head) if parallel else head
-    step = Step(rows, labels, torch.arange(len(rows)), images=9)
-    backward(model, step, weight=(2 if parallel else 1) / 9, class_weights=None, parts=parts)
+    step = DeviceBatch(rows, labels, torch.arange(len(rows)), images=9)
+    accumulate_gradients(
+        model, step, loss_weight=(2 if parallel else 1) / 9, class_weights=None, micro_batches=micro_batches
+    )
     norms = [module for module in head if isinstance(module, SyncBatchNorm1d)]
     return {
         "gradients": {name: parameter.grad for name, parameter in head.named_parameters()},

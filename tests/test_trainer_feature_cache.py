@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from trainer.data.cache_folder import entries, make_room
+from trainer.data.cache_folder import cache_entries, evict
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
@@ -123,7 +123,7 @@ def test_the_folder_tells_what_it_holds(cache):
     cache.write("a" * 64, features())
     cache.write("b" * 64, features())
 
-    (entry,) = entries(cache.root)
+    (entry,) = cache_entries(cache.root)
 
     assert entry.name == KEY.digest
     assert entry.shards == 2
@@ -134,10 +134,10 @@ def test_the_folder_tells_what_it_holds(cache):
 def test_making_room_for_everything_empties_the_folder(cache):
     cache.write(SHARD, features())
 
-    freed = make_room(cache.root, 0)
+    freed = evict(cache.root, 0)
 
     assert freed > 3 * 1280 * 4
-    assert entries(cache.root) == ()
+    assert cache_entries(cache.root) == ()
 
 
 def set_used(path, when):

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from tests.trained import train_spec
-from trainer.data.batches import Step
+from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
 from trainer.model.efficientnet import SyncBatchNorm1d
-from trainer.training.micro_batching import backward, fits_into_memory, parts_of_step
+from trainer.training.micro_batching import accumulate_gradients, choose_micro_batches, fits_in_memory
 
 CPU = torch.device("cpu")
 ALONE = ProcessGroup(0, 1, CPU)
@@ -30,24 +30,24 @@ class Cramped(nn.Module):
         return self.last(self.norm(images.mean((2, 3))))
 
 
-@pytest.mark.parametrize(("room", "parts"), [(32, 1), (31, 2), (16, 2), (8, 4), (5, 8)])
-def test_a_step_is_halved_until_it_fits(tmp_path, room, parts):
+@pytest.mark.parametrize(("room", "micro_batches"), [(32, 1), (31, 2), (16, 2), (8, 4), (5, 8)])
+def test_a_step_is_halved_until_it_fits(tmp_path, room, micro_batches):
     spec = train_spec(tmp_path, batch_size="auto")
 
-    found = parts_of_step(spec, ALONE, fits(Cramped(room)), smallest=29)
+    found = choose_micro_batches(spec, ALONE, fits(Cramped(room)), smallest=29)
 
-    assert found == parts
+    assert found == micro_batches
 
 
 def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(tmp_path):
     spec = train_spec(tmp_path, batch_size=60)
 
     with pytest.raises(OutOfMemory) as refusal:
-        parts_of_step(spec, ALONE, fits(Cramped(17)), smallest=52)
+        choose_micro_batches(spec, ALONE, fits(Cramped(17)), smallest=52)
 
     assert str(refusal.value) == (
         "a batch of 60 images over 1 workers does not fit into the memory of cpu; "
-        "use --batch-size 15, which fits, or --accumulate to take it in 4 parts"
+        "use --batch-size 15, which fits, or --accumulate to split each step into 4 micro-batches"
     )
 
 
@@ -55,7 +55,7 @@ def test_images_of_which_not_even_two_fit_are_refused(tmp_path):
     spec = train_spec(tmp_path, batch_size="auto")
 
     with pytest.raises(OutOfMemory, match=r"2 images at once do not fit into the memory of cpu; use a smaller --image"):
-        parts_of_step(spec, ALONE, fits(Cramped(1)), smallest=32)
+        choose_micro_batches(spec, ALONE, fits(Cramped(1)), smallest=32)
 
 
 def test_a_trial_moves_nothing():
@@ -70,15 +70,15 @@ def test_a_trial_moves_nothing():
     assert not module.training
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_gradients_in_parts_are_those_of_the_whole_step(parts):
+@pytest.mark.parametrize("micro_batches", [2, 3, 8])
+def test_gradients_in_parts_are_those_of_the_whole_step(micro_batches):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    step = Step(torch.randn(16, 6), torch.arange(16) % 3, torch.arange(16), images=16)
+    step = DeviceBatch(torch.randn(16, 6), torch.arange(16) % 3, torch.arange(16), images=16)
     weights = torch.tensor([0.5, 1.0, 2.0])
 
-    whole, loss = gradients(module, step, weights, parts=1)
-    found, loss_in_parts = gradients(module, step, weights, parts=parts)
+    whole, loss = gradients(module, step, weights, micro_batches=1)
+    found, loss_in_parts = gradients(module, step, weights, micro_batches=micro_batches)
 
     assert loss_in_parts == pytest.approx(loss)
     assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(found, whole, strict=True))
@@ -91,10 +91,12 @@ def test_auto_is_the_default_batch_in_parts(tmp_path):
 
 
 def fits(module):
-    return lambda images: fits_into_memory(module, images, image_size=4, device=CPU, autocast=False)
+    return lambda images: fits_in_memory(module, images, image_size=4, device=CPU, autocast=False)
 
 
-def gradients(module, step, weights, *, parts):
+def gradients(module, step, weights, *, micro_batches):
     module.zero_grad()
-    loss = backward(module, step, weight=1 / step.images, class_weights=weights, parts=parts)
+    loss = accumulate_gradients(
+        module, step, loss_weight=1 / step.images, class_weights=weights, micro_batches=micro_batches
+    )
     return [parameter.grad.clone() for parameter in module.parameters()], loss

@@ -10,7 +10,7 @@ from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from data_shards.index import read_index
 from tests.trained import attempted, done, evaluated, new_run, train_spec
-from trainer.data.images import Files, parts_of
+from trainer.data.images import ImageFiles, image_sources
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
 from trainer.inference.prediction_table import Row, open_table
@@ -146,12 +146,12 @@ def test_what_holds_no_image_is_refused(tmp_path, given, error):
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(SpecError, match=error):
-        parts_of((str(tmp_path / given),))
+        image_sources((str(tmp_path / given),))
 
 
 def test_a_split_that_is_not_there_is_refused(digits_shards):
     with pytest.raises(SpecError, match="has no split 'night'; it has train, valid, test"):
-        parts_of((str(digits_shards),), "night")
+        image_sources((str(digits_shards),), "night")
 
 
 def test_a_model_that_is_none_is_refused(tmp_path, digits):
@@ -171,18 +171,18 @@ def test_a_run_that_is_asked_to_stop_leaves_no_half_table(tmp_path, model, digit
 
 
 def test_loader_workers_keep_the_order(digits):
-    files = Files(tuple(sorted(str(file) for file in digits.rglob("*.png"))))
+    files = ImageFiles(tuple(sorted(str(file) for file in digits.rglob("*.png"))))
 
-    chunks = list(files.chunks(batch_size=4, image_size=32, loader_workers=2))
+    batches = list(files.batches(batch_size=4, image_size=32, loader_workers=2))
 
-    assert tuple(file for chunk in chunks for file in chunk.files) == files.paths
-    assert sum(len(chunk.pixels) for chunk in chunks) == len(files)
+    assert tuple(file for chunk in batches for file in chunk.files) == files.paths
+    assert sum(len(chunk.pixels) for chunk in batches) == len(files)
 
 
 def test_ten_thousand_images_are_read_without_growing_memory(tmp_path):
     picture = tmp_path / "one.png"
     Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(picture)
-    many = Files((str(picture),) * 10_000).chunks(batch_size=64, image_size=64, loader_workers=0)
+    many = ImageFiles((str(picture),) * 10_000).batches(batch_size=64, image_size=64, loader_workers=0)
     for _ in range(10):
         next(many)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

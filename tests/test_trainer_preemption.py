@@ -22,26 +22,26 @@ from trainer.attempt import DEFAULT_RESTARTS, Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.search import run_trainable
 from trainer.training import preemption
-from trainer.training.preemption import Preemption
+from trainer.training.preemption import PreemptionWatcher
 
 
 def test_each_machine_is_news_once():
     notices = [None, notice("a"), notice("a"), notice("a", "b"), notice("a", "b"), None]
-    heard = Preemption(iter(notices).__next__)
+    heard = PreemptionWatcher(iter(notices).__next__)
 
-    found = [heard.is_new() for _ in notices]
+    found = [heard.poll() for _ in notices]
 
     assert found == [False, True, False, True, False, False]
 
 
 def test_it_is_time_to_look_at_first_and_again_after_a_while(monkeypatch):
-    heard = Preemption()
+    heard = PreemptionWatcher()
 
-    at_first = heard.is_due()
-    heard.is_new()
-    at_once = heard.is_due()
-    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.0)
-    later = heard.is_due()
+    at_first = heard.should_poll()
+    heard.poll()
+    at_once = heard.should_poll()
+    monkeypatch.setattr(preemption, "POLL_SECONDS", 0.0)
+    later = heard.should_poll()
 
     assert (at_first, at_once, later) == (True, False, True)
 

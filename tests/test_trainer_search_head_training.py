@@ -47,7 +47,7 @@ def never() -> None:
 
 
 def head(data, folder, stop=never, **options):
-    return HeadTraining(data, data.post.task.spec.model_copy(update=options), folder, stop, 1)
+    return HeadTraining(data, data.context.task.spec.model_copy(update=options), folder, stop, 1)
 
 
 def epochs_of(training):

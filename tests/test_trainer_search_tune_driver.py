@@ -10,7 +10,7 @@ from cluster.settings import Settings
 from tests.searched import Rehearsal, search_spec
 from tests.trained import new_run
 from trainer.attempt import Attempt
-from trainer.distributed.ray_train import ray_for
+from trainer.distributed.ray_train import ray_session
 from trainer.distributed.worker import WorkerTask
 from trainer.search.tune_driver import DEATHS, Slots, gpu_share, run_trials
 
@@ -48,7 +48,7 @@ def test_a_trial_whose_process_dies_again_and_again_has_failed_and_the_others_go
     task = WorkerTask(attempt=Attempt.of(paths.folder, 1, settings), spec=spec, source=None)
     looks = []
 
-    with ray_for(settings, spec):
+    with ray_session(settings, spec):
         slots = Slots(count=1, resources={"CPU": 1}, threads=1)
         run_trials(search.controller, task, Mortal, slots, lambda: looks.append(1))
 

@@ -41,16 +41,16 @@ def test_an_undefined_metric_is_no_better_than_a_defined_one():
 def test_patience_counts_epochs_since_the_best():
     state, _ = after(0.3, 0.4, 0.5)
 
-    assert not state.out_of_patience(3)
-    assert state.out_of_patience(2)
-    assert not state.out_of_patience(None)
+    assert not state.should_stop_early(3)
+    assert state.should_stop_early(2)
+    assert not state.should_stop_early(None)
 
 
 def test_patience_begins_with_the_phase():
     state, _ = after(0.3, 0.4, 0.5)
 
-    assert state.out_of_patience(2, since=1)
-    assert not state.out_of_patience(2, since=2)
+    assert state.should_stop_early(2, since=1)
+    assert not state.should_stop_early(2, since=2)
 
 
 def test_a_step_counts_images_and_losses_until_the_epoch_ends():

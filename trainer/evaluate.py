@@ -7,7 +7,7 @@ from typing import Any
 from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
-from trainer.distributed.ray_train import on_workers
+from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration, calibrated
@@ -19,7 +19,7 @@ from trainer.model.tensor_folder import read_manifest
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
-from trainer.training.model_setup import extraction_for
+from trainer.training.model_setup import extractor_for
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     if spec.min_sensitivity:
         _refuse_seen(folder, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
-    outcome = on_workers(evaluate_on_worker, task, spec)
+    outcome = run_on_workers(evaluate_on_worker, task, spec)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
     write_report(attempt, spec, result)
     return result
@@ -67,15 +67,15 @@ def _evaluate(context: WorkerContext) -> dict[str, Any]:
     folder, index = model_folder(spec.model, context.task.attempt.settings), read_index(spec.shards)
     model, config, manifest = read_model(folder)
     model = model.to(context.process_group.device)
-    extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
+    extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
-    context.progress.begin("evaluate", total=sum(index.samples_in(split) for split in splits))
+    context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: model_on(context, extraction, model, split) for split in splits}
     keep_predictions(context, found[spec.split])
     weights = str(manifest["files"][MODEL])
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
-        if context.process_group.is_leader:
+        if context.process_group.is_rank_zero:
             _keep(calibration, folder, weights)
     else:
         calibration = Calibration.of(folder, weights)
@@ -139,4 +139,4 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
     )
-    return dict(on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder), wish))
+    return dict(run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder), wish))

@@ -12,7 +12,7 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import copy_atomically, sha256_of
 from trainer.attempt import Attempt
-from trainer.data.images import samples_for
+from trainer.data.images import sample_images
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Calibration
@@ -38,7 +38,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     model, config, manifest = read_model(folder)
     weights = str(manifest["files"][MODEL])
     calibration = Calibration.of(folder, weights)
-    images = samples_for(spec.samples, attempt.settings, manifest, image_size=config.image_size)
+    images = sample_images(spec.samples, attempt.settings, manifest, image_size=config.image_size)
     deployed, facts = ExportedModel(model, config, calibration), facts_of(config, calibration, weights)
     target = attempt.paths.exported(form.ending)
     with _published(attempt, target) as draft:

@@ -8,8 +8,8 @@ from typing import Any
 from cluster.errors import StorageError
 from cluster.files import copy_atomically
 from trainer.attempt import Attempt
-from trainer.data.images import Chunk, Part, parts_of
-from trainer.distributed.ray_train import on_workers
+from trainer.data.images import ImageBatch, ImageSource, image_sources
+from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
@@ -29,8 +29,8 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
         StorageError: The table cannot be written.
     """
     folder = model_folder(spec.model, attempt.settings)
-    parts_of(spec.images, spec.split)  # refuses here, where the cause is told best
-    outcome = on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder), spec)
+    image_sources(spec.images, spec.split)  # refuses here, where the cause is told best
+    outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder), spec)
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
         copy_atomically(table, Path(spec.output))
@@ -51,8 +51,8 @@ def predict_on_worker(config: dict[str, Any]) -> Any:
 def _predict(context: WorkerContext) -> dict[str, Any]:
     spec, attempt = context.task.spec, context.task.attempt
     predictor = Predictor.of(model_folder(spec.model, attempt.settings), context.process_group.device)
-    parts = parts_of(spec.images, spec.split)
-    context.progress.begin("predict", total=sum(len(part) for part in parts))
+    parts = image_sources(spec.images, spec.split)
+    context.progress.start_phase("predict", total=sum(len(part) for part in parts))
     attempt.lease.check()
     table, called = attempt.paths.predicted(spec.form), Counter[str]()
     try:
@@ -65,17 +65,17 @@ def _predict(context: WorkerContext) -> dict[str, Any]:
     return _outcome(called, predictor)
 
 
-def _rows(context: WorkerContext, parts: tuple[Part, ...], predictor: Predictor) -> Iterator[Row]:
+def _rows(context: WorkerContext, parts: tuple[ImageSource, ...], predictor: Predictor) -> Iterator[Row]:
     batch_size, image_size = context.task.spec.batch_size, predictor.config.image_size
     for part in parts:
-        for chunk in part.chunks(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
+        for chunk in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
             yield from rows_of(chunk, predictor)
             context.progress.add(len(chunk.files))
             if reason := context.stop.reason():
                 raise Stopped(f"stopped ({reason}); predict begins anew when it is resumed")
 
 
-def rows_of(chunk: Chunk, predictor: Predictor) -> Iterator[Row]:
+def rows_of(chunk: ImageBatch, predictor: Predictor) -> Iterator[Row]:
     """Yield a row for each image of a chunk, in its order."""
     classes = predictor.config.classes
     probabilities = predictor.probabilities(chunk.pixels)

@@ -26,7 +26,7 @@ class Progress:
     _began_at: int = 0
     _written: float = 0.0
 
-    def begin(self, phase: str, *, total: int, done: int = 0, epoch: int = 0, epochs: int = 0) -> None:
+    def start_phase(self, phase: str, *, total: int, done: int = 0, epoch: int = 0, epochs: int = 0) -> None:
         """Enter a phase of `total` images, of which `done` are behind."""
         self.phase, self.total, self.done, self.epoch, self.epochs = phase, total, done, epoch, epochs
         self._began, self._began_at = time.monotonic(), done

@@ -2,7 +2,7 @@
 
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
-from trainer.distributed.ray_train import on_workers
+from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError
 from trainer.model.weights import ensure_weights
@@ -11,7 +11,7 @@ from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.training.worker import train_on_worker
 
-NORM_NEEDS = 2  # images of which a batch norm can take a deviation
+MIN_BATCH_NORM_IMAGES = 2  # images of which a batch norm can take a deviation
 
 
 def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
@@ -22,10 +22,10 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         Stopped: The run was asked to stop; a checkpoint is saved.
     """
     index = read_index(spec.shards)
-    refuse_impossible_data(spec, index)
+    check_data(spec, index)
     weights = ensure_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
-    outcome = on_workers(train_on_worker, task, spec)
+    outcome = run_on_workers(train_on_worker, task, spec)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),
@@ -37,7 +37,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     return result
 
 
-def refuse_impossible_data(spec: TrainSpec, index: ShardIndex) -> None:
+def check_data(spec: TrainSpec, index: ShardIndex) -> None:
     """Refuse data that this training can never run on.
 
     Raises:
@@ -48,8 +48,8 @@ def refuse_impossible_data(spec: TrainSpec, index: ShardIndex) -> None:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
     samples = index.samples_in(spec.split)
     smallest = samples // -(-samples // spec.batch_size) // spec.workers
-    if smallest < NORM_NEEDS:
+    if smallest < MIN_BATCH_NORM_IMAGES:
         raise SpecError(
             f"{samples} images in steps of {spec.batch_size} leave a worker with {smallest} image, "
-            f"and batch norm needs {NORM_NEEDS}; use fewer --workers or another --batch-size"
+            f"and batch norm needs {MIN_BATCH_NORM_IMAGES}; use fewer --workers or another --batch-size"
         )

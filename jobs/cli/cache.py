@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.settings import Settings
-from trainer.data.cache_folder import CacheEntry, cache_folder, entries, make_room
+from trainer.data.cache_folder import CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
 
@@ -30,7 +30,7 @@ def show(as_json: bool) -> None:
     """
     settings = Settings.read()
     folder = cache_folder(settings.storage)
-    found = [_plain(entry) for entry in entries(folder)]
+    found = [_plain(entry) for entry in cache_entries(folder)]
     size = sum(entry["bytes"] for entry in found)
     if as_json:
         content = {"folder": str(folder), "bytes": size, "limit_bytes": settings.cache_bytes, "entries": found}
@@ -54,7 +54,7 @@ def prune(keep_gigabytes: float | None, everything: bool) -> None:
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
     limit = settings.cache_bytes if keep_gigabytes is None else int(keep_gigabytes * GIGABYTE)
-    freed = make_room(cache_folder(settings.storage), 0 if everything else limit)
+    freed = evict(cache_folder(settings.storage), 0 if everything else limit)
     click.echo(f"{freed / GIGABYTE:.3f} GB freed")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from data_shards.index import Shard, ShardIndex
 from data_shards.plan import EpochPlan
 from tests.bench.data import WEIGHTS
-from trainer.data.batches import Step
+from trainer.data.batches import DeviceBatch
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Classifier, build_model
@@ -94,8 +94,8 @@ class Stepper:
     def _all_images(self) -> int:
         return len(self.images) * self.process_group.world_size
 
-    def _source(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
-        yield Step(self.images, self.labels, torch.arange(len(self.images)), self._all_images)
+    def _source(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
+        yield DeviceBatch(self.images, self.labels, torch.arange(len(self.images)), self._all_images)
 
     def _record(self, figures: dict[str, Any]) -> None:
         self.losses.append(figures["train_loss"])

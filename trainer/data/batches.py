@@ -13,7 +13,7 @@ from data_shards.read.stream import open_batches
 
 
 @dataclass(frozen=True)
-class Step:
+class DeviceBatch:
     """One batch of one rank.
 
     Attributes:
@@ -29,31 +29,31 @@ class Step:
     images: int
 
 
-class Source(Protocol):
+class BatchLoader(Protocol):
     """Batches of one epoch in the order of the plan, from batch `start` on."""
 
-    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield this rank's batches."""
 
 
 @dataclass(frozen=True)
-class StoredFeatures:
+class FeatureLoader:
     """Features of whole splits in memory; a sample's id is its row."""
 
     values: dict[str, Tensor]  # split: (N, 1280) float32 on the device
     labels: dict[str, Tensor]  # split: (N,) int64 on the device
 
-    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield rows of the split."""
         values, labels = self.values[plan.split], self.labels[plan.split]
         for batch in range(start, plan.batches):
             ids = torch.from_numpy(plan.ids(batch))
             rows = ids.to(values.device)
-            yield Step(values[rows], labels[rows], ids, plan.images_in_step(batch))
+            yield DeviceBatch(values[rows], labels[rows], ids, plan.images_in_step(batch))
 
 
 @dataclass(frozen=True)
-class StreamedImages:
+class ImageLoader:
     """Images read from shards; `prepare` turns bytes into what the module takes, `augment` says if it may vary them."""
 
     location: str
@@ -63,7 +63,7 @@ class StreamedImages:
     device: torch.device
     prepare: Callable[[Tensor, bool], Tensor]
 
-    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[Step]:
+    def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield prepared images; only a shuffled plan, which is training, may vary them."""
         opened = open_batches(
             self.location,
@@ -80,7 +80,7 @@ class StreamedImages:
                 seed_draws(step_seed(plan.seed, step, plan.rank, augments=True), self.device)
             inputs = self.prepare(images, plan.shuffle)
             labels = batch.labels.to(self.device, non_blocking=True)
-            yield Step(inputs, labels, batch.ids, plan.images_in_step(number))
+            yield DeviceBatch(inputs, labels, batch.ids, plan.images_in_step(number))
 
 
 def step_seed(seed: int, step: int, rank: int, *, augments: bool = False) -> int:

@@ -33,13 +33,13 @@ def cache_folder(storage: Path) -> Path:
     return storage / "features"
 
 
-def entries(root: Path) -> tuple[CacheEntry, ...]:
+def cache_entries(root: Path) -> tuple[CacheEntry, ...]:
     """Return what the cache holds, the longest unused first."""
     found = [_entry(folder) for folder in sorted(root.glob("*/")) if _files(folder)]
     return tuple(sorted(found, key=lambda entry: entry.used))
 
 
-def make_room(root: Path, limit_bytes: int, *, wanted: int = 0) -> int:
+def evict(root: Path, limit_bytes: int, *, wanted: int = 0) -> int:
     """Remove the files unused for longest until `wanted` more bytes fit under the limit; return the bytes freed.
 
     Safe beside readers and writers: who misses a file computes it again.

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cluster.files import write_json
-from trainer.data.cache_folder import make_room
+from trainer.data.cache_folder import evict
 from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
 
@@ -121,7 +121,7 @@ class FeatureCache:
         content = save(_tensors(features), metadata={"sha256": _digest(_tensors(features))})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "key.json", asdict(self.key))
-        make_room(self.root, self.limit_bytes, wanted=len(content))
+        evict(self.root, self.limit_bytes, wanted=len(content))
         draft = self.folder / f".{shard_sha256}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             with draft.open("wb") as file:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Extraction:
+class FeatureExtractor:
     """The features of any split of one data set under one backbone.
 
     Attributes:

@@ -29,7 +29,7 @@ PREFETCH_BATCHES = 2  # per loader worker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
+class ImageBatch:
     """Some images in order.
 
     Attributes:
@@ -44,7 +44,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Image files, by path."""
 
     paths: tuple[str, ...]
@@ -52,10 +52,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def chunks(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[Chunk]:
+    def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
         """Yield the images; one that cannot be read yields its error in its place."""
         yield from DataLoader(
-            _Decoder(self.paths, batch_size, image_size),
+            _DecodeDataset(self.paths, batch_size, image_size),
             batch_size=None,
             num_workers=loader_workers,
             prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
@@ -63,7 +63,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Split:
+class ShardSplit:
     """One split of a data set."""
 
     location: str
@@ -72,7 +72,7 @@ class Split:
     def __len__(self) -> int:
         return read_index(self.location).samples_in(self.split)
 
-    def chunks(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[Chunk]:
+    def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
         """Yield the samples by the names of the files they were packed from.
 
         Raises:
@@ -81,13 +81,13 @@ class Split:
         index = read_index(self.location)
         plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
         for batch in open_batches(self.location, index, plan, image_size=image_size, loader_workers=loader_workers):
-            yield Chunk(files=batch.sources, errors=(None,) * len(batch.sources), pixels=batch.images)
+            yield ImageBatch(files=batch.sources, errors=(None,) * len(batch.sources), pixels=batch.images)
 
 
-Part: TypeAlias = Files | Split
+ImageSource: TypeAlias = ImageFiles | ShardSplit
 
 
-def parts_of(images: tuple[str, ...], split: str | None = None) -> tuple[Part, ...]:
+def image_sources(images: tuple[str, ...], split: str | None = None) -> tuple[ImageSource, ...]:
     """Return what the given files, folders and shards hold, in their order; folders by name.
 
     Raises:
@@ -97,22 +97,22 @@ def parts_of(images: tuple[str, ...], split: str | None = None) -> tuple[Part, .
     return tuple(part for given in images for part in _parts(given, split))
 
 
-def _parts(given: str, split: str | None) -> tuple[Part, ...]:
+def _parts(given: str, split: str | None) -> tuple[ImageSource, ...]:
     folder = local_folder(given)
     if folder is None or (folder / INDEX_NAME).is_file():
         return _splits(given, split)
     if folder.is_dir():
-        return (Files(_files_below(folder)),)
+        return (ImageFiles(_files_below(folder)),)
     if not folder.exists():
         raise SpecError(f"{given} does not exist; give image files, folders of images, or shards")
-    return (Files((str(folder),)),)
+    return (ImageFiles((str(folder),)),)
 
 
-def _splits(location: str, split: str | None) -> tuple[Split, ...]:
+def _splits(location: str, split: str | None) -> tuple[ShardSplit, ...]:
     found = read_index(location).splits
     if split is not None and split not in found:
         raise SpecError(f"{location} has no split {split!r}; it has {', '.join(found)}")
-    return tuple(Split(location, name) for name in ((split,) if split else found))
+    return tuple(ShardSplit(location, name) for name in ((split,) if split else found))
 
 
 def _files_below(folder: Path) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def _files_below(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-class _Decoder(Dataset[Any]):
+class _DecodeDataset(Dataset[Any]):
     """Turns a stretch of paths into a chunk, in a loader worker."""
 
     def __init__(self, paths: tuple[str, ...], batch_size: int, image_size: int) -> None:
@@ -131,14 +131,14 @@ class _Decoder(Dataset[Any]):
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch_size)
 
-    def __getitem__(self, number: int) -> Chunk:
+    def __getitem__(self, number: int) -> ImageBatch:
         if number >= len(self):
             raise IndexError(number)
         files = tuple(map(str, self.paths[number * self.batch_size : (number + 1) * self.batch_size]))
         found = [self._read(file) for file in files]
         pixels = [image for image in found if not isinstance(image, str)]
         side = self.image_size
-        return Chunk(
+        return ImageBatch(
             files=files,
             errors=tuple(error if isinstance(error, str) else None for error in found),
             pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, 3, side, side), dtype=torch.uint8),
@@ -154,16 +154,16 @@ class _Decoder(Dataset[Any]):
             return f"it cannot be read: {error.strerror}"
 
 
-COUNT = 16
+SAMPLES = 16
 
 
-def samples_for(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, image_size: int) -> Tensor:
-    """Return up to `COUNT` images, (n, 3, S, S) uint8, evenly drawn from `given` or from the model's own data.
+def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, image_size: int) -> Tensor:
+    """Return up to `SAMPLES` images, (n, 3, S, S) uint8, evenly drawn from `given` or from the model's own data.
 
     Raises:
         SpecError: There are none.
     """
-    part = parts_of((given or _own_data(settings, manifest),))[-1]  # of shards the last split: test before train
+    part = image_sources((given or _own_data(settings, manifest),))[-1]  # of shards the last split: test before train
     pixels = _drawn(part, image_size)
     if not len(pixels):
         raise SpecError(f"none of the images of {given} can be read; name others with --samples")
@@ -182,12 +182,12 @@ def _own_data(settings: Settings, manifest: Mapping[str, Any]) -> str:
     return shards
 
 
-def _drawn(part: Part, image_size: int) -> Tensor:
-    chosen = np.unique(np.linspace(0, len(part) - 1, COUNT).round().astype(int)).tolist()
-    if isinstance(part, Files):
-        files = Files(tuple(part.paths[number] for number in chosen))
+def _drawn(part: ImageSource, image_size: int) -> Tensor:
+    chosen = np.unique(np.linspace(0, len(part) - 1, SAMPLES).round().astype(int)).tolist()
+    if isinstance(part, ImageFiles):
+        files = ImageFiles(tuple(part.paths[number] for number in chosen))
         return torch.cat(
-            [chunk.pixels for chunk in files.chunks(batch_size=COUNT, image_size=image_size, loader_workers=0)]
+            [chunk.pixels for chunk in files.batches(batch_size=SAMPLES, image_size=image_size, loader_workers=0)]
         )
     index = read_index(part.location)
     batches = read_samples(part.location, index, part.split, chosen, image_size=image_size)

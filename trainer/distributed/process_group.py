@@ -36,7 +36,7 @@ class ProcessGroup:
         )
 
     @property
-    def is_leader(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this worker writes files for all."""
         return self.rank == 0
 
@@ -52,7 +52,7 @@ class ProcessGroup:
         """Return what the leading worker passed; every worker must call it."""
         if self.world_size == 1:
             return value
-        box = [value if self.is_leader else None]
+        box = [value if self.is_rank_zero else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 

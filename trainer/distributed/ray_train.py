@@ -25,7 +25,7 @@ Loop: TypeAlias = Callable[[dict[str, Any]], Any]
 logger = logging.getLogger(__name__)
 
 
-def on_workers(loop: Loop, task: WorkerTask[Any], spec: Spec) -> Any:
+def run_on_workers(loop: Loop, task: WorkerTask[Any], spec: Spec) -> Any:
     """Run `loop({"task": order})` on the wished number of Ray Train workers and return what the leading one returned.
 
     One worker on this machine runs in this process, which spares half a minute of starting actors.
@@ -39,7 +39,7 @@ def on_workers(loop: Loop, task: WorkerTask[Any], spec: Spec) -> Any:
         refuse_impossible(workers=1, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
         found = _trainer(loop, task, workers=0, gpus=0).fit().return_value
     else:
-        with ray_for(settings, spec) as gpus:
+        with ray_session(settings, spec) as gpus:
             found = _fit(_trainer(loop, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
     if isinstance(found, Exception):
         raise found
@@ -85,7 +85,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def ray_for(settings: Settings, spec: Spec) -> Iterator[int]:
+def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
     """Connect to the cluster, or start Ray on this machine; yield the GPUs of each worker.
 
     Within another such block, or in an actor, the Ray that is there serves, and stays.

@@ -32,7 +32,7 @@ SHARED = (Stopped, TrainingDiverged)  # raised on every rank at the same place
 S = TypeVar("S")
 
 
-BEFORE_TIMEOUT = 0.8  # of the time after which a collective gives up: the stacks must be told before the process ends
+DUMP_AT_FRACTION = 0.8  # of the time after which a collective gives up: the stacks must be told before the process ends
 
 
 REARM_SECONDS = 1.0
@@ -40,18 +40,18 @@ REARM_SECONDS = 1.0
 
 @dataclass
 class Watchdog:
-    """Prints all stacks to stderr, which is the run's log, unless `pat` is called in time; by default never."""
+    """Prints all stacks to stderr, which is the run's log, unless `reset` is called in time; by default never."""
 
     hang_seconds: float = math.inf
     _patted: float = float("-inf")
 
-    def pat(self) -> None:
+    def reset(self) -> None:
         """Say that there is headway."""
         if self.hang_seconds < math.inf and time.monotonic() - self._patted >= REARM_SECONDS:
             self._patted = time.monotonic()
-            faulthandler.dump_traceback_later(self.hang_seconds * BEFORE_TIMEOUT, file=sys.__stderr__ or sys.stderr)
+            faulthandler.dump_traceback_later(self.hang_seconds * DUMP_AT_FRACTION, file=sys.__stderr__ or sys.stderr)
 
-    def rest(self) -> None:
+    def cancel(self) -> None:
         """Watch no longer."""
         faulthandler.cancel_dump_traceback_later()
 
@@ -95,7 +95,7 @@ class WorkerContext:
 
     def count(self, images: int) -> None:
         """Tell of images that all workers together have done."""
-        self.watchdog.pat()
+        self.watchdog.reset()
         self.progress.add(images)
 
     @property
@@ -115,7 +115,7 @@ class WorkerContext:
         return cls(
             task=task,
             process_group=process_group,
-            progress=Progress(task.paths, attempt.number, writes=process_group.is_leader),
+            progress=Progress(task.paths, attempt.number, writes=process_group.is_rank_zero),
             stop=StopWatcher(task.paths.stop, attempt.number),
             watchdog=Watchdog(task.hang_seconds),
         )
@@ -142,7 +142,7 @@ def in_worker(work: Callable[[WorkerContext], Any], config: dict[str, Any]) -> A
         write_json(note, " ".join(str(error).split()))
         raise
     finally:
-        context.watchdog.rest()
+        context.watchdog.cancel()
 
 
 def _ours(work: Callable[[WorkerContext], Any], context: WorkerContext) -> Any:

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
-from trainer.data.batches import Source, StoredFeatures
-from trainer.data.feature_extraction import Extraction
+from trainer.data.batches import BatchLoader, FeatureLoader
+from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.calibration import Calibration
@@ -46,7 +46,7 @@ class Scored:
 
 def scored(
     module: nn.Module,
-    source: Source,
+    source: BatchLoader,
     index: ShardIndex,
     split: str,
     process_group: ProcessGroup,
@@ -73,7 +73,9 @@ def scored(
 
 
 @torch.no_grad()
-def _rows(module: nn.Module, source: Source, plan: EpochPlan, process_group: ProcessGroup, *, autocast: bool) -> Tensor:
+def _rows(
+    module: nn.Module, source: BatchLoader, plan: EpochPlan, process_group: ProcessGroup, *, autocast: bool
+) -> Tensor:
     """Return id, label and logits of this rank's samples, `(n, 2 + classes) float64`."""
     module.eval()
     rows = [torch.empty(0, 2 + len(plan.index.classes), dtype=torch.float64, device=process_group.device)]
@@ -85,7 +87,7 @@ def _rows(module: nn.Module, source: Source, plan: EpochPlan, process_group: Pro
     return torch.cat(rows)
 
 
-def model_on(context: WorkerContext, extraction: Extraction, model: Classifier, split: str) -> Scored:
+def model_on(context: WorkerContext, extraction: FeatureExtractor, model: Classifier, split: str) -> Scored:
     """Return what the model says of each sample of a split; every rank must call it.
 
     The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
@@ -93,7 +95,7 @@ def model_on(context: WorkerContext, extraction: Extraction, model: Classifier, 
     extraction.prepare(split)
     found = extraction.of_split(split)
     device = context.process_group.device
-    source = StoredFeatures(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
+    source = FeatureLoader(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
     return replace(scored(model.head, source, extraction.index, split, context.process_group), groups=found.groups)
 
 
@@ -132,7 +134,7 @@ def keep_predictions(context: WorkerContext, found: Scored) -> None:
     Raises:
         LeaseLost: A newer attempt owns the run.
     """
-    if not context.process_group.is_leader:
+    if not context.process_group.is_rank_zero:
         return
     attempt = context.task.attempt
     attempt.lease.check()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.stop_request import StopWatcher
 from data_shards.index import ShardIndex, read_index
-from trainer.data.batches import StoredFeatures
+from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.evaluation.scoring import epoch_figures, scored
@@ -20,10 +20,10 @@ from trainer.model.head import HeadConfig
 from trainer.model.tensor_folder import newest_good, write_folder
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.checkpointer import MODULE, TrainingCheckpoint
+from trainer.training.checkpointer import MODULE, CheckpointState
 from trainer.training.ema import ModelEma
 from trainer.training.loop import TrainLoop, train_epoch
-from trainer.training.model_setup import class_weights, extraction_for, fresh_model
+from trainer.training.model_setup import build_fresh_model, class_weights, extractor_for
 from trainer.training.optimizer import build_optimizer
 from trainer.training.train_state import TrainState
 
@@ -43,7 +43,7 @@ class HeadTrainingData:
     context: WorkerContext
     index: ShardIndex
     config: HeadConfig
-    source: StoredFeatures
+    source: FeatureLoader
     weights: Tensor | None
     start: dict[int, Tensor]
 
@@ -57,10 +57,10 @@ class HeadTrainingData:
         spec = task.spec.trial_spec({})
         context = standalone_context(task, spec, device)
         index = read_index(spec.shards)
-        model, config = fresh_model(context, index)
-        extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
+        model, config = build_fresh_model(context, index)
+        extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
         found = {split: extraction.of_split(split) for split in ("train", "valid")}
-        source = StoredFeatures(
+        source = FeatureLoader(
             values={split: features.values.to(device) for split, features in found.items()},
             labels={split: features.labels.to(device) for split, features in found.items()},
         )
@@ -117,7 +117,7 @@ class HeadTraining:
             self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=data.device
         )
         self.ema = ModelEma(self.module, spec.ema)
-        self.checkpoint = TrainingCheckpoint(self.module, self.optimizer, self.ema)
+        self.checkpoint = CheckpointState(self.module, self.optimizer, self.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.judged: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
@@ -143,7 +143,7 @@ class HeadTraining:
     @property
     def is_over(self) -> bool:
         """Whether all epochs are behind, or patience has run out."""
-        return self.state.epoch >= self.spec.epochs or self.state.out_of_patience(self.spec.patience)
+        return self.state.epoch >= self.spec.epochs or self.state.should_stop_early(self.spec.patience)
 
     def write_candidate(self, folder: Path) -> None:
         """Write the head as it is now."""

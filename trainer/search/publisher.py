@@ -28,8 +28,8 @@ from trainer.search.run_trainable import trial_folder
 from trainer.search.trials import Report
 from trainer.specs import SearchSpec
 from trainer.training.checkpointer import MODULE
-from trainer.training.model_setup import extraction_for, fresh_model
-from trainer.training.worker import publish_judged
+from trainer.training.model_setup import build_fresh_model, extractor_for
+from trainer.training.worker import publish_scored
 
 PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split
 PATIENCE = 10  # and no more than a tenth of the time goes into them
@@ -91,13 +91,13 @@ class BestModelPublisher:
         spec = self.task.spec.trial_spec(trial.config)
         context = standalone_context(self.task, spec, torch.device("cpu"))
         index = read_index(spec.shards)
-        model, config = fresh_model(context, index)
+        model, config = build_fresh_model(context, index)
         _load(model, self._tensors(best))
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-        extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
+        extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
         found = model_on(context, extraction, model, "valid")
         more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
-        publish_judged(context, index, model, config, found=found, more=more)
+        publish_scored(context, index, model, config, found=found, more=more)
         logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
     def _tensors(self, best: Report) -> dict[str, Tensor]:

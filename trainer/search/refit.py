@@ -17,7 +17,7 @@ from cluster.run_paths import RunPaths, TrialPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import BOTH, ShardIndex, read_index
 from trainer.attempt import Attempt
-from trainer.distributed.ray_train import on_workers
+from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
 from trainer.evaluate import test_metrics
@@ -30,8 +30,8 @@ from trainer.search.deadline import seconds_of_trial
 from trainer.search.run_trainable import EpochStepSpec
 from trainer.search.trials import Report
 from trainer.specs import SearchSpec, TrainSpec, build
-from trainer.train import refuse_impossible_data
-from trainer.training.model_setup import fresh_model
+from trainer.train import check_data
+from trainer.training.model_setup import build_fresh_model
 from trainer.training.worker import trained
 
 LOOK_SECONDS = 0.5
@@ -133,7 +133,7 @@ class Refit:
         )
         self._look_at(paths)
         with periodic_calls(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
-            return int(on_workers(refit_on_worker, task, spec))
+            return int(run_on_workers(refit_on_worker, task, spec))
 
     def _look_at(self, paths: TrialPaths) -> None:
         """Stop the training when the search must pause, and tell its progress as the run's."""
@@ -166,7 +166,7 @@ def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
     if "test" not in index.splits:
         raise SpecError(f"{spec.shards} has no split 'test' to judge a refit on; pack one, or leave out --refit")
     for config in spec.space.corners():
-        refuse_impossible_data(_refit_spec(spec.trial_spec(config), epochs=1), index)
+        check_data(_refit_spec(spec.trial_spec(config), epochs=1), index)
 
 
 def published_refit(paths: RunPaths) -> dict[str, Any] | None:
@@ -213,9 +213,9 @@ def _refit(context: WorkerContext) -> int:
     """Publish the model of the last epoch in the order's own folder; return the images that it has learnt from."""
     spec: RefitSpec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(context, index)
+    model, config = build_fresh_model(context, index)
     trained(context, index, model, config)
-    if context.process_group.is_leader:
+    if context.process_group.is_rank_zero:
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
         attempt, paths = context.task.attempt, context.task.paths
         attempt.lease.check()

@@ -11,7 +11,7 @@ from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
-from trainer.distributed.ray_train import on_workers, ray_for
+from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
@@ -32,8 +32,8 @@ from trainer.search.run_trainable import RunTrainable
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials
 from trainer.specs import SearchSpec
-from trainer.train import refuse_impossible_data
-from trainer.training.model_setup import extraction_for, fresh_model
+from trainer.train import check_data
+from trainer.training.model_setup import build_fresh_model, extractor_for
 
 LOOK_SECONDS = 1.0
 
@@ -55,7 +55,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     """
     index = read_index(spec.shards)
     for config in spec.space.corners():
-        refuse_impossible_data(spec.trial_spec(config), index)
+        check_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
     journal = TrialJournal.opened(attempt.lease, spec.best_by, clock())
@@ -91,12 +91,12 @@ def _run(
         best.keep_up()
         progress.write_now_and_then()
 
-    with ray_for(task.attempt.settings, spec) as gpus:
+    with ray_session(task.attempt.settings, spec) as gpus:
         if spec.reads_features:
             shared = WorkerTask(
                 attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
             )
-            on_workers(features_on_worker, shared, spec)
+            run_on_workers(features_on_worker, shared, spec)
             run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), look)
         else:
             in_process = spec.workers == 1 and task.attempt.settings.ray_address is None
@@ -165,9 +165,9 @@ def _features(context: WorkerContext) -> int:
     """Return how many images this worker has sent through the backbone or found in the cache."""
     spec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(context, index)
-    extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
-    context.progress.begin("features", total=sum(index.samples_in(split) for split in index.splits))
+    model, config = build_fresh_model(context, index)
+    extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
+    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in index.splits))
     for split in index.splits:
         extraction.prepare(split)
     return context.progress.done

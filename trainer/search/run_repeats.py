@@ -117,7 +117,7 @@ class _Repeat:
         """Whether the training has no epoch left after this one."""
         found, spec = self._newest(), self.spec
         since = 0 if spec.freeze == "all" else spec.head_epochs
-        out = found is not None and _position(found).out_of_patience(spec.patience, since=since)
+        out = found is not None and _position(found).should_stop_early(spec.patience, since=since)
         return epoch >= spec.epochs or out
 
     def line(self, epoch: int) -> dict[str, Any]:
@@ -139,4 +139,4 @@ class _Repeat:
 
 
 def _position(checkpoint: Path) -> TrainState:
-    return TrainState(**read_json(checkpoint / TRAIN_STATE))
+    return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))

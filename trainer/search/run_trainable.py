@@ -17,12 +17,12 @@ from cluster.files import read_lines
 from cluster.run_paths import TrialPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import read_index
-from trainer.distributed.ray_train import Loop, on_workers
+from trainer.distributed.ray_train import Loop, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped
 from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.model_setup import fresh_model
+from trainer.training.model_setup import build_fresh_model
 from trainer.training.worker import train_on_worker, trained
 
 LOOK_SECONDS = 0.2
@@ -105,7 +105,7 @@ class Training:
 
     def _train(self) -> None:
         try:
-            on_workers(self.loop, self.task, self.task.spec)
+            run_on_workers(self.loop, self.task, self.task.spec)
         except Exception as error:  # told as the trial's result
             self.error = error
 
@@ -162,5 +162,5 @@ def epoch_step_on_worker(config: dict[str, Any]) -> Any:
 def _epoch_step(context: WorkerContext) -> int:
     """Train on from the newest checkpoint and return the epoch that was reached."""
     index = read_index(context.task.spec.shards)
-    model, config = fresh_model(context, index)
+    model, config = build_fresh_model(context, index)
     return trained(context, index, model, config).epoch

@@ -47,7 +47,7 @@ class Checkpointer:
         self.paths = context.task.paths
         self.folder = self.paths.checkpoints
         self.process_group, self.module, self.optimizer, self.ema = context.process_group, module, optimizer, ema
-        self.state = TrainingCheckpoint(module, optimizer, ema)
+        self.state = CheckpointState(module, optimizer, ema)
         self.saved = time.monotonic()
 
     def save_is_due(self) -> bool:
@@ -73,11 +73,11 @@ class Checkpointer:
 
     def resume(self) -> TrainState:
         """Load the newest undamaged checkpoint on every rank and return its position; the start when there is none."""
-        name = self.process_group.broadcast(self._newest() if self.process_group.is_leader else None)
+        name = self.process_group.broadcast(self._newest() if self.process_group.is_rank_zero else None)
         if name is None:
             return TrainState()
         state = self.state.read(self.folder / name)
-        if self.process_group.is_leader:
+        if self.process_group.is_rank_zero:
             logger.info("going on from %s: epoch %d, step %d", name, state.epoch + 1, state.step)
             self._forget_after(state.epoch)
         return state
@@ -118,7 +118,7 @@ MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", 
 
 
 @dataclass(frozen=True)
-class TrainingCheckpoint:
+class CheckpointState:
     """All that changes as a training goes on, but for its position."""
 
     module: nn.Module
@@ -148,4 +148,4 @@ class TrainingCheckpoint:
         self.module.load_state_dict(read_tensors(checkpoint / MODULE))
         load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
         self.ema.read(checkpoint)
-        return TrainState(**read_json(checkpoint / TRAIN_STATE))
+        return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))

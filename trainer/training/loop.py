@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
-from trainer.data.batches import Source, Step, seed_draws, step_seed
+from trainer.data.batches import BatchLoader, DeviceBatch, seed_draws, step_seed
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.specs import TrainSpec
-from trainer.training.micro_batching import backward
+from trainer.training.micro_batching import accumulate_gradients
 from trainer.training.optimizer import set_lr
-from trainer.training.preemption import Preemption
+from trainer.training.preemption import PreemptionWatcher
 from trainer.training.train_state import TrainState
 
 MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
@@ -51,7 +51,7 @@ class TrainLoop:
     process_group: ProcessGroup
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    source: Source
+    source: BatchLoader
     class_weights: Tensor | None
     validate: Callable[[], dict[str, Any]] | None
     save: Callable[[TrainState, bool], None]
@@ -63,8 +63,8 @@ class TrainLoop:
     save_is_due: Callable[[], bool] = field(default=lambda: False)
     after_step: Callable[[], None] = field(default=lambda: None)
     epochs: range | None = None
-    parts: int = 1
-    preemption: Preemption = field(default_factory=Preemption)
+    micro_batches: int = 1
+    preemption: PreemptionWatcher = field(default_factory=PreemptionWatcher)
 
     @property
     def span(self) -> range:
@@ -75,7 +75,7 @@ class TrainLoop:
         """Return whether the phase is behind; only the last one ends for want of patience."""
         patience = self.spec.patience if self.span.stop == self.spec.epochs else None
         last = min(self.span.stop, self.spec.last_epoch)
-        return state.epoch >= last or state.out_of_patience(patience, since=self.span.start)
+        return state.epoch >= last or state.should_stop_early(patience, since=self.span.start)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Return this rank's share of an epoch."""
@@ -124,34 +124,34 @@ def _parallel(loop: TrainLoop) -> nn.Module:
     return DistributedDataParallel(loop.module, gradient_as_bucket_view=True)
 
 
-def _train_step(loop: TrainLoop, model: nn.Module, step: Step, state: TrainState, batches: int) -> float:
+def _train_step(loop: TrainLoop, model: nn.Module, step: DeviceBatch, state: TrainState, batches: int) -> float:
     """Take one step; return this rank's part of the sum of the losses."""
     # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
     seed_draws(step_seed(loop.spec.seed, state.step, loop.process_group.rank), loop.process_group.device)
     step_of_phase = state.step - loop.span.start * batches
     lr = set_lr(loop.optimizer, loop.spec.lr, step_of_phase, len(loop.span) * batches)
-    loss = backward(
+    loss = accumulate_gradients(
         model,
         step,
         # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
-        weight=loop.process_group.world_size / step.images,
+        loss_weight=loop.process_group.world_size / step.images,
         class_weights=loop.class_weights,
-        parts=loop.parts,
+        micro_batches=loop.micro_batches,
         autocast=loop.autocast,
     )
     nn.utils.clip_grad_norm_(loop.module.parameters(), MAX_NORM)
     loop.optimizer.step()
     loop.optimizer.zero_grad(set_to_none=True)
     loop.after_step()
-    state.lr, state.parts = lr, loop.parts
+    state.lr, state.micro_batches = lr, loop.micro_batches
     return loss
 
 
-def _moved(loop: TrainLoop, state: TrainState, loss: float, step: Step) -> TrainState:
+def _moved(loop: TrainLoop, state: TrainState, loss: float, step: DeviceBatch) -> TrainState:
     """Return the position after a step that every rank has taken, unless it was the last."""
-    reason = loop.stop_reason() if loop.process_group.is_leader else None
-    due = loop.process_group.is_leader and loop.save_is_due()
-    look = loop.process_group.is_leader and loop.preemption.is_due()
+    reason = loop.stop_reason() if loop.process_group.is_rank_zero else None
+    due = loop.process_group.is_rank_zero and loop.save_is_due()
+    look = loop.process_group.is_rank_zero and loop.preemption.should_poll()
     total, stops, saves, looks = loop.process_group.all_reduce_sum(
         loss, float(reason is not None), float(due), float(look)
     )
@@ -162,8 +162,8 @@ def _moved(loop: TrainLoop, state: TrainState, loss: float, step: Step) -> Train
         )
     state = state.after_step(total, step.images)
     loop.count(step.images)
-    if stops or saves or (looks and loop.preemption.is_new()):
-        if loop.process_group.is_leader:
+    if stops or saves or (looks and loop.preemption.poll()):
+        if loop.process_group.is_rank_zero:
             loop.save(state, False)
         loop.process_group.barrier()
     if stops:
@@ -178,7 +178,7 @@ def _validated(loop: TrainLoop, state: TrainState, plan: EpochPlan, seconds: flo
         raise TrainingDiverged(f"the validation loss is no number after epoch {state.epoch + 1}; use a lower --lr")
     train_loss = state.loss_sum / plan.samples
     state, is_best = state.after_epoch(figures, loop.spec.best_by)
-    if loop.process_group.is_leader:
+    if loop.process_group.is_rank_zero:
         loop.record(
             {
                 "epoch": state.epoch,
@@ -186,7 +186,7 @@ def _validated(loop: TrainLoop, state: TrainState, plan: EpochPlan, seconds: flo
                 "train_loss": train_loss,
                 **{f"valid_{name}": figures.get(name) for name in ("loss", "accuracy", "auroc", "balanced_accuracy")},
                 "lr": state.lr,
-                "micro_batches": state.parts,
+                "micro_batches": state.micro_batches,
                 "best": is_best,
                 "seconds": round(seconds, 3),
                 "images_per_second": round(images / max(seconds, 1e-9), 1),

@@ -1,4 +1,7 @@
-"""Whether a step fits into the memory of a GPU; found out before the first one, and agreed on by all ranks."""
+"""Gradient accumulation: split a step that does not fit into GPU memory into micro-batches.
+
+The number of micro-batches is chosen before the first step, and all ranks use the same one.
+"""
 
 import logging
 import math
@@ -10,110 +13,120 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.data.batches import Step
+from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
 from trainer.specs import TrainSpec
 
-SMALLEST_PART = 2  # images of which a batch norm can take a deviation
+MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
 
-# Of the size of what trains: Adam's two moments, and the buckets in which DDP exchanges gradients.
-HELD_LATER = 3
+# The memory test allocates this many copies of the trainable parameters, for what the first real step adds:
+# Adam's two moments and DDP's gradient buckets.
+EXTRA_PARAMETER_COPIES = 3
 
 logger = logging.getLogger(__name__)
 
 
-def parts_of_step(spec: TrainSpec, process_group: ProcessGroup, fits: Callable[[int], bool], smallest: int) -> int:
-    """Return into how many parts each rank cuts its share of a step; every rank must call it.
+def choose_micro_batches(
+    spec: TrainSpec, process_group: ProcessGroup, fits: Callable[[int], bool], smallest: int
+) -> int:
+    """Return the number of micro-batches per step; every rank must call this.
 
     Args:
-        spec: The training; with `accumulate` a step may be cut.
-        process_group: All of them; the one with the least memory decides.
-        fits: Whether so many images at once fit into this rank's memory.
-        smallest: The smallest share of a step that any rank gets, in images.
+        spec: The training; a step is only split with `accumulate`.
+        process_group: All ranks; the one with the least memory decides.
+        fits: Whether a forward and backward pass of that many images fits into this rank's memory.
+        smallest: The smallest number of images that any rank gets in a step.
 
     Raises:
-        OutOfMemory: The step does not fit and may not be cut; or not even the smallest part of it fits.
+        OutOfMemory: The step does not fit and must not be split, or not even the smallest micro-batch fits.
     """
-    share, parts = math.ceil(spec.batch_size / spec.workers), 1
-    while any(process_group.all_reduce_sum(float(not fits(math.ceil(share / parts))))):
-        parts *= 2
-        if smallest // parts < SMALLEST_PART:
+    per_rank, count = math.ceil(spec.batch_size / spec.workers), 1
+    while any(process_group.all_reduce_sum(float(not fits(math.ceil(per_rank / count))))):
+        count *= 2
+        if smallest // count < MIN_MICRO_BATCH:
             raise OutOfMemory(
-                f"{math.ceil(2 * share / parts)} images at once do not fit into the memory of {process_group.device}; "
-                "use a smaller --image-size, or freeze more stages with --freeze"
+                f"{math.ceil(2 * per_rank / count)} images at once do not fit into the memory of "
+                f"{process_group.device}; use a smaller --image-size, or freeze more stages with --freeze"
             )
-    if parts > 1 and not spec.accumulate:
+    if count > 1 and not spec.accumulate:
         workers = spec.workers
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
-            f"{process_group.device}; use --batch-size {max(2, share // parts) * workers}, which fits, or --accumulate "
-            f"to take it in {parts} parts"
+            f"{process_group.device}; use --batch-size {max(2, per_rank // count) * workers}, which fits, or "
+            f"--accumulate to split each step into {count} micro-batches"
         )
-    if parts > 1 and process_group.is_leader:
-        logger.info("each step is taken in %d parts of at most %d images a worker", parts, math.ceil(share / parts))
-    return parts
+    if count > 1 and process_group.is_rank_zero:
+        size = math.ceil(per_rank / count)
+        logger.info("each step is split into %d micro-batches of at most %d images per worker", count, size)
+    return count
 
 
-def fits_into_memory(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> bool:
-    """Return whether a forward and a backward pass of so many images fit; nothing in the module moves."""
+def fits_in_memory(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> bool:
+    """Return whether a forward and backward pass of `images` images fits; the module does not change."""
     was_training = module.training
     try:
-        _try(module, images, image_size=image_size, device=device, autocast=autocast)
-        found = True
+        _run_trial_pass(module, images, image_size=image_size, device=device, autocast=autocast)
+        fits = True
     except torch.OutOfMemoryError:
-        found = False
+        fits = False
     module.train(was_training)
     module.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+    return fits
 
 
-def _try(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> None:
-    learns = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    held = [torch.empty_like(parameter) for parameter in learns for _ in range(HELD_LATER)]
+def _run_trial_pass(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> None:
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    reserved = [torch.empty_like(parameter) for parameter in trainable for _ in range(EXTRA_PARAMETER_COPIES)]
     module.train()
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            norm.eval()  # neither moves its statistics nor waits for other ranks, and needs as much memory
+            norm.eval()  # keeps the running statistics, does not wait for other ranks, and needs as much memory
     blank = torch.zeros(images, 3, image_size, image_size, device=device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
         logits = module(blank.contiguous(memory_format=torch.channels_last))
     torch.autograd.backward(logits.float().sum())
-    held.clear()
+    reserved.clear()
 
 
-def backward(
-    model: nn.Module, step: Step, *, weight: float, class_weights: Tensor | None, parts: int = 1, autocast: bool = False
+def accumulate_gradients(
+    model: nn.Module,
+    batch: DeviceBatch,
+    *,
+    loss_weight: float,
+    class_weights: Tensor | None,
+    micro_batches: int = 1,
+    autocast: bool = False,
 ) -> float:
-    """Add a step's gradients to those of the parameters and return this rank's part of the sum of its losses.
+    """Add a step's gradients to the parameters and return the sum of this rank's losses.
 
-    The gradients are those of the whole step whatever the number of parts, and ranks exchange them once. Only a batch
-    norm that takes the statistics of its batch sees a part at a time; those of the head see that part of all ranks.
+    The gradients do not depend on the number of micro-batches, and ranks exchange them once. The exception is batch
+    norm that uses batch statistics: it normalises each micro-batch by itself (in the head: over all ranks).
 
     Args:
-        model: What trains, or DDP around it.
-        step: This rank's samples, at least 2 for each part where there are batch norms.
-        weight: What each sample's loss counts.
-        class_weights: `(classes,) float32`; None weighs all classes alike.
-        parts: How many forward and backward passes; equal on all ranks.
+        model: The module that trains, or DDP around it.
+        batch: This rank's samples; at least 2 per micro-batch where there is batch norm.
+        loss_weight: Factor on each sample's loss.
+        class_weights: `(classes,) float32`; None weighs all classes equally.
+        micro_batches: Number of forward and backward passes; equal on all ranks.
         autocast: Compute the model in bf16.
     """
-    total = 0.0
-    pieces = zip(step.inputs.tensor_split(parts), step.labels.tensor_split(parts), strict=True)
-    for number, (inputs, labels) in enumerate(pieces, 1):
-        with _exchange(model, now=number == parts):
+    loss_sum = 0.0
+    pairs = zip(batch.inputs.tensor_split(micro_batches), batch.labels.tensor_split(micro_batches), strict=True)
+    for number, (inputs, labels) in enumerate(pairs, 1):
+        with _gradient_sync(model, enabled=number == micro_batches):
             with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
                 logits = model(inputs)  # (b, classes)
             losses = functional.cross_entropy(logits.float(), labels, class_weights, reduction="none")
-            torch.autograd.backward(losses.sum() * weight)
-        total += float(losses.detach().sum())
-    return total
+            torch.autograd.backward(losses.sum() * loss_weight)
+        loss_sum += float(losses.detach().sum())
+    return loss_sum
 
 
-def _exchange(model: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Let ranks exchange their gradients with this pass, or only add them up for a later one."""
-    if now or not isinstance(model, DistributedDataParallel):
+def _gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+    """Exchange gradients between ranks in this pass, or only accumulate them."""
+    if enabled or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()

@@ -6,7 +6,7 @@ from torch import Tensor
 from data_shards.index import ShardIndex
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
-from trainer.data.feature_extraction import Extraction
+from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.worker import WorkerContext
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.folded_backbone import best_precision
@@ -17,7 +17,7 @@ from trainer.specs import TrainSpec
 UNBALANCED = 2.0  # from this ratio of the largest class to the smallest on, classes are weighed
 
 
-def fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
+def build_fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
     """Return the model before its first step, alike on all ranks, and its description."""
     spec: TrainSpec = context.task.spec
     weights = read_weights(context.task.source) if context.task.source else None
@@ -50,13 +50,13 @@ def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
     return pretrained if spec.norms == "auto" else spec.norms == "kept"
 
 
-def extraction_for(
+def extractor_for(
     context: WorkerContext, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
-) -> Extraction:
+) -> FeatureExtractor:
     """Return the features of a data set under a model's backbone."""
     settings = context.task.attempt.settings
     cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
-    return Extraction(
+    return FeatureExtractor(
         location=location,
         index=index,
         config=config,

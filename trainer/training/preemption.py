@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-LOOK_SECONDS = 2.0  # the notice of a spot machine is 30 seconds at the shortest
+POLL_SECONDS = 2.0  # the notice of a spot machine is 30 seconds at the shortest
 
 
 class Notice(Protocol):
@@ -17,7 +17,7 @@ class Notice(Protocol):
 
 
 @dataclass
-class Preemption:
+class PreemptionWatcher:
     """Looks for a notice now and then, and remembers the machines it has heard of.
 
     Attributes:
@@ -28,11 +28,11 @@ class Preemption:
     known: frozenset[str] = frozenset()
     looked: float = float("-inf")
 
-    def is_due(self) -> bool:
+    def should_poll(self) -> bool:
         """Return whether it is time to look again; asked on the leader."""
-        return time.monotonic() - self.looked >= LOOK_SECONDS
+        return time.monotonic() - self.looked >= POLL_SECONDS
 
-    def is_new(self) -> bool:
+    def poll(self) -> bool:
         """Look, and return whether a machine goes that was not known to; every rank must call it."""
         notice = self.ask()
         self.looked = time.monotonic()

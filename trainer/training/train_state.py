@@ -19,7 +19,7 @@ class TrainState:
         best_epoch: The epoch (from 1) whose model is the best; 0 before the first.
         best_value: Its metric; None where the metric was undefined.
         lr: Learning rate of the last step.
-        parts: Forward and backward passes of the last step.
+        micro_batches: Forward and backward passes in the last step.
     """
 
     step: int = 0
@@ -30,7 +30,7 @@ class TrainState:
     best_epoch: int = 0
     best_value: float | None = None
     lr: float = 0.0
-    parts: int = 1
+    micro_batches: int = 1
 
     def after_step(self, loss_sum: float, images: int) -> "TrainState":
         """Return the position one step on."""
@@ -56,10 +56,19 @@ class TrainState:
             return ended, False
         return replace(ended, best_epoch=ended.epoch, best_value=value), True
 
-    def out_of_patience(self, patience: int | None, since: int = 0) -> bool:
+    def should_stop_early(self, patience: int | None, since: int = 0) -> bool:
         """Return whether so many epochs after the first `since` have ended without a better one."""
         return patience is not None and self.epoch - max(self.best_epoch, since) >= patience
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers by name."""
-        return asdict(self)
+        """Return the content of the checkpoint's file, in which `micro_batches` is called `parts`."""
+        content = asdict(self)
+        content["parts"] = content.pop("micro_batches")
+        return content
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "TrainState":
+        """Return the state that `to_json` wrote."""
+        fields = dict(content)
+        micro_batches = fields.pop("parts", 1)
+        return cls(**fields, micro_batches=micro_batches)

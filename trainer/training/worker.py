@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.index import ShardIndex, read_index
-from trainer.data.batches import Source, StoredFeatures, StreamedImages
+from trainer.data.batches import BatchLoader, FeatureLoader, ImageLoader
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.worker import WorkerContext, in_worker
 from trainer.evaluation.calibration import calibrated
@@ -26,10 +26,10 @@ from trainer.specs import TrainSpec
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.ema import ModelEma
 from trainer.training.loop import TrainLoop, train_from
-from trainer.training.micro_batching import fits_into_memory, parts_of_step
-from trainer.training.model_setup import class_weights, extraction_for, fresh_model
+from trainer.training.micro_batching import choose_micro_batches, fits_in_memory
+from trainer.training.model_setup import build_fresh_model, class_weights, extractor_for
 from trainer.training.optimizer import build_optimizer
-from trainer.training.preemption import Preemption
+from trainer.training.preemption import PreemptionWatcher
 from trainer.training.train_state import TrainState
 
 PRETRAINED_RATE = 0.1  # of the head's; what is learnt already needs smaller steps than what is new
@@ -43,7 +43,7 @@ def train_on_worker(config: dict[str, Any]) -> Any:
 def _train(context: WorkerContext) -> dict[str, Any]:
     spec: TrainSpec = context.task.spec
     index = read_index(spec.shards)
-    model, config = fresh_model(context, index)
+    model, config = build_fresh_model(context, index)
     state = trained(context, index, model, config)
     return _publish(context, index, model, config, state)
 
@@ -58,8 +58,8 @@ def trained(context: WorkerContext, index: ShardIndex, model: Classifier, config
         if state.epoch < min(epochs.stop, spec.last_epoch):
             source = _source(context, index, model, config, frozen=frozen)
             loop = _course(context, index, config, checkpointer, source=source, epochs=epochs, frozen=frozen)
-            loop = loop if frozen else replace(loop, parts=_parts(loop))
-            with one_thread(isinstance(source, StoredFeatures)):
+            loop = loop if frozen else replace(loop, micro_batches=_parts(loop))
+            with one_thread(isinstance(source, FeatureLoader)):
                 state = train_from(loop, state)
     if state.best_epoch:
         checkpointer.load_best(state)
@@ -82,7 +82,7 @@ def _course(
     config: HeadConfig,
     checkpointer: Checkpointer,
     *,
-    source: Source,
+    source: BatchLoader,
     epochs: range,
     frozen: bool,
 ) -> TrainLoop:
@@ -90,7 +90,7 @@ def _course(
     bf16 = config.precision == "bf16" and not frozen
     module, judged = (_trains(whole, frozen) for whole in (checkpointer.module, checkpointer.ema.module))
     # Of images twice a worker's share of a step: nothing is kept for backward, so that fits where steps do.
-    at_once = BATCH if isinstance(source, StoredFeatures) else 2 * math.ceil(spec.batch_size / spec.workers)
+    at_once = BATCH if isinstance(source, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
 
     def validate() -> dict[str, Any]:
         found = scored(judged, source, index, "valid", context.process_group, autocast=bf16, at_once=at_once)
@@ -112,7 +112,7 @@ def _course(
         count=context.count,
         begin_epoch=partial(_begin_epoch, context, index),
         stop_reason=context.stop.reason,
-        preemption=Preemption(ray.train.get_preemption_info),
+        preemption=PreemptionWatcher(ray.train.get_preemption_info),
         autocast=bf16,
         epochs=epochs,
     )
@@ -125,12 +125,14 @@ def _parts(loop: TrainLoop) -> int:
         return 1
 
     def fits(images: int) -> bool:
-        return fits_into_memory(
+        return fits_in_memory(
             loop.module, images, image_size=spec.image_size, device=process_group.device, autocast=loop.autocast
         )
 
     plan = loop.plan(loop.span.start)
-    return parts_of_step(spec, process_group, fits, smallest=plan.samples // plan.batches // process_group.world_size)
+    return choose_micro_batches(
+        spec, process_group, fits, smallest=plan.samples // plan.batches // process_group.world_size
+    )
 
 
 def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
@@ -140,7 +142,7 @@ def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
 
 def _source(
     context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool
-) -> Source:
+) -> BatchLoader:
     """Return where batches come from: features where the whole backbone is frozen, else images."""
     spec: TrainSpec = context.task.spec
     if frozen and spec.cache and not spec.augment:
@@ -154,7 +156,7 @@ def _source(
         varied = augment(images) if augment and training else images
         return forward(varied, normalise).to(images.device) if frozen else normalise(varied)
 
-    return StreamedImages(
+    return ImageLoader(
         location=spec.shards,
         index=index,
         image_size=spec.image_size,
@@ -164,15 +166,15 @@ def _source(
     )
 
 
-def _stored(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> StoredFeatures:
+def _stored(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> FeatureLoader:
     spec: TrainSpec = context.task.spec
     splits = ("train", "valid") if spec.split == "train" else (spec.split,)
-    extraction = extraction_for(context, spec.shards, index, model, config, cached=True)
-    context.progress.begin("features", total=sum(index.samples_in(split) for split in splits))
+    extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
+    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in splits))
     for split in splits:
         extraction.prepare(split)
     features = {split: extraction.of_split(split) for split in splits}
-    return StoredFeatures(
+    return FeatureLoader(
         values={split: found.values.to(context.process_group.device) for split, found in features.items()},
         labels={split: found.labels.to(context.process_group.device) for split, found in features.items()},
     )
@@ -191,7 +193,7 @@ def _optimizer(context: WorkerContext, model: Classifier) -> torch.optim.Optimiz
 
 def _begin_epoch(context: WorkerContext, index: ShardIndex, state: TrainState) -> None:
     spec: TrainSpec = context.task.spec
-    context.progress.begin(
+    context.progress.start_phase(
         "train",
         total=index.samples_in(spec.split) * spec.last_epoch,
         done=state.images,
@@ -206,18 +208,20 @@ def _publish(
     """Publish the best model and return its figures on the validation split, reckoned as `evaluate` reckons them."""
     spec: TrainSpec = context.task.spec
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-    extraction = extraction_for(context, spec.shards, index, model, config, cached=spec.cache)
-    context.progress.begin("evaluate", total=index.samples_in("valid"))
+    extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
+    context.progress.start_phase("evaluate", total=index.samples_in("valid"))
     found = model_on(context, extraction, model, "valid")
     more = {"epoch": state.best_epoch}
     outcome = (
-        publish_judged(context, index, model, config, found=found, more=more) if context.process_group.is_leader else {}
+        publish_scored(context, index, model, config, found=found, more=more)
+        if context.process_group.is_rank_zero
+        else {}
     )
     context.process_group.barrier()
     weights = class_weights(spec, index, torch.device("cpu"))
     details = {
         "best_epoch": state.best_epoch,
-        "micro_batches": state.parts,
+        "micro_batches": state.micro_batches,
         "precision": config.precision,
         "workers": context.process_group.world_size,
         "device": context.process_group.device.type,
@@ -234,7 +238,7 @@ def _gpu_use(device: torch.device) -> dict[str, Any]:
     return {"gpu": torch.cuda.get_device_name(device), "gpu_peak_gigabytes": round(peak, 2)}
 
 
-def publish_judged(
+def publish_scored(
     context: WorkerContext,
     index: ShardIndex,
     model: Classifier,
