@@ -24,7 +24,17 @@ DEEP_COLOR = ";16"  # in the name of what Pillow decodes, of which it keeps the 
 DARK = 16  # of 255, all that the lower 12 of 16 bits can reach
 
 # Pillow raises all of these at damaged files, by format and place of the damage.
-DAMAGE = (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, ArithmeticError, struct.error)
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    ArithmeticError,
+    struct.error,
+)
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -35,7 +45,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise BadImage("the file is empty")
-    with _damage_as("no readable JPEG, PNG, BMP or TIFF"):
+    with _decode_errors_as("no readable JPEG, PNG, BMP or TIFF"):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         pages, _ = getattr(image, "n_frames", 1), image.size  # which a TIFF looks up only when asked
     if image.format == "TIFF" and pages > 1:
@@ -43,7 +53,7 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def decoded(image: Image.Image) -> Image.Image:
+def decode_pixels(image: Image.Image) -> Image.Image:
     """Return the image upright, in mode L or RGB.
 
     16-bit pixels are divided so that the least of 8, 10, 12, 14 or 16 bits that holds the brightest becomes 255;
@@ -53,7 +63,7 @@ def decoded(image: Image.Image) -> Image.Image:
         BadImage: The pixels are damaged, or of a kind without a defined brightness: floating point, or 16-bit colors of
             which only the low bits are used.
     """
-    with _damage_as("its pixels cannot be decoded"):
+    with _decode_errors_as("its pixels cannot be decoded"):
         has_tiles = image.format in ("PNG", "TIFF") and len(image.getbands()) > 1
         deep = has_tiles and DEEP_COLOR in str(getattr(image, "tile", ""))
         inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith("I")
@@ -74,7 +84,7 @@ def is_gray(image: Image.Image) -> bool:
     return bool((pixels[..., :1] == pixels[..., 1:]).all())
 
 
-def square(data: bytes, *, size: int, color: Color) -> Pixels:
+def decode_square(data: bytes, *, size: int, color: Color) -> Pixels:
     """Decode an image to the square (C, size, size) that a network sees, C = 1 for gray.
 
     Short side to `size` with antialiasing, then the centre: what torchvision's Resize and CenterCrop give, but only
@@ -86,7 +96,7 @@ def square(data: bytes, *, size: int, color: Color) -> Pixels:
     image = open_image(data)
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
         image.draft(color, _draft_size(image.size, size))
-    image = decoded(image)
+    image = decode_pixels(image)
     if image.mode != color:
         image = image.convert(color)
     if image.size != (size, size):
@@ -95,7 +105,7 @@ def square(data: bytes, *, size: int, color: Color) -> Pixels:
     return pixels[None] if color == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def shrunk(image: Image.Image, short_side: int) -> Image.Image:
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Return the image with its short side at most `short_side` pixels, antialiased; smaller ones stay as they are."""
     short = min(image.size)
     if short <= short_side:
@@ -105,7 +115,7 @@ def shrunk(image: Image.Image, short_side: int) -> Image.Image:
 
 
 @contextmanager
-def _damage_as(fault: str) -> Iterator[None]:
+def _decode_errors_as(fault: str) -> Iterator[None]:
     """Turn what Pillow raises at a damaged file, or warns of a bomb, into a BadImage.
 
     Its other warnings, of odd metadata, change no pixel.
@@ -119,7 +129,7 @@ def _damage_as(fault: str) -> Iterator[None]:
             raise BadImage(f"a decompression bomb: {error}") from error
         except UnidentifiedImageError as error:  # whose own text is the address of a buffer
             raise BadImage(fault) from error
-        except DAMAGE as error:
+        except DECODE_ERRORS as error:
             raise BadImage(f"{fault} ({error})") from error
 
 

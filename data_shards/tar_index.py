@@ -73,7 +73,7 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
     return SampleTable(path, first, np.array(rows, dtype=np.int64))
 
 
-def byte_fault(path: Path, shard: Shard) -> str | None:
+def find_byte_fault(path: Path, shard: Shard) -> str | None:
     """Return how a shard's size or sha256 differs from the index, None where it does not."""
     try:
         size = path.stat().st_size

@@ -8,11 +8,11 @@ from pathlib import Path
 from data_shards.errors import DamagedShard, RemoteError
 from data_shards.index import Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
-from data_shards.processes import fitting, in_processes
-from data_shards.read.sample_faults import Fault, sample_faults
+from data_shards.process_pool import map_in_processes, process_count
+from data_shards.read.sample_check import Fault, find_sample_faults
 from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles
-from data_shards.tar_index import byte_fault
+from data_shards.tar_index import find_byte_fault
 
 IMAGES_PER_PROCESS = 2000  # fewer are checked here before a new process has started
 SHARDS_AT_ONCE = 8
@@ -42,11 +42,11 @@ def verify(
     total, done = sum(shard.samples for shard in index.shards), 0
     found: dict[int, tuple[Fault, ...]] = {}
     on_progress(0, total)
-    processes = processes or fitting(total, per_process=IMAGES_PER_PROCESS)
+    processes = processes or process_count(total, per_process=IMAGES_PER_PROCESS)
     with tempfile.TemporaryDirectory() as folder:
         cache = cache or replace(default_cache(), folder=Path(folder))
         tasks = [(location, cache, numbers) for numbers in _batches(len(index.shards), processes)]
-        for batch, faults in in_processes(shards_faults, tasks, processes=processes):
+        for batch, faults in map_in_processes(check_shards, tasks, processes=processes):
             found[batch] = faults
             done += sum(index.shards[number].samples for number in tasks[batch][2])
             on_progress(done, total)
@@ -59,22 +59,22 @@ def _batches(shards: int, processes: int) -> list[range]:
     return [range(start, min(start + size, shards)) for start in range(0, shards, size)]
 
 
-def shards_faults(location: str, cache: ShardCache, numbers: Sequence[int]) -> tuple[Fault, ...]:
+def check_shards(location: str, cache: ShardCache, numbers: Sequence[int]) -> tuple[Fault, ...]:
     """Return the faults of the shards that have these numbers in the index."""
     index = read_index(location)
     files = ShardFiles(location, index, cache)
-    return tuple(fault for number in numbers for fault in shard_faults(files, index.shards[number]))
+    return tuple(fault for number in numbers for fault in find_shard_faults(files, index.shards[number]))
 
 
-def shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:
+def find_shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:
     """Return the faults of one shard."""
     try:
         path = files.path_of(shard)
     except (DamagedShard, RemoteError) as error:
         return (Fault(shard.name, None, str(error)),)
-    damage = byte_fault(path, shard)
+    damage = find_byte_fault(path, shard)
     of_bytes = (Fault(shard.name, None, damage),) if damage else ()
-    return (*of_bytes, *sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
+    return (*of_bytes, *find_sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
 
 
 def _unlisted(location: str, index: ShardIndex) -> Iterator[Fault]:

@@ -239,14 +239,14 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     arguments = ["pack", str(source), str(tmp_path / "shards"), "--shard-size", "20000B", "--processes", "2"]
 
     process = subprocess.Popen([*command, *arguments], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-    spool = tmp_path / "shards/.packing/spool"
-    while process.poll() is None and len(list(spool.glob("*.json"))) < 2:
+    chunks = tmp_path / "shards/.packing/spool"
+    while process.poll() is None and len(list(chunks.glob("*.json"))) < 2:
         time.sleep(0.01)
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
     _, alive = psutil.wait_procs(helpers, timeout=30)
-    done = {file.name: file.stat().st_mtime_ns for file in spool.glob("*.json")}
+    done = {file.name: file.stat().st_mtime_ns for file in chunks.glob("*.json")}
 
     seen = []
     index = pack(source, tmp_path / "shards", options(), lambda count, _: seen.append(count)).index

@@ -11,12 +11,12 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data_shards.errors import BadImage
-from data_shards.pixels import decoded, is_gray, open_image, shrunk, square
+from data_shards.pixels import decode_pixels, decode_square, is_gray, open_image, resize_short_side
 from tests.datasets import encoded, noise
 
 
 def read(data):
-    return decoded(open_image(data))
+    return decode_pixels(open_image(data))
 
 
 def psnr(ours, reference):
@@ -137,7 +137,7 @@ def test_a_gray_image_stored_in_color_counts_as_gray():
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 300))
 @settings(max_examples=50, deadline=None)
 def test_images_are_shrunk_to_the_short_side_and_never_enlarged(width, height, side):
-    image = shrunk(Image.new("L", (width, height)), side)
+    image = resize_short_side(Image.new("L", (width, height)), side)
 
     assert min(image.size) == min(width, height, side)
     assert image.size == (width, height) or abs(image.width / image.height - width / height) <= max(image.size) / side
@@ -148,7 +148,7 @@ def test_images_are_shrunk_to_the_short_side_and_never_enlarged(width, height, s
 def test_a_square_is_what_torchvision_would_give(width, height, mode):
     image = noise(width * 1000 + height, (width, height), mode)
 
-    ours = square(encoded(image), size=48, color=mode)
+    ours = decode_square(encoded(image), size=48, color=mode)
 
     reference = v2.Compose([v2.Resize(48), v2.CenterCrop(48)])(image)
     assert ours.shape == (len(mode), 48, 48)
@@ -159,18 +159,18 @@ def test_scaled_decoding_of_a_large_jpeg_stays_within_35_db_of_a_full_decode():
     image = noise(5, (1024, 900), "RGB")
     data = encoded(image, "JPEG", quality=92)
 
-    ours = square(data, size=224, color="RGB").transpose(1, 2, 0)
+    ours = decode_square(data, size=224, color="RGB").transpose(1, 2, 0)
 
     reference = v2.Compose([v2.Resize(224), v2.CenterCrop(224)])(Image.open(io.BytesIO(data)))
     assert psnr(ours, reference) >= 35
 
 
 def test_an_image_of_one_pixel_fills_the_square():
-    assert (square(encoded(Image.new("L", (1, 1), 77)), size=32, color="L") == 77).all()
+    assert (decode_square(encoded(Image.new("L", (1, 1), 77)), size=32, color="L") == 77).all()
 
 
 def test_a_hair_of_an_image_does_not_become_a_giant():
-    assert square(encoded(Image.new("L", (1, 20_000), 9)), size=64, color="L").shape == (1, 64, 64)
+    assert decode_square(encoded(Image.new("L", (1, 20_000), 9)), size=64, color="L").shape == (1, 64, 64)
 
 
 def bomb():

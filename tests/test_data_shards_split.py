@@ -7,10 +7,10 @@ from PIL import Image
 
 from data_shards.errors import LeakageError, SourceError
 from data_shards.pack.groups import groups_of
-from data_shards.pack.leakage import Print, across, alike
+from data_shards.pack.near_duplicates import ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
-from data_shards.pack.split import Labeled, divide, merged, parse_shares
+from data_shards.pack.split import LabeledImage, merge_groups, parse_shares, stratified_group_split
 from tests.datasets import encoded, image_folder
 
 SHARES = (0.7, 0.15, 0.15)
@@ -19,7 +19,7 @@ SPLITS = {"train/covid": 4, "train/normal": 4, "test/covid": 2, "test/normal": 2
 
 def ungrouped(counts):
     return [
-        Labeled(name=f"{label}{n}", label=label, group=f"{label}{n}")
+        LabeledImage(name=f"{label}{n}", label=label, group=f"{label}{n}")
         for label, count in counts.items()
         for n in range(count)
     ]
@@ -29,13 +29,13 @@ def ungrouped(counts):
 @settings(max_examples=200, deadline=None)
 def test_a_group_never_crosses_splits_however_the_sizes_fall(groups, seed):
     images = [
-        Labeled(name=f"{number}-{n}", label=label, group=f"patient {number}")
+        LabeledImage(name=f"{number}-{n}", label=label, group=f"patient {number}")
         for number, (size, label) in enumerate(groups)
         for n in range(size)
     ]
     assume(min(Counter(label for _, label in groups).values()) >= 3)
 
-    splits = divide(images, SHARES, seed=seed)
+    splits = stratified_group_split(images, SHARES, seed=seed)
 
     found = {}
     for image in images:
@@ -49,7 +49,7 @@ def test_a_group_never_crosses_splits_however_the_sizes_fall(groups, seed):
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(3, 200), min_size=2), st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_without_groups_each_class_is_divided_in_proportion(counts, seed):
-    splits = divide(ungrouped(counts), SHARES, seed=seed)
+    splits = stratified_group_split(ungrouped(counts), SHARES, seed=seed)
 
     for label, count in counts.items():
         found = Counter(split for name, split in splits.items() if name.startswith(label))
@@ -61,12 +61,12 @@ def test_without_groups_each_class_is_divided_in_proportion(counts, seed):
 def test_the_division_depends_on_the_seed_alone():
     images = ungrouped({"a": 30, "b": 30})
 
-    assert divide(images, SHARES, seed=1) == divide(images[::-1], SHARES, seed=1)
-    assert divide(images, SHARES, seed=1) != divide(images, SHARES, seed=2)
+    assert stratified_group_split(images, SHARES, seed=1) == stratified_group_split(images[::-1], SHARES, seed=1)
+    assert stratified_group_split(images, SHARES, seed=1) != stratified_group_split(images, SHARES, seed=2)
 
 
 def test_a_share_of_zero_leaves_the_split_out():
-    splits = divide(ungrouped({"a": 10, "b": 10}), parse_shares("80/0/20"), seed=0)
+    splits = stratified_group_split(ungrouped({"a": 10, "b": 10}), parse_shares("80/0/20"), seed=0)
 
     assert Counter(splits.values()) == {"train": 16, "test": 4}
 
@@ -80,7 +80,7 @@ def test_shares_that_make_no_sense_are_refused(text):
 def test_images_that_look_the_same_join_their_groups():
     group_of = {"a": "1", "b": "2", "c": "3", "d": "4"}
 
-    joined = merged(group_of, [("a", "b"), ("b", "c")])
+    joined = merge_groups(group_of, [("a", "b"), ("b", "c")])
 
     assert joined["a"] == joined["b"] == joined["c"] != joined["d"]
 
@@ -177,15 +177,15 @@ def test_where_we_divide_copies_stay_in_one_split(tmp_path):
 
     report = pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15"))
 
-    assert len(report.alike) == 12
+    assert len(report.duplicates) == 12
     assert report.leakage == ()
 
 
 def test_a_thousand_like_frames_are_joined_by_as_many_pairs():
-    frames = [Print(name=f"{n:04d}", sha256=f"{n}", phash="0f" * 32) for n in range(1000)]
+    frames = [ImageHash(name=f"{n:04d}", sha256=f"{n}", phash="0f" * 32) for n in range(1000)]
     splits = {frame.name: ("train", "valid", "test")[number % 3] for number, frame in enumerate(frames)}
 
-    pairs, leaks = alike(frames), across(alike(frames, splits), splits)
+    pairs, leaks = find_near_duplicates(frames), across_splits(find_near_duplicates(frames, splits), splits)
 
     assert len(pairs) == 999
     assert {name for pair in leaks for name in (pair.first, pair.second)} == set(splits)

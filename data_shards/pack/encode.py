@@ -8,12 +8,12 @@ from PIL import Image
 
 from data_shards.errors import BadImage
 from data_shards.pack.options import EncodeOptions
-from data_shards.pixels import DAMAGE, decoded, is_gray, open_image, shrunk
+from data_shards.pixels import DECODE_ERRORS, decode_pixels, is_gray, open_image, resize_short_side
 
 COPIED = {"JPEG": "jpg", "PNG": "png"}  # formats that a shard may hold as they came
 
 
-class Encoded(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image as it will be stored.
 
     Attributes:
@@ -30,22 +30,22 @@ class Encoded(NamedTuple):
     crc32: int
 
 
-def encode(raw: bytes, options: EncodeOptions) -> tuple[Encoded, Image.Image]:
+def encode(raw: bytes, options: EncodeOptions) -> tuple[EncodedImage, Image.Image]:
     """Return a source file's image as it will be stored, and its decoded pixels.
 
     Raises:
         BadImage: It cannot be decoded; the text says why.
     """
     opened = open_image(raw)
-    image = decoded(opened)
+    image = decode_pixels(opened)
     gray = is_gray(image)
     if gray:
         image = image.convert("L")
     if options.image_size == 0 and opened.format in COPIED:
         data, suffix = raw, COPIED[opened.format]
     else:
-        data, suffix = _written(shrunk(image, options.image_size or min(image.size)), options)
-    return Encoded(data, suffix, *image.size, gray, zlib.crc32(data)), image
+        data, suffix = _written(resize_short_side(image, options.image_size or min(image.size)), options)
+    return EncodedImage(data, suffix, *image.size, gray, zlib.crc32(data)), image
 
 
 def _written(image: Image.Image, options: EncodeOptions) -> tuple[bytes, str]:
@@ -56,6 +56,6 @@ def _written(image: Image.Image, options: EncodeOptions) -> tuple[bytes, str]:
             image.save(buffer, format="PNG")
             return buffer.getvalue(), "png"
         image.save(buffer, format="JPEG", quality=options.quality, subsampling=0)
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise BadImage(f"cannot be stored ({error})") from error
     return buffer.getvalue(), "jpg"

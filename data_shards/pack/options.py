@@ -48,11 +48,11 @@ class PackOptions:
     allow_leakage: bool = False
     processes: int | None = None
 
-    def kept(self) -> dict[str, Any]:
+    def to_index(self) -> dict[str, Any]:
         """Return the options that the shards depend on; of a path only its name, which holds on every machine."""
-        kept = asdict(self)
-        kept |= kept.pop("encode")
-        del kept["processes"]
+        stored = asdict(self)
+        stored |= stored.pop("encode")
+        del stored["processes"]
         if self.group_by and self.group_by.lower().endswith(".csv"):
-            kept["group_by"] = Path(self.group_by).name
-        return kept
+            stored["group_by"] = Path(self.group_by).name
+        return stored

@@ -10,13 +10,13 @@ from statistics import median_low
 from data_shards.atomic import write_whole
 from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
+from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
 from data_shards.pack.options import PackOptions
-from data_shards.pack.partition import Partition, partition
-from data_shards.pack.sources import Listing, has_splits, list_folder, require_all_trained
-from data_shards.pack.spool import Spooled, chunks_of, encode_chunk
-from data_shards.pack.workshop import Workshop, opened
+from data_shards.pack.sources import ImageFolder, has_splits, require_training_images, scan_image_folder
+from data_shards.pack.split_assignment import SplitAssignment, assign_splits
+from data_shards.pack.work_folder import WorkFolder, open_work_folder
 from data_shards.pack.write import Sample, write_shards
-from data_shards.processes import fitting, in_processes
+from data_shards.process_pool import map_in_processes, process_count
 
 REPORT_NAME = "pack-report.json"
 SHOWN = 3  # names in an error
@@ -32,14 +32,14 @@ class PackReport:
     Attributes:
         skipped: Name and fault of each image that could not be used.
         other_files: Files passed over because they are no images, by ending.
-        alike: Lines that join the images that are the same or nearly so, in one split.
+        duplicates: Lines that join the images that are the same or nearly so, in one split.
         leakage: Likewise over two splits, where that was allowed.
     """
 
     index: ShardIndex
     skipped: tuple[tuple[str, str], ...]
     other_files: dict[str, int]
-    alike: tuple[str, ...]
+    duplicates: tuple[str, ...]
     leakage: tuple[str, ...]
 
 
@@ -58,80 +58,86 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
     """
     if source.resolve() in target.resolve().parents:
         raise SourceError(f"{target} lies inside {source}; give a folder outside of it")
-    with opened(target) as workshop:
-        listing = _listing(workshop.folder_of(source), options)
-        spooled = _encode(listing, workshop, options, on_progress)
-        good = [entry for entry in spooled if not entry.bad]
-        _check_bad(listing, spooled, options.max_bad)
-        divided = partition(listing.images, good, options)
-        index = _write(workshop, listing, good, divided, options)
-        report = _report(index, listing, spooled, divided)
+    with open_work_folder(target) as work:
+        image_folder = _scan(work.folder_of(source), options)
+        entries = _encode(image_folder, work, options, on_progress)
+        good = [entry for entry in entries if not entry.bad]
+        _check_bad(image_folder, entries, options.max_bad)
+        assignment = assign_splits(image_folder.images, good, options)
+        index = _write(work, image_folder, good, assignment, options)
+        report = _report(index, image_folder, entries, assignment)
         _write_report(target, report)
         write_index(target, index)
     return report
 
 
-def _listing(folder: Path, options: PackOptions) -> Listing:
+def _scan(folder: Path, options: PackOptions) -> ImageFolder:
     given = folder.is_dir() and has_splits(folder)
     if given and options.split:
         raise SourceError("the source is laid out split/class/image already; leave out --split, or rename its folders")
     if folder.is_dir() and not given and not options.split:
         raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
-    return list_folder(folder, split_given=given)
+    return scan_image_folder(folder, split_given=given)
 
 
-def _encode(listing: Listing, workshop: Workshop, options: PackOptions, on_progress: OnProgress) -> list[Spooled]:
+def _encode(
+    image_folder: ImageFolder, work: WorkFolder, options: PackOptions, on_progress: OnProgress
+) -> list[ChunkEntry]:
     """Encode what is not encoded yet and return every image in the listing's order."""
-    workshop.keep_spool_for(listing.images, asdict(options.encode))
-    chunks = chunks_of(listing.images, workshop.spool)
+    work.reuse_chunks_of(image_folder.images, asdict(options.encode))
+    chunks = split_into_chunks(image_folder.images, work.encoded)
     todo = [chunk for chunk in chunks if not chunk.is_done()]
-    done = len(listing.images) - sum(len(chunk.images) for chunk in todo)
-    on_progress(done, len(listing.images))
-    processes = options.processes or fitting(len(todo), per_process=CHUNKS_PER_PROCESS)
-    for _, count in in_processes(encode_chunk, [(chunk, options.encode) for chunk in todo], processes=processes):
+    done = len(image_folder.images) - sum(len(chunk.images) for chunk in todo)
+    on_progress(done, len(image_folder.images))
+    processes = options.processes or process_count(len(todo), per_process=CHUNKS_PER_PROCESS)
+    for _, count in map_in_processes(encode_chunk, [(chunk, options.encode) for chunk in todo], processes=processes):
         done += count
-        on_progress(done, len(listing.images))
+        on_progress(done, len(image_folder.images))
     return [entry for chunk in chunks for entry in chunk.read()]
 
 
-def _check_bad(listing: Listing, spooled: Sequence[Spooled], max_bad: float) -> None:
-    bad = [entry for entry in spooled if entry.bad]
-    if len(bad) > max_bad * len(spooled):
+def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], max_bad: float) -> None:
+    bad = [entry for entry in entries if entry.bad]
+    if len(bad) > max_bad * len(entries):
         named = "; ".join(f"{entry.name}: {entry.bad}" for entry in bad[:SHOWN])
         raise SourceError(
-            f"{len(bad)} of {len(spooled)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
+            f"{len(bad)} of {len(entries)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
         )
-    usable = [image for image, entry in zip(listing.images, spooled, strict=True) if not entry.bad]
-    if lost := set(listing.classes) - {image.label for image in usable}:
+    usable = [image for image, entry in zip(image_folder.images, entries, strict=True) if not entry.bad]
+    if lost := set(image_folder.classes) - {image.label for image in usable}:
         raise SourceError(f"class {min(lost)!r} has no usable image; mend its files or remove the class")
-    require_all_trained(usable, listing.classes)
+    require_training_images(usable, image_folder.classes)
 
 
 def _write(
-    workshop: Workshop, listing: Listing, good: Sequence[Spooled], divided: Partition, options: PackOptions
+    work: WorkFolder,
+    image_folder: ImageFolder,
+    good: Sequence[ChunkEntry],
+    assignment: SplitAssignment,
+    options: PackOptions,
 ) -> ShardIndex:
-    classes = listing.classes
+    classes = image_folder.classes
     samples: dict[str, list[Sample]] = {}
-    labels = {image.name: classes.index(image.label) for image in listing.images}
+    labels = {image.name: classes.index(image.label) for image in image_folder.images}
     for entry in sorted(good, key=lambda entry: _draw(entry.name)):
-        sample = _sample(entry, workshop.spool, labels[entry.name], divided.groups.get(entry.name))
-        samples.setdefault(divided.splits[entry.name], []).append(sample)
+        sample = _sample(entry, work.encoded, labels[entry.name], assignment.groups.get(entry.name))
+        samples.setdefault(assignment.splits[entry.name], []).append(sample)
     shards: list[Shard] = []
     for split in sorted(samples):
         shards += write_shards(
-            workshop.target,
-            workshop.shards,
+            work.target,
+            work.shards,
             split,
             samples[split],
             shard_bytes=options.shard_bytes,
             classes=len(classes),
         )
-    _remove_unlisted(workshop.target, shards)
+    _remove_unlisted(work.target, shards)
     return _index(classes, shards, good, options)
 
 
 def _index(
-    classes: tuple[str, ...], shards: Sequence[Shard], good: Sequence[Spooled], options: PackOptions
+    classes: tuple[str, ...], shards: Sequence[Shard], good: Sequence[ChunkEntry], options: PackOptions
 ) -> ShardIndex:
     return ShardIndex(
         classes=classes,
@@ -141,14 +147,14 @@ def _index(
         grouped=options.group_by is not None,
         widths=_span([entry.width for entry in good]),
         heights=_span([entry.height for entry in good]),
-        options=options.kept(),
+        options=options.to_index(),
     ).sealed()
 
 
-def _sample(entry: Spooled, spool: Path, label: int, group: str | None) -> Sample:
+def _sample(entry: ChunkEntry, encoded: Path, label: int, group: str | None) -> Sample:
     info = {"source": entry.name, "width": entry.width, "height": entry.height, "crc32": entry.crc32}
     return Sample(
-        content=spool / entry.content,
+        content=encoded / entry.content,
         start=entry.start,
         size=entry.size,
         suffix=entry.suffix,
@@ -165,13 +171,15 @@ def _remove_unlisted(target: Path, shards: Sequence[Shard]) -> None:
             file.unlink()
 
 
-def _report(index: ShardIndex, listing: Listing, spooled: Sequence[Spooled], divided: Partition) -> PackReport:
+def _report(
+    index: ShardIndex, image_folder: ImageFolder, entries: Sequence[ChunkEntry], assignment: SplitAssignment
+) -> PackReport:
     return PackReport(
         index=index,
-        skipped=tuple((entry.name, entry.bad) for entry in spooled if entry.bad),
-        other_files=listing.other_files,
-        alike=divided.alike,
-        leakage=divided.leakage,
+        skipped=tuple((entry.name, entry.bad) for entry in entries if entry.bad),
+        other_files=image_folder.other_files,
+        duplicates=assignment.duplicates,
+        leakage=assignment.leakage,
     )
 
 
@@ -179,7 +187,7 @@ def _write_report(target: Path, report: PackReport) -> None:
     content = {
         "skipped": dict(report.skipped),
         "other_files": report.other_files,
-        "alike": report.alike,
+        "alike": report.duplicates,
         "leakage": report.leakage,
     }
     write_whole(target / REPORT_NAME, json.dumps(content, indent=1) + "\n")

@@ -35,7 +35,7 @@ class SourceImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
+class ImageFolder:
     """The images of a source.
 
     Attributes:
@@ -51,7 +51,7 @@ class Listing:
         return tuple(sorted({image.label for image in self.images}))
 
 
-def list_folder(folder: Path, *, split_given: bool) -> Listing:
+def scan_image_folder(folder: Path, *, split_given: bool) -> ImageFolder:
     """Return the images below a folder in order of name; `split_given`: it is laid out split/class/image.
 
     Raises:
@@ -68,9 +68,9 @@ def list_folder(folder: Path, *, split_given: bool) -> Listing:
             images.append(_image(root, name, split_given=split_given))
         else:
             others[Path(name).suffix.lower() or "no ending"] += 1
-    listing = Listing(images=tuple(images), other_files=dict(others))
-    _check(listing, folder)
-    return listing
+    image_folder = ImageFolder(images=tuple(images), other_files=dict(others))
+    _check(image_folder, folder)
+    return image_folder
 
 
 def has_splits(folder: Path) -> bool:
@@ -123,10 +123,12 @@ def _image(root: Path, name: str, *, split_given: bool) -> SourceImage:
         layout = "split/class/image" if split_given else "class/image"
         raise SourceError(f"{name} in {root} lies outside the layout {layout}; move it into a class folder")
     split = SPLIT_NAMES[parts[0].lower()] if split_given else None
-    return SourceImage(name=_composed(name), path=root / name, split=split, label=_composed(parts[split_given]))
+    return SourceImage(
+        name=_normalized_name(name), path=root / name, split=split, label=_normalized_name(parts[split_given])
+    )
 
 
-def require_all_trained(images: Sequence[SourceImage], classes: Sequence[str]) -> None:
+def require_training_images(images: Sequence[SourceImage], classes: Sequence[str]) -> None:
     """Refuse classes that have no image where there is a train split to learn from.
 
     Raises:
@@ -138,15 +140,15 @@ def require_all_trained(images: Sequence[SourceImage], classes: Sequence[str]) -
         raise SourceError(f"class {missing[0]!r} has no usable image in train; add some or remove the class")
 
 
-def _check(listing: Listing, folder: Path) -> None:
-    if not listing.images:
+def _check(image_folder: ImageFolder, folder: Path) -> None:
+    if not image_folder.images:
         raise SourceError(f"{folder} holds no JPEG, PNG, BMP or TIFF image")
-    if len(listing.classes) == 1:
-        raise SourceError(f"{folder} has one class, {listing.classes[0]!r}; a classifier needs two or more")
-    require_all_trained(listing.images, listing.classes)
+    if len(image_folder.classes) == 1:
+        raise SourceError(f"{folder} has one class, {image_folder.classes[0]!r}; a classifier needs two or more")
+    require_training_images(image_folder.images, image_folder.classes)
 
 
-def _composed(name: str) -> str:
+def _normalized_name(name: str) -> str:
     """Return a name as text that can be stored: macOS decomposes accents, and disks hold bytes that are no UTF-8."""
     return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
 

@@ -12,7 +12,7 @@ Shares = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labeled:
+class LabeledImage:
     """An image to be put into a split.
 
     Attributes:
@@ -40,7 +40,7 @@ def parse_shares(text: str) -> Shares:
     return parts[0] / total, parts[1] / total, parts[2] / total
 
 
-def merged(group_of: Mapping[str, str], alike: Iterable[tuple[str, str]]) -> dict[str, str]:
+def merge_groups(group_of: Mapping[str, str], duplicates: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the group of each image after joining the groups of images that look the same."""
     parent = {group: group for group in group_of.values()}
 
@@ -49,13 +49,13 @@ def merged(group_of: Mapping[str, str], alike: Iterable[tuple[str, str]]) -> dic
             parent[group] = group = parent[parent[group]]
         return group
 
-    for first, second in alike:
+    for first, second in duplicates:
         low, high = sorted((root(group_of[first]), root(group_of[second])))
         parent[high] = low
     return {name: root(group) for name, group in group_of.items()}
 
 
-def divide(images: Sequence[Labeled], shares: Shares, *, seed: int) -> dict[str, str]:
+def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, seed: int) -> dict[str, str]:
     """Return the split of each image by its name.
 
     Groups go one by one, the largest first, to the split that lacks most of their classes; equal ones in an order
@@ -78,7 +78,7 @@ def divide(images: Sequence[Labeled], shares: Shares, *, seed: int) -> dict[str,
     return {image.name: placed[image.group] for image in images}
 
 
-def _classes_of_groups(images: Sequence[Labeled]) -> dict[str, Counter[str]]:
+def _classes_of_groups(images: Sequence[LabeledImage]) -> dict[str, Counter[str]]:
     groups: dict[str, Counter[str]] = {}
     for image in images:
         groups.setdefault(image.group, Counter())[image.label] += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_shards.errors import BadImage, DamagedShard
-from data_shards.pixels import Color, Pixels, square
+from data_shards.pixels import Color, Pixels, decode_square
 from data_shards.tar_index import key_of
 
 
@@ -69,7 +69,7 @@ def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tup
     """
     sample = read_sample(extent, classes=classes)
     try:
-        return sample, square(sample.image, size=size, color=color)
+        return sample, decode_square(sample.image, size=size, color=color)
     except BadImage as error:
         raise DamagedShard(f"{extent.where}: {error}") from error
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from data_shards.errors import RemoteError
 from data_shards.index import Shard
 from data_shards.locations import download
-from data_shards.tar_index import byte_fault
+from data_shards.tar_index import find_byte_fault
 
 GIGABYTES = 10  # of the default cache, unless its process was told otherwise
 TRIES = 3
@@ -74,7 +74,7 @@ class ShardCache:
             if number:
                 self.pause(PAUSE_SECONDS * 2 ** (number - 1))
             self._make_room(shard, draft)
-            fault = download(location, shard.name, draft) or byte_fault(draft, shard)
+            fault = download(location, shard.name, draft) or find_byte_fault(draft, shard)
             if fault is None:
                 with self._room():
                     draft.replace(path)

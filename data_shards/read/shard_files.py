@@ -10,9 +10,9 @@ from data_shards.errors import DamagedShard, RemoteError
 from data_shards.index import Shard, ShardIndex
 from data_shards.locations import local_folder, shard_path
 from data_shards.plan import WINDOW_SHARDS
-from data_shards.read.sample_faults import sample_faults
+from data_shards.read.sample_check import find_sample_faults
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
-from data_shards.tar_index import SampleTable, byte_fault, read_table
+from data_shards.tar_index import SampleTable, find_byte_fault, read_table
 
 TRIES = 3  # to read a copy before the cache removes it
 FETCHERS = 4  # shards downloaded and checked at a time, ahead of the reader
@@ -104,13 +104,13 @@ class ShardFiles:
         return _CHECKED[known]
 
     def _checked(self, path: Path, shard: Shard) -> Path:
-        fault = byte_fault(path, shard)
+        fault = find_byte_fault(path, shard)
         if fault is None:
             return path
         if not self.is_local:  # the copy rotted; what is fetched now is compared as it comes
             self.cache.drop(shard)
             return self.cache.path_of(self.location, shard)
-        found = next(sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
+        found = next(find_sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
         place = found.text if found else "the change is between its samples"
         raise DamagedShard(f"{fault} ({place}); copy it again or pack the data set anew")
 

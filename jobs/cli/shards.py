@@ -108,7 +108,7 @@ def pack(source: Path, shards: Path, as_json: bool, **options: Any) -> None:
     _tell(report, shards)
     if as_json:
         content = {"index": report.index.model_dump(mode="json"), "skipped": dict(report.skipped)}
-        click.echo(json.dumps({**content, "alike": report.alike, "leakage": report.leakage}, indent=2))
+        click.echo(json.dumps({**content, "alike": report.duplicates, "leakage": report.leakage}, indent=2))
     else:
         click.echo(str(shards))
 
@@ -171,7 +171,7 @@ def _tell(report: "PackReport", shards: Path) -> None:
     click.echo(f"packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards", err=True)
     _list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
     _list("passed over, no images", [f"{count} {ending}" for ending, count in report.other_files.items()])
-    _list("alike within a split", report.alike)
+    _list("alike within a split", report.duplicates)
     _list("leaks, as allowed", report.leakage)
     click.echo(f"next: nightshift shards show {shards}", err=True)
 

@@ -20,7 +20,7 @@ from data_shards.errors import BadImage, ShardError
 from data_shards.index import INDEX_NAME, read_index
 from data_shards.locations import local_folder
 from data_shards.pack.sources import SUFFIXES, files_below
-from data_shards.pixels import square
+from data_shards.pixels import decode_square
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_samples
 from trainer.errors import SpecError
@@ -147,7 +147,7 @@ class _DecodeDataset(Dataset[Any]):
     def _read(self, file: str) -> Any:
         """Return the pixels (3, S, S) uint8 of a file, or why there are none; gray images get three equal channels."""
         try:
-            return square(Path(file).read_bytes(), size=self.image_size, color="RGB")
+            return decode_square(Path(file).read_bytes(), size=self.image_size, color="RGB")
         except (BadImage, ShardError) as error:
             return str(error)
         except OSError as error:

@@ -27,7 +27,7 @@ FLAT_LEVELS = 8  # an image with less contrast has no structure to compare; all 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spooled:
+class ChunkEntry:
     """One encoded image in a chunk.
 
     Attributes:
@@ -67,20 +67,20 @@ class Chunk:
         return self.folder / f"{self.number:06d}.images"
 
     @property
-    def listing(self) -> Path:
+    def manifest(self) -> Path:
         """The JSON of what is in the chunk; it exists once the chunk is done."""
         return self.folder / f"{self.number:06d}.json"
 
     def is_done(self) -> bool:
         """Whether the chunk needs no more work."""
-        return self.listing.exists()
+        return self.manifest.exists()
 
-    def read(self) -> list[Spooled]:
+    def read(self) -> list[ChunkEntry]:
         """Return what is in the chunk once it is done."""
-        return [Spooled(**entry) for entry in json.loads(self.listing.read_text(encoding="utf-8"))]
+        return [ChunkEntry(**entry) for entry in json.loads(self.manifest.read_text(encoding="utf-8"))]
 
 
-def chunks_of(images: Sequence[SourceImage], folder: Path) -> list[Chunk]:
+def split_into_chunks(images: Sequence[SourceImage], folder: Path) -> list[Chunk]:
     """Return the images in chunks, in their order."""
     starts = range(0, len(images), CHUNK_IMAGES)
     return [Chunk(folder, number, tuple(images[start : start + CHUNK_IMAGES])) for number, start in enumerate(starts)]
@@ -91,17 +91,17 @@ def encode_chunk(chunk: Chunk, options: EncodeOptions) -> int:
     entries, start = [], 0
     with chunk.content.open("wb") as file:
         for image in chunk.images:
-            facts, data = _spooled(image, options)
+            facts, data = _encode_image(image, options)
             file.write(data)
-            entries.append(asdict(Spooled(name=image.name, content=chunk.content.name, start=start, **facts)))
+            entries.append(asdict(ChunkEntry(name=image.name, content=chunk.content.name, start=start, **facts)))
             start += len(data)
         file.flush()
         os.fsync(file.fileno())
-    write_whole(chunk.listing, json.dumps(entries))
+    write_whole(chunk.manifest, json.dumps(entries))
     return len(entries)
 
 
-def _spooled(source: SourceImage, options: EncodeOptions) -> tuple[dict[str, Any], bytes]:
+def _encode_image(source: SourceImage, options: EncodeOptions) -> tuple[dict[str, Any], bytes]:
     try:
         raw = source.path.read_bytes()
         encoded, image = encode(raw, options)

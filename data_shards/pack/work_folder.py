@@ -21,7 +21,7 @@ NAME = ".packing"
 
 
 @dataclass(frozen=True)
-class Workshop:
+class WorkFolder:
     """The workshop below a target folder."""
 
     target: Path
@@ -32,7 +32,7 @@ class Workshop:
         return self.target / NAME
 
     @property
-    def spool(self) -> Path:
+    def encoded(self) -> Path:
         """The encoded images."""
         return self.folder / "spool"
 
@@ -55,36 +55,36 @@ class Workshop:
             unpack(source, unpacked)
         return unpacked
 
-    def keep_spool_for(self, images: Sequence[SourceImage], options: dict[str, Any]) -> None:
+    def reuse_chunks_of(self, images: Sequence[SourceImage], options: dict[str, Any]) -> None:
         """Keep the encoded images of an earlier try if it had the same files and options, else begin anew."""
         identity = _digest([options, [_facts(image.path) for image in images]])
         mark = self.folder / "identity"
         if not mark.exists() or mark.read_text() != identity:
-            shutil.rmtree(self.spool, ignore_errors=True)
-            self.spool.mkdir()
+            shutil.rmtree(self.encoded, ignore_errors=True)
+            self.encoded.mkdir()
             write_whole(mark, identity)
 
 
 @contextmanager
-def opened(target: Path) -> Iterator[Workshop]:
+def open_work_folder(target: Path) -> Iterator[WorkFolder]:
     """Hold the workshop of a target folder for one pack; an error leaves it for the next try.
 
     Raises:
         SourceError: The target is a data set, holds other files, or another pack works there.
     """
-    workshop = Workshop(target)
+    work = WorkFolder(target)
     if (target / INDEX_NAME).exists():
         raise SourceError(f"{target} holds a data set already; give another folder or remove it")
-    if target.is_file() or (target.exists() and not workshop.folder.exists() and any(target.iterdir())):
+    if target.is_file() or (target.exists() and not work.folder.exists() and any(target.iterdir())):
         raise SourceError(f"{target} is not empty; give a new folder")
-    workshop.shards.mkdir(parents=True, exist_ok=True)
+    work.shards.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(workshop.folder / "lock", timeout=0):
-            yield workshop
+        with FileLock(work.folder / "lock", timeout=0):
+            yield work
     except Timeout as error:
         raise SourceError(f"another pack works on {target}; wait for it or give another folder") from error
     if (target / INDEX_NAME).exists():
-        shutil.rmtree(workshop.folder)
+        shutil.rmtree(work.folder)
 
 
 def _facts(path: Path) -> tuple[str, int, int]:

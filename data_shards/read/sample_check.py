@@ -27,7 +27,7 @@ class Fault:
     text: str
 
 
-def sample_faults(path: Path, shard: Shard, *, first: int, index: ShardIndex) -> Iterator[Fault]:
+def find_sample_faults(path: Path, shard: Shard, *, first: int, index: ShardIndex) -> Iterator[Fault]:
     """Read every sample of a shard and yield what is wrong with its headers, labels, images and counts."""
     try:
         table = read_table(path, shard, first=first)

@@ -4,34 +4,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_shards.errors import LeakageError
+from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.groups import groups_of
-from data_shards.pack.leakage import Pair, Print, across, alike
+from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import SourceImage
-from data_shards.pack.split import Labeled, divide, merged, parse_shares
-from data_shards.pack.spool import Spooled
+from data_shards.pack.split import LabeledImage, merge_groups, parse_shares, stratified_group_split
 
 SHOWN = 3  # findings in an error; it carries all of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition:
+class SplitAssignment:
     """Where each image belongs.
 
     Attributes:
         splits: Split of each image by its name.
         groups: Group of each image by its name; empty without `group_by`.
-        alike: Lines that join the images that are the same or nearly so and stand in one split.
+        duplicates: Lines that join the images that are the same or nearly so and stand in one split.
         leakage: A line for each such pair, and each group, that stands in two; empty unless that was allowed.
     """
 
     splits: dict[str, str]
     groups: dict[str, str]
-    alike: tuple[str, ...]
+    duplicates: tuple[str, ...]
     leakage: tuple[str, ...]
 
 
-def partition(images: Sequence[SourceImage], good: Sequence[Spooled], options: PackOptions) -> Partition:
+def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], options: PackOptions) -> SplitAssignment:
     """Return where each usable image belongs.
 
     Where we divide, images that look the same stay together like a group.
@@ -43,11 +43,11 @@ def partition(images: Sequence[SourceImage], good: Sequence[Spooled], options: P
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
     groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
-    prints = [Print(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
+    hashes = [ImageHash(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
     given = None if options.split else {image.name: str(image.split) for image in images}
-    pairs = alike(prints, given)
-    splits = given or _divided(images, groups, pairs, options)
-    leaking = set(across(pairs, splits))
+    pairs = find_near_duplicates(hashes, given)
+    splits = given or _split_by_shares(images, groups, pairs, options)
+    leaking = set(across_splits(pairs, splits))
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:
         raise LeakageError(
@@ -55,21 +55,21 @@ def partition(images: Sequence[SourceImage], good: Sequence[Spooled], options: P
             "move them into one, or use --allow-leakage",
             leakage,
         )
-    return Partition(
+    return SplitAssignment(
         splits=splits,
         groups=groups,
-        alike=tuple(str(pair) for pair in pairs if pair not in leaking),
+        duplicates=tuple(str(pair) for pair in pairs if pair not in leaking),
         leakage=leakage,
     )
 
 
-def _divided(
-    images: Sequence[SourceImage], groups: Mapping[str, str], pairs: Sequence[Pair], options: PackOptions
+def _split_by_shares(
+    images: Sequence[SourceImage], groups: Mapping[str, str], pairs: Sequence[DuplicatePair], options: PackOptions
 ) -> dict[str, str]:
     own = {image.name: f"group {groups[image.name]}" if groups else f"image {image.name}" for image in images}
-    together = merged(own, [(pair.first, pair.second) for pair in pairs])
-    labeled = [Labeled(name=image.name, label=image.label, group=together[image.name]) for image in images]
-    return divide(labeled, parse_shares(options.split or ""), seed=options.seed)
+    together = merge_groups(own, [(pair.first, pair.second) for pair in pairs])
+    labeled = [LabeledImage(name=image.name, label=image.label, group=together[image.name]) for image in images]
+    return stratified_group_split(labeled, parse_shares(options.split or ""), seed=options.seed)
 
 
 def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list[str]:

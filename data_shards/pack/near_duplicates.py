@@ -16,7 +16,7 @@ BLOCK = 4096  # rows and columns of the matrix of distances at a time: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Print:
+class ImageHash:
     """What images are compared by.
 
     Attributes:
@@ -30,7 +30,7 @@ class Print:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class DuplicatePair:
     """Two images that are the same, or nearly.
 
     Attributes:
@@ -47,15 +47,17 @@ class Pair:
         return f"{self.first} and {self.second} {likeness}"
 
 
-def alike(prints: Sequence[Print], split_of: Mapping[str, str] | None = None) -> tuple[Pair, ...]:
+def find_near_duplicates(
+    hashes: Sequence[ImageHash], split_of: Mapping[str, str] | None = None
+) -> tuple[DuplicatePair, ...]:
     """Return pairs of images that are the same or nearly so. Time grows with the square of the number of images.
 
     Not every pair, of which a thousand frames of a film have half a million, but enough to join all that are alike;
     with `split_of`, also one for each image and other split that it was found in.
     """
-    clusters, met = DisjointSet(one.name for one in prints), set[tuple[str, str]]()
+    clusters, met = DisjointSet(one.name for one in hashes), set[tuple[str, str]]()
     found = []
-    for pair in _all_alike(prints):
+    for pair in _all_duplicates(hashes):
         joins = clusters.merge(pair.first, pair.second)
         if split_of is not None and split_of[pair.first] != split_of[pair.second]:
             meets = {(pair.first, split_of[pair.second]), (pair.second, split_of[pair.first])}
@@ -66,23 +68,23 @@ def alike(prints: Sequence[Print], split_of: Mapping[str, str] | None = None) ->
     return tuple(found)
 
 
-def _all_alike(prints: Sequence[Print]) -> Iterator[Pair]:
-    by_sha: dict[str, Print] = {}
-    for one in prints:
+def _all_duplicates(hashes: Sequence[ImageHash]) -> Iterator[DuplicatePair]:
+    by_sha: dict[str, ImageHash] = {}
+    for one in hashes:
         first = by_sha.setdefault(one.sha256, one)
         if first is not one:
-            yield Pair(first=first.name, second=one.name, exact=True, bits=0)
+            yield DuplicatePair(first=first.name, second=one.name, exact=True, bits=0)
     distinct = [one for one in by_sha.values() if one.phash]
-    for row, column, bits in _near([one.phash for one in distinct]):
-        yield Pair(first=distinct[row].name, second=distinct[column].name, exact=False, bits=bits)
+    for row, column, bits in _near_pairs([one.phash for one in distinct]):
+        yield DuplicatePair(first=distinct[row].name, second=distinct[column].name, exact=False, bits=bits)
 
 
-def across(pairs: Sequence[Pair], split_of: Mapping[str, str]) -> tuple[Pair, ...]:
+def across_splits(pairs: Sequence[DuplicatePair], split_of: Mapping[str, str]) -> tuple[DuplicatePair, ...]:
     """Return the pairs that stand in two splits."""
     return tuple(pair for pair in pairs if split_of[pair.first] != split_of[pair.second])
 
 
-def _near(hashes: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+def _near_pairs(hashes: Sequence[str]) -> Iterator[tuple[int, int, int]]:
     if not hashes:
         return
     signs = _signs(hashes)

@@ -14,7 +14,7 @@ from data_shards.errors import ShardError
 R = TypeVar("R")
 
 
-def in_processes(
+def map_in_processes(
     work: Callable[..., R], tasks: Sequence[tuple[Any, ...]], *, processes: int
 ) -> Iterator[tuple[int, R]]:
     """Call `work` with the arguments of each task and yield the task's number and result, in the order they are done.
@@ -42,7 +42,7 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def fitting(work: int, *, per_process: int) -> int:
+def process_count(work: int, *, per_process: int) -> int:
     """Return how many processes are worth starting: one per core, or fewer for little work."""
     return min(len(os.sched_getaffinity(0)), 1 + work // per_process)
 
