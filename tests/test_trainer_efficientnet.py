@@ -51,7 +51,7 @@ def test_freezing_three_stages_leaves_the_blocks_after_them_to_train(backbone):
 
 
 def test_kept_statistics_do_not_move_but_scales_and_shifts_learn(backbone):
-    backbone.freeze("3", keep_statistics=True).train()
+    backbone.freeze("3", freeze_bn_statistics=True).train()
     before = {name: value.clone() for name, value in backbone.named_buffers()}
 
     backbone(torch.randn(4, 3, 64, 64)).sum().backward()
@@ -88,7 +88,7 @@ def test_norms_that_train_are_synchronised_and_keep_their_names(backbone):
     names, parameters = list(backbone.state_dict()), list(backbone.parameters())
     backbone.freeze("3")
 
-    backbone.synchronise_norms()
+    backbone.convert_sync_batchnorm()
 
     network = backbone.network
     assert isinstance(network._bn1, nn.SyncBatchNorm)
@@ -100,9 +100,9 @@ def test_norms_that_train_are_synchronised_and_keep_their_names(backbone):
 
 
 def test_kept_norms_are_not_synchronised(backbone):
-    backbone.freeze("none", keep_statistics=True)
+    backbone.freeze("none", freeze_bn_statistics=True)
 
-    backbone.synchronise_norms()
+    backbone.convert_sync_batchnorm()
 
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in backbone.modules())
 

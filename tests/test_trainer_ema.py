@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.trained import attempted, done, new_run, stop_at_epoch, train_spec
 from trainer.errors import Stopped
-from trainer.model.tensor_folder import read_tensors
+from trainer.model.checkpoint_folder import read_tensors
 from trainer.training.ema import ModelEma
 
 AVERAGED = {"seed": 7, "epochs": 3, "ema": 0.9}

@@ -12,8 +12,8 @@ from cluster.files import read_json, sha256_of
 from tests.trained import done, evaluated, train_spec
 from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
-from trainer.export import verified
-from trainer.inference.export_formats import FORMATS, ExportedModel, TorchScript, facts_of
+from trainer.export import verify_export
+from trainer.inference.export_formats import EXPORT_FORMATS, ExportedModel, TorchScript, export_metadata
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import read_model
 from trainer.specs import ExportSpec, build
@@ -32,7 +32,10 @@ def trained(tmp_path_factory, digits_shards):
 def exported(trained):
     """The run and result of an export to each format."""
     storage, model = trained
-    return {form: done(storage, build(ExportSpec, model=str(model), format=form), f"export-{form}") for form in FORMATS}
+    return {
+        form: done(storage, build(ExportSpec, model=str(model), format=form), f"export-{form}")
+        for form in EXPORT_FORMATS
+    }
 
 
 @pytest.fixture
@@ -50,25 +53,25 @@ def probabilities(form, path, images):
     return TorchScript().run(path, torch.from_numpy(images))
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
 @pytest.mark.parametrize("count", [1, 7])
 def test_another_program_gets_what_predict_says(trained, exported, digits, form, count):
     paths, _ = exported[form]
     predictor = Predictor.of(trained[1], torch.device("cpu"))
 
-    found = probabilities(form, paths.exported(FORMATS[form].ending), digits[:count])
+    found = probabilities(form, paths.exported(EXPORT_FORMATS[form].ending), digits[:count])
 
     expected = predictor.probabilities(torch.from_numpy(digits[:count]))
     tolerance = 1e-4 if predictor.config.precision == "fp32" else 0.05
     assert found == pytest.approx(expected, abs=tolerance)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
 def test_the_file_carries_classes_normalisation_and_threshold(trained, exported, form):
     paths, _ = exported[form]
     stored = read_json(trained[1] / "calibration.json")
 
-    facts = FORMATS[form].facts(paths.exported(FORMATS[form].ending))
+    facts = EXPORT_FORMATS[form].facts(paths.exported(EXPORT_FORMATS[form].ending))
 
     assert json.loads(facts["classes"]) == list("0123456789")
     assert facts["normalisation"] == "inside"
@@ -78,13 +81,13 @@ def test_the_file_carries_classes_normalisation_and_threshold(trained, exported,
     assert facts["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
 def test_the_result_says_how_well_file_and_model_agree(exported, form):
     paths, result = exported[form]
 
     assert result.metrics["n"] == 16
     assert result.metrics["max_difference"] <= 1e-4
-    assert result.details["sha256"] == sha256_of(paths.exported(FORMATS[form].ending))
+    assert result.details["sha256"] == sha256_of(paths.exported(EXPORT_FORMATS[form].ending))
 
 
 def test_the_file_is_copied_to_where_it_is_wanted(trained, tmp_path):
@@ -135,8 +138,8 @@ class FromElsewhere:
 )
 def test_a_file_that_disagrees_with_the_model_is_refused(trained, digits, shift, loses, words):
     model, config, _ = read_model(trained[1])
-    deployed, facts = ExportedModel(model, config, Calibration()), facts_of(config, Calibration(), "")
+    deployed, facts = ExportedModel(model, config, Calibration()), export_metadata(config, Calibration(), "")
     form = FromElsewhere(deployed, shift, {} if loses else facts)
 
     with pytest.raises(TrainerError, match=words):
-        verified(form, Path("file"), deployed, facts, torch.from_numpy(digits))
+        verify_export(form, Path("file"), deployed, facts, torch.from_numpy(digits))

@@ -13,7 +13,7 @@ from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer.data.images import ImageFiles, image_sources
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
-from trainer.inference.prediction_table import Row, open_table
+from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.specs import PredictSpec, build
 
 
@@ -195,8 +195,8 @@ def test_ten_thousand_images_are_read_without_growing_memory(tmp_path):
 
 def test_a_table_that_breaks_off_is_not_there(tmp_path):
     def half():
-        with open_table(tmp_path / "x.csv", ("a", "b")) as write:
-            write(Row(file="1", predicted="a", decision="a", probabilities=(1.0, 0.0)))
+        with open_prediction_table(tmp_path / "x.csv", ("a", "b")) as write:
+            write(PredictionRow(file="1", predicted="a", decision="a", probabilities=(1.0, 0.0)))
             raise ValueError("half way")
 
     with pytest.raises(ValueError, match="half way"):
@@ -206,14 +206,14 @@ def test_a_table_that_breaks_off_is_not_there(tmp_path):
 
 
 def test_a_table_of_no_rows_is_valid_json(tmp_path):
-    with open_table(tmp_path / "x.json", ("a", "b")):
+    with open_prediction_table(tmp_path / "x.json", ("a", "b")):
         pass
 
     assert json.loads((tmp_path / "x.json").read_text()) == []
 
 
 def test_a_file_name_that_is_no_text_still_has_its_row(tmp_path):
-    with open_table(tmp_path / "x.csv", ("a",)) as write:
-        write(Row(file="film-\udcff.png", error="it cannot be read"))
+    with open_prediction_table(tmp_path / "x.csv", ("a",)) as write:
+        write(PredictionRow(file="film-\udcff.png", error="it cannot be read"))
 
     assert (tmp_path / "x.csv").read_text().splitlines()[1] == "film-\\udcff.png,,,,it cannot be read"

@@ -21,7 +21,7 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec, PredictSpec, TrainSpec
-from trainer.tracking.tracking import tracked
+from trainer.tracking.tracking import track_run
 
 SPEC = TrainSpec(shards="s3://key:hunter2@bucket/shards", weights="none", epochs=3)
 
@@ -64,7 +64,7 @@ def result(attempt: Attempt) -> RunResult:
 
 
 def stopped_after_two_epochs(paths: RunPaths, attempt: Attempt) -> None:
-    with contextlib.suppress(Stopped), tracked(attempt, SPEC):
+    with contextlib.suppress(Stopped), track_run(attempt, SPEC):
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
         raise Stopped("stopped after a checkpoint")
@@ -80,7 +80,7 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_every_epoch_is_a_point_of_each_curve(paths: RunPaths) -> None:
-    with tracked(attempt_at(paths), SPEC):
+    with track_run(attempt_at(paths), SPEC):
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
 
@@ -93,7 +93,7 @@ def test_every_epoch_is_a_point_of_each_curve(paths: RunPaths) -> None:
 
 def test_curves_are_there_while_the_run_goes_on(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
-    with tracked(attempt_at(paths), SPEC):
+    with track_run(attempt_at(paths), SPEC):
         for number in (1, 2, 3):
             epoch(paths, number, 1.0 / number)
             wait_for(lambda number=number: len(curve(paths.events, "lr")) == number)
@@ -103,7 +103,7 @@ def test_curves_are_there_while_the_run_goes_on(paths: RunPaths, monkeypatch: py
 
 def test_an_epoch_that_runs_again_in_the_next_attempt_stands_there_once(paths: RunPaths) -> None:
     stopped_after_two_epochs(paths, attempt_at(paths))
-    with tracked(attempt_at(paths), SPEC):
+    with track_run(attempt_at(paths), SPEC):
         forget_after(paths, 1)
         epoch(paths, 2, 0.75, attempt=2)
         epoch(paths, 3, 0.125, attempt=2)
@@ -115,7 +115,7 @@ def test_an_epoch_that_runs_again_in_one_attempt_stands_there_once(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
-    with tracked(attempt_at(paths), SPEC):  # workers that died are started again
+    with track_run(attempt_at(paths), SPEC):  # workers that died are started again
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
         wait_for(lambda: len(curve(paths.events, "lr")) == 2)
@@ -126,7 +126,7 @@ def test_an_epoch_that_runs_again_in_one_attempt_stands_there_once(
 
 
 def test_each_trial_of_a_search_has_curves_of_its_own(paths: RunPaths) -> None:
-    with tracked(attempt_at(paths), SPEC):
+    with track_run(attempt_at(paths), SPEC):
         for trial, number, value in ((1, 1, 0.5), (2, 1, 0.4), (1, 2, 0.3), (1, 2, 0.9)):
             event = {"event": "epoch", "trial": trial, "epoch": number, "value": value}
             append_line(paths.trials, {**event, "time": "2026-11-23T02:00:00+00:00", "attempt": 1})
@@ -139,7 +139,7 @@ def test_an_attempt_that_was_overtaken_writes_no_events(paths: RunPaths) -> None
     first = attempt_at(paths)
     attempt_at(paths)
 
-    with tracked(first, SPEC):
+    with track_run(first, SPEC):
         epoch(paths, 1, 0.5)
 
     assert not paths.events.exists()
@@ -148,7 +148,7 @@ def test_an_attempt_that_was_overtaken_writes_no_events(paths: RunPaths) -> None
 def test_a_full_disk_costs_the_curves_and_not_the_run(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:
     paths.events.write_text("in the way")
 
-    with tracked(attempt_at(paths), SPEC):
+    with track_run(attempt_at(paths), SPEC):
         epoch(paths, 1, 0.5)
 
     assert caplog.messages == ["TensorBoard is not told of the run (FileExistsError); it is told when it answers"]
@@ -158,7 +158,7 @@ def test_a_tracking_server_has_the_wish_the_curves_and_the_outcome_once(paths: R
     stopped_after_two_epochs(paths, attempt_at(paths, server))
     interrupted = the_run(server).info.status
     second = attempt_at(paths, server)
-    with tracked(second, SPEC) as tracking:
+    with track_run(second, SPEC) as tracking:
         epoch(paths, 3, 0.125, attempt=2)
         tracking.result = result(second)
 
@@ -172,7 +172,7 @@ def test_a_tracking_server_has_the_wish_the_curves_and_the_outcome_once(paths: R
 
 
 def test_a_run_that_fails_has_failed_there_too(paths: RunPaths, server: str) -> None:
-    with pytest.raises(ValueError, match="a bug"), tracked(attempt_at(paths, server), SPEC):
+    with pytest.raises(ValueError, match="a bug"), track_run(attempt_at(paths, server), SPEC):
         raise ValueError("a bug")
 
     assert the_run(server).info.status == "FAILED"
@@ -194,7 +194,7 @@ def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
         port = listening.getsockname()[1]
     attempt = attempt_at(paths, f"http://me:hunter2@127.0.0.1:{port}")
 
-    with tracked(attempt, SPEC) as tracking:
+    with track_run(attempt, SPEC) as tracking:
         for number in (1, 2, 3):
             epoch(paths, number, 0.5)
             time.sleep(0.2)
@@ -213,7 +213,7 @@ def test_a_server_that_never_answers_holds_no_run_up(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     began = time.monotonic()
 
-    with tracked(attempt_at(paths, f"http://127.0.0.1:{silent_port}"), SPEC):
+    with track_run(attempt_at(paths, f"http://127.0.0.1:{silent_port}"), SPEC):
         epoch(paths, 1, 0.5)
 
     assert time.monotonic() - began < 20  # loading the client takes seconds on a busy machine
@@ -222,7 +222,7 @@ def test_a_server_that_never_answers_holds_no_run_up(
 def test_the_names_of_images_are_not_sent(paths: RunPaths, server: str, tmp_path: Path) -> None:
     spec: AnySpec = PredictSpec(model="train-20261123-010000-abc123", images=("/scans/patient-name.png",))
 
-    with tracked(attempt_at(paths, server), spec):
+    with track_run(attempt_at(paths, server), spec):
         pass
 
     assert not (tmp_path / "mlruns").exists()

@@ -9,7 +9,7 @@ import pytest
 from cluster.files import read_lines
 from tests.trained import attempted, done, evaluated, new_run, stop_at_epoch, train_spec, trainer_process, wait_until
 from trainer.errors import SpecError, Stopped
-from trainer.model.tensor_folder import read_tensors
+from trainer.model.checkpoint_folder import read_tensors
 from trainer.training.worker import phases
 
 TUNING = {"freeze": "5", "head_epochs": 2, "epochs": 4, "ema": 0.9, "seed": 7}

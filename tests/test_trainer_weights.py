@@ -11,7 +11,7 @@ from torchvision.models import efficientnet_b0
 from trainer.errors import WeightsError
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
-from trainer.model.weights import IMAGENET_URL, ensure_weights, load_backbone, read_weights
+from trainer.model.weights import IMAGENET_URL, load_backbone, read_weights, resolve_weights
 
 CONTENT = b"weights of a network" * 1000
 NAME = f"efficientnet-b0-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -41,7 +41,7 @@ def server():
 
 
 def test_the_official_file_is_downloaded_once_per_storage(server, tmp_path):
-    paths = {ensure_weights("imagenet", tmp_path, url=server.url) for _ in range(3)}
+    paths = {resolve_weights("imagenet", tmp_path, url=server.url) for _ in range(3)}
 
     assert paths == {tmp_path / "weights" / NAME}
     assert paths.pop().read_bytes() == CONTENT
@@ -51,7 +51,7 @@ def test_the_official_file_is_downloaded_once_per_storage(server, tmp_path):
 def test_of_many_that_want_the_official_file_at_once_one_downloads_it(server, tmp_path):
     found = []
     seekers = [
-        threading.Thread(target=lambda: found.append(ensure_weights("imagenet", tmp_path, url=server.url)))
+        threading.Thread(target=lambda: found.append(resolve_weights("imagenet", tmp_path, url=server.url)))
         for _ in range(8)
     ]
 
@@ -68,14 +68,14 @@ def test_a_download_with_other_bytes_is_refused_and_removed(server, tmp_path):
     server.content = CONTENT[:-1]
 
     with pytest.raises(WeightsError, match=r"sha256 begins with \w{8} instead of \w{8}; the damaged file was removed"):
-        ensure_weights("imagenet", tmp_path, url=server.url)
+        resolve_weights("imagenet", tmp_path, url=server.url)
 
     assert [file.name for file in (tmp_path / "weights").iterdir()] == [f".{NAME}.lock"]
 
 
 def test_without_a_network_the_error_says_which_file_to_bring_and_where(tmp_path):
     with pytest.raises(WeightsError) as caught:
-        ensure_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}")
+        resolve_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}")
 
     line = str(caught.value)
     assert line.startswith(f"{NAME} cannot be downloaded (")
@@ -87,7 +87,7 @@ def test_a_file_brought_by_hand_is_used_without_a_network(tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / NAME).write_bytes(CONTENT)
 
-    assert ensure_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}") == tmp_path / "weights" / NAME
+    assert resolve_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}") == tmp_path / "weights" / NAME
 
 
 def test_the_official_address_carries_the_digits_it_is_checked_by():
@@ -157,4 +157,4 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path, content):
 
 def test_a_file_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"weights file .*absent.pth does not exist"):
-        ensure_weights(str(tmp_path / "absent.pth"), tmp_path)
+        resolve_weights(str(tmp_path / "absent.pth"), tmp_path)

@@ -19,7 +19,7 @@ from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
 from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
-from trainer.tracking.tracking import tracked
+from trainer.tracking.tracking import track_run
 
 logger = logging.getLogger("trainer")
 
@@ -46,7 +46,7 @@ def _run(attempt: Attempt) -> int:
         spec = read_spec(attempt.paths.spec)
         if attempt.settings.ray_address is None:
             set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
-        with tracked(attempt, spec) as tracking:
+        with track_run(attempt, spec) as tracking:
             result = execute(attempt, spec)
             result.publish(attempt.lease)
             tracking.result = result

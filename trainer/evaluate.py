@@ -13,9 +13,9 @@ from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration, calibrated
 from trainer.evaluation.scoring import Scored, figures_of, keep_predictions, model_on
 from trainer.model.bundle import read_model
+from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD, MODEL
-from trainer.model.tensor_folder import read_manifest
+from trainer.model.names import HEAD_FILE, MODEL_FILE
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
@@ -34,7 +34,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     """
     folder = model_folder(spec.model, attempt.settings)
     index = read_index(spec.shards)
-    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD), index)
+    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD_FILE), index)
     if spec.min_sensitivity:
         _refuse_seen(folder, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
@@ -57,9 +57,9 @@ def model_folder(model: str, settings: Settings) -> Path:
     """
     for folder in (Path(model).expanduser(), settings.runs / model):
         for candidate in (folder, folder / "best"):
-            if (candidate / HEAD).is_file():
+            if (candidate / HEAD_FILE).is_file():
                 return candidate.absolute()
-    raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD} nor a run that succeeded")
+    raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD_FILE} nor a run that succeeded")
 
 
 def _evaluate(context: WorkerContext) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _evaluate(context: WorkerContext) -> dict[str, Any]:
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: model_on(context, extraction, model, split) for split in splits}
     keep_predictions(context, found[spec.split])
-    weights = str(manifest["files"][MODEL])
+    weights = str(manifest["files"][MODEL_FILE])
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
         if context.process_group.is_rank_zero:
@@ -105,7 +105,7 @@ def _keep(calibration: Calibration, folder: Path, weights: str) -> None:
 
 def _refuse_seen(folder: Path, index: ShardIndex) -> None:
     """Refuse a threshold chosen on images that the model has learnt from."""
-    manifest = read_manifest(folder)
+    manifest = read_verified_manifest(folder)
     if manifest.get("refit") and manifest.get("data") == index.digest:
         raise SpecError(
             "--min-sensitivity chooses on the validation split, which a refit has learnt from; "

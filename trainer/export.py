@@ -16,9 +16,9 @@ from trainer.data.images import sample_images
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Calibration
-from trainer.inference.export_formats import FORMATS, ExportedModel, Facts, Format, facts_of
+from trainer.inference.export_formats import EXPORT_FORMATS, ExportedModel, ExportFormat, Metadata, export_metadata
 from trainer.model.bundle import read_model
-from trainer.model.names import MODEL
+from trainer.model.names import MODEL_FILE
 from trainer.result import RunResult
 from trainer.specs import ExportSpec
 
@@ -34,16 +34,16 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
         TrainerError: The file and the model disagree; nothing is published.
         StorageError: The file cannot be written.
     """
-    folder, form = model_folder(spec.model, attempt.settings), FORMATS[spec.format]
+    folder, form = model_folder(spec.model, attempt.settings), EXPORT_FORMATS[spec.format]
     model, config, manifest = read_model(folder)
-    weights = str(manifest["files"][MODEL])
+    weights = str(manifest["files"][MODEL_FILE])
     calibration = Calibration.of(folder, weights)
     images = sample_images(spec.samples, attempt.settings, manifest, image_size=config.image_size)
-    deployed, facts = ExportedModel(model, config, calibration), facts_of(config, calibration, weights)
+    deployed, facts = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
     target = attempt.paths.exported(form.ending)
     with _published(attempt, target) as draft:
         form.write(deployed, images[[0, -1]], facts, draft)
-        difference = verified(form, draft, deployed, facts, images)
+        difference = verify_export(form, draft, deployed, facts, images)
     if spec.output is not None:
         copy_atomically(target, Path(spec.output))
     return RunResult(
@@ -73,7 +73,7 @@ def _published(attempt: Attempt, target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def verified(form: Format, path: Path, model: ExportedModel, facts: Facts, images: Tensor) -> float:
+def verify_export(form: ExportFormat, path: Path, model: ExportedModel, facts: Metadata, images: Tensor) -> float:
     """Return the greatest difference between the file's and the model's probabilities of `images`.
 
     One image alone is tried too, so that a file which only takes the batch it was made with is found out.

@@ -13,7 +13,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
-from trainer.inference.prediction_table import Row, open_table
+from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
 from trainer.result import RunResult
 from trainer.specs import PredictSpec
@@ -56,7 +56,7 @@ def _predict(context: WorkerContext) -> dict[str, Any]:
     attempt.lease.check()
     table, called = attempt.paths.predicted(spec.form), Counter[str]()
     try:
-        with open_table(table, predictor.config.classes) as write:
+        with open_prediction_table(table, predictor.config.classes) as write:
             for row in _rows(context, parts, predictor):
                 called[row.decision or ""] += 1
                 write(row)
@@ -65,7 +65,7 @@ def _predict(context: WorkerContext) -> dict[str, Any]:
     return _outcome(called, predictor)
 
 
-def _rows(context: WorkerContext, parts: tuple[ImageSource, ...], predictor: Predictor) -> Iterator[Row]:
+def _rows(context: WorkerContext, parts: tuple[ImageSource, ...], predictor: Predictor) -> Iterator[PredictionRow]:
     batch_size, image_size = context.task.spec.batch_size, predictor.config.image_size
     for part in parts:
         for chunk in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
@@ -75,17 +75,17 @@ def _rows(context: WorkerContext, parts: tuple[ImageSource, ...], predictor: Pre
                 raise Stopped(f"stopped ({reason}); predict begins anew when it is resumed")
 
 
-def rows_of(chunk: ImageBatch, predictor: Predictor) -> Iterator[Row]:
+def rows_of(chunk: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
     """Yield a row for each image of a chunk, in its order."""
     classes = predictor.config.classes
     probabilities = predictor.probabilities(chunk.pixels)
     found = iter(zip(probabilities, probabilities.argmax(axis=1), predictor.decisions(probabilities), strict=True))
     for file, error in zip(chunk.files, chunk.errors, strict=True):
         if error is not None:
-            yield Row(file=file, error=error)
+            yield PredictionRow(file=file, error=error)
             continue
         values, likeliest, decided = next(found)
-        yield Row(
+        yield PredictionRow(
             file=file,
             predicted=classes[likeliest],
             decision=classes[decided],

@@ -5,7 +5,7 @@ from trainer.attempt import Attempt
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError
-from trainer.model.weights import ensure_weights
+from trainer.model.weights import resolve_weights
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
@@ -23,7 +23,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     """
     index = read_index(spec.shards)
     check_data(spec, index)
-    weights = ensure_weights(spec.weights, attempt.settings.storage)
+    weights = resolve_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
     outcome = run_on_workers(train_on_worker, task, spec)
     result = RunResult(

@@ -8,7 +8,7 @@ from cluster.errors import StorageError
 from cluster.files import read_json, read_lines
 from cluster.run_paths import RunPaths
 from jobs.errors import Refused
-from trainer.model.names import MANIFEST
+from trainer.model.names import MANIFEST_FILE
 from trainer.search.trials import TrialTable, leaderboard
 
 ALWAYS = ("lr", "dropout", "head_width")  # columns whether they vary or not
@@ -30,14 +30,14 @@ def table_of(paths: RunPaths) -> TrialTable:
 
 def rows_of(paths: RunPaths) -> list[dict[str, Any]]:
     """Return a row a trial, the best first."""
-    published = str(paths.best) if (paths.best / MANIFEST).is_file() else None
+    published = str(paths.best) if (paths.best / MANIFEST_FILE).is_file() else None
     return leaderboard(table_of(paths), published)
 
 
 def published_best(paths: RunPaths) -> dict[str, Any] | None:
     """Return what the manifest of the published model says, None before the first."""
     try:
-        return dict(read_json(paths.best / MANIFEST))
+        return dict(read_json(paths.best / MANIFEST_FILE))
     except StorageError:
         return None
 

@@ -19,7 +19,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD
+from trainer.model.names import HEAD_FILE
 from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainOptions
 
 NO_FILE = ("imagenet", "none")
@@ -115,15 +115,15 @@ def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
     """
     folder = Path(model).expanduser().absolute()
     for place in (folder, folder / "best"):
-        if (place / HEAD).is_file():
-            return str(place), HeadConfig.read(place / HEAD)
+        if (place / HEAD_FILE).is_file():
+            return str(place), HeadConfig.read(place / HEAD_FILE)
     try:
         paths = run_state.find(settings.storage, model)
     except UnknownRun as error:
         raise CheckpointError(f"{model} is no model: neither a folder with head.json nor a run") from error
     state = run_state.read_state(paths)
-    if (paths.best / HEAD).is_file():
-        return paths.run_id, HeadConfig.read(paths.best / HEAD)
+    if (paths.best / HEAD_FILE).is_file():
+        return paths.run_id, HeadConfig.read(paths.best / HEAD_FILE)
     if state.has_ended or state.kind not in ("train", "search"):
         raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
     return paths.run_id, None

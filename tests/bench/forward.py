@@ -9,7 +9,7 @@ from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.training import backbone
 from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Backbone
-from trainer.model.folded_backbone import FoldedBackbone, best_precision
+from trainer.model.folded_backbone import FoldedBackbone, resolve_precision
 from trainer.model.head import HeadConfig
 from trainer.model.weights import load_backbone, read_weights
 
@@ -30,7 +30,7 @@ def run() -> list[Row]:
     mine = Backbone(224).eval()
     load_backbone(mine, read_weights(WEIGHTS))
     rows = []
-    for precision in dict.fromkeys([best_precision("auto", device, trains=False), "fp32"]):
+    for precision in dict.fromkeys([resolve_precision("auto", device, trains=False), "fp32"]):
         fast = FoldedBackbone(mine, precision, device)
         expected = _peer(theirs, normalise(images[:32]))
         found = fast(images[:32], normalise)

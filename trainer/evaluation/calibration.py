@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from trainer.errors import CheckpointError, TrainerError
-from trainer.model.names import CALIBRATION
+from trainer.model.names import CALIBRATION_FILE
 
 # A handful of validation images can all be right, and the best temperature is then 0: every probability 0 or 1.
 TEMPERATURES = (0.5, 10.0)
@@ -57,10 +57,10 @@ class Calibration(BaseModel):
             CheckpointError: The folder cannot be written.
         """
         try:
-            write_json(folder / CALIBRATION, {**self.model_dump(mode="json"), "model": model})
+            write_json(folder / CALIBRATION_FILE, {**self.model_dump(mode="json"), "model": model})
         except OSError as error:
             raise CheckpointError(
-                f"{folder / CALIBRATION} cannot be written: {error.strerror}; free space there or make it writable"
+                f"{folder / CALIBRATION_FILE} cannot be written: {error.strerror}; free space there or make it writable"
             ) from error
 
     @classmethod
@@ -70,7 +70,7 @@ class Calibration(BaseModel):
         Raises:
             CheckpointError: The file is damaged or was made for other weights.
         """
-        path = folder / CALIBRATION
+        path = folder / CALIBRATION_FILE
         if not path.exists():
             return cls(model=model)
         try:

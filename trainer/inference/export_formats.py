@@ -20,7 +20,7 @@ from trainer.model.head import HeadConfig
 
 FACTS = "nightshift.json"  # the metadata within a TorchScript file
 
-Facts = Mapping[str, str]
+Metadata = Mapping[str, str]
 Probabilities = NDArray[np.float32]
 
 
@@ -50,7 +50,7 @@ class ExportedModel(nn.Module):
         return torch.softmax(logits / self.temperature, dim=1)
 
 
-def facts_of(config: HeadConfig, calibration: Calibration, weights: str) -> dict[str, str]:
+def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) -> dict[str, str]:
     """Return what stands in the file as metadata, all of it text; the classes are a JSON list."""
     threshold, positive = calibration.threshold, calibration.positive
     rule = (
@@ -72,14 +72,14 @@ def facts_of(config: HeadConfig, calibration: Calibration, weights: str) -> dict
     }
 
 
-class Format(Protocol):
+class ExportFormat(Protocol):
     """One file format."""
 
     @property
     def ending(self) -> str:
         """Of the file's name."""
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
         """Write the model with its metadata; `sample` are some images."""
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
@@ -95,7 +95,7 @@ class Onnx:
 
     ending: str = "onnx"
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
         """Write the model with its metadata; the batch may have any size.
 
         Raises:
@@ -135,7 +135,7 @@ class TorchScript:
 
     ending: str = "pt"
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Facts, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
         """Write the model with its metadata."""
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # asked for all the same
@@ -159,7 +159,7 @@ class TorchScript:
             return torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
 
 
-FORMATS: dict[str, Format] = {"onnx": Onnx(), "torchscript": TorchScript()}
+EXPORT_FORMATS: dict[str, ExportFormat] = {"onnx": Onnx(), "torchscript": TorchScript()}
 
 
 def _onnx() -> Any:

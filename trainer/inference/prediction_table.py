@@ -11,7 +11,7 @@ from typing import IO, Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PredictionRow:
     """What is said of one image.
 
     Attributes:
@@ -27,11 +27,11 @@ class Row:
     error: str | None = None
 
 
-Write = Callable[[Row], None]
+Write = Callable[[PredictionRow], None]
 
 
 @contextmanager
-def open_table(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
+def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
     """Yield what writes a row; the file appears when the block ends well, in the form that its ending says.
 
     Raises:
@@ -64,7 +64,7 @@ def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
 def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
     lead = "[\n"
 
-    def write(row: Row) -> None:
+    def write(row: PredictionRow) -> None:
         nonlocal lead
         file.write(lead + json.dumps(_as_json(row, classes)))
         lead = ",\n"
@@ -73,11 +73,11 @@ def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
     file.write("\n]\n" if lead == ",\n" else "[]\n")
 
 
-def _as_json(row: Row, classes: tuple[str, ...]) -> dict[str, Any]:
+def _as_json(row: PredictionRow, classes: tuple[str, ...]) -> dict[str, Any]:
     probabilities = dict(zip(classes, _rounded(row), strict=True)) if row.probabilities else None
     return {**vars(row), "probabilities": probabilities}
 
 
-def _rounded(row: Row) -> tuple[float, ...]:
+def _rounded(row: PredictionRow) -> tuple[float, ...]:
     """Return the probabilities with six places: more is noise of the arithmetic."""
     return tuple(round(value, 6) for value in row.probabilities)

@@ -14,7 +14,7 @@ from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
-from trainer.model.names import MODEL
+from trainer.model.names import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Predictor:
             CheckpointError: It is absent, damaged or of another version.
         """
         model, config, manifest = read_model(folder)
-        calibration = Calibration.of(folder, str(manifest["files"][MODEL]))
+        calibration = Calibration.of(folder, str(manifest["files"][MODEL_FILE]))
         return cls(config, calibration, FoldedBackbone(model.backbone, config.precision, device), model.head)
 
     @torch.inference_mode()

@@ -6,19 +6,24 @@ from typing import Any
 import torch
 
 from trainer.errors import CheckpointError
+from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest, write_checkpoint_folder
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD, MODEL
-from trainer.model.tensor_folder import read_manifest, read_tensors, write_folder
+from trainer.model.names import HEAD_FILE, MODEL_FILE
 
 
-def publish_model(folder: Path, model: Classifier, config: HeadConfig, about: dict[str, Any]) -> None:
+def publish_model(folder: Path, model: Classifier, config: HeadConfig, manifest: dict[str, Any]) -> None:
     """Write the model so that it appears whole.
 
     Raises:
         CheckpointError: The storage is full or cannot be written.
     """
-    write_folder(folder, tensors={MODEL: model.state_dict()}, facts={HEAD: config.model_dump(mode="json")}, about=about)
+    write_checkpoint_folder(
+        folder,
+        tensors={MODEL_FILE: model.state_dict()},
+        json_files={HEAD_FILE: config.model_dump(mode="json")},
+        manifest=manifest,
+    )
 
 
 def weights_sha256(folder: Path) -> str:
@@ -27,7 +32,7 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         CheckpointError: The folder is no published model, damaged, or of another version.
     """
-    return str(read_manifest(folder)["files"][MODEL])
+    return str(read_verified_manifest(folder)["files"][MODEL_FILE])
 
 
 def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
@@ -36,17 +41,17 @@ def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
     Raises:
         CheckpointError: The folder is no published model, damaged, or of another version.
     """
-    manifest = read_manifest(folder)
-    if missing := {MODEL, HEAD} - manifest["files"].keys():
+    manifest = read_verified_manifest(folder)
+    if missing := {MODEL_FILE, HEAD_FILE} - manifest["files"].keys():
         raise CheckpointError(f"{folder} is no published model: its manifest has no {min(missing)}")
-    config = HeadConfig.read(folder / HEAD)
+    config = HeadConfig.read(folder / HEAD_FILE)
     with torch.device("meta"):
         model = build_model(config)
-    tensors = read_tensors(folder / MODEL)
+    tensors = read_tensors(folder / MODEL_FILE)
     try:
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{folder}: {MODEL} does not fit {HEAD}: {str(error).splitlines()[-1].strip()}"
+            f"{folder}: {MODEL_FILE} does not fit {HEAD_FILE}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return model.to(memory_format=torch.channels_last).eval(), config, manifest

@@ -34,19 +34,19 @@ class Backbone(nn.Module):
         """Return the pooled features of normalised images."""
         return self.network(images).flatten(1)  # type: ignore[no-any-return]  # (B, 1280)
 
-    def freeze(self, what: str, *, keep_statistics: bool = False) -> Self:
+    def freeze(self, what: str, *, freeze_bn_statistics: bool = False) -> Self:
         """Freeze "all", "none", or the stem and the first N stages ("1" to "7").
 
-        With `keep_statistics` the batch norms of what trains normalise by the statistics that came with the weights.
+        With `freeze_bn_statistics` the batch norms of the trainable part keep the running statistics of the weights.
         Their scales and shifts learn all the same.
         """
         frozen = self._parts(what)
         for part in frozen:
             part.requires_grad_(False)
-        self.still = [*frozen, *(_norms(self.network) if keep_statistics else [])]
+        self.still = [*frozen, *(_norms(self.network) if freeze_bn_statistics else [])]
         return self.train(self.training)
 
-    def synchronise_norms(self) -> Self:
+    def convert_sync_batchnorm(self) -> Self:
         """Let the batch norms that train take the statistics of a step over all ranks; on GPUs only.
 
         The names of the tensors stay as they are.

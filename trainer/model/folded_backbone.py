@@ -19,7 +19,7 @@ MICRO_BATCH_CPU = 8
 MICRO_BATCH_GPU = 256
 
 
-def best_precision(wish: Precision, device: torch.device, *, trains: bool) -> Literal["bf16", "fp32"]:
+def resolve_precision(wish: Precision, device: torch.device, *, trains: bool) -> Literal["bf16", "fp32"]:
     """Return what `wish` means on `device`; "auto" takes bf16 where there are instructions for it.
 
     On a CPU a backbone that trains keeps float32: its steps are repeatable there bit for bit.

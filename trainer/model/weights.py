@@ -35,7 +35,7 @@ class Weights:
     layout: Layout
 
 
-def ensure_weights(wish: str, storage: Path, *, url: str = IMAGENET_URL) -> Path | None:
+def resolve_weights(wish: str, storage: Path, *, url: str = IMAGENET_URL) -> Path | None:
     """Return the file that `wish` ("imagenet", "none" or a path) means; None for "none".
 
     Downloads the official file once per storage; other processes wait for the one that does.

@@ -15,9 +15,9 @@ from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.evaluation.scoring import epoch_figures, scored
+from trainer.model.checkpoint_folder import latest_valid_checkpoint, write_checkpoint_folder
 from trainer.model.efficientnet import Backbone, Head, build_head
 from trainer.model.head import HeadConfig
-from trainer.model.tensor_folder import newest_good, write_folder
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.checkpointer import MODULE, CheckpointState
@@ -148,7 +148,7 @@ class HeadTraining:
     def write_candidate(self, folder: Path) -> None:
         """Write the head as it is now."""
         tensors = {MODULE: self.ema.module.state_dict()}
-        write_folder(folder, tensors=tensors, facts={}, about={"attempt": self.attempt})
+        write_checkpoint_folder(folder, tensors=tensors, json_files={}, manifest={"attempt": self.attempt})
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint to go on from."""
@@ -196,7 +196,7 @@ class HeadTraining:
         self.figures = figures
 
     def _resumed(self) -> TrainState:
-        found = newest_good(self.folder)
+        found = latest_valid_checkpoint(self.folder)
         if found is None:
             return TrainState()
         state = self.checkpoint.read(found)

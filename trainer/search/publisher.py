@@ -17,9 +17,9 @@ from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError
 from trainer.evaluation.scoring import model_on
+from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
-from trainer.model.names import CALIBRATION, MANIFEST, MODEL
-from trainer.model.tensor_folder import read_manifest, read_tensors
+from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
 from trainer.model.weights import backbone_sha256
 from trainer.search.head_training import standalone_context
 from trainer.search.journal import TrialJournal
@@ -79,8 +79,8 @@ class BestModelPublisher:
     def _published(self) -> tuple[int, int] | None:
         try:
             folder = self.attempt.paths.best
-            manifest = read_json(folder / MANIFEST)
-            if not (folder / CALIBRATION).exists():  # killed between the two
+            manifest = read_json(folder / MANIFEST_FILE)
+            if not (folder / CALIBRATION_FILE).exists():  # killed between the two
                 return None
             return int(manifest["trial"]), int(manifest["epoch"])
         except (StorageError, KeyError, TypeError):
@@ -103,12 +103,12 @@ class BestModelPublisher:
     def _tensors(self, best: Report) -> dict[str, Tensor]:
         if heir := best.figures.get("from"):  # of a search that this one extends: its best is the published one
             folder = chosen_model(RunPaths.of(self.attempt.settings.storage, heir))
-            manifest = read_manifest(folder)
+            manifest = read_verified_manifest(folder)
             if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
                 raise CheckpointError(f"{heir} has not published its trial {best.trial}; let it end first")
-            return read_tensors(folder / MODEL)
+            return read_tensors(folder / MODEL_FILE)
         folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
-        read_manifest(folder)
+        read_verified_manifest(folder)
         return read_tensors(folder / MODULE)
 
     def _sweep(self, best: Report) -> None:

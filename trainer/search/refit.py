@@ -23,7 +23,7 @@ from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
 from trainer.evaluate import test_metrics
 from trainer.evaluation.calibration import Calibration
 from trainer.model.bundle import publish_model, read_model, weights_sha256
-from trainer.model.names import CALIBRATION, MANIFEST
+from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE
 from trainer.model.weights import backbone_sha256
 from trainer.search.controller import SearchController
 from trainer.search.deadline import seconds_of_trial
@@ -172,10 +172,10 @@ def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
 def published_refit(paths: RunPaths) -> dict[str, Any] | None:
     """Return what the published model's manifest tells of the refit that it is; None when it is none."""
     try:
-        found = read_json(paths.best / MANIFEST).get("refit")
+        found = read_json(paths.best / MANIFEST_FILE).get("refit")
     except StorageError:
         return None
-    return dict(found) if found and (paths.best / CALIBRATION).exists() else None
+    return dict(found) if found and (paths.best / CALIBRATION_FILE).exists() else None
 
 
 def chosen_model(paths: RunPaths) -> Path:
@@ -188,7 +188,9 @@ def _refit_spec(trial: TrainSpec, epochs: int) -> RefitSpec:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return {name: value for name, value in read_json(folder / MANIFEST).items() if name not in ("version", "files")}
+    return {
+        name: value for name, value in read_json(folder / MANIFEST_FILE).items() if name not in ("version", "files")
+    }
 
 
 def _calibration(folder: Path) -> Calibration:
@@ -200,7 +202,7 @@ def _publish_as(
 ) -> None:
     model, config, _ = read_model(source)
     attempt.lease.check()
-    publish_model(target, model, config, about=about)
+    publish_model(target, model, config, manifest=about)
     calibration.write(target, weights_sha256(target))
 
 
@@ -219,6 +221,6 @@ def _refit(context: WorkerContext) -> int:
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
         attempt, paths = context.task.attempt, context.task.paths
         attempt.lease.check()
-        publish_model(paths.best, model, config, about={"run": attempt.paths.run_id, "data": index.digest})
+        publish_model(paths.best, model, config, manifest={"run": attempt.paths.run_id, "data": index.digest})
     context.process_group.barrier()
     return index.samples_in(SPLIT)

@@ -15,7 +15,7 @@ from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
-from trainer.model.weights import ensure_weights
+from trainer.model.weights import resolve_weights
 from trainer.progress import WRITE_SECONDS
 from trainer.report.write import write_report
 from trainer.result import RunResult
@@ -57,7 +57,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -
     for config in spec.space.corners():
         check_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)
-    task = WorkerTask(attempt=attempt, spec=spec, source=ensure_weights(spec.weights, attempt.settings.storage))
+    task = WorkerTask(attempt=attempt, spec=spec, source=resolve_weights(spec.weights, attempt.settings.storage))
     journal = TrialJournal.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
         take_over(journal, RunPaths.of(attempt.settings.storage, spec.extend), clock())

@@ -13,7 +13,7 @@ from typing import Any
 from cluster.files import read_json, read_lines
 from cluster.run_paths import TrialPaths
 from trainer.distributed.worker import WorkerTask
-from trainer.model.tensor_folder import newest_good, read_tensors, write_folder
+from trainer.model.checkpoint_folder import latest_valid_checkpoint, read_tensors, write_checkpoint_folder
 from trainer.search.head_trainable import candidate_name, mean_of
 from trainer.search.run_trainable import (
     LOOK_SECONDS,
@@ -89,7 +89,7 @@ class RepeatedRunTrainable(RunTrainable):
         name = candidate_name(self.assignment["trial"], self.reported)
         about = {"attempt": self.task.attempt.number}
         folder = self.task.attempt.paths.checkpoints / name
-        write_folder(folder, tensors={MODULE: repeats[best].tensors()}, facts={}, about=about)
+        write_checkpoint_folder(folder, tensors={MODULE: repeats[best].tensors()}, json_files={}, manifest=about)
         return name
 
 
@@ -135,7 +135,7 @@ class _Repeat:
         return {name.removeprefix(AVERAGED): value for name, value in averaged.items() if name.startswith(AVERAGED)}
 
     def _newest(self) -> Path | None:
-        return newest_good(self.paths.checkpoints)
+        return latest_valid_checkpoint(self.paths.checkpoints)
 
 
 def _position(checkpoint: Path) -> TrainState:

@@ -12,7 +12,7 @@ NO_FIGURES = ("epoch", "epochs", "attempt", "trial")
 
 
 @dataclass(frozen=True)
-class Point:
+class EpochMetrics:
     """One epoch.
 
     Attributes:
@@ -26,12 +26,14 @@ class Point:
     figures: Mapping[str, float]
 
 
-Curves: TypeAlias = dict[str, tuple[Point, ...]]  # by series: "" is the training itself, "trial-003" one of a search
+EpochHistory: TypeAlias = dict[
+    str, tuple[EpochMetrics, ...]
+]  # by series: "" is the training itself, "trial-003" one of a search
 
 
-def read_curves(paths: RunPaths) -> Curves:
+def read_epoch_history(paths: RunPaths) -> EpochHistory:
     """Return all epochs that count, each once, whatever attempts have run twice."""
-    found: dict[str, dict[int, Point]] = {}
+    found: dict[str, dict[int, EpochMetrics]] = {}
     for line in read_lines(paths.metrics):
         found.setdefault("", {})[int(line["epoch"])] = _point(line)  # of an epoch that ran again the last line counts
     for event in read_lines(paths.trials):
@@ -40,10 +42,10 @@ def read_curves(paths: RunPaths) -> Curves:
     return {series: tuple(points[epoch] for epoch in sorted(points)) for series, points in found.items()}
 
 
-def _point(line: Mapping[str, Any]) -> Point:
+def _point(line: Mapping[str, Any]) -> EpochMetrics:
     figures = {
         name: float(value)
         for name, value in line.items()
         if name not in NO_FIGURES and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return Point(int(line["epoch"]), datetime.fromisoformat(line["time"]).timestamp(), figures)
+    return EpochMetrics(int(line["epoch"]), datetime.fromisoformat(line["time"]).timestamp(), figures)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from cluster.process_env import set_mlflow_defaults
-from trainer.tracking.history import Curves
+from trainer.tracking.history import EpochHistory
 
 NAME = "nightshift"
 TAG = "nightshift.run"
@@ -17,7 +17,7 @@ LONGEST_PARAMETER = 500  # characters; newer servers take more
 
 
 @dataclass
-class Experiment:
+class MlflowRun:
     """One run on a tracking server. Every method may raise whatever the network has in store.
 
     Attributes:
@@ -33,7 +33,7 @@ class Experiment:
     _there: str = ""
     _told: dict[str, int] = field(default_factory=dict)
 
-    def show(self, curves: Curves) -> None:
+    def show(self, curves: EpochHistory) -> None:
         """Send what the server does not have yet."""
         from mlflow.entities import Metric  # noqa: PLC0415
 

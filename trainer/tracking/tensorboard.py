@@ -4,18 +4,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.run_paths import RunPaths
-from trainer.tracking.history import Curves, Point
+from trainer.tracking.history import EpochHistory, EpochMetrics
 
 
 @dataclass
-class EventFiles:
+class TensorBoardWriter:
     """The event files of one attempt, which replace those of the attempts before it."""
 
     paths: RunPaths
-    _shown: Curves = field(default_factory=dict)
+    _shown: EpochHistory = field(default_factory=dict)
     _writers: dict[str, Any] = field(default_factory=dict)
 
-    def show(self, curves: Curves) -> None:
+    def show(self, curves: EpochHistory) -> None:
         """Write what is new; a curve anew where what was written has changed, as when epochs run again.
 
         Raises:
@@ -44,7 +44,7 @@ class EventFiles:
             old.unlink()
         self._writers[series] = SummaryWriter(str(folder))
 
-    def _write(self, series: str, points: tuple[Point, ...]) -> None:
+    def _write(self, series: str, points: tuple[EpochMetrics, ...]) -> None:
         for point in points:
             for name, value in point.figures.items():
                 self._writers[series].add_scalar(name, value, point.epoch, point.moment)

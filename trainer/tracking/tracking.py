@@ -15,9 +15,9 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec
-from trainer.tracking.history import Curves, read_curves
-from trainer.tracking.mlflow import Experiment
-from trainer.tracking.tensorboard import EventFiles
+from trainer.tracking.history import EpochHistory, read_epoch_history
+from trainer.tracking.mlflow import MlflowRun
+from trainer.tracking.tensorboard import TensorBoardWriter
 
 LOOK_SECONDS = 2.0
 AGAIN_SECONDS = 60.0  # after a failure
@@ -27,10 +27,10 @@ SHOWN = ("train", "search", "evaluate")  # the wish of the others may hold names
 logger = logging.getLogger(__name__)
 
 
-class Screen(Protocol):
+class Tracker(Protocol):
     """A place where people look at runs."""
 
-    def show(self, curves: Curves) -> None:
+    def show(self, curves: EpochHistory) -> None:
         """Show all epochs so far."""
 
     def end(self, status: str, figures: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Screen(Protocol):
 
 
 @dataclass
-class Patience:
+class RetryingTracker:
     """Tries to show things on one screen, and says once that it fails.
 
     Attributes:
@@ -46,10 +46,10 @@ class Patience:
     """
 
     name: str
-    screen: Screen
+    screen: Tracker
     _failed_at: float | None = None
 
-    def attempt(self, show: Callable[[Screen], None], *, at_last: bool = False) -> None:
+    def attempt(self, show: Callable[[Tracker], None], *, at_last: bool = False) -> None:
         """Show something; after a failure not before a while, but for the last time."""
         if self._failed_at is not None and not at_last and time.monotonic() - self._failed_at < AGAIN_SECONDS:
             return
@@ -72,7 +72,7 @@ class Tracking:
     """
 
     attempt: Attempt
-    screens: list[Patience]
+    screens: list[RetryingTracker]
     result: RunResult | None = None
     status: str = "FAILED"
     _over: threading.Event = field(default_factory=threading.Event)
@@ -86,7 +86,7 @@ class Tracking:
                 self.attempt.lease.check()
             except LeaseLost:
                 return
-            curves = read_curves(self.attempt.paths)
+            curves = read_epoch_history(self.attempt.paths)
             for patience in self.screens:
                 if curves:
                     patience.attempt(methodcaller("show", curves), at_last=is_over)
@@ -101,7 +101,7 @@ class Tracking:
 
 
 @contextmanager
-def tracked(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
+def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
     """Show a run while the block runs; set the `result` of what is yielded when there is one."""
     tracking = Tracking(attempt, _screens(attempt, spec))
     thread = threading.Thread(target=tracking.go_on, name="tracking", daemon=True)
@@ -116,11 +116,11 @@ def tracked(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
         thread.join(LAST_SECONDS)
 
 
-def _screens(attempt: Attempt, spec: AnySpec) -> list[Patience]:
+def _screens(attempt: Attempt, spec: AnySpec) -> list[RetryingTracker]:
     if spec.kind not in SHOWN:
         return []
-    found = [Patience("TensorBoard", EventFiles(attempt.paths))]
+    found = [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
     if uri := attempt.settings.mlflow_uri:
         name = f"MLflow at {urlsplit(uri).hostname or 'its storage'}"
-        found.append(Patience(name, Experiment(uri, attempt.paths.run_id, spec.to_json())))
+        found.append(RetryingTracker(name, MlflowRun(uri, attempt.paths.run_id, spec.to_json())))
     return found

@@ -14,14 +14,14 @@ from torch import nn
 
 from cluster.files import append_line, read_json, read_lines, write_text
 from trainer.distributed.worker import WorkerContext
-from trainer.model.tensor_folder import (
+from trainer.model.checkpoint_folder import (
     KEEP,
-    newest_good,
-    read_manifest,
+    latest_valid_checkpoint,
     read_tensors,
-    remove_old,
+    read_verified_manifest,
+    remove_old_checkpoints,
     step_folder,
-    write_folder,
+    write_checkpoint_folder,
 )
 from trainer.training.ema import ModelEma
 from trainer.training.optimizer import load_optimizer, optimizer_tensors
@@ -65,7 +65,7 @@ class Checkpointer:
         attempt = self.attempt.number
         if is_best:
             best = {MODULE: self.ema.module.state_dict()}
-            write_folder(self._best(state), tensors=best, facts={}, about={"attempt": attempt})
+            write_checkpoint_folder(self._best(state), tensors=best, json_files={}, manifest={"attempt": attempt})
         self.state.write(self.folder, state, attempt=attempt)
         self.saved = time.monotonic()
         for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
@@ -89,7 +89,7 @@ class Checkpointer:
             CheckpointError: They are damaged.
         """
         folder = self._best(state)
-        read_manifest(folder)
+        read_verified_manifest(folder)
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
     def record(self, figures: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ class Checkpointer:
         self.folder.mkdir(parents=True, exist_ok=True)
         for torn in self.folder.glob(".*"):
             shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written
-        found = newest_good(self.folder)
+        found = latest_valid_checkpoint(self.folder)
         return None if found is None else found.name
 
     def _forget_after(self, epoch: int) -> None:
@@ -131,17 +131,17 @@ class CheckpointState:
         Raises:
             CheckpointError: The storage is full; the checkpoints before this one stay.
         """
-        write_folder(
+        write_checkpoint_folder(
             step_folder(checkpoints, state.step),
             tensors={
                 MODULE: self.module.state_dict(),
                 OPTIMIZER: optimizer_tensors(self.optimizer),
                 **self.ema.checkpoint,
             },
-            facts={TRAIN_STATE: state.to_json()},
-            about={"attempt": attempt},
+            json_files={TRAIN_STATE: state.to_json()},
+            manifest={"attempt": attempt},
         )
-        remove_old(checkpoints)
+        remove_old_checkpoints(checkpoints)
 
     def read(self, checkpoint: Path) -> TrainState:
         """Take over what `write` left in a folder that has been checked, and return where that was."""

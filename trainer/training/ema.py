@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
-from trainer.model.tensor_folder import read_tensors
+from trainer.model.checkpoint_folder import read_tensors
 
 EMA = "average.safetensors"
 

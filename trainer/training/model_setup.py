@@ -9,7 +9,7 @@ from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.worker import WorkerContext
 from trainer.model.efficientnet import Classifier, build_model
-from trainer.model.folded_backbone import best_precision
+from trainer.model.folded_backbone import resolve_precision
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256, load_backbone, read_weights
 from trainer.specs import TrainSpec
@@ -27,16 +27,16 @@ def build_fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classi
         dropout=spec.dropout,
         image_size=spec.image_size,
         layout=weights.layout if weights else "efficientnet_pytorch",
-        precision=best_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
+        precision=resolve_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)
     if weights:
         load_backbone(model.backbone, weights)
     keep = keeps_statistics(spec, pretrained=weights is not None)
-    model.backbone.freeze(spec.freeze, keep_statistics=keep)
+    model.backbone.freeze(spec.freeze, freeze_bn_statistics=keep)
     if context.process_group.world_size > 1 and context.process_group.device.type == "cuda":
-        model.backbone.synchronise_norms()
+        model.backbone.convert_sync_batchnorm()
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
     return model.to(context.process_group.device), config
 

@@ -257,7 +257,7 @@ def publish_scored(
     keep_predictions(context, found)
     attempt.lease.check()
     about = {"run": attempt.paths.run_id, "metrics": outcome, "data": index.digest, **more}
-    publish_model(attempt.paths.best, model, config, about=about)
+    publish_model(attempt.paths.best, model, config, manifest=about)
     calibration.write(attempt.paths.best, weights_sha256(attempt.paths.best))
     return outcome
 

@@ -7,24 +7,31 @@ import pytest
 import torch
 
 from trainer.errors import CheckpointError
-from trainer.model.tensor_folder import newest_good, read_manifest, read_tensors, remove_old, step_folder, write_folder
+from trainer.model.checkpoint_folder import (
+    latest_valid_checkpoint,
+    read_tensors,
+    read_verified_manifest,
+    remove_old_checkpoints,
+    step_folder,
+    write_checkpoint_folder,
+)
 
 FILES = ("model.safetensors", "position.json", "manifest.json")
 
 
 def write(folder, value=1.0):
-    write_folder(
+    write_checkpoint_folder(
         folder,
         tensors={"model.safetensors": {"weight": torch.full((1000,), value)}},
-        facts={"position.json": {"step": 3}},
-        about={"attempt": 1},
+        json_files={"position.json": {"step": 3}},
+        manifest={"attempt": 1},
     )
 
 
 def test_a_folder_is_read_back_as_it_was_written(tmp_path):
     write(tmp_path / "step-3")
 
-    manifest = read_manifest(tmp_path / "step-3")
+    manifest = read_verified_manifest(tmp_path / "step-3")
 
     assert manifest["attempt"] == 1
     assert manifest["files"].keys() == {"model.safetensors", "position.json"}
@@ -39,7 +46,7 @@ def test_each_file_cut_short_is_noticed_and_the_checkpoint_before_it_is_taken(tm
     with (step_folder(tmp_path, 2) / name).open("r+b") as file:
         file.truncate(min(size, (step_folder(tmp_path, 2) / name).stat().st_size - 1))
 
-    found = newest_good(tmp_path)
+    found = latest_valid_checkpoint(tmp_path)
 
     assert found == step_folder(tmp_path, 1)
     assert "going on from the one before" in caplog.text
@@ -51,7 +58,7 @@ def test_each_file_that_is_missing_is_noticed(tmp_path, name):
     (tmp_path / "step-1" / name).unlink()
 
     with pytest.raises(CheckpointError, match="step-1"):
-        read_manifest(tmp_path / "step-1")
+        read_verified_manifest(tmp_path / "step-1")
 
 
 def test_one_changed_byte_is_noticed(tmp_path):
@@ -61,7 +68,7 @@ def test_one_changed_byte_is_noticed(tmp_path):
         file.write(b"\xff")
 
     with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors differs from its sha256"):
-        read_manifest(tmp_path / "step-1")
+        read_verified_manifest(tmp_path / "step-1")
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
@@ -70,7 +77,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     (tmp_path / "step-1" / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
 
     with pytest.raises(CheckpointError, match="is of version 2, this program reads version 1"):
-        read_manifest(tmp_path / "step-1")
+        read_verified_manifest(tmp_path / "step-1")
 
 
 def test_a_pickle_is_not_read_as_tensors(tmp_path):
@@ -87,14 +94,14 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(tm
         write(step_folder(tmp_path, 2))
 
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
-    assert newest_good(tmp_path) == step_folder(tmp_path, 1)
+    assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
 
 
 def test_writing_a_folder_again_replaces_it_whole(tmp_path):
     write(tmp_path / "best", 1.0)
     write(tmp_path / "best", 2.0)
 
-    read_manifest(tmp_path / "best")
+    read_verified_manifest(tmp_path / "best")
 
     assert read_tensors(tmp_path / "best" / "model.safetensors")["weight"][0] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -104,7 +111,7 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
     for step in (9, 10, 100):
         write(step_folder(tmp_path, step))
 
-    remove_old(tmp_path)
+    remove_old_checkpoints(tmp_path)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
 
@@ -113,7 +120,7 @@ def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
     write(tmp_path / "step-1")
     shutil.rmtree(tmp_path / "step-1")
 
-    assert newest_good(tmp_path) is None
+    assert latest_valid_checkpoint(tmp_path) is None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 Tensors are safetensors and facts are JSON: nothing here can run code when it is read.
 """
 
-import json
 import logging
 import os
 import secrets
@@ -19,7 +18,7 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import read_json, sha256_of, write_json
 from trainer.errors import CheckpointError
-from trainer.model.names import MANIFEST
+from trainer.model.names import MANIFEST_FILE
 
 VERSION = 1
 KEEP = 2  # the newest, and the one before it for when the newest is damaged
@@ -27,10 +26,14 @@ KEEP = 2  # the newest, and the one before it for when the newest is damaged
 logger = logging.getLogger(__name__)
 
 
-def write_folder(
-    folder: Path, *, tensors: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any], about: Mapping[str, Any]
+def write_checkpoint_folder(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    json_files: Mapping[str, Any],
+    manifest: Mapping[str, Any],
 ) -> None:
-    """Write `folder` with a safetensors file per entry of `tensors`, a JSON file per entry of `facts`, and a manifest.
+    """Write a safetensors file per entry of `tensors`, a JSON file per entry of `json_files`, and `manifest`.
 
     The folder appears whole: it is written aside, synced and renamed; one of the same name is replaced.
 
@@ -42,10 +45,10 @@ def write_folder(
         draft.mkdir(parents=True)
         for name, group in tensors.items():
             (draft / name).write_bytes(save({key: value.detach().cpu().contiguous() for key, value in group.items()}))
-        for name, value in facts.items():
+        for name, value in json_files.items():
             write_json(draft / name, value)
         files = {file.name: sha256_of(file) for file in sorted(draft.iterdir())}
-        write_json(draft / MANIFEST, {"version": VERSION, "files": files, **about})
+        write_json(draft / MANIFEST_FILE, {"version": VERSION, "files": files, **manifest})
         _sync(draft)
         _replace(draft, folder)
     except (OSError, SafetensorError) as error:
@@ -57,14 +60,14 @@ def write_folder(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_verified_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder whose files are all as it says.
 
     Raises:
         CheckpointError: The folder is absent, damaged, or of another version.
     """
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST_FILE)
     except StorageError as error:
         raise CheckpointError(f"{folder} is no checkpoint: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
@@ -73,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, promised in manifest["files"].items():
         path = folder / Path(name).name
         if not path.is_file() or sha256_of(path) != promised:
-            raise CheckpointError(f"{folder} is damaged: {name} differs from its sha256 in {MANIFEST}")
+            raise CheckpointError(f"{folder} is damaged: {name} differs from its sha256 in {MANIFEST_FILE}")
     return manifest
 
 
@@ -89,11 +92,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors: {_reason(error)}") from error
 
 
-def newest_good(folder: Path) -> Path | None:
+def latest_valid_checkpoint(folder: Path) -> Path | None:
     """Return the newest undamaged `step-N` folder; of each damaged one a warning is logged."""
     for candidate in reversed(_numbered(folder)):
         try:
-            read_manifest(candidate)
+            read_verified_manifest(candidate)
         except CheckpointError as error:
             logger.warning("%s; going on from the one before", error)
             continue
@@ -106,7 +109,7 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}"
 
 
-def remove_old(folder: Path) -> None:
+def remove_old_checkpoints(folder: Path) -> None:
     """Keep the newest checkpoints only."""
     for old in _numbered(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
@@ -140,8 +143,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON would give it back."""
-    return json.loads(json.dumps(value))
