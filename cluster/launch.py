@@ -77,7 +77,7 @@ class LocalLauncher:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=trainer_environment(paths.folder.parent.parent, paths.run_id),
+                    env=trainer_environment(paths.storage, paths.run_id),
                 )
         except OSError as error:
             raise LaunchError(f"{paths.run_id}: the trainer cannot be started: {error}") from error

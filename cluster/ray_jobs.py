@@ -75,7 +75,7 @@ class RayJobLauncher:
             PlaceAway: It does not answer.
         """
         order = [*self.command, str(paths.folder), "--attempt", str(attempt)]
-        marks = {"NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), "NIGHTSHIFT_RUN": paths.run_id}
+        marks = {"NIGHTSHIFT_STORAGE": str(paths.storage), "NIGHTSHIFT_RUN": paths.run_id}
         wish = {
             "entrypoint": f"exec {shlex.join(order)} >> {shlex.quote(str(paths.log))} 2>&1",
             "submission_id": submission_id(paths, attempt),

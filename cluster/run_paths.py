@@ -67,6 +67,11 @@ class RunPaths(TrainingPaths):
         return cls(storage / "runs" / run_id)
 
     @property
+    def storage(self) -> Path:
+        """The storage that the run's folder is in."""
+        return self.folder.parent.parent
+
+    @property
     def run_id(self) -> str:
         """The folder's name: run id, RQ job id and Ray submission id alike."""
         return self.folder.name

@@ -50,7 +50,7 @@ def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, obj
     began = time.monotonic()
     while run_state.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
         time.sleep(draw.uniform(*PAUSE_SECONDS))
-        stack.replace_what_is_lost()
+        stack.restart_ended()
         for worker in stack.workers:
             sizes.setdefault(worker.pid, []).append(size_of(worker.pid))
         kills[kill(settings, stack, draw.choice(VICTIMS), draw)] += 1

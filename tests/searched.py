@@ -45,7 +45,7 @@ def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
 
 def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:
     """Make the next attempt at a search in this process."""
-    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.folder.parent.parent))
+    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.storage))
     with attempt.sending_heartbeats():
         result = search(attempt, spec, **options)
     result.publish(attempt.lease)

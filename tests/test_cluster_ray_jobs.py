@@ -116,7 +116,7 @@ def test_a_run_succeeds_as_a_ray_job_with_its_log_in_storage(worker: Stack, on_r
 
 
 def test_cancel_stops_the_ray_job(worker: Stack, on_ray: Settings) -> None:
-    run_id = begun(on_ray)
+    run_id = start_run(on_ray)
 
     state = actions.cancel(on_ray, RunPaths.of(on_ray.storage, run_id), at_once=True)
 
@@ -125,12 +125,12 @@ def test_cancel_stops_the_ray_job(worker: Stack, on_ray: Settings) -> None:
 
 
 def test_a_worker_that_is_drained_leaves_the_run_and_the_next_watches_it(worker: Stack, on_ray: Settings) -> None:
-    run_id = begun(on_ray, seconds=12)
+    run_id = start_run(on_ray, seconds=12)
 
     worker.workers[0].terminate()
     assert worker.workers[0].wait(timeout=20) == 0
     left = state_of(on_ray.storage, run_id)
-    worker.replace_what_is_lost()
+    worker.restart_ended()
     state = reaches(on_ray.storage, run_id, "succeeded", "failed", "lost", seconds=60)
 
     assert (left.state, left.job_worker) == ("running", None)
@@ -141,7 +141,7 @@ def test_a_worker_that_is_drained_leaves_the_run_and_the_next_watches_it(worker:
 def test_a_head_that_vanishes_makes_a_loss_and_the_next_attempt_goes_on(
     worker: Stack, on_ray: Settings, head: Head
 ) -> None:
-    run_id = begun(on_ray, seconds=15)
+    run_id = start_run(on_ray, seconds=15)
 
     head.kill()
     lost = reaches_loss(on_ray, run_id)
@@ -154,7 +154,7 @@ def test_a_head_that_vanishes_makes_a_loss_and_the_next_attempt_goes_on(
     assert {step["attempt"] for step in steps} == {1, state.attempt}
 
 
-def begun(settings: Settings, seconds: float = 60) -> str:
+def start_run(settings: Settings, seconds: float = 60) -> str:
     run_id = submit(settings, FakeSpec(steps=int(seconds * 10), step_seconds=0.1))
     assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists, seconds=90)
     return run_id

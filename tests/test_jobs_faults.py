@@ -49,11 +49,11 @@ def stack(settings: Settings) -> Iterator[Stack]:
 @pytest.fixture
 def running(stack: Stack, settings: Settings) -> str:
     """The id of a run in its middle: it takes 3 s in all."""
-    return begun(settings, FakeSpec(steps=60, step_seconds=0.05, leaves_child=True))
+    return start_run(settings, FakeSpec(steps=60, step_seconds=0.05, leaves_child=True))
 
 
-def begun(settings: Settings, spec: FakeSpec, wanted: JobRequest | None = None) -> str:
-    run_id = submit(settings, spec, wanted)
+def start_run(settings: Settings, spec: FakeSpec, request: JobRequest | None = None) -> str:
+    run_id = submit(settings, spec, request)
     assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
     return run_id
 
@@ -76,7 +76,7 @@ def test_kill_9_of_the_worker_takes_horse_and_trainer_with_it(stack: Stack, runn
 
     assert len(first) >= 3  # guard, trainer, the child it left
     assert eventually(lambda: not processes_of(running), seconds=5)
-    stack.replace_what_is_lost()
+    stack.restart_ended()
     state = reaches(settings.storage, running, "succeeded")
     assert (state.attempt, state.losses) == (2, 1)
     assert_published_once(settings, running, by_attempt=2)
@@ -120,7 +120,7 @@ def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: 
 
 @pytest.mark.slow
 def test_a_trainer_that_saves_no_checkpoint_is_ended_when_the_drain_is_over(stack: Stack, settings: Settings) -> None:
-    run_id = begun(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True))
+    run_id = start_run(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True))
 
     began = time.monotonic()
     stack.workers[0].terminate()
@@ -184,7 +184,7 @@ def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) 
 
         os.kill(embedded_redis.ensure_running(alone.storage).pid, signal.SIGKILL)
         assert eventually(lambda: embedded_redis.running(alone.storage) is None)
-        stack.replace_what_is_lost()
+        stack.restart_ended()
 
         reaches(alone.storage, submit(alone, FakeSpec()), "succeeded", seconds=60)
     assert embedded_redis.running(alone.storage) is None
@@ -195,7 +195,7 @@ def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) 
 def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(
     stack: Stack, settings: Settings, keeps_file: bool
 ) -> None:
-    long = begun(settings, FakeSpec(steps=700, step_seconds=0.05))
+    long = start_run(settings, FakeSpec(steps=700, step_seconds=0.05))
     queued = [submit(settings, FakeSpec()) for _ in range(3)]
     server = embedded_redis.ensure_running(settings.storage)
 
@@ -237,7 +237,7 @@ def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
 
 @pytest.mark.slow
 def test_an_attempt_that_was_overtaken_publishes_nothing(stack: Stack, settings: Settings) -> None:
-    run_id = begun(settings, FakeSpec(steps=40, step_seconds=0.1))
+    run_id = start_run(settings, FakeSpec(steps=40, step_seconds=0.1))
     with frozen(trainer_of(run_id), *children_of(stack.workers[0].pid)):
         state = reaches(settings.storage, run_id, "queued", "running", seconds=30)
         assert eventually(lambda: state_of(settings.storage, run_id).losses == 1, seconds=30)

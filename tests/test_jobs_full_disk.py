@@ -17,10 +17,10 @@ from cluster.lease import Lease, heartbeat_of, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue import actions, embedded_redis
-from jobs.queue.reconciler import Memory, reconcile
+from jobs.queue.reconciler import ReconcilerMemory, reconcile
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from jobs.queue.tasks import begin
+from jobs.queue.tasks import claim_run
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import end
 from jobs.runs.request import JobRequest
@@ -48,14 +48,14 @@ def stack(here: Settings) -> Iterator[Stack]:
         yield running
 
 
-def begun(settings: Settings, spec: FakeSpec) -> str:
+def start_run(settings: Settings, spec: FakeSpec) -> str:
     run_id = submit(settings, spec)
     assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
     return run_id
 
 
 def test_a_run_whose_storage_fills_goes_on_when_there_is_room(here: Settings, stack: Stack, disk: SmallDisk) -> None:
-    first, second = begun(here, FakeSpec(steps=40, step_seconds=0.05)), submit(here, FakeSpec())
+    first, second = start_run(here, FakeSpec(steps=40, step_seconds=0.05)), submit(here, FakeSpec())
     [worker] = stack.workers
 
     disk.fill()
@@ -88,14 +88,14 @@ def test_a_run_that_finds_no_room_to_begin_waits_for_it(here: Settings, disk: Sm
 
 def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(here: Settings, disk: SmallDisk) -> None:
     paths = RunPaths.of(here.storage, submit(here, FakeSpec()))
-    begun = begin(paths, "a worker", THIS_MACHINE)
-    assert begun is not None
+    start_run = claim_run(paths, "a worker", THIS_MACHINE)
+    assert start_run is not None
     disk.fill()
 
     order = [sys.executable, "-m", "trainer", str(paths.folder), "--attempt", "1"]  # it knows no such spec
     code = subprocess.run(order, capture_output=True, check=False).returncode
     disk.free()
-    end(paths, begun.lease, code)
+    end(paths, start_run.lease, code)
     failed = state_of(here.storage, paths.run_id)
     retried = actions.retry(here, paths)
 
@@ -107,15 +107,15 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
 def test_an_attempt_lives_on_a_full_disk(here: Settings, disk: SmallDisk) -> None:
     run_id = submit(here, FakeSpec())
     paths = RunPaths.of(here.storage, run_id)
-    begun = begin(paths, "a worker", THIS_MACHINE)
-    assert begun is not None
+    start_run = claim_run(paths, "a worker", THIS_MACHINE)
+    assert start_run is not None
     disk.fill()
 
     before = heartbeat_of(paths)
-    begun.lease.heartbeat()
+    start_run.lease.heartbeat()
 
     assert heartbeat_of(paths) != before
-    begun.lease.check()
+    start_run.lease.check()
 
 
 def test_an_attempt_that_finds_no_room_leaves_its_number_free(here: Settings, disk: SmallDisk) -> None:
@@ -133,7 +133,7 @@ def test_a_wish_to_stop_that_finds_no_room_is_one_line(
     here: Settings, disk: SmallDisk, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(here, FakeSpec())
-    begin(RunPaths.of(here.storage, run_id), "a worker", THIS_MACHINE)
+    claim_run(RunPaths.of(here.storage, run_id), "a worker", THIS_MACHINE)
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(here.storage))
     disk.fill()
 
@@ -150,10 +150,10 @@ def test_a_message_that_found_no_room_is_sent_later(settings: Settings, redis: R
     outbox.touch()  # in the way, as a full disk would be
     paths = RunPaths.of(settings.storage, run_id)
     with pytest.raises(OSError), run_state.changing(paths) as found:  # noqa: PT011, whatever the system says
-        run_state.write_state(paths, found.moved("failed", "on purpose"))
+        run_state.write_state(paths, found.with_state("failed", "on purpose"))
     outbox.unlink()
 
-    reconcile(settings, redis, Memory())
+    reconcile(settings, redis, ReconcilerMemory())
 
     [message] = outbox.iterdir()
     assert json.loads(message.read_text())["body"]["state"] == "failed"

@@ -21,9 +21,9 @@ from jobs.queue import actions, embedded_redis, tasks
 from jobs.queue.queues import pause, unpause, waiting
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from jobs.queue.tasks import begin
+from jobs.queue.tasks import claim_run
 from jobs.queue.worker_list import drain, live_workers
-from jobs.runs.outcomes import Change, declare_dead, end
+from jobs.runs.outcomes import Change, end, mark_dead
 from jobs.runs.request import JobRequest
 from jobs.runs.state import changing, write_state
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
@@ -40,12 +40,12 @@ def stack(settings: Settings) -> Iterator[Stack]:
 def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPaths, Lease]:
     """A run that a job worker has begun, and the lease of its first attempt."""
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), wanted))
-    begun = begin(paths, "a worker", THIS_MACHINE)
-    assert begun is not None
-    return paths, begun.lease
+    start_run = claim_run(paths, "a worker", THIS_MACHINE)
+    assert start_run is not None
+    return paths, start_run.lease
 
 
-def begun(settings: Settings, spec: FakeSpec) -> str:
+def start_run(settings: Settings, spec: FakeSpec) -> str:
     run_id = submit(settings, spec)
     assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
     return run_id
@@ -121,10 +121,10 @@ def test_a_run_that_falls_after_it_has_published_has_succeeded(settings: Setting
 
 def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(settings: Settings) -> None:
     paths, _ = taken(settings)
-    declare_dead(paths, 1, "no sign of life for 3 s")
+    mark_dead(paths, 1, "no sign of life for 3 s")
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})  # it had checked its lease just before
 
-    second = begin(paths, "another worker", THIS_MACHINE)
+    second = claim_run(paths, "another worker", THIS_MACHINE)
 
     state = state_of(settings.storage, paths.run_id)
     assert second is None
@@ -133,13 +133,13 @@ def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(setti
 
 def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Settings) -> None:
     paths, dying = taken(settings, JobRequest(retries=0))
-    declare_dead(paths, 1, "no sign of life for 3 s")
+    mark_dead(paths, 1, "no sign of life for 3 s")
     actions.retry(settings, paths)
 
     with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
         dying.check()
     end(paths, dying, Change("failed", "the older one's view"))
-    second = begin(paths, "another worker", THIS_MACHINE)
+    second = claim_run(paths, "another worker", THIS_MACHINE)
     end(paths, dying, 1)
 
     assert second is not None
@@ -163,7 +163,7 @@ def test_a_run_that_does_not_run_is_cancelled_at_once_and_can_be_retried(
 ) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
     with changing(paths) as found:
-        write_state(paths, found.but(state=state))
+        write_state(paths, found.with_changes(state=state))
 
     cancelled = actions.cancel(settings, paths)
     retried = actions.retry(settings, paths)
@@ -208,11 +208,11 @@ def test_the_time_of_an_attempt_counts_from_its_start_whoever_watches(
     settings: Settings, began_before: float, state: str
 ) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), JobRequest(max_duration_seconds=50)))
-    assert begin(paths, "a worker that ended", "elsewhere") is not None
+    assert claim_run(paths, "a worker that ended", "elsewhere") is not None
     then = time.time() - began_before
     os.utime(paths.attempts / "1.claimed", (then, then))
     with changing(paths) as found:
-        write_state(paths, found.but(job_worker=None))
+        write_state(paths, found.with_changes(job_worker=None))
 
     watch = Thread(target=tasks.run, args=(settings, GoesOnLauncher(paths), paths.run_id), kwargs={"job_worker": "w"})
     watch.start()
@@ -241,7 +241,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
 def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
     stack: Stack, settings: Settings, redis: Redis
 ) -> None:
-    run_id = begun(settings, FakeSpec(steps=20, step_seconds=4.5))  # less than the drain, more than the pause below
+    run_id = start_run(settings, FakeSpec(steps=20, step_seconds=4.5))  # less than the drain, more than the pause below
     [worker] = live_workers(redis)
 
     drain(redis, worker.name)
@@ -256,7 +256,7 @@ def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
 
 @pytest.mark.slow
 def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Settings) -> None:
-    run_id = begun(settings, FakeSpec(steps=200, step_seconds=0.1))
+    run_id = start_run(settings, FakeSpec(steps=200, step_seconds=0.1))
     server = embedded_redis.ensure_running(settings.storage)
     os.kill(server.pid, signal.SIGKILL)
     os.waitpid(server.pid, 0)
@@ -288,7 +288,7 @@ def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None
     end(paths, lease, WORKERS_LOST)
     StopRequest("drain", 1).publish(paths.stop)  # by a job worker that knew no better
 
-    second = begin(paths, "another worker", THIS_MACHINE)
+    second = claim_run(paths, "another worker", THIS_MACHINE)
     StopRequest("window", 2).publish(paths.stop)
 
     assert second is not None

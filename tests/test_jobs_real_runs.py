@@ -53,7 +53,7 @@ def test_a_training_that_is_drained_and_then_killed_ends_whole(
     assert stack.workers[0].wait(timeout=60) == 0
     drained = state_of(patient.storage, run_id)
     left = processes_of(run_id)
-    stack.replace_what_is_lost()
+    stack.restart_ended()
     assert eventually(lambda: in_epoch(patient, run_id, 2), seconds=200)
     os.kill(trainer(run_id), signal.SIGKILL)
     state = reaches(patient.storage, run_id, "succeeded", "failed", "lost", seconds=400)
@@ -78,7 +78,7 @@ def test_nothing_of_ray_is_left_when_its_job_worker_is_killed(
 
     assert ray > 5
     assert eventually(lambda: not processes_of(run_id), seconds=10)
-    stack.replace_what_is_lost()
+    stack.restart_ended()
     assert reaches(patient.storage, run_id, "lost", seconds=90).losses == 1
 
 

@@ -18,12 +18,12 @@ from cluster.launch import THIS_MACHINE
 from cluster.lease import DEAD_AFTER_SECONDS, Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.kubernetes.standalone import make_ready
+from jobs.kubernetes.standalone import prepare_run
 from jobs.queue import actions
 from jobs.queue.queues import queue, waiting
-from jobs.queue.reconciler import Memory, Repair, reconcile
+from jobs.queue.reconciler import ReconcilerMemory, Repair, reconcile
 from jobs.queue.submit import new_run_id, submit
-from jobs.queue.tasks import begin
+from jobs.queue.tasks import claim_run
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end
 from jobs.runs.request import JobRequest
@@ -37,12 +37,12 @@ def test_a_redis_that_was_emptied_is_filled_again(settings: Settings, redis: Red
     urgent = submit(settings, FakeSpec(), JobRequest(priority="high"))
     redis.flushall()
 
-    repairs = reconcile(settings, redis, Memory())
+    repairs = reconcile(settings, redis, ReconcilerMemory())
 
     assert waiting(redis, "normal") == runs
     assert waiting(redis, "high") == [urgent]
     assert sorted(repair.run_id for repair in repairs) == sorted([*runs, urgent])
-    assert reconcile(settings, redis, Memory()) == []
+    assert reconcile(settings, redis, ReconcilerMemory()) == []
 
 
 def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: Settings, redis: Redis) -> None:
@@ -50,15 +50,15 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
     redis.flushall()
     run_state.pending_marker(RunPaths.of(settings.storage, run_id)).unlink()
 
-    assert reconcile(settings, redis, Memory()) == []
-    assert reconcile(settings, redis, Memory(), every_run=True) == [Repair(run_id, "put into its queue")]
+    assert reconcile(settings, redis, ReconcilerMemory()) == []
+    assert reconcile(settings, redis, ReconcilerMemory(), every_run=True) == [Repair(run_id, "put into its queue")]
 
 
 def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
-    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
-    memory = Memory()
+    claim_run(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
+    memory = ReconcilerMemory()
 
     assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
 
@@ -72,9 +72,9 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    begun = begin(paths, "a worker five minutes off", THIS_MACHINE)
-    assert begun is not None
-    memory, until = Memory(), datetime.now() + timedelta(seconds=2.5)
+    claimed = claim_run(paths, "a worker five minutes off", THIS_MACHINE)
+    assert claimed is not None
+    memory, until = ReconcilerMemory(), datetime.now() + timedelta(seconds=2.5)
 
     while datetime.now() < until:
         write_json(paths.attempts / "1.json", {"attempt": 1, "beat": datetime.now().isoformat(), "host": "x", "pid": 1})
@@ -86,8 +86,8 @@ def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: S
 def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
     taken(redis)
-    begin(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
-    memory = Memory()
+    claim_run(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
+    memory = ReconcilerMemory()
 
     assert eventually(
         lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, run_id).has_ended, 15
@@ -104,9 +104,9 @@ def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settin
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    begin(paths, "a worker that dies", THIS_MACHINE)
+    claim_run(paths, "a worker that dies", THIS_MACHINE)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
-    memory = Memory()
+    memory = ReconcilerMemory()
 
     assert eventually(
         lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, run_id).has_ended, 15
@@ -119,10 +119,10 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    first = begin(paths, "frozen", THIS_MACHINE)
-    memory = Memory()
+    first = claim_run(paths, "frozen", THIS_MACHINE)
+    memory = ReconcilerMemory()
     assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
-    second = begin(paths, "lively", THIS_MACHINE)
+    second = claim_run(paths, "lively", THIS_MACHINE)
     assert first is not None
     assert second is not None
 
@@ -140,7 +140,7 @@ def test_a_run_waits_for_the_one_it_follows(settings: Settings, redis: Redis) ->
     waits = state_of(settings.storage, second)
     _finish(settings, first, "succeeded")
 
-    reconcile(settings, redis, Memory())
+    reconcile(settings, redis, ReconcilerMemory())
 
     assert (waits.state, waits.why) == ("scheduled", f"waits for {first}")
     assert second in waiting(redis, "normal")
@@ -151,7 +151,7 @@ def test_a_run_that_follows_one_that_failed_is_cancelled_with_the_reason(setting
     second = submit(settings, FakeSpec(), JobRequest(after=(first,)))
     _finish(settings, first, "failed")
 
-    reconcile(settings, redis, Memory())
+    reconcile(settings, redis, ReconcilerMemory())
 
     state = state_of(settings.storage, second)
     assert (state.state, state.why) == ("cancelled", f"{first}, which it was to follow, ended as failed")
@@ -162,7 +162,7 @@ def test_a_run_waits_for_its_time(settings: Settings, redis: Redis) -> None:
     soon = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(seconds=1)))
 
     assert state_of(settings.storage, soon).state == "scheduled"
-    assert eventually(lambda: bool(reconcile(settings, redis, Memory())), seconds=10)
+    assert eventually(lambda: bool(reconcile(settings, redis, ReconcilerMemory())), seconds=10)
 
     assert waiting(redis, "normal") == [soon]
     assert state_of(settings.storage, later).state == "scheduled"
@@ -186,11 +186,11 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
     run_id = new_run_id("train")
     write_json(tmp_path / "spec.json", build(TrainSpec, shards="/s", weights="none").to_json())
     write_json(tmp_path / "job.json", JobRequest(retries=0).to_json())
-    paths = make_ready(settings, run_id, tmp_path)
-    memory, brisk_settings = Memory(), brisk(settings)
+    paths = prepare_run(settings, run_id, tmp_path)
+    memory, brisk_settings = ReconcilerMemory(), brisk(settings)
 
     before = reconcile(settings, redis, memory)
-    assert begin(paths, "RayJob", THIS_MACHINE)
+    assert claim_run(paths, "RayJob", THIS_MACHINE)
     assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster shows no life
     after = waiting(redis, "normal")
     actions.retry(settings, paths)
@@ -205,7 +205,7 @@ def test_a_run_taken_and_never_begun_is_put_back(
     monkeypatch.setattr("jobs.queue.reconciler.STUCK_SECONDS", 0.5)
     run_id = submit(settings, FakeSpec())
     assert queue(redis, "normal").next_entry() is not None
-    memory = Memory()
+    memory = ReconcilerMemory()
 
     first = reconcile(settings, redis, memory)
     put_back = eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=5)
@@ -220,9 +220,9 @@ def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> Non
     unbegun, unwatched, deleted = (submit(settings, FakeSpec()) for _ in range(3))
     for run_id, place in ((unwatched, "ray"), (deleted, THIS_MACHINE)):
         redis.lrem(queue(redis, "normal").key, 1, run_id)
-        assert begin(RunPaths.of(settings.storage, run_id), "a worker that is gone", place)
+        assert claim_run(RunPaths.of(settings.storage, run_id), "a worker that is gone", place)
     assert queue(redis, "normal").next_entry() is not None
-    memory = Memory()
+    memory = ReconcilerMemory()
     reconcile(settings, redis, memory)
     remembered = memory.runs()
 
@@ -239,7 +239,7 @@ def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Setti
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
-    assert begin(paths, "a worker", THIS_MACHINE)
+    assert claim_run(paths, "a worker", THIS_MACHINE)
 
     with sending_heartbeats(paths):
         began = time.monotonic()
@@ -261,7 +261,7 @@ def test_what_takes_a_while_to_find_is_found_by_hand_too(
     dropped, unwatched = (submit(settings, FakeSpec()) for _ in range(2))
     redis.lrem(queue(redis, "normal").key, 1, unwatched)
     paths = RunPaths.of(settings.storage, unwatched)
-    assert begin(paths, "a worker that is gone", "ray")
+    assert claim_run(paths, "a worker that is gone", "ray")
     assert queue(redis, "normal").next_entry() is not None
 
     with sending_heartbeats(paths):
@@ -295,7 +295,7 @@ def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redi
     actions.cancel(settings, RunPaths.of(settings.storage, run_id))
 
     assert waiting(redis, "normal") == []
-    assert reconcile(settings, redis, Memory(), every_run=True) == []
+    assert reconcile(settings, redis, ReconcilerMemory(), every_run=True) == []
 
 
 def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
@@ -317,7 +317,7 @@ def test_what_a_killed_submit_or_delete_left_is_swept_away_after_a_day(
 
     run_state.sweep(settings.storage)
     young = len(list(folder.iterdir()))
-    monkeypatch.setattr(run_state, "HALVES_STAY_SECONDS", -1.0)
+    monkeypatch.setattr(run_state, "LEFTOVER_SECONDS", -1.0)
     run_state.sweep(settings.storage)
 
     assert young == 3
@@ -346,7 +346,7 @@ def test_a_damaged_run_does_not_keep_the_others_from_what_they_are_owed(
     (RunPaths.of(settings.storage, damaged).folder / name).write_text('{"state": 7, "retries": "many"}')
     redis.flushall()
 
-    memory = Memory()
+    memory = ReconcilerMemory()
     reconcile(settings, redis, memory)
     reconcile(settings, redis, memory)
 
@@ -369,4 +369,4 @@ def taken(redis: Redis) -> None:
 def _finish(settings: Settings, run_id: str, state: run_state.State) -> None:
     paths = RunPaths.of(settings.storage, run_id)
     with run_state.changing(paths) as found:
-        run_state.write_state(paths, found.moved(state))
+        run_state.write_state(paths, found.with_state(state))

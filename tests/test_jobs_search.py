@@ -36,7 +36,7 @@ def play(paths: RunPaths, *values: float) -> None:
 
 def end(paths: RunPaths, state: str = "succeeded") -> None:
     with run_state.changing(paths) as found:
-        run_state.write_state(paths, found.moved(state))
+        run_state.write_state(paths, found.with_state(state))
 
 
 def test_search_prints_its_id_alone_and_stores_a_checked_wish(

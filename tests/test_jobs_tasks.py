@@ -14,8 +14,8 @@ from cluster.settings import Settings
 from jobs.queue import actions
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from jobs.queue.tasks import begin
-from jobs.runs.outcomes import declare_dead
+from jobs.queue.tasks import claim_run
+from jobs.runs.outcomes import mark_dead
 from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
 
@@ -119,10 +119,10 @@ def test_a_run_over_its_max_duration_fails_after_a_checkpoint(stack: Stack, sett
 def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Settings) -> None:
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
-    begun = begin(paths, "a worker that will freeze", THIS_MACHINE)
-    assert begun is not None
+    claimed = claim_run(paths, "a worker that will freeze", THIS_MACHINE)
+    assert claimed is not None
 
-    state = declare_dead(paths, 1, "no sign of life for 3 s")
+    state = mark_dead(paths, 1, "no sign of life for 3 s")
 
     assert state is not None
     assert (state.state, state.losses) == ("queued", 1)
@@ -134,7 +134,7 @@ def test_two_workers_that_take_one_entry_begin_one_attempt(settings: Settings) -
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
 
-    first, second = begin(paths, "one", THIS_MACHINE), begin(paths, "two", THIS_MACHINE)
+    first, second = claim_run(paths, "one", THIS_MACHINE), claim_run(paths, "two", THIS_MACHINE)
 
     assert first is not None
     assert second is None

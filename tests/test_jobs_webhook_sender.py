@@ -174,7 +174,7 @@ def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
 def lose(settings: Settings, run_id: str) -> None:
     paths = RunPaths.of(settings.storage, run_id)
     with run_state.changing(paths) as state:
-        run_state.write_state(paths, state.moved("lost", "its node went away"))
+        run_state.write_state(paths, state.with_state("lost", "its node went away"))
 
 
 def make_due(settings: Settings) -> None:

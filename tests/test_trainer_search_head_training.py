@@ -30,7 +30,7 @@ def trained(tmp_path_factory, digits_shards):
 @pytest.fixture(scope="module")
 def data(trained, digits_shards):
     spec = build(SearchSpec, shards=str(digits_shards), seed=5, **(QUICK | {"epochs": 3}))
-    settings = Settings(storage=trained.folder.parent.parent)
+    settings = Settings(storage=trained.storage)
     attempt = Attempt.of(new_run(settings.storage, spec, "search").folder, None, settings)
     return HeadTrainingData.of(WorkerTask(attempt=attempt, spec=spec, source=None), torch.device("cpu"))
 

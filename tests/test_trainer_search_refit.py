@@ -44,7 +44,7 @@ def test_the_refit_learns_from_both_splits_for_as_long_as_the_best_trial(refitte
 @pytest.mark.slow
 def test_both_models_are_told_of_on_the_test_split_and_read_with_one_temperature(refitted, digits_shards):
     paths, _, result = refitted
-    storage, chosen = paths.folder.parent.parent, result.details["refit"]["chosen"]
+    storage, chosen = paths.storage, result.details["refit"]["chosen"]
 
     one = evaluated(storage, SEARCH, digits_shards, name="one")
     other = evaluated(storage, paths.chosen, digits_shards, name="other")

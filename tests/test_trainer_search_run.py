@@ -62,7 +62,7 @@ def test_the_best_trial_is_what_train_gives_with_its_options(searched, tmp_path,
 def test_a_search_id_serves_as_a_model(searched, digits_shards):
     paths, _, result = searched
 
-    found = evaluated(paths.folder.parent.parent, SEARCH, digits_shards, split="test", name="evaluation")
+    found = evaluated(paths.storage, SEARCH, digits_shards, split="test", name="evaluation")
 
     assert found.metrics["confusion_matrix"] == result.metrics["confusion_matrix"]
 

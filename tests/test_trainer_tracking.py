@@ -53,7 +53,7 @@ def forget_after(paths: RunPaths, number: int) -> None:
 
 
 def attempt_at(paths: RunPaths, mlflow_uri: str | None = None) -> Attempt:
-    settings = Settings(storage=paths.folder.parent.parent, mlflow_uri=mlflow_uri)
+    settings = Settings(storage=paths.storage, mlflow_uri=mlflow_uri)
     lease = Lease.claim(paths, after=latest_attempt(paths))
     return Attempt(paths=paths, lease=lease, settings=settings)
 

@@ -38,7 +38,7 @@ def new_run(storage: Path, spec: Spec, name: str = "run") -> RunPaths:
 
 def attempted(paths: RunPaths, spec: Spec) -> RunResult:
     """Make the next attempt at a run in this process, and publish its result."""
-    settings = Settings(storage=paths.folder.parent.parent)
+    settings = Settings(storage=paths.storage)
     attempt = Attempt.of(paths.folder, None, settings)
     result = execute(attempt, spec)
     result.publish(attempt.lease)
@@ -65,7 +65,7 @@ def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environmen
             [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *order],
             stdout=log,
             stderr=log,
-            env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.folder.parent.parent), **environment},
+            env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.storage), **environment},
             start_new_session=True,
         )
 

@@ -10,7 +10,7 @@ from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.queue import actions, reconciler
 from jobs.queue.connection import connect
-from jobs.queue.reconciler import Memory, Repair
+from jobs.queue.reconciler import ReconcilerMemory, Repair
 from jobs.queue.reconciler import reconcile as put_right
 from jobs.queue.schedules import submit_due
 from jobs.queue.webhook_sender import deliver
@@ -76,7 +76,7 @@ def reconcile(as_json: bool) -> None:
         nightshift reconcile
     """
     settings = Settings.read()
-    connection, memory = connect(settings), Memory()
+    connection, memory = connect(settings), ReconcilerMemory()
     repairs = put_right(settings, connection, memory, every_run=True)
     submit_due(settings)
     deliver(settings)
@@ -85,15 +85,15 @@ def reconcile(as_json: bool) -> None:
     _print([*repairs, *later], as_json)
 
 
-def _watch(settings: Settings, connection: redis.Redis, memory: Memory) -> list[Repair]:
+def _watch(settings: Settings, connection: redis.Redis, memory: ReconcilerMemory) -> list[Repair]:
     """Return what is put right of runs that do not move for as long as life may take to show; none if all move."""
     repairs: list[Repair] = []
     looked, seconds = time.monotonic(), max(settings.lease_seconds, reconciler.STUCK_SECONDS) + SLACK_SECONDS
-    still = memory.unmoved_since(looked)
+    still = memory.unchanged_since(looked)
     if still:
         runs = "1 run" if len(still) == 1 else f"{len(still)} runs"
         click.echo(f"watching {runs} for signs of life, {seconds:.0f} s at most", err=True)
-    while memory.unmoved_since(looked) and time.monotonic() < looked + seconds:
+    while memory.unchanged_since(looked) and time.monotonic() < looked + seconds:
         time.sleep(min(1.0, settings.lease_seconds / 4))
         repairs += put_right(settings, connection, memory)
     return repairs

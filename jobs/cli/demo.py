@@ -20,7 +20,7 @@ from jobs.errors import Refused
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.runs.record import read_record
-from jobs.runs.request import request
+from jobs.runs.request import build_request
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 SAMPLE_PIXELS = 32  # the side of the sample's images
@@ -101,9 +101,9 @@ def _plan(weights: str, own: bool) -> str:
 
 def _run(stack: Stack, spec: Spec) -> str:
     storage = stack.settings.storage
-    run_id = submit(stack.settings, spec, request())
+    run_id = submit(stack.settings, spec, build_request())
     _say(f"Queued {run_id}")
-    state = show_progress(storage, run_id, meanwhile=stack.replace_what_is_lost)
+    state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
     if state.state != "succeeded":
         _say(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
         raise Refused(f"{run_id} ended {state.state}: {state.why}; `nightshift logs {run_id}` has the rest")

@@ -12,11 +12,11 @@ from jobs.cli.option_types import Duration
 from jobs.cli.options import WHERE, option, options
 from jobs.cli.train import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
-from jobs.kubernetes.standalone import make_ready
+from jobs.kubernetes.standalone import prepare_run
 from jobs.queue import tasks
 from jobs.queue.submit import new_run_id
 from jobs.runs import state as run_state
-from jobs.runs.request import JobRequest, request
+from jobs.runs.request import JobRequest, build_request
 from trainer.specs import Spec, TrainSpec, build, read_spec
 
 CLUSTER = (
@@ -81,7 +81,7 @@ def spec(file: Path, **given: Any) -> None:
 def run(run_id: str, folder: Path) -> None:
     """Run RUN_ID here, as the RayJob's entry; started again after a loss, it goes on from the last checkpoint."""
     settings = Settings.read().with_storage_ready()
-    paths = make_ready(settings, run_id, folder)
+    paths = prepare_run(settings, run_id, folder)
     tasks.run(settings, LocalLauncher(), run_id, job_worker="RayJob")
     state = run_state.read_state(paths)
     click.echo(f"{run_id} {state.state}{f': {state.why}' if state.why else ''}", err=True)
@@ -91,7 +91,7 @@ def run(run_id: str, folder: Path) -> None:
 def take_cluster(given: dict[str, Any]) -> tuple[RayJobOptions, JobRequest]:
     """Take the options of `CLUSTER` and `WHEN_ALONE` out of `given` and return them checked."""
     cluster = RayJobOptions(**{name: given.pop(name) for name in RayJobOptions.__dataclass_fields__})
-    return cluster, request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
+    return cluster, build_request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
 
 
 def print_ray_job(wish: Spec, wanted: JobRequest, cluster: RayJobOptions) -> None:

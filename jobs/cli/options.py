@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from cluster.settings import Settings
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.runs import state as run_state
-from jobs.runs.request import PRIORITIES, JobRequest, request
+from jobs.runs.request import PRIORITIES, JobRequest, build_request
 from trainer.specs import TrainSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -66,4 +66,4 @@ def take_request(settings: Settings, given: dict[str, Any]) -> JobRequest:
     """
     wanted = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
     after = tuple(run_state.find(settings.storage, text).run_id for text in wanted.pop("after", ()))
-    return request(**wanted, after=after)
+    return build_request(**wanted, after=after)

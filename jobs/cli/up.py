@@ -32,7 +32,7 @@ def up(job_workers: int) -> None:
         workers = "1 job worker" if job_workers == 1 else f"{job_workers} job workers"
         click.echo(f"Nightshift is up: {workers}, storage {settings.storage}; Ctrl-C ends it.", err=True)
         while not stop.wait(0.5):
-            stack.replace_what_is_lost()
+            stack.restart_ended()
         click.echo("Stopping: runs in hand save a checkpoint and go back to the queue.", err=True)
 
 

@@ -61,7 +61,7 @@ class RayJobOptions:
                 raise Refused(f"{value!r} is no {what}")
 
 
-def ray_job_text(run_id: str, spec: Spec, wanted: JobRequest, options: RayJobOptions) -> str:
+def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOptions) -> str:
     """Return the manifests of a run: a ConfigMap with its wish, and the RayJob.
 
     Raises:
@@ -78,7 +78,7 @@ def ray_job_text(run_id: str, spec: Spec, wanted: JobRequest, options: RayJobOpt
     return shape.get_template("ray_job.yaml.j2").render(
         run_id=run_id,
         spec=wish,
-        request=wanted.to_json(),
+        request=request.to_json(),
         pods=options.replicas or wish["workers"] * (wish.get("concurrency") or 1),
         ray_version=importlib.metadata.version("ray"),
         **values,

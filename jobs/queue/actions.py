@@ -12,7 +12,7 @@ from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import declare_dead
+from jobs.runs.outcomes import mark_dead
 from jobs.runs.state import RunState, changing, read_state, write_state
 
 POLL_SECONDS = 0.1
@@ -30,7 +30,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
         if found.state == "running":
             StopRequest("cancel", found.attempt, now=at_once).publish(paths.stop)
         else:
-            write_state(paths, found.moved("cancelled", "cancelled before it ran"))
+            write_state(paths, found.with_state("cancelled", "cancelled before it ran"))
     if found.state != "running":
         _take_from_queue(settings, found)
         return read_state(paths)
@@ -51,7 +51,7 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
         if not found.has_ended or found.state == "succeeded":
             raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
         paths.error.unlink(missing_ok=True)
-        state = write_state(paths, found.moved("queued", losses=0, own_cluster=False))
+        state = write_state(paths, found.with_state("queued", losses=0, own_cluster=False))
     try:
         queues.enqueue(connection, state.id, state.priority)
     except redis.RedisError as error:
@@ -86,7 +86,7 @@ def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
         if heartbeat != heartbeat_of(paths):
             heartbeat, since = heartbeat_of(paths), time.monotonic()
         if time.monotonic() - since > settings.lease_seconds:
-            declare_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
+            mark_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
         time.sleep(POLL_SECONDS)
     return state
 

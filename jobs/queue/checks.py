@@ -129,12 +129,12 @@ def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
     return paths.run_id, None
 
 
-def after_its_model(settings: Settings, wanted: JobRequest, spec: Spec) -> JobRequest:
+def after_its_model(settings: Settings, request: JobRequest, spec: Spec) -> JobRequest:
     """Have a run that needs another run's model wait for that run, when it has not ended."""
     model = getattr(spec, "model", "")
     if not RUN_ID.fullmatch(model) or run_state.read_state(RunPaths.of(settings.storage, model)).has_ended:
-        return wanted
-    return wanted.model_copy(update={"after": tuple(dict.fromkeys((*wanted.after, model)))})
+        return request
+    return request.model_copy(update={"after": tuple(dict.fromkeys((*request.after, model)))})
 
 
 def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None) -> None:

@@ -68,7 +68,7 @@ class EmbeddedRedis:
     started_here: bool
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether its process is still there."""
         return _lives(self.pid)
 
@@ -117,7 +117,7 @@ def started_here() -> frozenset[int]:
     return frozenset(_started)
 
 
-def take_charge(storage: Path) -> bool:
+def claim_shutdown(storage: Path) -> bool:
     """Become the one who ends the server, unless a living process already is; return whether this process is."""
     host_file = storage / "redis" / "host.json"
     with locked(storage / "redis" / ".lock"):

@@ -33,12 +33,12 @@ from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, tasks
 from jobs.queue.connection import connect
 from jobs.queue.entries import RunEntry
-from jobs.queue.leader_lock import Role
+from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
-from jobs.queue.reconciler import keeper
+from jobs.queue.reconciler import reconciler_thread
 from jobs.queue.webhook_sender import deliver
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import declare_dead, leave_unwatched
+from jobs.runs.outcomes import mark_dead, release_watch
 from jobs.runs.request import PRIORITIES
 
 log = logging.getLogger("nightshift.worker")
@@ -48,7 +48,7 @@ MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
 POST_SECONDS = 2.0
 PAUSED_SECONDS = 1.0  # between two looks at whether the queues are still paused
-FELL = 1  # exit code of a horse that could not do its work
+HORSE_FAILED = 1  # exit code of a horse that could not do its work
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
 
@@ -81,7 +81,7 @@ class JobWorker(rq.Worker):
         self.fork_work_horse(job, queue)
         exit_code = self._wait_for_horse_and_beat(job, execution)
         self._settle(job.id)
-        self._forget(job, execution, is_owed_now=exit_code != FELL)
+        self._forget(job, execution, is_owed_now=exit_code != HORSE_FAILED)
         self.set_state(rq.worker.WorkerStatus.IDLE)
 
     def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
@@ -93,10 +93,10 @@ class JobWorker(rq.Worker):
             tasks.run(self.settings, self.launcher, job.id, job_worker=self.name)
         except (ClusterError, OSError) as error:
             log.error("%s: %s", job.id, error)
-            os._exit(FELL)
+            os._exit(HORSE_FAILED)
         except BaseException:
             log.exception("%s: the horse fell", job.id)
-            os._exit(FELL)
+            os._exit(HORSE_FAILED)
         os._exit(0)
 
     def fork_work_horse(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
@@ -131,9 +131,9 @@ class JobWorker(rq.Worker):
             state = run_state.read_state(paths)
             if state.state == "running" and state.job_worker == self.name:
                 if state.place == THIS_MACHINE:
-                    declare_dead(paths, state.attempt, "its job process died")
+                    mark_dead(paths, state.attempt, "its job process died")
                 else:
-                    leave_unwatched(paths, self.name)
+                    release_watch(paths, self.name)
         except (ClusterError, OSError) as error:
             log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
 
@@ -149,7 +149,7 @@ class JobWorker(rq.Worker):
                 pipe.execute()
             with contextlib.suppress(ClusterError):
                 state = run_state.read_state(RunPaths.of(self.settings.storage, job.id))
-                if is_owed_now and state.is_owed_a_place:
+                if is_owed_now and state.needs_queueing:
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
             log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
@@ -220,8 +220,8 @@ def work(
     worker: JobWorker | None = make()  # an address that is wrong is told at once
     with contextlib.suppress(StopRequested):  # SIGTERM between two tries
         while worker is not None:
-            postman = Role(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
-            with keeper(settings, worker.name), postman, contextlib.suppress(redis.RedisError):
+            postman = LeaderLock(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
+            with reconciler_thread(settings, worker.name), postman, contextlib.suppress(redis.RedisError):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
             if burst or max_jobs is not None:
                 return

@@ -18,7 +18,7 @@ log = logging.getLogger("nightshift.roles")
 TERMS = 3  # a holder that has not asked for so many pauses has lost the role
 
 
-class Role:
+class LeaderLock:
     """A thread that does `work` every `pause_seconds` while it holds the role, and once more when it is to end."""
 
     def __init__(

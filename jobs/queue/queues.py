@@ -18,8 +18,10 @@ from jobs.runs.request import PRIORITIES
 log = logging.getLogger("nightshift.queue")
 
 PREFIX = "nightshift-"
-BELL = "nightshift:bell"  # rung at each push: a worker that listens to three queues wakes without asking in a loop
-BELL_SECONDS = 5.0  # how long a push that nobody rang for may wait
+WAKE_UP_KEY = (
+    "nightshift:bell"  # rung at each push: a worker that listens to three queues wakes without asking in a loop
+)
+WAKE_UP_SECONDS = 5.0  # how long a push that nobody rang for may wait
 REFUSED = "nightshift:refused"  # the last entries that were none of ours
 
 # One step for the server, safe to repeat when its answer is lost: the id stands in the queue once, wherever it stood.
@@ -62,7 +64,7 @@ class RunQueue(rq.Queue):
                 return None
             if left <= 0:
                 raise DequeueTimeout(timeout, [queue.name for queue in wanted])
-            connection.blpop([BELL], timeout=max(0.1, min(BELL_SECONDS, left)))
+            connection.blpop([WAKE_UP_KEY], timeout=max(0.1, min(WAKE_UP_SECONDS, left)))
 
     def next_entry(self) -> RunEntry | None:
         """Return the queue's first entry of ours; foreign ones on the way are put aside and logged."""
@@ -101,7 +103,7 @@ def enqueue(connection: Redis, run_id: str, priority: str, *, at_front: bool = F
     target, entry = queue(connection, priority), new_entry(connection, run_id)
     entry.origin, entry._status = target.name, rq.job.JobStatus.QUEUED
     fields = [part for pair in entry.to_dict().items() for part in pair]
-    keys = [target.key, target.intermediate_queue_key, entry.key, BELL, rq.Queue.redis_queues_keys]
+    keys = [target.key, target.intermediate_queue_key, entry.key, WAKE_UP_KEY, rq.Queue.redis_queues_keys]
     connection.eval(_PUSH, len(keys), *keys, run_id, "LPUSH" if at_front else "RPUSH", *fields)
 
 
@@ -119,7 +121,7 @@ def waiting(connection: Redis, priority: str) -> list[str]:
     return [_text(item) for item in connection.lrange(queue(connection, priority).key, 0, -1)]
 
 
-def in_hand(connection: Redis, priority: str) -> list[str]:
+def taken(connection: Redis, priority: str) -> list[str]:
     """Return the ids that a worker has taken and not begun."""
     key = queue(connection, priority).intermediate_queue_key
     return [_text(item) for item in connection.lrange(key, 0, -1)]
@@ -138,7 +140,7 @@ def pause(connection: Redis) -> None:
 def unpause(connection: Redis) -> None:
     """Let workers take runs again."""
     resume(connection)
-    connection.lpush(BELL, 1)
+    connection.lpush(WAKE_UP_KEY, 1)
 
 
 def is_paused(connection: Redis) -> bool:

@@ -57,7 +57,7 @@ class Schedule(BaseModel):
                 return moment.astimezone()
 
 
-def add(settings: Settings, name: str, cron: str, spec: Spec, wanted: JobRequest) -> Schedule:
+def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobRequest) -> Schedule:
     """Keep a schedule and return it.
 
     Raises:
@@ -67,13 +67,13 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, wanted: JobRequest
         raise Refused(f"name {name!r} is no name; use letters, digits, dots, dashes and underscores")
     if not croniter.is_valid(cron) or len(cron.split()) != 5:  # noqa: PLR2004, the fields of cron
         raise Refused(f"{cron!r} is no cron line; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'")
-    if wanted.name or wanted.at:
+    if request.name or request.at:
         raise Refused("a schedule names its runs and says when they start; leave out --name and --at")
     if getattr(spec, "until", None):
         raise Refused("--until is one moment, long past when the schedule comes again; use --window or --max-duration")
-    if wanted.notify:
-        refuse_address(settings, wanted.notify)
-    schedule = Schedule(name=name, cron=cron, request=wanted, served=datetime.now().astimezone())
+    if request.notify:
+        refuse_address(settings, request.notify)
+    schedule = Schedule(name=name, cron=cron, request=request, served=datetime.now().astimezone())
     try:
         schedule.due_at()
     except ValueError as error:  # 30 February
@@ -129,9 +129,9 @@ def _serve(settings: Settings, name: str) -> str | None:
         if schedule.due_at() > here:
             return None
         moment: datetime = croniter(schedule.cron, _on_the_wall(here)).get_prev(datetime)
-        wanted = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
+        request = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
-            run_id = submit(settings, read_spec(folder / "spec.json"), wanted)
+            run_id = submit(settings, read_spec(folder / "spec.json"), request)
         except NameTaken as error:
             log.warning("schedule %s: %s", name, error)  # a keeper submitted it and died before it could say so
             run_id = schedule.last_run or ""

@@ -39,13 +39,13 @@ class Stack:
         """Start one more job worker."""
         self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
 
-    def replace_what_is_lost(self) -> None:
+    def restart_ended(self) -> None:
         """Start anew the embedded Redis and each job worker that has ended by itself; call it every now and then."""
-        if self.server is not None and not self.server.lives:
+        if self.server is not None and not self.server.is_alive:
             self.server = embedded_redis.ensure_running(
                 self.settings.storage, ends_with_caller=True
             )  # at its old address
-            embedded_redis.take_charge(self.settings.storage)
+            embedded_redis.claim_shutdown(self.settings.storage)
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
@@ -71,7 +71,7 @@ def start_stack(
     """
     settings.with_storage_ready()
     server = None if settings.redis_url else embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
-    ends_server = server is not None and embedded_redis.take_charge(settings.storage)
+    ends_server = server is not None and embedded_redis.claim_shutdown(settings.storage)
     here = replace(settings, redis_url=server.url) if server else settings
     stack = Stack(here, output, worker_command, [], server)
     try:

@@ -19,14 +19,14 @@ from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState
-from jobs.runs.waits import blocked_by
+from jobs.runs.waits import start_blocker
 from jobs.runs.webhook_outbox import refuse_address
 from trainer.specs import Spec
 
 ALPHABET = string.digits + string.ascii_lowercase  # in the order in which they sort
 
 
-def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> str:
+def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) -> str:
     """Queue a run and return its id.
 
     Raises:
@@ -34,14 +34,14 @@ def submit(settings: Settings, spec: Spec, wanted: JobRequest | None = None) -> 
         NameTaken: Another run has the name; nothing was written.
         Refused: The address to notify is not allowed; nothing was written.
     """
-    wanted = wanted or JobRequest()
-    if wanted.notify:
-        refuse_address(settings, wanted.notify)
+    request = request or JobRequest()
+    if request.notify:
+        refuse_address(settings, request.notify)
     settings.with_storage_ready()
     connection = connect(settings)  # first: a run whose queue cannot be reached is not begun
-    state = _first_state(settings.storage, spec, wanted)
+    state = _first_state(settings.storage, spec, request)
     paths = RunPaths.of(settings.storage, state.id)
-    publish(settings.storage, paths, spec, wanted, state)
+    publish(settings.storage, paths, spec, request, state)
     if state.state == "queued":
         try:
             enqueue(connection, state.id, state.priority)
@@ -65,34 +65,34 @@ def new_run_id(kind: str) -> str:
     return f"{kind}-{moment:%Y%m%d-%H%M%S}-{''.join((*digits, *drawn))}"
 
 
-def _first_state(storage: Path, spec: Spec, wanted: JobRequest) -> RunState:
+def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
     kind = str(spec.to_json()["kind"])
-    waits = blocked_by(storage, wanted)
+    waits = start_blocker(storage, request)
     return RunState(
         id=new_run_id(kind),
         kind=kind,
-        name=wanted.name,
-        priority=wanted.priority,
-        notify=wanted.notify,
+        name=request.name,
+        priority=request.priority,
+        notify=request.notify,
         state="scheduled" if waits else "queued",
         why=waits.why if waits else None,
         created=run_state.now(),
     )
 
 
-def publish(storage: Path, paths: RunPaths, spec: Spec, wanted: JobRequest, state: RunState) -> None:
+def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, state: RunState) -> None:
     """Write the run's folder aside and rename it into place, so that a run is there whole or not at all."""
     draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
     try:
         draft.folder.mkdir()
         write_json(draft.spec, spec.to_json())
-        write_json(draft.job, wanted.to_json())
-        if wanted.name:
-            names.claim(storage, wanted.name, paths.run_id)
+        write_json(draft.job, request.to_json())
+        if request.name:
+            names.claim(storage, request.name, paths.run_id)
         marker = run_state.pending_marker(paths)
         marker.parent.mkdir(exist_ok=True)
         marker.touch()
-        write_json(draft.state, state.but(changed=state.created).to_json())
+        write_json(draft.state, state.with_changes(changed=state.created).to_json())
         draft.folder.rename(paths.folder)
     except OSError as error:
         _take_back(paths, draft)

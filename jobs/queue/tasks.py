@@ -13,10 +13,10 @@ from cluster.settings import Settings
 from cluster.stop_request import StopRequest
 from cluster.windows import TimeWindow
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import Change, end, lost, say_published
+from jobs.runs.outcomes import Change, end, lost, mark_succeeded
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import changing, write_state
-from jobs.runs.waits import blocked_by
+from jobs.runs.waits import start_blocker
 
 log = logging.getLogger("nightshift.tasks")
 
@@ -33,13 +33,13 @@ def run_job(run_id: str) -> None:
 def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str) -> None:
     """Claim a queued run, have it trained, and write down how it ended; one that is not queued is left alone."""
     paths = RunPaths.of(settings.storage, run_id)
-    begun = begin(paths, job_worker, launcher.place)
-    if begun is None:
+    claimed = claim_run(paths, job_worker, launcher.place)
+    if claimed is None:
         log.info("%s is not queued any more, or has to wait; nothing to do", run_id)
         return
-    lease = begun.lease
+    lease = claimed.lease
     try:
-        running = launcher.attach(paths, lease.attempt) if begun.goes_on else _start(launcher, paths, lease)
+        running = launcher.attach(paths, lease.attempt) if claimed.already_running else _start(launcher, paths, lease)
     except ClusterUnreachable as error:
         end(paths, lease, Change("queued", str(error)))
         return
@@ -48,8 +48,8 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
         return
     heartbeat_seconds = min(HEARTBEAT_SECONDS, settings.lease_seconds / 4)
     try:
-        held = lease.held_seconds() if begun.goes_on else 0.0
-        code = _Watch(paths, lease, begun.wanted, running, heartbeat_seconds, held).until_it_ends()
+        held = lease.held_seconds() if claimed.already_running else 0.0
+        code = _AttemptWatcher(paths, lease, claimed.request, running, heartbeat_seconds, held).until_it_ends()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
@@ -71,51 +71,52 @@ def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
 
 
 @dataclass(frozen=True)
-class Begun:
+class ClaimedRun:
     """An attempt that a job worker has taken on.
 
     Attributes:
         lease: Its right to publish.
-        wanted: How the run was to be queued.
+        request: How the run was to be queued.
         goes_on: Whether its trainer runs already and only wants somebody to watch it.
     """
 
     lease: Lease
-    wanted: JobRequest
-    goes_on: bool = False
+    request: JobRequest
+    already_running: bool = False
 
 
-def begin(paths: RunPaths, job_worker: str, place: str) -> Begun | None:
+def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None:
     """Take a run on: claim the next attempt of a queued one, or watch one that goes on unwatched; None of any other."""
     with changing(paths) as state:
-        wanted = read_request(paths)
+        request = read_request(paths)
         if state.state == "running" and state.job_worker is None and state.place == place:
-            write_state(paths, state.but(job_worker=job_worker))
-            return Begun(Lease.join(paths, state.attempt), wanted, goes_on=True)
+            write_state(paths, state.with_changes(job_worker=job_worker))
+            return ClaimedRun(Lease.join(paths, state.attempt), request, already_running=True)
         if state.state != "queued":
             return None
-        if verdict := blocked_by(paths.folder.parent.parent, wanted):  # its window closed while it stood in the queue
-            write_state(paths, state.moved("scheduled" if state.attempt == 0 else "paused", verdict.why))
+        if verdict := start_blocker(paths.storage, request):  # its window closed while it stood in the queue
+            write_state(paths, state.with_state("scheduled" if state.attempt == 0 else "paused", verdict.why))
             return None
         if paths.result.exists():  # an attempt that was taken for dead had published after all
-            say_published(paths, state)
+            mark_succeeded(paths, state)
             return None
         lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
         paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         started = state.started or run_state.now()
         write_state(
-            paths, state.moved("running", attempt=lease.attempt, job_worker=job_worker, place=place, started=started)
+            paths,
+            state.with_state("running", attempt=lease.attempt, job_worker=job_worker, place=place, started=started),
         )
-        return Begun(lease, wanted)
+        return ClaimedRun(lease, request)
 
 
 @dataclass
-class _Watch:
+class _AttemptWatcher:
     """Sees to one running attempt: its beat, its time, the wishes to stop it."""
 
     paths: RunPaths
     lease: Lease
-    wanted: JobRequest
+    request: JobRequest
     running: RunningTrainer
     heartbeat_seconds: float
     held_seconds: float  # before this watch
@@ -127,15 +128,15 @@ class _Watch:
         Raises:
             LeaseLost: A newer attempt owns the run.
         """
-        begun = beaten = time.monotonic()
+        claimed = beaten = time.monotonic()
         while (code := self.running.wait(POLL_SECONDS)) is None:
             now = time.monotonic()
             if now - beaten >= self.heartbeat_seconds:
                 beaten = now
                 self.lease.check()
                 self._send_heartbeat()
-            self._see_to_time(self.held_seconds + now - begun)
-            self._see_to_stop(now)
+            self._check_time_limits(self.held_seconds + now - claimed)
+            self._enforce_stop(now)
         return code
 
     def _send_heartbeat(self) -> None:
@@ -145,14 +146,14 @@ class _Watch:
         except OSError as error:  # a pause of the storage is no reason to end a run
             log.warning("%s: its beat cannot be written: %s", self.paths.run_id, error)
 
-    def _see_to_time(self, seconds: float) -> None:
-        limit, window = self.wanted.max_duration_seconds, self.wanted.window
+    def _check_time_limits(self, seconds: float) -> None:
+        limit, window = self.request.max_duration_seconds, self.request.window
         if limit and seconds > limit:
             StopRequest("overtime", self.lease.attempt).publish(self.paths.stop)
         elif window and not TimeWindow.parse(window).closes(datetime.now().astimezone()):
             StopRequest("window", self.lease.attempt).publish(self.paths.stop)
 
-    def _see_to_stop(self, now: float) -> None:
+    def _enforce_stop(self, now: float) -> None:
         if not (request := StopRequest.read(self.paths.stop, self.lease.attempt)):
             return
         self.kill_at = self.kill_at or now + (STOP_SECONDS if request.seconds is None else request.seconds)

@@ -14,7 +14,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import read_request
 from jobs.runs.state import RunState, changing, write_state
 
-UNSAID: dict[int, str] = {
+DEFAULT_ERRORS: dict[int, str] = {
     ExitCode.FAILED: "the trainer failed and left no error line; `nightshift logs` shows what it said",
     ExitCode.USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
     ExitCode.STORAGE_FULL: "the storage is full; free space there, then `nightshift retry` goes on from the last good "
@@ -43,8 +43,8 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change("succeeded", None)
     if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
-    if code in UNSAID:
-        return Change("failed", _error_line(paths, attempt) or UNSAID[code])
+    if code in DEFAULT_ERRORS:
+        return Change("failed", _error_line(paths, attempt) or DEFAULT_ERRORS[code])
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
         return Change(
@@ -55,10 +55,10 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
 
 def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
     """Return what it means that the infrastructure took an attempt: another one, or the end when retries are spent."""
-    wanted, state = read_request(paths), run_state.read_state(paths)
-    if state.losses < wanted.retries:
+    request, state = read_request(paths), run_state.read_state(paths)
+    if state.losses < request.retries:
         return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
-    return Change("lost", f"{cause}; {wanted.retries} retries are spent, `nightshift retry` tries again", True)
+    return Change("lost", f"{cause}; {request.retries} retries are spent, `nightshift retry` tries again", True)
 
 
 def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
@@ -77,28 +77,28 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
 
-def declare_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
+def mark_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
     """Take a run from an attempt that shows no life; None when it was not the run's attempt any more."""
     with changing(paths) as state:
         if state.state != "running" or state.attempt != attempt:
             return None
         revoke(paths, attempt)
-        return _write_end(paths, state, _last_words(paths, attempt) or lost(paths, attempt, cause))
+        return _write_end(paths, state, _recorded_outcome(paths, attempt) or lost(paths, attempt, cause))
 
 
-def say_published(paths: RunPaths, state: RunState) -> None:
+def mark_succeeded(paths: RunPaths, state: RunState) -> None:
     """Write down that a run has its result; call it inside `changing`."""
     _write_end(paths, state, Change("succeeded", None))
 
 
-def leave_unwatched(paths: RunPaths, job_worker: str) -> None:
+def release_watch(paths: RunPaths, job_worker: str) -> None:
     """Note that a job worker watches a run no more, which goes on where it runs."""
     with changing(paths) as state:
         if state.state == "running" and state.job_worker == job_worker:
-            write_state(paths, state.but(job_worker=None))
+            write_state(paths, state.with_changes(job_worker=None))
 
 
-def _last_words(paths: RunPaths, attempt: int) -> Change | None:
+def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
     """Return what an attempt that nobody watched left in the run's folder as its last act."""
     if paths.result.exists():
         return Change("succeeded", None)
@@ -112,7 +112,7 @@ def _last_words(paths: RunPaths, attempt: int) -> Change | None:
 
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
     losses = state.losses + int(change.is_loss)
-    written = write_state(paths, state.moved(change.state, change.why, losses=losses, metric=_metric(paths)))
+    written = write_state(paths, state.with_state(change.state, change.why, losses=losses, metric=_metric(paths)))
     paths.stop.unlink(missing_ok=True)  # afterwards: a wish that was heeded and not written down is still owed
     return written
 

@@ -66,7 +66,7 @@ class JobRequest(BaseModel):
         return self.model_dump(mode="json")
 
 
-def request(**options: Any) -> JobRequest:
+def build_request(**options: Any) -> JobRequest:
     """Return the checked request.
 
     Raises:

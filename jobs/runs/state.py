@@ -21,8 +21,8 @@ from jobs.runs import names, webhook_outbox
 
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
-HALVES = (".new-*", ".deleted-*")  # what a submit or a delete that was killed leaves in the folder of runs
-HALVES_STAY_SECONDS = 24 * 3600.0
+LEFTOVERS = (".new-*", ".deleted-*")  # what a submit or a delete that was killed leaves in the folder of runs
+LEFTOVER_SECONDS = 24 * 3600.0
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "lost", "cancelled"})
 
 
@@ -91,21 +91,21 @@ class RunState:
         return self.state in ENDED
 
     @property
-    def wants_a_watcher(self) -> bool:
+    def needs_watcher(self) -> bool:
         """Whether it runs in a place where it goes on alone, and no job worker watches it."""
         return self.state == "running" and self.job_worker is None
 
     @property
-    def is_owed_a_place(self) -> bool:
+    def needs_queueing(self) -> bool:
         """Whether it should stand in a queue or be in a job worker's hands."""
-        return (self.state == "queued" and not self.own_cluster) or self.wants_a_watcher
+        return (self.state == "queued" and not self.own_cluster) or self.needs_watcher
 
-    def moved(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
+    def with_state(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record of the run in another state."""
         ended = now() if state in ENDED else None
-        return self.but(state=state, why=why, ended=ended, **changes)
+        return self.with_changes(state=state, why=why, ended=ended, **changes)
 
-    def but(self, **changes: Any) -> "RunState":
+    def with_changes(self, **changes: Any) -> "RunState":
         """Return the record with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -136,34 +136,34 @@ def write_state(paths: RunPaths, state: RunState) -> RunState:
     if not state.has_ended:
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-    state = state.but(changed=now())
+    state = state.with_changes(changed=now())
     write_json(paths.state, state.to_json())
     if state.has_ended:
-        _tell(paths, state)
+        _notify(paths, state)
         marker.unlink(missing_ok=True)
     return state
 
 
-def settle(paths: RunPaths) -> None:
+def finalize(paths: RunPaths) -> None:
     """Do what the end of a run asks for and whoever wrote it down did not come to: its marker is still there."""
     if not pending_marker(paths).exists():
         return
     with changing(paths) as state:
         if state.has_ended and pending_marker(paths).exists():
-            _tell(paths, state)
+            _notify(paths, state)
             pending_marker(paths).unlink()
 
 
-def forget_unborn(paths: RunPaths) -> None:
+def forget_unpublished_draft(paths: RunPaths) -> None:
     """Remove the marker of a run that was deleted, or whose submitter died before the run was there."""
     draft = paths.folder.with_name(f".new-{paths.run_id}")
     if not draft.exists() and not paths.folder.exists():  # in this order: a draft becomes the folder
         pending_marker(paths).unlink(missing_ok=True)
 
 
-def _tell(paths: RunPaths, state: RunState) -> None:
+def _notify(paths: RunPaths, state: RunState) -> None:
     if state.notify:
-        webhook_outbox.put(paths.folder.parent.parent, state.to_json(), state.notify)
+        webhook_outbox.put(paths.storage, state.to_json(), state.notify)
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def changing(paths: RunPaths) -> Iterator[RunState]:
 
 def pending_marker(paths: RunPaths) -> Path:
     """The file that stands for a run which may still need something done."""
-    return paths.folder.parent.parent / "pending" / paths.run_id
+    return paths.storage / "pending" / paths.run_id
 
 
 def pending_ids(storage: Path) -> list[str]:
@@ -240,14 +240,14 @@ def remove(paths: RunPaths) -> None:
     paths.folder.rename(grave)
     pending_marker(paths).unlink(missing_ok=True)
     if state.name:
-        names.free(paths.folder.parent.parent, state.name, paths.run_id)
+        names.free(paths.storage, state.name, paths.run_id)
     shutil.rmtree(grave)
 
 
 def sweep(storage: Path) -> None:
     """Delete what a submit or a delete left half done a day ago."""
-    for pattern in HALVES:
+    for pattern in LEFTOVERS:
         for half in (storage / "runs").glob(pattern):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - half.stat().st_ctime > HALVES_STAY_SECONDS:
+                if time.time() - half.stat().st_ctime > LEFTOVER_SECONDS:
                     shutil.rmtree(half, ignore_errors=True)

@@ -12,27 +12,27 @@ from jobs.runs.state import read_state
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StartBlocker:
     """Why a run may not start, and whether it ever may."""
 
     why: str
     never: bool = False
 
 
-def blocked_by(storage: Path, wanted: JobRequest, moment: datetime | None = None) -> Verdict | None:
+def start_blocker(storage: Path, request: JobRequest, moment: datetime | None = None) -> StartBlocker | None:
     """Return what keeps a run from starting now, None when nothing does."""
     here = moment or datetime.now().astimezone()
-    if wanted.at and wanted.at.astimezone(UTC) > here.astimezone(UTC):
-        return Verdict(f"waits until {wanted.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
-    for run_id in wanted.after:
+    if request.at and request.at.astimezone(UTC) > here.astimezone(UTC):
+        return StartBlocker(f"waits until {request.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    for run_id in request.after:
         try:
             other = read_state(RunPaths.of(storage, run_id))
         except ClusterError:
-            return Verdict(f"{run_id}, which it was to follow, was deleted", never=True)
+            return StartBlocker(f"{run_id}, which it was to follow, was deleted", never=True)
         if other.has_ended and other.state != "succeeded":
-            return Verdict(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
+            return StartBlocker(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
         if other.state != "succeeded":
-            return Verdict(f"waits for {run_id}")
-    if wanted.window and not TimeWindow.parse(wanted.window).closes(here):
-        return Verdict(f"waits for its window {wanted.window}")
+            return StartBlocker(f"waits for {run_id}")
+    if request.window and not TimeWindow.parse(request.window).closes(here):
+        return StartBlocker(f"waits for its window {request.window}")
     return None

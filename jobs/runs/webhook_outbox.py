@@ -12,7 +12,7 @@ from cluster.files import write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 
-TOLD = ("id", "name", "kind", "state", "why", "attempt", "metric", "created", "started", "ended")
+BODY_FIELDS = ("id", "name", "kind", "state", "why", "attempt", "metric", "created", "started", "ended")
 
 
 def refuse_address(settings: Settings, url: str) -> None:
@@ -36,7 +36,7 @@ def put(storage: Path, state: dict[str, Any], url: str) -> None:
     """Keep a message about a run's state until it has arrived."""
     folder = storage / "outbox"
     folder.mkdir(exist_ok=True)
-    message = {"url": url, "tries": 0, "not_before": 0.0, "body": {key: state.get(key) for key in TOLD}}
+    message = {"url": url, "tries": 0, "not_before": 0.0, "body": {key: state.get(key) for key in BODY_FIELDS}}
     write_json(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json", message)
 
 
