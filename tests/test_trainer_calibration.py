@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, recall_score
 
 from trainer.errors import CheckpointError, TrainerError
-from trainer.evaluation.calibration import Calibration, best_temperature, decide, tempered, threshold_for_sensitivity
+from trainer.evaluation.calibration import (
+    Calibration,
+    apply_temperature,
+    fit_temperature,
+    predicted_classes,
+    threshold_for_sensitivity,
+)
 
 WEIGHTS = "ab" * 32
 
@@ -17,33 +23,33 @@ def drawn(count, sharpness, seed=0):
     random = np.random.default_rng(seed)
     true = 1 / (1 + np.exp(-random.normal(0, 2, count)))
     labels = (random.random(count) > true).astype(np.int64)
-    return tempered(np.stack([true, 1 - true], axis=1), 1 / sharpness), labels
+    return apply_temperature(np.stack([true, 1 - true], axis=1), 1 / sharpness), labels
 
 
 def test_the_temperature_undoes_overconfidence():
     probabilities, labels = drawn(20_000, sharpness=3.0)
 
-    temperature = best_temperature(probabilities, labels)
+    temperature = fit_temperature(probabilities, labels)
 
     assert temperature == pytest.approx(3.0, rel=0.05)
-    assert log_loss(labels, tempered(probabilities, temperature)) < log_loss(labels, probabilities) - 0.1
+    assert log_loss(labels, apply_temperature(probabilities, temperature)) < log_loss(labels, probabilities) - 0.1
 
 
 def test_a_model_that_is_always_right_is_not_made_certain():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
 
-    assert best_temperature(probabilities, np.array([0, 1])) >= 0.5
+    assert fit_temperature(probabilities, np.array([0, 1])) >= 0.5
 
 
 def test_a_temperature_divides_the_logits():
     logits = np.array([[2.0, -1.0, 0.5]])
     softmax = np.exp(logits) / np.exp(logits).sum()
 
-    assert tempered(softmax, 2.0) == pytest.approx(np.exp(logits / 2) / np.exp(logits / 2).sum())
+    assert apply_temperature(softmax, 2.0) == pytest.approx(np.exp(logits / 2) / np.exp(logits / 2).sum())
 
 
 def test_a_probability_of_zero_stays_zero():
-    assert tempered(np.array([[0.0, 1.0]]), 3.0).tolist() == [[0.0, 1.0]]
+    assert apply_temperature(np.array([[0.0, 1.0]]), 3.0).tolist() == [[0.0, 1.0]]
 
 
 def test_the_threshold_is_the_highest_that_misses_none_beyond_the_allowance():
@@ -72,7 +78,7 @@ def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(sco
     threshold, reached = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=wanted, name="x")
 
     def sensitivity(cut):
-        return recall_score(labels == 0, decide(probabilities, positive=0, threshold=cut) == 0)
+        return recall_score(labels == 0, predicted_classes(probabilities, positive=0, threshold=cut) == 0)
 
     assert sensitivity(threshold) == pytest.approx(reached)
     assert reached >= wanted
@@ -88,8 +94,8 @@ def test_a_validation_split_without_the_class_is_refused():
 def test_below_the_threshold_the_likeliest_other_class_is_called():
     probabilities = np.array([[0.5, 0.2, 0.3], [0.7, 0.1, 0.2], [0.1, 0.2, 0.7]])
 
-    assert decide(probabilities, positive=0, threshold=0.6).tolist() == [2, 0, 2]
-    assert decide(probabilities, positive=0, threshold=None).tolist() == [0, 0, 2]
+    assert predicted_classes(probabilities, positive=0, threshold=0.6).tolist() == [2, 0, 2]
+    assert predicted_classes(probabilities, positive=0, threshold=None).tolist() == [0, 0, 2]
 
 
 def test_what_was_chosen_lies_beside_the_model(tmp_path):
@@ -97,13 +103,13 @@ def test_what_was_chosen_lies_beside_the_model(tmp_path):
 
     chosen.write(tmp_path, WEIGHTS)
 
-    assert Calibration.of(tmp_path, WEIGHTS) == chosen.model_copy(update={"model": WEIGHTS})
+    assert Calibration.read(tmp_path, WEIGHTS) == chosen.model_copy(update={"model": WEIGHTS})
     assert chosen.threshold_for("covid") == 0.2
     assert chosen.threshold_for("normal") is None
 
 
 def test_a_model_without_calibration_is_taken_as_it_is(tmp_path):
-    found = Calibration.of(tmp_path, WEIGHTS)
+    found = Calibration.read(tmp_path, WEIGHTS)
 
     assert (found.temperature, found.threshold) == (1.0, None)
 
@@ -112,7 +118,7 @@ def test_the_calibration_of_other_weights_is_refused(tmp_path):
     Calibration(threshold=0.2, positive="covid").write(tmp_path, WEIGHTS)
 
     with pytest.raises(CheckpointError, match="was made for other weights"):
-        Calibration.of(tmp_path, "cd" * 32)
+        Calibration.read(tmp_path, "cd" * 32)
 
 
 @pytest.mark.parametrize("content", ["{", json.dumps({"model": WEIGHTS, "temperature": 0}), "[]"])
@@ -120,4 +126,4 @@ def test_a_damaged_calibration_is_refused(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
 
     with pytest.raises(CheckpointError, match="is damaged; remove it, or replace it"):
-        Calibration.of(tmp_path, WEIGHTS)
+        Calibration.read(tmp_path, WEIGHTS)

@@ -5,7 +5,7 @@ import torch
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
 from trainer.report.gradcam import evidence
-from trainer.report.mistakes import looked_at, worst
+from trainer.report.misclassified import with_pictures, worst_misclassified
 
 SIDE = 96  # three by three places on the last feature maps
 CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE)
@@ -75,9 +75,9 @@ def test_looking_leaves_the_model_as_it_was(model):
 def test_each_mistake_gets_its_picture_and_its_file(model):
     labels, called = np.array([0, 1, 1]), np.array([1, 1, 0])
     probabilities = np.array([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]])
-    found = worst(np.array([10, 11, 12]), labels, called, probabilities, positive=0)
+    found = worst_misclassified(np.array([10, 11, 12]), labels, called, probabilities, positive=0)
 
-    pictured = looked_at(found, {10: ("a.png", spot(0, 0)), 12: ("b.png", spot(1, 1))}, model, CONFIG)
+    pictured = with_pictures(found, {10: ("a.png", spot(0, 0)), 12: ("b.png", spot(1, 1))}, model, CONFIG)
 
     assert [(mistake.id, mistake.sort, mistake.source) for mistake in pictured] == [
         (10, "missed", "a.png"),
@@ -91,7 +91,7 @@ def test_of_each_sort_only_the_worst_are_kept():
     scores = np.linspace(0.01, 0.49, 40)
     probabilities = np.stack([scores, 1 - scores], axis=1)
 
-    found = worst(np.arange(40), np.zeros(40, int), np.ones(40, int), probabilities, positive=0, limit=5)
+    found = worst_misclassified(np.arange(40), np.zeros(40, int), np.ones(40, int), probabilities, positive=0, limit=5)
 
     assert [mistake.id for mistake in found] == [0, 1, 2, 3, 4]
 

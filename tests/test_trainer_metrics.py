@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import figures
-from trainer.evaluation.metrics import BINS, score
+from trainer.evaluation.metrics import BINS, classification_metrics
 
 COVID = ("covid", "normal")
 THREE = ("cat", "dog", "fox")
@@ -31,7 +31,7 @@ def test_the_figures_of_four_known_images_are_exact():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
     labels = np.array([0, 0, 1, 1])
 
-    found = score(probabilities, labels, classes=COVID, positive="covid", intervals=False)
+    found = classification_metrics(probabilities, labels, classes=COVID, positive="covid", intervals=False)
 
     assert found["confusion_matrix"] == [[1, 1], [0, 2]]
     assert (found["false_negatives"], found["false_positives"]) == (1, 0)
@@ -48,7 +48,7 @@ def test_the_calibration_error_is_the_one_of_torchmetrics(count, classes):
     odds = np.random.default_rng(count).dirichlet([0.5] * classes, size=count)
     labels = np.random.default_rng(classes).integers(0, classes, count)
 
-    found = score(odds, labels, classes=THREE[:classes], positive=None, intervals=False)
+    found = classification_metrics(odds, labels, classes=THREE[:classes], positive=None, intervals=False)
 
     theirs = multiclass_calibration_error(
         torch.from_numpy(odds), torch.from_numpy(labels), num_classes=classes, n_bins=BINS
@@ -57,7 +57,9 @@ def test_the_calibration_error_is_the_one_of_torchmetrics(count, classes):
 
 
 def test_a_model_that_is_sure_and_right_has_no_calibration_error():
-    found = score(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0]), classes=THREE, positive=None, intervals=False)
+    found = classification_metrics(
+        np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0]), classes=THREE, positive=None, intervals=False
+    )
 
     assert found["ece"] == 0
 
@@ -65,7 +67,7 @@ def test_a_model_that_is_sure_and_right_has_no_calibration_error():
 def test_every_figure_is_a_json_value():
     probabilities, labels = drawn(50, 3)
 
-    found = score(probabilities, labels, classes=THREE, positive=None, threshold=0.3)
+    found = classification_metrics(probabilities, labels, classes=THREE, positive=None, threshold=0.3)
 
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
@@ -73,7 +75,9 @@ def test_every_figure_is_a_json_value():
 def test_a_threshold_trades_misses_for_alarms_and_the_default_stands_beside_it():
     probabilities, labels = drawn(400, 2)
 
-    found = score(probabilities, labels, classes=COVID, positive="covid", threshold=0.1, intervals=False)
+    found = classification_metrics(
+        probabilities, labels, classes=COVID, positive="covid", threshold=0.1, intervals=False
+    )
 
     assert found["false_negatives"] < found["at_default"]["false_negatives"]
     assert found["false_positives"] > found["at_default"]["false_positives"]
@@ -83,8 +87,8 @@ def test_a_threshold_trades_misses_for_alarms_and_the_default_stands_beside_it()
 def test_the_other_class_can_be_the_positive_one():
     probabilities, labels = drawn(200, 2)
 
-    covid = score(probabilities, labels, classes=COVID, positive="covid", intervals=False)
-    normal = score(probabilities, labels, classes=COVID, positive="normal", intervals=False)
+    covid = classification_metrics(probabilities, labels, classes=COVID, positive="covid", intervals=False)
+    normal = classification_metrics(probabilities, labels, classes=COVID, positive="normal", intervals=False)
 
     assert covid["sensitivity"] == normal["specificity"]
     assert covid["false_negatives"] == normal["false_positives"]
@@ -94,7 +98,7 @@ def test_the_other_class_can_be_the_positive_one():
 def test_many_classes_are_ranked_one_against_the_rest():
     probabilities, labels = drawn(300, 3)
 
-    found = score(probabilities, labels, classes=THREE, positive="dog", intervals=False)
+    found = classification_metrics(probabilities, labels, classes=THREE, positive="dog", intervals=False)
 
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"))
 
@@ -102,7 +106,7 @@ def test_many_classes_are_ranked_one_against_the_rest():
 def test_a_split_of_one_class_says_why_it_cannot_be_ranked():
     probabilities, _ = drawn(5, 2)
 
-    found = score(probabilities, np.zeros(5, dtype=np.int64), classes=COVID, positive="covid")
+    found = classification_metrics(probabilities, np.zeros(5, dtype=np.int64), classes=COVID, positive="covid")
 
     assert found["auroc"] is None
     assert found["undefined"]["auroc"] == "only covid stands in this split, and ranking needs two classes"
@@ -114,7 +118,7 @@ def test_a_class_without_images_is_named():
     probabilities, labels = drawn(60, 3)
     kept = labels != 2
 
-    found = score(probabilities[kept], labels[kept], classes=THREE, positive=None, intervals=False)
+    found = classification_metrics(probabilities[kept], labels[kept], classes=THREE, positive=None, intervals=False)
 
     assert found["undefined"]["auroc"] == "mean without fox, of which this split has none"
     assert found["per_class"]["fox"]["recall"] is None
@@ -149,7 +153,7 @@ def test_the_weighted_figures_of_a_resample_are_those_of_scikit_learn(classes):
 def test_every_interval_holds_its_figure():
     probabilities, labels = drawn(500, 3)
 
-    found = score(probabilities, labels, classes=THREE, positive="cat")
+    found = classification_metrics(probabilities, labels, classes=THREE, positive="cat")
 
     for name, (low, high) in found["intervals"].items():
         assert low < found[name] < high, name
@@ -160,9 +164,11 @@ def test_images_of_one_patient_do_not_narrow_the_interval():
     patients = [f"{patient:02}" for patient in range(60) for _ in range(10)]
     copies = np.repeat(np.arange(60), 10)
 
-    alone = score(probabilities, labels, classes=COVID, positive=None)["intervals"]["accuracy"]
-    grouped = score(probabilities[copies], labels[copies], classes=COVID, positive=None, groups=patients)
-    naive = score(probabilities[copies], labels[copies], classes=COVID, positive=None)
+    alone = classification_metrics(probabilities, labels, classes=COVID, positive=None)["intervals"]["accuracy"]
+    grouped = classification_metrics(
+        probabilities[copies], labels[copies], classes=COVID, positive=None, groups=patients
+    )
+    naive = classification_metrics(probabilities[copies], labels[copies], classes=COVID, positive=None)
 
     assert grouped["intervals"]["accuracy"] == pytest.approx(alone)
     assert np.ptp(naive["intervals"]["accuracy"]) < 0.5 * np.ptp(alone)
@@ -172,7 +178,8 @@ def test_the_same_seed_gives_the_same_intervals():
     probabilities, labels = drawn(80, 2)
 
     first, again, other = (
-        score(probabilities, labels, classes=COVID, positive=None, seed=seed)["intervals"] for seed in (1, 1, 2)
+        classification_metrics(probabilities, labels, classes=COVID, positive=None, seed=seed)["intervals"]
+        for seed in (1, 1, 2)
     )
 
     assert first == again
@@ -183,7 +190,7 @@ def test_a_hundred_thousand_images_are_scored_within_seconds():
     probabilities, labels = drawn(100_000, 2)
 
     began = time.process_time()
-    score(probabilities, labels, classes=COVID, positive=None)
+    classification_metrics(probabilities, labels, classes=COVID, positive=None)
 
     assert time.process_time() - began < 40
 
@@ -199,4 +206,4 @@ def test_a_hundred_thousand_images_are_scored_within_seconds():
 )
 def test_what_cannot_be_scored_is_refused(probabilities, labels, positive, error, words):
     with pytest.raises(error, match=words):
-        score(probabilities, labels, classes=COVID, positive=positive)
+        classification_metrics(probabilities, labels, classes=COVID, positive=positive)

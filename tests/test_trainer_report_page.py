@@ -11,11 +11,11 @@ from PIL import Image
 
 from cluster.run_paths import RunPaths
 from data_shards.index import Shard, ShardIndex
-from trainer.evaluation.calibration import decide
-from trainer.evaluation.metrics import score
+from trainer.evaluation.calibration import predicted_classes
+from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.report.gradcam import jpeg, overlay
-from trainer.report.mistakes import worst
+from trainer.report.misclassified import worst_misclassified
 from trainer.report.page import ReportData, render, write_page
 
 CHROMIUM = next(
@@ -39,9 +39,13 @@ def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed
     logits = random.normal(size=(count, len(classes))) * 1.5
     logits[np.arange(count), labels] += 2
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    metrics = score(probabilities, labels, classes=classes, positive=None, threshold=threshold)
-    mistakes = worst(
-        np.arange(count), labels, decide(probabilities, positive=0, threshold=threshold), probabilities, positive=0
+    metrics = classification_metrics(probabilities, labels, classes=classes, positive=None, threshold=threshold)
+    misclassified = worst_misclassified(
+        np.arange(count),
+        labels,
+        predicted_classes(probabilities, positive=0, threshold=threshold),
+        probabilities,
+        positive=0,
     )
     ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(1, 64, 64)
     picture, heat = jpeg(ramp), overlay(ramp, np.eye(64, dtype=np.float32))
@@ -68,7 +72,7 @@ def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed
             {"epoch": e, "train_loss": 1 / e, "valid_loss": 1.2 / e, "valid_accuracy": 1 - 0.5 / e, "valid_auroc": None}
             for e in range(1, epochs + 1)
         ],
-        mistakes=[replace(mistake, image=picture, heat=heat) for mistake in mistakes],
+        misclassified=[replace(mistake, image=picture, heat=heat) for mistake in misclassified],
     )
 
 
@@ -103,14 +107,16 @@ def test_class_names_are_text_and_never_markup():
 
 def test_the_worst_missed_image_comes_first():
     data = made_up(count=300)
-    missed = [mistake for mistake in data.mistakes if mistake.sort == "missed"]
+    missed = [mistake for mistake in data.misclassified if mistake.sort == "missed"]
 
     page = render(data)
 
     surest = [mistake.probabilities[0] for mistake in missed]
     assert len(missed) > 2
     assert surest == sorted(surest)
-    assert [mistake.sort for mistake in data.mistakes] == sorted([m.sort for m in data.mistakes], reverse=True)
+    assert [mistake.sort for mistake in data.misclassified] == sorted(
+        [m.sort for m in data.misclassified], reverse=True
+    )
     first, second = (page.index(f"image {mistake.id}</small>") for mistake in missed[:2])
     assert first < second
 
@@ -135,7 +141,9 @@ def test_a_split_of_one_class_still_gives_a_page():
         ),
         metrics={
             "split": "test",
-            **score(data.predictions.probabilities, np.ones(6, dtype=np.int64), classes=data.classes, positive=None),
+            **classification_metrics(
+                data.predictions.probabilities, np.ones(6, dtype=np.int64), classes=data.classes, positive=None
+            ),
         },
     )
 
@@ -183,5 +191,5 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
     )  # fmt: skip
 
     reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
-    assert reported == {"images": 2 * len(data.mistakes), "broken": 0, "overflow": 0, "charts": 5, "errors": []}
+    assert reported == {"images": 2 * len(data.misclassified), "broken": 0, "overflow": 0, "charts": 5, "errors": []}
     assert "CONSOLE" not in shown.stderr

@@ -10,8 +10,8 @@ from trainer.attempt import Attempt
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
-from trainer.evaluation.calibration import Calibration, calibrated
-from trainer.evaluation.scoring import Scored, figures_of, keep_predictions, model_on
+from trainer.evaluation.calibration import Calibration, fit_calibration
+from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
 from trainer.model.bundle import read_model
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
@@ -70,22 +70,22 @@ def _evaluate(context: WorkerContext) -> dict[str, Any]:
     extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
-    found = {split: model_on(context, extraction, model, split) for split in splits}
-    keep_predictions(context, found[spec.split])
+    found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
+    save_predictions(context, found[spec.split])
     weights = str(manifest["files"][MODEL_FILE])
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
         if context.process_group.is_rank_zero:
             _keep(calibration, folder, weights)
     else:
-        calibration = Calibration.of(folder, weights)
-    return figures_of(
+        calibration = Calibration.read(folder, weights)
+    return split_metrics(
         found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
     )
 
 
-def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: Scored) -> Calibration:
-    return calibrated(
+def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> Calibration:
+    return fit_calibration(
         valid.probabilities(),
         valid.labels,
         data=index.digest,

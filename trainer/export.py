@@ -37,7 +37,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     folder, form = model_folder(spec.model, attempt.settings), EXPORT_FORMATS[spec.format]
     model, config, manifest = read_model(folder)
     weights = str(manifest["files"][MODEL_FILE])
-    calibration = Calibration.of(folder, weights)
+    calibration = Calibration.read(folder, weights)
     images = sample_images(spec.samples, attempt.settings, manifest, image_size=config.image_size)
     deployed, facts = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
     target = attempt.paths.exported(form.ending)

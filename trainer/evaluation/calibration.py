@@ -64,7 +64,7 @@ class Calibration(BaseModel):
             ) from error
 
     @classmethod
-    def of(cls, folder: Path, model: str) -> "Calibration":
+    def read(cls, folder: Path, model: str) -> "Calibration":
         """Return what lies beside the model whose weights have the sha256 `model`; nothing chosen when nothing does.
 
         Raises:
@@ -90,7 +90,7 @@ class Calibration(BaseModel):
         return self.threshold if self.positive == positive else None
 
 
-def calibrated(
+def fit_calibration(
     probabilities: Floats,
     labels: Labels,
     *,
@@ -104,13 +104,13 @@ def calibrated(
     Raises:
         TrainerError: A threshold is wished, and the split has no image of the positive class.
     """
-    temperature = best_temperature(probabilities, labels)
+    temperature = fit_temperature(probabilities, labels)
     chosen = Calibration(temperature=temperature, data=data, samples=len(labels))
     if min_sensitivity is None:
         return chosen
     name = positive or classes[0]
     threshold, reached = threshold_for_sensitivity(
-        tempered(probabilities, temperature),
+        apply_temperature(probabilities, temperature),
         labels,
         positive=classes.index(name),
         min_sensitivity=min_sensitivity,
@@ -120,7 +120,7 @@ def calibrated(
     return chosen.model_copy(update=wished)
 
 
-def decide(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:
+def predicted_classes(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:
     """Return the class called for each row (N, C), as (N,) int64.
 
     Without a threshold the likeliest class (the first of equals); with one, `positive` wherever its probability
@@ -134,7 +134,7 @@ def decide(probabilities: Floats, *, positive: int, threshold: float | None) -> 
     return np.where(reached, positive, others.argmax(axis=1)).astype(np.int64)
 
 
-def tempered(probabilities: Floats, temperature: float) -> Floats:
+def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
     """Return the probabilities (N, C) that the same logits give when divided by `temperature` before softmax."""
     if temperature == 1:
         return probabilities
@@ -144,12 +144,12 @@ def tempered(probabilities: Floats, temperature: float) -> Floats:
     return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def best_temperature(probabilities: Floats, labels: Labels) -> float:
+def fit_temperature(probabilities: Floats, labels: Labels) -> float:
     """Return the temperature of least cross-entropy on the validation split (Guo et al. 2017), within bounds."""
     every = range(probabilities.shape[1])
 
     def loss(logarithm: float) -> float:
-        return float(sk.log_loss(labels, tempered(probabilities, float(np.exp(logarithm))), labels=every))
+        return float(sk.log_loss(labels, apply_temperature(probabilities, float(np.exp(logarithm))), labels=every))
 
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
     return round(float(np.exp(found.x)), 4)

@@ -11,12 +11,12 @@ from sklearn.calibration import calibration_curve
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
 from trainer.evaluation.bootstrap import intervals as bootstrap_intervals
-from trainer.evaluation.calibration import decide, tempered
+from trainer.evaluation.calibration import apply_temperature, predicted_classes
 
 BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
 
-def score(
+def classification_metrics(
     probabilities: Floats,
     labels: Labels,
     *,
@@ -37,7 +37,7 @@ def score(
         positive: Class whose sensitivity counts; None takes the first.
         threshold: Call a sample positive from this probability on; None takes the likeliest class. With a
             threshold, `at_default` holds what the likeliest class would have given.
-        temperature: Of the probabilities that `threshold` and people see; `calibrated` holds their figures. The
+        temperature: Of the probabilities that `threshold` and people see; `fit_calibration` holds their figures. The
             others are of `probabilities` as they came, so that they stay comparable with those of training.
         groups: Patient or case of each sample; the intervals then resample whole groups.
         seed: Of the resampling.
@@ -52,8 +52,8 @@ def score(
     """
     at = position_of(positive, classes)
     probabilities, labels = _checked(probabilities, labels, classes)
-    seen = tempered(probabilities, temperature)
-    predicted = decide(seen, positive=at, threshold=threshold)
+    seen = apply_temperature(probabilities, temperature)
+    predicted = predicted_classes(seen, positive=at, threshold=threshold)
     ranking, undefined = _ranking(probabilities, labels, classes, at)
     found: dict[str, Any] = {
         "n": len(labels),

@@ -17,7 +17,7 @@ from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.calibration import Calibration
-from trainer.evaluation.metrics import score
+from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.model.efficientnet import Classifier
 
@@ -25,7 +25,7 @@ BATCH = 256  # rows at once on each rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ModelOutputs:
     """What a model says of each sample of a split, in the order of sample ids.
 
     Attributes:
@@ -44,7 +44,7 @@ class Scored:
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def scored(
+def model_outputs(
     module: nn.Module,
     source: BatchLoader,
     index: ShardIndex,
@@ -53,7 +53,7 @@ def scored(
     *,
     autocast: bool = False,
     at_once: int = BATCH,
-) -> Scored:
+) -> ModelOutputs:
     """Return every sample's logits, on every rank; every rank must call it.
 
     Each rank takes its part of the split; the parts meet once at the end, so ranks may have different numbers of
@@ -69,7 +69,7 @@ def scored(
     )
     rows = process_group.gather_rows(_rows(module, source, plan, process_group, autocast=autocast))
     rows = rows[rows[:, 0].argsort()]
-    return Scored(logits=rows[:, 2:].numpy(), labels=rows[:, 1].long().numpy())
+    return ModelOutputs(logits=rows[:, 2:].numpy(), labels=rows[:, 1].long().numpy())
 
 
 @torch.no_grad()
@@ -87,7 +87,9 @@ def _rows(
     return torch.cat(rows)
 
 
-def model_on(context: WorkerContext, extraction: FeatureExtractor, model: Classifier, split: str) -> Scored:
+def classifier_outputs(
+    context: WorkerContext, extraction: FeatureExtractor, model: Classifier, split: str
+) -> ModelOutputs:
     """Return what the model says of each sample of a split; every rank must call it.
 
     The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
@@ -96,11 +98,13 @@ def model_on(context: WorkerContext, extraction: FeatureExtractor, model: Classi
     found = extraction.of_split(split)
     device = context.process_group.device
     source = FeatureLoader(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
-    return replace(scored(model.head, source, extraction.index, split, context.process_group), groups=found.groups)
+    return replace(
+        model_outputs(model.head, source, extraction.index, split, context.process_group), groups=found.groups
+    )
 
 
-def figures_of(
-    found: Scored,
+def split_metrics(
+    found: ModelOutputs,
     classes: tuple[str, ...],
     calibration: Calibration,
     split: str,
@@ -114,7 +118,7 @@ def figures_of(
     """
     name = positive or calibration.positive or classes[0]
     threshold = calibration.threshold_for(name)
-    figures = score(
+    figures = classification_metrics(
         found.probabilities(),
         found.labels,
         classes=classes,
@@ -128,7 +132,7 @@ def figures_of(
     return {"split": split, **figures, **wished}
 
 
-def keep_predictions(context: WorkerContext, found: Scored) -> None:
+def save_predictions(context: WorkerContext, found: ModelOutputs) -> None:
     """Write what was said of each sample beside the run's other files; only the leading rank does.
 
     Raises:
@@ -142,8 +146,8 @@ def keep_predictions(context: WorkerContext, found: Scored) -> None:
     Predictions(ids=ids, labels=found.labels, probabilities=found.probabilities()).write(attempt.paths.predictions)
 
 
-def epoch_figures(result: Scored) -> dict[str, Any]:
-    """Return loss, accuracy, balanced accuracy and AUROC of a split as `score` does, eight times faster.
+def epoch_metrics(result: ModelOutputs) -> dict[str, Any]:
+    """Return loss, accuracy, balanced accuracy and AUROC of a split as `classification_metrics` does, 8 times faster.
 
     Classes are called by position; AUROC is that of class 0 with two classes, else the mean of one against the rest.
     """

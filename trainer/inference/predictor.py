@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.transforms import normalised
-from trainer.evaluation.calibration import Calibration, Floats, Labels, decide, tempered
+from trainer.evaluation.calibration import Calibration, Floats, Labels, apply_temperature, predicted_classes
 from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
 from trainer.model.folded_backbone import FoldedBackbone
@@ -34,7 +34,7 @@ class Predictor:
             CheckpointError: It is absent, damaged or of another version.
         """
         model, config, manifest = read_model(folder)
-        calibration = Calibration.of(folder, str(manifest["files"][MODEL_FILE]))
+        calibration = Calibration.read(folder, str(manifest["files"][MODEL_FILE]))
         return cls(config, calibration, FoldedBackbone(model.backbone, config.precision, device), model.head)
 
     @torch.inference_mode()
@@ -45,10 +45,10 @@ class Predictor:
         features = self.backbone(images, partial(normalised, config=self.config))
         logits = self.head(features).double().numpy()
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return tempered(powers / powers.sum(axis=1, keepdims=True), self.calibration.temperature)
+        return apply_temperature(powers / powers.sum(axis=1, keepdims=True), self.calibration.temperature)
 
     def decisions(self, probabilities: Floats) -> Labels:
         """Return the class called for each row (B,), at the stored threshold where there is one."""
         positive = self.calibration.positive
         at = 0 if positive is None else self.config.classes.index(positive)
-        return decide(probabilities, positive=at, threshold=self.calibration.threshold)
+        return predicted_classes(probabilities, positive=at, threshold=self.calibration.threshold)

@@ -42,7 +42,7 @@ def roc_curves(
 
     `point` is the sensitivity and specificity of the decisions made.
     """
-    lines = [Line(name="chance", xs=(0, 1), ys=(0, 1), quiet=True)]
+    lines = [Line(name="chance", xs=(0, 1), ys=(0, 1), reference=True)]
     for colour, c in enumerate(_drawn(labels, classes, positive)):
         false, true, _ = sk.roc_curve(labels == c, probabilities[:, c])
         lines.append(_thinned(classes[c], false, true, colour))
@@ -51,7 +51,7 @@ def roc_curves(
         lines,
         x=Axis(name=f"false alarms among not {classes[positive]}", low=0, high=1),
         y=Axis(name=f"{classes[positive]} found (sensitivity)", low=0, high=1),
-        says="ROC curve",
+        description="ROC curve",
         marks=marks,
         square=True,
     )
@@ -62,7 +62,7 @@ def precision_recall_curves(
 ) -> Chart:
     """Draw precision over recall, likewise; `point` is the sensitivity and precision of the decisions made."""
     share = float((labels == positive).mean())
-    lines = [Line(name="chance", xs=(0, 1), ys=(share, share), quiet=True)]
+    lines = [Line(name="chance", xs=(0, 1), ys=(share, share), reference=True)]
     for colour, c in enumerate(_drawn(labels, classes, positive)):
         precision, recall, _ = sk.precision_recall_curve(labels == c, probabilities[:, c], drop_intermediate=True)
         lines.append(_thinned(classes[c], recall[::-1], precision[::-1], colour))
@@ -71,7 +71,7 @@ def precision_recall_curves(
         lines,
         x=Axis(name="found (recall)", low=0, high=1),
         y=Axis(name="right when called (precision)", low=0, high=1),
-        says="Precision and recall curve",
+        description="Precision and recall curve",
         marks=marks,
         square=True,
     )
@@ -85,12 +85,12 @@ def reliability(probabilities: Floats, labels: Labels, *, classes: Sequence[str]
     shares = counts / counts.sum()
     return chart(
         [
-            Line(name="perfect", xs=(0, 1), ys=(0, 1), quiet=True),
+            Line(name="perfect", xs=(0, 1), ys=(0, 1), reference=True),
             Line(name="this model", xs=said, ys=happened, dots=True),
         ],
         x=Axis(name=f"predicted probability of {classes[positive]}", low=0, high=1),
         y=Axis(name=f"share that is {classes[positive]}", low=0, high=1),
-        says="Reliability diagram",
+        description="Reliability diagram",
         bars=[(a, b, s) for a, b, s in zip(edges, edges[1:], shares, strict=False) if s > 0],
         square=True,
     )
@@ -117,7 +117,7 @@ def _over_epochs(epochs: Epochs, named: Mapping[str, str], best: int | None, y: 
     last = max((float(epoch["epoch"]) for epoch in epochs), default=1.0)
     first = min((float(epoch["epoch"]) for epoch in epochs), default=0.0)
     x = Axis(name="epoch", low=first, high=max(last, first + 1), whole=True)
-    return chart(lines, x=x, y=y, says=f"{' and '.join(named.values())} over the epochs", marks=marks)
+    return chart(lines, x=x, y=y, description=f"{' and '.join(named.values())} over the epochs", marks=marks)
 
 
 def _series(epochs: Epochs, key: str) -> list[tuple[float, float]]:

@@ -14,10 +14,10 @@ from cluster.resources import this_machine
 from data_shards.index import ShardIndex, read_index
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
-from trainer.evaluation.calibration import decide, tempered
+from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
 from trainer.model.bundle import read_model
-from trainer.report.mistakes import Mistake, Pixels, looked_at, worst
+from trainer.report.misclassified import MisclassifiedImage, Pixels, with_pictures, worst_misclassified
 from trainer.report.page import ReportData, SearchSection
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
@@ -27,7 +27,7 @@ ELSEWHERE = ("cost", "importance")  # of the details of a search: shown in place
 FEW = 30  # images of a class: below, one error moves its recall by more than three points
 
 
-def gathered(
+def gather_report(
     attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult, search: SearchSection | None
 ) -> ReportData:
     """Return all that the page of a run is made of."""
@@ -43,7 +43,9 @@ def gathered(
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
         search=search or SearchSection(),
-        mistakes=_mistakes(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)),
+        misclassified=_mistakes(
+            spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)
+        ),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
     )
@@ -51,12 +53,12 @@ def gathered(
 
 def _mistakes(
     location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
-) -> tuple[Mistake, ...]:
+) -> tuple[MisclassifiedImage, ...]:
     """Return the worst mistakes with pictures and overlays, by the published model on the CPU."""
-    seen = tempered(predictions.probabilities, metrics["temperature"])
+    seen = apply_temperature(predictions.probabilities, metrics["temperature"])
     positive = list(metrics["classes"]).index(metrics["positive"])
-    called = decide(seen, positive=positive, threshold=metrics["threshold"])
-    found = worst(predictions.ids, predictions.labels, called, seen, positive=positive)
+    called = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
+    found = worst_misclassified(predictions.ids, predictions.labels, called, seen, positive=positive)
     if not found:
         return ()
     model, config, _ = read_model(folder)
@@ -65,7 +67,7 @@ def _mistakes(
     for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
         pictures = zip(batch.sources, batch.images.numpy(), strict=True)
         images |= dict(zip(batch.ids.tolist(), pictures, strict=True))
-    return looked_at(found, images, model, config)
+    return with_pictures(found, images, model, config)
 
 
 def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cluster.files import write_text
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
-from trainer.evaluation.calibration import tempered
+from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.predictions import Predictions
 from trainer.report import charts
-from trainer.report.mistakes import Mistake
+from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
@@ -36,12 +36,12 @@ NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class ReportChart:
     """A chart with its title and one line on how to read it; a wide one takes the page's whole width."""
 
     chart: Chart
     title: str
-    says: str
+    caption: str
     wide: bool = False
 
 
@@ -51,11 +51,11 @@ class SearchSection:
 
     Attributes:
         leaderboard: The best trials, a row each, all with the same columns.
-        drawings: How the search came to its best.
+        charts: How the search came to its best.
     """
 
     leaderboard: Sequence[Mapping[str, Any]] = ()
-    drawings: Sequence[Drawing] = ()
+    charts: Sequence[ReportChart] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class ReportData:
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
     search: SearchSection = SearchSection()
-    mistakes: Sequence[Mistake] = ()
+    misclassified: Sequence[MisclassifiedImage] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -139,7 +139,7 @@ class ReportData:
     def judgement(self) -> Mapping[str, Chart]:
         """ROC, precision-recall and reliability; the first two only where two classes have images."""
         labels, classes, positive = self.predictions.labels, self.classes, self.positive
-        given = tempered(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
+        given = apply_temperature(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
         drawn = {"reliability": charts.reliability(given, labels, classes=classes, positive=positive)}
         if not 0 < self.positives < len(labels):
             return drawn

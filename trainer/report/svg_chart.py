@@ -24,7 +24,7 @@ class Line:
     xs: Sequence[float]
     ys: Sequence[float]
     colour: int = 0
-    quiet: bool = False
+    reference: bool = False
     dots: bool = False
 
 
@@ -62,14 +62,14 @@ def chart(
     *,
     x: Axis,
     y: Axis,
-    says: str,
+    description: str,
     marks: Sequence[Mark] = (),
     square: bool = False,
     bars: Sequence[tuple[float, float, float]] = (),
 ) -> Chart:
     """Draw lines, marks and bars (from, to, height in y) on two axes, equally long when `square`.
 
-    `says` is what the chart shows, for those who hear it.
+    `description` is the text for screen readers.
     """
     frame = _Frame(x, y, (HEIGHT if square else WIDTH), HEIGHT)
     body = Markup("").join(
@@ -81,9 +81,9 @@ def chart(
         ]
     )
     svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _short(frame.width), _short(frame.height), says, body
+        _short(frame.width), _short(frame.height), description, body
     )
-    return Chart(svg=svg, legend=tuple((line.name, line.colour) for line in lines if not line.quiet and line.name))
+    return Chart(svg=svg, legend=tuple((line.name, line.colour) for line in lines if not line.reference and line.name))
 
 
 def span(values: Sequence[float], *, least: float | None = None) -> tuple[float, float]:
@@ -146,7 +146,7 @@ class _Frame:
         points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
         path = "M" + "L".join(f"{_short(self.x(x))} {_short(self.y(y))}" for x, y in points) if points else ""
         drawn = Markup('<path class="line {}" style="--c:var(--c{})" d="{}"/>').format(
-            "quiet" if line.quiet else "", line.colour % COLOURS, path
+            "quiet" if line.reference else "", line.colour % COLOURS, path
         )
         if not line.dots or len(points) > POINTS_SHOWN:
             return drawn

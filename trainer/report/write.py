@@ -30,9 +30,9 @@ def write_report(
     attempt.lease.check()
     try:
         # What draws takes a second to import, and training should not wait for it.
-        from trainer.report.gather import gathered  # noqa: PLC0415
+        from trainer.report.gather import gather_report  # noqa: PLC0415
         from trainer.report.page import write_page  # noqa: PLC0415
 
-        write_page(attempt.paths, gathered(attempt, spec, result, None if search is None else search()))
+        write_page(attempt.paths, gather_report(attempt, spec, result, None if search is None else search()))
     except Exception:
         logger.exception("the report could not be written; the run's metrics and model are not affected")

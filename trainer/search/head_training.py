@@ -14,7 +14,7 @@ from data_shards.index import ShardIndex, read_index
 from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.evaluation.scoring import epoch_figures, scored
+from trainer.evaluation.scoring import epoch_metrics, model_outputs
 from trainer.model.checkpoint_folder import latest_valid_checkpoint, write_checkpoint_folder
 from trainer.model.efficientnet import Backbone, Head, build_head
 from trainer.model.head import HeadConfig
@@ -182,8 +182,8 @@ class HeadTraining:
 
     def _judge(self) -> dict[str, Any]:
         data = self.data
-        self.judged = epoch_figures(
-            scored(self.ema.module, data.source, data.index, "valid", data.context.process_group)
+        self.judged = epoch_metrics(
+            model_outputs(self.ema.module, data.source, data.index, "valid", data.context.process_group)
         )
         return self.judged
 

@@ -16,7 +16,7 @@ from data_shards.index import read_index
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError
-from trainer.evaluation.scoring import model_on
+from trainer.evaluation.scoring import classifier_outputs
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
 from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
@@ -95,7 +95,7 @@ class BestModelPublisher:
         _load(model, self._tensors(best))
         config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
         extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
-        found = model_on(context, extraction, model, "valid")
+        found = classifier_outputs(context, extraction, model, "valid")
         more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
         publish_scored(context, index, model, config, found=found, more=more)
         logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)

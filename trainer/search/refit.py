@@ -194,7 +194,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _calibration(folder: Path) -> Calibration:
-    return Calibration.of(folder, weights_sha256(folder))
+    return Calibration.read(folder, weights_sha256(folder))
 
 
 def _publish_as(

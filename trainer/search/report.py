@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 
-from trainer.report.page import Drawing, SearchSection
+from trainer.report.page import ReportChart, SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
 from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, worst_shown
@@ -24,7 +24,7 @@ ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
 
 def search_section(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> SearchSection:
     """Return what the report of a search has beside that of a training; `shares` is the importance of each option."""
-    return SearchSection(leaderboard=_leaderboard(table, spec), drawings=drawings(table, spec, shares))
+    return SearchSection(leaderboard=_leaderboard(table, spec), charts=drawings(table, spec, shares))
 
 
 def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
@@ -35,21 +35,21 @@ def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
     return [{column: row.get(column) for column in reported} for row in rows]
 
 
-def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[Drawing, ...]:
+def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[ReportChart, ...]:
     """Return the best value over time, what mattered by `importance`, and the trials along the options that varied."""
     if not table.reports():
         return ()
     better = "higher" if HIGHER_IS_BETTER[table.metric] else "lower"
-    found = [Drawing(chart=_best_so_far(table), title="Best so far", says=f"{better} is better")]
+    found = [ReportChart(chart=_best_so_far(table), title="Best so far", caption=f"{better} is better")]
     if shares:
-        says = "share in what makes trials differ (fANOVA)"
-        found.append(Drawing(chart=importance_bars(shares), title="What mattered", says=says))
-    says = "a line is a trial, the stronger the better; the good end of the last axis is at the top"
-    found.append(Drawing(chart=parallel_coordinates(table, spec), title="All trials", says=says, wide=True))
+        caption = "share in what makes trials differ (fANOVA)"
+        found.append(ReportChart(chart=importance_bars(shares), title="What mattered", caption=caption))
+    caption = "a line is a trial, the stronger the better; the good end of the last axis is at the top"
+    found.append(ReportChart(chart=parallel_coordinates(table, spec), title="All trials", caption=caption, wide=True))
     for name, dimension in spec.space.dimensions.items():
         numbers = isinstance(dimension, Range) or all(isinstance(value, int | float) for value in dimension)
         if numbers:
-            found.append(Drawing(chart=_slice(table, name), title=name.replace("_", " "), says=DOTS))
+            found.append(ReportChart(chart=_slice(table, name), title=name.replace("_", " "), caption=DOTS))
     return tuple(found)
 
 
@@ -100,7 +100,7 @@ def _best_so_far(table: TrialTable) -> Chart:
         [Line(name="best so far", xs=xs, ys=ys)],
         x=_axis("minutes", xs, least=0.0),
         y=_axis(f"valid {table.metric}", ys),
-        says=f"best {table.metric} so far over time, at last {best.value:.4g}",
+        description=f"best {table.metric} so far over time, at last {best.value:.4g}",
         marks=[mark],
     )
 
@@ -115,7 +115,7 @@ def _slice(table: TrialTable, name: str) -> Chart:
     low, high = sorted((values[0], worst_shown(values)))
     shown = [(math.log10(x) if log and x > 0 else x, min(high, max(low, y)), trial) for x, y, trial in points]
     lines = [
-        Line(name=f"trial {trial.number}", xs=[x], ys=[y], colour=int(trial.why == "rung"), quiet=True, dots=True)
+        Line(name=f"trial {trial.number}", xs=[x], ys=[y], colour=int(trial.why == "rung"), reference=True, dots=True)
         for x, y, trial in shown
     ]
     words = f"log10 of {name}" if log else name.replace("_", " ")
@@ -123,7 +123,7 @@ def _slice(table: TrialTable, name: str) -> Chart:
         lines,
         x=_axis(words, [x for x, _, _ in shown]),
         y=_axis(f"best valid {table.metric}", [y for _, y, _ in shown]),
-        says=f"best {table.metric} of each trial over {words}",
+        description=f"best {table.metric} of each trial over {words}",
     )
 
 

@@ -15,8 +15,16 @@ from data_shards.index import ShardIndex, read_index
 from trainer.data.batches import BatchLoader, FeatureLoader, ImageLoader
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.worker import WorkerContext, in_worker
-from trainer.evaluation.calibration import calibrated
-from trainer.evaluation.scoring import BATCH, Scored, epoch_figures, figures_of, keep_predictions, model_on, scored
+from trainer.evaluation.calibration import fit_calibration
+from trainer.evaluation.scoring import (
+    BATCH,
+    ModelOutputs,
+    classifier_outputs,
+    epoch_metrics,
+    model_outputs,
+    save_predictions,
+    split_metrics,
+)
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
@@ -93,8 +101,8 @@ def _course(
     at_once = BATCH if isinstance(source, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
 
     def validate() -> dict[str, Any]:
-        found = scored(judged, source, index, "valid", context.process_group, autocast=bf16, at_once=at_once)
-        return epoch_figures(found)
+        found = model_outputs(judged, source, index, "valid", context.process_group, autocast=bf16, at_once=at_once)
+        return epoch_metrics(found)
 
     return TrainLoop(
         spec=spec,
@@ -210,7 +218,7 @@ def _publish(
     config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
     extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
     context.progress.start_phase("evaluate", total=index.samples_in("valid"))
-    found = model_on(context, extraction, model, "valid")
+    found = classifier_outputs(context, extraction, model, "valid")
     more = {"epoch": state.best_epoch}
     outcome = (
         publish_scored(context, index, model, config, found=found, more=more)
@@ -244,7 +252,7 @@ def publish_scored(
     model: Classifier,
     config: HeadConfig,
     *,
-    found: Scored,
+    found: ModelOutputs,
     more: dict[str, Any],
 ) -> dict[str, Any]:
     """Publish the model and how its probabilities are to be read; return its figures on the validation split.
@@ -252,9 +260,9 @@ def publish_scored(
     `more` says in the manifest where the model comes from.
     """
     attempt, spec = context.task.attempt, context.task.spec
-    calibration = calibrated(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
-    outcome = figures_of(found, config.classes, calibration, "valid", seed=spec.seed)
-    keep_predictions(context, found)
+    calibration = fit_calibration(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
+    outcome = split_metrics(found, config.classes, calibration, "valid", seed=spec.seed)
+    save_predictions(context, found)
     attempt.lease.check()
     about = {"run": attempt.paths.run_id, "metrics": outcome, "data": index.digest, **more}
     publish_model(attempt.paths.best, model, config, manifest=about)

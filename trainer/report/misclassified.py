@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mistake:
+class MisclassifiedImage:
     """One image and what was said of it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Mistake:
     heat: bytes | None = None
 
 
-def worst(
+def worst_misclassified(
     ids: NDArray[np.int64],
     labels: NDArray[np.int64],
     called: NDArray[np.int64],
@@ -49,7 +49,7 @@ def worst(
     *,
     positive: int,
     limit: int = SHOWN,
-) -> tuple[Mistake, ...]:
+) -> tuple[MisclassifiedImage, ...]:
     """Return up to `limit` mistakes of each sort: missed before alarms before the rest, the surest error first."""
     sure = probabilities[np.arange(len(called)), called]
     sorts: dict[Sort, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {
@@ -58,7 +58,7 @@ def worst(
         "confused": ((labels != positive) & (called != positive) & (labels != called), sure),
     }
     return tuple(
-        Mistake(
+        MisclassifiedImage(
             id=int(ids[row]),
             sort=sort,
             true=int(labels[row]),
@@ -70,14 +70,19 @@ def worst(
     )
 
 
-def looked_at(
-    mistakes: tuple[Mistake, ...], images: Mapping[int, tuple[str, Pixels]], model: Classifier, config: HeadConfig
-) -> tuple[Mistake, ...]:
+def with_pictures(
+    misclassified: tuple[MisclassifiedImage, ...],
+    images: Mapping[int, tuple[str, Pixels]],
+    model: Classifier,
+    config: HeadConfig,
+) -> tuple[MisclassifiedImage, ...]:
     """Return the mistakes with their picture and overlay; `images` holds source and (C, S, S) uint8 pixels by id."""
-    return tuple(_with_picture(mistake, *images[mistake.id], model, config) for mistake in mistakes)
+    return tuple(_with_picture(mistake, *images[mistake.id], model, config) for mistake in misclassified)
 
 
-def _with_picture(mistake: Mistake, source: str, image: Pixels, model: Classifier, config: HeadConfig) -> Mistake:
+def _with_picture(
+    mistake: MisclassifiedImage, source: str, image: Pixels, model: Classifier, config: HeadConfig
+) -> MisclassifiedImage:
     device = next(model.parameters()).device
     batch = torch.from_numpy(image)[None].to(device)
     heat = evidence(model, batch, torch.tensor([mistake.called], device=device), config)[0]
