@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from jobs.cli.actions import SLACK_SECONDS
+from jobs.cli.reconcile import SLACK_SECONDS
 from jobs.queue.reconciler import STUCK_SECONDS
 from tests.k8s_manifests import K8S, Manifest, of_kind, one, pods
 from tests.k8s_policies import Policy

@@ -23,7 +23,7 @@ def test_train_prints_the_run_id_alone_and_what_to_do_next_on_stderr(say: Say, s
     assert code == 0
     assert out == f"{run_id}\n"
     assert err == (
-        "No job worker is at work yet; `nightshift up` starts one on this machine.\n"
+        "No job worker is running; `nightshift up` starts one on this machine.\n"
         f"Queued. `nightshift logs -f {run_id}` follows it, `nightshift wait {run_id}` waits.\n"
     )
     assert run_state.all_ids(settings.storage) == [run_id]
@@ -114,8 +114,8 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
         (["--after", "train-20260101-000000-aaaaaa"], 1, "no run has the id or name 'train-20260101-000000-aaaaaa'"),
         (["--window", "20:00-20:00"], 2, "window 20:00-20:00 never opens"),
         (["--max-duration", "soon"], 2, "'soon' is no duration; write 30m, 8h or 2d"),
-        (["--at", "noon"], 2, "'noon' is no time; write 22:00 or 2026-11-23T22:00"),
-        (["--gpus-per-worker", "2"], 2, "'2' is none of 0, 1, auto"),
+        (["--at", "noon"], 2, "'noon' is not a time; write 22:00 or 2026-11-23T22:00"),
+        (["--gpus-per-worker", "2"], 2, "'2' is not one of 0, 1, auto"),
         (["--priority", "urgent"], 2, "'urgent' is not one of 'high', 'normal', 'low'"),
     ],
 )
@@ -281,8 +281,8 @@ def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password
 @pytest.mark.parametrize(
     ("order", "says"),
     [
-        (("train", "SHARDS", "--at", "0001-01-01T00:00"), "is no time"),
-        (("search", "SHARDS", "--trials", "\u00b2"), "is no number"),
+        (("train", "SHARDS", "--at", "0001-01-01T00:00"), "is not a time"),
+        (("search", "SHARDS", "--trials", "\u00b2"), "is not a number"),
         (("list", "--kind", "nonsense"), "is not one of"),
         (("show", "x" * 300), "no run has the id or name"),
         (("predict", "x" * 300, "."), "File name too long; check the path"),

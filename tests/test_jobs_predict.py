@@ -54,7 +54,7 @@ def test_export_says_format_and_place(say, model, tmp_path):
         (["predict", "model", "nowhere"], "nowhere does not exist; give image files, folders of images, or shards"),
         (["predict", "model", "pipe:rm"], "'pipe:rm' has the scheme pipe:, which is not allowed"),
         (["predict", "nothing", "model"], "nothing is no model: neither a folder with head.json nor a run"),
-        (["export", "model", "--output", "no/m.pt"], "--output no/m.pt can be no file there; name one in a folder"),
+        (["export", "model", "--output", "no/m.pt"], "--output no/m.pt cannot be written; name a file in a folder"),
     ],
 )
 def test_what_can_never_work_is_one_line_and_queues_nothing(say, model, storage, command, line):

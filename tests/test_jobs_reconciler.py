@@ -248,9 +248,9 @@ def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Setti
     _finish(settings, run_id, "succeeded")
     idle = say("reconcile")
 
-    assert alive == (0, "", "watching 1 run for signs of life, 62 s at most\nnothing was amiss\n")
+    assert alive == (0, "", "waiting for a heartbeat of 1 run, 62 s at most\nnothing to repair\n")
     assert seconds < DEAD_AFTER_SECONDS / 2
-    assert idle == (0, "", "nothing was amiss\n")
+    assert idle == (0, "", "nothing to repair\n")
 
 
 def test_what_takes_a_while_to_find_is_found_by_hand_too(

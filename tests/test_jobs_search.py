@@ -66,7 +66,7 @@ def test_search_prints_its_id_alone_and_stores_a_checked_wish(
         (("--algorithm", "grid", "--trials", "200"), "200 trials are more than the 100 points of the grid; "
          "use --trials 100, or more points as in --lr 1e-5:1e-2:9"),
         (("--until", "2020-01-01T00:00+00:00"), "--until 2020-01-01 00:00 is in the past; give a later time"),
-        (("--trials", "+5"), "--trials '+5' is no number; write --trials 64, or +50 with --extend"),
+        (("--trials", "+5"), "--trials '+5' is not a number; write --trials 64, or +50 with --extend"),
         (("--workers", "999", "--batch-size", "1998"), "999 workers need 999 CPUs and this machine has {cpus}; "
          "use --workers {cpus}"),
         (("--lr", "x:y"), "lr 'x:y' is no range; write it as low:high, or low:high:points for a grid"),
@@ -144,7 +144,7 @@ def test_trials_can_be_sorted_by_any_column(say: Say, search: RunPaths) -> None:
 
     assert [row["trial"] for row in rows] == [2, 1, 0]
     assert code == 1
-    assert err.startswith("Error: 'colour' is no column; sort by metric, trial, lr,")
+    assert err.startswith("Error: 'colour' is not a column; sort by metric, trial, lr,")
 
 
 def test_trials_of_a_run_that_is_no_search_are_refused(say: Say, digits_shards: Path) -> None:
@@ -203,14 +203,14 @@ def test_trials_outside_of_a_grid_take_none_of_its_points(say: Say, settings: Se
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--epochs", "11"), "--epochs 11 cannot join {id}, which has 10"),
-        (("--metric", "loss"), "--best-by loss cannot join {id}, which has auroc"),
-        (("--ema", "0.9"), "--ema 0.9 cannot join {id}, which has 0.0"),
+        (("--epochs", "11"), "--epochs 11 cannot extend {id}, which has 10"),
+        (("--metric", "loss"), "--best-by loss cannot extend {id}, which has auroc"),
+        (("--ema", "0.9"), "--ema 0.9 cannot extend {id}, which has 0.0"),
         (("--trials", "1"), "--trials 1 adds none to the 1 of {id}; write --trials +1"),
         (("--head-width", "32,33"), "head_width 33: input should be a multiple of 4"),
         (
             ("--algorithm", "grid", "--dropout", "0", "--lr", "1e-3,1e-4", "--head-width", "8"),
-            "5 trials more are too many for a grid with 2 untried points; "
+            "5 more trials are too many for a grid with 2 untried points; "
             "use fewer, or more points as in --lr 1e-5:1e-2:9",
         ),
     ],

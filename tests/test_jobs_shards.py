@@ -56,8 +56,8 @@ def test_pack_takes_every_option_of_the_contract(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--shard-size", "much"], "'much' is no size such as 64MB"),
-        (["--shard-size", "0MB"], "'0MB' is not above 0"),
+        (["--shard-size", "much"], "'much' is not a size; write 64MB"),
+        (["--shard-size", "0MB"], "'0MB' is not greater than 0"),
         (["--max-bad", "200%"], "'200%' is not from 0% to 100%"),
         (["--quality", "0"], "0 is not in the range 1<=x<=100"),
     ],

@@ -193,7 +193,7 @@ def test_the_command_inside_makes_the_run_folder_and_says_how_the_run_ended(wish
     environment = {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", "k8s", "run", run_id, "--wish", str(folder)],
+        [sys.executable, "-m", "jobs", "k8s", "run", run_id, "--spec-folder", str(folder)],
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`nightshift cache`: the stored features of frozen backbones."""
+"""`nightshift cache`: show and prune the feature cache of frozen backbones."""
 
 import json
 from dataclasses import asdict
@@ -10,27 +10,25 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.settings import Settings
+from jobs.cli.command import Group
+from jobs.cli.options import json_option
 from trainer.data.cache_folder import CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
-    """Show and prune stored features; what is missing is computed again."""
+    """Show and prune the feature cache; removed features are computed again when a run needs them."""
 
 
-@cache.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@cache.command(example="nightshift cache show --json")
+@json_option("Print the entries as JSON.")
 def show(as_json: bool) -> None:
-    r"""Show what is stored, the longest unused first.
-
-    \b
-        nightshift cache show --json
-    """
+    """Show the stored features, least recently used first."""
     settings = Settings.read()
     folder = cache_folder(settings.storage)
-    found = [_plain(entry) for entry in cache_entries(folder)]
+    found = [_entry_json(entry) for entry in cache_entries(folder)]
     size = sum(entry["bytes"] for entry in found)
     if as_json:
         content = {"folder": str(folder), "bytes": size, "limit_bytes": settings.cache_bytes, "entries": found}
@@ -41,15 +39,17 @@ def show(as_json: bool) -> None:
     click.echo(f"{size / GIGABYTE:.3f} of {settings.cache_bytes / GIGABYTE:g} GB in {folder}")
 
 
-@cache.command()
-@click.option("--keep", "keep_gigabytes", type=click.FloatRange(min=0), help="Leave so many GB.  [default: the limit]")
-@click.option("--all", "everything", is_flag=True, help="Leave nothing.")
+@cache.command(example="nightshift cache prune --keep 5")
+@click.option(
+    "--keep",
+    "keep_gigabytes",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="Size to keep, in GB.  [default: NIGHTSHIFT_CACHE_GB]",
+)
+@click.option("--all", "everything", is_flag=True, help="Remove all features.")
 def prune(keep_gigabytes: float | None, everything: bool) -> None:
-    r"""Remove the features that were unused for longest, until the rest fits.
-
-    \b
-        nightshift cache prune --keep 5
-    """
+    """Remove the least recently used features until the rest fits."""
     settings = Settings.read()
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
@@ -58,7 +58,7 @@ def prune(keep_gigabytes: float | None, everything: bool) -> None:
     click.echo(f"{freed / GIGABYTE:.3f} GB freed")
 
 
-def _plain(entry: CacheEntry) -> dict[str, Any]:
+def _entry_json(entry: CacheEntry) -> dict[str, Any]:
     used = datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return asdict(entry) | {"used": used}
 

@@ -1,4 +1,4 @@
-"""`nightshift demo`: the whole path, start to report, on sample images or the user's own."""
+"""`nightshift demo`: from images to report on this machine, on sample data or the user's own images."""
 
 import subprocess
 import sys
@@ -14,8 +14,10 @@ from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.pack.options import EncodeOptions, PackOptions
+from jobs.cli.command import command
 from jobs.cli.follow import show_progress
-from jobs.cli.shards import shown_progress
+from jobs.cli.options import OptionGroup, options
+from jobs.cli.progress_bar import shown_progress
 from jobs.errors import Refused
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
@@ -24,30 +26,50 @@ from jobs.runs.request import build_request
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 SAMPLE_PIXELS = 32  # the side of the sample's images
-OWN_PIXELS = 64  # enough to see something, small enough for a laptop to fine-tune every layer
+OWN_PIXELS = 64  # large enough to learn from, small enough for a laptop to fine-tune every layer
 LOG_LINES = 30  # of a run that failed
 
 
-@click.command()
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Your images instead: split/class/image.")
-@click.option("--split", metavar="T/V/T", help="Divide --data class/image, such as 70/15/15.")
-@click.option("--weights", default="none", show_default=True, help="imagenet, none or a file.")
-@click.option("--epochs", default=6, show_default=True, type=click.IntRange(1))
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
-def demo(data: Path | None, split: str | None, weights: str, epochs: int, workers: int) -> None:
-    r"""Pack images, queue a training run, train on 2 workers, evaluate and report; ends by itself.
+DATA = OptionGroup(
+    "Data and model",
+    (
+        click.option("--data", type=click.Path(exists=True, path_type=Path), metavar="FOLDER",
+                     help="Folder split/class/image, or class/image with --split.  [default: handwritten digits]"),
+        click.option("--split", metavar="T/V/T",
+                     help="Split --data into train, valid and test by these percentages, such as 70/15/15."),
+        click.option("--weights", default="none", show_default=True, metavar="imagenet|none|FILE",
+                     help="Initial weights: imagenet (the official file), none (random), or a file."),
+        click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), metavar="N",
+                     help="Passes over the training split."),
+    ),
+)  # fmt: skip
+WHERE = OptionGroup(
+    "Where",
+    (
+        click.option("--workers", default=2, show_default=True, type=click.IntRange(1), metavar="N",
+                     help="Number of Ray Train workers (data-parallel processes)."),
+    ),
+)  # fmt: skip
 
-    \b
-        nightshift demo
-        nightshift demo --data chest_xray --weights efficientnet-b0.pth
+
+@command(example="nightshift demo\nnightshift demo --data chest_xray --weights efficientnet-b0-355c32eb.pth")
+@options(DATA, WHERE)
+def demo(data: Path | None, split: str | None, weights: str, epochs: int, workers: int) -> None:
+    """Pack images into shards, train on 2 workers, evaluate, and write a report.
+
+    Runs on this machine with an embedded Redis and a job worker of its own, and stops them at the end.
     """
-    # A demo is of this machine: an embedded Redis and a local trainer, whatever the environment says.
+    # Always on this machine, whatever the environment says.
     settings = replace(Settings.read(), redis_url=None, ray_jobs_url=None).with_storage_ready()
     with start_stack(settings) as stack:
         shards = _pack(stack.settings, data, split)
-        _say(_plan(weights, data is not None))
+        _print(_plan_text(weights, data is not None))
         spec = build(
-            TrainSpec, shards=str(shards), epochs=epochs, workers=workers, **_choices(weights, data is not None)
+            TrainSpec,
+            shards=str(shards),
+            epochs=epochs,
+            workers=workers,
+            **_training_options(weights, data is not None),
         )
         trained = _run(stack, spec)
         scored = _run(stack, build(EvaluateSpec, model=trained, shards=str(shards)))
@@ -55,18 +77,18 @@ def demo(data: Path | None, split: str | None, weights: str, epochs: int, worker
 
 
 def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:
-    from data_shards.pack.packing import pack  # noqa: PLC0415 -- only a demo that runs pays for it
+    from data_shards.pack.packing import pack  # noqa: PLC0415 -- keeps --help fast
 
     options = PackOptions(split=split)
     if data is None:
         data = _sample(settings.storage / "demo" / "images")
-        # Two digits written alike are no leak; the check is for photographs.
+        # Two handwritten digits that look the same are not a leak; the check is for photographs.
         options = replace(options, allow_leakage=True, encode=EncodeOptions(image_size=0))
     target = _free(settings.storage / "demo")
     with shown_progress("packing") as on_progress:
         index = pack(data, target, options, on_progress).index
     counts = ", ".join(f"{index.samples_in(name)} {name}" for name in index.splits)
-    _say(f"Packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards: {target}")
+    _print(f"Packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards: {target}")
     return target
 
 
@@ -76,37 +98,35 @@ def _free(folder: Path) -> Path:
 
 
 def _sample(folder: Path) -> Path:
-    _say("Writing the sample: handwritten digits, 8x8 scans that scikit-learn ships")
-    # In a process of its own: scikit-learn stays out of the command line.
+    _print("Writing the sample data: handwritten digits, 8x8 scans from scikit-learn")
+    # In a separate process: the command line must not import scikit-learn.
     subprocess.run(
         [sys.executable, "-m", "data_shards.sample_data", str(folder)], check=True, stdout=subprocess.DEVNULL
     )
     return folder
 
 
-def _choices(weights: str, own: bool) -> dict[str, Any]:
+def _training_options(weights: str, own: bool) -> dict[str, Any]:
     if weights != "none":
         return {"weights": weights}
     return {"weights": "none", "freeze": "none", "lr": 2e-3, "image_size": OWN_PIXELS if own else SAMPLE_PIXELS}
 
 
-def _plan(weights: str, own: bool) -> str:
+def _plan_text(weights: str, own: bool) -> str:
     if weights != "none":
-        return f"Weights: {weights}; the backbone stays frozen and the head is trained at 224 px"
+        return f"Weights: {weights}; the backbone is frozen and the head is trained at 224 px"
     pixels = OWN_PIXELS if own else SAMPLE_PIXELS
-    return (
-        f"Weights: none (random); every layer is trained, at {pixels} px. With --weights the backbone can stay frozen"
-    )
+    return f"Weights: none (random); all layers are trained, at {pixels} px; with --weights only the head is"
 
 
 def _run(stack: Stack, spec: Spec) -> str:
     storage = stack.settings.storage
     run_id = submit(stack.settings, spec, build_request())
-    _say(f"Queued {run_id}")
+    _print(f"Queued {run_id}")
     state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
     if state.state != "succeeded":
-        _say(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
-        raise Refused(f"{run_id} ended {state.state}: {state.why}; `nightshift logs {run_id}` has the rest")
+        _print(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
+        raise Refused(f"{run_id} {state.state}: {state.why}; `nightshift logs {run_id}` prints the whole log")
     return run_id
 
 
@@ -130,5 +150,5 @@ def _matrix(classes: list[str], counts: list[list[int]]) -> Table:
     return table
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     click.echo(line, err=True)

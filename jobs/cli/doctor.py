@@ -1,4 +1,4 @@
-"""`nightshift doctor`: what is amiss on this machine and the cure of each fault."""
+"""`nightshift doctor`: checks this machine and says how to cure each fault."""
 
 import importlib.metadata
 import json
@@ -15,6 +15,8 @@ from cluster.ray_jobs import RayJobs
 from cluster.resources import this_machine
 from cluster.settings import Settings
 from data_shards.errors import ShardError
+from jobs.cli.command import command
+from jobs.cli.options import OptionGroup, json_option, options
 from jobs.errors import JobError
 from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
@@ -24,15 +26,21 @@ from trainer.errors import TrainerError
 OFFICIAL_WEIGHTS = "efficientnet-b0-355c32eb.pth"
 
 
-@click.command()
-@click.option("--shards", help="Check these shards' index too.")
-@click.option("--weights", help="Check this file of weights too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
-    r"""Check Redis, Ray, GPUs, storage, shards and weights; exit code 1 if there is a fault.
+DATA = OptionGroup(
+    "Data and model",
+    (
+        click.option("--shards", metavar="SHARDS", help="Also check the index of these shards."),
+        click.option("--weights", metavar="FILE", help="Also check this file of weights."),
+    ),
+)
 
-    \b
-        nightshift doctor --shards shards/chest
+
+@command(example="nightshift doctor --shards shards/chest")
+@options(DATA, OptionGroup("Output", (json_option("Print the findings as JSON."),)))
+def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
+    """Check Redis, Ray, GPUs, storage, shards and weights, and print the cure of each fault.
+
+    The exit code is 1 if there is a fault.
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)
@@ -50,7 +58,7 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
 
 
 def redis_finding(settings: Settings) -> CheckResult:
-    """Check that the queue answers, or that an embedded one could be started."""
+    """Check that Redis answers, or that the embedded one can be started."""
     if settings.redis_url is None:
         try:
             server = embedded_redis.running(settings.storage)
@@ -78,7 +86,7 @@ def ray_finding(settings: Settings) -> CheckResult:
     except urllib.error.HTTPError as error:
         cure = "give the cluster's token: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for the file that holds it"
         return CheckResult(
-            check="Ray", ok=False, found=f"{settings.ray_jobs_url} lets us not in ({error.code})", cure=cure
+            check="Ray", ok=False, found=f"{settings.ray_jobs_url} refuses access (HTTP {error.code})", cure=cure
         )
     except (OSError, ValueError, KeyError) as error:
         cure = "start the cluster or correct NIGHTSHIFT_RAY_JOBS_URL"
@@ -90,21 +98,25 @@ def ray_finding(settings: Settings) -> CheckResult:
 
 
 def gpu_finding() -> CheckResult:
-    """Tell what there is; a machine without a GPU is no fault."""
+    """Count CPUs and GPUs; a machine without a GPU is not a fault."""
     machine = this_machine()
-    gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU, runs use CPUs"
+    gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU; runs use CPUs"
     return CheckResult(check="processors", ok=True, found=f"{machine.cpus} CPUs, {gpus}")
 
 
 def weights_finding(settings: Settings, weights: str | None) -> CheckResult:
-    """Check a file of weights, or tell whether the official one is at hand."""
+    """Check a file of weights, or whether the official one is in the storage."""
     if weights:
         try:
-            return CheckResult(check="weights", ok=True, found=f"{weights_file(weights)} is an EfficientNet's")
+            return CheckResult(
+                check="weights", ok=True, found=f"{weights_file(weights)} has the layers of EfficientNet-B0"
+            )
         except TrainerError as error:
             return CheckResult(check="weights", ok=False, found=str(error), cure="give weights of EfficientNet-B0")
     place: Path = settings.storage / "weights" / OFFICIAL_WEIGHTS
-    found = f"{place} is at hand" if place.exists() else f"--weights imagenet will download {OFFICIAL_WEIGHTS} once"
+    found = (
+        f"{place} is in the storage" if place.exists() else f"--weights imagenet will download {OFFICIAL_WEIGHTS} once"
+    )
     return CheckResult(check="weights", ok=True, found=found)
 
 

@@ -16,11 +16,11 @@ from jobs.runs.state import RunState, read_state
 Step = tuple[RunState, dict[str, Any]]
 
 POLL_SECONDS = 0.3
-LINE_EVERY_SECONDS = 15.0  # where nobody watches, a line this often and at each epoch
+LINE_EVERY_SECONDS = 15.0  # without a terminal: a line at least this often, and at each epoch
 
 
 def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) -> Iterator[Step]:
-    """Yield the run's state and progress a few times a second, its end last; stops early after `timeout_seconds`."""
+    """Yield the state and progress of a run a few times a second, until it has ended or the timeout is over."""
     paths, until = RunPaths.of(storage, run_id), time.monotonic() + (timeout_seconds or float("inf"))
     while True:
         state = read_state(paths)
@@ -38,20 +38,23 @@ def show_progress(
     timeout_seconds: float | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> RunState:
-    """Follow a run on `out` (standard error), calling `meanwhile` at each look, and return its last state."""
+    """Show the progress of a run on `out` (default: stderr) until it ends and return its last state.
+
+    `meanwhile` is called at each step.
+    """
     out = out or sys.stderr
-    steps = _attended(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
+    steps = _calling(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
     return _with_bar(steps, out) if out.isatty() else _with_lines(steps, out)
 
 
-def _attended(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
+def _calling(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
     for step in steps:
         meanwhile()
         yield step
 
 
 def describe(state: RunState, progress: dict[str, Any]) -> str:
-    """Return one line on where a run stands."""
+    """Return one line with the state of a run, or with the progress of a running one."""
     if state.state != "running":
         return f"{state.state}: {state.why}" if state.why else state.state
     parts = [str(progress.get("phase", "starting"))]
@@ -65,7 +68,7 @@ def describe(state: RunState, progress: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: 42s, 3m10s, 5h02m, 2d04h."""
+    """Return seconds in a readable form: 42s, 3m10s, 5h02m, 2d04h."""
     whole = int(seconds)
     for unit, below, size, small in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
         if whole >= size:
@@ -74,14 +77,18 @@ def duration(seconds: float) -> str:
 
 
 def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
-    said: tuple[Any, ...] = ()
-    spoke = 0.0
+    printed: tuple[Any, ...] = ()
+    printed_at = 0.0
     for state, progress in steps:
         running = state.state == "running"
-        point = (state.state, state.attempt, *(progress.get(key, "starting") for key in ("phase", "epoch") if running))
-        if point != said or time.monotonic() - spoke > LINE_EVERY_SECONDS:
+        current = (
+            state.state,
+            state.attempt,
+            *(progress.get(key, "starting") for key in ("phase", "epoch") if running),
+        )
+        if current != printed or time.monotonic() - printed_at > LINE_EVERY_SECONDS:
             print(f"{state.id}: {describe(state, progress)}", file=out, flush=True)
-            said, spoke = point, time.monotonic()
+            printed, printed_at = current, time.monotonic()
     return state
 
 
@@ -92,13 +99,13 @@ def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
         for state, progress in steps:
             if task is None:
                 task = bar.add_task("", run=state.id, total=None)
-            total, completed = _share(state, progress)
+            total, completed = _total_and_completed(state, progress)
             bar.update(task, description=describe(state, progress), total=total, completed=completed)
     return state
 
 
-def _share(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:
-    """Return how much there is and how much of it is done; None while that is unknown."""
+def _total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:
+    """Return the bar's total, None while it is unknown, and how much of it is completed."""
     epochs, total = progress.get("epochs"), progress.get("total")
     if state.has_ended:
         return 1, 1

@@ -1,4 +1,4 @@
-"""`nightshift k8s`: a run as manifests, and the command inside them."""
+"""`nightshift k8s`: render a run as a RayJob; the hidden `k8s run` is the RayJob's entrypoint."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,10 @@ import click
 
 from cluster.launch import LocalLauncher
 from cluster.settings import Settings
+from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
-from jobs.cli.options import WHERE, option, options
-from jobs.cli.train import TRAINING
+from jobs.cli.options import MAX_DURATION, NAME, WHERE, OptionGroup, option, options
+from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
 from jobs.kubernetes.standalone import prepare_run
 from jobs.queue import tasks
@@ -19,67 +20,85 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, build_request
 from trainer.specs import Spec, TrainSpec, build, read_spec
 
-CLUSTER = (
-    click.option("--image", required=True, help="The image that k8s/Dockerfile makes, with its tag."),
-    click.option("--namespace", default=RayJobOptions.namespace, show_default=True, help="Where k8s/base is."),
-    click.option("--queue", help="Kueue's LocalQueue."),
-    click.option("--gpu-resource", default=RayJobOptions.gpu_resource, show_default=True, help="Name of a GPU."),
-    click.option("--replicas", type=click.IntRange(1), help="Pods of Ray workers, as many as run at once by default."),
-    click.option("--cpus", default=RayJobOptions.cpus, show_default=True, type=click.IntRange(1),
-                 help="Cores of each worker."),
-    click.option("--memory", default=RayJobOptions.memory, show_default=True, help="Memory of each worker."),
-    click.option("--keep", "keep_seconds", default="10m", show_default=True, type=Duration(),
-                 help="How long the cluster stays after the end."),
+CLUSTER = OptionGroup(
+    "Ray cluster",
+    (
+        click.option("--image", required=True, help="Container image, built from k8s/Dockerfile, with its tag."),
+        click.option("--namespace", default=RayJobOptions.namespace, show_default=True,
+                     help="Namespace in which k8s/base is applied."),
+        click.option("--queue", help="LocalQueue of Kueue.  [default: none; KubeRay starts the cluster at once]"),
+        click.option("--gpu-resource", default=RayJobOptions.gpu_resource, show_default=True,
+                     help="Resource name of a GPU."),
+        click.option("--replicas", type=click.IntRange(1), metavar="N",
+                     help="Number of Ray worker pods.  [default: one per worker of each concurrent trial]"),
+        click.option("--cpus", default=RayJobOptions.cpus, show_default=True, type=click.IntRange(1), metavar="N",
+                     help="CPU cores per worker pod."),
+        click.option("--memory", default=RayJobOptions.memory, show_default=True, help="Memory per worker pod."),
+        click.option("--keep", "keep_seconds", default="10m", show_default=True, type=Duration(),
+                     help="How long the cluster stays after the run has ended."),
+    ),
 )  # fmt: skip
-WHEN_ALONE = (
-    click.option("--name", help="A second name, unique in the storage."),
-    click.option("--max-duration", "max_duration_seconds", type=Duration(), help="Stop, as failed, after so long."),
-    option(JobRequest, "retries", type=click.IntRange(0, 100), help="New clusters after the loss of one."),
+WHEN = OptionGroup(
+    "When",
+    (
+        NAME,
+        MAX_DURATION,
+        option(JobRequest, "retries", "New clusters after one was lost.", type=click.IntRange(0, 100), metavar="N"),
+    ),
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def k8s() -> None:
-    """Runs on Kubernetes without a standing Ray cluster."""
+    """Run on Kubernetes without a standing Ray cluster."""
 
 
 @k8s.group()
 def render() -> None:
-    """Print the manifests of one run, for `kubectl apply -f -`."""
+    """Print the Kubernetes manifests of one run, for `kubectl apply -f -`."""
 
 
-@render.command()
+@render.command(
+    example="nightshift k8s render train /storage/shards/chest --workers 4 --image nightshift:0.1.0 | "
+    "kubectl apply -f -"
+)
 @click.argument("shards")
-@options(TRAINING, WHERE, WHEN_ALONE, CLUSTER)
+@options(CLUSTER, *TRAINING, WHERE, WHEN)
 def train(shards: str, **given: Any) -> None:
-    r"""Fine-tune EfficientNet-B0 on SHARDS in a Ray cluster of its own; the run id goes to stderr.
+    """Render `nightshift train SHARDS` as a RayJob with a Ray cluster of its own.
 
-    \b
-        nightshift k8s render train /storage/shards/chest --workers 4 --image nightshift:0.1.0 | kubectl apply -f -
+    The manifests go to stdout, the run id to stderr.
     """
-    cluster, wanted = take_cluster(given)
-    print_ray_job(build(TrainSpec, **given, shards=shards), wanted, cluster)
+    cluster, request = take_cluster_options(given)
+    print_ray_job(build(TrainSpec, **given, shards=shards), request, cluster)
 
 
-@render.command()
+@render.command(
+    example="nightshift search /storage/shards/chest --trials 64 --concurrency 4 --dry-run > spec.json\n"
+    "nightshift k8s render spec spec.json --image nightshift:0.1.0 | kubectl apply -f -"
+)
 @click.argument("file", type=click.Path(path_type=Path))
-@options(WHEN_ALONE, CLUSTER)
+@options(CLUSTER, WHEN)
 def spec(file: Path, **given: Any) -> None:
-    r"""Run any wish, as `--dry-run` of its command prints it, in a Ray cluster of its own; - reads it from stdin.
+    """Render the spec in FILE, which `--dry-run` of any submit command prints, as a RayJob; - reads it from stdin.
 
-    \b
-        nightshift search /storage/shards/chest --trials 64 --concurrency 4 --dry-run > wish.json
-        nightshift k8s render spec wish.json --image nightshift:0.1.0 | kubectl apply -f -
+    The manifests go to stdout, the run id to stderr.
     """
-    cluster, wanted = take_cluster(given)
-    print_ray_job(read_spec(Path("/dev/stdin") if str(file) == "-" else file), wanted, cluster)
+    cluster, request = take_cluster_options(given)
+    print_ray_job(read_spec(Path("/dev/stdin") if str(file) == "-" else file), request, cluster)
 
 
 @k8s.command(hidden=True)
 @click.argument("run_id")
-@click.option("--wish", "folder", required=True, type=click.Path(path_type=Path), help="Holds spec.json and job.json.")
+@click.option(
+    "--spec-folder",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder with spec.json and job.json.",
+)
 def run(run_id: str, folder: Path) -> None:
-    """Run RUN_ID here, as the RayJob's entry; started again after a loss, it goes on from the last checkpoint."""
+    """Run RUN_ID here: the entrypoint of a RayJob. Started again, it continues from the last checkpoint."""
     settings = Settings.read().with_storage_ready()
     paths = prepare_run(settings, run_id, folder)
     tasks.run(settings, LocalLauncher(), run_id, job_worker="RayJob")
@@ -88,14 +107,14 @@ def run(run_id: str, folder: Path) -> None:
     sys.exit(0 if state.state == "succeeded" else 1)
 
 
-def take_cluster(given: dict[str, Any]) -> tuple[RayJobOptions, JobRequest]:
-    """Take the options of `CLUSTER` and `WHEN_ALONE` out of `given` and return them checked."""
+def take_cluster_options(given: dict[str, Any]) -> tuple[RayJobOptions, JobRequest]:
+    """Remove the options of `CLUSTER` and `WHEN` from `given` and return them, checked."""
     cluster = RayJobOptions(**{name: given.pop(name) for name in RayJobOptions.__dataclass_fields__})
     return cluster, build_request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
 
 
-def print_ray_job(wish: Spec, wanted: JobRequest, cluster: RayJobOptions) -> None:
+def print_ray_job(spec: Spec, request: JobRequest, cluster: RayJobOptions) -> None:
     """Print the manifests of a new run on stdout and its id on stderr."""
-    run_id = new_run_id(str(wish.to_json()["kind"]))
-    click.echo(ray_job_text(run_id, wish, wanted, cluster), nl=False)
+    run_id = new_run_id(str(spec.to_json()["kind"]))
+    click.echo(ray_job_text(run_id, spec, request, cluster), nl=False)
     click.echo(f"Run {run_id}. After `kubectl apply`: nightshift logs -f {run_id}", err=True)

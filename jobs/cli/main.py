@@ -1,4 +1,7 @@
-"""The command line's table of contents. Commands are imported when they are used, so that `--help` is instant."""
+"""The table of commands: which module holds each. A command is imported when it is used, so that `--help` is instant.
+
+`nightshift NAME` is in `jobs/cli/NAME.py`; `resume` is in `retry.py` and `best` in `trials.py`.
+"""
 
 import importlib
 import importlib.util
@@ -6,49 +9,53 @@ from typing import NamedTuple
 
 import click
 
+from jobs.cli.command import HELP_NAMES, Group
+
 
 class Entry(NamedTuple):
-    """Where a command lives and what its line in `--help` says."""
+    """Where a command is and its line in `nightshift --help`."""
 
     module: str
     name: str
+    heading: str
     summary: str
 
 
+START, DATA, JOBS, WATCH, ACT, OPERATE = "Start", "Data", "Submit jobs", "Watch runs", "Change runs", "Operate"
 COMMANDS: dict[str, Entry] = {
-    "demo": Entry("jobs.cli.demo", "demo", "The whole path on sample data, start to report."),
-    "up": Entry("jobs.cli.up", "up", "Redis and job workers in the foreground; Ctrl-C ends all of it."),
-    "worker": Entry("jobs.cli.up", "worker", "One job worker; `list` and `drain` those that run."),
-    "doctor": Entry("jobs.cli.doctor", "doctor", "Check Redis, Ray, GPUs, storage, shards, weights; say the cures."),
-    "shards": Entry("jobs.cli.shards", "shards", "Pack, verify and show shards."),
-    "train": Entry("jobs.cli.train", "train", "Fine-tune EfficientNet-B0 on shards."),
-    "evaluate": Entry("jobs.cli.train", "evaluate", "Score a model on one split."),
-    "search": Entry("jobs.cli.search", "search", "Search learning rate, dropout and head width overnight."),
-    "trials": Entry("jobs.cli.search", "trials", "The leaderboard of a search."),
-    "best": Entry("jobs.cli.search", "best", "A search's best trial and its published model."),
-    "predict": Entry("jobs.cli.predict", "predict", "What a model takes images for, as a table."),
-    "export": Entry("jobs.cli.predict", "export", "A model as one file: ONNX or TorchScript."),
-    "list": Entry("jobs.cli.watch", "list_runs", "A row a run."),
-    "show": Entry("jobs.cli.watch", "show", "One run whole."),
-    "logs": Entry("jobs.cli.watch", "logs", "A run's log, from storage."),
-    "wait": Entry("jobs.cli.watch", "wait", "Until a run ends."),
-    "cancel": Entry("jobs.cli.actions", "cancel", "Stop a run after a checkpoint, or at once."),
-    "retry": Entry("jobs.cli.actions", "retry", "Let a run that ended badly go on from its last checkpoint."),
-    "resume": Entry("jobs.cli.actions", "resume", "The same as retry."),
-    "delete": Entry("jobs.cli.actions", "delete", "A run and its files."),
-    "cache": Entry("jobs.cli.cache", "cache", "Show and prune stored features."),
-    "k8s": Entry("jobs.cli.k8s", "k8s", "Manifests of a run with a Ray cluster of its own."),
-    "queue": Entry("jobs.cli.queue", "queue", "Show, pause and resume the queues."),
-    "schedule": Entry("jobs.cli.schedule", "schedule", "Runs that repeat, by a cron line."),
-    "reconcile": Entry("jobs.cli.actions", "reconcile", "Put the queue right from the run folders."),
+    "demo": Entry("jobs.cli.demo", "demo", START, "Train and evaluate on sample data, from images to report."),
+    "up": Entry("jobs.cli.up", "up", START, "Run Redis and job workers in the foreground until Ctrl-C."),
+    "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
+    "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show shards."),
+    "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune the feature cache."),
+    "train": Entry("jobs.cli.train", "train", JOBS, "Fine-tune EfficientNet-B0 on shards."),
+    "evaluate": Entry("jobs.cli.evaluate", "evaluate", JOBS, "Evaluate a model on one split."),
+    "search": Entry("jobs.cli.search", "search", JOBS, "Search learning rate, dropout and head width."),
+    "predict": Entry("jobs.cli.predict", "predict", JOBS, "Classify images and write a table of predictions."),
+    "export": Entry("jobs.cli.export", "export", JOBS, "Export a model to ONNX or TorchScript."),
+    "list": Entry("jobs.cli.list", "list_runs", WATCH, "List runs, newest first."),
+    "show": Entry("jobs.cli.show", "show", WATCH, "Show the spec, state, metrics and files of a run."),
+    "logs": Entry("jobs.cli.logs", "logs", WATCH, "Print or follow the log of a run."),
+    "wait": Entry("jobs.cli.wait", "wait", WATCH, "Wait until a run ends."),
+    "trials": Entry("jobs.cli.trials", "trials", WATCH, "Show the leaderboard of a search."),
+    "best": Entry("jobs.cli.trials", "best", WATCH, "Show the best trial of a search and its published model."),
+    "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after a checkpoint, or at once."),
+    "retry": Entry("jobs.cli.retry", "retry", ACT, "Queue a failed, lost or cancelled run again."),
+    "resume": Entry("jobs.cli.retry", "retry", ACT, "The same as retry."),
+    "delete": Entry("jobs.cli.delete", "delete", ACT, "Delete a run and its files."),
+    "schedule": Entry("jobs.cli.schedule", "schedule", OPERATE, "Submit runs repeatedly, by a cron line."),
+    "queue": Entry("jobs.cli.queue", "queue", OPERATE, "Show, pause and resume the queues."),
+    "worker": Entry("jobs.cli.worker", "worker", OPERATE, "Run one job worker; list and drain job workers."),
+    "reconcile": Entry("jobs.cli.reconcile", "reconcile", OPERATE, "Run the reconciler once."),
+    "k8s": Entry("jobs.cli.k8s", "k8s", OPERATE, "Render a run as a Kubernetes RayJob."),
 }
 
 
-class Contents(click.Group):
+class LazyGroup(Group):
     """A group that knows its commands by name and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Return the names, in the order people meet them."""
+        """Return the names in the order of the table."""
         return [name for name, entry in COMMANDS.items() if importlib.util.find_spec(entry.module)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -58,26 +65,22 @@ class Contents(click.Group):
             return None
         command = getattr(importlib.import_module(entry.module), entry.name)
         assert isinstance(command, click.Command)  # noqa: S101
-        return _with_breaks(command)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].summary) for name in self.list_commands(ctx)])
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            sections.setdefault(COMMANDS[name].heading, []).append((name, COMMANDS[name].summary))
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
 
-def _with_breaks(command: click.Command) -> click.Command:
-    """Keep the lines of examples apart: docstrings are raw, as those with a backslash must be; click wants the sign."""
-    command.help = (command.help or "").replace("\\b\n", "\b\n")
-    for sub in command.commands.values() if isinstance(command, click.Group) else ():
-        _with_breaks(sub)
-    return command
-
-
-@click.group(cls=Contents, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=HELP_NAMES)
 @click.version_option(package_name="nightshift")
 def cli() -> None:
     """Fine-tune image classifiers on a cluster's GPUs, from a job queue.
 
-    Settings come from the environment: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL, NIGHTSHIFT_RAY_JOBS_URL.
+    Settings are read from the environment: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL, NIGHTSHIFT_RAY_JOBS_URL.
     """

@@ -1,4 +1,4 @@
-"""What options take beyond click's own types: durations, moments, windows, numbers with an "auto"."""
+"""Types of options beyond click's own: durations, times, windows, sizes, shares, numbers with an "auto"."""
 
 import re
 from datetime import datetime
@@ -20,7 +20,7 @@ class GpusPerWorker(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return "auto", 0 or 1."""
         if str(value) not in ("0", "1", "auto"):
-            self.fail(f"{value!r} is none of 0, 1, auto", param, ctx)
+            self.fail(f"{value!r} is not one of 0, 1, auto", param, ctx)
         return value if value == "auto" else int(value)
 
 
@@ -32,7 +32,7 @@ class BatchSize(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return "auto" or the number."""
         if value != "auto" and not str(value).isdecimal():
-            self.fail(f"{value!r} is no number of images, nor auto", param, ctx)
+            self.fail(f"{value!r} is not a number of images, nor auto", param, ctx)
         return value if value == "auto" else int(value)
 
 
@@ -50,12 +50,12 @@ class Duration(click.ParamType[float]):
 
 
 class Moment(click.ParamType[datetime]):
-    """A moment: RFC 3339, or a time of day that comes next."""
+    """A time: RFC 3339, or the next occurrence of a time of day."""
 
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the moment with its zone; one without is of this machine's."""
+        """Return the time with its zone, by default this machine's."""
         if isinstance(value, datetime):
             return value
         here = datetime.now().astimezone()
@@ -65,17 +65,52 @@ class Moment(click.ParamType[datetime]):
             moment = datetime.fromisoformat(value)
             return moment if moment.tzinfo else moment.astimezone()
         except (SettingsError, ValueError, OverflowError):
-            self.fail(f"{value!r} is no time; write 22:00 or 2026-11-23T22:00", param, ctx)
+            self.fail(f"{value!r} is not a time; write 22:00 or 2026-11-23T22:00", param, ctx)
 
 
 class WindowOfDay(click.ParamType[str]):
-    """A daily span such as 20:00-07:00."""
+    """A daily time window such as 20:00-07:00."""
 
     name = "HH:MM-HH:MM"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the window as it is written."""
+        """Return the window in its canonical form."""
         try:
             return str(TimeWindow.parse(str(value)))
         except SettingsError as error:
             self.fail(str(error), param, ctx)
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes written like 64MB or 1GiB."""
+
+    name = "size"
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}  # noqa: RUF012
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        number = value.rstrip("BbKkMmGgIi ")
+        unit = value[len(number) :].strip().lower()
+        try:
+            size = int(float(number) * self.units[unit])
+        except (KeyError, ValueError, OverflowError):
+            self.fail(f"{value!r} is not a size; write 64MB", param, ctx)
+        return size if size > 0 else self.fail(f"{value!r} is not greater than 0", param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A share written like 1% or 0.01."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share, 0 to 1."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is not a share; write 1%", param, ctx)
+        return share if 0 <= share <= 1 else self.fail(f"{value!r} is not from 0% to 100%", param, ctx)

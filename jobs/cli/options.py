@@ -1,7 +1,9 @@
-"""Options that several commands share, with their defaults read from the specs."""
+"""Groups of options that several commands share. Types, choices and defaults come from the fields of the specs."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -9,61 +11,131 @@ from pydantic import BaseModel
 from cluster.settings import Settings
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.runs import state as run_state
-from jobs.runs.request import PRIORITIES, JobRequest, build_request
+from jobs.runs.request import JobRequest, build_request
 from trainer.specs import TrainSpec
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 
 
-def default(spec: type[BaseModel], field: str) -> Any:
-    """Return a field's default, so that a spec is the only place that says it."""
-    return spec.model_fields[field].default
+@dataclass(frozen=True)
+class OptionGroup:
+    """Options that `--help` shows under one heading."""
+
+    heading: str
+    options: tuple[Decorator, ...]
+
+    def without(self, *left_out: Decorator) -> "OptionGroup":
+        """Return the group without some of its options, for a command that has others in their place."""
+        return OptionGroup(self.heading, tuple(one for one in self.options if one not in left_out))
 
 
-def option(spec: type[BaseModel], field: str, **more: Any) -> Callable[[Command], Command]:
-    """Return the option `--field` with the default of a spec's field."""
-    name = f"--{field.replace('_', '-')}"
-    return click.option(name, default=default(spec, field), show_default=True, **more)
+def options(*groups: OptionGroup) -> Callable[[Function], Function]:
+    """Return a decorator that adds groups of options to a command, shown in their order."""
 
-
-WHERE = (
-    option(TrainSpec, "workers", type=int, help="Ray Train workers."),
-    option(TrainSpec, "gpus_per_worker", type=GpusPerWorker(), help="GPUs of each worker."),
-)
-WHEN = (
-    click.option("--name", help="A second name, unique in the storage."),
-    option(JobRequest, "priority", type=click.Choice(PRIORITIES), help="Which of the queues."),
-    click.option("--after", multiple=True, metavar="ID", help="Start when this run has succeeded; may be repeated."),
-    click.option("--at", type=Moment(), help="Start at this time at the earliest: 22:00 or 2026-11-23T22:00."),
-    click.option("--window", type=WindowOfDay(), help="Run only at these times of day; paused outside of them."),
-    click.option("--max-duration", "max_duration_seconds", type=Duration(), help="Stop, as failed, after so long."),
-    option(JobRequest, "retries", type=click.IntRange(0, 100), help="New attempts after a loss of infrastructure."),
-    click.option("--notify", metavar="URL", help="Address that is told of the end."),
-)
-HOW = (
-    click.option("--wait", "waits", is_flag=True, help="Follow until the end; exit code 0 if it succeeds, else 1."),
-    click.option("--dry-run", is_flag=True, help="Print the checked spec as JSON and queue nothing."),
-)
-
-
-def options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Command], Command]:
-    """Return a decorator that adds groups of options, shown in their order."""
-
-    def add(command: Command) -> Command:
-        for one in reversed([one for group in groups for one in group]):
-            command = one(command)
-        return command
+    def add(function: Function) -> Function:
+        for group in reversed(groups):
+            for decorate in reversed(group.options):
+                function = decorate(function)
+                vars(function)["__click_params__"][-1].heading = group.heading
+        return function
 
     return add
 
 
+def default(spec: type[BaseModel], field: str) -> Any:
+    """Return the default of a spec's field."""
+    return spec.model_fields[field].default
+
+
+def option(spec: type[BaseModel], field: str, help_text: str, *names: str, **more: Any) -> Decorator:
+    """Return the option of a spec's field, with the field's type, choices and default.
+
+    Args:
+        spec: The spec.
+        field: Its field.
+        help_text: The text of the option in `--help`.
+        names: What the option is called, if not `--field`.
+        more: What else `click.option` takes.
+    """
+    flag = field.replace("_", "-")
+    kind = _click_type(spec.model_fields[field].annotation)
+    if kind is bool:
+        kind, names = None, names or (f"--{flag}/--no-{flag}",)
+    choices = {} if kind is None else {"type": kind}
+    given = {"default": default(spec, field), "show_default": True, **choices, **more}
+    return click.option(*(names or (f"--{flag}",)), field, help=help_text, **given)
+
+
+def _click_type(annotation: Any) -> Any:
+    """Return click's type of a field: a choice for a Literal, the plain type for the rest; None and bounds dropped."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not NoneType)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
+
+
+def json_option(what: str = "Print the result as JSON.") -> Decorator:
+    """Return the option `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help=what)
+
+
+NAME = click.option("--name", help="Name of the run, unique in the storage; commands take it in place of the id.")
+MAX_DURATION = click.option(
+    "--max-duration",
+    "max_duration_seconds",
+    type=Duration(),
+    help="Stop the run as failed after this time, such as 8h.  [default: no limit]",
+)
+WHERE = OptionGroup(
+    "Where",
+    (
+        option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N"),
+        option(
+            TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1 where there are GPUs, else 0.",
+            type=GpusPerWorker(), metavar="0|1|auto",
+        ),
+    ),
+)  # fmt: skip
+WHEN = OptionGroup(
+    "When",
+    (
+        NAME,
+        option(JobRequest, "priority", "Queue priority."),
+        click.option("--after", multiple=True, metavar="ID", help="Start after this run has succeeded; repeatable."),
+        click.option("--at", type=Moment(), help="Earliest start, such as 22:00 or 2026-11-23T22:00."),
+        click.option(
+            "--window", type=WindowOfDay(),
+            help="Run only at these times of day, such as 20:00-07:00; the run is paused outside of them.",
+        ),
+        MAX_DURATION,
+        option(
+            JobRequest, "retries", "New attempts after the infrastructure failed (a lost node or worker).",
+            type=click.IntRange(0, 100), metavar="N",
+        ),
+    ),
+)  # fmt: skip
+OUTPUT = OptionGroup(
+    "Output",
+    (
+        click.option(
+            "--wait", "waits", is_flag=True,
+            help="Follow the run until it ends; the exit code is 0 if it succeeds, else 1.",
+        ),
+        click.option("--notify", metavar="URL", help="Webhook that receives the run's end as a POST request."),
+        click.option("--dry-run", is_flag=True, help="Print the checked spec as JSON and submit nothing."),
+    ),
+)  # fmt: skip
+
+
 def take_request(settings: Settings, given: dict[str, Any]) -> JobRequest:
-    """Take the options of `WHEN` out of `given` and return them checked.
+    """Remove the options of a `JobRequest` from `given` and return them, checked.
 
     Raises:
-        Refused: One is out of range.
-        UnknownRun: A run that it is to follow does not exist.
+        Refused: A value is out of range.
+        UnknownRun: A run of `--after` does not exist.
     """
-    wanted = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
-    after = tuple(run_state.find(settings.storage, text).run_id for text in wanted.pop("after", ()))
-    return build_request(**wanted, after=after)
+    fields = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
+    after = tuple(run_state.find(settings.storage, text).run_id for text in fields.pop("after", ()))
+    return build_request(**fields, after=after)

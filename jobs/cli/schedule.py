@@ -1,51 +1,55 @@
-"""`nightshift schedule`: runs that repeat."""
+"""`nightshift schedule`: submit runs repeatedly."""
 
 import json
 
 import click
 
 from cluster.settings import Settings
+from jobs.cli.command import Group
 from jobs.cli.main import cli
-from jobs.cli.train import Captured
+from jobs.cli.options import json_option
+from jobs.cli.submission import SpecCollector
 from jobs.queue import schedules
 
 REPEATABLE = ("train", "evaluate", "search", "predict")
 
 
-@click.group()
+@click.group(cls=Group)
 def schedule() -> None:
-    """Add, list and remove runs that repeat; job workers submit them."""
+    """Add, list and remove schedules; job workers submit their runs."""
 
 
-@schedule.command(context_settings={"ignore_unknown_options": True})
+@schedule.command(
+    context_settings={"ignore_unknown_options": True},
+    example='nightshift schedule add nightly "0 20 * * 1-5" train shards/chest --epochs 5',
+)
 @click.argument("name")
 @click.argument("cron")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def add(ctx: click.Context, name: str, cron: str, command: tuple[str, ...]) -> None:
-    r"""Submit COMMAND at each moment of the CRON line: minute hour day month weekday.
+    """Submit COMMAND (train, evaluate, search or predict) at each time of the CRON line.
 
-    \b
-        nightshift schedule add nightly "0 20 * * 1-5" train shards/chest --epochs 5
+    CRON has five fields: minute, hour, day of month, month, day of week. NAME is the schedule's.
     """
     kind, *arguments = command
     if kind not in REPEATABLE:
-        raise click.UsageError(f"{kind!r} cannot repeat; give one of {', '.join(REPEATABLE)}")
-    wanted = cli.get_command(ctx, kind)
-    assert wanted is not None  # noqa: S101, it is one of ours
-    captured = Captured()
-    with wanted.make_context(kind, arguments, parent=ctx, obj=captured) as inner:
-        wanted.invoke(inner)
-    if captured.spec is None or captured.wanted is None:
+        raise click.UsageError(f"{kind!r} cannot be scheduled; use one of {', '.join(REPEATABLE)}")
+    submit_command = cli.get_command(ctx, kind)
+    assert submit_command is not None  # noqa: S101 -- REPEATABLE has only commands of `cli`
+    collector = SpecCollector()
+    with submit_command.make_context(kind, arguments, parent=ctx, obj=collector) as inner:
+        submit_command.invoke(inner)
+    if collector.spec is None or collector.request is None:
         raise click.UsageError(f"{kind} submits nothing with these options")
-    kept = schedules.add(Settings.read(), name, cron, captured.spec, captured.wanted)
+    kept = schedules.add(Settings.read(), name, cron, collector.spec, collector.request)
     click.echo(f"{name} is due next at {kept.due_at():%Y-%m-%d %H:%M %Z}", err=True)
 
 
-@schedule.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@schedule.command(name="list", example="nightshift schedule list")
+@json_option("Print the schedules as JSON.")
 def list_schedules(as_json: bool) -> None:
-    """List the schedules."""
+    """List the schedules with their next and last run."""
     found = schedules.schedules(Settings.read())
     if as_json:
         shown = [
@@ -59,9 +63,9 @@ def list_schedules(as_json: bool) -> None:
         click.echo(f"{each.name}  {each.cron}  due {each.due_at():%Y-%m-%d %H:%M}  last {each.last_run or '-'}")
 
 
-@schedule.command()
+@schedule.command(example="nightshift schedule remove nightly")
 @click.argument("name")
 def remove(name: str) -> None:
-    """Forget a schedule; its runs stay."""
+    """Remove a schedule; its runs stay."""
     schedules.remove(Settings.read(), name)
     click.echo(f"{name} is removed", err=True)

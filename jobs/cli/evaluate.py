@@ -1,0 +1,40 @@
+"""`nightshift evaluate`."""
+
+from typing import Any
+
+import click
+
+from jobs.cli.command import command
+from jobs.cli.options import OUTPUT, WHEN, WHERE, OptionGroup, option, options
+from jobs.cli.submission import submit_options
+from trainer.specs import EvaluateSpec
+
+EVALUATION = OptionGroup(
+    "Data and model",
+    (
+        option(EvaluateSpec, "split", "Split to evaluate on.", metavar="SPLIT"),
+        option(
+            EvaluateSpec, "positive", "Class whose sensitivity and false negatives are reported.  [default: the first]",
+            metavar="CLASS",
+        ),
+        option(
+            EvaluateSpec, "min_sensitivity",
+            "Choose the decision threshold on the valid split so that sensitivity is at least this, such as 0.99.  "
+            "[default: off]",
+            metavar="SHARE",
+        ),
+        option(EvaluateSpec, "batch_size", "Images per step over all workers together.", metavar="N"),
+    ),
+)  # fmt: skip
+
+
+@command(example="nightshift evaluate train-20261123-203000-a1b2c3 shards/chest --positive covid --wait")
+@click.argument("model")
+@click.argument("shards")
+@options(EVALUATION, WHERE, WHEN, OUTPUT)
+def evaluate(model: str, shards: str, **given: Any) -> None:
+    """Evaluate MODEL on one split of SHARDS and print the run id.
+
+    MODEL is a training run, a search (its best model), or a model folder.
+    """
+    submit_options(EvaluateSpec, given, model=model, shards=shards)

@@ -1,0 +1,33 @@
+"""`nightshift logs`: read from the run folder, so the log outlives worker, pod and queue."""
+
+import click
+
+from cluster import logs as log_files
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.cli.options import OptionGroup, options
+from jobs.runs import state as run_state
+
+LINES = OptionGroup(
+    "Output",
+    (
+        click.option("-f", "--follow", "follows", is_flag=True, help="Print new lines until the run ends."),
+        click.option("--tail", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.  [default: all]"),
+    ),
+)
+
+
+@command(example="nightshift logs -f train-20261123-203000-a1b2c3")
+@click.argument("run", metavar="ID")
+@options(LINES)
+def logs(run: str, follows: bool, tail: int | None) -> None:
+    """Print the log of a run, over all its attempts.
+
+    ID is a run id, a unique prefix of one, or a run's name.
+    """
+    paths = run_state.find(Settings.read().storage, run)
+    text, position = log_files.tail(paths.log, tail)
+    click.echo(text, nl=False)
+    if follows:
+        for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended):
+            click.echo(added, nl=False)

@@ -1,0 +1,60 @@
+"""`nightshift reconcile`: what the job workers' reconciler does, once and by hand."""
+
+import json
+import time
+
+import click
+import redis
+
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.cli.options import json_option
+from jobs.queue import reconciler
+from jobs.queue.connection import connect
+from jobs.queue.reconciler import ReconcilerMemory, Repair
+from jobs.queue.schedules import submit_due
+from jobs.queue.webhook_sender import deliver
+
+SLACK_SECONDS = 2.0  # how late the reconciler's last look may come
+
+
+@command(example="nightshift reconcile")
+@json_option("Print the repairs as JSON.")
+def reconcile(as_json: bool) -> None:
+    """Run the reconciler once, as job workers do all the time.
+
+    It queues runs that are missing from the queue, submits due schedules, ends attempts without a heartbeat, and sends
+    pending webhooks.
+    """
+    settings = Settings.read()
+    connection, memory = connect(settings), ReconcilerMemory()
+    repairs = reconciler.reconcile(settings, connection, memory, every_run=True)
+    submit_due(settings)
+    deliver(settings)
+    if later := _watch_heartbeats(settings, connection, memory):
+        deliver(settings)
+    _print([*repairs, *later], as_json)
+
+
+def _watch_heartbeats(settings: Settings, connection: redis.Redis, memory: ReconcilerMemory) -> list[Repair]:
+    """Watch runs without progress until each has shown a heartbeat or was repaired; return the repairs."""
+    repairs: list[Repair] = []
+    start, seconds = time.monotonic(), max(settings.lease_seconds, reconciler.STUCK_SECONDS) + SLACK_SECONDS
+    unmoved = memory.unchanged_since(start)
+    if unmoved:
+        runs = "1 run" if len(unmoved) == 1 else f"{len(unmoved)} runs"
+        click.echo(f"waiting for a heartbeat of {runs}, {seconds:.0f} s at most", err=True)
+    while memory.unchanged_since(start) and time.monotonic() < start + seconds:
+        time.sleep(min(1.0, settings.lease_seconds / 4))
+        repairs += reconciler.reconcile(settings, connection, memory)
+    return repairs
+
+
+def _print(repairs: list[Repair], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([{"id": repair.run_id, "what": repair.what} for repair in repairs], indent=2))
+        return
+    for repair in repairs:
+        click.echo(f"{repair.run_id}: {repair.what}")
+    if not repairs:
+        click.echo("nothing to repair", err=True)

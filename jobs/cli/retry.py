@@ -1,0 +1,21 @@
+"""`nightshift retry`, also called `nightshift resume`."""
+
+import click
+
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.queue import actions
+from jobs.runs import state as run_state
+
+
+@command(example="nightshift retry train-20261123-203000-a1b2c3")
+@click.argument("run", metavar="ID")
+def retry(run: str) -> None:
+    """Queue a failed, lost or cancelled run again; it continues from its last checkpoint.
+
+    ID is a run id, a unique prefix of one, or a run's name.
+    """
+    settings = Settings.read()
+    state = actions.retry(settings, run_state.find(settings.storage, run))
+    click.echo(state.id)
+    click.echo(f"Queued again. `nightshift logs -f {state.id}` follows it.", err=True)

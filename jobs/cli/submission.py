@@ -1,0 +1,83 @@
+"""What all submit commands do with a checked spec: print it, hand it over, or queue it and follow the run."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.settings import Settings
+from jobs.cli.follow import show_progress
+from jobs.cli.options import take_request
+from jobs.queue.checks import after_its_model, checked
+from jobs.queue.connection import connect
+from jobs.queue.submit import submit
+from jobs.queue.worker_list import live_workers
+from jobs.runs.request import JobRequest
+from jobs.runs.state import RunState
+from trainer.specs import Spec, build
+
+
+@dataclass
+class SpecCollector:
+    """Takes the spec and the request of a submit command, which then queues nothing.
+
+    It is the object of the click context in which the command is invoked.
+    """
+
+    spec: Spec | None = None
+    request: JobRequest | None = None
+
+
+def submit_options(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
+    """Build and check a spec from a command's options, then queue it or print it as they say."""
+    settings = Settings.read()
+    waits, dry_run = given.pop("waits"), given.pop("dry_run")
+    request = take_request(settings, given)
+    submit_spec(settings, build(kind, **given, **more), request, waits=waits, dry_run=dry_run)
+
+
+def submit_spec(
+    settings: Settings,
+    spec: Spec,
+    request: JobRequest,
+    *,
+    waits: bool,
+    dry_run: bool,
+    follow: Callable[[Path, str], RunState] = show_progress,
+    next_command: str = "`nightshift logs -f {run_id}` follows it",
+) -> None:
+    """Check a spec against data, model and machine, then queue it, or print it with `dry_run`.
+
+    Args:
+        settings: Of this machine.
+        spec: What to run.
+        request: How and when.
+        waits: Follow the run and exit with 0 if it succeeds, else 1.
+        dry_run: Print the spec and queue nothing.
+        follow: Follows a run until it ends and returns its last state.
+        next_command: Which command to type next.
+    """
+    spec = checked(settings, spec)
+    collector = click.get_current_context().find_object(SpecCollector)
+    if collector:
+        collector.spec, collector.request = spec, request
+        return
+    if dry_run:
+        click.echo(json.dumps(spec.to_json(), indent=2))
+        return
+    run_id = submit(settings, spec, after_its_model(settings, request, spec))
+    click.echo(run_id)
+    _warn_without_job_worker(settings)
+    if waits:
+        sys.exit(0 if follow(settings.storage, run_id).state == "succeeded" else 1)
+    click.echo(f"Queued. {next_command.format(run_id=run_id)}, `nightshift wait {run_id}` waits.", err=True)
+
+
+def _warn_without_job_worker(settings: Settings) -> None:
+    with connect(settings) as connection:
+        if not live_workers(connection):
+            click.echo("No job worker is running; `nightshift up` starts one on this machine.", err=True)

@@ -1,0 +1,153 @@
+"""`nightshift trials` and `best`: the leaderboard of a search. Imports neither torch nor ray."""
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import StorageError
+from cluster.files import read_json, read_lines
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.cli.options import OptionGroup, json_option, options
+from jobs.errors import Refused
+from jobs.runs import state as run_state
+from trainer.model.names import MANIFEST_FILE
+from trainer.search.trials import TrialTable, leaderboard
+
+ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns of the table even where all trials have the same value
+
+
+@command(example="nightshift trials search-20261123-203000-a1b2c3 --sort seconds")
+@click.argument("search_id", metavar="SEARCH")
+@options(
+    OptionGroup(
+        "Output",
+        (
+            click.option("--sort", default="metric", show_default=True, metavar="COLUMN",
+                         help="Column to sort by; metric puts the best trial first."),
+            json_option("Print the trials as JSON."),
+        ),
+    )
+)  # fmt: skip
+def trials(search_id: str, sort: str, as_json: bool) -> None:
+    """Show the leaderboard of a search, also while it runs.
+
+    SEARCH is a run id, a unique prefix of one, or a run's name.
+    """
+    paths = run_state.find(Settings.read().storage, search_id)
+    rows, metric = rows_of(paths), table_of(paths).metric
+    if sort != "metric":
+        if rows and sort not in rows[0]:
+            raise Refused(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
+        rows.sort(key=lambda row: (row[sort] is None, row[sort]))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    Console(width=None if sys.stdout.isatty() else 200).print(as_table(rows, metric))
+
+
+@command(example="nightshift best search-20261123-203000-a1b2c3")
+@click.argument("search_id", metavar="SEARCH")
+@options(OptionGroup("Output", (json_option("Print the trial as JSON."),)))
+def best(search_id: str, as_json: bool) -> None:
+    """Show the best trial of a search and its published model, also while it runs.
+
+    SEARCH is a run id, a unique prefix of one, or a run's name.
+    """
+    paths = run_state.find(Settings.read().storage, search_id)
+    metric, published = table_of(paths).metric, published_best(paths)
+    if published is None:
+        raise Refused(f"{paths.run_id} has published no model yet; `nightshift trials {paths.run_id}` shows its trials")
+    result = read_json(paths.result) if paths.result.exists() else None
+    found = {
+        "search": paths.run_id,
+        **{name: published[name] for name in ("trial", "epoch", "config")},
+        "metric": {"name": metric, "value": published["value"]},
+        "refit": published.get("refit"),
+        "checkpoint": str(paths.best),
+        "result": None if result is None else result["metrics"],
+    }
+    click.echo(json.dumps(found, indent=2) if as_json else _best_as_text(found))
+
+
+def table_of(paths: RunPaths) -> TrialTable:
+    """Return the trials of a search.
+
+    Raises:
+        Refused: The run is not a search.
+    """
+    spec = read_json(paths.spec)
+    if spec.get("kind") != "search":
+        raise Refused(
+            f"{paths.run_id} is a {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
+        )
+    return TrialTable.fold(read_lines(paths.trials), str(spec["best_by"]))
+
+
+def rows_of(paths: RunPaths) -> list[dict[str, Any]]:
+    """Return a row per trial, the best first."""
+    published = str(paths.best) if (paths.best / MANIFEST_FILE).is_file() else None
+    return leaderboard(table_of(paths), published)
+
+
+def published_best(paths: RunPaths) -> dict[str, Any] | None:
+    """Return the manifest of the published model, None if no model is published."""
+    try:
+        return dict(read_json(paths.best / MANIFEST_FILE))
+    except StorageError:
+        return None
+
+
+def as_table(rows: list[dict[str, Any]], metric: str) -> Table:
+    """Return the rows as a table without the options that are equal in all trials."""
+    varied = [name for name in _options(rows) if name in ALWAYS_SHOWN or len({str(row[name]) for row in rows}) > 1]
+    spread = any(row["spread"] is not None for row in rows)
+    heads = ["TRIAL", *(name.upper() for name in varied), metric.upper(), *(["SPREAD"] if spread else [])]
+    table = Table(*heads, "EPOCH", "EPOCHS", "SECONDS", "STATE", "WHY", box=None, pad_edge=False)
+    for row in rows:
+        values = [_short(row[name]) for name in varied]
+        spreads = [_short(row["spread"])] if spread else []
+        table.add_row(
+            str(row["trial"]),
+            *values,
+            _short(row["metric"]),
+            *spreads,
+            _short(row["best_epoch"]),
+            str(row["epochs"]),
+            f"{row['seconds']:.1f}",
+            row["state"],
+            (row["error"] or row["why"] or "")[:60],
+        )
+    return table
+
+
+def _best_as_text(found: dict[str, Any]) -> str:
+    metric = found["metric"]
+    lines = [
+        f"trial {found['trial']}, epoch {found['epoch']}: {metric['name']} {metric['value']:.5g} on the valid split",
+        "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                  for name, value in found["config"].items()),
+        f"model {found['checkpoint']}",
+    ]  # fmt: skip
+    if found["refit"]:
+        lines.append(f"refitted on {' and '.join(found['refit']['splits'])}, {found['refit']['epochs']} epochs")
+    if found["result"]:
+        metrics = found["result"]
+        lines.append(f"{metrics['split']}: accuracy {metrics['accuracy']:.4f}  auroc {metrics['auroc'] or 0:.4f}")
+    return "\n".join(lines)
+
+
+def _options(rows: list[dict[str, Any]]) -> list[str]:
+    known = {"trial", "metric", "spread", "best_epoch", "epochs", "seconds", "state", "why", "error", "checkpoint"}
+    return [name for name in (rows[0] if rows else {}) if name not in known]
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

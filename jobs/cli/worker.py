@@ -1,0 +1,94 @@
+"""`nightshift worker`: run one job worker; list and drain those that run."""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cluster.settings import Settings
+from jobs.cli.command import Group
+from jobs.cli.options import json_option
+from jobs.prometheus import serve
+from jobs.queue.connection import connect
+from jobs.queue.job_worker import DRAIN_SECONDS, work
+from jobs.queue.worker_list import WorkerRecord, live_workers
+from jobs.queue.worker_list import drain as drain_workers
+from jobs.runs.request import PRIORITIES
+
+
+@click.group(cls=Group, invoke_without_command=True, example="nightshift worker --queues high,normal")
+@click.option(
+    "--queues",
+    default=",".join(PRIORITIES),
+    show_default=True,
+    metavar="P,P,...",
+    help="Queues to serve: any of high, normal, low.",
+)
+@click.option("--burst", is_flag=True, help="Exit when the queues are empty.")
+@click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="Exit after N runs.  [default: no limit]")
+@click.option(
+    "--drain-seconds",
+    default=DRAIN_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time to save a checkpoint after SIGTERM, in seconds.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve Prometheus metrics on this port.  [default: off]",
+)
+@click.pass_context
+def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limits: Any) -> None:
+    """Run one job worker: it takes queued runs one at a time.
+
+    After SIGTERM it saves a checkpoint, puts its run back into the queue, and exits with 0.
+    """
+    if ctx.invoked_subcommand:
+        return
+    priorities = [name.strip() for name in queues.split(",") if name.strip()]
+    if not priorities or not set(priorities) <= set(PRIORITIES):
+        raise click.BadParameter(
+            f"{queues!r} has a queue that is none of {', '.join(PRIORITIES)}", param_hint="--queues"
+        )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    settings = Settings.read().with_storage_ready()
+    if metrics_port:
+        serve(settings, metrics_port)
+    work(settings, priorities=priorities, **limits)
+
+
+@worker.command(name="list", example="nightshift worker list")
+@json_option("Print the job workers as JSON.")
+def list_workers(as_json: bool) -> None:
+    """List the job workers that are alive."""
+    with connect(Settings.read()) as connection:
+        found = live_workers(connection)
+    if as_json:
+        click.echo(json.dumps([vars(each) for each in found], indent=2))
+        return
+    table = Table("NAME", "STATE", "RUN", "QUEUES", "SINCE", "LAST HEARTBEAT", box=None, pad_edge=False)
+    for each in found:
+        table.add_row(*_row(each))
+    Console(width=200).print(table)
+
+
+@worker.command(example="nightshift worker drain gpu-node-3-4711-a1b2c3")
+@click.argument("name", required=False)
+@click.option("--all", "everyone", is_flag=True, help="Drain every job worker.")
+def drain(name: str | None, everyone: bool) -> None:
+    """Let a job worker save a checkpoint, put its run back into the queue, and exit."""
+    if everyone == bool(name):
+        raise click.UsageError("give the NAME of a job worker, or --all")
+    with connect(Settings.read()) as connection:
+        for drained in drain_workers(connection, name):
+            click.echo(drained)
+
+
+def _row(worker: WorkerRecord) -> tuple[str, ...]:
+    return worker.name, worker.state, worker.run or "", ",".join(worker.queues), worker.since or "", worker.beat or ""
