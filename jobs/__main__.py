@@ -1,4 +1,4 @@
-"""The `nightshift` command: one place turns our errors into one line and an exit code."""
+"""The `nightshift` command: turns every error of ours into one line and an exit code."""
 
 import os
 import sys
@@ -12,37 +12,37 @@ from jobs.cli.main import cli
 from jobs.errors import JobError
 from trainer.errors import TrainerError
 
-OURS = (ClusterError, ShardError, TrainerError, JobError)
+ERRORS = (ClusterError, ShardError, TrainerError, JobError)
 FAILED = 1
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with 0 done, 1 the thing asked for failed, 2 wrong usage."""
+    """Run the command line and exit with 0 done, 1 failed, 2 wrong usage."""
     try:
         cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
-    except OURS as error:
-        _leave(str(error), FAILED)
-    except BrokenPipeError:  # whoever read us has seen enough
+    except ERRORS as error:
+        _exit(str(error), FAILED)
+    except BrokenPipeError:  # such as `nightshift list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
     except OSError as error:
         if is_full(error):
-            _leave(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
+            _exit(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
         if error.filename is None:
             raise
-        _leave(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path and who may use it", FAILED)
+        _exit(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path and its permissions", FAILED)
     except click.Abort:
-        _leave("stopped by Ctrl-C", 128 + 2)
+        _exit("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        _leave(error.format_message(), error.exit_code)
-    except click.exceptions.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        _exit(error.format_message(), error.exit_code)
+    except click.exceptions.Exit as exit_request:
+        sys.exit(exit_request.exit_code)
 
 
-def _leave(line: str, code: int) -> None:
+def _exit(line: str, code: int) -> None:
     click.echo(f"Error: {' '.join(line.split())}", err=True)
     sys.exit(code)
 

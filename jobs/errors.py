@@ -2,14 +2,14 @@
 
 JobError
 ├── QueueUnreachable   Redis does not answer
-├── Refused            what was asked cannot be queued or done in this state
+├── Refused            the request cannot be queued, or the run's state does not allow the action
 │   └── NameTaken      another run has the name
-└── HostileJob         an entry of the queue that is none of ours
+└── HostileJob         a queue entry that Nightshift did not write
 """
 
 
 class JobError(Exception):
-    """Base of the errors of this package. The text is one line: what is wrong, then the cure."""
+    """Base of the errors of this package. The text is one line: the fault, then the cure."""
 
 
 class QueueUnreachable(JobError):
@@ -17,7 +17,7 @@ class QueueUnreachable(JobError):
 
 
 class Refused(JobError):
-    """What was asked cannot be queued, or not be done in the run's present state."""
+    """The request cannot be queued, or the run's state does not allow the action."""
 
 
 class NameTaken(Refused):
@@ -25,4 +25,4 @@ class NameTaken(Refused):
 
 
 class HostileJob(JobError):
-    """An entry of the queue that names a function, argument or hook which is none of ours."""
+    """A queue entry with a function, an argument or a hook that Nightshift does not write."""
