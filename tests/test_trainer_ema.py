@@ -55,7 +55,7 @@ def test_without_a_decay_the_average_is_the_module_itself():
     ema = ModelEma(module, 0.0)
 
     assert ema.module is module
-    assert ema.checkpoint == {}
+    assert ema.state_files() == {}
 
 
 def test_the_published_model_is_the_average_and_not_the_last_step(averaged):
@@ -91,7 +91,7 @@ def followed(ema, weights):
     """Let the average follow a weight through these values."""
     for weight in weights:
         with torch.no_grad():
-            ema.trained.weight.fill_(weight)
+            ema.source.weight.fill_(weight)
         ema.update()
 
 

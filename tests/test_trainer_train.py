@@ -152,7 +152,9 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_chec
     shutil.copytree(paths.checkpoints, tmp_path / "runs" / "second" / "checkpoints")
     resumed = RunPaths(tmp_path / "runs" / "second")
 
-    with pytest.raises(TrainingDiverged, match=r"the loss is no number at step \d+ of epoch 2; use a lower --lr"):
+    with pytest.raises(
+        TrainingDiverged, match=r"loss is not finite \(NaN or inf\) at step \d+ of epoch 2; use a lower --lr"
+    ):
         attempted(resumed, longer)
 
     assert [path.name for path in resumed.checkpoints.glob("step-*")] == ["step-000000007"]

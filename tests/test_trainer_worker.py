@@ -74,13 +74,13 @@ def test_a_worker_that_hangs_ends_by_timeout_with_the_stacks_in_the_log(tmp_path
     # The line of an epoch is written before its checkpoint, and there must be one to go on from.
     workers = ray_workers_when(process, lambda: any(paths.checkpoints.glob("step-*")))
     workers[-1].suspend()
-    went_on = wait_until(lambda: "going on from step-" in paths.log.read_text(), 200)
+    went_on = wait_until(lambda: "resuming from step-" in paths.log.read_text(), 200)
     paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": None}))
 
     assert process.wait(200) == 3, paths.log.read_text()
     assert went_on
     assert "Timeout (0:00:" in paths.log.read_text()  # faulthandler's heading over the stacks
-    assert "in train_from" in paths.log.read_text()
+    assert "in train_epoch" in paths.log.read_text()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Runs of the trainer for tests: in this process where the test allows, as a real process where it must die."""
+"""Runs of the trainer for tests: in this process, or as a real process where the test kills it."""
 
 import json
 import os
@@ -19,17 +19,18 @@ from trainer.attempt import Attempt
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 from trainer.training.checkpointer import Checkpointer
+from trainer.training.loop import EpochMetrics
 
 QUICK = {"weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False}
 
 
 def train_spec(shards: Path, **options: Any) -> TrainSpec:
-    """A training of a second or two."""
+    """Return the spec of a training of a second or two."""
     return build(TrainSpec, shards=str(shards), **(QUICK | options))
 
 
 def new_run(storage: Path, spec: Spec, name: str = "run") -> RunPaths:
-    """The folder of a run that waits to be done."""
+    """Create the folder of a run that has not started."""
     paths = RunPaths(storage / "runs" / name)
     paths.folder.mkdir(parents=True)
     paths.spec.write_text(json.dumps(spec.to_json()))
@@ -37,7 +38,7 @@ def new_run(storage: Path, spec: Spec, name: str = "run") -> RunPaths:
 
 
 def attempted(paths: RunPaths, spec: Spec) -> RunResult:
-    """Make the next attempt at a run in this process, and publish its result."""
+    """Run the next attempt in this process and publish its result."""
     settings = Settings(storage=paths.storage)
     attempt = Attempt.of(paths.folder, None, settings)
     result = execute(attempt, spec)
@@ -46,7 +47,7 @@ def attempted(paths: RunPaths, spec: Spec) -> RunResult:
 
 
 def done(storage: Path, spec: Spec, name: str = "run") -> tuple[RunPaths, RunResult]:
-    """Do a whole run in this process."""
+    """Create a run and run it in this process."""
     paths = new_run(storage, spec, name)
     return paths, attempted(paths, spec)
 
@@ -57,12 +58,12 @@ def evaluated(storage: Path, model: Path, shards: Path, name: str = "evaluation"
 
 
 def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environment: str) -> "subprocess.Popen[bytes]":
-    """Start `python -m trainer` on a run, below the guard that the launcher puts over it; it prints to the log."""
+    """Start `python -m trainer` on a run, under the guard process as the launcher does; its output goes to the log."""
     number = [] if attempt is None else ["--attempt", str(attempt)]
-    order = [sys.executable, "-m", "trainer", str(paths.folder), *number]
+    command = [sys.executable, "-m", "trainer", str(paths.folder), *number]
     with paths.log.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *order],
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command],
             stdout=log,
             stderr=log,
             env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.storage), **environment},
@@ -73,25 +74,25 @@ def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environmen
 def at_epoch(
     monkeypatch: pytest.MonkeyPatch, epoch: int, happens: Callable[[], object], *, in_attempt: int = 1
 ) -> None:
-    """Let something happen in an attempt, after an epoch was told of and before it is saved."""
-    record = Checkpointer.record
+    """Call `happens` in an attempt after an epoch was logged and before its checkpoint is saved."""
+    log_epoch = Checkpointer.log_epoch
 
-    def recorded(self: Checkpointer, figures: dict[str, Any]) -> None:
-        record(self, figures)
-        if figures["epoch"] == epoch and self.attempt.number == in_attempt:
+    def logged(self: Checkpointer, metrics: EpochMetrics) -> None:
+        log_epoch(self, metrics)
+        if metrics.epoch == epoch and self.attempt.number == in_attempt:
             happens()
 
-    monkeypatch.setattr(Checkpointer, "record", recorded)
+    monkeypatch.setattr(Checkpointer, "log_epoch", logged)
 
 
 def stop_at_epoch(monkeypatch: pytest.MonkeyPatch, paths: RunPaths, epoch: int, *, in_attempt: int = 1) -> None:
-    """Ask an attempt to stop after an epoch, which it does one step into the next."""
-    wish = json.dumps({"reason": "cancel", "attempt": in_attempt})
-    at_epoch(monkeypatch, epoch, lambda: paths.stop.write_text(wish), in_attempt=in_attempt)
+    """Ask an attempt to stop after an epoch; it stops after the first step of the next."""
+    request = json.dumps({"reason": "cancel", "attempt": in_attempt})
+    at_epoch(monkeypatch, epoch, lambda: paths.stop.write_text(request), in_attempt=in_attempt)
 
 
 def wait_until(happened: Callable[[], bool], seconds: float) -> bool:
-    """Return whether something happens in time."""
+    """Return whether `happened` returns True within the time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if happened():

@@ -8,7 +8,7 @@ from cluster.settings import Settings
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration, fit_calibration
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
@@ -38,15 +38,10 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     if spec.min_sensitivity:
         _refuse_seen(folder, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
-    outcome = run_on_workers(evaluate_on_worker, task, spec)
+    outcome = run_on_workers(evaluate_on_worker, task)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
     write_report(attempt, spec, result)
     return result
-
-
-def evaluate_on_worker(config: dict[str, Any]) -> Any:
-    """Evaluate as `config["task"]` says; the entry point of each Ray Train worker."""
-    return in_worker(_evaluate, config)
 
 
 def model_folder(model: str, settings: Settings) -> Path:
@@ -62,8 +57,9 @@ def model_folder(model: str, settings: Settings) -> Path:
     raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD_FILE} nor a run that succeeded")
 
 
-def _evaluate(context: WorkerContext) -> dict[str, Any]:
-    spec: EvaluateSpec = context.task.spec
+def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
+    """Score the model and return its metrics; runs on each Ray Train worker."""
+    spec = context.spec
     folder, index = model_folder(spec.model, context.task.attempt.settings), read_index(spec.shards)
     model, config, manifest = read_model(folder)
     model = model.to(context.process_group.device)
@@ -139,4 +135,4 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
     )
-    return dict(run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder), wish))
+    return run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder))

@@ -10,7 +10,7 @@ from cluster.files import copy_atomically
 from trainer.attempt import Attempt
 from trainer.data.images import ImageBatch, ImageSource, image_sources
 from trainer.distributed.ray_train import run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
@@ -30,7 +30,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     """
     folder = model_folder(spec.model, attempt.settings)
     image_sources(spec.images, spec.split)  # refuses here, where the cause is told best
-    outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder), spec)
+    outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
         copy_atomically(table, Path(spec.output))
@@ -43,13 +43,9 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     )
 
 
-def predict_on_worker(config: dict[str, Any]) -> Any:
-    """Predict as `config["task"]` says; the entry point of the Ray Train worker."""
-    return in_worker(_predict, config)
-
-
-def _predict(context: WorkerContext) -> dict[str, Any]:
-    spec, attempt = context.task.spec, context.task.attempt
+def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
+    """Write the table and return its counts; runs on the Ray Train worker."""
+    spec, attempt = context.spec, context.task.attempt
     predictor = Predictor.of(model_folder(spec.model, attempt.settings), context.process_group.device)
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
@@ -65,8 +61,10 @@ def _predict(context: WorkerContext) -> dict[str, Any]:
     return _outcome(called, predictor)
 
 
-def _rows(context: WorkerContext, parts: tuple[ImageSource, ...], predictor: Predictor) -> Iterator[PredictionRow]:
-    batch_size, image_size = context.task.spec.batch_size, predictor.config.image_size
+def _rows(
+    context: WorkerContext[PredictSpec], parts: tuple[ImageSource, ...], predictor: Predictor
+) -> Iterator[PredictionRow]:
+    batch_size, image_size = context.spec.batch_size, predictor.config.image_size
     for part in parts:
         for chunk in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
             yield from rows_of(chunk, predictor)

@@ -25,13 +25,13 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     check_data(spec, index)
     weights = resolve_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
-    outcome = run_on_workers(train_on_worker, task, spec)
+    outcome = run_on_workers(train_on_worker, task)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),
-        metrics=outcome["metrics"],
+        metrics=outcome.metrics,
         seconds=round(attempt.seconds, 3),
-        details=outcome["details"],
+        details=outcome.details,
     )
     write_report(attempt, spec, result)
     return result

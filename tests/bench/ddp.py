@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.bench.data import require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
@@ -71,8 +70,7 @@ def _rank(rank: int, world_size: int, steps: int, folder: Path) -> None:
     parameters = model.backbone.network._global_params
     # Ranks draw dropped connections each for itself; without them the loss can be compared.
     model.backbone.network._global_params = parameters._replace(drop_connect_rate=0.0)
-    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True) if world_size > 1 else model
-    stepper = Stepper(model, parallel, ProcessGroup(rank, world_size, device), *batch_of(BATCH, device))
+    stepper = Stepper(model, ProcessGroup(rank, world_size, device), *batch_of(BATCH, device))
     stepper.step()
     taken = [seconds(stepper.step) for _ in range(steps - 1)]
     print(json.dumps({"seconds": taken, "loss": (stepper.losses or [0.0])[-1]}))

@@ -34,7 +34,7 @@ def _measured(precision: str, batch: int, pairs: int) -> Row:
     top = head(512, 0.0, 2)
     top.load_state_dict(model.head.state_dict())
     peer = peers.stepper(WEIGHTS, top, lr=FIRST_LR, backbone_lr=FIRST_LR * BACKBONE_FACTOR)
-    ours = Stepper(model, model, ProcessGroup(0, 1, device), images, labels, bf16=precision == "bf16")
+    ours = Stepper(model, ProcessGroup(0, 1, device), images, labels, bf16=precision == "bf16")
     plain = images.contiguous()
     losses = []
     for step in range(2):  # also the warm-up; the draws of dropped connections are those of our step

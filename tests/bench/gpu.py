@@ -60,7 +60,7 @@ def _forward(device: torch.device, compiled: bool, roof: float) -> Row:
 def _finetuning(device: torch.device, compiled: bool) -> Row:
     images, labels = batch_of(STEP_BATCH, device)
     model = pretrained(device)
-    ours = Stepper(model, model, ProcessGroup(0, 1, device), images, labels, bf16=True)
+    ours = Stepper(model, ProcessGroup(0, 1, device), images, labels, bf16=True)
     theirs = nn.Sequential(_timm(compiled), nn.Linear(1280, 2).to(device)).train()
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, fused=True)
 

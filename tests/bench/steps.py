@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_shards.index import Shard, ShardIndex
 from data_shards.plan import EpochPlan
@@ -17,7 +17,7 @@ from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.head import HeadConfig
 from trainer.model.weights import load_backbone, read_weights
 from trainer.specs import TrainSpec, build
-from trainer.training.loop import TrainLoop, train_epoch
+from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop
 from trainer.training.optimizer import build_optimizer, lr_factor
 from trainer.training.train_state import TrainState
 
@@ -26,7 +26,7 @@ LR = 1e-3
 FIRST_LR = LR * lr_factor(0, STEPS)
 BACKBONE_FACTOR = 0.1  # of the head's rate, as where the weights are pretrained
 CONFIG = HeadConfig(classes=("a", "b"), width=512, dropout=0.0, image_size=224)
-FIGURES = {"loss": 0.0, "accuracy": 0.0, "auroc": 0.0, "balanced_accuracy": 0.0}
+METRICS = {"loss": 0.0, "accuracy": 0.0, "auroc": 0.0, "balanced_accuracy": 0.0}
 
 
 def batch_of(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -46,17 +46,15 @@ def pretrained(device: torch.device) -> Classifier:
 
 
 @dataclass
-class Stepper:
+class Stepper(LoopHooks):
     """Takes the trainer's training steps, one at a call.
 
     Attributes:
-        parallel: The model, or what makes it train in step with the other ranks.
         images, labels: This rank's part of each step.
         losses: Mean loss of each step that was taken.
     """
 
     model: Classifier
-    parallel: nn.Module
     process_group: ProcessGroup
     images: Tensor
     labels: Tensor
@@ -75,30 +73,30 @@ class Stepper:
             process_group=self.process_group,
             module=self.model,
             optimizer=optimizer,
-            source=self._source,
+            loader=self._load,
             class_weights=None,
-            validate=lambda: FIGURES,
-            save=lambda state, is_best: None,
-            record=self._record,
-            count=lambda images: None,
-            begin_epoch=lambda state: None,
-            stop_reason=lambda: None,
+            hooks=self,
             autocast=self.bf16,
         )
 
     def step(self) -> None:
         """Take a step."""
-        self.state = train_epoch(self.loop, self.parallel, self.state)
+        self.state = self.loop.train_epoch(self.state)
 
     @property
     def _all_images(self) -> int:
         return len(self.images) * self.process_group.world_size
 
-    def _source(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
+    def _load(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         yield DeviceBatch(self.images, self.labels, torch.arange(len(self.images)), self._all_images)
 
-    def _record(self, figures: dict[str, Any]) -> None:
-        self.losses.append(figures["train_loss"])
+    def validate(self) -> dict[str, Any]:
+        """Return fixed metrics: only the steps are measured."""
+        return METRICS
+
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Keep the loss of the step, which is an epoch here."""
+        self.losses.append(metrics.train_loss)
 
 
 def _index_of(images: int) -> ShardIndex:

@@ -1,6 +1,6 @@
-"""Where the loop's batches come from: stored features, or images through the device."""
+"""Loaders of a rank's batches: features from memory, or images from shards. Also seeds the random numbers of a step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
+from trainer.data.feature_extraction import FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class DeviceBatch:
         inputs: What the module takes, `(B, ...)` on the device.
         labels: `(B,) int64` on the device.
         ids: `(B,) int64`, the samples' numbers in their split.
-        images: In the step over all ranks together.
+        images: Global batch size: images in this step over all ranks.
     """
 
     inputs: Tensor
@@ -30,18 +31,32 @@ class DeviceBatch:
 
 
 class BatchLoader(Protocol):
-    """Batches of one epoch in the order of the plan, from batch `start` on."""
+    """Loads the batches of one epoch in the order of the plan."""
 
     def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
-        """Yield this rank's batches."""
+        """Yield this rank's batches from number `start` on."""
 
 
 @dataclass(frozen=True)
 class FeatureLoader:
-    """Features of whole splits in memory; a sample's id is its row."""
+    """Loads batches of features from memory; a sample's id is its row.
 
-    values: dict[str, Tensor]  # split: (N, 1280) float32 on the device
-    labels: dict[str, Tensor]  # split: (N,) int64 on the device
+    Attributes:
+        values: Features by split, `(N, 1280) float32` on the device.
+        labels: Labels by split, `(N,) int64` on the device.
+    """
+
+    values: dict[str, Tensor]
+    labels: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, extractor: FeatureExtractor, splits: Iterable[str], device: torch.device) -> "FeatureLoader":
+        """Load the features of splits onto the device; call `extract` for each of them first."""
+        features = {split: extractor.features_of(split) for split in splits}
+        return cls(
+            values={split: found.values.to(device) for split, found in features.items()},
+            labels={split: found.labels.to(device) for split, found in features.items()},
+        )
 
     def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield rows of the split."""
@@ -54,7 +69,12 @@ class FeatureLoader:
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Images read from shards; `prepare` turns bytes into what the module takes, `augment` says if it may vary them."""
+    """Loads batches of images from shards.
+
+    Attributes:
+        prepare: Turns `(B, C, S, S) uint8` on the device into the module's input; its second argument says whether to
+            augment.
+    """
 
     location: str
     index: ShardIndex
@@ -64,7 +84,7 @@ class ImageLoader:
     prepare: Callable[[Tensor, bool], Tensor]
 
     def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
-        """Yield prepared images; only a shuffled plan, which is training, may vary them."""
+        """Yield prepared images; only a shuffled plan, which means training, augments them."""
         opened = open_batches(
             self.location,
             self.index,
@@ -84,18 +104,18 @@ class ImageLoader:
 
 
 def step_seed(seed: int, step: int, rank: int, *, augments: bool = False) -> int:
-    """Return the seed of a rank's draws in a step; to resume, the position is then all there is to know.
+    """Return the random seed of a rank in a step, so that a checkpoint needs no state of a random number generator.
 
-    The factors are large primes, so that neighbours do not collide.
+    The factors are large primes, so that neighbouring steps, ranks and seeds do not collide.
     """
     return (seed * 1_000_003 + step * 7_919 + (2 * rank + augments) * 104_729) % 2**63
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seed what is drawn on the CPU and on `device` from here on.
+    """Seed the random number generators of the CPU and of `device`.
 
-    `torch.manual_seed` draws the same, but prepares every other kind of device as well, with a formatted stack for each
-    that is not there: a tenth of a small head's step.
+    `torch.manual_seed` seeds them alike, but also every other kind of device, and formats a stack trace for each that
+    is absent: a tenth of the step of a small head.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

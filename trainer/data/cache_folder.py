@@ -1,4 +1,4 @@
-"""The folder of stored features as a whole: what is in it, and room for more. Imports neither torch nor ray."""
+"""The folder of the feature cache: lists its entries and evicts old ones. Imports neither torch nor ray."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from cluster.files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """The stored features of one backbone, transform and precision.
+    """The cached features under one key: backbone, transform and precision.
 
     Attributes:
-        name: Digest of the key, which is also the folder's name.
+        name: Digest of the key, and name of the folder.
         key: What the features depend on.
-        shards: Files.
-        bytes: Of all files.
-        used: Seconds since the epoch when one was last read or written.
+        shards: Number of files.
+        bytes: Size of all files.
+        used: When a file was last read or written, in seconds since the Unix epoch.
     """
 
     name: str
@@ -28,30 +28,37 @@ class CacheEntry:
     used: float
 
 
+@dataclass(frozen=True)
+class _CachedFile:
+    path: Path
+    used: float
+    bytes: int
+
+
 def cache_folder(storage: Path) -> Path:
-    """Return where features are kept below the storage."""
+    """Return the folder of the feature cache in the storage."""
     return storage / "features"
 
 
 def cache_entries(root: Path) -> tuple[CacheEntry, ...]:
-    """Return what the cache holds, the longest unused first."""
-    found = [_entry(folder) for folder in sorted(root.glob("*/")) if _files(folder)]
-    return tuple(sorted(found, key=lambda entry: entry.used))
+    """Return the entries of the cache, least recently used first."""
+    entries = [_entry(folder) for folder in sorted(root.glob("*/")) if _files(folder)]
+    return tuple(sorted(entries, key=lambda entry: entry.used))
 
 
-def evict(root: Path, limit_bytes: int, *, wanted: int = 0) -> int:
-    """Remove the files unused for longest until `wanted` more bytes fit under the limit; return the bytes freed.
+def evict(root: Path, limit_bytes: int, *, needed: int = 0) -> int:
+    """Remove the least recently used files until `needed` more bytes fit under the limit; return the bytes freed.
 
-    Safe beside readers and writers: who misses a file computes it again.
+    Safe while others read and write: a reader that misses a file computes the features again.
     """
-    files = sorted(_all_files(root), key=lambda item: item[1])
-    surplus = sum(size for _, _, size in files) + wanted - limit_bytes
+    files = sorted(_all_files(root), key=lambda file: file.used)
+    surplus = sum(file.bytes for file in files) + needed - limit_bytes
     freed = 0
-    for path, _, size in files:
+    for file in files:
         if freed >= surplus:
             break
-        path.unlink(missing_ok=True)
-        freed += size
+        file.path.unlink(missing_ok=True)
+        freed += file.bytes
     return freed
 
 
@@ -65,23 +72,23 @@ def _entry(folder: Path) -> CacheEntry:
         name=folder.name,
         key=key,
         shards=len(files),
-        bytes=sum(size for _, _, size in files),
-        used=max((used for _, used, _ in files), default=0.0),
+        bytes=sum(file.bytes for file in files),
+        used=max((file.used for file in files), default=0.0),
     )
 
 
-def _files(folder: Path) -> list[tuple[Path, float, int]]:
-    """Return path, time of last use and bytes of each stored shard of one key."""
+def _files(folder: Path) -> list[_CachedFile]:
+    """Return the cached shards under one key."""
     found = []
     for path in folder.glob("*.safetensors"):
         try:
             status = path.stat()
         except FileNotFoundError:
-            continue  # another process made room meanwhile
-        found.append((path, status.st_mtime, status.st_size))
+            continue  # another process evicted it
+        found.append(_CachedFile(path, status.st_mtime, status.st_size))
     return found
 
 
-def _all_files(root: Path) -> Iterator[tuple[Path, float, int]]:
+def _all_files(root: Path) -> Iterator[_CachedFile]:
     for folder in root.glob("*/"):
         yield from _files(folder)

@@ -1,7 +1,7 @@
-"""Features of a frozen backbone, a file per shard, shared by all runs. Published whole, checked when read.
+"""The feature cache: one file per shard, shared by all runs, written atomically and verified when read.
 
-A file's name is the shard's sha256 and its folder's the digest of everything else that the numbers depend on,
-so a stale file can never be taken for a fresh one, and several writers only ever write the same bytes.
+The file name is the shard's sha256, and the folder name is the digest of everything else that features depend on: so
+a stale file is never read, and concurrent writers of a file write the same bytes.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What is kept of the samples of one shard, in stored order.
+    """Features and labels of the samples of one shard, in the order of the shard.
 
     Attributes:
         values: `(n, 1280) float32`.
         labels: `(n,) int64`.
-        sources: Names of the files the samples came from, for reports; they stay out of log lines.
-        groups: Patient or case of each sample, "" where unknown.
+        sources: Names of the files that the samples were packed from, for reports; never logged.
+        groups: Patient or case of each sample; "" where unknown.
     """
 
     values: Tensor
@@ -44,7 +44,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKey:
-    """Everything but the shard that features depend on."""
+    """Everything that features depend on besides the shard."""
 
     backbone_sha256: str
     layout: str
@@ -68,18 +68,18 @@ class FeatureKey:
 
     @property
     def digest(self) -> str:
-        """A short name of the key."""
+        """A short digest of the key."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The features under one key below `STORAGE/features`.
+    """The cached features under one key.
 
     Attributes:
-        root: Folder of the features of all keys.
+        root: Folder of all keys, `STORAGE/features`.
         key: What these features depend on.
-        limit_bytes: Room for all keys together; the files unused for longest go first.
+        limit_bytes: Maximum size of all keys together; the least recently used files are evicted first.
     """
 
     root: Path
@@ -88,7 +88,7 @@ class FeatureCache:
 
     @property
     def folder(self) -> Path:
-        """Where the files of this key are."""
+        """The folder of this key."""
         return self.root / self.key.digest
 
     def path(self, shard_sha256: str) -> Path:
@@ -96,15 +96,15 @@ class FeatureCache:
         return self.folder / f"{shard_sha256}.safetensors"
 
     def read(self, shard_sha256: str) -> Features | None:
-        """Return a shard's features, or None when they are not here.
+        """Return a shard's features, or None if they are not cached.
 
         Raises:
-            CheckpointError: The file is damaged; it has been removed.
+            CheckpointError: The file was damaged and is removed.
         """
         path = self.path(shard_sha256)
         try:
             features = _read(path)
-            os.utime(path)  # used now: what was not goes first
+            os.utime(path)  # marks it as recently used
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, OSError) as error:
@@ -113,15 +113,15 @@ class FeatureCache:
         return features
 
     def write(self, shard_sha256: str, features: Features) -> None:
-        """Keep a shard's features; a reader sees the whole file or none.
+        """Write a shard's features; a reader sees the whole file or none.
 
         Raises:
-            OSError: The storage is full or cannot be written; nothing is left behind.
+            OSError: The storage is full or not writable; no draft is left.
         """
         content = save(_tensors(features), metadata={"sha256": _digest(_tensors(features))})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "key.json", asdict(self.key))
-        evict(self.root, self.limit_bytes, wanted=len(content))
+        evict(self.root, self.limit_bytes, needed=len(content))
         draft = self.folder / f".{shard_sha256}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             with draft.open("wb") as file:
@@ -136,9 +136,9 @@ class FeatureCache:
 def _read(path: Path) -> Features:
     with safe_open(path, framework="pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no mapping
-        promised = (file.metadata() or {}).get("sha256")
-    if _digest(found) != promised:
-        raise ValueError("its bytes differ from its sha256")
+        expected = (file.metadata() or {}).get("sha256")
+    if _digest(found) != expected:
+        raise ValueError("its content does not match its sha256")
     names = json.loads(found["names"].numpy().tobytes())
     return Features(
         values=found["values"], labels=found["labels"], sources=tuple(names["sources"]), groups=tuple(names["groups"])

@@ -1,4 +1,4 @@
-"""Computes the features of a frozen backbone: each rank its shards, each shard once for all runs."""
+"""Extracts the features of a frozen backbone. Each rank takes its shards; each shard is computed once for all runs."""
 
 import logging
 from collections.abc import Callable
@@ -18,19 +18,19 @@ from trainer.model.efficientnet import Backbone
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 
-READ_BATCH = 64  # images decoded at once; the forward cuts them smaller on a CPU
+READ_BATCH = 64  # images decoded at once; on a CPU the backbone splits them further
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class FeatureExtractor:
-    """The features of any split of one data set under one backbone.
+    """The features of the splits of one data set under one backbone.
 
     Attributes:
         cache: Where features are kept between runs; None keeps them in this process only.
-        count: Told of images done, over all ranks.
-        stop_reason: Why the run shall stop, or None.
+        on_images: Called with the number of images that were processed, over all ranks.
+        stop_reason: Returns why the run should stop, or None.
     """
 
     location: str
@@ -40,47 +40,46 @@ class FeatureExtractor:
     process_group: ProcessGroup
     cache: FeatureCache | None
     loader_workers: int = 0
-    count: Callable[[int], None] = lambda _: None
+    on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
-    _mine: dict[str, Features] = field(default_factory=dict)
+    _loaded: dict[str, Features] = field(default_factory=dict)
 
-    def prepare(self, split: str) -> None:
-        """Compute what is missing of a split, shared out over the ranks; every rank must call it.
+    def extract(self, split: str) -> None:
+        """Compute the missing features of a split, its shards divided among the ranks; every rank must call this.
 
         Raises:
-            Stopped: The run was asked to stop; what was finished is kept.
+            Stopped: The run was asked to stop; the features of finished shards are cached.
         """
         reason = None
         for shard in self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]:
             if reason := self.stop_reason():
                 break
-            self.of_shard(shard)
-            self.count(shard.samples * self.process_group.world_size)
+            self._features_of_shard(shard)
+            self.on_images(shard.samples * self.process_group.world_size)
         if any(self.process_group.all_reduce_sum(float(reason is not None))):
             raise Stopped("stopped while computing features; those of finished shards are kept")
 
-    def of_split(self, split: str) -> Features:
-        """Return the features of a whole split in the order of sample ids; call `prepare` first."""
-        parts = [self.of_shard(shard) for shard in self.index.of_split(split)]
+    def features_of(self, split: str) -> Features:
+        """Return the features of a whole split in the order of sample ids; call `extract` first."""
+        shards = [self._features_of_shard(shard) for shard in self.index.of_split(split)]
         return Features(
-            values=torch.cat([part.values for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            sources=tuple(name for part in parts for name in part.sources),
-            groups=tuple(name for part in parts for name in part.groups),
+            values=torch.cat([features.values for features in shards]),
+            labels=torch.cat([features.labels for features in shards]),
+            sources=tuple(name for features in shards for name in features.sources),
+            groups=tuple(name for features in shards for name in features.groups),
         )
 
-    def of_shard(self, shard: Shard) -> Features:
-        """Return a shard's features: from this process, the cache, or the network."""
-        if shard.sha256 not in self._mine:
-            self._mine[shard.sha256] = self._stored(shard) or self._computed(shard)
-        return self._mine[shard.sha256]
+    def _features_of_shard(self, shard: Shard) -> Features:
+        if shard.sha256 not in self._loaded:
+            self._loaded[shard.sha256] = self._read_cache(shard) or self._compute(shard)
+        return self._loaded[shard.sha256]
 
     @cached_property
-    def forward(self) -> FoldedBackbone:
-        """The network, made ready only when something is missing."""
+    def _forward(self) -> FoldedBackbone:
+        """The backbone, prepared only when features are missing."""
         return FoldedBackbone(self.backbone, self.config.precision, self.process_group.device)
 
-    def _stored(self, shard: Shard) -> Features | None:
+    def _read_cache(self, shard: Shard) -> Features | None:
         if self.cache is None:
             return None
         try:
@@ -89,7 +88,7 @@ class FeatureExtractor:
             logger.warning("%s; computing it again", error)
             return None
 
-    def _computed(self, shard: Shard) -> Features:
+    def _compute(self, shard: Shard) -> Features:
         values: list[Tensor] = []
         labels: list[Tensor] = []
         sources: list[str] = []
@@ -102,20 +101,20 @@ class FeatureExtractor:
             batch_size=READ_BATCH,
             loader_workers=self.loader_workers,
         ):
-            values.append(self.forward(batch.images, partial(normalised, config=self.config)))
+            values.append(self._forward(batch.images, partial(normalised, config=self.config)))
             labels.append(batch.labels)
             sources += batch.sources
             groups += batch.groups
-        found = Features(
+        features = Features(
             values=torch.cat(values), labels=torch.cat(labels), sources=tuple(sources), groups=tuple(groups)
         )
-        self._keep(shard, found)
-        return found
+        self._write_cache(shard, features)
+        return features
 
-    def _keep(self, shard: Shard, features: Features) -> None:
+    def _write_cache(self, shard: Shard, features: Features) -> None:
         if self.cache is None:
             return
         try:
             self.cache.write(shard.sha256, features)
         except OSError as error:
-            logger.warning("features of %s are not kept: %s; free space in %s", shard.name, error, self.cache.root)
+            logger.warning("features of %s are not cached: %s; free space in %s", shard.name, error, self.cache.root)

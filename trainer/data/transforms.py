@@ -1,11 +1,11 @@
-"""From bytes of pixels to what the network sees, on the device: normalisation and random augmentation."""
+"""Transforms of image batches on the device: normalisation and random augmentation."""
 
 import torch
 from torch import Tensor
 
 from trainer.model.head import HeadConfig
 
-# Mild enough for films, whose left and right, brightness and framing vary but whose anatomy does not.
+# Mild enough for X-rays: side, brightness and framing vary between images, anatomy does not.
 ROTATION_DEGREES = 7.0
 SHIFT = 0.05
 ZOOM = 0.1
@@ -13,13 +13,13 @@ CONTRAST = 0.2
 
 
 class Augmentation:
-    """Random flips, small turns, shifts, zooms and contrast, drawn per image from torch's generator.
+    """Random flips, rotations, shifts, zooms and contrast changes, drawn per image from torch's global generator.
 
-    `strength`, from 0 to 4, multiplies all but the flips.
+    `strength`, from 0 to 4, multiplies all of them but the flips.
     """
 
     def __init__(self, strength: float = 1.0) -> None:
-        from torchvision.transforms import v2  # noqa: PLC0415 -- a second that only runs which vary images need to wait
+        from torchvision.transforms import v2  # noqa: PLC0415 -- takes a second, and only augmentation needs it
 
         shift, zoom, contrast = SHIFT * strength, ZOOM * strength, CONTRAST * strength
         self.draw = v2.Compose(
@@ -31,7 +31,7 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return `(B, C, S, S) uint8` images, each changed by its own draw."""
+        """Return `(B, C, S, S) uint8` images, each augmented independently."""
         return torch.stack([self.draw(image) for image in images])
 
 

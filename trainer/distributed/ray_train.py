@@ -1,56 +1,105 @@
-"""Ray for one run: started here and ended with the run, or the cluster that this process was started in."""
+"""Ray Train: start or join Ray, run a function on every worker, and return its result or its error."""
 
 import gc
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError
 
+from cluster.errors import ClusterError
+from cluster.files import read_json, write_json
 from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
 from cluster.settings import Settings
-from trainer.distributed.worker import WorkerTask
-from trainer.errors import WorkersLost
+from data_shards.errors import ShardError
+from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
+from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
 from trainer.specs import Spec
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
+OUR_ERRORS = (TrainerError, ShardError, ClusterError)
+RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged)  # at the same place, so no rank waits for another
 
-Loop: TypeAlias = Callable[[dict[str, Any]], Any]
+R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
 
-def run_on_workers(loop: Loop, task: WorkerTask[Any], spec: Spec) -> Any:
-    """Run `loop({"task": order})` on the wished number of Ray Train workers and return what the leading one returned.
+def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -> R:
+    """Run `work` on the requested number of Ray Train workers and return the result of rank 0.
 
-    One worker on this machine runs in this process, which spares half a minute of starting actors.
+    A single worker on this machine runs in this process, which saves the half minute that starting actors takes.
 
     Raises:
-        ResourcesShort: This machine can never give the workers.
-        TrainerError, ShardError, ClusterError: What a worker raised.
+        ResourcesShort: This machine can never provide the workers.
+        WorkersLost: Workers died or hung more often than they may be restarted.
+        TrainerError, ShardError, ClusterError: Raised by a worker.
     """
-    settings = task.attempt.settings
+    settings, spec = task.attempt.settings, task.spec
     if settings.ray_address is None and spec.workers == 1:
         refuse_impossible(workers=1, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
-        found = _trainer(loop, task, workers=0, gpus=0).fit().return_value
+        result = _trainer(work, task, workers=0, gpus=0).fit().return_value
     else:
         with ray_session(settings, spec) as gpus:
-            found = _fit(_trainer(loop, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
-    if isinstance(found, Exception):
-        raise found
-    return found
+            result = _fit(_trainer(work, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
+    if isinstance(result, Exception):
+        raise result
+    return result  # type: ignore[no-any-return]  # Ray has no types
 
 
-def _trainer(loop: Loop, task: WorkerTask[Any], *, workers: int, gpus: int) -> TorchTrainer:
+def run_worker(config: dict[str, Any]) -> Any:
+    """Run `config["work"]` on one Ray Train worker; return its result, or an error of ours as a value.
+
+    Ray restarts all workers when one raises. That helps when a worker died, but not when a shard is damaged: so a
+    worker with such an error writes it to a file before it raises, and the restarted workers return it as a value.
+    """
+    task: WorkerTask[Any] = config["task"]
+    error_file = task.paths.scratch / f"fault-{task.attempt.number}.json"
+    if error_file.exists():
+        return TrainerError(read_json(error_file))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    context = WorkerContext.of(task)
+    try:
+        return config["work"](context)
+    except RAISED_ON_ALL_RANKS as error:
+        return error
+    except torch.OutOfMemoryError as error:
+        raise _keep(_out_of_memory(context), error_file) from error
+    except OUR_ERRORS as error:
+        _keep(error, error_file)
+        raise
+    finally:
+        context.watchdog.cancel()
+
+
+def _keep(error: Exception, file: Path) -> Exception:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, " ".join(str(error).split()))
+    return error
+
+
+def _out_of_memory(context: WorkerContext[Any]) -> OutOfMemory:
+    size, process_group = context.spec.batch_size, context.process_group
+    return OutOfMemory(
+        f"a batch of {size} images over {process_group.world_size} workers does not fit into the memory of "
+        f"{process_group.device}; use --batch-size {size // 2} or more workers"
+    )
+
+
+def _trainer(
+    work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co], *, workers: int, gpus: int
+) -> TorchTrainer:
     attempt = task.attempt
     return TorchTrainer(
-        loop,
-        train_loop_config={"task": task},
+        run_worker,
+        train_loop_config={"work": work, "task": task},
         torch_config=TorchConfig(timeout_s=round(task.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=ray.train.RunConfig(
@@ -61,7 +110,7 @@ def _trainer(loop: Loop, task: WorkerTask[Any], *, workers: int, gpus: int) -> T
     )
 
 
-def _fit(trainer: TorchTrainer, most: int) -> Any:
+def _fit(trainer: TorchTrainer, max_restarts: int) -> Any:
     try:
         return trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
@@ -70,11 +119,13 @@ def _fit(trainer: TorchTrainer, most: int) -> Any:
             if not _is_infrastructure(cause):
                 raise cause from error
         rank, cause = next(iter(causes.items()))
-        raise WorkersLost(f"worker {rank} was lost {most + 1} times, at last by: {_first_line(cause)}") from error
+        raise WorkersLost(
+            f"worker {rank} was lost {max_restarts + 1} times; last error: {_first_line(cause)}"
+        ) from error
 
 
 def _is_infrastructure(cause: Exception) -> bool:
-    """Return whether a worker died or waited in vain for one that did, as opposed to raising by itself."""
+    """Return whether a worker died, or timed out waiting for one that did, as opposed to raising an error itself."""
     if isinstance(cause, ray.exceptions.RayError | RayTrainError):
         return True
     return isinstance(cause, RuntimeError) and any(name in str(cause).lower() for name in ("gloo", "nccl", "timed out"))
@@ -86,9 +137,9 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
-    """Connect to the cluster, or start Ray on this machine; yield the GPUs of each worker.
+    """Connect to the cluster, or start Ray on this machine; yield the number of GPUs per worker.
 
-    Within another such block, or in an actor, the Ray that is there serves, and stays.
+    Inside another such block, or in an actor, the Ray that runs already is used and not shut down.
     """
     if ray.is_initialized():
         yield _cluster_gpus(settings, spec)
@@ -100,7 +151,7 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
             return
         machine = this_machine()
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
-        # Sockets of Ray live below this folder, and a socket's path holds 107 bytes at most.
+        # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
             ray.init(
                 num_cpus=machine.cpus,
@@ -112,16 +163,16 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
                 _temp_dir=folder,
             )
             yield gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
-            _end_ray()
+            _shutdown_ray()
     finally:
-        _end_ray()
+        _shutdown_ray()
 
 
-def _end_ray() -> None:
-    """End Ray, or let go of the cluster.
+def _shutdown_ray() -> None:
+    """Shut Ray down, or disconnect from the cluster.
 
-    Handles of Ray's that another thread frees in this moment, because it collects garbage, make Ray end the whole
-    process: so they are freed before, and nobody collects meanwhile.
+    If the garbage collector of another thread frees Ray handles during the shutdown, Ray ends the whole process: so
+    they are collected before, and garbage collection is off meanwhile.
     """
     if not ray.is_initialized():
         return
@@ -134,7 +185,7 @@ def _end_ray() -> None:
 
 
 def _cluster_gpus(settings: Settings, spec: Spec) -> int:
-    """Return 0 or 1; a cluster that has let its idle GPUs go must be told of them, for Ray sees none."""
+    """Return 0 or 1. A cluster that scaled its GPU nodes to zero needs the setting: Ray sees no GPUs there."""
     if spec.gpus_per_worker == "auto":
         known = settings.cluster_gpus
         have = ray.cluster_resources().get("GPU", 0) if known is None else known

@@ -88,19 +88,16 @@ def _rows(
 
 
 def classifier_outputs(
-    context: WorkerContext, extraction: FeatureExtractor, model: Classifier, split: str
+    context: WorkerContext[Any], extraction: FeatureExtractor, model: Classifier, split: str
 ) -> ModelOutputs:
     """Return what the model says of each sample of a split; every rank must call it.
 
     The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
     """
-    extraction.prepare(split)
-    found = extraction.of_split(split)
-    device = context.process_group.device
-    source = FeatureLoader(values={split: found.values.to(device)}, labels={split: found.labels.to(device)})
-    return replace(
-        model_outputs(model.head, source, extraction.index, split, context.process_group), groups=found.groups
-    )
+    extraction.extract(split)
+    source = FeatureLoader.of(extraction, [split], context.process_group.device)
+    found = model_outputs(model.head, source, extraction.index, split, context.process_group)
+    return replace(found, groups=extraction.features_of(split).groups)
 
 
 def split_metrics(
@@ -132,7 +129,7 @@ def split_metrics(
     return {"split": split, **figures, **wished}
 
 
-def save_predictions(context: WorkerContext, found: ModelOutputs) -> None:
+def save_predictions(context: WorkerContext[Any], found: ModelOutputs) -> None:
     """Write what was said of each sample beside the run's other files; only the leading rank does.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.stop_request import StopWatcher
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
@@ -20,10 +20,10 @@ from trainer.model.efficientnet import Backbone, Head, build_head
 from trainer.model.head import HeadConfig
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.checkpointer import MODULE, CheckpointState
+from trainer.training.checkpointer import MODULE, TrainingCheckpoint
 from trainer.training.ema import ModelEma
-from trainer.training.loop import TrainLoop, train_epoch
-from trainer.training.model_setup import build_fresh_model, class_weights, extractor_for
+from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop
+from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.optimizer import build_optimizer
 from trainer.training.train_state import TrainState
 
@@ -36,14 +36,14 @@ class HeadTrainingData:
 
     Attributes:
         config: Of the model, with the width and dropout of the search's own options.
-        source: Features of the train and valid splits, on the device.
+        loader: Features of the train and valid splits, on the device.
         start: State of the random numbers, by seed, as `train` has it when it builds the head.
     """
 
-    context: WorkerContext
+    context: WorkerContext[TrainSpec]
     index: ShardIndex
     config: HeadConfig
-    source: FeatureLoader
+    loader: FeatureLoader
     weights: Tensor | None
     start: dict[int, Tensor]
 
@@ -56,15 +56,9 @@ class HeadTrainingData:
         """
         spec = task.spec.trial_spec({})
         context = standalone_context(task, spec, device)
-        index = read_index(spec.shards)
-        model, config = build_fresh_model(context, index)
-        extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
-        found = {split: extraction.of_split(split) for split in ("train", "valid")}
-        source = FeatureLoader(
-            values={split: features.values.to(device) for split, features in found.items()},
-            labels={split: features.labels.to(device) for split, features in found.items()},
-        )
-        return cls(context, index, config, source, class_weights(spec, index, device), {})
+        setup = TrainingSetup.fresh(context)
+        index, loader = setup.index, FeatureLoader.of(setup.extractor(cached=True), ("train", "valid"), device)
+        return cls(context, index, setup.config, loader, class_weights(spec, index, device), {})
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +79,7 @@ class HeadTrainingData:
         return build_head(self.config_of(spec)).to(self.device)
 
 
-def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device) -> WorkerContext:
+def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device) -> WorkerContext[TrainSpec]:
     """Return the post of a worker that works alone on one trial and leaves telling and stopping to the search."""
     attempt = task.attempt
     nowhere = attempt.paths.scratch / "nowhere" / "stop.json"  # a search that is stopped still publishes its best
@@ -97,7 +91,7 @@ def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: to
     )
 
 
-class HeadTraining:
+class HeadTraining(LoopHooks):
     """A head, its optimizer and where it stands; begins where its newest checkpoint is.
 
     Args:
@@ -117,11 +111,12 @@ class HeadTraining:
             self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=data.device
         )
         self.ema = ModelEma(self.module, spec.ema)
-        self.checkpoint = CheckpointState(self.module, self.optimizer, self.ema)
+        self.checkpoint = TrainingCheckpoint(self.module, self.optimizer, self.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.judged: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
-        self.loop = self._loop(stop_reason)
+        self._stop_reason = stop_reason
+        self.loop = self._loop()
         self.state = self._resumed()
 
     def epoch(self) -> dict[str, Any]:
@@ -131,7 +126,7 @@ class HeadTraining:
             Stopped: It shall pause; a checkpoint is saved.
             TrainingDiverged: The loss is no number any more.
         """
-        self.state = train_epoch(self.loop, self.module, self.state)
+        self.state = self.loop.train_epoch(self.state)
         return self.figures
 
     @property
@@ -153,7 +148,7 @@ class HeadTraining:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint to go on from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint.write(self.folder, state, attempt=self.attempt)
+        self.checkpoint.save(self.folder, state, attempt=self.attempt)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
     def save_last_epoch(self) -> None:
@@ -161,7 +156,7 @@ class HeadTraining:
         if self.state.step > self.saved_step:
             self.save(self.state)
 
-    def _loop(self, stop_reason: Callable[[], str | None]) -> TrainLoop:
+    def _loop(self) -> TrainLoop:
         data = self.data
         return TrainLoop(
             spec=self.spec,
@@ -169,38 +164,42 @@ class HeadTraining:
             process_group=data.context.process_group,
             module=self.module,
             optimizer=self.optimizer,
-            source=data.source,
+            loader=data.loader,
             class_weights=data.weights,
-            validate=self._judge,
-            save=self._save_now_and_then,
-            record=self._remember,
-            count=lambda _: None,
-            begin_epoch=lambda _: None,
-            stop_reason=stop_reason,
-            after_step=self.ema.update,
+            hooks=self,
         )
 
-    def _judge(self) -> dict[str, Any]:
+    def on_optimizer_step(self) -> None:
+        """Update the EMA."""
+        self.ema.update()
+
+    def stop_reason(self) -> str | None:
+        """Return why it should pause."""
+        return self._stop_reason()
+
+    def validate(self) -> dict[str, Any]:
+        """Score the validation split."""
         data = self.data
         self.judged = epoch_metrics(
-            model_outputs(self.ema.module, data.source, data.index, "valid", data.context.process_group)
+            model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
         )
         return self.judged
 
-    def _save_now_and_then(self, state: TrainState, _is_best: bool) -> None:
-        # In mid-epoch the loop saves only when it stops.
+    def save_checkpoint(self, state: TrainState, is_best: bool) -> None:  # noqa: ARG002 -- the search keeps the best
+        """Save now and then; within an epoch always, for there the loop saves only when it stops."""
         if state.batch or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
             self.save(state)
 
-    def _remember(self, figures: dict[str, Any]) -> None:
-        self.figures = figures
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Keep the line of the epoch."""
+        self.figures = metrics.to_json()
 
     def _resumed(self) -> TrainState:
         found = latest_valid_checkpoint(self.folder)
         if found is None:
             return TrainState()
-        state = self.checkpoint.read(found)
+        state = self.checkpoint.load(found)
         self.saved_step = state.step
         if state.epoch and not state.batch:
-            self._judge()
+            self.validate()
         return state

@@ -12,15 +12,12 @@ from torch import Tensor
 from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
-from data_shards.index import read_index
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError
-from trainer.evaluation.scoring import classifier_outputs
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
 from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
-from trainer.model.weights import backbone_sha256
 from trainer.search.head_training import standalone_context
 from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
@@ -28,8 +25,8 @@ from trainer.search.run_trainable import trial_folder
 from trainer.search.trials import Report
 from trainer.specs import SearchSpec
 from trainer.training.checkpointer import MODULE
-from trainer.training.model_setup import build_fresh_model, extractor_for
-from trainer.training.worker import publish_scored
+from trainer.training.model_setup import TrainingSetup
+from trainer.training.publish import score_and_publish
 
 PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split
 PATIENCE = 10  # and no more than a tenth of the time goes into them
@@ -89,15 +86,10 @@ class BestModelPublisher:
     def _publish(self, best: Report) -> None:
         trial = self.journal.table.trials[best.trial]
         spec = self.task.spec.trial_spec(trial.config)
-        context = standalone_context(self.task, spec, torch.device("cpu"))
-        index = read_index(spec.shards)
-        model, config = build_fresh_model(context, index)
-        _load(model, self._tensors(best))
-        config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-        extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
-        found = classifier_outputs(context, extraction, model, "valid")
-        more: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
-        publish_scored(context, index, model, config, found=found, more=more)
+        setup = TrainingSetup.fresh(standalone_context(self.task, spec, torch.device("cpu")))
+        _load(setup.model, self._tensors(best))
+        origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
+        score_and_publish(setup, origin=origin)
         logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
     def _tensors(self, best: Report) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from cluster.files import read_json, write_json
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths, TrialPaths
 from cluster.stop_request import StopRequest
-from data_shards.index import BOTH, ShardIndex, read_index
+from data_shards.index import BOTH, ShardIndex
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
 from trainer.evaluate import test_metrics
 from trainer.evaluation.calibration import Calibration
@@ -31,8 +31,8 @@ from trainer.search.run_trainable import EpochStepSpec
 from trainer.search.trials import Report
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import check_data
-from trainer.training.model_setup import build_fresh_model
-from trainer.training.worker import trained
+from trainer.training.model_setup import TrainingSetup
+from trainer.training.worker import train_model
 
 LOOK_SECONDS = 0.5
 COMPARED = ("split", "n", "accuracy", "auroc", "loss", "sensitivity", "specificity")
@@ -133,7 +133,7 @@ class Refit:
         )
         self._look_at(paths)
         with periodic_calls(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
-            return int(run_on_workers(refit_on_worker, task, spec))
+            return run_on_workers(refit_on_worker, task)
 
     def _look_at(self, paths: TrialPaths) -> None:
         """Stop the training when the search must pause, and tell its progress as the run's."""
@@ -206,19 +206,13 @@ def _publish_as(
     calibration.write(target, weights_sha256(target))
 
 
-def refit_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
-    return in_worker(_refit, config)
-
-
-def _refit(context: WorkerContext) -> int:
-    """Publish the model of the last epoch in the order's own folder; return the images that it has learnt from."""
-    spec: RefitSpec = context.task.spec
-    index = read_index(spec.shards)
-    model, config = build_fresh_model(context, index)
-    trained(context, index, model, config)
+def refit_on_worker(context: WorkerContext[RefitSpec]) -> int:
+    """Train, and publish the model of the last epoch in the task's own folder; return the number of training images."""
+    setup = TrainingSetup.fresh(context)
+    train_model(setup)
+    index, model = setup.index, setup.model
     if context.process_group.is_rank_zero:
-        config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
+        config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
         attempt, paths = context.task.attempt, context.task.paths
         attempt.lease.check()
         publish_model(paths.best, model, config, manifest={"run": attempt.paths.run_id, "data": index.digest})

@@ -12,7 +12,7 @@ from cluster.stop_request import StopRequest
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import ray_session, run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
 from trainer.model.weights import resolve_weights
@@ -31,9 +31,9 @@ from trainer.search.run_repeats import RepeatedRunTrainable
 from trainer.search.run_trainable import RunTrainable
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials
-from trainer.specs import SearchSpec
+from trainer.specs import SearchSpec, TrainSpec
 from trainer.train import check_data
-from trainer.training.model_setup import build_fresh_model, extractor_for
+from trainer.training.model_setup import TrainingSetup
 
 LOOK_SECONDS = 1.0
 
@@ -96,7 +96,7 @@ def _run(
             shared = WorkerTask(
                 attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
             )
-            run_on_workers(features_on_worker, shared, spec)
+            run_on_workers(features_on_worker, shared)
             run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), look)
         else:
             in_process = spec.workers == 1 and task.attempt.settings.ray_address is None
@@ -156,20 +156,13 @@ def _last_error(table: TrialTable) -> str:
     return f"the last, {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"
 
 
-def features_on_worker(config: dict[str, Any]) -> Any:
-    """Compute what the cache lacks; the entry point of each Ray Train worker."""
-    return in_worker(_features, config)
-
-
-def _features(context: WorkerContext) -> int:
-    """Return how many images this worker has sent through the backbone or found in the cache."""
-    spec = context.task.spec
-    index = read_index(spec.shards)
-    model, config = build_fresh_model(context, index)
-    extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
+def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
+    """Extract the features that the cache lacks; return how many images were extracted or found in the cache."""
+    setup = TrainingSetup.fresh(context)
+    index, extractor = setup.index, setup.extractor(cached=True)
     context.progress.start_phase("features", total=sum(index.samples_in(split) for split in index.splits))
     for split in index.splits:
-        extraction.prepare(split)
+        extractor.extract(split)
     return context.progress.done
 
 

@@ -7,8 +7,9 @@ the last CPU from the workers they wait for.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 from ray import tune
@@ -17,16 +18,18 @@ from cluster.files import read_lines
 from cluster.run_paths import TrialPaths
 from cluster.stop_request import StopRequest
 from data_shards.index import read_index
-from trainer.distributed.ray_train import Loop, run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask, in_worker
+from trainer.distributed.ray_train import run_on_workers
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
 from trainer.search.pause_signal import PauseSignal
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.model_setup import build_fresh_model
-from trainer.training.worker import train_on_worker, trained
+from trainer.training.model_setup import TrainingSetup
+from trainer.training.worker import train_model, train_on_worker
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 300.0  # for a training that was told to stop; a worker that hangs is ended by Ray before
+
+Work: TypeAlias = Callable[[WorkerContext[Any]], Any]
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +96,10 @@ def order_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -
 
 
 class Training:
-    """A training in a thread, and its folder; `loop` is what its workers do."""
+    """A training in a thread, and its folder; `work` runs on its workers."""
 
-    def __init__(self, task: WorkerTask[TrainSpec], loop: Loop) -> None:
-        self.task, self.loop, self.paths = task, loop, task.paths
+    def __init__(self, task: WorkerTask[TrainSpec], work: Work) -> None:
+        self.task, self.work, self.paths = task, work, task.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
         self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
         self.error: Exception | None = None
@@ -105,7 +108,7 @@ class Training:
 
     def _train(self) -> None:
         try:
-            run_on_workers(self.loop, self.task, self.task.spec)
+            run_on_workers(self.work, self.task)
         except Exception as error:  # told as the trial's result
             self.error = error
 
@@ -154,13 +157,6 @@ class EpochStepSpec(TrainSpec):
         return self.until_epoch
 
 
-def epoch_step_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
-    return in_worker(_epoch_step, config)
-
-
-def _epoch_step(context: WorkerContext) -> int:
-    """Train on from the newest checkpoint and return the epoch that was reached."""
-    index = read_index(context.task.spec.shards)
-    model, config = build_fresh_model(context, index)
-    return trained(context, index, model, config).epoch
+def epoch_step_on_worker(context: WorkerContext[EpochStepSpec]) -> int:
+    """Resume from the newest checkpoint, train, and return the number of completed epochs."""
+    return train_model(TrainingSetup.fresh(context)).epoch

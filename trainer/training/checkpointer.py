@@ -1,4 +1,4 @@
-"""What a training leaves behind as it goes: checkpoints, the best model so far, a line an epoch."""
+"""Saves and loads checkpoints of a training, its best model, and its metrics.jsonl."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,42 +22,78 @@ from trainer.model.checkpoint_folder import (
     step_folder,
     write_checkpoint_folder,
 )
+from trainer.specs import TrainSpec
 from trainer.training.ema import ModelEma
+from trainer.training.loop import EpochMetrics
 from trainer.training.optimizer import load_optimizer, optimizer_tensors
 from trainer.training.train_state import TrainState
 
-MINUTES_BETWEEN = 10.0  # between checkpoints within an epoch
+MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
+SAVE_INTERVAL_SECONDS = 600.0  # between checkpoints within an epoch
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """Everything that changes during a training except its `TrainState`: module, optimizer and EMA."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEma
+
+    def save(self, checkpoints: Path, state: TrainState, *, attempt: int) -> None:
+        """Write a checkpoint into the folder of all checkpoints, and remove old ones.
+
+        Raises:
+            CheckpointError: The storage is full; the earlier checkpoints stay.
+        """
+        write_checkpoint_folder(
+            step_folder(checkpoints, state.step),
+            tensors={
+                MODULE: self.module.state_dict(),
+                OPTIMIZER: optimizer_tensors(self.optimizer),
+                **self.ema.state_files(),
+            },
+            json_files={TRAIN_STATE: state.to_json()},
+            manifest={"attempt": attempt},
+        )
+        remove_old_checkpoints(checkpoints)
+
+    def load(self, checkpoint: Path) -> TrainState:
+        """Load a verified checkpoint that `save` wrote, and return its state."""
+        self.module.load_state_dict(read_tensors(checkpoint / MODULE))
+        load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
+        self.ema.load(checkpoint)
+        return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))
+
+
 class Checkpointer:
-    """The files of one training. Only the leading rank writes; every rank reads when it resumes.
+    """Saves and loads the files of one training. Only rank 0 writes; every rank loads.
 
     Attributes:
-        module: What trains, in one phase or another.
-        average: Of the module: what is the best, when it is.
+        module: Everything that trains in any phase.
+        ema: Average of the module; an epoch's best model is a copy of it.
     """
 
     def __init__(
-        self, context: WorkerContext, module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma
+        self, context: WorkerContext[TrainSpec], module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma
     ) -> None:
-        self.attempt = context.task.attempt
-        self.paths = context.task.paths
+        self.attempt, self.paths = context.task.attempt, context.task.paths
         self.folder = self.paths.checkpoints
         self.process_group, self.module, self.optimizer, self.ema = context.process_group, module, optimizer, ema
-        self.state = CheckpointState(module, optimizer, ema)
-        self.saved = time.monotonic()
+        self.checkpoint = TrainingCheckpoint(module, optimizer, ema)
+        self.saved_at = time.monotonic()
 
     def save_is_due(self) -> bool:
-        """Return whether the last checkpoint is long ago."""
-        return time.monotonic() - self.saved >= MINUTES_BETWEEN * 60
+        """Return whether the last checkpoint is older than the interval."""
+        return time.monotonic() - self.saved_at >= SAVE_INTERVAL_SECONDS
 
     def save(self, state: TrainState, is_best: bool) -> None:
-        """Write a checkpoint, and the module as the best one when it is.
+        """Save a checkpoint, and the EMA as the best model when `is_best`.
 
         Raises:
-            CheckpointError: The storage is full; the checkpoints before this one stay.
+            CheckpointError: The storage is full; the earlier checkpoints stay.
             LeaseLost: A newer attempt owns the run.
         """
         self.attempt.lease.check()
@@ -66,24 +101,24 @@ class Checkpointer:
         if is_best:
             best = {MODULE: self.ema.module.state_dict()}
             write_checkpoint_folder(self._best(state), tensors=best, json_files={}, manifest={"attempt": attempt})
-        self.state.write(self.folder, state, attempt=attempt)
-        self.saved = time.monotonic()
+        self.checkpoint.save(self.folder, state, attempt=attempt)
+        self.saved_at = time.monotonic()
         for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
     def resume(self) -> TrainState:
-        """Load the newest undamaged checkpoint on every rank and return its position; the start when there is none."""
-        name = self.process_group.broadcast(self._newest() if self.process_group.is_rank_zero else None)
+        """Load the newest undamaged checkpoint on every rank and return its state; a new state if there is none."""
+        name = self.process_group.broadcast(self._newest_good() if self.process_group.is_rank_zero else None)
         if name is None:
             return TrainState()
-        state = self.state.read(self.folder / name)
+        state = self.checkpoint.load(self.folder / name)
         if self.process_group.is_rank_zero:
-            logger.info("going on from %s: epoch %d, step %d", name, state.epoch + 1, state.step)
-            self._forget_after(state.epoch)
+            logger.info("resuming from %s: epoch %d, step %d", name, state.epoch + 1, state.step)
+            self._remove_metrics_after(state.epoch)
         return state
 
     def load_best(self, state: TrainState) -> None:
-        """Put the best epoch's tensors into the module, on every rank.
+        """Load the best epoch's weights into the module, on every rank.
 
         Raises:
             CheckpointError: They are damaged.
@@ -92,60 +127,23 @@ class Checkpointer:
         read_verified_manifest(folder)
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
-    def record(self, figures: dict[str, Any]) -> None:
-        """Append an epoch's line to `metrics.jsonl`."""
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Append the epoch's line to `metrics.jsonl`."""
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        append_line(self.paths.metrics, {**figures, "attempt": self.attempt.number, "time": now})
+        append_line(self.paths.metrics, {**metrics.to_json(), "attempt": self.attempt.number, "time": now})
 
     def _best(self, state: TrainState) -> Path:
         return self.folder / f"best-{state.best_epoch:06d}"
 
-    def _newest(self) -> str | None:
+    def _newest_good(self) -> str | None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for torn in self.folder.glob(".*"):
-            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written
-        found = latest_valid_checkpoint(self.folder)
-        return None if found is None else found.name
+        for draft in self.folder.glob(".*"):
+            shutil.rmtree(draft, ignore_errors=True)  # a killed process left it incomplete
+        newest = latest_valid_checkpoint(self.folder)
+        return None if newest is None else newest.name
 
-    def _forget_after(self, epoch: int) -> None:
-        """Drop the lines of epochs that will be run again."""
+    def _remove_metrics_after(self, epoch: int) -> None:
+        """Remove the lines of epochs that will be trained again."""
         path = self.paths.metrics
         kept = [line for line in read_lines(path) if line["epoch"] <= epoch]
         write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
-
-
-MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
-
-
-@dataclass(frozen=True)
-class CheckpointState:
-    """All that changes as a training goes on, but for its position."""
-
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: ModelEma
-
-    def write(self, checkpoints: Path, state: TrainState, *, attempt: int) -> None:
-        """Write a checkpoint into the folder of all, and remove those that are too old.
-
-        Raises:
-            CheckpointError: The storage is full; the checkpoints before this one stay.
-        """
-        write_checkpoint_folder(
-            step_folder(checkpoints, state.step),
-            tensors={
-                MODULE: self.module.state_dict(),
-                OPTIMIZER: optimizer_tensors(self.optimizer),
-                **self.ema.checkpoint,
-            },
-            json_files={TRAIN_STATE: state.to_json()},
-            manifest={"attempt": attempt},
-        )
-        remove_old_checkpoints(checkpoints)
-
-    def read(self, checkpoint: Path) -> TrainState:
-        """Take over what `write` left in a folder that has been checked, and return where that was."""
-        self.module.load_state_dict(read_tensors(checkpoint / MODULE))
-        load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
-        self.ema.read(checkpoint)
-        return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))

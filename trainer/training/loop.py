@@ -1,9 +1,10 @@
-"""The training loop: steps, validation, checkpoints, in the order in which they happen."""
+"""The training loop: steps, gradient accumulation, validation and checkpoints."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,29 +22,98 @@ from trainer.training.optimizer import set_lr
 from trainer.training.preemption import PreemptionWatcher
 from trainer.training.train_state import TrainState
 
-MAX_NORM = 1.0  # of the gradient; keeps the first steps from random weights in bounds
+MAX_GRADIENT_NORM = 1.0  # for clipping; bounds the first steps from random weights
+LOGGED = ("loss", "accuracy", "auroc", "balanced_accuracy")  # validation metrics in a line of metrics.jsonl
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """Metrics of one epoch.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        epochs: Planned epochs of the training.
+        train_loss: Mean over the training samples.
+        valid: Validation metrics by name; empty when nothing was validated.
+        lr: Learning rate of the head in the last step.
+        micro_batches: Forward and backward passes per step.
+        best: Whether this is the best epoch so far.
+        seconds: Time of the training steps, without validation.
+        images_per_second: Training speed over all ranks.
+    """
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    valid: Mapping[str, Any]
+    lr: float
+    micro_batches: int
+    best: bool
+    seconds: float
+    images_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the epoch's line of `metrics.jsonl`."""
+        return {
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "train_loss": self.train_loss,
+            **{f"valid_{name}": self.valid.get(name) for name in LOGGED},
+            "lr": self.lr,
+            "micro_batches": self.micro_batches,
+            "best": self.best,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images_per_second, 1),
+        }
+
+
+class LoopHooks:
+    """What a `TrainLoop` calls; subclasses override what they need. Each method says on which ranks it runs."""
+
+    def on_epoch_start(self, state: TrainState) -> None:
+        """Called on every rank before the first step of an epoch, or before the first after a resume."""
+
+    def on_optimizer_step(self) -> None:
+        """Called on every rank after each optimizer step."""
+
+    def on_step_end(self, images: int) -> None:
+        """Called on every rank when all ranks have taken a step of `images` images in total."""
+
+    def stop_reason(self) -> str | None:
+        """Called on rank 0 after each step: return why the training should stop, or None."""
+        return None
+
+    def checkpoint_is_due(self) -> bool:
+        """Called on rank 0 after each step: return whether to save a checkpoint in the middle of the epoch."""
+        return False
+
+    def validate(self) -> dict[str, Any]:
+        """Called on every rank after each epoch: return the validation metrics; those of rank 0 count.
+
+        An empty result means that there is no validation split.
+        """
+        return {}
+
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Called on rank 0 after each epoch."""
+
+    def save_checkpoint(self, state: TrainState, is_best: bool) -> None:
+        """Called on rank 0 after each epoch, when a checkpoint is due, and before the training stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainLoop:
-    """All that one training needs, on one rank.
+    """The training of one module over a range of epochs, on one rank.
 
     Attributes:
         module: What trains: a head on features, or the whole classifier on images.
-        class_weights: `(classes,) float32`, their mean over the training samples is 1; None weighs all alike.
-        validate: Scores the module on the validation split; called on every rank, the leader's figures count. None
-            where the module learns from that split too.
-        save: Writes a checkpoint; called on the leader.
-        save_is_due: Whether an epoch takes so long that its middle is worth a checkpoint; asked on the leader.
-        record: Tells people of an epoch that ended; called on the leader.
-        count: Told of the images of each step, over all workers.
-        begin_epoch: Told where an epoch begins.
-        stop_reason: Why the run shall stop, or None; asked on the leader.
+        loader: Yields this rank's batches.
+        class_weights: `(classes,) float32` with a mean of 1 over the training samples; None weighs all equally.
+        hooks: Called as the training proceeds.
         autocast: Compute the module in bf16.
-        after_step: Called after each step of the optimizer.
-        epochs: Those (from 0) of this phase of the training, with a warm-up of their own; None takes all.
-        parts: Forward and backward passes that make one step.
-        preemption: Brings the notice that a machine goes, which is worth a checkpoint; the training goes on until then.
+        epochs: The epochs (from 0) of this phase, which has its own learning rate schedule; None means all.
+        micro_batches: Forward and backward passes per step.
+        preemption: Reports that a node is about to be preempted: a checkpoint is saved and the training continues.
     """
 
     spec: TrainSpec
@@ -51,147 +121,141 @@ class TrainLoop:
     process_group: ProcessGroup
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    source: BatchLoader
+    loader: BatchLoader
     class_weights: Tensor | None
-    validate: Callable[[], dict[str, Any]] | None
-    save: Callable[[TrainState, bool], None]
-    record: Callable[[dict[str, Any]], None]
-    count: Callable[[int], None]
-    begin_epoch: Callable[[TrainState], None]
-    stop_reason: Callable[[], str | None]
+    hooks: LoopHooks
     autocast: bool = False
-    save_is_due: Callable[[], bool] = field(default=lambda: False)
-    after_step: Callable[[], None] = field(default=lambda: None)
     epochs: range | None = None
     micro_batches: int = 1
     preemption: PreemptionWatcher = field(default_factory=PreemptionWatcher)
 
+    @cached_property
+    def model(self) -> nn.Module:
+        """The module, in DDP where there are several ranks."""
+        if self.process_group.world_size == 1:
+            return self.module
+        return DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+
     @property
-    def span(self) -> range:
+    def phase(self) -> range:
         """The epochs of this phase, from 0."""
         return range(self.spec.epochs) if self.epochs is None else self.epochs
 
     def is_over(self, state: TrainState) -> bool:
-        """Return whether the phase is behind; only the last one ends for want of patience."""
-        patience = self.spec.patience if self.span.stop == self.spec.epochs else None
-        last = min(self.span.stop, self.spec.last_epoch)
-        return state.epoch >= last or state.should_stop_early(patience, since=self.span.start)
+        """Return whether the phase is complete; early stopping only ends the last phase."""
+        patience = self.spec.patience if self.phase.stop == self.spec.epochs else None
+        last = min(self.phase.stop, self.spec.last_epoch)
+        return state.epoch >= last or state.should_stop_early(patience, since=self.phase.start)
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """Return this rank's share of an epoch."""
-        return EpochPlan(
-            index=self.index,
-            split=self.spec.split,
-            batch_size=self.spec.batch_size,
-            world_size=self.process_group.world_size,
-            rank=self.process_group.rank,
-            seed=self.spec.seed,
-            epoch=epoch,
+    def train_epoch(self, state: TrainState) -> TrainState:
+        """Train the rest of the epoch, validate, save a checkpoint, and return the state at the start of the next.
+
+        Raises:
+            Stopped: The run was asked to stop; a checkpoint is saved.
+            TrainingDiverged: The loss is not finite; no checkpoint of it is saved.
+        """
+        plan = epoch_plan(self.spec, self.index, self.process_group, state.epoch)
+        self.hooks.on_epoch_start(state)
+        started, images_before = time.monotonic(), state.images
+        self.model.train()
+        for batch in self.loader(plan, state.batch):
+            lr = self._set_lr(state, plan)
+            loss_sum = self._backward(batch, state)
+            nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRADIENT_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.hooks.on_optimizer_step()
+            state.lr, state.micro_batches = lr, self.micro_batches
+            state = self._finish_step(state, loss_sum, batch)
+        return self._finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
+
+    def _set_lr(self, state: TrainState, plan: EpochPlan) -> float:
+        step = state.step - self.phase.start * plan.batches
+        return set_lr(self.optimizer, self.spec.lr, step, len(self.phase) * plan.batches)
+
+    def _backward(self, batch: DeviceBatch, state: TrainState) -> float:
+        """Compute the gradients of a step and return the sum of this rank's losses."""
+        # The random numbers of dropout depend only on seed, step and rank, so a checkpoint needs no generator state.
+        seed_draws(step_seed(self.spec.seed, state.step, self.process_group.rank), self.process_group.device)
+        return accumulate_gradients(
+            self.model,
+            batch,
+            # DDP takes the mean over ranks; this weight makes every image count equally when batch sizes differ.
+            loss_weight=self.process_group.world_size / batch.images,
+            class_weights=self.class_weights,
+            micro_batches=self.micro_batches,
+            autocast=self.autocast,
         )
 
+    def _finish_step(self, state: TrainState, loss_sum: float, batch: DeviceBatch) -> TrainState:
+        """Return the state after a step of all ranks; save a checkpoint or stop if any of them asks for it.
 
-def train_from(loop: TrainLoop, state: TrainState) -> TrainState:
-    """Train from `state` to the end of the phase, or until patience runs out, and return where that was.
+        Raises:
+            Stopped: The run was asked to stop; a checkpoint is saved.
+            TrainingDiverged: The loss is not finite.
+        """
+        is_rank_zero, hooks = self.process_group.is_rank_zero, self.hooks
+        reason = hooks.stop_reason() if is_rank_zero else None
+        due = is_rank_zero and hooks.checkpoint_is_due()
+        poll = is_rank_zero and self.preemption.should_poll()
+        total_loss, stops, dues, polls = self.process_group.all_reduce_sum(
+            loss_sum, float(reason is not None), float(due), float(poll)
+        )
+        if not math.isfinite(total_loss):
+            raise TrainingDiverged(
+                f"loss is not finite (NaN or inf) at step {state.step + 1} of epoch {state.epoch + 1}; "
+                "use a lower --lr and retry: the last good checkpoint is kept"
+            )
+        state = state.after_step(total_loss, batch.images)
+        hooks.on_step_end(batch.images)
+        if stops or dues or (polls and self.preemption.poll()):
+            if is_rank_zero:
+                hooks.save_checkpoint(state, False)
+            self.process_group.barrier()
+        if stops:
+            raise Stopped(f"stopped ({self.process_group.broadcast(reason)}) after step {state.step}, checkpoint saved")
+        return state
 
-    Raises:
-        Stopped: The run was asked to stop; a checkpoint is saved.
-        TrainingDiverged: The loss is no number any more; nothing of it is saved.
-    """
-    model = _parallel(loop)
-    while not loop.is_over(state):
-        state = train_epoch(loop, model, state)
-    return state
+    def _finish_epoch(self, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
+        """Validate, log and save; return the state at the start of the next epoch.
+
+        Raises:
+            TrainingDiverged: The validation loss is not finite.
+        """
+        valid = self.process_group.broadcast(self.hooks.validate())
+        if not math.isfinite(valid.get("loss", 0.0)):
+            raise TrainingDiverged(
+                f"validation loss is not finite (NaN or inf) after epoch {state.epoch + 1}; use a lower --lr"
+            )
+        train_loss = state.loss_sum / plan.samples
+        state, is_best = state.after_epoch(valid, self.spec.best_by)
+        if self.process_group.is_rank_zero:
+            self.hooks.log_epoch(
+                EpochMetrics(
+                    epoch=state.epoch,
+                    epochs=self.spec.epochs,
+                    train_loss=train_loss,
+                    valid=valid,
+                    lr=state.lr,
+                    micro_batches=state.micro_batches,
+                    best=is_best,
+                    seconds=seconds,
+                    images_per_second=images / max(seconds, 1e-9),
+                )
+            )
+            self.hooks.save_checkpoint(state, is_best)
+        self.process_group.barrier()
+        return state
 
 
-def train_epoch(loop: TrainLoop, model: nn.Module, state: TrainState) -> TrainState:
-    """Train the rest of an epoch, score it and return the position at the start of the next.
-
-    `model` is the course's module, or what makes it train in step with the other ranks.
-    """
-    plan = loop.plan(state.epoch)
-    loop.begin_epoch(state)
-    began, done_before = time.monotonic(), state.images
-    model.train()
-    for step in loop.source(plan, state.batch):
-        loss = _train_step(loop, model, step, state, plan.batches)
-        state = _moved(loop, state, loss, step)
-    return _validated(loop, state, plan, time.monotonic() - began, state.images - done_before)
-
-
-def _parallel(loop: TrainLoop) -> nn.Module:
-    if loop.process_group.world_size == 1:
-        return loop.module
-    return DistributedDataParallel(loop.module, gradient_as_bucket_view=True)
-
-
-def _train_step(loop: TrainLoop, model: nn.Module, step: DeviceBatch, state: TrainState, batches: int) -> float:
-    """Take one step; return this rank's part of the sum of the losses."""
-    # Dropout's draws depend on the place alone: to resume, the position is all there is to know.
-    seed_draws(step_seed(loop.spec.seed, state.step, loop.process_group.rank), loop.process_group.device)
-    step_of_phase = state.step - loop.span.start * batches
-    lr = set_lr(loop.optimizer, loop.spec.lr, step_of_phase, len(loop.span) * batches)
-    loss = accumulate_gradients(
-        model,
-        step,
-        # DDP averages over ranks; batches of different sizes count by their images only after this weighting.
-        loss_weight=loop.process_group.world_size / step.images,
-        class_weights=loop.class_weights,
-        micro_batches=loop.micro_batches,
-        autocast=loop.autocast,
+def epoch_plan(spec: TrainSpec, index: ShardIndex, process_group: ProcessGroup, epoch: int) -> EpochPlan:
+    """Return this rank's share of a training epoch."""
+    return EpochPlan(
+        index=index,
+        split=spec.split,
+        batch_size=spec.batch_size,
+        world_size=process_group.world_size,
+        rank=process_group.rank,
+        seed=spec.seed,
+        epoch=epoch,
     )
-    nn.utils.clip_grad_norm_(loop.module.parameters(), MAX_NORM)
-    loop.optimizer.step()
-    loop.optimizer.zero_grad(set_to_none=True)
-    loop.after_step()
-    state.lr, state.micro_batches = lr, loop.micro_batches
-    return loss
-
-
-def _moved(loop: TrainLoop, state: TrainState, loss: float, step: DeviceBatch) -> TrainState:
-    """Return the position after a step that every rank has taken, unless it was the last."""
-    reason = loop.stop_reason() if loop.process_group.is_rank_zero else None
-    due = loop.process_group.is_rank_zero and loop.save_is_due()
-    look = loop.process_group.is_rank_zero and loop.preemption.should_poll()
-    total, stops, saves, looks = loop.process_group.all_reduce_sum(
-        loss, float(reason is not None), float(due), float(look)
-    )
-    if not math.isfinite(total):
-        raise TrainingDiverged(
-            f"the loss is no number at step {state.step + 1} of epoch {state.epoch + 1}; "
-            "use a lower --lr and retry: the last good checkpoint is kept"
-        )
-    state = state.after_step(total, step.images)
-    loop.count(step.images)
-    if stops or saves or (looks and loop.preemption.poll()):
-        if loop.process_group.is_rank_zero:
-            loop.save(state, False)
-        loop.process_group.barrier()
-    if stops:
-        raise Stopped(f"stopped ({loop.process_group.broadcast(reason)}) after step {state.step}, checkpoint saved")
-    return state
-
-
-def _validated(loop: TrainLoop, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
-    """Score, note and save the epoch that ended; return the position at the start of the next."""
-    figures = loop.process_group.broadcast(loop.validate() if loop.validate else {})
-    if not math.isfinite(figures.get("loss", 0.0)):
-        raise TrainingDiverged(f"the validation loss is no number after epoch {state.epoch + 1}; use a lower --lr")
-    train_loss = state.loss_sum / plan.samples
-    state, is_best = state.after_epoch(figures, loop.spec.best_by)
-    if loop.process_group.is_rank_zero:
-        loop.record(
-            {
-                "epoch": state.epoch,
-                "epochs": loop.spec.epochs,
-                "train_loss": train_loss,
-                **{f"valid_{name}": figures.get(name) for name in ("loss", "accuracy", "auroc", "balanced_accuracy")},
-                "lr": state.lr,
-                "micro_batches": state.micro_batches,
-                "best": is_best,
-                "seconds": round(seconds, 3),
-                "images_per_second": round(images / max(seconds, 1e-9), 1),
-            }
-        )
-        loop.save(state, is_best)
-    loop.process_group.barrier()
-    return state

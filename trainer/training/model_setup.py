@@ -1,9 +1,12 @@
-"""The parts a worker starts from: model, features, class weights."""
+"""What a training starts from: model, optimizer, class weights, and the extractor of its features."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_shards.index import ShardIndex
+from data_shards.index import ShardIndex, read_index
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
@@ -13,13 +16,67 @@ from trainer.model.folded_backbone import resolve_precision
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256, load_backbone, read_weights
 from trainer.specs import TrainSpec
+from trainer.training.optimizer import build_optimizer
 
-UNBALANCED = 2.0  # from this ratio of the largest class to the smallest on, classes are weighed
+IMBALANCE = 2.0  # ratio of the largest class to the smallest from which on the loss is weighted
+PRETRAINED_LR_FACTOR = 0.1  # of the head's learning rate: pretrained weights need smaller steps than a new head
 
 
-def build_fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classifier, HeadConfig]:
-    """Return the model before its first step, alike on all ranks, and its description."""
-    spec: TrainSpec = context.task.spec
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """A model on its data, on one worker.
+
+    Attributes:
+        index: The data set.
+        model: On the worker's device.
+        config: The model's description; its `backbone_sha256` is that of the initial backbone.
+    """
+
+    context: WorkerContext[TrainSpec]
+    index: ShardIndex
+    model: Classifier
+    config: HeadConfig
+
+    @classmethod
+    def fresh(cls, context: WorkerContext[TrainSpec]) -> "TrainingSetup":
+        """Return the setup before the first step, the same on every rank.
+
+        Raises:
+            ShardError: The data set cannot be read.
+            WeightsError: The weights are missing, damaged or do not fit.
+        """
+        index = read_index(context.spec.shards)
+        model, config = build_fresh_model(context, index)
+        return cls(context=context, index=index, model=model, config=config)
+
+    @property
+    def spec(self) -> TrainSpec:
+        """What was requested."""
+        return self.context.spec
+
+    @property
+    def device(self) -> torch.device:
+        """The worker's device."""
+        return self.context.process_group.device
+
+    def extractor(self, *, cached: bool) -> FeatureExtractor:
+        """Return the extractor of this data set's features under this model's backbone."""
+        return extractor_for(self.context, self.spec.shards, self.index, self.model, self.config, cached=cached)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return a new optimizer over everything that trains in any phase."""
+        return build_optimizer(
+            self.model.head,
+            self.model.backbone,
+            backbone_factor=PRETRAINED_LR_FACTOR if self.context.task.source else 1.0,
+            weight_decay=self.spec.weight_decay,
+            device=self.device,
+        )
+
+
+def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> tuple[Classifier, HeadConfig]:
+    """Return the model before its first step, the same on every rank, and its description."""
+    spec = context.spec
     weights = read_weights(context.task.source) if context.task.source else None
     config = HeadConfig(
         classes=index.classes,
@@ -42,18 +99,24 @@ def build_fresh_model(context: WorkerContext, index: ShardIndex) -> tuple[Classi
 
 
 def keeps_statistics(spec: TrainSpec, *, pretrained: bool) -> bool:
-    """Return whether the backbone's batch norms normalise in training as they do afterwards.
+    """Return whether the backbone's batch norm uses its running statistics in training, as in evaluation.
 
-    Statistics of a few images are noise beside those of ImageNet, and a head that has trained on the features of the
-    one meets others. Random weights have none that are worth keeping.
+    The statistics of a small batch are noisy compared with those of ImageNet, and a head that was trained on features
+    under the running statistics would see different features. Random weights have no statistics worth keeping.
     """
     return pretrained if spec.norms == "auto" else spec.norms == "kept"
 
 
 def extractor_for(
-    context: WorkerContext, location: str, index: ShardIndex, model: Classifier, config: HeadConfig, *, cached: bool
+    context: WorkerContext[Any],
+    location: str,
+    index: ShardIndex,
+    model: Classifier,
+    config: HeadConfig,
+    *,
+    cached: bool,
 ) -> FeatureExtractor:
-    """Return the features of a data set under a model's backbone."""
+    """Return the extractor of a data set's features under a model's backbone."""
     settings = context.task.attempt.settings
     cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
     return FeatureExtractor(
@@ -64,17 +127,17 @@ def extractor_for(
         process_group=context.process_group,
         cache=cache if cached else None,
         loader_workers=context.loader_workers,
-        count=context.count,
+        on_images=context.add_images,
         stop_reason=context.stop.reason,
     )
 
 
 def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
-    """Return n / (classes x n of the class), whose mean over the training images is 1."""
+    """Return n / (classes x n of the class), whose mean over the training images is 1; None for equal weights."""
     counts = index.per_class_in(spec.split)
-    wanted = spec.class_weights
-    if wanted is None:
-        wanted = max(counts) > UNBALANCED * min(counts)
-    if not wanted:
+    weighted = spec.class_weights
+    if weighted is None:
+        weighted = max(counts) > IMBALANCE * min(counts)
+    if not weighted:
         return None
     return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)

@@ -1,42 +1,42 @@
-"""The cluster's notice that a machine of this training is about to be taken away."""
+"""Preemption: the cluster announces that it is about to take away a node of this training."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-POLL_SECONDS = 2.0  # the notice of a spot machine is 30 seconds at the shortest
+POLL_SECONDS = 2.0  # a spot instance gets at least 30 seconds of notice
 
 
-class Notice(Protocol):
-    """What Ray Train tells, of its `PreemptionInfo`."""
+class PreemptionNotice(Protocol):
+    """The part of Ray Train's `PreemptionInfo` that is used here."""
 
     @property
     def preempted_node_ids(self) -> list[str]:
-        """The machines that go."""
+        """The nodes that are about to be taken away."""
 
 
 @dataclass
 class PreemptionWatcher:
-    """Looks for a notice now and then, and remembers the machines it has heard of.
+    """Polls Ray Train for preemption notices and remembers the nodes that were announced already.
 
     Attributes:
-        ask: Returns the notice. It waits for all ranks, so each must ask equally often: the leader says when.
+        get_notice: Returns the current notice. It is a collective call: rank 0 decides when all ranks make it.
     """
 
-    ask: Callable[[], Notice | None] = lambda: None
-    known: frozenset[str] = frozenset()
-    looked: float = float("-inf")
+    get_notice: Callable[[], PreemptionNotice | None] = lambda: None
+    _known_nodes: frozenset[str] = frozenset()
+    _polled_at: float = float("-inf")
 
     def should_poll(self) -> bool:
-        """Return whether it is time to look again; asked on the leader."""
-        return time.monotonic() - self.looked >= POLL_SECONDS
+        """Return whether it is time for the next poll; called on rank 0."""
+        return time.monotonic() - self._polled_at >= POLL_SECONDS
 
     def poll(self) -> bool:
-        """Look, and return whether a machine goes that was not known to; every rank must call it."""
-        notice = self.ask()
-        self.looked = time.monotonic()
+        """Poll, and return whether a node was announced that was not known before; every rank must call this."""
+        notice = self.get_notice()
+        self._polled_at = time.monotonic()
         nodes = frozenset(notice.preempted_node_ids) if notice else frozenset[str]()
-        fresh = nodes - self.known
-        self.known |= nodes
-        return bool(fresh)
+        new = nodes - self._known_nodes
+        self._known_nodes |= nodes
+        return bool(new)

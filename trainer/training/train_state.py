@@ -1,5 +1,6 @@
-"""Where a training stands, and which epoch was the best so far. Plain numbers, saved with each checkpoint."""
+"""The state of a training between two steps: plain numbers, saved with each checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,17 +9,17 @@ from trainer.specs.metric import is_better
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A place between two steps.
+    """How far a training is, and which epoch was the best so far.
 
     Attributes:
-        step: Steps taken over all epochs.
-        epoch: Whole epochs behind.
-        batch: Steps taken in the epoch that has begun.
-        images: Images seen over all epochs and workers.
-        loss_sum: Of the epoch that has begun, over its images and workers.
-        best_epoch: The epoch (from 1) whose model is the best; 0 before the first.
-        best_value: Its metric; None where the metric was undefined.
-        lr: Learning rate of the last step.
+        step: Optimizer steps over all epochs.
+        epoch: Completed epochs.
+        batch: Steps in the current epoch.
+        images: Images over all epochs and ranks.
+        loss_sum: Sum of the losses in the current epoch, over all images and ranks.
+        best_epoch: Number (from 1) of the epoch with the best model; 0 before the first.
+        best_value: Metric of that epoch; None where it was undefined.
+        lr: Learning rate of the head in the last step.
         micro_batches: Forward and backward passes in the last step.
     """
 
@@ -33,7 +34,7 @@ class TrainState:
     micro_batches: int = 1
 
     def after_step(self, loss_sum: float, images: int) -> "TrainState":
-        """Return the position one step on."""
+        """Return the state after one more step."""
         return replace(
             self,
             step=self.step + 1,
@@ -42,22 +43,22 @@ class TrainState:
             loss_sum=self.loss_sum + loss_sum,
         )
 
-    def after_epoch(self, figures: dict[str, Any], best_by: str) -> tuple["TrainState", bool]:
-        """Return the position at the start of the next epoch, and whether the one that ended is the best.
+    def after_epoch(self, metrics: Mapping[str, Any], best_by: str) -> tuple["TrainState", bool]:
+        """Return the state at the start of the next epoch, and whether the completed epoch is the best so far.
 
-        Of equals the earlier stays the best. A metric that the split leaves undefined is never better than one that is.
-        Where nothing is validated there are no figures, and no epoch is the best.
+        On a tie the earlier epoch stays the best. An undefined metric is never better than a defined one. Without
+        validation `metrics` is empty, and no epoch is the best.
         """
         ended = replace(self, epoch=self.epoch + 1, batch=0, loss_sum=0.0)
-        if not figures:
+        if not metrics:
             return ended, False
-        value = figures[best_by]
+        value = metrics[best_by]
         if self.best_epoch and not is_better(value, self.best_value, best_by):
             return ended, False
         return replace(ended, best_epoch=ended.epoch, best_value=value), True
 
     def should_stop_early(self, patience: int | None, since: int = 0) -> bool:
-        """Return whether so many epochs after the first `since` have ended without a better one."""
+        """Return whether `patience` epochs, not counting the first `since`, have passed without a better one."""
         return patience is not None and self.epoch - max(self.best_epoch, since) >= patience
 
     def to_json(self) -> dict[str, Any]:

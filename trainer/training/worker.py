@@ -1,9 +1,9 @@
-"""`train` on one Ray Train worker: model, data, loop, and the publishing of the best."""
+"""`train` on one Ray Train worker: batches, phases, hooks of the loop, and the published model."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,68 +11,50 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
-from data_shards.index import ShardIndex, read_index
 from trainer.data.batches import BatchLoader, FeatureLoader, ImageLoader
 from trainer.data.transforms import Augmentation, normalised
-from trainer.distributed.worker import WorkerContext, in_worker
-from trainer.evaluation.calibration import fit_calibration
-from trainer.evaluation.scoring import (
-    BATCH,
-    ModelOutputs,
-    classifier_outputs,
-    epoch_metrics,
-    model_outputs,
-    save_predictions,
-    split_metrics,
-)
-from trainer.model.bundle import publish_model, weights_sha256
+from trainer.distributed.worker import WorkerContext
+from trainer.evaluation.scoring import BATCH, epoch_metrics, model_outputs
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
-from trainer.model.head import HeadConfig
-from trainer.model.weights import backbone_sha256
 from trainer.specs import TrainSpec
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.ema import ModelEma
-from trainer.training.loop import TrainLoop, train_from
+from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop, epoch_plan
 from trainer.training.micro_batching import choose_micro_batches, fits_in_memory
-from trainer.training.model_setup import build_fresh_model, class_weights, extractor_for
-from trainer.training.optimizer import build_optimizer
+from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.preemption import PreemptionWatcher
+from trainer.training.publish import TrainOutcome, publish_best
 from trainer.training.train_state import TrainState
 
-PRETRAINED_RATE = 0.1  # of the head's; what is learnt already needs smaller steps than what is new
+
+def train_on_worker(context: WorkerContext[TrainSpec]) -> TrainOutcome:
+    """Train, publish the best model and return its metrics; runs on each Ray Train worker."""
+    setup = TrainingSetup.fresh(context)
+    state = train_model(setup)
+    return publish_best(setup, state)
 
 
-def train_on_worker(config: dict[str, Any]) -> Any:
-    """Train as `config["task"]` says; the entry point of each Ray Train worker."""
-    return in_worker(_train, config)
+def train_model(setup: TrainingSetup) -> TrainState:
+    """Train the model, or resume its training, and return the last state.
 
-
-def _train(context: WorkerContext) -> dict[str, Any]:
-    spec: TrainSpec = context.task.spec
-    index = read_index(spec.shards)
-    model, config = build_fresh_model(context, index)
-    state = trained(context, index, model, config)
-    return _publish(context, index, model, config, state)
-
-
-def trained(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> TrainState:
-    """Train the model and return where that ended; it is then that of the best epoch, or the last if none is best."""
-    spec: TrainSpec = context.task.spec
-    module = model.head if spec.freeze == "all" else model
-    checkpointer = Checkpointer(context, module, _optimizer(context, model), ModelEma(module, spec.ema))
+    The model then has the weights of the best epoch, or of the last one where nothing was validated.
+    """
+    spec = setup.spec
+    module = setup.model.head if spec.freeze == "all" else setup.model
+    checkpointer = Checkpointer(setup.context, module, setup.optimizer(), ModelEma(module, spec.ema))
     state = checkpointer.resume()
     for epochs, frozen in phases(spec):
-        if state.epoch < min(epochs.stop, spec.last_epoch):
-            source = _source(context, index, model, config, frozen=frozen)
-            loop = _course(context, index, config, checkpointer, source=source, epochs=epochs, frozen=frozen)
-            loop = loop if frozen else replace(loop, micro_batches=_parts(loop))
-            with one_thread(isinstance(source, FeatureLoader)):
-                state = train_from(loop, state)
+        if state.epoch >= min(epochs.stop, spec.last_epoch):
+            continue
+        loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
+        with one_thread(isinstance(loop.loader, FeatureLoader)):
+            while not loop.is_over(state):
+                state = loop.train_epoch(state)
     if state.best_epoch:
         checkpointer.load_best(state)
     else:
-        checkpointer.ema.apply_to_module()
+        checkpointer.ema.copy_to_source()
     return state
 
 
@@ -84,201 +66,166 @@ def phases(spec: TrainSpec) -> list[tuple[range, bool]]:
     return [(head, True), (rest, False)] if head else [(rest, False)]
 
 
-def _course(
-    context: WorkerContext,
-    index: ShardIndex,
-    config: HeadConfig,
-    checkpointer: Checkpointer,
-    *,
-    source: BatchLoader,
-    epochs: range,
-    frozen: bool,
-) -> TrainLoop:
-    spec: TrainSpec = context.task.spec
-    bf16 = config.precision == "bf16" and not frozen
-    module, judged = (_trains(whole, frozen) for whole in (checkpointer.module, checkpointer.ema.module))
-    # Of images twice a worker's share of a step: nothing is kept for backward, so that fits where steps do.
-    at_once = BATCH if isinstance(source, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
+@dataclass(frozen=True, kw_only=True)
+class TrainHooks(LoopHooks):
+    """Connects the loop of a training to its checkpoints, progress, validation split and stop request.
 
-    def validate() -> dict[str, Any]:
-        found = model_outputs(judged, source, index, "valid", context.process_group, autocast=bf16, at_once=at_once)
-        return epoch_metrics(found)
+    Attributes:
+        evaluated: The module that is validated: the EMA of the one that trains.
+        batch_size: Images per validation batch on each rank.
+    """
 
-    return TrainLoop(
-        spec=spec,
-        index=index,
-        process_group=context.process_group,
-        module=module,
-        after_step=checkpointer.ema.update,
-        optimizer=checkpointer.optimizer,
-        source=source,
-        class_weights=class_weights(spec, index, context.process_group.device),
-        validate=validate if spec.split == "train" else None,
-        save=checkpointer.save,
-        save_is_due=checkpointer.save_is_due,
-        record=checkpointer.record,
-        count=context.count,
-        begin_epoch=partial(_begin_epoch, context, index),
-        stop_reason=context.stop.reason,
-        preemption=PreemptionWatcher(ray.train.get_preemption_info),
-        autocast=bf16,
-        epochs=epochs,
-    )
+    setup: TrainingSetup
+    checkpointer: Checkpointer
+    loader: BatchLoader
+    evaluated: nn.Module
+    autocast: bool
+    batch_size: int
 
-
-def _parts(loop: TrainLoop) -> int:
-    """Return into how many parts a step of the whole network is cut; a CPU has memory enough."""
-    spec, process_group = loop.spec, loop.process_group
-    if process_group.device.type != "cuda":
-        return 1
-
-    def fits(images: int) -> bool:
-        return fits_in_memory(
-            loop.module, images, image_size=spec.image_size, device=process_group.device, autocast=loop.autocast
+    def on_epoch_start(self, state: TrainState) -> None:
+        """Start counting the images of all epochs."""
+        spec = self.setup.spec
+        self.setup.context.progress.start_phase(
+            "train",
+            total=self.setup.index.samples_in(spec.split) * spec.last_epoch,
+            done=state.images,
+            epoch=state.epoch + 1,
+            epochs=spec.last_epoch,
         )
 
-    plan = loop.plan(loop.span.start)
-    return choose_micro_batches(
-        spec, process_group, fits, smallest=plan.samples // plan.batches // process_group.world_size
+    def on_optimizer_step(self) -> None:
+        """Update the EMA."""
+        self.checkpointer.ema.update()
+
+    def on_step_end(self, images: int) -> None:
+        """Count the images."""
+        self.setup.context.add_images(images)
+
+    def stop_reason(self) -> str | None:
+        """Return the reason in `stop.json`."""
+        return self.setup.context.stop.reason()
+
+    def checkpoint_is_due(self) -> bool:
+        """Return whether the last checkpoint is too old."""
+        return self.checkpointer.save_is_due()
+
+    def validate(self) -> dict[str, Any]:
+        """Score the validation split, unless the module trains on it (a refit)."""
+        setup = self.setup
+        if setup.spec.split != "train":
+            return {}
+        process_group = setup.context.process_group
+        return epoch_metrics(
+            model_outputs(
+                self.evaluated,
+                self.loader,
+                setup.index,
+                "valid",
+                process_group,
+                autocast=self.autocast,
+                at_once=self.batch_size,
+            )
+        )
+
+    def log_epoch(self, metrics: EpochMetrics) -> None:
+        """Append to `metrics.jsonl`."""
+        self.checkpointer.log_epoch(metrics)
+
+    def save_checkpoint(self, state: TrainState, is_best: bool) -> None:
+        """Save a checkpoint, and the best model."""
+        self.checkpointer.save(state, is_best)
+
+
+def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range, *, frozen: bool) -> TrainLoop:
+    spec, process_group = setup.spec, setup.context.process_group
+    loader = _build_loader(setup, frozen=frozen)
+    module, evaluated = (_head_if(frozen, whole) for whole in (checkpointer.module, checkpointer.ema.module))
+    autocast = setup.config.precision == "bf16" and not frozen
+    # Validation keeps no activations for a backward pass, so twice the images of a training step fit.
+    batch_size = BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
+    return TrainLoop(
+        spec=spec,
+        index=setup.index,
+        process_group=process_group,
+        module=module,
+        optimizer=checkpointer.optimizer,
+        loader=loader,
+        class_weights=class_weights(spec, setup.index, process_group.device),
+        hooks=TrainHooks(
+            setup=setup,
+            checkpointer=checkpointer,
+            loader=loader,
+            evaluated=evaluated,
+            autocast=autocast,
+            batch_size=batch_size,
+        ),
+        autocast=autocast,
+        epochs=epochs,
+        micro_batches=1 if frozen else _micro_batches(setup, module, autocast=autocast),
+        preemption=PreemptionWatcher(ray.train.get_preemption_info),
     )
 
 
-def _trains(whole: nn.Module, frozen: bool) -> nn.Module:
-    """Return the head where the whole backbone is frozen: of the classifier, or what stands for all of it."""
-    return whole.head if frozen and isinstance(whole, Classifier) else whole
+def _head_if(frozen: bool, module: nn.Module) -> nn.Module:
+    """Return only the head of a classifier when the whole backbone is frozen."""
+    return module.head if frozen and isinstance(module, Classifier) else module
 
 
-def _source(
-    context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig, *, frozen: bool
-) -> BatchLoader:
-    """Return where batches come from: features where the whole backbone is frozen, else images."""
-    spec: TrainSpec = context.task.spec
+def _micro_batches(setup: TrainingSetup, module: nn.Module, *, autocast: bool) -> int:
+    """Return the micro-batches per step of the whole network; a CPU has enough memory for one."""
+    spec, process_group = setup.spec, setup.context.process_group
+    if process_group.device.type != "cuda":
+        return 1
+    fits = partial(fits_in_memory, module, image_size=spec.image_size, device=process_group.device, autocast=autocast)
+    plan = epoch_plan(spec, setup.index, process_group, epoch=0)
+    smallest = plan.samples // plan.batches // process_group.world_size
+    return choose_micro_batches(spec, process_group, fits, smallest=smallest)
+
+
+def _build_loader(setup: TrainingSetup, *, frozen: bool) -> BatchLoader:
+    """Return a loader of features where the whole backbone is frozen, else of images."""
+    spec, config, process_group = setup.spec, setup.config, setup.context.process_group
     if frozen and spec.cache and not spec.augment:
-        return _stored(context, index, model, config)
+        return _feature_loader(setup)
     normalise = partial(normalised, config=config)
     augment = Augmentation(spec.augment_strength) if spec.augment else None
     if frozen:
-        forward = FoldedBackbone(model.backbone, config.precision, context.process_group.device)
+        forward = FoldedBackbone(setup.model.backbone, config.precision, process_group.device)
 
     def prepare(images: Tensor, training: bool) -> Tensor:
-        varied = augment(images) if augment and training else images
-        return forward(varied, normalise).to(images.device) if frozen else normalise(varied)
+        augmented = augment(images) if augment and training else images
+        return forward(augmented, normalise).to(images.device) if frozen else normalise(augmented)
 
     return ImageLoader(
         location=spec.shards,
-        index=index,
+        index=setup.index,
         image_size=spec.image_size,
-        loader_workers=context.loader_workers,
-        device=context.process_group.device,
+        loader_workers=setup.context.loader_workers,
+        device=process_group.device,
         prepare=prepare,
     )
 
 
-def _stored(context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig) -> FeatureLoader:
-    spec: TrainSpec = context.task.spec
+def _feature_loader(setup: TrainingSetup) -> FeatureLoader:
+    """Extract the features of the splits, or read them from the cache, and load them onto the device."""
+    spec = setup.spec
     splits = ("train", "valid") if spec.split == "train" else (spec.split,)
-    extraction = extractor_for(context, spec.shards, index, model, config, cached=True)
-    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in splits))
+    extractor = setup.extractor(cached=True)
+    setup.context.progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in splits))
     for split in splits:
-        extraction.prepare(split)
-    features = {split: extraction.of_split(split) for split in splits}
-    return FeatureLoader(
-        values={split: found.values.to(context.process_group.device) for split, found in features.items()},
-        labels={split: found.labels.to(context.process_group.device) for split, found in features.items()},
-    )
-
-
-def _optimizer(context: WorkerContext, model: Classifier) -> torch.optim.Optimizer:
-    spec: TrainSpec = context.task.spec
-    return build_optimizer(
-        model.head,
-        model.backbone,
-        backbone_factor=PRETRAINED_RATE if context.task.source else 1.0,
-        weight_decay=spec.weight_decay,
-        device=context.process_group.device,
-    )
-
-
-def _begin_epoch(context: WorkerContext, index: ShardIndex, state: TrainState) -> None:
-    spec: TrainSpec = context.task.spec
-    context.progress.start_phase(
-        "train",
-        total=index.samples_in(spec.split) * spec.last_epoch,
-        done=state.images,
-        epoch=state.epoch + 1,
-        epochs=spec.last_epoch,
-    )
-
-
-def _publish(
-    context: WorkerContext, index: ShardIndex, model: Classifier, config: HeadConfig, state: TrainState
-) -> dict[str, Any]:
-    """Publish the best model and return its figures on the validation split, reckoned as `evaluate` reckons them."""
-    spec: TrainSpec = context.task.spec
-    config = config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
-    extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
-    context.progress.start_phase("evaluate", total=index.samples_in("valid"))
-    found = classifier_outputs(context, extraction, model, "valid")
-    more = {"epoch": state.best_epoch}
-    outcome = (
-        publish_scored(context, index, model, config, found=found, more=more)
-        if context.process_group.is_rank_zero
-        else {}
-    )
-    context.process_group.barrier()
-    weights = class_weights(spec, index, torch.device("cpu"))
-    details = {
-        "best_epoch": state.best_epoch,
-        "micro_batches": state.micro_batches,
-        "precision": config.precision,
-        "workers": context.process_group.world_size,
-        "device": context.process_group.device.type,
-        "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
-        **_gpu_use(context.process_group.device),
-    }
-    return {"metrics": outcome, "details": details}
-
-
-def _gpu_use(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {}
-    peak = torch.cuda.max_memory_allocated(device) / 1e9
-    return {"gpu": torch.cuda.get_device_name(device), "gpu_peak_gigabytes": round(peak, 2)}
-
-
-def publish_scored(
-    context: WorkerContext,
-    index: ShardIndex,
-    model: Classifier,
-    config: HeadConfig,
-    *,
-    found: ModelOutputs,
-    more: dict[str, Any],
-) -> dict[str, Any]:
-    """Publish the model and how its probabilities are to be read; return its figures on the validation split.
-
-    `more` says in the manifest where the model comes from.
-    """
-    attempt, spec = context.task.attempt, context.task.spec
-    calibration = fit_calibration(found.probabilities(), found.labels, data=index.digest, classes=config.classes)
-    outcome = split_metrics(found, config.classes, calibration, "valid", seed=spec.seed)
-    save_predictions(context, found)
-    attempt.lease.check()
-    about = {"run": attempt.paths.run_id, "metrics": outcome, "data": index.digest, **more}
-    publish_model(attempt.paths.best, model, config, manifest=about)
-    calibration.write(attempt.paths.best, weights_sha256(attempt.paths.best))
-    return outcome
+        extractor.extract(split)
+    return FeatureLoader.of(extractor, splits, setup.device)
 
 
 @contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Compute with one thread when `wanted`.
+def one_thread(enabled: bool) -> Iterator[None]:
+    """Compute with one thread when `enabled`.
 
-    A head's matrices are too small to share out: on a free machine one thread is as fast as two, and on a busy one
-    the threads wait for each other, 147 ms a step instead of 11 measured on two cores under a load of 8.
+    The matrices of a head are too small for several: on an idle machine one thread is as fast as two. On a busy one
+    the threads wait for each other: 147 ms a step instead of 11, measured on two cores under a load of 8.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if wanted else before)
+    torch.set_num_threads(1 if enabled else before)
     try:
         yield
     finally:
