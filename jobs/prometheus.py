@@ -21,16 +21,16 @@ from jobs.runs.request import PRIORITIES
 
 
 class Metrics(Collector):
-    """Reads the queue and the run folders anew at each scrape, so that it is right after any restart."""
+    """Reads the queue and the run folders at each scrape, so that the values are correct after any restart."""
 
     def __init__(self, settings: Settings) -> None:
-        """Touch nothing yet."""
+        """Store the settings; nothing is read before the first scrape."""
         self.settings = settings
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is known; while Redis is away, `nightshift_redis_up` is 0 and its other figures are missing."""
+        """Yield the metrics; without Redis, `nightshift_redis_up` is 0 and the queue metrics are absent."""
         yield self._runs()
-        up = GaugeMetricFamily("nightshift_redis_up", "Whether the queue answers.")
+        up = GaugeMetricFamily("nightshift_redis_up", "Whether Redis answers.")
         try:
             with connect(self.settings) as connection:
                 found = [_waiting(connection), _workers(connection), _paused(connection)]
@@ -43,7 +43,7 @@ class Metrics(Collector):
         yield from found
 
     def _runs(self) -> Metric:
-        """Runs that have not ended; those that have are of no number that a scrape should read."""
+        """Count the runs that have not ended; those that have are too many to read at each scrape."""
         counts: Counter[tuple[str, str]] = Counter()
         for run_id in run_state.pending_ids(self.settings.storage):
             if RUN_ID.fullmatch(run_id):
@@ -59,7 +59,7 @@ class Metrics(Collector):
 
 
 def serve(settings: Settings, port: int) -> None:
-    """Answer scrapes on all addresses of this machine, from a thread, until the process ends.
+    """Serve the metrics on all addresses of this machine, from a thread, until the process ends.
 
     Raises:
         Refused: The port is taken.
@@ -80,7 +80,7 @@ def _waiting(connection: redis.Redis) -> Metric:
 
 
 def _workers(connection: redis.Redis) -> Metric:
-    workers = GaugeMetricFamily("nightshift_job_workers", "Job workers that beat.", labels=["state"])
+    workers = GaugeMetricFamily("nightshift_job_workers", "Job workers that send heartbeats.", labels=["state"])
     for state, count in sorted(Counter(worker.state for worker in live_workers(connection)).items()):
         workers.add_metric([state], count)
     return workers

@@ -76,7 +76,7 @@ def test_an_id_may_be_shortened_to_any_unique_prefix(say: Say, shards: str) -> N
     assert code == 0
     assert out.startswith(first)
     assert ambiguous == 1
-    assert err.startswith("Error: 'train' begins 2 run ids, ")
+    assert err.startswith("Error: 2 run ids begin with 'train', such as ")
 
 
 def test_a_name_that_is_taken_is_refused_and_nothing_is_written(say: Say, shards: str, settings: Settings) -> None:

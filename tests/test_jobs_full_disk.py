@@ -192,7 +192,7 @@ def test_a_worker_that_waits_for_a_redis_without_room_ends_when_told(disk: Small
                 submit(here, FakeSpec(steps=20, step_seconds=0.05))
             assert eventually(lambda: len(run_state.pending_ids(storage)) < 20)
             disk.fill()
-            assert eventually(lambda: "lost Redis; it tries again in 4 seconds" in log.read_text())
+            assert eventually(lambda: "lost its connection to Redis; it tries again in 4 seconds" in log.read_text())
             stack.workers[0].terminate()
             assert stack.workers[0].wait(timeout=60) == 0
     finally:

@@ -1,4 +1,4 @@
-"""The run folders are the truth: whatever becomes of Redis, every run gets what it is owed."""
+"""The run folders are the truth: whatever happens to Redis, every run is queued, started and finalized."""
 
 import contextlib
 import json
@@ -54,7 +54,7 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
     assert reconcile(settings, redis, ReconcilerMemory(), every_run=True) == [Repair(run_id, "put into its queue")]
 
 
-def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
+def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
     claim_run(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
@@ -68,7 +68,9 @@ def test_an_attempt_that_stops_beating_is_lost_and_the_next_is_queued(settings: 
     assert waiting(redis, "normal") == [run_id]
 
 
-def test_an_attempt_that_beats_is_left_alone_whatever_its_clock_says(settings: Settings, redis: Redis) -> None:
+def test_an_attempt_that_sends_heartbeats_keeps_running_whatever_its_clock_says(
+    settings: Settings, redis: Redis
+) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
@@ -191,7 +193,7 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
 
     before = reconcile(settings, redis, memory)
     assert claim_run(paths, "RayJob", THIS_MACHINE)
-    assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster shows no life
+    assert eventually(lambda: bool(reconcile(brisk_settings, redis, memory)))  # its cluster sends no heartbeat
     after = waiting(redis, "normal")
     actions.retry(settings, paths)
 
@@ -199,7 +201,7 @@ def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it
     assert waiting(redis, "normal") == [run_id]
 
 
-def test_a_run_taken_and_never_begun_is_put_back(
+def test_a_run_that_was_taken_and_never_started_is_queued_again(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.queue.reconciler.STUCK_SECONDS", 0.5)
@@ -216,8 +218,8 @@ def test_a_run_taken_and_never_begun_is_put_back(
     assert redis.llen("rq:queue:nightshift-normal:intermediate") == 0
 
 
-def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> None:
-    unbegun, unwatched, deleted = (submit(settings, FakeSpec()) for _ in range(3))
+def test_runs_that_ended_or_were_deleted_are_forgotten(settings: Settings, redis: Redis) -> None:
+    unstarted, unwatched, deleted = (submit(settings, FakeSpec()) for _ in range(3))
     for run_id, place in ((unwatched, "ray"), (deleted, THIS_MACHINE)):
         redis.lrem(queue(redis, "normal").key, 1, run_id)
         assert claim_run(RunPaths.of(settings.storage, run_id), "a worker that is gone", place)
@@ -226,16 +228,16 @@ def test_what_is_over_is_not_remembered(settings: Settings, redis: Redis) -> Non
     reconcile(settings, redis, memory)
     remembered = memory.runs()
 
-    for run_id in (unbegun, unwatched, deleted):
+    for run_id in (unstarted, unwatched, deleted):
         _finish(settings, run_id, "succeeded")
     run_state.remove(RunPaths.of(settings.storage, deleted))
     reconcile(settings, redis, memory)
 
-    assert remembered == {unbegun, unwatched, deleted}
+    assert remembered == {unstarted, unwatched, deleted}
     assert memory.runs() == set()
 
 
-def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Settings, redis: Redis, say: Say) -> None:
+def test_reconcile_by_hand_waits_only_until_every_run_has_moved(settings: Settings, redis: Redis, say: Say) -> None:
     run_id = submit(settings, FakeSpec())
     taken(redis)
     paths = RunPaths.of(settings.storage, run_id)
@@ -253,7 +255,7 @@ def test_a_person_waits_no_longer_than_until_every_run_has_moved(settings: Setti
     assert idle == (0, "", "nothing to repair\n")
 
 
-def test_what_takes_a_while_to_find_is_found_by_hand_too(
+def test_reconcile_by_hand_also_finds_what_takes_a_while_to_show(
     settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "2")
@@ -265,28 +267,28 @@ def test_what_takes_a_while_to_find_is_found_by_hand_too(
     assert queue(redis, "normal").next_entry() is not None
 
     with sending_heartbeats(paths):
-        code, said, _ = say("reconcile")
+        code, output, _ = say("reconcile")
 
     assert code == 0
-    assert sorted(said.splitlines()) == sorted(f"{run_id}: put into its queue" for run_id in (dropped, unwatched))
+    assert sorted(output.splitlines()) == sorted(f"{run_id}: put into its queue" for run_id in (dropped, unwatched))
     assert state_of(settings.storage, unwatched).job_worker is None
     assert sorted(waiting(redis, "normal")) == sorted([dropped, unwatched])
 
 
 @contextlib.contextmanager
 def sending_heartbeats(paths: RunPaths) -> Iterator[None]:
-    """Let the first attempt of a run show life, as its trainer would."""
+    """Send the heartbeats of a run's first attempt, as its trainer would."""
     lease, over = Lease.join(paths, 1), threading.Event()
 
     def heartbeat() -> None:
         while not over.wait(0.2):
             lease.heartbeat()
 
-    heart = threading.Thread(target=heartbeat)
-    heart.start()
+    sender = threading.Thread(target=heartbeat)
+    sender.start()
     yield
     over.set()
-    heart.join()
+    sender.join()
 
 
 def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redis: Redis) -> None:
@@ -298,7 +300,7 @@ def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redi
     assert reconcile(settings, redis, ReconcilerMemory(), every_run=True) == []
 
 
-def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
+def test_only_runs_that_have_not_ended_are_pending(settings: Settings) -> None:
     first, second = submit(settings, FakeSpec()), submit(settings, FakeSpec())
 
     _finish(settings, first, "succeeded")
@@ -307,13 +309,13 @@ def test_what_is_pending_is_only_what_has_not_ended(settings: Settings) -> None:
     assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
 
 
-def test_what_a_killed_submit_or_delete_left_is_swept_away_after_a_day(
+def test_leftovers_of_killed_submits_and_deletes_are_deleted_after_a_day(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(settings, FakeSpec())
     folder = settings.storage / "runs"
-    for half in (".new-train-20261123-000000-aaaaaa", ".deleted-train-20261123-000000-bbbbbb"):
-        (folder / half).mkdir()
+    for leftover in (".new-train-20261123-000000-aaaaaa", ".deleted-train-20261123-000000-bbbbbb"):
+        (folder / leftover).mkdir()
 
     run_state.sweep(settings.storage)
     young = len(list(folder.iterdir()))
@@ -329,7 +331,7 @@ def test_what_a_killed_submit_or_delete_left_is_swept_away_after_a_day(
     [[], {"state": "queued"}, {"id": "a", "kind": "train", "state": "odd", "created": ""}]
     + [{"id": "a", "kind": "train", "state": "queued", "created": "", key: "x"} for key in ("attempt", "metric")],
 )
-def test_a_damaged_record_is_told_in_one_line(settings: Settings, content: object) -> None:
+def test_a_damaged_state_is_reported_in_one_line(settings: Settings, content: object) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
     paths.state.write_text(json.dumps(content))
 
@@ -338,7 +340,7 @@ def test_a_damaged_record_is_told_in_one_line(settings: Settings, content: objec
 
 
 @pytest.mark.parametrize("name", ["state.json", "job.json"])
-def test_a_damaged_run_does_not_keep_the_others_from_what_they_are_owed(
+def test_a_damaged_run_does_not_keep_others_from_being_queued(
     settings: Settings, redis: Redis, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     damaged = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(hours=1)))
@@ -351,7 +353,7 @@ def test_a_damaged_run_does_not_keep_the_others_from_what_they_are_owed(
     reconcile(settings, redis, memory)
 
     assert waiting(redis, "normal") == [sound]
-    assert caplog.text.count(f"{damaged} is left alone: ") == 1
+    assert caplog.text.count(f"{damaged} is skipped: ") == 1
 
 
 def brisk(settings: Settings) -> Settings:
@@ -360,7 +362,7 @@ def brisk(settings: Settings) -> Settings:
 
 
 def taken(redis: Redis) -> None:
-    """Take the next entry and begin with it, as a worker does."""
+    """Take the next entry out of the queue, as a worker does when it starts the run."""
     entry = queue(redis, "normal").next_entry()
     assert entry is not None
     redis.lrem(queue(redis, "normal").intermediate_queue_key, 1, entry.id)

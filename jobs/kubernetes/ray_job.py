@@ -1,6 +1,6 @@
-"""A run as a RayJob: the YAML text that gives it a Ray cluster of its own, for teams whose queue is Kueue.
+"""The YAML manifests of a RayJob that runs one run on a Ray cluster of its own, for teams whose queue is Kueue.
 
-Pure: reads no environment, no storage and no queue, so that it works on a laptop without any of them.
+Pure functions: they read no environment, no storage and no queue, so they work on a laptop without any of them.
 """
 
 import importlib.metadata
@@ -22,17 +22,17 @@ MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi)")
 
 @dataclass(frozen=True, kw_only=True)
 class RayJobOptions:
-    """What the cluster should look like.
+    """The options of the Ray cluster.
 
     Attributes:
-        image: The image that k8s/Dockerfile makes, with its tag.
-        namespace: Where k8s/base was applied.
-        queue: Kueue's LocalQueue; None lets KubeRay start at once.
-        gpu_resource: What one GPU is called: nvidia.com/gpu, or a MIG slice such as nvidia.com/mig-1g.10gb.
-        replicas: Pods with a GPU each; None makes one for each training worker of each trial that runs at once.
-        cpus: Cores of each worker.
-        memory: Memory of each worker, in Kubernetes' words.
-        keep_seconds: How long the cluster stays after the run's end.
+        image: The image built from k8s/Dockerfile, with its tag.
+        namespace: The namespace to which k8s/base was applied.
+        queue: Kueue's LocalQueue; with None, KubeRay starts the cluster at once.
+        gpu_resource: Resource name of a GPU: nvidia.com/gpu, or a MIG slice such as nvidia.com/mig-1g.10gb.
+        replicas: Pods with one GPU each; None means one per training worker of each concurrent trial.
+        cpus: CPU cores of each pod.
+        memory: Memory of each pod as a Kubernetes quantity, such as 16Gi.
+        keep_seconds: How long the cluster stays after the run has ended.
     """
 
     image: str
@@ -45,10 +45,10 @@ class RayJobOptions:
     keep_seconds: float = 600
 
     def __post_init__(self) -> None:
-        """Refuse what would not be the value it stands for in YAML.
+        """Check every value that is written into the YAML text.
 
         Raises:
-            Refused: A name or amount is none.
+            Refused: A name or an amount is invalid.
         """
         for value, form, what in (
             (self.image, IMAGE, "image; write registry/name:tag in lower case"),
@@ -58,40 +58,40 @@ class RayJobOptions:
             (self.memory, MEMORY, "amount of memory; write 16Gi"),
         ):
             if not form.fullmatch(value):
-                raise Refused(f"{value!r} is no {what}")
+                raise Refused(f"{value!r} is not a valid {what}")
 
 
 def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOptions) -> str:
-    """Return the manifests of a run: a ConfigMap with its wish, and the RayJob.
+    """Return the manifests of a run: a ConfigMap with its spec and request, and the RayJob.
 
     Raises:
-        Refused: The wish names a place that only the machine of the person who types it has.
+        Refused: The spec contains a path that exists only on the submitter's machine.
     """
-    wish = spec.to_json()
-    refuse_local_places(wish)
-    if wish["gpus_per_worker"] == "auto":  # on the head, which would have to decide it, there is no GPU to see
-        wish["gpus_per_worker"] = 1
-    values: dict[str, Any] = {**vars(options), "gpu": options.gpu_resource if wish["gpus_per_worker"] else None}
+    content = spec.to_json()
+    refuse_local_paths(content)
+    if content["gpus_per_worker"] == "auto":  # the head node, which would resolve "auto", has no GPU
+        content["gpus_per_worker"] = 1
+    values: dict[str, Any] = {**vars(options), "gpu": options.gpu_resource if content["gpus_per_worker"] else None}
     # Escaping is for HTML; here every value was checked or is written as JSON.
     loader = PackageLoader("jobs.kubernetes", ".")
-    shape = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
-    return shape.get_template("ray_job.yaml.j2").render(
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
+    return environment.get_template("ray_job.yaml.j2").render(
         run_id=run_id,
-        spec=wish,
+        spec=content,
         request=request.to_json(),
-        pods=options.replicas or wish["workers"] * (wish.get("concurrency") or 1),
+        pods=options.replicas or content["workers"] * (content.get("concurrency") or 1),
         ray_version=importlib.metadata.version("ray"),
         **values,
     )
 
 
-def refuse_local_places(wish: dict[str, Any]) -> None:
+def refuse_local_paths(spec: dict[str, Any]) -> None:
     """Refuse relative paths.
 
     Raises:
-        Refused: The shards or the weights are not named as the cluster sees them.
+        Refused: The shards or the weights are not a path or URL that the cluster can read.
     """
     for name in ("shards", "weights"):
-        place = str(wish.get(name, "none"))
-        if place not in ("imagenet", "none") and not place.startswith("/") and "://" not in place:
-            raise Refused(f"{name} {place} is no place of the cluster; write it as /storage/... or as a URL")
+        path = str(spec.get(name, "none"))
+        if path not in ("imagenet", "none") and not path.startswith("/") and "://" not in path:
+            raise Refused(f"{name} {path} is not a path of the cluster; write it as /storage/... or as a URL")

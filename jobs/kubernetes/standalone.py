@@ -1,4 +1,4 @@
-"""A run without a queue: its folder made from files that were given to a RayJob, and the attempt before it buried."""
+"""Standalone RayJobs: publish the run from the job's files without a queue, and mark an earlier attempt dead."""
 
 from pathlib import Path
 
@@ -14,27 +14,30 @@ from jobs.runs.state import RunState, read_state
 from trainer.specs import read_spec
 
 
-def prepare_run(settings: Settings, run_id: str, wish: Path) -> RunPaths:
-    """Return the run's paths with the run queued, whether it is new or was begun on a cluster that was lost.
+def prepare_run(settings: Settings, run_id: str, files: Path) -> RunPaths:
+    """Publish a new run, or queue again one whose cluster was lost, and return its paths.
 
-    `wish` is a folder with `spec.json` and `job.json`, read only when the run is new.
+    Args:
+        settings: The storage.
+        run_id: Id of the run.
+        files: Folder with `spec.json` and `job.json`, read only for a new run.
 
     Raises:
-        UnknownRun: The id has not the form of one.
-        SpecError, StorageError: The wish is absent or none.
+        UnknownRun: The id is not a run id.
+        SpecError, StorageError: The spec or the request is missing or invalid.
     """
     paths = RunPaths.of(settings.storage, run_id)
     if not paths.folder.exists():
-        _publish_queued(settings, paths, wish)
+        _publish_queued(settings, paths, files)
     state = read_state(paths)
     if state.state == "running" and not heartbeat_changes(paths, patience=settings.lease_seconds):
         mark_dead(paths, state.attempt, "the cluster of its own was lost")
     return paths
 
 
-def _publish_queued(settings: Settings, paths: RunPaths, wish: Path) -> None:
-    spec = read_spec(wish / "spec.json")
-    request = JobRequest.model_validate(read_json(wish / "job.json"))
+def _publish_queued(settings: Settings, paths: RunPaths, files: Path) -> None:
+    spec = read_spec(files / "spec.json")
+    request = JobRequest.model_validate(read_json(files / "job.json"))
     state = RunState(
         id=paths.run_id,
         kind=str(spec.to_json()["kind"]),

@@ -19,7 +19,7 @@ POLL_SECONDS = 0.1
 
 
 def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> RunState:
-    """Stop a run and return its last state once nothing of it runs any more.
+    """Stop a run, wait until none of its processes run, and return its last state.
 
     Raises:
         Refused: It has already ended.
@@ -38,16 +38,16 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
 
 
 def retry(settings: Settings, paths: RunPaths) -> RunState:
-    """Queue a run again that ended badly; its checkpoints are where it goes on, whatever cluster it had before.
+    """Queue a run again that did not succeed; it resumes from its last checkpoint, whichever cluster it ran on.
 
     Raises:
-        Refused: It runs, waits, or succeeded.
+        Refused: It is running, waiting, or succeeded.
         QueueUnreachable: Redis does not answer; nothing changed.
     """
     connection = connect(settings)
     with changing(paths) as found:
         if found.state == "paused":
-            raise Refused(f"{found.id} is paused and goes on by itself when its window opens")
+            raise Refused(f"{found.id} is paused and resumes by itself when its window opens")
         if not found.has_ended or found.state == "succeeded":
             raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
         paths.error.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
 
 
 def delete(paths: RunPaths) -> None:
-    """Delete a run that has ended, its name and its files.
+    """Delete a run that has ended, with its name and its files.
 
     Raises:
         Refused: It has not ended.
@@ -72,7 +72,7 @@ def delete(paths: RunPaths) -> None:
 
 
 def _take_from_queue(settings: Settings, state: RunState) -> None:
-    """Tidy: a worker that takes the entry leaves a run alone that is not queued, so a failure here does no harm."""
+    """Remove the run's entry; a failure does no harm, because a worker skips the entry of a run that is not queued."""
     try:
         queues.remove(connect(settings), state.id, state.priority)
     except (JobError, redis.RedisError):
@@ -80,7 +80,7 @@ def _take_from_queue(settings: Settings, state: RunState) -> None:
 
 
 def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
-    """Wait for an attempt's end; one that shows no life is ended here, for there may be no job worker to do it."""
+    """Wait for an attempt's end; mark it dead if its heartbeat stops, because there may be no job worker to do it."""
     heartbeat, since = heartbeat_of(paths), time.monotonic()
     while (state := read_state(paths)).state == "running" and state.attempt == attempt:
         if heartbeat != heartbeat_of(paths):

@@ -1,6 +1,6 @@
-"""Refuse, before it is queued, what can never work. Imports neither torch nor ray.
+"""Checks of a spec before it is queued: refuse what can never work. Imports neither torch nor ray.
 
-Each check takes a spec and returns it with its places made absolute: the job worker stands in another folder.
+`checked` returns the spec with absolute paths, because the job worker runs in another folder.
 """
 
 from pathlib import Path
@@ -26,14 +26,14 @@ NO_FILE = ("imagenet", "none")
 
 
 def checked(settings: Settings, spec: Spec) -> Spec:
-    """Return the spec fit to be queued.
+    """Return the spec, checked and with absolute paths.
 
     Raises:
-        PlanError, BadIndex, SourceError: The shards are absent, damaged, or too few.
-        ResourcesShort: This machine can never give the workers.
-        WeightsError: The file of weights is absent or of another network.
-        CheckpointError, ModelMismatch: There is no such model, or its classes are not those of the data.
-        SpecError: The data have no such split.
+        PlanError, BadIndex, SourceError: The shards are missing, damaged, or too few.
+        ResourcesShort: This machine or cluster can never provide the workers.
+        WeightsError: The weights file is missing or belongs to another network.
+        CheckpointError, ModelMismatch: The model does not exist, or its classes differ from those of the data.
+        SpecError: The data set has no such split.
     """
     if runs_here(settings):
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
@@ -50,7 +50,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
 
 
 def runs_here(settings: Settings) -> bool:
-    """Whether the job workers that will take a run stand on this machine."""
+    """Whether the job workers that will take a run are on this machine."""
     if settings.ray_jobs_url:
         return False
     parts = urlsplit(settings.redis_url or "unix:")
@@ -61,7 +61,7 @@ def index_of(shards: str) -> tuple[str, ShardIndex]:
     """Return the absolute location of shards and their index.
 
     Raises:
-        BadIndex, SourceError: There are none, or they are damaged.
+        BadIndex, SourceError: The shards are missing or damaged.
     """
     folder = local_folder(shards)
     location = str(folder.expanduser().absolute()) if folder else shards
@@ -93,10 +93,10 @@ def refuse_too_few_shards(index: ShardIndex, workers: int) -> None:
 
 
 def weights_file(weights: str) -> str:
-    """Return the absolute place of a file of weights; "imagenet" and "none" stay.
+    """Return the absolute path of a weights file; "imagenet" and "none" are returned unchanged.
 
     Raises:
-        WeightsError: The file is absent or of another network.
+        WeightsError: The file is missing or belongs to another network.
     """
     if weights in NO_FILE:
         return weights
@@ -108,10 +108,10 @@ def weights_file(weights: str) -> str:
 
 
 def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
-    """Return what MODEL means (a folder, or a run's whole id) and its description, None while its run has not ended.
+    """Return the model folder or run id that MODEL means and its head config, None while its run has not ended.
 
     Raises:
-        CheckpointError: It is no model and will not become one.
+        CheckpointError: It is neither a model nor a run that can produce one.
     """
     folder = Path(model).expanduser().absolute()
     for place in (folder, folder / "best"):
@@ -120,7 +120,7 @@ def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
     try:
         paths = run_state.find(settings.storage, model)
     except UnknownRun as error:
-        raise CheckpointError(f"{model} is no model: neither a folder with head.json nor a run") from error
+        raise CheckpointError(f"{model} is not a model; give a folder with head.json, or the id of a run") from error
     state = run_state.read_state(paths)
     if (paths.best / HEAD_FILE).is_file():
         return paths.run_id, HeadConfig.read(paths.best / HEAD_FILE)
@@ -130,7 +130,7 @@ def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
 
 
 def after_its_model(settings: Settings, request: JobRequest, spec: Spec) -> JobRequest:
-    """Have a run that needs another run's model wait for that run, when it has not ended."""
+    """Make a run that needs another run's model wait for that run if it has not ended."""
     model = getattr(spec, "model", "")
     if not RUN_ID.fullmatch(model) or run_state.read_state(RunPaths.of(settings.storage, model)).has_ended:
         return request
@@ -138,7 +138,7 @@ def after_its_model(settings: Settings, request: JobRequest, spec: Spec) -> JobR
 
 
 def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None) -> None:
-    """Refuse data with other classes than the model's.
+    """Refuse data whose classes differ from the model's.
 
     Raises:
         ModelMismatch: They differ.
@@ -166,5 +166,5 @@ def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
     model, head = model_of(settings, spec.model)
     refuse_other_classes(index, spec.shards, head)
     if spec.positive is not None and spec.positive not in index.classes:
-        raise SpecError(f"positive {spec.positive!r} is no class; the classes are {', '.join(index.classes)}")
+        raise SpecError(f"positive {spec.positive!r} is not a class; use one of {', '.join(index.classes)}")
     return spec.model_copy(update={"shards": location, "model": model})

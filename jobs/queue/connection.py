@@ -11,20 +11,20 @@ from jobs.errors import QueueUnreachable, Refused
 from jobs.queue import embedded_redis
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-COMMAND_RETRIES = 3  # about a second: a person waits
-WORKER_RETRIES = 20  # about half a minute: longer than a restart of Redis
+COMMAND_RETRIES = 3  # about a second: a person is waiting
+WORKER_RETRIES = 20  # about half a minute: longer than a restart of Redis takes
 
 
 def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
-    """Return a connection to the queue's Redis; with nothing set, the embedded one, started if it does not run.
+    """Return a connection to the queue's Redis; without an address, to the embedded Redis, which is started if needed.
 
     Args:
-        settings: Where it is and how to speak with it.
-        patient: Try for half a minute before each failure, as a job worker should, instead of a second.
+        settings: The address of Redis and the options of the connection.
+        patient: Retry for half a minute before failing, as a job worker should, instead of a second.
 
     Raises:
-        QueueUnreachable: It does not answer.
-        Refused: Speaking with it would show the password to the network.
+        QueueUnreachable: Redis does not answer.
+        Refused: The connection would send the password over the network without encryption.
     """
     url = settings.redis_url or embedded_redis.ensure_running(settings.storage).url
     refuse_plain(url, allowed=settings.redis_plain)
@@ -33,8 +33,7 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
         client.ping()
     except (TypeError, ValueError) as error:
         raise QueueUnreachable(
-            f"Redis at {without_password(url)}: its address has a part that Redis does not know; "
-            "correct NIGHTSHIFT_REDIS_URL"
+            f"the address of Redis, {without_password(url)}, has an invalid part; correct NIGHTSHIFT_REDIS_URL"
         ) from error
     except redis.ResponseError as error:
         full = "MISCONF" in str(error)
@@ -51,7 +50,7 @@ def refuse_plain(url: str, *, allowed: bool) -> None:
     """Refuse a Redis of another machine without TLS.
 
     Raises:
-        Refused: Its password and jobs would cross the network for all to read.
+        Refused: The password and the jobs would cross the network unencrypted.
     """
     parts = urlsplit(url)
     if parts.scheme == "redis" and (parts.hostname or "localhost") not in LOOPBACK and not allowed:
@@ -62,10 +61,12 @@ def refuse_plain(url: str, *, allowed: bool) -> None:
 
 
 def without_password(url: str) -> str:
-    """Return an address fit for messages and logs."""
+    """Return an address without its password, for messages and logs."""
     parts = urlsplit(url)
     place = parts.hostname or ""
-    path = parts.path if parts.scheme == "unix" else ""  # else a database, or what a bad address has of a password
+    path = (
+        parts.path if parts.scheme == "unix" else ""
+    )  # otherwise a database number, or part of a password in a malformed address
     return f"{parts.scheme}://{place}{f':{parts.port}' if parts.port else ''}{path}"
 
 

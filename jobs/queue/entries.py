@@ -1,7 +1,7 @@
-"""What may stand in the queue: our one function with one run id, and nothing else.
+"""The only entry that a queue may hold: one fixed function name and one run id.
 
-RQ runs any importable function that an entry names, and a JSON serializer does not change that. Here an entry is
-only ever looked at: what runs is fixed in the code, and an entry that says anything else is refused.
+RQ calls any importable function that an entry names, and a JSON serializer does not change that. Here an entry is
+only read and checked: the code decides what runs, and an entry with any other content is refused.
 """
 
 import json
@@ -15,31 +15,31 @@ from rq.serializers import JSONSerializer
 from cluster.run_paths import RUN_ID
 from jobs.errors import HostileJob
 
-RUN_JOB = "jobs.tasks.run_job"
+RUN_JOB = "jobs.tasks.run_job"  # a fixed mark that entries in Redis carry, not a path: nothing imports it
 FOREIGN_FIELDS = (
     "success_callback_name", "failure_callback_name", "stopped_callback_name", "webhooks", "dependency_id",
     "dependency_ids", "repeats_left", "repeat_intervals", "rate_limit_key", "retries_left", "group_id",
 )  # fmt: skip
-NO_TIMEOUT = -1  # the run's own --max-duration ends it, with a checkpoint
+NO_TIMEOUT = -1  # --max-duration stops the run instead, after a checkpoint
 
 
 class RunEntry(rq.job.Job):
-    """An entry of the queue, read without trust: nothing in it is imported, called or sent anywhere."""
+    """An entry of the queue, read as untrusted data: nothing in it is imported, called or sent anywhere."""
 
-    foreign: str | None = None  # what the entry says that none of ours would
+    foreign: str | None = None  # the reason why the entry is foreign
 
     def restore(self, raw_data: Any) -> None:
-        """Read the entry, drop all that could make RQ act, and remember whether there was such a thing."""
+        """Read the entry, drop every field that makes RQ act, and remember whether there was one."""
         present = [name for name in FOREIGN_FIELDS if raw_data.get(name.encode())]
         ours = {key: value for key, value in raw_data.items() if key.decode(errors="replace") not in FOREIGN_FIELDS}
         try:
             super().restore(ours)
-        except Exception as error:  # whatever a hand-written hash makes RQ's parsing raise, it is no entry of ours
+        except Exception as error:  # RQ's parsing can raise anything on a hash that RQ did not write
             raise NoSuchJobError(f"entry cannot be read: {type(error).__name__}") from error
         self.foreign = f"it has {present[0]}" if present else _what_is_foreign(self.data, self.id)
 
     def check(self) -> None:
-        """Refuse the entry unless it is one of ours.
+        """Refuse a foreign entry.
 
         Raises:
             HostileJob: It names another function, argument, instance or hook.
@@ -48,12 +48,12 @@ class RunEntry(rq.job.Job):
             raise HostileJob(f"entry {self.id[:80]!r} is refused: {self.foreign}")
 
     def perform(self) -> Any:
-        """Never run from here: the job worker runs the run whose id the entry carries."""
-        raise HostileJob(f"entry {self.id[:80]!r} is refused: it was asked to run itself")
+        """Refuse: the job worker runs the run whose id the entry carries, and never the entry itself."""
+        raise HostileJob(f"entry {self.id[:80]!r} is refused: entries are not called")
 
 
 def new_entry(connection: Redis, run_id: str) -> RunEntry:
-    """Return the entry that stands for a run; it is not saved yet."""
+    """Return a new entry for a run, not saved yet."""
     return cast(
         RunEntry,
         RunEntry.create(
@@ -71,12 +71,12 @@ def new_entry(connection: Redis, run_id: str) -> RunEntry:
 
 
 def fetch_entry(connection: Redis, entry_id: str) -> RunEntry:
-    """Read an entry and check that it is one of ours.
+    """Read an entry and check it.
 
     Raises:
-        HostileJob: It is not.
-        NoSuchJobError: There is none, or none that can be read.
-        ValueError: The id is none that an entry could have.
+        HostileJob: It is foreign.
+        NoSuchJobError: It does not exist or cannot be read.
+        ValueError: RQ does not accept the id.
     """
     entry = cast(RunEntry, RunEntry.fetch(entry_id, connection=connection, serializer=JSONSerializer))
     entry.check()
@@ -87,7 +87,7 @@ def _what_is_foreign(data: bytes, entry_id: str) -> str | None:
     try:
         function, instance, args, keywords = json.loads(data)
     except Exception:  # a pickle, or JSON of another shape
-        return "its data are no JSON list of four"
+        return "its data is not a JSON list of four items"
     if function != RUN_JOB:
         return f"it names {str(function)[:80]!r}"
     if instance is not None or keywords:

@@ -1,7 +1,7 @@
-"""The job worker: RQ's worker, made to lose nothing, to run nothing but our runs and to leave nothing behind.
+"""The job worker: an RQ worker that loses no run, runs only our entries and leaves no process behind.
 
-It forks a horse for each run. The horse needs no Redis; the bookkeeping in Redis is the parent's, before and after.
-When the parent dies the kernel kills the horse, and the trainer's guard ends the trainer and all below it.
+It forks a work-horse for each run. The work-horse needs no Redis; the parent updates Redis before and after it.
+When the parent dies, the kernel kills the work-horse, and the trainer's guard ends the trainer and its children.
 """
 
 import contextlib
@@ -46,17 +46,17 @@ log = logging.getLogger("nightshift.worker")
 WORKER_TTL_SECONDS = 60
 MONITORING_SECONDS = 10
 MAINTENANCE_SECONDS = 30
-POST_SECONDS = 2.0
-PAUSED_SECONDS = 1.0  # between two looks at whether the queues are still paused
-HORSE_FAILED = 1  # exit code of a horse that could not do its work
+WEBHOOK_SECONDS = 2.0
+PAUSED_SECONDS = 1.0  # between two checks whether the queues are still paused
+HORSE_FAILED = 1  # exit code of a work-horse that could not run its run
 DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint is ended
 
 
 class JobWorker(rq.Worker):
-    """One job worker on a set of queues."""
+    """One job worker that serves a set of queues."""
 
     def __init__(self, settings: Settings, priorities: Sequence[str], launcher: Launcher, drain_seconds: float) -> None:
-        """Connect and make ready; `work` begins to work."""
+        """Connect to Redis; `work` starts working."""
         self.settings, self.launcher, self.drain_seconds = settings, launcher, drain_seconds
         self.drained = False
         super().__init__(
@@ -75,17 +75,17 @@ class JobWorker(rq.Worker):
     # --- one run, from the queue to its end
 
     def execute_job(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
-        """Run one run in a horse of its own and see that it stands in a right state afterwards."""
+        """Run one run in a work-horse of its own and finalize its state afterwards."""
         execution = self.prepare_execution(job)
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
         self.fork_work_horse(job, queue)
-        exit_code = self._wait_for_horse_and_beat(job, execution)
-        self._settle(job.id)
-        self._forget(job, execution, is_owed_now=exit_code != HORSE_FAILED)
+        exit_code = self._wait_for_work_horse(job, execution)
+        self._finalize_run(job.id)
+        self._clear_entry(job, execution, requeue=exit_code != HORSE_FAILED)
         self.set_state(rq.worker.WorkerStatus.IDLE)
 
     def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
-        """Be the horse: run the run and leave, whatever happens."""
+        """Run the run in the work-horse, then exit without returning."""
         guard.die_with_parent(self._parent, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the worker decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -95,17 +95,17 @@ class JobWorker(rq.Worker):
             log.error("%s: %s", job.id, error)
             os._exit(HORSE_FAILED)
         except BaseException:
-            log.exception("%s: the horse fell", job.id)
+            log.exception("%s: the work-horse failed unexpectedly", job.id)
             os._exit(HORSE_FAILED)
         os._exit(0)
 
     def fork_work_horse(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
-        """Fork the horse; it will know whose child it must be."""
+        """Fork the work-horse, which checks that this process is still its parent."""
         self._parent = os.getpid()
         super().fork_work_horse(job, queue)
 
-    def _wait_for_horse_and_beat(self, job: RunEntry, execution: Execution) -> int | None:
-        """Return the horse's exit code, None when a signal ended it."""
+    def _wait_for_work_horse(self, job: RunEntry, execution: Execution) -> int | None:
+        """Send heartbeats until the work-horse ends and return its exit code, None if a signal ended it."""
         status = None
         while True:
             try:
@@ -114,17 +114,17 @@ class JobWorker(rq.Worker):
                 break
             except HorseMonitorTimeoutException:
                 if self.drained:
-                    self._hand_back(job.id)  # the first time it may not have begun
+                    self._hand_back(job.id)  # again: the first request may have come before the attempt was claimed
                 try:
                     self.maintain_heartbeats(job, execution)
                 except redis.RedisError as error:
-                    log.warning("Redis is away (%s); %s goes on without it", type(error).__name__, job.id)
+                    log.warning("Redis does not answer (%s); %s continues without it", type(error).__name__, job.id)
         self._horse_pid = 0
         self.executions.pop(execution.id, None)
         return os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
 
-    def _settle(self, run_id: str) -> None:
-        """Take the run from a horse that died with it, and end what such a horse may have left."""
+    def _finalize_run(self, run_id: str) -> None:
+        """Mark the attempt dead if its work-horse died, and end the processes that the work-horse left."""
         guard.end_descendants(os.getpid(), grace_seconds=0, spare=embedded_redis.started_here())
         try:
             paths = RunPaths.of(self.settings.storage, run_id)
@@ -135,12 +135,13 @@ class JobWorker(rq.Worker):
                 else:
                     release_watch(paths, self.name)
         except (ClusterError, OSError) as error:
-            log.warning("%s is settled later: %s", run_id, error)  # the keeper does it when the storage is back
+            # The reconciler finalizes it when the storage is back.
+            log.warning("%s is finalized later: %s", run_id, error)
 
-    def _forget(self, job: RunEntry, execution: Execution, *, is_owed_now: bool) -> None:
-        """Clear the entry from Redis and queue the run again if it is owed; the keeper repairs what fails here.
+    def _clear_entry(self, job: RunEntry, execution: Execution, *, requeue: bool) -> None:
+        """Delete the entry from Redis and queue the run again if needed; the reconciler repairs what fails here.
 
-        A run that could not be begun is left to the keeper: at once it would fail again, and again.
+        A run that could not be started is left to the reconciler: queued at once, it would fail in a tight loop.
         """
         try:
             with self.connection.pipeline() as pipe:
@@ -149,17 +150,17 @@ class JobWorker(rq.Worker):
                 pipe.execute()
             with contextlib.suppress(ClusterError):
                 state = run_state.read_state(RunPaths.of(self.settings.storage, job.id))
-                if is_owed_now and state.needs_queueing:
+                if requeue and state.needs_queueing:
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
-            log.warning("Redis is away (%s); %s is repaired when it is back", type(error).__name__, job.id)
+            log.warning("Redis does not answer (%s); %s is repaired when it is back", type(error).__name__, job.id)
 
     # --- waiting and stopping
 
     def check_for_suspension(self, _burst: bool) -> None:
-        """Wait while the queues are paused, with `--burst` too: for one that leaves KEDA starts another, without end.
+        """Wait while the queues are paused, with `--burst` too: for each worker that exits, KEDA would start another.
 
-        The key in Redis is kept alive meanwhile, so that the keeper takes no run from a worker it knows no more.
+        The worker's key in Redis is renewed meanwhile, so that the reconciler releases none of its runs.
         """
         before = self.get_state()
         while not self.drained and is_paused(self.connection):
@@ -173,7 +174,7 @@ class JobWorker(rq.Worker):
         self.drained = True
         execution = next(iter(self.executions.values()), None)
         if execution is None:
-            log.info("stopping; no run is in hand")
+            log.info("stopping; no run is running")
             return
         log.info("draining: %s goes back to the queue", execution.job_id)
         self._hand_back(execution.job_id)
@@ -183,26 +184,26 @@ class JobWorker(rq.Worker):
             paths = RunPaths.of(self.settings.storage, run_id)
             state = run_state.read_state(paths)
             if state.place != THIS_MACHINE:
-                self.kill_horse()  # it only watches: the run goes on, and the next job worker watches it
+                self.kill_horse()  # it only watches: the run continues, and the next job worker watches it
             elif state.state == "running" and state.job_worker == self.name:
                 StopRequest("drain", state.attempt, seconds=self.drain_seconds).publish(paths.stop)
 
     def request_force_stop(self, signum: int, _frame: FrameType | None) -> None:
-        """On a second SIGTERM go on draining: a checkpoint is worth more than a minute; SIGKILL is there for haste."""
+        """Continue to drain on a second SIGTERM: a checkpoint is worth the wait; SIGKILL ends the worker at once."""
         log.info("signal %d: already draining, for %.0f seconds at most", signum, self.drain_seconds)
 
     def set_shutdown_requested_date(self) -> None:
-        """Tell Redis nothing: it may be away, and this runs within a signal's handler."""
+        """Do not write to Redis: it may be unreachable, and this runs in a signal handler."""
 
     def run_maintenance_tasks(self) -> None:
-        """Tidy RQ's registries; what a foreign hand wrote there must not end the worker."""
+        """Clean RQ's registries; a malformed value that somebody else wrote there must not end the worker."""
         try:
             super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         except (StopRequested, redis.ConnectionError, redis.TimeoutError):
             raise
         except Exception:
             self.last_cleaned_at = rq.utils.now()  # type: ignore[assignment]
-            log.exception("the registries in Redis could not be tidied; the queues go on")
+            log.exception("RQ's registries could not be cleaned; the queues are served all the same")
 
 
 def work(
@@ -214,25 +215,33 @@ def work(
     launcher: Launcher | None = None,
     drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
-    """Work until told to stop (SIGTERM, SIGINT), or until the queues are empty when `burst`; Redis may come and go."""
+    """Work until SIGTERM or SIGINT, or until the queues are empty with `burst`; reconnect when Redis comes back."""
     guard.adopt_orphans()
     make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
-    worker: JobWorker | None = make()  # an address that is wrong is told at once
-    with contextlib.suppress(StopRequested):  # SIGTERM between two tries
+    worker: JobWorker | None = make()  # a wrong address fails at once
+    with contextlib.suppress(StopRequested):  # SIGTERM between two connection attempts
         while worker is not None:
-            postman = LeaderLock(settings, "postman", worker.name, lambda _: deliver(settings), POST_SECONDS)
-            with reconciler_thread(settings, worker.name), postman, contextlib.suppress(redis.RedisError):
+            with (
+                reconciler_thread(settings, worker.name),
+                _webhook_sender(settings, worker.name),
+                contextlib.suppress(redis.RedisError),
+            ):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
             if burst or max_jobs is not None:
                 return
-            worker = _renewed(worker, make)
+            worker = _reconnected(worker, make)
 
 
-def _renewed(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | None:
-    """Return a job worker in place of one that lost Redis, as soon as Redis is back; None when it was told to stop."""
+def _webhook_sender(settings: Settings, holder: str) -> LeaderLock:
+    # "postman" is part of the lock's Redis key, which job workers of every version share.
+    return LeaderLock(settings, "postman", holder, lambda _: deliver(settings), WEBHOOK_SECONDS)
+
+
+def _reconnected(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | None:
+    """Return a new job worker for one that lost Redis, as soon as Redis is back; None if it was told to stop."""
     wait_seconds, fresh = 1.0, None
     while fresh is None and not worker.drained:
-        log.warning("the job worker lost Redis; it tries again in %.0f seconds", wait_seconds)
+        log.warning("the job worker lost its connection to Redis; it tries again in %.0f seconds", wait_seconds)
         threading.Event().wait(wait_seconds)
         wait_seconds = min(30.0, wait_seconds * 2)
         with contextlib.suppress(QueueUnreachable):
@@ -241,11 +250,11 @@ def _renewed(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | No
 
 
 def launcher_for(settings: Settings) -> Launcher:
-    """Return where trainers run: the standing Ray cluster that the settings name, else this machine."""
+    """Return the launcher of trainers: on the Ray cluster that the settings name, otherwise on this machine."""
     if settings.ray_jobs_url is None:
         return LocalLauncher()
     shown_on = settings.mlflow_uri
-    # Ray shows a job's environment to all who may look at its jobs: one with a password is set on the cluster instead.
+    # Ray shows a job's environment to all who may list its jobs: an address with a password is set on the cluster.
     environment = (("MLFLOW_TRACKING_URI", shown_on),) if shown_on and "@" not in shown_on else ()
     jobs = RayJobs(settings.ray_jobs_url, settings.ray_token)
     return RayJobLauncher(jobs, settings.lease_seconds, environment=environment)

@@ -1,4 +1,4 @@
-"""The three queues of run ids in Redis. Redis only carries: what is owed is written in the run folders."""
+"""The three queues of run ids in Redis. Redis carries ids only: which runs must run is written in the run folders."""
 
 import logging
 import time
@@ -18,13 +18,11 @@ from jobs.runs.request import PRIORITIES
 log = logging.getLogger("nightshift.queue")
 
 PREFIX = "nightshift-"
-WAKE_UP_KEY = (
-    "nightshift:bell"  # rung at each push: a worker that listens to three queues wakes without asking in a loop
-)
-WAKE_UP_SECONDS = 5.0  # how long a push that nobody rang for may wait
-REFUSED = "nightshift:refused"  # the last entries that were none of ours
+WAKE_UP_KEY = "nightshift:bell"  # a list that gets an item at each push: workers of all three queues block on it
+WAKE_UP_SECONDS = 5.0  # how long an entry may wait whose wake-up item was taken by another worker
+REFUSED = "nightshift:refused"  # the last foreign entries
 
-# One step for the server, safe to repeat when its answer is lost: the id stands in the queue once, wherever it stood.
+# Atomic on the server, and safe to repeat when its answer is lost: the id stands in the queue exactly once.
 _PUSH = """
 redis.call('LREM', KEYS[1], 0, ARGV[1])
 redis.call('LREM', KEYS[2], 0, ARGV[1])
@@ -39,7 +37,7 @@ return 1
 
 
 class RunQueue(rq.Queue):
-    """A queue whose dequeue is safe on several queues at once and lets no foreign entry through."""
+    """A queue that several workers can dequeue from without loss, and that refuses foreign entries."""
 
     @classmethod
     def dequeue_any(  # type: ignore[override]
@@ -47,38 +45,38 @@ class RunQueue(rq.Queue):
     ) -> tuple[RunEntry, "RunQueue"] | None:
         """Return the first entry of the first queue that has one; wait up to `timeout` seconds for it.
 
-        Each id is moved to its queue's intermediate list, never popped: if this process dies, it is still there.
+        Each id is moved to its queue's intermediate list, never popped: if this process dies, the id is still there.
 
         Raises:
-            DequeueTimeout: None came.
+            DequeueTimeout: No entry came in time.
         """
-        wanted = list(queues)
+        candidates = list(queues)
         until = time.monotonic() + (timeout or 0)
         while True:
-            # Looked at here and not only between two runs: an idle worker waits below when the queues are paused.
-            for queue in [] if is_paused(connection) else wanted:
+            # Checked here and not only between two runs: an idle worker waits below when the queues are paused.
+            for queue in [] if is_paused(connection) else candidates:
                 if entry := queue.next_entry():
                     return entry, queue
             left = until - time.monotonic()
             if timeout is None:
                 return None
             if left <= 0:
-                raise DequeueTimeout(timeout, [queue.name for queue in wanted])
+                raise DequeueTimeout(timeout, [queue.name for queue in candidates])
             connection.blpop([WAKE_UP_KEY], timeout=max(0.1, min(WAKE_UP_SECONDS, left)))
 
     def next_entry(self) -> RunEntry | None:
-        """Return the queue's first entry of ours; foreign ones on the way are put aside and logged."""
+        """Return the queue's first valid entry; foreign entries before it are removed from the queue and logged."""
         while (moved := self.connection.lmove(self.key, self.intermediate_queue_key)) is not None:
             entry_id = _text(moved)
             try:
                 entry = fetch_entry(self.connection, entry_id)
             except (HostileJob, NoSuchJobError, ValueError, UnicodeError) as error:
-                self._put_aside(moved, str(error))
+                self._remove_foreign(moved, str(error))
             else:
                 return entry
         return None
 
-    def _put_aside(self, entry_id: bytes | str, why: str) -> None:
+    def _remove_foreign(self, entry_id: bytes | str, why: str) -> None:
         log.warning("refused an entry of %s: %s", self.name, why)
         with self.connection.pipeline() as pipe:
             pipe.lrem(self.intermediate_queue_key, 1, entry_id)  # type: ignore[arg-type]
@@ -99,7 +97,7 @@ def queue(connection: Redis, priority: str) -> RunQueue:
 
 
 def enqueue(connection: Redis, run_id: str, priority: str, *, at_front: bool = False) -> None:
-    """Put a run into its queue; safe to repeat, it stands there once."""
+    """Put a run into its queue; safe to repeat, the run stands there once."""
     target, entry = queue(connection, priority), new_entry(connection, run_id)
     entry.origin, entry._status = target.name, rq.job.JobStatus.QUEUED
     fields = [part for pair in entry.to_dict().items() for part in pair]
@@ -108,7 +106,7 @@ def enqueue(connection: Redis, run_id: str, priority: str, *, at_front: bool = F
 
 
 def remove(connection: Redis, run_id: str, priority: str) -> None:
-    """Take a run out of its queue; nothing happens if it is not there."""
+    """Remove a run from its queue; nothing happens if it is not there."""
     target = queue(connection, priority)
     with connection.pipeline() as pipe:
         pipe.lrem(target.key, 0, run_id)
@@ -122,29 +120,29 @@ def waiting(connection: Redis, priority: str) -> list[str]:
 
 
 def taken(connection: Redis, priority: str) -> list[str]:
-    """Return the ids that a worker has taken and not begun."""
+    """Return the ids in a queue's intermediate list: taken by a worker whose work-horse has not started."""
     key = queue(connection, priority).intermediate_queue_key
     return [_text(item) for item in connection.lrange(key, 0, -1)]
 
 
 def refused(connection: Redis) -> list[str]:
-    """Return the ids of the last foreign entries that were put aside, the newest first."""
+    """Return the ids of the last foreign entries that were removed, the newest first."""
     return [_text(item) for item in connection.lrange(REFUSED, 0, -1)]
 
 
 def pause(connection: Redis) -> None:
-    """Let no worker take another run until `unpause`; runs that run go on."""
+    """Let no worker start another run until `unpause`; running runs continue."""
     suspend(connection)
 
 
 def unpause(connection: Redis) -> None:
-    """Let workers take runs again."""
+    """Let workers start runs again."""
     resume(connection)
     connection.lpush(WAKE_UP_KEY, 1)
 
 
 def is_paused(connection: Redis) -> bool:
-    """Whether workers take no runs at present."""
+    """Whether the queues are paused."""
     return bool(is_suspended(connection))
 
 

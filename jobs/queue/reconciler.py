@@ -1,7 +1,7 @@
-"""Sees that every run gets what it is owed: queues what should be queued, wakes what waits, buries what is dead.
+"""The reconciler: queues the runs that should be queued, starts those whose time has come, and marks dead attempts.
 
-The run folders are the truth. Whatever Redis forgot, lost or has twice is put right from them, so that a Redis
-emptied in mid-flight costs nothing. Every step may be taken twice and by several keepers at once.
+The run folders are the truth. Whatever Redis forgot, lost or holds twice is repaired from them, so that emptying Redis
+loses nothing. Every step is idempotent, and several reconcilers may run at once.
 """
 
 import logging
@@ -25,60 +25,67 @@ from jobs.runs.request import PRIORITIES, read_request
 from jobs.runs.state import RunState, changing, read_state, write_state
 from jobs.runs.waits import start_blocker
 
-log = logging.getLogger("nightshift.keeper")
+log = logging.getLogger("nightshift.reconciler")
 
 TICK_SECONDS = 2.0
-STUCK_SECONDS = 60.0  # a run that a worker took and did not begin for so long was dropped
+STUCK_SECONDS = 60.0  # a run that a worker took and has not started for this long was dropped
 FULL_EVERY_SECONDS = 60.0
 
 
 @dataclass
 class Observation:
-    """What was last seen of something that should change, and since when, by this process's own clock."""
+    """The last value of something that should change, and since when it has it, by this process's monotonic clock."""
 
-    seen: object
+    value: object
     since: float
 
 
 @dataclass
 class ReconcilerMemory:
-    """What one keeper remembers from tick to tick."""
+    """What one reconciler remembers between its calls.
+
+    Attributes:
+        beats: The last heartbeat of each running run.
+        taken: Runs in an intermediate list, taken by a worker that has not started them.
+        watched: The job worker of each run on another cluster that Redis does not know.
+        warnings: The last warning logged for each run.
+    """
 
     beats: dict[str, Observation] = field(default_factory=dict)
     taken: dict[str, Observation] = field(default_factory=dict)
     watched: dict[str, Observation] = field(default_factory=dict)
-    complaints: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
 
     def warn_once(self, run_id: str, line: str) -> None:
-        """Log a run that cannot be looked after, once for each cause."""
-        if self.complaints.get(run_id) != line:
-            self.complaints[run_id] = line
-            log.warning("%s is left alone: %s", run_id, line)
+        """Log why a run cannot be reconciled, once for each cause."""
+        if self.warnings.get(run_id) != line:
+            self.warnings[run_id] = line
+            log.warning("%s is skipped: %s", run_id, line)
 
     def runs(self) -> set[str]:
-        """Return the runs of which something is remembered."""
+        """Return the ids of all observed runs."""
         return {*self.beats, *self.taken, *self.watched}
 
     def unchanged_since(self, moment: float) -> set[str]:
-        """Return the runs of which something has not changed since a moment of this process's clock."""
-        known = (self.beats, self.taken, self.watched)
-        return {run_id for what in known for run_id, watched in what.items() if watched.since <= moment}
+        """Return the runs of which something has not changed since a time of this process's monotonic clock."""
+        observed = (self.beats, self.taken, self.watched)
+        return {run_id for group in observed for run_id, last in group.items() if last.since <= moment}
 
     def forget(self, run_id: str) -> None:
-        """Forget a run that is no more."""
-        for what in (self.beats, self.taken, self.watched):
-            what.pop(run_id, None)
+        """Forget a deleted run."""
+        for group in (self.beats, self.taken, self.watched):
+            group.pop(run_id, None)
 
     def seconds_unchanged(self, known: dict[str, Observation], key: str, value: object) -> float:
-        """Return for how many seconds `value` has not changed."""
-        if key not in known or known[key].seen != value:
+        """Return how many seconds `value` has not changed."""
+        if key not in known or known[key].value != value:
             known[key] = Observation(value, time.monotonic())
         return time.monotonic() - known[key].since
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What was put right."""
+    """One thing that the reconciler did for a run."""
 
     run_id: str
     what: str
@@ -87,31 +94,37 @@ class Repair:
 def reconcile(
     settings: Settings, connection: redis.Redis, memory: ReconcilerMemory, *, every_run: bool = False
 ) -> list[Repair]:
-    """Put right what can be put right now and return it; call it again and again, with the same memory.
+    """Repair what can be repaired and return the repairs; call it repeatedly, with the same memory.
+
+    Args:
+        settings: The storage and the lease time.
+        connection: The queue's Redis.
+        memory: What this reconciler remembers between calls.
+        every_run: Look at every run of the storage, not only at those with a marker file.
 
     Raises:
-        redis.RedisError: Redis went away in between; nothing is lost.
+        redis.RedisError: Redis went away meanwhile; nothing is lost.
     """
-    places = QueueSnapshot(
+    snapshot = QueueSnapshot(
         waiting={priority: set(queues.waiting(connection, priority)) for priority in PRIORITIES},
         taken={priority: set(queues.taken(connection, priority)) for priority in PRIORITIES},
         workers={worker.name for worker in live_workers(connection)},
     )
     repairs: list[Repair] = []
     listed = run_state.all_ids(settings.storage) if every_run else run_state.pending_ids(settings.storage)
-    for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # what is watched may have lost its marker
+    for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # an observed run may have lost its marker
         if RUN_ID.fullmatch(run_id):
-            repairs += _reconcile_run(settings, connection, RunPaths.of(settings.storage, run_id), memory, places)
+            repairs += _reconcile_run(settings, connection, RunPaths.of(settings.storage, run_id), memory, snapshot)
     return repairs
 
 
 def _reconcile_run(
-    settings: Settings, connection: redis.Redis, paths: RunPaths, memory: ReconcilerMemory, places: "QueueSnapshot"
+    settings: Settings, connection: redis.Redis, paths: RunPaths, memory: ReconcilerMemory, snapshot: "QueueSnapshot"
 ) -> list[Repair]:
     repairs: list[Repair] = []
     try:
         before = read_state(paths)
-        after = _advance(paths, before, memory, settings.lease_seconds, places.workers)
+        after = _advance(paths, before, memory, settings.lease_seconds, snapshot.workers)
         if after.state != before.state:
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
@@ -119,7 +132,7 @@ def _reconcile_run(
         if after.state != "running":
             memory.beats.pop(after.id, None)
             memory.watched.pop(after.id, None)
-        if places.lack(after, memory) and read_state(paths).state == after.state:
+        if snapshot.is_missing(after, memory) and read_state(paths).state == after.state:
             queues.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
             repairs.append(Repair(paths.run_id, "put into its queue"))
     except UnknownRun:
@@ -132,19 +145,25 @@ def _reconcile_run(
 
 @dataclass(frozen=True)
 class QueueSnapshot:
-    """Where Redis has which runs, by priority, and which job workers it knows, at one moment."""
+    """The runs in each queue and the job workers that Redis knows, read at one moment.
+
+    Attributes:
+        waiting: Run ids in each queue, by priority.
+        taken: Run ids in each intermediate list, by priority.
+        workers: Names of the live job workers.
+    """
 
     waiting: dict[str, set[str]]
     taken: dict[str, set[str]]
     workers: set[str]
 
-    def lack(self, state: RunState, memory: ReconcilerMemory) -> bool:
-        """Whether a run stands nowhere and should; one that a worker took and never begins counts after a while."""
-        stands = state.id in self.waiting[state.priority]
-        if state.needs_queueing and not stands and state.id in self.taken[state.priority]:
+    def is_missing(self, state: RunState, memory: ReconcilerMemory) -> bool:
+        """Whether a run should be queued and is not; a taken run counts as queued for `STUCK_SECONDS`."""
+        is_waiting = state.id in self.waiting[state.priority]
+        if state.needs_queueing and not is_waiting and state.id in self.taken[state.priority]:
             return memory.seconds_unchanged(memory.taken, state.id, state.changed) > STUCK_SECONDS
         memory.taken.pop(state.id, None)
-        return state.needs_queueing and not stands
+        return state.needs_queueing and not is_waiting
 
 
 def _advance(
@@ -158,32 +177,32 @@ def _advance(
 
 
 def _queue_if_due(paths: RunPaths, state: RunState) -> RunState | None:
-    """Queue a run whose time has come; end one that waits for a run which will never succeed."""
+    """Queue a run that nothing blocks any more; cancel one that waits for a run which will never succeed."""
     request = read_request(paths)
     storage = paths.storage
-    verdict = start_blocker(storage, request)
+    blocker = start_blocker(storage, request)
     with changing(paths) as now:
         if now.state != state.state:
             return None
-        if verdict and verdict.never:
-            return write_state(paths, now.with_state("cancelled", verdict.why))
-        if verdict:
-            return write_state(paths, now.with_state(now.state, verdict.why)) if now.why != verdict.why else now
+        if blocker and blocker.never:
+            return write_state(paths, now.with_state("cancelled", blocker.why))
+        if blocker:
+            return write_state(paths, now.with_state(now.state, blocker.why)) if now.why != blocker.why else now
         return write_state(paths, now.with_state("queued"))
 
 
 def _mark_dead(paths: RunPaths, state: RunState, memory: ReconcilerMemory, lease_seconds: float) -> RunState | None:
-    """Take a run from an attempt whose heart has stood still for `lease_seconds` of our own clock."""
-    still = memory.seconds_unchanged(memory.beats, paths.run_id, (state.attempt, heartbeat_of(paths)))
-    if still < lease_seconds:
+    """Mark an attempt dead whose heartbeat has not changed for `lease_seconds` of this process's monotonic clock."""
+    seconds = memory.seconds_unchanged(memory.beats, paths.run_id, (state.attempt, heartbeat_of(paths)))
+    if seconds < lease_seconds:
         return None
     memory.beats.pop(paths.run_id, None)
-    log.warning("%s: attempt %d showed no life for %.0f seconds", paths.run_id, state.attempt, still)
+    log.warning("%s: attempt %d sent no heartbeat for %.0f seconds", paths.run_id, state.attempt, seconds)
     return mark_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
 
 
 def _release_watch(paths: RunPaths, state: RunState, memory: ReconcilerMemory, workers: set[str]) -> RunState | None:
-    """Find a run that goes on elsewhere while the job worker that watched it is no more."""
+    """Release a run on another cluster whose job worker is gone, so that another job worker can watch it."""
     if state.place == THIS_MACHINE or state.job_worker is None or state.job_worker in workers:
         memory.watched.pop(state.id, None)
         return None
@@ -194,10 +213,10 @@ def _release_watch(paths: RunPaths, state: RunState, memory: ReconcilerMemory, w
 
 
 def reconciler_thread(settings: Settings, name: str) -> LeaderLock:
-    """Return the role of reconciling while job workers work; now and then it looks at every run."""
+    """Return the thread that reconciles while job workers work; every `FULL_EVERY_SECONDS` it looks at every run."""
     memory, last_full = ReconcilerMemory(), float("-inf")
 
-    def keep(connection: redis.Redis) -> None:
+    def reconcile_and_submit(connection: redis.Redis) -> None:
         nonlocal last_full
         every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
         last_full = time.monotonic() if every_run else last_full
@@ -206,4 +225,5 @@ def reconciler_thread(settings: Settings, name: str) -> LeaderLock:
         reconcile(settings, connection, memory, every_run=every_run)
         submit_due(settings)
 
-    return LeaderLock(settings, "keeper", name, keep, TICK_SECONDS)
+    # "keeper" is part of the lock's Redis key, which job workers of every version share.
+    return LeaderLock(settings, "keeper", name, reconcile_and_submit, TICK_SECONDS)

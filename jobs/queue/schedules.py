@@ -1,7 +1,7 @@
-"""Runs that repeat: a cron line, a checked spec and a request, kept under `STORAGE/schedules/NAME`.
+"""Schedules: a cron line, a checked spec and a request, stored under `STORAGE/schedules/NAME`.
 
-The job workers' keeper submits what is due. Each run is named after its schedule and moment, and a name means one
-run only, so that a moment is served exactly once whoever serves it and whatever dies on the way.
+The reconciler submits the runs that are due. Each run is named after its schedule and its time, and a name belongs to
+one run only, so that each time is served exactly once, whichever process serves it and whatever dies meanwhile.
 """
 
 import logging
@@ -27,13 +27,13 @@ log = logging.getLogger("nightshift.schedules")
 
 
 class Schedule(BaseModel):
-    """When to submit a run again and again.
+    """When to submit a run repeatedly.
 
     Attributes:
-        cron: Minute, hour, day of month, month, day of week, in this machine's zone.
-        request: How each run is queued; its name is made of the schedule's.
-        served: The moment up to which all is submitted.
-        last_run: The newest run's id.
+        cron: Minute, hour, day of month, month, day of week, in this machine's time zone.
+        request: How each run is submitted; the run's name is derived from the schedule's.
+        served: The time up to which all runs were submitted.
+        last_run: Id of the newest run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,39 +45,41 @@ class Schedule(BaseModel):
     last_run: str | None = None
 
     def due_at(self) -> datetime:
-        """Return the first moment that is not served.
+        """Return the first time that is not served.
 
-        Reckoned by the wall clock, so that 20:00 stays 20:00 when daylight saving begins or ends. Of an hour that
-        comes twice the first counts; a time that is skipped comes as much later as the clock is put forward.
+        Computed in wall-clock time, so that 20:00 stays 20:00 when daylight saving begins or ends. In an hour that
+        occurs twice, the first counts; a time that is skipped moves by as much as the clock is put forward.
         """
-        moments = croniter(self.cron, _on_the_wall(self.served))
+        moments = croniter(self.cron, _wall_clock(self.served))
         while True:
             moment = datetime.fromtimestamp(moments.get_next(datetime).timestamp(), UTC)
-            if moment > self.served.astimezone(UTC):  # else in the hour that comes twice, once more
+            if moment > self.served.astimezone(UTC):  # otherwise it is the repeated hour
                 return moment.astimezone()
 
 
 def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobRequest) -> Schedule:
-    """Keep a schedule and return it.
+    """Store a new schedule and return it.
 
     Raises:
-        Refused: Name or cron line cannot be used, or the name is taken.
+        Refused: The name or the cron line is invalid, or the name is taken.
     """
     if not NAME.fullmatch(name):
-        raise Refused(f"name {name!r} is no name; use letters, digits, dots, dashes and underscores")
+        raise Refused(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
     if not croniter.is_valid(cron) or len(cron.split()) != 5:  # noqa: PLR2004, the fields of cron
-        raise Refused(f"{cron!r} is no cron line; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'")
+        raise Refused(
+            f"cron line {cron!r} is not valid; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'"
+        )
     if request.name or request.at:
-        raise Refused("a schedule names its runs and says when they start; leave out --name and --at")
+        raise Refused("a schedule sets the names and start times of its runs; leave out --name and --at")
     if getattr(spec, "until", None):
-        raise Refused("--until is one moment, long past when the schedule comes again; use --window or --max-duration")
+        raise Refused("--until is a single time, past at the schedule's next run; use --window or --max-duration")
     if request.notify:
         refuse_address(settings, request.notify)
     schedule = Schedule(name=name, cron=cron, request=request, served=datetime.now().astimezone())
     try:
         schedule.due_at()
     except ValueError as error:  # 30 February
-        raise Refused(f"{cron!r} names no day that ever comes; correct its day and month") from error
+        raise Refused(f"cron line {cron!r} has a date that never occurs; correct its day and month") from error
     folder = _folder(settings, name)
     try:
         folder.mkdir(parents=True)
@@ -89,10 +91,10 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
 
 
 def remove(settings: Settings, name: str) -> None:
-    """Forget a schedule; its runs stay.
+    """Delete a schedule; its runs stay.
 
     Raises:
-        Refused: There is none of that name.
+        Refused: There is no schedule with that name.
     """
     if not NAME.fullmatch(name) or not _folder(settings, name).is_dir():
         raise Refused(f"no schedule is called {name!r}; `nightshift schedule list` shows them")
@@ -100,24 +102,24 @@ def remove(settings: Settings, name: str) -> None:
 
 
 def schedules(settings: Settings) -> list[Schedule]:
-    """Return all schedules by name; one that is damaged is passed over."""
+    """Return all schedules by name; damaged ones are skipped and logged."""
     found = []
     for file in sorted((settings.storage / "schedules").glob("*/schedule.json")):
         try:
             found.append(Schedule.model_validate(read_json(file)))
         except (StorageError, ValidationError) as error:
-            log.warning("%s is passed over: %s", file, error)
+            log.warning("%s is skipped: %s", file, error)
     return found
 
 
 def submit_due(settings: Settings) -> list[str]:
-    """Submit what is due and return the ids; of moments that were missed, the last one counts."""
+    """Submit the runs that are due and return their ids; of several missed times, only the last is served."""
     served = []
     for schedule in schedules(settings):
         try:
             served.append(_serve(settings, schedule.name))
         except (ClusterError, JobError, TrainerError, ValueError) as error:
-            log.warning("schedule %s: %s", schedule.name, error)  # the others are served all the same
+            log.warning("schedule %s: %s", schedule.name, error)  # the other schedules are served all the same
     return [run_id for run_id in served if run_id]
 
 
@@ -128,19 +130,19 @@ def _serve(settings: Settings, name: str) -> str | None:
         here = datetime.now().astimezone()
         if schedule.due_at() > here:
             return None
-        moment: datetime = croniter(schedule.cron, _on_the_wall(here)).get_prev(datetime)
+        moment: datetime = croniter(schedule.cron, _wall_clock(here)).get_prev(datetime)
         request = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), request)
         except NameTaken as error:
-            log.warning("schedule %s: %s", name, error)  # a keeper submitted it and died before it could say so
+            log.warning("schedule %s: %s", name, error)  # another reconciler submitted it and died before recording it
             run_id = schedule.last_run or ""
         _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id or None}))
         return run_id or None
 
 
-def _on_the_wall(moment: datetime) -> datetime:
-    """Return what this machine's clock on the wall shows, without a zone."""
+def _wall_clock(moment: datetime) -> datetime:
+    """Return a time in this machine's time zone as a naive datetime."""
     return moment.astimezone().replace(tzinfo=None)
 
 

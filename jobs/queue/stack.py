@@ -1,4 +1,4 @@
-"""The embedded stack: Redis and job workers as children of one process, all of which end with it."""
+"""The embedded stack: Redis and job workers as child processes that end with their parent."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ class Stack:
         self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
 
     def restart_ended(self) -> None:
-        """Start anew the embedded Redis and each job worker that has ended by itself; call it every now and then."""
+        """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly."""
         if self.server is not None and not self.server.is_alive:
             self.server = embedded_redis.ensure_running(
                 self.settings.storage, ends_with_caller=True
@@ -61,13 +61,13 @@ def start_stack(
 ) -> Iterator[Stack]:
     """Run the embedded Redis (unless an address is set) and job workers while the context is open.
 
-    A server that a plain command started and left running ends with the first stack that found it.
+    An embedded Redis that a command started and left running ends with the first stack that uses it.
 
     Args:
-        settings: Storage, and the Redis to use instead of the embedded one.
-        job_workers: How many runs run at a time.
-        output: Where the workers' own lines go; by default files under `STORAGE/logs`.
-        worker_command: What is started for each job worker.
+        settings: The storage, and the address of a Redis to use instead of the embedded one.
+        job_workers: How many runs may run at a time.
+        output: Where the workers' output goes; by default files under `STORAGE/logs`.
+        worker_command: The command of each job worker.
     """
     settings.with_storage_ready()
     server = None if settings.redis_url else embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
@@ -94,7 +94,7 @@ def _start_worker(
             stdin=subprocess.DEVNULL,
             stdout=output or file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we tell them in order
+            start_new_session=True,  # Ctrl-C reaches this process only, which then stops them in order
             preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
             env=job_worker_environment(settings),
         )

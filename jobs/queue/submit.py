@@ -1,4 +1,4 @@
-"""Put a run into the world: its folder first, whole, then its place in the queue."""
+"""Submit a run: publish its folder with one rename, then put its id into the queue."""
 
 import secrets
 import shutil
@@ -23,7 +23,7 @@ from jobs.runs.waits import start_blocker
 from jobs.runs.webhook_outbox import refuse_address
 from trainer.specs import Spec
 
-ALPHABET = string.digits + string.ascii_lowercase  # in the order in which they sort
+ALPHABET = string.digits + string.ascii_lowercase  # in sorting order
 
 
 def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) -> str:
@@ -32,13 +32,13 @@ def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) ->
     Raises:
         QueueUnreachable: Redis does not answer; nothing was written.
         NameTaken: Another run has the name; nothing was written.
-        Refused: The address to notify is not allowed; nothing was written.
+        Refused: The webhook URL is not allowed; nothing was written.
     """
     request = request or JobRequest()
     if request.notify:
         refuse_address(settings, request.notify)
     settings.with_storage_ready()
-    connection = connect(settings)  # first: a run whose queue cannot be reached is not begun
+    connection = connect(settings)  # first: without a queue nothing is written
     state = _first_state(settings.storage, spec, request)
     paths = RunPaths.of(settings.storage, state.id)
     publish(settings.storage, paths, spec, request, state)
@@ -53,16 +53,16 @@ def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) ->
 
 
 def new_run_id(kind: str) -> str:
-    """Return a fresh run id: kind, moment in UTC, and six characters of which three go on with the moment.
+    """Return a new run id: kind, time in UTC, and six characters.
 
-    So ids sort by their age even within a second; the other three keep two submitters apart.
+    The first three of the six are the fraction of the second, so that ids sort by age; the other three are random.
     """
     moment = datetime.now(UTC)
     step = moment.microsecond * len(ALPHABET) ** 3 // 1_000_000
     base = len(ALPHABET)
     digits = (ALPHABET[step // base**2], ALPHABET[step // base % base], ALPHABET[step % base])
-    drawn = (secrets.choice(ALPHABET) for _ in range(3))
-    return f"{kind}-{moment:%Y%m%d-%H%M%S}-{''.join((*digits, *drawn))}"
+    random = (secrets.choice(ALPHABET) for _ in range(3))
+    return f"{kind}-{moment:%Y%m%d-%H%M%S}-{''.join((*digits, *random))}"
 
 
 def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
@@ -81,7 +81,7 @@ def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
 
 
 def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, state: RunState) -> None:
-    """Write the run's folder aside and rename it into place, so that a run is there whole or not at all."""
+    """Write the run's folder as a draft and rename it into place, so that a run exists completely or not at all."""
     draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
     try:
         draft.folder.mkdir()
@@ -95,13 +95,13 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, sta
         write_json(draft.state, state.with_changes(changed=state.created).to_json())
         draft.folder.rename(paths.folder)
     except OSError as error:
-        _take_back(paths, draft)
+        _discard_draft(paths, draft)
         raise StorageError(f"{draft.folder} cannot be written: {error.strerror}; free some space") from error
     except BaseException:
-        _take_back(paths, draft)
+        _discard_draft(paths, draft)
         raise
 
 
-def _take_back(paths: RunPaths, draft: RunPaths) -> None:
+def _discard_draft(paths: RunPaths, draft: RunPaths) -> None:
     shutil.rmtree(draft.folder, ignore_errors=True)
     run_state.pending_marker(paths).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Run one run, from its claim to its end: what the job worker's horse does. Needs the run's folder, never Redis."""
+"""Run one run, from its claim to its end, in the job worker's work-horse. Needs the run's folder, never Redis."""
 
 import logging
 import time
@@ -21,8 +21,8 @@ from jobs.runs.waits import start_blocker
 log = logging.getLogger("nightshift.tasks")
 
 POLL_SECONDS = 0.5
-PLACE_SECONDS = 60.0  # how long a place that does not answer is asked before the run goes back to the queue
-STOP_SECONDS = 120.0  # from the wish to stop until a trainer that saves no checkpoint is ended
+CLUSTER_SECONDS = 60.0  # how long to retry a cluster that does not answer before the run goes back to the queue
+STOP_SECONDS = 120.0  # from the stop request until a trainer that saves no checkpoint is killed
 
 
 def run_job(run_id: str) -> None:
@@ -31,11 +31,11 @@ def run_job(run_id: str) -> None:
 
 
 def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str) -> None:
-    """Claim a queued run, have it trained, and write down how it ended; one that is not queued is left alone."""
+    """Claim a queued run, start its trainer, and record how it ended; a run that is not queued is left alone."""
     paths = RunPaths.of(settings.storage, run_id)
     claimed = claim_run(paths, job_worker, launcher.place)
     if claimed is None:
-        log.info("%s is not queued any more, or has to wait; nothing to do", run_id)
+        log.info("%s is not queued, or has to wait; nothing to do", run_id)
         return
     lease = claimed.lease
     try:
@@ -49,7 +49,7 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     heartbeat_seconds = min(HEARTBEAT_SECONDS, settings.lease_seconds / 4)
     try:
         held = lease.held_seconds() if claimed.already_running else 0.0
-        code = _AttemptWatcher(paths, lease, claimed.request, running, heartbeat_seconds, held).until_it_ends()
+        code = _AttemptWatcher(paths, lease, claimed.request, running, heartbeat_seconds, held).wait_for_end()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
@@ -58,8 +58,8 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
 
 
 def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
-    """Start the trainer; a place that does not answer is asked again for a while."""
-    until = time.monotonic() + PLACE_SECONDS
+    """Start the trainer; retry for `CLUSTER_SECONDS` while the cluster does not answer."""
+    until = time.monotonic() + CLUSTER_SECONDS
     while True:
         try:
             return launcher.start(paths, lease.attempt)
@@ -72,12 +72,12 @@ def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
 
 @dataclass(frozen=True)
 class ClaimedRun:
-    """An attempt that a job worker has taken on.
+    """An attempt that a job worker has claimed.
 
     Attributes:
-        lease: Its right to publish.
-        request: How the run was to be queued.
-        goes_on: Whether its trainer runs already and only wants somebody to watch it.
+        lease: The attempt's right to publish.
+        request: How and when the run was submitted to start.
+        already_running: Whether its trainer is running already and only needs a job worker to watch it.
     """
 
     lease: Lease
@@ -86,7 +86,7 @@ class ClaimedRun:
 
 
 def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None:
-    """Take a run on: claim the next attempt of a queued one, or watch one that goes on unwatched; None of any other."""
+    """Claim the next attempt of a queued run, or an unwatched running attempt; otherwise return None."""
     with changing(paths) as state:
         request = read_request(paths)
         if state.state == "running" and state.job_worker is None and state.place == place:
@@ -94,14 +94,14 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
             return ClaimedRun(Lease.join(paths, state.attempt), request, already_running=True)
         if state.state != "queued":
             return None
-        if verdict := start_blocker(paths.storage, request):  # its window closed while it stood in the queue
-            write_state(paths, state.with_state("scheduled" if state.attempt == 0 else "paused", verdict.why))
+        if blocker := start_blocker(paths.storage, request):  # its window closed while it waited in the queue
+            write_state(paths, state.with_state("scheduled" if state.attempt == 0 else "paused", blocker.why))
             return None
-        if paths.result.exists():  # an attempt that was taken for dead had published after all
+        if paths.result.exists():  # an attempt that was declared dead had published after all
             mark_succeeded(paths, state)
             return None
         lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
-        paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        paths.stop.unlink(missing_ok=True)  # it was meant for an earlier attempt
         started = state.started or run_state.now()
         write_state(
             paths,
@@ -112,7 +112,7 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
 
 @dataclass
 class _AttemptWatcher:
-    """Sees to one running attempt: its beat, its time, the wishes to stop it."""
+    """Watches one running attempt: sends its heartbeat, enforces its time limit and the requests to stop it."""
 
     paths: RunPaths
     lease: Lease
@@ -122,20 +122,20 @@ class _AttemptWatcher:
     held_seconds: float  # before this watch
     kill_at: float | None = None
 
-    def until_it_ends(self) -> int:
+    def wait_for_end(self) -> int:
         """Return the trainer's exit code.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
         """
-        claimed = beaten = time.monotonic()
+        started = last_heartbeat = time.monotonic()
         while (code := self.running.wait(POLL_SECONDS)) is None:
             now = time.monotonic()
-            if now - beaten >= self.heartbeat_seconds:
-                beaten = now
+            if now - last_heartbeat >= self.heartbeat_seconds:
+                last_heartbeat = now
                 self.lease.check()
                 self._send_heartbeat()
-            self._check_time_limits(self.held_seconds + now - claimed)
+            self._check_time_limits(self.held_seconds + now - started)
             self._enforce_stop(now)
         return code
 
@@ -144,7 +144,7 @@ class _AttemptWatcher:
             if not self.running.sends_own_heartbeat:
                 self.lease.heartbeat()
         except OSError as error:  # a pause of the storage is no reason to end a run
-            log.warning("%s: its beat cannot be written: %s", self.paths.run_id, error)
+            log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, error)
 
     def _check_time_limits(self, seconds: float) -> None:
         limit, window = self.request.max_duration_seconds, self.request.window

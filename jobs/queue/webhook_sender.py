@@ -1,4 +1,4 @@
-"""Messages of the outbox on their way: a signed POST each, tried again until it arrives; no redirect is followed."""
+"""Delivers the outbox's webhook messages: one signed POST each, retried until it arrives; redirects are refused."""
 
 import contextlib
 import hashlib
@@ -18,16 +18,16 @@ from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.runs.webhook_outbox import refuse_address
 
-log = logging.getLogger("nightshift.delivery")
+log = logging.getLogger("nightshift.webhook_sender")
 
 ANSWER_SECONDS = 10.0
-HELD_SECONDS = 2 * ANSWER_SECONDS  # for so long nobody else sends what is being sent
-FIRST_PAUSE_SECONDS = 5.0  # doubled after each try
+HELD_SECONDS = 2 * ANSWER_SECONDS  # how long no other process sends a message that is being sent
+FIRST_PAUSE_SECONDS = 5.0  # doubled after each attempt
 TRIES = 10  # over about 85 minutes
 
 
 def deliver(settings: Settings) -> int:
-    """Send what is due and return how many messages arrived."""
+    """Send the messages that are due and return how many were delivered."""
     folder = settings.storage / "outbox"
     files = sorted(folder.glob("*.json")) if folder.is_dir() else []
     return sum(_try(settings, file) for file in files)
@@ -50,7 +50,7 @@ def _try(settings: Settings, file: Path) -> bool:
         write_json(file, {**message, "not_before": time.time() + HELD_SECONDS})
         _post(settings, message)
     except Refused as error:
-        log.warning("%s is not told: %s", file.stem, error)
+        log.warning("webhook %s is dropped: %s", file.stem, error)
         file.unlink(missing_ok=True)
         return False
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -63,7 +63,7 @@ def _try(settings: Settings, file: Path) -> bool:
 def _postpone(file: Path, message: dict[str, Any], error: Exception) -> None:
     tries = int(message["tries"]) + 1
     if tries >= TRIES:
-        log.warning("%s is given up after %d tries: %s", file.stem, tries, error)
+        log.warning("webhook %s is dropped after %d attempts: %s", file.stem, tries, error)
         file.unlink(missing_ok=True)
         return
     pause = FIRST_PAUSE_SECONDS * 2 ** (tries - 1)
@@ -72,10 +72,10 @@ def _postpone(file: Path, message: dict[str, Any], error: Exception) -> None:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An allowed host must not send us to one that is not."""
+    """Refuses redirects: an allowed host must not redirect to one that is not allowed."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing: the redirect then counts as an error."""
+        """Return no request, so that the redirect counts as an error."""
 
 
 def _post(settings: Settings, message: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tell from a file of weights, without torch and without running anything in it, whether its names are a B0's."""
+"""Check the tensor names of a weights file against EfficientNet-B0, without torch and without running any pickle."""
 
 import json
 import pickletools
@@ -15,36 +15,38 @@ HEADER_BYTES_MOST = 100_000_000  # as safetensors itself allows
 
 
 def refuse_other_network(path: Path) -> None:
-    """Refuse a file whose tensors are not named as an EfficientNet's; what cannot be told is left to the trainer.
+    """Refuse a file whose tensor names are not those of an EfficientNet; the trainer checks the rest.
 
     Raises:
-        WeightsError: The file is of another network, or damaged.
+        WeightsError: The file belongs to another network, or is damaged.
     """
     try:
         names = _safetensors_names(path) if path.suffix == ".safetensors" else _torch_names(path)
     except (OSError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path} is damaged or no file of weights: {error}") from error
-    if not any(stem in names for stem in STEMS):
-        example = next((name for name in sorted(names) if name.endswith(".weight")), "none of a layer")
         raise WeightsError(
-            f"{path} is of another network: it has no {STEMS[0]} but {example}; give weights of EfficientNet-B0"
+            f"{path} is damaged or not a weights file ({error}); give weights of EfficientNet-B0"
+        ) from error
+    if not any(stem in names for stem in STEMS):
+        example = next((name for name in sorted(names) if name.endswith(".weight")), "no layer weights")
+        raise WeightsError(
+            f"{path} belongs to another network: it has {example} and no {STEMS[0]}; give weights of EfficientNet-B0"
         )
 
 
 def _torch_names(path: Path) -> set[str]:
-    """Return the strings of a file of `torch.save`, read opcode by opcode, which calls nothing."""
+    """Return the strings in a file of `torch.save`, read opcode by opcode, so that nothing in it is called."""
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:  # the format before torch 1.6, of which the official file is
+        with path.open("rb") as file:  # the format before torch 1.6, which the official file has
             return set().union(*(_strings(file) for _ in range(PICKLES_BEFORE_1_6)))
     with zipfile.ZipFile(path) as archive:
         pickle = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)
         if pickle is None:
-            raise ValueError("it is an archive of something else")
+            raise ValueError("the archive has no data.pkl")
         return _strings(archive.open(pickle))
 
 
 def _strings(file: IO[bytes]) -> set[str]:
-    """Return the strings of the pickle that begins here, and leave the file behind it."""
+    """Return the strings of the pickle at the file's position, and leave the position after it."""
     return {argument for _, argument, _ in pickletools.genops(file) if isinstance(argument, str)}
 
 

@@ -1,4 +1,4 @@
-"""The job workers that serve the queues, as Redis knows them. RQ's types stop here."""
+"""The job workers that serve the queues, as Redis lists them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +18,12 @@ class WorkerRecord:
     """One job worker.
 
     Attributes:
-        name: Host, process and a random part.
+        name: Host, process id and a random part.
         state: idle, busy, started or suspended.
-        run: The run in hand.
-        queues: The priority classes it serves.
-        since: When it started; `beat`: when it last said that it lives.
+        run: Id of the run that it is running.
+        queues: The priorities that it serves.
+        since: When it started.
+        beat: When it last sent a heartbeat.
     """
 
     name: str
@@ -34,13 +35,13 @@ class WorkerRecord:
 
 
 def live_workers(connection: Redis) -> list[WorkerRecord]:
-    """Return the job workers whose keys have not expired, by name."""
+    """Return the job workers whose keys in Redis have not expired, by name."""
     workers = rq.Worker.all(connection, job_class=RunEntry, queue_class=RunQueue, serializer=JSONSerializer)
     return sorted((_record(worker) for worker in workers), key=lambda record: record.name)
 
 
 def drain(connection: Redis, name: str | None) -> list[str]:
-    """Ask a job worker, or with None all of them, to hand back its run and end; return whom.
+    """Ask one job worker, or all with None, to hand back its run and end; return the names of those asked.
 
     Raises:
         Refused: There is no such job worker.

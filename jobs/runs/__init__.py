@@ -1,1 +1,1 @@
-"""Runs as their folders tell of them. Knows nothing of Redis."""
+"""Runs, as the files in their folders describe them. Knows nothing of Redis."""

@@ -1,4 +1,4 @@
-"""What the end of an attempt means for its run: the trainer's exit code, or that there was no sign of life."""
+"""What the end of an attempt means for its run, by the trainer's exit code or because its heartbeat stopped."""
 
 import contextlib
 from dataclasses import dataclass
@@ -30,7 +30,13 @@ STATE_AFTER_STOP: dict[str, tuple[run_state.State, str]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """A state to move to and why."""
+    """The next state of a run and the reason.
+
+    Attributes:
+        state: The next state.
+        why: The reason, one line for people.
+        is_loss: Whether the infrastructure ended the attempt, which counts against the run's retries.
+    """
 
     state: run_state.State
     why: str | None
@@ -39,7 +45,7 @@ class Change:
 
 def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
     """Return what an attempt's exit code means for its run."""
-    if paths.result.exists():  # published whole, however its process ended afterwards
+    if paths.result.exists():  # the result is published, however the process ended afterwards
         return Change("succeeded", None)
     if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
@@ -54,7 +60,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
 
 
 def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
-    """Return what it means that the infrastructure took an attempt: another one, or the end when retries are spent."""
+    """Return what follows when the infrastructure ended an attempt: another attempt, or "lost" without retries left."""
     request, state = read_request(paths), run_state.read_state(paths)
     if state.losses < request.retries:
         return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
@@ -62,23 +68,23 @@ def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
 
 
 def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
-    """Write down how an attempt ended, unless a newer one owns the run.
+    """Record how an attempt ended, unless a newer attempt owns the run.
 
     Args:
         paths: The run's files.
         lease: The attempt.
-        how: Its exit code, or what became of one that never started, unless somebody asked it to stop meanwhile.
+        how: Its exit code, or the change for an attempt that never started (ignored if it was asked to stop).
     """
     with contextlib.suppress(LeaseLost), changing(paths) as state:
         lease.check()
-        # Judged under the lock: a person who asks it to stop holds the lock too, so no wish comes too late unheard.
+        # Read under the lock: `cancel` holds it too while it writes its request, so no request is missed.
         if isinstance(how, Change) and StopRequest.read(paths.stop, lease.attempt):
             how = ExitCode.UNKNOWN
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
 
 def mark_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
-    """Take a run from an attempt that shows no life; None when it was not the run's attempt any more."""
+    """Take a run from an attempt whose heartbeat stopped; return None if it is not the run's newest attempt."""
     with changing(paths) as state:
         if state.state != "running" or state.attempt != attempt:
             return None
@@ -87,23 +93,23 @@ def mark_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
 
 
 def mark_succeeded(paths: RunPaths, state: RunState) -> None:
-    """Write down that a run has its result; call it inside `changing`."""
+    """Record that a run has its result; call it inside `changing`."""
     _write_end(paths, state, Change("succeeded", None))
 
 
 def release_watch(paths: RunPaths, job_worker: str) -> None:
-    """Note that a job worker watches a run no more, which goes on where it runs."""
+    """Record that no job worker watches a run that keeps running on another cluster."""
     with changing(paths) as state:
         if state.state == "running" and state.job_worker == job_worker:
             write_state(paths, state.with_changes(job_worker=None))
 
 
 def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
-    """Return what an attempt that nobody watched left in the run's folder as its last act."""
+    """Return the outcome that an attempt without a watcher has written into the run's folder, None if it wrote none."""
     if paths.result.exists():
         return Change("succeeded", None)
-    if said := _error_line(paths, attempt):
-        return Change("failed", said)
+    if error := _error_line(paths, attempt):
+        return Change("failed", error)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
         return Change(state, why)
@@ -113,7 +119,7 @@ def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
     losses = state.losses + int(change.is_loss)
     written = write_state(paths, state.with_state(change.state, change.why, losses=losses, metric=_metric(paths)))
-    paths.stop.unlink(missing_ok=True)  # afterwards: a wish that was heeded and not written down is still owed
+    paths.stop.unlink(missing_ok=True)  # last: a request whose effect is not recorded yet must stay
     return written
 
 

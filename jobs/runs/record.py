@@ -1,4 +1,4 @@
-"""One run as a person sees it, put together from the files of its folder. RQ's types stop before here."""
+"""One run as `nightshift show` prints it, read from the files of its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ from jobs.runs.state import RunState, read_state
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """A run whole.
+    """All that is known about a run.
 
     Attributes:
         state: Where it stands.
-        spec: The wish, as submitted.
-        request: How and when it was to be queued.
-        progress: What the running attempt last said; an ended run's last word.
-        metrics: A dict an epoch, the newest last.
+        spec: The spec, as submitted.
+        request: How and when it was submitted to start.
+        progress: The newest attempt's last progress report.
+        metrics: One dict per epoch, the newest last.
         result: The outcome, if and only if it succeeded.
         files: Name of each file or folder of the run, and its bytes.
     """
@@ -52,7 +52,7 @@ class JobRecord:
 
 
 def read_record(paths: RunPaths) -> JobRecord:
-    """Return a run whole.
+    """Return all that is known about a run.
 
     Raises:
         UnknownRun: It does not exist.
@@ -70,7 +70,7 @@ def read_record(paths: RunPaths) -> JobRecord:
 
 
 def read_progress(paths: RunPaths) -> dict[str, Any]:
-    """Return what the run's newest attempt last said of itself, empty before its first word."""
+    """Return the newest attempt's last progress report, an empty dict before the first."""
     return dict(_json_or(paths.progress, {}))
 
 

@@ -1,4 +1,4 @@
-"""How and when a run is to be queued: the submitter's wish beside the spec. Written once, as `job.json`."""
+"""How and when a run should start: `job.json`, written once beside the spec."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -22,13 +22,13 @@ class JobRequest(BaseModel):
 
     Attributes:
         name: A second name of the run, unique in the storage.
-        priority: Which of the three queues.
-        after: Run ids that must have succeeded first.
-        at: Not before this moment.
-        window: Only while this daily span of wall time is open, as `20:00-07:00`; paused outside of it.
-        max_duration_seconds: Stopped, as failed, after so long a time of running in one attempt.
-        retries: New attempts after the infrastructure took one; the run's own faults are not repeated.
-        notify: Address that is told of the run's end.
+        priority: The queue: high, normal or low.
+        after: Ids of runs that must succeed first.
+        at: The earliest start.
+        window: A daily time window, such as `20:00-07:00`; outside of it the run is paused.
+        max_duration_seconds: The longest running time of one attempt; then it is stopped and the run fails.
+        retries: How often the run is restarted after an infrastructure failure; its own errors are not retried.
+        notify: URL that receives a webhook when the run ends.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -83,7 +83,7 @@ def build_request(**options: Any) -> JobRequest:
 
 
 def read_request(paths: RunPaths) -> JobRequest:
-    """Return how and when a run was to be queued.
+    """Return how and when a run should start.
 
     Raises:
         StorageError: The run's `job.json` is absent or damaged.

@@ -1,7 +1,7 @@
-"""Where every run stands: `state.json` of its folder, changed only under the folder's lock. Knows nothing of Redis.
+"""The state of every run: `state.json` in its folder, changed only under the folder's lock. Knows nothing of Redis.
 
-A marker `STORAGE/pending/ID` stands for every run that may still need something done, so that those who look after
-runs need not read the ten thousand that ended.
+A marker file `STORAGE/pending/ID` exists for every run that may still need something done, so that the reconciler
+does not have to read the ten thousand runs that have ended.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from jobs.runs import names, webhook_outbox
 
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
-LEFTOVERS = (".new-*", ".deleted-*")  # what a submit or a delete that was killed leaves in the folder of runs
+LEFTOVERS = (".new-*", ".deleted-*")  # what a killed submit or delete leaves in the folder of runs
 LEFTOVER_SECONDS = 24 * 3600.0
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "lost", "cancelled"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where one run stands; no pydantic, which takes longer to import than `nightshift list` to list.
+    """The state of one run; not a pydantic model, because importing pydantic takes longer than `nightshift list`.
 
     Attributes:
         id: Run id.
-        why: What brought it here, one line for people; the error when it failed.
+        why: The reason for the state, one line for people; the error if the run failed.
         attempt: Number of the newest attempt that started, 0 before the first.
-        losses: Attempts the infrastructure took since the run was last asked for by a person.
-        job_worker: Who watches the newest attempt; None while it goes on elsewhere and nobody does.
+        losses: Attempts that the infrastructure ended since a person last submitted or retried the run.
+        job_worker: The job worker that watches the newest attempt; None while it runs elsewhere unwatched.
         place: Where it runs, as its launcher names it.
-        own_cluster: Whether a RayJob brings and runs it, so that no queue may have it.
-        notify: Address that is told of the end.
-        metric: The published number that people compare runs by, with its name.
+        own_cluster: Whether a RayJob runs it on a cluster of its own, so that it may not be queued.
+        notify: URL that receives a webhook when the run ends.
+        metric: Name and value of the published metric that people compare runs by.
         started: When the first attempt started.
         changed: When this record was written.
     """
@@ -64,10 +64,10 @@ class RunState:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "RunState":
-        """Return what `to_json` gave; keys of other versions are passed over.
+        """Return the state that `to_json` returned; keys of other versions are ignored.
 
         Raises:
-            TypeError, ValueError: It is no such record.
+            TypeError, ValueError: The content has another shape.
         """
         known = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
         if known.get("metric"):
@@ -82,26 +82,26 @@ class RunState:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return what goes into `state.json`."""
+        """Return the content of `state.json`."""
         return dataclasses.asdict(self)
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen unless a person asks."""
+        """Whether the run has ended; only a person's `retry` starts it again."""
         return self.state in ENDED
 
     @property
     def needs_watcher(self) -> bool:
-        """Whether it runs in a place where it goes on alone, and no job worker watches it."""
+        """Whether it runs on a cluster that needs no job worker, and no job worker watches it."""
         return self.state == "running" and self.job_worker is None
 
     @property
     def needs_queueing(self) -> bool:
-        """Whether it should stand in a queue or be in a job worker's hands."""
+        """Whether it should be in a queue or taken by a job worker."""
         return (self.state == "queued" and not self.own_cluster) or self.needs_watcher
 
     def with_state(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
-        """Return the record of the run in another state."""
+        """Return the record with another state."""
         ended = now() if state in ENDED else None
         return self.with_changes(state=state, why=why, ended=ended, **changes)
 
@@ -116,7 +116,7 @@ def now() -> str:
 
 
 def read_state(paths: RunPaths) -> RunState:
-    """Return where a run stands.
+    """Return the state of a run.
 
     Raises:
         UnknownRun: The run does not exist.
@@ -131,7 +131,7 @@ def read_state(paths: RunPaths) -> RunState:
 
 
 def write_state(paths: RunPaths, state: RunState) -> RunState:
-    """Write where a run stands, and its marker while it may need something; call it inside `changing`."""
+    """Write the state of a run, and keep its marker file until the run has ended; call it inside `changing`."""
     marker = pending_marker(paths)
     if not state.has_ended:
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def write_state(paths: RunPaths, state: RunState) -> RunState:
 
 
 def finalize(paths: RunPaths) -> None:
-    """Do what the end of a run asks for and whoever wrote it down did not come to: its marker is still there."""
+    """Complete the end of a run whose writer died after `state.json`: send its webhook, remove its marker file."""
     if not pending_marker(paths).exists():
         return
     with changing(paths) as state:
@@ -155,9 +155,9 @@ def finalize(paths: RunPaths) -> None:
 
 
 def forget_unpublished_draft(paths: RunPaths) -> None:
-    """Remove the marker of a run that was deleted, or whose submitter died before the run was there."""
+    """Remove the marker file of a run that was deleted, or whose submitter died before publishing it."""
     draft = paths.folder.with_name(f".new-{paths.run_id}")
-    if not draft.exists() and not paths.folder.exists():  # in this order: a draft becomes the folder
+    if not draft.exists() and not paths.folder.exists():  # in this order: the draft is renamed to the folder
         pending_marker(paths).unlink(missing_ok=True)
 
 
@@ -168,7 +168,7 @@ def _notify(paths: RunPaths, state: RunState) -> None:
 
 @contextlib.contextmanager
 def changing(paths: RunPaths) -> Iterator[RunState]:
-    """Hold a run's lock and give its state; whoever holds it may call `write_state`.
+    """Hold a run's lock and yield its state; inside, `write_state` may be called.
 
     Raises:
         UnknownRun: The run does not exist.
@@ -180,7 +180,7 @@ def changing(paths: RunPaths) -> Iterator[RunState]:
 
 
 def pending_marker(paths: RunPaths) -> Path:
-    """The file that stands for a run which may still need something done."""
+    """The marker file of a run that may still need something done."""
     return paths.storage / "pending" / paths.run_id
 
 
@@ -199,12 +199,12 @@ def all_ids(storage: Path) -> list[str]:
 
 
 def age_key(run_id: str) -> str:
-    """Return what sorts ids by the moment in them, whatever their kind."""
+    """Return the sort key that orders ids by the time in them, whatever their kind."""
     return run_id.partition("-")[2]
 
 
 def states(storage: Path) -> Iterator[RunState]:
-    """Yield where every run stands, newest first; a damaged or just deleted one is passed over."""
+    """Yield the state of every run, newest first; damaged and just deleted runs are skipped."""
     for run_id in reversed(all_ids(storage)):
         try:
             yield read_state(RunPaths.of(storage, run_id))
@@ -213,10 +213,10 @@ def states(storage: Path) -> Iterator[RunState]:
 
 
 def find(storage: Path, text: str) -> RunPaths:
-    """Return the run that answers to an id, a unique prefix of one, or a name.
+    """Return the run with an id, a unique prefix of an id, or a name.
 
     Raises:
-        UnknownRun: None does, or more than one.
+        UnknownRun: No run or several runs match.
     """
     named = names.run_of(storage, text)
     if named and (storage / "runs" / named).is_dir():
@@ -228,26 +228,26 @@ def find(storage: Path, text: str) -> RunPaths:
         return RunPaths.of(storage, matches[0])
     if matches:
         raise UnknownRun(
-            f"{text!r} begins {len(matches)} run ids, {matches[0]} and {matches[1]} among them; write more"
+            f"{len(matches)} run ids begin with {text!r}, such as {matches[0]} and {matches[1]}; give more of the id"
         )
     raise UnknownRun(f"no run has the id or name {text!r}; `nightshift list` shows them")
 
 
 def remove(paths: RunPaths) -> None:
-    """Take a run out of sight at once, then delete its files, its name and its marker."""
+    """Hide a run by renaming its folder to a tombstone, then delete its marker file, its name and its files."""
     state = read_state(paths)
-    grave = paths.folder.with_name(f".deleted-{paths.run_id}")
-    paths.folder.rename(grave)
+    tombstone = paths.folder.with_name(f".deleted-{paths.run_id}")
+    paths.folder.rename(tombstone)
     pending_marker(paths).unlink(missing_ok=True)
     if state.name:
         names.free(paths.storage, state.name, paths.run_id)
-    shutil.rmtree(grave)
+    shutil.rmtree(tombstone)
 
 
 def sweep(storage: Path) -> None:
-    """Delete what a submit or a delete left half done a day ago."""
+    """Delete what killed submits and deletes left more than a day ago."""
     for pattern in LEFTOVERS:
-        for half in (storage / "runs").glob(pattern):
+        for leftover in (storage / "runs").glob(pattern):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - half.stat().st_ctime > LEFTOVER_SECONDS:
-                    shutil.rmtree(half, ignore_errors=True)
+                if time.time() - leftover.stat().st_ctime > LEFTOVER_SECONDS:
+                    shutil.rmtree(leftover, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Messages of a run's end that `--notify URL` asks for, as files that stay until they have arrived.
+"""The webhook messages that `--notify URL` asks for when a run ends, one file each until it is delivered.
 
-A file is written with the run's last state, so that a worker that dies in between loses no message. Only hosts that
-the settings allow are spoken to, and the body holds nothing of the spec.
+A file is written together with the run's last state, so a worker that dies in between loses no message. Messages go
+only to hosts that the settings allow, and their body contains nothing of the spec.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ BODY_FIELDS = ("id", "name", "kind", "state", "why", "attempt", "metric", "creat
 
 
 def refuse_address(settings: Settings, url: str) -> None:
-    """Refuse an address that no message may be sent to.
+    """Refuse a URL that no message may be sent to.
 
     Raises:
         Refused: Its scheme is not HTTP, or its host is not allowed.
@@ -24,16 +24,18 @@ def refuse_address(settings: Settings, url: str) -> None:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise Refused(f"--notify is no address ({error}); write http:// or https://, a host and a path") from error
+        raise Refused(f"--notify is not a valid URL ({error}); write http:// or https://, a host and a path") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"--notify {_masked(url)} is no http:// or https:// address")
+        raise Refused(f"--notify {_masked(url)} is not an http:// or https:// URL; write https://HOST/PATH")
     if parts.hostname not in settings.webhook_hosts:
         allowed = ", ".join(settings.webhook_hosts) or "none"
-        raise Refused(f"--notify may not send to {parts.hostname}; NIGHTSHIFT_WEBHOOK_HOSTS allows {allowed}")
+        raise Refused(
+            f"--notify may not send to {parts.hostname}; NIGHTSHIFT_WEBHOOK_HOSTS allows {allowed}, add the host there"
+        )
 
 
 def put(storage: Path, state: dict[str, Any], url: str) -> None:
-    """Keep a message about a run's state until it has arrived."""
+    """Store a message about a run's state until it is delivered."""
     folder = storage / "outbox"
     folder.mkdir(exist_ok=True)
     message = {"url": url, "tries": 0, "not_before": 0.0, "body": {key: state.get(key) for key in BODY_FIELDS}}
