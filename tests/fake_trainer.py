@@ -1,4 +1,4 @@
-"""A trainer of a few lines behind the launcher's border: as long, as faulty and as stubborn as its spec says."""
+"""A small trainer that the launcher starts in tests: its spec sets its duration, its faults and whether it stops."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def main(folder: str, attempt: int) -> int:
 
 
 def steps_done(paths: RunPaths) -> int:
-    """What a real trainer learns from its checkpoint."""
+    """Return the step that a real trainer would read from its checkpoint."""
     file = paths.folder / "steps.jsonl"
     return len(file.read_text().splitlines()) if file.exists() else 0
 

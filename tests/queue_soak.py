@@ -55,13 +55,13 @@ def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, obj
             sizes.setdefault(worker.pid, []).append(size_of(worker.pid))
         kills[kill(settings, stack, draw.choice(VICTIMS), draw)] += 1
     lived = max(sizes.values(), key=len)
-    settled = lived[min(2, len(lived) - 1)]  # its first run imports what it needs
+    baseline = lived[min(2, len(lived) - 1)]  # its first run imports what it needs
     return {
         "seconds": round(time.monotonic() - began),
         "kills": dict(kills),
         "workers in all": len(sizes),
         "longest lived worker, looks": len(lived),
-        "its MB and file handles, early": settled,
+        "its MB and file handles, early": baseline,
         "its MB and file handles, last": lived[-1],
         "its MB and file handles, most": (max(mb for mb, _ in lived), max(files for _, files in lived)),
     }

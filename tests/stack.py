@@ -1,4 +1,4 @@
-"""What tests of the queue share: fake runs, waiting for a state, and what is left of a run's processes."""
+"""Helpers of the queue's tests: fake runs, waiting for a state, and listing a run's processes."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
 
 
 class FakeSpec(Spec):
-    """A wish that `tests/fake_trainer.py` understands."""
+    """A spec for `tests/fake_trainer.py`."""
 
     kind: Literal["train"] = "train"
     steps: int = 1
@@ -29,7 +29,7 @@ class FakeSpec(Spec):
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
-    """Return whether something becomes true within so many seconds."""
+    """Return whether a condition becomes true within `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if holds():
@@ -43,13 +43,13 @@ def state_of(storage: Path, run_id: str) -> RunState:
 
 
 def reaches(storage: Path, run_id: str, *states: str, seconds: float = 30.0) -> RunState:
-    """Return the run's state once it is one of `states`; fail with where it stands instead."""
+    """Return the run's state once it is one of `states`; fail with its last state on a timeout."""
     assert eventually(lambda: state_of(storage, run_id).state in states, seconds), state_of(storage, run_id)
     return state_of(storage, run_id)
 
 
 def processes_of(run_id: str) -> list[int]:
-    """Return the processes that carry a run's mark in their environment, zombies left out."""
+    """Return the processes that have a run's id in their environment, without zombies."""
     mark, found = f"NIGHTSHIFT_RUN={run_id}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -61,7 +61,7 @@ def processes_of(run_id: str) -> list[int]:
 
 
 def trainer_of(run_id: str) -> int:
-    """Return the trainer itself: neither its guard nor a child it left."""
+    """Return the trainer process: neither its guard nor its children."""
     return next(pid for pid in processes_of(run_id) if b"tests.fake_trainer" in arguments_of(pid)[2:3])
 
 
@@ -82,12 +82,12 @@ def children_of(pid: int) -> list[int]:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the values of a file of JSON lines; none when it is absent."""
+    """Return the values of a JSON lines file, an empty list if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def restart_redis(storage: Path) -> None:
-    """Start a killed embedded server anew at its old address, as its supervisor would: the workers know no other."""
+    """Restart a killed embedded server at its old address, as its supervisor would."""
     order = [embedded_redis.server_program(), str(storage / "redis" / "redis.conf")]
     process = subprocess.Popen(order, start_new_session=True)
     process.returncode = 0  # it ends with the fixture, not with this object

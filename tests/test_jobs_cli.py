@@ -110,7 +110,7 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
         (["--lr", "50"], 1, "lr 50.0: input should be less than or equal to 10"),
         (["--weights", "/no/such.pth"], 1, "weights file /no/such.pth does not exist"),
         (["--workers", "3", "--batch-size", "33"], 1, "3 workers need 3 CPUs|2 shards cannot feed 3 workers"),
-        (["--name", "../../etc"], 1, "name '../../etc' is no name"),
+        (["--name", "../../etc"], 1, "name '../../etc' is not valid"),
         (["--after", "train-20260101-000000-aaaaaa"], 1, "no run has the id or name 'train-20260101-000000-aaaaaa'"),
         (["--window", "20:00-20:00"], 2, "window 20:00-20:00 never opens"),
         (["--max-duration", "soon"], 2, "'soon' is no duration; write 30m, 8h or 2d"),
@@ -147,7 +147,7 @@ def test_weights_of_another_network_are_refused_before_they_are_queued(say: Say,
     code, out, err = say("train", shards, "--weights", str(tmp_path / "resnet.safetensors"))
 
     assert (code, out) == (1, "")
-    assert "is of another network: it has no _conv_stem.weight but conv1.weight" in err
+    assert "belongs to another network: it has conv1.weight and no _conv_stem.weight" in err
 
 
 def test_a_model_of_other_classes_is_refused(say: Say, shards: str, tmp_path: Path) -> None:

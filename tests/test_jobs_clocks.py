@@ -33,7 +33,7 @@ def behind(tmp_path: Path) -> Clock:
     return build_clock(tmp_path / "behind", -FIVE_MINUTES)
 
 
-def test_a_process_goes_by_the_shifted_clock(ahead: Clock, behind: Clock) -> None:
+def test_a_process_reads_the_shifted_clock(ahead: Clock, behind: Clock) -> None:
     code = "import datetime, time; print(time.time(), datetime.datetime.now().timestamp(), time.monotonic())"
 
     shown = [
@@ -49,9 +49,11 @@ def test_a_process_goes_by_the_shifted_clock(ahead: Clock, behind: Clock) -> Non
 
 def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead: Clock, behind: Clock) -> None:
     with behind.workers(settings):
-        long = submit(settings, FakeSpec(steps=100, step_seconds=0.1))  # three leases, under foreign eyes
+        long = submit(
+            settings, FakeSpec(steps=100, step_seconds=0.1)
+        )  # as long as three leases, watched by another clock
         assert eventually((RunPaths.of(settings.storage, long).folder / "steps.jsonl").exists)
-        with ahead.workers(settings):  # it tidies RQ's registries at its start, and finds entries that look old
+        with ahead.workers(settings):  # at its start it cleans RQ's registries, where entries look old
             runs = [long, *(submit(settings, FakeSpec()) for _ in range(12))]
             assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=60)
 
@@ -92,7 +94,7 @@ def test_a_window_that_only_one_clock_sees_open_neither_loses_nor_repeats_the_ru
 ) -> None:
     here = datetime.now().astimezone()
     window = f"{here + timedelta(minutes=3):%H:%M}-{here + timedelta(hours=3):%H:%M}"
-    with ahead.workers(settings):  # its keeper wakes the run, which both may take
+    with ahead.workers(settings):  # its reconciler queues the run, which both may take
         assert eventually(lambda: redis.exists("nightshift:role:keeper") == 1)
         with behind.workers(settings, 3):
             assert eventually(lambda: len(live_workers(redis)) == 4)
@@ -104,7 +106,7 @@ def test_a_window_that_only_one_clock_sees_open_neither_loses_nor_repeats_the_ru
     assert (state.attempt, state.losses) == (1, 0)
 
 
-def test_a_moment_is_served_once_though_the_next_keeper_lives_in_its_past(
+def test_a_time_is_served_once_though_the_next_reconciler_has_an_earlier_clock(
     settings: Settings, ahead: Clock, behind: Clock
 ) -> None:
     kept = schedules.add(settings, "yearly", "0 0 1 1 *", TrainSpec(shards="s", weights="none"), JobRequest())
@@ -114,6 +116,6 @@ def test_a_moment_is_served_once_though_the_next_keeper_lives_in_its_past(
     for clock in (ahead, behind):
         with clock.workers(settings):
             assert eventually(lambda: schedules.schedules(settings)[0].last_run is not None)
-            time.sleep(5)  # two more looks at what is due
+            time.sleep(5)  # two more checks of what is due
 
     assert len(run_state.all_ids(settings.storage)) == 1

@@ -23,7 +23,7 @@ from jobs.queue.connection import connect
 
 @pytest.fixture
 def over_tls(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
-    """The embedded Redis behind a line with TLS, whose certificate signs itself."""
+    """The embedded Redis behind a TLS proxy with a self-signed certificate."""
     certificate, key = certify(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

@@ -1,4 +1,4 @@
-"""The embedded Redis: one for a storage, private, found again."""
+"""The embedded Redis: one per storage, private, found again."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def pid_at(storage: Path) -> int:
     return embedded_redis.ensure_running(storage).pid
 
 
-def test_its_address_is_written_for_its_owner_alone(place: Path) -> None:
+def test_only_its_owner_can_read_its_address(place: Path) -> None:
     server = embedded_redis.ensure_running(place)
 
     url = place / "redis" / "url"
@@ -38,7 +38,7 @@ def test_its_address_is_written_for_its_owner_alone(place: Path) -> None:
     assert stat.S_IMODE((place / "redis" / "redis.conf").stat().st_mode) == 0o600
 
 
-def test_the_password_is_asked_for_and_never_an_argument(place: Path) -> None:
+def test_the_password_is_required_and_never_an_argument(place: Path) -> None:
     server = embedded_redis.ensure_running(place)
     password = server.url.split(":")[2].split("@")[0]
 
@@ -104,7 +104,7 @@ def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
     assert eventually(lambda: not Path(f"/proc/{said.stdout.strip()}").exists())
 
 
-def test_one_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:
+def test_a_server_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:
     server = embedded_redis.ensure_running(storage)
     embedded_redis.stop(storage)
     (storage / "redis" / "url").write_text(server.url)
@@ -115,7 +115,7 @@ def test_one_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://:secret@10.0.0.7:6379/0", "redis://redis.example:6379"])
-def test_plain_redis_of_another_machine_is_refused_unless_told(url: str) -> None:
+def test_plain_redis_on_another_machine_is_refused_unless_allowed(url: str) -> None:
     with pytest.raises(Refused, match="plain Redis on another machine; use rediss://") as refusal:
         refuse_plain(url, allowed=False)
 
@@ -125,9 +125,9 @@ def test_plain_redis_of_another_machine_is_refused_unless_told(url: str) -> None
 
 
 @pytest.mark.parametrize("url", ["rediss://10.0.0.7", "redis://127.0.0.1:6379", "redis://localhost", "unix:///tmp/s"])
-def test_redis_that_nobody_can_listen_to_is_accepted(url: str) -> None:
+def test_encrypted_and_local_redis_is_accepted(url: str) -> None:
     refuse_plain(url, allowed=False)
 
 
-def test_an_address_is_told_without_its_password() -> None:
+def test_an_address_is_shown_without_its_password() -> None:
     assert without_password("rediss://user:secret@host:6380/2") == "rediss://host:6380"

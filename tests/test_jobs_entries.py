@@ -1,4 +1,4 @@
-"""Hostile entries in Redis: refused, logged, nothing runs, and the queue goes on."""
+"""Hostile entries in Redis: they are refused and logged, nothing in them runs, and the queue is served."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ def call(function: str, *args: Any, instance: Any = None, **keywords: Any) -> by
     return json.dumps([function, instance, args, keywords]).encode()
 
 
-def test_hostile_entries_run_nothing_and_the_queue_goes_on(
+def test_hostile_entries_run_nothing_and_the_queue_is_served(
     stack: Stack, settings: Settings, redis: Redis, tmp_path: Path
 ) -> None:
     trap = tmp_path / "trap"
@@ -82,7 +82,7 @@ def test_hostile_entries_run_nothing_and_the_queue_goes_on(
     assert "Traceback" not in log
 
 
-def test_rubbish_in_the_registries_does_not_end_the_worker(stack: Stack, settings: Settings, redis: Redis) -> None:
+def test_malformed_registries_do_not_end_the_worker(stack: Stack, settings: Settings, redis: Redis) -> None:
     plant(redis, "abandoned", call("os.system", "false"), status="started", failure_callback_name="os.system")
     redis.lrem(KEY, 0, "abandoned")
     for registry in ("wip", "failed", "finished", "deferred"):
@@ -105,7 +105,7 @@ def test_a_plain_rq_worker_on_our_queue_cannot_be_made_by_our_entries_to_run_mor
     assert not any(raw.get(name) for name in (b"success_callback_name", b"failure_callback_name", b"webhooks"))
 
 
-def test_a_run_stands_in_its_queue_once_however_often_it_is_pushed(redis: Redis) -> None:
+def test_a_run_is_in_its_queue_once_however_often_it_is_pushed(redis: Redis) -> None:
     other = "train-20261123-020000-abc124"
     for _ in range(3):
         enqueue(redis, RUN_ID, "normal")

@@ -1,4 +1,4 @@
-"""Faults on purpose: every run ends in a right state, none is lost or published twice, no process is left."""
+"""Injected faults: every run ends in the correct state, none is lost or published twice, no process is left."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def stack(settings: Settings) -> Iterator[Stack]:
 
 @pytest.fixture
 def running(stack: Stack, settings: Settings) -> str:
-    """The id of a run in its middle: it takes 3 s in all."""
+    """The id of a run that is running; it takes 3 s in total."""
     return start_run(settings, FakeSpec(steps=60, step_seconds=0.05, leaves_child=True))
 
 
@@ -58,7 +58,7 @@ def start_run(settings: Settings, spec: FakeSpec, request: JobRequest | None = N
     return run_id
 
 
-def test_kill_9_of_the_horse_costs_one_attempt(stack: Stack, running: str, settings: Settings) -> None:
+def test_kill_9_of_the_work_horse_costs_one_attempt(stack: Stack, running: str, settings: Settings) -> None:
     [horse] = children_of(stack.workers[0].pid)
 
     os.kill(horse, signal.SIGKILL)
@@ -68,7 +68,7 @@ def test_kill_9_of_the_horse_costs_one_attempt(stack: Stack, running: str, setti
     assert_published_once(settings, running, by_attempt=2)
 
 
-def test_kill_9_of_the_worker_takes_horse_and_trainer_with_it(stack: Stack, running: str, settings: Settings) -> None:
+def test_kill_9_of_the_worker_ends_its_work_horse_and_trainer(stack: Stack, running: str, settings: Settings) -> None:
     first = processes_of(running)
 
     stack.workers[0].kill()
@@ -119,7 +119,7 @@ def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: 
 
 
 @pytest.mark.slow
-def test_a_trainer_that_saves_no_checkpoint_is_ended_when_the_drain_is_over(stack: Stack, settings: Settings) -> None:
+def test_a_trainer_that_saves_no_checkpoint_is_killed_when_the_drain_is_over(stack: Stack, settings: Settings) -> None:
     run_id = start_run(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True))
 
     began = time.monotonic()
@@ -236,7 +236,7 @@ def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
 
 
 @pytest.mark.slow
-def test_an_attempt_that_was_overtaken_publishes_nothing(stack: Stack, settings: Settings) -> None:
+def test_an_attempt_that_was_superseded_publishes_nothing(stack: Stack, settings: Settings) -> None:
     run_id = start_run(settings, FakeSpec(steps=40, step_seconds=0.1))
     with frozen(trainer_of(run_id), *children_of(stack.workers[0].pid)):
         state = reaches(settings.storage, run_id, "queued", "running", seconds=30)
@@ -294,7 +294,7 @@ def test_a_reply_that_is_lost_at_submit_queues_the_run_once(
 
 
 @pytest.mark.slow
-def test_workers_behind_a_line_that_cuts_replies_run_every_run_once(settings: Settings, proxy: CuttingProxy) -> None:
+def test_workers_behind_a_proxy_that_cuts_replies_run_every_run_once(settings: Settings, proxy: CuttingProxy) -> None:
     proxy.every = 40
 
     with start_stack(through(proxy, settings), 2, worker_command=FAKE_WORKER):

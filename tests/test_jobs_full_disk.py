@@ -1,4 +1,4 @@
-"""A storage that really fills up: nothing is lost, everything is published whole or not at all, and work goes on."""
+"""A storage that really fills up: nothing is lost or half published, and work continues when there is room."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 @pytest.fixture
 def here(settings: Settings, disk: SmallDisk) -> Settings:
-    """Settings whose runs lie on the small disk, and whose Redis does not."""
+    """Settings whose storage is on the small disk, while Redis is not."""
     return replace(settings, storage=disk.folder / "storage").with_storage_ready()
 
 
@@ -63,7 +63,7 @@ def test_a_run_whose_storage_fills_goes_on_when_there_is_room(here: Settings, st
     while_full = state_of(here.storage, first).state, worker.poll()
     disk.free()
 
-    assert while_full == ("running", None)  # there was no room to write down how it ended
+    assert while_full == ("running", None)  # there was no room to record how it ended
     for run_id in (first, second):
         reaches(here.storage, run_id, "succeeded")
         assert len(lines_of(RunPaths.of(here.storage, run_id).folder / "published.jsonl")) == 1
@@ -72,7 +72,7 @@ def test_a_run_whose_storage_fills_goes_on_when_there_is_room(here: Settings, st
     assert not list(here.storage.rglob(".*.json.*"))
 
 
-def test_a_run_that_finds_no_room_to_begin_waits_for_it(here: Settings, disk: SmallDisk) -> None:
+def test_a_run_that_finds_no_room_to_start_waits_for_it(here: Settings, disk: SmallDisk) -> None:
     runs = [submit(here, FakeSpec()) for _ in range(2)]
     disk.fill()
 
@@ -104,7 +104,7 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
     assert (retried.state, retried.losses) == ("queued", 0)
 
 
-def test_an_attempt_lives_on_a_full_disk(here: Settings, disk: SmallDisk) -> None:
+def test_an_attempt_sends_heartbeats_on_a_full_disk(here: Settings, disk: SmallDisk) -> None:
     run_id = submit(here, FakeSpec())
     paths = RunPaths.of(here.storage, run_id)
     start_run = claim_run(paths, "a worker", THIS_MACHINE)
@@ -129,7 +129,7 @@ def test_an_attempt_that_finds_no_room_leaves_its_number_free(here: Settings, di
     assert latest_attempt(paths) == 0
 
 
-def test_a_wish_to_stop_that_finds_no_room_is_one_line(
+def test_a_stop_request_that_finds_no_room_is_one_line(
     here: Settings, disk: SmallDisk, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = submit(here, FakeSpec())
@@ -182,7 +182,7 @@ def test_a_queue_whose_own_files_find_no_room_goes_on_when_there_is_some(disk: S
 
 
 @pytest.mark.slow
-def test_a_worker_that_waits_for_a_redis_without_room_ends_when_told(disk: SmallDisk, tmp_path: Path) -> None:
+def test_a_worker_that_waits_for_a_redis_without_room_ends_on_sigterm(disk: SmallDisk, tmp_path: Path) -> None:
     storage = Settings(storage=disk.folder / "storage").with_storage_ready().storage
     here = Settings(storage=storage, redis_url=embedded_redis.ensure_running(storage).url, lease_seconds=3.0)
     log = tmp_path / "worker.log"

@@ -53,7 +53,7 @@ def test_export_says_format_and_place(say, model, tmp_path):
     [
         (["predict", "model", "nowhere"], "nowhere does not exist; give image files, folders of images, or shards"),
         (["predict", "model", "pipe:rm"], "'pipe:rm' has the scheme pipe:, which is not allowed"),
-        (["predict", "nothing", "model"], "nothing is no model: neither a folder with head.json nor a run"),
+        (["predict", "nothing", "model"], "nothing is not a model; give a folder with head.json, or the id of a run"),
         (["export", "model", "--output", "no/m.pt"], "--output no/m.pt cannot be written; name a file in a folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What people and machines do at the same moment: no wish is lost, nothing is done twice."""
+"""Concurrent actions of people and machines: no request is lost, nothing is done twice."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def stack(settings: Settings) -> Iterator[Stack]:
 
 
 def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPaths, Lease]:
-    """A run that a job worker has begun, and the lease of its first attempt."""
+    """A run that a job worker has claimed, and the lease of its first attempt."""
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), wanted))
     start_run = claim_run(paths, "a worker", THIS_MACHINE)
     assert start_run is not None
@@ -66,7 +66,7 @@ class AwayLauncher:
         return self.start(paths, attempt)
 
 
-def test_a_run_that_waits_for_its_place_is_cancelled_when_asked(settings: Settings) -> None:
+def test_a_run_that_waits_for_its_cluster_can_be_cancelled(settings: Settings) -> None:
     paths, launcher = RunPaths.of(settings.storage, submit(settings, FakeSpec())), AwayLauncher()
     horse = Thread(target=tasks.run, args=(settings, launcher, paths.run_id), kwargs={"job_worker": "w"})
     horse.start()
@@ -79,7 +79,7 @@ def test_a_run_that_waits_for_its_place_is_cancelled_when_asked(settings: Settin
 
 
 @pytest.mark.parametrize("code", [WORKERS_LOST, SEGMENTATION_FAULT])
-def test_a_run_that_falls_while_it_is_cancelled_is_not_queued_again(settings: Settings, code: int) -> None:
+def test_a_run_that_crashes_while_it_is_cancelled_is_not_queued_again(settings: Settings, code: int) -> None:
     paths, lease = taken(settings)
     StopRequest("cancel", 1).publish(paths.stop)
 
@@ -88,7 +88,7 @@ def test_a_run_that_falls_while_it_is_cancelled_is_not_queued_again(settings: Se
     assert (state_of(settings.storage, paths.run_id).state, paths.stop.exists()) == ("cancelled", False)
 
 
-def test_a_wish_that_comes_while_an_attempt_ends_is_heeded(settings: Settings) -> None:
+def test_a_stop_request_that_arrives_while_an_attempt_ends_is_obeyed(settings: Settings) -> None:
     paths, lease = taken(settings)
     with changing(paths):
         ending = Thread(target=end, args=(paths, lease, WORKERS_LOST))
@@ -110,7 +110,7 @@ def test_a_cancel_is_never_undone_by_a_drain(settings: Settings) -> None:
     assert read_json(paths.stop) == {"reason": "cancel", "attempt": 1}
 
 
-def test_a_run_that_falls_after_it_has_published_has_succeeded(settings: Settings) -> None:
+def test_a_run_that_crashes_after_it_has_published_has_succeeded(settings: Settings) -> None:
     paths, lease = taken(settings)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
 
@@ -119,7 +119,7 @@ def test_a_run_that_falls_after_it_has_published_has_succeeded(settings: Setting
     assert state_of(settings.storage, paths.run_id).state == "succeeded"
 
 
-def test_a_run_that_was_buried_in_the_moment_it_published_is_not_run_again(settings: Settings) -> None:
+def test_a_run_that_was_marked_dead_while_it_published_is_not_run_again(settings: Settings) -> None:
     paths, _ = taken(settings)
     mark_dead(paths, 1, "no sign of life for 3 s")
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})  # it had checked its lease just before
@@ -183,7 +183,7 @@ def test_a_run_whose_job_worker_is_gone_can_be_cancelled(settings: Settings) -> 
 
 @dataclass
 class GoesOnLauncher:
-    """A place where trainers go on unwatched, and stop when they are asked to."""
+    """A cluster whose trainers keep running unwatched, and stop when requested."""
 
     paths: RunPaths
     place: str = "elsewhere"
@@ -231,7 +231,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
         unpause(redis)
         assert eventually(lambda: [each.run for each in live_workers(redis)] == [paths.run_id])
         assert eventually(lambda: bool(children_of(worker.pid)))
-        worker.terminate()  # the horse waits for the lock and has not begun
+        worker.terminate()  # the work-horse waits for the lock and has not claimed the run
         time.sleep(1)
 
     assert worker.wait(timeout=40) == 0
@@ -271,7 +271,7 @@ def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Setting
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_idle_worker_ends_in_order_while_redis_is_away(stack: Stack, settings: Settings, redis: Redis) -> None:
+def test_an_idle_worker_exits_cleanly_while_redis_is_away(stack: Stack, settings: Settings, redis: Redis) -> None:
     assert eventually(lambda: len(live_workers(redis)) == 1)
     server = embedded_redis.ensure_running(settings.storage)
     os.kill(server.pid, signal.SIGKILL)
@@ -283,10 +283,10 @@ def test_an_idle_worker_ends_in_order_while_redis_is_away(stack: Stack, settings
     assert stack.workers[0].wait(timeout=120) == 0
 
 
-def test_an_older_wish_does_not_stop_a_newer_attempt(settings: Settings) -> None:
+def test_a_stop_request_for_an_older_attempt_does_not_stop_a_newer_one(settings: Settings) -> None:
     paths, lease = taken(settings)
     end(paths, lease, WORKERS_LOST)
-    StopRequest("drain", 1).publish(paths.stop)  # by a job worker that knew no better
+    StopRequest("drain", 1).publish(paths.stop)  # by a job worker that did not know of the newer attempt
 
     second = claim_run(paths, "another worker", THIS_MACHINE)
     StopRequest("window", 2).publish(paths.stop)

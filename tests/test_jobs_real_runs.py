@@ -23,7 +23,7 @@ EPOCHS = 5
 
 @pytest.fixture
 def patient(settings: Settings) -> Settings:
-    """A real trainer beats every 5 s."""
+    """A real trainer sends a heartbeat every 5 s."""
     return Settings(storage=settings.storage, redis_url=settings.redis_url, lease_seconds=20)
 
 
@@ -43,7 +43,7 @@ def in_epoch(settings: Settings, run_id: str, epoch: int) -> bool:
     return int(read_progress(RunPaths.of(settings.storage, run_id)).get("epoch") or 0) >= epoch
 
 
-def test_a_training_that_is_drained_and_then_killed_ends_whole(
+def test_a_training_that_is_drained_and_then_killed_succeeds(
     stack: Stack, patient: Settings, digits_shards: Path
 ) -> None:
     run_id = submit(patient, wish(digits_shards))

@@ -1,4 +1,4 @@
-"""Runs that repeat: each moment is served once, whatever dies on the way."""
+"""Schedules: each time is served once, whatever dies meanwhile."""
 
 import json
 import time
@@ -38,14 +38,14 @@ def test_what_is_due_is_submitted_once(settings: Settings) -> None:
     assert schedules.schedules(settings)[0].last_run == run_id
 
 
-def test_of_moments_that_were_missed_only_the_last_counts(settings: Settings) -> None:
+def test_of_several_missed_times_only_the_last_is_served(settings: Settings) -> None:
     overdue(settings, by=timedelta(hours=5))
 
     assert len(schedules.submit_due(settings)) == 1
     assert schedules.submit_due(settings) == []
 
 
-def test_a_keeper_that_died_after_submitting_makes_no_second_run(settings: Settings) -> None:
+def test_a_reconciler_that_died_after_submitting_makes_no_second_run(settings: Settings) -> None:
     late = overdue(settings)
     [run_id] = schedules.submit_due(settings)
     schedules._write(schedules._folder(settings, "nightly"), late)  # as if it had not been written down
@@ -82,7 +82,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("*/10 * * * *", "2026-10-25T02:10:00+01:00", "2026-10-25T03:00:00+01:00"),  # within the second hour
     ],
 )
-def test_a_schedule_keeps_to_the_clock_on_the_wall(berlin: None, cron: str, served: str, due: str) -> None:
+def test_a_schedule_follows_the_wall_clock(berlin: None, cron: str, served: str, due: str) -> None:
     schedule = schedules.Schedule(
         name="nightly", cron=cron, request=JobRequest(), served=datetime.fromisoformat(served)
     )
@@ -93,9 +93,9 @@ def test_a_schedule_keeps_to_the_clock_on_the_wall(berlin: None, cron: str, serv
 @pytest.mark.parametrize(
     ("name", "cron", "why"),
     [
-        ("../x", EVERY_MINUTE, "is no name"),
-        ("x", "every night", "is no cron line"),
-        ("x", "* * * * * *", "is no cron line"),
+        ("../x", EVERY_MINUTE, "name '../x' is not valid"),
+        ("x", "every night", " is not valid; write minute"),
+        ("x", "* * * * * *", " is not valid; write minute"),
     ],
 )
 def test_a_bad_schedule_is_refused(settings: Settings, name: str, cron: str, why: str) -> None:
@@ -123,7 +123,7 @@ def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str,
 @pytest.mark.parametrize(
     ("cron", "options", "request_", "says"),
     [
-        ("0 0 30 2 *", {}, {}, "names no day that ever comes"),
+        ("0 0 30 2 *", {}, {}, "has a date that never occurs"),
         (EVERY_MINUTE, {"until": "2099-01-01T07:00:00Z"}, {}, "--until is one moment"),
         (EVERY_MINUTE, {}, {"notify": "http://nowhere.example/x"}, "may not send to nowhere.example"),
     ],

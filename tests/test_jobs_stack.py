@@ -1,4 +1,4 @@
-"""`nightshift up` and who ends what."""
+"""`nightshift up`: which process ends which."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ NIGHTSHIFT = [sys.executable, "-m", "jobs"]
 
 
 def processes_in(storage: Path) -> list[str]:
-    """Return the processes that know this storage by argument or environment, this one left out."""
+    """Return the processes that have this storage in their arguments or environment, without this one."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -53,7 +53,7 @@ def test_a_trainer_that_ends_without_a_result_has_failed(stack: Stack, settings:
     assert state.why == "the trainer ended without a result; `nightshift logs` shows what it said"
 
 
-def test_a_poison_run_ends_as_lost_when_its_retries_are_spent(stack: Stack, settings: Settings) -> None:
+def test_a_run_that_kills_its_process_is_lost_when_its_retries_are_spent(stack: Stack, settings: Settings) -> None:
     run_id = submit(settings, FakeSpec(ending="crash"), JobRequest(retries=2))
 
     state = reaches(settings.storage, run_id, "lost")
@@ -70,7 +70,7 @@ def test_nothing_of_a_run_is_left_when_it_ends(stack: Stack, settings: Settings)
     assert processes_of(run_id) == []
 
 
-def test_cancel_stops_after_a_checkpoint_and_retry_goes_on_from_it(stack: Stack, settings: Settings) -> None:
+def test_cancel_stops_after_a_checkpoint_and_retry_resumes_from_it(stack: Stack, settings: Settings) -> None:
     run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.05))
     paths = RunPaths.of(settings.storage, run_id)
     assert eventually((paths.folder / "steps.jsonl").exists)
@@ -84,7 +84,7 @@ def test_cancel_stops_after_a_checkpoint_and_retry_goes_on_from_it(stack: Stack,
     assert len((paths.folder / "steps.jsonl").read_text().splitlines()) == 40
 
 
-def test_cancel_now_kills_even_a_stubborn_trainer_and_all_below_it(stack: Stack, settings: Settings) -> None:
+def test_cancel_now_kills_even_a_trainer_that_does_not_stop_and_its_children(stack: Stack, settings: Settings) -> None:
     run_id = submit(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True, leaves_child=True))
     paths = RunPaths.of(settings.storage, run_id)
     assert eventually((paths.folder / "steps.jsonl").exists)
@@ -130,7 +130,7 @@ def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Setting
         Lease.join(paths, 1)
 
 
-def test_two_workers_that_take_one_entry_begin_one_attempt(settings: Settings) -> None:
+def test_two_workers_that_take_one_entry_start_one_attempt(settings: Settings) -> None:
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
 

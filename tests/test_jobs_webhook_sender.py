@@ -1,4 +1,4 @@
-"""Messages about a run's end: signed, allowed, repeated until they arrive."""
+"""Webhooks about the end of a run: signed, sent to allowed hosts only, retried until they arrive."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ from tests.stack import FAKE_WORKER, FakeSpec
 
 
 class Listener(ThreadingHTTPServer):
-    """Answers as `answers` says and keeps what it was told."""
+    """Answers with the status codes in `answers` and keeps the requests."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[dict[str, str], bytes]] = []
@@ -64,7 +64,7 @@ def address(listener: Listener) -> str:
     return f"http://127.0.0.1:{listener.server_port}/hook"
 
 
-def test_the_end_of_a_run_is_told_once_and_signed(telling: Settings, listener: Listener) -> None:
+def test_the_end_of_a_run_is_sent_once_and_signed(telling: Settings, listener: Listener) -> None:
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
     actions.cancel(telling, RunPaths.of(telling.storage, run_id))
 
@@ -92,7 +92,7 @@ def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, li
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
 
 
-def test_a_message_on_its_way_is_not_sent_by_another(telling: Settings, listener: Listener) -> None:
+def test_a_message_that_is_being_sent_is_not_sent_by_another_process(telling: Settings, listener: Listener) -> None:
     meanwhile: list[int] = []
     listener.on_arrival = lambda: meanwhile.append(webhook_sender.deliver(telling))
     run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
@@ -103,7 +103,7 @@ def test_a_message_on_its_way_is_not_sent_by_another(telling: Settings, listener
     assert (arrived, meanwhile, len(listener.heard)) == (1, [0], 1)
 
 
-def test_a_worker_that_leaves_when_the_queues_are_empty_has_told_of_the_last_run(
+def test_a_burst_worker_sends_the_webhook_of_its_last_run(
     telling: Settings, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_WEBHOOK_HOSTS", "127.0.0.1")
@@ -114,7 +114,9 @@ def test_a_worker_that_leaves_when_the_queues_are_empty_has_told_of_the_last_run
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["succeeded"]
 
 
-def test_a_receiver_that_speaks_no_http_keeps_no_other_from_being_told(telling: Settings, listener: Listener) -> None:
+def test_a_receiver_that_does_not_speak_http_does_not_block_other_messages(
+    telling: Settings, listener: Listener
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         threading.Thread(target=_greet, args=(stranger,), daemon=True).start()
         port = stranger.getsockname()[1]

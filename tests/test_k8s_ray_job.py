@@ -155,12 +155,12 @@ def resources_of_worker(manifests: list[Manifest]) -> Manifest:
     ("options", "line"),
     [
         (["--batch-size", "31"], "batch_size 31 does not split evenly over 2 workers"),
-        (["--image", "x y"], "'x y' is no image; write registry/name:tag in lower case"),
-        (["--queue", "a: b"], "'a: b' is no queue; write small letters, digits and -"),
-        (["--namespace", "No"], "'No' is no namespace; write small letters, digits and -"),
-        (["--memory", "much"], "'much' is no amount of memory; write 16Gi"),
-        (["--weights", "b0.pth"], "weights b0.pth is no place of the cluster; write it as /storage/... or as a URL"),
-        (["--name", "a b"], "name 'a b' is no name"),
+        (["--image", "x y"], "'x y' is not a valid image; write registry/name:tag in lower case"),
+        (["--queue", "a: b"], "'a: b' is not a valid queue; write small letters, digits and -"),
+        (["--namespace", "No"], "'No' is not a valid namespace; write small letters, digits and -"),
+        (["--memory", "much"], "'much' is not a valid amount of memory; write 16Gi"),
+        (["--weights", "b0.pth"], "weights b0.pth is not a path of the cluster; write it as /storage/... or as a URL"),
+        (["--name", "a b"], "name 'a b' is not valid"),
     ],
 )
 def test_a_wish_that_can_never_work_prints_no_manifest(options, line):
@@ -173,7 +173,7 @@ def test_a_wish_that_can_never_work_prints_no_manifest(options, line):
 def test_shards_of_the_laptop_are_refused():
     result = CliRunner().invoke(cli, ["k8s", "render", "train", "shards", "--image", "nightshift:0.1.0"])
 
-    assert str(result.exception).startswith("shards shards is no place of the cluster")
+    assert str(result.exception).startswith("shards shards is not a path of the cluster")
 
 
 @pytest.fixture

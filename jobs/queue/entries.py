@@ -52,7 +52,7 @@ class RunEntry(rq.job.Job):
         raise HostileJob(f"entry {self.id[:80]!r} is refused: entries are not called")
 
 
-def new_entry(connection: Redis, run_id: str) -> RunEntry:
+def new_entry(connection: Redis, run_id: str, queue_name: str = "") -> RunEntry:
     """Return a new entry for a run, not saved yet."""
     return cast(
         RunEntry,
@@ -60,6 +60,8 @@ def new_entry(connection: Redis, run_id: str) -> RunEntry:
             RUN_JOB,
             args=(run_id,),
             id=run_id,
+            origin=queue_name,
+            status=rq.job.JobStatus.QUEUED,
             connection=connection,
             serializer=JSONSerializer,
             timeout=NO_TIMEOUT,

@@ -119,7 +119,7 @@ class JobWorker(rq.Worker):
                     self.maintain_heartbeats(job, execution)
                 except redis.RedisError as error:
                     log.warning("Redis does not answer (%s); %s continues without it", type(error).__name__, job.id)
-        self._horse_pid = 0
+        self._horse_pid = 0  # RQ's own field, which RQ's `monitor_work_horse` resets in the same way
         self.executions.pop(execution.id, None)
         return os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
 

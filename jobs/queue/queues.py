@@ -98,8 +98,8 @@ def queue(connection: Redis, priority: str) -> RunQueue:
 
 def enqueue(connection: Redis, run_id: str, priority: str, *, at_front: bool = False) -> None:
     """Put a run into its queue; safe to repeat, the run stands there once."""
-    target, entry = queue(connection, priority), new_entry(connection, run_id)
-    entry.origin, entry._status = target.name, rq.job.JobStatus.QUEUED
+    target = queue(connection, priority)
+    entry = new_entry(connection, run_id, target.name)
     fields = [part for pair in entry.to_dict().items() for part in pair]
     keys = [target.key, target.intermediate_queue_key, entry.key, WAKE_UP_KEY, rq.Queue.redis_queues_keys]
     connection.eval(_PUSH, len(keys), *keys, run_id, "LPUSH" if at_front else "RPUSH", *fields)

@@ -44,21 +44,21 @@ class JobRequest(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _name_is_short_and_plain(cls, name: str | None) -> str | None:
+    def _name_is_valid(cls, name: str | None) -> str | None:
         if name is not None and not NAME.fullmatch(name):
-            raise ValueError(f"name {name!r} is no name; use up to 63 letters, digits, dots, dashes and underscores")
+            raise ValueError(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
         return name
 
     @field_validator("at")
     @classmethod
     def _at_has_a_zone(cls, at: datetime | None) -> datetime | None:
         if at is not None and at.tzinfo is None:
-            raise ValueError(f"time {at} has no zone")
+            raise ValueError(f"time {at} has no time zone; write it with one, such as 2026-11-23T20:00+01:00")
         return at
 
     @field_validator("window")
     @classmethod
-    def _window_is_one(cls, window: str | None) -> str | None:
+    def _window_is_valid(cls, window: str | None) -> str | None:
         return str(TimeWindow.parse(window)) if window else None
 
     def to_json(self) -> dict[str, Any]:
