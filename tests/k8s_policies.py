@@ -9,7 +9,7 @@ from tests.k8s_quantities import number
 
 Policy = Callable[[Sequence[Manifest]], Iterator[str]]
 OUR_IMAGE = "nightshift"
-SECRETS = {  # what k8s/secrets.sh prints, and what the README tells to make for a component
+SECRETS = {  # what k8s/secrets.sh prints, and what the README says to create for a component
     "redis": {"url", "users.acl", "viewer-url", "scaler-username", "scaler-password"},
     "ray-token": {"auth_token"},
     "redis-tls": {"ca.crt", "tls.crt", "tls.key"},
@@ -123,7 +123,7 @@ def no_secret_stands_in_plain_text(manifests: Sequence[Manifest]) -> Iterator[st
 
 
 def secrets_and_keys_are_those_that_exist(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Every reference names a Secret and a key that `k8s/secrets.sh` makes or the README tells to make."""
+    """Every reference names a Secret and a key that `k8s/secrets.sh` makes or the README says to create."""
     for pod in pods(manifests):
         for name, key in _secret_references(pod):
             if name not in SECRETS:

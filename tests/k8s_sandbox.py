@@ -214,7 +214,7 @@ class RunningPod:
     def _enter(self, command: Sequence[str], environment: dict[str, str]) -> str:
         context = self.pod.spec["securityContext"]
         who = f"--userspec={RANDOM_USER}:{context['runAsGroup']} --groups={context['fsGroup']}"
-        # The wish to die with the parent is lost with the change of user, so it is said again after that.
+        # The parent-death signal is cleared by the change of user, so it is set again afterwards.
         locked = "setpriv --no-new-privs --pdeathsig KILL"
         values = quoted([f"{name}={value}" for name, value in environment.items()])
         return f"exec chroot {who} {self.root} env -i {values} {locked} env --chdir=/tmp {quoted(command)}"

@@ -12,14 +12,14 @@ from tests.k8s_quantities import number
 
 
 def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Spreading is a wish: by force, the slices of one GPU, all on one node, would wait for nodes that never come."""
+    """Spreading is preferred, not required: slices of one GPU share a node and would wait forever otherwise."""
     for pod in pods(manifests):
         if any(c["whenUnsatisfiable"] != "ScheduleAnyway" for c in pod.spec.get("topologySpreadConstraints", [])):
             yield f"{pod.name} waits for another node while one has room"
 
 
 def reconciling_ends_before_it_is_killed(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """It may watch until a lease is over, and still has a minute to start and to tell."""
+    """Its deadline covers one lease, plus a minute to start and to report."""
     lease_seconds = float(one(manifests, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_LEASE_SECONDS"])
     allowed = one(manifests, "CronJob", "reconcile")["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"]
     if allowed < max(lease_seconds, STUCK_SECONDS) + SLACK_SECONDS + 60:

@@ -1,6 +1,6 @@
 """A soak of the queue: `python -m tests.queue_soak [RUNS] [WORKERS]`.
 
-Short runs through job workers while, every few seconds, a random horse, trainer, worker or the Redis is killed.
+Short runs through job workers while, every few seconds, a random work-horse, trainer, worker or the Redis is killed.
 Prints figures as JSON and exits 1 unless every run succeeded and was published once, and nothing is left.
 """
 
@@ -76,7 +76,7 @@ def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> 
         return kill_redis(settings)
     below = children_of(worker.pid)
     if victim == "trainer":
-        below = [pid for horse in below for leash in children_of(horse) for pid in children_of(leash)]
+        below = [pid for work_horse in below for guard in children_of(work_horse) for pid in children_of(guard)]
     if not below:
         return "nobody"
     try:

@@ -59,9 +59,9 @@ def start_run(settings: Settings, spec: FakeSpec, request: JobRequest | None = N
 
 
 def test_kill_9_of_the_work_horse_costs_one_attempt(stack: Stack, running: str, settings: Settings) -> None:
-    [horse] = children_of(stack.workers[0].pid)
+    [work_horse] = children_of(stack.workers[0].pid)
 
-    os.kill(horse, signal.SIGKILL)
+    os.kill(work_horse, signal.SIGKILL)
     state = reaches(settings.storage, running, "succeeded")
 
     assert (state.attempt, state.losses) == (2, 1)
@@ -84,8 +84,8 @@ def test_kill_9_of_the_worker_ends_its_work_horse_and_trainer(stack: Stack, runn
 
 @pytest.mark.slow
 def test_kill_9_of_the_guard_leaves_nothing_of_the_run(stack: Stack, running: str, settings: Settings) -> None:
-    [horse] = children_of(stack.workers[0].pid)
-    [guard] = children_of(horse)
+    [work_horse] = children_of(stack.workers[0].pid)
+    [guard] = children_of(work_horse)
 
     os.kill(guard, signal.SIGKILL)
 

@@ -88,14 +88,14 @@ def test_a_run_that_finds_no_room_to_start_waits_for_it(here: Settings, disk: Sm
 
 def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(here: Settings, disk: SmallDisk) -> None:
     paths = RunPaths.of(here.storage, submit(here, FakeSpec()))
-    start_run = claim_run(paths, "a worker", THIS_MACHINE)
-    assert start_run is not None
+    claimed = claim_run(paths, "a worker", THIS_MACHINE)
+    assert claimed is not None
     disk.fill()
 
     order = [sys.executable, "-m", "trainer", str(paths.folder), "--attempt", "1"]  # it knows no such spec
     code = subprocess.run(order, capture_output=True, check=False).returncode
     disk.free()
-    end(paths, start_run.lease, code)
+    end(paths, claimed.lease, code)
     failed = state_of(here.storage, paths.run_id)
     retried = actions.retry(here, paths)
 
@@ -107,15 +107,15 @@ def test_a_trainer_that_finds_no_room_even_to_say_so_has_failed_with_the_cure(he
 def test_an_attempt_sends_heartbeats_on_a_full_disk(here: Settings, disk: SmallDisk) -> None:
     run_id = submit(here, FakeSpec())
     paths = RunPaths.of(here.storage, run_id)
-    start_run = claim_run(paths, "a worker", THIS_MACHINE)
-    assert start_run is not None
+    claimed = claim_run(paths, "a worker", THIS_MACHINE)
+    assert claimed is not None
     disk.fill()
 
     before = heartbeat_of(paths)
-    start_run.lease.heartbeat()
+    claimed.lease.heartbeat()
 
     assert heartbeat_of(paths) != before
-    start_run.lease.check()
+    claimed.lease.check()
 
 
 def test_an_attempt_that_finds_no_room_leaves_its_number_free(here: Settings, disk: SmallDisk) -> None:

@@ -68,12 +68,12 @@ class AwayLauncher:
 
 def test_a_run_that_waits_for_its_cluster_can_be_cancelled(settings: Settings) -> None:
     paths, launcher = RunPaths.of(settings.storage, submit(settings, FakeSpec())), AwayLauncher()
-    horse = Thread(target=tasks.run, args=(settings, launcher, paths.run_id), kwargs={"job_worker": "w"})
-    horse.start()
+    worker_thread = Thread(target=tasks.run, args=(settings, launcher, paths.run_id), kwargs={"job_worker": "w"})
+    worker_thread.start()
     assert eventually(lambda: launcher.asked > 0)
 
     state = actions.cancel(settings, paths)
-    horse.join()
+    worker_thread.join()
 
     assert state.state == "cancelled"
 

@@ -33,7 +33,7 @@ def stack(patient: Settings) -> Iterator[Stack]:
         yield running
 
 
-def wish(shards: Path, workers: int = 1) -> TrainSpec:
+def spec_of(shards: Path, workers: int = 1) -> TrainSpec:
     return TrainSpec(
         shards=str(shards), weights="none", freeze="none", image_size=32, epochs=EPOCHS, lr=2e-3, workers=workers
     )
@@ -46,7 +46,7 @@ def in_epoch(settings: Settings, run_id: str, epoch: int) -> bool:
 def test_a_training_that_is_drained_and_then_killed_succeeds(
     stack: Stack, patient: Settings, digits_shards: Path
 ) -> None:
-    run_id = submit(patient, wish(digits_shards))
+    run_id = submit(patient, spec_of(digits_shards))
     assert eventually(lambda: in_epoch(patient, run_id, 1), seconds=200)
 
     stack.workers[0].terminate()
@@ -69,7 +69,7 @@ def test_a_training_that_is_drained_and_then_killed_succeeds(
 def test_nothing_of_ray_is_left_when_its_job_worker_is_killed(
     stack: Stack, patient: Settings, digits_shards: Path
 ) -> None:
-    run_id = submit(patient, wish(digits_shards, workers=2), JobRequest(retries=0))
+    run_id = submit(patient, spec_of(digits_shards, workers=2), JobRequest(retries=0))
     assert eventually(lambda: any("raylet" in command_of(pid) for pid in processes_of(run_id)), seconds=120)
     ray = len(processes_of(run_id))
 

@@ -56,7 +56,7 @@ def listener() -> Iterator[Listener]:
 
 
 @pytest.fixture
-def telling(settings: Settings) -> Settings:
+def notifying(settings: Settings) -> Settings:
     return replace(settings, webhook_hosts=("127.0.0.1",), webhook_secret="s3cret")
 
 
@@ -64,69 +64,69 @@ def address(listener: Listener) -> str:
     return f"http://127.0.0.1:{listener.server_port}/hook"
 
 
-def test_the_end_of_a_run_is_sent_once_and_signed(telling: Settings, listener: Listener) -> None:
-    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    actions.cancel(telling, RunPaths.of(telling.storage, run_id))
+def test_the_end_of_a_run_is_sent_once_and_signed(notifying: Settings, listener: Listener) -> None:
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
+    actions.cancel(notifying, RunPaths.of(notifying.storage, run_id))
 
-    arrived = [webhook_sender.deliver(telling), webhook_sender.deliver(telling)]
+    arrived = [webhook_sender.deliver(notifying), webhook_sender.deliver(notifying)]
 
     [(headers, body)] = listener.heard
-    told = json.loads(body)
+    sent = json.loads(body)
     assert arrived == [1, 0]
-    assert (told["id"], told["state"], told["why"]) == (run_id, "cancelled", "cancelled before it ran")
+    assert (sent["id"], sent["state"], sent["why"]) == (run_id, "cancelled", "cancelled before it ran")
     assert headers["Nightshift-Signature"] == webhook_sender.signature("s3cret", headers["Nightshift-Timestamp"], body)
-    assert "spec" not in told
+    assert "spec" not in sent
 
 
-def test_a_message_that_did_not_arrive_is_sent_again_later(telling: Settings, listener: Listener) -> None:
+def test_a_message_that_did_not_arrive_is_sent_again_later(notifying: Settings, listener: Listener) -> None:
     listener.answers = [500]
-    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    lose(telling, run_id)
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(notifying, run_id)
 
-    first = webhook_sender.deliver(telling)
-    at_once = webhook_sender.deliver(telling)
-    make_due(telling)
-    later = webhook_sender.deliver(telling)
+    first = webhook_sender.deliver(notifying)
+    at_once = webhook_sender.deliver(notifying)
+    make_due(notifying)
+    later = webhook_sender.deliver(notifying)
 
     assert (first, at_once, later) == (0, 0, 1)
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["lost", "lost"]
 
 
-def test_a_message_that_is_being_sent_is_not_sent_by_another_process(telling: Settings, listener: Listener) -> None:
+def test_a_message_that_is_being_sent_is_not_sent_by_another_process(notifying: Settings, listener: Listener) -> None:
     meanwhile: list[int] = []
-    listener.on_arrival = lambda: meanwhile.append(webhook_sender.deliver(telling))
-    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    lose(telling, run_id)
+    listener.on_arrival = lambda: meanwhile.append(webhook_sender.deliver(notifying))
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(notifying, run_id)
 
-    arrived = webhook_sender.deliver(telling)
+    arrived = webhook_sender.deliver(notifying)
 
     assert (arrived, meanwhile, len(listener.heard)) == (1, [0], 1)
 
 
 def test_a_burst_worker_sends_the_webhook_of_its_last_run(
-    telling: Settings, listener: Listener, monkeypatch: pytest.MonkeyPatch
+    notifying: Settings, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_WEBHOOK_HOSTS", "127.0.0.1")
-    submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
+    submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
 
-    subprocess.run([*FAKE_WORKER, "--burst"], env=job_worker_environment(telling), check=True, timeout=60)
+    subprocess.run([*FAKE_WORKER, "--burst"], env=job_worker_environment(notifying), check=True, timeout=60)
 
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["succeeded"]
 
 
 def test_a_receiver_that_does_not_speak_http_does_not_block_other_messages(
-    telling: Settings, listener: Listener
+    notifying: Settings, listener: Listener
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         threading.Thread(target=_greet, args=(stranger,), daemon=True).start()
         port = stranger.getsockname()[1]
-        lose(telling, submit(telling, FakeSpec(), JobRequest(notify=f"http://127.0.0.1:{port}/")))
-        lose(telling, submit(telling, FakeSpec(), JobRequest(notify=address(listener))))
+        lose(notifying, submit(notifying, FakeSpec(), JobRequest(notify=f"http://127.0.0.1:{port}/")))
+        lose(notifying, submit(notifying, FakeSpec(), JobRequest(notify=address(listener))))
 
-        arrived = webhook_sender.deliver(telling)
+        arrived = webhook_sender.deliver(notifying)
 
     assert arrived == 1
-    [waiting] = (telling.storage / "outbox").glob("*.json")
+    [waiting] = (notifying.storage / "outbox").glob("*.json")
     assert json.loads(waiting.read_text())["tries"] == 1
 
 
@@ -137,14 +137,14 @@ def _greet(stranger: socket.socket) -> None:
         caller.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
 
 
-def test_no_redirect_is_followed(telling: Settings, listener: Listener) -> None:
+def test_no_redirect_is_followed(notifying: Settings, listener: Listener) -> None:
     listener.answers = [302]
-    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    lose(telling, run_id)
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(notifying, run_id)
 
-    assert webhook_sender.deliver(telling) == 0
+    assert webhook_sender.deliver(notifying) == 0
     assert len(listener.heard) == 1
-    assert len(list((telling.storage / "outbox").glob("*.json"))) == 1
+    assert len(list((notifying.storage / "outbox").glob("*.json"))) == 1
 
 
 def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settings: Settings) -> None:
@@ -161,15 +161,15 @@ def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settin
 
 
 def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(
-    telling: Settings, listener: Listener, caplog: pytest.LogCaptureFixture
+    notifying: Settings, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id = submit(telling, FakeSpec(), JobRequest(notify=address(listener)))
-    lose(telling, run_id)
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
+    lose(notifying, run_id)
 
-    webhook_sender.deliver(replace(telling, webhook_hosts=()))
+    webhook_sender.deliver(replace(notifying, webhook_hosts=()))
 
     assert listener.heard == []
-    assert list((telling.storage / "outbox").glob("*.json")) == []
+    assert list((notifying.storage / "outbox").glob("*.json")) == []
     assert "is dropped: --notify may not send to 127.0.0.1" in caplog.text
 
 
