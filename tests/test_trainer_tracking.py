@@ -1,4 +1,4 @@
-"""Runs as TensorBoard and MLflow show them: every epoch once, and no harm from a server that is away."""
+"""TensorBoard and MLflow get every epoch once, and a server that does not answer costs a run nothing."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ def paths(storage: Path) -> RunPaths:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """MLflow's own store in a folder, which its client refuses by now unless it is asked for."""
+    """MLflow's file store, which its client refuses unless a variable allows it."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return (tmp_path / "mlruns").as_uri()
 
@@ -46,8 +46,8 @@ def epoch(paths: RunPaths, number: int, loss: float, attempt: int = 1) -> None:
     append_line(paths.metrics, {**line, "time": time_})
 
 
-def forget_after(paths: RunPaths, number: int) -> None:
-    """What a resumed training does with the lines of epochs that run again."""
+def drop_epochs_after(paths: RunPaths, number: int) -> None:
+    """Remove the lines of epochs that a resumed training repeats."""
     kept = paths.metrics.read_text().splitlines(keepends=True)[:number]
     write_text(paths.metrics, "".join(kept))
 
@@ -79,7 +79,7 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, round(event.value, 3)) for event in points]
 
 
-def test_every_epoch_is_a_point_of_each_curve(paths: RunPaths) -> None:
+def test_tensorboard_has_a_point_of_each_metric_for_every_epoch(paths: RunPaths) -> None:
     with track_run(attempt_at(paths), SPEC):
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
@@ -91,8 +91,8 @@ def test_every_epoch_is_a_point_of_each_curve(paths: RunPaths) -> None:
     assert found.Scalars("valid_loss")[0].wall_time == 1795399260.0
 
 
-def test_curves_are_there_while_the_run_goes_on(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
+def test_metrics_are_written_while_the_run_is_running(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.tracking.tracking.POLL_SECONDS", 0.05)
     with track_run(attempt_at(paths), SPEC):
         for number in (1, 2, 3):
             epoch(paths, number, 1.0 / number)
@@ -101,31 +101,29 @@ def test_curves_are_there_while_the_run_goes_on(paths: RunPaths, monkeypatch: py
     assert curve(paths.events, "valid_loss") == [(1, 1.0), (2, 0.5), (3, 0.333)]
 
 
-def test_an_epoch_that_runs_again_in_the_next_attempt_stands_there_once(paths: RunPaths) -> None:
+def test_an_epoch_that_the_next_attempt_repeats_is_logged_once(paths: RunPaths) -> None:
     stopped_after_two_epochs(paths, attempt_at(paths))
     with track_run(attempt_at(paths), SPEC):
-        forget_after(paths, 1)
+        drop_epochs_after(paths, 1)
         epoch(paths, 2, 0.75, attempt=2)
         epoch(paths, 3, 0.125, attempt=2)
 
     assert curve(paths.events, "valid_loss") == [(1, 0.5), (2, 0.75), (3, 0.125)]
 
 
-def test_an_epoch_that_runs_again_in_one_attempt_stands_there_once(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
-    with track_run(attempt_at(paths), SPEC):  # workers that died are started again
+def test_an_epoch_repeated_within_one_attempt_is_logged_once(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.tracking.tracking.POLL_SECONDS", 0.05)
+    with track_run(attempt_at(paths), SPEC):  # restarted workers repeat epochs
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
         wait_for(lambda: len(curve(paths.events, "lr")) == 2)
-        forget_after(paths, 1)
+        drop_epochs_after(paths, 1)
         epoch(paths, 2, 0.75)
 
     assert curve(paths.events, "valid_loss") == [(1, 0.5), (2, 0.75)]
 
 
-def test_each_trial_of_a_search_has_curves_of_its_own(paths: RunPaths) -> None:
+def test_each_trial_of_a_search_has_its_own_series(paths: RunPaths) -> None:
     with track_run(attempt_at(paths), SPEC):
         for trial, number, value in ((1, 1, 0.5), (2, 1, 0.4), (1, 2, 0.3), (1, 2, 0.9)):
             event = {"event": "epoch", "trial": trial, "epoch": number, "value": value}
@@ -135,7 +133,7 @@ def test_each_trial_of_a_search_has_curves_of_its_own(paths: RunPaths) -> None:
     assert curve(paths.events / "trial-002", "value") == [(1, 0.4)]
 
 
-def test_an_attempt_that_was_overtaken_writes_no_events(paths: RunPaths) -> None:
+def test_an_attempt_that_lost_its_lease_writes_no_events(paths: RunPaths) -> None:
     first = attempt_at(paths)
     attempt_at(paths)
 
@@ -145,24 +143,24 @@ def test_an_attempt_that_was_overtaken_writes_no_events(paths: RunPaths) -> None
     assert not paths.events.exists()
 
 
-def test_a_full_disk_costs_the_curves_and_not_the_run(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_loses_the_event_files_and_not_the_run(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:
     paths.events.write_text("in the way")
 
     with track_run(attempt_at(paths), SPEC):
         epoch(paths, 1, 0.5)
 
-    assert caplog.messages == ["TensorBoard is not told of the run (FileExistsError); it is told when it answers"]
+    assert caplog.messages == ["TensorBoard cannot be reached to log this run (FileExistsError); retrying"]
 
 
-def test_a_tracking_server_has_the_wish_the_curves_and_the_outcome_once(paths: RunPaths, server: str) -> None:
+def test_mlflow_gets_the_spec_the_epochs_and_the_final_metrics_once(paths: RunPaths, server: str) -> None:
     stopped_after_two_epochs(paths, attempt_at(paths, server))
-    interrupted = the_run(server).info.status
+    interrupted = mlflow_run(server).info.status
     second = attempt_at(paths, server)
     with track_run(second, SPEC) as tracking:
         epoch(paths, 3, 0.125, attempt=2)
         tracking.result = result(second)
 
-    run = the_run(server)
+    run = mlflow_run(server)
     assert (interrupted, run.info.status, run.data.tags["nightshift.run"]) == ("KILLED", "FINISHED", paths.run_id)
     assert (run.data.params["epochs"], run.data.params["shards"]) == ("3", "s3://bucket/shards")
     assert {name: run.data.metrics[name] for name in ("final/accuracy", "final/n")} == {
@@ -171,25 +169,25 @@ def test_a_tracking_server_has_the_wish_the_curves_and_the_outcome_once(paths: R
     assert history(server, run.info.run_id, "valid_loss") == [(1, 0.5), (2, 0.25), (3, 0.125)]
 
 
-def test_a_run_that_fails_has_failed_there_too(paths: RunPaths, server: str) -> None:
+def test_mlflow_marks_a_failed_run_as_failed(paths: RunPaths, server: str) -> None:
     with pytest.raises(ValueError, match="a bug"), track_run(attempt_at(paths, server), SPEC):
         raise ValueError("a bug")
 
-    assert the_run(server).info.status == "FAILED"
+    assert mlflow_run(server).info.status == "FAILED"
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A server that takes every connection and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 
 
-def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
+def test_an_unreachable_server_is_logged_once_without_its_password(
     paths: RunPaths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr("trainer.tracking.tracking.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("trainer.tracking.tracking.POLL_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     attempt = attempt_at(paths, f"http://me:hunter2@127.0.0.1:{port}")
@@ -200,16 +198,16 @@ def test_a_server_that_is_away_costs_one_line_that_shows_no_password(
             time.sleep(0.2)
         tracking.result = result(attempt)
 
-    reported = "MLflow at 127.0.0.1 is not told of the run (MlflowException); it is told when it answers"
+    reported = "MLflow at 127.0.0.1 cannot be reached to log this run (MlflowException); retrying"
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [reported]
     assert "hunter2" not in caplog.text + repr(attempt) + repr(tracking)
     assert len(curve(paths.events, "lr")) == 3
 
 
-def test_a_server_that_never_answers_holds_no_run_up(
+def test_a_server_that_never_answers_does_not_delay_the_run(
     paths: RunPaths, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.tracking.tracking.LAST_SECONDS", 1.0)
+    monkeypatch.setattr("trainer.tracking.tracking.FINISH_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     began = time.monotonic()
 
@@ -219,7 +217,7 @@ def test_a_server_that_never_answers_holds_no_run_up(
     assert time.monotonic() - began < 20  # loading the client takes seconds on a busy machine
 
 
-def test_the_names_of_images_are_not_sent(paths: RunPaths, server: str, tmp_path: Path) -> None:
+def test_names_of_images_are_not_sent_to_mlflow(paths: RunPaths, server: str, tmp_path: Path) -> None:
     spec: AnySpec = PredictSpec(model="train-20261123-010000-abc123", images=("/scans/patient-name.png",))
 
     with track_run(attempt_at(paths, server), spec):
@@ -228,7 +226,7 @@ def test_the_names_of_images_are_not_sent(paths: RunPaths, server: str, tmp_path
     assert not (tmp_path / "mlruns").exists()
 
 
-def the_run(server: str):
+def mlflow_run(server: str):
     client = MlflowClient(tracking_uri=server)
     experiment = client.get_experiment_by_name("nightshift")
     [run] = client.search_runs([experiment.experiment_id])
@@ -248,15 +246,15 @@ def wait_for(holds, seconds: float = 20) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_training_that_is_resumed_has_each_epoch_once(
+def test_a_resumed_training_logs_each_epoch_once(
     storage: Path, digits_shards: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     paths = RunPaths.of(storage, "train-20261123-020000-abc123")
     paths.folder.mkdir()
-    wish = {"weights": "none", "freeze": "none", "image_size": 32, "epochs": 3}
-    write_json(paths.spec, TrainSpec(shards=str(digits_shards), **wish).to_json())
+    options = {"weights": "none", "freeze": "none", "image_size": 32, "epochs": 3}
+    write_json(paths.spec, TrainSpec(shards=str(digits_shards), **options).to_json())
 
     with subprocess.Popen([sys.executable, "-m", "trainer", paths.folder]) as first:
         wait_for(lambda: list(paths.checkpoints.glob("step-*")), seconds=120)
@@ -266,7 +264,7 @@ def test_a_real_training_that_is_resumed_has_each_epoch_once(
     epochs = [1, 2, 3]
     assert (first.returncode, second.returncode) == (-9, 0)
     assert [step for step, _ in curve(paths.events, "valid_accuracy")] == epochs
-    run = the_run(server)
+    run = mlflow_run(server)
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(server, run.info.run_id, "valid_accuracy")] == epochs
     assert run.data.metrics["final/accuracy"] == read_json(paths.result)["metrics"]["accuracy"]

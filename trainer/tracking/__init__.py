@@ -1,1 +1,1 @@
-"""A run as TensorBoard and MLflow show it."""
+"""Trackers of a run: TensorBoard and MLflow."""

@@ -1,4 +1,4 @@
-"""What a run tells epoch by epoch, read back from its files. Imports neither torch nor ray."""
+"""The metrics of each epoch, read back from the files of a run. Imports neither torch nor ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,44 +8,43 @@ from typing import Any, TypeAlias
 from cluster.files import read_lines
 from cluster.run_paths import RunPaths
 
-NO_FIGURES = ("epoch", "epochs", "attempt", "trial")
+NOT_METRICS = ("epoch", "epochs", "attempt", "trial")
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch.
+    """The metrics of one epoch.
 
     Attributes:
-        epoch: Its number, from 1.
-        moment: When it ended, in seconds since 1970.
-        figures: Losses, accuracies, rates and speeds by name.
+        epoch: Number of the epoch, from 1.
+        timestamp: When the epoch ended, in seconds since 1970.
+        metrics: Losses, accuracies, learning rates and speeds by name.
     """
 
     epoch: int
-    moment: float
-    figures: Mapping[str, float]
+    timestamp: float
+    metrics: Mapping[str, float]
 
 
-EpochHistory: TypeAlias = dict[
-    str, tuple[EpochMetrics, ...]
-]  # by series: "" is the training itself, "trial-003" one of a search
+EpochHistory: TypeAlias = dict[str, tuple[EpochMetrics, ...]]  # key "": the run itself; key "trial-003": trial 3
 
 
 def read_epoch_history(paths: RunPaths) -> EpochHistory:
-    """Return all epochs that count, each once, whatever attempts have run twice."""
+    """Return the metrics of each epoch once, also where a later attempt repeated epochs."""
     found: dict[str, dict[int, EpochMetrics]] = {}
     for line in read_lines(paths.metrics):
-        found.setdefault("", {})[int(line["epoch"])] = _point(line)  # of an epoch that ran again the last line counts
+        found.setdefault("", {})[int(line["epoch"])] = _epoch_metrics(line)  # the last line of a repeated epoch counts
     for event in read_lines(paths.trials):
-        if event.get("event") == "epoch":  # and of a trial's the first, as its ledger says
-            found.setdefault(f"trial-{event['trial']:03d}", {}).setdefault(int(event["epoch"]), _point(event))
-    return {series: tuple(points[epoch] for epoch in sorted(points)) for series, points in found.items()}
+        if event.get("event") == "epoch":  # the first report of a trial's epoch counts, as in the trial journal
+            epochs = found.setdefault(f"trial-{event['trial']:03d}", {})
+            epochs.setdefault(int(event["epoch"]), _epoch_metrics(event))
+    return {series: tuple(epochs[epoch] for epoch in sorted(epochs)) for series, epochs in found.items()}
 
 
-def _point(line: Mapping[str, Any]) -> EpochMetrics:
-    figures = {
+def _epoch_metrics(line: Mapping[str, Any]) -> EpochMetrics:
+    metrics = {
         name: float(value)
         for name, value in line.items()
-        if name not in NO_FIGURES and isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in NOT_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return EpochMetrics(int(line["epoch"]), datetime.fromisoformat(line["time"]).timestamp(), figures)
+    return EpochMetrics(int(line["epoch"]), datetime.fromisoformat(line["time"]).timestamp(), metrics)

@@ -1,4 +1,4 @@
-"""TensorBoard event files beside the report: `tensorboard --logdir STORAGE/runs` shows all runs as they go."""
+"""TensorBoard event files in the run folder: `tensorboard --logdir STORAGE/runs` shows all runs while they train."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,32 +9,32 @@ from trainer.tracking.history import EpochHistory, EpochMetrics
 
 @dataclass
 class TensorBoardWriter:
-    """The event files of one attempt, which replace those of the attempts before it."""
+    """Writes the event files of one attempt, which replace those of earlier attempts."""
 
     paths: RunPaths
-    _shown: EpochHistory = field(default_factory=dict)
+    _written: EpochHistory = field(default_factory=dict)
     _writers: dict[str, Any] = field(default_factory=dict)
 
-    def show(self, curves: EpochHistory) -> None:
-        """Write what is new; a curve anew where what was written has changed, as when epochs run again.
+    def log_epochs(self, history: EpochHistory) -> None:
+        """Write the new epochs; rewrite a series whose earlier epochs changed, as when epochs are repeated.
 
         Raises:
             OSError: The storage is full.
         """
-        for series, points in curves.items():
-            before = self._shown.get(series, ())
-            if series not in self._writers or points[: len(before)] != before:
-                self._begin(series)
-                before = ()
-            self._write(series, points[len(before) :])
-            self._shown[series] = points
+        for series, epochs in history.items():
+            written = self._written.get(series, ())
+            if series not in self._writers or epochs[: len(written)] != written:
+                self._open(series)
+                written = ()
+            self._write(series, epochs[len(written) :])
+            self._written[series] = epochs
 
-    def end(self, status: str, figures: dict[str, Any]) -> None:  # noqa: ARG002, curves are all that is shown here
-        """Close the files."""
+    def finish(self, status: str, metrics: dict[str, Any]) -> None:  # noqa: ARG002 -- TensorBoard shows epochs only
+        """Close the event files."""
         for writer in self._writers.values():
             writer.close()
 
-    def _begin(self, series: str) -> None:
+    def _open(self, series: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- only when there is something to write
 
         if series in self._writers:
@@ -44,8 +44,8 @@ class TensorBoardWriter:
             old.unlink()
         self._writers[series] = SummaryWriter(str(folder))
 
-    def _write(self, series: str, points: tuple[EpochMetrics, ...]) -> None:
-        for point in points:
-            for name, value in point.figures.items():
-                self._writers[series].add_scalar(name, value, point.epoch, point.moment)
+    def _write(self, series: str, epochs: tuple[EpochMetrics, ...]) -> None:
+        for epoch in epochs:
+            for name, value in epoch.metrics.items():
+                self._writers[series].add_scalar(name, value, epoch.epoch, epoch.timestamp)
         self._writers[series].flush()

@@ -1,4 +1,4 @@
-"""Shows a run to TensorBoard and MLflow as it goes: a thread that reads the run's files, and can harm nothing."""
+"""Logs a run to TensorBoard and MLflow while it runs: a thread that reads the run's files and cannot fail the run."""
 
 import logging
 import threading
@@ -19,92 +19,92 @@ from trainer.tracking.history import EpochHistory, read_epoch_history
 from trainer.tracking.mlflow import MlflowRun
 from trainer.tracking.tensorboard import TensorBoardWriter
 
-LOOK_SECONDS = 2.0
-AGAIN_SECONDS = 60.0  # after a failure
-LAST_SECONDS = 30.0  # that the end of a run waits for a slow server
-SHOWN = ("train", "search", "evaluate")  # the wish of the others may hold names of images
+POLL_SECONDS = 2.0
+RETRY_SECONDS = 60.0  # after a failure
+FINISH_TIMEOUT_SECONDS = 30.0  # how long the end of a run waits for a slow server
+TRACKED_KINDS = ("train", "search", "evaluate")  # the specs of other kinds may hold names of images
 
 logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """A place where people look at runs."""
+    """A destination for the metrics of a run."""
 
-    def show(self, curves: EpochHistory) -> None:
-        """Show all epochs so far."""
+    def log_epochs(self, history: EpochHistory) -> None:
+        """Log all epochs so far."""
 
-    def end(self, status: str, figures: dict[str, Any]) -> None:
-        """Show how the run ended: FINISHED, FAILED or KILLED, in MLflow's words."""
+    def finish(self, status: str, metrics: dict[str, Any]) -> None:
+        """Log the final metrics and the status in MLflow's words: FINISHED, FAILED or KILLED."""
 
 
 @dataclass
 class RetryingTracker:
-    """Tries to show things on one screen, and says once that it fails.
+    """Calls a tracker, retries after failures, and logs the first failure only.
 
     Attributes:
-        name: Of the screen, fit for the log.
+        name: Name of the tracker in log lines.
     """
 
     name: str
-    screen: Tracker
+    tracker: Tracker
     _failed_at: float | None = None
 
-    def attempt(self, show: Callable[[Tracker], None], *, at_last: bool = False) -> None:
-        """Show something; after a failure not before a while, but for the last time."""
-        if self._failed_at is not None and not at_last and time.monotonic() - self._failed_at < AGAIN_SECONDS:
+    def attempt(self, call: Callable[[Tracker], None], *, is_last: bool = False) -> None:
+        """Call the tracker; skip the call for `RETRY_SECONDS` after a failure unless it is the last one."""
+        if self._failed_at is not None and not is_last and time.monotonic() - self._failed_at < RETRY_SECONDS:
             return
         try:
-            show(self.screen)
-        except Exception as error:  # whatever it is, no run ends because nobody can look at it
-            if self._failed_at is None:  # not its text, which may hold the address with a password
-                cure = "install nightshift[mlflow]" if isinstance(error, ImportError) else "it is told when it answers"
-                logger.warning("%s is not told of the run (%s); %s", self.name, type(error).__name__, cure)
+            call(self.tracker)
+        except Exception as error:  # no failure of a tracker may fail the run
+            if self._failed_at is None:  # without the error's text, which may hold a URL with a password
+                hint = "install nightshift[mlflow]" if isinstance(error, ImportError) else "retrying"
+                logger.warning("%s cannot be reached to log this run (%s); %s", self.name, type(error).__name__, hint)
             self._failed_at = time.monotonic()
 
 
 @dataclass
 class Tracking:
-    """A run that is shown.
+    """The tracking of one run.
 
     Attributes:
-        result: Set when the run has succeeded.
-        status: How it ended, in MLflow's words.
+        result: Set when the run succeeds.
+        status: Status of the run at its end, in MLflow's words.
     """
 
     attempt: Attempt
-    screens: list[RetryingTracker]
+    trackers: list[RetryingTracker]
     result: RunResult | None = None
     status: str = "FAILED"
-    _over: threading.Event = field(default_factory=threading.Event)
+    _finished: threading.Event = field(default_factory=threading.Event)
 
-    def go_on(self) -> None:
-        """Look again and again until the run is over, and once more then."""
-        is_over = False
-        while not is_over:
-            is_over = self._over.wait(LOOK_SECONDS)
+    def run(self) -> None:
+        """Poll the files of the run until it finishes, and once more after that."""
+        is_finished = False
+        while not is_finished:
+            is_finished = self._finished.wait(POLL_SECONDS)
             try:
                 self.attempt.lease.check()
             except LeaseLost:
                 return
-            curves = read_epoch_history(self.attempt.paths)
-            for patience in self.screens:
-                if curves:
-                    patience.attempt(methodcaller("show", curves), at_last=is_over)
-        figures = self.result.metrics if self.result else {}
-        for patience in self.screens:
-            patience.attempt(methodcaller("end", self.status, figures), at_last=True)
+            history = read_epoch_history(self.attempt.paths)
+            for tracker in self.trackers:
+                if history:
+                    tracker.attempt(methodcaller("log_epochs", history), is_last=is_finished)
+        metrics = self.result.metrics if self.result else {}
+        for tracker in self.trackers:
+            tracker.attempt(methodcaller("finish", self.status, metrics), is_last=True)
 
     def finish(self, status: str) -> None:
-        """Say that the run is over."""
+        """Set the final status and let the thread end."""
         self.status = status
-        self._over.set()
+        self._finished.set()
 
 
 @contextmanager
 def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
-    """Show a run while the block runs; set the `result` of what is yielded when there is one."""
-    tracking = Tracking(attempt, _screens(attempt, spec))
-    thread = threading.Thread(target=tracking.go_on, name="tracking", daemon=True)
+    """Track a run while the block executes; the caller sets `result` on the yielded object."""
+    tracking = Tracking(attempt, _trackers(attempt, spec))
+    thread = threading.Thread(target=tracking.run, name="tracking", daemon=True)
     thread.start()
     try:
         yield tracking
@@ -113,14 +113,14 @@ def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
         raise
     finally:
         tracking.finish("FINISHED" if tracking.result else tracking.status)
-        thread.join(LAST_SECONDS)
+        thread.join(FINISH_TIMEOUT_SECONDS)
 
 
-def _screens(attempt: Attempt, spec: AnySpec) -> list[RetryingTracker]:
-    if spec.kind not in SHOWN:
+def _trackers(attempt: Attempt, spec: AnySpec) -> list[RetryingTracker]:
+    if spec.kind not in TRACKED_KINDS:
         return []
-    found = [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
+    trackers = [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
     if uri := attempt.settings.mlflow_uri:
         name = f"MLflow at {urlsplit(uri).hostname or 'its storage'}"
-        found.append(RetryingTracker(name, MlflowRun(uri, attempt.paths.run_id, spec.to_json())))
-    return found
+        trackers.append(RetryingTracker(name, MlflowRun(uri, attempt.paths.run_id, spec.to_json())))
+    return trackers
