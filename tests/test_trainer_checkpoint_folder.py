@@ -28,7 +28,7 @@ def write(folder, value=1.0):
     )
 
 
-def test_a_folder_is_read_back_as_it_was_written(tmp_path):
+def test_a_checkpoint_reads_back_as_written(tmp_path):
     write(tmp_path / "step-3")
 
     manifest = read_verified_manifest(tmp_path / "step-3")
@@ -40,7 +40,7 @@ def test_a_folder_is_read_back_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("size", [0, 1, 40])
-def test_each_file_cut_short_is_noticed_and_the_checkpoint_before_it_is_taken(tmp_path, caplog, name, size):
+def test_a_truncated_file_is_detected_and_the_checkpoint_before_it_is_used(tmp_path, caplog, name, size):
     write(step_folder(tmp_path, 1))
     write(step_folder(tmp_path, 2))
     with (step_folder(tmp_path, 2) / name).open("r+b") as file:
@@ -49,11 +49,11 @@ def test_each_file_cut_short_is_noticed_and_the_checkpoint_before_it_is_taken(tm
     found = latest_valid_checkpoint(tmp_path)
 
     assert found == step_folder(tmp_path, 1)
-    assert "going on from the one before" in caplog.text
+    assert "using the checkpoint before it" in caplog.text
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_file_that_is_missing_is_noticed(tmp_path, name):
+def test_each_missing_file_is_detected(tmp_path, name):
     write(tmp_path / "step-1")
     (tmp_path / "step-1" / name).unlink()
 
@@ -61,13 +61,13 @@ def test_each_file_that_is_missing_is_noticed(tmp_path, name):
         read_verified_manifest(tmp_path / "step-1")
 
 
-def test_one_changed_byte_is_noticed(tmp_path):
+def test_one_changed_byte_is_detected(tmp_path):
     write(tmp_path / "step-1")
     with (tmp_path / "step-1" / "model.safetensors").open("r+b") as file:
         file.seek(-5, 2)
         file.write(b"\xff")
 
-    with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors differs from its sha256"):
+    with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors does not match its sha256"):
         read_verified_manifest(tmp_path / "step-1")
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     manifest = json.loads((tmp_path / "step-1" / "manifest.json").read_text())
     (tmp_path / "step-1" / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
 
-    with pytest.raises(CheckpointError, match="is of version 2, this program reads version 1"):
+    with pytest.raises(CheckpointError, match="has version 2 and this program reads version 1"):
         read_verified_manifest(tmp_path / "step-1")
 
 
@@ -87,17 +87,17 @@ def test_a_pickle_is_not_read_as_tensors(tmp_path):
         read_tensors(tmp_path / "model.safetensors")
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_half_written(tmp_path):
+def test_a_full_disk_leaves_the_last_valid_checkpoint_and_no_partial_file(tmp_path):
     write(step_folder(tmp_path, 1))
 
-    with no_file_above(2000), pytest.raises(CheckpointError, match="free space there and retry the run"):
+    with file_size_limit(2000), pytest.raises(CheckpointError, match="free space there and retry the run"):
         write(step_folder(tmp_path, 2))
 
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
     assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
 
 
-def test_writing_a_folder_again_replaces_it_whole(tmp_path):
+def test_writing_a_checkpoint_again_replaces_it(tmp_path):
     write(tmp_path / "best", 1.0)
     write(tmp_path / "best", 2.0)
 
@@ -107,7 +107,7 @@ def test_writing_a_folder_again_replaces_it_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-def test_the_newest_two_checkpoints_are_kept(tmp_path):
+def test_the_latest_two_checkpoints_are_kept(tmp_path):
     for step in (9, 10, 100):
         write(step_folder(tmp_path, step))
 
@@ -116,7 +116,7 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
 
 
-def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
+def test_without_a_checkpoint_none_is_returned(tmp_path):
     write(tmp_path / "step-1")
     shutil.rmtree(tmp_path / "step-1")
 
@@ -124,8 +124,8 @@ def test_no_checkpoint_at_all_is_a_fresh_start(tmp_path):
 
 
 @contextmanager
-def no_file_above(size):
-    """Let the system refuse to write a file beyond `size` bytes, as a full disk refuses it."""
+def file_size_limit(size):
+    """Make writes beyond `size` bytes fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

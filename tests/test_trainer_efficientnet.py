@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def backbone():
-    """A backbone whose running statistics have moved, as trained ones have."""
+    """A backbone whose running statistics are not the initial ones, like a trained one's."""
     torch.manual_seed(0)
     found = Backbone(64)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def backbone():
     return found.eval()
 
 
-def test_a_frozen_backbone_does_not_move_when_the_model_trains(backbone):
+def test_a_frozen_backbone_does_not_change_when_the_model_trains(backbone):
     backbone.freeze("all")
     before = backbone_sha256(backbone)
 
@@ -36,11 +36,11 @@ def test_a_frozen_backbone_does_not_move_when_the_model_trains(backbone):
     first, second = backbone(torch.ones(4, 3, 64, 64)), backbone(torch.ones(4, 3, 64, 64))
 
     assert backbone_sha256(backbone) == before
-    assert torch.equal(first, second)  # no connection is dropped
+    assert torch.equal(first, second)  # no drop connect
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
-def test_freezing_three_stages_leaves_the_blocks_after_them_to_train(backbone):
+def test_freezing_three_stages_leaves_later_blocks_trainable(backbone):
     backbone.freeze("3").train()
 
     blocks = [any(p.requires_grad for p in block.parameters()) for block in backbone.network._blocks]
@@ -50,7 +50,7 @@ def test_freezing_three_stages_leaves_the_blocks_after_them_to_train(backbone):
     assert [block.training for block in backbone.network._blocks] == blocks
 
 
-def test_kept_statistics_do_not_move_but_scales_and_shifts_learn(backbone):
+def test_frozen_statistics_do_not_change_but_scales_and_shifts_get_gradients(backbone):
     backbone.freeze("3", freeze_bn_statistics=True).train()
     before = {name: value.clone() for name, value in backbone.named_buffers()}
 
@@ -60,10 +60,10 @@ def test_kept_statistics_do_not_move_but_scales_and_shifts_learn(backbone):
     last = backbone.network._bn1
     assert float(last.weight.grad.abs().sum()) > 0
     assert float(last.bias.grad.abs().sum()) > 0
-    assert backbone.network._blocks[15].training  # drops connections
+    assert backbone.network._blocks[15].training  # applies drop connect
 
 
-def test_statistics_move_in_what_trains_where_they_are_not_kept(backbone):
+def test_statistics_of_trainable_blocks_are_updated_unless_frozen(backbone):
     backbone.freeze("3").train()
     before = {name: value.clone() for name, value in backbone.named_buffers()}
 
@@ -78,13 +78,13 @@ def test_statistics_move_in_what_trains_where_they_are_not_kept(backbone):
     ("norms", "pretrained", "kept"),
     [("auto", True, True), ("auto", False, False), ("kept", False, True), ("batch", True, False)],
 )
-def test_statistics_are_kept_where_they_are_worth_it(norms, pretrained, kept):
+def test_statistics_are_frozen_for_pretrained_weights_by_default(norms, pretrained, kept):
     spec = train_spec(Path("digits"), norms=norms)
 
     assert keeps_statistics(spec, pretrained=pretrained) is kept
 
 
-def test_norms_that_train_are_synchronised_and_keep_their_names(backbone):
+def test_trainable_batch_norms_become_sync_batch_norms_with_the_same_names(backbone):
     names, parameters = list(backbone.state_dict()), list(backbone.parameters())
     backbone.freeze("3")
 
@@ -99,7 +99,7 @@ def test_norms_that_train_are_synchronised_and_keep_their_names(backbone):
     assert (network._bn1.eps, network._bn1.momentum) == (network._bn0.eps, network._bn0.momentum)
 
 
-def test_kept_norms_are_not_synchronised(backbone):
+def test_batch_norms_with_frozen_statistics_are_not_converted(backbone):
     backbone.freeze("none", freeze_bn_statistics=True)
 
     backbone.convert_sync_batchnorm()
@@ -119,7 +119,7 @@ def test_the_head_computes_in_float32_under_autocast():
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.03)])
 @pytest.mark.parametrize("layout", ["efficientnet_pytorch", "torchvision"])
-def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, tolerance, layout):
+def test_the_folded_backbone_computes_the_features_of_the_backbone(precision, tolerance, layout):
     torch.manual_seed(0)
     backbone = Backbone(64, layout)
     images = torch.randint(0, 256, (11, 1, 64, 64), dtype=torch.uint8)
@@ -134,7 +134,7 @@ def test_the_fast_forward_gives_the_features_of_the_plain_one(precision, toleran
     assert (found - expected).norm() / expected.norm() < tolerance
 
 
-def test_several_threads_give_the_features_of_one_to_the_last_bit(backbone):
+def test_several_threads_compute_bit_identical_features(backbone):
     images = torch.randint(0, 256, (35, 1, 64, 64), dtype=torch.uint8)
     normalise = partial(normalised, config=CONFIG)
     fast = FoldedBackbone(backbone, "fp32", CPU)
@@ -163,7 +163,7 @@ def test_gray_images_are_normalised_as_three_equal_channels():
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_stronger_augmentation_changes_more_and_one_of_strength_nought_only_flips():
+def test_stronger_augmentation_changes_more_and_strength_zero_only_flips():
     images = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
 
     def change(strength):
@@ -179,7 +179,7 @@ def test_a_stronger_augmentation_changes_more_and_one_of_strength_nought_only_fl
     assert 0 < mild < strong
 
 
-def test_augmentation_draws_for_each_image_and_keeps_shape_and_type():
+def test_augmentation_is_random_per_image_and_keeps_shape_and_dtype():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8).expand(4, 1, 64, 64)
 

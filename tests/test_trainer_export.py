@@ -47,7 +47,7 @@ def digits(digits_shards):
 
 
 def probabilities(form, path, images):
-    """What another program would get from the file."""
+    """The probabilities that another program computes with the file."""
     if form == "onnx":
         return onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
     return TorchScript().run(path, torch.from_numpy(images))
@@ -55,9 +55,9 @@ def probabilities(form, path, images):
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
 @pytest.mark.parametrize("count", [1, 7])
-def test_another_program_gets_what_predict_says(trained, exported, digits, form, count):
+def test_another_program_computes_the_probabilities_of_predict(trained, exported, digits, form, count):
     paths, _ = exported[form]
-    predictor = Predictor.of(trained[1], torch.device("cpu"))
+    predictor = Predictor.load(trained[1], torch.device("cpu"))
 
     found = probabilities(form, paths.exported(EXPORT_FORMATS[form].ending), digits[:count])
 
@@ -67,22 +67,22 @@ def test_another_program_gets_what_predict_says(trained, exported, digits, form,
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
-def test_the_file_carries_classes_normalisation_and_threshold(trained, exported, form):
+def test_the_metadata_have_classes_normalisation_and_threshold(trained, exported, form):
     paths, _ = exported[form]
     stored = read_json(trained[1] / "calibration.json")
 
-    facts = EXPORT_FORMATS[form].facts(paths.exported(EXPORT_FORMATS[form].ending))
+    metadata = EXPORT_FORMATS[form].metadata(paths.exported(EXPORT_FORMATS[form].ending))
 
-    assert json.loads(facts["classes"]) == list("0123456789")
-    assert facts["normalisation"] == "inside"
-    assert facts["mean"] == "0.485 0.456 0.406"
-    assert facts["image_size"] == "32"
-    assert (facts["positive"], float(facts["threshold"])) == ("3", stored["threshold"])
-    assert facts["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
+    assert json.loads(metadata["classes"]) == list("0123456789")
+    assert metadata["normalisation"] == "inside"
+    assert metadata["mean"] == "0.485 0.456 0.406"
+    assert metadata["image_size"] == "32"
+    assert (metadata["positive"], float(metadata["threshold"])) == ("3", stored["threshold"])
+    assert metadata["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
-def test_the_result_says_how_well_file_and_model_agree(exported, form):
+def test_the_result_has_the_largest_difference_from_the_model(exported, form):
     paths, result = exported[form]
 
     assert result.metrics["n"] == 16
@@ -90,16 +90,16 @@ def test_the_result_says_how_well_file_and_model_agree(exported, form):
     assert result.details["sha256"] == sha256_of(paths.exported(EXPORT_FORMATS[form].ending))
 
 
-def test_the_file_is_copied_to_where_it_is_wanted(trained, tmp_path):
+def test_the_file_is_copied_to_the_output_path(trained, tmp_path):
     storage, model = trained
-    wanted = tmp_path / "model.pt"
+    output = tmp_path / "model.pt"
 
-    done(storage, build(ExportSpec, model=str(model), format="torchscript", output=str(wanted)), "copied")
+    done(storage, build(ExportSpec, model=str(model), format="torchscript", output=str(output)), "copied")
 
-    assert wanted.read_bytes() == (storage / "runs" / "copied" / "model.pt").read_bytes()
+    assert output.read_bytes() == (storage / "runs" / "copied" / "model.pt").read_bytes()
 
 
-def test_without_real_images_nothing_is_exported(trained, tmp_path):
+def test_without_sample_images_nothing_is_exported(trained, tmp_path):
     spec = build(ExportSpec, model=str(trained[1]), format="torchscript")
 
     with pytest.raises(SpecError, match="name images or shards with --samples"):
@@ -108,7 +108,7 @@ def test_without_real_images_nothing_is_exported(trained, tmp_path):
     assert not list((tmp_path / "runs" / "run").glob("*model*"))
 
 
-def test_images_can_be_named_to_compare_on(trained, tmp_path, digits_shards):
+def test_sample_images_can_be_given(trained, tmp_path, digits_shards):
     folder = digits_shards.parent / "images" / "test" / "4"
     spec = build(ExportSpec, model=str(trained[1]), format="torchscript", samples=str(folder))
 
@@ -119,7 +119,7 @@ def test_images_can_be_named_to_compare_on(trained, tmp_path, digits_shards):
 
 @dataclass
 class FromElsewhere:
-    """A format whose file says what it is told to, as one of a damaged exporter would."""
+    """A format whose file differs from the model, as a faulty exporter would write it."""
 
     model: ExportedModel
     shift: float
@@ -128,18 +128,18 @@ class FromElsewhere:
     def run(self, path, images):
         return self.model(images).detach().numpy() + self.shift
 
-    def facts(self, path):
+    def metadata(self, path):
         return self.carried
 
 
 @pytest.mark.parametrize(
     ("shift", "loses", "words"),
-    [(0.001, False, "differs from the model by 0.001"), (np.nan, False, "by nan"), (0.0, True, "metadata")],
+    [(0.001, False, "differ from the model by 0.001"), (np.nan, False, "by nan"), (0.0, True, "metadata")],
 )
-def test_a_file_that_disagrees_with_the_model_is_refused(trained, digits, shift, loses, words):
+def test_a_file_that_differs_from_the_model_is_not_published(trained, digits, shift, loses, words):
     model, config, _ = read_model(trained[1])
-    deployed, facts = ExportedModel(model, config, Calibration()), export_metadata(config, Calibration(), "")
-    form = FromElsewhere(deployed, shift, {} if loses else facts)
+    exported_model, metadata = ExportedModel(model, config, Calibration()), export_metadata(config, Calibration(), "")
+    form = FromElsewhere(exported_model, shift, {} if loses else metadata)
 
     with pytest.raises(TrainerError, match=words):
-        verify_export(form, Path("file"), deployed, facts, torch.from_numpy(digits))
+        verify_export(form, Path("file"), exported_model, metadata, torch.from_numpy(digits))

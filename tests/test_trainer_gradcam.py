@@ -13,7 +13,7 @@ CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size
 
 @pytest.fixture(scope="module")
 def model():
-    """A network of random weights whose head reads one number: how strong the features are."""
+    """A network with random weights whose head sums the features."""
     torch.manual_seed(0)
     built = build_model(CONFIG).eval()
     built.head = torch.nn.Linear(1280, 2)

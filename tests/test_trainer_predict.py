@@ -164,7 +164,7 @@ def test_a_run_that_is_asked_to_stop_leaves_no_half_table(tmp_path, model, digit
     paths = new_run(tmp_path, spec)
     write_json(paths.stop, {"reason": "cancel", "attempt": None})
 
-    with pytest.raises(Stopped, match="predict begins anew when it is resumed"):
+    with pytest.raises(Stopped, match="predict starts from the beginning when it is resumed"):
         attempted(paths, spec)
 
     assert not list(paths.folder.glob("*predictions.csv*"))

@@ -40,7 +40,7 @@ def server():
     web.server_close()
 
 
-def test_the_official_file_is_downloaded_once_per_storage(server, tmp_path):
+def test_the_imagenet_file_is_downloaded_once_per_storage(server, tmp_path):
     paths = {resolve_weights("imagenet", tmp_path, url=server.url) for _ in range(3)}
 
     assert paths == {tmp_path / "weights" / NAME}
@@ -48,54 +48,54 @@ def test_the_official_file_is_downloaded_once_per_storage(server, tmp_path):
     assert server.requests == 1
 
 
-def test_of_many_that_want_the_official_file_at_once_one_downloads_it(server, tmp_path):
+def test_of_concurrent_requests_one_downloads_the_imagenet_file(server, tmp_path):
     found = []
-    seekers = [
+    threads = [
         threading.Thread(target=lambda: found.append(resolve_weights("imagenet", tmp_path, url=server.url)))
         for _ in range(8)
     ]
 
-    for seeker in seekers:
-        seeker.start()
-    for seeker in seekers:
-        seeker.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
     assert found == [tmp_path / "weights" / NAME] * 8
     assert server.requests == 1
 
 
-def test_a_download_with_other_bytes_is_refused_and_removed(server, tmp_path):
+def test_a_download_with_another_sha256_is_refused_and_deleted(server, tmp_path):
     server.content = CONTENT[:-1]
 
-    with pytest.raises(WeightsError, match=r"sha256 begins with \w{8} instead of \w{8}; the damaged file was removed"):
+    with pytest.raises(WeightsError, match=r"sha256 begins with \w{8} instead of \w{8}; the damaged file was deleted"):
         resolve_weights("imagenet", tmp_path, url=server.url)
 
     assert [file.name for file in (tmp_path / "weights").iterdir()] == [f".{NAME}.lock"]
 
 
-def test_without_a_network_the_error_says_which_file_to_bring_and_where(tmp_path):
+def test_without_a_network_the_error_names_the_url_and_the_folder(tmp_path):
     with pytest.raises(WeightsError) as caught:
         resolve_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}")
 
     line = str(caught.value)
     assert line.startswith(f"{NAME} cannot be downloaded (")
-    assert f"bring it from http://127.0.0.1:9/{NAME} into {tmp_path / 'weights'}" in line
+    assert f"download it from http://127.0.0.1:9/{NAME} to {tmp_path / 'weights'}" in line
     assert "\n" not in line
 
 
-def test_a_file_brought_by_hand_is_used_without_a_network(tmp_path):
+def test_a_file_copied_by_hand_is_used_without_a_network(tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / NAME).write_bytes(CONTENT)
 
     assert resolve_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}") == tmp_path / "weights" / NAME
 
 
-def test_the_official_address_carries_the_digits_it_is_checked_by():
+def test_the_imagenet_url_is_the_package_s_and_has_the_sha256_digits():
     assert url_map["efficientnet-b0"] == IMAGENET_URL
     assert IMAGENET_URL.endswith("-355c32eb.pth")
 
 
-def test_weights_under_the_packages_own_names_are_recognised(tmp_path):
+def test_weights_with_efficientnet_pytorch_names_are_recognised(tmp_path):
     published = EfficientNet.from_name("efficientnet-b0")
     torch.save(published.state_dict(), tmp_path / "own.pth")
 
@@ -105,11 +105,11 @@ def test_weights_under_the_packages_own_names_are_recognised(tmp_path):
     assert torch.equal(weights.tensors["_conv_head.weight"], published._conv_head.weight)
 
 
-def test_weights_under_torchvisions_names_give_torchvisions_features(tmp_path):
+def test_weights_with_torchvision_names_compute_torchvision_features(tmp_path):
     torch.manual_seed(0)
     theirs = efficientnet_b0(weights=None)
     images = torch.rand(4, 3, 64, 64)
-    theirs(torch.rand(8, 3, 64, 64))  # moves the running statistics away from 0 and 1
+    theirs(torch.rand(8, 3, 64, 64))  # changes the running statistics from 0 and 1
     torch.save(theirs.eval().state_dict(), tmp_path / "theirs.pth")
 
     weights = read_weights(tmp_path / "theirs.pth")
@@ -129,26 +129,26 @@ def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
 
     with pytest.raises(
         WeightsError,
-        match=r"b1\.pth holds weights of another network than EfficientNet-B0: 6 of 358 tensors are missing",
+        match=r"b1\.pth has weights of another network than EfficientNet-B0: 6 of 358 tensors are missing",
     ):
         read_weights(tmp_path / "b1.pth")
 
 
-def test_a_file_that_runs_code_when_it_is_read_is_not_run(tmp_path):
-    class Hostile:
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Malicious:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    torch.save({"state_dict": Hostile()}, tmp_path / "hostile.pth")
+    torch.save({"state_dict": Malicious()}, tmp_path / "malicious.pth")
 
-    with pytest.raises(WeightsError, match=r"hostile\.pth holds more than tensors and is not read"):
-        read_weights(tmp_path / "hostile.pth")
+    with pytest.raises(WeightsError, match=r"malicious\.pth contains other objects than tensors and was not loaded"):
+        read_weights(tmp_path / "malicious.pth")
 
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 torn"])
-def test_a_file_that_is_no_weights_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_weights_file_is_refused(tmp_path, content):
     (tmp_path / "torn.pth").write_bytes(content)
 
     with pytest.raises(WeightsError, match=r"torn\.pth"):

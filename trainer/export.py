@@ -1,4 +1,4 @@
-"""`export`: a published model as one file for other programs, compared with the model before anybody sees it."""
+"""`export`: a published model as one file for other programs, compared with the model before it is published."""
 
 import os
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from trainer.model.names import MODEL_FILE
 from trainer.result import RunResult
 from trainer.specs import ExportSpec
 
-TOLERANCE = 1e-4  # between probabilities: other kernels round otherwise, by 1e-5 where it was measured
+TOLERANCE = 1e-4  # on probabilities; other kernels round differently, measured up to 1e-5
 
 
 def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
-    """Write the file and return how well it agrees with the model.
+    """Write the file and return the largest difference from the model's probabilities.
 
     Raises:
-        CheckpointError: The model is absent, damaged or of another version.
-        SpecError: There are no images to compare on, or the packages for the format are not installed.
-        TrainerError: The file and the model disagree; nothing is published.
+        CheckpointError: The model does not exist, is damaged or has another version.
+        SpecError: There are no sample images, or the packages for the format are not installed.
+        TrainerError: File and model differ; nothing is published.
         StorageError: The file cannot be written.
     """
     folder, form = model_folder(spec.model, attempt.settings), EXPORT_FORMATS[spec.format]
@@ -39,11 +39,11 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     weights = str(manifest["files"][MODEL_FILE])
     calibration = Calibration.read(folder, weights)
     images = sample_images(spec.samples, attempt.settings, manifest, image_size=config.image_size)
-    deployed, facts = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
+    exported, metadata = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
     target = attempt.paths.exported(form.ending)
-    with _published(attempt, target) as draft:
-        form.write(deployed, images[[0, -1]], facts, draft)
-        difference = verify_export(form, draft, deployed, facts, images)
+    with _atomic_file(attempt, target) as draft:
+        form.write(exported, images[[0, -1]], metadata, draft)
+        difference = verify_export(form, draft, exported, metadata, images)
     if spec.output is not None:
         copy_atomically(target, Path(spec.output))
     return RunResult(
@@ -60,8 +60,8 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
 
 
 @contextmanager
-def _published(attempt: Attempt, target: Path) -> Iterator[Path]:
-    """Yield where to write; what was written becomes `target` when the block ends well."""
+def _atomic_file(attempt: Attempt, target: Path) -> Iterator[Path]:
+    """Yield the path of a draft, which is renamed to `target` when the block succeeds."""
     draft = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         yield draft
@@ -73,20 +73,23 @@ def _published(attempt: Attempt, target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def verify_export(form: ExportFormat, path: Path, model: ExportedModel, facts: Metadata, images: Tensor) -> float:
-    """Return the greatest difference between the file's and the model's probabilities of `images`.
+def verify_export(form: ExportFormat, path: Path, model: ExportedModel, metadata: Metadata, images: Tensor) -> float:
+    """Return the largest difference between the probabilities of the file and the model for `images`.
 
-    One image alone is tried too, so that a file which only takes the batch it was made with is found out.
+    A single image is run too, to detect a file that only accepts the batch size it was traced with.
 
     Raises:
-        TrainerError: A probability differs by more than rounding, or the file lacks its metadata.
+        TrainerError: A probability differs by more than `TOLERANCE`, or the file lacks its metadata.
     """
     with torch.no_grad():
         expected = model(images).numpy()
-    found, alone = form.run(path, images), form.run(path, images[:1])
-    difference = float(max(np.abs(found - expected).max(), np.abs(alone - expected[:1]).max()))
-    if not difference <= TOLERANCE:  # nor when it is no number
-        raise TrainerError(f"the file differs from the model by {difference:.2g}, more than {TOLERANCE}; not published")
-    if form.facts(path) != dict(facts):
-        raise TrainerError("the file does not give back the metadata it was given; not published")
+    found, single = form.run(path, images), form.run(path, images[:1])
+    difference = float(max(np.abs(found - expected).max(), np.abs(single - expected[:1]).max()))
+    if not difference <= TOLERANCE:  # also true for NaN
+        raise TrainerError(
+            f"the file's probabilities differ from the model by {difference:.2g}, more than {TOLERANCE}; "
+            "not published; try another --format"
+        )
+    if form.metadata(path) != dict(metadata):
+        raise TrainerError("the metadata of the file is incomplete; not published; try another --format")
     return difference

@@ -1,4 +1,4 @@
-"""`predict`: a table of what a published model takes images for."""
+"""`predict`: a table with a published model's prediction for each image."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from trainer.specs import PredictSpec
 
 
 def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
-    """Write the table and return what it comes to.
+    """Write the table and return the counts.
 
     Raises:
         SpecError: An image, folder or split does not exist.
-        CheckpointError: The model is absent, damaged or of another version.
-        TrainerError: Not one image could be read.
+        CheckpointError: The model does not exist, is damaged or has another version.
+        TrainerError: No image could be read.
         StorageError: The table cannot be written.
     """
     folder = model_folder(spec.model, attempt.settings)
-    image_sources(spec.images, spec.split)  # refuses here, where the cause is told best
+    image_sources(spec.images, spec.split)  # fails here, before workers start
     outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
@@ -46,7 +46,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
 def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
     """Write the table and return its counts; runs on the Ray Train worker."""
     spec, attempt = context.spec, context.task.attempt
-    predictor = Predictor.of(model_folder(spec.model, attempt.settings), context.process_group.device)
+    predictor = Predictor.load(model_folder(spec.model, attempt.settings), context.process_group.device)
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
     attempt.lease.check()
@@ -70,11 +70,11 @@ def _rows(
             yield from rows_of(chunk, predictor)
             context.progress.add(len(chunk.files))
             if reason := context.stop.reason():
-                raise Stopped(f"stopped ({reason}); predict begins anew when it is resumed")
+                raise Stopped(f"stopped ({reason}); predict starts from the beginning when it is resumed")
 
 
 def rows_of(chunk: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
-    """Yield a row for each image of a chunk, in its order."""
+    """Yield a row for each image of a batch, in order."""
     classes = predictor.config.classes
     probabilities = predictor.probabilities(chunk.pixels)
     found = iter(zip(probabilities, probabilities.argmax(axis=1), predictor.decisions(probabilities), strict=True))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from sklearn import metrics as sk
 
 from cluster.errors import StorageError
@@ -140,8 +141,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
         return probabilities
     with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, which stays 0 at any temperature
         logits = np.log(probabilities) / temperature
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True), dtype=np.float64)
+    return np.asarray(softmax(logits, axis=1), dtype=np.float64)
 
 
 def fit_temperature(probabilities: Floats, labels: Labels) -> float:

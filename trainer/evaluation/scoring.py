@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.metrics import auc, roc_curve
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,8 +41,7 @@ class ModelOutputs:
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return the softmax of the logits, `(N, classes) float64`."""
-        powers = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+        return np.asarray(softmax(self.logits, axis=1))
 
 
 def model_outputs(

@@ -1,1 +1,1 @@
-"""Published models at work: predictions and exported files."""
+"""Inference with published models: predictions and export formats."""

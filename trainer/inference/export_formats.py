@@ -1,4 +1,4 @@
-"""The file formats of `export`: how each is written, with its metadata, and run again."""
+"""The file formats of `export`: writing a model with its metadata, and running the file."""
 
 import json
 import logging
@@ -18,11 +18,10 @@ from trainer.evaluation.calibration import Calibration
 from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
 
-FACTS = "nightshift.json"  # the metadata within a TorchScript file
+METADATA_FILE = "nightshift.json"  # inside a TorchScript file
 
 Metadata = Mapping[str, str]
 Probabilities = NDArray[np.float32]
-
 
 RESIZE = "short side to image_size with antialiased bilinear filter, then the centre square"
 
@@ -30,7 +29,7 @@ RESIZE = "short side to image_size with antialiased bilinear filter, then the ce
 class ExportedModel(nn.Module):
     """`(B, 3, S, S) uint8` RGB images, cut to the square, to `(B, classes) float32` probabilities.
 
-    Normalisation and temperature are inside, so that whoever runs it can get neither wrong.
+    Normalisation and temperature are part of the model, so that the caller cannot get them wrong.
     """
 
     mean: Tensor
@@ -51,9 +50,9 @@ class ExportedModel(nn.Module):
 
 
 def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) -> dict[str, str]:
-    """Return what stands in the file as metadata, all of it text; the classes are a JSON list."""
+    """Return the metadata of the file as text values; `classes` is a JSON list."""
     threshold, positive = calibration.threshold, calibration.positive
-    rule = (
+    decision = (
         "the likeliest class" if threshold is None else f"{positive} from {threshold}, else the likeliest other class"
     )
     return {
@@ -67,7 +66,7 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
         "temperature": f"inside, {calibration.temperature}",
         "positive": positive or "",
         "threshold": "" if threshold is None else repr(threshold),
-        "decision": rule,
+        "decision": decision,
         "weights_sha256": weights,
     }
 
@@ -77,32 +76,32 @@ class ExportFormat(Protocol):
 
     @property
     def ending(self) -> str:
-        """Of the file's name."""
+        """Suffix of the file name."""
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
-        """Write the model with its metadata; `sample` are some images."""
+    def write(self, model: ExportedModel, sample: Tensor, metadata: Metadata, path: Path) -> None:
+        """Write the model with its metadata; `sample` is a batch of example images."""
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
-        """Return what the file says of images."""
+        """Return the probabilities that the file computes for images."""
 
-    def facts(self, path: Path) -> dict[str, str]:
+    def metadata(self, path: Path) -> dict[str, str]:
         """Return the metadata of a file."""
 
 
 @dataclass(frozen=True)
 class Onnx:
-    """ONNX by torch.export; run by onnxruntime."""
+    """ONNX, written by torch.export and run by onnxruntime."""
 
     ending: str = "onnx"
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, metadata: Metadata, path: Path) -> None:
         """Write the model with its metadata; the batch may have any size.
 
         Raises:
             SpecError: The packages for ONNX are not installed.
         """
         onnx = _onnx()
-        for name in ("onnxscript", "onnx_ir"):  # they log every constant that they fold
+        for name in ("onnxscript", "onnx_ir"):  # they log every folded constant
             logging.getLogger(name).setLevel(logging.WARNING)
         program = torch.onnx.export(
             model,
@@ -115,43 +114,43 @@ class Onnx:
         )
         assert program is not None  # noqa: S101 -- None only without dynamo
         proto = program.model_proto
-        onnx.helper.set_model_props(proto, dict(facts))
+        onnx.helper.set_model_props(proto, dict(metadata))
         onnx.checker.check_model(proto)
         onnx.save(proto, path)
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
-        """Return what onnxruntime makes of the file."""
+        """Return the probabilities that onnxruntime computes."""
         session = _session(path)
         return np.asarray(session.run(None, {"images": images.numpy()})[0])
 
-    def facts(self, path: Path) -> dict[str, str]:
-        """Return the metadata as onnxruntime sees it."""
+    def metadata(self, path: Path) -> dict[str, str]:
+        """Return the metadata as onnxruntime reads it."""
         return dict(_session(path).get_modelmeta().custom_metadata_map)
 
 
 @dataclass(frozen=True)
 class TorchScript:
-    """TorchScript by tracing, for C++ programs that still load it; torch itself calls it deprecated."""
+    """TorchScript by tracing, for C++ programs that load it; deprecated in torch."""
 
     ending: str = "pt"
 
-    def write(self, model: ExportedModel, sample: Tensor, facts: Metadata, path: Path) -> None:
+    def write(self, model: ExportedModel, sample: Tensor, metadata: Metadata, path: Path) -> None:
         """Write the model with its metadata."""
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # asked for all the same
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated in torch, and requested by the user
             traced = torch.jit.freeze(torch.jit.trace(model, sample))  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, path, _extra_files={FACTS: json.dumps(dict(facts))})
+            torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
-        """Return what the loaded file makes of images."""
+        """Return the probabilities that the loaded file computes."""
         with torch.no_grad():
             return np.asarray(self._load(path)(images).numpy())
 
-    def facts(self, path: Path) -> dict[str, str]:
+    def metadata(self, path: Path) -> dict[str, str]:
         """Return the metadata."""
-        content = {FACTS: b""}
+        content = {METADATA_FILE: b""}
         self._load(path, content)
-        return dict(json.loads(content[FACTS]))
+        return dict(json.loads(content[METADATA_FILE]))
 
     def _load(self, path: Path, extra: dict[str, Any] | None = None) -> Any:
         with warnings.catch_warnings():
@@ -164,16 +163,16 @@ EXPORT_FORMATS: dict[str, ExportFormat] = {"onnx": Onnx(), "torchscript": TorchS
 
 def _onnx() -> Any:
     try:
-        import onnx  # noqa: PLC0415 -- an extra: whoever exports no ONNX needs none of it
+        import onnx  # noqa: PLC0415 -- an optional dependency
         import onnxscript  # noqa: F401, PLC0415
     except ImportError as error:
-        raise SpecError(f"--format onnx needs {error.name}; pip install 'nightshift[onnx]'") from error
+        raise SpecError(f"--format onnx needs the package {error.name}; pip install 'nightshift[onnx]'") from error
     return onnx
 
 
 def _session(path: Path) -> Any:
     try:
-        import onnxruntime  # noqa: PLC0415 -- likewise
+        import onnxruntime  # noqa: PLC0415 -- an optional dependency
     except ImportError as error:
-        raise SpecError(f"--format onnx needs {error.name}; pip install 'nightshift[onnx]'") from error
+        raise SpecError(f"--format onnx needs the package {error.name}; pip install 'nightshift[onnx]'") from error
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The table that `predict` writes, row by row: CSV or JSON. Whole or not at all, however long."""
+"""The table that `predict` writes: CSV or JSON, streamed row by row and published atomically."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ from typing import IO, Any
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow:
-    """What is said of one image.
+    """The prediction for one image.
 
     Attributes:
-        predicted: The likeliest class; None where the image could not be read, and `error` says why.
-        decision: The class called at the stored threshold; the likeliest where none is stored.
-        probabilities: Of each class.
+        predicted: The most probable class; None where the image could not be read and `error` has the reason.
+        decision: The class at the stored threshold; the most probable class where none is stored.
+        probabilities: Probability of each class.
     """
 
     file: str
@@ -27,21 +27,21 @@ class PredictionRow:
     error: str | None = None
 
 
-Write = Callable[[PredictionRow], None]
+WriteRow = Callable[[PredictionRow], None]
 
 
 @contextmanager
-def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[Write]:
-    """Yield what writes a row; the file appears when the block ends well, in the form that its ending says.
+def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[WriteRow]:
+    """Yield a function that writes a row; the file is published when the block succeeds. Its suffix gives the format.
 
     Raises:
-        OSError: The folder is full or cannot be written; nothing is left behind.
+        OSError: The folder is full or not writable; no partial file remains.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    begin = _json_rows if path.suffix == ".json" else _csv_rows
+    open_rows = _json_rows if path.suffix == ".json" else _csv_rows
     try:
         with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            with begin(file, classes) as write:
+            with open_rows(file, classes) as write:
                 yield write
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +51,7 @@ def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[Writ
 
 
 @contextmanager
-def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
+def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
     writer = csv.writer(file)
     writer.writerow(["file", "predicted", "decision", *(f"probability_{name}" for name in classes), "error"])
     blank = ("",) * len(classes)
@@ -61,7 +61,7 @@ def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
 
 
 @contextmanager
-def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[Write]:
+def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
     lead = "[\n"
 
     def write(row: PredictionRow) -> None:
@@ -79,5 +79,5 @@ def _as_json(row: PredictionRow, classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rounded(row: PredictionRow) -> tuple[float, ...]:
-    """Return the probabilities with six places: more is noise of the arithmetic."""
+    """Return the probabilities with six decimal places; further digits are rounding noise."""
     return tuple(round(value, 6) for value in row.probabilities)

@@ -1,4 +1,4 @@
-"""A published model ready to say what it takes images for, as its validation split taught to read it."""
+"""Inference with a published model: calibrated probabilities and decisions."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from trainer.data.transforms import normalised
@@ -19,7 +20,7 @@ from trainer.model.names import MODEL_FILE
 
 @dataclass(frozen=True)
 class Predictor:
-    """Computes as `evaluate` does: same precision, same temperature, same threshold."""
+    """A published model with the precision, temperature and threshold that `evaluate` uses."""
 
     config: HeadConfig
     calibration: Calibration
@@ -27,11 +28,11 @@ class Predictor:
     head: Head
 
     @classmethod
-    def of(cls, folder: Path, device: torch.device) -> "Predictor":
+    def load(cls, folder: Path, device: torch.device) -> "Predictor":
         """Load a published model.
 
         Raises:
-            CheckpointError: It is absent, damaged or of another version.
+            CheckpointError: It does not exist, is damaged or has another version.
         """
         model, config, manifest = read_model(folder)
         calibration = Calibration.read(folder, str(manifest["files"][MODEL_FILE]))
@@ -44,11 +45,10 @@ class Predictor:
             return np.empty((0, len(self.config.classes)))
         features = self.backbone(images, partial(normalised, config=self.config))
         logits = self.head(features).double().numpy()
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return apply_temperature(powers / powers.sum(axis=1, keepdims=True), self.calibration.temperature)
+        return apply_temperature(softmax(logits, axis=1), self.calibration.temperature)
 
     def decisions(self, probabilities: Floats) -> Labels:
-        """Return the class called for each row (B,), at the stored threshold where there is one."""
+        """Return the index of the predicted class for each row (B,), at the stored threshold if there is one."""
         positive = self.calibration.positive
-        at = 0 if positive is None else self.config.classes.index(positive)
-        return predicted_classes(probabilities, positive=at, threshold=self.calibration.threshold)
+        index = 0 if positive is None else self.config.classes.index(positive)
+        return predicted_classes(probabilities, positive=index, threshold=self.calibration.threshold)

@@ -1,1 +1,1 @@
-"""The network, its weights, and the folders that hold them."""
+"""The network, its pretrained weights, checkpoints and published models."""

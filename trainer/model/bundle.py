@@ -13,7 +13,7 @@ from trainer.model.names import HEAD_FILE, MODEL_FILE
 
 
 def publish_model(folder: Path, model: Classifier, config: HeadConfig, manifest: dict[str, Any]) -> None:
-    """Write the model so that it appears whole.
+    """Write a published model atomically.
 
     Raises:
         CheckpointError: The storage is full or cannot be written.
@@ -27,23 +27,25 @@ def publish_model(folder: Path, model: Classifier, config: HeadConfig, manifest:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the sha256 of a published model's weights, which its manifest vouches for.
+    """Return the sha256 of a published model's weights from its verified manifest.
 
     Raises:
-        CheckpointError: The folder is no published model, damaged, or of another version.
+        CheckpointError: The folder is not a published model, is damaged, or has another version.
     """
     return str(read_verified_manifest(folder)["files"][MODEL_FILE])
 
 
 def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
-    """Return a published model in eval mode, its description and its manifest.
+    """Return a published model in eval mode, its `HeadConfig` and its manifest.
 
     Raises:
-        CheckpointError: The folder is no published model, damaged, or of another version.
+        CheckpointError: The folder is not a published model, is damaged, or has another version.
     """
     manifest = read_verified_manifest(folder)
     if missing := {MODEL_FILE, HEAD_FILE} - manifest["files"].keys():
-        raise CheckpointError(f"{folder} is no published model: its manifest has no {min(missing)}")
+        raise CheckpointError(
+            f"{folder} is not a published model: its manifest has no {min(missing)}; give the folder best/ of a run"
+        )
     config = HeadConfig.read(folder / HEAD_FILE)
     with torch.device("meta"):
         model = build_model(config)

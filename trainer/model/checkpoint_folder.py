@@ -1,6 +1,6 @@
-"""Folders of tensors and facts that appear whole, say what they hold, and are checked before they are loaded.
+"""Checkpoint folders: safetensors and JSON files with a manifest of their sha256, written atomically and verified.
 
-Tensors are safetensors and facts are JSON: nothing here can run code when it is read.
+Both formats are plain data: reading them cannot run code.
 """
 
 import logging
@@ -21,7 +21,7 @@ from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
 
 VERSION = 1
-KEEP = 2  # the newest, and the one before it for when the newest is damaged
+CHECKPOINTS_TO_KEEP = 2  # the latest, and the one before it in case the latest is damaged
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ def write_checkpoint_folder(
 ) -> None:
     """Write a safetensors file per entry of `tensors`, a JSON file per entry of `json_files`, and `manifest`.
 
-    The folder appears whole: it is written aside, synced and renamed; one of the same name is replaced.
+    The write is atomic: into a draft folder, synced, then renamed; an existing folder of that name is replaced.
 
     Raises:
-        CheckpointError: The storage is full or cannot be written; what was there before stays.
+        CheckpointError: The storage is full or not writable; an existing folder stays unchanged.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -54,29 +54,29 @@ def write_checkpoint_folder(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder.name} cannot be saved in {folder.parent}: {_reason(error)}; "
-            "free space there and retry the run: it goes on from the last good checkpoint"
+            "free space there and retry the run; it resumes from its last valid checkpoint"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_verified_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder whose files are all as it says.
+    """Return the manifest after comparing the sha256 of every file with it.
 
     Raises:
-        CheckpointError: The folder is absent, damaged, or of another version.
+        CheckpointError: The folder does not exist, is damaged, or has another version.
     """
     try:
         manifest = read_json(folder / MANIFEST_FILE)
     except StorageError as error:
-        raise CheckpointError(f"{folder} is no checkpoint: {error}") from error
+        raise CheckpointError(f"{folder} is not a checkpoint: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
-        raise CheckpointError(f"{folder} is of version {found}, this program reads version {VERSION}")
-    for name, promised in manifest["files"].items():
+        raise CheckpointError(f"{folder} has version {found} and this program reads version {VERSION}")
+    for name, expected in manifest["files"].items():
         path = folder / Path(name).name
-        if not path.is_file() or sha256_of(path) != promised:
-            raise CheckpointError(f"{folder} is damaged: {name} differs from its sha256 in {MANIFEST_FILE}")
+        if not path.is_file() or sha256_of(path) != expected:
+            raise CheckpointError(f"{folder} is damaged: {name} does not match its sha256 in {MANIFEST_FILE}")
     return manifest
 
 
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        CheckpointError: The file is absent, damaged, or of another format, such as a pickle.
+        CheckpointError: The file does not exist, is damaged, or has another format, such as a pickle.
     """
     try:
         return load_file(path)
@@ -93,12 +93,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def latest_valid_checkpoint(folder: Path) -> Path | None:
-    """Return the newest undamaged `step-N` folder; of each damaged one a warning is logged."""
-    for candidate in reversed(_numbered(folder)):
+    """Return the latest valid `step-N` folder; log a warning for each damaged one."""
+    for candidate in reversed(_by_step(folder)):
         try:
             read_verified_manifest(candidate)
         except CheckpointError as error:
-            logger.warning("%s; going on from the one before", error)
+            logger.warning("%s; using the checkpoint before it", error)
             continue
         return candidate
     return None
@@ -110,21 +110,21 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def remove_old_checkpoints(folder: Path) -> None:
-    """Keep the newest checkpoints only."""
-    for old in _numbered(folder)[:-KEEP]:
+    """Delete all but the latest checkpoints."""
+    for old in _by_step(folder)[:-CHECKPOINTS_TO_KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _numbered(folder: Path) -> list[Path]:
+def _by_step(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
 def _replace(draft: Path, folder: Path) -> None:
     if folder.exists():
-        aside = draft.with_name(f"{draft.name}.old")
-        folder.rename(aside)
+        old = draft.with_name(f"{draft.name}.old")
+        folder.rename(old)
         draft.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     else:
         draft.rename(folder)
     _sync(folder.parent, files=False)

@@ -1,4 +1,4 @@
-"""EfficientNet-B0 with our head, and what of it trains."""
+"""EfficientNet-B0 with a new classification head, and freezing of the backbone."""
 
 from typing import Self
 
@@ -10,25 +10,25 @@ from trainer.model.head import FEATURES, HeadConfig, Layout
 from trainer.model.names import BLOCKS_PER_STAGE
 from trainer.model.sync_batch_norm import MOMENTUM, SyncBatchNorm1d
 
-TORCHVISION_EPSILON = 1e-5  # torchvision's EfficientNet-B0 keeps nn.BatchNorm2d's default; the other uses 1e-3
+TORCHVISION_EPSILON = 1e-5  # torchvision keeps nn.BatchNorm2d's default; efficientnet_pytorch uses 1e-3
 
 
 class Backbone(nn.Module):
     """EfficientNet-B0 up to the pooled features: `(B, 3, S, S) float32` to `(B, 1280)`.
 
-    Frozen modules stay in eval mode: with `requires_grad=False` alone, `train()` would still move
-    their batch-norm statistics and drop their connections.
+    Frozen modules stay in eval mode: with `requires_grad=False` alone, `train()` would still update
+    their batch-norm statistics and apply drop connect.
     """
 
     def __init__(self, image_size: int, layout: Layout = "efficientnet_pytorch") -> None:
         super().__init__()
         self.network: EfficientNet = EfficientNet.from_name("efficientnet-b0", include_top=False, image_size=image_size)
         self.network.set_swish(memory_efficient=False)  # SiLU: 21 instead of 15 images/s on two cores
-        self.still: list[nn.Module] = []  # stay in eval mode
-        for norm in _norms(self.network):
-            norm.momentum = MOMENTUM  # the package's 0.01 would take thousands of steps to follow the weights
+        self.eval_modules: list[nn.Module] = []  # stay in eval mode when the model trains
+        for norm in _batch_norms(self.network):
+            norm.momentum = MOMENTUM  # with the package's 0.01 the statistics lag the weights by thousands of steps
         if layout == "torchvision":
-            _follow_torchvision(self.network)
+            _use_torchvision_layout(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the pooled features of normalised images."""
@@ -37,35 +37,35 @@ class Backbone(nn.Module):
     def freeze(self, what: str, *, freeze_bn_statistics: bool = False) -> Self:
         """Freeze "all", "none", or the stem and the first N stages ("1" to "7").
 
-        With `freeze_bn_statistics` the batch norms of the trainable part keep the running statistics of the weights.
-        Their scales and shifts learn all the same.
+        With `freeze_bn_statistics` the batch norms of the trainable part keep the running statistics of the
+        pretrained weights; their scales and shifts train.
         """
-        frozen = self._parts(what)
+        frozen = self._frozen_part(what)
         for part in frozen:
             part.requires_grad_(False)
-        self.still = [*frozen, *(_norms(self.network) if freeze_bn_statistics else [])]
+        self.eval_modules = [*frozen, *(_batch_norms(self.network) if freeze_bn_statistics else [])]
         return self.train(self.training)
 
     def convert_sync_batchnorm(self) -> Self:
-        """Let the batch norms that train take the statistics of a step over all ranks; on GPUs only.
+        """Replace the trainable batch norms by SyncBatchNorm, which needs GPUs.
 
-        The names of the tensors stay as they are.
+        The names in the state dict do not change.
         """
-        still = {module for part in self.still for module in part.modules()}
+        in_eval_mode = {module for part in self.eval_modules for module in part.modules()}
         for parent in list(self.network.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.BatchNorm2d) and child not in still:
-                    setattr(parent, name, _synchronised(child))
+                if isinstance(child, nn.BatchNorm2d) and child not in in_eval_mode:
+                    setattr(parent, name, _sync_batch_norm(child))
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of what is not frozen."""
+        """Set the mode of the modules that are not frozen."""
         super().train(mode)
-        for part in self.still:
+        for part in self.eval_modules:
             part.eval()
         return self
 
-    def _parts(self, what: str) -> list[nn.Module]:
+    def _frozen_part(self, what: str) -> list[nn.Module]:
         if what == "none":
             return []
         if what == "all":
@@ -75,7 +75,7 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Sequential):
-    """The part that always trains: `(B, 1280)` features to `(B, classes)` logits."""
+    """Classification head, which always trains: `(B, 1280)` features to `(B, classes)` logits."""
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
         super().__init__(
@@ -100,7 +100,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits; the head computes in float32 even under autocast, as it does on stored features."""
+        """Return the logits; the head computes in float32 under autocast too, as on cached features."""
         features = self.backbone(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.head(features.float())  # type: ignore[no-any-return]  # (B, classes)
@@ -112,22 +112,22 @@ def build_head(config: HeadConfig) -> Head:
 
 
 def build_model(config: HeadConfig) -> Classifier:
-    """Return the whole model with fresh weights, in the memory format that convolutions run fastest in."""
+    """Return the model with fresh weights in channels-last memory format, in which convolutions are fastest."""
     model = Classifier(Backbone(config.image_size, config.layout), build_head(config))
     return model.to(memory_format=torch.channels_last)
 
 
-def _norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+def _batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _synchronised(norm: nn.BatchNorm2d) -> nn.Module:
-    found: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # torch's
-    return found
+def _sync_batch_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]  # untyped in torch
+    return converted
 
 
-def _follow_torchvision(network: nn.Module) -> None:
-    for norm in _norms(network):
+def _use_torchvision_layout(network: nn.Module) -> None:
+    for norm in _batch_norms(network):
         norm.eps = TORCHVISION_EPSILON
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and hasattr(module, "static_padding"):

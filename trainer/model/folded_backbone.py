@@ -1,4 +1,4 @@
-"""The fastest forward of a frozen backbone that this machine has, and exact about it."""
+"""Fast inference with a frozen backbone: folded batch norms, channels last, bf16 and micro-batches."""
 
 import copy
 import itertools
@@ -14,18 +14,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from trainer.model.efficientnet import Backbone
 from trainer.specs import Precision
 
-# Images at once. On a CPU few, so that a layer's activations stay in the cache; a GPU wants to be filled.
+# Images per micro-batch. Few on a CPU, so that a layer's activations stay in the cache; many on a GPU to fill it.
 MICRO_BATCH_CPU = 8
 MICRO_BATCH_GPU = 256
 
 
-def resolve_precision(wish: Precision, device: torch.device, *, trains: bool) -> Literal["bf16", "fp32"]:
-    """Return what `wish` means on `device`; "auto" takes bf16 where there are instructions for it.
+def resolve_precision(requested: Precision, device: torch.device, *, trains: bool) -> Literal["bf16", "fp32"]:
+    """Return the precision to use on `device`; "auto" takes bf16 where the hardware supports it.
 
-    On a CPU a backbone that trains keeps float32: its steps are repeatable there bit for bit.
+    A backbone that trains on a CPU uses float32, so that its steps are reproducible bit for bit.
     """
-    if wish != "auto":
-        return wish
+    if requested != "auto":
+        return requested
     if trains and device.type == "cpu":
         return "fp32"
     if device.type == "cuda":
@@ -34,17 +34,17 @@ def resolve_precision(wish: Precision, device: torch.device, *, trains: bool) ->
 
 
 class FoldedBackbone:
-    """A frozen copy of a backbone: batch norms folded, channels last, bf16 where asked, in micro-batches.
+    """A frozen copy of a backbone: batch norms folded into convolutions, channels last, fp32 or bf16, in micro-batches.
 
-    On a CPU each thread takes micro-batches of its own. Threads that share one wait for each other at every small
-    operation: 80 images/s instead of 110 on two free cores, and 10 instead of 70 where others compute beside us.
+    On a CPU each thread computes its own micro-batches. Threads that share one synchronise after every small
+    operation: 80 instead of 110 images/s on two idle cores, and 10 instead of 70 on busy ones.
     """
 
     def __init__(self, backbone: Backbone, precision: str, device: torch.device) -> None:
         self.device = device
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.micro_batch = MICRO_BATCH_GPU if device.type == "cuda" else MICRO_BATCH_CPU
-        self.network = _folded(copy.deepcopy(backbone.network).eval().requires_grad_(False))
+        self.network = _fold_network(copy.deepcopy(backbone.network).eval().requires_grad_(False))
         self.network = self.network.to(device, self.dtype).to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
@@ -60,15 +60,15 @@ class FoldedBackbone:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 return torch.cat(list(pool.map(features, parts)))
         finally:
-            torch.set_num_threads(threads)  # the number set last also holds for threads that begin later
+            torch.set_num_threads(threads)  # the last value also applies to threads that start later
 
-    @torch.no_grad()  # not inference_mode: a head that trains saves its inputs for backward
+    @torch.no_grad()  # not inference_mode: autograd saves these features as inputs of a head that trains
     def _features(self, images: Tensor) -> Tensor:
         maps = self.network.extract_features(images.to(self.dtype))  # (b, 1280, S/32, S/32)
         return maps.mean((2, 3), dtype=torch.float32)  # type: ignore[no-any-return]
 
 
-def _folded(network: EfficientNet) -> EfficientNet:
+def _fold_network(network: EfficientNet) -> EfficientNet:
     """Fold each batch norm into the convolution before it, and symmetric padding into the convolution."""
     _fold(network, "_conv_stem", "_bn0")
     _fold(network, "_conv_head", "_bn1")

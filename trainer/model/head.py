@@ -1,4 +1,4 @@
-"""The fact saved beside weights: enough to rebuild the model. Imports neither torch nor ray."""
+"""`head.json`: the configuration that rebuilds a published model. Imports neither torch nor ray."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainer.errors import CheckpointError
 
 FEATURES = 1280  # width of EfficientNet-B0's last convolution, Tan & Le 2019, table 1, row 9
 
-# Channel means and deviations of ImageNet in RGB, which both publishers of the weights normalise with.
+# Channel means and standard deviations of ImageNet in RGB, used by both published sets of weights.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -18,16 +18,16 @@ Layout = Literal["efficientnet_pytorch", "torchvision"]
 
 
 class HeadConfig(BaseModel):
-    """What a published model is.
+    """Configuration of a published model.
 
     Attributes:
         classes: Class names in the order of the outputs.
         width: Width of the head's first layer; its second has a quarter of it.
-        image_size: Side of the square that the network sees, in pixels.
-        mean: Of each channel in RGB, on the scale of 0 to 1; `std` likewise.
-        layout: Whose padding and batch-norm epsilon the backbone was trained with.
-        backbone_sha256: Of the backbone's tensors as published: the key of its features.
-        precision: Arithmetic of the backbone in training and validation.
+        image_size: Side of the square input image, in pixels.
+        mean: Mean of each RGB channel on the scale 0 to 1; `std` is the standard deviation.
+        layout: Library whose padding and batch-norm epsilon the backbone was trained with.
+        backbone_sha256: sha256 of the published backbone's tensors, part of the feature cache's key.
+        precision: Precision of the backbone in training and validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,13 +48,15 @@ class HeadConfig(BaseModel):
         """Read `head.json`.
 
         Raises:
-            CheckpointError: The file is absent, damaged or of another version.
+            CheckpointError: The file does not exist, is damaged or has another version.
         """
         try:
             return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(f"{path} is damaged or of another version: {where}: {first['msg']}") from error
+            raise CheckpointError(
+                f"{path} is damaged or has another version: {where}: {first['msg']}; export or publish the model again"
+            ) from error
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as a model's description: {error}") from error
+            raise CheckpointError(f"{path} cannot be read as a model's configuration: {error}") from error

@@ -1,4 +1,4 @@
-"""File names of a published model and stages of the network. Imports neither torch nor ray: the queue reads it too."""
+"""File names of a published model and stages of the network. Imports neither torch nor ray: `jobs` uses it too."""
 
 MODEL_FILE = "model.safetensors"
 HEAD_FILE = "head.json"

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from, and how they are recognised."""
+"""Pretrained weights of the backbone: download, verification and conversion between two naming schemes."""
 
 import hashlib
 import re
@@ -19,50 +19,50 @@ from cluster.files import sha256_of
 from trainer.errors import WeightsError
 from trainer.model.efficientnet import Backbone
 from trainer.model.head import Layout
+from trainer.model.names import BLOCKS_PER_STAGE
 
-# The file that efficientnet_pytorch 0.7.1 itself downloads (utils.py, url_map). Its name ends in the first
-# digits of its sha256, as torch.hub's convention has it.
+# The file that efficientnet_pytorch 0.7.1 downloads (utils.py, url_map). By torch.hub's convention its name ends
+# in the first digits of its sha256.
 IMAGENET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b0-355c32eb.pth"
 DOWNLOAD_SECONDS = 60.0
-BLOCKS = (1, 2, 2, 3, 3, 4, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A backbone's tensors under efficientnet_pytorch's names, and the layout they were trained with."""
+    """A backbone's tensors under the names of efficientnet_pytorch, and the layout they were trained with."""
 
     tensors: dict[str, Tensor]
     layout: Layout
 
 
-def resolve_weights(wish: str, storage: Path, *, url: str = IMAGENET_URL) -> Path | None:
-    """Return the file that `wish` ("imagenet", "none" or a path) means; None for "none".
+def resolve_weights(requested: str, storage: Path, *, url: str = IMAGENET_URL) -> Path | None:
+    """Return the file for "imagenet" or a path; None for "none".
 
-    Downloads the official file once per storage; other processes wait for the one that does.
+    Downloads the ImageNet file once per storage; concurrent processes wait for that download.
 
     Raises:
-        WeightsError: The file is absent, cannot be downloaded, or is not the official one.
+        WeightsError: The file does not exist, cannot be downloaded, or has another sha256.
     """
-    if wish == "none":
+    if requested == "none":
         return None
-    if wish == "imagenet":
-        return _official_file(storage / "weights", url)
-    path = Path(wish).expanduser()
+    if requested == "imagenet":
+        return _imagenet_file(storage / "weights", url)
+    path = Path(requested).expanduser()
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist; give an existing file, or imagenet or none")
     return path
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a file of weights without running anything in it.
+    """Read a weights file without running code from it.
 
     Raises:
-        WeightsError: The file is damaged, or of a network that is not EfficientNet-B0.
+        WeightsError: The file is damaged, or has weights of another network than EfficientNet-B0.
     """
     tensors = _read_tensors(path)
     layout: Layout = "torchvision" if any(key.startswith("features.") for key in tensors) else "efficientnet_pytorch"
     if layout == "torchvision":
-        tensors = {_renamed(key): value for key, value in tensors.items() if not key.startswith("classifier.")}
+        tensors = {_tensor_name(key): value for key, value in tensors.items() if not key.startswith("classifier.")}
     tensors = {key: value for key, value in tensors.items() if not key.startswith("_fc.")}
     _refuse_other_network(path, tensors)
     return Weights(tensors=tensors, layout=layout)
@@ -74,7 +74,7 @@ def load_backbone(backbone: Backbone, weights: Weights) -> None:
 
 
 def backbone_sha256(backbone: Backbone) -> str:
-    """Return one name for all tensors of a backbone: the sha256 over names, shapes and bytes."""
+    """Return the sha256 over the names, shapes and bytes of all tensors of a backbone."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -82,41 +82,41 @@ def backbone_sha256(backbone: Backbone) -> str:
     return digest.hexdigest()
 
 
-def _official_file(folder: Path, url: str) -> Path:
+def _imagenet_file(folder: Path, url: str) -> Path:
     path = folder / url.rsplit("/", 1)[1]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{path.name}.lock"):
         if not path.exists():
             _download(url, path)
-        _check_digits(path)
+        _check_sha256(path)
     return path
 
 
 def _download(url: str, path: Path) -> None:
     draft = path.with_name(f".{path.name}.part")
     try:
-        # The address is ours, not the user's.
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as answer, draft.open("wb") as file:  # noqa: S310
-            shutil.copyfileobj(answer, file)
+        # The URL is a constant, not user input.
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response, draft.open("wb") as file:  # noqa: S310
+            shutil.copyfileobj(response, file)
     except (urllib.error.URLError, OSError) as error:
         draft.unlink(missing_ok=True)
         reason = getattr(error, "reason", error)
         raise WeightsError(
-            f"{path.name} cannot be downloaded ({reason}); bring it from {url} into {path.parent}, "
-            "or use --weights FILE or --weights none"
+            f"{path.name} cannot be downloaded ({reason}); download it from {url} to {path.parent} "
+            "on a machine with internet access, or use --weights FILE or --weights none"
         ) from error
-    _check_digits(draft)
+    _check_sha256(draft)
     draft.replace(path)
 
 
-def _check_digits(path: Path) -> None:
+def _check_sha256(path: Path) -> None:
     digits = path.name.removeprefix(".").split(".")[0].rsplit("-", 1)[1]
     found = sha256_of(path)
     if not found.startswith(digits):
         path.unlink()
         raise WeightsError(
             f"{path.name}: sha256 begins with {found[:8]} instead of {digits}; "
-            f"the damaged file was removed, bring it again into {path.parent}"
+            f"the damaged file was deleted; download it again to {path.parent}"
         )
 
 
@@ -126,20 +126,22 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise WeightsError(f"{path} is damaged or no file of weights: {_first_line(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever else a hostile file raises inside torch
-        raise WeightsError(f"{path} holds more than tensors and is not read: {_first_line(error)}") from error
+        raise WeightsError(f"{path} is damaged or not a weights file: {_first_line(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError and any other error that a malicious file causes in torch
+        raise WeightsError(
+            f"{path} contains other objects than tensors and was not loaded: {_first_line(error)}"
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise WeightsError(f"{path} holds no table of tensors; save the model's state_dict")
+        raise WeightsError(f"{path} is not a state dict; save model.state_dict()")
     return {str(key).removeprefix("module."): value for key, value in found.items()}
 
 
 def _refuse_other_network(path: Path, tensors: dict[str, Tensor]) -> None:
     expected = {name: value.shape for name, value in Backbone(32).network.state_dict().items()}
-    other = f"{path} holds weights of another network than EfficientNet-B0"
+    other = f"{path} has weights of another network than EfficientNet-B0"
     if missing := expected.keys() - tensors.keys():
         raise WeightsError(f"{other}: {len(missing)} of {len(expected)} tensors are missing, such as {min(missing)}")
     if surplus := tensors.keys() - expected.keys():
@@ -149,21 +151,21 @@ def _refuse_other_network(path: Path, tensors: dict[str, Tensor]) -> None:
             raise WeightsError(f"{other}: {name} is {tuple(tensors[name].shape)} instead of {tuple(shape)}")
 
 
-def _renamed(key: str) -> str:
-    """Return efficientnet_pytorch's name for a tensor of torchvision's EfficientNet-B0."""
+def _tensor_name(key: str) -> str:
+    """Return the efficientnet_pytorch name of a tensor of torchvision's EfficientNet-B0."""
     match = re.fullmatch(r"features\.(\d+)\.(\d+)\.(.+)", key)
-    if not match or int(match[1]) > len(BLOCKS) + 1:
+    if not match or int(match[1]) > len(BLOCKS_PER_STAGE) + 1:
         return key
     stage, index, rest = int(match[1]), int(match[2]), match[3]
     if stage == 0:
         return f"{('_conv_stem', '_bn0')[index]}.{rest}"
-    if stage == len(BLOCKS) + 1:
+    if stage == len(BLOCKS_PER_STAGE) + 1:
         return f"{('_conv_head', '_bn1')[index]}.{rest}"
-    block = sum(BLOCKS[: stage - 1]) + index
-    return f"_blocks.{block}.{_renamed_in_block(rest, expands=stage > 1)}"
+    block = sum(BLOCKS_PER_STAGE[: stage - 1]) + index
+    return f"_blocks.{block}.{_block_tensor_name(rest, expands=stage > 1)}"
 
 
-def _renamed_in_block(rest: str, *, expands: bool) -> str:
+def _block_tensor_name(rest: str, *, expands: bool) -> str:
     parts = rest.split(".")  # block.<layer>.<0: convolution, 1: norm | fc1 | fc2>.<tensor>
     layer = int(parts[1]) + (not expands)  # 0 expand, 1 depthwise, 2 squeeze-and-excite, 3 project
     names = {

@@ -14,7 +14,7 @@ from torch import nn
 from cluster.files import append_line, read_json, read_lines, write_text
 from trainer.distributed.worker import WorkerContext
 from trainer.model.checkpoint_folder import (
-    KEEP,
+    CHECKPOINTS_TO_KEEP,
     latest_valid_checkpoint,
     read_tensors,
     read_verified_manifest,
@@ -103,7 +103,7 @@ class Checkpointer:
             write_checkpoint_folder(self._best(state), tensors=best, json_files={}, manifest={"attempt": attempt})
         self.checkpoint.save(self.folder, state, attempt=attempt)
         self.saved_at = time.monotonic()
-        for old in sorted(self.folder.glob("best-*"))[:-KEEP]:
+        for old in sorted(self.folder.glob("best-*"))[:-CHECKPOINTS_TO_KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
     def resume(self) -> TrainState:
