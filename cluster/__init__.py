@@ -1,1 +1,1 @@
-"""Where code and files run: settings, run folders, leases, launching. Imports no other package of the project."""
+"""Where code and files run: settings, run folders, leases, launchers. Imports no other package of the project."""

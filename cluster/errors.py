@@ -1,34 +1,34 @@
-"""Errors of places and files.
+"""Errors of settings, storage and launching.
 
 ClusterError
-├── SettingsError       a setting of the environment is unusable
-├── StorageError        the shared folder cannot be read or written
-├── UnknownRun          no run has that id, name or prefix
-├── LeaseLost           a newer attempt owns the run; this one must publish nothing
-├── LaunchError         the trainer could not be started or stopped
-│   └── PlaceAway       the place where it was to run does not answer at present
-└── ResourcesShort      the machine or cluster can never give what was asked
+├── SettingsError             an environment variable has an invalid value
+├── StorageError              the storage folder cannot be read or written
+├── UnknownRun                no run has that id, name or prefix
+├── LeaseLost                 a newer attempt owns the run; this one must not publish anything
+├── LaunchError               the trainer could not be started or stopped
+│   └── ClusterUnreachable    the Ray cluster does not answer; nothing was started
+└── InsufficientResources     the machine or cluster can never provide what was requested
 """
 
 
 class ClusterError(Exception):
-    """Base of the errors of this package. The text is one line: what is wrong, then the cure."""
+    """Base of the errors of this package. The text is one line: the fault, then the cure."""
 
 
 class SettingsError(ClusterError):
-    """A setting of the environment is unusable."""
+    """An environment variable has an invalid value."""
 
 
 class StorageError(ClusterError):
-    """The shared folder cannot be read or written."""
+    """The storage folder cannot be read or written."""
 
 
 class UnknownRun(ClusterError):
-    """No run, or more than one, answers to that id, name or prefix."""
+    """No run, or more than one, has that id, name or prefix."""
 
 
 class LeaseLost(ClusterError):
-    """A newer attempt owns the run; this one must publish nothing."""
+    """A newer attempt owns the run; this one must not publish anything."""
 
 
 class LaunchError(ClusterError):
@@ -36,8 +36,8 @@ class LaunchError(ClusterError):
 
 
 class ClusterUnreachable(LaunchError):
-    """The place where the trainer was to run does not answer at present; nothing was started there."""
+    """The Ray cluster does not answer; nothing was started."""
 
 
 class InsufficientResources(ClusterError):
-    """The machine or cluster can never give what was asked."""
+    """The machine or cluster can never provide what was requested."""

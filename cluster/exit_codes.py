@@ -1,15 +1,15 @@
-"""Exit codes of `python -m trainer`, as the trainer gives them and the queue reads them."""
+"""Exit codes of `python -m trainer`. The trainer returns them and the job worker reads them."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How an attempt ended. Any other code is the infrastructure's fault."""
+    """How an attempt ended. Every other code means a fault of the infrastructure."""
 
-    SUCCEEDED = 0  # `result.json` is there
-    FAILED = 1  # by the run's own fault, told by `error.json`
+    SUCCEEDED = 0  # `result.json` exists
+    FAILED = 1  # the run's own fault; `error.json` says why
     USAGE = 2  # the spec can never work
-    STOPPED = 3  # as requested, after a checkpoint
-    STORAGE_FULL = 74  # failed, and the storage has no room to say why
+    STOPPED = 3  # on request, after a checkpoint
+    STORAGE_FULL = 74  # the disk is too full even for `error.json`
     WORKERS_LOST = 75
-    UNKNOWN = 127  # no code of the trainer: it is gone and nobody knows how it ended
+    UNKNOWN = 127  # not from the trainer: it is gone and its exit code is unknown

@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all. Knows nothing of runs."""
+"""Atomic writes, JSON files and file locks. This module knows nothing about runs."""
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,59 +16,92 @@ from typing import Any
 
 from cluster.errors import StorageError
 
+# `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
+_DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write `value` so that a reader sees the old file or the new one, never half of one.
 
-    What need not outlive a crash of the machine, and is written often, saves the wait for the disk.
+@contextmanager
+def atomic_write(target: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
+    """Yield the path of a draft beside `target`; after the block the draft replaces `target`.
+
+    A reader sees the old file or the new one, never part of one. If the block raises, the draft is removed and
+    `target` stays as it was. A process that is killed leaves its draft `.NAME.PID.TOKEN`; see `remove_drafts`.
+
+    Args:
+        target: The file to write.
+        durable: Sync the draft to the disk first. Files that may be lost when the machine crashes save that time.
+        mode: Permissions of the file from its first byte on, reduced by the umask.
     """
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), durable=durable)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` aside, sync it and rename it into place."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` aside, sync it unless told otherwise, and rename it into place; what fails leaves nothing."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    draft = _draft_of(target)
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        draft.replace(path)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield draft
+        if durable:
+            _sync(draft)
+        draft.replace(target)
     except BaseException:
-        draft.unlink(missing_ok=True)  # half a file on a full disk is room that somebody needs
+        draft.unlink(missing_ok=True)  # a full disk needs the space of a partial file
         raise
 
 
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; after the block it is synced and replaces `target`.
+
+    If the block raises, the folder is removed and `target` stays as it was.
+    """
+    draft = _draft_of(target)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for path in (*sorted(draft.iterdir()), draft):
+            _sync(path)
+        _replace_folder(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_drafts(target: Path) -> None:
+    """Remove the drafts of `target` that killed processes left. Call it only where nobody else writes `target`."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if _DRAFT_ENDING.search(path.name.removeprefix(f".{target.name}")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` as JSON with `atomic_write`."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), durable=durable)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Write `text` as UTF-8 with `atomic_write`."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+    """Write `content` with `atomic_write`."""
+    with atomic_write(path, durable=durable, mode=mode) as draft:
+        draft.write_bytes(content)
+
+
 def copy_atomically(source: Path, target: Path) -> None:
-    """Copy a file so that a reader of `target` sees the old one or the new one, never half of one.
+    """Copy the content of a file with `atomic_write`.
 
     Raises:
-        StorageError: The target cannot be written; the source stays where it is.
+        StorageError: `target` cannot be written; `source` stays where it is.
     """
-    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with source.open("rb") as content, draft.open("wb") as file:
-            shutil.copyfileobj(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        with atomic_write(target) as draft:
+            shutil.copyfile(source, draft)
     except OSError as error:
         raise StorageError(f"{target} cannot be written ({error.strerror}); the result is in {source}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
     Raises:
-        StorageError: The file is absent, unreadable or no JSON.
+        StorageError: The file is absent, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +112,10 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append `value` as one line of JSON and sync it; a line torn by an earlier crash is ended first."""
+    """Append `value` as one line of JSON and sync it.
+
+    If a crash left an incomplete last line, a newline is added to it first.
+    """
     line = json.dumps(value, sort_keys=True) + "\n"
     with path.open("ab+") as file:
         if file.tell() and _last_byte(path) != b"\n":
@@ -88,7 +126,7 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Yield the values of a file of JSON lines; a line torn by a crash is passed over, an absent file is empty."""
+    """Yield the values of a JSON Lines file; lines that are not JSON are skipped, an absent file has none."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -101,7 +139,7 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; the kernel gives it back when its holder dies, and NFS keeps it between machines.
+    """Hold an exclusive lock (flock) on a file. The kernel releases it when the holder dies; NFS 4 shares it.
 
     Raises:
         StorageError: The file's folder does not exist or is not writable.
@@ -115,12 +153,12 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # By hand: a child forked meanwhile shares the open file, and closing ours alone would keep the lock.
+            # Explicitly: a child forked in between shares the open file, so closing it here would not release the lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether an error says that the storage, or our share of it, has no room."""
+    """Return whether an error means that the disk is full or the quota is used up."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -128,6 +166,29 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _draft_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+
+
+def _replace_folder(draft: Path, target: Path) -> None:
+    if target.exists():  # a folder cannot be renamed over one that has files
+        old = draft.with_name(f"{draft.name}.old")
+        target.rename(old)
+        draft.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        draft.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _last_byte(path: Path) -> bytes:

@@ -1,10 +1,10 @@
-"""Keep one process and all its descendants on a leash: when it ends, or whoever started it, all of them end.
+"""Run a command and kill all its descendants when it ends, or when the process that started this one ends.
 
-Run by its path, not imported, with the standard library alone, so that it starts in milliseconds:
-`python -I -S guard.py PARENT_PID COMMAND...`. It ends with the command's exit code, 128 + N when signal N ended it.
+This file is run by its path, not imported, and uses only the standard library, so that it starts in milliseconds:
+`python -I -S guard.py PARENT_PID COMMAND...`. It exits with the command's exit code, or 128 + N if signal N ended it.
 
-Ray's processes start sessions of their own, so a process group does not hold them. The guard is their subreaper
-(prctl 36): an orphan below it becomes its child wherever its session is, and a walk over /proc finds them all.
+Ray's processes start their own sessions, so killing a process group does not reach them. The guard is their
+subreaper (prctl PR_SET_CHILD_SUBREAPER): the kernel makes orphaned descendants its children, and /proc lists them.
 """
 
 import ctypes
@@ -19,12 +19,12 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 2.0  # what Ray's own processes need to leave after their driver has ended in order
+GRACE_SECONDS = 2.0  # the time that Ray's processes need to exit after a normal end of their driver
 STATUS_OF_SIGNAL = 128
 
 
 def die_with_parent(parent: int, number: int) -> None:
-    """Have the kernel send signal `number` when this process' parent dies, and leave if it already has."""
+    """Ask the kernel to send signal `number` when the parent of this process dies; exit if it already has."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
@@ -33,16 +33,16 @@ def die_with_parent(parent: int, number: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent dies."""
+    """Become the subreaper: the new parent of every descendant whose parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants(of: int) -> list[int]:
-    """Return the process ids below `of`, zombies left out.
+    """Return the ids of all descendants of process `of` except zombies.
 
-    Children of a process that ends while we walk move to `of`, whose list we have read: so we walk until no other has
-    ended than those that were dead when the walk began.
+    When a process ends during the walk, its children move to `of`, whose list was already read. So the walk is
+    repeated until no process ended during it.
     """
     found, gone = _walk(of)
     while True:
@@ -53,34 +53,34 @@ def descendants(of: int) -> list[int]:
 
 
 def _walk(of: int) -> tuple[list[int], set[int]]:
-    """Return who lives below `of`, and whose end may have kept others from our sight."""
+    """Return the living descendants of `of`, and those that ended, whose children this walk may have missed."""
     children_of = _children if Path(f"/proc/{of}/task/{of}/children").exists() else _parents_inverted().__getitem__
     found: list[int] = []
     below = [of]
     while below:
         below = [child for pid in below for child in children_of(pid)]
         found += below
-    gone = {pid for pid in found if not _lives(pid)}
+    gone = {pid for pid in found if not _is_alive(pid)}
     return [pid for pid in found if pid not in gone], gone
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     return _state_and_parent(Path(f"/proc/{pid}/stat"))[0] not in ("Z", "")
 
 
 def _children(pid: int) -> list[int]:
-    """Return the children of a process, from the kernel's own list."""
+    """Return the children of a process from the kernel's list in /proc."""
     found: list[int] = []
     for threads in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += [int(child) for child in threads.read_text().split()]
         except OSError:
-            continue  # it ended while we looked
+            continue  # the process ended in between
     return found
 
 
 def _parents_inverted() -> dict[int, list[int]]:
-    """Return the children of every process, for kernels without such lists."""
+    """Return the children of every process, for kernels that have no list of children."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").glob("[0-9]*/stat"):
         state, parent = _state_and_parent(entry)
@@ -93,12 +93,12 @@ def _state_and_parent(stat: Path) -> tuple[str, int]:
     try:
         state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
     except OSError:
-        return "", 0  # it ended while we looked
+        return "", 0  # the process ended in between
     return state, int(parent)
 
 
 def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()) -> int:
-    """Ask every process below `of` but those to `spare` to end, kill what does not, and return how many there were."""
+    """Terminate all descendants of `of` except `spare`, kill those that remain, and return how many there were."""
 
     def left_below() -> list[int]:
         return [pid for pid in descendants(of) if pid not in spare]
@@ -119,7 +119,7 @@ def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()
 
 
 def reap() -> None:
-    """Collect the children that have ended, so that no zombie stays."""
+    """Wait for the children that have ended, so that no zombies remain."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -151,7 +151,7 @@ def _start(command: list[str]) -> int:
 
 
 def _wait_for(pid: int) -> int:
-    """Return the exit code of `pid`; orphans that end meanwhile are collected on the way."""
+    """Return the exit code of `pid`, and reap orphans that end before it."""
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
@@ -160,7 +160,7 @@ def _wait_for(pid: int) -> int:
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run `command` and return its exit code once nothing of it is left."""
+    """Run `command` and return its exit code when all its descendants have ended."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         end_descendants(os.getpid(), grace_seconds=0)

@@ -1,4 +1,4 @@
-"""What the storage of this machine can do: each check tells what it found and, of a fault, the cure."""
+"""Checks of the storage for `nightshift doctor`: each returns what it found and, for a fault, the cure."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.errors import StorageError
 from cluster.files import locked, read_json, write_json
 
-FREE_BYTES_LEAST = 5 * 10**9  # a run with its checkpoints and a cache of features of a mid-size data set
+FREE_BYTES_LEAST = 5 * 10**9  # a run with its checkpoints, and the features of a mid-size data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +18,10 @@ class CheckResult:
     """The outcome of one check.
 
     Attributes:
-        check: What was looked at.
-        ok: Whether it is as it should be.
-        found: What was seen.
-        cure: What to do about a fault.
+        check: What was checked.
+        ok: Whether the check passed.
+        found: What was found.
+        cure: How to repair a fault; None if there is none.
     """
 
     check: str
@@ -31,7 +31,7 @@ class CheckResult:
 
 
 def check_storage(storage: Path) -> list[CheckResult]:
-    """Check that the storage is writable, has room, renames whole files and keeps locks."""
+    """Check that the storage is writable and has free space, and that renames are atomic and locks work."""
     try:
         (storage / "runs").mkdir(parents=True, exist_ok=True)
         probe = storage / f".doctor-{os.getpid()}"
@@ -65,12 +65,12 @@ def _rename(folder: Path) -> CheckResult:
     except (OSError, StorageError) as error:
         return CheckResult(check="rename", ok=False, found=str(error), cure=cure)
     return CheckResult(
-        check="rename", ok=ok, found="replaces files whole" if ok else "lost a write", cure=None if ok else cure
+        check="rename", ok=ok, found="replaces files atomically" if ok else "lost a write", cure=None if ok else cure
     )
 
 
 def _lock(folder: Path) -> CheckResult:
-    """Whether a lock keeps a second holder out: some network file systems only pretend."""
+    """Check that a lock excludes a second holder: some network file systems accept locks and ignore them."""
     entered, file = threading.Event(), folder / "lock"
     cure = "use a file system with locks (NFS 4, CephFS, a local disk), or mount it with them"
 
@@ -82,11 +82,14 @@ def _lock(folder: Path) -> CheckResult:
     try:
         with locked(file):
             other.start()
-            kept_out = not entered.wait(0.2)
+            excluded = not entered.wait(0.2)
         freed = entered.wait(5)
     except (OSError, StorageError) as error:
         return CheckResult(check="locks", ok=False, found=str(error), cure=cure)
-    ok = kept_out and freed
+    ok = excluded and freed
     return CheckResult(
-        check="locks", ok=ok, found="keep others out" if ok else "keep nobody out", cure=None if ok else cure
+        check="locks",
+        ok=ok,
+        found="work" if ok else "exclude nobody",
+        cure=None if ok else cure,
     )

@@ -1,6 +1,6 @@
-"""Start the trainer for a run and stop it, by its command line and never by import.
+"""Start and stop the trainer of a run, by its command line and never by import.
 
-Two places: a process on this machine, and a Ray cluster that stands (`cluster/ray_jobs.py`).
+There are two launchers: a process on this machine, and a job on a Ray cluster (`cluster/ray_jobs.py`).
 """
 
 import os
@@ -15,7 +15,7 @@ from cluster.process_env import trainer_environment
 from cluster.run_paths import RunPaths
 
 TRAINER = (sys.executable, "-m", "trainer")
-THIS_MACHINE = "here"  # the place where trainers end with whoever watches them
+THIS_MACHINE = "here"  # here, trainers end together with the job worker that started them
 
 
 class RunningTrainer(Protocol):
@@ -23,21 +23,21 @@ class RunningTrainer(Protocol):
 
     @property
     def sends_own_heartbeat(self) -> bool:
-        """Whether the trainer's own beat alone says that it lives."""
+        """Whether the trainer writes the heartbeat; if not, the job worker does."""
 
     def wait(self, seconds: float) -> int | None:
-        """Return the trainer's exit code as soon as it has ended, or None after so many seconds."""
+        """Return the trainer's exit code as soon as it has ended, or None after `seconds`."""
 
     def kill(self) -> None:
-        """End the trainer and everything it started, at once; safe to call twice."""
+        """Kill the trainer and every process it started; safe to call twice."""
 
 
 class Launcher(Protocol):
-    """A place where trainers run."""
+    """Starts trainers in one place: on this machine or on a Ray cluster."""
 
     @property
     def place(self) -> str:
-        """The place's name, as a run's state keeps it."""
+        """The place's name, as it stands in a run's state."""
 
     def start(self, paths: RunPaths, attempt: int) -> RunningTrainer:
         """Start the trainer of a run.
@@ -47,19 +47,19 @@ class Launcher(Protocol):
         """
 
     def attach(self, paths: RunPaths, attempt: int) -> RunningTrainer:
-        """Watch a trainer that somebody else started and does not watch any more.
+        """Watch a trainer that another job worker started.
 
         Raises:
-            LaunchError: None goes on there without its watcher.
+            LaunchError: Trainers of this place do not outlive the job worker that started them.
         """
 
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """The trainer as a process of this machine, below a guard that lets nothing of it outlive it or its starter.
+    """Starts the trainer as a process of this machine, under `guard`, which kills all of it when it or we end.
 
     Attributes:
-        command: What is run with the run's folder and attempt number as arguments.
+        command: The command, to which the run's folder and attempt number are added.
     """
 
     command: tuple[str, ...] = TRAINER
@@ -67,12 +67,12 @@ class LocalLauncher:
 
     def start(self, paths: RunPaths, attempt: int) -> "LocalRun":
         """Start the trainer; its output is appended to the run's log."""
-        order = [*self.command, str(paths.folder), "--attempt", str(attempt)]
-        leash = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *order]
+        command = [*self.command, str(paths.folder), "--attempt", str(attempt)]
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
         try:
             with paths.log.open("ab") as log:
                 process = subprocess.Popen(
-                    leash,
+                    guarded,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -84,8 +84,8 @@ class LocalLauncher:
         return LocalRun(process)
 
     def attach(self, paths: RunPaths, attempt: int) -> "LocalRun":
-        """Refuse: a trainer of this machine ends with its watcher."""
-        raise LaunchError(f"{paths.run_id}: attempt {attempt} does not run on this machine")
+        """Raise `LaunchError`: a trainer on this machine ends together with the job worker that started it."""
+        raise LaunchError(f"{paths.run_id}: attempt {attempt} is not running on this machine")
 
 
 @dataclass
@@ -96,7 +96,7 @@ class LocalRun:
     sends_own_heartbeat: bool = False
 
     def wait(self, seconds: float) -> int | None:
-        """Return the exit code, 128 + N when signal N ended it, or None while it runs."""
+        """Return the exit code, 128 + N if signal N ended the trainer, or None while it runs."""
         try:
             code = self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ class LocalRun:
         return code if code >= 0 else guard.STATUS_OF_SIGNAL - code
 
     def kill(self) -> None:
-        """End it at once: the guard ends everything below itself and then itself."""
+        """Terminate the guard, which kills all its descendants first."""
         if self.process.poll() is None:
             self.process.terminate()
         try:

@@ -1,8 +1,8 @@
-"""Who owns a run: numbered attempts, of which the highest may publish.
+"""The lease on a run: attempts are numbered, and only the attempt with the highest number may publish.
 
-An attempt is a file `attempts/N.json` that only one process can create, so two never hold one number.
-Its owner rewrites the beat inside it; others judge it alive by whether the beat *changes* while they watch,
-on their own monotonic clock, so wall clocks that disagree between machines do no harm.
+An attempt is a file `attempts/N.json`. Only one process can create it, so no two processes hold the same number.
+The owner increments the heartbeat counter in it. Others take the attempt for alive if the counter *changes* while
+they watch, measured with their own monotonic clock: the wall clocks of the machines need not agree.
 """
 
 import json
@@ -19,30 +19,30 @@ from cluster.files import is_full, read_json, write_json
 from cluster.run_paths import RunPaths
 
 HEARTBEAT_SECONDS = 5.0
-DEAD_AFTER_SECONDS = 30.0  # six missed beats: longer than a pause of the storage, short enough not to lose a night
+DEAD_AFTER_SECONDS = 30.0  # six missed heartbeats: longer than a typical stall of the storage
 
 
 def latest_attempt(paths: RunPaths) -> int:
-    """Return the highest attempt number claimed so far, 0 before the first."""
+    """Return the highest attempt number that was claimed, 0 if none was."""
     numbers = [int(file.stem) for file in paths.attempts.glob("*.json") if file.stem.isdigit()]
     return max(numbers, default=0)
 
 
 @dataclass
 class Lease:
-    """One attempt's right to publish into a run folder."""
+    """The right of one attempt to publish into a run folder."""
 
     paths: RunPaths
     attempt: int
-    beats: int = 0
+    heartbeats: int = 0
 
     @classmethod
     def claim(cls, paths: RunPaths, *, after: int) -> "Lease":
-        """Become attempt `after + 1`.
+        """Claim attempt number `after + 1`.
 
         Raises:
             LeaseLost: Another process claimed that number first.
-            OSError: The storage is full; the number is free again.
+            OSError: The disk is full; the claim was undone.
         """
         paths.attempts.mkdir(parents=True, exist_ok=True)
         lease = cls(paths, after + 1)
@@ -53,7 +53,7 @@ class Lease:
         try:
             lease._claimed.touch()
             with file:
-                json.dump(lease._content(), file)  # not synced: after a crash of the machine the attempt is over
+                json.dump(lease._content(), file)  # not synced: a crash of the machine ends the attempt anyway
         except OSError:
             lease.file.unlink()
             raise
@@ -62,10 +62,10 @@ class Lease:
 
     @classmethod
     def join(cls, paths: RunPaths, attempt: int) -> "Lease":
-        """Act for an attempt that the process which started this one has claimed.
+        """Return the lease of an attempt that the parent process claimed.
 
         Raises:
-            LeaseLost: A newer attempt exists, or this one never did.
+            LeaseLost: A newer attempt exists, or this one was never claimed.
         """
         lease = cls(paths, attempt)
         if not lease.file.exists():
@@ -80,41 +80,41 @@ class Lease:
 
     @property
     def _claimed(self) -> Path:
-        """The file whose time says when the attempt was claimed."""
+        """The file whose modification time is the time of the claim."""
         return self.paths.attempts / f"{self.attempt}.claimed"
 
     def held_seconds(self) -> float:
-        """Return how long ago the attempt was claimed, by the storage's own clock: those of two machines differ."""
+        """Return the seconds since the claim, by the clock of the file system: the clocks of two machines differ."""
         probe = self.paths.attempts / ".now"
         probe.touch()
         claimed = self._claimed if self._claimed.exists() else probe
         return max(0.0, probe.stat().st_mtime - claimed.stat().st_mtime)
 
     def heartbeat(self) -> None:
-        """Say that this attempt lives; call it every `HEARTBEAT_SECONDS`.
+        """Write the next heartbeat; call this every `HEARTBEAT_SECONDS`.
 
         Raises:
-            OSError: The storage is away.
+            OSError: The storage cannot be reached.
         """
-        self.beats += 1
+        self.heartbeats += 1
         try:
             write_json(self.file, self._content(), durable=False)
         except OSError as error:
             if not is_full(error):
                 raise
-            self._write_heartbeat()
+            self._overwrite_heartbeat()
 
-    def _write_heartbeat(self) -> None:
-        """Change the file that is there: a full disk must not make the living look dead.
+    def _overwrite_heartbeat(self) -> None:
+        """Write the heartbeat into the existing file, because a full disk has no space for a draft.
 
-        A reader may see half of it, which is no beat either, but one that changes.
+        A reader may see part of it and read None, which also counts as a change.
         """
         with self.file.open("r+") as file:
             json.dump(self._content(), file)
             file.truncate()
 
     def check(self) -> None:
-        """Call before every publish.
+        """Check that this attempt may still publish; call it before every publish.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
@@ -123,16 +123,16 @@ class Lease:
         if newest > self.attempt:
             raise LeaseLost(f"{self.paths.run_id}: attempt {newest} has taken over from attempt {self.attempt}")
         if _revocation(self.paths, self.attempt).exists():
-            raise LeaseLost(f"{self.paths.run_id}: attempt {self.attempt} was declared dead")
+            raise LeaseLost(f"{self.paths.run_id}: attempt {self.attempt} was marked dead")
         if not self.file.exists():
-            raise LeaseLost(f"{self.paths.run_id}: it was deleted while attempt {self.attempt} went on")
+            raise LeaseLost(f"{self.paths.run_id}: the run was deleted while attempt {self.attempt} was running")
 
     def _content(self) -> dict[str, Any]:
-        return {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.beats}
+        return {"attempt": self.attempt, "host": socket.gethostname(), "pid": os.getpid(), "beat": self.heartbeats}
 
 
 def revoke(paths: RunPaths, attempt: int) -> None:
-    """Fence an attempt off before anybody acts on its death: should it come back, it publishes nothing."""
+    """Mark an attempt dead, so that it can publish nothing if it comes back."""
     _revocation(paths, attempt).touch()
 
 
@@ -141,7 +141,7 @@ def _revocation(paths: RunPaths, attempt: int) -> Path:
 
 
 def heartbeat_of(paths: RunPaths) -> tuple[int, Any]:
-    """Return the newest attempt's number and its beat, None before its first."""
+    """Return the number of the newest attempt and its heartbeat counter, or None if it has none."""
     attempt = latest_attempt(paths)
     try:
         return attempt, read_json(paths.attempts / f"{attempt}.json").get("beat")
@@ -150,7 +150,7 @@ def heartbeat_of(paths: RunPaths) -> tuple[int, Any]:
 
 
 def heartbeat_is_ours(paths: RunPaths, attempt: int) -> bool:
-    """Whether the last to beat for an attempt was this process."""
+    """Return whether this process wrote the last heartbeat of an attempt."""
     try:
         last = read_json(paths.attempts / f"{attempt}.json")
     except StorageError:
@@ -165,7 +165,7 @@ def heartbeat_changes(
     now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Watch the newest attempt for up to `patience` seconds and return whether its beat changes."""
+    """Watch the newest attempt for up to `patience` seconds and return whether its heartbeat changes."""
     first, until = heartbeat_of(paths), now() + patience
     while now() < until:
         pause(min(1.0, patience / 4))

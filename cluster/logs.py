@@ -1,4 +1,4 @@
-"""A run's log, from storage: the end of it, and what is added while it runs."""
+"""Read a run's log from the storage: the last lines, and new ones as they are written."""
 
 import os
 import time
@@ -11,7 +11,7 @@ NEWLINE = 0x0A
 
 
 def tail(path: Path, lines: int | None) -> tuple[str, int]:
-    """Return the last `lines` lines (None: all) and the position in bytes behind them; an absent log is empty."""
+    """Return the last `lines` lines (None: all) and the byte offset after them. A log that does not exist is empty."""
     if not path.exists():
         return "", 0
     with path.open("rb") as file:
@@ -22,9 +22,9 @@ def tail(path: Path, lines: int | None) -> tuple[str, int]:
 
 
 def follow(path: Path, position: int, ended: Callable[[], bool]) -> Iterator[str]:
-    """Yield what is added behind `position` until `ended` says so and nothing more comes."""
+    """Yield the text after byte offset `position` as it is appended, until `ended()` is true and all was read."""
     while True:
-        over = ended()  # first: what was written before the end is then still read
+        over = ended()  # before reading, so that text written before the end is still read
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)
@@ -38,13 +38,13 @@ def follow(path: Path, position: int, ended: Callable[[], bool]) -> Iterator[str
 
 
 def _start_of_tail(handle: int, end: int, lines: int) -> int:
-    """Return where the last `lines` lines begin, reading backwards."""
+    """Return the offset at which the last `lines` lines begin. The file is read backwards, block by block."""
     start, found = end, 0
     while start > 0:
         block = os.pread(handle, min(BLOCK_BYTES, start), max(0, start - BLOCK_BYTES))
         start = max(0, start - BLOCK_BYTES)
         for place in range(len(block) - 1, -1, -1):
-            # The newline that ends the file ends the last line and begins none.
+            # The newline at the end of the file does not start another line.
             if block[place] == NEWLINE and start + place < end - 1:
                 found += 1
                 if found == lines:

@@ -1,4 +1,4 @@
-"""Something done again and again beside the work: a beat, a look at the clock."""
+"""Calls that are repeated in a background thread: a heartbeat, a check of the clock."""
 
 import logging
 import threading
@@ -11,22 +11,22 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def periodic_calls(act: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
-    """Call `act` from a thread of its own while the block runs, at once and then every so many seconds.
+def periodic_calls(function: Callable[[], None], *, every_seconds: float, name: str) -> Iterator[None]:
+    """Call `function` in a thread while the block runs: at once, and then every `every_seconds`.
 
-    A storage that pauses raises `OSError` or `StorageError`; that is told, and the next call comes all the same.
+    An `OSError` or `StorageError`, as from a storage that does not respond, is logged; the calls continue.
     """
     done = threading.Event()
 
-    def go_on() -> None:
+    def loop() -> None:
         while not done.is_set():
             try:
-                act()
+                function()
             except (OSError, StorageError) as error:
                 logger.warning("%s: %s", name, error)
             done.wait(every_seconds)
 
-    thread = threading.Thread(target=go_on, name=name, daemon=True)
+    thread = threading.Thread(target=loop, name=name, daemon=True)
     thread.start()
     try:
         yield

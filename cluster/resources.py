@@ -1,4 +1,4 @@
-"""What this machine has, learnt without importing torch: CPUs and NVIDIA GPUs, and what can never run here."""
+"""CPUs and NVIDIA GPUs of this machine, found without importing torch; refuses runs that need more."""
 
 import os
 import subprocess
@@ -13,10 +13,10 @@ NVIDIA_SMI_SECONDS = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Processors of one machine.
+    """CPUs and GPUs of one machine.
 
     Attributes:
-        cpus: CPUs that this process may use: its affinity, and the container's quota where there is one.
+        cpus: CPUs that this process may use, from its affinity and the container's CPU quota.
         gpus: NVIDIA GPUs that the driver lists.
     """
 
@@ -25,22 +25,22 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return what this machine has; a machine without NVIDIA's driver has no GPU."""
+    """Return the CPUs and GPUs of this machine; without the NVIDIA driver there are no GPUs."""
     return Machine(cpus=_cpus(), gpus=_gpus())
 
 
-def gpus_per_worker(asked: int | str, workers: int, machine: Machine) -> int:
-    """Return 0 or 1: what `asked` ("auto", 0 or 1) means here; "auto" takes GPUs when each worker gets one."""
-    if asked == "auto":
+def gpus_per_worker(requested: int | str, workers: int, machine: Machine) -> int:
+    """Return 0 or 1 for `requested` ("auto", 0 or 1); "auto" is 1 if the machine has a GPU for each worker."""
+    if requested == "auto":
         return int(machine.gpus >= workers)
-    return int(asked)
+    return int(requested)
 
 
 def refuse_impossible(*, workers: int, gpus_per_worker: int | str, machine: Machine) -> None:
-    """Refuse what this machine can never give.
+    """Refuse a run that needs more than this machine has.
 
     Raises:
-        ResourcesShort: More workers than CPUs, or more GPUs than there are.
+        InsufficientResources: There are fewer CPUs than workers, or fewer GPUs than the workers need.
     """
     if gpus_per_worker == 1 and workers > machine.gpus:
         cure = f"use --workers {machine.gpus}" if machine.gpus else "use --gpus-per-worker 0"

@@ -1,4 +1,4 @@
-"""Every file name of a run, in one place."""
+"""The path of every file of a run."""
 
 import re
 from dataclasses import dataclass
@@ -11,28 +11,28 @@ RUN_ID = re.compile(r"[a-z]+-[0-9]{8}-[0-9]{6}-[a-z0-9]{6}")
 
 @dataclass(frozen=True)
 class TrainingPaths:
-    """The files that one training reads and writes. Building one touches no disk."""
+    """The files of one training. Creating this object does not access the disk."""
 
     folder: Path
 
     @property
     def stop(self) -> Path:
-        """Present while somebody asks the running attempt to checkpoint and stop."""
+        """Exists while the running attempt is asked to save a checkpoint and stop."""
         return self.folder / "stop.json"
 
     @property
     def metrics(self) -> Path:
-        """A line of JSON an epoch."""
+        """One line of JSON per epoch."""
         return self.folder / "metrics.jsonl"
 
     @property
     def progress(self) -> Path:
-        """What the running attempt is doing right now, rewritten about once a second."""
+        """What the running attempt is doing, rewritten about once a second."""
         return self.folder / "progress.json"
 
     @property
     def checkpoints(self) -> Path:
-        """What an interrupted run goes on from."""
+        """Checkpoints from which an interrupted run resumes."""
         return self.folder / "checkpoints"
 
     @property
@@ -42,7 +42,7 @@ class TrainingPaths:
 
     @property
     def scratch(self) -> Path:
-        """Files of Ray and other passing things; safe to delete when no attempt runs."""
+        """Temporary files, such as Ray's; safe to delete while no attempt runs."""
         return self.folder / "scratch"
 
 
@@ -60,10 +60,10 @@ class RunPaths(TrainingPaths):
         """Return the paths of a run by its full id.
 
         Raises:
-            UnknownRun: The id has not the form of one, so that no id can leave the storage.
+            UnknownRun: The text does not have the form of a run id. So no id can lead outside the storage.
         """
         if not RUN_ID.fullmatch(run_id):
-            raise UnknownRun(f"{run_id!r} is no run id; `nightshift list` shows them")
+            raise UnknownRun(f"{run_id!r} is not a run id; `nightshift list` shows the ids")
         return cls(storage / "runs" / run_id)
 
     @property
@@ -73,78 +73,78 @@ class RunPaths(TrainingPaths):
 
     @property
     def run_id(self) -> str:
-        """The folder's name: run id, RQ job id and Ray submission id alike."""
+        """The folder's name, which is also the RQ job id and the start of the Ray submission id."""
         return self.folder.name
 
     @property
     def spec(self) -> Path:
-        """The wish, written once by the submitter before the run is queued."""
+        """The spec, written once before the run is queued."""
         return self.folder / "spec.json"
 
     @property
     def job(self) -> Path:
-        """How and when the run was to be queued: name, priority, retries; written once beside the spec."""
+        """How and when to queue the run: name, priority, retries. Written once with the spec."""
         return self.folder / "job.json"
 
     @property
     def state(self) -> Path:
-        """Where the run stands: state, attempt, times, error; rewritten whole by the run's owner of the moment."""
+        """The run state: state, attempt, times, error. It is replaced as a whole, under `lock`."""
         return self.folder / "state.json"
 
     @property
     def lock(self) -> Path:
-        """Held while `state` is read and rewritten, so that two people or machines cannot both change it."""
+        """Lock file, held while `state` is read and rewritten, so that two processes cannot change it at once."""
         return self.folder / ".lock"
 
     @property
     def attempts(self) -> Path:
-        """A file per attempt; the highest number owns the run."""
+        """One file per attempt; the attempt with the highest number owns the run."""
         return self.folder / "attempts"
 
     @property
     def log(self) -> Path:
-        """All that the trainer printed, over all attempts."""
+        """Output of the trainer, of all attempts."""
         return self.folder / "log.txt"
 
     @property
     def chosen(self) -> Path:
-        """The model of a search's best trial, where one refitted on more data is the published one."""
+        """The model of a search's best trial, if the published model is a refit of it on more data."""
         return self.folder / "chosen"
 
     @property
     def result(self) -> Path:
-        """Present if and only if the run succeeded."""
+        """Exists if and only if the run succeeded."""
         return self.folder / "result.json"
 
     @property
     def error(self) -> Path:
-        """The one line that says why the last attempt failed, written by the trainer."""
+        """Why the last attempt failed, in one line, written by the trainer."""
         return self.folder / "error.json"
 
     @property
     def report(self) -> Path:
-        """Curves, confusion matrix, ROC and errors in one self-contained page."""
+        """Learning curves, confusion matrix, ROC curve and misclassified images in one self-contained page."""
         return self.folder / "report.html"
 
     @property
     def events(self) -> Path:
-        """TensorBoard's event files: the curves of the run, in a folder of its own for each trial of a search."""
+        """TensorBoard event files; each trial of a search has its own folder in it."""
         return self.folder / "tensorboard"
 
     @property
     def predictions(self) -> Path:
-        """What the model said of each image of the split that was scored."""
+        """The predictions for each image of the split that was evaluated."""
         return self.folder / "predictions.safetensors"
 
     def predicted(self, form: str) -> Path:
-        """The table that `predict` writes; `form` is csv or json."""
+        """The table that `predict` writes; `form` is "csv" or "json"."""
         return self.folder / f"predictions.{form}"
 
     def exported(self, ending: str) -> Path:
-        """The model that `export` writes for other programs; `ending` is onnx or pt."""
+        """The model that `export` writes for other programs; `ending` is "onnx" or "pt"."""
         return self.folder / f"model.{ending}"
 
     @property
     def trials(self) -> Path:
-        """The ledger of a search: a line an event of a trial, append-only."""
+        """The trial journal of a search: one line per event of a trial, append-only."""
         return self.folder / "trials.jsonl"

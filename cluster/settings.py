@@ -1,4 +1,4 @@
-"""Addresses and folders of this machine. The only file that reads the environment."""
+"""Settings of this machine, read from environment variables. Only this file reads them."""
 
 import os
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ SHARD_CACHE_GIGABYTES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What this machine was told; read once at each entry point and passed down.
+    """The settings; read once at each entry point and passed down.
 
     Attributes:
         storage: Folder that all machines share: runs, caches, weights (`NIGHTSHIFT_STORAGE`).
-        redis_url: Where the queue lives (`NIGHTSHIFT_REDIS_URL`); None means the embedded server under `storage`.
-        redis_ca: Certificates that a `rediss://` server is checked against (`NIGHTSHIFT_REDIS_CA`).
-        redis_plain: Speak with a Redis of another machine without TLS (`NIGHTSHIFT_REDIS_ALLOW_PLAIN=1`).
-        ray_token: What that API asks for (`RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names).
-        ray_jobs_url: Jobs API of a standing Ray cluster (`NIGHTSHIFT_RAY_JOBS_URL`); None means this machine.
-        webhook_hosts: Hosts that may be told of a run's end (`NIGHTSHIFT_WEBHOOK_HOSTS`, with commas).
-        webhook_secret: What those messages are signed with (`NIGHTSHIFT_WEBHOOK_SECRET`).
-        lease_seconds: An attempt whose heart has not beaten for so long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
-        ray_address: The cluster that this process belongs to, as Ray tells its jobs (`RAY_ADDRESS`); None: no cluster.
-        cluster_gpus: GPUs that the Ray cluster can have, with the machines that it would fetch first
-            (`NIGHTSHIFT_CLUSTER_GPUS`); None: what Ray sees at that moment.
+        redis_url: Redis of the queue (`NIGHTSHIFT_REDIS_URL`); None means the embedded server in `storage`.
+        redis_ca: CA certificates for a `rediss://` server (`NIGHTSHIFT_REDIS_CA`).
+        redis_plain: Allow a Redis on another machine without TLS (`NIGHTSHIFT_REDIS_ALLOW_PLAIN=1`).
+        ray_token: Token for the Ray Jobs API (`RAY_AUTH_TOKEN`, or the file that `RAY_AUTH_TOKEN_PATH` names).
+        ray_jobs_url: Jobs API of a Ray cluster (`NIGHTSHIFT_RAY_JOBS_URL`); None: runs start on this machine.
+        webhook_hosts: Hosts that webhooks may be sent to (`NIGHTSHIFT_WEBHOOK_HOSTS`, separated by commas).
+        webhook_secret: Key that webhooks are signed with (`NIGHTSHIFT_WEBHOOK_SECRET`).
+        lease_seconds: An attempt without a heartbeat for this long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
+        ray_address: The cluster that this process is a job of, set by Ray (`RAY_ADDRESS`); None: no cluster.
+        cluster_gpus: GPUs of the Ray cluster, including nodes that its autoscaler can add
+            (`NIGHTSHIFT_CLUSTER_GPUS`); None: those of the nodes that are up.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
-        cache_bytes: Room for stored features (`NIGHTSHIFT_CACHE_GB`).
-        shard_cache_bytes: Room for copies of remote shards on each machine (`NIGHTSHIFT_SHARD_CACHE_GB`).
-        mlflow_uri: Tracking server that runs are shown on (`MLFLOW_TRACKING_URI`); it may hold a password.
+        cache_bytes: Size limit of the feature cache (`NIGHTSHIFT_CACHE_GB`).
+        shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).
+        mlflow_uri: MLflow tracking server (`MLFLOW_TRACKING_URI`); it may contain a password.
     """
 
     storage: Path
@@ -56,10 +56,10 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings from `environment`, by default this process's.
+        """Read the settings from `environment`, by default that of this process.
 
         Raises:
-            SettingsError: A value is no address of the kind it should be.
+            SettingsError: A value is invalid.
         """
         env = os.environ if environment is None else environment
         storage = Path(env.get("NIGHTSHIFT_STORAGE") or DEFAULT_STORAGE).expanduser().absolute()
@@ -89,10 +89,10 @@ class Settings:
         return self.storage / "runs"
 
     def with_storage_ready(self) -> "Settings":
-        """Make the storage folders and return the settings.
+        """Create the storage folders and return the settings.
 
         Raises:
-            StorageError: The folder cannot be made or written.
+            StorageError: The folder cannot be created or written.
         """
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ class Settings:
 
 
 def _ray_token(env: Mapping[str, str]) -> str | None:
-    """Return the token where Ray's own clients look for it."""
+    """Return the token from where Ray's own clients read it."""
     if token := env.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = env.get("RAY_AUTH_TOKEN_PATH", "").strip()
@@ -120,7 +120,7 @@ def _ray_token(env: Mapping[str, str]) -> str | None:
 def _count(env: Mapping[str, str], name: str) -> int | None:
     value = env.get(name, "").strip()
     if value and not value.isdecimal():
-        raise SettingsError(f"{name} {value!r} is no number of pieces; correct it or unset it")
+        raise SettingsError(f"{name} {value!r} is not a whole number; correct it or unset it")
     return int(value) if value else None
 
 
@@ -131,7 +131,7 @@ def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> f
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
-        raise SettingsError(f"{name} {value!r} is no number of {unit} above 0; correct it or unset it")
+        raise SettingsError(f"{name} {value!r} is not a number of {unit} above 0; correct it or unset it")
     return number
 
 
@@ -145,14 +145,16 @@ def _address(env: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str
         return None
     if value.partition("://")[0] not in schemes:
         forms = " or ".join(f"{scheme}://" for scheme in schemes)
-        raise SettingsError(f"{name} does not begin with {forms}; correct it or unset it")
+        raise SettingsError(f"{name} does not start with {forms}; correct it or unset it")
     if not _is_address(value):
-        raise SettingsError(f"{name} cannot be read; write / ? # @ and : of its password as %2F %3F %23 %40 and %3A")
+        raise SettingsError(
+            f"{name} is not a valid address; write / ? # @ and : of its password as %2F %3F %23 %40 and %3A"
+        )
     return value
 
 
 def _is_address(value: str) -> bool:
-    """Return whether host and port are where they should be; a password with a slash moves them."""
+    """Return whether host and port can be parsed; an unescaped slash in the password prevents it."""
     try:
         parts = urlsplit(value)
         found = parts.scheme == "unix" or (parts.hostname is not None and parts.port != 0)

@@ -1,4 +1,4 @@
-"""`stop.json`: the request that an attempt save a checkpoint and stop. Its only reader and its only writer."""
+"""`stop.json`: asks an attempt to save a checkpoint and stop. Only this module reads and writes it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ class StopRequest:
 
     Attributes:
         reason: "cancel", "drain", "window" or "overtime".
-        attempt: The attempt that it is meant for; None means whichever runs.
+        attempt: The attempt to stop; None means the one that runs.
         now: Kill the attempt instead of waiting for a checkpoint.
-        seconds: How long to wait for the checkpoint; None leaves that to whoever watches the attempt.
+        seconds: How long to wait for the checkpoint; None: the job worker decides.
     """
 
     reason: str
@@ -29,18 +29,18 @@ class StopRequest:
 
     @classmethod
     def read(cls, file: Path, attempt: int) -> "StopRequest | None":
-        """Return the request to stop `attempt`, None if there is none or it cannot be read."""
+        """Return the request to stop `attempt`, or None if there is none or it cannot be read."""
         if not file.exists():
             return None
         try:
             request = cls.from_json(read_json(file))
         except StorageError:
-            return None  # removed between the two looks
+            return None  # removed after `exists`
         return request if request is not None and request.attempt in (None, attempt) else None
 
     @classmethod
     def from_json(cls, value: Any) -> "StopRequest | None":
-        """Return the request that a parsed `stop.json` means, None if it has another shape."""
+        """Return the request in a parsed `stop.json`, or None if it does not have the right shape."""
         if not isinstance(value, dict):
             return None
         reason, attempt, seconds = value.get("reason"), value.get("attempt"), value.get("seconds")
@@ -57,7 +57,7 @@ class StopRequest:
         return {"reason": self.reason, "attempt": self.attempt, **given}
 
     def publish(self, file: Path) -> None:
-        """Write the request unless an earlier one for the same attempt stands; a cancel replaces every other reason."""
+        """Write the request, unless there is one for the same attempt. A cancel replaces every other reason."""
         with locked(file.with_name(".stop.lock")):
             earlier = StopRequest.read(file, self.attempt) if self.attempt is not None else None
             if earlier is None or self._outranks(earlier):
@@ -69,14 +69,14 @@ class StopRequest:
 
 @dataclass
 class StopWatcher:
-    """Looks for a request to stop one attempt, and remembers the first that it reads: it is not taken back."""
+    """Checks for a request to stop one attempt. Once it has read a request, it keeps it."""
 
     file: Path
     attempt: int
     _found: StopRequest | None = None
 
     def reason(self) -> str | None:
-        """Return why the attempt should stop, None while nobody asks for it."""
+        """Return why the attempt should stop, or None if there is no request."""
         if self._found is None:
             self._found = StopRequest.read(self.file, self.attempt)
         return None if self._found is None else self._found.reason

@@ -49,7 +49,7 @@ def test_an_attempt_that_was_declared_dead_stays_fenced_off_though_it_beats(path
     revoke(paths, 1)
     lease.heartbeat()
 
-    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+    with pytest.raises(LeaseLost, match="attempt 1 was marked dead"):
         lease.check()
 
 

@@ -136,7 +136,7 @@ def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Se
     mark_dead(paths, 1, "no sign of life for 3 s")
     actions.retry(settings, paths)
 
-    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+    with pytest.raises(LeaseLost, match="attempt 1 was marked dead"):
         dying.check()
     end(paths, dying, Change("failed", "the older one's view"))
     second = claim_run(paths, "another worker", THIS_MACHINE)
@@ -153,7 +153,7 @@ def test_an_attempt_whose_run_was_deleted_can_publish_nothing(settings: Settings
 
     actions.delete(paths)
 
-    with pytest.raises(LeaseLost, match="it was deleted while attempt 1 went on"):
+    with pytest.raises(LeaseLost, match="the run was deleted while attempt 1 was running"):
         lease.check()
 
 

@@ -126,7 +126,7 @@ def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Setting
 
     assert state is not None
     assert (state.state, state.losses) == ("queued", 1)
-    with pytest.raises(LeaseLost, match="attempt 1 was declared dead"):
+    with pytest.raises(LeaseLost, match="attempt 1 was marked dead"):
         Lease.join(paths, 1)
 
 

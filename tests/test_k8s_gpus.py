@@ -28,7 +28,7 @@ def test_more_gpus_than_the_cluster_can_have_are_refused_at_submit(tmp_path):
 
 
 def test_a_number_of_gpus_that_is_none_is_refused():
-    with pytest.raises(SettingsError, match="NIGHTSHIFT_CLUSTER_GPUS 'many' is no number"):
+    with pytest.raises(SettingsError, match="NIGHTSHIFT_CLUSTER_GPUS 'many' is not a whole number"):
         Settings.read({"NIGHTSHIFT_CLUSTER_GPUS": "many"})
 
     assert Settings.read({"NIGHTSHIFT_CLUSTER_GPUS": "0"}).cluster_gpus == 0

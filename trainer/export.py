@@ -1,6 +1,5 @@
 """`export`: a published model as one file for other programs, compared with the model before it is published."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import copy_atomically, sha256_of
+from cluster.files import atomic_write, copy_atomically, sha256_of
 from trainer.attempt import Attempt
 from trainer.data.images import sample_images
 from trainer.errors import TrainerError
@@ -62,15 +61,12 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
 @contextmanager
 def _atomic_file(attempt: Attempt, target: Path) -> Iterator[Path]:
     """Yield the path of a draft, which is renamed to `target` when the block succeeds."""
-    draft = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        yield draft
-        attempt.lease.check()
-        draft.replace(target)
+        with atomic_write(target) as draft:
+            yield draft
+            attempt.lease.check()
     except OSError as error:
         raise StorageError(f"{target} cannot be written ({error.strerror}); free space there and retry") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def verify_export(form: ExportFormat, path: Path, model: ExportedModel, metadata: Metadata, images: Tensor) -> float:

@@ -30,7 +30,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
 
     Raises:
         PlanError, BadIndex, SourceError: The shards are missing, damaged, or too few.
-        ResourcesShort: This machine or cluster can never provide the workers.
+        InsufficientResources: This machine or cluster can never provide the workers.
         WeightsError: The weights file is missing or belongs to another network.
         CheckpointError, ModelMismatch: The model does not exist, or its classes differ from those of the data.
         SpecError: The data set has no such split.

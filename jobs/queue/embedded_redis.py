@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 from cluster import guard
 from cluster.errors import StorageError
-from cluster.files import locked, read_json, write_json
+from cluster.files import locked, read_json, write_json, write_text
 from jobs.errors import QueueUnreachable
 
 START_SECONDS = 30.0
@@ -164,9 +164,9 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     place.unlink(missing_ok=True)
     configuration = CONFIGURATION.format(socket=place, password=password, folder=folder, log=folder / "redis.log")
     url = f"unix://:{password}@{quote(str(place))}?db=0"
-    write_private(folder / "redis.conf", configuration)
+    write_text(folder / "redis.conf", configuration, mode=0o600)
     # The address is written first: after a crash right here, the next caller finds the server and starts no second one.
-    write_private(folder / "url", url + "\n")
+    write_text(folder / "url", url + "\n", mode=0o600)
     write_json(folder / "host.json", {"host": socket.gethostname()})
     starter = os.getpid()
     process = subprocess.Popen(
@@ -244,13 +244,3 @@ def _socket_path(folder: Path) -> Path:
         raise QueueUnreachable(f"{private} belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path")
     private.chmod(0o700)
     return private / "socket"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write `text` into a file that only its owner can read, from the first byte on."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    draft.replace(path)

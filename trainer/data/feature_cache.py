@@ -7,7 +7,6 @@ a stale file is never read, and concurrent writers of a file write the same byte
 import hashlib
 import json
 import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cluster.files import write_json
+from cluster.files import write_bytes, write_json
 from trainer.data.cache_folder import evict
 from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
@@ -122,15 +121,7 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "key.json", asdict(self.key))
         evict(self.root, self.limit_bytes, needed=len(content))
-        draft = self.folder / f".{shard_sha256}.{os.getpid()}.{secrets.token_hex(4)}"
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path(shard_sha256))
-        finally:
-            draft.unlink(missing_ok=True)
+        write_bytes(self.path(shard_sha256), content)
 
 
 def _read(path: Path) -> Features:

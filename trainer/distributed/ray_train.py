@@ -38,7 +38,7 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     A single worker on this machine runs in this process, which saves the half minute that starting actors takes.
 
     Raises:
-        ResourcesShort: This machine can never provide the workers.
+        InsufficientResources: This machine can never provide the workers.
         WorkersLost: Workers died or hung more often than they may be restarted.
         TrainerError, ShardError, ClusterError: Raised by a worker.
     """

@@ -2,12 +2,13 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from cluster.files import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,13 @@ def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[Writ
     Raises:
         OSError: The folder is full or not writable; no partial file remains.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     open_rows = _json_rows if path.suffix == ".json" else _csv_rows
-    try:
-        with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            with open_rows(file, classes) as write:
-                yield write
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as draft,
+        draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+        open_rows(file, classes) as write,
+    ):
+        yield write
 
 
 @contextmanager

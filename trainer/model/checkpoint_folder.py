@@ -4,8 +4,6 @@ Both formats are plain data: reading them cannot run code.
 """
 
 import logging
-import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import read_json, sha256_of, write_json
+from cluster.files import atomic_folder, read_json, sha256_of, write_json
 from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
 
@@ -40,24 +38,20 @@ def write_checkpoint_folder(
     Raises:
         CheckpointError: The storage is full or not writable; an existing folder stays unchanged.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        draft.mkdir(parents=True)
-        for name, group in tensors.items():
-            (draft / name).write_bytes(save({key: value.detach().cpu().contiguous() for key, value in group.items()}))
-        for name, value in json_files.items():
-            write_json(draft / name, value)
-        files = {file.name: sha256_of(file) for file in sorted(draft.iterdir())}
-        write_json(draft / MANIFEST_FILE, {"version": VERSION, "files": files, **manifest})
-        _sync(draft)
-        _replace(draft, folder)
+        with atomic_folder(folder) as draft:
+            for name, group in tensors.items():
+                content = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
+                (draft / name).write_bytes(content)
+            for name, value in json_files.items():
+                write_json(draft / name, value)
+            files = {file.name: sha256_of(file) for file in sorted(draft.iterdir())}
+            write_json(draft / MANIFEST_FILE, {"version": VERSION, "files": files, **manifest})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder.name} cannot be saved in {folder.parent}: {_reason(error)}; "
             "free space there and retry the run; it resumes from its last valid checkpoint"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_verified_manifest(folder: Path) -> dict[str, Any]:
@@ -117,26 +111,6 @@ def remove_old_checkpoints(folder: Path) -> None:
 
 def _by_step(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _replace(draft: Path, folder: Path) -> None:
-    if folder.exists():
-        old = draft.with_name(f"{draft.name}.old")
-        folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        draft.rename(folder)
-    _sync(folder.parent, files=False)
-
-
-def _sync(folder: Path, *, files: bool = True) -> None:
-    for path in [*(sorted(folder.iterdir()) if files else []), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: Exception) -> str:

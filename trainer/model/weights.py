@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cluster.files import sha256_of
+from cluster.files import atomic_write, remove_drafts, sha256_of
 from trainer.errors import WeightsError
 from trainer.model.efficientnet import Backbone
 from trainer.model.head import Layout
@@ -88,32 +88,36 @@ def _imagenet_file(folder: Path, url: str) -> Path:
     with FileLock(folder / f".{path.name}.lock"):
         if not path.exists():
             _download(url, path)
-        _check_sha256(path)
+        _check_sha256(path, path)
     return path
 
 
 def _download(url: str, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.part")
+    remove_drafts(path)
     try:
         # The URL is a constant, not user input.
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response, draft.open("wb") as file:  # noqa: S310
+        with (
+            atomic_write(path) as draft,
+            urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response,  # noqa: S310
+            draft.open("wb") as file,
+        ):
             shutil.copyfileobj(response, file)
+            file.flush()
+            _check_sha256(draft, path)
     except (urllib.error.URLError, OSError) as error:
-        draft.unlink(missing_ok=True)
         reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{path.name} cannot be downloaded ({reason}); download it from {url} to {path.parent} "
             "on a machine with internet access, or use --weights FILE or --weights none"
         ) from error
-    _check_sha256(draft)
-    draft.replace(path)
 
 
-def _check_sha256(path: Path) -> None:
-    digits = path.name.removeprefix(".").split(".")[0].rsplit("-", 1)[1]
-    found = sha256_of(path)
+def _check_sha256(file: Path, path: Path) -> None:
+    """Compare the sha256 of `file` with the digits in the name of `path`; delete `file` if they differ."""
+    digits = path.stem.rsplit("-", 1)[1]
+    found = sha256_of(file)
     if not found.startswith(digits):
-        path.unlink()
+        file.unlink()
         raise WeightsError(
             f"{path.name}: sha256 begins with {found[:8]} instead of {digits}; "
             f"the damaged file was deleted; download it again to {path.parent}"
