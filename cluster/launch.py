@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from cluster import guard
@@ -14,7 +15,7 @@ from cluster.errors import LaunchError
 from cluster.process_env import trainer_environment
 from cluster.run_paths import RunPaths
 
-TRAINER = (sys.executable, "-m", "trainer")
+TRAINER = (sys.executable, "-P", "-m", "trainer")  # -P: never import a user's own trainer.py
 THIS_MACHINE = "here"  # here, trainers end together with the job worker that started them
 
 
@@ -60,9 +61,12 @@ class LocalLauncher:
 
     Attributes:
         command: The command, to which the run's folder and attempt number are added.
+        folder: Its working directory; by default the storage. Ray adds the working directory to the import path of its
+            workers, so it must not be a folder with a user's own Python files.
     """
 
     command: tuple[str, ...] = TRAINER
+    folder: Path | None = None
     place: str = THIS_MACHINE
 
     def start(self, paths: RunPaths, attempt: int) -> "LocalRun":
@@ -77,6 +81,7 @@ class LocalLauncher:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    cwd=self.folder or paths.storage,
                     env=trainer_environment(paths.storage, paths.run_id),
                 )
         except OSError as error:

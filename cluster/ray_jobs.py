@@ -18,7 +18,7 @@ from cluster.exit_codes import ExitCode
 from cluster.lease import heartbeat_is_ours, heartbeat_of
 from cluster.run_paths import RunPaths
 
-TRAINER = ("python", "-m", "trainer")  # the python of the cluster's image
+TRAINER = ("python", "-P", "-m", "trainer")  # the python of the cluster's image
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 8.0  # well below the lease: a caller that waits here sends no heartbeat
 

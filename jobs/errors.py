@@ -4,6 +4,7 @@ JobError
 ├── QueueUnreachable   Redis does not answer
 ├── Refused            the request cannot be queued, or the run's state does not allow the action
 │   └── NameTaken      another run has the name
+├── StackError         the job workers of `nightshift up` do not stay alive
 └── HostileJob         a queue entry that Nightshift did not write
 """
 
@@ -22,6 +23,10 @@ class Refused(JobError):
 
 class NameTaken(Refused):
     """Another run has the name."""
+
+
+class StackError(JobError):
+    """The job workers of `nightshift up` do not stay alive."""
 
 
 class HostileJob(JobError):

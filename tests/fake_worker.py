@@ -15,7 +15,7 @@ ROOT = str(Path(__file__).parent.parent)
 
 def launcher(settings: Settings) -> Launcher:
     if "--ray" not in sys.argv:
-        return LocalLauncher(FAKE_TRAINER)
+        return LocalLauncher(FAKE_TRAINER, folder=Path(ROOT))
     jobs = RayJobs(str(settings.ray_jobs_url), settings.ray_token)
     return RayJobLauncher(jobs, settings.lease_seconds, FAKE_TRAINER, (("PYTHONPATH", ROOT),))
 

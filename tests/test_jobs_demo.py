@@ -57,7 +57,7 @@ def _phase(run: RunPaths) -> str:
 
 def _job_worker(demo: int) -> int:
     children = [int(pid) for pid in Path(f"/proc/{demo}/task/{demo}/children").read_text().split()]
-    return next(pid for pid in children if arguments_of(pid)[1:4] == [b"-m", b"jobs", b"worker"])
+    return next(pid for pid in children if arguments_of(pid)[1:5] == [b"-P", b"-m", b"jobs", b"worker"])
 
 
 def _processes_with(mark: str) -> list[str]:

@@ -83,7 +83,7 @@ def test_nothing_of_ray_is_left_when_its_job_worker_is_killed(
 
 
 def trainer(run_id: str) -> int:
-    return next(pid for pid in processes_of(run_id) if arguments_of(pid)[1:3] == [b"-m", b"trainer"])
+    return next(pid for pid in processes_of(run_id) if arguments_of(pid)[1:4] == [b"-P", b"-m", b"trainer"])
 
 
 def command_of(pid: int) -> str:

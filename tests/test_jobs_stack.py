@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.settings import Settings
-from jobs.queue import embedded_redis
-from jobs.queue.stack import start_stack
-from tests.stack import FAKE_WORKER, arguments_of, eventually
+import pytest
 
-NIGHTSHIFT = [sys.executable, "-m", "jobs"]
+from cluster.settings import Settings
+from jobs.errors import StackError
+from jobs.queue import embedded_redis
+from jobs.queue.stack import log_file, start_stack
+from jobs.queue.submit import submit
+from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, eventually, reaches
+
+NIGHTSHIFT = [sys.executable, "-P", "-m", "jobs"]
 
 
 def processes_in(storage: Path) -> list[str]:
@@ -75,3 +79,49 @@ def test_a_stack_leaves_the_server_of_another_stack_alone(storage: Path) -> None
 
     assert still_there
     assert processes_in(storage) == []
+
+
+def test_a_users_own_jobs_py_and_trainer_py_are_never_run(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("jobs", "trainer", "cluster", "data_shards"):
+        (project / f"{name}.py").write_text(f"open({str(project / 'ran')!r}, 'a').write(__name__)")
+    monkeypatch.chdir(project)
+    run_id = submit(settings, FakeSpec())  # the real trainer refuses this spec
+
+    with start_stack(settings, 1):
+        state = reaches(settings.storage, run_id, "succeeded", "failed", "lost", seconds=120)
+
+    assert not (project / "ran").exists()
+    assert state.state == "failed"
+    assert "steps" in str(state.why)
+
+
+def test_a_job_worker_that_keeps_dying_ends_the_stack_with_the_reason(settings: Settings) -> None:
+    dies = (sys.executable, "-c", "import sys; sys.exit(7)")
+
+    def keep_up() -> None:
+        with start_stack(settings, 1, worker_command=dies) as stack:
+            for _ in range(3):
+                stack.workers[0].wait()
+                stack.restart_ended()
+
+    with pytest.raises(StackError) as caught:
+        keep_up()
+
+    assert str(caught.value) == (
+        "job worker 1 ended 3 times within a minute, last with exit code 7; "
+        f"see {log_file(settings.storage, 1)}; `nightshift doctor` checks this machine"
+    )
+
+
+def test_a_job_worker_that_is_killed_from_outside_is_restarted_every_time(settings: Settings) -> None:
+    with start_stack(settings, 1, worker_command=("sleep", "600")) as stack:
+        for _ in range(4):
+            stack.workers[0].kill()
+            stack.workers[0].wait()
+            stack.restart_ended()
+
+        assert stack.workers[0].poll() is None

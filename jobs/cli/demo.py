@@ -101,7 +101,7 @@ def _sample(folder: Path) -> Path:
     _print("Writing the sample data: handwritten digits, 8x8 scans from scikit-learn")
     # In a separate process: the command line must not import scikit-learn.
     subprocess.run(
-        [sys.executable, "-m", "data_shards.sample_data", str(folder)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-P", "-m", "data_shards.sample_data", str(folder)], check=True, stdout=subprocess.DEVNULL
     )
     return folder
 

@@ -7,17 +7,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
 from cluster import guard
 from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
+from jobs.errors import StackError
 from jobs.queue import embedded_redis
 
-WORKER = (sys.executable, "-m", "jobs", "worker")
+WORKER = (sys.executable, "-P", "-m", "jobs", "worker")  # -P: never import a user's own jobs.py
 STOP_SECONDS = 150.0  # longer than a job worker's own drain
+MAX_DEATHS = 3  # of one job worker within `DEATHS_SECONDS`
+DEATHS_SECONDS = 60.0
 
 
 @dataclass
@@ -34,13 +37,18 @@ class Stack:
     command: tuple[str, ...]
     workers: "list[subprocess.Popen[bytes]]"
     server: embedded_redis.EmbeddedRedis | None = None
+    _deaths: "dict[int, list[float]]" = field(default_factory=dict)
 
     def add_worker(self) -> None:
         """Start one more job worker."""
         self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
 
     def restart_ended(self) -> None:
-        """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly."""
+        """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly.
+
+        Raises:
+            StackError: A job worker ended for the third time within a minute; another start would not help.
+        """
         if self.server is not None and not self.server.is_alive:
             self.server = embedded_redis.ensure_running(
                 self.settings.storage, ends_with_caller=True
@@ -48,7 +56,21 @@ class Stack:
             embedded_redis.claim_shutdown(self.settings.storage)
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:
+                self._count_death(place, worker.returncode)
                 self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
+
+    def _count_death(self, place: int, exit_code: int) -> None:
+        if exit_code in (-signal.SIGKILL, -signal.SIGTERM):
+            return  # something else ended it
+        now = time.monotonic()
+        recent = [death for death in self._deaths.get(place, []) if now - death < DEATHS_SECONDS]
+        self._deaths[place] = [*recent, now]
+        if len(self._deaths[place]) >= MAX_DEATHS:
+            output = "its output is above" if self.output else f"see {log_file(self.settings.storage, place + 1)}"
+            raise StackError(
+                f"job worker {place + 1} ended {MAX_DEATHS} times within a minute, last with exit code {exit_code}; "
+                f"{output}; `nightshift doctor` checks this machine"
+            )
 
 
 @contextmanager
@@ -88,7 +110,9 @@ def _start_worker(
     settings: Settings, number: int, output: TextIO | None, command: tuple[str, ...]
 ) -> "subprocess.Popen[bytes]":
     starter = os.getpid()
-    with _log_file(settings.storage, number) as file:
+    path = log_file(settings.storage, number)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -100,12 +124,9 @@ def _start_worker(
         )
 
 
-@contextmanager
-def _log_file(storage: Path, number: int) -> Iterator[TextIO]:
-    folder = storage / "logs"
-    folder.mkdir(exist_ok=True)
-    with (folder / f"worker-{number}.log").open("a") as file:
-        yield file
+def log_file(storage: Path, number: int) -> Path:
+    """Return the file with the output of a job worker."""
+    return storage / "logs" / f"worker-{number}.log"
 
 
 def _stop_workers(workers: "list[subprocess.Popen[bytes]]") -> None:

@@ -1,0 +1,30 @@
+"""The launcher on this machine: where the trainer runs and what it may import."""
+
+import sys
+from pathlib import Path
+
+from cluster.launch import TRAINER, LocalLauncher
+from cluster.ray_jobs import TRAINER as RAY_TRAINER
+from cluster.run_paths import RunPaths
+
+
+def run_paths(storage: Path) -> RunPaths:
+    paths = RunPaths.of(storage, "train-20261123-203000-a1b2c3")
+    paths.folder.mkdir()
+    return paths
+
+
+def test_the_working_directory_of_a_trainer_is_the_storage(storage, tmp_path, monkeypatch):
+    paths = run_paths(storage)
+    monkeypatch.chdir(tmp_path)
+    shows_folder = (sys.executable, "-P", "-c", "import os; print(os.getcwd())")
+
+    code = LocalLauncher(shows_folder).start(paths, 1).wait(60)
+
+    assert code == 0
+    assert paths.log.read_text() == f"{storage.resolve()}\n"
+
+
+def test_no_trainer_imports_from_its_working_directory():
+    assert (sys.executable, "-P", "-m", "trainer") == TRAINER
+    assert RAY_TRAINER == ("python", "-P", "-m", "trainer")
