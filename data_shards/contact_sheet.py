@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from data_shards.atomic import write_whole
+from data_shards.atomic import write_text_atomic
 from data_shards.index import ShardIndex, overview
 from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
@@ -46,7 +46,7 @@ def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_cla
     page = environment.get_template(TEMPLATE).render(
         location=location, overview=overview(index), classes=by_class, side=SIDE
     )
-    write_whole(file, page)
+    write_text_atomic(file, page)
 
 
 def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> Iterator[Thumbnail]:

@@ -2,17 +2,18 @@
 
 ShardError
 ├── SourceError      the folder or archive to pack cannot be used
-├── BadIndex         index.json is absent, damaged or of another version
+├── BadIndex         index.json is missing, damaged or of another version
 ├── BadImage         one image cannot be decoded
-├── DamagedShard     a shard's bytes, count or labels differ from the index
-├── RemoteError      a remote shard cannot be brought to this machine
-├── PlanError        the shards cannot be divided as asked
-└── LeakageError     the same image, or the same group, stands in two splits
+│   └── TooManyPixels    it is larger than the limit
+├── DamagedShard     a shard's bytes, sample count or labels differ from the index
+├── RemoteError      a remote shard cannot be downloaded
+├── PlanError        an epoch cannot be planned as requested
+└── LeakageError     the same image or group is in two splits
 """
 
 
 class ShardError(Exception):
-    """Base of the errors of this package. The text is one line: what is wrong, then the cure."""
+    """Base of the errors of this package. The text is one line: the fault, then the cure."""
 
 
 class SourceError(ShardError):
@@ -20,30 +21,34 @@ class SourceError(ShardError):
 
 
 class BadIndex(ShardError):
-    """index.json is absent, damaged or of another version."""
+    """index.json is missing, damaged or of another version."""
 
 
 class BadImage(ShardError):
-    """One image cannot be decoded; the text says why, the catcher names the file or the shard and key."""
+    """One image cannot be decoded. The text says why; the caller adds the file, or the shard and key."""
+
+
+class TooManyPixels(BadImage):
+    """An image has more pixels than the limit allows."""
 
 
 class DamagedShard(ShardError):
-    """A shard's bytes, count or labels differ from what the index says."""
+    """A shard's bytes, sample count or labels differ from what the index says."""
 
 
 class RemoteError(ShardError):
-    """A remote shard cannot be brought to this machine."""
+    """A remote shard cannot be downloaded."""
 
 
 class PlanError(ShardError):
-    """The shards cannot be divided as asked."""
+    """An epoch cannot be planned as requested."""
 
 
 class LeakageError(ShardError):
-    """The same image, or images of the same group, stand in two splits.
+    """The same image, or images of the same group, are in two splits.
 
     Attributes:
-        findings: A line for each of them.
+        findings: One line for each.
     """
 
     def __init__(self, text: str, findings: tuple[str, ...] = ()) -> None:

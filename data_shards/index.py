@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_shards.atomic import write_whole
+from data_shards.atomic import write_text_atomic
 from data_shards.errors import BadIndex
 from data_shards.locations import read_bytes
 
@@ -151,7 +151,7 @@ def read_index(location: str) -> ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Publish the index; from this moment the folder is a data set. A reader sees it whole or not at all."""
-    write_whole(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
+    write_text_atomic(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
 
 
 def overview(index: ShardIndex) -> dict[str, Any]:

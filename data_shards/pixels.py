@@ -1,22 +1,58 @@
-"""From the bytes of an image file to upright 8-bit pixels, gray or RGB. Needs only Pillow and NumPy."""
+"""From an image file to upright 8-bit pixels, gray or RGB. Needs only Pillow and NumPy.
+
+`shards pack` and `predict` share this module, so that both accept the same files. The content of a file decides its
+format, not the ending of its name.
+"""
 
 import io
+import os
+import re
+import stat
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal, TypeAlias, cast
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_shards.errors import BadImage
+from data_shards.errors import BadImage, TooManyPixels
 
 Color: TypeAlias = Literal["L", "RGB"]
 Pixels: TypeAlias = NDArray[np.uint8]
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # as Pillow names them
+FORMAT_NAMES = "JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
+})  # fmt: skip
+SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"GIF8": "GIF",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "ZIP",
+    b"\x1f\x8b": "gzip",
+    b"version https://git-lfs": "Git LFS pointer",
+    b"<!DOCTYPE html": "HTML",
+    b"<html": "HTML",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}  # first bytes of a file
+BMP_PIXELS_OFFSET = slice(6, 10)  # reserved, zero in every BMP: two letters alone are no signature
+PNM = re.compile(rb"P[1-6]\s+[#0-9]")
+SNIFFED_BYTES = 132  # a DICOM file has its signature behind a preamble of 128 bytes
+MAX_FILE_BYTES = 1 << 30
+MAX_MEGAPIXELS = 150  # a chest film of 43 x 35 cm at 0.043 mm has 81, one at 0.04 mm has 94
+MEGA = 1_000_000
+PILLOW_LIMIT = 2 * 89_478_485  # pixels above which Pillow refuses to open an image, unless told otherwise
+_LIMIT_LOCK = threading.Lock()
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors deliver in 16-bit files
 ORIENTATION = 0x0112  # EXIF tag
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag
@@ -25,43 +61,89 @@ DARK = 16  # of 255, all that the lower 12 of 16 bits can reach
 
 # Pillow raises all of these at damaged files, by format and place of the damage.
 DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    ArithmeticError,
-    struct.error,
-)
+    OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, ArithmeticError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
-def open_image(data: bytes) -> Image.Image:
+def sniff_format(head: bytes) -> str | None:
+    """Return the format that a file's first `SNIFFED_BYTES` bytes show, such as "JPEG" or "DICOM"; None if unknown."""
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return "HEIC or AVIF"
+    if PNM.match(head):
+        return "PPM"
+    found = next((name for signature, name in SIGNATURES.items() if head.startswith(signature)), None)
+    return None if found == "BMP" and any(head[BMP_PIXELS_OFFSET]) else found
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether a file is an image to read: its name ends like one, or its content is of a format in `FORMATS`.
+
+    A file that only its name calls an image counts, so that its fault is reported. Only a file with another name is
+    opened.
+    """
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with _regular_file(path) as (file, _):
+            return sniff_format(file.read(SNIFFED_BYTES)) in FORMATS
+    except (BadImage, OSError):
+        return False
+
+
+def read_image_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        BadImage: It is a pipe, device or folder, it is larger than `max_bytes`, or it cannot be read.
+    """
+    try:
+        with _regular_file(path) as (file, size):
+            if size > max_bytes:
+                raise BadImage(f"the file has {size} bytes, above the limit of {max_bytes} for one image")
+            return file.read()
+    except OSError as error:
+        raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+
+def open_image(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
     """Open an image without decoding it.
 
     Raises:
-        BadImage: It is no JPEG, PNG, BMP or TIFF, has several pages, or so many pixels that it must be an attack.
+        TooManyPixels: It has more than `max_megapixels`.
+        BadImage: It is of no format in `FORMATS`, or has several pages or frames.
     """
     if not data:
         raise BadImage("the file is empty")
-    with _decode_errors_as("no readable JPEG, PNG, BMP or TIFF"):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        pages, _ = getattr(image, "n_frames", 1), image.size  # which a TIFF looks up only when asked
-    if image.format == "TIFF" and pages > 1:
-        raise BadImage("a TIFF of several pages; split it into single images")
+    limit = max_megapixels * MEGA
+    with _decode_errors_as(_unreadable(data)), _pillow_limit(limit) if limit > PILLOW_LIMIT else nullcontext():
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            found = f"more than {PILLOW_LIMIT // MEGA} megapixels"
+            raise TooManyPixels(f"{found}, above the limit of {max_megapixels}") from error
+        pages, size = getattr(image, "n_frames", 1), image.size  # a TIFF looks them up only when asked
+    if size[0] * size[1] > limit:
+        raise TooManyPixels(_pixels_above(size, max_megapixels))
+    if pages > 1 and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
+        what = "a TIFF of several pages" if image.format == "TIFF" else f"an animated {image.format}"
+        raise BadImage(f"{what}; split it into single images")
     return image
 
 
 def decode_pixels(image: Image.Image) -> Image.Image:
     """Return the image upright, in mode L or RGB.
 
-    16-bit pixels are divided so that the least of 8, 10, 12, 14 or 16 bits that holds the brightest becomes 255;
-    transparent ones are laid on black.
+    16-bit pixels are scaled by the smallest bit depth of 8, 10, 12, 14 or 16 that holds the brightest one;
+    transparent ones are composited on black.
 
     Raises:
-        BadImage: The pixels are damaged, or of a kind without a defined brightness: floating point, or 16-bit colors of
-            which only the low bits are used.
+        BadImage: The pixels are damaged, or of a kind without a defined brightness: floating point, or 16-bit colors
+            that use only the low bits.
     """
     with _decode_errors_as("its pixels cannot be decoded"):
         has_tiles = image.format in ("PNG", "TIFF") and len(image.getbands()) > 1
@@ -85,10 +167,10 @@ def is_gray(image: Image.Image) -> bool:
 
 
 def decode_square(data: bytes, *, size: int, color: Color) -> Pixels:
-    """Decode an image to the square (C, size, size) that a network sees, C = 1 for gray.
+    """Decode an image to the network's input, uint8 (C, size, size), C = 1 for gray.
 
-    Short side to `size` with antialiasing, then the centre: what torchvision's Resize and CenterCrop give, but only
-    the part that is kept is computed, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
+    Resizes the short side to `size` with antialiasing, then crops the center, like torchvision's Resize and CenterCrop.
+    Only the part that is kept is computed, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Raises:
         BadImage: The image cannot be decoded.
@@ -106,7 +188,7 @@ def decode_square(data: bytes, *, size: int, color: Color) -> Pixels:
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """Return the image with its short side at most `short_side` pixels, antialiased; smaller ones stay as they are."""
+    """Return the image with its short side reduced to `short_side` pixels, antialiased; never enlarged."""
     short = min(image.size)
     if short <= short_side:
         return image
@@ -115,18 +197,45 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
 
 
 @contextmanager
-def _decode_errors_as(fault: str) -> Iterator[None]:
-    """Turn what Pillow raises at a damaged file, or warns of a bomb, into a BadImage.
+def _regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file and give its size. A pipe, whose writer may never come, and a device without end are refused."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise BadImage("it is a pipe, device or folder, not a regular file")
+        yield file, facts.st_size
 
-    Its other warnings, of odd metadata, change no pixel.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+def _unreadable(data: bytes) -> str:
+    found = sniff_format(data[:SNIFFED_BYTES])
+    if found is None or found in FORMATS:
+        return f"no readable {FORMAT_NAMES}"
+    return f"no readable {FORMAT_NAMES}, but {found}"
+
+
+def _pixels_above(size: tuple[int, int], max_megapixels: int) -> str:
+    width, height = size
+    return f"{width} x {height} are {width * height / MEGA:.0f} megapixels, above the limit of {max_megapixels}"
+
+
+@contextmanager
+def _pillow_limit(pixels: int) -> Iterator[None]:
+    """Raise Pillow's limit, which is one number for the whole process, while an image is opened."""
+    with _LIMIT_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
         try:
             yield
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImage(f"a decompression bomb: {error}") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _decode_errors_as(fault: str) -> Iterator[None]:
+    """Turn what Pillow raises at a damaged file into a BadImage. Its warnings, of odd metadata, change no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
         except UnidentifiedImageError as error:  # whose own text is the address of a buffer
             raise BadImage(fault) from error
         except DECODE_ERRORS as error:
@@ -164,13 +273,13 @@ def _from_deep(pixels: NDArray[np.int64]) -> Image.Image:
 
 
 def _draft_size(source: tuple[int, int], size: int) -> tuple[int, int]:
-    """Return what to ask of libjpeg: at least `size` on the short side, in the proportions of the source."""
+    """Return the size to request from libjpeg: at least `size` on the short side, same aspect ratio."""
     short = min(source)
     return (source[0] * size // short, source[1] * size // short)
 
 
 def _centre(source: tuple[int, int], size: int) -> tuple[float, float, float, float]:
-    """Return the part of the source that Resize(size) and CenterCrop(size) would keep, in source pixels."""
+    """Return the box that Resize(size) and CenterCrop(size) would keep, in source pixels."""
     short = min(source)
     edges = []
     for length in source:

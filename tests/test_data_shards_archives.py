@@ -103,8 +103,19 @@ def test_too_many_files_are_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_comes_twice_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="cannot be unpacked"):
+    with pytest.raises(SourceError, match=r"twice.zip: the member 'a/x.png' is in it twice; create the archive again"):
         unpack(zip_of(tmp_path / "twice.zip", ("a/x.png", b"1"), ("a/x.png", b"2")), tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+@pytest.mark.parametrize(("names", "member"), [(("a", "a/x.png"), "a/x.png"), (("a/x.png", "a"), "a")])
+def test_a_file_with_the_name_of_a_folder_is_refused_by_its_name(tmp_path, make, names, member):
+    archive = make(tmp_path / f"images.{make.__name__[:3]}", *((name, b"data") for name in names))
+
+    with pytest.raises(SourceError, match=f"the member '{member}' has the name of a folder or lies in a file"):
+        unpack(archive, tmp_path / "out")
+
+    assert {path.name for path in tmp_path.iterdir()} == {archive.name}
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):

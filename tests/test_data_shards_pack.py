@@ -188,11 +188,11 @@ def test_too_many_bad_images_are_refused_and_leave_no_data_set(tmp_path):
         (SPLITS, {"split": "70/15/15"}, "laid out split/class/image already"),
         ({"train/a": 5}, {}, "one class, 'a'; a classifier needs two or more"),
         ({"train/a": 5, "train/b": 5, "test/c": 1}, {}, "class 'c' has no usable image in train"),
-        ({"a": 5, "b": 1}, {"split": "70/15/15"}, "class 'b' has 1 images or groups to divide over 3 splits"),
-        ({"a": 5, "b": 5}, {"split": "70/30"}, "--split 70/30 is no three shares"),
+        ({"a": 5, "b": 1}, {"split": "70/15/15"}, "class 'b' has 1 images or groups for 3 splits"),
+        ({"a": 5, "b": 5}, {"split": "70/30"}, "--split 70/30 is not three shares"),
         ({"a": 5, "b": 5}, {"split": "70/15/15", "group_by": "patient-([0-9]+)"}, "gives 10 of 10 images no group"),
         ({"a": 5, "b": 5}, {"split": "70/15/15", "group_by": "("}, "neither a .csv file nor a regular expression"),
-        ({}, {"split": "70/15/15"}, "holds no JPEG, PNG, BMP or TIFF image"),
+        ({}, {"split": "70/15/15"}, "holds no JPEG, PNG, BMP, TIFF, WebP, GIF or PNM image, but no file"),
     ],
 )
 def test_a_source_that_cannot_be_packed_is_refused_with_a_cure(tmp_path, counts, chosen, text):
@@ -314,7 +314,7 @@ def test_folders_that_are_links_are_packed_and_a_circle_is_refused(tmp_path):
     (source / "a/back").symlink_to(source)
 
     assert (index.classes, len(infos(tmp_path / "shards"))) == (("a", "b", "c"), 21)
-    with pytest.raises(SourceError, match="a/back is a link back to a folder that it lies in"):
+    with pytest.raises(SourceError, match="a/back is a link back to a folder that contains it"):
         pack(source, tmp_path / "again", options(split="70/15/15"))
 
 

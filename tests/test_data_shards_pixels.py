@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import struct
 import zlib
 
@@ -10,8 +11,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from data_shards.errors import BadImage
-from data_shards.pixels import decode_pixels, decode_square, is_gray, open_image, resize_short_side
+from data_shards.errors import BadImage, TooManyPixels
+from data_shards.pack.options import EncodeOptions
+from data_shards.pixels import (
+    MAX_MEGAPIXELS,
+    decode_pixels,
+    decode_square,
+    is_gray,
+    is_image_file,
+    open_image,
+    read_image_file,
+    resize_short_side,
+)
 from tests.datasets import encoded, noise
 
 
@@ -41,6 +52,9 @@ def psnr(ours, reference):
         ("TIFF", "L", "L"),
         ("TIFF", "RGB", "RGB"),
         ("TIFF", "CMYK", "RGB"),
+        ("WEBP", "RGB", "RGB"),
+        ("GIF", "P", "RGB"),
+        ("PPM", "L", "L"),
     ],
 )
 def test_every_listed_kind_of_image_becomes_gray_or_rgb(kind, mode, expected):
@@ -192,12 +206,15 @@ def pages():
     ("data", "text"),
     [
         (b"", "the file is empty"),
-        (b"no image at all", "no readable JPEG, PNG, BMP or TIFF"),
-        (encoded(noise(1, mode="RGB"), "GIF"), "no readable JPEG, PNG, BMP or TIFF"),
+        (b"no image at all", "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"),
+        (bytes(128) + b"DICM" + bytes(300), "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM, but DICOM"),
+        (b"\0\0\0\x18ftypheic" + bytes(200), "no readable .*, but HEIC or AVIF"),
+        (encoded(noise(1), "GIF", save_all=True, append_images=[noise(2)]), "an animated GIF; split it"),
+        (encoded(noise(1), "PNG", save_all=True, append_images=[noise(2)]), "an animated PNG; split it"),
         (encoded(noise(1, (300, 300)), "PNG")[:-500], "cannot be decoded"),
         (encoded(noise(1, (300, 300)), "JPEG")[:-500], "cannot be decoded"),
-        (encoded(noise(1), "PNG")[:20], "no readable JPEG, PNG, BMP or TIFF"),
-        (bomb(), "a decompression bomb"),
+        (encoded(noise(1), "PNG")[:20], "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"),
+        (bomb(), "more than 178 megapixels, above the limit of 150"),
         (pages(), "several pages"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "floating point"),
     ],
@@ -218,3 +235,52 @@ def test_damaged_bytes_give_pixels_or_a_bad_image_and_nothing_else(kind, data):
 
     with contextlib.suppress(BadImage):
         assert read(cut).mode in ("L", "RGB")
+
+
+@pytest.mark.parametrize(("pixels", "limit"), [(149, 150), (151, 200), (180, 200)])
+def test_a_large_film_is_read_up_to_the_limit(pixels, limit):
+    film = encoded(Image.new("1", (pixels * 1000, 1000)), "PNG")
+
+    image = open_image(film, max_megapixels=limit)
+
+    assert image.size == (pixels * 1000, 1000)
+    with pytest.raises(TooManyPixels, match=f"above the limit of {pixels - 1}"):
+        open_image(film, max_megapixels=pixels - 1)
+
+
+def test_the_limit_of_packing_is_the_limit_of_prediction():
+    assert EncodeOptions().max_megapixels == MAX_MEGAPIXELS
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
+@pytest.mark.parametrize("name", ["scan", "scan.dat", "scan.jfif"])
+def test_the_content_decides_what_is_an_image(tmp_path, kind, name):
+    (tmp_path / name).write_bytes(encoded(noise(1), kind))
+
+    assert is_image_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("data", [b"", b"BMI,weight,height\n", b"P1 is the first patient", bytes(128) + b"DICM"])
+def test_other_content_under_another_name_is_no_image(tmp_path, data):
+    (tmp_path / "notes.txt").write_bytes(data)
+
+    assert not is_image_file(tmp_path / "notes.txt")
+
+
+def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(BadImage, match="it is a pipe, device or folder, not a regular file"):
+            read_image_file(tmp_path / name)
+    assert not is_image_file(tmp_path / "pipe")
+
+
+def test_a_file_above_the_size_limit_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "huge.jpg").touch()
+    os.truncate(tmp_path / "huge.jpg", (1 << 30) + 1)  # sparse
+
+    with pytest.raises(BadImage, match="the file has 1073741825 bytes, above the limit of 1073741824"):
+        read_image_file(tmp_path / "huge.jpg")

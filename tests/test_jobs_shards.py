@@ -36,6 +36,25 @@ def test_pack_prints_the_folder_alone_on_stdout_and_what_it_did_on_stderr(tmp_pa
     assert f"next: nightshift shards show {tmp_path / 'shards'}" in result.stderr
 
 
+def test_the_next_command_is_quoted_for_a_shell(tmp_path, source):
+    result = run("pack", source, tmp_path / "my shards {0..2}")
+
+    assert f"next: nightshift shards show '{tmp_path}/my shards {{0..2}}'" in result.stderr
+
+
+def test_pack_says_what_it_left_out(tmp_path, source):
+    image_folder(source, {"train/other": 2, "spare/covid": 3})
+    (source / "train/covid/notes.txt").write_text("no image")
+
+    result = run("pack", source, tmp_path / "shards", "--classes", "covid,normal", "--json")
+
+    assert "passed over: spare/ (3 files)" in result.stderr
+    assert "left out: class other (2 images)" in result.stderr
+    assert "ignored, not images (1):\n  train/covid/notes.txt" in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["passed_over"], report["left_out"], report["masks"]) == ({"spare/": 3}, {"other": 2}, 0)
+
+
 def test_pack_takes_every_option_of_the_contract(tmp_path):
     source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(90, 60))
     archive = shutil.make_archive(str(tmp_path / "images"), "zip", source)

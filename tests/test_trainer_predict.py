@@ -140,7 +140,10 @@ def test_colour_and_gray_files_of_one_folder_go_through_one_batch(tmp_path, mode
 
 @pytest.mark.parametrize(
     ("given", "error"),
-    [("absent", "absent does not exist; give image files"), ("empty", "empty holds no image; known are .bmp, .jpeg")],
+    [
+        ("absent", "absent does not exist; give image files"),
+        ("empty", "empty holds no JPEG, PNG, BMP, TIFF, WebP"),
+    ],
 )
 def test_what_holds_no_image_is_refused(tmp_path, given, error):
     (tmp_path / "empty").mkdir()

@@ -1,11 +1,10 @@
-"""Unpacks a .zip or .tar of images into a folder, and nothing else: an archive is a stranger's file.
+"""Unpacks a .zip or .tar of images into a folder. The archive is not trusted.
 
-Nothing is written but regular files under plain relative names, no more of them and no larger than the limits, counted
-as they are unpacked and not as the archive claims.
+Only regular files with plain relative names are written. Their number and size are limited, and counted while they are
+unpacked: what the archive claims does not matter.
 """
 
 import lzma
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -16,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from data_shards.atomic import atomic_path
 from data_shards.errors import SourceError
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COPY_BYTES = 1 << 20
-TAIL_BYTES = 64 * COPY_BYTES  # that may follow the end of a tar: it is padded to whole records
-EXTENSIONS = (b"x", b"g", b"X", b"L", b"K")  # types of header: pax, its global and Sun's form, GNU's long names
+TAIL_BYTES = 64 * COPY_BYTES  # of padding that may follow the end of a tar
+EXTENSIONS = (b"x", b"g", b"X", b"L", b"K")  # header types: pax, global pax, Sun's pax, GNU long name and link
 EXTENSION_BYTES = 1 << 20
 ENCRYPTED = 0x1  # bit of a zip member's flags
 BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -31,10 +31,12 @@ DAMAGE = (*BAD_FORMAT, EOFError, OSError, NotImplementedError, ValueError)
 
 @dataclass(frozen=True, kw_only=True)
 class ArchiveLimits:
-    """What an archive may hold; a bomb of a few kilobytes can claim terabytes.
+    """Limits of an archive's content: a zip bomb of a few kilobytes can unpack to terabytes.
 
     Attributes:
-        total_ratio: Unpacked bytes for each byte of the archive; images hardly compress, 16-bit TIFFs some tenfold.
+        files: Maximum number of files.
+        file_bytes: Maximum unpacked size of one file.
+        total_ratio: Maximum unpacked bytes per byte of the archive. Images hardly compress, 16-bit TIFFs about tenfold.
         spare_bytes: Unpacked bytes that are always allowed, whatever the ratio.
     """
 
@@ -56,21 +58,20 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, target: Path, limits: ArchiveLimits | None = None) -> None:
-    """Unpack an archive into the folder `target`, which appears whole or not at all.
+    """Unpack an archive into the folder `target`, which appears complete or not at all.
 
     Raises:
-        SourceError: The archive is damaged or encrypted, leaves its folder, holds a link or device, names a file
-            twice, or exceeds the limits.
+        SourceError: The archive is damaged or encrypted, names a file outside its folder or twice, holds a link or
+            device, or exceeds the limits.
     """
-    draft = target.with_name(target.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        with _members(archive) as members:
-            _write_all(members, draft, archive, limits or ArchiveLimits())
-    except DAMAGE as error:
-        raise SourceError(f"{archive} cannot be unpacked: {error}") from error
-    draft.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        try:
+            with _members(archive) as members:
+                _write_all(members, temporary, archive, limits or ArchiveLimits())
+        except DAMAGE as error:
+            raise SourceError(f"{archive} cannot be unpacked: {error}; copy it again") from error
 
 
 def _write_all(members: Iterator[_Member], folder: Path, archive: Path, limits: ArchiveLimits) -> None:
@@ -79,8 +80,18 @@ def _write_all(members: Iterator[_Member], folder: Path, archive: Path, limits: 
         if number > limits.files:
             raise SourceError(f"{archive} holds more than {limits.files} files; unpack it yourself if you trust it")
         path = folder / _safe_name(member.name, archive)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        allowed -= _write(member, path, archive, min(limits.file_bytes, allowed))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            allowed -= _write(member, path, archive, min(limits.file_bytes, allowed))
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            fault = "has the name of a folder or lies in a file" if _is_mixed(path, folder) else "is in it twice"
+            raise SourceError(f"{archive}: the member {member.name!r} {fault}; create the archive again") from error
+
+
+def _is_mixed(path: Path, folder: Path) -> bool:
+    """Whether a file and a folder of the archive have one name."""
+    above = [parent for parent in path.parents if folder in parent.parents]
+    return path.is_dir() or any(parent.is_file() for parent in above)
 
 
 def _write(member: _Member, path: Path, archive: Path, allowed: int) -> int:
@@ -126,7 +137,7 @@ def _of_zip(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar's header; those that extend the next one are read into memory whole, so that a stranger's stay small."""
+    """A header of a tar. One that extends the next header is read into memory completely, so its size is limited."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in EXTENSIONS and self.size > EXTENSION_BYTES:
@@ -145,15 +156,15 @@ def _of_tar(tar: tarfile.TarFile, archive: Path) -> Iterator[_Member]:
 
 
 def _check_tar_end(tar: tarfile.TarFile, archive: Path) -> None:
-    """Refuse a tar that ends without its two blocks of zeros: tarfile takes a cut between members for the end."""
+    """Refuse a tar without its two final blocks of zeros: tarfile does not notice a file cut between two members."""
     file = cast(IO[bytes], tar.fileobj)
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise SourceError(f"{archive} ends in the middle or has a damaged header; copy it again")
-    for _ in range(TAIL_BYTES // COPY_BYTES):  # a compressed stream is checked against its sum at its very end
+    for _ in range(TAIL_BYTES // COPY_BYTES):  # a compressed stream has its checksum at its end
         data = file.read(COPY_BYTES)
         if not data:
             return
         if any(data):
             break
-    raise SourceError(f"{archive} has data behind its end, so files may be missing; copy it again, or pack it anew")
+    raise SourceError(f"{archive} has data behind its end, so files may be missing; copy it again, or create it again")

@@ -1,4 +1,4 @@
-"""From one source file to the bytes and facts that its sample stores. Runs in the packing processes."""
+"""Encodes one image as its sample stores it. Runs in the packing processes."""
 
 import io
 import zlib
@@ -6,19 +6,20 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from data_shards.errors import BadImage
+from data_shards.errors import BadImage, TooManyPixels
 from data_shards.pack.options import EncodeOptions
 from data_shards.pixels import DECODE_ERRORS, decode_pixels, is_gray, open_image, resize_short_side
 
-COPIED = {"JPEG": "jpg", "PNG": "png"}  # formats that a shard may hold as they came
+COPIED = {"JPEG": "jpg", "PNG": "png"}  # formats that a shard can hold unchanged
 
 
 class EncodedImage(NamedTuple):
-    """An image as it will be stored.
+    """An image as its sample stores it.
 
     Attributes:
         suffix: "jpg" or "png".
-        width: Of the image as it came, upright.
+        width: Width of the source image in pixels, upright.
+        height: Height of the same.
         gray: Whether no pixel has a color.
     """
 
@@ -31,12 +32,15 @@ class EncodedImage(NamedTuple):
 
 
 def encode(raw: bytes, options: EncodeOptions) -> tuple[EncodedImage, Image.Image]:
-    """Return a source file's image as it will be stored, and its decoded pixels.
+    """Return a source file's image as its sample stores it, and its decoded pixels.
 
     Raises:
         BadImage: It cannot be decoded; the text says why.
     """
-    opened = open_image(raw)
+    try:
+        opened = open_image(raw, max_megapixels=options.max_megapixels)
+    except TooManyPixels as error:
+        raise BadImage(f"{error}; raise --max-megapixels") from error
     image = decode_pixels(opened)
     gray = is_gray(image)
     if gray:
@@ -50,7 +54,7 @@ def encode(raw: bytes, options: EncodeOptions) -> tuple[EncodedImage, Image.Imag
 
 def _written(image: Image.Image, options: EncodeOptions) -> tuple[bytes, str]:
     buffer = io.BytesIO()
-    image.info.clear()  # comments and profiles of the file that it came from, which Pillow would write again
+    image.info.clear()  # comments and profiles of the source file, which Pillow would write again
     try:
         if options.encoding == "lossless":
             image.save(buffer, format="PNG")

@@ -1,4 +1,4 @@
-"""Which patient or case an image belongs to: from a CSV of file and group, or from its name."""
+"""The group (patient or case) of each image: from a CSV of file and group, or from the image's name."""
 
 import csv
 import re
@@ -19,12 +19,12 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     """Return the group of each image by its name.
 
     Args:
-        names: Of the images, paths below the source.
-        group_by: A CSV file with the columns file and group, or a regular expression of which the first bracket (or
-            the whole match) in an image's name is the group.
+        names: Names of the images, paths below the source.
+        group_by: A CSV file with the columns file and group, or a regular expression. The expression's first capture
+            group, or else its whole match, in an image's name is the image's group.
 
     Raises:
-        SourceError: The CSV or expression cannot be used, or leaves an image without a group.
+        SourceError: The CSV or expression is invalid, or gives an image no group.
     """
     find = _by_csv(Path(group_by), frozenset(names)) if group_by.lower().endswith(".csv") else _by_expression(group_by)
     groups = {name: find(name) for name in names}
@@ -38,15 +38,15 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
 
 
 def _by_csv(file: Path, names: frozenset[str]) -> Find:
-    """Look a name up by its path or, for a folder laid out anew, by its last part where that has one group.
+    """Look a name up by its path, else by its file name if all rows of that file name have one group.
 
-    A row that names another image of the source speaks of that one alone.
+    A row with the path of another image of the source counts for that image alone.
     """
     by_path: dict[str, str] = {}
     by_last: dict[str, set[str]] = {}
     for name, group in _rows(file):
         if by_path.setdefault(name, group) != group:
-            raise SourceError(f"{file} gives {name} two groups, {by_path[name]!r} and {group!r}; keep one")
+            raise SourceError(f"{file} gives {name} two groups, {by_path[name]!r} and {group!r}; remove one row")
         if name not in names:
             by_last.setdefault(_last(name), set()).add(group)
 
@@ -65,7 +65,9 @@ def _rows(file: Path) -> list[tuple[str, str]]:
             name_column = next((columns[c] for c in FILE_COLUMNS if c in columns), None)
             group_column = next((columns[c] for c in GROUP_COLUMNS if c in columns), None)
             if name_column is None or group_column is None:
-                raise SourceError(f"{file} has the columns {', '.join(columns) or 'none'}; it needs file and group")
+                raise SourceError(
+                    f"{file} has the columns {', '.join(columns) or 'none'}; it needs the columns file and group"
+                )
             return [(row[name_column] or "", (row[group_column] or "").strip()) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file} cannot be read as a CSV: {error}") from error

@@ -1,7 +1,7 @@
-"""Finds images that are the same, or nearly: by the bytes of the file, and by a perceptual hash.
+"""Finds duplicates by the sha256 of the file, and near duplicates by a perceptual hash.
 
-A near duplicate is a copy that was scaled or compressed anew. On chest X-rays such copies differed in at most 10 of
-256 bits of the hash, different films of one patient in 54 or more, of two patients in 58 or more.
+A near duplicate is a resized or recompressed copy. On chest X-rays such copies differed in at most 10 of the hash's
+256 bits, different films of one patient in 54 or more, films of two patients in 58 or more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
 
-NEAR_BITS = 20
-BLOCK = 4096  # rows and columns of the matrix of distances at a time: 64 MB
+NEAR_BITS = 20  # near duplicates differ in at most so many bits
+BLOCK = 4096  # rows and columns of the distance matrix computed at a time: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHash:
-    """What images are compared by.
+    """The hashes by which images are compared.
 
     Attributes:
-        sha256: Of the source file.
-        phash: Perceptual hash in hexadecimal, "" for an image without any structure to compare.
+        sha256: sha256 of the source file.
+        phash: Perceptual hash in hexadecimal, "" for an image without structure.
     """
 
     name: str
@@ -31,10 +31,11 @@ class ImageHash:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two images that are the same, or nearly.
+    """Two duplicates or near duplicates.
 
     Attributes:
-        bits: By how many bits their perceptual hashes differ; 0 with `exact` for the same bytes.
+        exact: Whether their files have the same bytes.
+        bits: Number of bits in which their perceptual hashes differ.
     """
 
     first: str
@@ -43,17 +44,17 @@ class DuplicatePair:
     bits: int
 
     def __str__(self) -> str:
-        likeness = "are the same file" if self.exact else f"look the same ({self.bits} of 256 bits differ)"
-        return f"{self.first} and {self.second} {likeness}"
+        relation = "are the same file" if self.exact else f"are near duplicates ({self.bits} of 256 bits differ)"
+        return f"{self.first} and {self.second} {relation}"
 
 
 def find_near_duplicates(
     hashes: Sequence[ImageHash], split_of: Mapping[str, str] | None = None
 ) -> tuple[DuplicatePair, ...]:
-    """Return pairs of images that are the same or nearly so. Time grows with the square of the number of images.
+    """Return pairs of duplicates and near duplicates. Time is quadratic in the number of images.
 
-    Not every pair, of which a thousand frames of a film have half a million, but enough to join all that are alike;
-    with `split_of`, also one for each image and other split that it was found in.
+    A thousand copies have half a million pairs; the pairs returned are enough to connect all copies. With `split_of`
+    there is also a pair for each image and each other split that has a copy of it.
     """
     clusters, met = DisjointSet(one.name for one in hashes), set[tuple[str, str]]()
     found = []
@@ -80,7 +81,7 @@ def _all_duplicates(hashes: Sequence[ImageHash]) -> Iterator[DuplicatePair]:
 
 
 def across_splits(pairs: Sequence[DuplicatePair], split_of: Mapping[str, str]) -> tuple[DuplicatePair, ...]:
-    """Return the pairs that stand in two splits."""
+    """Return the pairs whose images are in two splits."""
     return tuple(pair for pair in pairs if split_of[pair.first] != split_of[pair.second])
 
 

@@ -1,4 +1,4 @@
-"""How to pack: what a person may choose, with its defaults. Light: the command line imports it."""
+"""The options of packing with their defaults. Imports nothing heavy: the command line imports it."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,17 +11,19 @@ Encoding: TypeAlias = Literal["jpeg", "lossless"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How images are stored.
+    """How images are read and stored.
 
     Attributes:
         image_size: Short side in pixels, never enlarged; 0 keeps the size, and JPEG and PNG files byte for byte.
         encoding: "jpeg", or "lossless" (PNG).
-        quality: Of the JPEG, 1 to 100.
+        quality: JPEG quality, 1 to 100.
+        max_megapixels: Largest image to decode, in millions of pixels.
     """
 
     image_size: int = 256
     encoding: Encoding = "jpeg"
     quality: int = 95
+    max_megapixels: int = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +31,23 @@ class PackOptions:
     """How to pack.
 
     Attributes:
-        split: Shares of train, valid and test, such as "70/15/15"; None where the source gives the splits.
-        group_by: CSV of file and group, or a regular expression on the name; None for images without groups.
-        seed: Of the division into splits.
-        shard_bytes: Greatest size of a shard; a single larger sample still gets one of its own. A small split
-            makes smaller shards, eight or so, that several workers can share.
-        max_bad: Share of the images that may be unusable.
-        allow_leakage: Pack although the same image or group stands in two splits.
-        processes: Of the decoding; None takes one per core. The shards do not depend on it.
+        split: Shares of train, valid and test, such as "70/15/15"; None if the source has split folders.
+        group_by: CSV with the columns file and group, or a regular expression on the name; None for no groups.
+        classes: Take these class folders alone, and take them as classes whatever their names look like; empty: all.
+        drop_classes: Leave these class folders out.
+        seed: Random seed of the division into splits.
+        shard_bytes: Maximum size of a shard; a larger sample gets a shard of its own. A small split gets smaller
+            shards, about eight, so that several workers can share it.
+        max_bad: Share of the images that may be unreadable.
+        allow_leakage: Pack although the same image or group is in two splits.
+        processes: Processes that decode; None starts one per core. The shards do not depend on it.
     """
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     split: str | None = None
     group_by: str | None = None
+    classes: tuple[str, ...] = ()
+    drop_classes: tuple[str, ...] = ()
     seed: int = 0
     shard_bytes: int = 64 * MEGABYTE
     max_bad: float = 0.01
@@ -49,10 +55,21 @@ class PackOptions:
     processes: int | None = None
 
     def to_index(self) -> dict[str, Any]:
-        """Return the options that the shards depend on; of a path only its name, which holds on every machine."""
+        """Return the options that the shards depend on; for a path only its name, which is the same on every machine.
+
+        An option that came later than the first data sets is there only if it was given: their digests stay.
+        """
         stored = asdict(self)
         stored |= stored.pop("encode")
         del stored["processes"]
         if self.group_by and self.group_by.lower().endswith(".csv"):
             stored["group_by"] = Path(self.group_by).name
+        for name in LATER_OPTIONS:
+            value = stored.pop(name)
+            if value != DEFAULTS[name]:
+                stored[name] = value if isinstance(value, int) else ",".join(value)
         return stored
+
+
+LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels")
+DEFAULTS: dict[str, Any] = asdict(PackOptions()) | asdict(EncodeOptions())

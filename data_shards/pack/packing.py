@@ -1,4 +1,4 @@
-"""From messy images to shards: list, encode in parallel, check, divide, write, and last of all publish the index."""
+"""Packs images into shards: scan, encode in parallel, check, assign splits, write, and publish the index last."""
 
 import hashlib
 import json
@@ -6,84 +6,110 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median_low
+from typing import Any
 
-from data_shards.atomic import write_whole
+from data_shards.atomic import write_text_atomic
 from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
+from data_shards.pack.archives import is_archive
 from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
 from data_shards.pack.options import PackOptions
-from data_shards.pack.sources import ImageFolder, has_splits, require_training_images, scan_image_folder
-from data_shards.pack.split_assignment import SplitAssignment, assign_splits
-from data_shards.pack.work_folder import WorkFolder, open_work_folder
+from data_shards.pack.sources import ImageFolder, require_training_images, scan_image_folder
+from data_shards.pack.split_assignment import SplitAssignment, assign_splits, check_assignable
+from data_shards.pack.work_folder import WorkFolder, check_target, open_work_folder
 from data_shards.pack.write import Sample, write_shards
 from data_shards.process_pool import map_in_processes, process_count
 
 REPORT_NAME = "pack-report.json"
 SHOWN = 3  # names in an error
-CHUNKS_PER_PROCESS = 8  # fewer are encoded here before a new process has started
+CHUNKS_PER_PROCESS = 8  # fewer are encoded in this process sooner than a new one starts
+MAX_LISTED = 10_000  # names of other files in the report
 
 OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackReport:
-    """What a pack did beside its index; the same stands in `pack-report.json`.
+    """What a pack did beside its index; `pack-report.json` says the same.
 
     Attributes:
+        folder: What the scan of the source found and left out.
         skipped: Name and fault of each image that could not be used.
-        other_files: Files passed over because they are no images, by ending.
-        duplicates: Lines that join the images that are the same or nearly so, in one split.
-        leakage: Likewise over two splits, where that was allowed.
+        duplicates: Lines that connect identical or nearly identical images of one split.
+        leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
     """
 
     index: ShardIndex
+    folder: ImageFolder
     skipped: tuple[tuple[str, str], ...]
-    other_files: dict[str, int]
     duplicates: tuple[str, ...]
     leakage: tuple[str, ...]
 
+    @property
+    def other_files(self) -> dict[str, int]:
+        """Number of files that are not images, by the ending of their names."""
+        return self.folder.other_files
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "skipped": dict(self.skipped),
+            "other_files": self.other_files,
+            "other_names": self.folder.other_names[:MAX_LISTED],
+            "passed_over": self.folder.passed_over,
+            "left_out": self.folder.left_out,
+            "masks": self.folder.masks,
+            "alike": self.duplicates,
+            "leakage": self.leakage,
+        }
+
 
 def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgress = lambda *_: None) -> PackReport:
-    """Pack a folder or archive of images into shards with an index, going on where an interrupted pack was.
+    """Pack a folder or archive of images into shards with an index, and continue an interrupted pack.
 
     Args:
-        source: `split/class/image`, or `class/image` with `options.split`; as a folder, .zip or .tar.
+        source: `split/class/image`, or `class/image` with `options.split`; a folder, .zip or .tar.
         target: A new folder.
         options: How to pack.
         on_progress: Called with the images done and the images in all.
 
     Raises:
         SourceError: The source cannot be used, too many images are bad, or the target is not free.
-        LeakageError: The same image or group stands in two splits.
+        LeakageError: The same image or group is in two splits.
     """
     if source.resolve() in target.resolve().parents:
         raise SourceError(f"{target} lies inside {source}; give a folder outside of it")
+    check_target(target)
+    scanned = None if is_archive(source) else _scan(source, options)  # refused before anything is written
     with open_work_folder(target) as work:
-        image_folder = _scan(work.folder_of(source), options)
+        image_folder = scanned or _scan(work.unpacked(source), options)
         entries = _encode(image_folder, work, options, on_progress)
         good = [entry for entry in entries if not entry.bad]
         _check_bad(image_folder, entries, options.max_bad)
         assignment = assign_splits(image_folder.images, good, options)
         index = _write(work, image_folder, good, assignment, options)
-        report = _report(index, image_folder, entries, assignment)
-        _write_report(target, report)
+        report = PackReport(
+            index=index,
+            folder=image_folder,
+            skipped=tuple((entry.name, entry.bad) for entry in entries if entry.bad),
+            duplicates=assignment.duplicates,
+            leakage=assignment.leakage,
+        )
+        write_text_atomic(target / REPORT_NAME, json.dumps(report.to_json(), indent=1) + "\n")
         write_index(target, index)
     return report
 
 
 def _scan(folder: Path, options: PackOptions) -> ImageFolder:
-    given = folder.is_dir() and has_splits(folder)
-    if given and options.split:
-        raise SourceError("the source is laid out split/class/image already; leave out --split, or rename its folders")
-    if folder.is_dir() and not given and not options.split:
-        raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
-    return scan_image_folder(folder, split_given=given)
+    image_folder = scan_image_folder(folder, options)
+    check_assignable(image_folder.images, options)
+    return image_folder
 
 
 def _encode(
     image_folder: ImageFolder, work: WorkFolder, options: PackOptions, on_progress: OnProgress
 ) -> list[ChunkEntry]:
-    """Encode what is not encoded yet and return every image in the listing's order."""
+    """Encode what is not encoded yet and return the entries of all images in their order."""
     work.reuse_chunks_of(image_folder.images, asdict(options.encode))
     chunks = split_into_chunks(image_folder.images, work.encoded)
     todo = [chunk for chunk in chunks if not chunk.is_done()]
@@ -105,7 +131,9 @@ def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], max_bad
         )
     usable = [image for image, entry in zip(image_folder.images, entries, strict=True) if not entry.bad]
     if lost := set(image_folder.classes) - {image.label for image in usable}:
-        raise SourceError(f"class {min(lost)!r} has no usable image; mend its files or remove the class")
+        raise SourceError(
+            f"class {min(lost)!r} has no usable image; repair its files, or use --drop-class {min(lost)!r}"
+        )
     require_training_images(usable, image_folder.classes)
 
 
@@ -164,37 +192,15 @@ def _sample(entry: ChunkEntry, encoded: Path, label: int, group: str | None) -> 
 
 
 def _remove_unlisted(target: Path, shards: Sequence[Shard]) -> None:
-    """Remove what an earlier, interrupted try with other options wrote."""
+    """Remove what an interrupted pack with other options wrote."""
     listed = {shard.name for shard in shards}
-    for file in (*target.glob("*.tar"), *target.glob(".*.tar.*")):  # the latter were cut short
+    for file in (*target.glob("*.tar"), *target.glob(".*.tar.*")):  # the latter are incomplete
         if file.name not in listed:
             file.unlink()
 
 
-def _report(
-    index: ShardIndex, image_folder: ImageFolder, entries: Sequence[ChunkEntry], assignment: SplitAssignment
-) -> PackReport:
-    return PackReport(
-        index=index,
-        skipped=tuple((entry.name, entry.bad) for entry in entries if entry.bad),
-        other_files=image_folder.other_files,
-        duplicates=assignment.duplicates,
-        leakage=assignment.leakage,
-    )
-
-
-def _write_report(target: Path, report: PackReport) -> None:
-    content = {
-        "skipped": dict(report.skipped),
-        "other_files": report.other_files,
-        "alike": report.duplicates,
-        "leakage": report.leakage,
-    }
-    write_whole(target / REPORT_NAME, json.dumps(content, indent=1) + "\n")
-
-
 def _draw(name: str) -> str:
-    """Return what to sort by so that classes and patients stand mixed: the same in every pack of the same names."""
+    """Return a sort key that mixes classes and patients, and is the same in every pack of the same names."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -1,21 +1,22 @@
-"""What there is to pack: the images of a folder, each with its class and, where the folder gives it, its split."""
+"""Scans a folder for what to pack: its images, each with its class and, if the folder gives it, its split."""
 
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from data_shards.errors import SourceError
+from data_shards.pack.file_tree import FileTree, join, read_tree
+from data_shards.pack.label_tables import LabelTable, best_table
+from data_shards.pack.layout import Layout, find_layout
+from data_shards.pack.layout_checks import check_class_names, check_layout
+from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
+from data_shards.pack.options import PackOptions
+from data_shards.pixels import FORMAT_NAMES
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "valid": "valid", "val": "valid", "validation": "valid",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-CLASS_DEPTH = 2  # parts of class/image; split/class/image has one more
+SHOWN = 3  # names in an error
+TABLE_DEPTH = 1  # levels below the root at which a table of labels is searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,9 @@ class SourceImage:
     """One image file to pack.
 
     Attributes:
-        name: Path below the source with "/" between its parts, in Unicode's composed form: the same on each system.
-        split: The split that the source gives it, None where the source has none.
+        name: Path below the root of the layout, with "/" between its parts, in composed Unicode: the same on every
+            system.
+        split: The split that the source gives it, None if the source has no split folders.
         label: Its class.
     """
 
@@ -36,126 +38,168 @@ class SourceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
-    """The images of a source.
+    """The images of a source and what was left out.
 
     Attributes:
-        other_files: How many files were passed over, by their ending: none of them is an image of a known kind.
+        other_names: Names of the files that are not images.
+        passed_over: Number of files in each folder that is no part of the data set.
+        left_out: Number of images of each class that `--classes` or `--drop-class` leaves out.
+        masks: Number of segmentation masks.
+        table: A table that names most of the images, if there is one.
     """
 
     images: tuple[SourceImage, ...]
-    other_files: dict[str, int]
+    other_names: tuple[str, ...] = ()
+    passed_over: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    masks: int = 0
+    table: LabelTable | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes in order of name; the labels of the data set."""
         return tuple(sorted({image.label for image in self.images}))
 
+    @property
+    def other_files(self) -> dict[str, int]:
+        """Number of files that are not images, by the ending of their names."""
+        return _by_ending(self.other_names)
 
-def scan_image_folder(folder: Path, *, split_given: bool) -> ImageFolder:
-    """Return the images below a folder in order of name; `split_given`: it is laid out split/class/image.
+
+def scan_image_folder(folder: Path, options: PackOptions) -> ImageFolder:
+    """Return the images below a folder in order of name.
 
     Raises:
-        SourceError: The folder is absent, empty, laid out otherwise, or has fewer than two classes.
+        SourceError: The folder is missing, holds no images, has no layout that can be recognized, or its class folders
+            cannot be used as they are.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder; give a folder, .zip or .tar of images")
-    root = _below_single_folders(folder)
-    found = sorted((Path(file).relative_to(root).as_posix() for file in files_below(root)), key=os.fsencode)
-    others: Counter[str] = Counter()
-    images = []
-    for name in found:
-        if Path(name).suffix.lower() in SUFFIXES:
-            images.append(_image(root, name, split_given=split_given))
-        else:
-            others[Path(name).suffix.lower() or "no ending"] += 1
-    image_folder = ImageFolder(images=tuple(images), other_files=dict(others))
+    tree = read_tree(folder)
+    if not tree.has_images(""):
+        raise SourceError(_no_image(folder, tree))
+    layout = find_layout(tree, options.classes)
+    table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
+    check_layout(tree, layout, table, options)
+    image_folder = _collect(folder, tree, layout, table, options)
     _check(image_folder, folder)
     return image_folder
 
 
-def has_splits(folder: Path) -> bool:
-    """Whether the folders at the top of a source are all named like splits."""
-    tops = [entry.name for entry in _below_single_folders(folder).iterdir() if _is_folder(entry)]
-    return bool(tops) and all(name.lower() in SPLIT_NAMES for name in tops)
+def _no_image(folder: Path, tree: FileTree) -> str:
+    others = tree.others_below("")
+    archives = [name for name in others if is_archive_name(name)]
+    if archives:
+        archive = normalized_name(archives[0])
+        return f"{folder} holds no image, but the archive {archive}; unpack it first, and pack the folder"
+    endings = ", ".join(f"{count} {ending}" for ending, count in _by_ending(others).items()) or "no file"
+    return f"{folder} holds no {FORMAT_NAMES} image, but {endings}; give a folder of image files"
 
 
-def _below_single_folders(folder: Path) -> Path:
-    """Step over folders that only wrap the data, as archives often have them: chest/train/..., not train/covid/..."""
-    while True:
-        entries = [entry for entry in folder.iterdir() if not _is_hidden(entry.name)]
-        if len(entries) != 1 or not _is_folder(entries[0]) or entries[0].name.lower() in SPLIT_NAMES:
-            return folder
-        if not any(_is_folder(entry) for entry in entries[0].iterdir()):
-            return folder
-        folder = entries[0]
+def _image_groups(tree: FileTree, layout: Layout) -> dict[str, list[str]]:
+    """Return the images that a table may be about: all of them, or those of one split."""
+    groups = {"": tree.images_below(layout.root)}
+    for folder in layout.split_folders.values():
+        groups[f" in {normalized_name(folder)}/"] = tree.images_below(folder)
+    return groups
 
 
-def files_below(root: Path) -> Iterator[str]:
-    """Yield the path of every file below a folder that is not hidden; links to folders are followed.
-
-    Strings, as a Path for each of a million files takes a gigabyte.
-
-    Raises:
-        SourceError: A folder cannot be read, or a link leads back to a folder that it lies in.
-    """
-    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
-        for name in subfolders:
-            _refuse_circle(root, Path(folder) / name)
-        yield from (os.path.join(folder, name) for name in names if not _is_hidden(name))  # noqa: PTH118
+def _near_files(tree: FileTree, root: str) -> list[str]:
+    """Return the files that are not images and lie above the class folders, or beside the images of a split folder."""
+    depth = root.count("/") + bool(root) + TABLE_DEPTH
+    folders = [path for path in tree.others if path.count("/") + bool(path) <= depth]
+    return [join(path, name) for path in folders for name in tree.others[path]]
 
 
-def _refuse_unreadable(error: OSError) -> None:
-    raise SourceError(f"{error.filename} cannot be read: {error.strerror}; check the disk and its rights") from error
-
-
-def _refuse_circle(root: Path, folder: Path) -> None:
-    if not folder.is_symlink():
-        return
-    above = [parent for parent in folder.parents if parent == root or root in parent.parents]
-    if folder.resolve() in (parent.resolve() for parent in above):
-        raise SourceError(f"{folder} is a link back to a folder that it lies in; remove it")
-
-
-def _image(root: Path, name: str, *, split_given: bool) -> SourceImage:
-    parts = name.split("/")
-    if len(parts) < CLASS_DEPTH + split_given:
-        layout = "split/class/image" if split_given else "class/image"
-        raise SourceError(f"{name} in {root} lies outside the layout {layout}; move it into a class folder")
-    split = SPLIT_NAMES[parts[0].lower()] if split_given else None
-    return SourceImage(
-        name=_normalized_name(name), path=root / name, split=split, label=_normalized_name(parts[split_given])
+def _collect(
+    folder: Path, tree: FileTree, layout: Layout, table: LabelTable | None, options: PackOptions
+) -> ImageFolder:
+    images: list[SourceImage] = []
+    left_out: Counter[str] = Counter()
+    masks = sum(tree.file_count(path) for path in layout.mask_folders)
+    check_class_names(tree, layout, options)
+    for split, class_name, class_folder in layout.class_folders(tree):
+        label = normalized_name(class_name)
+        found = tree.images_below(class_folder)
+        kept = _without_masks(found, class_folder)
+        if not _is_taken(label, options):
+            left_out[label] += len(kept)
+            continue
+        if not kept:
+            raise SourceError(_empty_class(tree, class_folder, label))
+        masks += len(found) - len(kept)
+        images += [_image(folder, layout.root, path, split, label) for path in kept]
+    images.sort(key=lambda image: os.fsencode(image.path))
+    _refuse_same_names(images)
+    return ImageFolder(
+        images=tuple(images),
+        other_names=tuple(normalized_name(name) for name in _other_names(tree, layout)),
+        passed_over={f"{normalized_name(path)}/": tree.file_count(path) for path in layout.passed_over},
+        left_out=dict(left_out),
+        masks=masks,
+        table=table,
     )
 
 
+def _is_taken(label: str, options: PackOptions) -> bool:
+    return label not in options.drop_classes and (not options.classes or label in options.classes)
+
+
+def _other_names(tree: FileTree, layout: Layout) -> Iterable[str]:
+    skipped = tuple(f"{path}/" for path in (*layout.passed_over, *layout.mask_folders))
+    return (name for name in tree.others_below("") if not name.startswith(skipped))
+
+
+def _without_masks(paths: Sequence[str], class_folder: str) -> list[str]:
+    """Return the images of a class without masks: those in a mask folder, and `x_mask.png` beside `x.png`."""
+    start = len(class_folder) + 1
+    unmasked = [path for path in paths if not any(map(is_mask_folder, path[start:].split("/")[:-1]))]
+    stems: dict[str, set[str]] = defaultdict(set)
+    for path in unmasked:
+        stems[path.rpartition("/")[0]].add(PurePosixPath(path).stem)
+    kept = [path for path in unmasked if image_of_mask(PurePosixPath(path).stem) not in stems[path.rpartition("/")[0]]]
+    return kept or list(paths)
+
+
+def _empty_class(tree: FileTree, class_folder: str, label: str) -> str:
+    endings = ", ".join(f"{count} {ending}" for ending, count in _by_ending(tree.others_below(class_folder)).items())
+    return (
+        f"the class folder {normalized_name(class_folder)}/ holds no image ({endings or 'it is empty'}); "
+        f"add images, remove the folder, or use --drop-class {label!r}"
+    )
+
+
+def _image(folder: Path, root: str, path: str, split: str | None, label: str) -> SourceImage:
+    name = normalized_name(path[len(root) + 1 :] if root else path)
+    return SourceImage(name=name, path=folder / path, split=split, label=label)
+
+
+def _refuse_same_names(images: Sequence[SourceImage]) -> None:
+    name, count = max(Counter(image.name for image in images).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise SourceError(f"{count} files have the name {name}, in composed and decomposed Unicode; rename one")
+
+
 def require_training_images(images: Sequence[SourceImage], classes: Sequence[str]) -> None:
-    """Refuse classes that have no image where there is a train split to learn from.
+    """Refuse classes that have no image in the train split, if there is a train split.
 
     Raises:
-        SourceError: A class is absent from train.
+        SourceError: A class is missing from train.
     """
     trained = {image.label for image in images if image.split == "train"}
     missing = [label for label in classes if trained and label not in trained]
     if missing:
-        raise SourceError(f"class {missing[0]!r} has no usable image in train; add some or remove the class")
+        raise SourceError(
+            f"class {missing[0]!r} has no usable image in train; add some, or leave it out with "
+            f"--drop-class {missing[0]!r}"
+        )
 
 
 def _check(image_folder: ImageFolder, folder: Path) -> None:
-    if not image_folder.images:
-        raise SourceError(f"{folder} holds no JPEG, PNG, BMP or TIFF image")
     if len(image_folder.classes) == 1:
         raise SourceError(f"{folder} has one class, {image_folder.classes[0]!r}; a classifier needs two or more")
     require_training_images(image_folder.images, image_folder.classes)
 
 
-def _normalized_name(name: str) -> str:
-    """Return a name as text that can be stored: macOS decomposes accents, and disks hold bytes that are no UTF-8."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not _is_hidden(path.name)
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db")
+def _by_ending(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in names))

@@ -1,4 +1,4 @@
-"""Divides images over train, valid and test: by class in proportion, and a group never over two of them. Pure."""
+"""Splits images into train, valid and test, stratified by class, with each group in one split. Pure."""
 
 import hashlib
 from collections import Counter
@@ -13,10 +13,10 @@ Shares = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledImage:
-    """An image to be put into a split.
+    """An image to assign to a split.
 
     Attributes:
-        group: Images of one group stay together; a group of its own for an image without one.
+        group: Images of one group stay together; an image without a group has one of its own.
     """
 
     name: str
@@ -25,23 +25,23 @@ class LabeledImage:
 
 
 def parse_shares(text: str) -> Shares:
-    """Return the shares of train, valid and test from a text such as 70/15/15.
+    """Return the shares of train, valid and test of a text such as 70/15/15; they sum to 1.
 
     Raises:
-        SourceError: The text is not three numbers, none negative and the first above zero.
+        SourceError: The text is not three numbers, none negative and the first above 0.
     """
     try:
         parts = [float(part) for part in text.split("/")]
     except ValueError as error:
-        raise SourceError(f"--split {text} is no 70/15/15") from error
+        raise SourceError(f"--split {text} is not like 70/15/15; give the shares of train, valid and test") from error
     total = sum(parts)
     if len(parts) != len(SPLITS) or min(parts) < 0 or not 0 < parts[0] <= total < float("inf"):
-        raise SourceError(f"--split {text} is no three shares of train, valid and test; write 70/15/15")
+        raise SourceError(f"--split {text} is not three shares of train, valid and test; write 70/15/15")
     return parts[0] / total, parts[1] / total, parts[2] / total
 
 
 def merge_groups(group_of: Mapping[str, str], duplicates: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the group of each image after joining the groups of images that look the same."""
+    """Return the group of each image after the groups of near duplicates are merged."""
     parent = {group: group for group in group_of.values()}
 
     def root(group: str) -> str:
@@ -58,11 +58,11 @@ def merge_groups(group_of: Mapping[str, str], duplicates: Iterable[tuple[str, st
 def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, seed: int) -> dict[str, str]:
     """Return the split of each image by its name.
 
-    Groups go one by one, the largest first, to the split that lacks most of their classes; equal ones in an order
-    drawn from the seed. Every class then stands in every split that has a share.
+    Each group, the largest first, goes to the split that lacks most of the group's classes; the seed decides the order
+    of equal ones. Every class is in every split that has a share.
 
     Raises:
-        SourceError: A class has fewer groups than there are splits, or its groups are tied to other classes'.
+        SourceError: A class has fewer groups than there are splits, or its groups hold other classes too.
     """
     used = [split for split, share in zip(SPLITS, shares, strict=True) if share]
     groups = _classes_of_groups(images)
@@ -90,19 +90,22 @@ def _check_enough(groups: Mapping[str, Counter[str]], splits: int) -> None:
     for label, count in sorted(having.items()):
         if count < splits:
             raise SourceError(
-                f"class {label!r} has {count} images or groups to divide over {splits} splits; "
-                "add more, leave the class out, or give the splits yourself"
+                f"class {label!r} has {count} images or groups for {splits} splits; "
+                f"add more, use --drop-class {label!r}, or sort the images into split folders"
             )
 
 
 def _fill_gaps(placed: dict[str, str], groups: Mapping[str, Counter[str]], splits: Sequence[str]) -> None:
-    """Give each split that got nothing of a class the smallest group of it that another split can spare."""
+    """Move the smallest group that another split can spare to each split that has no image of a class."""
     having = Counter((placed[group], label) for group, classes in groups.items() for label in classes)
     for label in sorted({label for classes in groups.values() for label in classes}):
         for split in (split for split in splits if not having[split, label]):
             spare = [g for g in placed if groups[g][label] and all(having[placed[g], c] > 1 for c in groups[g])]
             if not spare:
-                raise SourceError(f"class {label!r} cannot be in every split without parting a group; add images of it")
+                raise SourceError(
+                    f"class {label!r} cannot be in every split without dividing a group; add groups of it, or use "
+                    f"--drop-class {label!r}"
+                )
             moved = min(spare, key=lambda group: (groups[group].total(), group))
             having.subtract((placed[moved], c) for c in groups[moved])
             having.update((split, c) for c in groups[moved])

@@ -1,4 +1,4 @@
-"""Which split each image goes to, and the proof that none leaks from one into another."""
+"""Assigns each image to a split, and checks that no image or group leaks from one split into another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ SHOWN = 3  # findings in an error; it carries all of them
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAssignment:
-    """Where each image belongs.
+    """The split of each image.
 
     Attributes:
         splits: Split of each image by its name.
         groups: Group of each image by its name; empty without `group_by`.
-        duplicates: Lines that join the images that are the same or nearly so and stand in one split.
-        leakage: A line for each such pair, and each group, that stands in two; empty unless that was allowed.
+        duplicates: Lines that connect identical or nearly identical images of one split.
+        leakage: A line for each such pair, and each group, in two splits; empty unless that was allowed.
     """
 
     splits: dict[str, str]
@@ -32,13 +32,13 @@ class SplitAssignment:
 
 
 def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], options: PackOptions) -> SplitAssignment:
-    """Return where each usable image belongs.
+    """Return the split of each usable image.
 
-    Where we divide, images that look the same stay together like a group.
+    With `options.split`, near duplicates stay together like a group.
 
     Raises:
-        SourceError: The images cannot be grouped or divided as asked.
-        LeakageError: Splits that the source gives share an image or a group.
+        SourceError: The images cannot be grouped or split as requested.
+        LeakageError: The splits of the source share an image or a group.
     """
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
@@ -51,7 +51,7 @@ def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], opt
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:
         raise LeakageError(
-            f"{len(leakage)} images or groups stand in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+            f"{len(leakage)} images or groups are in two splits, such as {'; '.join(leakage[:SHOWN])}; "
             "move them into one, or use --allow-leakage",
             leakage,
         )
@@ -61,6 +61,17 @@ def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], opt
         duplicates=tuple(str(pair) for pair in pairs if pair not in leaking),
         leakage=leakage,
     )
+
+
+def check_assignable(images: Sequence[SourceImage], options: PackOptions) -> None:
+    """Refuse options that cannot be met even if every image is usable and no two are duplicates.
+
+    Raises:
+        SourceError: The images cannot be grouped or split as requested.
+    """
+    groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
+    if options.split:
+        _split_by_shares(images, groups, (), options)
 
 
 def _split_by_shares(
@@ -77,7 +88,7 @@ def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list
     for name, group in groups.items():
         found.setdefault(group, set()).add(splits[name])
     return [
-        f"group {group} stands in {' and '.join(sorted(splits_of))}"
+        f"group {group} is in {' and '.join(sorted(splits_of))}"
         for group, splits_of in sorted(found.items())
         if len(splits_of) > 1
     ]

@@ -1,19 +1,18 @@
-"""Writes the shards of a pack: samples from the spool into tar files of a given size."""
+"""Writes the shards of a pack: encoded images into tar files of a given size."""
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_shards.atomic import write_whole
+from data_shards.atomic import atomic_path, write_text_atomic
 from data_shards.index import Shard
 from data_shards.tar_index import BLOCK, key_of
 
-MTIME = 0  # the same bytes on every day
-SHARDS_AT_LEAST = 8  # of a split, however small: a shard for each worker of a machine
+MTIME = 0  # a fixed time, so that the same samples give the same bytes
+MIN_SHARDS = 8  # per split, however small: a shard for each worker of a machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,10 @@ class Sample:
     """One sample to write.
 
     Attributes:
-        content: The spool's file that holds the image from `start` on.
+        content: File of encoded images that holds this one.
+        start: Offset of the image's first byte in that file.
         label: Position of its class in the index.
-        info: What its json member says beside the crc32.
+        info: Content of the sample's json member.
     """
 
     content: Path
@@ -37,10 +37,10 @@ class Sample:
 def write_shards(
     folder: Path, records: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
 ) -> Iterator[Shard]:
-    """Write one split's samples in their order and yield each shard when it stands whole under its name.
+    """Write one split's samples in their order and yield each shard once it is complete under its name.
 
-    A shard that an earlier try wrote from the same samples, as its JSON in the folder `records` says, is kept. There is
-    one such record for each file, gone before the file is written anew: so it never speaks of another try's shard.
+    A shard that an interrupted pack wrote from the same samples is kept. A JSON record in the folder `records` says
+    which samples those were. It is removed before its shard is rewritten, so it never describes another shard.
     """
     for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
         path = folder / f"{split}-{number:05d}.tar"
@@ -50,12 +50,12 @@ def write_shards(
         if shard is None:
             record.unlink(missing_ok=True)
             shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
-            write_whole(record, json.dumps({"identity": identity, "shard": shard.model_dump(mode="json")}))
+            write_text_atomic(record, json.dumps({"identity": identity, "shard": shard.model_dump(mode="json")}))
         yield shard
 
 
 def _kept(path: Path, record: Path, identity: str) -> Shard | None:
-    """Return the shard that an earlier try wrote from the same samples, if any."""
+    """Return the shard that an interrupted pack wrote from the same samples, if any."""
     if not (record.exists() and path.exists()):
         return None
     content = json.loads(record.read_text())
@@ -68,9 +68,9 @@ def _identity(samples: Sequence[Sample], first: int, classes: int) -> str:
 
 
 def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of each shard: as many samples as fit into it and into an eighth of the split, at least one."""
+    """Yield the slice of samples of each shard: up to `shard_bytes` and an eighth of the split, at least one sample."""
     sizes = [sample.size + 6 * BLOCK for sample in samples]  # three headers, two small members, padding
-    most = min(shard_bytes, -(-sum(sizes) // SHARDS_AT_LEAST))
+    most = min(shard_bytes, -(-sum(sizes) // MIN_SHARDS))
     first, used = 0, 0
     for number, size in enumerate(sizes):
         if used and used + size > most:
@@ -82,20 +82,16 @@ def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, in
 
 
 def write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int, classes: int) -> Shard:
-    """Write one shard of the given samples, the first of which has the number `first` in its split."""
-    from webdataset import TarWriter  # noqa: PLC0415 (brings torch along, which only packing should wait for)
+    """Write one shard of the given samples; the first has the number `first` in its split."""
+    from webdataset import TarWriter  # noqa: PLC0415 (imports torch, which only packing should wait for)
 
     per_class = [0] * classes
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         counted = _HashingFile(file)
         with TarWriter(counted, encoder=False, mtime=MTIME, user="", group="") as tar:
             for sample_id, sample in enumerate(samples, first):
                 tar.write(_members(sample, key_of(sample_id)))
                 per_class[sample.label] += 1
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
     return Shard(
         name=path.name,
         split=split,
@@ -115,7 +111,7 @@ def _members(sample: Sample, key: str) -> dict[str, Any]:
 
 
 class _HashingFile:
-    """Passes what is written on to a file and keeps its size and sha256."""
+    """Writes to a file and keeps the size and sha256 of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.digest = file, 0, hashlib.sha256()

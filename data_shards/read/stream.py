@@ -16,7 +16,7 @@ from data_shards.plan import EpochPlan, Ids
 from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles, tables_ahead
-from data_shards.tar_index import SampleTable, key_of
+from data_shards.tar_index import SampleTable
 
 PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
 FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again
@@ -32,7 +32,6 @@ class Batch:
         images: uint8 (B, C, S, S); C is 1 where every image of the data set is gray, else 3.
         labels: int64 (B,), positions in the index's classes.
         ids: int64 (B,), the samples' numbers in their split.
-        keys: Names of the samples in their shards.
         groups: Patient or case of each sample, "" where the data set has none.
         sources: Names of the files that the samples came from.
     """
@@ -40,7 +39,6 @@ class Batch:
     images: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
-    keys: tuple[str, ...]
     groups: tuple[str, ...]
     sources: tuple[str, ...]
 
@@ -170,7 +168,6 @@ class _Decoder(Dataset[Any]):
             images=torch.from_numpy(pixels),
             labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
             ids=torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64),
-            keys=tuple(key_of(extent.sample_id) for extent in task),
             groups=tuple(str(sample.info.get("group", "")) for sample in samples),
             sources=tuple(str(sample.info.get("source", "")) for sample in samples),
         )

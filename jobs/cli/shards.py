@@ -1,7 +1,9 @@
 """`nightshift shards`: pack, verify and show data sets. What packing needs is imported when a command runs."""
 
 import json
+import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from jobs.cli.progress_bar import shown_progress
 
 if TYPE_CHECKING:
     from data_shards.pack.packing import PackReport
+    from data_shards.pack.sources import ImageFolder
 
 MEGABYTE = 1_000_000
 SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
@@ -27,6 +30,15 @@ SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 PROCESSES = click.option(
     "--processes", type=click.IntRange(1), metavar="N", help="Decoding processes.  [default: one per CPU core]"
 )
+CLASSES = OptionGroup(
+    "Classes",
+    (
+        click.option("--classes", metavar="A,B",
+                     help="Pack these class folders alone, and take them as classes whatever their names look like."),
+        click.option("--drop-class", "drop_classes", multiple=True, metavar="CLASS",
+                     help="Leave a class out. May be given several times."),
+    ),
+)  # fmt: skip
 SPLITTING = OptionGroup(
     "Splits",
     (
@@ -54,6 +66,8 @@ ENCODING = OptionGroup(
         click.option("--max-bad", type=Share(), default=PackOptions.max_bad,
                      help=f"Largest share of unreadable images, which are skipped and listed; more are an error.  "
                      f"[default: {PackOptions.max_bad:.0%}]"),
+        click.option("--max-megapixels", type=click.IntRange(1, 2000), default=EncodeOptions.max_megapixels,
+                     show_default=True, metavar="N", help="Largest image to decode, in millions of pixels."),
     ),
 )  # fmt: skip
 SHARDING = OptionGroup(
@@ -74,12 +88,13 @@ def shards() -> None:
 
 @shards.command(
     example="nightshift shards pack chest_xray shards/chest\n"
-    "nightshift shards pack photos.zip shards/photos --split 70/15/15 --group-by patients.csv"
+    "nightshift shards pack photos.zip shards/photos --split 70/15/15 --group-by patients.csv\n"
+    "nightshift shards pack chest_xray shards/two --classes covid,normal"
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("shards", type=click.Path(path_type=Path))
-@options(SPLITTING, ENCODING, SHARDING)
-def pack(source: Path, shards: Path, as_json: bool, **choices: Any) -> None:
+@options(CLASSES, SPLITTING, ENCODING, SHARDING)
+def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
     """Pack the images of SOURCE into shards in the new folder SHARDS.
 
     SOURCE is a folder split/class/image (train, valid, test), a folder class/image (with --split), or a .zip or .tar
@@ -87,17 +102,17 @@ def pack(source: Path, shards: Path, as_json: bool, **choices: Any) -> None:
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
 
-    encode = EncodeOptions(**{name: choices.pop(name) for name in ("image_size", "encoding", "quality")})
+    encode = EncodeOptions(**{field.name: choices.pop(field.name) for field in fields(EncodeOptions)})
+    names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     try:
         with shown_progress("packing") as on_progress:
-            report = pack_shards(source, shards, PackOptions(encode=encode, **choices), on_progress)
+            report = pack_shards(source, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
     except LeakageError as error:
         _print_list("leaks", error.findings)
         raise
     _print_report(report, shards)
     if as_json:
-        content = {"index": report.index.model_dump(mode="json"), "skipped": dict(report.skipped)}
-        click.echo(json.dumps({**content, "alike": report.duplicates, "leakage": report.leakage}, indent=2))
+        click.echo(json.dumps({"index": report.index.model_dump(mode="json"), **report.to_json()}, indent=2))
     else:
         click.echo(str(shards))
 
@@ -160,10 +175,22 @@ def _print_report(report: "PackReport", shards: Path) -> None:
     counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
     click.echo(f"packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards", err=True)
     _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
-    _print_list("ignored, not images", [f"{count} {ending}" for ending, count in report.other_files.items()])
+    _print_left_out(report.folder)
     _print_list("near-duplicates within a split", report.duplicates)
     _print_list("leaks, allowed", report.leakage)
-    click.echo(f"next: nightshift shards show {shards}", err=True)
+    click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
+
+
+def _print_left_out(folder: "ImageFolder") -> None:
+    for name, count in folder.passed_over.items():
+        click.echo(f"passed over: {name} ({count:,} files)", err=True)
+    if folder.masks:
+        click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
+    for label, count in folder.left_out.items():
+        click.echo(f"left out: class {label} ({count:,} images)", err=True)
+    _print_list("ignored, not images", folder.other_names)
+    if folder.table:
+        click.echo(f"note: {folder.table}; the labels packed here are the names of the folders", err=True)
 
 
 def _print_list(title: str, lines: Any) -> None:

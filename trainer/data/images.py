@@ -1,7 +1,6 @@
 """Images as people give them: files, folders, shards. Read in order and in batches, however many there are."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from cluster.settings import Settings
 from data_shards.errors import BadImage, ShardError
 from data_shards.index import INDEX_NAME, read_index
 from data_shards.locations import local_folder
-from data_shards.pack.sources import SUFFIXES, files_below
-from data_shards.pixels import decode_square
+from data_shards.pack.file_tree import files_below
+from data_shards.pixels import FORMAT_NAMES, decode_square, is_image_file, read_image_file
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_samples
 from trainer.errors import SpecError
@@ -116,9 +115,9 @@ def _splits(location: str, split: str | None) -> tuple[ShardSplit, ...]:
 
 
 def _files_below(folder: Path) -> tuple[str, ...]:
-    found = [name for name in files_below(folder) if os.path.splitext(name)[1].lower() in SUFFIXES]  # noqa: PTH122
+    found = [name for name in files_below(folder) if is_image_file(name)]
     if not found:
-        raise SpecError(f"{folder} holds no image; known are {', '.join(sorted(SUFFIXES))}")
+        raise SpecError(f"{folder} holds no {FORMAT_NAMES} image")
     return tuple(sorted(found))
 
 
@@ -147,11 +146,9 @@ class _DecodeDataset(Dataset[Any]):
     def _read(self, file: str) -> Any:
         """Return the pixels (3, S, S) uint8 of a file, or why there are none; gray images get three equal channels."""
         try:
-            return decode_square(Path(file).read_bytes(), size=self.image_size, color="RGB")
+            return decode_square(read_image_file(file), size=self.image_size, color="RGB")
         except (BadImage, ShardError) as error:
             return str(error)
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}"
 
 
 SAMPLES = 16

@@ -1,0 +1,105 @@
+"""The folders and files of a source, read once."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_shards.errors import SourceError
+from data_shards.pack.names import is_ignored
+from data_shards.pixels import is_image_file
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """A source's folders, by their path below it; "" is the source itself.
+
+    Names are strings as the disk has them: a Path for each of a million files would take a gigabyte.
+
+    Attributes:
+        subfolders: Names of the folders in each folder, in order.
+        images: Names of the image files in each folder, in order.
+        others: Names of the other files in each folder, in order.
+    """
+
+    root: Path
+    subfolders: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)
+
+    def below(self, folder: str) -> Iterator[str]:
+        """Yield the paths of a folder and of all folders below it."""
+        yield folder
+        for name in self.subfolders[folder]:
+            yield from self.below(join(folder, name))
+
+    def images_below(self, folder: str) -> list[str]:
+        """Return the paths of all image files below a folder."""
+        return [join(path, name) for path in self.below(folder) for name in self.images[path]]
+
+    def others_below(self, folder: str) -> list[str]:
+        """Return the paths of all other files below a folder."""
+        return [join(path, name) for path in self.below(folder) for name in self.others[path]]
+
+    def has_images(self, folder: str) -> bool:
+        """Whether there is an image file anywhere below a folder."""
+        return any(self.images[path] for path in self.below(folder))
+
+    def file_count(self, folder: str) -> int:
+        """Return the number of files below a folder."""
+        return sum(len(self.images[path]) + len(self.others[path]) for path in self.below(folder))
+
+
+def read_tree(root: Path) -> FileTree:
+    """Return the folders and files of a source without hidden ones and those of operating systems.
+
+    Raises:
+        SourceError: A folder cannot be read, or a link leads back to a folder that contains it.
+    """
+    tree = FileTree(root)
+    for folder, subfolders, names in _walk(root):
+        path = Path(folder).relative_to(root).as_posix() if Path(folder) != root else ""
+        tree.subfolders[path] = sorted(subfolders, key=os.fsencode)
+        tree.images[path], tree.others[path] = [], []
+        for name in sorted(names, key=os.fsencode):
+            kind = tree.images if is_image_file(os.path.join(folder, name)) else tree.others  # noqa: PTH118
+            kind[path].append(name)
+    return tree
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Yield the path of every file below a folder, without hidden ones and those of operating systems.
+
+    Raises:
+        SourceError: A folder cannot be read, or a link leads back to a folder that contains it.
+    """
+    for folder, _, names in _walk(root):
+        yield from (os.path.join(folder, name) for name in names)  # noqa: PTH118
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of an entry of a folder."""
+    return f"{folder}/{name}" if folder else name
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk like os.walk, through links to folders too, and leave out ignored names."""
+    for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not is_ignored(name)]
+        for name in subfolders:
+            _refuse_circle(root, Path(folder) / name)
+        yield folder, subfolders, [name for name in names if not is_ignored(name)]
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise SourceError(
+        f"{error.filename} cannot be read: {error.strerror}; check the disk and its permissions"
+    ) from error
+
+
+def _refuse_circle(root: Path, folder: Path) -> None:
+    if not folder.is_symlink():
+        return
+    above = [parent for parent in folder.parents if parent == root or root in parent.parents]
+    if folder.resolve() in (parent.resolve() for parent in above):
+        raise SourceError(f"{folder} is a link back to a folder that contains it; remove it")

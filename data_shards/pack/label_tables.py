@@ -1,0 +1,79 @@
+"""Tables that lie beside the images: which of the images each one names."""
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+MAX_TABLE_BYTES = 256 << 20  # read of one table; enough for a million rows
+SEPARATORS = re.compile(r"[,;\t\n\r\"'|/\\]+")
+BLANKS = re.compile(r"\s+")
+MAX_TABLES = 20  # the largest ones; some sets have a text file for each image
+SHORT_NUMBER = 4  # digits below which a number in a table is more likely a count or a class than an image
+MOST_IMAGES = 0.9  # a table that names so many of the images is about them
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """A table that names images.
+
+    Attributes:
+        name: Path of the table below the source.
+        share: Share of the images that it names, 0 to 1.
+        where: Which images these are, in words.
+    """
+
+    name: str
+    share: float
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.name} names {self.share:.0%} of the images{self.where}"
+
+
+def best_table(root: Path, files: Iterable[str], images: Mapping[str, Sequence[str]]) -> LabelTable | None:
+    """Return the table that names most of the images, None if none names at least `MOST_IMAGES` of any group of them.
+
+    Args:
+        root: The source.
+        files: Paths below it of files that are not images and lie near its top.
+        images: Paths of the images in each group, by the group in words; a table may be about one split alone.
+    """
+    tables = [name for name in files if name.lower().endswith(TABLE_ENDINGS) and (root / name).is_file()]
+    tables = sorted(tables, key=lambda name: (-(root / name).stat().st_size, name))[:MAX_TABLES]
+    cells = {name: frozenset(_cells(root / name)) for name in tables}
+    for where, of_group in images.items():
+        shares = [LabelTable(name=name, share=_share(cells[name], of_group), where=where) for name in tables]
+        best = max(shares, key=lambda table: table.share, default=None)
+        if best and best.share >= MOST_IMAGES:
+            return best
+    return None
+
+
+def _share(cells: frozenset[str], images: Sequence[str]) -> float:
+    named = sum(not cells.isdisjoint(_spellings(image)) for image in images)
+    return named / len(images) if images else 0.0
+
+
+def _spellings(image: str) -> tuple[str, ...]:
+    """Return how a table may name an image: by its file name, or by that without its ending."""
+    path = PurePosixPath(image.lower())
+    is_short = path.stem.isdecimal() and len(path.stem) < SHORT_NUMBER
+    return (path.name,) if is_short else (path.name, path.stem)
+
+
+def _cells(table: Path) -> Iterator[str]:
+    """Yield the cells of a table in lower case, of a path its last part, of a cell with blanks its words too."""
+    try:
+        with gzip.open(table, "rb") if table.suffix.lower() == ".gz" else table.open("rb") as file:
+            raw = file.read(MAX_TABLE_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return
+    text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace").lower()
+    for cell in SEPARATORS.split(text):
+        yield cell.strip()
+        if " " in cell:
+            yield from BLANKS.split(cell.strip())

@@ -1,0 +1,125 @@
+"""Refuses a layout that would be packed wrong, with what was probably meant."""
+
+import shlex
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from data_shards.errors import SourceError
+from data_shards.pack.file_tree import FileTree, join
+from data_shards.pack.label_tables import LabelTable
+from data_shards.pack.layout import Layout
+from data_shards.pack.names import (
+    are_numbered_parts,
+    are_numbers,
+    have_common_stem,
+    is_mask_folder,
+    loose_name,
+    normalized_name,
+    split_of,
+)
+from data_shards.pack.options import PackOptions
+
+SHOWN = 3  # names in an error
+CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
+
+
+def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, options: PackOptions) -> None:
+    """Refuse a source whose folders are no classes, and a `--split` that does not fit them.
+
+    Raises:
+        SourceError: The text says what was probably meant.
+    """
+    names = sorted({normalized_name(name) for _, name, _ in layout.class_folders(tree)})
+    _refuse_flat(tree, layout, names, table, options.classes)
+    _refuse_odd_classes([name for name in names if name not in (*options.classes, *options.drop_classes)], table)
+    _refuse_outside(tree, layout)
+    if layout.split_folders and options.split:
+        raise SourceError("the source is laid out split/class/image already; leave out --split, or rename its folders")
+    if not layout.split_folders and not options.split:
+        raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
+
+
+def check_class_names(tree: FileTree, layout: Layout, options: PackOptions) -> None:
+    """Refuse two spellings of one class, and names of `--classes` and `--drop-class` that no class has.
+
+    Raises:
+        SourceError: The text names the classes.
+    """
+    names = {name for _, name, _ in layout.class_folders(tree)}
+    labels = {normalized_name(name) for name in names}
+    for asked in (*options.classes, *options.drop_classes):
+        if asked not in labels:
+            raise SourceError(f"the source has no class {asked!r}; it has {', '.join(sorted(labels))}")
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        taken = not options.classes or normalized_name(name) in options.classes
+        if taken and normalized_name(name) not in options.drop_classes:
+            spellings[loose_name(name)].add(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            first, second = sorted(same)[:2]
+            raise SourceError(
+                f"the class folders {_shown(first)} and {_shown(second)} differ only in upper case, blanks or "
+                "Unicode form; give both one name"
+            )
+
+
+def _refuse_flat(
+    tree: FileTree, layout: Layout, names: Sequence[str], table: LabelTable | None, classes: Collection[str]
+) -> None:
+    """Refuse images that lie in no class folder: straight in the source, in its split folders, or in `images/`."""
+    folders = list(layout.split_folders.values()) or [layout.root]
+    flat = [folder for folder in folders if tree.images[folder]]
+    generic = bool(names) and all(name.lower() in CONTAINERS for name in names)
+    single = len(names) == 1 and not layout.split_folders and table is not None
+    if not classes and (generic or single or (flat and (table or not names))):
+        where = [normalized_name(folder) for folder in flat if folder] or names[:SHOWN]
+        raise SourceError(
+            f"the images{' in ' + ', '.join(f'{name}/' for name in where) if where else ''} have no class folders; "
+            f"{_labels_cure(table, layout.layout)}{_if_classes(layout)}"
+        )
+
+
+def _if_classes(layout: Layout) -> str:
+    if not layout.passed_over:
+        return ""
+    beside = [folder.rpartition("/")[2] for folder in (*layout.split_folders.values(), *layout.passed_over)]
+    return f", or take these folders as classes with --classes {','.join(map(normalized_name, beside))}"
+
+
+def _refuse_odd_classes(names: Sequence[str], table: LabelTable | None) -> None:
+    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    as_classes = f"--classes {shlex.quote(','.join(names))}"
+    cure = f"{_labels_cure(table, 'class/image')}, or take them as classes with --classes"
+    splits = [name for name in names if split_of(name)]
+    masks = [name for name in names if is_mask_folder(name)]
+    if splits:
+        raise SourceError(f"the folder {splits[0]}/ looks like a split, not a class; {cure}")
+    if masks:
+        raise SourceError(
+            f"the folder {masks[0]}/ looks like segmentation masks, not a class; leave it out with "
+            f"--drop-class {shlex.quote(masks[0])}, or take it as a class with {as_classes}"
+        )
+    if table and names and are_numbers(names):
+        raise SourceError(f"the folders {listed} are numbers beside a table, not classes; {cure}")
+    if are_numbered_parts(names) or (table and have_common_stem(names)):
+        raise SourceError(f"the folders {listed} look like parts of one set, not classes; {cure}")
+
+
+def _refuse_outside(tree: FileTree, layout: Layout) -> None:
+    for folder in layout.split_folders.values() or (layout.root,):
+        for name in tree.images[folder]:
+            path = normalized_name(join(folder, name))
+            raise SourceError(f"{path} lies outside the layout {layout.layout}; move it into a class folder")
+
+
+def _labels_cure(table: LabelTable | None, layout: str) -> str:
+    """Say where the labels come from."""
+    if table is None:
+        return f"sort them into class folders {layout}"
+    return f"{table}: the labels must come from a table; sort the images into class folders {layout} by it"
+
+
+def _shown(name: str) -> str:
+    """Return a name so that blanks at its end and decomposed characters can be seen."""
+    return ascii(name) if loose_name(name) != name.casefold() else repr(name)

@@ -1,0 +1,366 @@
+import os
+import shutil
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_shards.errors import LeakageError, SourceError
+from data_shards.index import read_index
+from data_shards.pack.label_tables import best_table
+from data_shards.pack.names import are_numbered_parts, split_of
+from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.packing import pack
+from tests.datasets import encoded, image_folder, noise
+
+SPLITS = {"train/covid": 3, "train/normal": 3, "val/covid": 2, "val/normal": 2, "test/covid": 2, "test/normal": 2}
+
+
+def packed(source, **chosen):
+    """Pack a folder and return the report; the target is `shards` beside the folder."""
+    return pack(source, source.parent / "shards", PackOptions(processes=1, **chosen))
+
+
+def counts(report):
+    index = report.index
+    return {split: dict(zip(index.classes, index.per_class_in(split), strict=True)) for split in index.splits}
+
+
+def refused(source, text, **chosen):
+    """Assert that a folder is refused in one line and leaves nothing behind."""
+    with pytest.raises(SourceError, match=text) as caught:
+        packed(source, **chosen)
+    assert "\n" not in str(caught.value)
+    assert not (source.parent / "shards").exists()
+
+
+def table(path, head, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([head, *rows]) + "\n")
+
+
+def names_below(source):
+    return sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
+
+
+GIVEN = {"train": {"covid": 3, "normal": 3}, "valid": {"covid": 2, "normal": 2}, "test": {"covid": 2, "normal": 2}}
+
+
+@pytest.mark.parametrize("wrapping", ["", "data/", "a/b/c/"])
+def test_split_folders_are_found_with_a_second_copy_of_the_set_beside_them(tmp_path, wrapping):
+    source = image_folder(tmp_path / "images", {wrapping + name: count for name, count in SPLITS.items()})
+    shutil.copytree(source, tmp_path / "copy")
+    shutil.move(tmp_path / "copy" / wrapping, source / wrapping / "chest_xray")
+
+    report = packed(source)
+
+    assert counts(report) == GIVEN
+    assert report.folder.passed_over == {f"{wrapping}chest_xray/": 14}
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("train_images", "valid_images", "test_images"),
+        ("seg_train/seg_train", "seg_dev/seg_dev", "seg_test/seg_test"),
+        ("training_set", "validate", "test_set"),
+    ],
+)
+def test_splits_are_found_by_their_common_names(tmp_path, train, valid, test):
+    names = {"train": train, "val": valid, "test": test}
+    source = image_folder(
+        tmp_path / "images", {f"{names[n.split('/')[0]]}/{n.split('/')[1]}": count for n, count in SPLITS.items()}
+    )
+
+    assert counts(packed(source)) == GIVEN
+
+
+@pytest.mark.parametrize("name", ["trains", "testament", "evaluation", "contrast", "val1", "development"])
+def test_other_names_are_no_splits(name):
+    assert split_of(name) is None
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    source = image_folder(tmp_path / "images", {**SPLITS, "validation/covid": 2})
+
+    refused(source, r"val/ and validation/ both look like the split valid; keep or rename one")
+
+
+def test_files_and_folders_of_operating_systems_are_ignored_at_every_depth(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    for folder in ("", "train", "train/covid"):
+        for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints"):
+            image_folder(source, {f"{folder}/{name}/inner".lstrip("/"): 1})
+        for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+            (source / folder / name).write_bytes(b"x")
+
+    report = packed(source)
+
+    assert counts(report) == GIVEN
+    assert (report.folder.passed_over, report.other_files) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["images_001/images", "images_002/images"],
+        ["HAM10000_images_part_1", "HAM10000_images_part_2"],
+        ["patient00001/study1", "patient00002/study1"],
+        ["chunk-1", "chunk-2", "chunk-3"],
+    ],
+)
+def test_parts_of_a_download_are_no_classes(tmp_path, folders):
+    source = image_folder(tmp_path / "images", dict.fromkeys(folders, 4))
+
+    refused(source, "look like parts of one set, not classes; sort them into class folders", split="50/25/25")
+
+
+@pytest.mark.parametrize(
+    "names", [["class_0", "class_1"], ["grade 1", "grade 2"], ["BI-RADS 1", "BI-RADS 2"], ["0", "1"]]
+)
+def test_numbered_classes_are_no_parts(names):
+    assert not are_numbered_parts(names)
+
+
+def test_bare_numbers_beside_a_table_are_refused_and_the_table_is_named(tmp_path):
+    source = image_folder(tmp_path / "images", {"0": 5, "1": 5, "2": 5})
+    alone = packed(source, split="60/20/20")
+    shutil.rmtree(tmp_path / "shards")
+    table(source / "labels.csv", "ImageID,Labels", [f"{Path(name).name},normal" for name in names_below(source)])
+
+    refused(source, r"0, 1, 2 are numbers beside a table, not classes; labels.csv names 100%", split="60/20/20")
+
+    assert alone.index.classes == ("0", "1", "2")
+    assert packed(source, split="60/20/20", classes=("0", "1", "2")).index.digest
+
+
+@pytest.mark.parametrize(
+    "folders", [["images"], ["train_images", "test_images"], ["train", "val", "test"], ["a/b/p1", "a/b/p2"]]
+)
+@pytest.mark.parametrize("split", [None, "50/25/25"])
+def test_images_whose_labels_are_in_a_table_are_refused_and_the_table_is_named(tmp_path, folders, split):
+    source = image_folder(tmp_path / "images", {})
+    source.mkdir()
+    rows = []
+    for folder in folders:
+        image_folder(source, {folder: 6})
+        for file in (source / folder).iterdir():
+            rows.append(f"{folder.replace('/', '-')}-{file.stem},{len(rows) % 2}")
+            file.rename(file.with_name(f"{folder.replace('/', '-')}-{file.name}"))
+    table(source / "labels.csv", "image_id,dx", rows)
+
+    refused(
+        source, r"labels.csv names 100% of the images: the labels must come from a table; sort the images", split=split
+    )
+
+
+def test_a_table_for_each_split_is_named(tmp_path):
+    source = image_folder(tmp_path / "images", {"train": 4, "test": 4})
+    for split in ("train", "test"):
+        for file in (source / split).iterdir():
+            file.rename(file.with_name(f"{split}{file.name}"))
+        table(source / f"{split}.txt", "", [f"1 {file.name} positive" for file in (source / split).iterdir()])
+
+    refused(source, r"the images in train/, test/ have no class folders; train.txt names 100% of the images in train/")
+
+
+def test_a_table_beside_class_folders_is_pointed_out(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    names = [file.name for file in source.rglob("*.png")]
+    table(source / "ages.csv", "file,age", [f"{name},50" for name in names])
+
+    report = packed(source)
+
+    assert str(report.folder.table) == "ages.csv names 100% of the images"
+
+
+@pytest.mark.parametrize("share", [0.8, 1.0])
+def test_a_table_counts_from_nine_tenths_of_the_images(tmp_path, share):
+    images = [f"a/film-{number:04d}.png" for number in range(100)]
+    table(tmp_path / "t.csv", "Path;Label", [f"set\\film-{n:04d}.PNG;1" for n in range(int(share * 100))])
+
+    found = best_table(tmp_path, ["t.csv"], {"": images})
+
+    assert (found is not None) == (share == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("image_name", "mask_name"), [("images", "masks"), ("image", "mask"), ("imgs", "ground_truth")]
+)
+def test_masks_in_a_class_are_counted_and_not_packed(tmp_path, image_name, mask_name):
+    source = image_folder(tmp_path / "images", {f"{c}/{image_name}": 4 for c in ("covid", "normal")})
+    for label in ("covid", "normal"):
+        (source / label / mask_name).mkdir()
+        for number in range(4):
+            Image.new("L", (20, 20), 255).save(source / label / mask_name / f"image-{number:03d}.png")
+
+    report = packed(source, split="50/25/25")
+
+    assert sum(report.index.samples_in(split) for split in report.index.splits) == 8
+    assert report.folder.masks == 8
+
+
+def test_masks_beside_their_images_are_counted_and_not_packed(tmp_path):
+    source = image_folder(tmp_path / "images", {"benign": 4, "normal": 4})
+    for number in range(4):
+        Image.new("L", (20, 20), 255).save(source / f"benign/image-{number:03d}_mask.png")
+    Image.new("L", (20, 20), 255).save(source / "benign/image-000_mask_1.png")
+    (source / "normal/lonely_mask.png").write_bytes(encoded(noise(77)))
+
+    report = packed(source, split="50/25/25")
+
+    assert sum(report.index.samples_in(split) for split in report.index.splits) == 9
+    assert report.folder.masks == 5
+
+
+def test_a_folder_of_masks_beside_the_images_is_counted(tmp_path):
+    source = image_folder(tmp_path / "images", {"images/covid": 4, "images/normal": 4, "masks/covid": 4})
+
+    report = packed(source, split="50/25/25")
+
+    assert (report.index.classes, report.folder.masks) == (("covid", "normal"), 4)
+
+
+def test_a_class_named_like_masks_must_be_named_on_purpose(tmp_path):
+    source = image_folder(tmp_path / "images", {"mask": 4, "no_mask": 4})
+
+    refused(
+        source, "mask/ looks like segmentation masks, not a class; leave it out with --drop-class", split="50/25/25"
+    )
+
+    assert packed(source, split="50/25/25", classes=("mask", "no_mask")).index.classes == ("mask", "no_mask")
+
+
+def test_a_class_named_like_a_split_must_be_named_on_purpose(tmp_path):
+    source = image_folder(tmp_path / "images", {"bus": 4, "car": 4, "train": 4})
+
+    refused(source, r"the images in train/ have no class folders; .* --classes train,bus,car", split="50/25/25")
+
+    assert packed(source, split="50/25/25", classes=("train", "bus", "car")).index.classes == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize("broken", ["empty", "dicom"])
+def test_a_class_folder_without_an_image_is_refused_by_name(tmp_path, broken):
+    source = image_folder(tmp_path / "images", SPLITS)
+    (source / "train/pneumonia").mkdir()
+    if broken == "dicom":
+        (source / "train/pneumonia/1.dcm").write_bytes(bytes(128) + b"DICM")
+
+    refused(source, r"train/pneumonia/ holds no image \((it is empty|1 .dcm)\); add images, remove the folder, or use")
+
+    assert packed(source, drop_classes=("pneumonia",)).index.classes == ("covid", "normal")
+
+
+@pytest.mark.parametrize("ending", [".webp", ".jfif", "", ".JPE", ".dat"])
+def test_a_class_in_any_format_and_ending_is_packed(tmp_path, ending):
+    source = image_folder(tmp_path / "images", {"covid": 4})
+    (source / "normal").mkdir()
+    kind = "WEBP" if ending == ".webp" else "JPEG"
+    for number in range(4):
+        (source / f"normal/{number}{ending}").write_bytes(encoded(noise(100 + number), kind))
+
+    assert packed(source, split="50/25/25").index.classes == ("covid", "normal")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("COVID", "Covid"),
+        ("covid", "covid "),
+        ("Viral Pneumonia", "viral_pneumonia"),
+        (unicodedata.normalize("NFC", "Lésion"), unicodedata.normalize("NFD", "Lésion")),
+    ],
+)
+def test_two_spellings_of_a_class_are_refused(tmp_path, first, second):
+    source = image_folder(
+        tmp_path / "images", {f"train/{first}": 3, "train/normal": 3, f"test/{second}": 3, "test/normal": 3}
+    )
+
+    refused(source, "differ only in upper case, blanks or Unicode form; give both one name")
+
+
+def test_every_file_that_is_no_image_is_counted_and_named(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    (source / "README.txt").write_text("notes")
+    (source / "train/covid/scan.dcm").write_bytes(bytes(128) + b"DICM")
+
+    report = packed(source)
+
+    assert report.other_files == {".txt": 1, ".dcm": 1}
+    assert set(report.folder.other_names) == {"README.txt", "train/covid/scan.dcm"}
+
+
+def test_classes_are_chosen_and_dropped_and_the_rest_is_counted(tmp_path):
+    source = image_folder(tmp_path / "images", {"covid": 4, "normal": 4, "pneumonia": 4})
+
+    chosen = packed(source, split="50/25/25", classes=("covid", "normal"))
+    shutil.rmtree(tmp_path / "shards")
+    dropped = packed(source, split="50/25/25", drop_classes=("pneumonia",))
+
+    assert chosen.index.classes == dropped.index.classes == ("covid", "normal")
+    assert chosen.folder.left_out == dropped.folder.left_out == {"pneumonia": 4}
+    assert read_index(str(tmp_path / "shards")).options["drop_classes"] == "pneumonia"
+
+
+def test_a_chosen_class_that_is_not_there_is_refused(tmp_path):
+    source = image_folder(tmp_path / "images", {"covid": 4, "normal": 4})
+
+    refused(
+        source, "the source has no class 'covd'; it has covid, normal", split="50/25/25", classes=("covd", "normal")
+    )
+
+
+def test_the_options_of_an_ordinary_pack_are_those_of_earlier_data_sets(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+
+    options = packed(source).index.options
+
+    assert sorted(options) == sorted(
+        ["split", "group_by", "seed", "shard_bytes", "max_bad", "allow_leakage", "image_size", "encoding", "quality"]
+    )
+
+
+def test_an_archive_in_the_source_is_named_where_there_is_no_image(tmp_path):
+    with zipfile.ZipFile(tmp_path / "competition.zip", "w") as archive:
+        archive.writestr("train.zip", b"PK\x03\x04")
+        archive.writestr("sample_submission.csv", "id\n")
+
+    refused(tmp_path / "competition.zip", "holds no image, but the archive train.zip; unpack it first")
+
+
+def test_a_pack_refused_after_encoding_leaves_nothing_behind(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    shutil.copyfile(source / "train/covid/image-000.png", source / "test/covid/again.png")
+
+    with pytest.raises(LeakageError):
+        packed(source)
+
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_pipe_and_a_device_among_the_images_are_skipped_and_listed(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    os.mkfifo(source / "train/covid/pipe.jpg")
+    (source / "train/covid/endless.jpg").symlink_to("/dev/zero")
+
+    report = packed(source, max_bad=0.5)
+
+    assert dict(report.skipped) == {
+        f"train/covid/{name}.jpg": "it is a pipe, device or folder, not a regular file" for name in ("endless", "pipe")
+    }
+
+
+def test_a_film_above_the_limit_names_the_option_that_raises_it(tmp_path):
+    source = image_folder(tmp_path / "images", SPLITS)
+    Image.new("1", (2000, 1000)).save(source / "train/covid/film.png")
+
+    report = pack(
+        source, tmp_path / "shards", PackOptions(processes=1, max_bad=0.5, encode=EncodeOptions(max_megapixels=1))
+    )
+
+    fault = dict(report.skipped)["train/covid/film.png"]
+    assert fault == "2000 x 1000 are 2 megapixels, above the limit of 1; raise --max-megapixels"
