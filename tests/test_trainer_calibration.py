@@ -18,7 +18,7 @@ from trainer.evaluation.calibration import (
 WEIGHTS = "ab" * 32
 
 
-def drawn(count, sharpness, seed=0):
+def overconfident(count, sharpness, seed=0):
     """Probabilities (count, 2) whose logits are `sharpness` times too large, and labels that follow the true ones."""
     random = np.random.default_rng(seed)
     true = 1 / (1 + np.exp(-random.normal(0, 2, count)))
@@ -27,7 +27,7 @@ def drawn(count, sharpness, seed=0):
 
 
 def test_the_temperature_undoes_overconfidence():
-    probabilities, labels = drawn(20_000, sharpness=3.0)
+    probabilities, labels = overconfident(20_000, sharpness=3.0)
 
     temperature = fit_temperature(probabilities, labels)
 
@@ -35,7 +35,7 @@ def test_the_temperature_undoes_overconfidence():
     assert log_loss(labels, apply_temperature(probabilities, temperature)) < log_loss(labels, probabilities) - 0.1
 
 
-def test_a_model_that_is_always_right_is_not_made_certain():
+def test_the_temperature_of_a_model_without_errors_stays_within_bounds():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8]])
 
     assert fit_temperature(probabilities, np.array([0, 1])) >= 0.5
@@ -52,7 +52,7 @@ def test_a_probability_of_zero_stays_zero():
     assert apply_temperature(np.array([[0.0, 1.0]]), 3.0).tolist() == [[0.0, 1.0]]
 
 
-def test_the_threshold_is_the_highest_that_misses_none_beyond_the_allowance():
+def test_the_threshold_is_the_highest_that_reaches_the_sensitivity():
     scores = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.1])
     labels = np.array([0, 0, 0, 0, 1, 1])
     probabilities = np.stack([scores, 1 - scores], axis=1)
@@ -67,23 +67,25 @@ def test_the_threshold_is_the_highest_that_misses_none_beyond_the_allowance():
 @given(
     scores=st.lists(st.integers(0, 64), min_size=1, max_size=40),
     flips=st.integers(0, 2**40),
-    wanted=st.floats(0.01, 1.0),
+    min_sensitivity=st.floats(0.01, 1.0),
 )
-def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(scores, flips, wanted):
+def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(scores, flips, min_sensitivity):
     at = np.array(scores) / 64
     labels = np.array([(flips >> bit) & 1 for bit in range(len(scores))])
     labels[0] = 0
     probabilities = np.stack([at, 1 - at], axis=1)
 
-    threshold, reached = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=wanted, name="x")
+    threshold, reached = threshold_for_sensitivity(
+        probabilities, labels, positive=0, min_sensitivity=min_sensitivity, name="x"
+    )
 
     def sensitivity(cut):
         return recall_score(labels == 0, predicted_classes(probabilities, positive=0, threshold=cut) == 0)
 
     assert sensitivity(threshold) == pytest.approx(reached)
-    assert reached >= wanted
+    assert reached >= min_sensitivity
     higher = at[at >= threshold].min()
-    assert sensitivity(np.nextafter(higher, 2)) < wanted
+    assert sensitivity(np.nextafter(higher, 2)) < min_sensitivity
 
 
 def test_a_validation_split_without_the_class_is_refused():
@@ -91,14 +93,14 @@ def test_a_validation_split_without_the_class_is_refused():
         threshold_for_sensitivity(np.array([[0.5, 0.5]]), np.array([1]), positive=0, min_sensitivity=0.9, name="covid")
 
 
-def test_below_the_threshold_the_likeliest_other_class_is_called():
+def test_below_the_threshold_the_most_probable_other_class_is_predicted():
     probabilities = np.array([[0.5, 0.2, 0.3], [0.7, 0.1, 0.2], [0.1, 0.2, 0.7]])
 
     assert predicted_classes(probabilities, positive=0, threshold=0.6).tolist() == [2, 0, 2]
     assert predicted_classes(probabilities, positive=0, threshold=None).tolist() == [0, 0, 2]
 
 
-def test_what_was_chosen_lies_beside_the_model(tmp_path):
+def test_a_calibration_is_read_back_as_it_was_written(tmp_path):
     chosen = Calibration(temperature=1.3, positive="covid", threshold=0.2, min_sensitivity=0.99)
 
     chosen.write(tmp_path, WEIGHTS)
@@ -108,7 +110,7 @@ def test_what_was_chosen_lies_beside_the_model(tmp_path):
     assert chosen.threshold_for("normal") is None
 
 
-def test_a_model_without_calibration_is_taken_as_it_is(tmp_path):
+def test_a_model_without_a_calibration_file_has_temperature_1_and_no_threshold(tmp_path):
     found = Calibration.read(tmp_path, WEIGHTS)
 
     assert (found.temperature, found.threshold) == (1.0, None)
@@ -117,7 +119,7 @@ def test_a_model_without_calibration_is_taken_as_it_is(tmp_path):
 def test_the_calibration_of_other_weights_is_refused(tmp_path):
     Calibration(threshold=0.2, positive="covid").write(tmp_path, WEIGHTS)
 
-    with pytest.raises(CheckpointError, match="was made for other weights"):
+    with pytest.raises(CheckpointError, match="belongs to other weights"):
         Calibration.read(tmp_path, "cd" * 32)
 
 
@@ -125,5 +127,5 @@ def test_the_calibration_of_other_weights_is_refused(tmp_path):
 def test_a_damaged_calibration_is_refused(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match="is damaged; remove it, or replace it"):
+    with pytest.raises(CheckpointError, match="is damaged; remove it, or write a new one"):
         Calibration.read(tmp_path, WEIGHTS)

@@ -4,7 +4,7 @@ import torch
 
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
-from trainer.report.gradcam import evidence
+from trainer.report.gradcam import gradcam_heatmaps
 from trainer.report.misclassified import with_pictures, worst_misclassified
 
 SIDE = 96  # three by three places on the last feature maps
@@ -31,69 +31,69 @@ def spot(row, column):
     return image
 
 
-def test_the_evidence_is_as_large_as_the_image_and_from_zero_to_one(model):
+def test_a_heatmap_has_the_size_of_the_image_and_values_from_0_to_1(model):
     images = torch.from_numpy(np.stack([spot(0, 0), spot(2, 2)]))
 
-    heat = evidence(model, images, torch.tensor([1, 1]), CONFIG)
+    heatmap = gradcam_heatmaps(model, images, torch.tensor([1, 1]), CONFIG)
 
-    assert [one.shape for one in heat] == [(SIDE, SIDE)] * 2
-    assert all(one.min() >= 0 for one in heat)
-    assert all(one.max() == pytest.approx(1, abs=0.05) for one in heat)
+    assert [one.shape for one in heatmap] == [(SIDE, SIDE)] * 2
+    assert all(one.min() >= 0 for one in heatmap)
+    assert all(one.max() == pytest.approx(1, abs=0.05) for one in heatmap)
 
 
-def test_the_evidence_is_the_gradient_of_the_called_class_times_the_feature_maps(model):
+def test_a_heatmap_is_the_gradient_of_the_predicted_class_times_the_feature_maps(model):
     image = torch.from_numpy(spot(1, 1))[None]
     maps = model.backbone.network.extract_features(_normalised(image)).detach()
     expected = (model.head.weight[1][:, None, None] * maps[0]).sum(0).relu()
 
-    heat = evidence(model, image, torch.tensor([1]), CONFIG)[0]
+    heatmap = gradcam_heatmaps(model, image, torch.tensor([1]), CONFIG)[0]
 
-    assert np.unravel_index(heat.argmax(), heat.shape) == pytest.approx(
+    assert np.unravel_index(heatmap.argmax(), heatmap.shape) == pytest.approx(
         [32 * int(place) + 16 for place in np.unravel_index(int(expected.argmax()), expected.shape)], abs=20
     )
 
 
-def test_what_speaks_for_one_class_does_not_speak_for_its_opposite(model):
+def test_the_heatmaps_of_two_opposite_classes_do_not_overlap(model):
     image = torch.from_numpy(spot(0, 2))[None]
 
-    bright = evidence(model, image, torch.tensor([1]), CONFIG)[0]
-    dark = evidence(model, image, torch.tensor([0]), CONFIG)[0]
+    bright = gradcam_heatmaps(model, image, torch.tensor([1]), CONFIG)[0]
+    dark = gradcam_heatmaps(model, image, torch.tensor([0]), CONFIG)[0]
 
     assert (bright > 0.5).any()
     assert not ((bright > 0.5) & (dark > 0.5)).any()
 
 
-def test_looking_leaves_the_model_as_it_was(model):
+def test_grad_cam_does_not_change_the_model(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    evidence(model, torch.from_numpy(spot(0, 0))[None], torch.tensor([1]), CONFIG)
+    gradcam_heatmaps(model, torch.from_numpy(spot(0, 0))[None], torch.tensor([1]), CONFIG)
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_each_mistake_gets_its_picture_and_its_file(model):
-    labels, called = np.array([0, 1, 1]), np.array([1, 1, 0])
+def test_each_misclassified_image_gets_its_pixels_and_source_file(model):
+    labels, predicted = np.array([0, 1, 1]), np.array([1, 1, 0])
     probabilities = np.array([[0.1, 0.9], [0.2, 0.8], [0.7, 0.3]])
-    found = worst_misclassified(np.array([10, 11, 12]), labels, called, probabilities, positive=0)
+    found = worst_misclassified(np.array([10, 11, 12]), labels, predicted, probabilities, positive=0)
 
     pictured = with_pictures(found, {10: ("a.png", spot(0, 0)), 12: ("b.png", spot(1, 1))}, model, CONFIG)
 
-    assert [(mistake.id, mistake.sort, mistake.source) for mistake in pictured] == [
-        (10, "missed", "a.png"),
-        (12, "alarm", "b.png"),
+    assert [(one.id, one.kind, one.source) for one in pictured] == [
+        (10, "false_negative", "a.png"),
+        (12, "false_positive", "b.png"),
     ]
-    assert all(mistake.image[:2] == mistake.heat[:2] == b"\xff\xd8" for mistake in pictured)
-    assert all(mistake.image != mistake.heat for mistake in pictured)
+    assert all(one.image[:2] == one.heatmap[:2] == b"\xff\xd8" for one in pictured)
+    assert all(one.image != one.heatmap for one in pictured)
 
 
-def test_of_each_sort_only_the_worst_are_kept():
+def test_only_the_most_confident_errors_of_each_kind_are_kept():
     scores = np.linspace(0.01, 0.49, 40)
     probabilities = np.stack([scores, 1 - scores], axis=1)
 
     found = worst_misclassified(np.arange(40), np.zeros(40, int), np.ones(40, int), probabilities, positive=0, limit=5)
 
-    assert [mistake.id for mistake in found] == [0, 1, 2, 3, 4]
+    assert [one.id for one in found] == [0, 1, 2, 3, 4]
 
 
 def _normalised(images):

@@ -15,8 +15,8 @@ COVID = ("covid", "normal")
 THREE = ("cat", "dog", "fox")
 
 
-def drawn(count, classes, seed=0):
-    """Probabilities (count, classes) and labels of a model that is often, not always, right; some scores tie."""
+def random_predictions(count, classes, seed=0):
+    """Probabilities (count, classes) and labels of a model that is mostly correct; some scores tie."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     logits = random.normal(size=(count, classes))
@@ -27,7 +27,7 @@ def drawn(count, classes, seed=0):
     return sixty_fourths / 64, labels
 
 
-def test_the_figures_of_four_known_images_are_exact():
+def test_the_metrics_of_four_known_images_are_exact():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
     labels = np.array([0, 0, 1, 1])
 
@@ -56,7 +56,7 @@ def test_the_calibration_error_is_the_one_of_torchmetrics(count, classes):
     assert found["ece"] == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_a_model_that_is_sure_and_right_has_no_calibration_error():
+def test_a_model_that_is_certain_and_correct_has_no_calibration_error():
     found = classification_metrics(
         np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0]), classes=THREE, positive=None, intervals=False
     )
@@ -64,16 +64,16 @@ def test_a_model_that_is_sure_and_right_has_no_calibration_error():
     assert found["ece"] == 0
 
 
-def test_every_figure_is_a_json_value():
-    probabilities, labels = drawn(50, 3)
+def test_every_metric_is_a_json_value():
+    probabilities, labels = random_predictions(50, 3)
 
     found = classification_metrics(probabilities, labels, classes=THREE, positive=None, threshold=0.3)
 
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_a_threshold_trades_misses_for_alarms_and_the_default_stands_beside_it():
-    probabilities, labels = drawn(400, 2)
+def test_a_low_threshold_trades_false_negatives_for_false_positives_and_keeps_the_metrics_at_the_default():
+    probabilities, labels = random_predictions(400, 2)
 
     found = classification_metrics(
         probabilities, labels, classes=COVID, positive="covid", threshold=0.1, intervals=False
@@ -85,7 +85,7 @@ def test_a_threshold_trades_misses_for_alarms_and_the_default_stands_beside_it()
 
 
 def test_the_other_class_can_be_the_positive_one():
-    probabilities, labels = drawn(200, 2)
+    probabilities, labels = random_predictions(200, 2)
 
     covid = classification_metrics(probabilities, labels, classes=COVID, positive="covid", intervals=False)
     normal = classification_metrics(probabilities, labels, classes=COVID, positive="normal", intervals=False)
@@ -95,38 +95,38 @@ def test_the_other_class_can_be_the_positive_one():
     assert covid["auroc"] == pytest.approx(normal["auroc"])
 
 
-def test_many_classes_are_ranked_one_against_the_rest():
-    probabilities, labels = drawn(300, 3)
+def test_the_auroc_of_many_classes_is_the_one_vs_rest_macro_average():
+    probabilities, labels = random_predictions(300, 3)
 
     found = classification_metrics(probabilities, labels, classes=THREE, positive="dog", intervals=False)
 
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro"))
 
 
-def test_a_split_of_one_class_says_why_it_cannot_be_ranked():
-    probabilities, _ = drawn(5, 2)
+def test_a_split_of_one_class_gives_the_reason_for_an_undefined_auroc():
+    probabilities, _ = random_predictions(5, 2)
 
     found = classification_metrics(probabilities, np.zeros(5, dtype=np.int64), classes=COVID, positive="covid")
 
     assert found["auroc"] is None
-    assert found["undefined"]["auroc"] == "only covid stands in this split, and ranking needs two classes"
+    assert found["undefined"]["auroc"] == "undefined: all images of this split are covid"
     assert found["specificity"] is None
     assert found["intervals"]["auroc"] is None
 
 
-def test_a_class_without_images_is_named():
-    probabilities, labels = drawn(60, 3)
+def test_a_class_without_images_is_named_in_the_reason():
+    probabilities, labels = random_predictions(60, 3)
     kept = labels != 2
 
     found = classification_metrics(probabilities[kept], labels[kept], classes=THREE, positive=None, intervals=False)
 
-    assert found["undefined"]["auroc"] == "mean without fox, of which this split has none"
+    assert found["undefined"]["auroc"] == "macro average without fox: this split has no such images"
     assert found["per_class"]["fox"]["recall"] is None
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_weighted_figures_of_a_resample_are_those_of_scikit_learn(classes):
-    probabilities, labels = drawn(120, classes, seed=3)
+def test_the_weighted_metrics_of_a_resample_equal_those_of_scikit_learn(classes):
+    probabilities, labels = random_predictions(120, classes, seed=3)
     predicted = probabilities.argmax(axis=1)
     weights = np.random.default_rng(1).integers(0, 4, (6, 120)).astype(float)
 
@@ -150,8 +150,8 @@ def test_the_weighted_figures_of_a_resample_are_those_of_scikit_learn(classes):
         assert {name: values[row] for name, values in found.items()} == pytest.approx(expected)
 
 
-def test_every_interval_holds_its_figure():
-    probabilities, labels = drawn(500, 3)
+def test_every_interval_contains_its_metric():
+    probabilities, labels = random_predictions(500, 3)
 
     found = classification_metrics(probabilities, labels, classes=THREE, positive="cat")
 
@@ -159,8 +159,8 @@ def test_every_interval_holds_its_figure():
         assert low < found[name] < high, name
 
 
-def test_images_of_one_patient_do_not_narrow_the_interval():
-    probabilities, labels = drawn(60, 2)
+def test_more_images_of_the_same_patients_do_not_narrow_the_interval():
+    probabilities, labels = random_predictions(60, 2)
     patients = [f"{patient:02}" for patient in range(60) for _ in range(10)]
     copies = np.repeat(np.arange(60), 10)
 
@@ -175,7 +175,7 @@ def test_images_of_one_patient_do_not_narrow_the_interval():
 
 
 def test_the_same_seed_gives_the_same_intervals():
-    probabilities, labels = drawn(80, 2)
+    probabilities, labels = random_predictions(80, 2)
 
     first, again, other = (
         classification_metrics(probabilities, labels, classes=COVID, positive=None, seed=seed)["intervals"]
@@ -186,8 +186,8 @@ def test_the_same_seed_gives_the_same_intervals():
     assert first != other
 
 
-def test_a_hundred_thousand_images_are_scored_within_seconds():
-    probabilities, labels = drawn(100_000, 2)
+def test_a_hundred_thousand_images_are_evaluated_within_seconds():
+    probabilities, labels = random_predictions(100_000, 2)
 
     began = time.process_time()
     classification_metrics(probabilities, labels, classes=COVID, positive=None)
@@ -198,12 +198,12 @@ def test_a_hundred_thousand_images_are_scored_within_seconds():
 @pytest.mark.parametrize(
     ("probabilities", "labels", "positive", "error", "words"),
     [
-        (np.zeros((0, 2)), np.zeros(0, dtype=int), None, TrainerError, "no samples to score"),
-        (np.array([[np.nan, 1.0]]), np.array([0]), None, TrainerError, "a probability is no number"),
-        (np.array([[0.2, 0.3, 0.5]]), np.array([0]), None, ModelMismatch, "do not fit 1 labels and 2 classes"),
-        (np.array([[0.5, 0.5]]), np.array([0]), "cov", ModelMismatch, "'cov' is none of covid, normal"),
+        (np.zeros((0, 2)), np.zeros(0, dtype=int), None, TrainerError, "no samples to evaluate"),
+        (np.array([[np.nan, 1.0]]), np.array([0]), None, TrainerError, "a probability is not finite"),
+        (np.array([[0.2, 0.3, 0.5]]), np.array([0]), None, ModelMismatch, "do not match 1 labels and 2 classes"),
+        (np.array([[0.5, 0.5]]), np.array([0]), "cov", ModelMismatch, "'cov' is not one of covid, normal"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(probabilities, labels, positive, error, words):
+def test_invalid_predictions_are_refused(probabilities, labels, positive, error, words):
     with pytest.raises(error, match=words):
         classification_metrics(probabilities, labels, classes=COVID, positive=positive)

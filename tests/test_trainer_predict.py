@@ -158,7 +158,7 @@ def test_a_split_that_is_not_there_is_refused(digits_shards):
 
 
 def test_a_model_that_is_none_is_refused(tmp_path, digits):
-    with pytest.raises(CheckpointError, match="is no published model"):
+    with pytest.raises(CheckpointError, match="is not a published model"):
         predicted(tmp_path, tmp_path / "nothing", digits)
 
 

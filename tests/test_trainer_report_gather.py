@@ -17,11 +17,11 @@ def trained(tmp_path_factory, digits_shards):
 
 
 def text_of(paths):
-    """The words of a run's page."""
+    """The text of a run's report."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", paths.report.read_text()))
 
 
-def test_a_training_ends_with_a_page_that_shows_its_epochs_and_its_mistakes(trained):
+def test_the_report_of_a_training_shows_its_epochs_and_its_misclassified_images(trained):
     _, paths = trained
     metrics = read_json(paths.result)["metrics"]
 
@@ -29,11 +29,11 @@ def test_a_training_ends_with_a_page_that_shows_its_epochs_and_its_mistakes(trai
 
     wrong = metrics["n"] - sum(row[c] for c, row in enumerate(metrics["confusion_matrix"]))
     assert wrong > 0
-    assert page.count("data:image/jpeg;base64,") == 2 * page.count('<figure class="mistake')
-    assert 0 < page.count('<figure class="mistake') <= wrong
-    assert "published: epoch" in words
-    assert "This split also chose the published epoch" in words
-    assert "none: no image or group stands in two splits" in words
+    assert page.count("data:image/jpeg;base64,") == 2 * page.count('<figure class="misclassified')
+    assert 0 < page.count('<figure class="misclassified') <= wrong
+    assert "best epoch:" in words
+    assert "The best epoch was selected on this split" in words
+    assert "none: no image or group is in two splits" in words
 
 
 def test_a_training_stores_a_temperature_with_its_model(trained):
@@ -47,7 +47,7 @@ def test_a_training_stores_a_temperature_with_its_model(trained):
     assert stored["threshold"] is None
 
 
-def test_the_threshold_comes_from_the_validation_split_whichever_split_is_judged(trained, digits_shards):
+def test_the_threshold_comes_from_the_validation_split_whichever_split_is_evaluated(trained, digits_shards):
     storage, paths = trained
     stored = []
     for split in ("test", "train"):
@@ -58,7 +58,7 @@ def test_the_threshold_comes_from_the_validation_split_whichever_split_is_judged
     assert stored[0]["sensitivity"] >= 0.9
 
 
-def test_misses_at_the_chosen_and_the_default_threshold_stand_beside_each_other(trained, digits_shards):
+def test_the_report_shows_the_chosen_threshold_and_the_default_side_by_side(trained, digits_shards):
     storage, paths = trained
 
     found = evaluated(
@@ -69,8 +69,8 @@ def test_misses_at_the_chosen_and_the_default_threshold_stand_beside_each_other(
     assert found["false_negatives"] == 0 < found["at_default"]["false_negatives"]
     words = text_of(RunPaths(storage / "runs" / "both"))
     assert "chosen threshold" in words
-    assert "likeliest class" in words
-    assert "chosen on this very split" in words
+    assert "most probable class" in words
+    assert "The threshold was chosen on this split" in words
 
 
 def test_a_later_evaluation_uses_the_stored_threshold_for_its_class_only(trained, digits_shards):
@@ -84,7 +84,7 @@ def test_a_later_evaluation_uses_the_stored_threshold_for_its_class_only(trained
     assert (other["positive"], other["threshold"]) == ("4", None)
 
 
-def test_an_evaluation_keeps_what_was_said_of_each_image(trained, digits_shards):
+def test_an_evaluation_saves_the_predictions_of_each_image(trained, digits_shards):
     storage, paths = trained
 
     found = evaluated(storage, paths.best, digits_shards, "kept", split="test").metrics
@@ -94,7 +94,7 @@ def test_an_evaluation_keeps_what_was_said_of_each_image(trained, digits_shards)
     assert kept.probabilities.sum(axis=1) == pytest.approx(1)
 
 
-def test_a_model_that_cannot_be_written_to_is_scored_all_the_same(trained, digits_shards, caplog):
+def test_a_model_folder_that_is_not_writable_does_not_fail_the_evaluation(trained, digits_shards, caplog):
     storage, paths = trained
     calibration = paths.best / "calibration.json"
     calibration.unlink()

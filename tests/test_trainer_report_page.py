@@ -32,8 +32,8 @@ document.title = JSON.stringify({
 CATCHER = "<head><script>window.errors = []; addEventListener('error', e => errors.push(e.message), true)</script>"
 
 
-def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed=0):
-    """The data of a page about a model that errs now and then, with pictures of nothing."""
+def report_data(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed=0):
+    """Content of a report: random predictions with some errors, and generated images."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(classes), count)
     logits = random.normal(size=(count, len(classes))) * 1.5
@@ -48,7 +48,7 @@ def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed
         positive=0,
     )
     ramp = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(1, 64, 64)
-    picture, heat = jpeg(ramp), overlay(ramp, np.eye(64, dtype=np.float32))
+    picture, heatmap = jpeg(ramp), overlay(ramp, np.eye(64, dtype=np.float32))
     shards = [
         Shard(
             name=f"{split}-0.tar",
@@ -72,12 +72,12 @@ def made_up(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, seed
             {"epoch": e, "train_loss": 1 / e, "valid_loss": 1.2 / e, "valid_accuracy": 1 - 0.5 / e, "valid_auroc": None}
             for e in range(1, epochs + 1)
         ],
-        misclassified=[replace(mistake, image=picture, heat=heat) for mistake in misclassified],
+        misclassified=[replace(image, image=picture, heatmap=heatmap) for image in misclassified],
     )
 
 
-def test_the_page_needs_no_other_file_and_no_network(tmp_path):
-    write_page(RunPaths(tmp_path), made_up())
+def test_the_report_needs_no_other_file_and_no_network(tmp_path):
+    write_page(RunPaths(tmp_path), report_data())
 
     page = (tmp_path / "report.html").read_text()
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page) + re.findall(r"url\(([^)]+)\)", page)
@@ -88,52 +88,50 @@ def test_the_page_needs_no_other_file_and_no_network(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_verdict_counts_what_was_missed():
-    data = made_up()
-    missed, positives = data.metrics["false_negatives"], int((data.predictions.labels == 0).sum())
+def test_the_summary_counts_false_negatives():
+    data = report_data()
+    false_negatives, positives = data.metrics["false_negatives"], int((data.predictions.labels == 0).sum())
 
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", render(data)))
 
-    assert missed > 0
-    assert f"{missed} of {positives} covid images missed" in text
+    assert false_negatives > 0
+    assert f"{false_negatives} of {positives} covid images are false negatives" in text
 
 
-def test_class_names_are_text_and_never_markup():
-    page = render(made_up(classes=("<script>alert(1)</script>", 'a"&b')))
+def test_class_names_are_escaped():
+    page = render(report_data(classes=("<script>alert(1)</script>", 'a"&b')))
 
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_the_worst_missed_image_comes_first():
-    data = made_up(count=300)
-    missed = [mistake for mistake in data.misclassified if mistake.sort == "missed"]
+def test_the_most_confident_false_negative_comes_first():
+    data = report_data(count=300)
+    false_negatives = [image for image in data.misclassified if image.kind == "false_negative"]
 
     page = render(data)
 
-    surest = [mistake.probabilities[0] for mistake in missed]
-    assert len(missed) > 2
-    assert surest == sorted(surest)
-    assert [mistake.sort for mistake in data.misclassified] == sorted(
-        [m.sort for m in data.misclassified], reverse=True
-    )
-    first, second = (page.index(f"image {mistake.id}</small>") for mistake in missed[:2])
+    confidences = [image.probabilities[0] for image in false_negatives]
+    assert len(false_negatives) > 2
+    assert confidences == sorted(confidences)
+    assert [image.kind for image in data.misclassified] == sorted(m.kind for m in data.misclassified)
+    first, second = (page.index(f"image {image.id}</small>") for image in false_negatives[:2])
     assert first < second
 
 
-def test_the_page_says_how_many_mistakes_it_does_not_show():
-    data = made_up(count=400, classes=("a", "b", "c"), threshold=None)
-    wrong = sum(map(sum, data.metrics["confusion_matrix"])) - int(np.trace(data.metrics["confusion_matrix"]))
+def test_the_report_gives_the_number_of_errors_that_it_does_not_show():
+    data = report_data(count=400, classes=("a", "b", "c"), threshold=None)
+    error_counts = sum(map(sum, data.metrics["confusion_matrix"])) - int(np.trace(data.metrics["confusion_matrix"]))
 
     page = render(data)
 
-    assert sum(data.wrong.values()) == wrong
-    assert data.wrong["confused"] > 12
-    assert f"Other confusions <small>12 of {data.wrong['confused']}</small>" in page
+    assert sum(data.error_counts.values()) == error_counts
+    assert data.error_counts["other"] > 12
+    assert f"Errors between other classes <small>12 of {data.error_counts['other']}</small>" in page
 
 
-def test_a_split_of_one_class_still_gives_a_page():
-    data = made_up(count=6)
+def test_a_split_of_one_class_gives_a_report():
+    data = report_data(count=6)
     only = replace(
         data,
         predictions=Predictions(
@@ -149,13 +147,13 @@ def test_a_split_of_one_class_still_gives_a_page():
 
     page = render(only)
 
-    assert "no covid images in this split" in page
-    assert "only normal stands in this split" in page
+    assert "This split has no covid images" in page
+    assert "all images of this split are normal" in page
     assert "ROC curve" not in page
 
 
 def test_predictions_are_read_back_as_they_were_written(tmp_path):
-    written = made_up().predictions
+    written = report_data().predictions
 
     written.write(tmp_path / "predictions.safetensors")
     read = Predictions.read(tmp_path / "predictions.safetensors")
@@ -164,21 +162,21 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path):
         assert np.array_equal(getattr(read, name), getattr(written, name))
 
 
-def test_an_overlay_colours_only_where_the_evidence_is():
+def test_an_overlay_colours_only_where_the_heatmap_is_high():
     gray = np.full((1, 32, 32), 100, dtype=np.uint8)
-    heat = np.zeros((32, 32), dtype=np.float32)
-    heat[:, 16:] = 1.0
+    heatmap = np.zeros((32, 32), dtype=np.float32)
+    heatmap[:, 16:] = 1.0
 
-    pixels = np.asarray(Image.open(io.BytesIO(overlay(gray, heat))).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(overlay(gray, heatmap))).convert("RGB")).astype(int)
 
     assert np.ptp(pixels[:, :12], axis=2).max() <= 12
     assert np.ptp(pixels[:, 20:], axis=2).min() > 40
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [500, 1280])
 def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_path, width):
-    data = made_up(count=200, classes=tuple(f"a rather long class name {n}" for n in range(12)), threshold=None)
+    data = report_data(count=200, classes=tuple(f"a rather long class name {n}" for n in range(12)), threshold=None)
     page = render(data).replace("<head>", CATCHER).replace("</body>", PROBE)
     (tmp_path / "report.html").write_text(page)
 

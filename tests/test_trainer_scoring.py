@@ -1,5 +1,3 @@
-"""The few figures of an epoch beside those of the whole table."""
-
 import numpy as np
 import pytest
 
@@ -7,7 +5,7 @@ from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.scoring import ModelOutputs, epoch_metrics
 
 
-def test_the_quick_figures_of_an_epoch_are_those_of_the_whole_table():
+def test_the_metrics_of_an_epoch_equal_those_of_the_evaluation():
     draw = np.random.default_rng(0)
     for classes in (2, 5):
         found = ModelOutputs(logits=draw.normal(size=(60, classes)), labels=draw.integers(0, classes, 60))
@@ -16,13 +14,13 @@ def test_the_quick_figures_of_an_epoch_are_those_of_the_whole_table():
             found.probabilities(), found.labels, classes=names, positive=None, intervals=False
         )
 
-        quick = epoch_metrics(found)
+        metrics = epoch_metrics(found)
 
-        assert quick == pytest.approx({name: whole[name] for name in quick}, rel=1e-12)
+        assert metrics == pytest.approx({name: whole[name] for name in metrics}, rel=1e-12)
 
 
 def test_a_split_of_one_class_leaves_the_auroc_undefined():
-    quick = epoch_metrics(ModelOutputs(logits=np.zeros((4, 2)), labels=np.ones(4, dtype=np.int64)))
+    metrics = epoch_metrics(ModelOutputs(logits=np.zeros((4, 2)), labels=np.ones(4, dtype=np.int64)))
 
-    assert quick["auroc"] is None
-    assert quick["accuracy"] == 0.0
+    assert metrics["auroc"] is None
+    assert metrics["accuracy"] == 0.0

@@ -1,4 +1,4 @@
-"""`evaluate`: a published model's figures on one split."""
+"""`evaluate`: compute the metrics of a published model on one split."""
 
 import logging
 from pathlib import Path
@@ -25,18 +25,18 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
-    """Score a published model and return its figures.
+    """Evaluate a published model on one split and return its metrics.
 
     Raises:
-        SpecError: The data have no such split, or the model no such class.
-        ModelMismatch: The data have other classes than the model.
-        CheckpointError: The model is absent, damaged or of another version.
+        SpecError: The data set has no such split, or the model no such class.
+        ModelMismatch: The classes of the data set and of the model differ.
+        CheckpointError: The model is absent, damaged or of an unsupported version.
     """
     folder = model_folder(spec.model, attempt.settings)
     index = read_index(spec.shards)
-    _refuse_mismatch(spec, HeadConfig.read(folder / HEAD_FILE), index)
+    _check_compatible(spec, HeadConfig.read(folder / HEAD_FILE), index)
     if spec.min_sensitivity:
-        _refuse_seen(folder, index)
+        _check_validation_unseen(folder, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
     result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
@@ -45,20 +45,22 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
 
 
 def model_folder(model: str, settings: Settings) -> Path:
-    """Return the folder that a run id or a path names.
+    """Return the folder of the published model that a run id or a path refers to.
 
     Raises:
-        CheckpointError: There is no published model.
+        CheckpointError: There is no published model there.
     """
     for folder in (Path(model).expanduser(), settings.runs / model):
         for candidate in (folder, folder / "best"):
             if (candidate / HEAD_FILE).is_file():
                 return candidate.absolute()
-    raise CheckpointError(f"{model} is no published model: neither a folder with {HEAD_FILE} nor a run that succeeded")
+    raise CheckpointError(
+        f"{model} is not a published model; give a folder with {HEAD_FILE}, or the id of a run that succeeded"
+    )
 
 
 def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
-    """Score the model and return its metrics; runs on each Ray Train worker."""
+    """Evaluate the model and return its metrics; runs on each Ray Train worker."""
     spec = context.spec
     folder, index = model_folder(spec.model, context.task.attempt.settings), read_index(spec.shards)
     model, config, manifest = read_model(folder)
@@ -72,7 +74,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
         if context.process_group.is_rank_zero:
-            _keep(calibration, folder, weights)
+            _store(calibration, folder, weights)
     else:
         calibration = Calibration.read(folder, weights)
     return split_metrics(
@@ -91,42 +93,44 @@ def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> 
     )
 
 
-def _keep(calibration: Calibration, folder: Path, weights: str) -> None:
-    """Store what was chosen with the model; a model that cannot be written to is scored all the same."""
+def _store(calibration: Calibration, folder: Path, weights: str) -> None:
+    """Write the calibration beside the model; a read-only model folder does not fail the evaluation."""
     try:
         calibration.write(folder, weights)
     except CheckpointError as error:
-        logger.warning("predict will not use the threshold: %s", error)
+        logger.warning("predict will not use the threshold, which could not be stored: %s", error)
 
 
-def _refuse_seen(folder: Path, index: ShardIndex) -> None:
-    """Refuse a threshold chosen on images that the model has learnt from."""
+def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
+    """Raise SpecError if the validation split was part of the training data (a refit)."""
     manifest = read_verified_manifest(folder)
     if manifest.get("refit") and manifest.get("data") == index.digest:
         raise SpecError(
-            "--min-sensitivity chooses on the validation split, which a refit has learnt from; "
-            f"evaluate {folder.parent / 'chosen'}, the best trial's own model"
+            "--min-sensitivity needs a validation split without training images, and this refit was trained on it; "
+            f"evaluate {folder.parent / 'chosen'} instead, the best trial's own model"
         )
 
 
-def _refuse_mismatch(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
+def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
     if index.classes != config.classes:
         raise ModelMismatch(
             f"{spec.shards} has the classes {', '.join(index.classes)} and the model {', '.join(config.classes)}; "
             "use data packed with the model's classes"
         )
     if spec.split not in index.splits:
-        raise SpecError(f"{spec.shards} has no split {spec.split!r}; it has {', '.join(index.splits)}")
+        raise SpecError(f"{spec.shards} has no split {spec.split!r}; choose one of {', '.join(index.splits)}")
     if spec.min_sensitivity and "valid" not in index.splits:
         raise SpecError(f"{spec.shards} has no split 'valid' to choose a threshold on; leave out --min-sensitivity")
     if spec.positive is not None and spec.positive not in config.classes:
-        raise SpecError(f"positive class {spec.positive!r} is none of {', '.join(config.classes)}")
+        raise SpecError(
+            f"positive class {spec.positive!r} is not a class of the model; choose one of {', '.join(config.classes)}"
+        )
 
 
 def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) -> dict[str, Any]:
-    """Return the figures of a published model on the test split; on the valid split where there is none."""
+    """Return the metrics of a published model on the test split, or on the valid split if there is no test split."""
     spec = task.spec
-    wish = build(
+    evaluation = build(
         EvaluateSpec,
         model=str(folder),
         shards=spec.shards,
@@ -135,4 +139,4 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
     )
-    return run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=wish, source=folder))
+    return run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=evaluation, source=folder))

@@ -1,1 +1,1 @@
-"""How good a model is: scores, metrics, intervals, calibration."""
+"""Evaluation of a model on a split: predictions, metrics, confidence intervals, calibration."""

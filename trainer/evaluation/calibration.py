@@ -1,8 +1,8 @@
-"""From a model's probabilities to a decision: temperature and threshold, both chosen on the validation split only.
+"""Temperature scaling and the decision threshold, both fitted on the validation split only.
 
-A threshold chosen on the data it is judged on flatters itself, so nothing here ever sees the test split. What was
-chosen lies beside the model in `calibration.json`, which names the model it belongs to by sha256: it is replaced
-whole, without touching the published model.
+A threshold that is chosen and evaluated on the same images gives optimistic metrics, so this module never reads the
+test split. `calibration.json` beside the published model holds both values and the sha256 of the weights they belong
+to. It is replaced atomically; the published model stays unchanged.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from cluster.files import read_json, write_json
 from trainer.errors import CheckpointError, TrainerError
 from trainer.model.names import CALIBRATION_FILE
 
-# A handful of validation images can all be right, and the best temperature is then 0: every probability 0 or 1.
+# If every validation image is classified correctly, cross-entropy is lowest at temperature 0, so bounds are needed.
 TEMPERATURES = (0.5, 10.0)
 
 Floats = NDArray[np.float64]
@@ -28,15 +28,17 @@ Labels = NDArray[np.int64]
 
 
 class Calibration(BaseModel):
-    """How a model's probabilities are read.
+    """The temperature and the decision threshold of a published model.
 
     Attributes:
-        model: sha256 of the weights that this was chosen for; "" until it lies beside them.
-        temperature: Divides the logits before softmax; 1 leaves them.
-        positive: The class that `threshold` decides on; None when no threshold was chosen.
-        threshold: Probability of `positive`, after the temperature, from which on the decision is `positive`.
-        min_sensitivity: What the threshold was to reach on the validation split; `sensitivity` what it does reach.
-        data: Digest of the data set whose validation split was used; `samples` its images.
+        model: sha256 of the weights that the values were fitted for; "" before `write`.
+        temperature: Divides the logits before softmax; 1 leaves them unchanged.
+        positive: The class that `threshold` applies to; None without a threshold.
+        threshold: A sample is predicted `positive` if its probability after temperature scaling is at least this.
+        min_sensitivity: The sensitivity requested on the validation split.
+        sensitivity: The sensitivity reached on the validation split.
+        data: Digest of the data set whose validation split was used.
+        samples: Number of images in that validation split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,7 +54,7 @@ class Calibration(BaseModel):
     samples: int = 0
 
     def write(self, folder: Path, model: str) -> None:
-        """Put it beside the model whose weights have the sha256 `model`, whole or not at all.
+        """Write `calibration.json` atomically beside the model whose weights have the sha256 `model`.
 
         Raises:
             CheckpointError: The folder cannot be written.
@@ -66,10 +68,10 @@ class Calibration(BaseModel):
 
     @classmethod
     def read(cls, folder: Path, model: str) -> "Calibration":
-        """Return what lies beside the model whose weights have the sha256 `model`; nothing chosen when nothing does.
+        """Return the calibration beside the model with weights `model` (sha256); the identity if the file is absent.
 
         Raises:
-            CheckpointError: The file is damaged or was made for other weights.
+            CheckpointError: The file is damaged or belongs to other weights.
         """
         path = folder / CALIBRATION_FILE
         if not path.exists():
@@ -78,16 +80,16 @@ class Calibration(BaseModel):
             found = cls.model_validate(read_json(path))
         except (StorageError, ValidationError) as error:
             raise CheckpointError(
-                f"{path} is damaged; remove it, or replace it by evaluate --min-sensitivity"
+                f"{path} is damaged; remove it, or write a new one with evaluate --min-sensitivity"
             ) from error
         if found.model != model:
             raise CheckpointError(
-                f"{path} was made for other weights; remove it, or replace it by evaluate --min-sensitivity"
+                f"{path} belongs to other weights; remove it, or write a new one with evaluate --min-sensitivity"
             )
         return found
 
     def threshold_for(self, positive: str) -> float | None:
-        """Return the threshold where it was chosen for this class."""
+        """Return the threshold if it was chosen for the class `positive`, else None."""
         return self.threshold if self.positive == positive else None
 
 
@@ -100,15 +102,15 @@ def fit_calibration(
     positive: str | None = None,
     min_sensitivity: float | None = None,
 ) -> Calibration:
-    """Choose a temperature on the validation split, and a threshold where a sensitivity is wished.
+    """Fit the temperature on the validation split and, if `min_sensitivity` is given, choose a threshold.
 
     Raises:
-        TrainerError: A threshold is wished, and the split has no image of the positive class.
+        TrainerError: `min_sensitivity` is given and the split has no image of the positive class.
     """
     temperature = fit_temperature(probabilities, labels)
-    chosen = Calibration(temperature=temperature, data=data, samples=len(labels))
+    calibration = Calibration(temperature=temperature, data=data, samples=len(labels))
     if min_sensitivity is None:
-        return chosen
+        return calibration
     name = positive or classes[0]
     threshold, reached = threshold_for_sensitivity(
         apply_temperature(probabilities, temperature),
@@ -117,15 +119,15 @@ def fit_calibration(
         min_sensitivity=min_sensitivity,
         name=name,
     )
-    wished = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
-    return chosen.model_copy(update=wished)
+    decision = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
+    return calibration.model_copy(update=decision)
 
 
 def predicted_classes(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:
-    """Return the class called for each row (N, C), as (N,) int64.
+    """Return the predicted class of each row of `probabilities` (N, C) as (N,) int64.
 
-    Without a threshold the likeliest class (the first of equals); with one, `positive` wherever its probability
-    reaches the threshold and the likeliest of the others elsewhere.
+    Without a threshold: the class with the highest probability (the first of ties). With a threshold: `positive`
+    where its probability is at least the threshold, elsewhere the most probable of the other classes.
     """
     if threshold is None:
         return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
@@ -136,16 +138,16 @@ def predicted_classes(probabilities: Floats, *, positive: int, threshold: float 
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Return the probabilities (N, C) that the same logits give when divided by `temperature` before softmax."""
+    """Return the probabilities (N, C) after temperature scaling: softmax of the logits divided by `temperature`."""
     if temperature == 1:
         return probabilities
-    with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, which stays 0 at any temperature
+    with np.errstate(divide="ignore"):  # log(0) is -inf, and its probability stays 0 at any temperature
         logits = np.log(probabilities) / temperature
     return np.asarray(softmax(logits, axis=1), dtype=np.float64)
 
 
 def fit_temperature(probabilities: Floats, labels: Labels) -> float:
-    """Return the temperature of least cross-entropy on the validation split (Guo et al. 2017), within bounds."""
+    """Return the temperature that minimizes cross-entropy (Guo et al. 2017), within `TEMPERATURES`."""
     every = range(probabilities.shape[1])
 
     def loss(logarithm: float) -> float:
@@ -158,9 +160,9 @@ def fit_temperature(probabilities: Floats, labels: Labels) -> float:
 def threshold_for_sensitivity(
     probabilities: Floats, labels: Labels, *, positive: int, min_sensitivity: float, name: str
 ) -> tuple[float, float]:
-    """Return the highest threshold that finds so much of the positive class, and the sensitivity it reaches.
+    """Return the highest threshold whose sensitivity is at least `min_sensitivity`, and the sensitivity reached.
 
-    It lies midway to the next lower score, so that no image of the validation split sits on the edge.
+    The threshold lies midway between two scores, so no validation image has exactly this score.
 
     Raises:
         TrainerError: The validation split has no image of the class `name`.

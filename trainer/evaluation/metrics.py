@@ -1,4 +1,4 @@
-"""How good a model's probabilities are: figures by scikit-learn, as plain JSON values."""
+"""Classification metrics of one split, computed by scikit-learn, as JSON values."""
 
 import math
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ def classification_metrics(
     seed: int = 0,
     intervals: bool = True,
 ) -> dict[str, Any]:
-    """Return the figures of one split as JSON values.
+    """Return the metrics of one split as JSON values.
 
     Args:
-        probabilities: (N, C) float64, rows that sum to 1, as the model gives them.
-        labels: (N,) int64, positions in `classes`.
+        probabilities: (N, C) float64, rows that sum to 1, before temperature scaling.
+        labels: (N,) int64, indices into `classes`.
         classes: Names of the C classes.
-        positive: Class whose sensitivity counts; None takes the first.
-        threshold: Call a sample positive from this probability on; None takes the likeliest class. With a
-            threshold, `at_default` holds what the likeliest class would have given.
-        temperature: Of the probabilities that `threshold` and people see; `fit_calibration` holds their figures. The
-            others are of `probabilities` as they came, so that they stay comparable with those of training.
-        groups: Patient or case of each sample; the intervals then resample whole groups.
-        seed: Of the resampling.
-        intervals: Whether to add the 95 % bootstrap intervals.
+        positive: Class that sensitivity and specificity refer to; None takes the first.
+        threshold: Predict `positive` if its probability after temperature scaling is at least this; None predicts
+            the most probable class. With a threshold, `at_default` holds the metrics of the most probable class.
+        temperature: Used for the decision at `threshold`; `calibrated` holds loss, Brier score and calibration error
+            after temperature scaling. The other metrics use `probabilities` unscaled, as validation in training does.
+        groups: Patient or case of each sample; the bootstrap then resamples whole groups.
+        seed: Random seed of the bootstrap.
+        intervals: Whether to add 95 % confidence intervals.
 
     Returns:
-        A figure that these samples leave undefined is None, and `undefined` says why.
+        A metric that is undefined for these samples is None, and `undefined` gives the reason.
 
     Raises:
-        TrainerError: There are no samples, or a probability is no number.
-        ModelMismatch: `positive` is none of the classes, or the shapes differ from them.
+        TrainerError: There are no samples, or a probability is not finite.
+        ModelMismatch: `positive` is not one of the classes, or the shapes do not match.
     """
     at = position_of(positive, classes)
     probabilities, labels = _checked(probabilities, labels, classes)
@@ -78,34 +78,36 @@ def classification_metrics(
 
 
 def position_of(positive: str | None, classes: tuple[str, ...]) -> int:
-    """Return the position of `positive` in `classes`; None means the first.
+    """Return the index of `positive` in `classes`; None means the first.
 
     Raises:
-        ModelMismatch: It is none of them.
+        ModelMismatch: It is not one of them.
     """
     if positive is None:
         return 0
     if positive not in classes:
-        raise ModelMismatch(f"positive class {positive!r} is none of {', '.join(classes)}; name one of these")
+        raise ModelMismatch(f"positive class {positive!r} is not one of {', '.join(classes)}; choose one of these")
     return classes.index(positive)
 
 
 def _checked(probabilities: Floats, labels: Labels, classes: tuple[str, ...]) -> tuple[Floats, Labels]:
     if not len(labels):
-        raise TrainerError("no samples to score; use a split that has images")
+        raise TrainerError("no samples to evaluate; choose a split that has images")
     if probabilities.shape != (len(labels), len(classes)):
         raise ModelMismatch(
-            f"probabilities {probabilities.shape} do not fit {len(labels)} labels and {len(classes)} classes; "
-            "use the model's own classes"
+            f"probabilities {probabilities.shape} do not match {len(labels)} labels and {len(classes)} classes; "
+            "use data with the model's classes"
         )
     if not np.isfinite(probabilities).all():
-        raise TrainerError("a probability is no number; the model has diverged, train it with a lower --lr")
+        raise TrainerError(
+            "a probability is not finite (NaN or inf): the model has diverged; train it with a lower --lr"
+        )
     wide = probabilities.astype(np.float64)
     return wide / wide.sum(axis=1, keepdims=True), labels.astype(np.int64)
 
 
 def _likelihood(probabilities: Floats, labels: Labels) -> dict[str, float]:
-    """Return the figures of the probabilities themselves, before any decision."""
+    """Return the metrics that depend on the probabilities and not on a decision."""
     count = probabilities.shape[1]
     return {
         "loss": float(sk.log_loss(labels, probabilities, labels=range(count))),
@@ -114,32 +116,32 @@ def _likelihood(probabilities: Floats, labels: Labels) -> dict[str, float]:
     }
 
 
-def _calibration_error(confidence: Floats, is_right: Mask) -> float:
-    """Return how far, on average over samples, confidence lies from the accuracy of its bin; Guo et al. 2017, eq. 3."""
-    accuracy, told = calibration_curve(is_right.astype(int), confidence, n_bins=BINS, pos_label=1)
+def _calibration_error(confidence: Floats, is_correct: Mask) -> float:
+    """Return the expected calibration error over `BINS` equal-width bins (Guo et al. 2017, eq. 3)."""
+    accuracy, mean_confidence = calibration_curve(is_correct.astype(int), confidence, n_bins=BINS, pos_label=1)
     counts = np.bincount(np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence))
-    return float(np.average(abs(accuracy - told), weights=counts[counts > 0]))
+    return float(np.average(abs(accuracy - mean_confidence), weights=counts[counts > 0]))
 
 
 def _decisions(labels: Labels, predicted: Labels, classes: tuple[str, ...], positive: int) -> dict[str, Any]:
-    """Return the figures of the classes that were called."""
+    """Return the metrics of the predicted classes."""
     every = range(len(classes))
-    is_positive, called = labels == positive, predicted == positive
+    is_positive, predicted_positive = labels == positive, predicted == positive
     present = np.unique(labels)
     return {
         "accuracy": float(sk.accuracy_score(labels, predicted)),
         "balanced_accuracy": _recall(labels, predicted, labels=present, average="macro"),
-        "sensitivity": _recall(is_positive, called),
-        "specificity": _recall(~is_positive, ~called),
-        "false_negatives": int((is_positive & ~called).sum()),
-        "false_positives": int((~is_positive & called).sum()),
+        "sensitivity": _recall(is_positive, predicted_positive),
+        "specificity": _recall(~is_positive, ~predicted_positive),
+        "false_negatives": int((is_positive & ~predicted_positive).sum()),
+        "false_positives": int((~is_positive & predicted_positive).sum()),
         "confusion_matrix": sk.confusion_matrix(labels, predicted, labels=every).tolist(),
         "per_class": _per_class(labels, predicted, classes),
     }
 
 
-def _recall(truth: Any, called: Any, **options: Any) -> float | None:
-    return _number(sk.recall_score(truth, called, zero_division=np.nan, **options))
+def _recall(truth: Any, predicted: Any, **options: Any) -> float | None:
+    return _none_if_nan(sk.recall_score(truth, predicted, zero_division=np.nan, **options))
 
 
 def _per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -147,7 +149,7 @@ def _per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> d
         labels, predicted, labels=range(len(classes)), average=None, zero_division=np.nan
     )
     return {
-        name: {"precision": _number(p), "recall": _number(r), "f1": _number(f), "support": int(s)}
+        name: {"precision": _none_if_nan(p), "recall": _none_if_nan(r), "f1": _none_if_nan(f), "support": int(s)}
         for name, p, r, f, s in zip(classes, *rows, strict=True)
     }
 
@@ -155,15 +157,15 @@ def _per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> d
 def _ranking(
     probabilities: Floats, labels: Labels, classes: tuple[str, ...], positive: int
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Return AUROC and average precision: of `positive` with two classes, else the mean of one against the rest."""
+    """Return AUROC and average precision: of `positive` for two classes, else the one-vs-rest macro average."""
     chosen = [positive] if len(classes) == 2 else range(len(classes))  # noqa: PLR2004
     present = np.unique(labels)
     ranked = [c for c in chosen if c in present] if len(present) > 1 else []
     if not ranked:
-        only = f"only {classes[present[0]]} stands in this split, and ranking needs two classes"
-        return {"auroc": None, "average_precision": None}, {"auroc": only, "average_precision": only}
+        reason = f"undefined: all images of this split are {classes[present[0]]}"
+        return {"auroc": None, "average_precision": None}, {"auroc": reason, "average_precision": reason}
     absent = [classes[c] for c in chosen if c not in present]
-    reasons = {"auroc": f"mean without {', '.join(absent)}, of which this split has none"} if absent else {}
+    reasons = {"auroc": f"macro average without {', '.join(absent)}: this split has no such images"} if absent else {}
     means = {
         "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c]) for c in ranked]),
         "average_precision": np.mean([sk.average_precision_score(labels == c, probabilities[:, c]) for c in ranked]),
@@ -171,5 +173,5 @@ def _ranking(
     return {name: float(value) for name, value in means.items()}, reasons
 
 
-def _number(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else float(value)

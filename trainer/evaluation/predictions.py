@@ -1,6 +1,7 @@
-"""`predictions.safetensors`: what a model said of each image of a split, so that a report can be drawn again.
+"""`predictions.safetensors`: label and predicted probabilities of each image of a split.
 
-Pixels and patients are not in it: an image is named by its number in the split.
+The report is rendered from it. It holds no pixels and no patient names: an image is identified by its index in the
+split.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from trainer.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Rows in the order of `ids`.
+    """Labels and predicted probabilities, one row per image.
 
     Attributes:
-        ids: (N,) int64, number of the image in its split.
-        labels: (N,) int64, positions in the model's classes.
-        probabilities: (N, C) float64, as the model gives them, before any temperature.
+        ids: (N,) int64, index of the image in its split.
+        labels: (N,) int64, indices into the model's classes.
+        probabilities: (N, C) float64, before temperature scaling.
     """
 
     ids: NDArray[np.int64]
@@ -31,7 +32,7 @@ class Predictions:
     probabilities: NDArray[np.float64]
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file atomically."""
         arrays: dict[str, NDArray[Any]] = {
             "ids": self.ids,
             "labels": self.labels,
@@ -44,7 +45,7 @@ class Predictions:
         """Read the file.
 
         Raises:
-            CheckpointError: It is absent or damaged.
+            CheckpointError: The file is absent or damaged.
         """
         try:
             return cls(**load_file(path))

@@ -1,4 +1,4 @@
-"""Every sample of a split through a model, over all ranks, and the figures of it."""
+"""Run a model over a split on all ranks, and compute the metrics of its outputs."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,17 +22,17 @@ from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.model.efficientnet import Classifier
 
-BATCH = 256  # rows at once on each rank
+BATCH = 256  # samples per batch on each rank
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutputs:
-    """What a model says of each sample of a split, in the order of sample ids.
+    """Logits and labels of each sample of a split, in the order of sample ids.
 
     Attributes:
         logits: `(N, classes) float64`.
         labels: `(N,) int64`.
-        groups: Patient or case of each sample, "" where unknown; empty where nobody asked.
+        groups: Patient or case of each sample, "" where unknown; an empty tuple if not requested.
     """
 
     logits: NDArray[np.float64]
@@ -54,10 +54,10 @@ def model_outputs(
     autocast: bool = False,
     at_once: int = BATCH,
 ) -> ModelOutputs:
-    """Return every sample's logits, on every rank; every rank must call it.
+    """Return the outputs of `module` for a whole split, on every rank. Collective: every rank must call it.
 
-    Each rank takes its part of the split; the parts meet once at the end, so ranks may have different numbers of
-    batches, or none. `at_once` are the rows of a batch on each rank.
+    Each rank runs its share of the split. One gather at the end collects all rows, so ranks may have different
+    numbers of batches, or none. `at_once` is the batch size per rank.
     """
     plan = EpochPlan(
         index=index,
@@ -90,9 +90,10 @@ def _rows(
 def classifier_outputs(
     context: WorkerContext[Any], extraction: FeatureExtractor, model: Classifier, split: str
 ) -> ModelOutputs:
-    """Return what the model says of each sample of a split; every rank must call it.
+    """Return the model's outputs for a whole split, from cached features. Collective: every rank must call it.
 
-    The features of each shard are computed as the cache holds them, so one worker and many come to the same numbers.
+    Features are computed per shard, as the feature cache stores them, so the result does not depend on the number of
+    workers.
     """
     extraction.extract(split)
     source = FeatureLoader.of(extraction, [split], context.process_group.device)
@@ -101,7 +102,7 @@ def classifier_outputs(
 
 
 def split_metrics(
-    found: ModelOutputs,
+    outputs: ModelOutputs,
     classes: tuple[str, ...],
     calibration: Calibration,
     split: str,
@@ -109,28 +110,28 @@ def split_metrics(
     positive: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the figures of a split as `result.json` has them.
+    """Return the metrics of a split as `result.json` stores them.
 
-    `positive` is by default the class that the threshold was chosen for, then the first.
+    `positive` defaults to the class that the threshold was chosen for, else to the first class.
     """
     name = positive or calibration.positive or classes[0]
     threshold = calibration.threshold_for(name)
-    figures = classification_metrics(
-        found.probabilities(),
-        found.labels,
+    metrics = classification_metrics(
+        outputs.probabilities(),
+        outputs.labels,
         classes=classes,
         positive=name,
         threshold=threshold,
         temperature=calibration.temperature,
-        groups=found.groups,
+        groups=outputs.groups,
         seed=seed,
     )
-    wished = {} if threshold is None else {"min_sensitivity": calibration.min_sensitivity}
-    return {"split": split, **figures, **wished}
+    requested = {} if threshold is None else {"min_sensitivity": calibration.min_sensitivity}
+    return {"split": split, **metrics, **requested}
 
 
-def save_predictions(context: WorkerContext[Any], found: ModelOutputs) -> None:
-    """Write what was said of each sample beside the run's other files; only the leading rank does.
+def save_predictions(context: WorkerContext[Any], outputs: ModelOutputs) -> None:
+    """Write `predictions.safetensors` into the run folder; only rank 0 writes.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
@@ -139,33 +140,33 @@ def save_predictions(context: WorkerContext[Any], found: ModelOutputs) -> None:
         return
     attempt = context.task.attempt
     attempt.lease.check()
-    ids = np.arange(len(found.labels), dtype=np.int64)
-    Predictions(ids=ids, labels=found.labels, probabilities=found.probabilities()).write(attempt.paths.predictions)
+    ids = np.arange(len(outputs.labels), dtype=np.int64)
+    Predictions(ids=ids, labels=outputs.labels, probabilities=outputs.probabilities()).write(attempt.paths.predictions)
 
 
-def epoch_metrics(result: ModelOutputs) -> dict[str, Any]:
-    """Return loss, accuracy, balanced accuracy and AUROC of a split as `classification_metrics` does, 8 times faster.
+def epoch_metrics(outputs: ModelOutputs) -> dict[str, Any]:
+    """Return loss, accuracy, balanced accuracy and AUROC of a split as `classification_metrics`, 8 times faster.
 
-    Classes are called by position; AUROC is that of class 0 with two classes, else the mean of one against the rest.
+    AUROC is that of class 0 for two classes, else the one-vs-rest macro average. Non-finite logits give a NaN loss.
     """
-    if not np.isfinite(result.logits).all():
+    if not np.isfinite(outputs.logits).all():
         return {"loss": float("nan"), "accuracy": 0.0, "balanced_accuracy": None, "auroc": None}
-    logits, labels = torch.from_numpy(result.logits), torch.from_numpy(result.labels)
-    called = logits.argmax(dim=1)
+    logits, labels = torch.from_numpy(outputs.logits), torch.from_numpy(outputs.labels)
+    predicted = logits.argmax(dim=1)
     return {
         "loss": float(functional.cross_entropy(logits, labels)),
-        "accuracy": float((called == labels).double().mean()),
-        "balanced_accuracy": _balanced(labels, called),
+        "accuracy": float((predicted == labels).double().mean()),
+        "balanced_accuracy": _balanced_accuracy(labels, predicted),
         "auroc": _auroc(torch.softmax(logits, dim=1), labels),
     }
 
 
-def _balanced(labels: torch.Tensor, called: torch.Tensor) -> float:
-    recalls = [float((called[labels == c] == c).double().mean()) for c in _present(labels)]
+def _balanced_accuracy(labels: Tensor, predicted: Tensor) -> float:
+    recalls = [float((predicted[labels == c] == c).double().mean()) for c in _present(labels)]
     return sum(recalls) / len(recalls)
 
 
-def _auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> float | None:
+def _auroc(probabilities: Tensor, labels: Tensor) -> float | None:
     count = probabilities.shape[1]
     present = _present(labels)
     chosen = [c for c in ([0] if count == 2 else range(count)) if c in present]  # noqa: PLR2004
@@ -174,10 +175,10 @@ def _auroc(probabilities: torch.Tensor, labels: torch.Tensor) -> float | None:
     return sum(_area(labels == c, probabilities[:, c]) for c in chosen) / len(chosen)
 
 
-def _area(truth: torch.Tensor, scores: torch.Tensor) -> float:
+def _area(truth: Tensor, scores: Tensor) -> float:
     false_rate, true_rate, _ = roc_curve(truth.numpy(), scores.numpy(), drop_intermediate=False)
     return float(auc(false_rate, true_rate))
 
 
-def _present(labels: torch.Tensor) -> list[int]:
+def _present(labels: Tensor) -> list[int]:
     return sorted(set(labels.tolist()))

@@ -1,1 +1,1 @@
-"""The report of a run: one self-contained page of pictures and tables."""
+"""The HTML report of a run: one self-contained page of charts, images and tables."""

@@ -1,4 +1,4 @@
-"""The drawings of a report: how a model learned, ranks and errs. Curves by scikit-learn."""
+"""Charts of a report: loss, ROC, precision-recall and reliability curves, computed by scikit-learn."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,48 +9,48 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
+from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.specs.metric import loss_of
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Epochs = Sequence[Mapping[str, Any]]
 
-CURVE_POINTS = 400  # more than pixels across the chart help nobody
-CURVES = 6  # classes with a curve of their own; more would be a thicket
+CURVE_POINTS = 400  # more points than pixels across the chart change nothing
+CURVES = 6  # the most classes with a curve each; more curves are unreadable
 BINS = 10
 
 
 def loss_curves(epochs: Epochs, best: int | None) -> Chart:
-    """Draw training and validation loss over the epochs."""
+    """Return training and validation loss by epoch."""
     named = {"train_loss": "training loss", "valid_loss": "validation loss"}
     return _over_epochs(epochs, named, best, Axis(name="loss", low=0.0, high=_highest(epochs, named)))
 
 
 def validation_curves(epochs: Epochs, best: int | None) -> Chart:
-    """Draw validation accuracy and AUROC over the epochs."""
+    """Return validation accuracy and AUROC by epoch."""
     named = {"valid_accuracy": "accuracy", "valid_auroc": "AUROC"}
     values = [value for name in named for _, value in _series(epochs, name)]
-    low, _ = span(values)
-    return _over_epochs(epochs, named, best, Axis(name="share", low=max(0.0, low), high=1.0))
+    low, _ = padded_range(values)
+    return _over_epochs(epochs, named, best, Axis(name="value", low=max(0.0, low), high=1.0))
 
 
 def roc_curves(
     probabilities: Floats, labels: Labels, *, classes: Sequence[str], positive: int, point: tuple[float, float] | None
 ) -> Chart:
-    """Draw the ROC curve of each class against the rest (with two classes the positive one's).
+    """Return the one-vs-rest ROC curve of each class (for two classes, of the positive class).
 
-    `point` is the sensitivity and specificity of the decisions made.
+    `point` is the operating point: sensitivity and specificity.
     """
     lines = [Line(name="chance", xs=(0, 1), ys=(0, 1), reference=True)]
-    for colour, c in enumerate(_drawn(labels, classes, positive)):
+    for colour, c in enumerate(_classes_with_curve(labels, classes, positive)):
         false, true, _ = sk.roc_curve(labels == c, probabilities[:, c])
-        lines.append(_thinned(classes[c], false, true, colour))
-    marks = [] if point is None else [Mark(name="in use", x=1 - point[1], y=point[0])]
+        lines.append(_downsampled(classes[c], false, true, colour))
+    marks = [] if point is None else [Mark(name="operating point", x=1 - point[1], y=point[0])]
     return chart(
         lines,
-        x=Axis(name=f"false alarms among not {classes[positive]}", low=0, high=1),
-        y=Axis(name=f"{classes[positive]} found (sensitivity)", low=0, high=1),
+        x=Axis(name="false positive rate (1 − specificity)", low=0, high=1),
+        y=Axis(name="true positive rate (sensitivity)", low=0, high=1),
         description="ROC curve",
         marks=marks,
         square=True,
@@ -60,36 +60,36 @@ def roc_curves(
 def precision_recall_curves(
     probabilities: Floats, labels: Labels, *, classes: Sequence[str], positive: int, point: tuple[float, float] | None
 ) -> Chart:
-    """Draw precision over recall, likewise; `point` is the sensitivity and precision of the decisions made."""
+    """Return precision-recall curves of the same classes; `point` is the operating point: recall and precision."""
     share = float((labels == positive).mean())
     lines = [Line(name="chance", xs=(0, 1), ys=(share, share), reference=True)]
-    for colour, c in enumerate(_drawn(labels, classes, positive)):
+    for colour, c in enumerate(_classes_with_curve(labels, classes, positive)):
         precision, recall, _ = sk.precision_recall_curve(labels == c, probabilities[:, c], drop_intermediate=True)
-        lines.append(_thinned(classes[c], recall[::-1], precision[::-1], colour))
-    marks = [] if point is None else [Mark(name="in use", x=point[0], y=point[1])]
+        lines.append(_downsampled(classes[c], recall[::-1], precision[::-1], colour))
+    marks = [] if point is None else [Mark(name="operating point", x=point[0], y=point[1])]
     return chart(
         lines,
-        x=Axis(name="found (recall)", low=0, high=1),
-        y=Axis(name="right when called (precision)", low=0, high=1),
-        description="Precision and recall curve",
+        x=Axis(name="recall (sensitivity)", low=0, high=1),
+        y=Axis(name="precision (PPV)", low=0, high=1),
+        description="Precision-recall curve",
         marks=marks,
         square=True,
     )
 
 
 def reliability(probabilities: Floats, labels: Labels, *, classes: Sequence[str], positive: int) -> Chart:
-    """Draw how often the positive class is true where its probability is so and so; bars show where images lie."""
+    """Return the reliability diagram of the positive class; bars show the share of images in each bin."""
     scores, hits = probabilities[:, positive], labels == positive
-    happened, said = calibration_curve(hits, scores, n_bins=BINS)
+    observed, predicted = calibration_curve(hits, scores, n_bins=BINS)
     counts, edges = np.histogram(scores, bins=BINS, range=(0, 1))
     shares = counts / counts.sum()
     return chart(
         [
-            Line(name="perfect", xs=(0, 1), ys=(0, 1), reference=True),
-            Line(name="this model", xs=said, ys=happened, dots=True),
+            Line(name="perfect calibration", xs=(0, 1), ys=(0, 1), reference=True),
+            Line(name="this model", xs=predicted, ys=observed, dots=True),
         ],
         x=Axis(name=f"predicted probability of {classes[positive]}", low=0, high=1),
-        y=Axis(name=f"share that is {classes[positive]}", low=0, high=1),
+        y=Axis(name=f"observed frequency of {classes[positive]}", low=0, high=1),
         description="Reliability diagram",
         bars=[(a, b, s) for a, b, s in zip(edges, edges[1:], shares, strict=False) if s > 0],
         square=True,
@@ -97,7 +97,7 @@ def reliability(probabilities: Floats, labels: Labels, *, classes: Sequence[str]
 
 
 def best_epoch(epochs: Epochs, by: str) -> int | None:
-    """Return the first epoch with the best value of a validation metric; loss is best when low."""
+    """Return the first epoch with the best value of the validation metric `by`: lowest loss, else highest value."""
     found = _series(epochs, f"valid_{by}")
     if not found:
         return None
@@ -111,33 +111,31 @@ def _over_epochs(epochs: Epochs, named: Mapping[str, str], best: int | None, y: 
         lines.append(Line(name=name, xs=[p[0] for p in pairs], ys=[p[1] for p in pairs], colour=colour, dots=True))
         chosen = [value for epoch, value in pairs if epoch == best]
         if chosen and key.startswith("valid") and not marks:
-            marks.append(
-                Mark(name=f"published: epoch {best}", x=float(best or 0), y=chosen[0], colour=colour, guide=True)
-            )
+            marks.append(Mark(name=f"best epoch: {best}", x=float(best or 0), y=chosen[0], colour=colour, guide=True))
     last = max((float(epoch["epoch"]) for epoch in epochs), default=1.0)
     first = min((float(epoch["epoch"]) for epoch in epochs), default=0.0)
     x = Axis(name="epoch", low=first, high=max(last, first + 1), whole=True)
-    return chart(lines, x=x, y=y, description=f"{' and '.join(named.values())} over the epochs", marks=marks)
+    return chart(lines, x=x, y=y, description=f"{' and '.join(named.values())} by epoch", marks=marks)
 
 
 def _series(epochs: Epochs, key: str) -> list[tuple[float, float]]:
-    """Return (epoch, value) of the epochs that have a finite value; a later line of one epoch replaces the earlier."""
+    """Return (epoch, value) of each epoch with a finite value; the last line of an epoch counts."""
     found = {float(line["epoch"]): line.get(key) for line in epochs}
     return [(epoch, float(v)) for epoch, v in sorted(found.items()) if v is not None and math.isfinite(v)]
 
 
 def _highest(epochs: Epochs, named: Mapping[str, str]) -> float:
-    return span([value for name in named for _, value in _series(epochs, name)], least=0.0)[1]
+    return padded_range([value for name in named for _, value in _series(epochs, name)], least=0.0)[1]
 
 
-def _drawn(labels: Labels, classes: Sequence[str], positive: int) -> list[int]:
-    """Return the classes that get a curve: the positive one first, and only such as have images and others."""
+def _classes_with_curve(labels: Labels, classes: Sequence[str], positive: int) -> list[int]:
+    """Return the classes that get a curve, the positive one first: those with both positive and negative images."""
     chosen = [positive]
-    if len(classes) > 2:  # noqa: PLR2004 - with two classes the other curve is the same one mirrored
+    if len(classes) > 2:  # noqa: PLR2004 - for two classes the other curve is its mirror image
         chosen += [c for c in range(len(classes)) if c != positive]
     return [c for c in chosen[:CURVES] if 0 < (labels == c).sum() < len(labels)]
 
 
-def _thinned(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
+def _downsampled(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
     kept = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), CURVE_POINTS)).round().astype(int))
     return Line(name=name, xs=xs[kept].tolist(), ys=ys[kept].tolist(), colour=colour)

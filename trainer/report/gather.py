@@ -1,4 +1,4 @@
-"""Gathers what a run left behind into its report: predictions, curves, the pictures of what went wrong."""
+"""Collect the content of a report: metrics, predictions, epochs, misclassified images, environment."""
 
 import platform
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
-ELSEWHERE = ("cost", "importance")  # of the details of a search: shown in places of their own
-FEW = 30  # images of a class: below, one error moves its recall by more than three points
+OWN_SECTIONS = ("cost", "importance")  # details of a search that the report shows in sections of their own
+FEW = 30  # images of a class; with fewer, one error changes recall by more than 3 percentage points
 
 
 def gather_report(
     attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult, search: SearchSection | None
 ) -> ReportData:
-    """Return all that the page of a run is made of."""
+    """Return the content of a run's report."""
     index, metrics = read_index(spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
     return ReportData(
@@ -43,7 +43,7 @@ def gather_report(
         index=index,
         epochs=tuple(read_lines(attempt.paths.metrics)),
         search=search or SearchSection(),
-        misclassified=_mistakes(
+        misclassified=_misclassified_images(
             spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)
         ),
         facts=_facts(attempt, result),
@@ -51,14 +51,14 @@ def gather_report(
     )
 
 
-def _mistakes(
+def _misclassified_images(
     location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
 ) -> tuple[MisclassifiedImage, ...]:
-    """Return the worst mistakes with pictures and overlays, by the published model on the CPU."""
+    """Return the misclassified images to show, with pixels and Grad-CAM overlays computed on the CPU."""
     seen = apply_temperature(predictions.probabilities, metrics["temperature"])
     positive = list(metrics["classes"]).index(metrics["positive"])
-    called = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
-    found = worst_misclassified(predictions.ids, predictions.labels, called, seen, positive=positive)
+    predicted = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
+    found = worst_misclassified(predictions.ids, predictions.labels, predicted, seen, positive=positive)
     if not found:
         return ()
     model, config, _ = read_model(folder)
@@ -74,20 +74,20 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
     epochs = list(read_lines(attempt.paths.metrics))
     machine = this_machine()
     speeds = [line["images_per_second"] for line in epochs if line.get("images_per_second")]
-    timing = {"this attempt": f"{attempt.seconds:.1f} s", "attempt": str(attempt.number)}
+    timing = {"duration of this attempt": f"{attempt.seconds:.1f} s", "attempt": str(attempt.number)}
     if epochs:
         timing["epochs"] = f"{len(epochs)} in {sum(line.get('seconds', 0.0) for line in epochs):.1f} s"
     if speeds:
         timing["training speed"] = f"{np.median(speeds):,.0f} images/s (median epoch)"
     devices = f"{machine.cpus} CPUs" + (f", {machine.gpus} GPUs" if machine.gpus else "")
-    shown = {name: value for name, value in result.details.items() if value is not None and name not in ELSEWHERE}
+    shown = {name: value for name, value in result.details.items() if value is not None and name not in OWN_SECTIONS}
     cost = result.details.get("cost", {})
     return {
-        "What it cost": {name.replace("_", " "): _text(value) for name, value in cost.items()},
-        "How": {name.replace("_", " "): _text(value) for name, value in shown.items()},
+        "Cost of the search": {name.replace("_", " "): _text(value) for name, value in cost.items()},
+        "Result details": {name.replace("_", " "): _text(value) for name, value in shown.items()},
         "Timing": timing,
-        "Machine": {"processors": devices, "system": f"{platform.system()} {platform.machine()}"},
-        "Versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "Hardware": {"devices": devices, "system": f"{platform.system()} {platform.machine()}"},
+        "Software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 
@@ -97,25 +97,29 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
     chosen_here = metrics["threshold"] is not None and split == "valid"
     return [
         *(
-            [f"The {split} split has only {' and '.join(few)} images: read the intervals, not the figures."]
+            [f"The {split} split has only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
             if few
             else []
         ),
-        *(["The threshold was chosen on this very split, so its figures flatter it."] if chosen_here else []),
         *(
-            ["This split also chose the published epoch: a test split judges more fairly."]
-            if _chose(metrics, details)
+            ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
+            if chosen_here
             else []
         ),
         *(
-            ["Packed with leakage allowed: images may stand in two splits."]
+            ["The best epoch was selected on this split: its metrics are optimistic. Evaluate on a test split."]
+            if _selected_epoch(metrics, details)
+            else []
+        ),
+        *(
+            ["The data set was packed with --allow-leakage: an image or group may be in more than one split."]
             if index.options.get("allow_leakage")
             else []
         ),
     ]
 
 
-def _chose(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
+def _selected_epoch(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
     return metrics["split"] == "valid" and "best_epoch" in details
 
 

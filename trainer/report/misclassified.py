@@ -1,4 +1,4 @@
-"""Images that a model called wrongly, the worst first, with where it looked."""
+"""Misclassified images, the most confident errors first, with Grad-CAM overlays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,63 +10,65 @@ from numpy.typing import NDArray
 
 from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
-from trainer.report.gradcam import evidence, jpeg, overlay
+from trainer.report.gradcam import gradcam_heatmaps, jpeg, overlay
 
-SHOWN = 12  # of each sort: a person looks at a dozen, not at a hundred
+SHOWN = 12  # images of each kind of error
 
-Sort = Literal["missed", "alarm", "confused"]
+ErrorKind = Literal["false_negative", "false_positive", "other"]
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MisclassifiedImage:
-    """One image and what was said of it.
+    """One misclassified image and its prediction.
 
     Attributes:
-        id: Number of the image in its split.
-        sort: "missed": the positive class was not called; "alarm": it was called wrongly; "confused": the rest.
-        true: Position of its class; `called` of the one it was called.
-        probabilities: Of each class, as decided on.
-        source: Name of the file that it came from, by which a person finds it again.
-        image: JPEG; `heat` the same with the evidence for the called class; None until looked at.
+        id: Index of the image in its split.
+        kind: False negative or false positive of the positive class; "other" for errors between other classes.
+        label: Index of the true class.
+        predicted: Index of the predicted class.
+        probabilities: Of each class, after temperature scaling.
+        source: Name of the source file.
+        image: JPEG; None before `with_pictures`.
+        heatmap: JPEG of the image with the Grad-CAM heatmap of the predicted class; None before `with_pictures`.
     """
 
     id: int
-    sort: Sort
-    true: int
-    called: int
+    kind: ErrorKind
+    label: int
+    predicted: int
     probabilities: tuple[float, ...]
     source: str = ""
     image: bytes | None = None
-    heat: bytes | None = None
+    heatmap: bytes | None = None
 
 
 def worst_misclassified(
     ids: NDArray[np.int64],
     labels: NDArray[np.int64],
-    called: NDArray[np.int64],
+    predicted: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     *,
     positive: int,
     limit: int = SHOWN,
 ) -> tuple[MisclassifiedImage, ...]:
-    """Return up to `limit` mistakes of each sort: missed before alarms before the rest, the surest error first."""
-    sure = probabilities[np.arange(len(called)), called]
-    sorts: dict[Sort, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {
-        "missed": ((labels == positive) & (called != positive), -probabilities[:, positive]),
-        "alarm": ((labels != positive) & (called == positive), sure),
-        "confused": ((labels != positive) & (called != positive) & (labels != called), sure),
+    """Return up to `limit` misclassified images of each kind, the most confident errors first."""
+    confidence = probabilities[np.arange(len(predicted)), predicted]
+    kinds: dict[ErrorKind, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {
+        "false_negative": ((labels == positive) & (predicted != positive), -probabilities[:, positive]),
+        "false_positive": ((labels != positive) & (predicted == positive), confidence),
+        "other": ((labels != positive) & (predicted != positive) & (labels != predicted), confidence),
     }
     return tuple(
         MisclassifiedImage(
             id=int(ids[row]),
-            sort=sort,
-            true=int(labels[row]),
-            called=int(called[row]),
+            kind=kind,
+            label=int(labels[row]),
+            predicted=int(predicted[row]),
             probabilities=tuple(probabilities[row].tolist()),
         )
-        for sort, (among, badness) in sorts.items()
-        for row in _first(among, badness, limit)
+        for kind, (mask, badness) in kinds.items()
+        for row in _worst_rows(mask, badness, limit)
     )
 
 
@@ -76,19 +78,19 @@ def with_pictures(
     model: Classifier,
     config: HeadConfig,
 ) -> tuple[MisclassifiedImage, ...]:
-    """Return the mistakes with their picture and overlay; `images` holds source and (C, S, S) uint8 pixels by id."""
-    return tuple(_with_picture(mistake, *images[mistake.id], model, config) for mistake in misclassified)
+    """Add pixels and Grad-CAM overlay; `images` maps an id to source file and (C, S, S) uint8 pixels."""
+    return tuple(_with_pixels(image, *images[image.id], model, config) for image in misclassified)
 
 
-def _with_picture(
-    mistake: MisclassifiedImage, source: str, image: Pixels, model: Classifier, config: HeadConfig
+def _with_pixels(
+    misclassified: MisclassifiedImage, source: str, image: Pixels, model: Classifier, config: HeadConfig
 ) -> MisclassifiedImage:
     device = next(model.parameters()).device
     batch = torch.from_numpy(image)[None].to(device)
-    heat = evidence(model, batch, torch.tensor([mistake.called], device=device), config)[0]
-    return replace(mistake, source=source, image=jpeg(image), heat=overlay(image, heat))
+    heatmap = gradcam_heatmaps(model, batch, torch.tensor([misclassified.predicted], device=device), config)[0]
+    return replace(misclassified, source=source, image=jpeg(image), heatmap=overlay(image, heatmap))
 
 
-def _first(among: NDArray[np.bool_], badness: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
-    rows = np.flatnonzero(among)
+def _worst_rows(mask: NDArray[np.bool_], badness: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
+    rows = np.flatnonzero(mask)
     return rows[np.argsort(-badness[rows], kind="stable")][:limit]

@@ -1,6 +1,6 @@
-"""`report.html`: one page with all that a run came to. Self-contained: no script, no network, no other file.
+"""Render `report.html`: one self-contained page without scripts, network access or other files.
 
-`ReportData` is all the page is made of; `trainer.report.gather` gathers it from a run, and a test can make one up.
+`ReportData` is the whole content of the page; `trainer.report.gather` collects it from a run.
 """
 
 import base64
@@ -21,7 +21,7 @@ from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
-MINOR = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
+OTHER_METRICS = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
 NAMES = {
     "accuracy": "Accuracy",
     "sensitivity": "Sensitivity",
@@ -37,7 +37,7 @@ NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReportChart:
-    """A chart with its title and one line on how to read it; a wide one takes the page's whole width."""
+    """A chart with title and caption; a wide chart takes the whole width of the page."""
 
     chart: Chart
     title: str
@@ -47,11 +47,11 @@ class ReportChart:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSection:
-    """What only the report of a search has.
+    """The part that only the report of a search has.
 
     Attributes:
-        leaderboard: The best trials, a row each, all with the same columns.
-        charts: How the search came to its best.
+        leaderboard: The best trials, one row each, all with the same columns.
+        charts: Progress of the search, option importance and trials.
     """
 
     leaderboard: Sequence[Mapping[str, Any]] = ()
@@ -60,20 +60,20 @@ class SearchSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What a page is made of.
+    """Content of a report.
 
     Attributes:
         kind: "train", "evaluate" or "search".
         ended: RFC 3339, UTC.
-        spec: The wish, as in `spec.json`.
-        metrics: What `trainer.evaluation.metrics.score` found, and "split".
-        predictions: Of the images of that split.
-        index: Of the data set.
+        spec: The run configuration, as in `spec.json`.
+        metrics: Result of `trainer.evaluation.metrics.classification_metrics`, and "split".
+        predictions: Labels and probabilities of the images of that split.
+        index: Index of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
-        search: What only a search has.
-        mistakes: Images that were called wrongly, the worst first.
-        facts: What else is worth knowing about the run: machine, versions, timing; shown in this order.
-        warnings: What the reader must know before trusting the figures.
+        search: The part that only a search has.
+        misclassified: Misclassified images, the most confident errors first.
+        facts: Tables about the run in the order shown: timing, hardware, software.
+        warnings: Limits of the metrics, shown above them.
     """
 
     run_id: str
@@ -91,43 +91,47 @@ class ReportData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The model's classes in the order of its outputs."""
+        """Class names in the order of the model's outputs."""
         return tuple(self.metrics["classes"])
 
     @property
     def positive(self) -> int:
-        """Position of the positive class."""
+        """Index of the positive class."""
         return self.classes.index(self.metrics["positive"])
 
     @property
-    def positives(self) -> int:
-        """Images of the positive class in the split."""
+    def positive_count(self) -> int:
+        """Number of images of the positive class in the split."""
         return int((self.predictions.labels == self.positive).sum())
 
     @property
-    def wrong(self) -> Mapping[str, int]:
-        """How many mistakes of each sort there are, shown or not."""
+    def error_counts(self) -> Mapping[str, int]:
+        """Number of misclassified images of each kind, including those that the report does not show."""
         matrix, m = self.metrics["confusion_matrix"], self.metrics
-        right = sum(row[c] for c, row in enumerate(matrix))
-        missed, alarms = int(m["false_negatives"]), int(m["false_positives"])
-        return {"missed": missed, "alarm": alarms, "confused": int(m["n"]) - right - missed - alarms}
+        correct = sum(row[c] for c, row in enumerate(matrix))
+        negatives, positives = int(m["false_negatives"]), int(m["false_positives"])
+        return {
+            "false_negative": negatives,
+            "false_positive": positives,
+            "other": int(m["n"]) - correct - negatives - positives,
+        }
 
     @property
     def leakage(self) -> str:
-        """What packing said of images and groups that stand in two splits."""
+        """Whether packing found or allowed images or groups in more than one split."""
         allowed = self.index.options.get("allow_leakage")
         if allowed is None:
-            return "not known"
-        return "was allowed at packing" if allowed else "none: no image or group stands in two splits"
+            return "not checked"
+        return "allowed when packing (--allow-leakage)" if allowed else "none: no image or group is in two splits"
 
     @cached_property
     def best_epoch(self) -> int | None:
-        """The epoch whose model was published."""
+        """The epoch whose weights were published."""
         return charts.best_epoch(self.epochs, str(self.spec.get("best_by", "loss")))
 
     @cached_property
-    def learning(self) -> tuple[Chart, ...]:
-        """Curves over the epochs; none for an evaluation."""
+    def epoch_charts(self) -> tuple[Chart, ...]:
+        """Loss and validation metrics by epoch; empty for an evaluation."""
         if not self.epochs:
             return ()
         return (
@@ -136,28 +140,30 @@ class ReportData:
         )
 
     @cached_property
-    def judgement(self) -> Mapping[str, Chart]:
-        """ROC, precision-recall and reliability; the first two only where two classes have images."""
+    def curves(self) -> Mapping[str, Chart]:
+        """Reliability diagram, and ROC and precision-recall curves if the split has positives and negatives."""
         labels, classes, positive = self.predictions.labels, self.classes, self.positive
-        given = apply_temperature(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
-        drawn = {"reliability": charts.reliability(given, labels, classes=classes, positive=positive)}
-        if not 0 < self.positives < len(labels):
-            return drawn
-        found = self.metrics["sensitivity"], self.metrics["specificity"]
+        probabilities = apply_temperature(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
+        charts_drawn = {"reliability": charts.reliability(probabilities, labels, classes=classes, positive=positive)}
+        if not 0 < self.positive_count < len(labels):
+            return charts_drawn
+        roc_point = self.metrics["sensitivity"], self.metrics["specificity"]
         precision = self.metrics["per_class"][self.metrics["positive"]]["precision"]
-        right = None if precision is None else (found[0], precision)
-        roc = charts.roc_curves(given, labels, classes=classes, positive=positive, point=found)
-        ranked = charts.precision_recall_curves(given, labels, classes=classes, positive=positive, point=right)
-        return {"roc": roc, "precision_recall": ranked, **drawn}
+        point = None if precision is None else (roc_point[0], precision)
+        roc = charts.roc_curves(probabilities, labels, classes=classes, positive=positive, point=roc_point)
+        precision_recall = charts.precision_recall_curves(
+            probabilities, labels, classes=classes, positive=positive, point=point
+        )
+        return {"roc": roc, "precision_recall": precision_recall, **charts_drawn}
 
 
 def write_page(paths: RunPaths, data: ReportData) -> None:
-    """Write the run's page, whole or not at all."""
+    """Write `report.html` atomically."""
     write_text(paths.report, render(data))
 
 
 def render(data: ReportData) -> str:
-    """Return the page."""
+    """Return the report as HTML."""
     environment = Environment(
         loader=PackageLoader("trainer.report", "."),
         autoescape=True,
@@ -167,7 +173,7 @@ def render(data: ReportData) -> str:
     )
     environment.filters |= {"percent": _percent, "number": _number, "data_uri": _data_uri, "thousands": _thousands}
     page = environment.get_template("report.html.j2")
-    return page.render(data=data, m=data.metrics, headlines=HEADLINES, minor=MINOR, names=NAMES)
+    return page.render(data=data, m=data.metrics, headlines=HEADLINES, other_metrics=OTHER_METRICS, names=NAMES)
 
 
 def _percent(value: float | None) -> str:

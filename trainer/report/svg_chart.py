@@ -1,7 +1,4 @@
-"""Charts as inline SVG that takes its colours and fonts from the page, so one drawing serves light and dark.
-
-Knows nothing of runs or models: numbers in, markup out.
-"""
+"""Line charts as inline SVG. Colours and fonts come from the page's CSS, so one chart fits light and dark themes."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +7,15 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 520.0, 340.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 24.0, 46.0  # room for tick labels, axis names and a guide's name
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 24.0, 46.0  # margins for tick labels, axis names and the name of a guide
 TICKS = 5
-POINTS_SHOWN = 24  # more points than this on one line are a smear; the line alone says it
+POINTS_SHOWN = 24  # lines with more points are drawn without dots
 COLOURS = 8  # of the page's palette, `--c0` to `--c7`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve. `colour` is a number of the palette; a quiet line is a reference, not a result."""
+    """One curve. `colour` is an index into the palette; a reference line is dashed and not in the legend."""
 
     name: str
     xs: Sequence[float]
@@ -30,7 +27,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One point that matters, with its name beside it, or at the head of a guide through the whole height."""
+    """A highlighted point with a label; with `guide`, a vertical line with the label on top."""
 
     name: str
     x: float
@@ -41,7 +38,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A name and the least and greatest value shown."""
+    """Name and range of an axis; `whole` restricts ticks to integers."""
 
     name: str
     low: float
@@ -51,7 +48,7 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing and what its legend says."""
+    """The SVG and its legend: (name, colour index) of each line."""
 
     svg: Markup
     legend: tuple[tuple[str, int], ...] = field(default=())
@@ -81,21 +78,21 @@ def chart(
         ]
     )
     svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _short(frame.width), _short(frame.height), description, body
+        _coordinate(frame.width), _coordinate(frame.height), description, body
     )
     return Chart(svg=svg, legend=tuple((line.name, line.colour) for line in lines if not line.reference and line.name))
 
 
-def span(values: Sequence[float], *, least: float | None = None) -> tuple[float, float]:
-    """Return a range that holds all finite values with a little air, never empty."""
+def padded_range(values: Sequence[float], *, least: float | None = None) -> tuple[float, float]:
+    """Return a range with padding that holds all finite values, never empty; with `least`, it starts there or below."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
-    air = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (low - air if least is None else min(least, low)), high + air
+    padding = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return (low - padding if least is None else min(least, low)), high + padding
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Return about `TICKS` round values from `low` to `high`: 1, 2 or 5 times a power of ten apart."""
+    """Return about `TICKS` round tick values from `low` to `high`, spaced 1, 2 or 5 times a power of ten."""
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
@@ -106,7 +103,7 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where values land on the drawing."""
+    """Maps values to SVG coordinates and draws the parts of a chart."""
 
     x_axis: Axis
     y_axis: Axis
@@ -126,12 +123,12 @@ class _Frame:
         parts = [
             Markup(
                 '<path class="grid" d="M{} {}H{}"/><text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
-            ).format(LEFT, _short(self.y(v)), self.width - RIGHT, LEFT - 8, _short(self.y(v) + 4), f"{v:.6g}")
+            ).format(LEFT, _coordinate(self.y(v)), self.width - RIGHT, LEFT - 8, _coordinate(self.y(v) + 4), f"{v:.6g}")
             for v in ticks(up.low, up.high, whole=up.whole)
         ]
         parts += [
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                _short(self.x(v)), self.height - BOTTOM + 18, f"{v:.6g}"
+                _coordinate(self.x(v)), self.height - BOTTOM + 18, f"{v:.6g}"
             )
             for v in ticks(across.low, across.high, whole=across.whole)
         ]
@@ -144,7 +141,7 @@ class _Frame:
 
     def line(self, line: Line) -> Markup:
         points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        path = "M" + "L".join(f"{_short(self.x(x))} {_short(self.y(y))}" for x, y in points) if points else ""
+        path = "M" + "L".join(f"{_coordinate(self.x(x))} {_coordinate(self.y(y))}" for x, y in points) if points else ""
         drawn = Markup('<path class="line {}" style="--c:var(--c{})" d="{}"/>').format(
             "quiet" if line.reference else "", line.colour % COLOURS, path
         )
@@ -160,28 +157,39 @@ class _Frame:
         guide = Markup("")
         if mark.guide:
             name_x, name_y, anchor = min(max(x, LEFT + 60), self.width - RIGHT - 60), TOP - 10, "middle"
-            guide = Markup('<path class="line quiet" d="M{} {}V{}"/>').format(_short(x), TOP - 4, self.height - BOTTOM)
+            guide = Markup('<path class="line quiet" d="M{} {}V{}"/>').format(
+                _coordinate(x), TOP - 4, self.height - BOTTOM
+            )
         return Markup(
             '<g class="mark" style="--c:var(--c{})">{}<circle cx="{}" cy="{}" r="6"/>'
             '<text x="{}" y="{}" text-anchor="{}">{}</text></g>'
-        ).format(mark.colour % COLOURS, guide, _short(x), _short(y), _short(name_x), _short(name_y), anchor, mark.name)
+        ).format(
+            mark.colour % COLOURS,
+            guide,
+            _coordinate(x),
+            _coordinate(y),
+            _coordinate(name_x),
+            _coordinate(name_y),
+            anchor,
+            mark.name,
+        )
 
     def bar(self, start: float, end: float, height: float) -> Markup:
         top, foot = self.y(height), self.y(self.y_axis.low)
         return Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
-            _short(self.x(start) + 1),
-            _short(top),
-            _short(self.x(end) - self.x(start) - 2),
-            _short(max(0.0, foot - top)),
+            _coordinate(self.x(start) + 1),
+            _coordinate(top),
+            _coordinate(self.x(end) - self.x(start) - 2),
+            _coordinate(max(0.0, foot - top)),
         )
 
     def _dot(self, line: Line, x: float, y: float) -> Markup:
         tip = f"{line.name}: {y:.4g} at {self.x_axis.name} {x:.4g}"
         return Markup(
             '<circle class="dot" style="--c:var(--c{})" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
-        ).format(line.colour % COLOURS, _short(self.x(x)), _short(self.y(y)), escape(tip))
+        ).format(line.colour % COLOURS, _coordinate(self.x(x)), _coordinate(self.y(y)), escape(tip))
 
 
-def _short(value: float) -> str:
-    """Return a coordinate with a tenth of a pixel: a page of curves stays small."""
+def _coordinate(value: float) -> str:
+    """Return a coordinate rounded to a tenth of a pixel, to keep the page small."""
     return f"{value:.1f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""Writes the report of a run that has its figures. Imports what draws only when it is time to draw."""
+"""Write the report of a run after its metrics are known. Imports the rendering modules only then."""
 
 import logging
 from collections.abc import Callable
@@ -20,19 +20,19 @@ def write_report(
     result: RunResult,
     search: "Callable[[], SearchSection] | None" = None,
 ) -> None:
-    """Write `report.html`; `search` gives what only a search's report has.
+    """Write `report.html`; `search` returns the section that only the report of a search has.
 
-    A page that cannot be drawn is no reason to lose a training: the reason goes to the log with its traceback.
+    An error while rendering does not fail the run: the traceback goes to the log.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
     """
     attempt.lease.check()
     try:
-        # What draws takes a second to import, and training should not wait for it.
+        # These imports take a second, and training does not wait for them.
         from trainer.report.gather import gather_report  # noqa: PLC0415
         from trainer.report.page import write_page  # noqa: PLC0415
 
         write_page(attempt.paths, gather_report(attempt, spec, result, None if search is None else search()))
     except Exception:
-        logger.exception("the report could not be written; the run's metrics and model are not affected")
+        logger.exception("the report could not be written; the metrics and the model of the run are not affected")

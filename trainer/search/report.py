@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 
 from trainer.report.page import ReportChart, SearchSection
-from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, span
+from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, worst_shown
 from trainer.search.trials import Report, TrialTable, leaderboard
@@ -128,7 +128,7 @@ def _slice(table: TrialTable, name: str) -> Chart:
 
 
 def _axis(name: str, values: list[float], least: float | None = None) -> Axis:
-    low, high = span(values, least=least)
+    low, high = padded_range(values, least=least)
     return Axis(name=name, low=low, high=high)
 
 
