@@ -9,11 +9,12 @@ from cluster.errors import ClusterError
 from cluster.files import is_full
 from data_shards.errors import ShardError
 from jobs.cli.main import cli
-from jobs.errors import JobError
-from trainer.errors import TrainerError
+from jobs.errors import InvalidOption, JobError
+from trainer.errors import SpecError, TrainerError
 
 ERRORS = (ClusterError, ShardError, TrainerError, JobError)
-FAILED = 1
+WRONG_USAGE = (SpecError, InvalidOption)  # the value of an option, or a combination of options
+FAILED, USAGE = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
     except ERRORS as error:
-        _exit(str(error), FAILED)
+        _exit(str(error), USAGE if isinstance(error, WRONG_USAGE) else FAILED)
     except BrokenPipeError:  # such as `nightshift list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)

@@ -3,6 +3,7 @@
 JobError
 ├── QueueUnreachable   Redis does not answer
 ├── Refused            the request cannot be queued, or the run's state does not allow the action
+│   ├── InvalidOption  an option's value is out of range; wrong usage
 │   └── NameTaken      another run has the name
 ├── StackError         the job workers of `nightshift up` do not stay alive
 └── HostileJob         a queue entry that Nightshift did not write
@@ -19,6 +20,10 @@ class QueueUnreachable(JobError):
 
 class Refused(JobError):
     """The request cannot be queued, or the run's state does not allow the action."""
+
+
+class InvalidOption(Refused):
+    """An option's value is out of range, or contradicts another option."""
 
 
 class NameTaken(Refused):

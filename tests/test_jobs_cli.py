@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.cli.main import COMMANDS
+from jobs.cli.main import COMMANDS, cli
 from jobs.runs import state as run_state
 from tests.conftest import Say
 
@@ -97,7 +99,7 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
     deleted = say("delete", first, "--yes")
     again = say("train", shards, "--weights", "none", "--name", "night")
 
-    assert refused[::2] == (1, f"Error: {first} is queued; cancel it first\n")
+    assert refused[::2] == (1, f"Error: {first} is queued; cancel it first: nightshift cancel {first}\n")
     assert deleted[::2] == (0, f"{first} is deleted\n")
     assert again[0] == 0
     assert not RunPaths.of(settings.storage, first).folder.exists()
@@ -106,11 +108,17 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["--batch-size", "9", "--workers", "2"], 1, "batch_size 9 does not split evenly over 2 workers"),
-        (["--lr", "50"], 1, "lr 50.0: input should be less than or equal to 10"),
+        (["--batch-size", "9", "--workers", "2"], 2, "batch_size 9 does not split evenly over 2 workers"),
+        (["--lr", "50"], 2, "lr 50.0 is above 10; use 10 or less"),
+        (["--epochs", "0"], 2, "epochs 0 is below 1; use 1 or more"),
+        (["--dropout", "1"], 2, "dropout 1.0 is not below 1; use less than 1"),
+        (["--lr", "0"], 2, "lr 0.0 is not above 0; use more than 0"),
+        (["--head-width", "130"], 2, "head_width 130 is not a multiple of 4"),
+        (["--freeze", "9"], 2, "freeze '9' is not one of all, none, 1 to 7"),
+        (["--seed", "-1"], 2, "seed -1 is below 0; use 0 or more"),
         (["--weights", "/no/such.pth"], 1, "weights file /no/such.pth does not exist"),
         (["--workers", "3", "--batch-size", "33"], 1, "3 workers need 3 CPUs|2 shards cannot feed 3 workers"),
-        (["--name", "../../etc"], 1, "name '../../etc' is not valid"),
+        (["--name", "../../etc"], 2, "name '../../etc' is not valid"),
         (["--after", "train-20260101-000000-aaaaaa"], 1, "no run has the id or name 'train-20260101-000000-aaaaaa'"),
         (["--window", "20:00-20:00"], 2, "window 20:00-20:00 never opens"),
         (["--max-duration", "soon"], 2, "'soon' is not a duration; write 30m, 8h or 2d"),
@@ -294,3 +302,87 @@ def test_odd_values_are_refused_in_a_line(say: Say, shards: str, order: tuple[st
     assert code in (1, 2)
     assert out == ""
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("trian", "there is no command 'trian'; did you mean `nightshift train`?"),
+        ("evalute", "there is no command 'evalute'; did you mean `nightshift evaluate`?"),
+        ("status", "there is no command 'status'; did you mean `nightshift show`?"),
+        ("stop", "there is no command 'stop'; did you mean `nightshift cancel`?"),
+        ("xyzzy", "there is no command 'xyzzy'; `nightshift --help` lists the commands"),
+    ],
+)
+def test_an_unknown_command_gets_a_suggestion(say: Say, typed: str, line: str) -> None:
+    code, out, err = say(typed, "shards")
+
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == f"Error: {line}"
+
+
+@pytest.mark.parametrize("alias", ["ls", "ps"])
+def test_ls_and_ps_mean_list(say: Say, alias: str) -> None:
+    assert say(alias, "--json") == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", 'eval "$(_NIGHTSHIFT_COMPLETE=bash_source nightshift)"'),
+        ("zsh", 'eval "$(_NIGHTSHIFT_COMPLETE=zsh_source nightshift)"'),
+        ("fish", "_NIGHTSHIFT_COMPLETE=fish_source nightshift | source"),
+    ],
+)
+def test_completion_prints_the_line_of_the_start_file(say: Say, shell: str, line: str) -> None:
+    code, out, _ = say("completion", shell)
+
+    assert (code, out) == (0, f"{line}\n")
+
+
+def test_the_shell_completes_run_ids_and_names(say: Say, shards: str, settings: Settings) -> None:
+    run_id = say("train", shards, "--weights", "none", "--name", "night")[1].strip()
+
+    offered = [
+        subprocess.run(
+            [sys.executable, "-c", "from jobs.__main__ import main; main()"],
+            env={**job_worker_environment(settings), "_NIGHTSHIFT_COMPLETE": "bash_complete",
+                 "COMP_WORDS": f"nightshift show {typed}", "COMP_CWORD": "2"},
+            capture_output=True, text=True, check=False,
+        ).stdout
+        for typed in ("n", "train-")
+    ]  # fmt: skip
+
+    assert offered == ["plain,night\n", f"plain,{run_id}\n"]
+
+
+def test_a_running_run_is_not_deleted_and_nobody_is_asked(say: Say, shards: str) -> None:
+    run_id = say("train", shards, "--weights", "none")[1].strip()
+
+    code, out, err = say("delete", run_id)
+
+    assert (code, out, err) == (
+        1, "", f"Error: {run_id} is queued; cancel it first: nightshift cancel {run_id}\n",
+    )  # fmt: skip
+
+
+def test_every_option_of_every_command_has_a_text_and_every_command_an_example() -> None:
+    silent, without_example = [], []
+    with click.Context(cli) as context:
+        todo = [(name, cli.get_command(context, name)) for name in cli.list_commands(context)]
+    while todo:
+        name, command = todo.pop()
+        if isinstance(command, click.Group):
+            todo += [(f"{name} {sub}", command.commands[sub]) for sub in command.commands]
+        elif not command.example and not command.hidden:
+            without_example.append(name)
+        silent += [f"{name} {p.opts[0]}" for p in command.params if isinstance(p, click.Option) and not p.help]
+
+    assert (silent, without_example) == ([], [])
+
+
+def test_json_of_a_submit_command_is_all_of_stdout(say: Say, shards: str, settings: Settings) -> None:
+    code, out, _ = say("train", shards, "--weights", "none", "--json")
+
+    assert code == 0
+    assert json.loads(out) == {"id": run_state.all_ids(settings.storage)[0]}

@@ -49,18 +49,29 @@ def test_export_says_format_and_place(say, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "line"),
+    ("command", "refusal"),
     [
-        (["predict", "model", "nowhere"], "nowhere does not exist; give image files, folders of images, or shards"),
-        (["predict", "model", "pipe:rm"], "'pipe:rm' has the scheme pipe:, which is not allowed"),
-        (["predict", "nothing", "model"], "nothing is not a model; give a folder with head.json, or the id of a run"),
-        (["export", "model", "--output", "no/m.pt"], "--output no/m.pt cannot be written; name a file in a folder"),
+        (
+            ["predict", "model", "nowhere"],
+            (2, "nowhere does not exist; give image files, folders of images, or shards"),
+        ),
+        (["predict", "model", "pipe:rm"], (1, "'pipe:rm' has the scheme pipe:, which is not allowed")),
+        (
+            ["predict", "nothing", "model"],
+            (1, "nothing is not a model; give a folder with head.json, or the id of a run"),
+        ),
+        (
+            ["export", "model", "--output", "no/m.pt"],
+            (2, "--output no/m.pt cannot be written; name a file in a folder"),
+        ),
     ],
 )
-def test_what_can_never_work_is_one_line_and_queues_nothing(say, model, storage, command, line):
+def test_what_can_never_work_is_one_line_and_queues_nothing(say, model, storage, command, refusal):
+    wanted_code, line = refusal
+
     code, out, err = say(*command)
 
-    assert (code, out) == (1, "")
+    assert (code, out) == (wanted_code, "")
     assert err.startswith(f"Error: {line}")
     assert err.count("\n") == 1
     assert not list((storage / "runs").iterdir())

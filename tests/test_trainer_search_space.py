@@ -47,7 +47,7 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
             {"space": {"lr": {"low": 0, "high": 0.1, "log": True}}},
             "range 0:0.1 is drawn by orders of magnitude and must begin above 0",
         ),
-        ({"space": {"head_width": (10, 128)}}, "head_width 10: input should be a multiple of 4"),
+        ({"space": {"head_width": (10, 128)}}, "head_width 10 is not a multiple of 4"),
         ({"space": {"head_width": (8, 8)}}, "head_width names one choice twice: 8, 8"),
         (
             {"trials": 101, "algorithm": "grid"},
@@ -69,7 +69,7 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
         ),
         (
             {"augment": True, "space": {"augment_strength": (1, 5)}},
-            "augment_strength 5.0: input should be less than or equal to 4",
+            "augment_strength 5.0 is above 4; use 4 or less",
         ),
         ({"timezone": "Mars"}, "timezone 'Mars' is unknown; write an IANA name such as Europe/Berlin"),
     ],

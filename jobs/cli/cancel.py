@@ -4,12 +4,13 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.options import run_argument
 from jobs.queue import actions
 from jobs.runs import state as run_state
 
 
 @command(example="nightshift cancel train-20261123-203000-a1b2c3")
-@click.argument("run", metavar="ID")
+@run_argument("run", metavar="ID")
 @click.option("--now", is_flag=True, help="Kill the run instead of waiting for its next checkpoint.")
 def cancel(run: str, now: bool) -> None:
     """Stop a run after its next checkpoint; return when no process of it is left.

@@ -4,13 +4,14 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.options import run_argument
 from jobs.errors import Refused
 from jobs.queue import actions
 from jobs.runs import state as run_state
 
 
 @command(example="nightshift delete train-20261123-203000-a1b2c3 --yes")
-@click.argument("run", metavar="ID")
+@run_argument("run", metavar="ID")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 def delete(run: str, yes: bool) -> None:
     """Delete a run that has ended, and its files, after asking.
@@ -19,6 +20,7 @@ def delete(run: str, yes: bool) -> None:
     """
     settings = Settings.read()
     paths = run_state.find(settings.storage, run)
+    actions.require_ended(run_state.read_state(paths))
     if not yes and not click.confirm(f"Delete {paths.run_id} and its files?", err=True):
         raise Refused("nothing was deleted; answer y, or give --yes")
     actions.delete(paths)

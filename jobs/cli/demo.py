@@ -16,6 +16,7 @@ from cluster.settings import Settings
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import command
 from jobs.cli.follow import show_progress
+from jobs.cli.option_types import SplitShares
 from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.errors import Refused
@@ -35,7 +36,7 @@ DATA = OptionGroup(
     (
         click.option("--data", type=click.Path(exists=True, path_type=Path), metavar="FOLDER",
                      help="Folder split/class/image, or class/image with --split.  [default: handwritten digits]"),
-        click.option("--split", metavar="T/V/T",
+        click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split --data into train, valid and test by these percentages, such as 70/15/15."),
         click.option("--weights", default="none", show_default=True, metavar="imagenet|none|FILE",
                      help="Initial weights: imagenet (the official file), none (random), or a file."),

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from jobs.cli.command import command
-from jobs.cli.options import OUTPUT, WHEN, WHERE, OptionGroup, option, options
+from jobs.cli.options import OUTPUT, WHEN, WHERE, OptionGroup, option, options, run_argument
 from jobs.cli.submission import submit_options
 from trainer.specs import EvaluateSpec
 
@@ -29,7 +29,7 @@ EVALUATION = OptionGroup(
 
 
 @command(example="nightshift evaluate train-20261123-203000-a1b2c3 shards/chest --positive covid --wait")
-@click.argument("model")
+@run_argument("model")
 @click.argument("shards")
 @options(EVALUATION, WHERE, WHEN, OUTPUT)
 def evaluate(model: str, shards: str, **given: Any) -> None:

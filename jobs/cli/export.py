@@ -6,7 +6,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options
+from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.predict import input_place, output_file
 from jobs.cli.submission import submit_options
 from jobs.queue.checks import model_of
@@ -26,7 +26,7 @@ FILE = OptionGroup(
 
 
 @command(example="nightshift export train-20261123-203000-a1b2c3 --format onnx --output chest.onnx --wait")
-@click.argument("model")
+@run_argument("model")
 @options(FILE, WHEN, OUTPUT)
 def export(model: str, output: str | None, samples: str | None, **given: Any) -> None:
     """Export MODEL to one file for other programs and print the run id.

@@ -58,7 +58,9 @@ def describe(state: RunState, progress: dict[str, Any]) -> str:
     if state.state != "running":
         return f"{state.state}: {state.why}" if state.why else state.state
     parts = [str(progress.get("phase", "starting"))]
-    if progress.get("epochs"):
+    if progress.get("epochs") and "trials" in progress:  # of a search: trials that have ended, and all trials
+        parts = [f"trial {min(progress.get('epoch', 0) + 1, progress['epochs'])}/{progress['epochs']}"]
+    elif progress.get("epochs"):
         parts.append(f"epoch {progress.get('epoch', 0)}/{progress['epochs']}")
     if progress.get("images_per_second"):
         parts.append(f"{progress['images_per_second']:.0f} images/s")
@@ -87,7 +89,8 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
             *(progress.get(key, "starting") for key in ("phase", "epoch") if running),
         )
         if current != printed or time.monotonic() - printed_at > LINE_EVERY_SECONDS:
-            print(f"{state.id}: {describe(state, progress)}", file=out, flush=True)
+            text = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
+            print(f"{state.id}: {text}", file=out, flush=True)
             printed, printed_at = current, time.monotonic()
     return state
 
@@ -100,7 +103,8 @@ def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
             if task is None:
                 task = bar.add_task("", run=state.id, total=None)
             total, completed = _total_and_completed(state, progress)
-            bar.update(task, description=describe(state, progress), total=total, completed=completed)
+            description = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
+            bar.update(task, description=description, total=total, completed=completed)
     return state
 
 

@@ -1,24 +1,31 @@
 """`nightshift list`: read from the run folders, so it works without Redis."""
 
 import json
-import sys
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.follow import describe, duration
 from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.text_table import Column, output_width, table_text
 from jobs.runs import state as run_state
 from jobs.runs.record import read_progress
 from jobs.runs.state import RunState
 
+COLUMNS = (
+    Column(title="ID"),
+    Column(title="NAME", importance=4, least=8),
+    Column(title="KIND", importance=1),  # the id begins with it
+    Column(title="STATE"),
+    Column(title="BEST", importance=5),
+    Column(title="AGE", importance=2),
+    Column(title="PROGRESS", importance=3, least=12),
+)
 KINDS = ("train", "evaluate", "search", "predict", "export")
 
 FILTER = OptionGroup(
@@ -42,10 +49,7 @@ def list_runs(state: str | None, kind: str | None, limit: int, as_json: bool) ->
     if as_json:
         click.echo(json.dumps([_row_json(found, progress) for found, progress in rows], indent=2))
         return
-    table = Table("ID", "NAME", "KIND", "STATE", "PROGRESS", "BEST", "AGE", box=None, pad_edge=False)
-    for found, progress in rows:
-        table.add_row(*_row(found, progress))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    click.echo(table_text(COLUMNS, [_row(found, progress) for found, progress in rows], output_width()))
 
 
 def _progress(paths: RunPaths, state: RunState) -> dict[str, Any]:
@@ -60,4 +64,4 @@ def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
     metric = f"{state.metric[0]} {state.metric[1]:.4f}" if state.metric else ""
     age = (datetime.now(UTC) - datetime.fromisoformat(state.created)).total_seconds()
     step = describe(state, progress) if state.state == "running" else (state.why or "")
-    return state.id, state.name or "", state.kind, state.state, step[:60], metric, duration(max(0, age))
+    return state.id, state.name or "", state.kind, state.state, metric, duration(max(0, age)), " ".join(step.split())

@@ -1,11 +1,14 @@
 """`nightshift logs`: read from the run folder, so the log outlives worker, pod and queue."""
 
+import sys
+
 import click
 
 from cluster import logs as log_files
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, options
+from jobs.cli.options import OptionGroup, options, run_argument
+from jobs.cli.outcome import INTERRUPTED
 from jobs.runs import state as run_state
 
 LINES = OptionGroup(
@@ -18,7 +21,7 @@ LINES = OptionGroup(
 
 
 @command(example="nightshift logs -f train-20261123-203000-a1b2c3")
-@click.argument("run", metavar="ID")
+@run_argument("run", metavar="ID")
 @options(LINES)
 def logs(run: str, follows: bool, tail: int | None) -> None:
     """Print the log of a run, over all its attempts.
@@ -29,5 +32,9 @@ def logs(run: str, follows: bool, tail: int | None) -> None:
     text, position = log_files.tail(paths.log, tail)
     click.echo(text, nl=False)
     if follows:
-        for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended):
-            click.echo(added, nl=False)
+        try:
+            for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended):
+                click.echo(added, nl=False)
+        except KeyboardInterrupt:
+            click.echo(f"\nstopped watching; the run goes on: nightshift logs -f {paths.run_id}", err=True)
+            sys.exit(INTERRUPTED)

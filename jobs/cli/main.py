@@ -3,6 +3,7 @@
 `nightshift NAME` is in `jobs/cli/NAME.py`; `resume` is in `retry.py` and `best` in `trials.py`.
 """
 
+import difflib
 import importlib
 import importlib.util
 from typing import NamedTuple
@@ -25,6 +26,7 @@ START, DATA, JOBS, WATCH, ACT, OPERATE = "Start", "Data", "Submit jobs", "Watch 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("jobs.cli.demo", "demo", START, "Train and evaluate on sample data, from images to report."),
     "up": Entry("jobs.cli.up", "up", START, "Run Redis and job workers in the foreground until Ctrl-C."),
+    "completion": Entry("jobs.cli.completion", "completion", START, "Print the line that sets up shell completion."),
     "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
     "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show shards."),
     "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune the feature cache."),
@@ -51,6 +53,18 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
+ALIASES = {"ls": "list", "ps": "list"}
+# What other tools call a command; the error for an unknown command suggests ours.
+ELSEWHERE = {
+    "status": "show",
+    "stop": "cancel",
+    "kill": "cancel",
+    "rm": "delete",
+    "submit": "train",
+    "infer": "predict",
+}
+
+
 class LazyGroup(Group):
     """A group that knows its commands by name and imports one when it is called."""
 
@@ -60,12 +74,28 @@ class LazyGroup(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import and return a command."""
-        entry = COMMANDS.get(cmd_name)
+        entry = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
         if entry is None:
             return None
         command = getattr(importlib.import_module(entry.module), entry.name)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name.
+
+        Raises:
+            click.UsageError: There is none; the text suggests the one that was probably meant.
+        """
+        name = ALIASES.get(args[0], args[0])
+        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, [name, *args[1:]])
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = ELSEWHERE.get(name) or (close[0] if close else None)
+        cure = f"did you mean `nightshift {meant}`?" if meant else "`nightshift --help` lists the commands"
+        raise click.UsageError(f"there is no command {name!r}; {cure}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing any."""

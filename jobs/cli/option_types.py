@@ -8,6 +8,8 @@ import click
 
 from cluster.errors import SettingsError
 from cluster.windows import TimeWindow, next_at, seconds_of, time_of_day
+from data_shards.errors import SourceError
+from data_shards.pack.split import parse_shares
 
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}")
 
@@ -47,6 +49,20 @@ class Duration(click.ParamType[float]):
             return seconds_of(str(value))
         except SettingsError as error:
             self.fail(str(error), param, ctx)
+
+
+class SplitShares(click.ParamType[str]):
+    """Percentages of train, valid and test, such as 70/15/15."""
+
+    name = "T/V/T"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, checked."""
+        try:
+            parse_shares(str(value))
+        except SourceError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class Moment(click.ParamType[datetime]):

@@ -9,6 +9,7 @@ import click
 from pydantic import BaseModel
 
 from cluster.settings import Settings
+from jobs.cli.completion import complete_run
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, build_request
@@ -76,6 +77,11 @@ def _click_type(annotation: Any) -> Any:
     return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
 
 
+def run_argument(name: str, **more: Any) -> Decorator:
+    """Return an argument that names a run; the shell completes ids and names."""
+    return click.argument(name, shell_complete=complete_run, **more)
+
+
 def json_option(what: str = "Print the result as JSON.") -> Decorator:
     """Return the option `--json`."""
     return click.option("--json", "as_json", is_flag=True, help=what)
@@ -123,6 +129,7 @@ OUTPUT = OptionGroup(
             "--wait", "waits", is_flag=True,
             help="Follow the run until it ends; the exit code is 0 if it succeeds, else 1.",
         ),
+        json_option("Print the run id as JSON; with --wait, the finished run as `nightshift show --json` prints it."),
         click.option("--notify", metavar="URL", help="Webhook that receives the run's end as a POST request."),
         click.option("--dry-run", is_flag=True, help="Print the checked spec as JSON and submit nothing."),
     ),

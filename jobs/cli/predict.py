@@ -9,7 +9,7 @@ from cluster.settings import Settings
 from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.option_types import GpusPerWorker
-from jobs.cli.options import OUTPUT, WHEN, OptionGroup, json_option, option, options
+from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.submission import submit_options
 from jobs.queue.checks import model_of
 from trainer.errors import SpecError
@@ -19,7 +19,6 @@ TABLE = OptionGroup(
     "Table",
     (
         click.option("--output", metavar="FILE", help="Copy the table to this file; it is always in the run's folder."),
-        json_option("Write the table as JSON instead of CSV."),
         option(PredictSpec, "split", "Only this split of shards.  [default: all]", metavar="SPLIT"),
     ),
 )
@@ -39,16 +38,16 @@ WHERE_ONE = OptionGroup(
 
 
 @command(example="nightshift predict train-20261123-203000-a1b2c3 images/ --output predictions.csv --wait")
-@click.argument("model")
+@run_argument("model")
 @click.argument("images", nargs=-1, required=True)
 @options(TABLE, WHERE_ONE, WHEN, OUTPUT)
-def predict(model: str, images: tuple[str, ...], output: str | None, as_json: bool, **given: Any) -> None:
+def predict(model: str, images: tuple[str, ...], output: str | None, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 
     MODEL is a training run, a search (its best model), or a model folder. IMAGES are image files, folders of them, or
     shards. The table has a row per image, in the same order: the most probable class, the decision at the threshold
     that `evaluate --min-sensitivity` stored, the probability of each class, and the error of an image that cannot be
-    read.
+    read. It is CSV; with --json it is JSON, which --wait prints on stdout.
     """
     submit_options(
         PredictSpec,
@@ -56,7 +55,7 @@ def predict(model: str, images: tuple[str, ...], output: str | None, as_json: bo
         model=model_of(Settings.read(), model)[0],
         images=tuple(input_place(place) for place in images),
         output=output_file(output),
-        form="json" if as_json or str(output).endswith(".json") else "csv",
+        form="json" if given["as_json"] or str(output).endswith(".json") else "csv",
     )
 
 

@@ -4,12 +4,13 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.options import run_argument
 from jobs.queue import actions
 from jobs.runs import state as run_state
 
 
 @command(example="nightshift retry train-20261123-203000-a1b2c3")
-@click.argument("run", metavar="ID")
+@run_argument("run", metavar="ID")
 def retry(run: str) -> None:
     """Queue a failed, lost or cancelled run again; it continues from its last checkpoint.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -30,7 +30,7 @@ from jobs.cli.training_options import (
     VALIDATION,
     WEIGHT_DECAY,
 )
-from jobs.cli.trials import as_table, rows_of
+from jobs.cli.trials import leaderboard_text, rows_of
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from trainer.specs import SearchSpec, TrainOptions
@@ -132,7 +132,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     SHARDS is a folder or URL that `nightshift shards pack` wrote. With --extend, it is the other search's by default.
     """
     settings = Settings.read()
-    waits, dry_run = given.pop("waits"), given.pop("dry_run")
+    how = {name: given.pop(name) for name in ("waits", "dry_run", "as_json")}
     window, seconds = given["window"], given["max_duration_seconds"]
     given["max_duration_seconds"] = None  # a search ends itself at its limit, and succeeds with the trials it has
     request = take_request(settings, given)
@@ -143,8 +143,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
         settings,
         spec,
         request,
-        waits=waits,
-        dry_run=dry_run,
+        **how,
         follow=partial(follow_search, metric=spec.best_by),
         next_command="`nightshift trials {run_id}` shows the leaderboard",
     )
@@ -156,10 +155,11 @@ def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
     console = Console(stderr=True)
     if not console.is_terminal:
         state = show_progress(storage, run_id)
-        Console(stderr=True, width=200).print(as_table(rows_of(paths), metric))
+        click.echo(leaderboard_text(rows_of(paths), metric, None), err=True)
         return state
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in follow(storage, run_id):
             rows = rows_of(paths)
-            live.update(Group(as_table(rows[:SHOWN], metric), Text(f"{run_id}: {describe(state, progress)}")))
+            table = leaderboard_text(rows[:SHOWN], metric, console.width)
+            live.update(Text(f"{table}\n{run_id}: {describe(state, progress)}"))
     return state

@@ -16,7 +16,7 @@ from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import Group
-from jobs.cli.option_types import ByteSize, Share
+from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
 
@@ -42,7 +42,7 @@ CLASSES = OptionGroup(
 SPLITTING = OptionGroup(
     "Splits",
     (
-        click.option("--split", metavar="T/V/T",
+        click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split class/image into train, valid and test by these percentages, such as 70/15/15."),
         click.option("--group-by", metavar="CSV|REGEX",
                      help="Keep the images of one group (a patient, a case) in one split: a CSV with the columns file "

@@ -1,6 +1,8 @@
 """`nightshift show`: read from the run folder, so it works without Redis."""
 
 import json
+import sys
+import textwrap
 from typing import Any
 
 import click
@@ -8,13 +10,17 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.follow import describe
-from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.outcome import CURES
+from jobs.cli.text_table import output_width
 from jobs.runs import state as run_state
 from jobs.runs.record import JobRecord, read_record
 
+LABEL = 10  # characters of the first column
+
 
 @command(example="nightshift show train-20261123-203000-a1b2c3 --json")
-@click.argument("run", metavar="ID")
+@run_argument("run", metavar="ID")
 @options(OptionGroup("Output", (json_option("Print the run as JSON."),)))
 def show(run: str, as_json: bool) -> None:
     """Show one run: spec, state and its reason, attempts, progress, metrics, result and files.
@@ -27,22 +33,34 @@ def show(run: str, as_json: bool) -> None:
 
 def _as_text(record: JobRecord) -> str:
     state = record.state
-    lines = [
-        f"{state.id}  {describe(state, record.progress)}",
-        f"name      {state.name or '-'}",
-        f"created   {state.created}   started {state.started or '-'}   ended {state.ended or '-'}",
-        f"attempt   {state.attempt} ({state.losses} lost)   priority {state.priority}",
-        "spec      " + " ".join(f"{key}={value}" for key, value in record.spec.items() if value is not None),
+    rows = [
+        ("state", describe(state, record.progress)),
+        ("name", state.name or "-"),
+        ("created", f"{state.created}   started {state.started or '-'}   ended {state.ended or '-'}"),
+        ("attempt", f"{state.attempt} ({state.losses} lost)   priority {state.priority}"),
+        ("spec", " ".join(f"{key}={value}" for key, value in record.spec.items() if value is not None)),
     ]
     if record.metrics:
-        lines.append("last      " + _pairs(record.metrics[-1]))
+        rows.append(("last", _pairs(record.metrics[-1])))
     if record.result:
-        lines += [
-            f"model     {record.result.get('checkpoint') or '-'}",
-            "result    " + _pairs(record.result["metrics"]),
-        ]
-    lines.append("files     " + "  ".join(record.files))
-    return "\n".join(lines)
+        rows += [("model", record.result.get("checkpoint") or "-"), ("result", _pairs(record.result["metrics"]))]
+    rows.append(("files", "  ".join(record.files)))
+    if state.state in CURES:
+        rows.append(("next", CURES[state.state].format(id=state.id)))
+    width = max(output_width() or sys.maxsize, LABEL + len(state.id))
+    return "\n".join([state.id, *(_wrapped(label, text, width) for label, text in rows)])
+
+
+def _wrapped(label: str, text: str, width: int) -> str:
+    """Return a row whose long text goes on in the same column; long words, such as paths, are not broken."""
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=f"{label:<{LABEL}}",
+        subsequent_indent=" " * LABEL,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _pairs(values: dict[str, Any]) -> str:

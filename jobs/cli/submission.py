@@ -1,7 +1,6 @@
 """What all submit commands do with a checked spec: print it, hand it over, or queue it and follow the run."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from cluster.settings import Settings
 from jobs.cli.follow import show_progress
 from jobs.cli.options import take_request
+from jobs.cli.outcome import follow_to_end
 from jobs.queue.checks import after_its_model, checked
 from jobs.queue.connection import connect
 from jobs.queue.submit import submit
@@ -35,9 +35,9 @@ class SpecCollector:
 def submit_options(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
     """Build and check a spec from a command's options, then queue it or print it as they say."""
     settings = Settings.read()
-    waits, dry_run = given.pop("waits"), given.pop("dry_run")
+    how = {name: given.pop(name) for name in ("waits", "dry_run", "as_json")}
     request = take_request(settings, given)
-    submit_spec(settings, build(kind, **given, **more), request, waits=waits, dry_run=dry_run)
+    submit_spec(settings, build(kind, **given, **more), request, **how)
 
 
 def submit_spec(
@@ -47,6 +47,7 @@ def submit_spec(
     *,
     waits: bool,
     dry_run: bool,
+    as_json: bool,
     follow: Callable[[Path, str], RunState] = show_progress,
     next_command: str = "`nightshift logs -f {run_id}` follows it",
 ) -> None:
@@ -58,6 +59,7 @@ def submit_spec(
         request: How and when.
         waits: Follow the run and exit with 0 if it succeeds, else 1.
         dry_run: Print the spec and queue nothing.
+        as_json: Print JSON on stdout: the result with `waits`, else the run id.
         follow: Follows a run until it ends and returns its last state.
         next_command: Which command to type next.
     """
@@ -70,10 +72,13 @@ def submit_spec(
         click.echo(json.dumps(spec.to_json(), indent=2))
         return
     run_id = submit(settings, spec, after_its_model(settings, request, spec))
-    click.echo(run_id)
+    if not as_json:
+        click.echo(run_id)
+    elif not waits:
+        click.echo(json.dumps({"id": run_id}))
     _warn_without_job_worker(settings)
     if waits:
-        sys.exit(0 if follow(settings.storage, run_id).state == "succeeded" else 1)
+        follow_to_end(settings.storage, run_id, follow, as_json=as_json)
     click.echo(f"Queued. {next_command.format(run_id=run_id)}, `nightshift wait {run_id}` waits.", err=True)
 
 

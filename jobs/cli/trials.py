@@ -1,20 +1,18 @@
 """`nightshift trials` and `best`: the leaderboard of a search. Imports neither torch nor ray."""
 
 import json
-import sys
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cluster.errors import StorageError
 from cluster.files import read_json, read_lines
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, json_option, options
-from jobs.errors import Refused
+from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.text_table import Column, output_width, table_text
+from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.trials import TrialTable, leaderboard
@@ -23,7 +21,7 @@ ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns of the table even wher
 
 
 @command(example="nightshift trials search-20261123-203000-a1b2c3 --sort seconds")
-@click.argument("search_id", metavar="SEARCH")
+@run_argument("search_id", metavar="SEARCH")
 @options(
     OptionGroup(
         "Output",
@@ -43,16 +41,16 @@ def trials(search_id: str, sort: str, as_json: bool) -> None:
     rows, metric = rows_of(paths), table_of(paths).metric
     if sort != "metric":
         if rows and sort not in rows[0]:
-            raise Refused(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
+            raise InvalidOption(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
         rows.sort(key=lambda row: (row[sort] is None, row[sort]))
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    Console(width=None if sys.stdout.isatty() else 200).print(as_table(rows, metric))
+    click.echo(leaderboard_text(rows, metric, output_width()))
 
 
 @command(example="nightshift best search-20261123-203000-a1b2c3")
-@click.argument("search_id", metavar="SEARCH")
+@run_argument("search_id", metavar="SEARCH")
 @options(OptionGroup("Output", (json_option("Print the trial as JSON."),)))
 def best(search_id: str, as_json: bool) -> None:
     """Show the best trial of a search and its published model, also while it runs.
@@ -103,27 +101,36 @@ def published_best(paths: RunPaths) -> dict[str, Any] | None:
         return None
 
 
-def as_table(rows: list[dict[str, Any]], metric: str) -> Table:
+def leaderboard_text(rows: list[dict[str, Any]], metric: str, width: int | None) -> str:
     """Return the rows as a table without the options that are equal in all trials."""
     varied = [name for name in _options(rows) if name in ALWAYS_SHOWN or len({str(row[name]) for row in rows}) > 1]
-    spread = any(row["spread"] is not None for row in rows)
-    heads = ["TRIAL", *(name.upper() for name in varied), metric.upper(), *(["SPREAD"] if spread else [])]
-    table = Table(*heads, "EPOCH", "EPOCHS", "SECONDS", "STATE", "WHY", box=None, pad_edge=False)
-    for row in rows:
-        values = [_short(row[name]) for name in varied]
-        spreads = [_short(row["spread"])] if spread else []
-        table.add_row(
-            str(row["trial"]),
-            *values,
-            _short(row["metric"]),
-            *spreads,
-            _short(row["best_epoch"]),
-            str(row["epochs"]),
-            f"{row['seconds']:.1f}",
-            row["state"],
-            (row["error"] or row["why"] or "")[:60],
-        )
-    return table
+    has_spread = any(row["spread"] is not None for row in rows)
+    columns = (
+        Column(title="TRIAL"),
+        *(Column(title=name.upper(), importance=4) for name in varied),
+        Column(title=metric.upper()),
+        *([Column(title="SPREAD", importance=3)] if has_spread else []),
+        Column(title="EPOCH", importance=2),
+        Column(title="EPOCHS", importance=2),
+        Column(title="SECONDS", importance=1),
+        Column(title="STATE"),
+        Column(title="WHY", importance=5, least=8),
+    )
+    return table_text(columns, [_cells(row, varied, has_spread=has_spread) for row in rows], width)
+
+
+def _cells(row: dict[str, Any], varied: list[str], *, has_spread: bool) -> tuple[str, ...]:
+    return (
+        str(row["trial"]),
+        *(_short(row[name]) for name in varied),
+        _short(row["metric"]),
+        *([_short(row["spread"])] if has_spread else []),
+        _short(row["best_epoch"]),
+        str(row["epochs"]),
+        f"{row['seconds']:.1f}",
+        row["state"],
+        " ".join((row["error"] or row["why"] or "").split()),
+    )
 
 
 def _best_as_text(found: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """`nightshift wait`."""
 
-import sys
+from functools import partial
 
 import click
 
@@ -8,7 +8,8 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.follow import show_progress
 from jobs.cli.option_types import Duration
-from jobs.cli.options import OptionGroup, options
+from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.outcome import follow_to_end
 from jobs.runs import state as run_state
 
 TIMEOUT = click.option(
@@ -20,13 +21,13 @@ TIMEOUT = click.option(
 
 
 @command(example="nightshift wait train-20261123-203000-a1b2c3 --timeout 30m")
-@click.argument("run", metavar="ID")
-@options(OptionGroup("Output", (TIMEOUT,)))
-def wait(run: str, timeout_seconds: float | None) -> None:
+@run_argument("run", metavar="ID")
+@options(OptionGroup("Output", (TIMEOUT, json_option("Print the run as JSON when it has ended."))))
+def wait(run: str, timeout_seconds: float | None, as_json: bool) -> None:
     """Follow a run until it ends; the exit code is 0 if it succeeded, else 1.
 
-    ID is a run id, a unique prefix of one, or a run's name.
+    Ctrl-C stops the watching, not the run. ID is a run id, a unique prefix of one, or a run's name.
     """
     storage = Settings.read().storage
-    state = show_progress(storage, run_state.find(storage, run).run_id, timeout_seconds=timeout_seconds)
-    sys.exit(0 if state.state == "succeeded" else 1)
+    run_id = run_state.find(storage, run).run_id
+    follow_to_end(storage, run_id, partial(show_progress, timeout_seconds=timeout_seconds), as_json=as_json)

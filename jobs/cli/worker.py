@@ -6,18 +6,26 @@ import sys
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.options import json_option
+from jobs.cli.text_table import Column, output_width, table_text
 from jobs.prometheus import serve
 from jobs.queue.connection import connect
 from jobs.queue.job_worker import DRAIN_SECONDS, work
 from jobs.queue.worker_list import WorkerRecord, live_workers
 from jobs.queue.worker_list import drain as drain_workers
 from jobs.runs.request import PRIORITIES
+
+COLUMNS = (
+    Column(title="NAME"),
+    Column(title="STATE"),
+    Column(title="RUN"),
+    Column(title="QUEUES", importance=2),
+    Column(title="SINCE", importance=1),
+    Column(title="LAST HEARTBEAT", importance=3),
+)
 
 
 @click.group(cls=Group, invoke_without_command=True, example="nightshift worker --queues high,normal")
@@ -72,10 +80,7 @@ def list_workers(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(each) for each in found], indent=2))
         return
-    table = Table("NAME", "STATE", "RUN", "QUEUES", "SINCE", "LAST HEARTBEAT", box=None, pad_edge=False)
-    for each in found:
-        table.add_row(*_row(each))
-    Console(width=200).print(table)
+    click.echo(table_text(COLUMNS, [_row(each) for each in found], output_width()))
 
 
 @worker.command(example="nightshift worker drain gpu-node-3-4711-a1b2c3")

@@ -66,9 +66,18 @@ def delete(paths: RunPaths) -> None:
         Refused: It has not ended.
     """
     with changing(paths) as state:
-        if not state.has_ended:
-            raise Refused(f"{state.id} {_was(state)}; cancel it first")
+        require_ended(state)
         run_state.remove(paths)
+
+
+def require_ended(state: RunState) -> None:
+    """Refuse to delete a run that has not ended.
+
+    Raises:
+        Refused: It has not.
+    """
+    if not state.has_ended:
+        raise Refused(f"{state.id} {_was(state)}; cancel it first: nightshift cancel {state.id}")
 
 
 def _take_from_queue(settings: Settings, state: RunState) -> None:

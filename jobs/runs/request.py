@@ -9,8 +9,9 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow
-from jobs.errors import Refused
+from jobs.errors import InvalidOption
 from jobs.runs.names import NAME
+from trainer.specs.base import one_line
 
 PRIORITIES = ("high", "normal", "low")
 
@@ -70,16 +71,12 @@ def build_request(**options: Any) -> JobRequest:
     """Return the checked request.
 
     Raises:
-        Refused: An option is out of range; one line.
+        InvalidOption: An option is out of range; one line.
     """
     try:
         return JobRequest(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "value_error":
-            raise Refused(message) from error
-        raise Refused(f"{first['loc'][0]} {first['input']!r}: {message[0].lower()}{message[1:]}") from error
+        raise InvalidOption(one_line(error)) from error
 
 
 def read_request(paths: RunPaths) -> JobRequest:

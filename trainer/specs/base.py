@@ -10,6 +10,30 @@ GpusPerWorker = Literal["auto", 0, 1]
 
 S = TypeVar("S", bound="Spec")
 
+# What each of pydantic's error types means, in the words of this project.
+FAULTS = {
+    "greater_than_equal": "is below {ge}; use {ge} or more",
+    "greater_than": "is not above {gt}; use more than {gt}",
+    "less_than_equal": "is above {le}; use {le} or less",
+    "less_than": "is not below {lt}; use less than {lt}",
+    "multiple_of": "is not a multiple of {multiple_of}",
+    "string_pattern_mismatch": "is not one of {pattern}",
+    "literal_error": "is not one of {expected}",
+    "int_parsing": "is not a whole number",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "float_parsing": "is not a number",
+    "float_type": "is not a number",
+    "finite_number": "is not a finite number",
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+    "string_type": "is not a text",
+    "string_too_short": "is empty; give a value",
+    "too_short": "has fewer than {min_length} values",
+    "extra_forbidden": "is not an option; check the spelling",
+    "missing": "is missing",
+}
+
 
 class Spec(BaseModel):
     """What all wishes share: unknown fields are refused, nothing changes after the check."""
@@ -38,11 +62,20 @@ def build(kind: type[S], **options: Any) -> S:
 
 
 def one_line(error: ValidationError) -> str:
-    """Return the first thing that pydantic found wrong as one line, with the option and its value."""
+    """Return the first fault that pydantic found as one line: the option, its value, the fault, then the cure."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     hidden = ("train", "evaluate", "search", "predict", "export", "Range")  # what pydantic names members of a union
     names = [str(part) for part in first["loc"] if part not in hidden]
     if first["type"] == "value_error" or not names:
         return message
-    return f"{'.'.join(names)} {first['input']!r}: {message[0].lower()}{message[1:]}"
+    fault = FAULTS.get(first["type"], f"is refused: {message[0].lower()}{message[1:]}")
+    return f"{'.'.join(names)} {first['input']!r} {fault.format_map(_bounds(first.get('ctx', {})))}"
+
+
+def _bounds(context: dict[str, Any]) -> dict[str, Any]:
+    """Return the bounds that pydantic names, choices and patterns as people write them."""
+    choices = str(context.get("expected", "")).replace("'", "").replace(" or ", ", ")
+    pattern = str(context.get("pattern", "")).strip("^()$").replace("|", ", ").replace("[1-7]", "1 to 7")
+    numbers = {name: f"{value:g}" for name, value in context.items() if isinstance(value, float)}
+    return {**context, **numbers, "expected": choices, "pattern": pattern}

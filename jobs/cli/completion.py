@@ -1,0 +1,36 @@
+"""`nightshift completion`, and the run ids and names that the shell completes."""
+
+import click
+from click.shell_completion import CompletionItem
+
+from cluster.errors import ClusterError
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.runs import state as run_state
+
+MOST = 200  # runs that are offered, the newest
+LINES = {
+    "bash": ('eval "$(_NIGHTSHIFT_COMPLETE=bash_source nightshift)"', "~/.bashrc"),
+    "zsh": ('eval "$(_NIGHTSHIFT_COMPLETE=zsh_source nightshift)"', "~/.zshrc"),
+    "fish": ("_NIGHTSHIFT_COMPLETE=fish_source nightshift | source", "~/.config/fish/config.fish"),
+}
+
+
+@command(example="nightshift completion bash >> ~/.bashrc")
+@click.argument("shell", type=click.Choice(tuple(LINES)))
+def completion(shell: str) -> None:
+    """Print the line for the start file of SHELL that completes commands, options, run ids and names."""
+    line, file = LINES[shell]
+    click.echo(line)
+    click.echo(f"Add this line to {file} and start a new shell.", err=True)
+
+
+def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Return the runs whose id or name begins with what was typed, newest first."""
+    try:
+        storage = Settings.read().storage
+        ids = reversed(run_state.all_ids(storage))
+        names = sorted(file.stem for file in (storage / "names").glob("*.json"))
+    except (ClusterError, OSError):
+        return []
+    return [CompletionItem(text) for text in (*names, *ids) if text.startswith(incomplete)][:MOST]

@@ -1,0 +1,100 @@
+"""What a person reads when a followed run has ended, and the exit code: result or reason, then the next command."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from cluster.run_paths import RunPaths
+from jobs.runs.record import JobRecord, read_record
+from jobs.runs.state import RunState
+
+INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
+SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
+CURES = {
+    "failed": "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})",
+    "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
+    "cancelled": "continue from the last checkpoint: nightshift retry {id}",
+}
+NEXT = {
+    "train": "nightshift evaluate {id} {shards}",
+    "evaluate": "nightshift predict {model} IMAGES",
+    "search": "nightshift trials {id}",
+    "predict": "nightshift show {id}",
+    "export": "nightshift show {id}",
+}
+
+
+def follow_to_end(
+    storage: Path, run_id: str, follow: Callable[[Path, str], RunState], *, as_json: bool = False
+) -> NoReturn:
+    """Follow a run, print how it ended, and exit with 0 if it succeeded, else 1; Ctrl-C stops only the watching.
+
+    Args:
+        storage: The storage.
+        run_id: The run.
+        follow: Shows progress until the run ends and returns its last state.
+        as_json: Print the result as JSON on stdout.
+    """
+    try:
+        state = follow(storage, run_id)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped watching; the run goes on: nightshift wait {run_id}", err=True)
+        sys.exit(INTERRUPTED)
+    paths = RunPaths.of(storage, run_id)
+    record = read_record(paths)
+    for line in end_lines(paths, record):
+        click.echo(line, err=True)
+    if as_json:
+        click.echo(_result_json(paths, record))
+    sys.exit(0 if state.state == "succeeded" else 1)
+
+
+def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
+    """Return the lines that say how a run ended and what to type next."""
+    state = record.state
+    if not state.has_ended:
+        return [f"stopped waiting; the run goes on: nightshift wait {state.id}"]
+    if state.state != "succeeded" or record.result is None:
+        reason = f": {' '.join(state.why.split())}" if state.why else ""
+        return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
+    lines = [_metrics_line(record.result.get("metrics") or {})]
+    if record.result.get("checkpoint"):
+        lines.append(f"model    {record.result['checkpoint']}")
+    lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
+    known = {"shards": "SHARDS", "model": "MODEL", **record.spec, "id": state.id}
+    return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}") if line]
+
+
+def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
+    """Return a metric with its 95 % interval, such as `auroc 0.9812 (0.9634 to 0.9945)`."""
+    low_high = (metrics.get("intervals") or {}).get(name)
+    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+    return f"{name} {metrics[name]:.4f}{interval}"
+
+
+def _metrics_line(metrics: dict[str, Any]) -> str:
+    shown = [name for name in SHOWN_METRICS if isinstance(metrics.get(name), int | float)]
+    if not shown:
+        return ""
+    values = ", ".join(metric_with_interval(metrics, name) for name in shown)
+    count = f" ({metrics['n']} images)" if metrics.get("n") else ""
+    return f"{metrics.get('split', 'metrics'):<8} {values}{count}"
+
+
+def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:
+    written = [("table", paths.predicted(form)) for form in ("csv", "json")]
+    written += [("file", paths.exported(ending)) for ending in ("onnx", "pt")]
+    written += [("copy", Path(record.spec["output"]))] if record.spec.get("output") else []
+    return [*written, ("report", paths.report)]
+
+
+def _result_json(paths: RunPaths, record: JobRecord) -> str:
+    """Return the table of a prediction, or the record of any other run."""
+    table = paths.predicted("json")
+    if record.state.kind == "predict" and record.state.state == "succeeded" and table.exists():
+        return table.read_text(encoding="utf-8").rstrip("\n")
+    return json.dumps(record.to_json(), indent=2)

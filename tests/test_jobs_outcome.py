@@ -1,0 +1,174 @@
+"""What a person reads when a followed run has ended: at 80 columns, after a failure, a success and Ctrl-C."""
+
+import json
+import threading
+
+import pytest
+
+from cluster.files import write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.cli import follow as following
+from jobs.cli.follow import describe
+from jobs.runs import state as run_state
+from jobs.runs.state import RunState
+from tests.conftest import Say
+from tests.stack import eventually
+
+METRICS = {
+    "split": "test", "n": 360, "accuracy": 0.9722, "auroc": 0.9991, "loss": 0.1234,
+    "intervals": {"accuracy": [0.9556, 0.9861], "auroc": [0.9982, 0.9998], "loss": None},
+}  # fmt: skip
+LONG = "the loss is not finite (NaN or inf) at epoch 3, step 217; use a smaller --lr, or --precision fp32, and retry"
+
+
+@pytest.fixture
+def run(say: Say, shards: str, settings: Settings) -> RunPaths:
+    """A training that waits in the queue."""
+    return RunPaths.of(settings.storage, say("train", shards, "--weights", "none", "--name", "first-night")[1].strip())
+
+
+def end(paths: RunPaths, state: run_state.State, why: str | None = None) -> None:
+    with run_state.changing(paths) as found:
+        run_state.write_state(paths, found.with_state(state, why))
+
+
+def succeed(paths: RunPaths, **result: object) -> None:
+    write_json(
+        paths.result, {"kind": "train", "checkpoint": str(paths.best), "metrics": METRICS, "seconds": 9.0, **result}
+    )
+    paths.report.write_text("<html>")
+    end(paths, "succeeded")
+
+
+def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> None:
+    succeed(run)
+
+    code, out, err = say("wait", "first-night")
+
+    assert (code, out) == (0, "")
+    assert err.splitlines()[1:] == [
+        "test     accuracy 0.9722 (0.9556 to 0.9861), auroc 0.9991 (0.9982 to 0.9998), loss 0.1234 (360 images)",
+        f"model    {run.best}",
+        f"report   {run.report}",
+        f"next     nightshift evaluate {run.run_id} {shards}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "cure"),
+    [
+        ("failed", "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})"),
+        ("lost", "try again: nightshift retry {id}   (the log: nightshift logs {id})"),
+        ("cancelled", "continue from the last checkpoint: nightshift retry {id}"),
+    ],
+)
+def test_a_bad_end_has_its_whole_reason_and_its_cure(
+    say: Say, run: RunPaths, state: run_state.State, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    end(run, state, LONG)
+
+    code, out, err = say("wait", run.run_id)
+
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        f"{run.run_id}: {state}", f"{run.run_id} {state}: {LONG}", cure.format(id=run.run_id),
+    ]  # fmt: skip
+
+
+def test_a_wait_that_gives_up_says_that_the_run_goes_on(say: Say, run: RunPaths) -> None:
+    code, _, err = say("wait", run.run_id, "--timeout", "1s")
+
+    assert code == 1
+    assert err.splitlines()[-1] == f"stopped waiting; the run goes on: nightshift wait {run.run_id}"
+
+
+def test_ctrl_c_stops_the_watching_and_not_the_run(
+    say: Say, run: RunPaths, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", press_ctrl_c)
+
+    code, out, err = say("wait", run.run_id)
+
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == f"stopped watching; the run goes on: nightshift wait {run.run_id}"
+    assert run_state.read_state(run).state == "queued"
+
+
+def test_wait_with_json_prints_the_run_and_nothing_else(say: Say, run: RunPaths) -> None:
+    succeed(run)
+
+    code, out, _ = say("wait", run.run_id, "--json")
+
+    assert code == 0
+    assert json.loads(out)["result"]["metrics"]["accuracy"] == 0.9722
+
+
+def test_the_table_of_a_prediction_is_all_of_stdout(say: Say, run: RunPaths, settings: Settings, shards: str) -> None:
+    table = [{"file": "a.png", "decision": "covid", "probabilities": {"covid": 0.9, "normal": 0.1}, "error": None}]
+
+    def predict() -> None:
+        assert eventually(lambda: len(run_state.all_ids(settings.storage)) == 2)
+        paths = RunPaths.of(settings.storage, run_state.all_ids(settings.storage)[-1])
+        paths.predicted("json").write_text(json.dumps(table))
+        write_json(paths.result, {"kind": "predict", "checkpoint": None, "metrics": {}, "seconds": 1.0})
+        end(paths, "succeeded")
+
+    worker = threading.Thread(target=predict)
+    worker.start()
+    code, out, _ = say("predict", "first-night", shards, "--json", "--wait")
+    worker.join()
+
+    assert code == 0
+    assert json.loads(out) == table
+
+
+def test_a_list_at_80_columns_shows_ids_and_states_whole(
+    say: Say, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    end(run, "cancelled", LONG)
+
+    lines = say("list")[1].splitlines()
+
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[1].startswith(f"{run.run_id}  first-night")
+    assert "  cancelled  " in lines[1]
+
+
+def test_a_list_in_a_pipe_cuts_nothing(say: Say, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.__stdout__", None)
+    end(run, "failed", LONG)
+
+    assert LONG in say("list")[1]
+
+
+def test_show_wraps_a_long_reason_and_names_the_cure(say: Say, run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    end(run, "failed", LONG)
+
+    shown = say("show", run.run_id)[1].splitlines()
+
+    assert shown[:3] == [
+        run.run_id,
+        "state     failed: the loss is not finite (NaN or inf) at epoch 3, step 217; use",
+        "          a smaller --lr, or --precision fp32, and retry",
+    ]
+    assert f"nightshift retry {run.run_id}" in " ".join(" ".join(shown).split())
+
+
+def test_a_search_counts_trials_and_a_training_epochs() -> None:
+    state = RunState(id="search-20261123-203000-a1b2c3", kind="search", state="running", created="x")
+
+    searching = describe(
+        state, {"phase": "train", "epoch": 2, "epochs": 12, "trials": {"running": 1}, "eta_seconds": 60}
+    )
+    training = describe(state, {"phase": "train", "epoch": 2, "epochs": 12})
+
+    assert searching == "trial 3/12, 1m00s left"
+    assert training == "train, epoch 2/12"

@@ -1,0 +1,44 @@
+"""Tables: what is cut, what is left out, and what never is."""
+
+from jobs.cli.text_table import Column, table_text
+
+COLUMNS = (
+    Column(title="ID"),
+    Column(title="NAME", importance=3, least=6),
+    Column(title="AGE", importance=1),
+    Column(title="BEST", importance=2),
+    Column(title="STATE"),
+)
+ROWS = [("train-20261123-203000-a1b2c3", "a-night-of-films", "3h02m", "auroc 0.98", "succeeded")]
+
+
+def test_without_a_limit_everything_is_shown() -> None:
+    assert table_text(COLUMNS, ROWS, None).splitlines() == [
+        "ID                            NAME              AGE    BEST        STATE",
+        "train-20261123-203000-a1b2c3  a-night-of-films  3h02m  auroc 0.98  succeeded",
+    ]
+
+
+def test_names_shrink_first() -> None:
+    assert table_text(COLUMNS, ROWS, 70).splitlines() == [
+        "ID                            NAME        AGE    BEST        STATE",
+        "train-20261123-203000-a1b2c3  a-night-o…  3h02m  auroc 0.98  succeeded",
+    ]
+
+
+def test_then_the_least_important_column_is_left_out() -> None:
+    assert table_text(COLUMNS, ROWS, 60).splitlines() == [
+        "ID                            NAME     BEST        STATE",
+        "train-20261123-203000-a1b2c3  a-nigh…  auroc 0.98  succeeded",
+    ]
+
+
+def test_ids_and_states_are_never_cut() -> None:
+    assert table_text(COLUMNS, ROWS, 20).splitlines() == [
+        "ID                            STATE",
+        "train-20261123-203000-a1b2c3  succeeded",
+    ]
+
+
+def test_a_table_without_rows_is_its_heading() -> None:
+    assert table_text(COLUMNS, [], 80) == "ID  NAME  AGE  BEST  STATE"
