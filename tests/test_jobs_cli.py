@@ -386,3 +386,31 @@ def test_json_of_a_submit_command_is_all_of_stdout(say: Say, shards: str, settin
 
     assert code == 0
     assert json.loads(out) == {"id": run_state.all_ids(settings.storage)[0]}
+
+
+def test_a_data_set_in_place_of_the_model_is_a_wrong_use(say: Say, shards: str) -> None:
+    code, out, err = say("evaluate", shards, "train-2026")
+
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        f"Error: {shards} is a data set, not a model; write nightshift evaluate MODEL {shards}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("0 25 * * *", "train", "SHARDS"), "cron line '0 25 * * *' is not valid; write minute, hour, day, month, "
+         "weekday, such as '0 20 * * 1-5'"),
+        (("0 20 * * *", "train", "SHARDS", "--name", "x"), "a schedule sets the names and start times of its runs; "
+         "leave out --name and --at"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_can_never_run_is_a_wrong_use(
+    say: Say, shards: str, arguments: tuple[str, ...], line: str
+) -> None:
+    words = (shards if word == "SHARDS" else word for word in arguments)
+
+    code, out, err = say("schedule", "add", "nightly", *words, "--weights", "none")
+
+    assert (code, out, err) == (2, "", f"Error: {line}\n")

@@ -4,6 +4,8 @@ from typing import Any
 
 import click
 
+from data_shards.index import INDEX_NAME
+from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.options import OUTPUT, WHEN, WHERE, OptionGroup, option, options, run_argument
 from jobs.cli.submission import submit_options
@@ -37,4 +39,7 @@ def evaluate(model: str, shards: str, **given: Any) -> None:
 
     MODEL is a training run, a search (its best model), or a model folder.
     """
+    place = local_folder(model)
+    if place is not None and (place.expanduser() / INDEX_NAME).is_file():
+        raise click.UsageError(f"{model} is a data set, not a model; write nightshift evaluate MODEL {model}")
     submit_options(EvaluateSpec, given, model=model, shards=shards)

@@ -49,6 +49,8 @@ def list_runs(state: str | None, kind: str | None, limit: int, as_json: bool) ->
     if as_json:
         click.echo(json.dumps([_row_json(found, progress) for found, progress in rows], indent=2))
         return
+    if not rows:
+        click.echo("no runs; `nightshift train SHARDS` submits one", err=True)
     click.echo(table_text(COLUMNS, [_row(found, progress) for found, progress in rows], output_width()))
 
 

@@ -1,4 +1,4 @@
-"""Tables: ids and states are never cut; names shrink first, then the least important column is left out."""
+"""Tables: ids and states are never cut; names and reasons shrink, then the least important column is left out."""
 
 import shutil
 from collections.abc import Sequence
@@ -50,13 +50,20 @@ def _fitted(
     if width is None:
         return widths
     excess = sum(widths.values()) + len(GAP) * (len(kept) - 1) - width
-    for at in kept:
-        least = columns[at].least
-        if least is not None and excess > 0:
-            narrowed = max(min(least, natural[at]), len(columns[at].title), natural[at] - excess)
-            excess -= natural[at] - narrowed
-            widths[at] = narrowed
-    return widths if excess <= 0 else None
+    floors = {at: _floor(columns[at], natural[at]) for at in kept}
+    while excess > 0:
+        narrowable = [at for at in kept if widths[at] > floors[at]]
+        if not narrowable:
+            return None
+        widest = max(narrowable, key=lambda at: widths[at])
+        narrowed = max(floors[widest], widths[widest] - excess)
+        excess -= widths[widest] - narrowed
+        widths[widest] = narrowed
+    return widths
+
+
+def _floor(column: Column, natural: int) -> int:
+    return natural if column.least is None else max(min(column.least, natural), len(column.title))
 
 
 def _cell(text: str, width: int) -> str:

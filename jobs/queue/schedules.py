@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.errors import ClusterError, StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.settings import Settings
-from jobs.errors import JobError, NameTaken, Refused
+from jobs.errors import InvalidOption, JobError, NameTaken, Refused
 from jobs.queue.submit import submit
 from jobs.runs.names import NAME
 from jobs.runs.request import JobRequest
@@ -61,25 +61,26 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
     """Store a new schedule and return it.
 
     Raises:
-        Refused: The name or the cron line is invalid, or the name is taken.
+        InvalidOption: The name, the cron line or an option of the run is invalid.
+        Refused: The name is taken.
     """
     if not NAME.fullmatch(name):
-        raise Refused(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
+        raise InvalidOption(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
     if not croniter.is_valid(cron) or len(cron.split()) != 5:  # noqa: PLR2004, the fields of cron
-        raise Refused(
+        raise InvalidOption(
             f"cron line {cron!r} is not valid; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'"
         )
     if request.name or request.at:
-        raise Refused("a schedule sets the names and start times of its runs; leave out --name and --at")
+        raise InvalidOption("a schedule sets the names and start times of its runs; leave out --name and --at")
     if getattr(spec, "until", None):
-        raise Refused("--until is a single time, past at the schedule's next run; use --window or --max-duration")
+        raise InvalidOption("--until is a single time, past at the schedule's next run; use --window or --max-duration")
     if request.notify:
         refuse_address(settings, request.notify)
     schedule = Schedule(name=name, cron=cron, request=request, served=datetime.now().astimezone())
     try:
         schedule.due_at()
     except ValueError as error:  # 30 February
-        raise Refused(f"cron line {cron!r} has a date that never occurs; correct its day and month") from error
+        raise InvalidOption(f"cron line {cron!r} has a date that never occurs; correct its day and month") from error
     folder = _folder(settings, name)
     try:
         folder.mkdir(parents=True)
