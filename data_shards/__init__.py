@@ -1,6 +1,6 @@
-"""What a shard is: packing, checking, planning and streaming. Imports no other package of the project."""
+"""Shards of images: packing, checking, planning and streaming. Imports no other package of the project."""
 
 import os
 
-# webdataset reads this once, when it is imported: no pickles from shards, no programs started from URLs.
+# webdataset reads this when it is imported: it then loads no pickles from shards and runs no programs from URLs.
 os.environ["WDS_SECURE"] = "1"

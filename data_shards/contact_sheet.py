@@ -1,4 +1,4 @@
-"""A page of small images per class, to see with one's own eyes what a data set holds."""
+"""Writes an HTML page with small images of each class of a data set."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
 from data_shards.tar_index import key_of
 
-SIDE = 128  # pixels of a small image
+SIDE = 128  # pixels
 TEMPLATE = "contact_sheet.html.j2"
 
 
 class Thumbnail(NamedTuple):
-    """One image of the sheet; no name of a file, which may be a patient's."""
+    """One image of the page. It has no file name, which may contain a patient's name."""
 
     split: str
     key: str
@@ -30,16 +30,16 @@ class Thumbnail(NamedTuple):
 
 
 def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_class: int) -> None:
-    """Write the page, with up to `per_class` images of each class, the splits in turn. It appears whole.
+    """Write the page with up to `per_class` images of each class, from every split.
 
     Raises:
         DamagedShard: A shard or sample is not what the index says.
     """
-    wanted = dict.fromkeys(range(len(index.classes)), per_class)
+    per_label = dict.fromkeys(range(len(index.classes)), per_class)
     share = -(-per_class // len(index.splits))
     images = [image for split in index.splits for image in _first_of_each(location, index, split, share)]
     by_class = {
-        name: [image for image in images if image.label == label][: wanted[label]]
+        name: [image for image in images if image.label == label][: per_label[label]]
         for label, name in enumerate(index.classes)
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -50,7 +50,7 @@ def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_cla
 
 
 def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> Iterator[Thumbnail]:
-    """Yield the first images of each class of a split, reading no more shards than needed."""
+    """Yield the first images of each class of a split; only the shards that are needed are read."""
     files = ShardFiles(location, index)
     missing = {label: min(count, n) for label, n in enumerate(index.per_class_in(split))}
     for shard in index.of_split(split):

@@ -1,4 +1,4 @@
-"""`index.json`: the truth about a data set. Imports neither torch nor webdataset."""
+"""`index.json`, which describes a data set. Imports neither torch nor webdataset."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from data_shards.locations import read_bytes
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
 SPLITS = ("train", "valid", "test")
-BOTH = "+"  # joins names of splits, and stands in none
+BOTH = "+"  # joins names of splits, such as train+valid; no name of a split contains it
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -24,11 +24,11 @@ class Shard(BaseModel):
     """One tar file of samples, all of one split.
 
     Attributes:
-        name: File name beside `index.json`, with no folder in it.
-        samples: Images in the shard.
-        per_class: Images of each class, in the order of the index's classes.
+        name: File name beside `index.json`, without a folder.
+        samples: Number of images in the shard.
+        per_class: Number of images of each class, in the order of the index's classes.
         bytes: Size of the file.
-        sha256: Of the file's bytes.
+        sha256: sha256 of the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,12 +53,12 @@ class ShardIndex(BaseModel):
     Attributes:
         classes: Class names; a label is a position in this tuple.
         color: "L" when every image is gray, else "RGB".
-        image_size: Short side of the stored images in pixels, or less where they came smaller; 0: left as they came.
+        image_size: Short side of the stored images in pixels, or less for smaller source images; 0: unchanged.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
-        widths: Least, median and greatest width of the images as they came, in pixels.
-        heights: Likewise.
-        options: The options of `shards pack` that made it.
-        digest: sha256 over everything above and the shards' sha256: one name for the whole data set.
+        widths: Minimum, median and maximum width of the source images in pixels.
+        heights: Minimum, median and maximum height.
+        options: The options of `shards pack`.
+        digest: sha256 over everything above, the shards' sha256 included: it identifies the data set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +77,7 @@ class ShardIndex(BaseModel):
     @model_validator(mode="after")
     def _shards_fit(self) -> Self:
         if len(set(self.classes)) != len(self.classes) or not self.classes:
-            raise ValueError("the classes are none, or one is named twice")
+            raise ValueError("there is no class, or one is listed twice")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is listed twice")
         for shard in self.shards:
@@ -87,30 +87,30 @@ class ShardIndex(BaseModel):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that have shards, in the order train, valid, test, then others by name."""
+        """The splits with shards, in the order train, valid, test, then others by name."""
         found = {shard.split for shard in self.shards}
         return tuple(s for s in SPLITS if s in found) + tuple(sorted(found - set(SPLITS)))
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
-        """The shards of one split, in their order; `train+valid` are those of both, one after the other."""
+        """The shards of a split in their order; `train+valid` gives those of train, then those of valid."""
         return tuple(shard for name in split.split(BOTH) for shard in self.shards if shard.split == name)
 
     @property
     def longest_shard(self) -> int:
-        """How many images the largest shard has."""
+        """Number of images of the largest shard."""
         return max(shard.samples for shard in self.shards)
 
     def samples_in(self, split: str) -> int:
-        """How many images a split has."""
+        """Number of images of a split."""
         return sum(shard.samples for shard in self.of_split(split))
 
     def per_class_in(self, split: str) -> tuple[int, ...]:
-        """How many images of each class a split has, in the order of `classes`."""
+        """Number of images of each class in a split, in the order of `classes`."""
         shards = self.of_split(split)
         return tuple(sum(shard.per_class[c] for shard in shards) for c in range(len(self.classes)))
 
     def sealed(self) -> "ShardIndex":
-        """Return the same index with its `digest` filled in."""
+        """Return the same index with its `digest`."""
         return self.model_copy(update={"digest": self._digest()})
 
     def _digest(self) -> str:
@@ -118,7 +118,7 @@ class ShardIndex(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def is_intact(self) -> bool:
-        """Whether the digest is the one of this content."""
+        """Whether the digest agrees with the content."""
         return self.digest == self._digest()
 
 
@@ -126,7 +126,7 @@ def read_index(location: str) -> ShardIndex:
     """Return the checked index of the data set at a folder or URL.
 
     Raises:
-        BadIndex: It is absent, no JSON, of another version, or its content was changed after packing.
+        BadIndex: It is missing, not JSON, of another version, or was changed after packing.
         SourceError: The location's scheme is not allowed.
     """
     raw = read_bytes(location, INDEX_NAME)
@@ -134,7 +134,7 @@ def read_index(location: str) -> ShardIndex:
     try:
         content = json.loads(raw)
     except ValueError as error:
-        raise BadIndex(f"{where} is no JSON ({error}); pack the data set again") from error
+        raise BadIndex(f"{where} is not JSON ({error}); pack the data set again") from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != INDEX_VERSION:
         raise BadIndex(f"{where} has version {version!r}, this program reads {INDEX_VERSION}; pack the data set again")
@@ -150,12 +150,12 @@ def read_index(location: str) -> ShardIndex:
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
-    """Publish the index; from this moment the folder is a data set. A reader sees it whole or not at all."""
+    """Write the index atomically; from then on the folder is a data set."""
     write_text_atomic(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
 
 
 def overview(index: ShardIndex) -> dict[str, Any]:
-    """Return the counts of a data set as plain JSON values."""
+    """Return the counts of a data set as JSON values."""
     return {
         "classes": list(index.classes),
         "color": index.color,

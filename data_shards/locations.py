@@ -1,4 +1,4 @@
-"""Where a data set lies: a folder, or a URL of an allowed scheme. Knows nothing of indexes or shards."""
+"""Locations of data sets: a folder, or a URL of an allowed scheme. Knows nothing of indexes or shards."""
 
 import os
 from functools import cache
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 from data_shards.errors import BadIndex, DamagedShard, RemoteError, ShardError, SourceError
 
 REMOTE = ("s3", "gs", "http", "https")
-# Each file system has its own errors for a failing network, not all of them OSError; the text of each is told.
+# Each file system raises its own errors for a failing network, not all of them OSError.
 NETWORK = (Exception,)
 CURE = "use a folder, file://, s3://, gs://, http:// or https://"
 
@@ -18,7 +18,7 @@ def local_folder(location: str) -> Path | None:
     """Return the folder of a location on this machine, None for a remote one.
 
     Raises:
-        SourceError: The scheme is none of the allowed ones; `pipe:` and the like would run programs.
+        SourceError: The scheme is not allowed; `pipe:` and others would run programs.
     """
     scheme, colon, _ = location.partition(":")
     if not colon or "/" in scheme:
@@ -37,7 +37,7 @@ def read_bytes(location: str, name: str) -> bytes:
     """Return the content of a small file of a data set.
 
     Raises:
-        BadIndex: The file is absent or unreadable.
+        BadIndex: The file is missing or unreadable.
         SourceError: The location is not allowed, or the package for its scheme is not installed.
     """
     folder = local_folder(location)
@@ -53,10 +53,10 @@ def read_bytes(location: str, name: str) -> bytes:
 
 
 def download(location: str, name: str, target: Path) -> str | None:
-    """Copy a file of a remote data set and return None, or what went wrong where another try may help.
+    """Download a file of a remote data set. Return None, or the fault if another try may help.
 
     Raises:
-        RemoteError: The file does not exist or may not be read.
+        RemoteError: The file does not exist or access is denied.
         SourceError: The package for the scheme is not installed.
     """
     where = _below(location, name)
@@ -65,7 +65,7 @@ def download(location: str, name: str, target: Path) -> str | None:
     except ShardError:
         raise
     except FileNotFoundError as error:
-        raise RemoteError(f"{where} is missing; copy it again or pack the data set anew") from error
+        raise RemoteError(f"{where} is missing; copy it again or pack the data set again") from error
     except PermissionError as error:
         raise RemoteError(f"{where} may not be read ({_first_line(error)}); check the credentials") from error
     except NETWORK as error:
@@ -81,7 +81,7 @@ def shard_path(location: str, name: str) -> Path:
     """
     path = cast(Path, local_folder(location)) / name
     if not path.is_file():
-        raise DamagedShard(f"{path} is missing; copy it again or pack the data set anew")
+        raise DamagedShard(f"{path} is missing; copy it again or pack the data set again")
     return path
 
 
@@ -90,13 +90,13 @@ def _system(location: str) -> Any:
 
 
 @cache
-def file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 (a part of the key)
-    """Return the file system of a scheme, made once in each process: its connections do not survive a fork.
+def file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 (part of the cache key)
+    """Return the file system of a scheme, one for each process, as connections do not survive a fork.
 
     Raises:
         SourceError: The package for the scheme is not installed.
     """
-    import fsspec  # noqa: PLC0415 (a third of a second that local data sets need not pay)
+    import fsspec  # noqa: PLC0415 (takes a third of a second, which local data sets need not wait for)
 
     try:
         return fsspec.filesystem(scheme, skip_instance_cache=True)

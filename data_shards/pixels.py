@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,7 @@ MAX_MEGAPIXELS = 150  # a chest film of 43 x 35 cm at 0.043 mm has 81, one at 0.
 MEGA = 1_000_000
 PILLOW_LIMIT = 2 * 89_478_485  # pixels above which Pillow refuses to open an image, unless told otherwise
 _LIMIT_LOCK = threading.Lock()
+ROWS = 256  # of a deep image scaled at a time
 DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors deliver in 16-bit files
 ORIENTATION = 0x0112  # EXIF tag
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag
@@ -246,7 +247,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I"):
-        return _from_deep(np.asarray(image).astype(np.int64))
+        return _from_deep(np.asarray(image))
     if image.mode == "1":
         return image.convert("L")
     if image.mode == "F":
@@ -263,13 +264,16 @@ def _brightest_color(image: Image.Image) -> int:
     return max(high for band, (_, high) in zip(image.getbands(), extrema, strict=True) if band != "A")
 
 
-def _from_deep(pixels: NDArray[np.int64]) -> Image.Image:
-    brightest = int(pixels.max())
-    if pixels.min() < 0 or brightest >= 1 << DEPTHS[-1]:
-        raise BadImage(f"its pixels reach from {pixels.min()} to {brightest}, beyond 16 bits")
-    depth = next(bits for bits in DEPTHS if brightest < 1 << bits)
-    full = (1 << depth) - 1
-    return Image.fromarray(((pixels * 255 + full // 2) // full).astype(np.uint8))
+def _from_deep(pixels: NDArray[Any]) -> Image.Image:
+    darkest, brightest = int(pixels.min()), int(pixels.max())
+    if darkest < 0 or brightest >= 1 << DEPTHS[-1]:
+        raise BadImage(f"its pixels reach from {darkest} to {brightest}, beyond 16 bits")
+    full = next((1 << bits) - 1 for bits in DEPTHS if brightest < 1 << bits)
+    scaled = np.empty(pixels.shape, dtype=np.uint8)
+    for top in range(0, len(pixels), ROWS):  # a film of 100 megapixels would take gigabytes at once
+        rows = pixels[top : top + ROWS].astype(np.int64)
+        scaled[top : top + ROWS] = (rows * 255 + full // 2) // full
+    return Image.fromarray(scaled)
 
 
 def _draft_size(source: tuple[int, int], size: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
-"""Which samples each rank reads in which batch of an epoch. Pure arithmetic: no files, no torch.
+"""Which samples each rank reads in each batch of an epoch. Pure arithmetic: no files, no torch.
 
-A sample's id is its number in its split: shards in the order of the index, then positions in the shard.
+A sample's id is its position in its split, counted over the shards in the order of the index.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_shards.errors import PlanError
 from data_shards.index import ShardIndex
 
-WINDOW_SHARDS = 8  # samples are mixed over so many shards at a time; half a gigabyte of 64 MB shards
+WINDOW_SHARDS = 8  # samples are shuffled within windows of so many shards: half a gigabyte of 64 MB shards
 
 Ids: TypeAlias = NDArray[np.int64]
 
@@ -22,17 +22,17 @@ Ids: TypeAlias = NDArray[np.int64]
 class EpochPlan:
     """One rank's share of one epoch over one split.
 
-    Training (`shuffle`): the N samples are put in an order drawn from seed and epoch alone and cut into
-    T = ceil(N / batch_size) steps; each step is cut into one batch per rank. Steps differ in size by at most one
-    sample, so do the batches of a step: every sample comes exactly once, every rank has T batches, and there is
-    no remainder to drop or pad. The order does not depend on the world size: a run that was stopped after step k
-    goes on at step k with more or fewer ranks and neither repeats nor skips a sample.
+    Training (`shuffle`): seed and epoch alone decide the order of the N samples. They are divided into
+    T = ceil(N / batch_size) steps, and each step into one batch per rank. The sizes of two steps differ by at most one
+    sample, and so do those of the batches of a step. Every sample comes exactly once, every rank has T batches, and
+    there is no remainder to drop or pad. The order does not depend on the world size: a run that stops after step k
+    resumes at step k with more or fewer ranks, and neither repeats nor skips a sample.
 
-    Evaluation (no `shuffle`): the samples in stored order, cut into one part per rank, then into batches. Ranks may
-    have different numbers of batches, or none, so nothing collective may happen once a batch.
+    Evaluation (no `shuffle`): the samples in stored order, divided into one part per rank, then into batches. Ranks may
+    have different numbers of batches, or none: no collective operation may run once per batch.
 
     Attributes:
-        batch_size: Images of one step over all ranks together.
+        batch_size: Global batch size: images of one step over all ranks.
     """
 
     index: ShardIndex
@@ -46,7 +46,7 @@ class EpochPlan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise PlanError(f"rank {self.rank} is outside a world of {self.world_size}")
+            raise PlanError(f"rank {self.rank} is outside the world size of {self.world_size}")
         if self.batch_size < 1:
             raise PlanError(f"batch size {self.batch_size} is below 1")
         if not self.samples:
@@ -60,17 +60,17 @@ class EpochPlan:
 
     @cached_property
     def samples(self) -> int:
-        """N, the samples of the split over all ranks."""
+        """N, the number of samples of the split."""
         return self.index.samples_in(self.split)
 
     @property
     def steps(self) -> int:
-        """T, the steps of a training epoch."""
+        """T, the number of steps of a training epoch."""
         return -(-self.samples // self.batch_size)
 
     @property
     def batches(self) -> int:
-        """How many batches this rank has; in training the same on every rank."""
+        """Number of batches of this rank; in training the same on every rank."""
         if self.shuffle:
             return self.steps
         first, last = _part(self.samples, self.world_size, self.rank)
@@ -89,7 +89,7 @@ class EpochPlan:
         return self._order[first + low : first + high]
 
     def images_in_step(self, batch: int) -> int:
-        """Return the images of a training step over all ranks together; of this rank's batch in evaluation."""
+        """Return the images of a training step over all ranks; in evaluation those of this rank's batch."""
         if not self.shuffle:
             return len(self.ids(batch))
         first, last = _part(self.samples, self.steps, batch)
@@ -101,7 +101,7 @@ class EpochPlan:
 
     @cached_property
     def _order(self) -> Ids:
-        """The ids of the split in this epoch's order, int64 (N,): shards shuffled, samples shuffled in windows."""
+        """The ids of the split in this epoch's order, int64 (N,): shards shuffled, samples within windows of shards."""
         sizes = np.array([shard.samples for shard in self.index.of_split(self.split)], dtype=np.int64)
         starts = np.cumsum(sizes) - sizes
         draw = np.random.default_rng([self.seed, self.epoch])
@@ -116,5 +116,5 @@ class EpochPlan:
 
 
 def _part(total: int, parts: int, part: int) -> tuple[int, int]:
-    """Return the bounds of one of `parts` consecutive parts of `total` things, equal to within one."""
+    """Return the bounds of one of `parts` consecutive parts of `total` items; their sizes differ by at most one."""
     return total * part // parts, total * (part + 1) // parts

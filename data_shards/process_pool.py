@@ -1,4 +1,4 @@
-"""Work shared out over the cores of this machine."""
+"""Runs tasks in a pool of processes."""
 
 import multiprocessing
 import os
@@ -17,18 +17,18 @@ R = TypeVar("R")
 def map_in_processes(
     work: Callable[..., R], tasks: Sequence[tuple[Any, ...]], *, processes: int
 ) -> Iterator[tuple[int, R]]:
-    """Call `work` with the arguments of each task and yield the task's number and result, in the order they are done.
+    """Call `work` with the arguments of each task and yield its number and result as it completes.
 
-    With one process, or one task, the work is done in this one.
+    With one process or one task, everything runs in this process.
 
     Raises:
-        ShardError: A process was killed; what it had finished stays.
+        ShardError: A process was killed.
     """
     count = min(processes, len(tasks))
     if count <= 1:
         yield from ((number, work(*task)) for number, task in enumerate(tasks))
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of this process's threads
+    context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     try:
         futures = {pool.submit(work, *task): number for number, task in enumerate(tasks)}
@@ -36,19 +36,19 @@ def map_in_processes(
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         raise ShardError(
-            f"one of {count} processes was killed, perhaps for memory; do it again with --processes 1"
+            f"one of {count} processes was killed, perhaps out of memory; run it again with --processes 1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def process_count(work: int, *, per_process: int) -> int:
-    """Return how many processes are worth starting: one per core, or fewer for little work."""
+    """Return the number of processes to start: one per core, or fewer for little work."""
     return min(len(os.sched_getaffinity(0)), 1 + work // per_process)
 
 
 def _end_with_parent() -> None:
-    """Let a process end when the one that started it was killed and cannot say so; Ctrl-C is that one's business."""
+    """End this process when its parent is killed. The parent handles Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch_parent, daemon=True).start()
 

@@ -1,7 +1,7 @@
-"""Sample images that need no network: the handwritten digits that scikit-learn ships, as `split/class/image.png`.
+"""Sample images that need no network: scikit-learn's handwritten digits, as `split/class/image.png`.
 
-They are real scans (1,797 of 8x8 pixels, 16 grays; UCI "Optical Recognition of Handwritten Digits"), enough to
-show the whole path in a minute. Run as `python -m data_shards.sample_data FOLDER`.
+They are 1,797 scans of 8x8 pixels and 16 gray levels (UCI "Optical Recognition of Handwritten Digits"). Run as
+`python -m data_shards.sample_data FOLDER`.
 """
 
 import random
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from PIL import Image
 
-PIXELS = 32  # four times the scans' own size, the least that the network takes
+PIXELS = 32  # the smallest input of the network, four times the scans' size
 SHARES = (("train", 0.70), ("valid", 0.15), ("test", 0.15))
 
 
 def write_sample(folder: Path, *, limit: int | None = None, seed: int = 0) -> int:
     """Write up to `limit` digits (all by default) below `folder` and return how many.
 
-    Each class is shuffled by `seed` and cut 70/15/15 into train, valid and test. Safe to run twice.
+    Each class is shuffled by `seed` and divided 70/15/15 into train, valid and test. Safe to run twice.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415 -- two seconds that only a writer of samples should pay
+    from sklearn.datasets import load_digits  # noqa: PLC0415 -- takes two seconds
 
     digits = load_digits()
     written = 0

@@ -1,7 +1,7 @@
-"""Where each sample stands in a shard: a strict reading of the tar file's headers.
+"""The byte offsets of the samples in a shard, from a strict reading of the tar headers.
 
-The usual readers of tar files end quietly at a damaged header and take whatever members they meet; this one accepts
-the layout that `shards pack` writes and nothing else, so that a sample can be read by offset without looking again.
+Other readers stop silently at a damaged header and accept any member. This one accepts only the layout that `shards
+pack` writes, so that a sample can be read by its offset.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from data_shards.errors import DamagedShard
 from data_shards.index import Shard
 
-BLOCK = 512  # a tar file is made of such blocks (POSIX.1-1988, ustar)
+BLOCK = 512  # block size of a tar file (POSIX.1-1988, ustar)
 MEMBER = re.compile(r"([0-9]{8})\.(cls|jpg|png|json)")
 CHECKSUM = slice(148, 156)
 BLANK_CHECKSUM_SUM = 8 * 0x20  # the checksum counts its own field as blanks
@@ -26,7 +26,7 @@ KINDS = ("cls", "image", "json")
 
 
 class Member(NamedTuple):
-    """One file in a tar file: its bytes are `file[start:start + size]`."""
+    """One member of a tar file: its bytes are `file[start:start + size]`."""
 
     key: str
     kind: str
@@ -38,7 +38,7 @@ class SampleTable(NamedTuple):
     """The samples of one shard in stored order.
 
     Attributes:
-        first: Number of the first sample in its split; the others follow one by one.
+        first: Id of the first sample in its split; the others follow.
         extents: int64 (samples, 6): start and size of the label, image and json of each sample.
     """
 
@@ -48,12 +48,12 @@ class SampleTable(NamedTuple):
 
 
 def key_of(sample_id: int) -> str:
-    """Return the key that a sample has in its shard: its number in the split."""
+    """Return the key of a sample in its shard: its id with leading zeros."""
     return f"{sample_id:08d}"
 
 
 def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
-    """Return where the samples of a shard stand, after checking every header.
+    """Return the byte offsets of the samples of a shard, after checking every header.
 
     Raises:
         DamagedShard: A header, name, order or count differs from what `shards pack` writes.
@@ -62,7 +62,9 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
         with path.open("rb") as file:
             members = _members(file, shard)
     except OSError as error:
-        raise DamagedShard(f"{shard.name} cannot be read ({error.strerror}); check the disk and its rights") from error
+        raise DamagedShard(
+            f"{shard.name} cannot be read ({error.strerror}); check the disk and its permissions"
+        ) from error
     rows = []
     for number, (_, sample) in enumerate(groupby(members, key=lambda member: member.key), first):
         by_kind = sorted(sample, key=lambda member: member.kind)
@@ -74,7 +76,7 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
 
 
 def find_byte_fault(path: Path, shard: Shard) -> str | None:
-    """Return how a shard's size or sha256 differs from the index, None where it does not."""
+    """Return how a shard's size or sha256 differs from the index, None if they agree."""
     try:
         size = path.stat().st_size
         if size != shard.bytes:
@@ -92,7 +94,7 @@ def _check_sample(shard: Shard, sample: Sequence[Member], key: str) -> None:
     if tuple(member.kind for member in sample) != KINDS or sample[0].key != key:
         found = ", ".join(f"{member.key}.{member.kind}" for member in sample)
         raise DamagedShard(
-            f"{shard.name}: sample {key} should be one label, image and json, but there is {found}; pack anew"
+            f"{shard.name}: sample {key} should be one label, image and json, but there is {found}; pack again"
         )
 
 
@@ -107,7 +109,7 @@ def _members(file: BinaryIO, shard: Shard) -> list[Member]:
         name, length = _parse(header, f"{shard.name}: header after {last}")
         match = MEMBER.fullmatch(name)
         if match is None:
-            raise DamagedShard(f"{shard.name}: member {name!r} after {last} is no part of a sample; pack anew")
+            raise DamagedShard(f"{shard.name}: member {name!r} after {last} is not part of a sample; pack again")
         kind = "image" if match[2] in ("jpg", "png") else match[2]
         members.append(Member(match[1], kind, offset + BLOCK, length))
         offset += BLOCK + -(-length // BLOCK) * BLOCK
@@ -115,7 +117,7 @@ def _members(file: BinaryIO, shard: Shard) -> list[Member]:
         if offset > size:
             raise DamagedShard(f"{shard.name}: cut off within {last}; copy it again")
     if any(file.read()):
-        raise DamagedShard(f"{shard.name}: data stand behind its end; copy it again")
+        raise DamagedShard(f"{shard.name}: data after its end; copy it again")
     return members
 
 
@@ -132,5 +134,5 @@ def _parse(header: bytes, where: str) -> tuple[str, int]:
     except ValueError as error:
         raise DamagedShard(f"{where} is damaged; copy the shard again") from error
     if header[156:157] not in (b"0", b"\0"):
-        raise DamagedShard(f"{where} is no regular file; pack anew")
+        raise DamagedShard(f"{where} is not a regular file; pack again")
     return header[:100].rstrip(b"\0").decode("ascii", "replace"), size

@@ -14,8 +14,8 @@ from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles
 from data_shards.tar_index import find_byte_fault
 
-IMAGES_PER_PROCESS = 2000  # fewer are checked here before a new process has started
-SHARDS_AT_ONCE = 8
+IMAGES_PER_PROCESS = 2000  # fewer are checked in this process sooner than a new one starts
+SHARDS_PER_TASK = 8
 
 OnProgress = Callable[[int, int], None]
 
@@ -27,16 +27,16 @@ def verify(
     on_progress: OnProgress = lambda *_: None,
     cache: ShardCache | None = None,
 ) -> tuple[Fault, ...]:
-    """Read a data set back and return its faults in the order of its shards, none for a sound one.
+    """Read every byte of a data set and return its faults in the order of its shards.
 
     Args:
         location: Folder or URL.
-        processes: None takes one per core, or fewer for little work.
+        processes: Number of processes; None starts one per core, or fewer for little work.
         on_progress: Called with the samples done and the samples in all.
-        cache: Of remote shards; None fetches all of them anew, for a copy says nothing of what the server has.
+        cache: Cache of remote shards; None downloads all of them, as a cached copy says nothing about the server.
 
     Raises:
-        BadIndex: There is no readable index to compare with.
+        BadIndex: The index cannot be read.
     """
     index = read_index(location)
     total, done = sum(shard.samples for shard in index.shards), 0
@@ -54,13 +54,13 @@ def verify(
 
 
 def _batches(shards: int, processes: int) -> list[range]:
-    """Return which shards are checked together: few at a time, so that the progress is seen."""
-    size = min(SHARDS_AT_ONCE, -(-shards // processes))
+    """Return the numbers of the shards of each task: few, so that progress is shown often."""
+    size = min(SHARDS_PER_TASK, -(-shards // processes))
     return [range(start, min(start + size, shards)) for start in range(0, shards, size)]
 
 
 def check_shards(location: str, cache: ShardCache, numbers: Sequence[int]) -> tuple[Fault, ...]:
-    """Return the faults of the shards that have these numbers in the index."""
+    """Return the faults of the shards with these numbers in the index."""
     index = read_index(location)
     files = ShardFiles(location, index, cache)
     return tuple(fault for number in numbers for fault in find_shard_faults(files, index.shards[number]))
@@ -82,4 +82,4 @@ def _unlisted(location: str, index: ShardIndex) -> Iterator[Fault]:
     listed = {shard.name for shard in index.shards}
     for file in sorted(folder.glob("*.tar")) if folder else ():
         if file.name not in listed:
-            yield Fault(file.name, None, f"{file.name} is not in the index; remove it or pack the data set anew")
+            yield Fault(file.name, None, f"{file.name} is not in the index; remove it or pack the data set again")

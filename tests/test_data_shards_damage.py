@@ -109,7 +109,7 @@ def test_a_tar_that_no_index_lists_is_a_fault(data_set):
     shutil.copyfile(shards / "train-00000.tar", shards / "train-00099.tar")
 
     assert [fault.text for fault in verify(str(shards))] == [
-        "train-00099.tar is not in the index; remove it or pack the data set anew"
+        "train-00099.tar is not in the index; remove it or pack the data set again"
     ]
 
 
@@ -137,7 +137,7 @@ SHARD = "train-00000.tar"
         (NO_IMAGE, 1, [SHARD, KEY, "one label, image and json"]),
         (PICKLE, 1, [SHARD, "'00000000.pyd'"]),
         ([("../../etc/cron.d/x", b"evil")], 1, [SHARD, "'../../etc/cron.d/x'"]),
-        ([("naïve.png", b"x")], 1, [SHARD, "is no part of a sample"]),
+        ([("naïve.png", b"x")], 1, [SHARD, "is not part of a sample"]),
         (sample_members(0, label="7"), 1, [SHARD, KEY, "the label '7'"]),
         (sample_members(0, label="-1"), 1, [SHARD, KEY, "the label '-1'"]),
         (sample_members(0, label="²"), 1, [SHARD, KEY]),

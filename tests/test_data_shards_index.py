@@ -44,13 +44,13 @@ def test_an_absent_index_says_what_makes_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda _: "{half", "is no JSON"),
+        (lambda _: "{half", "is not JSON"),
         (lambda _: "[1, 2]", "has version None, this program reads 1"),
         (lambda c: changed(c, version=2), "has version 2, this program reads 1; pack the data set again"),
         (lambda c: changed(c, classes=["b", "a"]), "was changed after packing"),
         (lambda c: changed(c, digest="0" * 64), "was changed after packing"),
         (lambda c: changed(c, surprise=1), "is damaged: surprise"),
-        (lambda c: changed(c, classes=["a", "a"]), "one is named twice"),
+        (lambda c: changed(c, classes=["a", "a"]), "one is listed twice"),
         (lambda c: changed(c, shards=c["shards"][:1] * 2), "a shard is listed twice"),
         (lambda c: first_shard(c, name="../elsewhere.tar"), r"is damaged: shards\.0\.name"),
         (lambda c: first_shard(c, name="pipe:sh.tar"), r"is damaged: shards\.0\.name"),

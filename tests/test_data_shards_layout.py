@@ -2,7 +2,6 @@ import os
 import shutil
 import unicodedata
 import zipfile
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -130,7 +129,7 @@ def test_bare_numbers_beside_a_table_are_refused_and_the_table_is_named(tmp_path
     source = image_folder(tmp_path / "images", {"0": 5, "1": 5, "2": 5})
     alone = packed(source, split="60/20/20")
     shutil.rmtree(tmp_path / "shards")
-    table(source / "labels.csv", "ImageID,Labels", [f"{Path(name).name},normal" for name in names_below(source)])
+    table(source / "labels.csv", "ImageID,Labels", [f"{name},normal" for name in names_below(source)])
 
     refused(source, r"0, 1, 2 are numbers beside a table, not classes; labels.csv names 100%", split="60/20/20")
 
@@ -170,7 +169,7 @@ def test_a_table_for_each_split_is_named(tmp_path):
 
 def test_a_table_beside_class_folders_is_pointed_out(tmp_path):
     source = image_folder(tmp_path / "images", SPLITS)
-    names = [file.name for file in source.rglob("*.png")]
+    names = names_below(source)
     table(source / "ages.csv", "file,age", [f"{name},50" for name in names])
 
     report = packed(source)
@@ -186,6 +185,15 @@ def test_a_table_counts_from_nine_tenths_of_the_images(tmp_path, share):
     found = best_table(tmp_path, ["t.csv"], {"": images})
 
     assert (found is not None) == (share == 1.0)
+
+
+def test_files_of_one_name_are_named_by_their_path(tmp_path):
+    images = [f"set/train/patient{n}/study1/view1.jpg" for n in range(10)]
+    table(tmp_path / "paths.csv", "Path,Sex", [f"set/train/patient{n}/study1/view1.jpg,F" for n in range(10)])
+    table(tmp_path / "names.csv", "Path,Sex", ["view1.jpg,F"])
+
+    assert best_table(tmp_path, ["names.csv"], {"": images}) is None
+    assert str(best_table(tmp_path, ["names.csv", "paths.csv"], {"": images})) == "paths.csv names 100% of the images"
 
 
 @pytest.mark.parametrize(

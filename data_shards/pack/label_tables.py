@@ -3,13 +3,14 @@
 import gzip
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 MAX_TABLE_BYTES = 256 << 20  # read of one table; enough for a million rows
-SEPARATORS = re.compile(r"[,;\t\n\r\"'|/\\]+")
+SEPARATORS = re.compile(r"[,;\t\n\r\"'|]+")
 BLANKS = re.compile(r"\s+")
 MAX_TABLES = 20  # the largest ones; some sets have a text file for each image
 SHORT_NUMBER = 4  # digits below which a number in a table is more likely a count or a class than an image
@@ -54,26 +55,32 @@ def best_table(root: Path, files: Iterable[str], images: Mapping[str, Sequence[s
 
 
 def _share(cells: frozenset[str], images: Sequence[str]) -> float:
-    named = sum(not cells.isdisjoint(_spellings(image)) for image in images)
+    paths = [PurePosixPath(image.lower()) for image in images]
+    counts = Counter(path.name for path in paths)
+    named = sum(not cells.isdisjoint(_spellings(path, is_unique=counts[path.name] == 1)) for path in paths)
     return named / len(images) if images else 0.0
 
 
-def _spellings(image: str) -> tuple[str, ...]:
-    """Return how a table may name an image: by its file name, or by that without its ending."""
-    path = PurePosixPath(image.lower())
-    is_short = path.stem.isdecimal() and len(path.stem) < SHORT_NUMBER
-    return (path.name,) if is_short else (path.name, path.stem)
+def _spellings(path: PurePosixPath, *, is_unique: bool) -> Iterator[str]:
+    """Yield how a table may name an image: by its path from any folder on, and if unique by its file name or id."""
+    parts = path.parts
+    yield from ("/".join(parts[start:]) for start in range(len(parts) - 1))
+    if is_unique:
+        yield path.name
+        if len(path.stem) >= SHORT_NUMBER or not path.stem.isdecimal():
+            yield path.stem
 
 
 def _cells(table: Path) -> Iterator[str]:
-    """Yield the cells of a table in lower case, of a path its last part, of a cell with blanks its words too."""
+    """Yield the cells of a table in lower case; of a path also its last part, of a cell with blanks also its words."""
     try:
         with gzip.open(table, "rb") if table.suffix.lower() == ".gz" else table.open("rb") as file:
             raw = file.read(MAX_TABLE_BYTES)
     except (OSError, EOFError, zlib.error):
         return
     text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace").lower()
-    for cell in SEPARATORS.split(text):
-        yield cell.strip()
-        if " " in cell:
-            yield from BLANKS.split(cell.strip())
+    for cell in map(str.strip, SEPARATORS.split(text.replace("\\", "/"))):
+        yield cell.removeprefix("./")
+        for word in BLANKS.split(cell) if BLANKS.search(cell) else (cell,):
+            yield word
+            yield word.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Finds out which samples of a shard are damaged, once its bytes are known to differ or when every one must be read."""
+"""Finds the damaged samples of a shard by reading every one."""
 
 import zlib
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from data_shards.index import Shard, ShardIndex
 from data_shards.read.samples import Extent, read_square
 from data_shards.tar_index import key_of, read_table
 
-SMALL = 32  # decoding to so few pixels still reads every byte of an image
+SMALL = 32  # pixels; decoding to a small size still reads every byte of an image
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a data set.
+    """One fault of a data set.
 
     Attributes:
-        key: The sample, None where it is not one sample's fault.
+        key: Key of the sample, None if the fault is not one sample's.
         text: One line that names the shard, and the sample if there is one.
     """
 
@@ -28,7 +28,7 @@ class Fault:
 
 
 def find_sample_faults(path: Path, shard: Shard, *, first: int, index: ShardIndex) -> Iterator[Fault]:
-    """Read every sample of a shard and yield what is wrong with its headers, labels, images and counts."""
+    """Read every sample of a shard and yield the faults of its headers, labels, images and counts."""
     try:
         table = read_table(path, shard, first=first)
     except DamagedShard as error:

@@ -1,4 +1,4 @@
-"""One sample from a shard: the bytes between two offsets, checked and decoded."""
+"""Reads one sample of a shard by its offsets, checks and decodes it."""
 
 import json
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from data_shards.tar_index import key_of
 
 
 class StoredSample(NamedTuple):
-    """A sample as it lies in its shard.
+    """A sample as its shard stores it.
 
     Attributes:
-        info: The json member: source, group, width and height as it came, crc32 of the image's bytes.
+        info: The json member: source, group, width and height of the source image, crc32 of the stored image.
     """
 
     label: int
@@ -24,13 +24,13 @@ class StoredSample(NamedTuple):
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a sample lies.
+    """The place of a sample in a shard's file.
 
     Attributes:
-        shard: Name of the shard; its path may be that of a copy.
-        sample_id: Its number in its split.
+        shard: Name of the shard; `path` may be that of a cached copy.
+        sample_id: The sample's id in its split.
         edges: Start and size of label, image and json, as in a `SampleTable`.
-        shift: How much higher its number is among the samples that are read, where splits are read as one.
+        shift: Added to the id if several splits are read as one.
     """
 
     shard: str
@@ -49,8 +49,8 @@ def read_sample(extent: Extent, *, classes: int) -> StoredSample:
     """Return a sample's three members.
 
     Raises:
-        DamagedShard: The label is none of the classes, the json is none, or the file ends early or cannot be read.
-        FileNotFoundError: The file is gone.
+        DamagedShard: The label or json is invalid, or the file is truncated or cannot be read.
+        FileNotFoundError: The file does not exist.
     """
     starts, sizes = extent.edges[0::2], extent.edges[1::2]
     first, last = min(starts), max(map(sum, zip(starts, sizes, strict=True)))
@@ -65,7 +65,7 @@ def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tup
     """Return a sample and its pixels, uint8 (C, size, size).
 
     Raises:
-        DamagedShard: Anything of it cannot be read; the text names shard and key.
+        DamagedShard: The sample cannot be read or decoded; the text names shard and key.
     """
     sample = read_sample(extent, classes=classes)
     try:
@@ -80,7 +80,7 @@ def _bytes(extent: Extent, start: int, size: int) -> bytes:
             file.seek(start)
             return file.read(size)
     except FileNotFoundError:
-        raise  # a copy may have been removed to make room; the caller knows how to get another
+        raise  # the cache may have evicted the copy; the caller downloads it again
     except OSError as error:
         raise DamagedShard(f"{extent.where} cannot be read ({error.strerror}); check the disk") from error
 
@@ -88,7 +88,7 @@ def _bytes(extent: Extent, start: int, size: int) -> bytes:
 def _label(raw: bytes, classes: int, where: str) -> int:
     text = raw.decode("ascii", "replace")
     if not text.isdigit() or int(text) >= classes:
-        raise DamagedShard(f"{where} has the label {text!r}, outside the {classes} classes; pack anew")
+        raise DamagedShard(f"{where} has the label {text!r}, outside the {classes} classes; pack again")
     return int(text)
 
 
@@ -96,7 +96,7 @@ def _info(raw: bytes, where: str) -> dict[str, Any]:
     try:
         info = json.loads(raw)
     except ValueError as error:
-        raise DamagedShard(f"{where}: its json cannot be read ({error}); pack anew") from error
+        raise DamagedShard(f"{where}: its json cannot be read ({error}); pack again") from error
     if not isinstance(info, dict):
-        raise DamagedShard(f"{where}: its json is no object; pack anew")
+        raise DamagedShard(f"{where}: its json is not an object; pack again")
     return info

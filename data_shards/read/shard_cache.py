@@ -1,4 +1,4 @@
-"""Copies of remote shards on this machine: checked, limited in size, shared by all its processes."""
+"""Cache of remote shards on this machine: checked, limited in size, shared by all processes of a user."""
 
 import os
 import tempfile
@@ -15,11 +15,11 @@ from data_shards.index import Shard
 from data_shards.locations import download
 from data_shards.tar_index import find_byte_fault
 
-GIGABYTES = 10  # of the default cache, unless its process was told otherwise
+GIGABYTES = 10  # default limit of the cache
 TRIES = 3
-PAUSE_SECONDS = 1.0  # before the second try, doubled with the third; file systems try again by themselves too
-ROOM_SECONDS = 600  # to wait for other downloads to end before giving up
-DISK_SHARE = 0.9  # of what the disk could give the cache
+PAUSE_SECONDS = 1.0  # before the second try, doubled before the third; file systems retry by themselves too
+ROOM_SECONDS = 600  # to wait for other downloads to end
+DISK_SHARE = 0.9  # of the disk space that is free or used by the cache
 LIMIT = "NIGHTSHIFT_SHARD_CACHE_GB"
 CURE = f"raise {LIMIT}, free the disk, or set TMPDIR to a larger one"
 
@@ -28,15 +28,15 @@ _default = {"limit_bytes": GIGABYTES * 10**9}
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of shards named by their sha256, the least recently used of which make room for new ones.
+    """A folder of shards named by their sha256. The least recently used are evicted to make room for new ones.
 
-    The files of a shard: `SHA.tar`, whole; `SHA.draft`, on its way; `SHA.lock`, held while it is being fetched;
-    `SHA.used`, whose time says when it was used.
+    The files of a shard: `SHA.tar`, complete; `SHA.draft`, being downloaded; `SHA.lock`, held during the download;
+    `SHA.used`, whose modification time is that of the last use.
 
     Attributes:
-        folder: On a disk of this machine; for one user.
-        limit_bytes: Of all files together, unfinished ones counted in full; less where the disk is smaller.
-        pause: Waits for some seconds.
+        folder: Folder on a disk of this machine, for one user.
+        limit_bytes: Limit of all files together, downloads counted at full size; less if the disk is smaller.
+        pause: Function that waits for some seconds.
     """
 
     folder: Path
@@ -44,13 +44,13 @@ class ShardCache:
     pause: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def path_of(self, location: str, shard: Shard) -> Path:
-        """Return the path of a whole copy of a remote shard, fetching it if no process has done so.
+        """Return the path of a complete copy of a remote shard, and download it if there is none.
 
-        A copy may be removed to make room after it was returned: who finds it gone asks again.
+        The copy may be evicted after it was returned; then call again.
 
         Raises:
-            RemoteError: It cannot be fetched, or is larger than the cache.
-            DamagedShard: What the server sends is not what the index says, try after try.
+            RemoteError: It cannot be downloaded, or is larger than the cache.
+            DamagedShard: Every download differs from the index.
         """
         path, used = self._file(shard.sha256, "tar"), self._file(shard.sha256, "used")
         if _is_whole(path, shard):
@@ -60,7 +60,7 @@ class ShardCache:
         with self._locked(shard.sha256):
             if not _is_whole(path, shard):
                 self._fetch(location, shard, path)
-            used.touch()  # before anybody may remove it as the one that was used least
+            used.touch()  # before another process may evict it as least recently used
         return path
 
     def drop(self, shard: Shard) -> None:
@@ -83,14 +83,14 @@ class ShardCache:
         raise RemoteError(f"{location}: {fault}, after {TRIES} tries; check the server and the copy on it")
 
     def _make_room(self, shard: Shard, draft: Path) -> None:
-        """Claim the bytes of a shard by its draft, once enough old copies are gone."""
+        """Evict old copies until a shard fits, and reserve its bytes with its draft file."""
         if shard.bytes > self.limit_bytes:
             raise RemoteError(
                 f"{shard.name} of {shard.bytes} bytes is larger than the cache's limit of {self.limit_bytes}; {CURE}"
             )
-        patience = time.monotonic() + ROOM_SECONDS
+        deadline = time.monotonic() + ROOM_SECONDS
         while not self._claimed(shard, draft):
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise RemoteError(
                     f"the cache {self.folder} has no room for {shard.name} of {shard.bytes} bytes; {CURE}"
                 )
@@ -112,7 +112,7 @@ class ShardCache:
             return True
 
     def _removed(self, file: Path) -> bool:
-        """Remove a copy or an abandoned draft, unless some process is fetching it at this moment."""
+        """Remove a copy or an abandoned draft, unless a process is downloading it."""
         try:
             with self._locked(file.stem, timeout=0):
                 file.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ class ShardCache:
             return False
 
     def _room(self) -> FileLock:
-        """Return the lock under which files come, go and are counted."""
+        """Return the lock for adding, removing and counting files."""
         return FileLock(self.folder / "room.lock")
 
     def _locked(self, sha256: str, timeout: float = -1) -> FileLock:
@@ -137,7 +137,7 @@ class ShardCache:
 
 
 def limit_default_cache(limit_bytes: int) -> None:
-    """Let the default cache hold so many bytes; called where a process reads its settings."""
+    """Set the limit of the default cache. A process calls this when it reads its settings."""
     _default["limit_bytes"] = limit_bytes
 
 
@@ -152,7 +152,7 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 
 def _facts(path: Path) -> tuple[int, int]:
-    """Return a file's size and time; zeros if it is gone."""
+    """Return a file's size and modification time; zeros if it does not exist."""
     try:
         facts = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The shards of one data set, brought to this machine, checked once and ready to read by offset."""
+"""The shards of one data set on this machine: downloaded, checked once, and read by offset."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,20 +14,20 @@ from data_shards.read.sample_check import find_sample_faults
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
 from data_shards.tar_index import SampleTable, find_byte_fault, read_table
 
-TRIES = 3  # to read a copy before the cache removes it
+TRIES = 3  # to read a copy before the cache evicts it
 FETCHERS = 4  # shards downloaded and checked at a time, ahead of the reader
 
-# What this process has checked: a file of this path, size, time and sha256 needs no second look.
+# Tables of the shards that this process has checked, by path, size, modification time, sha256 and first id.
 _CHECKED: dict[tuple[Path, int, int, str, int], SampleTable] = {}
 
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where the shards of a data set lie on this machine.
+    """The shards of a data set as files of this machine.
 
     Attributes:
-        cache: Keeps copies of remote shards; a local data set needs none.
-        firsts: The number of each shard's first sample in its split, by the shard's name.
+        cache: Holds copies of remote shards; a local data set does not use it.
+        firsts: Id of the first sample of each shard, by the shard's name.
     """
 
     location: str
@@ -40,22 +40,22 @@ class ShardFiles:
 
     @property
     def is_local(self) -> bool:
-        """Whether the data set lies in a folder of this machine or one it has mounted."""
+        """Whether the data set is in a local or mounted folder."""
         return local_folder(self.location) is not None
 
     def path_of(self, shard: Shard) -> Path:
-        """Return the path of a shard on this machine, after fetching it from a remote data set.
+        """Return the path of a shard on this machine; a remote one is downloaded first.
 
         Raises:
             DamagedShard: It is missing.
-            RemoteError: It cannot be fetched.
+            RemoteError: It cannot be downloaded.
         """
         if self.is_local:
             return shard_path(self.location, shard.name)
         return self.cache.path_of(self.location, shard)
 
     def table_of(self, shard: Shard) -> SampleTable:
-        """Return where the samples of a shard stand; its bytes are compared with the index the first time.
+        """Return the byte offsets of a shard's samples. Its sha256 is compared with the index the first time.
 
         Raises:
             DamagedShard: The shard is missing, or is not what the index says; the text names the damaged sample.
@@ -67,11 +67,11 @@ class ShardFiles:
                 return self._table(path, shard)
             except (FileNotFoundError, DamagedShard):
                 if self.is_local or path.exists():
-                    raise  # else the cache has removed it meanwhile, to make room for others
-        raise RemoteError(f"copies of {shard.name} go before they are read; raise {LIMIT}")
+                    raise  # else the cache has evicted it meanwhile
+        raise RemoteError(f"copies of {shard.name} are evicted before they are read; raise {LIMIT}")
 
     def fetch_again(self, name: str) -> None:
-        """Bring back a copy, by its shard's name, that the cache has removed since its path was given.
+        """Download a shard again, by its name, after the cache has evicted its copy.
 
         Raises:
             DamagedShard: The shard of a local data set is gone.
@@ -80,7 +80,7 @@ class ShardFiles:
         self.path_of(next(shard for shard in self.index.shards if shard.name == name))
 
     def shards_ahead(self, shards: Sequence[Shard]) -> int:
-        """Return how many shards to prepare beyond the one in use: a window where the cache holds two of them.
+        """Return how many shards to prepare ahead: a window of them if the cache has room for two windows.
 
         Raises:
             RemoteError: The cache cannot hold the shards that one batch may draw from.
@@ -107,20 +107,20 @@ class ShardFiles:
         fault = find_byte_fault(path, shard)
         if fault is None:
             return path
-        if not self.is_local:  # the copy rotted; what is fetched now is compared as it comes
+        if not self.is_local:  # the copy is damaged; the cache checks the next download
             self.cache.drop(shard)
             return self.cache.path_of(self.location, shard)
         found = next(find_sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
         place = found.text if found else "the change is between its samples"
-        raise DamagedShard(f"{fault} ({place}); copy it again or pack the data set anew")
+        raise DamagedShard(f"{fault} ({place}); copy it again or pack the data set again")
 
 
 @contextmanager
 def tables_ahead(files: ShardFiles, shards: Sequence[Shard]) -> Iterator[Callable[[int], SampleTable]]:
-    """Prepare shards in the background in the order in which they will be asked for.
+    """Prepare shards in background threads in the order in which they are needed.
 
-    The function given gives the table of a shard by its place in `shards`, and has some of those behind it prepared
-    meanwhile.
+    The function that is given returns the table of a shard by its position in `shards`, and starts to prepare those
+    after it.
 
     Raises:
         RemoteError: The cache is too small for them.

@@ -14,12 +14,12 @@ from data_shards.index import Shard, ShardIndex
 from data_shards.pixels import Pixels
 from data_shards.plan import EpochPlan, Ids
 from data_shards.read.samples import Extent, StoredSample, read_square
-from data_shards.read.shard_cache import ShardCache, default_cache
+from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles, tables_ahead
 from data_shards.tar_index import SampleTable
 
-PREFETCH_BATCHES = 4  # per loader worker: enough to ride over a slow file, small enough for /dev/shm
-FETCHES = 3  # of one copy, if other jobs on this machine crowd it out of the cache again and again
+PREFETCH_BATCHES = 4  # per loader worker: enough to hide a slow file, few enough for /dev/shm
+FETCHES = 3  # downloads of one shard if other jobs on this machine evict it from the cache each time
 
 Task: TypeAlias = list[Extent]  # what one batch reads
 
@@ -29,10 +29,10 @@ class Batch:
     """Samples of one step on one rank.
 
     Attributes:
-        images: uint8 (B, C, S, S); C is 1 where every image of the data set is gray, else 3.
+        images: uint8 (B, C, S, S); C is 1 if every image of the data set is gray, else 3.
         labels: int64 (B,), positions in the index's classes.
-        ids: int64 (B,), the samples' numbers in their split.
-        groups: Patient or case of each sample, "" where the data set has none.
+        ids: int64 (B,), the samples' ids in their split.
+        groups: Patient or case of each sample, "" if the data set has no groups.
         sources: Names of the files that the samples came from.
     """
 
@@ -43,7 +43,7 @@ class Batch:
     sources: tuple[str, ...]
 
     def pin_memory(self) -> "Batch":
-        """Return the batch in page-locked memory, from which copies to a GPU need not wait; the DataLoader calls it."""
+        """Return the batch in page-locked memory, for asynchronous copies to a GPU. The DataLoader calls this."""
         return replace(
             self, images=self.images.pin_memory(), labels=self.labels.pin_memory(), ids=self.ids.pin_memory()
         )
@@ -67,13 +67,13 @@ def open_batches(
 
     Args:
         location: Folder or URL of the data set.
-        index: Of the same.
-        plan: Which samples come in which batch.
+        index: Index of the data set.
+        plan: The samples of each batch.
         image_size: Side of the square images in pixels.
-        loader_workers: Processes that decode; 0 decodes in this one.
+        loader_workers: Processes that decode; 0 decodes in this process.
         start_batch: The first batch to yield; a run resumed in the middle of an epoch sets it.
-        pin_memory: Put the batches into page-locked memory, for copies to a GPU.
-        cache: Of remote shards; None takes this user's on this machine.
+        pin_memory: Whether to put the batches into page-locked memory.
+        cache: Cache of remote shards; None uses this user's on this machine.
 
     Raises:
         DamagedShard: A shard or a sample is not what the index says; the text names shard and key.
@@ -113,7 +113,7 @@ def read_shard(
 def read_samples(
     location: str, index: ShardIndex, split: str, ids: Sequence[int], *, image_size: int, batch_size: int = 16
 ) -> Iterator[Batch]:
-    """Yield the samples of a split that have these ids, in this order; what else is in their shards stays unread.
+    """Yield the samples of a split with these ids, in this order. Other samples of their shards are not read.
 
     Raises:
         DamagedShard: A shard or a sample is not what the index says.
@@ -125,7 +125,7 @@ def read_samples(
 
 
 def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[Task, None, None]:
-    """Yield what to read for each batch, as soon as the shards it needs are here and checked."""
+    """Yield what to read for each batch, once the shards it needs are downloaded and checked."""
     shards = files.index.of_split(split)
     bounds = np.cumsum([shard.samples for shard in shards])
     numbers = [np.searchsorted(bounds, ids, side="right") for ids in batches]
@@ -146,7 +146,7 @@ def _extent(shard: Shard, table: SampleTable, place: int, first: int) -> Extent:
 
 
 class _Decoder(Dataset[Any]):
-    """Turns a task into a batch, in a loader worker. An error is handed back whole, not as a worker's traceback."""
+    """Turns a task into a batch in a loader worker. An error is returned, not raised with a worker's traceback."""
 
     def __init__(self, files: ShardFiles, image_size: int) -> None:
         self.files, self.image_size = files, image_size
@@ -173,21 +173,21 @@ class _Decoder(Dataset[Any]):
         )
 
     def _read(self, extent: Extent) -> tuple[StoredSample, Pixels]:
-        """Read a sample; a copy that the cache has removed since its path was given is fetched again."""
+        """Read a sample; a copy that the cache has evicted meanwhile is downloaded again."""
         index = self.files.index
         for _ in range(FETCHES):
             try:
                 return read_square(extent, classes=len(index.classes), size=self.image_size, color=index.color)
             except FileNotFoundError:
                 self.files.fetch_again(extent.shard)
-        raise RemoteError(f"{extent.where} was removed from the cache {FETCHES} times; raise the cache's limit")
+        raise RemoteError(f"{extent.where} was evicted from the cache {FETCHES} times; raise {LIMIT}")
 
 
 class _TaskSampler:
-    """Hands the tasks to the DataLoader one by one, as the loader workers become free.
+    """Gives the tasks to the DataLoader one by one, as loader workers become free.
 
-    An error of a shard goes the way of a task: raised here, it would come before the batches already under way, and
-    break the DataLoader while it starts.
+    An error is passed on like a task. Raised here, it would overtake the batches in progress, and break a DataLoader
+    that is starting.
     """
 
     def __init__(self, tasks: Generator[Task, None, None]) -> None:
