@@ -1,6 +1,10 @@
 import csv
+import io
 import json
+import logging
+import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +12,11 @@ from PIL import Image
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
+from cluster.settings import Settings
 from data_shards.index import read_index
 from tests.trained import attempted, done, evaluated, new_run, train_spec
-from trainer.data.images import ImageFiles, image_sources
+from trainer.data import images
+from trainer.data.images import ImageFiles, image_sources, sample_images
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
@@ -41,7 +47,7 @@ def predicted(storage, model, *images, name="predict", **options):
         return (json.load(file) if spec.form == "json" else list(csv.DictReader(file))), result
 
 
-def test_a_folder_becomes_a_row_an_image_in_the_order_of_names(tmp_path, model, digits):
+def test_a_folder_gives_a_row_per_image_in_order_of_name(tmp_path, model, digits):
     rows, result = predicted(tmp_path, model, digits)
 
     files = sorted(str(file) for file in digits.rglob("*.png"))
@@ -51,7 +57,7 @@ def test_a_folder_becomes_a_row_an_image_in_the_order_of_names(tmp_path, model, 
     assert all(float(row[f"probability_{row['predicted']}"]) >= 0.1 for row in rows)
 
 
-def test_images_come_in_the_order_they_are_given(tmp_path, model, digits):
+def test_rows_are_in_the_order_of_the_given_images(tmp_path, model, digits):
     last, first, *_ = sorted(digits.rglob("*.png"), reverse=True)
 
     rows, _ = predicted(tmp_path, model, first, digits / "0", last, batch_size=3)
@@ -61,7 +67,7 @@ def test_images_come_in_the_order_they_are_given(tmp_path, model, digits):
     assert files[1:-1] == sorted(str(file) for file in (digits / "0").iterdir())
 
 
-def test_shards_are_predicted_as_evaluate_sees_them(tmp_path, model, digits_shards):
+def test_predictions_of_shards_are_those_of_evaluate(tmp_path, model, digits_shards):
     rows, _ = predicted(tmp_path, model, digits_shards, split="test", form="json")
     evaluated(tmp_path, model, digits_shards)
 
@@ -82,7 +88,7 @@ def test_the_decision_is_made_at_the_stored_threshold(tmp_path, model, digits):
     assert result.metrics["called"]["3"] == sum(reached)
 
 
-def test_an_image_that_cannot_be_read_says_why_and_stops_nothing(tmp_path, model, digits):
+def test_an_unreadable_image_has_its_reason_and_the_others_their_predictions(tmp_path, model, digits):
     folder = tmp_path / "films"
     folder.mkdir()
     good = next(digits.rglob("*.png")).read_bytes()
@@ -94,33 +100,105 @@ def test_an_image_that_cannot_be_read_says_why_and_stops_nothing(tmp_path, model
 
     rows, result = predicted(tmp_path, model, folder)
 
-    assert [row["file"][-5:] for row in rows] == ["a.png", "b.png", "c.jpg", "d.png"]
-    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert [row["file"][-5:] for row in rows] == ["a.png", "b.png", "c.jpg", "d.png", "s.txt"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False, True]
     assert rows[2]["error"] == "the file is empty"
     assert (rows[1]["predicted"], rows[1]["probability_3"]) == ("", "")
     assert rows[0]["predicted"] == rows[3]["predicted"] != ""
-    assert (result.metrics["n"], result.metrics["errors"]) == (2, 2)
+    assert (result.metrics["n"], result.metrics["errors"]) == (2, 3)
 
 
-def test_a_run_of_which_no_image_can_be_read_fails_and_leaves_the_reasons(tmp_path, model):
+def encoded(image, form):
+    """Return the bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def test_every_file_of_a_folder_has_a_row_with_an_answer_or_a_reason(tmp_path, model, caplog):
+    folder = tmp_path / "films"
+    (folder / "@eaDir").mkdir(parents=True)
+    digit = Image.fromarray(np.arange(48 * 40, dtype=np.uint8).reshape(48, 40))
+    for name, form in {"a.webp": "WEBP", "b.jfif": "JPEG", "c": "PNG", "d.dcm": "TIFF", "e.txt": "BMP"}.items():
+        (folder / name).write_bytes(encoded(digit, form))
+    (folder / "f.dcm").write_bytes(b"\0" * 128 + b"DICM" + bytes(300))
+    (folder / "g.pdf").write_bytes(b"%PDF-1.7")
+    os.mkfifo(folder / "h.jpg")
+    (folder / "i.jpg").symlink_to("/dev/zero")
+    (folder / "j.jpg").symlink_to("absent")
+    with (folder / "k.png").open("wb") as file:
+        file.truncate(2 << 30)  # without using space on the disk
+    (folder / "Thumbs.db").write_bytes(b"system")
+    (folder / "@eaDir" / "a.jpg").write_bytes(encoded(digit, "JPEG"))
+    caplog.set_level(logging.DEBUG)
+
+    rows, result = predicted(tmp_path, model, folder)
+
+    no_image = "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"
+    assert {Path(row["file"]).name: row["error"] for row in rows} == {
+        "a.webp": "", "b.jfif": "", "c": "", "d.dcm": "", "e.txt": "",
+        "f.dcm": "DICOM is not supported; convert it to PNG",
+        "g.pdf": f"{no_image}, but PDF",
+        "h.jpg": "it is a pipe, device or folder, not a regular file",
+        "i.jpg": "it is a pipe, device or folder, not a regular file",
+        "j.jpg": "the file cannot be read (No such file or directory)",
+        "k.png": "the file has 2147483648 bytes, above the limit of 1073741824 for one image",
+    }  # fmt: skip
+    assert [bool(row["predicted"]) for row in rows] == [not row["error"] for row in rows]
+    counts = {name: result.metrics[name] for name in ("images", "answered", "unreadable", "ignored")}
+    assert counts == {"images": 11, "answered": 5, "unreadable": 6, "ignored": 2}
+    assert not [record for record in caplog.records if "films" in record.getMessage()]
+
+
+def test_any_fault_of_a_decoder_concerns_one_image(tmp_path, monkeypatch):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        Image.new("L", (40, 40)).save(file)
+    decode, sizes = images.decode_square, iter([None, 1])
+
+    def fail_first(data, **options):
+        if next(sizes) is None:
+            raise MemoryError("not enough for /films/a.png")
+        return decode(data, **options)
+
+    monkeypatch.setattr(images, "decode_square", fail_first)
+
+    [batch] = ImageFiles(tuple(map(str, files))).batches(batch_size=2, image_size=32, loader_workers=0)
+
+    assert batch.errors == ("its pixels cannot be decoded (MemoryError)", None)
+    assert batch.pixels.shape == (1, 3, 32, 32)
+
+
+def test_samples_are_drawn_from_the_images_of_a_folder_and_not_from_other_files(tmp_path):
+    Image.new("L", (40, 40), 7).save(tmp_path / "film.webp", lossless=True)
+    for number in range(40):
+        (tmp_path / f"notes-{number}.txt").write_text("no image")
+
+    samples = sample_images(str(tmp_path), Settings(storage=tmp_path), {}, image_size=32)
+
+    assert samples.shape == (1, 3, 32, 32)
+    assert (samples == 7).all()
+
+
+def test_a_run_without_readable_images_fails_and_keeps_the_table_of_reasons(tmp_path, model):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing of the kind")
 
-    with pytest.raises(TrainerError, match="none of the 1 images could be read; the table says why of each"):
+    with pytest.raises(TrainerError, match="none of the 1 images could be read; the table has the reason for each"):
         predicted(tmp_path, model, broken)
 
     assert "no readable JPEG" in (tmp_path / "runs" / "predict" / "predictions.csv").read_text()
 
 
-def test_the_table_is_copied_to_where_it_is_wanted(tmp_path, model, digits):
-    wanted = tmp_path / "here.csv"
+def test_the_table_is_copied_to_the_output_path(tmp_path, model, digits):
+    output = tmp_path / "here.csv"
 
-    predicted(tmp_path, model, digits / "1", output=str(wanted))
+    predicted(tmp_path, model, digits / "1", output=str(output))
 
-    assert wanted.read_bytes() == (tmp_path / "runs" / "predict" / "predictions.csv").read_bytes()
+    assert output.read_bytes() == (tmp_path / "runs" / "predict" / "predictions.csv").read_bytes()
 
 
-def test_an_output_that_cannot_be_written_names_where_the_table_is(tmp_path, model, digits):
+def test_an_output_that_cannot_be_written_names_the_path_of_the_table(tmp_path, model, digits):
     with pytest.raises(StorageError, match=r"absent/x.csv cannot be written .* the result is in .*predictions.csv"):
         predicted(tmp_path, model, digits / "1", output=str(tmp_path / "absent" / "x.csv"))
 
@@ -142,27 +220,27 @@ def test_colour_and_gray_files_of_one_folder_go_through_one_batch(tmp_path, mode
     ("given", "error"),
     [
         ("absent", "absent does not exist; give image files"),
-        ("empty", "empty holds no JPEG, PNG, BMP, TIFF, WebP"),
+        ("empty", "empty has no files except 0 ignored system files; give a folder with images"),
     ],
 )
-def test_what_holds_no_image_is_refused(tmp_path, given, error):
+def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path, given, error):
     (tmp_path / "empty").mkdir()
 
     with pytest.raises(SpecError, match=error):
         image_sources((str(tmp_path / given),))
 
 
-def test_a_split_that_is_not_there_is_refused(digits_shards):
+def test_a_missing_split_is_refused(digits_shards):
     with pytest.raises(SpecError, match="has no split 'night'; it has train, valid, test"):
         image_sources((str(digits_shards),), "night")
 
 
-def test_a_model_that_is_none_is_refused(tmp_path, digits):
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path, digits):
     with pytest.raises(CheckpointError, match="is not a published model"):
         predicted(tmp_path, tmp_path / "nothing", digits)
 
 
-def test_a_run_that_is_asked_to_stop_leaves_no_half_table(tmp_path, model, digits):
+def test_a_stopped_run_leaves_no_partial_table(tmp_path, model, digits):
     spec = build(PredictSpec, model=str(model), images=(str(digits),), batch_size=1)
     paths = new_run(tmp_path, spec)
     write_json(paths.stop, {"reason": "cancel", "attempt": None})
@@ -182,7 +260,7 @@ def test_loader_workers_keep_the_order(digits):
     assert sum(len(chunk.pixels) for chunk in batches) == len(files)
 
 
-def test_ten_thousand_images_are_read_without_growing_memory(tmp_path):
+def test_reading_ten_thousand_images_does_not_grow_memory(tmp_path):
     picture = tmp_path / "one.png"
     Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(picture)
     many = ImageFiles((str(picture),) * 10_000).batches(batch_size=64, image_size=64, loader_workers=0)
@@ -196,7 +274,7 @@ def test_ten_thousand_images_are_read_without_growing_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB; the pixels alone are 120 MB
 
 
-def test_a_table_that_breaks_off_is_not_there(tmp_path):
+def test_a_failed_write_leaves_no_table(tmp_path):
     def half():
         with open_prediction_table(tmp_path / "x.csv", ("a", "b")) as write:
             write(PredictionRow(file="1", predicted="a", decision="a", probabilities=(1.0, 0.0)))
@@ -208,14 +286,14 @@ def test_a_table_that_breaks_off_is_not_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_of_no_rows_is_valid_json(tmp_path):
+def test_a_table_without_rows_is_valid_json(tmp_path):
     with open_prediction_table(tmp_path / "x.json", ("a", "b")):
         pass
 
     assert json.loads((tmp_path / "x.json").read_text()) == []
 
 
-def test_a_file_name_that_is_no_text_still_has_its_row(tmp_path):
+def test_a_file_name_that_is_not_utf_8_has_its_row(tmp_path):
     with open_prediction_table(tmp_path / "x.csv", ("a",)) as write:
         write(PredictionRow(file="film-\udcff.png", error="it cannot be read"))
 

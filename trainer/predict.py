@@ -1,5 +1,6 @@
 """`predict`: a table with a published model's prediction for each image."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from trainer.inference.prediction_table import PredictionRow, open_prediction_ta
 from trainer.inference.predictor import Predictor
 from trainer.result import RunResult
 from trainer.specs import PredictSpec
+
+logger = logging.getLogger(__name__)
 
 
 def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
@@ -50,15 +53,15 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
     attempt.lease.check()
-    table, called = attempt.paths.predicted(spec.form), Counter[str]()
+    table, decisions = attempt.paths.predicted(spec.form), Counter[str]()
     try:
         with open_prediction_table(table, predictor.config.classes) as write:
             for row in _rows(context, parts, predictor):
-                called[row.decision or ""] += 1
+                decisions[row.decision or ""] += 1
                 write(row)
     except OSError as error:
         raise StorageError(f"{table} cannot be written ({error.strerror}); free space there and retry") from error
-    return _outcome(called, predictor)
+    return _outcome(decisions, predictor, ignored=sum(part.ignored for part in parts))
 
 
 def _rows(
@@ -66,36 +69,40 @@ def _rows(
 ) -> Iterator[PredictionRow]:
     batch_size, image_size = context.spec.batch_size, predictor.config.image_size
     for part in parts:
-        for chunk in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
-            yield from rows_of(chunk, predictor)
-            context.progress.add(len(chunk.files))
+        for batch in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
+            yield from rows_of(batch, predictor)
+            context.progress.add(len(batch.files))
             if reason := context.stop.reason():
                 raise Stopped(f"stopped ({reason}); predict starts from the beginning when it is resumed")
 
 
-def rows_of(chunk: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
+def rows_of(batch: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
     """Yield a row for each image of a batch, in order."""
     classes = predictor.config.classes
-    probabilities = predictor.probabilities(chunk.pixels)
+    probabilities = predictor.probabilities(batch.pixels)
     found = iter(zip(probabilities, probabilities.argmax(axis=1), predictor.decisions(probabilities), strict=True))
-    for file, error in zip(chunk.files, chunk.errors, strict=True):
+    for file, error in zip(batch.files, batch.errors, strict=True):
         if error is not None:
             yield PredictionRow(file=file, error=error)
             continue
-        values, likeliest, decided = next(found)
+        values, most_probable, decision = next(found)
         yield PredictionRow(
             file=file,
-            predicted=classes[likeliest],
-            decision=classes[decided],
+            predicted=classes[most_probable],
+            decision=classes[decision],
             probabilities=tuple(values.tolist()),
         )
 
 
-def _outcome(called: Counter[str], predictor: Predictor) -> dict[str, Any]:
-    failed, n = called.pop("", 0), called.total()
-    if failed and not n:
-        raise TrainerError(f"none of the {failed} images could be read; the table says why of each")
+def _outcome(decisions: Counter[str], predictor: Predictor, *, ignored: int) -> dict[str, Any]:
+    """Return the counts: `images` are `answered` and `unreadable`; `ignored` system files have no row."""
+    unreadable, answered = decisions.pop("", 0), decisions.total()
+    counts = {"images": answered + unreadable, "answered": answered, "unreadable": unreadable, "ignored": ignored}
+    logger.info("predict: %s", ", ".join(f"{count} {name}" for name, count in counts.items()))
+    if unreadable and not answered:
+        raise TrainerError(f"none of the {unreadable} images could be read; the table has the reason for each")
     calibration, classes = predictor.calibration, predictor.config.classes
-    metrics = {"n": n, "errors": failed, "classes": list(classes), "called": {c: called[c] for c in classes}}
+    called = {name: decisions[name] for name in classes}
+    metrics = {"n": answered, "errors": unreadable, **counts, "classes": list(classes), "called": called}
     details = calibration.model_dump(include={"positive", "threshold", "temperature"})
     return {"metrics": metrics, "details": details}

@@ -67,16 +67,6 @@ def read_tree(root: Path) -> FileTree:
     return tree
 
 
-def files_below(root: Path) -> Iterator[str]:
-    """Yield the path of every file below a folder, without hidden ones and those of operating systems.
-
-    Raises:
-        SourceError: A folder cannot be read, or a link leads back to a folder that contains it.
-    """
-    for folder, _, names in _walk(root):
-        yield from (os.path.join(folder, name) for name in names)  # noqa: PTH118
-
-
 def join(folder: str, name: str) -> str:
     """Return the path of an entry of a folder."""
     return f"{folder}/{name}" if folder else name

@@ -1,4 +1,4 @@
-"""Images as people give them: files, folders, shards. Read in order and in batches, however many there are."""
+"""Images given as files, folders or shards, read in order and in batches."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,23 +18,24 @@ from cluster.settings import Settings
 from data_shards.errors import BadImage, ShardError
 from data_shards.index import INDEX_NAME, read_index
 from data_shards.locations import local_folder
-from data_shards.pack.file_tree import files_below
-from data_shards.pixels import FORMAT_NAMES, decode_square, is_image_file, read_image_file
+from data_shards.pixels import SNIFFED_BYTES, Pixels, decode_square, is_image_file, read_image_file, sniff_format
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_samples
+from trainer.data.folder_scan import scan_folder
 from trainer.errors import SpecError
 
 PREFETCH_BATCHES = 2  # per loader worker
+DICOM_ERROR = "DICOM is not supported; convert it to PNG"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Some images in order.
+    """A batch of images in order.
 
     Attributes:
-        files: Name of each.
-        errors: Why it could not be read, None where it could.
-        pixels: (B, C, S, S) uint8 of those that could, in the same order.
+        files: File name of each image.
+        errors: Why an image could not be read; None for a readable image.
+        pixels: (B, C, S, S) uint8 of the readable images, in the same order.
     """
 
     files: tuple[str, ...]
@@ -44,15 +45,20 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files, by path."""
+    """Files by path, whether they are images or not.
+
+    Attributes:
+        ignored: Number of system files and hidden files that were left out.
+    """
 
     paths: tuple[str, ...]
+    ignored: int = 0
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
-        """Yield the images; one that cannot be read yields its error in its place."""
+        """Yield the images; a file that cannot be read has an error instead of pixels."""
         yield from DataLoader(
             _DecodeDataset(self.paths, batch_size, image_size),
             batch_size=None,
@@ -71,11 +77,16 @@ class ShardSplit:
     def __len__(self) -> int:
         return read_index(self.location).samples_in(self.split)
 
+    @property
+    def ignored(self) -> int:
+        """Number of files that were left out: none."""
+        return 0
+
     def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
-        """Yield the samples by the names of the files they were packed from.
+        """Yield the samples with the names of the files that they were packed from.
 
         Raises:
-            DamagedShard: A shard or a sample is not what the index says.
+            DamagedShard: A shard or a sample differs from the index.
         """
         index = read_index(self.location)
         plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
@@ -87,11 +98,11 @@ ImageSource: TypeAlias = ImageFiles | ShardSplit
 
 
 def image_sources(images: tuple[str, ...], split: str | None = None) -> tuple[ImageSource, ...]:
-    """Return what the given files, folders and shards hold, in their order; folders by name.
+    """Return the images of the given files, folders and shards in the given order; within a folder in order of name.
 
     Raises:
-        SpecError: One does not exist, holds no image, or has no such split.
-        BadIndex, SourceError: An index is damaged, or a URL of a kind that is not allowed.
+        SpecError: A path does not exist, a folder is empty, or shards have no such split.
+        BadIndex, SourceError: An index is damaged, or a URL has a scheme that is not allowed.
     """
     return tuple(part for given in images for part in _parts(given, split))
 
@@ -101,7 +112,7 @@ def _parts(given: str, split: str | None) -> tuple[ImageSource, ...]:
     if folder is None or (folder / INDEX_NAME).is_file():
         return _splits(given, split)
     if folder.is_dir():
-        return (ImageFiles(_files_below(folder)),)
+        return (_files_below(folder),)
     if not folder.exists():
         raise SpecError(f"{given} does not exist; give image files, folders of images, or shards")
     return (ImageFiles((str(folder),)),)
@@ -114,15 +125,15 @@ def _splits(location: str, split: str | None) -> tuple[ShardSplit, ...]:
     return tuple(ShardSplit(location, name) for name in ((split,) if split else found))
 
 
-def _files_below(folder: Path) -> tuple[str, ...]:
-    found = [name for name in files_below(folder) if is_image_file(name)]
-    if not found:
-        raise SpecError(f"{folder} holds no {FORMAT_NAMES} image")
-    return tuple(sorted(found))
+def _files_below(folder: Path) -> ImageFiles:
+    scan = scan_folder(folder)
+    if not scan.paths:
+        raise SpecError(f"{folder} has no files except {scan.ignored} ignored system files; give a folder with images")
+    return ImageFiles(scan.paths, scan.ignored)
 
 
 class _DecodeDataset(Dataset[Any]):
-    """Turns a stretch of paths into a chunk, in a loader worker."""
+    """Reads and decodes batches of files, in a loader worker."""
 
     def __init__(self, paths: tuple[str, ...], batch_size: int, image_size: int) -> None:
         self.paths, self.batch_size, self.image_size = np.array(paths, dtype=np.str_), batch_size, image_size
@@ -143,49 +154,63 @@ class _DecodeDataset(Dataset[Any]):
             pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, 3, side, side), dtype=torch.uint8),
         )
 
-    def _read(self, file: str) -> Any:
-        """Return the pixels (3, S, S) uint8 of a file, or why there are none; gray images get three equal channels."""
+    def _read(self, file: str) -> Pixels | str:
+        """Return the pixels (3, S, S) uint8 of a file, or the reason why it has none; gray images are repeated to RGB.
+
+        Any fault of a decoder concerns one file only. The reason contains no file name.
+        """
         try:
-            return decode_square(read_image_file(file), size=self.image_size, color="RGB")
-        except (BadImage, ShardError) as error:
+            data = read_image_file(file)
+            if sniff_format(data[:SNIFFED_BYTES]) == "DICOM":
+                return DICOM_ERROR
+            return decode_square(data, size=self.image_size, color="RGB")
+        except BadImage as error:
             return str(error)
+        except Exception as error:
+            return f"its pixels cannot be decoded ({type(error).__name__})"
 
 
 SAMPLES = 16
 
 
 def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, image_size: int) -> Tensor:
-    """Return up to `SAMPLES` images, (n, 3, S, S) uint8, evenly drawn from `given` or from the model's own data.
+    """Return up to `SAMPLES` images, (n, 3, S, S) uint8, evenly spaced in `given` or in the model's own data.
 
     Raises:
-        SpecError: There are none.
+        SpecError: There are no readable images.
     """
-    part = image_sources((given or _own_data(settings, manifest),))[-1]  # of shards the last split: test before train
-    pixels = _drawn(part, image_size)
+    part = image_sources((given or _training_shards(settings, manifest),))[
+        -1
+    ]  # the last split of shards, which is test if there is one
+    pixels = _sample(part, image_size)
     if not len(pixels):
-        raise SpecError(f"none of the images of {given} can be read; name others with --samples")
+        raise SpecError(f"no image in {given} can be read; give other images with --samples")
     return pixels.expand(-1, 3, -1, -1).contiguous()
 
 
-def _own_data(settings: Settings, manifest: Mapping[str, Any]) -> str:
+def _training_shards(settings: Settings, manifest: Mapping[str, Any]) -> str:
     """Return the shards of the run that published the model."""
     try:
         shards = str(read_json(RunPaths.of(settings.storage, str(manifest.get("run"))).spec)["shards"])
         read_index(shards)
     except (ClusterError, ShardError, KeyError) as error:
         raise SpecError(
-            "the data that the model was trained on are not here; name images or shards with --samples"
+            "the shards that the model was trained on do not exist here; give images or shards with --samples"
         ) from error
     return shards
 
 
-def _drawn(part: ImageSource, image_size: int) -> Tensor:
-    chosen = np.unique(np.linspace(0, len(part) - 1, SAMPLES).round().astype(int)).tolist()
+def _sample(part: ImageSource, image_size: int) -> Tensor:
     if isinstance(part, ImageFiles):
-        files = ImageFiles(tuple(part.paths[number] for number in chosen))
-        return torch.cat(
-            [chunk.pixels for chunk in files.batches(batch_size=SAMPLES, image_size=image_size, loader_workers=0)]
-        )
+        images = [path for path in part.paths if is_image_file(path)] or part.paths
+        files = ImageFiles(tuple(images[number] for number in _evenly_spaced(len(images))))
+        batches = files.batches(batch_size=SAMPLES, image_size=image_size, loader_workers=0)
+        return torch.cat([batch.pixels for batch in batches])
+    chosen = _evenly_spaced(len(part))
     index = read_index(part.location)
-    batches = read_samples(part.location, index, part.split, chosen, image_size=image_size)
-    return torch.cat([batch.images for batch in batches])
+    samples = read_samples(part.location, index, part.split, chosen, image_size=image_size)
+    return torch.cat([batch.images for batch in samples])
+
+
+def _evenly_spaced(count: int) -> list[int]:
+    return [int(number) for number in np.unique(np.linspace(0, count - 1, SAMPLES).round())]
