@@ -14,7 +14,7 @@ from jobs.cli.text_table import Column, output_width, table_text
 from jobs.prometheus import serve
 from jobs.queue.connection import connect
 from jobs.queue.job_worker import DRAIN_SECONDS, work
-from jobs.queue.worker_list import WorkerRecord, live_workers
+from jobs.queue.worker_list import WorkerRecord, find_workers
 from jobs.queue.worker_list import drain as drain_workers
 from jobs.runs.request import PRIORITIES
 
@@ -76,7 +76,9 @@ def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limit
 def list_workers(as_json: bool) -> None:
     """List the job workers that are alive."""
     with connect(Settings.read()) as connection:
-        found = live_workers(connection)
+        found, skipped = find_workers(connection)
+    if skipped:
+        click.echo(f"skipped {skipped} entries of RQ's set of workers that are not Nightshift's", err=True)
     if as_json:
         click.echo(json.dumps([vars(each) for each in found], indent=2))
         return

@@ -1,16 +1,22 @@
 """The job workers that serve the queues, as Redis lists them."""
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 
+import redis
 import rq
 from redis import Redis
 from rq.command import send_shutdown_command
 from rq.serializers import JSONSerializer
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from jobs.errors import Refused
 from jobs.queue.entries import RunEntry
-from jobs.queue.queues import PREFIX, RunQueue
+from jobs.queue.queues import PREFIX, RunQueue, queue_names
+
+log = logging.getLogger("nightshift.worker_list")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +41,46 @@ class WorkerRecord:
 
 
 def live_workers(connection: Redis) -> list[WorkerRecord]:
-    """Return the job workers whose keys in Redis have not expired, by name."""
-    workers = rq.Worker.all(connection, job_class=RunEntry, queue_class=RunQueue, serializer=JSONSerializer)
-    return sorted((_record(worker) for worker in workers), key=lambda record: record.name)
+    """Return the job workers whose keys in Redis have not expired, by name.
+
+    Workers of other applications that share the Redis, and malformed entries in RQ's sets, are skipped.
+    """
+    return find_workers(connection)[0]
+
+
+def find_workers(connection: Redis) -> tuple[list[WorkerRecord], int]:
+    """Return the live job workers by name, and the number of malformed or foreign entries among our queues' workers."""
+    found, skipped = [], 0
+    for key in sorted(_worker_keys(connection)):
+        try:
+            worker = rq.Worker.find_by_key(
+                key, connection, job_class=RunEntry, queue_class=RunQueue, serializer=JSONSerializer
+            )
+            if worker is None:  # its key has expired
+                continue
+            is_ours = bool(worker.queue_names()) and set(worker.queue_names()) <= set(queue_names())
+            record = _record(worker)
+        except (redis.ConnectionError, redis.TimeoutError):
+            raise
+        except Exception as error:  # RQ's parsing can raise anything on a hash that RQ did not write
+            log.debug("%r in RQ's set of workers is skipped: %s", key, error)
+            skipped += 1
+            continue
+        if is_ours:
+            found.append(record)
+        else:
+            skipped += 1
+    return sorted(found, key=lambda record: record.name), skipped
+
+
+def _worker_keys(connection: Redis) -> set[str]:
+    """Return the worker keys that RQ keeps for our queues, not those of other applications' queues."""
+    keys: set[str] = set()
+    for name in queue_names():
+        with contextlib.suppress(redis.ResponseError):  # the key holds another type
+            members = connection.smembers(WORKERS_BY_QUEUE_KEY % name)
+            keys |= {str(member, errors="replace") if isinstance(member, bytes) else member for member in members}
+    return keys
 
 
 def drain(connection: Redis, name: str | None) -> list[str]:
