@@ -18,6 +18,7 @@ from cluster.errors import StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
+_JSON_TYPES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 
 
 @contextmanager
@@ -109,6 +110,26 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise StorageError(f"{path} cannot be read: its JSON is nested too deeply") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        StorageError: The file is absent, unreadable, not JSON, or holds another JSON value than an object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} is damaged: it holds {_JSON_TYPES.get(type(value), 'a number')}, not an object")
+    return value
+
+
+def is_damage(error: StorageError) -> bool:
+    """Whether an error of reading a file means that its content is damaged or missing, not that the storage is away."""
+    cause = error.__cause__
+    return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -133,7 +154,7 @@ def read_lines(path: Path) -> Iterator[Any]:
         for line in file:
             try:
                 yield json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
 
 

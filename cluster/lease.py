@@ -6,6 +6,7 @@ they watch, measured with their own monotonic clock: the wall clocks of the mach
 """
 
 import json
+import math
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import LeaseLost, StorageError
-from cluster.files import is_full, read_json, write_json
+from cluster.files import is_full, read_json_object, write_json
 from cluster.run_paths import RunPaths
 
 HEARTBEAT_SECONDS = 5.0
@@ -24,7 +25,7 @@ DEAD_AFTER_SECONDS = 30.0  # six missed heartbeats: longer than a typical stall 
 
 def latest_attempt(paths: RunPaths) -> int:
     """Return the highest attempt number that was claimed, 0 if none was."""
-    numbers = [int(file.stem) for file in paths.attempts.glob("*.json") if file.stem.isdigit()]
+    numbers = [int(file.stem) for file in paths.attempts.glob("*.json") if file.stem.isdecimal()]
     return max(numbers, default=0)
 
 
@@ -140,19 +141,22 @@ def _revocation(paths: RunPaths, attempt: int) -> Path:
     return paths.attempts / f"{attempt}.revoked"
 
 
-def heartbeat_of(paths: RunPaths) -> tuple[int, Any]:
-    """Return the number of the newest attempt and its heartbeat counter, or None if it has none."""
+def heartbeat_of(paths: RunPaths) -> tuple[int, int | float | str | None]:
+    """Return the newest attempt's number and its last heartbeat, None if there is none or its file is damaged."""
     attempt = latest_attempt(paths)
     try:
-        return attempt, read_json(paths.attempts / f"{attempt}.json").get("beat")
+        beat = read_json_object(paths.attempts / f"{attempt}.json").get("beat")
     except StorageError:
         return attempt, None
+    if isinstance(beat, float) and not math.isfinite(beat):  # NaN differs from itself: it would look alive for ever
+        return attempt, None
+    return attempt, beat if isinstance(beat, int | float | str) else None
 
 
 def heartbeat_is_ours(paths: RunPaths, attempt: int) -> bool:
     """Return whether this process wrote the last heartbeat of an attempt."""
     try:
-        last = read_json(paths.attempts / f"{attempt}.json")
+        last = read_json_object(paths.attempts / f"{attempt}.json")
     except StorageError:
         return False
     return bool(last.get("pid") == os.getpid() and last.get("host") == socket.gethostname())

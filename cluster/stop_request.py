@@ -48,6 +48,8 @@ class StopRequest:
             return None
         if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
             return None
+        if seconds is not None and not 0 <= seconds < float("inf"):  # NaN fails it
+            return None
         return cls(reason, attempt, now=value.get("now") is True, seconds=seconds)
 
     def to_json(self) -> dict[str, Any]:

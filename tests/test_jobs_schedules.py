@@ -124,7 +124,7 @@ def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str,
     ("cron", "options", "request_", "says"),
     [
         ("0 0 30 2 *", {}, {}, "has a date that never occurs"),
-        (EVERY_MINUTE, {"until": "2099-01-01T07:00:00Z"}, {}, "--until is one moment"),
+        (EVERY_MINUTE, {"until": "2099-01-01T07:00:00Z"}, {}, "--until is a single time"),
         (EVERY_MINUTE, {}, {"notify": "http://nowhere.example/x"}, "may not send to nowhere.example"),
     ],
 )

@@ -13,7 +13,8 @@ from jobs.runs import state as run_state
 @command(example="nightshift delete train-20261123-203000-a1b2c3 --yes")
 @run_argument("run", metavar="ID")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
-def delete(run: str, yes: bool) -> None:
+@click.option("--force", is_flag=True, help="Delete a damaged run too.")
+def delete(run: str, yes: bool, force: bool) -> None:
     """Delete a run that has ended, and its files, after asking.
 
     ID is a run id, a unique prefix of one, or a run's name.
@@ -23,5 +24,5 @@ def delete(run: str, yes: bool) -> None:
     actions.require_ended(run_state.read_state(paths))
     if not yes and not click.confirm(f"Delete {paths.run_id} and its files?", err=True):
         raise Refused("nothing was deleted; answer y, or give --yes")
-    actions.delete(paths)
+    actions.delete(paths, force=force)
     click.echo(f"{paths.run_id} is deleted", err=True)

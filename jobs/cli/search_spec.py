@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from cluster.files import read_json
+from cluster.files import read_json_object
 from cluster.settings import Settings
 from cluster.windows import TimeWindow
 from jobs.cli.options import default
@@ -75,7 +75,7 @@ def _extended(settings: Settings, shards: str | None, given: dict[str, Any], typ
     configs = [trial.config for trial in table_of(paths).reported]
     if not run_state.read_state(paths).has_ended:
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")
-    before = {name: value for name, value in read_json(paths.spec).items() if name != "kind"}
+    before = {name: value for name, value in read_json_object(paths.spec).items() if name != "kind"}
     _refuse_other_conditions(paths.run_id, shards, given, before, typed)
     total = _total_trials(paths.run_id, given["trials"], len(configs), is_typed="trials" in typed)
     changed = _with_space({name: given[name] for name in typed}, SEARCHABLE & typed)

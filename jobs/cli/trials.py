@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cluster.errors import StorageError
-from cluster.files import read_json, read_lines
+from cluster.files import read_json_object, read_lines
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
@@ -61,14 +61,14 @@ def best(search_id: str, as_json: bool) -> None:
     metric, published = table_of(paths).metric, published_best(paths)
     if published is None:
         raise Refused(f"{paths.run_id} has published no model yet; `nightshift trials {paths.run_id}` shows its trials")
-    result = read_json(paths.result) if paths.result.exists() else None
+    result = read_json_object(paths.result) if paths.result.exists() else None
     found = {
         "search": paths.run_id,
         **{name: published[name] for name in ("trial", "epoch", "config")},
         "metric": {"name": metric, "value": published["value"]},
         "refit": published.get("refit"),
         "checkpoint": str(paths.best),
-        "result": None if result is None else result["metrics"],
+        "result": None if result is None else result.get("metrics"),
     }
     click.echo(json.dumps(found, indent=2) if as_json else _best_as_text(found))
 
@@ -79,7 +79,7 @@ def table_of(paths: RunPaths) -> TrialTable:
     Raises:
         Refused: The run is not a search.
     """
-    spec = read_json(paths.spec)
+    spec = read_json_object(paths.spec)
     if spec.get("kind") != "search":
         raise Refused(
             f"{paths.run_id} is a {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
@@ -96,7 +96,7 @@ def rows_of(paths: RunPaths) -> list[dict[str, Any]]:
 def published_best(paths: RunPaths) -> dict[str, Any] | None:
     """Return the manifest of the published model, None if no model is published."""
     try:
-        return dict(read_json(paths.best / MANIFEST_FILE))
+        return dict(read_json_object(paths.best / MANIFEST_FILE))
     except StorageError:
         return None
 

@@ -4,6 +4,7 @@ import time
 
 import redis
 
+from cluster.files import locked
 from cluster.lease import heartbeat_of
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -59,12 +60,21 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
     return state
 
 
-def delete(paths: RunPaths) -> None:
+def delete(paths: RunPaths, *, force: bool = False) -> None:
     """Delete a run that has ended, with its name and its files.
+
+    Args:
+        paths: The run's files.
+        force: Delete a damaged run too; an attempt of it that is still running can publish nothing afterwards.
 
     Raises:
         Refused: It has not ended.
+        StorageError: Its `state.json` is damaged.
     """
+    if force and run_state.is_damaged(paths):
+        with locked(paths.lock):
+            run_state.remove(paths)
+        return
     with changing(paths) as state:
         require_ended(state)
         run_state.remove(paths)

@@ -27,7 +27,7 @@ from redis.retry import Retry
 
 from cluster import guard
 from cluster.errors import StorageError
-from cluster.files import locked, read_json, write_json, write_text
+from cluster.files import locked, read_json_object, write_json, write_text
 from jobs.errors import QueueUnreachable
 
 START_SECONDS = 30.0
@@ -102,7 +102,7 @@ def running(storage: Path) -> EmbeddedRedis | None:
     url_file, host_file = storage / "redis" / "url", storage / "redis" / "host.json"
     if not url_file.exists() or not host_file.exists():
         return None
-    url, host = url_file.read_text().strip(), str(read_json(host_file)["host"])
+    url, host = url_file.read_text().strip(), read_json_object(host_file).get("host")
     if host != socket.gethostname() and not Path(unquote(urlsplit(url).path)).exists():
         raise QueueUnreachable(
             f"the embedded Redis of {storage} was started on {host}; set NIGHTSHIFT_REDIS_URL to one that all machines "
@@ -121,9 +121,9 @@ def claim_shutdown(storage: Path) -> bool:
     """Make this process the one that stops the server, unless another live process is; return whether it is."""
     host_file = storage / "redis" / "host.json"
     with locked(storage / "redis" / ".lock"):
-        known = read_json(host_file)
+        known = read_json_object(host_file)
         owner = known.get("owner")
-        if owner and owner != os.getpid() and _is_alive(int(owner)):
+        if isinstance(owner, int) and owner not in (0, os.getpid()) and _is_alive(owner):
             return False
         write_json(host_file, {**known, "owner": os.getpid()})
     return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from cluster.errors import StorageError, UnknownRun
+from cluster.errors import ClusterError, UnknownRun
 from cluster.launch import THIS_MACHINE
 from cluster.lease import heartbeat_of
 from cluster.run_paths import RUN_ID, RunPaths
@@ -138,8 +138,12 @@ def _reconcile_run(
     except UnknownRun:
         run_state.forget_unpublished_draft(paths)
         memory.forget(paths.run_id)
-    except (StorageError, OSError) as error:
+    except (ClusterError, OSError) as error:
         memory.warn_once(paths.run_id, str(error))
+    except redis.RedisError:
+        raise
+    except Exception as error:  # whatever is wrong with one run, the others are reconciled
+        memory.warn_once(paths.run_id, f"{type(error).__name__}: {error}")
     return repairs
 
 

@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from croniter import croniter
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from cluster.errors import ClusterError, StorageError
+from cluster.errors import ClusterError, SettingsError, StorageError
 from cluster.files import locked, read_json, write_json
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.errors import InvalidOption, JobError, NameTaken, Refused
 from jobs.queue.submit import submit
+from jobs.runs import names
 from jobs.runs.names import NAME
 from jobs.runs.request import JobRequest
 from jobs.runs.webhook_outbox import refuse_address
@@ -24,6 +26,8 @@ from trainer.errors import TrainerError
 from trainer.specs import Spec, read_spec
 
 log = logging.getLogger("nightshift.schedules")
+
+_warned: dict[Path, str] = {}  # the last warning about each damaged file, so that it is logged once
 
 
 class Schedule(BaseModel):
@@ -43,6 +47,13 @@ class Schedule(BaseModel):
     request: JobRequest
     served: datetime
     last_run: str | None = None
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_is_valid(cls, cron: str) -> str:
+        if not _is_cron(cron):
+            raise ValueError(f"cron line {cron!r} is not valid")
+        return cron
 
     def due_at(self) -> datetime:
         """Return the first time that is not served.
@@ -66,7 +77,7 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
     """
     if not NAME.fullmatch(name):
         raise InvalidOption(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
-    if not croniter.is_valid(cron) or len(cron.split()) != 5:  # noqa: PLR2004, the fields of cron
+    if not _is_cron(cron):
         raise InvalidOption(
             f"cron line {cron!r} is not valid; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'"
         )
@@ -82,12 +93,12 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
     except ValueError as error:  # 30 February
         raise InvalidOption(f"cron line {cron!r} has a date that never occurs; correct its day and month") from error
     folder = _folder(settings, name)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        raise Refused(f"schedule {name!r} exists; remove it first") from error
-    write_json(folder / "spec.json", spec.to_json())
-    _write(folder, schedule)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        if (folder / "schedule.json").exists():  # without it, a process died here before it stored the schedule
+            raise Refused(f"schedule {name!r} exists; remove it first")
+        write_json(folder / "spec.json", spec.to_json())
+        _write(folder, schedule)
     return schedule
 
 
@@ -107,9 +118,11 @@ def schedules(settings: Settings) -> list[Schedule]:
     found = []
     for file in sorted((settings.storage / "schedules").glob("*/schedule.json")):
         try:
-            found.append(Schedule.model_validate(read_json(file)))
-        except (StorageError, ValidationError) as error:
-            log.warning("%s is skipped: %s", file, error)
+            found.append(_read(file.parent))
+        except StorageError as error:
+            if _warned.get(file) != str(error):
+                _warned[file] = str(error)
+                log.warning("schedule %s is skipped: %s", file.parent.name, error)
     return found
 
 
@@ -127,7 +140,7 @@ def submit_due(settings: Settings) -> list[str]:
 def _serve(settings: Settings, name: str) -> str | None:
     folder = _folder(settings, name)
     with locked(folder / ".lock"):
-        schedule = Schedule.model_validate(read_json(folder / "schedule.json"))
+        schedule = _read(folder)
         here = datetime.now().astimezone()
         if schedule.due_at() > here:
             return None
@@ -136,10 +149,36 @@ def _serve(settings: Settings, name: str) -> str | None:
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), request)
         except NameTaken as error:
+            owner = names.run_of(settings.storage, str(request.name))
+            if owner is None or not RunPaths.of(settings.storage, owner).folder.is_dir():
+                return None  # somebody is submitting a run of that name: the next call sees whether it was published
             log.warning("schedule %s: %s", name, error)  # another reconciler submitted it and died before recording it
-            run_id = schedule.last_run or ""
-        _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id or None}))
-        return run_id or None
+            run_id = owner
+        _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id}))
+        return run_id
+
+
+def _is_cron(cron: str) -> bool:
+    return len(cron.split()) == 5 and croniter.is_valid(cron)  # noqa: PLR2004, the fields of cron
+
+
+def _read(folder: Path) -> Schedule:
+    """Return the schedule in a folder.
+
+    Raises:
+        StorageError: Its `schedule.json` is damaged.
+    """
+    file = folder / "schedule.json"
+    try:
+        schedule = Schedule.model_validate(read_json(file))
+        if schedule.name != folder.name:
+            raise StorageError(f"{file} is damaged: it belongs to {schedule.name!r}")
+        schedule.due_at()
+    except ValidationError as error:
+        raise StorageError(f"{file} is damaged: {error.errors()[0]['msg']}") from error
+    except (SettingsError, ValueError, OverflowError, OSError) as error:
+        raise StorageError(f"{file} is damaged: {error}") from error
+    return schedule
 
 
 def _wall_clock(moment: datetime) -> datetime:

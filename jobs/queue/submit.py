@@ -9,7 +9,7 @@ from pathlib import Path
 import redis
 
 from cluster.errors import StorageError
-from cluster.files import write_json
+from cluster.files import locked, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.errors import QueueUnreachable
@@ -17,6 +17,7 @@ from jobs.queue.connection import connect
 from jobs.queue.queues import enqueue
 from jobs.runs import names
 from jobs.runs import state as run_state
+from jobs.runs.drafts import draft_of
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState
 from jobs.runs.waits import start_blocker
@@ -82,18 +83,19 @@ def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
 
 def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, state: RunState) -> None:
     """Write the run's folder as a draft and rename it into place, so that a run exists completely or not at all."""
-    draft = RunPaths(paths.folder.with_name(f".new-{paths.run_id}"))
+    draft = draft_of(paths)
     try:
         draft.folder.mkdir()
-        write_json(draft.spec, spec.to_json())
-        write_json(draft.job, request.to_json())
-        if request.name:
-            names.claim(storage, request.name, paths.run_id)
-        marker = run_state.pending_marker(paths)
-        marker.parent.mkdir(exist_ok=True)
-        marker.touch()
-        write_json(draft.state, state.with_changes(changed=state.created).to_json())
-        draft.folder.rename(paths.folder)
+        with locked(draft.lock):  # until the rename: a lock that is free means that this process has died
+            write_json(draft.spec, spec.to_json())
+            write_json(draft.job, request.to_json())
+            if request.name:
+                names.claim(storage, request.name, paths.run_id)
+            marker = run_state.pending_marker(paths)
+            marker.parent.mkdir(exist_ok=True)
+            marker.touch()
+            write_json(draft.state, state.with_changes(changed=state.created).to_json())
+            draft.folder.rename(paths.folder)
     except OSError as error:
         _discard_draft(paths, draft)
         raise StorageError(f"{draft.folder} cannot be written: {error.strerror}; free some space") from error

@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost
+from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, StorageError
+from cluster.files import is_damage
 from cluster.launch import Launcher, LocalLauncher, RunningTrainer
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
@@ -88,7 +89,13 @@ class ClaimedRun:
 def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None:
     """Claim the next attempt of a queued run, or an unwatched running attempt; otherwise return None."""
     with changing(paths) as state:
-        request = read_request(paths)
+        try:
+            request = read_request(paths)
+        except StorageError as error:
+            if state.state != "queued" or not is_damage(error):
+                raise
+            write_state(paths, state.with_state("failed", str(error)))
+            return None
         if state.state == "running" and state.job_worker is None and state.place == place:
             write_state(paths, state.with_changes(job_worker=job_worker))
             return ClaimedRun(Lease.join(paths, state.attempt), request, already_running=True)

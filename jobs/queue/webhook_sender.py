@@ -9,6 +9,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
-from jobs.runs.webhook_outbox import refuse_address
+from jobs.runs.webhook_outbox import Message, refuse_address
 
 log = logging.getLogger("nightshift.webhook_sender")
 
@@ -40,14 +41,18 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
 
 def _try(settings: Settings, file: Path) -> bool:
     try:
-        message = read_json(file)
-    except StorageError:
-        return False  # another job worker has just sent it
-    if message["not_before"] > time.time():
+        message = Message.from_json(read_json(file))
+    except (StorageError, TypeError) as error:
+        if file.exists():  # otherwise another job worker has just sent it
+            log.warning("webhook %s is put aside as %s.damaged: %s", file.stem, file.name, error)
+            with contextlib.suppress(OSError):
+                file.rename(file.with_name(f"{file.name}.damaged"))
+        return False
+    if message.not_before > time.time():
         return False
     try:
-        refuse_address(settings, message["url"])
-        write_json(file, {**message, "not_before": time.time() + HELD_SECONDS})
+        refuse_address(settings, message.url)
+        write_json(file, replace(message, not_before=time.time() + HELD_SECONDS).to_json())
         _post(settings, message)
     except Refused as error:
         log.warning("webhook %s is dropped: %s", file.stem, error)
@@ -60,15 +65,15 @@ def _try(settings: Settings, file: Path) -> bool:
     return True
 
 
-def _postpone(file: Path, message: dict[str, Any], error: Exception) -> None:
-    tries = int(message["tries"]) + 1
+def _postpone(file: Path, message: Message, error: Exception) -> None:
+    tries = message.tries + 1
     if tries >= TRIES:
         log.warning("webhook %s is dropped after %d attempts: %s", file.stem, tries, error)
         file.unlink(missing_ok=True)
         return
     pause = FIRST_PAUSE_SECONDS * 2 ** (tries - 1)
     with contextlib.suppress(OSError):
-        write_json(file, {**message, "tries": tries, "not_before": time.time() + pause})
+        write_json(file, replace(message, tries=tries, not_before=time.time() + pause).to_json())
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -78,12 +83,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Return no request, so that the redirect counts as an error."""
 
 
-def _post(settings: Settings, message: dict[str, Any]) -> None:
-    body = json.dumps(message["body"], sort_keys=True).encode()
+def _post(settings: Settings, message: Message) -> None:
+    body = json.dumps(message.body, sort_keys=True).encode()
     timestamp = str(int(time.time()))
     headers = {"Content-Type": "application/json", "Nightshift-Timestamp": timestamp}
     if settings.webhook_secret:
         headers["Nightshift-Signature"] = signature(settings.webhook_secret, timestamp, body)
-    request = urllib.request.Request(message["url"], body, headers, method="POST")  # noqa: S310, checked above
+    request = urllib.request.Request(message.url, body, headers, method="POST")  # noqa: S310, checked above
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_SECONDS) as answer:
         answer.read(1)

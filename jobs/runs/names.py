@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
-from cluster.files import locked, read_json, write_json
+from cluster.errors import StorageError
+from cluster.files import locked, read_json_object, write_json
+from cluster.run_paths import RUN_ID, RunPaths
 from jobs.errors import NameTaken
+from jobs.runs.drafts import is_submitted_or_in_progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -20,7 +23,7 @@ def claim(storage: Path, name: str, run_id: str) -> None:
     with locked(folder / ".lock"):
         owner = run_of(storage, name)
         # A submitter that died between this claim and its run's publication left a name without a run.
-        if owner and any((storage / "runs" / place).is_dir() for place in (owner, f".new-{owner}")):
+        if owner and is_submitted_or_in_progress(RunPaths.of(storage, owner)):
             raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
         write_json(folder / f"{name}.json", {"id": run_id})
 
@@ -34,6 +37,20 @@ def free(storage: Path, name: str, run_id: str) -> None:
 
 
 def run_of(storage: Path, name: str) -> str | None:
-    """Return the id of the run that has a name, None if no run has it."""
+    """Return the id of the run that has a name, None if no run has it or the name's file is damaged."""
     file = storage / "names" / f"{name}.json"
-    return str(read_json(file)["id"]) if NAME.fullmatch(name) and file.is_file() else None
+    return _owner(file) if NAME.fullmatch(name) and file.is_file() else None
+
+
+def names_of(storage: Path, run_id: str) -> list[str]:
+    """Return the names of a run by looking through all names."""
+    folder = storage / "names"
+    return sorted(file.stem for file in folder.glob("*.json") if _owner(file) == run_id)
+
+
+def _owner(file: Path) -> str | None:
+    try:
+        run_id = read_json_object(file).get("id")
+    except StorageError:
+        return None
+    return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None

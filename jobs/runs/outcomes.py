@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cluster import guard
 from cluster.errors import LeaseLost, StorageError
 from cluster.exit_codes import ExitCode
-from cluster.files import read_json
+from cluster.files import is_damage, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
@@ -61,10 +61,16 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
 
 def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
     """Return what follows when the infrastructure ended an attempt: another attempt, or "lost" without retries left."""
-    request, state = read_request(paths), run_state.read_state(paths)
-    if state.losses < request.retries:
+    state = run_state.read_state(paths)
+    try:
+        retries = read_request(paths).retries
+    except StorageError as error:
+        if not is_damage(error):
+            raise
+        return Change("lost", f"{cause}; {error}", True)
+    if state.losses < retries:
         return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
-    return Change("lost", f"{cause}; {request.retries} retries are spent, `nightshift retry` tries again", True)
+    return Change("lost", f"{cause}; {retries} retries are spent, `nightshift retry` tries again", True)
 
 
 def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
@@ -126,16 +132,22 @@ def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
 def _metric(paths: RunPaths) -> tuple[str, float] | None:
     if not paths.result.exists():
         return None
-    metrics = read_json(paths.result).get("metrics") or {}
+    try:
+        metrics = read_json_object(paths.result).get("metrics")
+    except StorageError:
+        return None
+    if not isinstance(metrics, dict):
+        return None
     for name in ("auroc", "accuracy", "loss"):
-        if isinstance(metrics.get(name), int | float):
-            return name, float(metrics[name])
+        value = metrics.get(name)
+        if isinstance(value, int | float) and abs(value) < run_state.LARGEST_METRIC:
+            return name, float(value)
     return None
 
 
 def _error_line(paths: RunPaths, attempt: int) -> str | None:
     with contextlib.suppress(StorageError):
-        error = read_json(paths.error)
+        error = read_json_object(paths.error)
         if error.get("attempt") in (None, attempt):
             return " ".join(str(error.get("error", "")).split())
     return None

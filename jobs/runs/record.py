@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json, read_lines
+from cluster.files import read_json_object, read_lines
 from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, read_state
+
+LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
+PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +63,36 @@ def read_record(paths: RunPaths) -> JobRecord:
     state = read_state(paths)
     return JobRecord(
         state=state,
-        spec=_json_or(paths.spec, {}),
-        request=_json_or(paths.job, {}),
+        spec=_object(paths.spec) or {},
+        request=_object(paths.job) or {},
         progress=read_progress(paths),
-        metrics=list(read_lines(paths.metrics)),
-        result=_json_or(paths.result, None),
+        metrics=[line for line in read_lines(paths.metrics) if isinstance(line, dict)],
+        result=_result(paths),
         files=_files(paths.folder),
     )
 
 
 def read_progress(paths: RunPaths) -> dict[str, Any]:
     """Return the newest attempt's last progress report, an empty dict before the first."""
-    return dict(_json_or(paths.progress, {}))
+    progress = _object(paths.progress) or {}
+    return {name: value for name, value in progress.items() if name not in PROGRESS_NUMBERS or _is_number(value)}
 
 
-def _json_or(path: Path, default: Any) -> Any:
+def _object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object of a file, None if the file is absent or damaged."""
     try:
-        return read_json(path)
+        return read_json_object(path)
     except StorageError:
-        return default
+        return None
+
+
+def _result(paths: RunPaths) -> dict[str, Any] | None:
+    result = _object(paths.result)
+    return result if result is not None and isinstance(result.get("metrics"), dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
 def _files(folder: Path) -> dict[str, int]:

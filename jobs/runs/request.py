@@ -1,19 +1,20 @@
 """How and when a run should start: `job.json`, written once beside the spec."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cluster.errors import StorageError
+from cluster.errors import SettingsError, StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow
 from jobs.errors import InvalidOption
+from jobs.runs import state as run_state
 from jobs.runs.names import NAME
 from trainer.specs.base import one_line
 
-PRIORITIES = ("high", "normal", "low")
+PRIORITIES = run_state.PRIORITIES
 
 Priority = Literal["high", "normal", "low"]
 
@@ -55,7 +56,10 @@ class JobRequest(BaseModel):
     def _at_has_a_zone(cls, at: datetime | None) -> datetime | None:
         if at is not None and at.tzinfo is None:
             raise ValueError(f"time {at} has no time zone; write it with one, such as 2026-11-23T20:00+01:00")
-        return at
+        try:
+            return at if at is None or at.astimezone(UTC) else None
+        except OverflowError as error:
+            raise ValueError(f"time {at} is out of range; use a year between 1970 and 9998") from error
 
     @field_validator("window")
     @classmethod
@@ -88,4 +92,8 @@ def read_request(paths: RunPaths) -> JobRequest:
     try:
         return JobRequest.model_validate(read_json(paths.job))
     except ValidationError as error:
-        raise StorageError(f"{paths.job} is damaged: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StorageError(f"{paths.job} is damaged: {place + ': ' if place else ''}{first['msg']}") from error
+    except SettingsError as error:
+        raise StorageError(f"{paths.job} is damaged: {error}") from error

@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import StorageError, UnknownRun
-from cluster.files import locked, read_json, write_json
+from cluster.files import is_damage, locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs import names, webhook_outbox
+from jobs.runs.drafts import is_submitted_or_in_progress
 
-State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled"]
+State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled", "damaged"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
+DAMAGED: State = "damaged"  # shown for a run whose `state.json` cannot be read; never written
+PRIORITIES = ("high", "normal", "low")
+MOST_ATTEMPTS = 1_000_000  # a larger number is damage
+LARGEST_METRIC = 1e300  # a larger one is damage; NaN fails the comparison too
 LEFTOVERS = (".new-*", ".deleted-*")  # what a killed submit or delete leaves in the folder of runs
 LEFTOVER_SECONDS = 24 * 3600.0
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "lost", "cancelled"})
@@ -70,16 +75,29 @@ class RunState:
             TypeError, ValueError: The content has another shape.
         """
         known = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
-        if known.get("metric"):
-            name, value = known["metric"]
-            known["metric"] = (str(name), float(value))
+        known["metric"] = _metric(known.get("metric"))
         found = cls(**known)
         if found.state not in STATES:
-            raise ValueError(f"state {found.state!r} is none of {', '.join(STATES)}")
-        for number in (found.attempt, found.losses):
-            if not isinstance(number, int):
-                raise TypeError(f"{number!r} is no number of attempts")
+            raise ValueError(f"state {found.state!r} is not one of {', '.join(STATES)}")
+        if found.priority not in PRIORITIES:
+            raise ValueError(f"priority {found.priority!r} is not one of {', '.join(PRIORITIES)}")
+        found._check_types()
         return found
+
+    def _check_types(self) -> None:
+        texts = (self.id, self.kind, self.place)
+        optional = (self.name, self.why, self.job_worker, self.notify)
+        for text in (*texts, *(text for text in optional if text is not None)):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} is not a text")
+        for number in (self.attempt, self.losses):
+            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MOST_ATTEMPTS:
+                raise TypeError(f"{number!r} is not a number of attempts")
+        if not isinstance(self.own_cluster, bool):
+            raise TypeError(f"own_cluster {self.own_cluster!r} is neither true nor false")
+        for time_text in (self.created, self.started, self.ended, self.changed):
+            if time_text is not None and datetime.fromisoformat(time_text).tzinfo is None:
+                raise ValueError(f"time {time_text!r} has no time zone")
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `state.json`."""
@@ -110,6 +128,16 @@ class RunState:
         return dataclasses.replace(self, **changes)
 
 
+def _metric(value: Any) -> tuple[str, float] | None:
+    """Return a metric of `state.json`; None if there is none or its number is not finite."""
+    if value is None:
+        return None
+    name, number = value
+    if not isinstance(name, str) or isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"metric {value!r} is not a name and a number")
+    return (name, float(number)) if abs(number) < LARGEST_METRIC else None
+
+
 def now() -> str:
     """Return this moment as RFC 3339 in UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -120,14 +148,33 @@ def read_state(paths: RunPaths) -> RunState:
 
     Raises:
         UnknownRun: The run does not exist.
-        StorageError: Its record is damaged.
+        StorageError: Its `state.json` is missing, damaged or cannot be read.
     """
+    cure = f"`nightshift delete --force {paths.run_id}` deletes the run"
     if not paths.state.exists():
+        if paths.folder.is_dir():
+            raise StorageError(f"{paths.state} does not exist; {cure}")
         raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
     try:
-        return RunState.from_json(read_json(paths.state))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise StorageError(f"{paths.state} is damaged: {error}") from error
+        state = RunState.from_json(read_json_object(paths.state))
+        if state.id != paths.run_id:
+            raise ValueError(f"it belongs to {state.id}")
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"{paths.state} is damaged: {error}; {cure}") from error
+    except StorageError as error:
+        if not is_damage(error):
+            raise
+        raise StorageError(f"{error}; {cure}") from error
+    return state
+
+
+def is_damaged(paths: RunPaths) -> bool:
+    """Whether the `state.json` of a run is missing or damaged, while the storage itself can be read."""
+    try:
+        read_state(paths)
+    except StorageError as error:
+        return is_damage(error)
+    return False
 
 
 def write_state(paths: RunPaths, state: RunState) -> RunState:
@@ -156,8 +203,7 @@ def finalize(paths: RunPaths) -> None:
 
 def forget_unpublished_draft(paths: RunPaths) -> None:
     """Remove the marker file of a run that was deleted, or whose submitter died before publishing it."""
-    draft = paths.folder.with_name(f".new-{paths.run_id}")
-    if not draft.exists() and not paths.folder.exists():  # in this order: the draft is renamed to the folder
+    if not is_submitted_or_in_progress(paths):
         pending_marker(paths).unlink(missing_ok=True)
 
 
@@ -204,12 +250,25 @@ def age_key(run_id: str) -> str:
 
 
 def states(storage: Path) -> Iterator[RunState]:
-    """Yield the state of every run, newest first; damaged and just deleted runs are skipped."""
+    """Yield the state of every run, newest first; a run with an unreadable `state.json` as damaged."""
     for run_id in reversed(all_ids(storage)):
+        paths = RunPaths.of(storage, run_id)
         try:
-            yield read_state(RunPaths.of(storage, run_id))
-        except (UnknownRun, StorageError):
+            yield read_state(paths)
+        except UnknownRun:  # deleted just before
             continue
+        except StorageError as error:
+            yield _damaged(run_id, str(error).replace(f"{paths.folder}/", ""))
+
+
+def _damaged(run_id: str, why: str) -> RunState:
+    """Return the state to show for a run whose `state.json` is missing or damaged; its kind and age are in its id."""
+    kind, day, second, _ = run_id.split("-")
+    try:
+        created = datetime.strptime(f"{day}{second}+0000", "%Y%m%d%H%M%S%z")
+    except ValueError:
+        created = datetime.fromtimestamp(0, UTC)
+    return RunState(id=run_id, kind=kind, state=DAMAGED, why=why, created=created.isoformat().replace("+00:00", "Z"))
 
 
 def find(storage: Path, text: str) -> RunPaths:
@@ -234,14 +293,22 @@ def find(storage: Path, text: str) -> RunPaths:
 
 
 def remove(paths: RunPaths) -> None:
-    """Hide a run by renaming its folder to a tombstone, then delete its marker file, its name and its files."""
-    state = read_state(paths)
+    """Hide a run by renaming its folder to a tombstone, then delete its marker file, its names and its files."""
+    held = _names(paths)
     tombstone = paths.folder.with_name(f".deleted-{paths.run_id}")
     paths.folder.rename(tombstone)
     pending_marker(paths).unlink(missing_ok=True)
-    if state.name:
-        names.free(paths.storage, state.name, paths.run_id)
+    for name in held:
+        names.free(paths.storage, name, paths.run_id)
     shutil.rmtree(tombstone)
+
+
+def _names(paths: RunPaths) -> list[str]:
+    try:
+        name = read_state(paths).name
+    except (StorageError, UnknownRun):  # a damaged run: look through all names
+        return names.names_of(paths.storage, paths.run_id)
+    return [name] if name else []
 
 
 def sweep(storage: Path) -> None:

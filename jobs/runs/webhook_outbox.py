@@ -4,6 +4,8 @@ A file is written together with the run's last state, so a worker that dies in b
 only to hosts that the settings allow, and their body contains nothing of the spec.
 """
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +14,47 @@ from cluster.files import write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 
+LATEST_TIME = 1e11  # the year 5138; NaN fails the comparison too
 BODY_FIELDS = ("id", "name", "kind", "state", "why", "attempt", "metric", "created", "started", "ended")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One message of the outbox.
+
+    Attributes:
+        url: Where it goes.
+        body: The JSON object that is sent.
+        tries: How often it was sent in vain.
+        not_before: Unix time of the next attempt.
+    """
+
+    url: str
+    body: dict[str, Any]
+    tries: int = 0
+    not_before: float = 0.0
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Message":
+        """Return the message of an outbox file.
+
+        Raises:
+            TypeError: The value has another shape.
+        """
+        if not isinstance(value, dict):
+            raise TypeError("it is not a JSON object")
+        url, body, tries, not_before = (value.get(name) for name in ("url", "body", "tries", "not_before"))
+        if not isinstance(url, str) or not isinstance(body, dict):
+            raise TypeError("its url is not a text or its body is not an object")
+        if isinstance(tries, bool) or not isinstance(tries, int):
+            raise TypeError(f"its number of tries, {tries!r}, is not a number")
+        if isinstance(not_before, bool) or not isinstance(not_before, int | float) or not abs(not_before) < LATEST_TIME:
+            raise TypeError(f"its time, {not_before!r}, is not a number")
+        return cls(url=url, body=body, tries=tries, not_before=not_before)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of its file."""
+        return dataclasses.asdict(self)
 
 
 def refuse_address(settings: Settings, url: str) -> None:
@@ -38,8 +80,8 @@ def put(storage: Path, state: dict[str, Any], url: str) -> None:
     """Store a message about a run's state until it is delivered."""
     folder = storage / "outbox"
     folder.mkdir(exist_ok=True)
-    message = {"url": url, "tries": 0, "not_before": 0.0, "body": {key: state.get(key) for key in BODY_FIELDS}}
-    write_json(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json", message)
+    message = Message(url=url, body={key: state.get(key) for key in BODY_FIELDS})
+    write_json(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json", message.to_json())
 
 
 def _masked(url: str) -> str:

@@ -31,5 +31,5 @@ def read_spec(path: Path) -> AnySpec:
         return _ANY.validate_python(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise SpecError(f"{path}: {one_line(error)}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read as a spec: {error}") from error
