@@ -18,7 +18,7 @@ from cluster.errors import StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
-_JSON_TYPES = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+_JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def heartbeat_of(paths: RunPaths) -> tuple[int, int | float | str | None]:
         beat = read_json_object(paths.attempts / f"{attempt}.json").get("beat")
     except StorageError:
         return attempt, None
-    if isinstance(beat, float) and not math.isfinite(beat):  # NaN differs from itself: it would look alive for ever
+    if isinstance(beat, float) and not math.isfinite(beat):  # NaN differs from itself: it would seem to change forever
         return attempt, None
     return attempt, beat if isinstance(beat, int | float | str) else None
 

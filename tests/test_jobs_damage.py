@@ -160,7 +160,7 @@ def test_a_damaged_name_is_free_again(settings: Settings, say: Say, content: byt
 
 
 @pytest.mark.parametrize("content", WRONG)
-def test_a_damaged_message_is_put_aside_and_the_next_is_sent(
+def test_a_damaged_message_is_renamed_and_the_next_is_sent(
     settings: Settings, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = settings.storage / "outbox"

@@ -44,7 +44,7 @@ def _try(settings: Settings, file: Path) -> bool:
         message = Message.from_json(read_json(file))
     except (StorageError, TypeError) as error:
         if file.exists():  # otherwise another job worker has just sent it
-            log.warning("webhook %s is put aside as %s.damaged: %s", file.stem, file.name, error)
+            log.warning("webhook %s is damaged and kept as %s.damaged: %s", file.stem, file.name, error)
             with contextlib.suppress(OSError):
                 file.rename(file.with_name(f"{file.name}.damaged"))
         return False

@@ -54,12 +54,15 @@ class JobRequest(BaseModel):
     @field_validator("at")
     @classmethod
     def _at_has_a_zone(cls, at: datetime | None) -> datetime | None:
-        if at is not None and at.tzinfo is None:
+        if at is None:
+            return None
+        if at.tzinfo is None:
             raise ValueError(f"time {at} has no time zone; write it with one, such as 2026-11-23T20:00+01:00")
         try:
-            return at if at is None or at.astimezone(UTC) else None
+            at.astimezone(UTC)
         except OverflowError as error:
             raise ValueError(f"time {at} is out of range; use a year between 1970 and 9998") from error
+        return at
 
     @field_validator("window")
     @classmethod

@@ -89,7 +89,7 @@ class RunState:
         optional = (self.name, self.why, self.job_worker, self.notify)
         for text in (*texts, *(text for text in optional if text is not None)):
             if not isinstance(text, str):
-                raise TypeError(f"{text!r} is not a text")
+                raise TypeError(f"{text!r} is not a string")
         for number in (self.attempt, self.losses):
             if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MOST_ATTEMPTS:
                 raise TypeError(f"{number!r} is not a number of attempts")

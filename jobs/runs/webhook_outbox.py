@@ -45,7 +45,7 @@ class Message:
             raise TypeError("it is not a JSON object")
         url, body, tries, not_before = (value.get(name) for name in ("url", "body", "tries", "not_before"))
         if not isinstance(url, str) or not isinstance(body, dict):
-            raise TypeError("its url is not a text or its body is not an object")
+            raise TypeError("its url is not a string or its body is not an object")
         if isinstance(tries, bool) or not isinstance(tries, int):
             raise TypeError(f"its number of tries, {tries!r}, is not a number")
         if isinstance(not_before, bool) or not isinstance(not_before, int | float) or not abs(not_before) < LATEST_TIME:
