@@ -337,7 +337,7 @@ def test_an_archive_in_the_source_is_named_where_there_is_no_image(tmp_path):
         archive.writestr("train.zip", b"PK\x03\x04")
         archive.writestr("sample_submission.csv", "id\n")
 
-    refused(tmp_path / "competition.zip", "holds no image, but the archive train.zip; unpack it first")
+    refused(tmp_path / "competition.zip", "/competition.zip holds no image, but the archive train.zip; unpack it first")
 
 
 def test_a_pack_refused_after_encoding_leaves_nothing_behind(tmp_path):

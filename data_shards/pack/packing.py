@@ -82,7 +82,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
     check_target(target)
     scanned = None if is_archive(source) else _scan(source, options)  # refused before anything is written
     with open_work_folder(target) as work:
-        image_folder = scanned or _scan(work.unpacked(source), options)
+        image_folder = scanned or _scan(work.unpacked(source), options, source)
         entries = _encode(image_folder, work, options, on_progress)
         good = [entry for entry in entries if not entry.bad]
         _check_bad(image_folder, entries, options.max_bad)
@@ -100,8 +100,8 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
     return report
 
 
-def _scan(folder: Path, options: PackOptions) -> ImageFolder:
-    image_folder = scan_image_folder(folder, options)
+def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> ImageFolder:
+    image_folder = scan_image_folder(folder, options, source=source)
     check_assignable(image_folder.images, options)
     return image_folder
 

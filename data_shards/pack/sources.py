@@ -66,8 +66,8 @@ class ImageFolder:
         return _by_ending(self.other_names)
 
 
-def scan_image_folder(folder: Path, options: PackOptions) -> ImageFolder:
-    """Return the images below a folder in order of name.
+def scan_image_folder(folder: Path, options: PackOptions, *, source: Path | None = None) -> ImageFolder:
+    """Return the images below a folder in order of name. Errors name `source`, the archive that it was unpacked from.
 
     Raises:
         SourceError: The folder is missing, holds no images, has no layout that can be recognized, or its class folders
@@ -77,12 +77,12 @@ def scan_image_folder(folder: Path, options: PackOptions) -> ImageFolder:
         raise SourceError(f"{folder} is no folder; give a folder, .zip or .tar of images")
     tree = read_tree(folder)
     if not tree.has_images(""):
-        raise SourceError(_no_image(folder, tree))
+        raise SourceError(_no_image(source or folder, tree))
     layout = find_layout(tree, options.classes)
     table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
     image_folder = _collect(folder, tree, layout, table, options)
-    _check(image_folder, folder)
+    _check(image_folder, source or folder)
     return image_folder
 
 
