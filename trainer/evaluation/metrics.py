@@ -10,8 +10,8 @@ from sklearn.calibration import calibration_curve
 
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
-from trainer.evaluation.bootstrap import intervals as bootstrap_intervals
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
+from trainer.evaluation.intervals import class_intervals, confidence_intervals
 
 BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
@@ -39,9 +39,9 @@ def classification_metrics(
             the most probable class. With a threshold, `at_default` holds the metrics of the most probable class.
         temperature: Used for the decision at `threshold`; `calibrated` holds loss, Brier score and calibration error
             after temperature scaling. The other metrics use `probabilities` unscaled, as validation in training does.
-        groups: Patient or case of each sample; the bootstrap then resamples whole groups.
+        groups: Patient or case of each sample; the intervals account for them.
         seed: Random seed of the bootstrap.
-        intervals: Whether to add 95 % confidence intervals.
+        intervals: Whether to add 95 % confidence intervals: `intervals`, and of each class in `per_class`.
 
     Returns:
         A metric that is undefined for these samples is None, and `undefined` gives the reason.
@@ -71,9 +71,12 @@ def classification_metrics(
     if threshold is not None:
         found["at_default"] = _decisions(labels, probabilities.argmax(axis=1), classes, at)
     if intervals:
-        found["intervals"] = bootstrap_intervals(
+        found["intervals"] = confidence_intervals(
             probabilities, labels, predicted, positive=at, groups=groups, seed=seed
         )
+        by_class = class_intervals(labels, predicted, len(classes), groups)
+        for name, found_intervals in zip(classes, by_class, strict=True):
+            found["per_class"][name]["intervals"] = found_intervals
     return found
 
 

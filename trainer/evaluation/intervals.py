@@ -1,0 +1,216 @@
+"""95 % confidence intervals of classification metrics; they account for groups (several images of one patient).
+
+- Proportions (accuracy, sensitivity, specificity, precision, recall): Clopper-Pearson. With groups, the number of
+  images is reduced to an effective sample size (Korn & Graubard 1998).
+- Balanced accuracy: the recalls' intervals combined by MOVER (Zou & Donner 2008).
+- AUROC: DeLong et al. 1988 on the logit scale, with groups Obuchowski 1997, or the bootstrap, whichever is wider. If
+  every positive image has a higher score than every negative one: an exact lower bound.
+- Average precision: the bootstrap standard error on the logit scale, or the bootstrap, whichever is wider.
+- Loss, Brier score: the bootstrap.
+
+An interval is None if no method applies: it is never of zero width. `python -m tests.bench coverage` measures how often
+the intervals contain the true value.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import beta, rankdata, t
+
+from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics, ranked_classes, weighted_metrics
+
+TAIL = 0.025  # probability on each side of a 95 % interval
+FEWEST_GROUPS = 2  # a variance between groups needs two of them
+
+Interval = tuple[float, float]
+Intervals = dict[str, list[float] | None]
+
+
+def confidence_intervals(
+    probabilities: Floats,
+    labels: Labels,
+    predicted: Labels,
+    *,
+    positive: int,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Intervals:
+    """Return the interval of each metric as [low, high], or None.
+
+    Args:
+        probabilities: (N, C) float64.
+        labels: (N,) int64.
+        predicted: (N,) int64, the predicted classes.
+        positive: Index of the class that sensitivity and specificity refer to.
+        groups: Patient or case of each sample, "" where unknown: such a sample is its own group.
+        seed: Random seed of the bootstrap.
+    """
+    units = group_ids(groups, len(labels))
+    correct, is_positive = predicted == labels, labels == positive
+    recalls = [(correct[labels == c], units[labels == c]) for c in np.unique(labels)]
+    resampled = bootstrap_metrics(probabilities, labels, units, positive=positive, seed=seed)
+    once = weighted_metrics(np.ones((1, len(labels))), probabilities, labels, positive=positive)
+    scored = [(probabilities[:, c], labels == c) for c in ranked_classes(probabilities.shape[1], positive)]
+    found: dict[str, Interval | None] = {
+        "loss": percentile_interval(resampled["loss"]),
+        "accuracy": proportion_interval(correct, units),
+        "balanced_accuracy": mean_interval(recalls),
+        "sensitivity": proportion_interval((predicted == positive)[is_positive], units[is_positive]),
+        "specificity": proportion_interval((predicted != positive)[~is_positive], units[~is_positive]),
+        "auroc": auroc_interval(scored, units, resampled["auroc"]),
+        "average_precision": _standard_error_interval(
+            once["average_precision"][0], resampled["average_precision"], len(np.unique(units)) - 1
+        ),
+        "brier": percentile_interval(resampled["brier"]),
+    }
+    return {name: _as_json(interval) for name, interval in found.items()}
+
+
+def class_intervals(labels: Labels, predicted: Labels, count: int, groups: Sequence[str] | None) -> list[Intervals]:
+    """Return the intervals of recall and precision of each of `count` classes."""
+    units, correct = group_ids(groups, len(labels)), predicted == labels
+    members = [{"recall": labels == c, "precision": predicted == c} for c in range(count)]
+    return [
+        {name: _as_json(proportion_interval(correct[mask], units[mask])) for name, mask in masks.items()}
+        for masks in members
+    ]
+
+
+def group_ids(groups: Sequence[str] | None, count: int) -> Labels:
+    """Return the index of each sample's group (N,); a sample without a group is its own group."""
+    if groups is None or not any(groups):
+        return np.arange(count, dtype=np.int64)
+    names = [group or f"\0{index}" for index, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def proportion_interval(successes: Mask, units: Labels) -> Interval | None:
+    """Return the interval of the share of `successes` (n,), with group indices `units` (n,); None if n is 0.
+
+    Clopper-Pearson for independent samples. With groups: the same with the effective sample size.
+    """
+    if not len(successes):
+        return None
+    count = effective_sample_size(successes, units)
+    return clopper_pearson(float(successes.mean()) * count, count)
+
+
+def clopper_pearson(successes: float, count: float) -> Interval:
+    """Return the exact binomial interval (Clopper & Pearson 1934); both numbers may be fractions."""
+    failures = count - successes
+    low = 0.0 if successes <= 0 else float(beta.ppf(TAIL, successes, failures + 1))
+    high = 1.0 if failures <= 0 else float(beta.ppf(1 - TAIL, successes + 1, failures))
+    return low, high
+
+
+def effective_sample_size(successes: Mask, units: Labels) -> float:
+    """Return the number of independent samples that estimate a proportion as precisely as these n samples do.
+
+    n divided by the design effect, the cluster-robust variance over the binomial variance (Rao & Scott 1992, eq. 2),
+    times the ratio of squared t quantiles for the degrees of freedom of samples and of groups (Korn & Graubard 1998,
+    Survey Methodology 24). Between n and the size for fully dependent samples of a group. If all samples are equal, the
+    design effect cannot be estimated, and samples of a group count as fully dependent.
+    """
+    sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
+    count, number = len(units), len(sizes)
+    if number == count:
+        return float(count)
+    dependent = count**2 / float(np.square(sizes).sum())
+    rate = float(successes.mean())
+    binomial = rate * (1 - rate) / count
+    if binomial == 0 or number < FEWEST_GROUPS:
+        return dependent
+    sums = np.bincount(np.unique(units, return_inverse=True)[1], weights=successes - rate)
+    robust = number / (number - 1) * float(np.square(sums).sum()) / count**2
+    quantiles = float(t.ppf(1 - TAIL, count - 1) / t.ppf(1 - TAIL, number - 1))
+    return min(float(count), count * binomial / max(robust, binomial) * quantiles**2)
+
+
+def mean_interval(proportions: Sequence[tuple[Mask, Labels]]) -> Interval | None:
+    """Return the interval of the mean of independent proportions by MOVER (Zou & Donner 2008, Stat Med 27)."""
+    pairs = [(float(successes.mean()), proportion_interval(successes, units)) for successes, units in proportions]
+    known = [(rate, interval) for rate, interval in pairs if interval is not None]
+    mean = sum(rate for rate, _ in known) / len(known)
+    below = sum((rate - low) ** 2 for rate, (low, _) in known) ** 0.5 / len(known)
+    above = sum((high - rate) ** 2 for rate, (_, high) in known) ** 0.5 / len(known)
+    return max(0.0, mean - below), min(1.0, mean + above)
+
+
+def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampled: Floats) -> Interval | None:
+    """Return the interval of the mean AUROC over `scored`: (scores, whether positive) of each class, each (N,).
+
+    DeLong's variance, with groups Obuchowski's (Biometrics 53, 1997), on the logit scale with Student's t for the
+    number of groups; or the percentiles of `resampled`, whichever is wider.
+    """
+    known = [(scores, hits) for scores, hits in scored if 0 < hits.sum() < len(hits)]
+    if not known:
+        return None
+    areas = [_placements(scores, hits) for scores, hits in known]
+    area = float(np.mean([values[hits].mean() for values, (_, hits) in zip(areas, known, strict=True)]))
+    independent = [_independent_pairs(hits, units) for _, hits in known]
+    if area == 1:
+        # Distinct groups give that many independent pairs of a positive and a negative, all in the right order.
+        return float(TAIL ** (1 / min(independent))), 1.0
+    influences = [_influence(values, hits, units) for values, (_, hits) in zip(areas, known, strict=True)]
+    error = float(np.sqrt(np.square(np.mean(influences, axis=0)).sum()))
+    return wider(logit_interval(area, error, max(1, min(independent) - 1)), percentile_interval(resampled))
+
+
+def logit_interval(value: float, error: float, freedom: int) -> Interval | None:
+    """Return the t interval of `value` with standard error `error` on the logit scale; None at 0 and 1."""
+    if not 0 < value < 1 or not error > 0:
+        return None
+    reach = float(t.ppf(1 - TAIL, freedom)) * error / (value * (1 - value))
+    return float(expit(logit(value) - reach)), float(expit(logit(value) + reach))
+
+
+def percentile_interval(resampled: Floats) -> Interval | None:
+    """Return the 2.5th and 97.5th percentile of bootstrap values; None if all are equal or undefined."""
+    defined = resampled[~np.isnan(resampled)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, (100 * TAIL, 100 * (1 - TAIL)))
+    return (float(low), float(high)) if low < high else None
+
+
+def _standard_error_interval(value: float, resampled: Floats, freedom: int) -> Interval | None:
+    """Return the interval from the bootstrap's standard error on the logit scale, or its percentiles: the wider one."""
+    defined = resampled[~np.isnan(resampled)]
+    error = float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
+    return wider(logit_interval(value, error, max(1, freedom)), percentile_interval(resampled))
+
+
+def wider(first: Interval | None, second: Interval | None) -> Interval | None:
+    """Return the interval with the greater width."""
+    known = [interval for interval in (first, second) if interval is not None]
+    return max(known, key=lambda interval: interval[1] - interval[0], default=None)
+
+
+def _placements(scores: Floats, hits: Mask) -> Floats:
+    """Return for each positive the share of negatives with a lower score, for each negative of positives above it."""
+    ranks, values = rankdata(scores), np.empty(len(scores))
+    values[hits] = (ranks[hits] - rankdata(scores[hits])) / (~hits).sum()
+    values[~hits] = 1 - (ranks[~hits] - rankdata(scores[~hits])) / hits.sum()
+    return values
+
+
+def _influence(values: Floats, hits: Mask, units: Labels) -> Floats:
+    """Return each group's contribution to the error of the AUROC, (groups,): the squares sum to the variance."""
+    number, area = int(units.max()) + 1, float(values[hits].mean())
+    total = np.zeros(number)
+    for mask in (hits, ~hits):
+        groups = len(np.unique(units[mask]))
+        sums = np.bincount(units[mask], weights=values[mask] - area, minlength=number)
+        total += sums / mask.sum() * (groups / max(1, groups - 1)) ** 0.5
+    return total
+
+
+def _independent_pairs(hits: Mask, units: Labels) -> int:
+    """Return how many pairs of a positive and a negative, all of distinct groups, there are."""
+    positives, negatives = np.unique(units[hits]), np.unique(units[~hits])
+    return max(1, min(len(positives), len(negatives), len(np.union1d(positives, negatives)) // 2))
+
+
+def _as_json(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
