@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from trainer.errors import ModelMismatch, TrainerError
-from trainer.evaluation.bootstrap import figures
+from trainer.evaluation.bootstrap import weighted_metrics
 from trainer.evaluation.metrics import BINS, classification_metrics
 
 COVID = ("covid", "normal")
@@ -127,20 +127,15 @@ def test_a_class_without_images_is_named_in_the_reason():
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_weighted_metrics_of_a_resample_equal_those_of_scikit_learn(classes):
     probabilities, labels = random_predictions(120, classes, seed=3)
-    predicted = probabilities.argmax(axis=1)
     weights = np.random.default_rng(1).integers(0, 4, (6, 120)).astype(float)
 
-    found = figures(weights, probabilities, labels, predicted, positive=1)
+    found = weighted_metrics(weights, probabilities, labels, positive=1)
 
     for row, drawn_weights in enumerate(weights):
         w = {"sample_weight": drawn_weights}
         ranked = [1] if classes == 2 else range(3)
         expected = {
             "loss": sk.log_loss(labels, probabilities, **w),
-            "accuracy": sk.accuracy_score(labels, predicted, **w),
-            "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted, **w),
-            "sensitivity": sk.recall_score(labels == 1, predicted == 1, **w),
-            "specificity": sk.recall_score(labels != 1, predicted != 1, **w),
             "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c], **w) for c in ranked]),
             "average_precision": np.mean(
                 [sk.average_precision_score(labels == c, probabilities[:, c], **w) for c in ranked]
@@ -170,7 +165,8 @@ def test_more_images_of_the_same_patients_do_not_narrow_the_interval():
     )
     naive = classification_metrics(probabilities[copies], labels[copies], classes=COVID, positive=None)
 
-    assert grouped["intervals"]["accuracy"] == pytest.approx(alone)
+    assert np.ptp(grouped["intervals"]["accuracy"]) == pytest.approx(np.ptp(alone), rel=0.05)
+    assert np.ptp(grouped["intervals"]["accuracy"]) >= np.ptp(alone)
     assert np.ptp(naive["intervals"]["accuracy"]) < 0.5 * np.ptp(alone)
 
 

@@ -15,9 +15,9 @@ from trainer.evaluation.intervals import auroc_interval, mean_interval, percenti
 SIZES = ((25, 100), (200, 800))
 VALUES = (0.84, 0.90, 0.95, 0.98)
 CORRELATION = 0.6
-SIMULATIONS = 400  # of proportions
-AUROC_SIMULATIONS = 200
-RESAMPLES = 200  # of the percentile bootstrap of proportions
+SIMULATIONS = 300  # of proportions
+AUROC_SIMULATIONS = 100
+RESAMPLES = 200  # of the bootstrap
 GOAL = (93.0, 99.0)  # percent
 COMMAND = "python -m tests.bench coverage"
 

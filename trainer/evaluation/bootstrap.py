@@ -1,7 +1,7 @@
 """Bootstrap of AUROC, average precision, loss and Brier score; it resamples whole groups where groups are known.
 
-scikit-learn would sort the scores again for each of 1,000 resamples, minutes for 100,000 samples. Here scores are sorted
-once, and a resample is a row of weights. The tests compare the weighted metrics with scikit-learn's `sample_weight`.
+scikit-learn would sort the scores again for each of 1,000 resamples: minutes for 100,000 samples. Here scores are
+sorted once, and a resample is a row of weights. The tests compare the weighted metrics with scikit-learn's `sample_weight`.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,14 @@ def bootstrap_metrics(
     *,
     positive: int,
     seed: int,
+    resamples: int = RESAMPLES,
 ) -> MetricValues:
     """Return each metric of each resample, (R,); NaN where it is undefined.
 
-    `units` are group indices. Groups are drawn with replacement, because images of one patient are alike: drawing single
-    images would underestimate the variance.
+    `units` are group indices. Groups are drawn with replacement, because images of one patient are alike: drawing
+    single images would underestimate the variance. `resamples` are fewer for large splits.
     """
-    count = int(np.clip(WORK_LIMIT // probabilities.size, FEWEST_RESAMPLES, RESAMPLES))
+    count = int(np.clip(WORK_LIMIT // probabilities.size, FEWEST_RESAMPLES, resamples))
     parts = [
         weighted_metrics(weights, probabilities, labels, positive=positive)
         for weights in _weights(units, count, np.random.default_rng(seed))

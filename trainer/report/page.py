@@ -171,7 +171,13 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "number": _number, "data_uri": _data_uri, "thousands": _thousands}
+    environment.filters |= {
+        "percent": _percent,
+        "number": _number,
+        "data_uri": _data_uri,
+        "thousands": _thousands,
+        "shown": _shown,
+    }
     page = environment.get_template("report.html.j2")
     return page.render(data=data, m=data.metrics, headlines=HEADLINES, other_metrics=OTHER_METRICS, names=NAMES)
 
@@ -184,6 +190,11 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else str(value)
+
+
+def _shown(value: float | None, name: str) -> str:
+    """Return a main metric or an end of its interval in the unit of the metric: AUROC is no percentage."""
+    return _number(value) if name == "auroc" else _percent(value)
 
 
 def _thousands(value: int) -> str:

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest, norm, t
+from sklearn.metrics import roc_auc_score
+
+from trainer.evaluation.intervals import (
+    auroc_interval,
+    class_intervals,
+    confidence_intervals,
+    effective_sample_size,
+    mean_interval,
+    percentile_interval,
+    proportion_interval,
+)
+
+NOTHING = np.array([])
+
+
+def successes(count, total):
+    return np.arange(total) < count
+
+
+def own_groups(total):
+    return np.arange(total)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 25), (24, 25), (95, 125), (100, 100)])
+def test_the_interval_of_a_proportion_is_clopper_pearson(count, total):
+    found = proportion_interval(successes(count, total), own_groups(total))
+
+    assert found == pytest.approx(tuple(binomtest(count, total).proportion_ci(0.95, "exact")))
+
+
+def test_a_hundred_of_a_hundred_correct_leave_room_for_errors():
+    low, high = proportion_interval(successes(100, 100), own_groups(100))
+
+    assert (round(low, 3), high) == (0.964, 1.0)
+
+
+def test_a_proportion_of_no_samples_has_no_interval():
+    assert proportion_interval(successes(0, 0), own_groups(0)) is None
+
+
+def test_groups_of_equal_samples_count_once():
+    correct, groups = np.repeat(successes(50, 60), 3), np.repeat(np.arange(60), 3)
+
+    size = effective_sample_size(correct, groups)
+
+    assert size == pytest.approx(59 * (t.ppf(0.975, 179) / t.ppf(0.975, 59)) ** 2)
+
+
+def test_without_an_error_the_samples_of_a_group_count_as_fully_dependent():
+    all_correct, groups = successes(90, 90), np.repeat(np.arange(30), 3)
+
+    assert proportion_interval(all_correct, groups) == proportion_interval(successes(30, 30), own_groups(30))
+
+
+def test_the_interval_of_a_mean_of_proportions_is_never_of_zero_width():
+    low, high = mean_interval([(successes(20, 20), own_groups(20)), (successes(80, 80), own_groups(80))])
+
+    assert 0.8 < low < high == 1.0
+
+
+def test_the_interval_of_the_auroc_is_delong_on_the_logit_scale():
+    random = np.random.default_rng(0)
+    hits = np.arange(60) < 20
+    scores = random.normal(size=60) + hits
+    above = (scores[hits][:, None] > scores[~hits]).astype(float)
+    area = roc_auc_score(hits, scores)
+    error = np.sqrt(above.mean(axis=1).var(ddof=1) / 20 + above.mean(axis=0).var(ddof=1) / 40)
+    reach = t.ppf(0.975, 19) * error / (area * (1 - area))
+    expected = [1 / (1 + np.exp(-(np.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1)]
+
+    assert auroc_interval([(scores, hits)], own_groups(60), NOTHING) == pytest.approx(expected)
+
+
+def test_a_wider_bootstrap_replaces_the_interval_of_the_auroc():
+    scores, hits = np.array([0.1, 0.4, 0.35, 0.8, 0.6, 0.7]), np.array([False, False, True, True, True, False])
+
+    assert auroc_interval([(scores, hits)], own_groups(6), np.repeat([0.0, 1.0], 9)) == (0.0, 1.0)
+
+
+def test_perfect_separation_gives_an_exact_lower_bound():
+    scores, hits = np.arange(50) / 50, np.arange(50) >= 30
+
+    assert auroc_interval([(scores, hits)], own_groups(50), np.ones(9)) == pytest.approx((0.025 ** (1 / 20), 1.0))
+
+
+def test_groups_widen_every_interval_of_correlated_images():
+    random = np.random.default_rng(3)
+    patients = np.repeat(np.arange(60), 3)
+    labels = (patients % 2).astype(np.int64)
+    scores = norm.cdf(random.normal(size=60)[patients] + 0.2 * random.normal(size=180) + (labels == 0) - 0.5)
+    probabilities = np.stack([scores, 1 - scores], axis=1)
+    predicted = probabilities.argmax(axis=1)
+
+    single = confidence_intervals(probabilities, labels, predicted, positive=0)
+    grouped = confidence_intervals(probabilities, labels, predicted, positive=0, groups=[f"p{p}" for p in patients])
+
+    assert all(np.ptp(grouped[name]) > np.ptp(single[name]) for name in single)
+
+
+def test_what_the_split_leaves_undefined_has_no_interval():
+    probabilities, labels = np.array([[0.9, 0.1], [0.8, 0.2]]), np.zeros(2, dtype=np.int64)
+
+    found = confidence_intervals(probabilities, labels, labels, positive=0)
+
+    assert (found["specificity"], found["auroc"]) == (None, None)
+    assert found["sensitivity"] == pytest.approx([0.025**0.5, 1.0])
+
+
+def test_each_class_has_intervals_of_recall_and_precision():
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+
+    first, second, absent = class_intervals(labels, predicted, 3, None)
+
+    assert first["recall"] == pytest.approx(list(binomtest(2, 3).proportion_ci(0.95, "exact")))
+    assert second["precision"] == pytest.approx(list(binomtest(1, 2).proportion_ci(0.95, "exact")))
+    assert absent == {"recall": None, "precision": None}
+
+
+def test_equal_bootstrap_values_give_no_interval():
+    assert percentile_interval(np.full(200, 0.5)) is None
