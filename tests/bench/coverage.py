@@ -72,9 +72,9 @@ def areas(random, positives, negatives, cluster, value):
     for _ in range(AUROC_SIMULATIONS):
         scores = norm.cdf(_scores(random, hits, units, np.sqrt(2) * norm.ppf(value), cluster) / 4)
         probabilities = np.stack([scores, 1 - scores], axis=1)
-        resampled = bootstrap_metrics(probabilities, labels, units, positive=0, seed=int(random.integers(2**31)))[
-            "auroc"
-        ]
+        seed = int(random.integers(2**31))
+        found = bootstrap_metrics(probabilities, labels, units, positive=0, seed=seed, resamples=RESAMPLES)
+        resampled = found["auroc"]
         interval, percentile = auroc_interval([(scores, hits)], units, resampled), percentile_interval(resampled)
         if interval is not None:
             ours.append(interval[0] <= value <= interval[1])

@@ -1,7 +1,8 @@
 """Bootstrap of AUROC, average precision, loss and Brier score; it resamples whole groups where groups are known.
 
 scikit-learn would sort the scores again for each of 1,000 resamples: minutes for 100,000 samples. Here scores are
-sorted once, and a resample is a row of weights. The tests compare the weighted metrics with scikit-learn's `sample_weight`.
+sorted once, and a resample is a row of weights. The tests compare the weighted metrics with scikit-learn's
+`sample_weight`.
 """
 
 from collections.abc import Iterator
