@@ -45,9 +45,10 @@ def predict(model: str, images: tuple[str, ...], output: str | None, **given: An
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 
     MODEL is a training run, a search (its best model), or a model folder. IMAGES are image files, folders of them, or
-    shards. The table has a row per image, in the same order: the most probable class, the decision at the threshold
-    that `evaluate --min-sensitivity` stored, the probability of each class, and the error of an image that cannot be
-    read. It is CSV; with --json it is JSON, which --wait prints on stdout.
+    shards. The table has a row per file, in the same order: the most probable class, the decision at the threshold
+    that `evaluate --min-sensitivity` stored, the probability of each class, or the reason why a file cannot be read.
+    Hidden files and system files of a folder, such as Thumbs.db, are left out and counted. The table is CSV;
+    with --json it is JSON, which --wait prints on stdout.
     """
     submit_options(
         PredictSpec,
