@@ -8,7 +8,7 @@ from trainer.model.head import HeadConfig
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder that says which model it holds; its weights are of no interest here."""
+    """A model folder with head.json and without weights."""
     folder = tmp_path / "model"
     folder.mkdir()
     write_json(folder / "head.json", HeadConfig(classes=("a", "b"), width=8, dropout=0.1, image_size=32).model_dump())
@@ -33,9 +33,9 @@ def test_predict_names_every_place_so_that_a_job_worker_elsewhere_finds_it(say, 
     assert (spec["output"], spec["form"]) == (str(tmp_path / "p.csv"), "csv")
 
 
-@pytest.mark.parametrize("wish", [["--json"], ["--output", "p.json"]])
-def test_json_is_written_where_it_is_asked_for(say, model, wish):
-    _, out, _ = say("predict", "model", "model", *wish, "--dry-run")
+@pytest.mark.parametrize("options", [["--json"], ["--output", "p.json"]])
+def test_json_is_written_where_it_is_asked_for(say, model, options):
+    _, out, _ = say("predict", "model", "model", *options, "--dry-run")
 
     assert json.loads(out)["form"] == "json"
 

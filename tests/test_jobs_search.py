@@ -24,7 +24,7 @@ def search(say: Say, settings: Settings, digits_shards: Path) -> RunPaths:
 
 
 def play(paths: RunPaths, *values: float) -> None:
-    """Write a ledger of finished trials with these values."""
+    """Write a journal of finished trials with these values."""
     for trial, value in enumerate(values):
         config = {"lr": 10.0 ** -(trial + 2), "dropout": 0.1 * trial, "head_width": 128, "batch_size": 32}
         append_line(paths.trials, {"event": "started", "trial": trial, "config": config})
@@ -39,7 +39,7 @@ def end(paths: RunPaths, state: str = "succeeded") -> None:
         run_state.write_state(paths, found.with_state(state))
 
 
-def test_search_prints_its_id_alone_and_stores_a_checked_wish(
+def test_search_prints_its_id_alone_and_stores_a_checked_spec(
     say: Say, settings: Settings, digits_shards: Path
 ) -> None:
     code, out, err = say(
@@ -247,7 +247,7 @@ def test_a_search_that_has_not_ended_cannot_be_extended(say: Say, search: RunPat
     assert (code, err) == (1, f"Error: {search.run_id} has not ended; cancel it first, or wait for it\n")
 
 
-def test_until_is_a_moment_in_the_wish(say: Say, settings: Settings, digits_shards: Path) -> None:
+def test_until_is_a_time_in_the_spec(say: Say, settings: Settings, digits_shards: Path) -> None:
     later = datetime.now(UTC) + timedelta(hours=3)
 
     _, out, _ = say("search", str(digits_shards), "--weights", "none", "--until", later.isoformat())

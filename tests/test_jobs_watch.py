@@ -96,8 +96,8 @@ def test_a_worker_that_ends_with_its_queue_waits_while_the_queues_are_paused(set
     pause(redis)
     with burst_worker(settings) as process:
         waits = eventually(lambda: [worker.state for worker in live_workers(redis)] == ["suspended"])
-        beat = live_workers(redis)[0].beat
-        stays_known = eventually(lambda: live_workers(redis)[0].beat != beat, seconds=10)
+        heartbeat = live_workers(redis)[0].beat
+        stays_known = eventually(lambda: live_workers(redis)[0].beat != heartbeat, seconds=10)
         unpause(redis)
         code = process.wait(timeout=30)
 
@@ -105,7 +105,7 @@ def test_a_worker_that_ends_with_its_queue_waits_while_the_queues_are_paused(set
     assert state_of(settings.storage, run_id).state == "succeeded"
 
 
-def test_a_worker_that_waits_for_paused_queues_ends_at_once_when_told_to(settings: Settings, redis: Redis) -> None:
+def test_a_worker_that_waits_for_paused_queues_ends_at_once_on_sigterm(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
     pause(redis)
     with burst_worker(settings) as process:

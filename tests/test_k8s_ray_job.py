@@ -51,11 +51,11 @@ def test_a_rendered_run_obeys_the_schemas_and_kuberays_rules(more):
 def test_a_rendered_run_obeys_the_policies_beside_what_is_installed():
     beside = rendered("gpu-small")
     not_for_it = (the_head_only_coordinates, only_the_autoscaler_holds_a_service_account_token)
-    judged = [policy for policy in (*POLICIES, *SCHEDULING) if policy not in not_for_it]
+    policies = [policy for policy in (*POLICIES, *SCHEDULING) if policy not in not_for_it]
 
     manifests = [*beside, *manifests_of()]
 
-    assert [f"{policy.__name__}: {text}" for policy in judged for text in policy(manifests)] == []
+    assert [f"{policy.__name__}: {text}" for policy in policies for text in policy(manifests)] == []
 
 
 @needs_kubectl
@@ -103,9 +103,9 @@ def secrets_read(manifests: list[Manifest]) -> list[tuple[str, str, bool]]:
 
 
 def hull(pod: Pod) -> Manifest:
-    """What a pod is but for its size: who it runs as, how long it may drain, where it may write, what it opens."""
+    """A pod without its resources: user, termination grace period, mounts, ports."""
     first = pod.spec["containers"][0]
-    mounts = [mount for mount in first["volumeMounts"] if mount["name"] != "wish"]
+    mounts = [mount for mount in first["volumeMounts"] if mount["name"] != "spec"]
     environment = {v["name"]: v["value"] for v in first["env"] if v["name"].startswith("RAY_")}
     kept = ("securityContext", "terminationGracePeriodSeconds", "enableServiceLinks", "tolerations")
     return {
@@ -114,11 +114,11 @@ def hull(pod: Pod) -> Manifest:
     }
 
 
-def test_the_wish_is_whole_and_asks_for_a_gpu_where_nobody_could_see_one():
-    wish = json.loads(manifests_of("--lr", "1e-3", "--epochs", "3")[0]["data"]["spec.json"])
+def test_the_spec_is_complete_and_asks_for_a_gpu_that_the_submitter_cannot_see():
+    spec = json.loads(manifests_of("--lr", "1e-3", "--epochs", "3")[0]["data"]["spec.json"])
 
-    assert wish["shards"] == "/storage/shards/chest"
-    assert (wish["lr"], wish["epochs"], wish["workers"], wish["gpus_per_worker"]) == (1e-3, 3, 2, 1)
+    assert spec["shards"] == "/storage/shards/chest"
+    assert (spec["lr"], spec["epochs"], spec["workers"], spec["gpus_per_worker"]) == (1e-3, 3, 2, 1)
 
 
 def test_workers_have_one_gpu_each_unless_none_is_asked_for():
@@ -131,8 +131,8 @@ def test_workers_have_one_gpu_each_unless_none_is_asked_for():
     assert not any("nvidia" in name for name in without["limits"])
 
 
-def test_any_wish_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
-    file = tmp_path / "wish.json"
+def test_any_spec_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
+    file = tmp_path / "spec.json"
     file.write_text(
         json.dumps(build(SearchSpec, shards="s3://bucket/chest", trials=8, workers=2, concurrency=3).to_json())
     )
@@ -163,7 +163,7 @@ def resources_of_worker(manifests: list[Manifest]) -> Manifest:
         (["--name", "a b"], "name 'a b' is not valid"),
     ],
 )
-def test_a_wish_that_can_never_work_prints_no_manifest(options, line):
+def test_a_spec_that_can_never_work_prints_no_manifest(options, line):
     result = render(*options)
 
     assert line in str(result.exception)
@@ -177,10 +177,10 @@ def test_shards_of_the_laptop_are_refused():
 
 
 @pytest.fixture
-def wish(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def rendered_spec(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A rendered run's id and the folder that its ConfigMap would be mounted at."""
     config = manifests_of("--gpus-per-worker", "0", "--retries", "1")[0]
-    folder = tmp_path / "wish"
+    folder = tmp_path / "spec"
     folder.mkdir()
     for name, text in config["data"].items():
         (folder / name).write_text(text)
@@ -188,8 +188,8 @@ def wish(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
-def test_the_command_inside_makes_the_run_folder_and_says_how_the_run_ended(wish, tmp_path):
-    run_id, folder = wish
+def test_the_command_inside_makes_the_run_folder_and_says_how_the_run_ended(rendered_spec, tmp_path):
+    run_id, folder = rendered_spec
     environment = {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 
     done = subprocess.run(

@@ -52,7 +52,7 @@ def _as_text(record: JobRecord) -> str:
 
 
 def _wrapped(label: str, text: str, width: int) -> str:
-    """Return a row whose long text goes on in the same column; long words, such as paths, are not broken."""
+    """Return a row whose long text wraps inside its column; long words, such as paths, are not broken."""
     return textwrap.fill(
         text,
         width,

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from jobs.errors import Refused
+from jobs.errors import InvalidOption
 from jobs.runs.request import JobRequest
 from trainer.specs import Spec
 
@@ -48,7 +48,7 @@ class RayJobOptions:
         """Check every value that is written into the YAML text.
 
         Raises:
-            Refused: A name or an amount is invalid.
+            InvalidOption: A name or an amount is invalid.
         """
         for value, form, what in (
             (self.image, IMAGE, "image; write registry/name:tag in lower case"),
@@ -58,14 +58,14 @@ class RayJobOptions:
             (self.memory, MEMORY, "amount of memory; write 16Gi"),
         ):
             if not form.fullmatch(value):
-                raise Refused(f"{value!r} is not a valid {what}")
+                raise InvalidOption(f"{value!r} is not a valid {what}")
 
 
 def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOptions) -> str:
     """Return the manifests of a run: a ConfigMap with its spec and request, and the RayJob.
 
     Raises:
-        Refused: The spec contains a path that exists only on the submitter's machine.
+        InvalidOption: The spec contains a path that exists only on the submitter's machine.
     """
     content = spec.to_json()
     refuse_local_paths(content)
@@ -89,9 +89,9 @@ def refuse_local_paths(spec: dict[str, Any]) -> None:
     """Refuse relative paths.
 
     Raises:
-        Refused: The shards or the weights are not a path or URL that the cluster can read.
+        InvalidOption: The shards or the weights are not a path or URL that the cluster can read.
     """
     for name in ("shards", "weights"):
         path = str(spec.get(name, "none"))
         if path not in ("imagenet", "none") and not path.startswith("/") and "://" not in path:
-            raise Refused(f"{name} {path} is not a path of the cluster; write it as /storage/... or as a URL")
+            raise InvalidOption(f"{name} {path} is not a path of the cluster; write it as /storage/... or as a URL")
