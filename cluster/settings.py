@@ -106,6 +106,12 @@ class Settings:
         return self
 
 
+def time_zone_setting(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the value of `TZ`, or None if it is not set. An empty value means UTC, as for the C library."""
+    env = os.environ if environment is None else environment
+    return None if "TZ" not in env else env["TZ"].strip().removeprefix(":") or "UTC"
+
+
 def _ray_token(env: Mapping[str, str]) -> str | None:
     """Return the token from where Ray's own clients read it."""
     if token := env.get("RAY_AUTH_TOKEN", "").strip():

@@ -1,17 +1,25 @@
-"""Durations (`30m`), times of day (`07:00`) and time windows (`20:00-07:00`). The current time is passed in.
+"""Durations (`30m`), times of day (`07:00`) and time windows (`20:00-07:00`), and the time zone that they are in.
 
 All results are aware datetimes. Times of day are wall-clock times in the time zone of the `now` that is passed, so a
-window opens at 20:00 on the wall clock on both sides of a daylight saving change. A time that the change skips means
-the moment of the change; a time that occurs twice means the first occurrence.
+window opens at 20:00 on the wall clock on both sides of a daylight saving change. A time that the change skips is
+moved forward by as much as the clock; a time that occurs twice means the first occurrence.
+
+`datetime.now().astimezone()` must not be passed as `now`: its zone is a fixed offset. `local_now()` has the zone.
 """
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cluster.errors import SettingsError
+from cluster.settings import time_zone_setting
+
+LOCALTIME = Path("/etc/localtime")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_POSIX_ZONE = re.compile(r"(<[^>]+>|[A-Za-z]{3,})[-+]?\d.*")  # such as CET-1CEST,M3.5.0,M10.5.0/3
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -37,6 +45,68 @@ def time_of_day(text: str) -> time:
         return datetime.strptime(text.strip(), "%H:%M").time()
     except ValueError as error:
         raise SettingsError(f"{text!r} is not a time of day; write it as 07:00") from error
+
+
+class SystemZone(tzinfo):
+    """The time zone of the C library, for a zone without an IANA name."""
+
+    def utcoffset(self, moment: datetime | None) -> timedelta | None:
+        """Return the offset of a wall-clock time."""
+        return None if moment is None else moment.replace(tzinfo=None).astimezone().utcoffset()
+
+    def dst(self, _moment: datetime | None) -> timedelta | None:
+        """Return None: the share of daylight saving is unknown."""
+        return None
+
+    def tzname(self, moment: datetime | None) -> str | None:
+        """Return the zone's abbreviation at a wall-clock time."""
+        return None if moment is None else moment.replace(tzinfo=None).astimezone().tzname()
+
+    def fromutc(self, moment: datetime) -> datetime:
+        """Return the wall-clock time of a moment in UTC."""
+        return moment.replace(tzinfo=UTC).astimezone(None).replace(tzinfo=self)
+
+
+def local_zone_name() -> str | None:
+    """Return the IANA name of the time zone: that of `TZ`, else the system's; None if it has no such name.
+
+    Raises:
+        SettingsError: `TZ` is not a time zone.
+    """
+    if (setting := time_zone_setting()) is not None:
+        if _has_data(setting):
+            return setting
+        if _POSIX_ZONE.fullmatch(setting):
+            return None
+        raise SettingsError(f"TZ {setting!r} is not a time zone; write an IANA name such as Europe/Berlin")
+    if not LOCALTIME.is_symlink():
+        return None
+    _, found, name = str(LOCALTIME.resolve()).partition("zoneinfo/")
+    return name if found and _has_data(name) else None
+
+
+def zone_of(name: str | None) -> tzinfo:
+    """Return the time zone of an IANA name; None means the zone of this process: `TZ`, else the system's.
+
+    Raises:
+        SettingsError: There is no such time zone.
+    """
+    name = name or local_zone_name()
+    if name is None:
+        return SystemZone()
+    if not _has_data(name):
+        raise SettingsError(f"time zone {name!r} is unknown; write an IANA name such as Europe/Berlin")
+    return ZoneInfo(name)
+
+
+def local_now(zone_name: str | None = None) -> datetime:
+    """Return the current time in a time zone; see `zone_of`."""
+    return datetime.now(zone_of(zone_name))
+
+
+def resolve(wall_clock: datetime, zone: tzinfo) -> datetime:
+    """Return the moment at which the wall clock of a zone shows a time."""
+    return wall_clock.replace(tzinfo=zone).astimezone(UTC).astimezone(zone)  # a skipped time becomes one that exists
 
 
 def next_at(moment: time, now: datetime) -> datetime:
@@ -91,5 +161,12 @@ class TimeWindow:
 
 def _on_day(now: datetime, moment: time, days: int) -> datetime:
     day = (now + timedelta(days=days)).date()
-    wall = datetime.combine(day, moment, tzinfo=now.tzinfo)
-    return wall.astimezone(UTC).astimezone(now.tzinfo)  # a time that the clock change skips becomes one that exists
+    return resolve(datetime.combine(day, moment), now.tzinfo or UTC)
+
+
+def _has_data(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True

@@ -1,3 +1,4 @@
+import time as time_module
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -5,8 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import windows
 from cluster.errors import SettingsError
-from cluster.windows import TimeWindow, next_at, seconds_of
+from cluster.windows import (
+    SystemZone,
+    TimeWindow,
+    local_now,
+    local_zone_name,
+    next_at,
+    resolve,
+    seconds_of,
+    zone_of,
+)  # fmt: skip
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = TimeWindow.parse("20:00-07:00")
@@ -84,3 +95,74 @@ def test_a_window_is_open_or_opens_within_a_day_and_an_hour(moment):
 
     assert timedelta(0) <= opens.astimezone(UTC) - now.astimezone(UTC) <= timedelta(hours=25)
     assert NIGHT.closes(opens) is not None
+
+
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch):
+    """Set the time zone of this process."""
+
+    def put(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time_module.tzset()
+
+    yield put
+    monkeypatch.undo()
+    time_module.tzset()
+
+
+@pytest.mark.parametrize("name", ["Europe/Berlin", ":Europe/Berlin", "CET-1CEST,M3.5.0,M10.5.0/3"])
+@pytest.mark.parametrize(
+    ("evening", "morning"),
+    [
+        ("2026-10-24T20:00:00+00:00", "2026-10-25T08:00:00+01:00"),
+        ("2027-03-27T21:00:00+00:00", "2027-03-28T08:00:00+02:00"),
+    ],
+)
+def test_a_morning_after_a_clock_change_has_the_offset_of_that_morning(zone, name, evening, morning):
+    zone(name)
+    now = datetime.fromisoformat(evening).astimezone(zone_of(None))
+
+    assert next_at(time(8), now).isoformat() == morning
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [("Europe/Berlin", "Europe/Berlin"), (":UTC", "UTC"), ("", "UTC"), ("CET-1CEST,M3.5.0,M10.5.0/3", None)],
+)
+def test_the_zone_is_that_of_tz(zone, setting, name):
+    zone(setting)
+
+    assert local_zone_name() == name
+
+
+def test_the_zone_is_the_systems_where_tz_is_not_set(monkeypatch, tmp_path):
+    link = tmp_path / "localtime"
+    link.symlink_to("/usr/share/zoneinfo/Asia/Tokyo")
+    monkeypatch.delenv("TZ", raising=False)
+    monkeypatch.setattr(windows, "LOCALTIME", link)
+
+    assert local_zone_name() == "Asia/Tokyo"
+    assert local_now().utcoffset() == timedelta(hours=9)
+
+
+@pytest.mark.parametrize("name", ["Mars", "../etc/passwd", "Europe"])
+def test_a_tz_that_is_not_a_zone_is_refused_instead_of_taken_for_utc(zone, name):
+    zone(name)
+
+    with pytest.raises(SettingsError, match=f"TZ '{name}' is not a time zone; write an IANA name"):
+        local_now()
+
+
+@given(st.datetimes(min_value=datetime(2025, 1, 1), max_value=datetime(2028, 1, 1)))
+def test_a_zone_without_a_name_agrees_with_the_named_one(moment):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time_module.tzset()
+        local = moment.replace(tzinfo=UTC).astimezone(SystemZone())
+        found = (local.replace(tzinfo=None), local.utcoffset())
+        resolved = resolve(moment, SystemZone()).astimezone(UTC)
+    time_module.tzset()
+
+    expected = moment.replace(tzinfo=UTC).astimezone(BERLIN)
+    assert found == (expected.replace(tzinfo=None), expected.utcoffset())
+    assert resolved == resolve(moment, BERLIN).astimezone(UTC)

@@ -122,6 +122,7 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
         (["--after", "train-20260101-000000-aaaaaa"], 1, "no run has the id or name 'train-20260101-000000-aaaaaa'"),
         (["--window", "20:00-20:00"], 2, "window 20:00-20:00 never opens"),
         (["--max-duration", "soon"], 2, "'soon' is not a duration; write 30m, 8h or 2d"),
+        (["--at", "2020-01-01T08:00+00:00"], 2, "--at 2020-01-01 08:00 is in the past; give a later time"),
         (["--at", "noon"], 2, "'noon' is not a time; write 22:00 or 2026-11-23T22:00"),
         (["--gpus-per-worker", "2"], 2, "'2' is not one of 0, 1, auto"),
         (["--priority", "urgent"], 2, "'urgent' is not one of 'high', 'normal', 'low'"),

@@ -137,3 +137,32 @@ def test_what_could_never_be_submitted_is_refused_at_once(
         schedules.add(settings, "nightly", cron, spec, JobRequest(**request_))
 
     assert schedules.schedules(settings) == []
+
+
+def test_a_served_time_in_the_future_is_not_believed(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    in_the_future = overdue(settings, by=timedelta(days=-4 * 365))
+
+    repaired = schedules.submit_due(settings)
+    after = schedules.schedules(settings)[0]
+    schedules._write(
+        schedules._folder(settings, "nightly"), after.model_copy(update={"served": after.served - timedelta(minutes=1)})
+    )
+    a_minute_later = schedules.submit_due(settings)
+
+    assert repaired == []
+    assert after.served <= datetime.now().astimezone() < in_the_future.served
+    assert "which is in the future: some clock was wrong" in caplog.text
+    assert len(a_minute_later) == 1
+
+
+def test_a_schedule_keeps_the_time_zone_in_which_it_was_added(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "America/Havana")
+    schedules.add(settings, "nightly", "0 20 * * *", TrainSpec(shards="s", weights="none"), JobRequest())
+    monkeypatch.setenv("TZ", "UTC")
+
+    [kept] = schedules.schedules(settings)
+
+    assert kept.timezone == "America/Havana"
+    assert (kept.due_at().hour, str(kept.due_at().tzinfo)) == (20, "America/Havana")

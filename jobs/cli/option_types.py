@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cluster.errors import SettingsError
-from cluster.windows import TimeWindow, next_at, seconds_of, time_of_day
+from cluster.windows import TimeWindow, local_now, next_at, resolve, seconds_of, time_of_day, zone_of
 from data_shards.errors import SourceError
 from data_shards.pack.split import parse_shares
 
@@ -71,15 +71,15 @@ class Moment(click.ParamType[datetime]):
     name = "TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the time with its zone, by default this machine's."""
+        """Return the time with its zone: that of `TZ`, else the system's, unless the text has an offset."""
         if isinstance(value, datetime):
             return value
-        here = datetime.now().astimezone()
+        here = local_now()
         try:
             if TIME_OF_DAY.fullmatch(value):
                 return next_at(time_of_day(value), here)
             moment = datetime.fromisoformat(value)
-            return moment if moment.tzinfo else moment.astimezone()
+            return moment if moment.tzinfo else resolve(moment, zone_of(None))
         except (SettingsError, ValueError, OverflowError):
             self.fail(f"{value!r} is not a time; write 22:00 or 2026-11-23T22:00", param, ctx)
 

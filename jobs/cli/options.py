@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -9,8 +10,10 @@ import click
 from pydantic import BaseModel
 
 from cluster.settings import Settings
+from cluster.windows import local_zone_name
 from jobs.cli.completion import complete_run
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
+from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, build_request
 from trainer.specs import TrainSpec
@@ -140,9 +143,12 @@ def take_request(settings: Settings, given: dict[str, Any]) -> JobRequest:
     """Remove the options of a `JobRequest` from `given` and return them, checked.
 
     Raises:
-        Refused: A value is out of range.
+        InvalidOption: A value is out of range, or --at is in the past.
         UnknownRun: A run of `--after` does not exist.
     """
     fields = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
     after = tuple(run_state.find(settings.storage, text).run_id for text in fields.pop("after", ()))
-    return build_request(**fields, after=after)
+    request = build_request(**fields, after=after, timezone=local_zone_name() if fields.get("window") else None)
+    if request.at is not None and request.at <= datetime.now(UTC):
+        raise InvalidOption(f"--at {request.at:%Y-%m-%d %H:%M} is in the past; give a later time, or leave it out")
+    return request

@@ -11,11 +11,12 @@ from rich.live import Live
 from rich.text import Text
 
 from cluster.settings import Settings
+from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.follow import describe, follow, show_progress
 from jobs.cli.option_types import Moment
 from jobs.cli.options import OUTPUT, WHEN, WHERE, Decorator, OptionGroup, default, option, options, take_request
-from jobs.cli.search_spec import local_timezone, search_spec
+from jobs.cli.search_spec import search_spec
 from jobs.cli.submission import submit_spec
 from jobs.cli.training_options import (
     AUGMENT_STRENGTH,
@@ -136,7 +137,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     window, seconds = given["window"], given["max_duration_seconds"]
     given["max_duration_seconds"] = None  # a search ends itself at its limit, and succeeds with the trials it has
     request = take_request(settings, given)
-    limits = {"window": window, "max_duration_seconds": seconds, "timezone": local_timezone() if window else None}
+    limits = {"window": window, "max_duration_seconds": seconds, "timezone": local_zone_name() if window else None}
     typed = {name for name in given if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
     spec = search_spec(settings, shards, given | limits, typed, starts_at=request.at)
     submit_spec(

@@ -3,13 +3,12 @@
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import click
 
 from cluster.files import read_json_object
 from cluster.settings import Settings
-from cluster.windows import TimeWindow
+from cluster.windows import TimeWindow, local_now
 from jobs.cli.options import default
 from jobs.cli.trials import table_of
 from jobs.errors import Refused
@@ -19,7 +18,6 @@ from trainer.errors import SpecError
 from trainer.specs import SearchSpec, build
 from trainer.specs.search_space import parse_dimension
 
-LOCALTIME = Path("/etc/localtime")
 SEARCHABLE = frozenset({"lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment_strength"})
 # Options that all trials of one leaderboard must share.
 SHARED = ("shards", "epochs", "image_size", "weights", "precision", "class_weights", "best_by", "patience", "repeats",
@@ -52,14 +50,6 @@ def search_spec(
         spec = _new(shards, given)
     _refuse_to_end_before_start(spec, starts_at)
     return spec
-
-
-def local_timezone() -> str | None:
-    """Return the IANA name of this machine's time zone, None where it has none."""
-    if not LOCALTIME.is_symlink():
-        return None
-    _, found, name = str(LOCALTIME.resolve()).partition("zoneinfo/")
-    return name if found else None
 
 
 def _new(shards: str, given: dict[str, Any]) -> SearchSpec:
@@ -139,7 +129,7 @@ def _refuse_to_end_before_start(spec: SearchSpec, starts_at: datetime | None) ->
     """
     if spec.until is None:
         return
-    now = datetime.now(ZoneInfo(spec.timezone) if spec.timezone else None).astimezone()
+    now = local_now(spec.timezone)
     start = now if starts_at is None else max(now, starts_at)
     opens = TimeWindow.parse(spec.window).opens(start) if spec.window else start
     if opens >= spec.until:

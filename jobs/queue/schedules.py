@@ -6,7 +6,7 @@ one run only, so that each time is served exactly once, whichever process serves
 
 import logging
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from croniter import croniter
@@ -16,6 +16,7 @@ from cluster.errors import ClusterError, SettingsError, StorageError
 from cluster.files import locked, read_json, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.windows import local_now, local_zone_name, resolve, zone_of
 from jobs.errors import InvalidOption, JobError, NameTaken, Refused
 from jobs.queue.submit import submit
 from jobs.runs import names
@@ -27,6 +28,7 @@ from trainer.specs import Spec, read_spec
 
 log = logging.getLogger("nightshift.schedules")
 
+CLOCK_TOLERANCE = timedelta(hours=1)  # by which the clocks of two machines may differ
 _warned: dict[Path, str] = {}  # the last warning about each damaged file, so that it is logged once
 
 
@@ -34,10 +36,11 @@ class Schedule(BaseModel):
     """When to submit a run repeatedly.
 
     Attributes:
-        cron: Minute, hour, day of month, month, day of week, in this machine's time zone.
+        cron: Minute, hour, day of month, month, day of week, in `timezone`.
         request: How each run is submitted; the run's name is derived from the schedule's.
         served: The time up to which all runs were submitted.
         last_run: Id of the newest run.
+        timezone: IANA name of the zone in which the schedule was added; None means the job worker's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +50,7 @@ class Schedule(BaseModel):
     request: JobRequest
     served: datetime
     last_run: str | None = None
+    timezone: str | None = None
 
     @field_validator("cron")
     @classmethod
@@ -61,11 +65,12 @@ class Schedule(BaseModel):
         Computed in wall-clock time, so that 20:00 stays 20:00 when daylight saving begins or ends. In an hour that
         occurs twice, the first counts; a time that is skipped moves by as much as the clock is put forward.
         """
-        moments = croniter(self.cron, _wall_clock(self.served))
+        zone = zone_of(self.timezone)
+        moments = croniter(self.cron, self.served.astimezone(zone).replace(tzinfo=None))
         while True:
-            moment = datetime.fromtimestamp(moments.get_next(datetime).timestamp(), UTC)
-            if moment > self.served.astimezone(UTC):  # otherwise it is the repeated hour
-                return moment.astimezone()
+            moment = resolve(moments.get_next(datetime), zone)
+            if moment.astimezone(UTC) > self.served.astimezone(UTC):  # otherwise it is the repeated hour
+                return moment
 
 
 def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobRequest) -> Schedule:
@@ -87,7 +92,7 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
         raise InvalidOption("--until is a single time, past at the schedule's next run; use --window or --max-duration")
     if request.notify:
         refuse_address(settings, request.notify)
-    schedule = Schedule(name=name, cron=cron, request=request, served=datetime.now().astimezone())
+    schedule = Schedule(name=name, cron=cron, request=request, served=local_now(), timezone=local_zone_name())
     try:
         schedule.due_at()
     except ValueError as error:  # 30 February
@@ -141,10 +146,17 @@ def _serve(settings: Settings, name: str) -> str | None:
     folder = _folder(settings, name)
     with locked(folder / ".lock"):
         schedule = _read(folder)
-        here = datetime.now().astimezone()
-        if schedule.due_at() > here:
+        here = local_now(schedule.timezone)
+        if schedule.served - here > CLOCK_TOLERANCE:
+            log.warning(
+                "schedule %s was served up to %s, which is in the future: some clock was wrong; it continues now",
+                name, schedule.served.isoformat(timespec="seconds"),
+            )  # fmt: skip
+            _write(folder, schedule.model_copy(update={"served": here}))
             return None
-        moment: datetime = croniter(schedule.cron, _wall_clock(here)).get_prev(datetime)
+        if schedule.due_at().astimezone(UTC) > here.astimezone(UTC):
+            return None
+        moment: datetime = croniter(schedule.cron, here.replace(tzinfo=None)).get_prev(datetime)
         request = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), request)
@@ -179,11 +191,6 @@ def _read(folder: Path) -> Schedule:
     except (SettingsError, ValueError, OverflowError, OSError) as error:
         raise StorageError(f"{file} is damaged: {error}") from error
     return schedule
-
-
-def _wall_clock(moment: datetime) -> datetime:
-    """Return a time in this machine's time zone as a naive datetime."""
-    return moment.astimezone().replace(tzinfo=None)
 
 
 def _write(folder: Path, schedule: Schedule) -> None:

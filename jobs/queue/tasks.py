@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime
 
 from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, StorageError
 from cluster.files import is_damage
@@ -12,7 +11,7 @@ from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
-from cluster.windows import TimeWindow
+from cluster.windows import TimeWindow, local_now
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end, lost, mark_succeeded
 from jobs.runs.request import JobRequest, read_request
@@ -157,7 +156,7 @@ class _AttemptWatcher:
         limit, window = self.request.max_duration_seconds, self.request.window
         if limit and seconds > limit:
             StopRequest("overtime", self.lease.attempt).publish(self.paths.stop)
-        elif window and not TimeWindow.parse(window).closes(datetime.now().astimezone()):
+        elif window and not TimeWindow.parse(window).closes(local_now(self.request.timezone)):
             StopRequest("window", self.lease.attempt).publish(self.paths.stop)
 
     def _enforce_stop(self, now: float) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cluster.errors import SettingsError, StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
-from cluster.windows import TimeWindow
+from cluster.windows import TimeWindow, zone_of
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.names import NAME
@@ -28,6 +28,7 @@ class JobRequest(BaseModel):
         after: Ids of runs that must succeed first.
         at: The earliest start.
         window: A daily time window, such as `20:00-07:00`; outside of it the run is paused.
+        timezone: IANA name of the time zone of `window`; None means the job worker's.
         max_duration_seconds: The longest running time of one attempt; then it is stopped and the run fails.
         retries: How often the run is restarted after an infrastructure failure; its own errors are not retried.
         notify: URL that receives a webhook when the run ends.
@@ -40,6 +41,7 @@ class JobRequest(BaseModel):
     after: tuple[str, ...] = ()
     at: datetime | None = None
     window: str | None = None
+    timezone: str | None = None
     max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     notify: str | None = None
@@ -69,9 +71,19 @@ class JobRequest(BaseModel):
     def _window_is_valid(cls, window: str | None) -> str | None:
         return str(TimeWindow.parse(window)) if window else None
 
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_is_known(cls, name: str | None) -> str | None:
+        if name is not None:
+            zone_of(name)
+        return name
+
     def to_json(self) -> dict[str, Any]:
         """Return the request as plain JSON values."""
-        return self.model_dump(mode="json")
+        values = self.model_dump(mode="json")
+        if self.timezone is None:
+            del values["timezone"]  # version 0.1.0 does not know it
+        return values
 
 
 def build_request(**options: Any) -> JobRequest:

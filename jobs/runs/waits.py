@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.errors import StorageError, UnknownRun
 from cluster.run_paths import RunPaths
-from cluster.windows import TimeWindow
+from cluster.windows import TimeWindow, local_now
 from jobs.runs.request import JobRequest
 from jobs.runs.state import read_state
 
@@ -21,7 +21,7 @@ class StartBlocker:
 
 def start_blocker(storage: Path, request: JobRequest, moment: datetime | None = None) -> StartBlocker | None:
     """Return what keeps a run from starting now, None when nothing does."""
-    here = moment or datetime.now().astimezone()
+    here = moment or local_now(request.timezone)
     if request.at and request.at.astimezone(UTC) > here.astimezone(UTC):
         return StartBlocker(f"waits until {request.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
     for run_id in request.after:

@@ -1,12 +1,11 @@
 """The night: until when a search may run, and whether one more trial fits into it. Pure: the clock is passed in."""
 
-import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from cluster.windows import TimeWindow
+from cluster.windows import TimeWindow, zone_of
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec
 
@@ -43,7 +42,7 @@ class Deadline:
         if spec.max_duration_seconds is not None:
             ends.append((began.astimezone(UTC) + timedelta(seconds=spec.max_duration_seconds), "max_duration"))
         if spec.window is not None:
-            closing = TimeWindow.parse(spec.window).closes(_local(now, spec.timezone))
+            closing = TimeWindow.parse(spec.window).closes(now.astimezone(zone_of(spec.timezone)))
             ends.append(((closing or now).astimezone(UTC), "window"))
         if not ends:
             return cls()
@@ -63,7 +62,3 @@ def seconds_of_trial(table: TrialTable, epochs: int, done: int = 0) -> float:
     """Return how long the rest of a trial takes at most, judged by the slowest so far; 0 before the first epoch."""
     speeds = [trial.seconds / len(trial.reports) for trial in table.trials.values() if trial.reports]
     return MARGIN * max(speeds, default=0.0) * max(0, epochs - done)
-
-
-def _local(now: datetime, timezone: str | None) -> datetime:
-    return now.astimezone(zoneinfo.ZoneInfo(timezone)) if timezone else now

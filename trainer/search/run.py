@@ -3,12 +3,12 @@
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
+from cluster.windows import local_now
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import ray_session, run_on_workers
@@ -40,12 +40,7 @@ LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-def here_and_now() -> datetime:
-    """Return the time with this machine's offset from UTC."""
-    return datetime.now().astimezone()
-
-
-def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = here_and_now) -> RunResult:
+def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> RunResult:
     """Run the trials that are left, publish the best model and return what it reaches on the test split.
 
     Raises:
