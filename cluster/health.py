@@ -1,6 +1,6 @@
 """Checks of the storage for `nightshift doctor`: each returns what it found and, for a fault, the cure."""
 
-import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable
@@ -33,9 +33,9 @@ class CheckResult:
 def check_storage(storage: Path) -> list[CheckResult]:
     """Check that the storage is writable and has free space, and that renames are atomic and locks work."""
     try:
-        (storage / "runs").mkdir(parents=True, exist_ok=True)
-        probe = storage / f".doctor-{os.getpid()}"
-        probe.mkdir(exist_ok=True)
+        storage.mkdir(parents=True, exist_ok=True)
+        probe = storage / f".doctor-{secrets.token_hex(8)}"  # every container has a process 1
+        probe.mkdir()
     except OSError as error:
         cure = "set NIGHTSHIFT_STORAGE to a folder that you can write to"
         return [CheckResult(check="storage", ok=False, found=f"{storage}: {error.strerror}", cure=cure)]

@@ -1,6 +1,7 @@
 """Settings of this machine, read from environment variables. Only this file reads them."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ class Settings:
         """
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            probe = self.runs / f".probe-{os.getpid()}"
+            probe = self.runs / f".probe-{secrets.token_hex(8)}"  # every container has a process 1
             probe.touch()
             probe.unlink()
         except OSError as error:

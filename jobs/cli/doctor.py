@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import redis
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StorageError
 from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.resources import this_machine
@@ -21,6 +21,7 @@ from jobs.errors import JobError
 from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
 from jobs.queue.connection import connect, without_password
+from jobs.queue.storage_check import refuse_other_storage
 from trainer.errors import TrainerError
 
 OFFICIAL_WEIGHTS = "efficientnet-b0-355c32eb.pth"
@@ -71,6 +72,10 @@ def redis_finding(settings: Settings) -> CheckResult:
     try:
         with connect(settings) as connection:
             version = connection.info("server").get("redis_version")
+            refuse_other_storage(settings, connection)
+    except StorageError as error:
+        cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
+        return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure)
     except (JobError, redis.RedisError) as error:
         return CheckResult(check="Redis", ok=False, found=str(error), cure="start it or correct NIGHTSHIFT_REDIS_URL")
     return CheckResult(check="Redis", ok=True, found=f"{without_password(settings.redis_url)}, version {version}")

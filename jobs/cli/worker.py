@@ -65,7 +65,9 @@ def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limit
             f"{queues!r} has a queue that is none of {', '.join(PRIORITIES)}", param_hint="--queues"
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    settings = Settings.read().with_storage_ready()
+    settings = Settings.read()
+    if settings.redis_url is None:
+        settings.with_storage_ready()  # the embedded Redis is in it
     if metrics_port:
         serve(settings, metrics_port)
     work(settings, priorities=priorities, **limits)

@@ -36,6 +36,7 @@ from jobs.queue.entries import RunEntry
 from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
 from jobs.queue.reconciler import reconciler_thread
+from jobs.queue.storage_check import ready_storage
 from jobs.queue.webhook_sender import deliver
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, release_watch
@@ -219,6 +220,7 @@ def work(
     guard.adopt_orphans()
     make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
     worker: JobWorker | None = make()  # a wrong address fails at once
+    ready_storage(settings, worker.connection)
     with contextlib.suppress(StopRequested):  # SIGTERM between two connection attempts
         while worker is not None:
             with (

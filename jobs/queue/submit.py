@@ -15,6 +15,7 @@ from cluster.settings import Settings
 from jobs.errors import QueueUnreachable
 from jobs.queue.connection import connect
 from jobs.queue.queues import enqueue
+from jobs.queue.storage_check import ready_storage
 from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.drafts import draft_of
@@ -32,14 +33,17 @@ def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) ->
 
     Raises:
         QueueUnreachable: Redis does not answer; nothing was written.
+        StorageError: The storage cannot be written, or is not that of the queue; nothing was written.
         NameTaken: Another run has the name; nothing was written.
         Refused: The webhook URL is not allowed; nothing was written.
     """
     request = request or JobRequest()
     if request.notify:
         refuse_address(settings, request.notify)
-    settings.with_storage_ready()
+    if settings.redis_url is None:
+        settings.with_storage_ready()  # the embedded Redis is in it
     connection = connect(settings)  # first: without a queue nothing is written
+    ready_storage(settings, connection)
     state = _first_state(settings.storage, spec, request)
     paths = RunPaths.of(settings.storage, state.id)
     publish(settings.storage, paths, spec, request, state)
