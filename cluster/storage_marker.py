@@ -1,4 +1,4 @@
-"""`storage.json`: the marker file with the id of a storage, by which a folder whose share is not mounted is recognised."""
+"""`storage.json`: the marker file with the id of a storage. A folder whose share is not mounted does not have it."""
 
 import secrets
 from pathlib import Path

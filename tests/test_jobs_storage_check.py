@@ -1,0 +1,90 @@
+"""A folder whose share is not mounted takes no run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from cluster.errors import StorageError
+from cluster.settings import Settings
+from cluster.storage_marker import MARKER, read_storage_id
+from jobs.queue.storage_check import KEY
+from jobs.queue.submit import submit
+from jobs.runs import state as run_state
+from tests.conftest import Say
+from tests.stack import FakeSpec
+
+
+@pytest.fixture
+def share(settings: Settings, tmp_path: Path) -> Settings:
+    """A storage apart from the one with the embedded Redis."""
+    return Settings(storage=tmp_path / "share", redis_url=settings.redis_url)
+
+
+def test_the_first_use_makes_the_storage_known(share: Settings, redis: Redis) -> None:
+    submit(share, FakeSpec())
+
+    assert redis.get(KEY) == str(read_storage_id(share.storage)).encode()
+
+
+def test_a_storage_of_an_earlier_version_with_runs_gets_its_id(share: Settings, redis: Redis) -> None:
+    first = submit(share, FakeSpec())
+    (share.storage / MARKER).unlink()
+    redis.delete(KEY)
+
+    second = submit(share, FakeSpec())
+
+    assert read_storage_id(share.storage) is not None
+    assert run_state.all_ids(share.storage) == [first, second]
+
+
+def test_an_unmounted_share_takes_no_run(share: Settings, tmp_path: Path) -> None:
+    submit(share, FakeSpec())
+    share.storage.rename(tmp_path / "away")
+    share.storage.mkdir()
+
+    with pytest.raises(StorageError, match=f"is not the storage of this queue, .* it has no {MARKER}; mount"):
+        submit(share, FakeSpec())
+
+    assert list(share.storage.iterdir()) == []
+
+
+def test_after_the_share_is_back_runs_are_accepted(share: Settings, tmp_path: Path) -> None:
+    first = submit(share, FakeSpec())
+    share.storage.rename(tmp_path / "away")
+    (tmp_path / "away").rename(share.storage)
+
+    second = submit(share, FakeSpec())
+
+    assert run_state.all_ids(share.storage) == [first, second]
+
+
+def test_an_emptied_redis_learns_the_id_again(share: Settings, redis: Redis) -> None:
+    submit(share, FakeSpec())
+    before = redis.get(KEY)
+    redis.flushall()
+
+    submit(share, FakeSpec())
+
+    assert redis.get(KEY) == before
+
+
+def test_doctor_and_a_job_worker_say_that_the_share_is_not_mounted(
+    share: Settings, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(share, FakeSpec())
+    share.storage.rename(tmp_path / "away")
+    share.storage.mkdir()
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(share.storage))
+
+    doctor = say("doctor", "--json")
+    worker = say("worker", "--burst")
+
+    faults = [check for check in json.loads(doctor[1]) if not check["ok"]]
+    assert doctor[0] == 1
+    assert [fault["check"] for fault in faults] == ["storage"]
+    assert f"it has no {MARKER}" in faults[0]["found"]
+    assert worker[0] == 1
+    assert "is not the storage of this queue" in worker[2]
+    assert list(share.storage.iterdir()) == []
