@@ -77,6 +77,7 @@ def test_doctor_and_a_job_worker_say_that_the_share_is_not_mounted(
     share.storage.rename(tmp_path / "away")
     share.storage.mkdir()
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(share.storage))
+    monkeypatch.setattr("cluster.health.FREE_BYTES_LEAST", 0)
 
     doctor = say("doctor", "--json")
     worker = say("worker", "--burst")

@@ -219,8 +219,9 @@ def work(
     """Work until SIGTERM or SIGINT, or until the queues are empty with `burst`; reconnect when Redis comes back."""
     guard.adopt_orphans()
     make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
-    worker: JobWorker | None = make()  # a wrong address fails at once
-    ready_storage(settings, worker.connection)
+    first = make()  # a wrong address fails at once
+    ready_storage(settings, first.connection)
+    worker: JobWorker | None = first
     with contextlib.suppress(StopRequested):  # SIGTERM between two connection attempts
         while worker is not None:
             with (
