@@ -102,7 +102,7 @@ def test_the_file_is_copied_to_the_output_path(trained, tmp_path):
 def test_without_sample_images_nothing_is_exported(trained, tmp_path):
     spec = build(ExportSpec, model=str(trained[1]), format="torchscript")
 
-    with pytest.raises(SpecError, match="name images or shards with --samples"):
+    with pytest.raises(SpecError, match="give images or shards with --samples"):
         done(tmp_path, spec)
 
     assert not list((tmp_path / "runs" / "run").glob("*model*"))
