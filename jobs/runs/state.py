@@ -74,30 +74,21 @@ class RunState:
         Raises:
             TypeError, ValueError: The content has another shape.
         """
-        known = {field.name: content[field.name] for field in dataclasses.fields(cls) if field.name in content}
-        known["metric"] = _metric(known.get("metric"))
-        found = cls(**known)
+        for name, kinds in _FIELD_TYPES.items():
+            if name in content and type(content[name]) not in kinds:
+                raise TypeError(f"{name} {content[name]!r} has the wrong type")
+        known = {name: content[name] for name in _FIELD_TYPES if name in content}
+        found = cls(**known, metric=_metric(content.get("metric")))
         if found.state not in STATES:
             raise ValueError(f"state {found.state!r} is not one of {', '.join(STATES)}")
         if found.priority not in PRIORITIES:
             raise ValueError(f"priority {found.priority!r} is not one of {', '.join(PRIORITIES)}")
-        found._check_types()
-        return found
-
-    def _check_types(self) -> None:
-        texts = (self.id, self.kind, self.place)
-        optional = (self.name, self.why, self.job_worker, self.notify)
-        for text in (*texts, *(text for text in optional if text is not None)):
-            if not isinstance(text, str):
-                raise TypeError(f"{text!r} is not a string")
-        for number in (self.attempt, self.losses):
-            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MOST_ATTEMPTS:
-                raise TypeError(f"{number!r} is not a number of attempts")
-        if not isinstance(self.own_cluster, bool):
-            raise TypeError(f"own_cluster {self.own_cluster!r} is neither true nor false")
-        for time_text in (self.created, self.started, self.ended, self.changed):
+        if not (0 <= found.attempt <= MOST_ATTEMPTS and 0 <= found.losses <= MOST_ATTEMPTS):
+            raise ValueError(f"attempt {found.attempt} or losses {found.losses} is out of range")
+        for time_text in (found.created, found.started, found.ended, found.changed):
             if time_text is not None and datetime.fromisoformat(time_text).tzinfo is None:
                 raise ValueError(f"time {time_text!r} has no time zone")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `state.json`."""
@@ -126,6 +117,15 @@ class RunState:
     def with_changes(self, **changes: Any) -> "RunState":
         """Return the record with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+_TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {  # by exact type: JSON's true is no number; `metric` is read by `_metric`
+    **dict.fromkeys(("id", "kind", "priority", "state", "place", "created"), _TEXT),
+    **dict.fromkeys(("name", "why", "job_worker", "notify", "started", "ended", "changed"), _OPTIONAL_TEXT),
+    **dict.fromkeys(("attempt", "losses"), (int,)),
+    "own_cluster": (bool,),
+}
 
 
 def _metric(value: Any) -> tuple[str, float] | None:
