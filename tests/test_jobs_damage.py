@@ -121,7 +121,9 @@ def test_a_damaged_run_is_listed_with_the_name_of_its_file_and_deleted_by_force(
 def test_a_run_that_is_not_damaged_is_not_deleted_by_force_while_it_waits(settings: Settings, say: Say) -> None:
     run_id = submit(settings, FakeSpec())
 
-    assert say("delete", "--yes", "--force", run_id)[::2] == (1, f"Error: {run_id} is queued; cancel it first\n")
+    assert say("delete", "--yes", "--force", run_id)[::2] == (
+        1, f"Error: {run_id} is queued; cancel it first: nightshift cancel {run_id}\n",
+    )  # fmt: skip
 
 
 def test_a_run_that_follows_a_damaged_one_waits(settings: Settings, redis: Redis) -> None:

@@ -21,7 +21,8 @@ def delete(run: str, yes: bool, force: bool) -> None:
     """
     settings = Settings.read()
     paths = run_state.find(settings.storage, run)
-    actions.require_ended(run_state.read_state(paths))
+    if not (force and run_state.is_damaged(paths)):
+        actions.require_ended(run_state.read_state(paths))
     if not yes and not click.confirm(f"Delete {paths.run_id} and its files?", err=True):
         raise Refused("nothing was deleted; answer y, or give --yes")
     actions.delete(paths, force=force)

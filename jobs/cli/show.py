@@ -43,7 +43,7 @@ def _as_text(record: JobRecord) -> str:
     if record.metrics:
         rows.append(("last", _pairs(record.metrics[-1])))
     if record.result:
-        rows += [("model", record.result.get("checkpoint") or "-"), ("result", _pairs(record.result["metrics"]))]
+        rows += [("model", str(record.result.get("checkpoint") or "-")), ("result", _pairs(record.result["metrics"]))]
     rows.append(("files", "  ".join(record.files)))
     if state.state in CURES:
         rows.append(("next", CURES[state.state].format(id=state.id)))
