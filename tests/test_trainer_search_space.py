@@ -45,7 +45,7 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
         ({"space": {"lr": {"low": 1, "high": 0.1}}}, "range 1:0.1 is empty or reversed; write the lower bound first"),
         (
             {"space": {"lr": {"low": 0, "high": 0.1, "log": True}}},
-            "range 0:0.1 is drawn by orders of magnitude and must begin above 0",
+            "range 0:0.1 is sampled log-uniformly; its lower bound must be above 0",
         ),
         ({"space": {"head_width": (10, 128)}}, "head_width 10 is not a multiple of 4"),
         ({"space": {"head_width": (8, 8)}}, "head_width names one choice twice: 8, 8"),

@@ -14,7 +14,7 @@ import pytest
 from cluster import guard
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from trainer.__main__ import execute
+from trainer.__main__ import command_for
 from trainer.attempt import Attempt
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
@@ -41,7 +41,7 @@ def attempted(paths: RunPaths, spec: Spec) -> RunResult:
     """Run the next attempt in this process and publish its result."""
     settings = Settings(storage=paths.storage)
     attempt = Attempt.of(paths.folder, None, settings)
-    result = execute(attempt, spec)
+    result = command_for(spec)(attempt, spec)
     result.publish(attempt.lease)
     return result
 

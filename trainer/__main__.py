@@ -1,12 +1,14 @@
-"""`python -m trainer RUN_FOLDER [--attempt N]`: does what the folder's `spec.json` says.
+"""`python -m trainer RUN_FOLDER [--attempt N]`: runs what the folder's `spec.json` requests.
 
-Its exit codes are those of `cluster.exit_codes`.
+The exit codes are those of `cluster.exit_codes`.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ClusterError, StorageError
 from cluster.exit_codes import ExitCode
@@ -26,7 +28,7 @@ logger = logging.getLogger("trainer")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one attempt and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Do what RUN_FOLDER/spec.json says.")
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Run what RUN_FOLDER/spec.json requests.")
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--attempt", type=int, help="number of the attempt that the caller has claimed")
     options = parser.parse_args(arguments)
@@ -38,75 +40,69 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.USAGE
     with attempt.sending_heartbeats():
         Progress(attempt.paths, attempt.number).write()
-        return _run(attempt)
-
-
-def _run(attempt: Attempt) -> int:
-    try:
-        spec = read_spec(attempt.paths.spec)
-        if attempt.settings.ray_address is None:
-            set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
-        with track_run(attempt, spec) as tracking:
-            result = execute(attempt, spec)
-            result.publish(attempt.lease)
-            tracking.result = result
-    except Stopped as stopped:
-        logger.info("%s", stopped)
-        return ExitCode.STOPPED
-    except (TrainerError, ShardError, ClusterError) as error:
-        logger.error("%s", error)
-        return _failed(attempt, error)
-    except Exception as error:  # a bug: the log keeps the traceback, the run still says that it failed
-        logger.exception("the run failed by a fault of the program")
-        return _failed(attempt, _no_room(error) or error)
+        try:
+            spec = read_spec(attempt.paths.spec)
+            if attempt.settings.ray_address is None:
+                set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
+            with track_run(attempt, spec) as tracking:
+                result = command_for(spec)(attempt, spec)
+                result.publish(attempt.lease)
+                tracking.result = result
+        except Exception as error:
+            return _handle_error(attempt, error)
     logger.info("done in %.1f s", attempt.seconds)
     return ExitCode.SUCCEEDED
 
 
-def execute(attempt: Attempt, spec: AnySpec) -> RunResult:
-    """Do what `spec` asks for and return the outcome; each kind imports only what it needs."""
+def command_for(spec: AnySpec) -> Callable[[Attempt, Any], RunResult]:
+    """Return the function that runs this kind of spec; only its own imports are loaded."""
     if isinstance(spec, TrainSpec):
         from trainer.train import train  # noqa: PLC0415
 
-        return train(attempt, spec)
+        return train
     if isinstance(spec, EvaluateSpec):
         from trainer.evaluate import evaluate  # noqa: PLC0415
 
-        return evaluate(attempt, spec)
+        return evaluate
     if isinstance(spec, SearchSpec):
         from trainer.search.run import search  # noqa: PLC0415
 
-        return search(attempt, spec)
+        return search
     if isinstance(spec, PredictSpec):
         from trainer.predict import predict  # noqa: PLC0415
 
-        return predict(attempt, spec)
+        return predict
     from trainer.export import export  # noqa: PLC0415
 
-    return export(attempt, spec)
+    return export
 
 
-def _no_room(error: Exception) -> StorageError | None:
-    """Return what to tell of a file that found no room, None for any other error."""
-    if not isinstance(error, OSError) or not is_full(error):
-        return None
-    where = Path(error.filename).parent if isinstance(error.filename, str) else "the storage"
-    return StorageError(f"{where} is full; free space there, then `nightshift retry` goes on from the last checkpoint")
-
-
-def _failed(attempt: Attempt, error: Exception) -> int:
+def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
+    """Log the error, write `error.json` unless the run was stopped, and return the exit code."""
+    if isinstance(error, Stopped):
+        logger.info("%s", error)
+        return ExitCode.STOPPED
+    if isinstance(error, TrainerError | ShardError | ClusterError):
+        logger.error("%s", error)
+    else:
+        logger.exception("the run failed because of a bug in the program")
+        error = _storage_full(error) or error
     try:
         attempt.fail(error)
-    except OSError as unsaid:
-        logger.error("error.json cannot be written: %s", unsaid)
+    except OSError as write_error:
+        logger.error("error.json cannot be written: %s", write_error)
         return ExitCode.STORAGE_FULL
-    return _code_of(error)
-
-
-def _code_of(error: Exception) -> int:
     if isinstance(error, WorkersLost):
         return ExitCode.WORKERS_LOST
     return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
+
+
+def _storage_full(error: Exception) -> StorageError | None:
+    """Return an error that says which folder is full, None for any other error."""
+    if not isinstance(error, OSError) or not is_full(error):
+        return None
+    where = Path(error.filename).parent if isinstance(error.filename, str) else "the storage"
+    return StorageError(f"{where} is full; free space there, then `nightshift retry` resumes from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One attempt at a run: its folder, its right to publish, and the beat that says it lives."""
+"""One attempt at a run: its folder, its lease, and its heartbeat."""
 
 import time
 from contextlib import AbstractContextManager
@@ -13,20 +13,20 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.read.shard_cache import limit_default_cache
 
-DEFAULT_RESTARTS = 2  # of a run that was started by hand, without a queue
+DEFAULT_RESTARTS = 2  # for a run that was started by hand, without a queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What every part of the trainer needs to know of the run it works for.
+    """The run that this process works on, and the attempt that it is.
 
     Attributes:
         paths: The run's files.
-        lease: The right to publish into them.
-        settings: Of this machine.
-        restarts: How often a group of workers of which one died is started again: as often as the run is, by
-            `--retries`. A machine that was taken away with notice does not count.
-        began: When the attempt began, on the monotonic clock.
+        lease: Allows this attempt to publish into the run's folder until a newer attempt takes over.
+        settings: Addresses and folders of this machine.
+        restarts: How often Ray Train restarts the workers after one of them died, set by `--retries`. Preempted nodes
+            do not count.
+        began: Start of the attempt on the monotonic clock, in seconds.
     """
 
     paths: RunPaths
@@ -37,7 +37,7 @@ class Attempt:
 
     @classmethod
     def of(cls, folder: Path, number: int | None, settings: Settings) -> "Attempt":
-        """Join attempt `number`, or claim the next one when started by hand.
+        """Join attempt `number`, which the caller claimed, or claim the next one when `number` is None.
 
         Raises:
             LeaseLost: Another process owns the run.
@@ -55,11 +55,11 @@ class Attempt:
 
     @property
     def seconds(self) -> float:
-        """How long the attempt has been going."""
+        """Seconds since the attempt started."""
         return time.monotonic() - self.began
 
     def fail(self, error: Exception) -> None:
-        """Write `error.json`, unless a newer attempt owns the run."""
+        """Write `error.json` unless a newer attempt owns the run."""
         line = " ".join(str(error).split()) or type(error).__name__
         try:
             self.lease.check()
@@ -68,7 +68,7 @@ class Attempt:
         write_json(self.paths.error, {"attempt": self.number, "error": line})
 
     def sending_heartbeats(self) -> AbstractContextManager[None]:
-        """Beat from a thread while the block runs."""
+        """Send heartbeats from a thread while the block runs."""
         return periodic_calls(
             self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the beat of attempt {self.number}"
         )

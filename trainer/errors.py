@@ -1,48 +1,48 @@
 """Errors of training.
 
 TrainerError
-├── SpecError          a wish that can never work
-├── WeightsError       a file of weights is absent, damaged or of another network
-├── CheckpointError    a checkpoint is absent, damaged or of another version
-├── ModelMismatch      the data have other classes than the model
-├── TrainingDiverged   the loss is no number any more
-├── OutOfMemory        a batch does not fit into a GPU
-├── WorkersLost        workers died or hung more often than they are started again
+├── SpecError          a request that can never work
+├── WeightsError       a weights file is missing, damaged or for another network
+├── CheckpointError    a checkpoint is missing, damaged or of another version
+├── ModelMismatch      the data set and the model have different classes
+├── TrainingDiverged   the loss is not finite (NaN or inf)
+├── OutOfMemory        a batch does not fit into GPU memory
+├── WorkersLost        workers died or hung more often than they may be restarted
 └── Stopped            the run was asked to stop and has saved a checkpoint
 """
 
 
 class TrainerError(Exception):
-    """Base of the errors of this package. The text is one line: what is wrong, then the cure."""
+    """Base of the errors of this package. The text is one line: the fault, then the cure."""
 
 
 class SpecError(TrainerError):
-    """A wish that can never work; refused before it is queued."""
+    """A request that can never work; refused before it is queued."""
 
 
 class WeightsError(TrainerError):
-    """A file of weights is absent, damaged or of another network."""
+    """A weights file is missing, damaged or for another network."""
 
 
 class CheckpointError(TrainerError):
-    """A checkpoint is absent, damaged or of another version."""
+    """A checkpoint is missing, damaged or of another version."""
 
 
 class ModelMismatch(TrainerError):
-    """The data have other classes than the model."""
+    """The data set and the model have different classes."""
 
 
 class TrainingDiverged(TrainerError):
-    """The loss is no number any more; the last good checkpoint is kept."""
+    """The loss is not finite (NaN or inf); the last good checkpoint is kept."""
 
 
 class OutOfMemory(TrainerError):
-    """A batch does not fit into a GPU."""
+    """A batch does not fit into GPU memory."""
 
 
 class WorkersLost(TrainerError):
-    """Workers died or hung more often than they are started again: the infrastructure's fault, not the run's."""
+    """Workers died or hung more often than they may be restarted: the fault of the infrastructure, not of the run."""
 
 
 class Stopped(TrainerError):
-    """The run was asked to stop and has saved a checkpoint to go on from."""
+    """The run was asked to stop and has saved a checkpoint to resume from."""

@@ -1,4 +1,4 @@
-"""`progress.json`: what the running attempt is doing right now."""
+"""`progress.json`: the current phase, speed and ETA of the running attempt."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ WRITE_SECONDS = 1.0
 
 @dataclass
 class Progress:
-    """Counts the images of a phase and writes where it stands about once a second."""
+    """Counts the images of a phase and writes the file about once a second."""
 
     paths: TrainingPaths
     attempt: int
@@ -27,20 +27,20 @@ class Progress:
     _written: float = 0.0
 
     def start_phase(self, phase: str, *, total: int, done: int = 0, epoch: int = 0, epochs: int = 0) -> None:
-        """Enter a phase of `total` images, of which `done` are behind."""
+        """Start a phase of `total` images, of which `done` are done."""
         self.phase, self.total, self.done, self.epoch, self.epochs = phase, total, done, epoch, epochs
         self._began, self._began_at = time.monotonic(), done
         self.write()
 
     def add(self, images: int) -> None:
-        """Count images, over all workers."""
+        """Count processed images, over all workers."""
         self.done += images
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self.write()
 
     @property
     def images_per_second(self) -> float:
-        """Speed within the phase."""
+        """Speed in this phase."""
         return (self.done - self._began_at) / max(time.monotonic() - self._began, 1e-9)
 
     def write(self) -> None:
@@ -51,7 +51,7 @@ class Progress:
         try:
             write_json(self.paths.progress, self._content())
         except OSError as error:
-            if not is_full(error):  # that nobody can watch a run is no reason to end it
+            if not is_full(error):  # a full disk hides the progress, but must not end the run
                 raise
 
     def _content(self) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from cluster.lease import Lease
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-        kind: Of the run: train, evaluate, ...
-        checkpoint: Folder of the published model, None when the run publishes none.
-        metrics: Of the published model on `metrics["split"]`.
-        seconds: From the start of the attempt to here.
-        details: Whatever else a kind has to tell; its keys stand beside the others in the file.
+        kind: train, evaluate, search, predict or export.
+        checkpoint: Folder of the published or evaluated model, None if there is none.
+        metrics: Metrics of that model on the split `metrics["split"]`.
+        seconds: Duration of the attempt.
+        details: Further results of this kind of run; in the file its keys are at the top level.
     """
 
     kind: str

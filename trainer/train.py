@@ -1,4 +1,4 @@
-"""`train`: from shards to a published model. The driver's part here, the workers' in `trainer/training/worker.py`."""
+"""`train`, the driver's part: checks the data, runs `training/worker.py` on the workers, and writes the report."""
 
 from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
@@ -11,14 +11,14 @@ from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.training.worker import train_on_worker
 
-MIN_BATCH_NORM_IMAGES = 2  # images of which a batch norm can take a deviation
+MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
 
 
 def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
-    """Train, publish the best model and return what it reaches on the validation split.
+    """Train, publish the best model and return its metrics on the validation split.
 
     Raises:
-        SpecError: The data cannot be trained on as wished.
+        SpecError: This training is impossible on this data set.
         Stopped: The run was asked to stop; a checkpoint is saved.
     """
     index = read_index(spec.shards)
@@ -38,10 +38,10 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
 
 
 def check_data(spec: TrainSpec, index: ShardIndex) -> None:
-    """Refuse data that this training can never run on.
+    """Check that this training is possible on this data set.
 
     Raises:
-        SpecError: A split is missing, or a step leaves a worker too few images.
+        SpecError: A split is missing, or a worker gets too few images per step.
     """
     for split in ("train", "valid"):
         if split not in index.splits:

@@ -1,1 +1,1 @@
-"""From shards and files to the batches that a model sees."""
+"""Batches of images and features, transforms, and the feature cache."""

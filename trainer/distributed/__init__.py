@@ -1,1 +1,1 @@
-"""Ray Train, its workers and what they tell each other."""
+"""Ray Train: starting workers, their tasks, and their process group."""

@@ -1,4 +1,4 @@
-"""The Ray Train workers as one thing: who this one is, and what they tell each other."""
+"""The group of Ray Train workers: rank, world size, device, and collective operations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This worker's place among all workers; with one worker nothing is sent.
+    """This worker's rank and device, and collectives over all workers; with one worker nothing is sent.
 
     Attributes:
-        workers_on_node: How many workers may share this one's machine: those that do, and one for each of its GPUs.
+        workers_on_node: The most workers that may share this machine: the local world size or its number of GPUs.
     """
 
     rank: int
@@ -26,7 +26,7 @@ class ProcessGroup:
 
     @classmethod
     def of_this_worker(cls, *, on_cpu: bool) -> "ProcessGroup":
-        """Ask Ray Train who this worker is; one that works alone would be given a GPU that is there unasked."""
+        """Return this worker's group. `on_cpu` ignores a GPU: Ray gives one to a single worker in any case."""
         context = ray.train.get_context()
         return cls(
             context.get_world_rank(),
@@ -37,7 +37,7 @@ class ProcessGroup:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this worker writes files for all."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     def all_reduce_sum(self, *values: float) -> list[float]:
@@ -49,7 +49,7 @@ class ProcessGroup:
         return [float(value) for value in sums.tolist()]
 
     def broadcast(self, value: Any) -> Any:
-        """Return what the leading worker passed; every worker must call it."""
+        """Return the value of rank 0; every worker must call it."""
         if self.world_size == 1:
             return value
         box = [value if self.is_rank_zero else None]
@@ -57,7 +57,7 @@ class ProcessGroup:
         return box[0]
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Return the `(n, columns) float64` rows of all workers under each other on the CPU, in the order of ranks."""
+        """Concatenate the `(n, columns) float64` rows of all workers on the CPU, in the order of ranks."""
         if self.world_size == 1:
             return rows.cpu()
         counts = [int(n) for n in self.all_reduce_sum(*(len(rows) * (r == self.rank) for r in range(self.world_size)))]
@@ -68,12 +68,12 @@ class ProcessGroup:
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
 
     def barrier(self) -> None:
-        """Wait until every worker is here."""
+        """Wait until every worker has called this."""
         self.all_reduce_sum(0.0)
 
 
 def _gpus_here() -> int:
-    """Return how many GPUs this machine has, whoever uses them; a worker is shown only its own."""
+    """Return the number of GPUs of this machine; CUDA shows a worker only its own."""
     if not ray.is_initialized():
         return torch.cuda.device_count()
     here = ray.get_runtime_context().get_node_id()

@@ -1,4 +1,4 @@
-"""Run in each process that the local Ray starts. Imports nothing heavy of its own."""
+"""Setup hook of each process that the local Ray starts; a file of its own, so that they do not import torch."""
 
 import logging
 
@@ -8,7 +8,7 @@ from cluster.process_env import set_ray_address
 
 
 def quieten_ray() -> None:
-    """Silence the cleaner of placement groups: it asks Ray's dashboard, which does not run here, every second."""
+    """Silence Ray's placement group cleaner, which polls the dashboard every second although none runs here."""
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)
     set_ray_address(ray.get_runtime_context().gcs_address)

@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen, checked, JSON. Imports neither torch nor ray."""
+"""Specs: what a run is requested to do, validated and frozen, as JSON. Imports neither torch nor ray."""
 
 import json
 from pathlib import Path
@@ -22,10 +22,10 @@ _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator=
 
 
 def read_spec(path: Path) -> AnySpec:
-    """Read a wish from a run's `spec.json`.
+    """Read the spec in a run's `spec.json`.
 
     Raises:
-        SpecError: The file is absent, no JSON, or no wish of a known kind.
+        SpecError: The file is missing, is not JSON, or is not a spec of a known kind.
     """
     try:
         return _ANY.validate_python(json.loads(path.read_text(encoding="utf-8")))

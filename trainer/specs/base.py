@@ -1,4 +1,4 @@
-"""What all specs share: how they are checked, and how a wrong option is told in one line."""
+"""The base class of all specs, and one-line errors for invalid options."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,7 +36,7 @@ FAULTS = {
 
 
 class Spec(BaseModel):
-    """What all wishes share: unknown fields are refused, nothing changes after the check."""
+    """Fields of all specs. Unknown fields are refused; a validated spec is immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -45,12 +45,12 @@ class Spec(BaseModel):
     gpus_per_worker: GpusPerWorker = "auto"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the wish as plain JSON values, `kind` included."""
+        """Return the spec as JSON values, including `kind`."""
         return self.model_dump(mode="json")
 
 
 def build(kind: type[S], **options: Any) -> S:
-    """Return the checked wish.
+    """Return the validated spec.
 
     Raises:
         SpecError: An option is out of range, or options contradict each other; one line.

@@ -1,4 +1,4 @@
-"""What an evaluation, a prediction and an export are asked to do. Imports neither torch nor ray."""
+"""Specs of `evaluate`, `predict` and `export`. Imports neither torch nor ray."""
 
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -13,10 +13,12 @@ class EvaluateSpec(Spec):
     """Score a published model on one split.
 
     Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        positive: The class whose sensitivity and false negatives are reported; None takes the first.
-        min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this.
-        cache: Keep the features of the model's backbone under the storage.
+        model: Run id or folder, as the user gave it or as submit resolved it.
+        positive: The class whose sensitivity and false negatives are reported; None means the first.
+        min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this,
+            from 0 (exclusive) to 1.
+        batch_size: Images per step.
+        cache: Keep the features of the model's backbone in the storage.
     """
 
     kind: Literal["evaluate"] = "evaluate"
@@ -30,14 +32,15 @@ class EvaluateSpec(Spec):
 
 
 class PredictSpec(Spec):
-    """Say of images what a published model takes them for.
+    """Classify images with a published model.
 
     Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        images: Image files, folders of them, and folders or URLs of shards, in the order of the table.
-        split: Of shards only this split; None takes all.
-        output: Where the table is copied to besides the run's folder.
-        form: Of the table.
+        model: Run id or folder, as the user gave it or as submit resolved it.
+        images: Image files, folders of images, and folders or URLs of shards, in the order of the table.
+        split: The split of the shards to predict; None means all.
+        output: Where to copy the table; it is also in the run's folder.
+        form: Format of the table.
+        batch_size: Images per step.
     """
 
     kind: Literal["predict"] = "predict"
@@ -54,12 +57,12 @@ class PredictSpec(Spec):
 
 
 class ExportSpec(Spec):
-    """Write a published model as one file for other programs.
+    """Export a published model as one file for other programs.
 
     Attributes:
-        model: Run id, search id or folder, as the user gave it or as submit resolved it.
-        samples: Shards or images that the file is compared with the model on; None takes the model's own data.
-        output: Where the file is copied to besides the run's folder.
+        model: Run id or folder, as the user gave it or as submit resolved it.
+        samples: Shards or images on which to compare the file with the model; None means the model's own data.
+        output: Where to copy the file; it is also in the run's folder.
     """
 
     kind: Literal["export"] = "export"

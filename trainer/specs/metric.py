@@ -1,4 +1,4 @@
-"""The validation metrics that a model may be chosen by, and in which direction each is better."""
+"""The validation metrics that can choose the best model, and their directions."""
 
 from typing import Literal
 
@@ -15,5 +15,5 @@ def is_better(value: float | None, other: float | None, metric: str) -> bool:
 
 
 def loss_of(value: float, metric: str) -> float:
-    """Return `value` as a number that is better when it is lower, to sort and to minimize by."""
+    """Return `value` with the sign that makes lower better, for sorting and minimizing."""
     return -value if HIGHER_IS_BETTER[metric] else value

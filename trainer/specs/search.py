@@ -1,4 +1,4 @@
-"""What a search is asked to do. Imports neither torch nor ray."""
+"""The spec of `search`. Imports neither torch nor ray."""
 
 import zoneinfo
 from collections.abc import Callable
@@ -18,22 +18,22 @@ T = TypeVar("T")
 
 
 class SearchSpec(TrainOptions):
-    """Many trainings, to find what suits the data; options that the space does not vary hold for all of them.
+    """A hyperparameter search: many trainings; options outside the search space are the same for all of them.
 
     Attributes:
-        trials: Configurations to try, those of `extend` included.
-        space: What varies and between which bounds.
-        algorithm: "tpe" learns from the trials before, "random" does not, "grid" goes through the space's points.
-        concurrency: Trials at once; None takes what the machine or cluster holds.
-        early_stopping: End trials that lag behind at a rung; None does so where they are long enough to gain by it.
-        repeats: Trainings of each configuration with different seeds; it is ranked by their mean.
-        max_failures: The search fails when more trials than this have failed.
-        until: No trial starts that cannot end by then; at that moment those that run pause and the search ends.
-        max_duration_seconds: The same, counted from the search's first start.
-        window: Daily span of wall time in which it runs, as `20:00-07:00`; it goes on when the window opens again.
-        timezone: IANA name of the zone of `window`, by default the machine's.
-        extend: Id of a search whose trials this one takes over as its first.
-        refit: Train the best configuration once more on the train and valid splits together, and publish that.
+        trials: Number of configurations, including those taken from `extend`.
+        space: The search space: what varies, and its bounds.
+        algorithm: Search algorithm. "tpe" learns from earlier trials, "random" does not, "grid" tries every point.
+        concurrency: Maximum number of concurrent trials; None means as many as the machine or cluster has room for.
+        early_stopping: Stop the worse trials at each rung (ASHA); None means only where trials are long enough.
+        repeats: Trainings of each configuration with different seeds; their mean ranks it.
+        max_failures: The search fails when more trials than this fail.
+        until: Deadline. No trial starts that cannot finish by then; running trials pause then, and the search ends.
+        max_duration_seconds: A deadline relative to the first start of the search.
+        window: Daily time window in which the search runs, as `20:00-07:00`; it resumes when the window opens again.
+        timezone: IANA time zone of `window`; None means the machine's.
+        extend: Id of an earlier search whose trials become the first trials of this one.
+        refit: Train the best configuration again on the train and valid splits together, and publish that model.
     """
 
     kind: Literal["search"] = "search"
@@ -53,12 +53,12 @@ class SearchSpec(TrainOptions):
 
     @property
     def reads_features(self) -> bool:
-        """Whether all trials train heads on the stored features of one frozen backbone."""
+        """Whether all trials train heads on the cached features of one frozen backbone."""
         varies_more = self.space.freeze is not None or self.space.augment is not None
         return self.freeze == "all" and self.cache and not self.augment and not varies_more
 
     def trial_spec(self, config: Config) -> TrainSpec:
-        """Return the training of one configuration.
+        """Return the spec of the training of one configuration.
 
         Raises:
             SpecError: The configuration is out of range.
@@ -93,7 +93,7 @@ class SearchSpec(TrainOptions):
 
 
 def _or_value_error(make: Callable[[], T]) -> T:
-    """Return what `make` returns; an error of ours becomes one that pydantic reports as its own."""
+    """Call `make`; turn our errors into ValueError, which pydantic reports as a validation error."""
     try:
         return make()
     except (SpecError, SettingsError) as error:

@@ -1,4 +1,4 @@
-"""What a search varies and between which bounds. Pure; imports neither torch nor optuna."""
+"""The search space: which options vary, and their bounds. Imports neither torch nor optuna."""
 
 import itertools
 import math
@@ -7,24 +7,25 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-GRID_POINTS = 5  # of a range in a grid, unless the range says otherwise
+GRID_POINTS = 5  # of a range in a grid search, by default
 
 Value = float | int | str | bool
 Config = dict[str, Value]
 
-# What a trial is: every option that a space can vary, so that a later search may vary others than an earlier one.
+# Every option that a search space can vary. A trial records all of them, so that a search which extends an earlier one
+# may vary other options.
 SEARCHED = ("lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment", "augment_strength")
 
-# Rates act by their order of magnitude: 1e-4 is as far from 1e-3 as 1e-3 from 1e-2.
+# Sampled log-uniformly: rates matter by their order of magnitude.
 LOGARITHMIC = ("lr", "weight_decay")
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`, both included.
+    """Numbers from `low` to `high`, inclusive.
 
     Attributes:
-        log: Draw evenly over orders of magnitude.
-        points: How many of them a grid has.
+        log: Sample log-uniformly.
+        points: Number of points in a grid search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,11 +40,13 @@ class Range(BaseModel):
         if self.low >= self.high:
             raise ValueError(f"range {self.low:g}:{self.high:g} is empty or reversed; write the lower bound first")
         if self.log and self.low <= 0:
-            raise ValueError(f"range {self.low:g}:{self.high:g} is drawn by orders of magnitude and must begin above 0")
+            raise ValueError(
+                f"range {self.low:g}:{self.high:g} is sampled log-uniformly; its lower bound must be above 0"
+            )
         return self
 
     def grid(self) -> tuple[float, ...]:
-        """Return `points` numbers at even distances, the bounds included."""
+        """Return `points` evenly spaced numbers, including the bounds."""
         steps = [step / (self.points - 1) for step in range(self.points)]
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
@@ -62,7 +65,7 @@ Dimension = Range | Choices
 
 
 class Space(BaseModel):
-    """What varies from trial to trial; what is None keeps the value of the search's own options."""
+    """What varies between trials; a None keeps the value of the search's own option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,26 +89,26 @@ class Space(BaseModel):
 
     @property
     def dimensions(self) -> dict[str, Dimension]:
-        """The varied options by name, always in the same order."""
+        """The varying options by name, in a fixed order."""
         return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
 
     @property
     def grid_size(self) -> int:
-        """How many points the grid has."""
+        """The number of points of the grid."""
         return math.prod(len(values) for values in self._axes())
 
     def grid(self) -> Iterator[Config]:
-        """Yield the points of the grid, the last option varying fastest."""
+        """Yield the points of the grid; the last option varies fastest."""
         for point in itertools.product(*self._axes()):
             yield dict(zip(self.dimensions, point, strict=True))
 
     def untried(self, configs: Iterable[Config]) -> list[Config]:
-        """Return the points of the grid that none of `configs` has taken, in the grid's order."""
+        """Return the points of the grid that are not among `configs`, in the order of the grid."""
         taken = [{name: config.get(name) for name in self.dimensions} for config in configs]
         return [point for point in self.grid() if point not in taken]
 
     def corners(self) -> Iterator[Config]:
-        """Yield configurations that together touch every bound and every choice."""
+        """Yield configurations that together contain every bound and every choice."""
         ends = [(value.low, value.high) if isinstance(value, Range) else value for value in self.dimensions.values()]
         for place in range(max(map(len, ends))):
             yield {name: axis[min(place, len(axis) - 1)] for name, axis in zip(self.dimensions, ends, strict=True)}
@@ -120,12 +123,12 @@ class Space(BaseModel):
 
 
 def parse_dimension(name: str, text: str) -> Range | tuple[str, ...] | str:
-    """Return what `1e-5:1e-2`, `0:0.6:7` (with the points of a grid), `128,256` or `0.4` mean for an option.
+    """Parse `1e-5:1e-2`, `0:0.6:7` (with the number of grid points), `128,256` or `0.4` for an option.
 
-    A text without colon and comma is one fixed value and comes back as it is.
+    A text without colon and comma is a fixed value and is returned as it is.
 
     Raises:
-        ValueError: It is none of these, or a range that is empty or reversed.
+        ValueError: The text has none of these forms, or the range is empty or reversed.
     """
     if "," in text:
         return tuple(part.strip() for part in text.split(","))

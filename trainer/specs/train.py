@@ -1,4 +1,4 @@
-"""What a training is asked to do: options, their defaults and their limits. Imports neither torch nor ray."""
+"""The spec of `train`: options, defaults and limits. Imports neither torch nor ray."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,27 +15,32 @@ Norms = Literal["auto", "kept", "batch"]
 
 
 class TrainOptions(Spec):
-    """How to fine-tune EfficientNet-B0 on one set of shards; what `train` and `search` share.
+    """How to fine-tune EfficientNet-B0 on one data set; the options that `train` and `search` share.
 
     Attributes:
-        shards: Folder or URL that holds `index.json` and the tar files it lists.
-        batch_size: Images per step over all workers together, not per worker; "auto" is the default, with `accumulate`.
-        accumulate: Take a step that does not fit into a GPU's memory in parts, with the same gradients.
+        shards: Folder or URL of the data set: `index.json` and the tar files that it lists.
+        batch_size: Global batch size: images per step over all workers; "auto" means the default and `accumulate`.
+        accumulate: Gradient accumulation: split a step that does not fit into GPU memory into micro-batches.
         lr: Peak learning rate of the head (Adam).
-        head_width: Width of the head's first layer; its second has a quarter of it.
-        freeze: "all" trains the head alone, "none" everything, N freezes the stem and the first N of 7 stages.
-        norms: Whether the backbone's batch norms, where they train, keep the statistics of the weights ("kept") or take
-            those of each batch ("batch"); "auto" keeps them unless the weights are random.
-        head_epochs: So many epochs at first train the head alone; without meaning where nothing else trains.
-        ema: Decay, at each step, of the moving average of the weights that is validated and published; 0 takes none.
+        weight_decay: Of AdamW.
+        dropout: Probability in the head.
+        head_width: Units of the head's first layer; the second has a quarter of them.
+        freeze: "all" trains only the head, "none" everything; "N" freezes the stem and the first N of 7 stages.
+        norms: Whether batch norm in the trainable backbone uses its running statistics in training ("kept") or those of
+            each batch ("batch"); "auto" means "kept" unless the weights are random.
+        head_epochs: Number of first epochs that train only the head; ignored where nothing else trains.
+        ema: Decay per step of the exponential moving average (EMA) of the weights; the EMA is validated and published.
+            0 is off.
         weights: "imagenet" (the official file), "none" (random), or a file.
-        image_size: Side of the square that the network sees, in pixels.
-        augment_strength: How far `augment` turns, shifts, zooms and changes contrast, in multiples of its mild default.
-        class_weights: Weigh the loss by class balance; None decides by the data (ratio above 2).
-        best_by: The validation metric that chooses the published model; loss is best when low, others when high.
-        patience: Stop after so many epochs without a better `best_by`.
-        cache: Keep the features of a frozen backbone under the storage.
-        workers: Ray Train workers, one GPU each (one CPU each where there is no GPU).
+        image_size: Side of the square input of the network, in pixels.
+        augment: Random augmentation of the training images.
+        augment_strength: Strength of rotations, shifts, zooms and contrast changes, in multiples of the default.
+        precision: "bf16" computes with autocast, "fp32" without; "auto" depends on the device.
+        class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1.
+        best_by: The validation metric that chooses the published model.
+        patience: Early stopping: end after this many epochs without a better `best_by`; None is off.
+        cache: Keep the features of a frozen backbone in the storage.
+        workers: Number of Ray Train workers, with one GPU each, or one CPU each on a machine without GPUs.
     """
 
     shards: Annotated[str, Field(min_length=1)]
@@ -62,7 +67,7 @@ class TrainOptions(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _auto_is_the_default_in_parts(cls, given: Any) -> Any:
+    def _auto_batch_size_accumulates(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("batch_size") == "auto":
             return {**given, "batch_size": BATCH_SIZE, "accumulate": True}
         return given
@@ -73,7 +78,7 @@ class TrainOptions(Spec):
             raise ValueError(f"batch_size {self.batch_size} does not split evenly over {self.workers} workers")
         if self.batch_size < 2 * self.workers:
             raise ValueError(
-                f"batch_size {self.batch_size} gives {self.workers} workers less than 2 images each, "
+                f"batch_size {self.batch_size} gives {self.workers} workers fewer than 2 images each, "
                 "and batch norm needs 2; use a larger --batch-size"
             )
         return self
@@ -95,10 +100,10 @@ class TrainSpec(TrainOptions):
 
     @property
     def split(self) -> str:
-        """What it learns from; where that holds the valid split too, nothing is validated."""
+        """The split to train on; a subclass that includes the valid split has no validation."""
         return "train"
 
     @property
     def last_epoch(self) -> int:
-        """Where it ends; the learning rate follows `epochs` all the same."""
+        """The epoch after which the training ends; the learning rate schedule covers all `epochs`."""
         return self.epochs

@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""The training loop, optimizer, EMA, gradient accumulation, preemption and checkpoints."""
