@@ -26,7 +26,7 @@ from tests.stack import FakeSpec
 from trainer.specs import SearchSpec, TrainSpec, build
 
 FACTORS = (1, 4, 16)
-FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 100}
+FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 625}  # 10,000 runs at the largest factor
 WHAT = {
     "images": "packing and frozen training (64 px, 3 epochs)",
     "classes": "packing and frozen training of 1,000 images (64 px, 3 epochs)",
