@@ -38,5 +38,5 @@ def ensure_storage_id(storage: Path) -> str:
         try:
             write_json(storage / MARKER, {"id": new})
         except OSError as error:
-            raise StorageError(f"{storage / MARKER} cannot be written ({error.strerror}); free some space") from error
+            raise StorageError(f"{storage / MARKER} cannot be written: {error.strerror}; free some space") from error
         return new

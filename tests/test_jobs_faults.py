@@ -17,6 +17,7 @@ from redis import Redis
 from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.storage_marker import ensure_storage_id
 from jobs.errors import Refused
 from jobs.queue import embedded_redis
 from jobs.queue.queues import waiting
@@ -250,6 +251,7 @@ def test_an_attempt_that_was_superseded_publishes_nothing(stack: Stack, settings
 
 
 def test_a_full_disk_at_submit_is_one_line_and_leaves_nothing(settings: Settings, tmp_path: Path) -> None:
+    ensure_storage_id(settings.storage)
     code = (
         "import resource, sys; from pathlib import Path; from cluster.settings import Settings\n"
         "from jobs.queue.submit import submit; from tests.stack import FakeSpec\n"
