@@ -20,7 +20,7 @@ from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
 from trainer.search.journal import TrialJournal
 from trainer.search.run import search
-from trainer.search.trials import TrialTable
+from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable
 from trainer.specs import SearchSpec, build
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -34,12 +34,12 @@ def search_spec(shards: Path | str, **options: Any) -> SearchSpec:
 
 
 def events_of(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
-    """The events of a kind in a search's ledger."""
+    """The events of a kind in a search's trial journal."""
     return [event for event in read_lines(paths.trials) if event["event"] == kind]
 
 
 def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
-    """The trials of a search as its ledger tells them."""
+    """The trials of a search in its trial journal."""
     return TrialTable.fold(read_lines(paths.trials), spec.best_by)
 
 
@@ -71,8 +71,8 @@ def killed_when(paths: RunPaths, happened: Callable[[], bool]) -> int:
     return code
 
 
-class Rehearsal:
-    """A search without Ray: the director and its ledger, and trials that say what they are told to say."""
+class SimulatedSearch:
+    """A search without Ray: the controller with its journal, and trials that report what the test gives them."""
 
     def __init__(self, paths: RunPaths, spec: SearchSpec, clock: Clock = lambda: NOON) -> None:
         self.spec = spec
@@ -85,17 +85,24 @@ class Rehearsal:
     def start(self) -> int | None:
         """Start the next trial and return its number."""
         found = self.controller.next_trial()
-        return None if found is None else int(found["trial"])
+        return None if found is None else found.trial
 
     def epoch(self, trial: int, number: int, value: float, *, seconds: float = 1.0) -> bool:
-        """Let a trial report an epoch and return whether it goes on."""
-        done = number == self.spec.epochs
-        return self.controller.take(
-            trial, {"epoch": number, "value": value, "seconds": seconds, "done": done, "why": "epochs"}
-        )
+        """Let a trial report an epoch and return whether it continues."""
+        report = TrialReport(epoch=number, value=value, seconds=seconds)
+        end = TrialEnd.finished("epochs") if number == self.spec.epochs else None
+        return self.controller.record(trial, TrialStep(reports=(report,), end=end))
+
+    def pause(self, trial: int) -> None:
+        """Let a trial pause."""
+        self.controller.record(trial, TrialStep(end=TrialEnd.paused()))
+
+    def fail(self, trial: int, error: str) -> None:
+        """Let a trial fail."""
+        self.controller.record(trial, TrialStep(end=TrialEnd.failed(error)))
 
     def whole(self, trial: int, values: Sequence[float] | Iterable[float]) -> int:
-        """Let a trial report epoch after epoch as long as it goes on; return how many it did."""
+        """Let a trial report epochs until it ends; return how many it reported."""
         number = 0
         for number, value in enumerate(values, 1):
             if not self.epoch(trial, number, value):
@@ -103,7 +110,7 @@ class Rehearsal:
         return number
 
 
-def rehearsal(folder: Path, clock: Clock = lambda: NOON, **options: Any) -> Rehearsal:
+def simulated_search(folder: Path, clock: Clock = lambda: NOON, **options: Any) -> SimulatedSearch:
     """A new search without Ray."""
     spec = search_spec("shards", **options)
-    return Rehearsal(new_run(folder, spec, "search"), spec, clock)
+    return SimulatedSearch(new_run(folder, spec, "search"), spec, clock)

@@ -63,7 +63,7 @@ def test_the_workers_of_a_trial_are_started_again_as_often_as_those_of_its_searc
     monkeypatch.setattr(run_trainable, "read_index", lambda _: SimpleNamespace(longest_shard=1))
     search = WorkerTask(attempt=Attempt.of(paths.folder, None, Settings(storage=tmp_path)), spec=None, source=None)
 
-    trial = run_trainable.order_in(TrialPaths(paths.checkpoints / "trial-000000"), search, train_spec(tmp_path))
+    trial = run_trainable.task_in(TrialPaths(paths.checkpoints / "trial-000000"), search, train_spec(tmp_path))
 
     assert trial.attempt.restarts == retries
     assert trial.paths.folder == paths.checkpoints / "trial-000000"

@@ -28,7 +28,7 @@ def test_a_search_without_limits_never_ends_by_the_clock():
     assert deadline.has_room_for(1e12, NOW)
 
 
-def test_the_earliest_limit_ends_the_night():
+def test_the_earliest_limit_is_the_deadline():
     spec = search(until=NOW + timedelta(hours=9), max_duration_seconds=8 * 3600, window="20:00-07:00", timezone="UTC")
 
     deadline = Deadline.of(spec, began=NOW, now=NOW)
@@ -36,7 +36,7 @@ def test_the_earliest_limit_ends_the_night():
     assert (deadline.ends, deadline.why) == (NOW + timedelta(hours=8), "max_duration")
 
 
-def test_a_retry_does_not_begin_the_duration_anew():
+def test_a_retry_does_not_restart_the_maximum_duration():
     spec = search(max_duration_seconds=3600)
 
     deadline = Deadline.of(spec, began=NOW, now=NOW + timedelta(minutes=50))
@@ -53,7 +53,7 @@ def test_a_window_closes_by_the_wall_clock_when_clocks_are_set_back_within_it():
     assert deadline.ends == datetime(2026, 10, 25, 6, 0, tzinfo=UTC)  # 07:00 in winter time: eleven and a half hours on
 
 
-def test_in_a_shut_window_the_night_is_over():
+def test_the_deadline_is_over_while_the_window_is_closed():
     spec = search(window="20:00-07:00", timezone="UTC")
     noon = NOW.replace(hour=12)
 

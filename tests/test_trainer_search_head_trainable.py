@@ -7,14 +7,14 @@ import pytest
 from tests.searched import search_spec
 from tests.trained import done
 from trainer.search import head_trainable
-from trainer.search.head_trainable import gather
+from trainer.search.head_trainable import wait_for_processes
 
 
-def test_the_first_waits_until_the_last_is_there(tmp_path):
+def test_the_first_process_waits_for_the_last(tmp_path):
     there: list[str] = []
 
     def join(name: str) -> None:
-        gather(tmp_path / "slots", name, 2, lambda: None)
+        wait_for_processes(tmp_path / "slots", name, 2, lambda: None)
         there.append(name)
 
     first = threading.Thread(target=join, args=("first",))
@@ -32,15 +32,15 @@ def test_a_search_that_was_asked_to_stop_does_not_wait_for_other_trials(tmp_path
     waits = []
     monkeypatch.setattr(head_trainable.time, "sleep", waits.append)
 
-    gather(tmp_path / "slots", "first", 2, lambda: "cancel")
+    wait_for_processes(tmp_path / "slots", "first", 2, lambda: "cancel")
 
     assert waits == []
 
 
-def test_a_slot_that_never_comes_is_waited_for_no_longer_than_a_while(tmp_path, monkeypatch):
+def test_the_wait_for_a_process_that_never_starts_times_out(tmp_path, monkeypatch):
     monkeypatch.setattr(head_trainable, "GATHER_SECONDS", 0.1)
 
-    gather(tmp_path / "slots", "first", 2, lambda: None)
+    wait_for_processes(tmp_path / "slots", "first", 2, lambda: None)
 
     assert (tmp_path / "slots" / "first").exists()
 

@@ -13,7 +13,7 @@ from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import Stopped
 from trainer.search.head_training import HeadTraining, HeadTrainingData
-from trainer.search.pause_signal import PauseSignal
+from trainer.search.trial_files import PauseSignal
 from trainer.specs import SearchSpec, build
 from trainer.training.worker import one_thread
 
@@ -36,7 +36,7 @@ def data(trained, digits_shards):
 
 
 @pytest.fixture(autouse=True)
-def one_thread_as_in_the_process_of_a_trial():
+def one_thread_like_a_trial_process():
     """The order of a sum, and so its last bit, depends on the number of threads."""
     with one_thread(True):
         yield
@@ -77,7 +77,7 @@ def test_trials_in_one_process_do_not_depend_on_each_other(data, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [1, 9, 13])
-def test_a_trial_that_paused_goes_on_as_if_it_had_not(data, tmp_path, steps):
+def test_a_trial_that_paused_trains_on_as_if_it_had_not(data, tmp_path, steps):
     uninterrupted = epochs_of(head(data, tmp_path / "a"))
     asked = iter([None] * (steps - 1) + ["window"])
     paused = head(data, tmp_path / "b", lambda: next(asked))
@@ -90,7 +90,7 @@ def test_a_trial_that_paused_goes_on_as_if_it_had_not(data, tmp_path, steps):
     assert len(rest) < 3 or steps < 9
 
 
-def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(data, tmp_path):
+def test_a_trial_longer_than_a_minute_saves_checkpoints_between_epochs(data, tmp_path):
     training = head(data, tmp_path)
     training.epoch()
     assert not list(tmp_path.iterdir())
@@ -101,16 +101,16 @@ def test_a_trial_of_a_minute_and_more_leaves_checkpoints_as_it_goes(data, tmp_pa
     assert head(data, tmp_path).state.epoch == 2
 
 
-def test_the_sign_to_pause_reaches_every_trial_and_the_run_s_own_stop_too(tmp_path):
+def test_a_trial_pauses_at_the_pause_signal_and_at_the_runs_own_stop_request(tmp_path):
     paths = new_run(tmp_path, build(SearchSpec, shards="shards"))
     trial, search = PauseSignal(paths, 2), PauseSignal(paths, 2)
     assert trial.reason() is None
 
-    search.ask()
-    time.sleep(0.3)  # a trial looks five times a second
+    search.send()
+    time.sleep(0.3)  # a trial reads it five times a second
 
-    assert trial.reason() == "until"
-    assert search.stopped() is None
+    assert trial.reason() == "window"
+    assert search.run_stop_reason() is None
     paths.stop.write_text(json.dumps({"reason": "drain", "attempt": 2}))
-    assert PauseSignal(paths, 2).stopped() == "drain"
+    assert PauseSignal(paths, 2).run_stop_reason() == "drain"
     assert PauseSignal(paths, 3).reason() is None

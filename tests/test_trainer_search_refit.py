@@ -8,7 +8,7 @@ import pytest
 
 from cluster.files import read_json, read_lines
 from data_shards.index import read_index, write_index
-from tests.searched import NOON, attempt_at, killed_when, rehearsal, search_spec, started, table_of
+from tests.searched import NOON, attempt_at, killed_when, search_spec, simulated_search, started, table_of
 from tests.trained import evaluated, new_run, trainer_process
 from trainer.errors import SpecError, Stopped
 from trainer.model.bundle import read_model
@@ -25,7 +25,7 @@ def refitted(tmp_path_factory, digits_shards):
 
 
 @pytest.mark.slow
-def test_the_refit_learns_from_both_splits_for_as_long_as_the_best_trial(refitted, digits_shards):
+def test_the_refit_trains_on_both_splits_for_as_many_epochs_as_the_best_trial(refitted, digits_shards):
     paths, spec, result = refitted
     index, best = read_index(str(digits_shards)), table_of(paths, spec).best()
 
@@ -35,14 +35,14 @@ def test_the_refit_learns_from_both_splits_for_as_long_as_the_best_trial(refitte
     assert (manifest["trial"], manifest["epoch"], manifest["value"]) == (best.trial, best.epoch, best.value)
     assert manifest["refit"] == {name: value for name, value in refit.items() if name != "chosen"}
     assert (refit["epochs"], refit["images"], refit["splits"]) == (best.epoch, images, ["train", "valid"])
-    assert "has learnt from that split" in refit["calibrated_by"]
+    assert "was trained on that split" in refit["calibrated_by"]
     assert "metrics" not in manifest
     assert manifest["chosen"]["metrics"]["split"] == "valid"
     assert not (paths.checkpoints / "refit").exists()
 
 
 @pytest.mark.slow
-def test_both_models_are_told_of_on_the_test_split_and_read_with_one_temperature(refitted, digits_shards):
+def test_both_models_are_evaluated_on_the_test_split_with_the_same_temperature(refitted, digits_shards):
     paths, _, result = refitted
     storage, chosen = paths.storage, result.details["refit"]["chosen"]
 
@@ -70,10 +70,10 @@ def test_a_refit_that_is_published_is_not_made_again(refitted):
 
 
 @pytest.mark.slow
-def test_a_refit_killed_within_training_and_before_it_is_whole_comes_to_the_same_model(
+def test_a_refit_killed_while_training_and_while_publishing_gives_the_same_model(
     refitted, tmp_path_factory, digits_shards
 ):
-    smooth, spec, result = refitted
+    undisturbed, spec, result = refitted
     paths = new_run(tmp_path_factory.mktemp("killed"), spec, SEARCH)
 
     code = killed_when(paths, (paths.checkpoints / "refit" / "metrics.jsonl").exists)
@@ -83,13 +83,13 @@ def test_a_refit_killed_within_training_and_before_it_is_whole_comes_to_the_same
     paths.result.unlink()
     assert started(paths).wait(240) == 0
 
-    assert (paths.best / "model.safetensors").read_bytes() == (smooth.best / "model.safetensors").read_bytes()
+    assert (paths.best / "model.safetensors").read_bytes() == (undisturbed.best / "model.safetensors").read_bytes()
     assert read_json(paths.result)["metrics"] == result.metrics
-    assert len(list(read_lines(paths.trials))) == len(list(read_lines(smooth.trials))) + 1  # one more attempt
+    assert len(list(read_lines(paths.trials))) == len(list(read_lines(undisturbed.trials))) + 1  # one more attempt
 
 
 @pytest.mark.slow
-def test_a_search_that_extends_one_with_a_refit_goes_on_from_the_model_that_was_judged(refitted, tmp_path_factory):
+def test_a_search_that_extends_one_with_a_refit_publishes_the_model_of_the_best_trial(refitted, tmp_path_factory):
     first, spec, _ = refitted
     storage = tmp_path_factory.mktemp("storage")
     shutil.copytree(first.folder, storage / "runs" / SEARCH)
@@ -98,20 +98,20 @@ def test_a_search_that_extends_one_with_a_refit_goes_on_from_the_model_that_was_
 
     attempt_at(paths, more)
 
-    heir, chosen = (read_model(folder)[0].state_dict() for folder in (paths.best, first.chosen))
-    assert all(heir[name].equal(chosen[name]) for name in chosen)
+    extended, chosen = (read_model(folder)[0].state_dict() for folder in (paths.best, first.chosen))
+    assert all(extended[name].equal(chosen[name]) for name in chosen)
     assert "refit" not in read_json(paths.best / "manifest.json")
 
 
 @pytest.mark.slow
-def test_a_window_that_closes_pauses_the_refit_and_the_next_one_ends_it(tmp_path, digits_shards):
+def test_a_window_that_closes_pauses_the_refit_and_the_next_one_finishes_it(tmp_path, digits_shards):
     spec = search_spec(digits_shards, trials=1, epochs=40, window="20:00-07:00", timezone="UTC", refit=True)
-    paths, hours = new_run(tmp_path, spec, SEARCH), {"night": NOON.replace(hour=21)}
+    paths, hours = new_run(tmp_path, spec, SEARCH), {"evening": NOON.replace(hour=21)}
     refit = paths.checkpoints / "refit"
     morning = NOON.replace(hour=7) + timedelta(days=1)
 
     with pytest.raises(Stopped):
-        attempt_at(paths, spec, clock=lambda: morning if refit.exists() else hours["night"])
+        attempt_at(paths, spec, clock=lambda: morning if refit.exists() else hours["evening"])
     assert read_json(paths.stop) == {"reason": "window", "attempt": 1}
     assert "refit" not in read_json(paths.best / "manifest.json")
     paths.stop.unlink()
@@ -141,7 +141,7 @@ def test_the_best_of_a_fine_tuning_search_is_refitted_on_two_workers(tmp_path, d
     assert not one["backbone.network._conv_stem.weight"].equal(other["backbone.network._conv_stem.weight"])
 
 
-def test_a_refit_without_a_test_split_is_refused_because_nothing_could_judge_it(tmp_path, digits_shards):
+def test_a_refit_without_a_test_split_is_refused_because_it_could_not_be_evaluated(tmp_path, digits_shards):
     index = read_index(str(digits_shards))
     some = tuple(shard for shard in index.shards if shard.split != "test")
     folder = tmp_path / "shards"
@@ -150,14 +150,15 @@ def test_a_refit_without_a_test_split_is_refused_because_nothing_could_judge_it(
     spec = search_spec(folder, refit=True)
     paths = new_run(tmp_path, spec, SEARCH)
 
-    with pytest.raises(SpecError, match="no split 'test' to judge a refit on; pack one, or leave out --refit"):
+    with pytest.raises(SpecError, match="no split 'test' to evaluate a refit on; pack one, or leave out --refit"):
         attempt_at(paths, spec)
 
 
-def test_a_night_leaves_room_for_the_refit(tmp_path):
+def test_the_deadline_leaves_time_for_the_refit(tmp_path):
     until = NOON + timedelta(seconds=11)
     plain, refits = (
-        rehearsal(tmp_path / name, trials=9, epochs=4, until=until, refit=name == "refits") for name in ("a", "refits")
+        simulated_search(tmp_path / name, trials=9, epochs=4, until=until, refit=name == "refits")
+        for name in ("a", "refits")
     )
 
     for one in (plain, refits):

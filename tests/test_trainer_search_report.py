@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.searched import search_spec
-from trainer.search.report import cost, drawings, importance
+from trainer.search.report import cost, importance, search_charts
 from trainer.search.trial_charts import parallel_coordinates
 from trainer.search.trials import TrialTable
 
@@ -12,7 +12,7 @@ EVENING = datetime(2026, 11, 23, 20, tzinfo=UTC)
 
 
 def table_of(spec, trials=12):
-    """A made-up search in which the learning rate alone matters; every third trial ends at a rung."""
+    """A synthetic search in which only the learning rate matters; ASHA stops every third trial."""
     table = TrialTable(spec.best_by)
     for number in range(trials):
         config = {"lr": 10.0 ** -(2 + number % 4), "dropout": 0.05 * number, "head_width": (8, 16, 32)[number % 3]}
@@ -25,25 +25,26 @@ def table_of(spec, trials=12):
     return table
 
 
-def test_the_report_draws_the_way_to_the_best_and_a_slice_for_each_option_that_varied():
+def test_the_report_has_the_optimization_history_importances_and_a_slice_plot_per_varied_option():
     spec = search_spec("shards", epochs=9)
 
-    found = drawings(table_of(spec), spec, {"lr": 0.9, "dropout": 0.1})
+    found = search_charts(table_of(spec), spec, {"lr": 0.9, "dropout": 0.1})
 
     assert [one.title for one in found] == [
-        "Best so far", "What mattered", "All trials", "lr", "dropout", "head width",
+        "Optimization history", "Hyperparameter importance (fANOVA)", "Parallel coordinates",
+        "Slice plot: lr", "Slice plot: dropout", "Slice plot: head width",
     ]  # fmt: skip
-    assert "at last 0.91" in found[0].chart.svg
+    assert "final value 0.91" in found[0].chart.svg
     assert "lr 90 percent, dropout 10 percent" in found[1].chart.svg
     assert len(re.findall("<title>trial ", found[2].chart.svg)) == 12
     assert all(len(re.findall("<circle class=.dot", one.chart.svg)) == 12 for one in found[3:])
     assert "nan" not in "".join(one.chart.svg for one in found)
 
 
-def test_a_search_without_an_epoch_has_nothing_to_draw():
+def test_a_search_without_an_epoch_has_no_charts():
     spec = search_spec("shards")
 
-    assert drawings(TrialTable("loss"), spec, {}) == ()
+    assert search_charts(TrialTable("loss"), spec, {}) == ()
     assert importance(TrialTable("loss"), spec) == {}
 
 
@@ -66,7 +67,7 @@ def test_in_parallel_coordinates_the_best_trial_ends_at_the_top_and_is_drawn_las
     assert all(0 <= height <= 320 for height in heights.values())
 
 
-def test_what_mattered_is_found():
+def test_importance_finds_the_only_option_that_matters():
     spec = search_spec("shards", epochs=9)
 
     shares = importance(table_of(spec), spec)
@@ -75,7 +76,7 @@ def test_what_mattered_is_found():
     assert shares["lr"] > 0.5
 
 
-def test_the_cost_of_a_night_counts_epochs_passes_and_what_was_spared():
+def test_the_cost_counts_epochs_backbone_passes_and_savings():
     spec = search_spec("shards", epochs=9)
 
     found = cost(table_of(spec), spec, images=300)
@@ -88,7 +89,7 @@ def test_the_cost_of_a_night_counts_epochs_passes_and_what_was_spared():
     assert cost(table_of(spec), search_spec("shards", epochs=9, freeze="none"), images=300)["backbone_passes"] == epochs
 
 
-def test_trials_that_another_search_paid_for_cost_nothing_again():
+def test_trials_copied_from_an_extended_search_cost_nothing():
     spec = search_spec("shards", epochs=9)
     table = table_of(spec)
     whole = cost(table, spec, images=300)

@@ -23,13 +23,13 @@ SEARCH = "search-20261123-000000-abcdef"
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory, digits_shards):
-    """A search of 24 trials that nothing disturbed."""
+    """A search of 24 trials that runs without interruption."""
     spec = search_spec(digits_shards, trials=24, epochs=3, seed=11, concurrency=1)
     paths = new_run(tmp_path_factory.mktemp("storage"), spec, SEARCH)
     return paths, spec, attempt_at(paths, spec)
 
 
-def test_a_search_runs_each_trial_publishes_the_best_and_scores_it_on_the_test_split(searched, digits_shards):
+def test_a_search_runs_each_trial_publishes_the_best_and_evaluates_it_on_the_test_split(searched, digits_shards):
     paths, spec, result = searched
 
     table = table_of(paths, spec)
@@ -48,7 +48,7 @@ def test_a_search_runs_each_trial_publishes_the_best_and_scores_it_on_the_test_s
     assert result.details["trials"] == {"asked": 24, "finished": 24, "failed": 0, "paused": 0}
 
 
-def test_the_best_trial_is_what_train_gives_with_its_options(searched, tmp_path, digits_shards):
+def test_the_best_trial_equals_train_with_its_options(searched, tmp_path, digits_shards):
     paths, spec, _ = searched
     best = table_of(paths, spec).best()
     config = table_of(paths, spec).trials[best.trial].config
@@ -56,7 +56,7 @@ def test_the_best_trial_is_what_train_gives_with_its_options(searched, tmp_path,
     trained, _ = done(tmp_path, train_spec(digits_shards, **{**config, "epochs": 3, "seed": 11}))
 
     lines = {line["epoch"]: line for line in read_lines(trained.metrics)}
-    assert lines[best.epoch]["valid_loss"] == pytest.approx(best.value, rel=1e-4)  # train takes all cores
+    assert lines[best.epoch]["valid_loss"] == pytest.approx(best.value, rel=1e-4)  # train uses all cores
 
 
 def test_a_search_id_serves_as_a_model(searched, digits_shards):
@@ -68,31 +68,31 @@ def test_a_search_id_serves_as_a_model(searched, digits_shards):
 
 
 def test_nothing_is_lost_when_the_trainer_is_killed_five_times(searched, tmp_path_factory):
-    smooth, spec, _ = searched
+    undisturbed, spec, _ = searched
     paths = new_run(tmp_path_factory.mktemp("killed"), spec, SEARCH)
     moments = sorted(random.Random(3).sample(range(2, 110), 5))
 
-    codes = [killed_when(paths, partial(_tells, paths, lines)) for lines in moments]
+    codes = [killed_when(paths, partial(_has_lines, paths, lines)) for lines in moments]
     codes.append(started(paths).wait(240))
 
-    one, other = table_of(smooth, spec), table_of(paths, spec)
+    one, other = table_of(undisturbed, spec), table_of(paths, spec)
     assert codes == [128 + signal.SIGKILL] * 5 + [0]
     assert Counter(event["trial"] for event in events_of(paths, "finished")) == dict.fromkeys(range(24), 1)
     assert [t.config for t in one.trials.values()] == [t.config for t in other.trials.values()]
     assert [r.value for r in one.reports()] == [r.value for r in other.reports()]
-    assert (paths.best / "model.safetensors").read_bytes() == (smooth.best / "model.safetensors").read_bytes()
-    assert read_json(paths.result)["metrics"] == read_json(smooth.result)["metrics"]
+    assert (paths.best / "model.safetensors").read_bytes() == (undisturbed.best / "model.safetensors").read_bytes()
+    assert read_json(paths.result)["metrics"] == read_json(undisturbed.result)["metrics"]
 
 
-def test_a_window_that_closes_pauses_with_checkpoints_and_goes_on_when_it_reopens(tmp_path, digits_shards):
-    night = {"window": "20:00-07:00", "timezone": "UTC"}
-    spec = search_spec(digits_shards, trials=3, epochs=60, early_stopping=False, concurrency=1, **night)
+def test_a_window_that_closes_pauses_trials_with_checkpoints_and_they_resume_when_it_reopens(tmp_path, digits_shards):
+    window = {"window": "20:00-07:00", "timezone": "UTC"}
+    spec = search_spec(digits_shards, trials=3, epochs=60, early_stopping=False, concurrency=1, **window)
     paths = new_run(tmp_path, spec, SEARCH)
     now = [NOON.replace(hour=21)]
 
     def clock():
         if len(events_of(paths, "epoch")) >= 3 and now[0].hour == 21:
-            now[0] = NOON.replace(hour=7) + timedelta(days=1)  # the night passes
+            now[0] = NOON.replace(hour=7) + timedelta(days=1)  # the time window closes
         return now[0]
 
     with pytest.raises(Stopped, match="stopped after 0 of 3 trials"):
@@ -131,7 +131,7 @@ def test_a_search_that_is_cancelled_pauses_its_trial_and_publishes_the_best_so_f
     assert not paths.result.exists()
 
 
-def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path, digits_shards):
+def test_a_trial_that_diverges_is_recorded_and_the_others_run(tmp_path, digits_shards):
     spec = search_spec(digits_shards, trials=4, space={"lr": (1e-3, 10.0), "dropout": None, "head_width": (8, 16)},
                        algorithm="grid", repeats=2, class_weights=False, patience=1)  # fmt: skip
     paths = new_run(tmp_path, spec, SEARCH)
@@ -140,8 +140,8 @@ def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(tmp_path, digits
 
     table = table_of(paths, spec)
     assert table.finished + table.failed == 4
-    assert all(report.figures["spread"] is not None for report in table.reports())
+    assert all(report.report.spread is not None for report in table.reports())
 
 
-def _tells(paths, lines):
+def _has_lines(paths, lines):
     return len(list(read_lines(paths.trials))) >= lines

@@ -27,7 +27,7 @@ def test_a_fine_tuning_search_completes_on_two_cpus(tmp_path, digits_shards, opt
     spec = search_spec(digits_shards, freeze="none", space=LR_ALONE, **options)
     paths = new_run(tmp_path, spec, "search-20261123-000000-abcdef")
 
-    code = trainer_process(paths).wait(840)  # a process of its own: Ray's libraries warn of their own old names
+    code = trainer_process(paths).wait(840)  # a process of its own, because Ray's libraries raise deprecation warnings
 
     assert code == 0, paths.log.read_text()[-3000:]
     table, manifest = table_of(paths, spec), read_json(paths.best / "manifest.json")
@@ -46,7 +46,7 @@ def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their
     while not list(paths.checkpoints.glob("trial-000000/repeat-1/checkpoints/step-*")):
         assert running.poll() is None, paths.log.read_text()[-3000:]
         time.sleep(0.1)
-    os.kill(read_json(paths.attempts / "1.json")["pid"], signal.SIGKILL)  # amid the laps
+    os.kill(read_json(paths.attempts / "1.json")["pid"], signal.SIGKILL)  # between epoch steps
     running.wait(60)
 
     code = trainer_process(paths).wait(600)
@@ -58,9 +58,9 @@ def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their
         done(tmp_path, spec.trial_spec(config).model_copy(update={"seed": spec.seed + seed}), f"seed-{seed}")[0]
         for seed in range(2)
     ]
-    for epoch, report in table.trials[0].reports.items():
+    for epoch, record in table.trials[0].reports.items():
         losses = [list(read_lines(one.metrics))[epoch - 1]["valid_loss"] for one in alone]
-        assert report.value == pytest.approx(sum(losses) / 2, rel=1e-3)
-        assert report.figures["spread"] == pytest.approx(abs(losses[0] - losses[1]) / 2, rel=0.05)
+        assert record.value == pytest.approx(sum(losses) / 2, rel=1e-3)
+        assert record.report.spread == pytest.approx(abs(losses[0] - losses[1]) / 2, rel=0.05)
     assert read_json(paths.best / "manifest.json")["epoch"] == table.best().epoch
     assert not list(paths.checkpoints.glob("trial-*"))

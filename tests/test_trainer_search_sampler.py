@@ -14,12 +14,12 @@ def search(**options):
 
 
 def goodness(config):
-    """A made-up response, best near lr 1e-3 and dropout 0.2."""
+    """A synthetic objective, best near lr 1e-3 and dropout 0.2."""
     return abs(config["lr"] - 1e-3) * 100 + abs(config["dropout"] - 0.2) + config["head_width"] / 1e5
 
 
 def run_sequentially(spec, table, until):
-    """Play a sequential search on the table; return the events it wrote."""
+    """Run a sequential search on the table; return the events it wrote."""
     events = []
     while len(table.trials) < until:
         number = len(table.trials)
@@ -40,7 +40,7 @@ def run_sequentially(spec, table, until):
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "grid"])
 @settings(max_examples=8, deadline=None)
 @given(cut=st.integers(0, 23), seed=st.integers(0, 2**32 - 1))
-def test_a_search_that_was_killed_suggests_what_it_would_have_suggested(algorithm, cut, seed):
+def test_a_killed_search_suggests_what_it_would_have_suggested(algorithm, cut, seed):
     spec = search(algorithm=algorithm, trials=24, seed=seed)
     uninterrupted = run_sequentially(spec, TrialTable("loss"), 24)
     before = run_sequentially(spec, TrialTable("loss"), cut)
@@ -70,7 +70,7 @@ def test_seeds_draw_different_searches_and_numbers_different_trials():
     assert len(set(first + second)) == 12
 
 
-def test_the_first_trial_is_what_train_would_do_where_the_space_has_it():
+def test_the_first_trial_has_the_defaults_of_train_if_they_lie_in_the_space():
     inside, outside = search(dropout=0.25), search(space=Space(lr=Range(low=1e-2, high=1e-1, log=True)))
 
     first = suggest(inside, 0, TrialTable("loss"))
@@ -101,7 +101,7 @@ def test_tpe_learns_and_random_does_not():
     assert mean_of_last_half("tpe") < 0.7 * mean_of_last_half("random")
 
 
-def test_a_grid_is_gone_through_once_in_an_order_of_its_own():
+def test_a_grid_search_tries_every_point_once_in_shuffled_order():
     space = Space(dropout=None, lr=Range(low=1e-4, high=1e-2, log=True, points=3))
     spec = search(algorithm="grid", trials=12, space=space)
     table = TrialTable("loss")
@@ -112,11 +112,11 @@ def test_a_grid_is_gone_through_once_in_an_order_of_its_own():
     points = [tuple(trial.config.values()) for trial in table.trials.values()]
     assert sorted(points) == sorted(tuple(point.values()) for point in spec.space.grid())
     assert points != sorted(points)
-    with pytest.raises(SpecError, match="all 12 points of the grid are tried"):
+    with pytest.raises(SpecError, match="all 12 points of the grid have been tried"):
         suggest(spec, 12, table)
 
 
-def test_a_narrower_space_keeps_what_is_known_inside_it():
+def test_a_narrower_space_keeps_the_trials_inside_it():
     wide, narrow = search(trials=60), search(trials=60, space=Space(lr=Range(low=1e-4, high=5e-3, log=True)))
     table = TrialTable("loss")
     run_sequentially(wide, table, 40)

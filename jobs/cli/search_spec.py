@@ -62,7 +62,7 @@ def _new(shards: str, given: dict[str, Any]) -> SearchSpec:
 def _extended(settings: Settings, shards: str | None, given: dict[str, Any], typed: set[str]) -> SearchSpec:
     """Return the spec of a search that continues from another's trials: its options, except for those typed."""
     paths = run_state.find(settings.storage, given["extend"])
-    configs = [trial.config for trial in table_of(paths).reported]
+    configs = [trial.config for trial in table_of(paths).extendable]
     if not run_state.read_state(paths).has_ended:
         raise Refused(f"{paths.run_id} has not ended; cancel it first, or wait for it")
     before = {name: value for name, value in read_json_object(paths.spec).items() if name != "kind"}

@@ -1,1 +1,1 @@
-"""The overnight search: Ray Tune on top, an append-only ledger below, the best model published as it appears."""
+"""Hyperparameter search with Ray Tune, an append-only trial journal, and the best model published as it is found."""

@@ -1,21 +1,22 @@
-"""Asynchronous successive halving (ASHA, Li et al. 2020): trials that lag behind at a rung are ended. Pure.
+"""Asynchronous successive halving (ASHA, Li et al. 2020): stops trials that lag behind at a rung. Pure.
 
-Rungs live nowhere but in the ledger: what a trial is measured against are the values that others reported at the
-same epoch before it, so a search that died decides as it would have.
+A rung is an epoch after which a trial continues only if it is among the best third. The rungs have no state of their
+own: a trial is compared with the values that others reported at the same epoch before it. So a search that was killed
+and restarted decides as it would have without the kill.
 """
 
-from trainer.search.trials import Report, TrialTable
+from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import is_better
 
-REDUCTION = 3  # of three trials at a rung one goes on; Li et al. use 3 or 4
-GRACE_EPOCHS = 2  # a first epoch says little; on small data the third of the second held the best of 64 trials
+REDUCTION = 3  # one of three trials at a rung continues; Li et al. use 3 or 4
+GRACE_EPOCHS = 2  # one epoch says little; on small data the third at epoch 2 contained the best of 64 trials
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
-    """Return the epochs after which lagging trials are ended: epochs/3, epochs/9, ... down to the grace.
+    """Return the rungs of trials of `epochs` epochs: epochs/3, epochs/9, ... down to GRACE_EPOCHS.
 
-    Empty for trials so short that there is nothing to gain.
+    Empty for trials so short that stopping them early saves nothing.
     """
     found = []
     rung = epochs // REDUCTION
@@ -26,20 +27,20 @@ def rungs(epochs: int) -> tuple[int, ...]:
 
 
 def rungs_of(spec: SearchSpec) -> tuple[int, ...]:
-    """Return the rungs of a search; none where it stops no trial early."""
+    """Return the rungs of a search; none with --no-early-stopping."""
     return () if spec.early_stopping is False else rungs(spec.epochs)
 
 
-def survives(report: Report, table: TrialTable) -> bool:
-    """Return whether the trial goes on after the rung that it has just reached.
+def survives(record: EpochRecord, table: TrialTable) -> bool:
+    """Return whether the trial continues after the rung that it has just reached.
 
-    It does while it is among the best third of those that reached the rung so far, itself included.
+    It continues if it is among the best third of those that have reached the rung so far, itself included.
     """
     earlier = [
-        other.reports[report.epoch].value
+        other.reports[record.epoch].value
         for other in table.trials.values()
-        if report.epoch in other.reports and other.reports[report.epoch].sequence < report.sequence
+        if record.epoch in other.reports and other.reports[record.epoch].sequence < record.sequence
     ]
-    # Of equals the earlier is the better, as everywhere in the ledger.
-    better = sum(not is_better(report.value, value, table.metric) for value in earlier)
+    # Of equal values the earlier is the better, as everywhere in the journal.
+    better = sum(not is_better(record.value, value, table.metric) for value in earlier)
     return better < -(-(len(earlier) + 1) // REDUCTION)

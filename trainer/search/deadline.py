@@ -1,4 +1,4 @@
-"""The night: until when a search may run, and whether one more trial fits into it. Pure: the clock is passed in."""
+"""The deadline of a search, and whether one more trial fits in before it. Pure: the clock is passed in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from trainer.specs import SearchSpec
 Clock = Callable[[], datetime]
 Closing = Literal["until", "max_duration", "window"]
 
-MARGIN = 1.25  # trials differ; one that is expected to end within a fifth of the time left is still let in
+MARGIN = 1.25  # trials differ; a trial starts only if the estimate and a quarter more fit into the time left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Deadline:
     """When the search stops.
 
     Attributes:
-        ends: The moment, in UTC; None for never.
-        why: What set it.
+        ends: The time, in UTC; None for never.
+        why: Which option set it.
     """
 
     ends: datetime | None = None
@@ -29,12 +29,12 @@ class Deadline:
 
     @classmethod
     def of(cls, spec: SearchSpec, *, began: datetime, now: datetime) -> "Deadline":
-        """Return the earliest of what ends the search.
+        """Return the earliest of the time limits of a search.
 
         Args:
-            spec: The wish.
-            began: When the first attempt at the search began.
-            now: Aware; in a shut window the night is over at once.
+            spec: The search.
+            began: When its first attempt began.
+            now: Timezone-aware. While the time window is closed, the deadline is `now`.
         """
         ends: list[tuple[datetime, Closing]] = []
         if spec.until is not None:
@@ -54,11 +54,11 @@ class Deadline:
         return self.ends is not None and now.astimezone(UTC) >= self.ends
 
     def has_room_for(self, seconds: float, now: datetime) -> bool:
-        """Return whether work of so many seconds ends in time."""
+        """Return whether work of `seconds` ends before the deadline."""
         return self.ends is None or now.astimezone(UTC) + timedelta(seconds=seconds) <= self.ends
 
 
 def seconds_of_trial(table: TrialTable, epochs: int, done: int = 0) -> float:
-    """Return how long the rest of a trial takes at most, judged by the slowest so far; 0 before the first epoch."""
+    """Return how long a trial needs after `done` epochs, at the speed of the slowest so far; 0 before any epoch."""
     speeds = [trial.seconds / len(trial.reports) for trial in table.trials.values() if trial.reports]
     return MARGIN * max(speeds, default=0.0) * max(0, epochs - done)

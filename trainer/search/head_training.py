@@ -1,4 +1,4 @@
-"""One head in training on stored features, an epoch at a time, able to pause between any two steps."""
+"""Trains one head on stored features, an epoch at a time; can pause between any two steps."""
 
 import time
 from collections.abc import Callable
@@ -15,29 +15,30 @@ from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.evaluation.scoring import epoch_metrics, model_outputs
-from trainer.model.checkpoint_folder import latest_valid_checkpoint, write_checkpoint_folder
+from trainer.model.checkpoint_folder import latest_valid_checkpoint
 from trainer.model.efficientnet import Backbone, Head, build_head
 from trainer.model.head import HeadConfig
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
-from trainer.training.checkpointer import MODULE, TrainingCheckpoint
+from trainer.training.checkpointer import TrainingCheckpoint
 from trainer.training.ema import ModelEma
 from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop
 from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.optimizer import build_optimizer
 from trainer.training.train_state import TrainState
 
-CHECKPOINT_SECONDS = 60.0  # between two epochs; a head of a small data set trains faster than a disk syncs
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints; an epoch of a head on a small data set is faster than an fsync
 
 
 @dataclass(frozen=True)
 class HeadTrainingData:
-    """Everything that trials over one frozen backbone share.
+    """What all trials with one frozen backbone share.
 
     Attributes:
-        config: Of the model, with the width and dropout of the search's own options.
+        config: The model's, with the width and dropout of the search's own options.
         loader: Features of the train and valid splits, on the device.
-        start: State of the random numbers, by seed, as `train` has it when it builds the head.
+        weights: Class weights of the loss, or None.
+        start: By seed, the state of the random number generator with which `train` builds the head.
     """
 
     context: WorkerContext[TrainSpec]
@@ -49,7 +50,7 @@ class HeadTrainingData:
 
     @classmethod
     def of(cls, task: WorkerTask[SearchSpec], device: torch.device) -> "HeadTrainingData":
-        """Read the features, which the search has computed before its first trial, into memory.
+        """Read into memory the features, which the search computed before its first trial.
 
         Raises:
             ShardError, CheckpointError: Shards or stored features are damaged.
@@ -62,43 +63,43 @@ class HeadTrainingData:
 
     @property
     def device(self) -> torch.device:
-        """Where heads train."""
+        """The device that heads train on."""
         return self.context.process_group.device
 
     def config_of(self, spec: TrainSpec) -> HeadConfig:
-        """Return the description of a trial's model."""
+        """Return the config of a trial's model."""
         return self.config.model_copy(update={"width": spec.head_width, "dropout": spec.dropout})
 
     def fresh_head(self, spec: TrainSpec) -> Head:
-        """Return the head that `train` with this spec would start from, to the last bit."""
+        """Return the head that `train` with this spec starts from, bit for bit."""
         if spec.seed not in self.start:
             torch.manual_seed(spec.seed)
-            Backbone(self.config.image_size, self.config.layout)  # draws what `train` has drawn before its head
+            Backbone(self.config.image_size, self.config.layout)  # draws the random numbers that `train` draws first
             self.start[spec.seed] = torch.get_rng_state()
         torch.set_rng_state(self.start[spec.seed])
         return build_head(self.config_of(spec)).to(self.device)
 
 
 def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device) -> WorkerContext[TrainSpec]:
-    """Return the post of a worker that works alone on one trial and leaves telling and stopping to the search."""
+    """Return the context of a worker that trains one trial alone; progress and stop requests are the search's."""
     attempt = task.attempt
-    nowhere = attempt.paths.scratch / "nowhere" / "stop.json"  # a search that is stopped still publishes its best
+    never = attempt.paths.scratch / "nowhere" / "stop.json"  # a stopped search still publishes its best model
     return WorkerContext(
         task=WorkerTask(attempt=attempt, spec=spec, source=task.source),
         process_group=ProcessGroup(0, 1, device),
         progress=Progress(attempt.paths, attempt.number, writes=False),
-        stop=StopWatcher(nowhere, attempt.number),
+        stop=StopWatcher(never, attempt.number),
     )
 
 
 class HeadTraining(LoopHooks):
-    """A head, its optimizer and where it stands; begins where its newest checkpoint is.
+    """A head with its optimizer and train state; resumes from its newest checkpoint.
 
     Args:
-        bench: What it trains on.
+        data: What it trains on.
         spec: The training.
         folder: For its checkpoints.
-        stop_reason: Why it shall pause, or None; asked at each step.
+        stop_reason: Returns why it should pause, or None; called at each step.
         attempt: Number of the attempt, written into checkpoints.
     """
 
@@ -113,46 +114,46 @@ class HeadTraining(LoopHooks):
         self.ema = ModelEma(self.module, spec.ema)
         self.checkpoint = TrainingCheckpoint(self.module, self.optimizer, self.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
-        self.judged: dict[str, Any] = {}
-        self.figures: dict[str, Any] = {}
+        self.validated: dict[str, Any] = {}
+        self.line: dict[str, Any] = {}
         self._stop_reason = stop_reason
         self.loop = self._loop()
         self.state = self._resumed()
 
     def epoch(self) -> dict[str, Any]:
-        """Train one epoch and return its line as `metrics.jsonl` of a training would have it.
+        """Train one epoch and return its metrics, as a line of `metrics.jsonl` has them.
 
         Raises:
-            Stopped: It shall pause; a checkpoint is saved.
-            TrainingDiverged: The loss is no number any more.
+            Stopped: It was asked to pause; a checkpoint is saved.
+            TrainingDiverged: The loss is not finite (NaN or inf).
         """
         self.state = self.loop.train_epoch(self.state)
-        return self.figures
+        return self.line
 
     @property
     def value(self) -> float | None:
-        """The metric that ranks, after the last epoch; None where the validation split leaves it undefined."""
-        found = self.judged.get(self.spec.best_by)
+        """The metric that ranks, after the last epoch; None where it is undefined on the valid split."""
+        found = self.validated.get(self.spec.best_by)
         return None if found is None else float(found)
 
     @property
     def is_over(self) -> bool:
-        """Whether all epochs are behind, or patience has run out."""
+        """Whether it has trained all epochs, or early stopping ended it."""
         return self.state.epoch >= self.spec.epochs or self.state.should_stop_early(self.spec.patience)
 
-    def write_candidate(self, folder: Path) -> None:
-        """Write the head as it is now."""
-        tensors = {MODULE: self.ema.module.state_dict()}
-        write_checkpoint_folder(folder, tensors=tensors, json_files={}, manifest={"attempt": self.attempt})
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights that the last validation model_outputs."""
+        return dict(self.ema.module.state_dict())
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint to go on from."""
+        """Write a checkpoint to resume from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint.save(self.folder, state, attempt=self.attempt)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
     def save_last_epoch(self) -> None:
-        """Save a checkpoint of the last epoch, unless a later one is saved."""
+        """Save a checkpoint of the last epoch unless a newer one exists."""
         if self.state.step > self.saved_step:
             self.save(self.state)
 
@@ -174,25 +175,25 @@ class HeadTraining(LoopHooks):
         self.ema.update()
 
     def stop_reason(self) -> str | None:
-        """Return why it should pause."""
+        """Return why it should pause, or None."""
         return self._stop_reason()
 
     def validate(self) -> dict[str, Any]:
-        """Score the validation split."""
+        """Score the valid split."""
         data = self.data
-        self.judged = epoch_metrics(
+        self.validated = epoch_metrics(
             model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
         )
-        return self.judged
+        return self.validated
 
     def save_checkpoint(self, state: TrainState, is_best: bool) -> None:  # noqa: ARG002 -- the search keeps the best
-        """Save now and then; within an epoch always, for there the loop saves only when it stops."""
+        """Save a checkpoint when due; within an epoch always, because there the loop saves only when it stops."""
         if state.batch or time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS:
             self.save(state)
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Keep the line of the epoch."""
-        self.figures = metrics.to_json()
+        self.line = metrics.to_json()
 
     def _resumed(self) -> TrainState:
         found = latest_valid_checkpoint(self.folder)

@@ -1,7 +1,7 @@
-"""The ledger of a search, `trials.jsonl`: every line is synced before anything is done that builds on it."""
+"""The trial journal, `trials.jsonl`: append-only; each line is synced to disk before anything depends on it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,27 +10,18 @@ from cluster.files import append_line, read_json, read_lines
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
-from trainer.search.trials import Trial, TrialTable
-
-REPORTED = (
-    "epoch",
-    "value",
-    "spread",
-    "candidate",
-    "train_loss",
-    "valid_loss",
-    "valid_accuracy",
-    "valid_auroc",
-    "seconds",
-)
+from trainer.search.trials import Trial, TrialAssignment, TrialEnd, TrialReport, TrialTable
 
 
 @dataclass
 class TrialJournal:
-    """The file and the table that it amounts to.
+    """The file, and the table that its lines add up to.
+
+    Every method that writes raises LeaseLost when a newer attempt owns the run. `extended_from` is the id of the
+    earlier search that an event is copied from.
 
     Attributes:
-        began: When the first attempt at the search began.
+        began: When the first attempt of the search began.
     """
 
     lease: Lease
@@ -39,60 +30,62 @@ class TrialJournal:
 
     @classmethod
     def opened(cls, lease: Lease, metric: str, now: datetime) -> "TrialJournal":
-        """Read what earlier attempts wrote, and note that this one begins.
-
-        Raises:
-            LeaseLost: A newer attempt owns the run.
-        """
+        """Read what earlier attempts wrote, and record that this one begins."""
         events = list(read_lines(lease.paths.trials))
         opened = [event for event in events if event.get("event") == "opened"]
         began = datetime.fromisoformat(opened[0]["time"]) if opened else now.astimezone(UTC)
         journal = cls(lease, TrialTable.fold(events, metric), began)
-        journal.append({"event": "opened"}, now)
+        journal._append({"event": "opened"}, now)
         return journal
 
-    def append(self, event: Mapping[str, Any], now: datetime) -> None:
-        """Write an event and take it into the table.
+    def start(self, assignment: TrialAssignment, now: datetime, extended_from: str | None = None) -> None:
+        """Record that a trial starts."""
+        event = {"event": "started", "trial": assignment.trial, "config": assignment.config}
+        self._append(event, now, extended_from)
 
-        Raises:
-            LeaseLost: A newer attempt owns the run.
-        """
+    def report(self, trial: int, report: TrialReport, now: datetime, extended_from: str | None = None) -> None:
+        """Record an epoch."""
+        self._append({"event": "epoch", "trial": trial, **report.to_json()}, now, extended_from)
+
+    def end(self, trial: int, end: TrialEnd, now: datetime, extended_from: str | None = None) -> None:
+        """Record that a trial finished, failed or paused."""
+        self._append({**end.to_json(), "trial": trial}, now, extended_from)
+
+    def _append(self, event: Mapping[str, Any], now: datetime, extended_from: str | None = None) -> None:
         self.lease.check()
-        stamped = {**event, "attempt": self.lease.attempt, "time": now.astimezone(UTC).isoformat()}
-        append_line(self.lease.paths.trials, stamped)
-        self.table.add(stamped)
+        source = {} if extended_from is None else {"from": extended_from}
+        stamp = {"attempt": self.lease.attempt, "time": now.astimezone(UTC).isoformat()}
+        line = {**event, **source, **stamp}
+        append_line(self.lease.paths.trials, line)
+        self.table.add(line)
 
 
-def read_table(paths: RunPaths, metric: str) -> TrialTable:
-    """Return the trials of a search as its ledger tells them at this moment."""
-    return TrialTable.fold(read_lines(paths.trials), metric)
+def copy_trials(journal: TrialJournal, earlier: RunPaths, now: datetime) -> None:
+    """Copy the trials of an earlier search into the journal, as the first ones; idempotent, also after a kill.
 
-
-def take_over(journal: TrialJournal, before: RunPaths, now: datetime) -> None:
-    """Copy the trials of an earlier search into the ledger, as the first ones; safe to run again after a kill.
-
-    One that had paused when that search ended counts as it stood: its model may be the best that was published.
+    A trial that had paused when that search ended counts as finished: its model may be the best that was published.
 
     Raises:
-        SpecError: The earlier search is not there.
+        SpecError: The earlier search does not exist.
     """
     try:
-        metric = str(read_json(before.spec)["best_by"])
+        metric = str(read_json(earlier.spec)["best_by"])
     except (StorageError, KeyError) as error:
-        raise SpecError(f"--extend {before.run_id}: there is no such search in this storage") from error
-    for trial in read_table(before, metric).reported:
+        raise SpecError(
+            f"--extend {earlier.run_id}: this storage has no such search; `nightshift list --kind search` shows them"
+        ) from error
+    for trial in TrialTable.fold(read_lines(earlier.trials), metric).extendable:
         known = journal.table.trials.get(trial.number)
         if known is None or known.ended is None:
-            _copy(trial, journal, before.run_id, now)
+            _copy(trial, journal, earlier.run_id, now)
 
 
 def _copy(trial: Trial, journal: TrialJournal, run_id: str, now: datetime) -> None:
-    common = {"trial": trial.number, "from": run_id}
-    journal.append({"event": "started", "config": trial.config, **common}, now)
-    for report in sorted(trial.reports.values(), key=lambda report: report.sequence):
-        figures = {name: report.figures.get(name) for name in REPORTED}
-        journal.append({"event": "epoch", **figures, "candidate": None, **common}, now)
-    if trial.state == "failed":
-        journal.append({"event": "failed", "error": trial.error, **common}, now)
-    else:
-        journal.append({"event": "finished", "why": trial.why or "paused", **common}, now)
+    assignment = TrialAssignment(trial=trial.number, config=trial.config, value_to_beat=None)
+    journal.start(assignment, now, run_id)
+    for record in sorted(trial.reports.values(), key=lambda record: record.sequence):
+        # The model of an epoch stays with the earlier search, which has published that of its best.
+        journal.report(trial.number, replace(record.report, candidate=None), now, run_id)
+    failed = trial.state == "failed"
+    end = TrialEnd.failed(trial.error or "") if failed else TrialEnd.finished(trial.why or "paused")
+    journal.end(trial.number, end, now, run_id)

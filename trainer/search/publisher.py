@@ -1,4 +1,4 @@
-"""The best model of a search: published as soon as there is a better one, and swept of what it has beaten."""
+"""Publishes the best model of a search while it runs, and deletes the files of worse trials."""
 
 import logging
 import shutil
@@ -21,30 +21,30 @@ from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
 from trainer.search.head_training import standalone_context
 from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
-from trainer.search.run_trainable import trial_folder
-from trainer.search.trials import Report
+from trainer.search.trial_files import trial_folder
+from trainer.search.trials import EpochRecord
 from trainer.specs import SearchSpec
 from trainer.training.checkpointer import MODULE
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.publish import score_and_publish
 
-PUBLISH_SECONDS = 30.0  # between two publications; each judges the model on the whole validation split
-PATIENCE = 10  # and no more than a tenth of the time goes into them
+PUBLISH_SECONDS = 30.0  # at least, between two publications; each scores the model on the whole valid split
+PAUSE_FACTOR = 10  # pause this many times as long as a publication took
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class BestModelPublisher:
-    """Keeps `best/` in step with the ledger."""
+    """Keeps `best/` up to date with the trial journal."""
 
     task: WorkerTask[SearchSpec]
     journal: TrialJournal
     next_at: float = field(default_factory=lambda: time.monotonic() + PUBLISH_SECONDS)
 
     def __post_init__(self) -> None:
-        for torn in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):
-            shutil.rmtree(torn, ignore_errors=True)  # what a kill left half written, or half removed
+        for draft in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):
+            shutil.rmtree(draft, ignore_errors=True)  # left half written, or half removed, by a kill
         self.published = self._published()
 
     @property
@@ -52,8 +52,8 @@ class BestModelPublisher:
         """The attempt it publishes for."""
         return self.task.attempt
 
-    def keep_up(self, *, at_once: bool = False) -> None:
-        """Publish the best epoch of the ledger unless it is published; now and then, or `at_once`.
+    def update(self, *, at_once: bool = False) -> None:
+        """Publish the best epoch of the journal unless it is published; when due, or `at_once`.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
@@ -64,50 +64,50 @@ class BestModelPublisher:
             return
         if (best.trial, best.epoch) == self.published:
             if at_once:
-                self._sweep(best)
+                self._delete_worse(best)
         elif at_once or time.monotonic() >= self.next_at:
             began = time.monotonic()
             self._publish(best)
             ended = time.monotonic()
             self.published = (best.trial, best.epoch)
-            self.next_at = ended + max(PUBLISH_SECONDS, PATIENCE * (ended - began))
-            self._sweep(best)
+            self.next_at = ended + max(PUBLISH_SECONDS, PAUSE_FACTOR * (ended - began))
+            self._delete_worse(best)
 
     def _published(self) -> tuple[int, int] | None:
         try:
             folder = self.attempt.paths.best
             manifest = read_json(folder / MANIFEST_FILE)
-            if not (folder / CALIBRATION_FILE).exists():  # killed between the two
+            if not (folder / CALIBRATION_FILE).exists():  # killed between writing the two
                 return None
             return int(manifest["trial"]), int(manifest["epoch"])
         except (StorageError, KeyError, TypeError):
             return None
 
-    def _publish(self, best: Report) -> None:
+    def _publish(self, best: EpochRecord) -> None:
         trial = self.journal.table.trials[best.trial]
         spec = self.task.spec.trial_spec(trial.config)
         setup = TrainingSetup.fresh(standalone_context(self.task, spec, torch.device("cpu")))
         _load(setup.model, self._tensors(best))
         origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
         score_and_publish(setup, origin=origin)
-        logger.info("the best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
+        logger.info("best so far: trial %d, epoch %d, valid %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
-    def _tensors(self, best: Report) -> dict[str, Tensor]:
-        if heir := best.figures.get("from"):  # of a search that this one extends: its best is the published one
-            folder = chosen_model(RunPaths.of(self.attempt.settings.storage, heir))
+    def _tensors(self, best: EpochRecord) -> dict[str, Tensor]:
+        if earlier := best.extended_from:
+            folder = chosen_model(RunPaths.of(self.attempt.settings.storage, earlier))
             manifest = read_verified_manifest(folder)
             if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
-                raise CheckpointError(f"{heir} has not published its trial {best.trial}; let it end first")
+                raise CheckpointError(f"{earlier} has not published its trial {best.trial}; wait until it has ended")
             return read_tensors(folder / MODEL_FILE)
-        folder = self.attempt.paths.checkpoints / str(best.figures["candidate"])
+        folder = self.attempt.paths.checkpoints / str(best.report.candidate)
         read_verified_manifest(folder)
         return read_tensors(folder / MODULE)
 
-    def _sweep(self, best: Report) -> None:
-        """Remove what trials that have ended left, but for the best."""
-        checkpoints, keep = self.attempt.paths.checkpoints, str(best.figures["candidate"])
-        for report in self.journal.table.reports():
-            name = report.figures.get("candidate")
+    def _delete_worse(self, best: EpochRecord) -> None:
+        """Delete the files of all ended trials but the best."""
+        checkpoints, keep = self.attempt.paths.checkpoints, str(best.report.candidate)
+        for record in self.journal.table.reports():
+            name = record.report.candidate
             if name and name != keep and "/" not in name:
                 shutil.rmtree(checkpoints / name, ignore_errors=True)
         for trial in self.journal.table.ended:
@@ -117,9 +117,11 @@ class BestModelPublisher:
 
 
 def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:
-    """Put a candidate's tensors into the model: those of a head, or of all of it."""
+    """Load a candidate's tensors into the model: those of its head, or of the whole."""
     module = model if any(name.startswith("backbone.") for name in tensors) else model.head
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"a candidate does not fit its trial: {str(error).splitlines()[-1].strip()}") from error
+        raise CheckpointError(
+            f"a saved model does not fit its trial: {str(error).splitlines()[-1].strip()}; run the search again"
+        ) from error

@@ -1,7 +1,8 @@
-"""The refit: the best configuration trained once more on the train and valid splits together, for as long.
+"""The refit: trains the best configuration once more, on the train and valid splits together.
 
-Nothing is left to choose by, so it ends where the chosen trial was best. Its temperature is that of the chosen
-trial's model, which stays in `chosen/`: of its own probabilities on images it has learnt from none could be told.
+No split is left to choose an epoch by, so the refit stops at the epoch at which the best trial was best. Its
+temperature is that of the best trial's model, which is kept in `chosen/`: a temperature fitted on images that the
+refit was trained on would be wrong.
 """
 
 import logging
@@ -28,15 +29,15 @@ from trainer.model.weights import backbone_sha256
 from trainer.search.controller import SearchController
 from trainer.search.deadline import seconds_of_trial
 from trainer.search.run_trainable import EpochStepSpec
-from trainer.search.trials import Report
+from trainer.search.trials import EpochRecord
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import check_data
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.worker import train_model
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 COMPARED = ("split", "n", "accuracy", "auroc", "loss", "sensitivity", "specificity")
-CALIBRATED_BY = "the chosen trial's model, in `chosen/`, on the valid split; the refit has learnt from that split"
+CALIBRATED_BY = "the best trial's model, in `chosen/`, on the valid split; the refit was trained on that split"
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class RefitSpec(EpochStepSpec):
 
 @dataclass
 class Refit:
-    """What follows on the last trial of a search that wishes it."""
+    """Runs after the last trial of a search with --refit."""
 
     task: WorkerTask[SearchSpec]
     controller: SearchController
@@ -67,7 +68,7 @@ class Refit:
         return self.task.attempt
 
     def run(self) -> dict[str, Any]:
-        """Publish the refit as the search's best, and return what to tell of it; safe to run again after a kill.
+        """Publish the refit as the search's best, and return its facts; safe to run again after a kill.
 
         Raises:
             Stopped: The run was asked to stop, or its window closed; a checkpoint is saved.
@@ -76,22 +77,22 @@ class Refit:
         if best is None:
             return {}
         if (done := published_refit(self.attempt.paths)) is not None:
-            return self._told(done)
-        if why := self._too_late():
+            return self._with_chosen(done)
+        if why := self._no_time_left():
             return {"left_out": why}
         self._keep_chosen()
         try:
-            return self._told(self._publish(best, self._train(best)))
+            return self._with_chosen(self._publish(best, self._train(best)))
         except (TrainingDiverged, OutOfMemory) as error:
             logger.error("the refit failed: %s", error)
             return {"left_out": " ".join(str(error).split())}
         except Stopped:
-            if self._goes_on_later():
+            if self._resumes_later():
                 raise
-            return {"left_out": "the search's time was up before it ended"}
+            return {"left_out": "the search reached its deadline before the refit ended"}
 
-    def _told(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return the refit's facts with the figures, on the same split, of the model whose place it takes."""
+    def _with_chosen(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the refit's facts with the metrics, on the same split, of the model that it replaces."""
         folder = self.attempt.paths.chosen
         found = test_metrics(self.task, self.index, folder)
         return {**facts, "chosen": {"checkpoint": str(folder), **{name: found[name] for name in COMPARED}}}
@@ -102,14 +103,15 @@ class Refit:
             self.attempt, paths.best, paths.chosen, about=_manifest(paths.best), calibration=_calibration(paths.best)
         )
 
-    def _too_late(self) -> str | None:
+    def _no_time_left(self) -> str | None:
         controller = self.controller
-        if controller.deadline.why == "window":  # it pauses when the window closes, and goes on in the next
+        if controller.deadline.why == "window":  # it pauses when the window closes, and resumes in the next
             return None
         seconds = seconds_of_trial(controller.journal.table, controller.spec.epochs)
-        return None if controller.deadline.has_room_for(seconds, controller.clock()) else "the search's time was up"
+        has_room = controller.deadline.has_room_for(seconds, controller.clock())
+        return None if has_room else "the search reached its deadline"
 
-    def _goes_on_later(self) -> bool:
+    def _resumes_later(self) -> bool:
         if self.controller.stop_reason() is not None:
             return True
         if self.controller.deadline.why == "window":
@@ -117,10 +119,10 @@ class Refit:
             return True
         return False
 
-    def _train(self, best: Report) -> int:
+    def _train(self, best: EpochRecord) -> int:
         paths = TrialPaths(self.attempt.paths.checkpoints / "refit")
         paths.folder.mkdir(parents=True, exist_ok=True)
-        paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        paths.stop.unlink(missing_ok=True)  # meant for an earlier attempt
         config = self.controller.journal.table.trials[best.trial].config
         spec = _refit_spec(self.task.spec.trial_spec(config), best.epoch)
         logger.info("refit of trial %d on %s for %d epochs", best.trial, SPLIT, best.epoch)
@@ -131,18 +133,18 @@ class Refit:
             longest_shard=self.index.longest_shard,
             trial=paths,
         )
-        self._look_at(paths)
-        with periodic_calls(lambda: self._look_at(paths), every_seconds=LOOK_SECONDS, name="the watch over the refit"):
+        self._poll(paths)
+        with periodic_calls(lambda: self._poll(paths), every_seconds=POLL_SECONDS, name="the refit's poll thread"):
             return run_on_workers(refit_on_worker, task)
 
-    def _look_at(self, paths: TrialPaths) -> None:
-        """Stop the training when the search must pause, and tell its progress as the run's."""
+    def _poll(self, paths: TrialPaths) -> None:
+        """Stop the training when the search must pause, and copy its progress to the run's."""
         if self.controller.must_pause():
             StopRequest("window", self.attempt.number).publish(paths.stop)
         if paths.progress.exists():
             write_json(self.attempt.paths.progress, read_json(paths.progress))
 
-    def _publish(self, best: Report, images: int) -> dict[str, Any]:
+    def _publish(self, best: EpochRecord, images: int) -> dict[str, Any]:
         paths = self.attempt.paths
         facts = {"splits": ["train", "valid"], "epochs": best.epoch, "images": images, "calibrated_by": CALIBRATED_BY}
         about = _manifest(paths.chosen)
@@ -156,21 +158,21 @@ class Refit:
 
 
 def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
-    """Refuse a refit that the data do not allow.
+    """Refuse a refit that the data does not allow.
 
     Raises:
-        SpecError: There is no split to judge it on, or a step leaves a worker too few images.
+        SpecError: There is no test split to evaluate it on, or a step leaves a worker too few images.
     """
     if not spec.refit:
         return
     if "test" not in index.splits:
-        raise SpecError(f"{spec.shards} has no split 'test' to judge a refit on; pack one, or leave out --refit")
+        raise SpecError(f"{spec.shards} has no split 'test' to evaluate a refit on; pack one, or leave out --refit")
     for config in spec.space.corners():
         check_data(_refit_spec(spec.trial_spec(config), epochs=1), index)
 
 
 def published_refit(paths: RunPaths) -> dict[str, Any] | None:
-    """Return what the published model's manifest tells of the refit that it is; None when it is none."""
+    """Return the facts of the refit in the published model's manifest; None if that model is not a refit."""
     try:
         found = read_json(paths.best / MANIFEST_FILE).get("refit")
     except StorageError:
@@ -179,7 +181,7 @@ def published_refit(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def chosen_model(paths: RunPaths) -> Path:
-    """Return the folder of the best trial's own model, whether or not a refit took its place as the published one."""
+    """Return the folder of the best trial's own model, also where a refit is the published one."""
     return paths.best if published_refit(paths) is None else paths.chosen
 
 

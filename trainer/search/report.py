@@ -1,8 +1,7 @@
-"""What a search's report shows beside its best model: the way there, what mattered, what the night cost."""
+"""The search's part of a report: trial leaderboard, charts, hyperparameter importance and cost."""
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -10,21 +9,21 @@ import optuna
 from trainer.report.page import ReportChart, SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.search.sampler import study_of_trials
-from trainer.search.trial_charts import importance_bars, parallel_coordinates, worst_shown
-from trainer.search.trials import Report, TrialTable, leaderboard
+from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown
+from trainer.search.trials import EpochRecord, TrialTable, leaderboard
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, is_better
 from trainer.specs.search_space import LOGARITHMIC, Range
 
-DOTS = "a dot is a trial, orange where it was ended early; the worst tenth stands at the edge"
-TRIALS_SHOWN = 15  # of a search; `nightshift trials` shows all
+DOTS = "one dot per trial, orange if ASHA stopped it early; the worst tenth is drawn at the edge"
+TRIALS_SHOWN = 15  # the best; `nightshift trials` shows all
 COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs", "seconds", "state")
-ENOUGH = 4  # trials that ran to their end; the importance of fewer is noise
+ENOUGH = 4  # complete trials; with fewer, importance is noise
 
 
 def search_section(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> SearchSection:
-    """Return what the report of a search has beside that of a training; `shares` is the importance of each option."""
-    return SearchSection(leaderboard=_leaderboard(table, spec), charts=drawings(table, spec, shares))
+    """Return the search's part of its report; `shares` is the importance of each option."""
+    return SearchSection(leaderboard=_leaderboard(table, spec), charts=search_charts(table, spec, shares))
 
 
 def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
@@ -35,28 +34,35 @@ def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
     return [{column: row.get(column) for column in reported} for row in rows]
 
 
-def drawings(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[ReportChart, ...]:
-    """Return the best value over time, what mattered by `importance`, and the trials along the options that varied."""
+def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[ReportChart, ...]:
+    """Return the charts of a search; `shares` is the importance of each option, empty for too few trials."""
     if not table.reports():
         return ()
     better = "higher" if HIGHER_IS_BETTER[table.metric] else "lower"
-    found = [ReportChart(chart=_best_so_far(table), title="Best so far", caption=f"{better} is better")]
+    caption = f"best valid {table.metric} so far; {better} is better"
+    found = [ReportChart(chart=_optimization_history(table), title="Optimization history", caption=caption)]
     if shares:
-        caption = "share in what makes trials differ (fANOVA)"
-        found.append(ReportChart(chart=importance_bars(shares), title="What mattered", caption=caption))
-    caption = "a line is a trial, the stronger the better; the good end of the last axis is at the top"
-    found.append(ReportChart(chart=parallel_coordinates(table, spec), title="All trials", caption=caption, wide=True))
+        caption = "share of the variance between trials that each option explains"
+        title = "Hyperparameter importance (fANOVA)"
+        found.append(ReportChart(chart=importance_bars(shares), title=title, caption=caption))
+    caption = "one line per trial, stronger for better ones; the better end of the last axis is at the top"
+    lines = parallel_coordinates(table, spec)
+    found.append(ReportChart(chart=lines, title="Parallel coordinates", caption=caption, wide=True))
     for name, dimension in spec.space.dimensions.items():
         numbers = isinstance(dimension, Range) or all(isinstance(value, int | float) for value in dimension)
         if numbers:
-            found.append(ReportChart(chart=_slice(table, name), title=name.replace("_", " "), caption=DOTS))
+            title = f"Slice plot: {name.replace('_', ' ')}"
+            found.append(ReportChart(chart=_slice(table, name), title=title, caption=DOTS))
     return tuple(found)
 
 
 def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
-    """Return how much of the difference between trials each option explains, by fANOVA; empty for too few trials."""
-    whole = [trial for trial in table.ended if trial.state == "finished" and trial.why not in ("rung", "paused")]
-    if len(whole) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- of one option it is all
+    """Return the share of the variance between trials that each option explains (fANOVA); empty for too few trials.
+
+    fANOVA: Hutter, Hoos and Leyton-Brown, 2014. Only trials that ran all their epochs count.
+    """
+    complete = [trial for trial in table.ended if trial.state == "finished" and not trial.was_stopped_early]
+    if len(complete) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
     shares = optuna.importance.get_param_importances(study_of_trials(spec, table), evaluator=evaluator)
@@ -64,66 +70,65 @@ def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
 
 
 def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:
-    """Return what the search has cost, and what the cache and early stopping have spared.
+    """Return the cost of the search, and what the feature cache and early stopping saved.
 
     Args:
-        table: The trials.
-        spec: The wish.
-        images: Of the train and valid splits: one pass of the backbone.
+        table: The trials; those copied from an earlier search cost nothing.
+        spec: The search.
+        images: Number of images in the train and valid splits, which one epoch sends through the backbone.
     """
-    own = [trial for trial in table.trials.values() if not trial.is_taken_over]
+    own = [trial for trial in table.trials.values() if trial.extended_from is None]
     epochs = sum(len(trial.reports) for trial in own) * spec.repeats
     seconds = sum(trial.seconds for trial in own)
-    spared = sum(spec.epochs - trial.epochs for trial in own if trial.why == "rung") * spec.repeats
+    saved = sum(spec.epochs - trial.epochs for trial in own if trial.why == "rung") * spec.repeats
     return {
         "epochs": epochs,
         "training_hours": round(seconds / 3600, 4),
         "backbone_passes": 1 if spec.reads_features else epochs,
         "images_spared_by_cache": images * max(0, epochs - 1) if spec.reads_features else 0,
-        "epochs_spared_by_early_stopping": spared,
-        "hours_spared_by_early_stopping": round(spared * seconds / max(1, epochs) / 3600, 4),
+        "epochs_spared_by_early_stopping": saved,
+        "hours_spared_by_early_stopping": round(saved * seconds / max(1, epochs) / 3600, 4),
     }
 
 
-def _best_so_far(table: TrialTable) -> Chart:
+def _optimization_history(table: TrialTable) -> Chart:
     reports = table.reports()
-    began = _minutes(reports[0])
-    xs, ys, best = list[float](), list[float](), reports[0]
+    best, began = reports[0], _minutes(reports[0])
+    xs, ys = [0.0], [best.value]
     for report in reports:
-        if report is best or is_better(report.value, best.value, table.metric):
+        if is_better(report.value, best.value, table.metric):
+            xs += [_minutes(report) - began] * 2  # a step: level up to here, then straight to the better value
+            ys += [best.value, report.value]
             best = report
-            xs, ys = [*xs, *([] if not xs else [_minutes(report) - began])], [*ys, *([] if not ys else [ys[-1]])]
-            xs, ys = [*xs, _minutes(report) - began], [*ys, report.value]
-    xs, ys = [*xs, _minutes(reports[-1]) - began], [*ys, ys[-1]]
+    xs, ys = [*xs, _minutes(reports[-1]) - began], [*ys, best.value]
     mark = Mark(name=f"trial {best.trial}", x=_minutes(best) - began, y=best.value)
     return chart(
         [Line(name="best so far", xs=xs, ys=ys)],
         x=_axis("minutes", xs, least=0.0),
         y=_axis(f"valid {table.metric}", ys),
-        description=f"best {table.metric} so far over time, at last {best.value:.4g}",
+        description=f"best {table.metric} so far over time, final value {best.value:.4g}",
         marks=[mark],
     )
 
 
 def _slice(table: TrialTable, name: str) -> Chart:
     log = name in LOGARITHMIC
-    tops = [(trial, trial.best(table.metric)) for trial in table.trials.values()]
+    tops = [(trial, trial.best(table.metric)) for trial in table.ranked()]
     points = [
         (float(trial.config[name]), top.value, trial) for trial, top in tops if top is not None and name in trial.config
     ]
-    values = sorted((y for _, y, _ in points), reverse=HIGHER_IS_BETTER[table.metric])
-    low, high = sorted((values[0], worst_shown(values)))
+    low, high = range_shown([y for _, y, _ in points])
     shown = [(math.log10(x) if log and x > 0 else x, min(high, max(low, y)), trial) for x, y, trial in points]
     lines = [
         Line(name=f"trial {trial.number}", xs=[x], ys=[y], colour=int(trial.why == "rung"), reference=True, dots=True)
         for x, y, trial in shown
     ]
-    words = f"log10 of {name}" if log else name.replace("_", " ")
+    label = f"log10 of {name}" if log else name.replace("_", " ")
     return chart(
         lines,
-        x=_axis(words, [x for x, _, _ in shown]),
+        x=_axis(label, [x for x, _, _ in shown]),
         y=_axis(f"best valid {table.metric}", [y for _, y, _ in shown]),
-        description=f"best {table.metric} of each trial over {words}",
+        description=f"best {table.metric} of each trial over {label}",
     )
 
 
@@ -132,5 +137,5 @@ def _axis(name: str, values: list[float], least: float | None = None) -> Axis:
     return Axis(name=name, low=low, high=high)
 
 
-def _minutes(report: Report) -> float:
-    return datetime.fromisoformat(report.figures["time"]).timestamp() / 60
+def _minutes(record: EpochRecord) -> float:
+    return 0.0 if record.recorded_at is None else record.recorded_at.timestamp() / 60

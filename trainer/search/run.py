@@ -1,4 +1,4 @@
-"""`search`: many trainings, one ledger, the best model of all."""
+"""`search`: runs the trials, publishes the best model and evaluates it on the test split."""
 
 import logging
 import time
@@ -22,31 +22,31 @@ from trainer.result import RunResult
 from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
 from trainer.search.head_trainable import HeadTrainable
-from trainer.search.journal import TrialJournal, take_over
-from trainer.search.pause_signal import PauseSignal
+from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.refit import Refit, refuse_impossible_refit
 from trainer.search.report import cost, importance, search_section
 from trainer.search.run_repeats import RepeatedRunTrainable
 from trainer.search.run_trainable import RunTrainable
+from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.train import check_data
 from trainer.training.model_setup import TrainingSetup
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> RunResult:
-    """Run the trials that are left, publish the best model and return what it reaches on the test split.
+    """Run the trials that are left, publish the best model and return its metrics on the test split.
 
     Raises:
-        SpecError: The data cannot be trained on as wished.
-        Stopped: The run was asked to stop, or its window closed; what ran has saved checkpoints.
-        TrainerError: Too many trials failed, or none came to an epoch.
+        SpecError: The data does not allow the spec.
+        Stopped: The run was asked to stop, or its time window closed; running trials have saved checkpoints.
+        TrainerError: Too many trials failed, or none finished an epoch.
     """
     index = read_index(spec.shards)
     for config in spec.space.corners():
@@ -55,13 +55,13 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
     task = WorkerTask(attempt=attempt, spec=spec, source=resolve_weights(spec.weights, attempt.settings.storage))
     journal = TrialJournal.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
-        take_over(journal, RunPaths.of(attempt.settings.storage, spec.extend), clock())
+        copy_trials(journal, RunPaths.of(attempt.settings.storage, spec.extend), clock())
     pause = PauseSignal(attempt.paths, attempt.number)
     deadline = Deadline.of(spec, began=journal.began, now=clock())
-    controller = SearchController(spec, journal, deadline, clock, pause.stopped)
-    best = BestModelPublisher(task, journal)
-    _run(controller, task, index, pause, best)
-    best.keep_up(at_once=True)
+    controller = SearchController(spec, journal, deadline, clock, pause.run_stop_reason)
+    publisher = BestModelPublisher(task, journal)
+    _run(controller, task, index, pause, publisher)
+    publisher.update(at_once=True)
     _stop_if_asked(controller, attempt)
     refit = Refit(task, controller, index).run() if spec.refit else None
     return _outcome(controller, task, index, refit)
@@ -72,19 +72,19 @@ def _run(
     task: WorkerTask[SearchSpec],
     index: ShardIndex,
     pause: PauseSignal,
-    best: BestModelPublisher,
+    publisher: BestModelPublisher,
 ) -> None:
-    """Run what is left to run, as long as it may."""
+    """Run the trials that are left until the search must stop."""
     if not controller.has_work():
         return
     spec = task.spec
     progress = SearchProgress(task.attempt, controller, index.samples_in("train"))
 
-    def look() -> None:
+    def on_poll() -> None:
         if controller.must_pause():
-            pause.ask()
-        best.keep_up()
-        progress.write_now_and_then()
+            pause.send()
+        publisher.update()
+        progress.write_if_due()
 
     with ray_session(task.attempt.settings, spec) as gpus:
         if spec.reads_features:
@@ -92,15 +92,15 @@ def _run(
                 attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
             )
             run_on_workers(features_on_worker, shared)
-            run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), look)
+            run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), on_poll)
         else:
             in_process = spec.workers == 1 and task.attempt.settings.ray_address is None
             trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
-            run_trials(controller, task, trainable, run_slots(spec, gpus, in_process=in_process), look)
+            run_trials(controller, task, trainable, run_slots(spec, gpus, in_process=in_process), on_poll)
 
 
 def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
-    """Raise what keeps the search from its end."""
+    """Raise if the search failed, or has to stop before its end."""
     table = controller.journal.table
     ending = controller.ending()
     if ending == "failures":
@@ -109,21 +109,21 @@ def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
             f"{_last_error(table)}"
         )
     if ending == "window":
-        while not controller.must_pause():  # nothing more fits into tonight, but the window is this search's until then
-            time.sleep(LOOK_SECONDS)
+        while not controller.must_pause():  # no further trial fits in; wait for the window to close
+            time.sleep(POLL_SECONDS)
         StopRequest("window", attempt.number).publish(attempt.paths.stop)
     if ending in ("stop", "window"):
-        raise Stopped(f"stopped after {table.finished} of {controller.spec.trials} trials; the others go on from here")
+        raise Stopped(f"stopped after {table.finished} of {controller.spec.trials} trials; the next attempt continues")
 
 
 def _outcome(
     controller: SearchController, task: WorkerTask[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
 ) -> RunResult:
-    """Score the best model on the split that has chosen nothing."""
+    """Evaluate the best model on the test split, or on valid where there is none."""
     attempt, spec, table = task.attempt, task.spec, controller.journal.table
     best = table.best()
     if best is None:
-        raise TrainerError(f"no trial came to the end of an epoch; {_last_error(table)}")
+        raise TrainerError(f"no trial finished an epoch; {_last_error(table)}")
     metrics = test_metrics(task, index, attempt.paths.best)
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
@@ -148,7 +148,7 @@ def _outcome(
 
 def _last_error(table: TrialTable) -> str:
     failed = [trial for trial in table.ended if trial.state == "failed"]
-    return f"the last, {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"
+    return f"the last, trial {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"
 
 
 def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
@@ -163,7 +163,7 @@ def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
 
 @dataclass
 class SearchProgress:
-    """Says about once a second where the search stands. An `epoch` of a search is a trial that ended."""
+    """Writes `progress.json` about once a second. Its `epoch` counts the trials that ended."""
 
     attempt: Attempt
     controller: SearchController
@@ -173,8 +173,8 @@ class SearchProgress:
     def __post_init__(self) -> None:
         self._began, self._before = time.monotonic(), len(self.controller.journal.table.reports())
 
-    def write_now_and_then(self) -> None:
-        """Write the file unless it was written just now."""
+    def write_if_due(self) -> None:
+        """Write the file unless it was written within the last second."""
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self._written = time.monotonic()
             write_json(self.attempt.paths.progress, self._content())
@@ -185,7 +185,7 @@ class SearchProgress:
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = (done - self._before) / seconds
         best, ended = table.best(), len(table.ended)
-        left = (spec.trials - ended) * (done / ended) if ended else None  # epochs, at the trials' mean so far
+        left = (spec.trials - ended) * (done / ended) if ended else None  # epochs, at the mean of the ended trials
         return {
             "phase": "train",
             "epoch": ended,

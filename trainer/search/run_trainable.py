@@ -1,14 +1,13 @@
-"""A trial of a search that trains the backbone too: the same run as `train`'s, in a folder of its own.
+"""A trial that trains the backbone too, as Ray Tune runs it: the same training as `train`'s, in the trial's folder.
 
-Ray Tune's actor only drives: it holds no CPU when the training has workers of its own, so that drivers can never take
-the last CPU from the workers they wait for.
+Ray Tune's actor only drives the training. It holds no CPU when the training has workers of its own, so that drivers
+never take the last CPU from the workers they wait for.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
@@ -21,76 +20,82 @@ from data_shards.index import read_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
-from trainer.search.pause_signal import PauseSignal
+from trainer.search.trial_files import PauseSignal, trial_folder
+from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.worker import train_model, train_on_worker
 
-LOOK_SECONDS = 0.2
-STOP_SECONDS = 300.0  # for a training that was told to stop; a worker that hangs is ended by Ray before
+POLL_SECONDS = 0.2
+STOP_SECONDS = 300.0  # wait for a training that was asked to stop; Ray ends a worker that hangs before that
 
 Work: TypeAlias = Callable[[WorkerContext[Any]], Any]
 
 logger = logging.getLogger(__name__)
 
 
-def trial_folder(checkpoints: Path, number: int) -> Path:
-    """Return where a trial keeps what it goes on from."""
-    return checkpoints / f"trial-{number:06d}"
-
-
 class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """One configuration as a training of its own, whose epochs are read from its `metrics.jsonl`."""
 
     def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
-        """Begin, or go on with, the trial that `config` names."""
+        """Start or resume the trial of `config`."""
         self.task = task
         self.training: Training | None = None
         self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial in the same process, once the one before has let go of its workers."""
+        """Take the next trial in the same process, once the previous one has released its workers."""
         self.cleanup()
-        self.assignment, self.reported = new_config, 0
+        self.assignment, self.reported = TrialAssignment.from_tune(new_config), 0
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the end of the next epoch and return its figures."""
-        if self.training is None:
-            folder = trial_folder(self.task.attempt.paths.checkpoints, self.assignment["trial"])
-            spec = self.task.spec.trial_spec(self.assignment["config"])
-            self.training = Training(order_in(TrialPaths(folder), self.task, spec), train_on_worker)
-        while True:
-            ended = self.training.has_ended()  # before the file is read: its last line stands there by then
-            line = next((one for one in self.training.lines() if one["epoch"] > self.reported), None)
-            if line is not None:
-                self.reported = line["epoch"]
-                return self._report(line)
-            if ended:
-                return self.training.outcome() | {"done": True}
-            if self.pause.reason():
-                self.training.stop()
-            time.sleep(LOOK_SECONDS)
+        """Wait for the end of the next epoch and report it."""
+        return self._step().to_tune()
 
     def cleanup(self) -> None:
-        """Let the training end after a checkpoint; Tune stops a trial in the middle when it lags behind."""
+        """Let the training stop after a checkpoint; Tune calls this when it stops a trial early."""
         if self.training is not None:
             self.training.stop()
             self.training.join()
             self.training = None
 
-    def _report(self, line: dict[str, Any]) -> dict[str, Any]:
-        assert self.training is not None  # noqa: S101
+    def _step(self) -> TrialStep:
+        if self.training is None:
+            folder = trial_folder(self.task.attempt.paths.checkpoints, self.assignment.trial)
+            spec = self.task.spec.trial_spec(self.assignment.config)
+            self.training = Training(task_in(TrialPaths(folder), self.task, spec), train_on_worker)
+        while True:
+            ended = self.training.has_ended()  # before the file is read: then the file has its last line
+            line = next((one for one in self.training.lines() if one["epoch"] > self.reported), None)
+            if line is not None:
+                self.reported = line["epoch"]
+                return self._report(self.training, line)
+            if ended:
+                return TrialStep(end=self.training.end())
+            if self.pause.reason():
+                self.training.stop()
+            time.sleep(POLL_SECONDS)
+
+    def _report(self, training: "Training", line: dict[str, Any]) -> TrialStep:
         value = line.get(f"valid_{self.task.spec.best_by}")
         if value is None:
-            self.training.stop()
-            return {"failed": f"{self.task.spec.best_by} is undefined on the valid split", "done": True}
-        return line | {"value": float(value), "spread": None, "candidate": self.training.candidate(line), "done": False}
+            training.stop()
+            return TrialStep(end=undefined_metric(self.task.spec))
+        report = TrialReport.of_repeats(
+            [line], epoch=line["epoch"], values=[float(value)], candidate=training.candidate(line)
+        )
+        return TrialStep(reports=(report,))
 
 
-def order_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:
-    """Return a search's order to train in a folder of its own."""
+def undefined_metric(spec: SearchSpec) -> TrialEnd:
+    """Return the end of a trial whose metric the valid split leaves undefined."""
+    return TrialEnd.failed(f"{spec.best_by} is undefined on the valid split; choose another --metric")
+
+
+def task_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:
+    """Return the task of training `spec` in a folder of its own."""
     longest = read_index(spec.shards).longest_shard
     return WorkerTask(attempt=task.attempt, spec=spec, source=task.source, longest_shard=longest, trial=trial)
 
@@ -101,7 +106,7 @@ class Training:
     def __init__(self, task: WorkerTask[TrainSpec], work: Work) -> None:
         self.task, self.work, self.paths = task, work, task.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
-        self.paths.stop.unlink(missing_ok=True)  # it was meant for an attempt that is over
+        self.paths.stop.unlink(missing_ok=True)  # meant for an earlier attempt
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._train, name=self.paths.folder.name, daemon=True)
         self.thread.start()
@@ -109,51 +114,51 @@ class Training:
     def _train(self) -> None:
         try:
             run_on_workers(self.work, self.task)
-        except Exception as error:  # told as the trial's result
+        except Exception as error:  # reported as the trial's end
             self.error = error
 
     def has_ended(self) -> bool:
-        """Whether it came to its end, or to grief."""
+        """Whether it finished or failed."""
         return not self.thread.is_alive()
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the figures of the epochs behind."""
+        """Return the lines of `metrics.jsonl`, one per finished epoch."""
         return list(read_lines(self.paths.metrics))
 
     def candidate(self, line: dict[str, Any]) -> str | None:
-        """Return where the epoch's model is, when it is the trial's best so far."""
+        """Return the folder of the epoch's model if the epoch is the trial's best so far."""
         if not line["best"]:
             return None
         folder = self.paths.checkpoints / f"best-{line['epoch']:06d}"
         return str(folder.relative_to(self.paths.folder.parent))
 
     def stop(self) -> None:
-        """Ask it to save a checkpoint and end."""
+        """Ask it to save a checkpoint and stop."""
         StopRequest("window", self.task.attempt.number).publish(self.paths.stop)
 
     def join(self) -> None:
         """Wait until it has ended."""
         self.thread.join(STOP_SECONDS)
 
-    def outcome(self) -> dict[str, Any]:
-        """Return how it ended; its last epoch once more when it came to its end."""
+    def end(self) -> TrialEnd:
+        """Return how it ended."""
         if isinstance(self.error, Stopped):
-            return {"paused": True}
+            return TrialEnd.paused()
         if self.error is not None:
             logger.error("%s: %s", self.paths.folder.name, self.error)
-            return {"failed": " ".join(str(self.error).split()) or type(self.error).__name__}
+            return TrialEnd.failed(str(self.error) or type(self.error).__name__)
         last = self.lines()[-1]
-        return last | {"why": "epochs" if last["epoch"] >= last["epochs"] else "patience"}
+        return TrialEnd.finished("epochs" if last["epoch"] >= last["epochs"] else "patience")
 
 
 class EpochStepSpec(TrainSpec):
-    """A training that ends after `until_epoch`, on the learning rates of one of all `epochs`."""
+    """An epoch step: a training that stops after `until_epoch`, with the learning rate schedule of all `epochs`."""
 
     until_epoch: Annotated[int, Field(ge=1)]
 
     @property
     def last_epoch(self) -> int:
-        """Where the lap ends."""
+        """The epoch that the step stops after."""
         return self.until_epoch
 
 

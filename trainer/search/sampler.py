@@ -1,7 +1,7 @@
-"""Which configuration comes next.
+"""Suggests the configuration of the next trial, with Optuna's samplers.
 
-A suggestion is a function of the seed, its number and the ledger before it, and of nothing else: no sampler lives on
-between two suggestions. So a search that died goes on with the very suggestions it would have made.
+A suggestion depends only on the seed, the number of the trial and the journal before it: no sampler is kept between
+two suggestions. So a search that was killed and restarted suggests exactly what it would have suggested without.
 """
 
 import random
@@ -18,7 +18,7 @@ from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER
 from trainer.specs.search_space import Config, Range, Space
 
-STARTUP_TRIALS = 10  # drawn at random before TPE has something to learn from; Optuna's own default
+STARTUP_TRIALS = 10  # at random, before TPE has enough to learn from; Optuna's default
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -26,7 +26,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     """Return the varied options of trial `number`, given the trials that began before it.
 
-    The first is what `train` would do, where the space has it: so a search never ends below it on what it ranks by.
+    The first trial has the defaults of `train` if they lie in the space, so that the best trial is never worse than
+    them on the metric that ranks.
 
     Raises:
         SpecError: The grid has no point left.
@@ -41,12 +42,12 @@ def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
 
 
 def study_of_trials(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
-    """Return a study that knows all trials of the space."""
+    """Return an Optuna study with all trials that lie in the space."""
     study = optuna.create_study(sampler=sampler, direction="maximize" if HIGHER_IS_BETTER[spec.best_by] else "minimize")
     distributions = _distributions(spec.space)
     for trial in [*table.ended, *table.unfinished]:
-        if trial.config in spec.space:  # an extended search may know trials outside of a narrower space
-            study.add_trial(_told(trial, distributions, spec.best_by))
+        if trial.config in spec.space:  # an extended search may have trials outside of a narrower space
+            study.add_trial(_frozen_trial(trial, distributions, spec.best_by))
     return study
 
 
@@ -54,7 +55,7 @@ def _sampler(spec: SearchSpec, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([spec.seed, number]).generate_state(1)[0])
     if spec.algorithm == "random":
         return RandomSampler(seed=seed)
-    # Trials that still run count as bad (the "constant liar"), so that those at once do not all try the same place.
+    # "Constant liar": running trials count as bad, so that concurrent trials do not all try the same region.
     return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True)
 
 
@@ -67,14 +68,14 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
     }
 
 
-def _told(trial: Trial, distributions: dict[str, BaseDistribution], metric: str) -> FrozenTrial:
-    """Return a trial as Optuna knows it; one that was ended at a rung is pruned, and ranks below those that went on."""
+def _frozen_trial(trial: Trial, distributions: dict[str, BaseDistribution], metric: str) -> FrozenTrial:
+    """Return a trial as Optuna stores it; one stopped at a rung is PRUNED, which TPE ranks below complete ones."""
     best = trial.best(metric)
     state, value = TrialState.RUNNING, None
     if trial.state == "failed" or (trial.state == "finished" and best is None):
         state = TrialState.FAIL
     elif trial.state == "finished" and best is not None:
-        state, value = TrialState.PRUNED if trial.why in ("rung", "paused") else TrialState.COMPLETE, best.value
+        state, value = TrialState.PRUNED if trial.was_stopped_early else TrialState.COMPLETE, best.value
     return create_trial(
         state=state,
         value=value,
@@ -85,11 +86,11 @@ def _told(trial: Trial, distributions: dict[str, BaseDistribution], metric: str)
 
 
 def _next_of_grid(spec: SearchSpec, table: TrialTable) -> Config:
-    """Return the first point, in an order drawn from the seed, that no trial has taken."""
+    """Return the first point that no trial has used, in an order shuffled by the seed."""
     points = list(spec.space.grid())
-    random.Random(spec.seed).shuffle(points)  # noqa: S311 -- so that a search cut short has seen the whole space
+    random.Random(spec.seed).shuffle(points)  # noqa: S311 -- so that a search that is cut short covers the whole space
     untried = spec.space.untried(trial.config for trial in table.trials.values())
     for point in points:
         if point in untried:
             return point
-    raise SpecError(f"all {len(points)} points of the grid are tried; give it more, as in --lr 1e-5:1e-2:9")
+    raise SpecError(f"all {len(points)} points of the grid have been tried; add points, as in --lr 1e-5:1e-2:9")

@@ -1,4 +1,8 @@
-"""Two drawings of a whole search: all trials through all options at once, and how much each option matters."""
+"""Two charts of a search as inline SVG: parallel coordinates and hyperparameter importance.
+
+Drawn by hand and not by Optuna's matplotlib plots, whose SVG has fixed colours (this page has a dark theme) and is
+many times larger.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,16 +19,16 @@ from trainer.specs.search_space import Dimension, Range
 
 WIDTH, TOP, FOOT, SIDE = 1040.0, 44.0, 24.0, 70.0
 HEIGHT = 320.0
-HALO = "paint-order:stroke;stroke:var(--surface);stroke-width:4px"  # so that lines behind a number do not hide it
-ROW, NAME = 34.0, 150.0  # of a bar; what is left of it holds the option's name
+HALO = "paint-order:stroke;stroke:var(--surface);stroke-width:4px"  # keeps a number readable on top of lines
+ROW, NAME = 34.0, 150.0  # height of a bar; width of the option's name to the left of it
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One option from `low` to `high`, or its choices one above the other.
+    """The axis of one option from `low` to `high`, or with its choices one above the other.
 
     Attributes:
-        flipped: Low stands at the top: of a loss that is the good end.
+        flipped: Low values are at the top: for a loss they are the better ones.
     """
 
     name: str
@@ -34,8 +38,8 @@ class _Axis:
     choices: tuple[str, ...] = ()
     flipped: bool = False
 
-    def place(self, value: Any) -> float:
-        """Return how far up a value stands, from 0 to 1."""
+    def position(self, value: Any) -> float:
+        """Return the height of a value, from 0 to 1."""
         if self.choices:
             return (self.choices.index(str(value)) + 0.5) / len(self.choices)
         low, high, at = (math.log(v) if self.log else v for v in (self.low, self.high, float(value)))
@@ -43,20 +47,20 @@ class _Axis:
         return 1 - up if self.flipped else up
 
     def ticks(self) -> list[tuple[str, float]]:
-        """Return what stands beside the axis, and where."""
+        """Return the tick labels and their heights, from 0 to 1."""
         if self.choices:
-            return [(choice, self.place(choice)) for choice in self.choices]
+            return [(choice, self.position(choice)) for choice in self.choices]
         middle = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return [(f"{value:.3g}", self.place(value)) for value in (self.low, middle, self.high)]
+        return [(f"{value:.3g}", self.position(value)) for value in (self.low, middle, self.high)]
 
 
 def parallel_coordinates(table: TrialTable, spec: SearchSpec) -> Chart:
-    """Draw each trial as a line through its options to its best value, good at the top and the better the stronger."""
+    """Draw each trial as a line through its options to its best value; better trials are higher and stronger."""
     varied = spec.space.dimensions
     trials = [t for t in table.ranked() if t.best(table.metric) and all(name in t.config for name in varied)]
     values = [top.value for trial in trials if (top := trial.best(table.metric))]
     axes = [_axis(name, dimension, trials) for name, dimension in varied.items()]
-    low, high = sorted((values[0], worst_shown(values)))  # ranked: the first is the best
+    low, high = range_shown(values)
     axes.append(_Axis(table.metric, low, high, flipped=not HIGHER_IS_BETTER[table.metric]))
     worst_first = [
         _line(trial, axes, [*(trial.config[name] for name in varied), value], place / max(1, len(trials) - 1))
@@ -67,16 +71,17 @@ def parallel_coordinates(table: TrialTable, spec: SearchSpec) -> Chart:
     return _chart(body, HEIGHT, says)
 
 
-def worst_shown(ranked: Sequence[float]) -> float:
-    """Return where a scale of values, the best first, ends: one trial that diverged would press all others together.
+def range_shown(ranked: Sequence[float]) -> tuple[float, float]:
+    """Return the low and high end of an axis for values sorted from the best to the worst.
 
-    Values beyond it, the worst tenth at most, stand at its edge.
+    The axis leaves out the worst tenth, which is drawn at its edge: a single diverged trial would squeeze the others.
     """
-    return ranked[math.ceil(0.9 * (len(ranked) - 1))]
+    low, high = sorted((ranked[0], ranked[math.ceil(0.9 * (len(ranked) - 1))]))
+    return low, high
 
 
 def importance_bars(shares: Mapping[str, float]) -> Chart:
-    """Draw the share of each option in what makes trials differ, the largest on top."""
+    """Draw the importance of each option as a bar, the largest on top."""
     ranked = sorted(shares.items(), key=lambda pair: -pair[1])
     room, half = WIDTH / 2 - NAME - SIDE, WIDTH / 2
     rows = [
@@ -92,7 +97,7 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
 
 
 def _axis(name: str, dimension: Dimension, trials: list[Trial]) -> _Axis:
-    found = [trial.config[name] for trial in trials]  # a search that was narrowed knows trials outside of its space
+    found = [trial.config[name] for trial in trials]  # an extended search may have trials outside of its space
     if isinstance(dimension, Range):
         numbers = [float(value) for value in found]
         return _Axis(name, min(dimension.low, *numbers), max(dimension.high, *numbers), log=dimension.log)
@@ -100,7 +105,7 @@ def _axis(name: str, dimension: Dimension, trials: list[Trial]) -> _Axis:
 
 
 def _line(trial: Trial, axes: list[_Axis], values: list[Any], rank: float) -> Markup:
-    points = [f"{_short(_x(axes, at))} {_short(_y(axis.place(value)))}"
+    points = [f"{_short(_x(axes, at))} {_short(_y(axis.position(value)))}"
               for at, (axis, value) in enumerate(zip(axes, values, strict=True))]  # fmt: skip
     pairs = zip(axes, values, strict=True)
     tip = ", ".join(

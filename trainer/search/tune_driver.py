@@ -1,7 +1,7 @@
-"""The search's decisions as Ray Tune asks for them: what starts, what goes on, what ended.
+"""Runs the trials of a search with Ray Tune, which asks the search controller what starts, continues and ends.
 
-Tune places trials and moves their numbers; everything that must outlive it stands in the ledger. Its own snapshots
-are pickles in the scratch folder and are never read.
+Tune places trials and passes their messages on; everything that must survive it is in the trial journal. Tune's own
+snapshots are pickles in the scratch folder, and nothing reads them.
 """
 
 # ruff: noqa: ARG002 -- the arguments are Tune's
@@ -23,28 +23,29 @@ from cluster.process_env import set_pending_trials
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
+from trainer.search.trials import TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 
-CAUSE_LENGTH = 200  # characters of what Ray says of a death
-DEATHS = 2  # of a trial's process, within one attempt, before the trial counts as failed
+CAUSE_LENGTH = 200  # characters of Ray's message about a process that died
+RESTARTS = 2  # of a trial's process within one attempt; when it dies once more, the trial has failed
 
-HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where there is always a place for a driver
+HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where drivers always find room
 
-# A head is small: a second thread makes a step of width 512 a fifth shorter on a quiet machine, and many times
-# longer where the cores are busy, because threads that wait for each other spin. So one thread a head, many heads.
-HEADS_PER_GPU = 4  # a GPU is far from full with one head
+# A head is small: a second thread makes a step of width 512 a fifth shorter on an idle machine, but many times longer
+# on a busy one, because threads spin while they wait for each other. So each head has one thread, and many run at once.
+HEADS_PER_GPU = 4  # one head uses a small part of a GPU
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """How many trials run at once, and what each holds.
+    """How many trials run at once, and the resources of each.
 
     Attributes:
         count: Trials at once.
         resources: Of one trial, by Ray's names.
-        threads: That one trial's process computes with.
+        threads: CPU threads of one trial's process.
     """
 
     count: int
@@ -57,125 +58,133 @@ def run_trials(
     task: WorkerTask[SearchSpec],
     trainable: Any,
     slots: Slots,
-    between: Callable[[], None],
+    on_poll: Callable[[], None],
 ) -> None:
-    """Run trials until the director starts no more and those that run have ended or paused.
+    """Run trials until the controller starts no more and those that run have ended or paused.
 
     Args:
-        controller: Decides.
-        task: What each trial's process is told.
+        controller: Decides which trials start, continue and end.
+        task: The task of each trial's process.
         trainable: The class of a trial.
-        slots: How many at once.
-        between: Called again and again while trials run.
+        slots: How many run at once.
+        on_poll: Called several times a second while trials run.
+
+    Raises:
+        TrainerError: Ray Tune ended early. Any error of `controller` or `on_poll` is raised after the trials ended.
     """
-    attempt, decisions = task.attempt, _Decisions(controller, between)
-    suggestions = _Suggestions(decisions, slots.count)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it looks for files of the loggers that a ledger replaces
+    attempt, scheduler = task.attempt, _Scheduler(controller, on_poll)
+    searcher = _Searcher(scheduler, slots.count)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about files of loggers not used here
     at_once = min(slots.count, controller.left())
     set_pending_trials(at_once)
     given = tune.with_parameters(trainable, task=task, threads=slots.threads, slots=at_once)
     tune.Tuner(
         tune.with_resources(given, dict(slots.resources)),
         tune_config=tune.TuneConfig(
-            num_samples=controller.spec.trials + 1,  # so that it asks once more, and is told that this was all
-            search_alg=suggestions,
-            scheduler=decisions,
-            reuse_actors=True,  # a process that serves one trial after another reads the features once
+            num_samples=controller.spec.trials + 1,  # so that Tune asks once more and hears that there are no more
+            search_alg=searcher,
+            scheduler=scheduler,
+            reuse_actors=True,  # a process that runs one trial after another reads the features once
         ),
         run_config=tune.RunConfig(
             name=f"tune-{attempt.number}",
             storage_path=str(attempt.paths.scratch),
-            failure_config=tune.FailureConfig(max_failures=DEATHS),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep checkpoints of their own
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials save their own checkpoints
             verbose=0,
         ),
     ).fit()
-    if decisions.trouble is not None:
-        raise decisions.trouble
-    if controller.running or not suggestions.is_done:  # Tune takes a Ctrl-C for itself and returns
-        raise TrainerError("Ray Tune ended before the search did; `nightshift retry` goes on where it was")
+    if scheduler.error is not None:
+        raise scheduler.error
+    if controller.running or not searcher.is_done:  # Tune catches Ctrl-C itself and returns
+        raise TrainerError("Ray Tune ended before the search was done; `nightshift retry` continues from the journal")
 
 
-class _Suggestions(Searcher):  # type: ignore[misc]  # Ray has no types
-    """Hands the director's trials to Tune."""
+class _Searcher(Searcher):  # type: ignore[misc]  # Ray has no types
+    """Gives the controller's next trials to Tune."""
 
-    def __init__(self, decisions: "_Decisions", at_once: int) -> None:
-        super().__init__()  # without a metric: the director ranks
-        self.decisions, self.controller, self.at_once = decisions, decisions.controller, at_once
+    def __init__(self, scheduler: "_Scheduler", at_once: int) -> None:
+        super().__init__()  # without a metric: the controller ranks
+        self.scheduler, self.controller, self.at_once = scheduler, scheduler.controller, at_once
         self.is_done = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.controller.running) >= self.at_once:
             return None
-        assignment = self.decisions.attempted(self.controller.next_trial)
+        assignment = self.scheduler.guarded(self.controller.next_trial)
         self.is_done = assignment is None
-        return str(Searcher.FINISHED) if assignment is None else assignment
+        return str(Searcher.FINISHED) if assignment is None else assignment.to_tune()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Hear that Tune gives a trial up; of the others the scheduler has heard."""
+        """Record a trial that Tune gives up; the scheduler records all others."""
         if error:
-            self.decisions.give_up()
+            self.scheduler.record_death()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: the ledger is the state."""
+        """Save nothing: the trial journal is the state."""
 
 
-class _Decisions(FIFOScheduler):  # type: ignore[misc]
-    """Asks the director after each epoch whether the trial goes on.
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """Asks the controller after each message of a trial whether the trial continues.
 
-    A callback of Tune's would hear the same, but to count them Tune imports MLflow for a second.
+    A Tune callback gets the same events, but Tune imports MLflow, which takes a second, as soon as there is one.
 
     Attributes:
-        look: Called before Tune looks for what to start, several times a second.
-        died: The trial whose process died last; Tune runs it again, or gives it up at once.
-        trouble: What went wrong in the search itself. Tune would turn it into text: so it is kept, all trials are let
-            end, and it is raised afterwards.
+        on_poll: Called before Tune chooses a trial to run, several times a second.
+        died: The trial whose process died last; Tune restarts it, or gives it up at once.
+        error: An error of the search itself. Tune would turn it into text: so it is kept, all trials end, and
+            `run_trials` raises it afterwards.
     """
 
-    def __init__(self, controller: SearchController, look: Callable[[], None]) -> None:
+    def __init__(self, controller: SearchController, on_poll: Callable[[], None]) -> None:
         super().__init__()
-        self.controller, self.look = controller, look
+        self.controller, self.on_poll = controller, on_poll
         self.died: Any = None
-        self.trouble: Exception | None = None
+        self.error: Exception | None = None
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        self.attempted(self.look)
+        self.guarded(self.on_poll)
         return super().choose_trial_to_run(tune_controller)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         self.died = trial
 
-    def give_up(self) -> None:
-        """Record as failed the trial that died last."""
-        file = self.died.error_file  # not `get_error()`, which reads a copy that Tune makes at its leisure
-        lines = Path(file).read_text().strip().splitlines() if file else ["no word of why"]
-        cause = textwrap.shorten(lines[-1], CAUSE_LENGTH, placeholder=" ...")  # Ray gives advice behind it
-        result = {"failed": f"its process died {DEATHS + 1} times: {cause}"}
-        self.attempted(lambda: self.controller.take(self.died.config["trial"], result))
+    def record_death(self) -> None:
+        """Record that the trial whose process died last has failed."""
+        file = self.died.error_file  # not `get_error()`, which reads a copy that Tune makes later
+        lines = Path(file).read_text().strip().splitlines() if file else ["no cause known"]
+        cause = textwrap.shorten(lines[-1], CAUSE_LENGTH, placeholder=" ...")  # Ray adds advice after it
+        step = TrialStep(end=TrialEnd.failed(f"its process died {RESTARTS + 1} times: {cause}"))
+        self.guarded(lambda: self.controller.record(_number(self.died), step))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return str(TrialScheduler.CONTINUE if self._goes_on(trial, result) else TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE if self._continues(trial, result) else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if trial.config["trial"] in self.controller.running:
-            self._goes_on(trial, result)
+        if _number(trial) in self.controller.running:
+            self._continues(trial, result)
 
-    def _goes_on(self, trial: Any, result: dict[str, Any]) -> bool:
-        found = self.attempted(lambda: self.controller.take(trial.config["trial"], result))
-        return bool(found) and self.trouble is None
+    def _continues(self, trial: Any, result: dict[str, Any]) -> bool:
+        found = self.guarded(lambda: self.controller.record(_number(trial), TrialStep.from_tune(result)))
+        return bool(found) and self.error is None
 
-    def attempted(self, act: Callable[[], T]) -> T | None:
-        """Return what `act` returns; None once there is trouble."""
+    def guarded(self, act: Callable[[], T]) -> T | None:
+        """Return what `act` returns; None once an error has occurred."""
         try:
-            return act() if self.trouble is None else None
+            return act() if self.error is None else None
         except Exception as error:
-            self.trouble = error
+            self.error = error
             self.controller.close()
             return None
 
 
+def _number(trial: Any) -> int:
+    """Return the number of a trial of Tune's."""
+    return TrialAssignment.from_tune(trial.config).trial
+
+
 def head_slots(spec: SearchSpec, gpus: int) -> Slots:
-    """Return how heads on stored features share what Ray has."""
+    """Return how trials that train heads on stored features share Ray's resources."""
     have = ray.cluster_resources()
     cpus = max(1, int(have.get("CPU", 1)))
     if gpus:
@@ -187,15 +196,15 @@ def head_slots(spec: SearchSpec, gpus: int) -> Slots:
 
 
 def gpu_share(count: int, gpus: int) -> float:
-    """Return the share of a GPU with which `count` trials all find a place; Ray deals in whole GPUs or parts of one."""
+    """Return the share of a GPU with which `count` trials all fit; Ray assigns whole GPUs or a part of one."""
     return 1.0 if count <= gpus else int(1000 / math.ceil(count / gpus)) / 1000
 
 
 def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:
-    """Return how trainings with workers of their own share what Ray has.
+    """Return how trainings with workers of their own share Ray's resources.
 
-    As many run at once as find all their workers a place. A driver of workers holds nothing that a worker needs, so
-    drivers that wait for workers never keep workers waiting.
+    As many run at once as there is room for all their workers. A driver holds no resource that a worker needs, so
+    drivers that wait for workers never block workers.
     """
     have = ray.cluster_resources()
     resource = "GPU" if gpus else "CPU"

@@ -1,0 +1,57 @@
+"""What the trials of a search keep on the shared storage: folders, candidate models, and the signal to pause."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from cluster.run_paths import RunPaths
+from cluster.stop_request import StopRequest, StopWatcher
+from trainer.model.checkpoint_folder import write_checkpoint_folder
+from trainer.training.checkpointer import MODULE
+
+
+def trial_folder(checkpoints: Path, trial: int) -> Path:
+    """Return the folder of a trial's own checkpoints."""
+    return checkpoints / f"trial-{trial:06d}"
+
+
+def repeat_folder(checkpoints: Path, trial: int, repeat: int) -> Path:
+    """Return the folder of one repeat of a trial."""
+    return trial_folder(checkpoints, trial) / f"repeat-{repeat}"
+
+
+def write_candidate(checkpoints: Path, tensors: Mapping[str, Tensor], *, trial: int, epoch: int, attempt: int) -> str:
+    """Save the weights of an epoch that may be the best of the search; return the name of their folder."""
+    name = f"candidate-{trial:06d}-{epoch:06d}"
+    write_checkpoint_folder(checkpoints / name, tensors={MODULE: tensors}, json_files={}, manifest={"attempt": attempt})
+    return name
+
+
+@dataclass
+class PauseSignal:
+    """Tells the trials of one attempt to save a checkpoint and pause, on every machine that shares the storage.
+
+    A trial pauses at this signal and at the run's own `stop.json`.
+    """
+
+    paths: RunPaths
+    attempt: int
+
+    def __post_init__(self) -> None:
+        self._pause = StopWatcher(self.paths.scratch / f"pause-{self.attempt}" / "stop.json", self.attempt)
+        self._stop = StopWatcher(self.paths.stop, self.attempt)
+
+    def send(self) -> None:
+        """Tell all trials to pause."""
+        self._pause.file.parent.mkdir(parents=True, exist_ok=True)
+        StopRequest("window", self.attempt).publish(self._pause.file)
+
+    def run_stop_reason(self) -> str | None:
+        """Return why the whole run should stop, or None."""
+        return self._stop.reason()
+
+    def reason(self) -> str | None:
+        """Return why a trial should pause, or None."""
+        return self._stop.reason() or self._pause.reason()
