@@ -236,8 +236,7 @@ def work(
 
 
 def _webhook_sender(settings: Settings, holder: str) -> LeaderLock:
-    # "postman" is part of the lock's Redis key, which job workers of every version share.
-    return LeaderLock(settings, "postman", holder, lambda _: deliver(settings), WEBHOOK_SECONDS)
+    return LeaderLock(settings, "webhook-sender", holder, lambda _: deliver(settings), WEBHOOK_SECONDS)
 
 
 def _reconnected(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker | None:

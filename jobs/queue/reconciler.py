@@ -229,5 +229,4 @@ def reconciler_thread(settings: Settings, name: str) -> LeaderLock:
         reconcile(settings, connection, memory, every_run=every_run)
         submit_due(settings)
 
-    # "keeper" is part of the lock's Redis key, which job workers of every version share.
-    return LeaderLock(settings, "keeper", name, reconcile_and_submit, TICK_SECONDS)
+    return LeaderLock(settings, "reconciler", name, reconcile_and_submit, TICK_SECONDS)
