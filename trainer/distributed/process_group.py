@@ -8,7 +8,8 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class ProcessGroup:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
+
+    def distributed(self, module: nn.Module) -> nn.Module:
+        """Return the module in DistributedDataParallel (DDP), which averages gradients over ranks."""
+        if self.world_size == 1:
+            return module
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def barrier(self) -> None:
         """Wait until every worker has called this."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
@@ -132,9 +131,7 @@ class TrainLoop:
     @cached_property
     def model(self) -> nn.Module:
         """The module, in DDP where there are several ranks."""
-        if self.process_group.world_size == 1:
-            return self.module
-        return DistributedDataParallel(self.module, gradient_as_bucket_view=True)
+        return self.process_group.distributed(self.module)
 
     @property
     def phase(self) -> range:
