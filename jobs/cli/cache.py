@@ -19,13 +19,16 @@ GIGABYTE = 10**9
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Show and prune the feature cache; removed features are computed again when a run needs them."""
+    """Show and prune the feature cache, which stores the outputs of frozen backbones.
+
+    Removed features are computed again when a run needs them.
+    """
 
 
 @cache.command(example="nightshift cache show --json")
 @json_option("Print the entries as JSON.")
 def show(as_json: bool) -> None:
-    """Show the stored features, least recently used first."""
+    """List the cached features, least recently used first."""
     settings = Settings.read()
     folder = cache_folder(settings.storage)
     found = [_entry_json(entry) for entry in cache_entries(folder)]
@@ -45,11 +48,11 @@ def show(as_json: bool) -> None:
     "keep_gigabytes",
     type=click.FloatRange(min=0),
     metavar="GB",
-    help="Size to keep, in GB.  [default: NIGHTSHIFT_CACHE_GB]",
+    help="Size limit, in GB.  [default: NIGHTSHIFT_CACHE_GB]",
 )
-@click.option("--all", "everything", is_flag=True, help="Remove all features.")
+@click.option("--all", "everything", is_flag=True, help="Remove all cached features.")
 def prune(keep_gigabytes: float | None, everything: bool) -> None:
-    """Remove the least recently used features until the rest fits."""
+    """Remove the least recently used features to free space."""
     settings = Settings.read()
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")

@@ -11,9 +11,9 @@ from jobs.runs import state as run_state
 
 @command(example="nightshift cancel train-20261123-203000-a1b2c3")
 @run_argument("run", metavar="ID")
-@click.option("--now", is_flag=True, help="Kill the run instead of waiting for its next checkpoint.")
+@click.option("--now", is_flag=True, help="Kill the run without waiting for its next checkpoint.")
 def cancel(run: str, now: bool) -> None:
-    """Stop a run after its next checkpoint; return when no process of it is left.
+    """Stop a run after its next checkpoint, and wait until its processes have exited.
 
     ID is a run id, a unique prefix of one, or a run's name. `nightshift retry ID` continues a cancelled run.
     """

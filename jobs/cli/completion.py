@@ -19,7 +19,10 @@ LINES = {
 @command(example="nightshift completion bash >> ~/.bashrc")
 @click.argument("shell", type=click.Choice(tuple(LINES)))
 def completion(shell: str) -> None:
-    """Print the line for the start file of SHELL that completes commands, options, run ids and names."""
+    """Print the shell command that enables completion of commands, options, run ids and run names.
+
+    Add it to the startup file of your shell.
+    """
     line, file = LINES[shell]
     click.echo(line)
     click.echo(f"Add this line to {file} and start a new shell.", err=True)

@@ -12,10 +12,10 @@ from jobs.runs import state as run_state
 
 @command(example="nightshift delete train-20261123-203000-a1b2c3 --yes")
 @run_argument("run", metavar="ID")
-@click.option("--yes", is_flag=True, help="Delete without asking.")
-@click.option("--force", is_flag=True, help="Delete a damaged run too.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--force", is_flag=True, help="Also delete a run whose state.json is missing or damaged.")
 def delete(run: str, yes: bool, force: bool) -> None:
-    """Delete a run that has ended, and its files, after asking.
+    """Delete a run that has ended, and its files. Asks for confirmation.
 
     ID is a run id, a unique prefix of one, or a run's name.
     """

@@ -35,13 +35,14 @@ DATA = OptionGroup(
     "Data and model",
     (
         click.option("--data", type=click.Path(exists=True, path_type=Path), metavar="FOLDER",
-                     help="Folder split/class/image, or class/image with --split.  [default: handwritten digits]"),
+                     help="Folder with the layout split/class/image, or class/image with --split.  "
+                     "[default: sample data, handwritten digits]"),
         click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split --data into train, valid and test by these percentages, such as 70/15/15."),
         click.option("--weights", default="none", show_default=True, metavar="imagenet|none|FILE",
                      help="Initial weights: imagenet (the official file), none (random), or a file."),
         click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), metavar="N",
-                     help="Passes over the training split."),
+                     help="Number of passes over the training split."),
     ),
 )  # fmt: skip
 WHERE = OptionGroup(
@@ -56,9 +57,9 @@ WHERE = OptionGroup(
 @command(example="nightshift demo\nnightshift demo --data chest_xray --weights efficientnet-b0-355c32eb.pth")
 @options(DATA, WHERE)
 def demo(data: Path | None, split: str | None, weights: str, epochs: int, workers: int) -> None:
-    """Pack images into shards, train on 2 workers, evaluate, and write a report.
+    """Pack images into shards, train and evaluate a model, and write a report.
 
-    Runs on this machine with an embedded Redis and a job worker of its own, and stops them at the end.
+    The demo starts an embedded Redis and a job worker on this machine, and stops them when it ends.
     """
     # Always on this machine, whatever the environment says.
     settings = replace(Settings.read(), redis_url=None, ray_jobs_url=None).with_storage_ready()

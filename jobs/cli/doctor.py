@@ -31,17 +31,17 @@ DATA = OptionGroup(
     "Data and model",
     (
         click.option("--shards", metavar="SHARDS", help="Also check the index of these shards."),
-        click.option("--weights", metavar="FILE", help="Also check this file of weights."),
+        click.option("--weights", metavar="FILE", help="Also check this weights file."),
     ),
 )
 
 
 @command(example="nightshift doctor --shards shards/chest")
-@options(DATA, OptionGroup("Output", (json_option("Print the findings as JSON."),)))
+@options(DATA, OptionGroup("Output", (json_option("Print the check results as JSON."),)))
 def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
-    """Check Redis, Ray, GPUs, storage, shards and weights, and print the cure of each fault.
+    """Check Redis, Ray, GPUs, storage, shards and weights, and print how to fix each problem.
 
-    The exit code is 1 if there is a fault.
+    The exit code is 1 if a check fails.
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)

@@ -16,16 +16,16 @@ EVALUATION = OptionGroup(
     (
         option(EvaluateSpec, "split", "Split to evaluate on.", metavar="SPLIT"),
         option(
-            EvaluateSpec, "positive", "Class whose sensitivity and false negatives are reported.  [default: the first]",
+            EvaluateSpec, "positive", "Positive class, for sensitivity and false negatives.  [default: first class]",
             metavar="CLASS",
         ),
         option(
             EvaluateSpec, "min_sensitivity",
-            "Choose the decision threshold on the valid split so that sensitivity is at least this, such as 0.99.  "
+            "Minimum sensitivity, such as 0.99: the decision threshold is chosen on the valid split to reach it.  "
             "[default: off]",
             metavar="SHARE",
         ),
-        option(EvaluateSpec, "batch_size", "Images per step over all workers together.", metavar="N"),
+        option(EvaluateSpec, "batch_size", "Global batch size (images per step, over all workers).", metavar="N"),
     ),
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ EVALUATION = OptionGroup(
 def evaluate(model: str, shards: str, **given: Any) -> None:
     """Evaluate MODEL on one split of SHARDS and print the run id.
 
-    MODEL is a training run, a search (its best model), or a model folder.
+    MODEL is a training run, a search (its best model is used), or a folder with a published model.
     """
     place = local_folder(model)
     if place is not None and (place.expanduser() / INDEX_NAME).is_file():

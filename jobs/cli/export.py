@@ -16,10 +16,13 @@ FILE = OptionGroup(
     "File",
     (
         option(ExportSpec, "format", "File format."),
-        click.option("--output", metavar="FILE", help="Copy the model to this file; it is always in the run's folder."),
+        click.option(
+            "--output", metavar="FILE",
+            help="Copy the exported file to this path; the original stays in the run folder.",
+        ),
         click.option(
             "--samples", metavar="IMAGES",
-            help="Images or shards on which the file is compared with the model.  [default: the model's own data]",
+            help="Images or shards used to compare the file with the model.  [default: the data of the training run]",
         ),
     ),
 )  # fmt: skip
@@ -29,11 +32,12 @@ FILE = OptionGroup(
 @run_argument("model")
 @options(FILE, WHEN, OUTPUT)
 def export(model: str, output: str | None, samples: str | None, **given: Any) -> None:
-    """Export MODEL to one file for other programs and print the run id.
+    """Export MODEL to an ONNX or TorchScript file and print the run id.
 
-    MODEL is a training run, a search (its best model), or a model folder. The file takes RGB bytes and returns
-    calibrated probabilities; its metadata holds the classes, the image size and the threshold. It is compared with the
-    model on real images before it is published.
+    MODEL is a training run, a search (its best model is used), or a folder with a published model. The exported model
+    takes uint8 RGB images and returns calibrated probabilities. The metadata of the file contains the classes, the
+    image size and the decision threshold. Before it is published, its outputs are compared with those of MODEL on
+    real images.
     """
     place = input_place(samples) if samples else None
     found = model_of(Settings.read(), model)[0]

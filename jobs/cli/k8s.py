@@ -23,19 +23,19 @@ from trainer.specs import Spec, TrainSpec, build, read_spec
 CLUSTER = OptionGroup(
     "Ray cluster",
     (
-        click.option("--image", required=True, help="Container image, built from k8s/Dockerfile, with its tag."),
+        click.option("--image", required=True, help="Container image and tag, built from k8s/Dockerfile."),
         click.option("--namespace", default=RayJobOptions.namespace, show_default=True,
-                     help="Namespace in which k8s/base is applied."),
-        click.option("--queue", help="LocalQueue of Kueue.  [default: none; KubeRay starts the cluster at once]"),
+                     help="Namespace to which k8s/base was applied."),
+        click.option("--queue", help="Kueue LocalQueue.  [default: none; KubeRay starts the cluster immediately]"),
         click.option("--gpu-resource", default=RayJobOptions.gpu_resource, show_default=True,
-                     help="Resource name of a GPU."),
+                     help="Kubernetes resource name of a GPU."),
         click.option("--replicas", type=click.IntRange(1), metavar="N",
-                     help="Number of Ray worker pods.  [default: one per worker of each concurrent trial]"),
+                     help="Number of Ray worker pods.  [default: --workers; for a search, --workers x --concurrency]"),
         click.option("--cpus", default=RayJobOptions.cpus, show_default=True, type=click.IntRange(1), metavar="N",
                      help="CPU cores per worker pod."),
         click.option("--memory", default=RayJobOptions.memory, show_default=True, help="Memory per worker pod."),
         click.option("--keep", "keep_seconds", default="10m", show_default=True, type=Duration(),
-                     help="How long the cluster stays after the run has ended."),
+                     help="Time to keep the Ray cluster after the run has ended."),
     ),
 )  # fmt: skip
 WHEN = OptionGroup(
@@ -43,19 +43,25 @@ WHEN = OptionGroup(
     (
         NAME,
         MAX_DURATION,
-        option(JobRequest, "retries", "New clusters after one was lost.", type=click.IntRange(0, 100), metavar="N"),
+        option(
+            JobRequest,
+            "retries",
+            "Maximum number of retries, each on a new Ray cluster, after a cluster is lost.",
+            type=click.IntRange(0, 100),
+            metavar="N",
+        ),
     ),
 )
 
 
 @click.group(cls=Group)
 def k8s() -> None:
-    """Run on Kubernetes without a standing Ray cluster."""
+    """Run on Kubernetes with a separate Ray cluster for each run."""
 
 
 @k8s.group()
 def render() -> None:
-    """Print the Kubernetes manifests of one run, for `kubectl apply -f -`."""
+    """Print the Kubernetes manifests of a run."""
 
 
 @render.command(
@@ -65,9 +71,9 @@ def render() -> None:
 @click.argument("shards")
 @options(CLUSTER, *TRAINING, WHERE, WHEN)
 def train(shards: str, **given: Any) -> None:
-    """Render `nightshift train SHARDS` as a RayJob with a Ray cluster of its own.
+    """Render a training run as a RayJob.
 
-    The manifests go to stdout, the run id to stderr.
+    Prints the manifests on stdout, for `kubectl apply -f -`, and the run id on stderr.
     """
     cluster, request = take_cluster_options(given)
     print_ray_job(build(TrainSpec, **given, shards=shards), request, cluster)
@@ -80,9 +86,10 @@ def train(shards: str, **given: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @options(CLUSTER, WHEN)
 def spec(file: Path, **given: Any) -> None:
-    """Render the spec in FILE, which `--dry-run` of any submit command prints, as a RayJob; - reads it from stdin.
+    """Render the spec in FILE as a RayJob.
 
-    The manifests go to stdout, the run id to stderr.
+    FILE is the output of a submit command with --dry-run; - reads stdin. Prints the manifests on stdout, for
+    `kubectl apply -f -`, and the run id on stderr.
     """
     cluster, request = take_cluster_options(given)
     print_ray_job(read_spec(Path("/dev/stdin") if str(file) == "-" else file), request, cluster)
@@ -98,7 +105,7 @@ def spec(file: Path, **given: Any) -> None:
     help="Folder with spec.json and job.json.",
 )
 def run(run_id: str, folder: Path) -> None:
-    """Run RUN_ID here: the entrypoint of a RayJob. Started again, it continues from the last checkpoint."""
+    """Run RUN_ID on this machine: the entrypoint of a RayJob. A restart continues from the last checkpoint."""
     settings = Settings.read().with_storage_ready()
     paths = prepare_run(settings, run_id, folder)
     tasks.run(settings, LocalLauncher(), run_id, job_worker="RayJob")

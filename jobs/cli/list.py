@@ -32,10 +32,10 @@ FILTER = OptionGroup(
     "Filter",
     (
         click.option("--state", type=click.Choice((*run_state.STATES, run_state.DAMAGED)),
-                     help="Only runs in this state."),
-        click.option("--kind", type=click.Choice(KINDS), help="Only runs of this kind."),
+                     help="Show only runs in this state."),
+        click.option("--kind", type=click.Choice(KINDS), help="Show only runs of this kind."),
         click.option("--limit", default=50, show_default=True, type=click.IntRange(min=1), metavar="N",
-                     help="Only the newest N of these runs."),
+                     help="Show only the N newest matching runs."),
     ),
 )  # fmt: skip
 

@@ -14,8 +14,10 @@ from jobs.runs import state as run_state
 LINES = OptionGroup(
     "Output",
     (
-        click.option("-f", "--follow", "follows", is_flag=True, help="Print new lines until the run ends."),
-        click.option("--tail", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.  [default: all]"),
+        click.option("-f", "--follow", "follows", is_flag=True, help="Keep printing new lines until the run ends."),
+        click.option(
+            "--tail", type=click.IntRange(min=1), metavar="N", help="Print only the last N lines.  [default: all]"
+        ),
     ),
 )
 
@@ -24,7 +26,7 @@ LINES = OptionGroup(
 @run_argument("run", metavar="ID")
 @options(LINES)
 def logs(run: str, follows: bool, tail: int | None) -> None:
-    """Print the log of a run, over all its attempts.
+    """Print the log of all attempts of a run.
 
     ID is a run id, a unique prefix of one, or a run's name.
     """

@@ -26,13 +26,13 @@ START, DATA, JOBS, WATCH, ACT, OPERATE = "Start", "Data", "Submit jobs", "Watch 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("jobs.cli.demo", "demo", START, "Train and evaluate on sample data, from images to report."),
     "up": Entry("jobs.cli.up", "up", START, "Run Redis and job workers in the foreground until Ctrl-C."),
-    "completion": Entry("jobs.cli.completion", "completion", START, "Print the line that sets up shell completion."),
+    "completion": Entry("jobs.cli.completion", "completion", START, "Print the shell command that enables completion."),
     "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
-    "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show shards."),
+    "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show WebDataset shards."),
     "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune the feature cache."),
     "train": Entry("jobs.cli.train", "train", JOBS, "Fine-tune EfficientNet-B0 on shards."),
     "evaluate": Entry("jobs.cli.evaluate", "evaluate", JOBS, "Evaluate a model on one split."),
-    "search": Entry("jobs.cli.search", "search", JOBS, "Search learning rate, dropout and head width."),
+    "search": Entry("jobs.cli.search", "search", JOBS, "Tune learning rate, dropout and head width."),
     "predict": Entry("jobs.cli.predict", "predict", JOBS, "Classify images and write a table of predictions."),
     "export": Entry("jobs.cli.export", "export", JOBS, "Export a model to ONNX or TorchScript."),
     "list": Entry("jobs.cli.list", "list_runs", WATCH, "List runs, newest first."),
@@ -41,13 +41,13 @@ COMMANDS: dict[str, Entry] = {
     "wait": Entry("jobs.cli.wait", "wait", WATCH, "Wait until a run ends."),
     "trials": Entry("jobs.cli.trials", "trials", WATCH, "Show the leaderboard of a search."),
     "best": Entry("jobs.cli.trials", "best", WATCH, "Show the best trial of a search and its published model."),
-    "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after a checkpoint, or at once."),
+    "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after its next checkpoint, or immediately."),
     "retry": Entry("jobs.cli.retry", "retry", ACT, "Queue a failed, lost or cancelled run again."),
-    "resume": Entry("jobs.cli.retry", "retry", ACT, "The same as retry."),
+    "resume": Entry("jobs.cli.retry", "retry", ACT, "Alias of retry."),
     "delete": Entry("jobs.cli.delete", "delete", ACT, "Delete a run and its files."),
-    "schedule": Entry("jobs.cli.schedule", "schedule", OPERATE, "Submit runs repeatedly, by a cron line."),
-    "queue": Entry("jobs.cli.queue", "queue", OPERATE, "Show, pause and resume the queues."),
-    "worker": Entry("jobs.cli.worker", "worker", OPERATE, "Run one job worker; list and drain job workers."),
+    "schedule": Entry("jobs.cli.schedule", "schedule", OPERATE, "Submit runs on a cron schedule."),
+    "queue": Entry("jobs.cli.queue", "queue", OPERATE, "Show, pause and resume the job queues."),
+    "worker": Entry("jobs.cli.worker", "worker", OPERATE, "Run a job worker; list and drain job workers."),
     "reconcile": Entry("jobs.cli.reconcile", "reconcile", OPERATE, "Run the reconciler once."),
     "k8s": Entry("jobs.cli.k8s", "k8s", OPERATE, "Render a run as a Kubernetes RayJob."),
 }
@@ -112,5 +112,6 @@ class LazyGroup(Group):
 def cli() -> None:
     """Fine-tune image classifiers on a cluster's GPUs, from a job queue.
 
-    Settings are read from the environment: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL, NIGHTSHIFT_RAY_JOBS_URL.
+    Environment variables set the storage, the queue and the Ray cluster: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL,
+    NIGHTSHIFT_RAY_JOBS_URL. README.md lists all of them.
     """

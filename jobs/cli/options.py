@@ -90,19 +90,19 @@ def json_option(what: str = "Print the result as JSON.") -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=what)
 
 
-NAME = click.option("--name", help="Name of the run, unique in the storage; commands take it in place of the id.")
+NAME = click.option("--name", help="Unique name of the run; commands accept it instead of the run id.")
 MAX_DURATION = click.option(
     "--max-duration",
     "max_duration_seconds",
     type=Duration(),
-    help="Stop the run as failed after this time, such as 8h.  [default: no limit]",
+    help="Time limit, such as 8h; a run that exceeds it fails.  [default: no limit]",
 )
 WHERE = OptionGroup(
     "Where",
     (
         option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N"),
         option(
-            TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1 where there are GPUs, else 0.",
+            TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1 if there are GPUs, else 0.",
             type=GpusPerWorker(), metavar="0|1|auto",
         ),
     ),
@@ -112,15 +112,17 @@ WHEN = OptionGroup(
     (
         NAME,
         option(JobRequest, "priority", "Queue priority."),
-        click.option("--after", multiple=True, metavar="ID", help="Start after this run has succeeded; repeatable."),
-        click.option("--at", type=Moment(), help="Earliest start, such as 22:00 or 2026-11-23T22:00."),
+        click.option(
+            "--after", multiple=True, metavar="ID", help="Start after this run has succeeded; can be repeated."
+        ),
+        click.option("--at", type=Moment(), help="Earliest start time, such as 22:00 or 2026-11-23T22:00."),
         click.option(
             "--window", type=WindowOfDay(),
-            help="Run only at these times of day, such as 20:00-07:00; the run is paused outside of them.",
+            help="Daily time window, such as 20:00-07:00; the run is paused outside it.",
         ),
         MAX_DURATION,
         option(
-            JobRequest, "retries", "New attempts after the infrastructure failed (a lost node or worker).",
+            JobRequest, "retries", "Maximum number of retries after an infrastructure failure (a lost node or worker).",
             type=click.IntRange(0, 100), metavar="N",
         ),
     ),
@@ -132,9 +134,12 @@ OUTPUT = OptionGroup(
             "--wait", "waits", is_flag=True,
             help="Follow the run until it ends; the exit code is 0 if it succeeds, else 1.",
         ),
-        json_option("Print the run id as JSON; with --wait, the finished run as `nightshift show --json` prints it."),
-        click.option("--notify", metavar="URL", help="Webhook that receives the run's end as a POST request."),
-        click.option("--dry-run", is_flag=True, help="Print the checked spec as JSON and submit nothing."),
+        json_option("Print the run id as JSON; with --wait, print the finished run as `nightshift show --json` does."),
+        click.option("--notify", metavar="URL", help="Webhook that receives a POST request when the run ends."),
+        click.option(
+            "--dry-run", is_flag=True,
+            help="Validate the options and print the spec as JSON, without submitting a run.",
+        ),
     ),
 )  # fmt: skip
 

@@ -18,8 +18,10 @@ from trainer.specs import PredictSpec
 TABLE = OptionGroup(
     "Table",
     (
-        click.option("--output", metavar="FILE", help="Copy the table to this file; it is always in the run's folder."),
-        option(PredictSpec, "split", "Only this split of shards.  [default: all]", metavar="SPLIT"),
+        click.option(
+            "--output", metavar="FILE", help="Copy the table to this file; the original stays in the run folder."
+        ),
+        option(PredictSpec, "split", "Split to classify if IMAGES are shards.  [default: all]", metavar="SPLIT"),
     ),
 )
 WHERE_ONE = OptionGroup(
@@ -28,7 +30,7 @@ WHERE_ONE = OptionGroup(
         option(
             PredictSpec,
             "gpus_per_worker",
-            "GPUs to use; auto is 1 where there is one.",
+            "Number of GPUs; auto is 1 if there is a GPU, else 0.",
             type=GpusPerWorker(),
             metavar="0|1|auto",
         ),
@@ -44,11 +46,14 @@ WHERE_ONE = OptionGroup(
 def predict(model: str, images: tuple[str, ...], output: str | None, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 
-    MODEL is a training run, a search (its best model), or a model folder. IMAGES are image files, folders of them, or
-    shards. The table has a row per file, in the same order: the most probable class, the decision at the threshold
-    that `evaluate --min-sensitivity` stored, the probability of each class, or the reason why a file cannot be read.
-    Hidden files and system files of a folder, such as Thumbs.db, are left out and counted. The table is CSV;
-    with --json it is JSON, which --wait prints on stdout.
+    MODEL is a training run, a search (its best model is used), or a folder with a published model. IMAGES are image
+    files, folders of images, or shards.
+
+    The table has one row per file, in input order: the most probable class, the decision at the threshold stored by
+    `evaluate --min-sensitivity`, and the probability of each class. For a file that cannot be read, the row has the
+    reason. Hidden files and system files, such as Thumbs.db, are skipped and counted.
+
+    The table is CSV. With --json it is JSON, and --wait prints it on stdout.
     """
     submit_options(
         PredictSpec,

@@ -17,13 +17,13 @@ from jobs.runs.request import PRIORITIES
 
 @click.group(cls=Group)
 def queue() -> None:
-    """Show the queues; pause and resume them."""
+    """Show, pause and resume the job queues."""
 
 
 @queue.command(example="nightshift queue show --json")
 @json_option("Print the queues as JSON.")
 def show(as_json: bool) -> None:
-    """Show how many runs wait in each queue and how many job workers serve it."""
+    """Show the waiting runs and job workers of each queue."""
     with connect(Settings.read()) as connection:
         found = overview(connection)
     if as_json:
@@ -38,7 +38,7 @@ def show(as_json: bool) -> None:
 
 @queue.command(example="nightshift queue pause")
 def pause() -> None:
-    """Stop job workers from taking runs; running runs continue."""
+    """Stop job workers from starting queued runs; running runs continue."""
     with connect(Settings.read()) as connection:
         queues.pause(connection)
     click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
@@ -46,7 +46,7 @@ def pause() -> None:
 
 @queue.command(example="nightshift queue resume")
 def resume() -> None:
-    """Let job workers take runs again."""
+    """Let job workers start queued runs again."""
     with connect(Settings.read()) as connection:
         queues.unpause(connection)
     click.echo("The queues are open.", err=True)

@@ -21,10 +21,10 @@ SLACK_SECONDS = 2.0  # how late the reconciler's last look may come
 @command(example="nightshift reconcile")
 @json_option("Print the repairs as JSON.")
 def reconcile(as_json: bool) -> None:
-    """Run the reconciler once, as job workers do all the time.
+    """Run the reconciler once. Job workers run it continuously.
 
-    It queues runs that are missing from the queue, submits due schedules, ends attempts without a heartbeat, and sends
-    pending webhooks.
+    The reconciler queues runs that are missing from the queue, submits due schedules, ends attempts without a
+    heartbeat, and sends pending webhooks.
     """
     settings = Settings.read()
     connection, memory = connect(settings), ReconcilerMemory()

@@ -16,7 +16,7 @@ REPEATABLE = ("train", "evaluate", "search", "predict")
 
 @click.group(cls=Group)
 def schedule() -> None:
-    """Add, list and remove schedules; job workers submit their runs."""
+    """Add, list and remove cron schedules. Job workers submit the scheduled runs."""
 
 
 @schedule.command(
@@ -28,9 +28,10 @@ def schedule() -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def add(ctx: click.Context, name: str, cron: str, command: tuple[str, ...]) -> None:
-    """Submit COMMAND (train, evaluate, search or predict) at each time of the CRON line.
+    """Submit a run of COMMAND on a cron schedule.
 
-    CRON has five fields: minute, hour, day of month, month, day of week. NAME is the schedule's.
+    NAME is the name of the schedule. CRON has five fields: minute, hour, day of month, month, day of week. COMMAND is
+    train, evaluate, search or predict, with its arguments and options.
     """
     kind, *arguments = command
     if kind not in REPEATABLE:
@@ -49,7 +50,7 @@ def add(ctx: click.Context, name: str, cron: str, command: tuple[str, ...]) -> N
 @schedule.command(name="list", example="nightshift schedule list")
 @json_option("Print the schedules as JSON.")
 def list_schedules(as_json: bool) -> None:
-    """List the schedules with their next and last run."""
+    """List the schedules, each with its next and last run."""
     found = schedules.schedules(Settings.read())
     if as_json:
         shown = [
@@ -66,6 +67,6 @@ def list_schedules(as_json: bool) -> None:
 @schedule.command(example="nightshift schedule remove nightly")
 @click.argument("name")
 def remove(name: str) -> None:
-    """Remove a schedule; its runs stay."""
+    """Remove a schedule; runs that it has submitted are kept."""
     schedules.remove(Settings.read(), name)
     click.echo(f"{name} is removed", err=True)

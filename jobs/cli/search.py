@@ -14,8 +14,19 @@ from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.follow import describe, follow, show_progress
-from jobs.cli.option_types import Moment
-from jobs.cli.options import OUTPUT, WHEN, WHERE, Decorator, OptionGroup, default, option, options, take_request
+from jobs.cli.option_types import Duration, Moment
+from jobs.cli.options import (
+    MAX_DURATION,
+    OUTPUT,
+    WHEN,
+    WHERE,
+    Decorator,
+    OptionGroup,
+    default,
+    option,
+    options,
+    take_request,
+)
 from jobs.cli.search_spec import search_spec
 from jobs.cli.submission import submit_spec
 from jobs.cli.training_options import (
@@ -58,7 +69,7 @@ SEARCH = OptionGroup(
     (
         click.option(
             "--trials", default=str(default(SearchSpec, "trials")), show_default=True, metavar="N|+N",
-            help="Number of trials (configurations to train); +N with --extend adds N.",
+            help="Number of trials (configurations to train); with --extend, +N adds N trials.",
         ),
         option(SearchSpec, "algorithm", "Search algorithm."),
         option(
@@ -67,39 +78,47 @@ SEARCH = OptionGroup(
         ),
         click.option(
             "--early-stopping/--no-early-stopping", default=None,
-            help="Stop trials that are worse than others at the same epoch (ASHA).  [default: on for long trials]",
+            help="Stop trials that are worse than others at the same epoch (ASHA).  [default: on if --epochs >= 6]",
         ),
         option(
-            SearchSpec, "repeats", "Trainings per configuration with different seeds; it is ranked by their mean.",
+            SearchSpec, "repeats",
+            "Number of random seeds per configuration; trials are ranked by the mean over the seeds.",
             "--seeds", metavar="N",
         ),
         option(
             SearchSpec, "refit",
-            "At the end, train the best configuration again on the train and valid splits, and publish that model.",
+            "After the search, train the best configuration on the train and valid splits and publish that model.",
         ),
-        click.option("--extend", metavar="ID", help="Continue from the trials of another search, with its options."),
-        option(SearchSpec, "max_failures", "Fail the search when more than this many trials have failed.", metavar="N"),
+        click.option(
+            "--extend", metavar="ID",
+            help="Start from the trials and options of another search, which must have ended.",
+        ),
+        option(
+            SearchSpec, "max_failures", "Maximum number of failed trials; the search fails if there are more.",
+            metavar="N",
+        ),
     ),
 )  # fmt: skip
 SPACE = OptionGroup(
     "Search space: a range LOW:HIGH, choices A,B,C, or one fixed value",
     (
         _searched("lr", "RANGE", "Peak learning rate of the head."),
-        _searched("dropout", "RANGE", "Dropout probability before the last layer."),
-        _searched("head_width", "CHOICES", "Units of the head's first layer, multiples of 4."),
+        _searched("dropout", "RANGE", "Dropout probability before the output layer."),
+        _searched("head_width", "CHOICES", "Units of the hidden layer of the head; multiples of 4."),
         _searched("weight_decay", "RANGE", "Weight decay of the head."),
-        _searched("batch_size", "CHOICES", "Images per step over all workers together."),
+        _searched("batch_size", "CHOICES", "Global batch size (images per step, over all workers)."),
         _searched(
-            "freeze", "CHOICES", "Frozen part of the backbone: all, none, or the stem and the first N of 7 stages."
+            "freeze", "CHOICES", "Backbone layers to freeze: all, none, or N for the stem and the first N of 7 stages."
         ),
-        _searched("augment_strength", "RANGE", "Strength of --augment, 0 to 4."),
+        _searched("augment_strength", "RANGE", "Strength of --augment, from 0 to 4."),
     ),
 )
 METRIC = OptionGroup(
     "Validation",
     (
         option(
-            SearchSpec, "best_by", "Validation metric that ranks trials: the lowest loss, the highest of the others.",
+            SearchSpec, "best_by",
+            "Metric on the valid split that ranks trials: loss is minimized, the others are maximized.",
             "--metric", "--best-by",
         ),
         *VALIDATION.without(BEST_BY).options,
@@ -107,7 +126,13 @@ METRIC = OptionGroup(
 )  # fmt: skip
 UNTIL = click.option(
     "--until", type=Moment(),
-    help="Stop the search at this time, such as 07:00 or 2026-11-24T07:00; no trial starts that cannot end by then.",
+    help="Stop the search at this time, such as 07:00 or 2026-11-24T07:00; "
+    "no trial starts if it cannot finish in time.",
+)  # fmt: skip
+
+SEARCH_DURATION = click.option(
+    "--max-duration", "max_duration_seconds", type=Duration(),
+    help="Stop the search after this time, such as 8h; it succeeds with the trials it has.  [default: no limit]",
 )  # fmt: skip
 
 
@@ -123,14 +148,15 @@ UNTIL = click.option(
     OPTIMIZATION.without(BATCH_SIZE, LR, WEIGHT_DECAY),
     METRIC,
     WHERE,
-    OptionGroup(WHEN.heading, (UNTIL, *WHEN.options)),
+    OptionGroup(WHEN.heading, (UNTIL, SEARCH_DURATION, *WHEN.without(MAX_DURATION).options)),
     OUTPUT,
 )
 @click.pass_context
 def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
-    """Search the best learning rate, dropout and head width on SHARDS and print the run id.
+    """Tune learning rate, dropout and head width on SHARDS and print the run id.
 
-    SHARDS is a folder or URL that `nightshift shards pack` wrote. With --extend, it is the other search's by default.
+    SHARDS is the output folder of `nightshift shards pack`, or its URL. The default with --extend is the data of the
+    search that is extended.
     """
     settings = Settings.read()
     how = {name: given.pop(name) for name in ("waits", "dry_run", "as_json")}

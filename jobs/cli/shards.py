@@ -28,29 +28,35 @@ MEGABYTE = 1_000_000
 SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 
 PROCESSES = click.option(
-    "--processes", type=click.IntRange(1), metavar="N", help="Decoding processes.  [default: one per CPU core]"
+    "--processes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of decoding processes.  [default: one per CPU core]",
 )
 CLASSES = OptionGroup(
     "Classes",
     (
         click.option("--classes", metavar="A,B",
-                     help="Pack these class folders alone, and take them as classes whatever their names look like."),
+                     help="Pack only these class folders, without checking that their names look like classes."),
         click.option("--drop-class", "drop_classes", multiple=True, metavar="CLASS",
-                     help="Leave a class out. May be given several times."),
+                     help="Exclude this class; can be repeated."),
     ),
 )  # fmt: skip
 SPLITTING = OptionGroup(
     "Splits",
     (
         click.option("--split", type=SplitShares(), metavar="T/V/T",
-                     help="Split class/image into train, valid and test by these percentages, such as 70/15/15."),
+                     help="Split a class/image folder into train, valid and test by these percentages, such as "
+                          "70/15/15."),
         click.option("--group-by", metavar="CSV|REGEX",
-                     help="Keep the images of one group (a patient, a case) in one split: a CSV with the columns file "
-                     "and group, or a regular expression on the path whose first bracket is the group."),
+                     help="Keep all images of a group, such as a patient, in one split. The groups come from a CSV "
+                     "file with the columns file and group, or from the first capture group of a regular "
+                     "expression that is matched against the image path."),
         click.option("--allow-leakage", is_flag=True,
-                     help="Pack although the same image or group is in two splits; metrics will be too good."),
+                     help="Pack even if two splits contain the same image or group (data leakage). "
+                     "Metrics will be too optimistic."),
         click.option("--seed", type=click.IntRange(0), default=PackOptions.seed, show_default=True, metavar="N",
-                     help="Random seed of --split."),
+                     help="Random seed for --split."),
     ),
 )  # fmt: skip
 ENCODING = OptionGroup(
@@ -58,25 +64,26 @@ ENCODING = OptionGroup(
     (
         click.option("--image-size", type=click.IntRange(0, 8192), default=EncodeOptions.image_size, show_default=True,
                      metavar="PIXELS",
-                     help="Short side of the stored images, in pixels; 0 keeps the images as they are."),
+                     help="Maximum length of the short side of stored images, in pixels; 0 keeps the original size."),
         click.option("--encoding", type=click.Choice(["jpeg", "lossless"]), default=EncodeOptions.encoding,
-                     show_default=True, help="Encoding of the stored images; lossless is PNG."),
+                     show_default=True, help="Format of the stored images; lossless is PNG."),
         click.option("--quality", type=click.IntRange(1, 100), default=EncodeOptions.quality, show_default=True,
                      metavar="1-100", help="JPEG quality."),
         click.option("--max-bad", type=Share(), default=PackOptions.max_bad,
-                     help=f"Largest share of unreadable images, which are skipped and listed; more are an error.  "
+                     help=f"Maximum share of unreadable images. They are skipped and listed; a larger share "
+                     "is an error.  "
                      f"[default: {PackOptions.max_bad:.0%}]"),
         click.option("--max-megapixels", type=click.IntRange(1, 2000), default=EncodeOptions.max_megapixels,
-                     show_default=True, metavar="N", help="Largest image to decode, in millions of pixels."),
+                     show_default=True, metavar="N", help="Maximum size of a source image, in megapixels."),
     ),
 )  # fmt: skip
 SHARDING = OptionGroup(
     "Output",
     (
         click.option("--shard-size", "shard_bytes", type=ByteSize(), default=PackOptions.shard_bytes,
-                     help=f"Largest size of a shard.  [default: {PackOptions.shard_bytes // MEGABYTE}MB]"),
+                     help=f"Maximum size of a shard.  [default: {PackOptions.shard_bytes // MEGABYTE}MB]"),
         PROCESSES,
-        json_option("Print the index, and what was skipped, as JSON."),
+        json_option("Print the index and the skipped files as JSON."),
     ),
 )  # fmt: skip
 
@@ -95,10 +102,10 @@ def shards() -> None:
 @click.argument("shards", type=click.Path(path_type=Path))
 @options(CLASSES, SPLITTING, ENCODING, SHARDING)
 def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
-    """Pack the images of SOURCE into shards in the new folder SHARDS.
+    """Pack the images in SOURCE into shards in a new folder.
 
-    SOURCE is a folder split/class/image (train, valid, test), a folder class/image (with --split), or a .zip or .tar
-    archive of either.
+    SOURCE is a folder, or a .zip or .tar archive. Its layout is split/class/image (splits train, valid and
+    test), or class/image with --split.
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
 
@@ -119,11 +126,11 @@ def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choic
 
 @shards.command(example="nightshift shards verify shards/chest")
 @click.argument("shards")
-@options(OptionGroup("Output", (PROCESSES, json_option("Print the faults as JSON."))))
+@options(OptionGroup("Output", (PROCESSES, json_option("Print the errors as JSON."))))
 def verify(shards: str, processes: int | None, as_json: bool) -> None:
-    """Read every byte of SHARDS and compare it with the index.
+    """Read all shards in SHARDS and compare them with the index.
 
-    Prints a line per fault; the exit code is 1 if there is one.
+    Prints one line per error. The exit code is 1 if there are errors.
     """
     from data_shards.read.shard_cache import limit_default_cache  # noqa: PLC0415
     from data_shards.verify import verify as verify_shards  # noqa: PLC0415
@@ -147,9 +154,9 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
         "Output",
         (
             click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-                         help="Write a contact sheet: example images of each class."),
+                         help="Write an HTML page with example images of each class."),
             click.option("--per-class", type=click.IntRange(1, 1000), default=24, show_default=True, metavar="N",
-                         help="Images per class in the contact sheet."),
+                         help="Number of example images per class in --html."),
             json_option("Print the classes, splits, counts and sizes as JSON."),
         ),
     )

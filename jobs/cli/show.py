@@ -23,7 +23,7 @@ LABEL = 10  # characters of the first column
 @run_argument("run", metavar="ID")
 @options(OptionGroup("Output", (json_option("Print the run as JSON."),)))
 def show(run: str, as_json: bool) -> None:
-    """Show one run: spec, state and its reason, attempts, progress, metrics, result and files.
+    """Show the spec, state, attempts, progress, metrics, result and files of a run.
 
     ID is a run id, a unique prefix of one, or a run's name.
     """

@@ -17,6 +17,6 @@ from trainer.specs import TrainSpec
 def train(shards: str, **given: Any) -> None:
     """Fine-tune EfficientNet-B0 on SHARDS and print the run id.
 
-    SHARDS is a folder or URL that `nightshift shards pack` wrote.
+    SHARDS is the output folder of `nightshift shards pack`, or its URL.
     """
     submit_options(TrainSpec, given, shards=shards)

@@ -27,13 +27,13 @@ ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns of the table even wher
         "Output",
         (
             click.option("--sort", default="metric", show_default=True, metavar="COLUMN",
-                         help="Column to sort by; metric puts the best trial first."),
+                         help="Column to sort by; metric lists the best trial first."),
             json_option("Print the trials as JSON."),
         ),
     )
 )  # fmt: skip
 def trials(search_id: str, sort: str, as_json: bool) -> None:
-    """Show the leaderboard of a search, also while it runs.
+    """Show the leaderboard of a running or finished search.
 
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
@@ -53,7 +53,7 @@ def trials(search_id: str, sort: str, as_json: bool) -> None:
 @run_argument("search_id", metavar="SEARCH")
 @options(OptionGroup("Output", (json_option("Print the trial as JSON."),)))
 def best(search_id: str, as_json: bool) -> None:
-    """Show the best trial of a search and its published model, also while it runs.
+    """Show the best trial of a running or finished search, and its published model.
 
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """

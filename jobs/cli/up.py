@@ -14,12 +14,13 @@ from jobs.queue.stack import start_stack
 @command(example="nightshift up --job-workers 2")
 @click.option(
     "--job-workers", default=1, show_default=True, type=click.IntRange(1, 64), metavar="N",
-    help="Number of job workers: how many runs run at the same time.",
+    help="Number of job workers. Each one executes one run at a time.",
 )  # fmt: skip
 def up(job_workers: int) -> None:
-    """Run Redis and job workers in the foreground until Ctrl-C, which stops all of them.
+    """Run Redis and job workers in the foreground until Ctrl-C.
 
-    Ray starts with each run. Running runs save a checkpoint and go back to the queue.
+    On Ctrl-C, running runs save a checkpoint and return to the queue, then all processes stop. Ray is started for each
+    run, not by this command.
     """
     settings = Settings.read()
     stop = threading.Event()

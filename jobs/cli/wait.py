@@ -16,17 +16,17 @@ TIMEOUT = click.option(
     "--timeout",
     "timeout_seconds",
     type=Duration(),
-    help="Stop waiting after this time, such as 30m, with exit code 1; the run goes on.  [default: no limit]",
+    help="Stop waiting after this time, such as 30m, with exit code 1; the run continues.  [default: no limit]",
 )
 
 
 @command(example="nightshift wait train-20261123-203000-a1b2c3 --timeout 30m")
 @run_argument("run", metavar="ID")
-@options(OptionGroup("Output", (TIMEOUT, json_option("Print the run as JSON when it has ended."))))
+@options(OptionGroup("Output", (TIMEOUT, json_option("Print the run as JSON when it ends."))))
 def wait(run: str, timeout_seconds: float | None, as_json: bool) -> None:
-    """Follow a run until it ends; the exit code is 0 if it succeeded, else 1.
+    """Follow a run until it ends; the exit code is 0 if it succeeds, else 1.
 
-    Ctrl-C stops the watching, not the run. ID is a run id, a unique prefix of one, or a run's name.
+    Ctrl-C stops waiting; the run continues. ID is a run id, a unique prefix of one, or a run's name.
     """
     storage = Settings.read().storage
     run_id = run_state.find(storage, run).run_id

@@ -34,7 +34,7 @@ COLUMNS = (
     default=",".join(PRIORITIES),
     show_default=True,
     metavar="P,P,...",
-    help="Queues to serve: any of high, normal, low.",
+    help="Comma-separated queues to take runs from: high, normal, low.",
 )
 @click.option("--burst", is_flag=True, help="Exit when the queues are empty.")
 @click.option("--max-jobs", type=click.IntRange(min=1), metavar="N", help="Exit after N runs.  [default: no limit]")
@@ -43,7 +43,7 @@ COLUMNS = (
     default=DRAIN_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="Time to save a checkpoint after SIGTERM, in seconds.",
+    help="Time limit for saving a checkpoint after SIGTERM, in seconds.",
 )
 @click.option(
     "--metrics-port",
@@ -53,9 +53,9 @@ COLUMNS = (
 )
 @click.pass_context
 def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limits: Any) -> None:
-    """Run one job worker: it takes queued runs one at a time.
+    """Run a job worker, which executes queued runs one at a time.
 
-    After SIGTERM it saves a checkpoint, puts its run back into the queue, and exits with 0.
+    On SIGTERM, the job worker saves a checkpoint, returns its run to the queue, and exits with code 0.
     """
     if ctx.invoked_subcommand:
         return
@@ -76,7 +76,7 @@ def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limit
 @worker.command(name="list", example="nightshift worker list")
 @json_option("Print the job workers as JSON.")
 def list_workers(as_json: bool) -> None:
-    """List the job workers that are alive."""
+    """List the live job workers."""
     with connect(Settings.read()) as connection:
         found, skipped = find_workers(connection)
     if skipped:
@@ -91,7 +91,10 @@ def list_workers(as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--all", "everyone", is_flag=True, help="Drain every job worker.")
 def drain(name: str | None, everyone: bool) -> None:
-    """Let a job worker save a checkpoint, put its run back into the queue, and exit."""
+    """Stop a job worker after a checkpoint.
+
+    The job worker saves a checkpoint, returns its run to the queue, and exits.
+    """
     if everyone == bool(name):
         raise click.UsageError("give the NAME of a job worker, or --all")
     with connect(Settings.read()) as connection:
