@@ -1,4 +1,4 @@
-# Two commands for a stranger: `make demo` and `make test`. Both install what they need into .venv first.
+# Start with `make demo` or `make test`. Both first install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,8 +17,8 @@ help:
 
 install: $(READY)
 
-# uv installs the gigabytes of torch in seconds where pip takes minutes, and compiles all of it at once: every process that
-# starts reads bytecode, wherever Python may not write it.
+# uv installs torch in seconds, where pip takes minutes. It also compiles all bytecode at install time, so that processes
+# that may not write to the environment still load compiled modules.
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Nightshift needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

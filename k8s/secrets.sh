@@ -1,7 +1,7 @@
 #!/bin/sh
-# Print the Secrets that the manifests name, with fresh random values: `sh k8s/secrets.sh | kubectl apply -f -`.
-# With --tls also a certificate authority of your own and Redis' certificate, for the component `tls`.
-# Nothing is written to disk but below a private temporary folder. Running it again draws new values: restart the pods then.
+# Print the Secrets that the manifests name, with new random values: `sh k8s/secrets.sh | kubectl apply -f -`.
+# With --tls, also create a private certificate authority and a certificate for Redis, for the component `tls`.
+# Files are written only to a private temporary folder. Each call generates new values: restart the pods afterwards.
 set -eu
 umask 077
 namespace=nightshift
@@ -46,7 +46,7 @@ stringData:
 apiVersion: v1
 kind: Secret
 metadata: {name: webhook, namespace: $namespace}
-stringData: # what --notify signs its messages with; the receiver needs it too
+stringData: # the key with which --notify signs its messages; the receiver needs it too
   secret: "$(openssl rand -hex 32)"
 ---
 apiVersion: v1
