@@ -1,7 +1,7 @@
 """`make bench`: run every benchmark, or those named, and write RESULTS.md and results.json.
 
-A benchmark is a module of this folder with `run() -> list[Row]`; `python -m tests.bench loader` runs one alone, and
-the rows of the others stay as they were measured last.
+A benchmark is a module of this folder with `run() -> list[Row]`. `python -m tests.bench loader` runs one benchmark and
+keeps the last rows of the others.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def main(names: list[str]) -> None:
 
 
 def measured(name: str, earlier: dict | None) -> dict:
-    """Return what one benchmark found; where it cannot run, what was found before, or the reason."""
+    """Return the results of one benchmark; if it cannot run, return its earlier results or the reason."""
     began = time.monotonic()
     try:
         rows: list[Row] = importlib.import_module(f"tests.bench.{name}").run()
@@ -69,13 +69,14 @@ def machine() -> str:
 
 
 def page(results: dict) -> str:
-    """Return RESULTS.md."""
+    """Return the text of RESULTS.md."""
     lines = [
-        "# Figures",
+        "# Benchmark results",
         "",
-        "Ours and the peer's in turn, in one run; the ratio is the median over the pairs, with the lowest and",
-        "highest pair behind it. Above 1 is better. Written by `make bench`; the peers are in `peers/`. What these",
-        "figures mean for many GPUs and images: [PLAN.md](PLAN.md).",
+        "Each benchmark measures Nightshift and a peer alternately, in pairs. The ratio is the median over the pairs,",
+        "with the lowest and highest pair in parentheses. Above 1, Nightshift is better. `make bench` writes this",
+        "file; the peers are in `peers/`. [PLAN.md](PLAN.md) estimates from these figures how training scales to",
+        "many GPUs and images.",
         "",
     ]
     for name, part in results.items():
@@ -85,14 +86,14 @@ def page(results: dict) -> str:
 
 def _section(part: dict) -> list[str]:
     if not part["rows"]:
-        return [f"Left out: {part['absent']}."]
+        return [f"Not run: {part['absent']}."]
     took = f"; took {part['minutes']} minutes" if "minutes" in part else ""
     notes = dict.fromkeys(f"- {row['what']}: {row['note']}" for row in part["rows"] if row["note"])
     commands = sorted({f"`{row['command']}`" for row in part["rows"]})
     return [
         f"{part['machine']}; {part['when']}{took}; {', '.join(commands)}",
         "",
-        "| what | beside | ours | peer | ratio (spread, pairs) | goal | parity |",
+        "| measurement | compared with | ours | peer | ratio (spread, pairs) | goal | parity |",
         "|---|---|---|---|---|---|---|",
         *(_line(row) for row in part["rows"]),
         *(["", *notes] if notes else []),

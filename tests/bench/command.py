@@ -1,4 +1,4 @@
-"""How long people wait for `nightshift --help` and `nightshift list`, beside a CLI that imports torch and ray."""
+"""Time `nightshift --help` and `nightshift list`; the peer is a CLI that imports torch and ray."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ NIGHTSHIFT = str(Path(sys.executable).parent / "nightshift")
 
 
 def run(*, pairs: int = PAIRS) -> list[Row]:
-    """Measure both commands, each call a process of its own."""
+    """Measure both commands; each call is a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         storage = Settings(storage=Path(folder)).with_storage_ready().storage
         for _ in range(RUNS):
@@ -38,14 +38,14 @@ def run(*, pairs: int = PAIRS) -> list[Row]:
 
 
 def write_run(storage: Path) -> None:
-    """Write a queued run as submit does, without a queue."""
+    """Write the files of a queued run as `submit` does, without a queue."""
     state = run_state.RunState(id=new_run_id("train"), kind="train", state="queued", created=run_state.now())
     publish(storage, RunPaths.of(storage, state.id), FakeSpec(), JobRequest(), state)
 
 
 def _row(storage: Path, ours: list[str], peer: list[str], *, what: str, pairs: int, parity: str) -> Row:
     for order in ([NIGHTSHIFT, *ours], peer):
-        _say(storage, order)  # unmeasured: the page cache and compiled modules
+        _say(storage, order)  # warm-up: the page cache and compiled modules
     mine, theirs = in_turn(
         lambda: seconds(lambda: _say(storage, [NIGHTSHIFT, *ours])),
         lambda: seconds(lambda: _say(storage, peer)),

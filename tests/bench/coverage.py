@@ -1,4 +1,4 @@
-"""How often 95 % confidence intervals contain the true value; beside them the percentile bootstrap of whole groups.
+"""Measure how often 95 % confidence intervals contain the true value; the peer is the percentile cluster bootstrap.
 
 Scores are normal, N(d, 1) for positives and N(0, 1) for negatives, so the true values are known. Scores of one cluster
 have the correlation 0.6. For the proportions, d gives `value` as sensitivity, specificity and accuracy at the threshold
@@ -66,7 +66,7 @@ def proportions(random, positives, negatives, cluster, value):
 
 
 def areas(random, positives, negatives, cluster, value):
-    """Return the same for the AUROC."""
+    """Return the same values for the AUROC."""
     hits, units = _labels(positives, negatives, cluster)
     labels, ours, peer = np.where(hits, 0, 1), [], []
     for _ in range(AUROC_SIMULATIONS):

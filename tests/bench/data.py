@@ -1,4 +1,4 @@
-"""What the benchmarks work on: the X-rays and weights beside the checkout, and drawn images of any number."""
+"""Data for the benchmarks: the X-rays and weights in ../shared, and any number of random images."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ WEIGHTS = SHARED / "weights" / "efficientnet-b0-standin.pth"
 
 
 def require_xrays() -> None:
-    """Raise Absent where the X-rays or the weights are not there."""
+    """Raise Absent if the X-rays or the weights are missing."""
     for place in (XRAYS, WEIGHTS):
         if not place.exists():
             raise Absent(f"needs {place.relative_to(SHARED.parent)} beside the checkout")
 
 
 def draw_images(folder: Path, *, images: int, classes: int, size: int) -> None:
-    """Write `split/class/N.png`: noise whose brightness tells the class; a quarter of it validates.
+    """Write `split/class/N.png`: noise whose brightness depends on the class; a quarter of the images is in `valid`.
 
-    Noise, because images must differ: packing looks for the same image in two splits.
+    The images are noise so that all differ: packing searches for the same image in two splits.
     """
     random = np.random.default_rng(0)
     for number in range(images):

@@ -1,7 +1,7 @@
-"""Fine-tuning on two ranks of one thread each beside one rank of one thread: what a second worker brings.
+"""Measure the speedup of fine-tuning on two ranks over one rank, with one thread per rank.
 
-Ranks are processes as Ray Train starts them, with gloo between them; each rank takes as many images a step as the one
-rank alone. All ranks see the same images, so that loss and gradients are those of one rank: the parity.
+Ranks are processes as Ray Train starts them, with the gloo backend. The batch size per rank is the same in both cases.
+All ranks use the same images, so loss and gradients must equal those of one rank. This is the parity check.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.steps import Stepper, batch_of, pretrained
 from trainer.distributed.process_group import ProcessGroup
 
-BATCH = 16  # images a rank
+BATCH = 16  # images per rank
 STEPS = 4
 PAIRS = 3
 GOAL = 1.8
@@ -27,7 +27,7 @@ COMMAND = "python -m tests.bench ddp"
 
 
 def run(*, pairs: int = PAIRS, steps: int = STEPS) -> list[Row]:
-    """Measure steps after the first; starting processes is not part of it."""
+    """Measure steps after the first; process startup is not included."""
     require_xrays()
     losses: dict[int, float] = {}
 
@@ -40,17 +40,17 @@ def run(*, pairs: int = PAIRS, steps: int = STEPS) -> list[Row]:
     free = [BATCH / statistics.median(found["seconds"]) for found in _together(2, 1, steps)]
     return [
         row(
-            two, one, more_is_better=True, what=f"fine-tuning step, 2 ranks x 1 thread, {BATCH} images a rank",
+            two, one, more_is_better=True, what=f"fine-tuning step, 2 ranks x 1 thread, {BATCH} images per rank",
             beside="1 rank x 1 thread", unit="images/s", goal=GOAL, command=COMMAND,
             parity=f"loss of step {steps}: {losses[2]:.5f} and {losses[1]:.5f}",
-            note=f"two processes that do not speak with each other reach {sum(free) / statistics.median(one):.2f}x "
-            "on this machine: what ranks lack of that is gradients on their way",
+            note=f"two processes that do not communicate reach {sum(free) / statistics.median(one):.2f}x "
+            "on this machine; the difference is the time to exchange gradients",
         )
     ]  # fmt: skip
 
 
 def _together(processes: int, world_size: int, steps: int) -> list[dict]:
-    """Start processes at once, as ranks of one world or as worlds of their own, and return what each found."""
+    """Start processes at the same time, in one process group or each in its own, and return the output of each."""
     with tempfile.TemporaryDirectory() as folder:
         orders = [
             [sys.executable, "-m", "tests.bench.ddp", str(n % world_size), str(world_size), str(steps), folder]
@@ -61,14 +61,14 @@ def _together(processes: int, world_size: int, steps: int) -> list[dict]:
 
 
 def _rank(rank: int, world_size: int, steps: int, folder: Path) -> None:
-    """Be one rank: print the seconds of each step after the first, and the loss of the last."""
+    """Run one rank: print the seconds of each step after the first, and the loss of the last step."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     model = pretrained(device)
     parameters = model.backbone.network._global_params
-    # Ranks draw dropped connections each for itself; without them the loss can be compared.
+    # Each rank has its own random numbers for stochastic depth; without it, the losses can be compared.
     model.backbone.network._global_params = parameters._replace(drop_connect_rate=0.0)
     stepper = Stepper(model, ProcessGroup(rank, world_size, device), *batch_of(BATCH, device))
     stepper.step()

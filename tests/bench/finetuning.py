@@ -1,4 +1,4 @@
-"""A fine-tuning step of the whole network: images a second beside the package as it comes, on the same images."""
+"""Measure images/s of a fine-tuning step of all layers; the peer is unmodified efficientnet_pytorch."""
 
 import torch
 
@@ -15,14 +15,14 @@ PAIRS = 5
 GOALS = {"float32": 1.25, "bf16": 1.6}
 COMMAND = "python -m tests.bench finetuning"
 NOTES = {  # torch.profiler, one thread, batch 8
-    "float32": "ours differs by channels last, SiLU instead of the memory-efficient swish, and fused AdamW",
-    "bf16": "the backward of the convolutions is 59 % of a bf16 step and 33 % of a float32 one: it gains nothing by "
-    "bf16 on a CPU, where `--precision auto` trains a backbone in float32",
+    "float32": "ours uses channels last, SiLU instead of the memory-efficient swish, and fused AdamW",
+    "bf16": "the backward pass of the convolutions is 59 % of a bf16 step and 33 % of a float32 step: it is not "
+    "faster in bf16 on a CPU, where `--precision auto` trains a backbone in float32",
 }
 
 
 def run(*, batch: int = BATCH, pairs: int = PAIRS) -> list[Row]:
-    """Measure both precisions, each beside runs of the peer of its own."""
+    """Measure both precisions, each with its own runs of the peer."""
     require_xrays()
     return [_measured(precision, batch, pairs) for precision in GOALS]
 
@@ -37,7 +37,7 @@ def _measured(precision: str, batch: int, pairs: int) -> Row:
     ours = Stepper(model, ProcessGroup(0, 1, device), images, labels, bf16=precision == "bf16")
     plain = images.contiguous()
     losses = []
-    for step in range(2):  # also the warm-up; the draws of dropped connections are those of our step
+    for step in range(2):  # also the warm-up; the seed gives stochastic depth the same random numbers as in our step
         torch.manual_seed(step_seed(0, step, 0))
         losses.append(peer(plain, labels))
         ours.step()
@@ -45,10 +45,10 @@ def _measured(precision: str, batch: int, pairs: int) -> Row:
         lambda: batch / seconds(ours.step), lambda: batch / seconds(lambda: peer(plain, labels)), pairs=pairs
     )
     pairs_of_losses = ", ".join(f"{a:.4f} and {b:.4f}" for a, b in zip(ours.losses, losses, strict=False))
-    draws = "; bf16 draws other connections to drop" if ours.bf16 else ""
+    draws = "; bf16 drops different connections (stochastic depth)" if ours.bf16 else ""
     return row(
         mine, theirs, more_is_better=True, what=f"fine-tuning step, all layers, {precision}, batch {batch}",
-        beside="efficientnet_pytorch as it comes, eager float32", unit="images/s", goal=GOALS[precision],
+        beside="unmodified efficientnet_pytorch, eager float32", unit="images/s", goal=GOALS[precision],
         parity=f"losses of the first steps: {pairs_of_losses}{draws}", command=COMMAND,
         note=NOTES[precision],
     )  # fmt: skip

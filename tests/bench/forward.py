@@ -1,4 +1,4 @@
-"""The frozen forward: images per second from uint8 pixels to features, beside the package as it comes."""
+"""Measure images/s of the frozen forward pass, from uint8 to features; the peer is unmodified efficientnet_pytorch."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ COMMAND = "python -m tests.bench forward"
 
 
 def run() -> list[Row]:
-    """Measure the precision this machine takes by itself, and float32."""
+    """Measure the precision that `auto` selects on this machine, and float32."""
     require_xrays()
     device = torch.device("cpu")
     config = HeadConfig(classes=("a", "b"), width=512, dropout=0.4, image_size=224)
@@ -41,7 +41,7 @@ def run() -> list[Row]:
             pairs=PAIRS,
         )
         words = {"unit": "images/s", "goal": GOAL, "command": COMMAND, "more_is_better": True}
-        beside = "efficientnet_pytorch as it comes, eager float32, batch 32"
+        beside = "unmodified efficientnet_pytorch, eager float32, batch 32"
         parity = f"relative error of the features {error:.1e}"
         rows.append(row(ours, peer, what=f"frozen forward, {precision}", beside=beside, parity=parity, **words))
     return rows

@@ -1,7 +1,7 @@
-"""On a GPU: frozen forward and fine-tuning beside timm's efficientnet_b0, eager and compiled, and the memory's roof.
+"""Measure frozen forward and fine-tuning on a GPU; the peer is timm's efficientnet_b0, eager and compiled.
 
-Both sides in bf16 and channels last, on images that are on the GPU already. Needs timm, which nothing else here does:
-`pip install timm`. The weights are drawn, as timm's would be downloaded: only speed is compared.
+Also measures the memory bandwidth. Both sides use bf16 and channels last, on images that are already on the GPU. Only
+this benchmark needs timm: `pip install timm`. timm's weights are random, to avoid a download: only speed is compared.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ def _forward(device: torch.device, compiled: bool, roof: float) -> Row:
     def peer() -> Tensor:
         return theirs(normalise(pixels).to(torch.bfloat16))
 
-    note = f"a copy reads and writes {roof:.0f} GB/s on this GPU, the roof of a network that waits for memory"
+    note = f"a copy reads and writes {roof:.0f} GB/s on this GPU, the upper limit for a memory-bound network"
     return _row(
         lambda: fast(pixels, normalise), peer, FORWARD_BATCH, what="frozen forward, bf16", compiled=compiled, note=note
     )
@@ -76,17 +76,17 @@ def _finetuning(device: torch.device, compiled: bool) -> Row:
 
 def _row(ours: Callable, peer: Callable, images: int, *, what: str, compiled: bool, note: str = "") -> Row:
     for work in (ours, peer):
-        _time_of(work)  # compiles, and finds the fastest kernels
+        _time_of(work)  # warm-up: compiles, and selects the fastest kernels
     mine, theirs = in_turn(lambda: images / _time_of(ours), lambda: images / _time_of(peer), pairs=PAIRS)
     beside = f"timm efficientnet_b0, bf16, channels last, {'compiled' if compiled else 'eager'}"
     return row(
         mine, theirs, more_is_better=True, what=f"{what}, batch {images}", beside=beside, unit="images/s", goal=None,
-        parity="the same layers and images, weights drawn for timm", command=COMMAND, note=note,
+        parity="the same layers and images; timm has random weights", command=COMMAND, note=note,
     )  # fmt: skip
 
 
 def _timm(compiled: bool) -> nn.Module:
-    import timm  # noqa: PLC0415 -- no dependency of the project
+    import timm  # noqa: PLC0415 -- not a dependency of the project
 
     network = timm.create_model("efficientnet_b0", num_classes=0).to("cuda", memory_format=torch.channels_last)
     return torch.compile(network, mode="max-autotune") if compiled else network
@@ -99,7 +99,7 @@ def _copy(device: torch.device) -> Callable[[], object]:
 
 
 def _time_of(work: Callable[[], object]) -> float:
-    """Return the seconds of one call, the mean over several, with the GPU's queue empty at both ends."""
+    """Return the mean seconds of one call over several calls; the GPU is synchronized before and after."""
     work()
     torch.cuda.synchronize()
 

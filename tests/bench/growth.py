@@ -1,8 +1,9 @@
-"""How time and memory grow with images, classes, trials and queued runs: ours beside itself at a quarter and a 16th.
+"""Measure how time and memory scale with the number of images, classes, trials and queued runs.
 
-Each measurement is a process of its own, so that its memory is its own too: `python -m tests.bench.growth images 1000`.
-A row's figures are seconds a piece, so that 1x is linear growth and more is better than linear; or the peak of memory
-of the process and its children, where 1x is flat.
+Compares each size with a size that is 4 or 16 times smaller. Each measurement is a separate process, so that its peak
+memory is separate too: `python -m tests.bench.growth images 1000`. A row shows either the time per item or the peak
+memory of the process and its children. For time, 1x is linear scaling and more is better than linear. For memory, 1x
+is constant.
 """
 
 import json
@@ -34,14 +35,14 @@ WHAT = {
     "runs": "submitting runs and listing all of them",
 }
 PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3}
-GOAL = 0.9  # linear or flat, but for what a machine does by itself
+GOAL = 0.9  # linear or constant, with a tolerance for noise of the machine
 IMAGE_SIZE = 64
 QUICK = {"weights": "none", "image_size": IMAGE_SIZE, "epochs": 3, "head_width": 64}
 COMMAND = "python -m tests.bench growth"
 
 
 def run() -> list[Row]:
-    """Measure each kind of growth at all sizes, in turn."""
+    """Measure each kind at all sizes, alternately."""
     return [line for kind, pairs in PAIRS.items() for line in _rows(kind, pairs)]
 
 
@@ -56,12 +57,12 @@ def _rows(kind: str, pairs: int) -> list[Row]:
         grown = statistics.median(times[size]) / statistics.median(times[sizes[0]])
         rows.append(
             row(
-                each[size], each[sizes[0]], beside=f"{size:,} beside {sizes[0]:,}", unit="ms each", goal=GOAL,
+                each[size], each[sizes[0]], beside=f"{size:,} compared with {sizes[0]:,}", unit="ms each", goal=GOAL,
                 parity=f"time x {grown:.1f} per {factor}x", **words,
             )
         )  # fmt: skip
     grown = statistics.median(peaks[sizes[-1]]) / statistics.median(peaks[sizes[0]])
-    memory = f"peak memory, {sizes[-1]:,} beside {sizes[0]:,}"
+    memory = f"peak memory, {sizes[-1]:,} compared with {sizes[0]:,}"
     parity = f"memory x {grown:.2f} per {FACTORS[-1]}x"
     return [
         *rows,
@@ -76,7 +77,7 @@ def _apart(kind: str, size: int) -> dict[str, float]:
 
 
 def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object]:
-    """Return the work of packing so many images and training a head on them."""
+    """Return a function that packs `count` images and trains a head on them."""
     draw_images(folder / "images", images=count, classes=classes, size=IMAGE_SIZE)
     done = _trainer()
 
@@ -88,12 +89,12 @@ def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object
 
 
 def classes(folder: Path, count: int) -> Callable[[], object]:
-    """Return the work of packing a thousand images of so many classes and training a head on them."""
+    """Return a function that packs a thousand images of `count` classes and trains a head on them."""
     return images(folder, 1000, classes=count)
 
 
 def trials(folder: Path, count: int) -> Callable[[], object]:
-    """Return the work of a search of so many trials where the features are stored."""
+    """Return a function that searches with `count` trials on cached features."""
     images(folder, FIRST["images"])()
     done = _trainer()
     spec = build(SearchSpec, shards=str(folder / "shards"), trials=count, early_stopping=False, **QUICK)
@@ -101,14 +102,14 @@ def trials(folder: Path, count: int) -> Callable[[], object]:
 
 
 def _trainer() -> Callable[..., object]:
-    """Import what trains, before time is taken; at the top it would stand in the memory that queued runs take."""
+    """Import the trainer before timing starts; an import at the top would add to the memory of queued runs."""
     from tests.trained import done  # noqa: PLC0415
 
     return done
 
 
 def runs(folder: Path, count: int) -> Callable[[], object]:
-    """Return the work of queueing so many runs and listing them all."""
+    """Return a function that submits `count` runs and lists them all."""
     settings = Settings(storage=folder).with_storage_ready()
     server = embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
     settings = Settings(storage=settings.storage, redis_url=server.url)
@@ -122,18 +123,16 @@ def runs(folder: Path, count: int) -> Callable[[], object]:
 
 
 def _alone(kind: str, size: int) -> None:
-    """Do one measurement and print it; memory is the larger of this process and the largest of its children."""
+    """Take one measurement and print it; memory is the larger of this process and its largest child."""
     kinds = {"images": images, "classes": classes, "trials": trials, "runs": runs}
-    with tempfile.TemporaryDirectory(
-        ignore_cleanup_errors=True
-    ) as folder:  # Redis ends with this process, and no sooner
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Redis ends only when this process ends
         took = seconds(kinds[kind](Path(folder), size))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"seconds": took, "megabytes": max(_own_peak(), children) / 1000}))
 
 
 def _own_peak() -> int:
-    """Return the peak of this program's memory in kB; `getrusage` would tell that of whoever started it, if higher."""
+    """Return the peak memory of this program in kB; `getrusage` returns that of the parent process if it is higher."""
     return int(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
 
 

@@ -1,7 +1,7 @@
-"""Images per second from storage to normalised batches, beside WebDataset's own decoder and ImageFolder.
+"""Measure images/s from storage to normalised batches; the peers are WebDataset's own decoder and ImageFolder.
 
-A pass is one epoch with its start, from making the loader to the last batch `(B, 3, S, S) float32`, all with the same
-number of loader workers. The films and X-rays of ../shared are taken several times over, so that a pass lasts seconds.
+A pass is one epoch with startup, from creating the loader to the last batch `(B, 3, S, S) float32`. All use the same
+number of loader workers. The films and X-rays of ../shared are copied several times, so that a pass takes seconds.
 """
 
 import io
@@ -34,23 +34,23 @@ WORKERS = 2
 PAIRS = 5
 COPIES = {"chest_xray_1024": 4, "chest_xray": 2}
 COMMAND = "python -m tests.bench loader"
-FILM_GOAL, XRAY_GOAL = 2.5, 1.3  # beside (a) on films, beside both on X-rays
+FILM_GOAL, XRAY_GOAL = 2.5, 1.3  # compared with (a) on films, with both on X-rays
 
 
 def run() -> list[Row]:
-    """Measure both data sets beside both peers."""
+    """Measure both data sets with both peers."""
     require_xrays()
     with tempfile.TemporaryDirectory() as folder:
         films = _prepared(Path(folder), "chest_xray_1024", image_size=0)
         xrays = _prepared(Path(folder), "chest_xray", image_size=256)
         return [
-            *_rows("films of 1024 px, JPEG as they came", *films, goals=(FILM_GOAL, None)),
+            *_rows("films of 1024 px, original JPEG files", *films, goals=(FILM_GOAL, None)),
             *_rows("X-rays of 256 px", *xrays, goals=(XRAY_GOAL, XRAY_GOAL)),
         ]
 
 
 def _prepared(folder: Path, name: str, *, image_size: int) -> tuple[Path, Path]:
-    """Return a folder of classes with copies of the images, and its shards: 12 or so, for the workers to share."""
+    """Return a folder of classes with copies of the images, and about 12 shards to distribute over the workers."""
     images = folder / name
     for number, file in enumerate(sorted((XRAYS.parent / name).rglob("*.jpg"))):
         for copy in range(COPIES[name]):
@@ -103,7 +103,7 @@ def _drain(batches: Iterable) -> None:
 
 
 def lowest_psnr(shards: Path, index: ShardIndex, samples: int = 96) -> float:
-    """Return the least likeness, over some samples, of our pixels to a full decode with torchvision's geometry."""
+    """Return the lowest PSNR, over some samples, of our pixels to a full decode with torchvision's geometry."""
     reference = v2.Compose([v2.Resize(IMAGE_SIZE), v2.CenterCrop(IMAGE_SIZE)])
     table = ShardFiles(str(shards), index).table_of(index.shards[0])
     found = []

@@ -1,6 +1,7 @@
-"""How every benchmark measures: ours and the peer's in turn, in one process, the median of the pairs' ratios.
+"""Measure Nightshift and a peer alternately in one process, and return the median of the pairs' ratios.
 
-Turns, because a shared machine drifts: a ratio taken pair by pair holds where two absolute figures do not.
+The measurements alternate because the speed of a shared machine changes over time. A ratio per pair stays valid when
+two absolute figures do not.
 """
 
 import statistics
@@ -11,26 +12,26 @@ from typing import Any
 
 
 class Absent(Exception):
-    """What a benchmark needs is not on this machine; the text says what."""
+    """This machine lacks something that a benchmark needs; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of RESULTS.md.
+    """One row of RESULTS.md.
 
     Attributes:
         what: The work that was timed.
-        beside: The peer, in words.
-        ours: Median of ours, in `unit`.
-        peer: Median of the peer's, in `unit`.
+        beside: Description of the peer.
+        ours: Median of Nightshift, in `unit`.
+        peer: Median of the peer, in `unit`.
         unit: Such as "s" or "images/s".
-        ratio: How many times better ours is, the median over pairs; above 1 is better.
+        ratio: How many times better Nightshift is, the median over pairs; above 1 is better.
         spread: Lowest and highest ratio of a pair.
         pairs: How many pairs were measured.
-        goal: The ratio that was aimed at, or None.
-        parity: What shows that both did the same work, with its figure.
-        command: What runs this benchmark alone.
-        note: Why a goal was missed, or what else must be known.
+        goal: The target ratio, or None.
+        parity: The evidence that both did the same work, with its figure.
+        command: The command that runs this benchmark alone.
+        note: Why a goal was missed, or other remarks.
     """
 
     what: str
@@ -52,14 +53,14 @@ class Row:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Return how long one call takes."""
+    """Return the seconds that one call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def in_turn(ours: Callable[[], float], peer: Callable[[], float], *, pairs: int) -> tuple[list[float], list[float]]:
-    """Call both measurements `pairs` times, the order changing from pair to pair, and return their figures."""
+    """Call both measurements `pairs` times, in an order that alternates from pair to pair, and return their figures."""
     of_ours, of_peer = [], []
     for pair in range(pairs):
         for mine in (True, False) if pair % 2 == 0 else (False, True):
@@ -68,7 +69,7 @@ def in_turn(ours: Callable[[], float], peer: Callable[[], float], *, pairs: int)
 
 
 def row(ours: list[float], peer: list[float], *, more_is_better: bool, **words: Any) -> Row:
-    """Make the line of a table from the figures of interleaved pairs."""
+    """Return a table row from the figures of interleaved pairs."""
     ratios = [(a / b if more_is_better else b / a) for a, b in zip(ours, peer, strict=True)]
     return Row(
         ours=statistics.median(ours),

@@ -1,7 +1,7 @@
-"""What the queue's safety costs: no-op runs a second and submit to start, beside a plain `rq worker` on one Redis.
+"""Measure the overhead of the queue: no-op runs/s and submit to start; the peer is a plain `rq worker`.
 
-Ours is a whole run but for the trainer: folder, lease, fenced states, horse, checks that nothing is left. The launcher
-starts no process, as the peer's function starts none.
+Both use one Redis. Nightshift does a whole run without the trainer: run folder, lease, fenced states, work-horse,
+checks that nothing is left over. The launcher starts no process, as the peer's function starts none.
 """
 
 import statistics
@@ -61,7 +61,7 @@ def run() -> list[Row]:
             rates = in_turn(lambda: our_rate(settings), lambda: peer_rate(connection, server.url), pairs=3)
             starts = in_turn(lambda: our_latency(settings), lambda: peer_latency(connection, server.url), pairs=3)
         embedded_redis.stop(settings.storage)
-    same = f"{RUNS} of {RUNS} ended well on both sides"
+    same = f"{RUNS} of {RUNS} succeeded on both sides"
     return [
         row(*rates, more_is_better=True, what="no-op runs", beside="plain rq worker", unit="runs/s", goal=0.5,
             parity=same, command=COMMAND),

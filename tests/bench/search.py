@@ -1,6 +1,6 @@
-"""A frozen search on the chest X-rays beside Tuner over TorchTrainer, a strong peer, and our own single trainings.
+"""Time a frozen search on the chest X-rays; the peers are Tuner over TorchTrainer, a tuned script and `train` jobs.
 
-Each is a process of its own with a cold cache, from its start to its end, Ray's start included.
+Each runs in a separate process with a cold cache. The time is that of the whole process and includes Ray's startup.
 """
 
 import json
@@ -22,14 +22,14 @@ from tests.trained import new_run, trainer_process
 from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainSpec, build
 
 FEW, MANY, EPOCHS = 8, 64, 20
-MEASURED = {"trials": 2, "epochs": 2}  # of the plain peer, which would take an hour
+MEASURED = {"trials": 2, "epochs": 2}  # of the plain peer; the full search would take an hour
 PLAIN_GOAL, STRONG_GOAL = 40.0, 5.0
-TRAININGS, TRAININGS_GOAL, PAIRS = 3, 1.0, 3  # a night of trials shall cost less than so many trainings
+TRAININGS, TRAININGS_GOAL, PAIRS = 3, 1.0, 3  # a search must take less time than this many trainings
 COMMAND = "python -m tests.bench search"
 
 
 def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS, pairs: int = PAIRS) -> list[Row]:
-    """Measure searches of both sizes, both peers once each, for they take minutes, and our own trainings."""
+    """Measure searches of both sizes and `train` jobs; measure both peers once each, because they take minutes."""
     require_xrays()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), epochs)
@@ -41,13 +41,16 @@ def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS, pairs: int = 
         )
         words = {"unit": "s", "command": COMMAND, "more_is_better": False}
         plain = {"beside": "Tuner over one TorchTrainer per trial, backbone in every epoch", "goal": PLAIN_GOAL}
-        told = {"parity": "same space, head and weights; the peer's own loss is of 2 epochs", "note": bench.note}
+        told = {
+            "parity": "same space, head and weights; the peer's loss is from 2 epochs",
+            "note": bench.note,
+        }
         return [
             row(eight, [bench.extrapolated(few)], what=f"{few} trials x {epochs} epochs", **plain, **told, **words),
             row(sixty, [bench.extrapolated(many)], what=f"{many} trials x {epochs} epochs", **plain, **told, **words),
             row(
                 sixty, strong, what=f"{many} trials x {epochs} epochs",
-                beside="features cached by hand, reuse_actors, Optuna, ASHA, a trial a process and CPU",
+                beside="features cached by hand, reuse_actors, Optuna, ASHA, one process and one CPU per trial",
                 goal=STRONG_GOAL, parity=f"best validation loss {bench.losses}", note=bench.cost, **words,
             ),
             row(
@@ -60,7 +63,7 @@ def run(*, few: int = FEW, many: int = MANY, epochs: int = EPOCHS, pairs: int = 
 
 @dataclass
 class Bench:
-    """The packed images, and what each search came to."""
+    """The packed images and the results of each search."""
 
     folder: Path
     epochs: int
@@ -71,11 +74,11 @@ class Bench:
 
     @property
     def shards(self) -> str:
-        """The images, packed."""
+        """The folder of packed images."""
         return str(self.folder / "shards")
 
     def ours(self, trials: int, **options: Any) -> float:
-        """Search in a storage that has no features yet, from the start of the trainer to its end."""
+        """Search with an empty feature cache, from the start of the trainer to its end."""
         spec = build(SearchSpec, shards=self.shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs, **options)
         paths = self._run("search", spec)
         took = seconds(lambda: self._end_of(paths))
@@ -86,7 +89,7 @@ class Bench:
         return took
 
     def trainings(self) -> float:
-        """Train in a storage that has no features yet, and return the time of `TRAININGS` such jobs."""
+        """Train with an empty feature cache and return the time of `TRAININGS` such jobs."""
         spec = build(TrainSpec, shards=self.shards, weights=str(WEIGHTS), seed=len(self.trained))
         paths = self._run("train", spec)
         took = seconds(lambda: self._end_of(paths))
@@ -105,12 +108,12 @@ class Bench:
         return took
 
     def extrapolated(self, trials: int) -> float:
-        """Return what the plain peer would take."""
+        """Return the estimated seconds of the plain peer."""
         told = self.found["plain"]
         return told["start"] + trials * (told["trial"] + self.epochs * told["epoch"])
 
     def peer(self, name: str, trials: int, epochs: int) -> float:
-        """Run a peer in a process of its own."""
+        """Run a peer in a separate process."""
         self.runs += 1
         places = [str(XRAYS), str(WEIGHTS), str(self.folder / f"peer-{self.runs}")]
         order = [sys.executable, "-m", "tests.bench.peers.search_alone", name, *places, str(trials), str(epochs)]
@@ -118,32 +121,33 @@ class Bench:
 
     @property
     def note(self) -> str:
-        """How the peer's time was reckoned."""
+        """How the peer's time was estimated."""
         told = self.found["plain"]
         return (
             "the peer's time is extrapolated from a search of {trials} trials x {epochs} epochs: ".format(**MEASURED)
-            + f"start and end {told['start']:.1f} s, a trial {told['trial']:.1f} s, an epoch {told['epoch']:.1f} s"
+            + f"startup and shutdown {told['start']:.1f} s, each trial {told['trial']:.1f} s, "
+            + f"each epoch {told['epoch']:.1f} s"
         )
 
     @property
     def losses(self) -> str:
-        """The best validation losses; the peer weighs no classes, ours does as the data are unbalanced."""
+        """The best validation losses; Nightshift uses class weights on these unbalanced data, the peer does not."""
         return f"{self.found['ours']['best']['value']:.3f} and {self.found['strong']['loss']:.3f}"
 
     @property
     def cost(self) -> str:
-        """Where the time of the large searches went."""
+        """How the time of the large searches is divided."""
         ours = self.found["ours"]["cost"]["training_hours"] * 3600
         theirs = sum(self.found["strong"]["time_total_s"])
-        return f"the epochs of all trials took {ours:.1f} s, the peer's trials {theirs:.1f} s; the rest starts"
+        return f"the epochs of all trials took {ours:.1f} s, the peer's trials {theirs:.1f} s; the rest is startup"
 
     @property
     def aurocs(self) -> str:
-        """On the test split, of the best trials and of the trainings."""
+        """The AUROC on the test split, of the best trials and of the trainings."""
         return f"{statistics.median(self.tested):.4f} and {statistics.median(self.trained):.4f}"
 
     def _run(self, kind: str, spec: Spec) -> RunPaths:
-        """Return the files of a new run in a storage of its own."""
+        """Return the paths of a new run in a new storage folder."""
         self.runs += 1
         return new_run(self.folder / f"storage-{self.runs}", spec, f"{kind}-20261123-000000-abcdef")
 

@@ -1,6 +1,6 @@
-"""From submit to the first training step, where the job worker stands and the features are stored.
+"""Time from submit to the first training step, with a running job worker and cached features.
 
-Ours counts until the first epoch of the head is written down, which is a little after its first step.
+Nightshift's time ends when the metrics of the head's first epoch are written, which is shortly after its first step.
 """
 
 import json
@@ -36,7 +36,7 @@ COMMAND = "python -m tests.bench start"
 
 
 def run(*, pairs: int = PAIRS) -> list[Row]:
-    """Measure ours beside a job that imports torch and ray, and beside one that trains through Ray."""
+    """Compare with a job that imports torch and ray, and with one that trains through Ray."""
     require_xrays()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -44,11 +44,11 @@ def run(*, pairs: int = PAIRS) -> list[Row]:
         with start_stack(Settings(storage=folder / "storage")) as stack:
             bench = Bench(stack.settings, folder / "shards")
             with bench.peer_worker() as worker:
-                bench.ours()  # stores the features
+                bench.ours()  # fills the feature cache
                 rows = [
                     bench.beside(plain_rq.first_step, "plain rq worker whose job imports torch and ray", pairs),
                     bench.beside(
-                        plain_rq.first_step_with_ray, "the same through a Ray Train worker", max(1, pairs - 1)
+                        plain_rq.first_step_with_ray, "the same job through a Ray Train worker", max(1, pairs - 1)
                     ),
                 ]
                 worker.terminate()
@@ -58,26 +58,26 @@ def run(*, pairs: int = PAIRS) -> list[Row]:
 
 @dataclass
 class Bench:
-    """A standing stack with a plain rq worker beside it on the same Redis."""
+    """A running stack, and a plain rq worker on the same Redis."""
 
     settings: Settings
     shards: Path
     moments: list[dict[str, float]] = field(default_factory=list)
 
     def beside(self, job: Any, name: str, pairs: int) -> Row:
-        """Measure ours and one of the peer's jobs in turn."""
+        """Measure Nightshift and one of the peer's jobs alternately."""
         self.moments.clear()
         ours, peer = in_turn(self.ours, lambda: self.peer(job), pairs=pairs)
         middle = {phase: statistics.median(one[phase] for one in self.moments) for phase in self.moments[0]}
         reported = ", ".join(f"{phase} {moment:.2f} s" for phase, moment in middle.items())
         return row(
-            ours, peer, more_is_better=False, what="submit to first training step, standing stack", beside=name,
-            unit="s", goal=GOAL, parity="a step of a fresh head on the same images", command=COMMAND,
-            note=f"ours, since submit: {reported}; from starting to features torch and ray are imported",
+            ours, peer, more_is_better=False, what="submit to first training step, stack already running", beside=name,
+            unit="s", goal=GOAL, parity="one step of a new head on the same images", command=COMMAND,
+            note=f"ours, since submit: {reported}; torch and ray are imported between starting and features",
         )  # fmt: skip
 
     def ours(self) -> float:
-        """Return the seconds from submit to the end of the first epoch; keep the moments on the way."""
+        """Return the seconds from submit to the end of the first epoch; record the time of each phase."""
         spec = build(TrainSpec, shards=str(self.shards), weights=str(WEIGHTS), epochs=1)
         began, moments = time.time(), dict[str, float]()
         paths = RunPaths.of(self.settings.storage, submit(self.settings, spec))
@@ -92,7 +92,7 @@ class Bench:
         return moments["first epoch"]
 
     def peer(self, job: Any) -> float:
-        """Return the seconds from submit to the step."""
+        """Return the seconds from submit to the first step."""
         with Redis.from_url(str(self.settings.redis_url)) as connection:
             queue = rq.Queue("plain", connection=connection, serializer=JSONSerializer)
             began = time.time()

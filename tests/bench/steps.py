@@ -1,4 +1,4 @@
-"""The trainer's own training loop on images that are in memory already: an epoch here is a single step."""
+"""The trainer's own training loop on images that are already in memory; an epoch is a single step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,23 +21,23 @@ from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop
 from trainer.training.optimizer import build_optimizer, lr_factor
 from trainer.training.train_state import TrainState
 
-STEPS = 10_000  # planned, so that the rate is that of the first step for all that are measured
+STEPS = 10_000  # planned steps: so many that the learning rate is nearly constant in the measured steps
 LR = 1e-3
 FIRST_LR = LR * lr_factor(0, STEPS)
-BACKBONE_FACTOR = 0.1  # of the head's rate, as where the weights are pretrained
+BACKBONE_FACTOR = 0.1  # times the head's learning rate, the default for pretrained weights
 CONFIG = HeadConfig(classes=("a", "b"), width=512, dropout=0.0, image_size=224)
 METRICS = {"loss": 0.0, "accuracy": 0.0, "auroc": 0.0, "balanced_accuracy": 0.0}
 
 
 def batch_of(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return drawn images as the loop takes them, `(images, 3, 224, 224) float32` channels last, and their labels."""
+    """Return random images in the loop's format, `(images, 3, 224, 224) float32` channels last, and their labels."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 1, 224, 224), dtype=torch.uint8, generator=generator)
     return normalised(pixels.to(device), CONFIG), (torch.arange(images) % 2).to(device)
 
 
 def pretrained(device: torch.device) -> Classifier:
-    """Return the whole model, all of which trains."""
+    """Return the pretrained model with all layers trainable."""
     torch.manual_seed(0)
     model = build_model(CONFIG)
     load_backbone(model.backbone, read_weights(WEIGHTS))
@@ -47,11 +47,11 @@ def pretrained(device: torch.device) -> Classifier:
 
 @dataclass
 class Stepper(LoopHooks):
-    """Takes the trainer's training steps, one at a call.
+    """Runs the trainer's training steps, one per call.
 
     Attributes:
         images, labels: This rank's part of each step.
-        losses: Mean loss of each step that was taken.
+        losses: Mean loss of each step so far.
     """
 
     model: Classifier
@@ -80,7 +80,7 @@ class Stepper(LoopHooks):
         )
 
     def step(self) -> None:
-        """Take a step."""
+        """Run one training step."""
         self.state = self.loop.train_epoch(self.state)
 
     @property
@@ -91,11 +91,11 @@ class Stepper(LoopHooks):
         yield DeviceBatch(self.images, self.labels, torch.arange(len(self.images)), self._all_images)
 
     def validate(self) -> dict[str, Any]:
-        """Return fixed metrics: only the steps are measured."""
+        """Return constant metrics: only the steps are measured."""
         return METRICS
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
-        """Keep the loss of the step, which is an epoch here."""
+        """Record the loss of the step, which is one epoch."""
         self.losses.append(metrics.train_loss)
 
 

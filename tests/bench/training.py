@@ -1,4 +1,4 @@
-"""A frozen training of 10 epochs beside the same without Nightshift: the whole way from submit, and the work itself."""
+"""Time frozen training for 10 epochs with and without Nightshift: from submit to the end, and training alone."""
 
 import json
 import logging
@@ -29,11 +29,11 @@ EPOCHS = 10
 PAIRS = 3
 WHOLE_GOAL, COLD_GOAL, WARM_GOAL = 4.0, 8.0, 40.0
 COMMAND = "python -m tests.bench training"
-PEER = "the tutorial's loop repaired: ImageFolder, eager float32, backbone in eval mode"
+PEER = "the tutorial's training loop with its errors corrected: ImageFolder, eager float32, backbone in eval mode"
 
 
 def run(*, epochs: int = EPOCHS, pairs: int = PAIRS) -> list[Row]:
-    """Measure four ways of ours beside the same runs of the peer."""
+    """Measure Nightshift in four ways and compare each with the same runs of the peer."""
     require_xrays()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as place:
@@ -42,7 +42,7 @@ def run(*, epochs: int = EPOCHS, pairs: int = PAIRS) -> list[Row]:
         with start_stack(Settings(storage=folder / "standing")) as stack:
             bench = Bench(folder, stack, epochs)
             bench.submitted(seed=0)
-            bench.in_this_process("first", seed=0)  # both once unmeasured: imports and page cache
+            bench.in_this_process("first", seed=0)  # warm-up: imports and page cache
             in_turn(bench.ours, bench.peer, pairs=pairs)
         return bench.rows()
 
@@ -57,7 +57,7 @@ class Bench:
     taken: dict[str, list[float]] = field(default_factory=dict)
 
     def ours(self) -> float:
-        """Train from submit with and without stored features, and in this process likewise."""
+        """Train with and without cached features: through the queue from submit, and in this process."""
         seed = len(self.taken.get("cold", []))
         shutil.rmtree(self.stack.settings.storage / "features")
         self._note("submit, cold", self.submitted(seed))
@@ -70,7 +70,7 @@ class Bench:
         return 0.0
 
     def submitted(self, seed: int) -> float:
-        """Return the seconds from submit until the best model is published, on the standing stack."""
+        """Return the seconds from submit until the best model is published; the stack is already running."""
         settings, began = self.stack.settings, time.time()
         paths = RunPaths.of(settings.storage, submit(settings, self._spec(seed)))
         assert eventually(lambda: read_state(paths).has_ended, 600)
@@ -78,11 +78,11 @@ class Bench:
         return (paths.best / "manifest.json").stat().st_mtime - began
 
     def in_this_process(self, storage: str, seed: int, name: str = "run") -> float:
-        """Return the seconds of a whole run, report included, where torch and ray are imported already."""
+        """Return the seconds of a whole run, report included; torch and ray are already imported."""
         return seconds(lambda: done(self.folder / storage, self._spec(seed), name))
 
     def peer(self) -> float:
-        """Train in a process of its own, from its start to the saved model; it tells the part that is work."""
+        """Train in a separate process, from its start to the saved model; it reports how long training alone took."""
         seed, began = len(self.taken.get("peer's work", [])), time.time()
         places = [str(XRAYS), str(WEIGHTS), str(self.folder / "peer.pt")]
         order = [sys.executable, "-m", "tests.bench.peers.training", *places, str(self.epochs), str(seed)]
@@ -93,17 +93,19 @@ class Bench:
         return 0.0
 
     def rows(self) -> list[Row]:
-        """Return the lines of the table."""
+        """Return the rows of the table."""
         index = read_index(str(self.folder / "shards"))
         images = f"{index.samples_in('train')} + {index.samples_in('valid')} images, {self.epochs} epochs"
         accuracies = [statistics.median(self.taken[name]) for name in ("accuracy", "peer's accuracy")]
         parity = "test accuracy {:.3f} and {:.3f}, median over the seeds".format(*accuracies)
         words = {"beside": PEER, "unit": "s", "parity": parity, "command": COMMAND, "more_is_better": False}
-        whole, work = "submit to published best on a standing stack", "the work itself, report included"
+        whole = "submit to published best model, stack already running"
+        work = "training without startup, report included"
+        apart = "the peer runs as a separate process"
         lines = (
-            ("submit, cold", "peer's whole", f"{whole}, cache cold", WHOLE_GOAL, f"{images}; the peer as a process"),
+            ("submit, cold", "peer's whole", f"{whole}, cache cold", WHOLE_GOAL, f"{images}; {apart}"),
             ("submit, warm", "peer's whole", f"{whole}, cache warm", None, ""),
-            ("cold", "peer's work", f"{work}, cache cold", COLD_GOAL, "both with everything imported"),
+            ("cold", "peer's work", f"{work}, cache cold", COLD_GOAL, "both sides have all modules imported"),
             ("warm", "peer's work", f"{work}, cache warm", WARM_GOAL, ""),
         )
         return [
