@@ -1,6 +1,6 @@
-"""A wall clock that is off, for one process and its children: a few lines of C between them and the C library.
+"""A wall clock with an offset, for one process and its children: a small C library that LD_PRELOAD loads.
 
-A time namespace of the kernel shifts only the monotonic clocks, which need no shifting: nobody compares them.
+A kernel time namespace cannot do this: it shifts only the monotonic clocks, and no test needs that.
 """
 
 import shutil
@@ -66,11 +66,11 @@ int gettimeofday(struct timeval *restrict kept, void *restrict zone) {
 
 @dataclass(frozen=True)
 class Clock:
-    """A wall clock that can be put forward and back while processes go by it.
+    """A wall clock that can be set forward and back while processes use it.
 
     Attributes:
-        library: What is loaded into them.
-        file: How many seconds it is ahead.
+        library: The library that the processes load.
+        file: A file with the offset in seconds.
     """
 
     library: Path
@@ -78,23 +78,23 @@ class Clock:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What to write before a command so that it goes by this clock."""
+        """The prefix for a command that makes it use this clock."""
         return ("env", f"LD_PRELOAD={self.library}", f"CLOCK_SHIFT={self.file}")
 
     def put(self, seconds: int) -> None:
-        """Set it so far ahead of the right time; a negative number is behind."""
+        """Set the offset to the true time; a negative offset is behind."""
         with self.file.open("r+b" if self.file.exists() else "wb") as file:
             file.write(struct.pack("=q", seconds))
 
     @contextmanager
     def workers(self, settings: Settings, count: int = 1) -> Iterator[Stack]:
-        """Run job workers that go by this clock, and all that they start."""
+        """Run job workers that use this clock; their child processes use it too."""
         with start_stack(settings, count, worker_command=(*self.command, *FAKE_WORKER)) as running:
             yield running
 
 
 def build_clock(folder: Path, seconds: int) -> Clock:
-    """Return a clock that is `seconds` ahead; the test is skipped where there is no C compiler."""
+    """Return a clock that is `seconds` ahead; skip the test if there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler to make a shifted clock with")

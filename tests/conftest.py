@@ -17,20 +17,20 @@ from jobs.queue import embedded_redis
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
 
-# A busy machine is no fault of the code: no test here is about time.
+# A busy machine must not fail a test: no test here is about time.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """A storage folder with nothing in it yet."""
+    """An empty storage folder."""
     return Settings(storage=tmp_path / "storage").with_storage_ready().storage
 
 
 @pytest.fixture
 def settings(storage: Path) -> Iterator[Settings]:
-    """Settings with an embedded Redis of their own, which ends with the test."""
+    """Settings with a separate embedded Redis, which stops when the test ends."""
     server = embedded_redis.ensure_running(storage)
     yield Settings(storage=storage, redis_url=server.url, lease_seconds=3.0)
     embedded_redis.stop(storage)
@@ -45,7 +45,7 @@ def redis(settings: Settings) -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 handwritten digits of ten classes at 32 pixels, several shards a split."""
+    """300 handwritten digits of ten classes at 32 pixels, several shards per split."""
     folder = tmp_path_factory.mktemp("digits")
     write_sample(folder / "images", limit=300)
     pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1))
@@ -54,7 +54,7 @@ def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command in this process; its exit code, stdout and stderr."""
+    """Run a command in this process; return its exit code, stdout and stderr."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
     monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
 
@@ -73,7 +73,7 @@ def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def shards(tmp_path: Path) -> str:
-    """An index of two training shards and one each of the other splits; the tar files are of no interest here."""
+    """An index of two training shards and one shard for each other split; there are no tar files."""
     folder = tmp_path / "shards"
     folder.mkdir()
     entries = [("train", 0), ("train", 1), ("valid", 0), ("test", 0)]

@@ -1,4 +1,4 @@
-"""A proxy before Redis that now and then passes a command on, swallows the reply and cuts the line."""
+"""A proxy in front of Redis that sometimes forwards a command, drops the reply and closes the connection."""
 
 import contextlib
 import socket
@@ -6,7 +6,7 @@ import threading
 
 
 class CuttingProxy:
-    """Listens on loopback; `cuts` counts what it swallowed."""
+    """Listens on loopback; `cuts` counts the dropped replies."""
 
     def __init__(self, upstream: str, every: int) -> None:
         self.upstream, self.every = upstream, every

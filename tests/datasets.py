@@ -1,4 +1,4 @@
-"""Small data sets for tests: folders of made-up images, shards of given sizes, and shards that nobody should trust."""
+"""Small data sets for tests: folders of random images, shards of given sizes, and untrusted shards."""
 
 import hashlib
 import io
@@ -20,21 +20,21 @@ Members = Sequence[tuple[str, bytes]]
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> Image.Image:
-    """Return an image that looks like no other: coarse blocks of noise, so that it survives compression."""
+    """Return a unique image: coarse blocks of noise, which remain distinct after compression."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     blocks = np.random.default_rng(seed).integers(0, 256, (9, 9, channels), dtype=np.uint8)
     return Image.fromarray(blocks[..., 0] if channels == 1 else blocks, mode=None).convert(mode).resize(size)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Return an image as a file's bytes."""
+    """Return an image encoded as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def image_folder(folder: Path, counts: Mapping[str, int], *, size: tuple[int, int] = (40, 36), mode: str = "L") -> Path:
-    """Write so many images below each sub-folder, such as {"train/covid": 3}; all differ."""
+    """Write the given number of images to each sub-folder, such as {"train/covid": 3}; all images differ."""
     seed = 0
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,14 @@ def image_folder(folder: Path, counts: Mapping[str, int], *, size: tuple[int, in
 
 
 def packed(folder: Path, counts: Mapping[str, int], **options: object) -> tuple[Path, ShardIndex]:
-    """Pack made-up images into several shards a split and return their folder and index."""
+    """Pack random images into several shards per split and return their folder and index."""
     source = image_folder(folder / "images", counts)
     chosen = PackOptions(**{"shard_bytes": 20_000, "processes": 1, **options})  # type: ignore[arg-type]
     return folder / "shards", pack(source, folder / "shards", chosen).index
 
 
 def index_of(sizes: Sequence[int], split: str = "train") -> ShardIndex:
-    """Return an index of shards of so many samples, without any files."""
+    """Return an index of shards with the given numbers of samples, without any files."""
     shards = [
         Shard(name=f"{split}-{n:05d}.tar", split=split, samples=size, per_class=(size, 0), bytes=1, sha256="0" * 64)
         for n, size in enumerate(sizes)
@@ -61,14 +61,14 @@ def index_of(sizes: Sequence[int], split: str = "train") -> ShardIndex:
 
 
 def sample_members(number: int, *, label: str = "0", image: bytes | None = None) -> list[tuple[str, bytes]]:
-    """Return the three members of a sample as they should be."""
+    """Return the three members of a valid sample."""
     data = encoded(noise(number)) if image is None else image
     info = json.dumps({"source": f"{number}.png", "crc32": zlib.crc32(data)}).encode()
     return [(f"{number:08d}.cls", label.encode()), (f"{number:08d}.json", info), (f"{number:08d}.png", data)]
 
 
 def untrusted(folder: Path, members: Members, *, samples: int) -> tuple[str, ShardIndex]:
-    """Write one shard of any members, and an index whose size and sha256 agree with it."""
+    """Write one shard with the given members, and an index with its size and sha256."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train-00000.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -91,7 +91,7 @@ def untrusted(folder: Path, members: Members, *, samples: int) -> tuple[str, Sha
 
 
 def fetch_all(folder: Path, location: str, index: ShardIndex) -> None:
-    """Bring every shard of a remote data set into a cache; run by processes of their own."""
+    """Fetch every shard of a remote data set into a cache; tests run this in separate processes."""
     cache = ShardCache(folder)
     for shard in index.shards:
         cache.path_of(location, shard)

@@ -1,4 +1,4 @@
-"""A disk of a few megabytes that really fills up, where this process may mount one."""
+"""A real disk of a few megabytes that tests can fill, if this process may mount file systems."""
 
 import contextlib
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BLOCK = b"\0" * 4096  # what the kernel gives out at a time
+BLOCK = b"\0" * 4096  # the size that the kernel allocates at a time
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,19 @@ class SmallDisk:
     """A mounted disk.
 
     Attributes:
-        folder: Where it is mounted.
+        folder: The mount point.
     """
 
     folder: Path
 
     def fill(self) -> None:
-        """Leave no block free."""
+        """Use all free blocks."""
         with contextlib.suppress(OSError), self._filling.open("ab", buffering=0) as file:
             while file.write(BLOCK):
                 pass
 
     def free(self) -> None:
-        """Give back what `fill` took."""
+        """Free the blocks that `fill` used."""
         self._filling.unlink()
 
     def grow(self, megabytes: int) -> None:
@@ -42,7 +42,7 @@ class SmallDisk:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
-    """Mount an empty disk at `folder`; the test is skipped where that is not allowed."""
+    """Mount an empty disk at `folder`; skip the test if that is not permitted."""
     folder.mkdir()
     order = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     try:

@@ -1,4 +1,4 @@
-"""KubeRay's rules across fields, which no schema says (v1.7.0, ray-operator/controllers/ray/utils/validation.go)."""
+"""KubeRay's rules across fields, which the schema lacks (v1.7.0, ray-operator/controllers/ray/utils/validation.go)."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ V2_SWITCH = "RAY_enable_autoscaler_v2"
 
 
 def complaints_of_kuberay(manifests: Sequence[Manifest]) -> list[str]:
-    """Return what the operator would refuse."""
+    """Return the reasons why the operator would reject the manifest."""
     found: list[str] = []
     for manifest in manifests:
         name, spec = manifest["metadata"]["name"], manifest.get("spec", {})

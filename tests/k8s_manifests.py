@@ -1,4 +1,4 @@
-"""The manifests as `kubectl kustomize` renders them, and the pods that come of them."""
+"""The manifests as `kubectl kustomize` renders them, and the pods that they create."""
 
 import copy
 import functools
@@ -16,9 +16,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"
 OVERLAYS = ("kind", "gpu-small", "gpu-large")
-COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which they are to be listed
-GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue takes over what they set
-CLIENTS = ("job-worker", "cli", "reconcile")  # what speaks with the queue
+COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which an overlay must list them
+GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue copies the size that they set
+CLIENTS = ("job-worker", "cli", "reconcile")  # the pods that connect to the queue
 
 Manifest = dict[str, Any]
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed; it renders k8s/")
@@ -26,7 +26,7 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod template with the labels that it will carry."""
+    """A pod template with the labels that its pods have."""
 
     name: str
     kind: str
@@ -36,17 +36,17 @@ class Pod:
 
     @property
     def containers(self) -> list[Manifest]:
-        """All containers, those of the start included."""
+        """All containers, init containers included."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
     @property
     def is_ray(self) -> bool:
-        """Whether KubeRay makes the pod."""
+        """Whether KubeRay creates the pod."""
         return "ray.io/is-ray-node" in self.labels
 
 
 def combinations() -> list[tuple[str, tuple[str, ...]]]:
-    """Return what is rendered: each overlay alone, with each component and with all; every pair on the middle one."""
+    """Return the tested combinations: each overlay alone, with each component, with all; pairs only on `gpu-small`."""
     chosen: list[tuple[str, tuple[str, ...]]] = []
     for overlay in OVERLAYS:
         single = COMPONENTS if overlay == "kind" else (*COMPONENTS, *GPU_COMPONENTS)
@@ -58,7 +58,7 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def rendered(overlay: str, components: Sequence[str] = ()) -> list[Manifest]:
-    """Return a fresh copy of an overlay's manifests, as a user gets them who lists `components` in it."""
+    """Return a new copy of an overlay's manifests, rendered with `components` in its list."""
     return copy.deepcopy(_rendered(overlay, tuple(components)))
 
 
@@ -122,7 +122,7 @@ def _ray_pods(name: str, kind: str, spec: Manifest) -> Iterator[Pod]:
 
 
 def _ray_labels(cluster: str, node_type: str) -> dict[str, str]:
-    """The labels that KubeRay adds and its users cannot change (ray-operator, common/pod.go, labelPod)."""
+    """The labels that KubeRay adds and that users cannot change (ray-operator, common/pod.go, labelPod)."""
     return {"ray.io/is-ray-node": "yes", "ray.io/cluster": cluster, "ray.io/node-type": node_type}
 
 

@@ -1,4 +1,4 @@
-"""What Linux gives to make a pod of: namespaces, an overlay as root, cables, a firewall."""
+"""The Linux features that emulate a pod: namespaces, an overlay root file system, veth pairs, a firewall."""
 
 import ctypes
 import functools
@@ -17,14 +17,14 @@ import yaml
 
 from tests.k8s_manifests import K8S, ROOT
 
-FOLDERS = sorted({ROOT, Path(sys.prefix), Path(sys.base_prefix)})  # what the image would hold
+FOLDERS = sorted({ROOT, Path(sys.prefix), Path(sys.base_prefix)})  # the content of the image
 NEEDED = ("unshare", "nsenter", "setpriv", "chroot", "mount", "ip", "nft", "openssl", "kubectl")
 PR_SET_PDEATHSIG = 1
 
 
 @functools.cache
 def why_not_here() -> str | None:
-    """Return what keeps this machine from running pods, None when nothing does."""
+    """Return why this machine cannot run pods, None if it can."""
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         return f"{', '.join(missing)} not installed; pods need them"
     probe = (
@@ -42,7 +42,7 @@ needs_pods = pytest.mark.skipif(why_not_here() is not None, reason=str(why_not_h
 def held(
     command: Sequence[str], output: int = subprocess.DEVNULL, standard_input: int = subprocess.DEVNULL
 ) -> "subprocess.Popen[bytes]":
-    """Start a process that dies with this one, even if this one is killed."""
+    """Start a process that ends when this process ends, even if this one is killed."""
     library = ctypes.CDLL(None)
 
     def die_with_parent() -> None:
@@ -50,22 +50,22 @@ def held(
 
     return subprocess.Popen(
         command, stdin=standard_input, stdout=output, stderr=output, start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads are needed before exec
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads run before exec
     )  # fmt: skip
 
 
 def in_network(pid: int, script: str, standard_input: str | None = None) -> None:
-    """Run a shell line as root in another process's network."""
+    """Run a shell line as root in another process's network namespace."""
     command = ["nsenter", f"--net=/proc/{pid}/ns/net", "sh", "-euc", script]
     done = subprocess.run(command, input=standard_input, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{script}: {done.stderr}"
 
 
 def root_lines(root: str) -> Iterator[str]:
-    """Yield the shell lines that make `root` this machine's, in memory where it is written, with our folders in it.
+    """Yield the shell lines that mount an overlay of this machine's root at `root`, with our folders in it.
 
-    The folders can be read by anybody in there, as in an image, whatever the checkout lets others see: what is closed
-    is opened in memory, where metacopy keeps nothing of a file but its mode.
+    Writes go to memory. All users can read the folders, as in an image, whatever the permissions of the checkout:
+    missing read permissions are added in the overlay, where metacopy stores only the mode of a file.
     """
     scratch = f"{root}.scratch"
     yield f"mount --make-rprivate /; mkdir -p {root} {scratch}; mount -t tmpfs tmpfs {scratch}"
@@ -91,7 +91,7 @@ def _is_within(parent: Path) -> bool:
 
 
 def programs_of_images() -> dict[str, Path]:
-    """Return the programs of the Redis image that this machine has: a server with TLS before one without."""
+    """Return the programs of the Redis image that this machine has; prefer a server with TLS."""
     from jobs.queue.embedded_redis import server_program  # noqa: PLC0415 - only where pods can run
 
     server = shutil.which("valkey-server") or shutil.which("redis-server") or str(server_program())
@@ -100,15 +100,15 @@ def programs_of_images() -> dict[str, Path]:
 
 
 def quoted(words: Sequence[str]) -> str:
-    """Return words as a shell line."""
+    """Return words as a quoted shell line."""
     return " ".join(shlex.quote(word) for word in words)
 
 
 def wait_until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until something is so.
+    """Wait until a condition holds.
 
     Raises:
-        AssertionError: It was not within the time.
+        AssertionError: It did not hold in time.
     """
     until = time.monotonic() + seconds
     while not is_so():
@@ -117,7 +117,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def redis_has_tls() -> bool:
-    """Whether the Redis server of this machine was built with TLS; that of the wheel is not."""
+    """Whether the Redis server of this machine was built with TLS; the one from the wheel is not."""
     return b"SSL_CTX_" in programs_of_images()["valkey-server"].read_bytes()
 
 
@@ -128,7 +128,7 @@ def secrets_made(*options: str) -> dict[str, dict[str, str]]:
 
 
 def image_environment() -> dict[str, str]:
-    """Return what the Dockerfile's last ENV sets, with PATH as it is here."""
+    """Return the variables of the Dockerfile's last ENV, with this machine's PATH."""
     text = (K8S / "Dockerfile").read_text().replace("\\\n", " ")
     last = [line for line in text.splitlines() if line.startswith("ENV ")][-1]
     path = f"/opt/image:{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin"

@@ -1,4 +1,4 @@
-"""What every pod must be, whatever the overlay: each policy takes all manifests and returns its complaints."""
+"""Rules that every pod must satisfy in every overlay: each policy takes all manifests and returns the violations."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from tests.k8s_quantities import number
 
 Policy = Callable[[Sequence[Manifest]], Iterator[str]]
 OUR_IMAGE = "nightshift"
-SECRETS = {  # what k8s/secrets.sh prints, and what the README says to create for a component
+SECRETS = {  # the Secrets that k8s/secrets.sh prints, and those that the README tells users to create for a component
     "redis": {"url", "users.acl", "viewer-url", "scaler-username", "scaler-password"},
     "ray-token": {"auth_token"},
     "redis-tls": {"ca.crt", "tls.crt", "tls.key"},
@@ -25,7 +25,7 @@ DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
 def pods_run_as_nobody(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """No root, no gain of privileges, nothing of the host."""
+    """No root user, no privilege escalation, no access to the host."""
     for pod in pods(manifests):
         context = pod.spec.get("securityContext", {})
         if not context.get("runAsNonRoot") or not context.get("runAsUser"):
@@ -56,7 +56,7 @@ def _locked(place: str, context: Manifest) -> Iterator[str]:
 
 
 def namespace_enforces_restricted(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """The API server refuses what would slip through here."""
+    """The API server rejects what these policies do not detect."""
     labels = one(manifests, "Namespace", "nightshift")["metadata"]["labels"]
     if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "the namespace does not enforce Pod Security restricted"
@@ -89,7 +89,7 @@ def _shared_memory(pod: Pod, container: Manifest, shm: Manifest) -> Iterator[str
 
 
 def resources_are_limited(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """CPU and memory asked for and limited; extended resources equal on both sides, as Kubernetes demands."""
+    """CPU and memory have requests and limits; for extended resources both are equal, as Kubernetes requires."""
     for pod in pods(manifests):
         for container in pod.containers:
             place = f"{pod.name}/{container['name']}"
@@ -107,7 +107,7 @@ def resources_are_limited(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def no_secret_stands_in_plain_text(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Secrets come by reference, from Secrets that are not in the repository."""
+    """Secret values are references to Secrets that are not in the repository."""
     for manifest in manifests:
         if manifest["kind"] == "Secret":
             yield f"Secret {manifest['metadata']['name']} is among the manifests"
@@ -123,7 +123,7 @@ def no_secret_stands_in_plain_text(manifests: Sequence[Manifest]) -> Iterator[st
 
 
 def secrets_and_keys_are_those_that_exist(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Every reference names a Secret and a key that `k8s/secrets.sh` makes or the README says to create."""
+    """Every reference names a Secret and a key that `k8s/secrets.sh` creates or the README tells users to create."""
     for pod in pods(manifests):
         for name, key in _secret_references(pod):
             if name not in SECRETS:
@@ -145,7 +145,7 @@ def _secret_references(pod: Pod) -> Iterator[tuple[str, str | None]]:
 
 
 def volumes_and_mounts_match(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Each mount has its volume, each volume is mounted, each claim and ConfigMap is among the manifests."""
+    """Each mount has a volume, each volume is mounted, each claim and ConfigMap is among the manifests."""
     claims = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "PersistentVolumeClaim")}
     configs = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "ConfigMap")}
     templates = {
@@ -168,7 +168,7 @@ def volumes_and_mounts_match(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def environment_is_what_settings_reads(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Each NIGHTSHIFT_ name is one that the code reads; clients have all addresses; Ray never learns the password."""
+    """The code reads each NIGHTSHIFT_ variable; clients have all addresses; Ray's pods do not have the password."""
     data = one(manifests, "ConfigMap", "nightshift")["data"]
     yield from (f"ConfigMap: nobody reads {name}" for name in sorted(data.keys() - names_settings_reads()))
     for pod in pods(manifests):
@@ -198,7 +198,7 @@ def _is_unknown(name: str) -> bool:
 
 
 def names_settings_reads() -> set[str]:
-    """Return the names that `Settings.read` asks for, by watching it ask."""
+    """Return the names of the variables that `Settings.read` reads, by recording its calls."""
     asked: set[str] = set()
 
     class Watched(dict[str, str]):
@@ -224,7 +224,7 @@ def drains_end_before_pods_are_killed(manifests: Sequence[Manifest]) -> Iterator
 
 
 def images_are_pinned_and_ours_is_one(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """One image of ours with one tag; no image without a tag, none called latest."""
+    """Nightshift has one image with one tag; no image is without a tag or has the tag latest."""
     images = {container["image"] for pod in pods(manifests) for container in pod.containers}
     for image in sorted(images):
         if re.fullmatch(r".+:[\w.-]+|.+@sha256:[0-9a-f]{64}", image) is None or image.endswith(":latest"):
@@ -234,7 +234,7 @@ def images_are_pinned_and_ours_is_one(manifests: Sequence[Manifest]) -> Iterator
 
 
 def only_the_autoscaler_holds_a_service_account_token(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """A pod that asks the API server for nothing has nothing to ask with."""
+    """A pod that does not use the API server has no token for it."""
     for pod in pods(manifests):
         is_head = pod.labels.get("ray.io/node-type") == "head"
         if pod.spec.get("automountServiceAccountToken") is not False and not is_head:
@@ -244,7 +244,7 @@ def only_the_autoscaler_holds_a_service_account_token(manifests: Sequence[Manife
 
 
 def the_head_only_coordinates(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Ray places no work on the head, and the version named is the one installed."""
+    """Ray schedules no work on the head, and `rayVersion` is the installed version."""
     pinned = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     for cluster in of_kind(manifests, "RayCluster"):
         if cluster["spec"]["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
@@ -256,7 +256,7 @@ def the_head_only_coordinates(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def storage_is_one_folder_for_all(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Clients and Ray mount the same claim at the place that NIGHTSHIFT_STORAGE names."""
+    """Clients and Ray mount the same claim at the path in NIGHTSHIFT_STORAGE."""
     place = one(manifests, "ConfigMap", "nightshift")["data"].get("NIGHTSHIFT_STORAGE")
     for pod in pods(manifests):
         if not pod.is_ray and pod.labels["app.kubernetes.io/component"] not in CLIENTS:
@@ -270,7 +270,7 @@ def storage_is_one_folder_for_all(manifests: Sequence[Manifest]) -> Iterator[str
 
 
 def the_object_store_fits_into_shared_memory(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Ray falls back to a folder on disk when its store is larger than `/dev/shm`."""
+    """Ray uses a folder on disk if its object store is larger than `/dev/shm`."""
     for cluster in of_kind(manifests, "RayCluster"):
         for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
             shm = next(v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm")

@@ -1,4 +1,4 @@
-"""What KubeRay makes of a RayCluster: its pods' command and environment (v1.7.0, controllers/ray/common/pod.go)."""
+"""The command and environment that KubeRay gives a RayCluster's pods (v1.7.0, controllers/ray/common/pod.go)."""
 
 from tests.k8s_manifests import Manifest, Pod
 from tests.k8s_quantities import number
@@ -14,7 +14,7 @@ def head_service(cluster: Manifest) -> str:
 
 
 def ray_command(cluster: Manifest, pod: Pod) -> list[str]:
-    """Return what the container runs."""
+    """Return the command that the container runs."""
     is_head = pod.labels["ray.io/node-type"] == "head"
     group = cluster["spec"]["headGroupSpec"] if is_head else _group(cluster, pod)
     limits = pod.spec["containers"][0]["resources"]["limits"]
@@ -36,7 +36,7 @@ def ray_command(cluster: Manifest, pod: Pod) -> list[str]:
 
 
 def ray_environment(cluster: Manifest, pod: Pod, token: str) -> dict[str, str]:
-    """Return what KubeRay adds to the container's own environment."""
+    """Return the variables that KubeRay adds to the container's own environment."""
     is_head = pod.labels["ray.io/node-type"] == "head"
     head = "127.0.0.1" if is_head else head_service(cluster)
     added = {

@@ -1,11 +1,11 @@
-"""Pods on this machine, as the manifests describe them: their own network, mounts and processes.
+"""Run pods on this machine as the manifests describe them, each with its own network, mounts and processes.
 
-A pod is a process that `unshare` put into namespaces of its own. Its root is this machine's, read-only; only what the
-manifest mounts can be written. It runs under a user id that stands in no passwd file. Names and addresses are those of
-the manifests (`redis`, `ray-head-svc`), and nftables lets through what the NetworkPolicies would. When the process
-that holds a pod ends, its processes, mounts and network are gone.
+A pod is a process that `unshare` starts in new namespaces. Its root is this machine's root, read-only; only the volumes
+of the manifest can be written. It runs under a user id without an entry in the passwd file. Names and addresses are
+those of the manifests (`redis`, `ray-head-svc`), and nftables allows the connections that the NetworkPolicies allow.
+When the process that holds a pod ends, its processes, mounts and network are removed.
 
-What this does not show: the image, the scheduler, the autoscaler, limits of memory and CPU, real storage classes.
+Not covered: the image, the scheduler, the autoscaler, limits of memory and CPU, real storage classes.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from tests.k8s_manifests import Manifest, Pod, of_kind
 from tests.k8s_namespaces import held, image_environment, in_network, quoted, root_lines, wait_until
 from tests.k8s_wiring import allowed_ports
 
-RANDOM_USER = 1_000_650_000  # as OpenShift gives them
+RANDOM_USER = 1_000_650_000  # in the range that OpenShift uses
 SUBNET = "10.77.0"
 
 
 @dataclass
 class Node:
-    """The machine under the pods: a switch, the volumes they share, the Secrets.
+    """The node that runs the pods: a network bridge, the volumes they share, the Secrets.
 
     Attributes:
-        folder: Below which volumes and logs are.
-        manifests: As rendered.
+        folder: The folder of volumes and logs.
+        manifests: The rendered manifests.
         secrets: Name -> key -> value.
-        plan: Every pod that may come, by the name it will have here.
-        services: Name of a Service -> the pod behind it.
+        plan: Every pod that can be started, by its name here.
+        services: Name of a Service -> its pod.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Node:
     running: "list[RunningPod]" = field(default_factory=list)
 
     def __enter__(self) -> "Node":
-        """Start the switch, with the umask that containers have."""
+        """Start the network bridge, with the umask of containers."""
         self.umask = os.umask(0o022)
         self.switch = held(["unshare", "--net", "sleep", "infinity"])
         _wait_for_own_network(self.switch.pid)
@@ -58,7 +58,7 @@ class Node:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all pods and the switch."""
+        """Stop all pods and the network bridge."""
         os.umask(self.umask)
         for pod in self.running:
             pod.kill()
@@ -70,7 +70,7 @@ class Node:
         return f"{SUBNET}.{10 + list(self.plan).index(name)}"
 
     def start(self, name: str, command: Sequence[str] | None = None, **more: str) -> "RunningPod":
-        """Start a pod's first container, with its own command unless another is given."""
+        """Start a pod's first container, with its own command by default."""
         pod = RunningPod(self, self.plan[name], name)
         environment = {**self.environment(pod.container), **more}
         pod.begin(command or command_of(pod.container), environment)
@@ -78,7 +78,7 @@ class Node:
         return pod
 
     def environment(self, container: Manifest) -> dict[str, str]:
-        """Return a container's environment: the image's, the ConfigMap's, its own, and what Secrets hold."""
+        """Return a container's environment: from the image, the ConfigMap, the container itself, and Secrets."""
         found = image_environment()
         for source in container.get("envFrom", []):
             secret = source.get("secretRef")
@@ -97,7 +97,7 @@ class Node:
         return found
 
     def folder_of(self, pod: "RunningPod", volume: Manifest) -> Path:
-        """Return the folder of this machine that stands for a volume, made with the pod's group."""
+        """Return the folder of this machine that is used as a volume, created with the pod's group."""
         claim = volume.get("persistentVolumeClaim", {}).get("claimName")
         place = self.folder / "claims" / claim if claim else self.folder / "volumes" / pod.name / volume["name"]
         if not place.exists():
@@ -122,13 +122,13 @@ class Node:
 
 
 def command_of(container: Manifest) -> list[str]:
-    """Return what a container runs: its command, or the image's entry point, and its arguments."""
+    """Return a container's command, or the image's entry point, and its arguments."""
     return [*container.get("command", ["nightshift"]), *container.get("args", [])]
 
 
 @dataclass
 class RunningPod:
-    """One pod, held by a process."""
+    """One pod, with the process that keeps its namespaces."""
 
     node: Node
     pod: Pod
@@ -143,16 +143,16 @@ class RunningPod:
 
     @property
     def log(self) -> str:
-        """What its container printed so far."""
+        """The output of its container so far."""
         return (self.node.folder / f"{self.name}.log").read_text(errors="replace")
 
     @property
     def root(self) -> str:
-        """Its root, seen from its own mounts."""
+        """Its root folder, in its mount namespace."""
         return str(self.node.folder / "roots" / self.name)
 
     def begin(self, command: Sequence[str], environment: dict[str, str]) -> None:
-        """Put its namespaces together, then run the command in them."""
+        """Set up its namespaces, then run the command in them."""
         script = self.node.folder / f"{self.name}.sh"
         script.touch(mode=0o600)
         steps = [*self._mounts(), "echo >&0; read -r _", self._enter(command, environment)]
@@ -177,7 +177,7 @@ class RunningPod:
 
     @property
     def first_process(self) -> int:
-        """The container's process 1, by its number on this machine."""
+        """The process id, on this machine, of the container's process 1."""
         return int(Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()[0])
 
     def terminate(self, seconds: float) -> int:
@@ -186,7 +186,7 @@ class RunningPod:
         return self.holder.wait(timeout=seconds)
 
     def kill(self) -> None:
-        """End everything in it at once, as when its machine is lost."""
+        """Kill all its processes at once, as if its node were lost."""
         with contextlib.suppress(ProcessLookupError):
             self.holder.kill()
         self.holder.wait()
@@ -220,7 +220,7 @@ class RunningPod:
         return f"exec chroot {who} {self.root} env -i {values} {locked} env --chdir=/tmp {quoted(command)}"
 
     def _connect(self) -> None:
-        """Give the pod its cable, its firewall and its address, in this order."""
+        """Set up the pod's veth pair, its firewall and its address, in this order."""
         number = self.node.address(self.name).rsplit(".", 1)[1]
         _wait_for_own_network(self.holder.pid)
         cable = f"ip link add p{number} type veth peer name eth0 netns {self.holder.pid}"
@@ -233,7 +233,7 @@ class RunningPod:
         )
 
     def _firewall(self) -> str:
-        """What a network plugin makes of the NetworkPolicies: stateful, both directions denied by default."""
+        """Return the rules that a network plugin derives from the NetworkPolicies: stateful, deny by default."""
         lines = ["table inet pod {"]
         for direction, hook, side in (("Ingress", "input", "saddr"), ("Egress", "output", "daddr")):
             lines += [f"chain {hook} {{ type filter hook {hook} priority 0; policy drop;"]

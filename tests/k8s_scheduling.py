@@ -1,4 +1,4 @@
-"""Which node a pod may have, for how long it keeps it, and what a queue of the cluster grants."""
+"""Scheduling rules: on which node a pod may run, when it may be evicted, and what Kueue's quota grants."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from tests.k8s_quantities import number
 
 
 def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Spreading is preferred, not required: slices of one GPU share a node and would wait forever otherwise."""
+    """Spreading is preferred, not required: slices of one GPU share a node and would otherwise stay pending."""
     for pod in pods(manifests):
         if any(c["whenUnsatisfiable"] != "ScheduleAnyway" for c in pod.spec.get("topologySpreadConstraints", [])):
             yield f"{pod.name} waits for another node while one has room"
@@ -27,7 +27,7 @@ def reconciling_ends_before_it_is_killed(manifests: Sequence[Manifest]) -> Itera
 
 
 def what_a_run_hangs_on_is_not_moved_to_save_a_node(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Karpenter leaves Ray's pods, Redis and the one-job workers of KEDA where they are."""
+    """Karpenter does not evict Ray's pods, Redis or KEDA's job workers."""
     for pod in pods(manifests):
         hangs = pod.is_ray or pod.labels["app.kubernetes.io/component"] == "redis" or pod.kind == "ScaledJob"
         if hangs and pod.annotations.get("karpenter.sh/do-not-disrupt") != "true":
@@ -35,7 +35,7 @@ def what_a_run_hangs_on_is_not_moved_to_save_a_node(manifests: Sequence[Manifest
 
 
 def workers_that_are_not_ready_hold_nothing_up(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Neither the drain of their node, nor a rollout that README waits for before the time it gives."""
+    """They block neither a node drain nor, within the timeout in the README, a rollout."""
     for budget in of_kind(manifests, "PodDisruptionBudget"):
         if budget["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
             yield f"PodDisruptionBudget {budget['metadata']['name']} keeps pods that are not ready on a drained node"
@@ -46,7 +46,7 @@ def workers_that_are_not_ready_hold_nothing_up(manifests: Sequence[Manifest]) ->
 
 
 def shortages(manifests: Sequence[Manifest]) -> list[str]:
-    """Return what Kueue would not grant a standing cluster, which it admits whole or not at all."""
+    """Return the resources that Kueue would not grant a permanent cluster; Kueue admits only whole clusters."""
     queue = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]
     quotas = {r["name"]: number(r["nominalQuota"]) for r in queue["flavors"][0]["resources"]}
     found = [f"{name} has no quota" for name in queue["coveredResources"] if name not in quotas]

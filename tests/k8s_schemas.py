@@ -1,4 +1,4 @@
-"""Strict schemas: a misspelt field is a fault, not a field that is quietly dropped."""
+"""Strict schemas: an unknown field is an error; it is not ignored."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import yaml
 
 from tests.k8s_manifests import ROOT, Manifest
 
-KUBERNETES_VERSION = "1.33"  # of the clusters we mean; the schemas come with kubernetes-validate
+KUBERNETES_VERSION = "1.33"  # the version that the tests target; kubernetes-validate contains the schemas
 CRDS = ROOT.parent / "shared" / "k8s-schemas"
 UNPUBLISHED = {"keda.sh", "kueue.x-k8s.io"}  # groups whose schemas the tests do not have
 
@@ -27,7 +27,7 @@ def group_of(manifest: Manifest) -> str:
 
 
 def complaints_of_schema(manifest: Manifest) -> list[str]:
-    """Return what a strict reading of the manifest's schema finds wrong."""
+    """Return the errors of a manifest under its strict schema."""
     return list(_complaints(json.dumps(manifest, sort_keys=True)))
 
 
@@ -49,7 +49,7 @@ def _complaints(text: str) -> tuple[str, ...]:
 
 @functools.cache
 def kuberay_schema(kind: str) -> Manifest:
-    """Return the CRD's schema of `ray.io/v1`, closed against unknown fields."""
+    """Return the CRD's schema of `ray.io/v1`, which rejects unknown fields."""
     return crd_schema(CRDS / f"ray.io_{kind.lower()}s.yaml", "v1")
 
 
@@ -62,7 +62,7 @@ def crd_schema(file: Path, version: str) -> Manifest:
 
 
 def _strict(schema: Manifest) -> Manifest:
-    """Close every object, and say int-or-string and nullable in JSON Schema's words."""
+    """Reject unknown fields in every object, and convert int-or-string and nullable to JSON Schema."""
     closed = {
         key: value for key, value in schema.items() if not key.startswith("x-") and key not in ("format", "default")
     }

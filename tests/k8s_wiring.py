@@ -1,4 +1,4 @@
-"""Who reaches whom: selectors, ports, addresses and NetworkPolicies, evaluated as the cluster would."""
+"""Allowed connections: selectors, ports, addresses and NetworkPolicies, evaluated as in the cluster."""
 
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
@@ -9,12 +9,12 @@ from tests.k8s_policies import Policy
 KUBERAY_PORTS = {"agent": 52365}  # Ray's health probes, which KubeRay adds
 DNS_NAMESPACES = ("kube-system", "openshift-dns")
 NODE_LOCAL_DNS = "169.254.20.10/32"
-DNS_PORTS = (53, 5353)  # the second is the pods' own on OpenShift
+DNS_PORTS = (53, 5353)  # the second is the port of the DNS pods on OpenShift
 MADE_ELSEWHERE = {"job-submitter"}  # policies for pods of `nightshift k8s render`
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector takes a pod."""
+    """Whether a label selector matches a pod."""
     plain = selector.get("matchLabels", {})
     if any(labels.get(key) != value for key, value in plain.items()):
         return False
@@ -26,18 +26,18 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 
 
 def ports_of(pod: Pod) -> dict[str, int]:
-    """Return the named ports that a pod's containers open."""
+    """Return the named ports of a pod's containers."""
     return {p["name"]: p["containerPort"] for c in pod.spec["containers"] for p in c.get("ports", [])}
 
 
 def may_connect(manifests: Sequence[Manifest], source: Pod, target: Pod, port: int) -> bool:
-    """Whether the NetworkPolicies let one pod of the namespace reach another's TCP port."""
+    """Whether the NetworkPolicies allow one pod of the namespace to connect to another's TCP port."""
     out, into = allowed_ports(manifests, "Egress", source, target), allowed_ports(manifests, "Ingress", target, source)
     return all(ports is None or port in ports for ports in (out, into))
 
 
 def allowed_ports(manifests: Sequence[Manifest], direction: str, pod: Pod, peer: Pod) -> set[int] | None:
-    """Return the TCP ports on which a pod may speak with a peer in one direction; None means all."""
+    """Return the TCP ports that the policies allow between a pod and a peer in one direction; None means all."""
     policies = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")]
     mine = [p for p in policies if direction in p["policyTypes"] and selects(p["podSelector"], pod.labels)]
     if not mine:
@@ -54,7 +54,7 @@ def allowed_ports(manifests: Sequence[Manifest], direction: str, pod: Pod, peer:
 
 
 def selectors_take_somebody(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """A selector that takes no pod is a misspelt one."""
+    """A selector that matches no pod is misspelt."""
     everybody = pods(manifests)
     for manifest in (m for m in manifests if m["metadata"]["name"] not in MADE_ELSEWHERE):
         kind, name, spec = manifest["kind"], manifest["metadata"]["name"], manifest.get("spec", {})
@@ -100,7 +100,7 @@ def _policy_ports(policy: Manifest, chosen: list[Pod]) -> Iterator[str]:
 
 
 def everything_is_closed_but_names(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Both directions are denied by default; names are looked up from pods of DNS and from the cache on each node."""
+    """Ingress and egress are denied by default; DNS is allowed to the DNS pods and to the cache on each node."""
     policies = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")]
     denied = [p for p in policies if p["podSelector"] == {} and not p.get("ingress") and not p.get("egress")]
     if not any(set(policy["policyTypes"]) == {"Ingress", "Egress"} for policy in denied):
@@ -119,7 +119,7 @@ def everything_is_closed_but_names(manifests: Sequence[Manifest]) -> Iterator[st
 
 
 def connections_are_those_that_the_parts_need(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Clients reach Redis and the Jobs API; Ray's pods reach each other; Ray and Redis reach nobody else."""
+    """Clients reach Redis and the Jobs API; Ray's pods reach each other; Ray and Redis reach no other pod."""
     everybody = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(manifests)}
     redis, head, worker = everybody["redis"], everybody["ray-head"], everybody["ray-worker"]
     clients = [pod for part, pod in everybody.items() if part in ("job-worker", "cli", "reconcile", "dashboard")]
@@ -136,7 +136,7 @@ def connections_are_those_that_the_parts_need(manifests: Sequence[Manifest]) -> 
 
 
 def addresses_lead_to_the_services(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """The Jobs API's address is that of the Service that KubeRay makes for the head."""
+    """The Jobs API's address is that of the Service that KubeRay creates for the head."""
     url = urlsplit(one(manifests, "ConfigMap", "nightshift")["data"].get("NIGHTSHIFT_RAY_JOBS_URL", ""))
     cluster = of_kind(manifests, "RayCluster")[0]
     head = next(pod for pod in pods([cluster]) if pod.labels["ray.io/node-type"] == "head")

@@ -82,7 +82,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the values of a JSON lines file, an empty list if it does not exist."""
+    """Return the values of a JSON Lines file, an empty list if it does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

@@ -1,7 +1,7 @@
 """A whole cluster of pods on this machine: Redis with ACL (and TLS), Ray with token auth, a job worker.
 
-Every command, argument, environment, mount and probe is that of the rendered manifests; KubeRay's part is played by
-`k8s_raynode`. Each pod has its own network behind the NetworkPolicies, a read-only root and a random user id.
+Every command, argument, environment, mount and probe comes from the rendered manifests; `k8s_raynode` replaces KubeRay.
+Each pod has its own network with the NetworkPolicies, a read-only root and a random user id.
 """
 
 import json
@@ -33,7 +33,7 @@ PLAN = {
 }
 TINY = ["--gpus-per-worker", "0", "--weights", "none", "--freeze", "none", "--image-size", "32"]
 RENDER = ["k8s", "render", "train", "/storage/digits", *TINY, "--epochs", "1", "--image", "nightshift:0.1.0"]
-# Few, because two cores that work for others too train 8 images a second.
+# Few, because two shared cores train 8 images/s.
 FEW_DIGITS = """
 from pathlib import Path
 from data_shards.sample_data import write_sample
@@ -52,19 +52,19 @@ except urllib.error.HTTPError as error:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What runs from the start, and what is needed to add to it."""
+    """The running pods, and what is needed to start more."""
 
     node: Node
     ray: Manifest
 
     @property
     def token(self) -> str:
-        """Ray's."""
+        """Ray's token."""
         return self.node.secrets["ray-token"]["auth_token"]
 
     @property
     def runs(self) -> Path:
-        """The runs' folder, as this machine sees it."""
+        """The runs folder, as a path of this machine."""
         return self.node.folder / "claims" / "storage" / "runs"
 
     def pod(self, name: str) -> RunningPod:
@@ -72,7 +72,7 @@ class Cluster:
         return next(pod for pod in reversed(self.node.running) if pod.name == name)
 
     def start_ray(self, name: str) -> RunningPod:
-        """Start a Ray pod and wait until the probe that KubeRay adds calls it healthy."""
+        """Start a Ray pod and wait until the probe that KubeRay adds succeeds."""
         pod = self.node.plan[name]
         running = self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.token))
         ask = ["python", "-c", STATUS, HEALTH]
@@ -80,7 +80,7 @@ class Cluster:
         return running
 
     def file(self, run_id: str, name: str) -> dict[str, Any]:
-        """Return a JSON file of a run's folder, empty while it is not there."""
+        """Return a JSON file of a run's folder, an empty dict while it does not exist."""
         file = self.runs / run_id / name
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
@@ -93,7 +93,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Redis, the head, one worker and the pod to type in, with a data set packed on the storage."""
+    """Redis, the head, one worker and the pod `cli`, with a packed data set on the storage."""
     options = ["tls"] if redis_has_tls() else []
     manifests = rendered("kind", options)
     ray = of_kind(manifests, "RayCluster")[0]
@@ -124,7 +124,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield standing
 
 
-def test_ray_lets_nobody_in_without_the_token(cluster):
+def test_ray_rejects_requests_without_the_token(cluster):
     ask = ["python", "-c", STATUS, "http://ray-head-svc:8265/api/jobs/"]
 
     assert cluster.pod("cli-0").exec(ask).stdout == "401\n"
@@ -132,7 +132,7 @@ def test_ray_lets_nobody_in_without_the_token(cluster):
     assert cluster.pod("cli-0").exec([*ask, cluster.token]).stdout == "200\n"
 
 
-def test_doctor_knows_a_cluster_that_lets_us_in_from_one_that_does_not(cluster):
+def test_doctor_distinguishes_a_valid_token_from_an_invalid_one(cluster):
     inside = cluster.pod("cli-0").exec(["nightshift", "doctor"])
     outside = cluster.pod("cli-0").exec(["nightshift", "doctor"], RAY_AUTH_TOKEN="guessed")
 
@@ -150,7 +150,7 @@ def job_worker(cluster: Cluster) -> RunningPod:
     return pod
 
 
-def test_a_search_goes_through_the_queue_and_leaves_a_leaderboard(cluster, job_worker):
+def test_a_queued_search_succeeds_and_writes_a_leaderboard(cluster, job_worker):
     wish = ["--trials", "2", "--epochs", "2", "--weights", "none", "--image-size", "32", "--gpus-per-worker", "0"]
 
     queued = cluster.pod("cli-0").exec(["nightshift", "search", "/storage/digits", *wish, "--concurrency", "1"])
@@ -167,7 +167,7 @@ def log_of(cluster: Cluster, run_id: str) -> str:
     return cluster.pod("cli-0").exec(["nightshift", "logs", run_id, "--tail", "40"]).stdout
 
 
-def test_a_queued_run_outlives_the_loss_of_its_ray_node(cluster, job_worker):
+def test_a_queued_run_survives_the_loss_of_its_ray_node(cluster, job_worker):
     queued = cluster.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", "6"])
     run_id = queued.stdout.strip()
     cluster.wait_for_epoch(run_id, 2)
@@ -181,7 +181,7 @@ def test_a_queued_run_outlives_the_loss_of_its_ray_node(cluster, job_worker):
     assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_job_worker_is_ready_answers_prometheus_and_ends_when_asked(cluster, job_worker):
+def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster, job_worker):
     port = job_worker.pod.annotations["prometheus.io/port"]
     ready = job_worker.exec(job_worker.container["readinessProbe"]["exec"]["command"])
     scraped = job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"])
@@ -190,7 +190,7 @@ def test_a_job_worker_is_ready_answers_prometheus_and_ends_when_asked(cluster, j
     assert job_worker.terminate(seconds=job_worker.pod.spec["terminationGracePeriodSeconds"]) == 0
 
 
-def test_a_rendered_run_goes_through_without_a_queue(cluster):
+def test_a_rendered_run_succeeds_without_a_queue(cluster):
     manifests = list(yaml.safe_load_all(cluster.pod("cli-0").exec(["nightshift", *RENDER]).stdout))
     config, job = manifests
     run_id = job["metadata"]["name"]
@@ -200,7 +200,7 @@ def test_a_rendered_run_goes_through_without_a_queue(cluster):
         (wish / name).write_text(text)
     entry = job["spec"]["entrypoint"].replace("/etc/nightshift", "/storage/wish").split()
 
-    # As KubeRay's submitter does it, from the submitter's pod, with the token that KubeRay gives it.
+    # As KubeRay's submitter does, from the submitter's pod, with the token that KubeRay passes to it.
     submit = ["ray", "job", "submit", "--address", "http://ray-head-svc:8265", "--submission-id", run_id, "--", *entry]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token}
     done = cluster.node.start("submitter-0", ["sleep", "infinity"]).exec(submit, seconds=200, **token)

@@ -1,4 +1,4 @@
-"""What passes the password in front of the two windows, asked of a real nginx."""
+"""Which requests a real nginx forwards to the two dashboards."""
 
 import base64
 import http.client
@@ -25,7 +25,7 @@ needs_nginx = pytest.mark.skipif(
 
 
 class Behind(BaseHTTPRequestHandler):
-    """What nginx asks: keeps the path and the headers of each request."""
+    """A server behind nginx: records the path and the headers of each request."""
 
     heard: list[tuple[str, dict[str, str]]]
 
@@ -36,18 +36,18 @@ class Behind(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def secret() -> dict[str, str]:
-    """The dashboard's Secret as k8s/secrets.sh draws it."""
+    """The dashboard's Secret as k8s/secrets.sh generates it."""
     return secrets_made()["dashboard"]
 
 
 @pytest.fixture
 def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[tuple[str, dict[str, str]]]]]:
-    """The port of the way in, and what was heard behind it."""
+    """The port of nginx, and the requests that it forwarded."""
     heard: list[tuple[str, dict[str, str]]] = []
     behind = ThreadingHTTPServer(("127.0.0.1", 0), type("Heard", (Behind,), {"heard": heard}))
     threading.Thread(target=behind.serve_forever, daemon=True).start()
@@ -70,7 +70,7 @@ def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[
 
 
 def here(text: str, folder: Path, port: int, behind: int) -> str:
-    """The configuration with this machine's places and addresses in place of the pod's."""
+    """The configuration with this machine's paths and addresses instead of the pod's."""
     text = text.replace("/tmp/", f"{folder}/").replace("/run/secrets/dashboard", str(folder))
     text = re.sub(r"resolver \S+", "resolver 127.0.0.1", text).replace("listen 8080", f"listen 127.0.0.1:{port}")
     return re.sub(r"127\.0\.0\.1:9181|ray-head-svc\.[\w.]+:8265", f"127.0.0.1:{behind}", text)
@@ -84,7 +84,7 @@ def answers(port: int) -> bool:
 
 
 def ask(port: int, path: str, password: str = "", method: str = "GET") -> int:
-    """Ask as a browser does and return the status."""
+    """Send a request as a browser does and return the status."""
     basic = base64.b64encode(f"nightshift:{password}".encode()).decode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request(method, path, headers={"Authorization": f"Basic {basic}"} if password else {})
@@ -94,7 +94,7 @@ def ask(port: int, path: str, password: str = "", method: str = "GET") -> int:
 
 
 @needs_nginx
-def test_the_password_ends_at_the_door_and_ray_hears_its_token_alone(windows, secret):
+def test_the_password_is_not_forwarded_and_ray_gets_only_its_token(windows, secret):
     port, heard = windows
     token = re.search(r"Bearer \w+", secret["ray-header.conf"])
 
@@ -108,7 +108,7 @@ def test_the_password_ends_at_the_door_and_ray_hears_its_token_alone(windows, se
 
 
 @needs_nginx
-def test_nobody_enters_without_the_password_and_nobody_changes_anything(windows, secret):
+def test_requests_without_the_password_and_requests_that_change_something_are_refused(windows, secret):
     port, heard = windows
 
     statuses = [ask(port, "/ray/"), ask(port, "/rq/", "guess"), ask(port, "/rq/", secret["password"], "POST")]

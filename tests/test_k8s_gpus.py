@@ -1,4 +1,4 @@
-"""A cluster that has let its idle GPUs go shows none, so it is told how many it can have."""
+"""A cluster without running GPU workers shows no GPUs, so a setting states how many it can add."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from trainer.specs import TrainSpec
 
 
 @pytest.mark.parametrize(("gpus", "workers", "each"), [(4, 1, 1), (4, 4, 1), (4, 8, 0), (0, 1, 0)])
-def test_auto_takes_the_gpus_that_the_cluster_would_fetch(tmp_path, gpus, workers, each):
+def test_auto_counts_the_gpus_that_the_autoscaler_can_add(tmp_path, gpus, workers, each):
     settings = Settings(storage=tmp_path, cluster_gpus=gpus)
 
     assert _cluster_gpus(settings, TrainSpec(shards="s", workers=workers)) == each
@@ -27,7 +27,7 @@ def test_more_gpus_than_the_cluster_can_have_are_refused_at_submit(tmp_path):
         checked(settings, TrainSpec(shards="s", workers=8, gpus_per_worker=1))
 
 
-def test_a_number_of_gpus_that_is_none_is_refused():
+def test_an_invalid_number_of_gpus_is_refused():
     with pytest.raises(SettingsError, match="NIGHTSHIFT_CLUSTER_GPUS 'many' is not a whole number"):
         Settings.read({"NIGHTSHIFT_CLUSTER_GPUS": "many"})
 

@@ -12,7 +12,7 @@ EXTRAS = PROJECT["optional-dependencies"].keys() - {"dev"}
 
 
 def complaints_of_image(text: str) -> list[str]:
-    """Return what is wrong with a Dockerfile for a read-only container of any user."""
+    """Return what prevents a Dockerfile's image from running read-only under any user id."""
     found = []
     build, _, last = text.partition(RUN_TIME)
     if text.count("\nFROM ") < 2 or "COPY --from=build" not in last:
@@ -43,7 +43,7 @@ def complaints_of_image(text: str) -> list[str]:
     return found
 
 
-def test_the_image_is_fit_for_a_read_only_container_of_any_user():
+def test_the_image_supports_a_read_only_container_with_any_user_id():
     assert complaints_of_image(DOCKERFILE) == []
 
 
@@ -66,13 +66,13 @@ def test_the_image_is_fit_for_a_read_only_container_of_any_user():
         ('ENTRYPOINT ["nightshift"]', 'ENTRYPOINT ["bash"]'),
     ],
 )
-def test_a_worse_image_is_found(line, worse):
+def test_an_unsuitable_image_is_detected(line, worse):
     assert line in DOCKERFILE
 
     assert complaints_of_image(DOCKERFILE.replace(line, worse)) != []
 
 
-def test_everything_that_the_image_copies_is_there_and_let_through():
+def test_everything_that_the_image_copies_exists_and_is_not_ignored():
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     sources = {source for words in copied for source in words.split()}
     allowed = {line[1:] for line in (K8S / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}

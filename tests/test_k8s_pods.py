@@ -1,4 +1,4 @@
-"""The pods' own commands, mounts, users and network, on this machine; without Ray, which test_k8s_cluster.py has."""
+"""The pods' own commands, mounts, users and network, on this machine; test_k8s_cluster.py adds Ray."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +50,7 @@ for line in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A machine with Redis and the pod `cli`; with TLS where a server with TLS is installed, else without."""
+    """A node with Redis and the pod `cli`; it uses TLS if a Redis server with TLS is installed."""
     options = ["tls"] if redis_has_tls() else []
     manifests = rendered("kind", options)
     parts = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(manifests)}
@@ -64,7 +64,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def open_folder(factory: pytest.TempPathFactory) -> Path:
-    """A folder whose parents the pods' user may pass."""
+    """A folder that the pods' user can reach."""
     folder = factory.mktemp("node")
     for place in (folder, *folder.parents):
         if place.stat().st_mode & 0o777 == 0o700:
@@ -86,7 +86,7 @@ def started(node: Node, name: str) -> RunningPod:
     return next(pod for pod in node.running if pod.name == name)
 
 
-def test_the_image_works_with_a_read_only_root_and_any_user(node):
+def test_the_image_works_with_a_read_only_root_and_any_user_id(node):
     cli = started(node, "cli-0")
     writes = (
         "for place in / /etc /opt /home /usr /root /run; do touch $place/x 2>/dev/null && echo wrote $place; done; true"
@@ -102,7 +102,7 @@ def test_the_image_works_with_a_read_only_root_and_any_user(node):
     assert "CapEff:\t0000000000000000" in cli.exec(["cat", "/proc/self/status"]).stdout
 
 
-def test_doctor_finds_redis_and_the_storage_as_the_manifests_wire_them(node):
+def test_doctor_finds_redis_and_the_storage_as_the_manifests_configure_them(node):
     answer = started(node, "cli-0").exec(["nightshift", "doctor"])
 
     lines = {line.split(":")[0]: line for line in answer.stdout.splitlines()}
@@ -118,7 +118,7 @@ def test_doctor_finds_redis_and_the_storage_as_the_manifests_wire_them(node):
         ("NIGHTSHIFT_RAY_JOBS_URL", "http://head-0:1", "NIGHTSHIFT_RAY_JOBS_URL"),
     ],
 )
-def test_doctor_explains_each_broken_wiring_in_one_line(node, variable, value, word):
+def test_doctor_explains_each_wrong_setting_in_one_line(node, variable, value, word):
     answer = started(node, "cli-0").exec(["nightshift", "doctor"], **{variable: value})
 
     cures = [line for line in answer.stdout.splitlines() if line.strip().startswith("cure:")]
@@ -151,8 +151,8 @@ def test_each_user_of_redis_may_do_its_own_work_and_no_more(node):
     assert ["refused" in line for line in pings] == [False, True]
 
 
-def test_a_pod_reaches_what_the_network_policies_let_it_and_nothing_else(node):
-    """The firewall is made of the rendered NetworkPolicies: what is shown is that they suffice and that they bind."""
+def test_a_pod_reaches_only_what_the_network_policies_allow(node):
+    """The firewall comes from the rendered NetworkPolicies: the test shows that they allow enough and not more."""
     python = ["python", "-c", LISTEN]
     for name, opened in (
         ("head-0", ["6379", "8265", "10001"]),
@@ -177,7 +177,7 @@ def test_a_pod_reaches_what_the_network_policies_let_it_and_nothing_else(node):
     assert reached("redis-0") == {"redis:6379"}
 
 
-def test_nothing_is_left_when_the_pods_are_gone(tmp_path_factory):
+def test_stopped_pods_leave_no_processes_or_mounts(tmp_path_factory):
     manifests = rendered("kind")
     plan = {"cli-0": next(pod for pod in pods(manifests) if pod.name == "cli")}
     with Node(open_folder(tmp_path_factory), manifests, secrets_made(), plan, {}) as node:

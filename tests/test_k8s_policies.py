@@ -18,7 +18,7 @@ EVERY = {policy.__name__: policy for policy in (*POLICIES, *WIRING, *SCHEDULING)
 @pytest.mark.parametrize(
     ("overlay", "components"), combinations(), ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
-def test_every_overlay_and_combination_obeys_every_policy(overlay, components):
+def test_every_overlay_and_combination_satisfies_every_policy(overlay, components):
     manifests = rendered(overlay, components)
 
     assert [f"{name}: {text}" for name, policy in EVERY.items() for text in policy(manifests)] == []
@@ -71,7 +71,7 @@ def remove(manifests: list[Manifest], kind: str, name: str) -> None:
     manifests.remove(one(manifests, kind, name))
 
 
-# For each policy the changes that it exists to find.
+# For each policy, the changes that it must detect.
 BREACHES: list[tuple[str, str, Change]] = [
     ("pods_run_as_nobody", "root", lambda m: deployment(m)["securityContext"].update(runAsUser=0)),
     ("pods_run_as_nobody", "perhaps root", lambda m: deployment(m)["securityContext"].pop("runAsNonRoot")),
@@ -319,7 +319,7 @@ BREACHES: list[tuple[str, str, Change]] = [
 
 
 @pytest.mark.parametrize(("name", "change"), [(n, c) for n, _, c in BREACHES], ids=[f"{n}-{t}" for n, t, _ in BREACHES])
-def test_each_policy_finds_its_breach(name, change):
+def test_each_policy_detects_its_violation(name, change):
     policy: Policy = EVERY[name]
     manifests = rendered("gpu-small")
 
@@ -328,7 +328,7 @@ def test_each_policy_finds_its_breach(name, change):
     assert list(policy(manifests)) != []
 
 
-def test_no_policy_is_without_a_breach_that_it_finds():
+def test_every_policy_has_a_violation_that_it_detects():
     assert {name for name, _, _ in BREACHES} == EVERY.keys()
 
 
@@ -352,7 +352,7 @@ def test_keda_counts_the_queues_that_job_workers_serve():
 
 
 @pytest.mark.parametrize(("overlay", "components"), [(o, c) for o, c in combinations() if "kueue" in c])
-def test_kueue_grants_all_that_the_standing_cluster_asks(overlay, components):
+def test_kueue_grants_all_that_the_permanent_cluster_requests(overlay, components):
     manifests = rendered(overlay, components)
     labels = one(manifests, "RayCluster", "ray")["metadata"]["labels"]
 
@@ -371,7 +371,7 @@ def test_kueue_grants_all_that_the_standing_cluster_asks(overlay, components):
     ],
     ids=["too little", "no quota", "not covered", "kueue before mig"],
 )
-def test_too_little_for_the_standing_cluster_is_found(change):
+def test_a_quota_too_small_for_the_permanent_cluster_is_detected(change):
     manifests = rendered("gpu-small", ["mig", "kueue"])
     change(manifests)
 
@@ -406,7 +406,7 @@ def test_every_manifest_says_in_a_comment_why_it_exists():
     assert bare == []
 
 
-def test_image_tags_stand_in_one_place():
+def test_image_tags_are_set_in_one_place():
     elsewhere = [file for file in K8S.rglob("*.yaml") if "newTag" in file.read_text()]
     tagged = [file for file in K8S.rglob("*.yaml") if re.search(r"image: \S+:[\w.]+", file.read_text())]
 

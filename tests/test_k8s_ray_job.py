@@ -39,7 +39,7 @@ def manifests_of(*more: str) -> list[Manifest]:
 @pytest.mark.parametrize(
     "more", [[], ["--queue", "team", "--gpus-per-worker", "0"], ["--keep", "2h", "--retries", "0"]]
 )
-def test_a_rendered_run_obeys_the_schemas_and_kuberays_rules(more):
+def test_a_rendered_run_satisfies_the_schemas_and_kuberays_rules(more):
     manifests = manifests_of(*more)
 
     assert [text for manifest in manifests for text in complaints_of_schema(manifest)] == []
@@ -48,7 +48,7 @@ def test_a_rendered_run_obeys_the_schemas_and_kuberays_rules(more):
 
 
 @needs_kubectl
-def test_a_rendered_run_obeys_the_policies_beside_what_is_installed():
+def test_a_rendered_run_satisfies_the_policies_together_with_the_installed_manifests():
     beside = rendered("gpu-small")
     not_for_it = (the_head_only_coordinates, only_the_autoscaler_holds_a_service_account_token)
     policies = [policy for policy in (*POLICIES, *SCHEDULING) if policy not in not_for_it]
@@ -73,7 +73,7 @@ def test_only_the_submitter_and_its_own_workers_reach_the_head_of_a_rendered_run
 
 
 @needs_kubectl
-def test_the_pods_of_a_rendered_run_are_those_of_the_standing_cluster():
+def test_the_pods_of_a_rendered_run_equal_those_of_the_permanent_cluster():
     standing = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(rendered("gpu-small")) if pod.is_ray}
     alone = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(manifests_of()) if pod.is_ray}
 
@@ -83,7 +83,7 @@ def test_the_pods_of_a_rendered_run_are_those_of_the_standing_cluster():
 
 
 @needs_kubectl
-def test_a_rendered_run_reads_a_bucket_with_the_secret_of_the_standing_cluster_where_there_is_one():
+def test_a_rendered_run_reads_a_bucket_with_the_secret_of_the_permanent_cluster_if_there_is_one():
     standing = secrets_read(rendered("gpu-small", ["s3"]))
     alone = secrets_read(manifests_of())
 
@@ -92,7 +92,7 @@ def test_a_rendered_run_reads_a_bucket_with_the_secret_of_the_standing_cluster_w
 
 
 def secrets_read(manifests: list[Manifest]) -> list[tuple[str, str, bool]]:
-    """Part, name, and whether it may be absent, of each Secret that Ray's containers take as their environment."""
+    """Part, name and `optional` of each Secret that Ray's containers use as environment."""
     return [
         (pod.labels["ray.io/node-type"], source["secretRef"]["name"], source["secretRef"].get("optional", False))
         for pod in pods(manifests)
@@ -103,7 +103,7 @@ def secrets_read(manifests: list[Manifest]) -> list[tuple[str, str, bool]]:
 
 
 def hull(pod: Pod) -> Manifest:
-    """A pod without its resources: user, termination grace period, mounts, ports."""
+    """The parts of a pod except its resources: user, termination grace period, mounts, ports."""
     first = pod.spec["containers"][0]
     mounts = [mount for mount in first["volumeMounts"] if mount["name"] != "spec"]
     environment = {v["name"]: v["value"] for v in first["env"] if v["name"].startswith("RAY_")}
@@ -114,14 +114,14 @@ def hull(pod: Pod) -> Manifest:
     }
 
 
-def test_the_spec_is_complete_and_asks_for_a_gpu_that_the_submitter_cannot_see():
+def test_the_spec_is_complete_and_requests_a_gpu_that_the_submitter_cannot_see():
     spec = json.loads(manifests_of("--lr", "1e-3", "--epochs", "3")[0]["data"]["spec.json"])
 
     assert spec["shards"] == "/storage/shards/chest"
     assert (spec["lr"], spec["epochs"], spec["workers"], spec["gpus_per_worker"]) == (1e-3, 3, 2, 1)
 
 
-def test_workers_have_one_gpu_each_unless_none_is_asked_for():
+def test_workers_have_one_gpu_each_unless_zero_are_requested():
     with_gpu = resources_of_worker(manifests_of())
     with_slice = resources_of_worker(manifests_of("--gpu-resource", "nvidia.com/mig-1g.10gb"))
     without = resources_of_worker(manifests_of("--gpus-per-worker", "0"))
@@ -170,7 +170,7 @@ def test_a_spec_that_can_never_work_prints_no_manifest(options, line):
     assert result.stdout == ""
 
 
-def test_shards_of_the_laptop_are_refused():
+def test_a_local_shards_folder_is_refused():
     result = CliRunner().invoke(cli, ["k8s", "render", "train", "shards", "--image", "nightshift:0.1.0"])
 
     assert str(result.exception).startswith("shards shards is not a path of the cluster")
@@ -188,7 +188,7 @@ def rendered_spec(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
-def test_the_command_inside_makes_the_run_folder_and_says_how_the_run_ended(rendered_spec, tmp_path):
+def test_the_command_in_the_pod_creates_the_run_folder_and_reports_how_the_run_ended(rendered_spec, tmp_path):
     run_id, folder = rendered_spec
     environment = {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 

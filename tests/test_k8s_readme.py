@@ -35,7 +35,7 @@ def test_every_nightshift_command_exists_and_takes_these_options(line):
     assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_every_folder_and_file_that_it_names_is_there():
+def test_every_folder_and_file_that_it_names_exists():
     named = re.findall(r"k8s/[\w./-]*\w", README) + [
         f"k8s/{name}" for name in re.findall(r"`((?:base|components)/[\w./-]+)`", README)
     ]
@@ -55,7 +55,7 @@ def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them()
 
 
 @needs_kubectl
-def test_it_tells_what_is_asked_for_when_idle():
+def test_it_states_what_an_idle_cluster_requests():
     manifests = rendered("gpu-small")
     cores, memory = idle(manifests, "cpu"), idle(manifests, "memory") / 2**30
 
@@ -68,7 +68,7 @@ def test_it_tells_what_is_asked_for_when_idle():
 
 
 def idle(manifests: list[Manifest], resource: str) -> float:
-    """Sum what every pod asks for that stays without work, the autoscaler's container included."""
+    """Sum the requests of all pods that remain when idle, the autoscaler's container included."""
     total = 0.0
     for manifest in manifests:
         copies = manifest.get("spec", {}).get("replicas", 1)

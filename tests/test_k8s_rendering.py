@@ -13,7 +13,7 @@ every_combination = pytest.mark.parametrize(
 
 
 @every_combination
-def test_every_core_manifest_obeys_its_schema_strictly(overlay, components):
+def test_every_core_manifest_is_valid_under_its_strict_schema(overlay, components):
     manifests = [m for m in rendered(overlay, components) if group_of(m) not in {"ray.io", *UNPUBLISHED}]
 
     assert [text for manifest in manifests for text in complaints_of_schema(manifest)] == []
@@ -21,7 +21,7 @@ def test_every_core_manifest_obeys_its_schema_strictly(overlay, components):
 
 @needs_kuberay_schemas
 @every_combination
-def test_every_ray_cluster_obeys_its_schema_strictly(overlay, components):
+def test_every_ray_cluster_is_valid_under_its_strict_schema(overlay, components):
     clusters = of_kind(rendered(overlay, components), "RayCluster")
 
     assert [text for cluster in clusters for text in complaints_of_schema(cluster)] == []
@@ -52,7 +52,7 @@ def test_no_two_manifests_share_a_kind_and_name(overlay, components):
         ("Deployment", "job-worker", ["spec"], {"replicas": "two"}),
     ],
 )
-def test_a_misspelt_field_of_a_core_kind_is_found(kind, name, path, misspelt):
+def test_a_misspelt_field_of_a_core_kind_is_detected(kind, name, path, misspelt):
     manifest = one(rendered("gpu-small"), kind, name)
     at(manifest, path).update(misspelt)
 
@@ -72,7 +72,7 @@ def test_a_misspelt_field_of_a_core_kind_is_found(kind, name, path, misspelt):
         (["spec", "workerGroupSpecs", 0, "template", "spec", "volumes", 0], {"emptydir": {}}),
     ],
 )
-def test_a_misspelt_field_of_a_ray_cluster_is_found(path, misspelt):
+def test_a_misspelt_field_of_a_ray_cluster_is_detected(path, misspelt):
     cluster = one(rendered("gpu-small"), "RayCluster", "ray")
     at(cluster, path).update(misspelt)
 
@@ -100,7 +100,7 @@ def test_a_misspelt_field_of_a_ray_cluster_is_found(path, misspelt):
         (["spec", "autoscalerOptions"], {"version": "v1", "idleTimeoutSeconds": -1}, "is negative"),
     ],
 )
-def test_what_kuberay_would_refuse_is_found(path, change, complaint):
+def test_a_ray_cluster_that_kuberay_would_reject_is_detected(path, change, complaint):
     manifests = rendered("gpu-small")
     at(one(manifests, "RayCluster", "ray"), path).update(change)
 

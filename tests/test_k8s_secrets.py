@@ -28,7 +28,7 @@ def test_the_secrets_are_those_that_the_manifests_name(options):
     }
 
 
-def test_every_drawing_is_another():
+def test_every_call_generates_different_secrets():
     first, second = secrets_made(), secrets_made()
 
     assert first["ray-token"]["auth_token"] != second["ray-token"]["auth_token"]
@@ -36,7 +36,7 @@ def test_every_drawing_is_another():
     assert len(first["ray-token"]["auth_token"]) == 64
 
 
-def test_redis_learns_only_the_hash_of_the_password_in_the_address():
+def test_redis_gets_only_the_hash_of_the_password_in_the_url():
     redis = secrets_made()["redis"]
     password = re.fullmatch(r"redis://nightshift:([0-9a-f]{64})@redis:6379/0", redis["url"])
 
@@ -46,7 +46,7 @@ def test_redis_learns_only_the_hash_of_the_password_in_the_address():
     assert redis["users.acl"].startswith("user default off\n")
 
 
-def test_the_certificate_is_the_authoritys_and_names_every_address_of_redis(tmp_path):
+def test_the_certificate_is_signed_by_the_authority_and_names_every_address_of_redis(tmp_path):
     tls = secrets_made("--tls")["redis-tls"]
     for name, text in tls.items():
         (tmp_path / name).write_text(text)

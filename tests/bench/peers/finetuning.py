@@ -1,4 +1,4 @@
-"""A fine-tuning step with the package as it comes: eager float32, its own memory-efficient swish, AdamW."""
+"""A fine-tuning step with unmodified efficientnet_pytorch: eager float32, its own memory-efficient swish, AdamW."""
 
 from collections.abc import Callable
 from pathlib import Path

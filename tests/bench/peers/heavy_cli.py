@@ -1,4 +1,4 @@
-"""A command line as it grows by itself: its modules import what their functions use, at the top.
+"""A typical command line without lazy imports: its modules import everything at the top.
 
 python -m tests.bench.peers.heavy_cli STORAGE list
 """

@@ -1,6 +1,6 @@
-"""How images are loaded elsewhere: WebDataset with its own decoder, and torchvision's ImageFolder.
+"""Image loading with other libraries: WebDataset with its own decoder, and torchvision's ImageFolder.
 
-In their fastest plain form: Pillow resizes before the pixels become a tensor, and batches are made in the workers.
+Both in their fastest standard form: Pillow resizes before the pixels become a tensor, and the workers make the batches.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Jobs as they are written for a plain `rq worker`: nothing is imported before it is needed, in the job."""
+"""Jobs for a plain `rq worker`, written in the usual way: each job imports its modules when it runs."""
 # ruff: noqa: PLC0415 -- a job imports when it runs
 
 from pathlib import Path
@@ -10,7 +10,7 @@ def noop() -> bool:
 
 
 def first_step(images: str, weights: str) -> dict[str, float]:
-    """Take the first training step of a head on a frozen backbone; return its moment and its loss."""
+    """Run the first training step of a head on a frozen backbone; return its time and its loss."""
     import time
 
     import ray  # noqa: F401, what the job goes on with
@@ -31,7 +31,7 @@ def first_step(images: str, weights: str) -> dict[str, float]:
 
 
 def first_step_with_ray(images: str, weights: str) -> dict[str, float]:
-    """Take the same step in a Ray Train worker, as Ray's documentation has it."""
+    """Run the same step in a Ray Train worker, as in Ray's documentation."""
     import logging
 
     import ray

@@ -1,4 +1,4 @@
-"""Searches as a competent user writes them with the stock libraries' documentation.
+"""Searches as an experienced user would write them from the libraries' documentation.
 
 `plain`: a Tuner whose trials each call TorchTrainer.fit(): ImageFolder, DataLoader, the backbone in every epoch.
 `strong`: features cached by hand beforehand, class Trainables of one CPU with reuse_actors, Optuna and ASHA.

@@ -1,4 +1,4 @@
-"""Runs one of the peer searches in a process of its own; prints its best validation loss and what it took, as JSON.
+"""Run one of the peer searches in a separate process; print its best validation loss and its times as JSON.
 
 python -m tests.bench.peers.search_alone plain|strong IMAGES WEIGHTS STORAGE TRIALS EPOCHS
 """
