@@ -9,11 +9,11 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make install     .venv with the nightshift command in it"
-	@echo "make demo        the whole path on sample data: pack, queue, train on 2 workers, evaluate, report"
+	@echo "make demo        an end-to-end run on sample data: pack, queue, train on 2 workers, evaluate, report"
 	@echo "make check       style, types and layers"
-	@echo "make test        the tests; make test-slow: the long ones too"
-	@echo "make bench       the benchmarks, beside their peers"
-	@echo "make lock        requirements.lock anew from pyproject.toml"
+	@echo "make test        the tests; make test-slow also runs the slow ones"
+	@echo "make bench       the benchmarks against their peers"
+	@echo "make lock        rebuild requirements.lock from pyproject.toml"
 
 install: $(READY)
 
