@@ -218,7 +218,10 @@ def test_a_training_that_fills_its_disk_says_the_cure_and_retry_ends_it(
             ended = reaches(here.storage, run_id, "succeeded", "failed", "lost", seconds=300)
 
         assert failed.why is not None
-        assert "No space left on device; free space there and retry the run; it resumes from its last valid checkpoint" in failed.why
+        assert (
+            "No space left on device; free space there and retry the run; it resumes from its last valid checkpoint"
+            in failed.why
+        )
         assert (failed.state, failed.attempt, failed.losses) == ("failed", 1, 0)
         assert published == (False, False)
         assert (ended.state, ended.attempt) == ("succeeded", 2)

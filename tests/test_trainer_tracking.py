@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.exit_codes import ExitCode
 from cluster.files import append_line, read_json, write_json, write_text
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
@@ -268,3 +269,29 @@ def test_a_resumed_training_logs_each_epoch_once(
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(server, run.info.run_id, "valid_accuracy")] == epochs
     assert run.data.metrics["final/accuracy"] == read_json(paths.result)["metrics"]["accuracy"]
+
+
+TRACK_WITH_A_QUESTION = """
+import sys
+from contextlib import contextmanager
+import trainer.__main__ as command_line
+
+@contextmanager
+def track_run(attempt, spec):
+    print("torch" in sys.modules, "trainer.train" in sys.modules)
+    raise command_line.Stopped("asked")
+    yield
+
+command_line.track_run = track_run
+sys.exit(command_line.main([sys.argv[1]]))
+"""
+
+
+def test_a_run_imports_torch_before_the_tracking_thread_starts(paths: RunPaths) -> None:
+    write_json(paths.spec, SPEC.to_json())
+
+    asked = subprocess.run(
+        [sys.executable, "-c", TRACK_WITH_A_QUESTION, str(paths.folder)], capture_output=True, text=True, check=False
+    )
+
+    assert (asked.stdout, asked.returncode) == ("True True\n", ExitCode.STOPPED), asked.stderr

@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
             spec = read_spec(attempt.paths.spec)
             if attempt.settings.ray_address is None:
                 set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
+            command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
-                result = command_for(spec)(attempt, spec)
+                result = command(attempt, spec)
                 result.publish(attempt.lease)
                 tracking.result = result
         except Exception as error:
