@@ -37,7 +37,7 @@ CLASSES = OptionGroup(
     "Classes",
     (
         click.option("--classes", metavar="A,B",
-                     help="Pack only these class folders, without checking that their names look like classes."),
+                     help="Pack only these class folders, even if their names are those of splits, masks or parts."),
         click.option("--drop-class", "drop_classes", multiple=True, metavar="CLASS",
                      help="Exclude this class; can be repeated."),
     ),

@@ -15,7 +15,8 @@ HEAD_WIDTH = option(TrainSpec, "head_width", "Units of the hidden layer of the h
 DROPOUT = option(TrainSpec, "dropout", "Dropout probability before the output layer.", metavar="P")
 AUGMENT_STRENGTH = option(TrainSpec, "augment_strength", "Strength of --augment, from 0 to 4.", metavar="FACTOR")
 BATCH_SIZE = option(
-    TrainSpec, "batch_size", "Global batch size (images per step, over all workers); auto means 32 with --accumulate.",
+    TrainSpec, "batch_size",
+    "Global batch size (images per step, over all workers); auto means --batch-size 32 --accumulate.",
     type=BatchSize(), metavar="N|auto",
 )  # fmt: skip
 LR = option(TrainSpec, "lr", "Peak learning rate of the head.", metavar="RATE")
