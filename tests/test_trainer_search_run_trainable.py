@@ -6,15 +6,18 @@ import time
 
 import pytest
 
-from cluster.files import read_json, read_lines
+from cluster.files import append_line, read_json, read_lines
+from cluster.run_paths import TrialPaths
 from tests.searched import search_spec, table_of
 from tests.trained import done, new_run, trainer_process
+from trainer.search.run_trainable import Training
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 LR_ALONE = {"lr": {"low": 1e-5, "high": 1e-2, "log": True}, "dropout": None, "head_width": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -39,6 +42,7 @@ def test_a_fine_tuning_search_completes_on_two_cpus(tmp_path, digits_shards, opt
     assert left <= {f"trial-{table.best().trial:06d}"}
 
 
+@pytest.mark.slow
 def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their_mean(tmp_path, digits_shards):
     spec = search_spec(digits_shards, freeze="none", space=LR_ALONE, trials=1, epochs=2, repeats=2, ema=0.5)
     paths = new_run(tmp_path, spec, "search-20261123-000000-abcdef")
@@ -64,3 +68,32 @@ def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their
         assert record.report.spread == pytest.approx(abs(losses[0] - losses[1]) / 2, rel=0.05)
     assert read_json(paths.best / "manifest.json")["epoch"] == table.best().epoch
     assert not list(paths.checkpoints.glob("trial-*"))
+
+
+def test_an_epoch_is_reported_when_its_model_has_been_saved(tmp_path):
+    training = Training.__new__(Training)  # without its thread
+    training.paths = TrialPaths(tmp_path / "trial-000000")
+    training.paths.checkpoints.mkdir(parents=True)
+    line = {"epoch": 1, "best": True}
+    append_line(training.paths.metrics, line)
+
+    before = training.has_saved(line)
+    (training.paths.checkpoints / "best-000001").mkdir()
+    after = training.has_saved(line)
+
+    assert (before, after) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "line", [{"epoch": 1, "best": False}, {"epoch": 1, "best": True}], ids=["not best", "replaced"]
+)
+def test_an_epoch_without_a_model_of_its_own_is_reported_too(tmp_path, line):
+    training = Training.__new__(Training)
+    training.paths = TrialPaths(tmp_path / "trial-000000")
+    training.paths.folder.mkdir(parents=True)
+    for one in (line, {"epoch": 2, "best": True}):
+        append_line(training.paths.metrics, one)
+
+    reported = training.has_saved(line)
+
+    assert reported

@@ -69,7 +69,7 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         while True:
             ended = self.training.has_ended()  # before the file is read: then the file has its last line
             line = next((one for one in self.training.lines() if one["epoch"] > self.reported), None)
-            if line is not None:
+            if line is not None and (ended or self.training.has_saved(line)):
                 self.reported = line["epoch"]
                 return self._report(self.training, line)
             if ended:
@@ -131,6 +131,13 @@ class Training:
             return None
         folder = self.paths.checkpoints / f"best-{line['epoch']:06d}"
         return str(folder.relative_to(self.paths.folder.parent))
+
+    def has_saved(self, line: dict[str, Any]) -> bool:
+        """Whether the model of the line's epoch can be read: the line is written first, the checkpoint after it."""
+        candidate = self.candidate(line)
+        if candidate is None or (self.paths.folder.parent / candidate).exists():
+            return True
+        return bool(self.lines()[-1]["epoch"] > line["epoch"])  # a later best has replaced it
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and stop."""
