@@ -7,6 +7,7 @@ Ray's processes start their own sessions, so killing a process group does not re
 subreaper (prctl PR_SET_CHILD_SUBREAPER): the kernel makes orphaned descendants its children, and /proc lists them.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -71,11 +72,12 @@ def _is_alive(pid: int) -> bool:
 def _children(pid: int) -> list[int]:
     """Return the children of a process from the kernel's list in /proc."""
     found: list[int] = []
-    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(child) for child in threads.read_text().split()]
-        except OSError:
-            continue  # the process ended in between
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 -- reads the whole folder at once
+            with contextlib.suppress(OSError):  # the thread ended in between
+                found += [int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    except OSError:
+        pass  # the process ended in between
     return found
 
 

@@ -1,9 +1,12 @@
-"""The guard: one process on a leash with all below it, in sessions of their own or not."""
+"""The guard: a process and all its descendants end together, whatever sessions they are in."""
 
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from cluster import guard
 from tests.stack import eventually
@@ -89,3 +92,11 @@ def test_both_ways_of_finding_descendants_agree() -> None:
         shell.wait(timeout=5)
 
     assert sorted(by_lists) == sorted(by_parents)
+
+
+def test_a_process_that_ends_while_its_children_are_listed_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)  # as seen a moment before
+
+    assert guard._children(ended.pid) == []

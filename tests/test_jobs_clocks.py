@@ -95,7 +95,7 @@ def test_a_window_that_only_one_clock_sees_open_neither_loses_nor_repeats_the_ru
     here = datetime.now().astimezone()
     window = f"{here + timedelta(minutes=3):%H:%M}-{here + timedelta(hours=3):%H:%M}"
     with ahead.workers(settings):  # its reconciler queues the run, which both may take
-        assert eventually(lambda: redis.exists("nightshift:role:keeper") == 1)
+        assert eventually(lambda: redis.exists("nightshift:role:reconciler") == 1)
         with behind.workers(settings, 3):
             assert eventually(lambda: len(live_workers(redis)) == 4)
             run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.1), JobRequest(window=window))
