@@ -41,6 +41,11 @@ class TrainingPaths:
         return self.folder / "best"
 
     @property
+    def predictions(self) -> Path:
+        """The predictions for each image of the split that was evaluated."""
+        return self.folder / "predictions.safetensors"
+
+    @property
     def scratch(self) -> Path:
         """Temporary files, such as Ray's; safe to delete while no attempt runs."""
         return self.folder / "scratch"
@@ -130,11 +135,6 @@ class RunPaths(TrainingPaths):
     def events(self) -> Path:
         """TensorBoard event files; each trial of a search has its own folder in it."""
         return self.folder / "tensorboard"
-
-    @property
-    def predictions(self) -> Path:
-        """The predictions for each image of the split that was evaluated."""
-        return self.folder / "predictions.safetensors"
 
     def predicted(self, form: str) -> Path:
         """The table that `predict` writes; `form` is "csv" or "json"."""

@@ -7,12 +7,17 @@ import pytest
 from cluster.errors import LeaseLost
 from cluster.files import read_json, read_lines
 from cluster.lease import Lease
-from cluster.run_paths import RunPaths
+from cluster.run_paths import RunPaths, TrialPaths
+from cluster.settings import Settings
 from data_shards.errors import BadIndex
 from tests.trained import at_epoch, attempted, done, evaluated, new_run, train_spec
+from trainer.attempt import Attempt
 from trainer.data.feature_cache import FeatureCache, FeatureKey
+from trainer.distributed.ray_train import run_on_workers
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
 from trainer.model.bundle import read_model
+from trainer.training.worker import train_on_worker
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +200,15 @@ def spoil_features(storage):
 
 def as_tuple(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def test_a_training_inside_a_search_publishes_in_its_own_folder_alone(tmp_path, digits_shards):
+    spec = train_spec(digits_shards, epochs=1)
+    paths = new_run(tmp_path, spec)
+    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
+    trial = TrialPaths(paths.checkpoints / "trial-000000")
+
+    run_on_workers(train_on_worker, WorkerTask(attempt=attempt, spec=spec, source=None, trial=trial))
+
+    assert (trial.best.exists(), trial.predictions.exists()) == (True, True)
+    assert (paths.best.exists(), paths.predictions.exists()) == (False, False)

@@ -131,17 +131,17 @@ def split_metrics(
 
 
 def save_predictions(context: WorkerContext[Any], outputs: ModelOutputs) -> None:
-    """Write `predictions.safetensors` into the run folder; only rank 0 writes.
+    """Write `predictions.safetensors` into the folder of the run or trial; only rank 0 writes.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
     """
     if not context.process_group.is_rank_zero:
         return
-    attempt = context.task.attempt
-    attempt.lease.check()
+    context.task.attempt.lease.check()
     ids = np.arange(len(outputs.labels), dtype=np.int64)
-    Predictions(ids=ids, labels=outputs.labels, probabilities=outputs.probabilities()).write(attempt.paths.predictions)
+    predictions = Predictions(ids=ids, labels=outputs.labels, probabilities=outputs.probabilities())
+    predictions.write(context.task.paths.predictions)
 
 
 def epoch_metrics(outputs: ModelOutputs) -> dict[str, Any]:
