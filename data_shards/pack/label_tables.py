@@ -45,10 +45,13 @@ def best_table(root: Path, files: Iterable[str], images: Mapping[str, Sequence[s
     """
     tables = [name for name in files if name.lower().endswith(TABLE_ENDINGS) and (root / name).is_file()]
     tables = sorted(tables, key=lambda name: (-(root / name).stat().st_size, name))[:MAX_TABLES]
-    cells = {name: frozenset(_cells(root / name)) for name in tables}
-    for where, of_group in images.items():
-        shares = [LabelTable(name=name, share=_share(cells[name], of_group), where=where) for name in tables]
-        best = max(shares, key=lambda table: table.share, default=None)
+    candidates: dict[str, list[LabelTable]] = {where: [] for where in images}
+    for name in tables:
+        cells = frozenset(_cells(root / name))  # of one table at a time: it may have millions
+        for where, of_group in images.items():
+            candidates[where].append(LabelTable(name=name, share=_share(cells, of_group), where=where))
+    for found in candidates.values():
+        best = max(found, key=lambda table: table.share, default=None)
         if best and best.share >= MOST_IMAGES:
             return best
     return None
