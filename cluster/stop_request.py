@@ -60,10 +60,15 @@ class StopRequest:
 
     def publish(self, file: Path) -> None:
         """Write the request, unless there is one for the same attempt. A cancel replaces every other reason."""
+        if self._is_covered(file):  # without the lock, for those that ask several times a second
+            return
         with locked(file.with_name(".stop.lock")):
-            earlier = StopRequest.read(file, self.attempt) if self.attempt is not None else None
-            if earlier is None or self._outranks(earlier):
+            if not self._is_covered(file):
                 write_json(file, self.to_json())
+
+    def _is_covered(self, file: Path) -> bool:
+        earlier = StopRequest.read(file, self.attempt) if self.attempt is not None else None
+        return earlier is not None and not self._outranks(earlier)
 
     def _outranks(self, earlier: "StopRequest") -> bool:
         return self.reason == CANCEL and (earlier.reason != CANCEL or (self.now and not earlier.now))
