@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from trainer.errors import ModelMismatch, TrainerError
-from trainer.evaluation.bootstrap import Floats, Labels, Mask
+from trainer.evaluation.bootstrap import Floats, Labels, Mask, ranked_classes
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.intervals import class_intervals, confidence_intervals
 
@@ -161,7 +161,7 @@ def _ranking(
     probabilities: Floats, labels: Labels, classes: tuple[str, ...], positive: int
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Return AUROC and average precision: of `positive` for two classes, else the one-vs-rest macro average."""
-    chosen = [positive] if len(classes) == 2 else range(len(classes))  # noqa: PLR2004
+    chosen = ranked_classes(len(classes), positive)
     present = np.unique(labels)
     ranked = [c for c in chosen if c in present] if len(present) > 1 else []
     if not ranked:
