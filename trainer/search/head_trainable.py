@@ -16,7 +16,7 @@ from trainer.errors import Stopped, TrainerError
 from trainer.search.asha import rungs_of
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.trial_files import PauseSignal, repeat_folder, write_candidate
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
+from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec
 from trainer.specs.metric import is_better, loss_of
 
@@ -88,7 +88,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         lines = [head.epoch() for head in self._heads_behind()]
         values = [head.value for head in self.heads if head.value is not None]
         if len(values) < len(self.heads):
-            raise TrainerError(f"{self.task.spec.best_by} is undefined on the valid split; choose another --metric")
+            raise TrainerError(undefined_metric(self.task.spec.best_by))
         epoch = max(head.state.epoch for head in self.heads)
         report = TrialReport.of_repeats(lines, epoch=epoch, values=values, candidate=None)
         return replace(report, candidate=self._candidate(report.value, values))

@@ -143,7 +143,7 @@ class HeadTraining(LoopHooks):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The weights that the last validation model_outputs."""
+        """The weights that the last validation used."""
         return dict(self.ema.module.state_dict())
 
     def save(self, state: TrainState) -> None:

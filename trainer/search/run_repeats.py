@@ -21,10 +21,9 @@ from trainer.search.run_trainable import (
     Training,
     epoch_step_on_worker,
     task_in,
-    undefined_metric,
 )
 from trainer.search.trial_files import repeat_folder, write_candidate
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
+from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, build
 from trainer.specs.metric import is_better, loss_of
 from trainer.training.checkpointer import MODULE, TRAIN_STATE
@@ -70,7 +69,7 @@ class RepeatedRunTrainable(RunTrainable):
         lines = [repeat.line(self.reported) for repeat in repeats]
         values = [float(line[name]) for line in lines if line[name] is not None]
         if len(values) < len(lines):
-            return TrialStep(end=undefined_metric(spec))
+            return TrialStep(end=TrialEnd.failed(undefined_metric(spec.best_by)))
         report = TrialReport.of_repeats(lines, epoch=self.reported, values=values, candidate=None)
         report = replace(report, seconds=seconds, candidate=self._candidate(report.value, values, repeats))
         is_over = all(repeat.is_over(self.reported) for repeat in repeats)
@@ -126,7 +125,7 @@ class _Repeat:
         return lines[-1]
 
     def tensors(self) -> dict[str, Any]:
-        """Return the weights of its newest checkpoint, which the last validation model_outputs."""
+        """Return the weights of its newest checkpoint, which the last validation used."""
         found = self._newest()
         assert found is not None  # noqa: S101
         if not (found / EMA).exists():

@@ -21,7 +21,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
 from trainer.search.trial_files import PauseSignal, trial_folder
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
+from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.worker import train_model, train_on_worker
@@ -82,16 +82,11 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         value = line.get(f"valid_{self.task.spec.best_by}")
         if value is None:
             training.stop()
-            return TrialStep(end=undefined_metric(self.task.spec))
+            return TrialStep(end=TrialEnd.failed(undefined_metric(self.task.spec.best_by)))
         report = TrialReport.of_repeats(
             [line], epoch=line["epoch"], values=[float(value)], candidate=training.candidate(line)
         )
         return TrialStep(reports=(report,))
-
-
-def undefined_metric(spec: SearchSpec) -> TrialEnd:
-    """Return the end of a trial whose metric the valid split leaves undefined."""
-    return TrialEnd.failed(f"{spec.best_by} is undefined on the valid split; choose another --metric")
 
 
 def task_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:

@@ -27,7 +27,7 @@ from trainer.specs.search_space import SEARCHED, Config
 State = Literal["running", "paused", "finished", "failed"]
 Outcome = Literal["paused", "finished", "failed"]
 
-FIGURES = ("train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")  # as `metrics.jsonl` names them
+METRICS = ("train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")  # as `metrics.jsonl` names them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,23 +82,23 @@ class TrialReport:
         """Return the report of an epoch: means over the repeats, and the sum of their seconds.
 
         Args:
-            lines: The epoch's line of `metrics.jsonl`, of each repeat. A figure that one of them lacks is None.
+            lines: The epoch's line of `metrics.jsonl`, of each repeat. A metric that one of them lacks is None.
             epoch: Its number.
             values: The metric that ranks, of each repeat.
             candidate: See the class.
         """
-        figures = dict[str, float | None]()
-        for name in FIGURES:
+        metrics = dict[str, float | None]()
+        for name in METRICS:
             known = [line[name] for line in lines if line.get(name) is not None]
             average = sum if name == "seconds" else statistics.fmean
-            figures[name] = average(known) if len(known) == len(lines) else None
+            metrics[name] = average(known) if len(known) == len(lines) else None
         spread = statistics.pstdev(values) if len(values) > 1 else None
-        return cls(epoch=epoch, value=statistics.fmean(values), spread=spread, candidate=candidate, **figures)
+        return cls(epoch=epoch, value=statistics.fmean(values), spread=spread, candidate=candidate, **metrics)
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> "TrialReport":
         """Return the report in an "epoch" event, whose other keys are ignored."""
-        optional = {name: event.get(name) for name in ("spread", "candidate", *FIGURES)}
+        optional = {name: event.get(name) for name in ("spread", "candidate", *METRICS)}
         return cls(epoch=int(event["epoch"]), value=float(event["value"]), **optional)
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +144,11 @@ class TrialEnd:
         """Return the event."""
         details = {"why": self.why, "error": self.error}
         return {"event": self.outcome} | {name: value for name, value in details.items() if value is not None}
+
+
+def undefined_metric(metric: str) -> str:
+    """Return the error of a trial whose metric is undefined on the valid split."""
+    return f"{metric} is undefined on the valid split; choose another --metric"
 
 
 @dataclass(frozen=True, kw_only=True)
