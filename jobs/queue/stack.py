@@ -50,9 +50,8 @@ class Stack:
             StackError: A job worker ended for the third time within a minute; another start would not help.
         """
         if self.server is not None and not self.server.is_alive:
-            self.server = embedded_redis.ensure_running(
-                self.settings.storage, ends_with_caller=True
-            )  # at its old address
+            # At its old address.
+            self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)
             embedded_redis.claim_shutdown(self.settings.storage)
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:

@@ -25,6 +25,7 @@ from trainer.data.folder_scan import scan_folder
 from trainer.errors import SpecError
 
 PREFETCH_BATCHES = 2  # per loader worker
+SAMPLES = 16  # images that an exported file is compared with its model on
 DICOM_ERROR = "DICOM is not supported; convert it to PNG"
 
 
@@ -170,18 +171,14 @@ class _DecodeDataset(Dataset[Any]):
             return f"its pixels cannot be decoded ({type(error).__name__})"
 
 
-SAMPLES = 16
-
-
 def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, image_size: int) -> Tensor:
     """Return up to `SAMPLES` images, (n, 3, S, S) uint8, evenly spaced in `given` or in the model's own data.
 
     Raises:
         SpecError: There are no readable images.
     """
-    part = image_sources((given or _training_shards(settings, manifest),))[
-        -1
-    ]  # the last split of shards, which is test if there is one
+    sources = image_sources((given or _training_shards(settings, manifest),))
+    part = sources[-1]  # the last split of shards, which is test if there is one
     pixels = _sample(part, image_size)
     if not len(pixels):
         raise SpecError(f"no image in {given} can be read; give other images with --samples")
