@@ -86,3 +86,7 @@ def test_every_package_of_the_project_is_in_the_image():
 
     assert packages
     assert all(f"\nCOPY {name} {name}\n" in DOCKERFILE for name in re.findall(r'"(\w+)"', packages[1]))
+
+
+def test_the_image_is_built_with_the_readme_and_the_license_that_the_package_names():
+    assert f"COPY {' '.join((PROJECT['readme'], *PROJECT['license-files']))} ./\n" in DOCKERFILE
