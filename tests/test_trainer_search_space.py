@@ -57,7 +57,7 @@ def test_every_point_of_a_grid_lies_within_its_range(low, factor, points, log):
         ({"window": "20:00-20:00"}, "window 20:00-20:00 never opens; its start and end must differ"),
         (
             {"space": {"batch_size": (8, 9)}, "workers": 2},
-            "batch_size 9 does not split evenly over 2 workers",
+            "batch_size 9 does not split evenly over 2 workers; use a multiple of 2",
         ),
         (
             {"space": {"lr": None, "dropout": None, "head_width": None}},

@@ -105,7 +105,8 @@ def _download(url: str, path: Path) -> None:
             file.flush()
             _check_sha256(draft, path)
     except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+        cause = getattr(error, "reason", error)
+        reason = getattr(cause, "strerror", None) or cause  # without the number of the system's error
         raise WeightsError(
             f"{path.name} cannot be downloaded ({reason}); download it from {url} to {path.parent} "
             "on a machine with internet access, or use --weights FILE or --weights none"

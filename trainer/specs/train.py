@@ -75,7 +75,10 @@ class TrainOptions(Spec):
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
         if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} does not split evenly over {self.workers} workers")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split evenly over {self.workers} workers; "
+                f"use a multiple of {self.workers}"
+            )
         if self.batch_size < 2 * self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} gives {self.workers} workers fewer than 2 images each, "
