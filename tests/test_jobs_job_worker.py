@@ -1,19 +1,23 @@
 """What the job worker takes from inside RQ: a release that moves it fails here, before a worker loses a run."""
 
 import inspect
+import os
+import signal
 
 import pytest
 import rq
 from rq.job import JobStatus
 
 from jobs.queue.entries import RunEntry, new_entry
-from jobs.queue.job_worker import JobWorker
+from jobs.queue.job_worker import JobWorker, work
 from jobs.queue.queues import RunQueue, queue
+from jobs.queue.worker_list import live_workers
 
 OVERRIDDEN = {
     JobWorker: (
         rq.Worker,
         {
+            "bootstrap": ["self", "logging_level", "date_format", "log_format"],
             "execute_job": ["self", "job", "queue"],
             "main_work_horse": ["self", "job", "queue"],
             "fork_work_horse": ["self", "job", "queue"],
@@ -57,3 +61,24 @@ def test_an_entry_carries_the_status_and_queue_that_rq_expects(redis) -> None:
     fields = new_entry(redis, "train-20261123-203000-a1b2c3", target.name).to_dict()
 
     assert (fields["status"], fields["origin"]) == (JobStatus.QUEUED, "nightshift-high")
+
+
+def test_a_stop_while_the_worker_registers_in_redis_is_a_clean_end(settings, redis, monkeypatch):
+    seen = []
+
+    def stop_while_it_registers(worker):
+        seen.extend(live_workers(redis))
+        assert signal.getsignal(signal.SIGTERM) == worker.request_stop  # the default would end the tests here
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JobWorker, "subscribe", stop_while_it_registers)
+    monkeypatch.setattr("cluster.guard.adopt_orphans", lambda: None)  # the tests' own process stays as it is
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        work(settings)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    assert len(seen) == 1
+    assert live_workers(redis) == []

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import redis
 import rq
@@ -72,6 +73,18 @@ class JobWorker(rq.Worker):
             serializer=JSONSerializer,
             log_job_description=False,
         )
+
+    def bootstrap(self, *args: Any) -> None:
+        """Register in Redis, with RQ's signal handlers already set: RQ itself sets them only afterwards.
+
+        Without them, SIGTERM would end a worker that lost Redis at this moment instead of draining it.
+        """
+        self._install_signal_handlers()  # type: ignore[no-untyped-call]
+        try:
+            super().bootstrap(*args)
+        except StopRequested:
+            self.register_death()  # type: ignore[no-untyped-call]
+            raise
 
     # --- one run, from the queue to its end
 
