@@ -35,6 +35,7 @@ class PackOptions:
         group_by: CSV with the columns file and group, or a regular expression on the name; None for no groups.
         classes: Take these class folders alone, and take them as classes whatever their names look like; empty: all.
         drop_classes: Leave these class folders out.
+        multi_label: Each image has several labels: a target for each class.
         seed: Random seed of the division into splits.
         shard_bytes: Maximum size of a shard; a larger sample gets a shard of its own. A small split gets smaller
             shards, about eight, so that several workers can share it.
@@ -48,6 +49,7 @@ class PackOptions:
     group_by: str | None = None
     classes: tuple[str, ...] = ()
     drop_classes: tuple[str, ...] = ()
+    multi_label: bool = False
     seed: int = 0
     shard_bytes: int = 64 * MEGABYTE
     max_bad: float = 0.01
@@ -71,5 +73,5 @@ class PackOptions:
         return stored
 
 
-LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels")
+LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels", "multi_label")
 DEFAULTS: dict[str, Any] = asdict(PackOptions()) | asdict(EncodeOptions())

@@ -14,6 +14,7 @@ from data_shards.pack.layout_checks import check_class_names, check_layout
 from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
 from data_shards.pack.options import PackOptions
 from data_shards.pixels import FORMAT_NAMES
+from data_shards.targets import Targets
 
 SHOWN = 3  # names in an error
 TABLE_DEPTH = 1  # levels below the root at which a table of labels is searched
@@ -27,13 +28,16 @@ class SourceImage:
         name: Path below the root of the layout, with "/" between its parts, in composed Unicode: the same on every
             system.
         split: The split that the source gives it, None if the source has no split folders.
-        label: Its class.
+        label: Its class; "" in a multi-label data set.
+        targets: In a multi-label data set a value for each of the folder's classes, in their order: `PRESENT`,
+            `ABSENT` or `UNKNOWN` of `data_shards.targets`; else None.
     """
 
     name: str
     path: Path
     split: str | None
-    label: str
+    label: str = ""
+    targets: Targets | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class ImageFolder:
         left_out: Number of images of each class that `--classes` or `--drop-class` leaves out.
         masks: Number of segmentation masks.
         table: A table that names most of the images, if there is one.
+        label_names: In a multi-label data set the names of its labels, in the order of the images' targets.
     """
 
     images: tuple[SourceImage, ...]
@@ -54,10 +59,13 @@ class ImageFolder:
     left_out: dict[str, int] = field(default_factory=dict)
     masks: int = 0
     table: LabelTable | None = None
+    label_names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes in order of name; the labels of the data set."""
+        """The names of a multi-label data set's labels; else the classes in order of name."""
+        if self.label_names:
+            return self.label_names
         return tuple(sorted({image.label for image in self.images}))
 
     @property
