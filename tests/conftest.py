@@ -57,6 +57,7 @@ def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run a command in this process; return its exit code, stdout and stderr."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
     monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+    monkeypatch.delenv("COLUMNS", raising=False)  # a table is as wide as it likes
 
     def run(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
