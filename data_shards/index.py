@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -47,6 +48,27 @@ class Shard(BaseModel):
         return self
 
 
+class Addition(BaseModel):
+    """One `shards add`: what the data set was before it. Its shards are those behind the first `shards` of the index.
+
+    Attributes:
+        digest: Digest of the data set before.
+        shards: Number of shards before.
+        widths: Minimum, median and maximum width of the source images before, in pixels.
+        heights: Minimum, median and maximum height before.
+        time: When the images were added, RFC 3339 in UTC. It is no part of the digest, so that the same images added to
+            the same data set give the same digest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: Sha256
+    shards: Annotated[int, Field(ge=1)]
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+    time: Annotated[str, Field(pattern=r"^[0-9T:Z-]{20}$")]
+
+
 class ShardIndex(BaseModel):
     """Classes, splits and shards of one data set.
 
@@ -58,6 +80,7 @@ class ShardIndex(BaseModel):
         widths: Minimum, median and maximum width of the source images in pixels.
         heights: Minimum, median and maximum height.
         options: The options of `shards pack`.
+        history: The additions to the data set in their order; empty for one that is as it was packed.
         digest: sha256 over everything above, the shards' sha256 included: it identifies the data set.
     """
 
@@ -72,6 +95,7 @@ class ShardIndex(BaseModel):
     widths: tuple[int, int, int] = (0, 0, 0)
     heights: tuple[int, int, int] = (0, 0, 0)
     options: dict[str, str | int | float | bool | None] = {}
+    history: tuple[Addition, ...] = ()
     digest: str = ""
 
     @model_validator(mode="after")
@@ -83,6 +107,9 @@ class ShardIndex(BaseModel):
         for shard in self.shards:
             if len(shard.per_class) != len(self.classes):
                 raise ValueError(f"{shard.name} counts {len(shard.per_class)} classes of {len(self.classes)}")
+        ends = [*(addition.shards for addition in self.history), len(self.shards)]
+        if any(first >= second for first, second in pairwise(ends)):
+            raise ValueError("the history has an addition without shards")
         return self
 
     @property
@@ -109,12 +136,39 @@ class ShardIndex(BaseModel):
         shards = self.of_split(split)
         return tuple(sum(shard.per_class[c] for shard in shards) for c in range(len(self.classes)))
 
+    def before(self, addition: int) -> "ShardIndex":
+        """Return the index as it was before the addition with this position in `history`."""
+        earlier = self.history[addition]
+        return self.model_copy(
+            update={
+                "shards": self.shards[: earlier.shards],
+                "widths": earlier.widths,
+                "heights": earlier.heights,
+                "history": self.history[:addition],
+                "digest": earlier.digest,
+            }
+        )
+
+    def version_with(self, digest: str) -> "ShardIndex | None":
+        """Return this data set as it was when it had a digest; None if it never had it."""
+        if digest == self.digest:
+            return self
+        found = next((n for n, addition in enumerate(self.history) if addition.digest == digest), None)
+        return None if found is None else self.before(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `index.json`. A data set without additions has no field for them: its digest stays."""
+        return self.model_dump(mode="json", exclude=None if self.history else {"history"})
+
     def sealed(self) -> "ShardIndex":
         """Return the same index with its `digest`."""
         return self.model_copy(update={"digest": self._digest()})
 
     def _digest(self) -> str:
-        content = self.model_dump(mode="json", exclude={"digest"})
+        content = self.to_json()
+        del content["digest"]
+        for addition in content.get("history", ()):
+            del addition["time"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def is_intact(self) -> bool:
@@ -151,7 +205,7 @@ def read_index(location: str) -> ShardIndex:
 
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Write the index atomically; from then on the folder is a data set."""
-    write_text_atomic(folder / INDEX_NAME, json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
+    write_text_atomic(folder / INDEX_NAME, json.dumps(index.to_json(), indent=1) + "\n")
 
 
 def overview(index: ShardIndex) -> dict[str, Any]:
@@ -166,6 +220,20 @@ def overview(index: ShardIndex) -> dict[str, Any]:
         "digest": index.digest,
         "options": index.options,
         "splits": {split: _of_split(index, split) for split in index.splits},
+        "history": [_of_addition(index, number) for number in range(len(index.history))],
+    }
+
+
+def _of_addition(index: ShardIndex, number: int) -> dict[str, Any]:
+    """Return when images were added, how many, and the digest of the data set before and after."""
+    before = index.before(number)
+    after = index.before(number + 1) if number + 1 < len(index.history) else index
+    added = {split: after.samples_in(split) - before.samples_in(split) for split in after.splits}
+    return {
+        "time": index.history[number].time,
+        "samples": {split: count for split, count in added.items() if count},
+        "digest_before": before.digest,
+        "digest_after": after.digest,
     }
 
 

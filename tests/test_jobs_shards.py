@@ -67,7 +67,7 @@ def test_pack_takes_every_option_of_the_contract(tmp_path):
 
     index = read_index(str(tmp_path / "shards"))
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["index"] == index.model_dump(mode="json")
+    assert json.loads(result.stdout)["index"] == index.to_json()
     assert (index.image_size, index.grouped, index.options["shard_bytes"]) == (32, True, 10_000)
     assert index.splits == ("train", "valid", "test")
 

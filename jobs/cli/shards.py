@@ -119,7 +119,7 @@ def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choic
         raise
     _print_report(report, shards)
     if as_json:
-        click.echo(json.dumps({"index": report.index.model_dump(mode="json"), **report.to_json()}, indent=2))
+        click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2))
     else:
         click.echo(str(shards))
 
