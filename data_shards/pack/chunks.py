@@ -110,10 +110,11 @@ def _encode_image(source: SourceImage, options: EncodeOptions) -> tuple[dict[str
     facts = encoded._asdict()
     data = facts.pop("data")
     sha256 = hashlib.sha256(raw).hexdigest()
-    return {**facts, "size": len(data), "sha256": sha256, "phash": _perceptual_hash(image)}, data
+    return {**facts, "size": len(data), "sha256": sha256, "phash": perceptual_hash(image)}, data
 
 
-def _perceptual_hash(image: Image.Image) -> str:
+def perceptual_hash(image: Image.Image) -> str:
+    """Return the perceptual hash of an image in hexadecimal, "" for a flat one."""
     darkest, brightest = image.convert("L").getextrema()
     if brightest - darkest < FLAT_LEVELS:  # type: ignore[operator]  # a gray image has one pair
         return ""
