@@ -137,7 +137,7 @@ class RunPaths(TrainingPaths):
         return self.folder / "tensorboard"
 
     def predicted(self, form: str) -> Path:
-        """The table that `predict` writes; `form` is "csv" or "json"."""
+        """The table that `predict` (`form` "csv" or "json") or an evaluation ("csv") writes: one row per image."""
         return self.folder / f"predictions.{form}"
 
     def exported(self, ending: str) -> Path:

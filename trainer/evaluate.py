@@ -69,7 +69,6 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
-    save_predictions(context, found[spec.split])
     weights = str(manifest["files"][MODEL_FILE])
     if spec.min_sensitivity:
         calibration = _calibration(spec, index, found["valid"])
@@ -77,9 +76,11 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
             _store(calibration, folder, weights)
     else:
         calibration = Calibration.read(folder, weights)
-    return split_metrics(
+    metrics = split_metrics(
         found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
     )
+    save_predictions(context, found[spec.split], index, metrics=metrics, model=weights)
+    return metrics
 
 
 def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> Calibration:

@@ -1,44 +1,97 @@
 """`predictions.safetensors`: label and predicted probabilities of each image of a split.
 
-The report is rendered from it. It holds no pixels and no patient names: an image is identified by its index in the
-split.
+The report is rendered from it, and `compare` reads it. It holds no pixels, no names of images and no names of
+patients: an image is identified by its index in the split and by the shard it is stored in.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
+from cluster.errors import StorageError
 from cluster.files import write_bytes
+from data_shards.index import ShardIndex
 from trainer.errors import CheckpointError
+
+SAMPLE_ID_BYTES = 16
+ABOUT = "about"  # key of the metadata in the file
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedSplit:
+    """Which model was evaluated on which images, and by which decision rule.
+
+    Attributes:
+        model: sha256 of the model's weights.
+        data: Digest of the data set.
+        split: Split of the data set.
+        classes: Class names in the order of the model's outputs.
+        positive: The class that sensitivity and specificity refer to.
+        threshold: Decision threshold of `positive`; None means that the most probable class was predicted.
+    """
+
+    model: str
+    data: str
+    split: str
+    classes: tuple[str, ...]
+    positive: str
+    threshold: float | None
+
+    @classmethod
+    def from_json(cls, text: str) -> "EvaluatedSplit":
+        """Return what `to_json` returned; keys of other versions are ignored.
+
+        Raises:
+            ValueError, TypeError, KeyError: The text has another shape.
+        """
+        content = json.loads(text)
+        texts = {name: content[name] for name in ("model", "data", "split", "positive")}
+        classes, threshold = content["classes"], content["threshold"]
+        if not all(isinstance(value, str) for value in (*texts.values(), *classes)) or texts["positive"] not in classes:
+            raise ValueError("a text is expected")
+        return cls(**texts, classes=tuple(classes), threshold=None if threshold is None else float(threshold))
+
+    def to_json(self) -> str:
+        """Return the content as JSON."""
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
     """Labels and predicted probabilities, one row per image.
 
+    Files of version 0.1.0 have only the first three attributes.
+
     Attributes:
         ids: (N,) int64, index of the image in its split.
         labels: (N,) int64, indices into the model's classes.
         probabilities: (N, C) float64, before temperature scaling.
+        decisions: (N,) int64, the predicted classes by the decision rule of the evaluation.
+        groups: (N,) int64, index of the image's group (patient or case) among the groups of the split.
+        samples: (N, 16) uint8, identity of each image: see `sample_ids`.
+        about: The evaluated model and split.
     """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    decisions: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None = None
+    samples: NDArray[np.uint8] | None = None
+    about: EvaluatedSplit | None = None
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
-        arrays: dict[str, NDArray[Any]] = {
-            "ids": self.ids,
-            "labels": self.labels,
-            "probabilities": np.ascontiguousarray(self.probabilities),
-        }
-        write_bytes(path, save(arrays))
+        arrays = {name: np.ascontiguousarray(value) for name, value in self._arrays().items() if value is not None}
+        metadata = None if self.about is None else {ABOUT: self.about.to_json()}
+        write_bytes(path, save(arrays, metadata=metadata))
 
     @classmethod
     def read(cls, path: Path) -> "Predictions":
@@ -48,6 +101,41 @@ class Predictions:
             CheckpointError: The file is absent or damaged.
         """
         try:
-            return cls(**load_file(path))
-        except (OSError, SafetensorError, TypeError) as error:
+            with safe_open(path, framework="numpy") as file:
+                known = {field.name for field in fields(cls)} & set(file.keys())
+                arrays = {name: file.get_tensor(name) for name in known}
+                text = (file.metadata() or {}).get(ABOUT)
+            return cls(**arrays, about=None if text is None else EvaluatedSplit.from_json(text))
+        except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read as predictions: {error}; evaluate the model again") from error
+
+    def _arrays(self) -> dict[str, NDArray[Any] | None]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != ABOUT}
+
+
+def read_about(path: Path) -> EvaluatedSplit | None:
+    """Return which model and split a file of predictions is about; None for a file of version 0.1.0.
+
+    Raises:
+        StorageError: The file is absent or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(ABOUT)
+        return None if text is None else EvaluatedSplit.from_json(text)
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
+        raise StorageError(f"{path} cannot be read as predictions; evaluate the model again") from error
+
+
+def sample_ids(index: ShardIndex, split: str) -> NDArray[np.uint8]:
+    """Return the identity of each image of a split, (N, 16) uint8, in the order of the split.
+
+    It is a digest of the sha256 of the shard and the position in the shard: images that are added to the data set later
+    do not change it, and different images never share it.
+    """
+    digests = [
+        hashlib.sha256(f"{shard.sha256}/{position}".encode()).digest()[:SAMPLE_ID_BYTES]
+        for shard in index.of_split(split)
+        for position in range(shard.samples)
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, SAMPLE_ID_BYTES).copy()

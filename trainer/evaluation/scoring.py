@@ -1,5 +1,6 @@
 """Run a model over a split on all ranks, and compute the metrics of its outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +12,18 @@ from sklearn.metrics import auc, roc_curve
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, FeatureLoader
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext
-from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.calibration import Calibration, apply_temperature, predicted_classes
+from trainer.evaluation.evaluation_table import write_evaluation_table
+from trainer.evaluation.intervals import group_ids
 from trainer.evaluation.metrics import classification_metrics
-from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
 from trainer.model.efficientnet import Classifier
 
 BATCH = 256  # samples per batch on each rank
@@ -33,11 +37,13 @@ class ModelOutputs:
         logits: `(N, classes) float64`.
         labels: `(N,) int64`.
         groups: Patient or case of each sample, "" where unknown; an empty tuple if not requested.
+        sources: Name of the file that each sample was packed from, for tables; an empty tuple if not requested.
     """
 
     logits: NDArray[np.float64]
     labels: NDArray[np.int64]
     groups: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def probabilities(self) -> NDArray[np.float64]:
         """Return the softmax of the logits, `(N, classes) float64`."""
@@ -98,7 +104,8 @@ def classifier_outputs(
     extraction.extract(split)
     source = FeatureLoader.of(extraction, [split], context.process_group.device)
     found = model_outputs(model.head, source, extraction.index, split, context.process_group)
-    return replace(found, groups=extraction.features_of(split).groups)
+    features = extraction.features_of(split)
+    return replace(found, groups=features.groups, sources=features.sources)
 
 
 def split_metrics(
@@ -130,8 +137,24 @@ def split_metrics(
     return {"split": split, **metrics, **requested}
 
 
-def save_predictions(context: WorkerContext[Any], outputs: ModelOutputs) -> None:
+def save_predictions(
+    context: WorkerContext[Any],
+    outputs: ModelOutputs,
+    index: ShardIndex,
+    *,
+    metrics: Mapping[str, Any],
+    model: str,
+) -> None:
     """Write `predictions.safetensors` into the folder of the run or trial; only rank 0 writes.
+
+    In the folder of a run, `predictions.csv` has the same predictions for people.
+
+    Args:
+        context: Of this worker.
+        outputs: Of the evaluated split.
+        index: Of the data set.
+        metrics: What `split_metrics` returned for them: split, classes, decision rule and temperature.
+        model: sha256 of the model's weights.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
@@ -139,9 +162,36 @@ def save_predictions(context: WorkerContext[Any], outputs: ModelOutputs) -> None
     if not context.process_group.is_rank_zero:
         return
     context.task.attempt.lease.check()
-    ids = np.arange(len(outputs.labels), dtype=np.int64)
-    predictions = Predictions(ids=ids, labels=outputs.labels, probabilities=outputs.probabilities())
-    predictions.write(context.task.paths.predictions)
+    about = EvaluatedSplit(
+        model=model,
+        data=index.digest,
+        split=metrics["split"],
+        classes=tuple(metrics["classes"]),
+        positive=metrics["positive"],
+        threshold=metrics["threshold"],
+    )
+    calibrated = apply_temperature(outputs.probabilities(), metrics["temperature"])
+    positive = about.classes.index(about.positive)
+    decisions = predicted_classes(calibrated, positive=positive, threshold=about.threshold)
+    Predictions(
+        ids=np.arange(len(outputs.labels), dtype=np.int64),
+        labels=outputs.labels,
+        probabilities=outputs.probabilities(),
+        decisions=decisions,
+        groups=group_ids(outputs.groups, len(outputs.labels)),
+        samples=sample_ids(index, about.split),
+        about=about,
+    ).write(context.task.paths.predictions)
+    if isinstance(context.task.paths, RunPaths):
+        write_evaluation_table(
+            context.task.paths.predicted("csv"),
+            classes=about.classes,
+            sources=outputs.sources,
+            groups=outputs.groups,
+            labels=outputs.labels,
+            probabilities=calibrated,
+            decisions=decisions,
+        )
 
 
 def epoch_metrics(outputs: ModelOutputs) -> dict[str, Any]:

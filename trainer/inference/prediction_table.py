@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.files import atomic_write
+from trainer.evaluation.csv_cells import safe_cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,14 @@ def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[Writ
 @contextmanager
 def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
     writer = csv.writer(file)
-    writer.writerow(["file", "predicted", "decision", *(f"probability_{name}" for name in classes), "error"])
+    writer.writerow(["file", "predicted", "decision", *(safe_cell(f"probability_{name}") for name in classes), "error"])
     blank = ("",) * len(classes)
-    yield lambda row: writer.writerow(
-        [row.file, row.predicted, row.decision, *(_rounded(row) or blank), row.error]  # None is an empty field
-    )
+
+    def write(row: PredictionRow) -> None:
+        predicted, decision, error = (safe_cell(text or "") for text in (row.predicted, row.decision, row.error))
+        writer.writerow([safe_cell(row.file), predicted, decision, *(_rounded(row) or blank), error])
+
+    yield write
 
 
 @contextmanager

@@ -62,12 +62,13 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
         return {}
     calibration = fit_calibration(found.probabilities(), found.labels, data=setup.index.digest, classes=classes)
     metrics = split_metrics(found, classes, calibration, "valid", seed=setup.spec.seed)
-    save_predictions(context, found)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     attempt.lease.check()
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
     publish_model(folder, setup.model, config, manifest=about)
-    calibration.write(folder, weights_sha256(folder))
+    weights = weights_sha256(folder)
+    calibration.write(folder, weights)
+    save_predictions(context, found, setup.index, metrics=metrics, model=weights)
     return metrics
 
 

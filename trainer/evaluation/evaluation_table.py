@@ -1,0 +1,53 @@
+"""`predictions.csv` of a run that evaluates a model: one row per image of the split, in the order of the split.
+
+Image and group are the names that the data set itself holds; nothing else about a patient is written.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.files import atomic_write
+from trainer.evaluation.csv_cells import safe_cell
+
+COLUMNS = ("image", "group", "truth")
+
+
+def write_evaluation_table(
+    path: Path,
+    *,
+    classes: Sequence[str],
+    sources: Sequence[str],
+    groups: Sequence[str],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    decisions: NDArray[np.int64],
+) -> None:
+    """Write the table atomically: image, group, truth, `probability_CLASS` of each class, decision.
+
+    Text cells pass `safe_cell` and are quoted, so that no separator splits them. Probabilities are not rounded: the
+    metrics can be computed again from the table.
+
+    Args:
+        path: Where to write.
+        classes: Names of the C classes.
+        sources: Name of the file that each image was packed from, (N,).
+        groups: Patient or case of each image, "" where unknown, (N,).
+        labels: (N,) true classes.
+        probabilities: (N, C) after temperature scaling, as `predict` returns them.
+        decisions: (N,) predicted classes by the decision rule of the evaluation.
+
+    Raises:
+        OSError: The folder is full or not writable.
+    """
+    names = [safe_cell(name) for name in classes]
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow([*COLUMNS, *(safe_cell(f"probability_{name}") for name in classes), "decision"])
+        for source, group, label, row, decision in zip(
+            sources, groups, labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True
+        ):
+            writer.writerow([safe_cell(source), safe_cell(group), names[label], *row, names[decision]])
