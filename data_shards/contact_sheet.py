@@ -15,17 +15,22 @@ from data_shards.index import ShardIndex, overview
 from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
 from data_shards.tar_index import key_of
+from data_shards.targets import positions_of
 
 SIDE = 128  # pixels
 TEMPLATE = "contact_sheet.html.j2"
 
 
 class Thumbnail(NamedTuple):
-    """One image of the page. It has no file name, which may contain a patient's name."""
+    """One image of the page. It has no file name, which may contain a patient's name.
+
+    Attributes:
+        labels: Positions of its class, or of the labels that it has.
+    """
 
     split: str
     key: str
-    label: int
+    labels: frozenset[int]
     png: str
 
 
@@ -39,7 +44,7 @@ def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_cla
     share = -(-per_class // len(index.splits))
     images = [image for split in index.splits for image in _first_of_each(location, index, split, share)]
     by_class = {
-        name: [image for image in images if image.label == label][: per_label[label]]
+        name: [image for image in images if label in image.labels][: per_label[label]]
         for label, name in enumerate(index.classes)
     }
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -59,10 +64,11 @@ def _first_of_each(location: str, index: ShardIndex, split: str, count: int) -> 
         table = files.table_of(shard)
         for number, edges in enumerate(table.extents.tolist(), table.first):
             extent = Extent(shard.name, table.path, number, tuple(edges))
-            sample, pixels = read_square(extent, classes=len(index.classes), size=SIDE, color=index.color)
-            if missing[sample.label]:
-                missing[sample.label] -= 1
-                yield Thumbnail(split, key_of(number), sample.label, _png(pixels))
+            sample, pixels = read_square(extent, index=index, size=SIDE)
+            labels = positions_of(sample.label)
+            if any(missing[label] for label in labels):
+                missing |= {label: max(0, missing[label] - 1) for label in labels}
+                yield Thumbnail(split, key_of(number), labels, _png(pixels))
 
 
 def _png(pixels: np.ndarray) -> str:

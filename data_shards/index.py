@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_shards.atomic import write_text_atomic
 from data_shards.errors import BadIndex
 from data_shards.locations import read_bytes
+from data_shards.targets import TargetCounts
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -20,6 +21,8 @@ BOTH = "+"  # joins names of splits, such as train+valid; no name of a split con
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
+MULTI_LABEL_FIELDS = ("multi_label", "unknown")  # only the index of a multi-label data set has them
+
 
 class Shard(BaseModel):
     """One tar file of samples, all of one split.
@@ -27,7 +30,9 @@ class Shard(BaseModel):
     Attributes:
         name: File name beside `index.json`, without a folder.
         samples: Number of images in the shard.
-        per_class: Number of images of each class, in the order of the index's classes.
+        per_class: Number of images of each class, in the order of the index's classes; in a multi-label data set of
+            the images that have each label.
+        unknown: In a multi-label data set the number of images of which each label is unknown; else empty.
         bytes: Size of the file.
         sha256: sha256 of the file.
     """
@@ -38,12 +43,15 @@ class Shard(BaseModel):
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     samples: Annotated[int, Field(ge=1)]
     per_class: tuple[Count, ...]
+    unknown: tuple[Count, ...] = ()
     bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
-        if sum(self.per_class) != self.samples:
+        if self.unknown:
+            _check_target_counts(self)
+        elif sum(self.per_class) != self.samples:
             raise ValueError(f"{self.name} counts {self.samples} samples, but {sum(self.per_class)} over its classes")
         return self
 
@@ -69,11 +77,20 @@ class Addition(BaseModel):
     time: Annotated[str, Field(pattern=r"^[0-9T:Z-]{20}$")]
 
 
+def _check_target_counts(shard: Shard) -> None:
+    if len(shard.unknown) != len(shard.per_class):
+        raise ValueError(f"{shard.name} counts {len(shard.per_class)} labels, but {len(shard.unknown)} unknown ones")
+    for present, unknown in zip(shard.per_class, shard.unknown, strict=True):
+        if present + unknown > shard.samples:
+            raise ValueError(f"{shard.name} has {shard.samples} samples, but counts {present} + {unknown} of a label")
+
+
 class ShardIndex(BaseModel):
     """Classes, splits and shards of one data set.
 
     Attributes:
-        classes: Class names; a label is a position in this tuple.
+        classes: Class names; a label is a position in this tuple. In a multi-label data set the names of the labels.
+        multi_label: Whether each image has a target for each class instead of one class.
         color: "L" when every image is gray, else "RGB".
         image_size: Short side of the stored images in pixels, or less for smaller source images; 0: unchanged.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
@@ -96,6 +113,7 @@ class ShardIndex(BaseModel):
     heights: tuple[int, int, int] = (0, 0, 0)
     options: dict[str, str | int | float | bool | None] = {}
     history: tuple[Addition, ...] = ()
+    multi_label: bool = False
     digest: str = ""
 
     @model_validator(mode="after")
@@ -110,6 +128,8 @@ class ShardIndex(BaseModel):
         ends = [*(addition.shards for addition in self.history), len(self.shards)]
         if any(first >= second for first, second in pairwise(ends)):
             raise ValueError("the history has an addition without shards")
+            if bool(shard.unknown) != self.multi_label:
+                raise ValueError(f"{shard.name} and the index differ in whether an image has several labels")
         return self
 
     @property
@@ -156,9 +176,26 @@ class ShardIndex(BaseModel):
         found = next((n for n, addition in enumerate(self.history) if addition.digest == digest), None)
         return None if found is None else self.before(found)
 
+    def targets_in(self, split: str) -> tuple[TargetCounts, ...]:
+        """How many images of a split have each label, lack it, or leave it unknown; of a multi-label data set."""
+        shards = self.of_split(split)
+        images, present = self.samples_in(split), self.per_class_in(split)
+        unknown = [sum(shard.unknown[c] for shard in shards) for c in range(len(self.classes))]
+        return tuple(
+            TargetCounts(present=p, absent=images - p - u, unknown=u) for p, u in zip(present, unknown, strict=True)
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `index.json`. A data set without additions has no field for them: its digest stays."""
-        return self.model_dump(mode="json", exclude=None if self.history else {"history"})
+        """Return the content of `index.json`.
+
+        A field that came later than the first data sets is there only if it is used, so that their digests stay.
+        """
+        content = self.model_dump(mode="json", exclude=None if self.history else {"history"})
+        if not self.multi_label:
+            for fields in (content, *content["shards"]):
+                for name in MULTI_LABEL_FIELDS:
+                    fields.pop(name, None)
+        return content
 
     def sealed(self) -> "ShardIndex":
         """Return the same index with its `digest`."""
@@ -212,6 +249,7 @@ def overview(index: ShardIndex) -> dict[str, Any]:
     """Return the counts of a data set as JSON values."""
     return {
         "classes": list(index.classes),
+        **({"multi_label": True} if index.multi_label else {}),
         "color": index.color,
         "image_size": index.image_size,
         "grouped": index.grouped,
@@ -239,9 +277,11 @@ def _of_addition(index: ShardIndex, number: int) -> dict[str, Any]:
 
 def _of_split(index: ShardIndex, split: str) -> dict[str, Any]:
     shards = index.of_split(split)
+    targets = index.targets_in(split) if index.multi_label else ()
     return {
         "samples": index.samples_in(split),
         "per_class": dict(zip(index.classes, index.per_class_in(split), strict=True)),
+        **({"unknown": {name: n.unknown for name, n in zip(index.classes, targets, strict=True)}} if targets else {}),
         "shards": len(shards),
         "bytes": sum(shard.bytes for shard in shards),
     }

@@ -13,12 +13,14 @@ from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.pack.archives import is_archive
 from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
+from data_shards.pack.label_checks import require_known_targets
 from data_shards.pack.options import PackOptions
-from data_shards.pack.sources import ImageFolder, require_training_images, scan_image_folder
+from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images, scan_image_folder
 from data_shards.pack.split_assignment import SplitAssignment, assign_splits, check_assignable
 from data_shards.pack.work_folder import WorkFolder, check_target, open_work_folder
 from data_shards.pack.write import Sample, write_shards
 from data_shards.process_pool import map_in_processes, process_count
+from data_shards.targets import Label
 
 REPORT_NAME = "pack-report.json"
 SHOWN = 3  # names in an error
@@ -85,8 +87,8 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
         image_folder = scanned or _scan(work.unpacked(source), options, source)
         entries = _encode(image_folder, work, options, on_progress)
         good = [entry for entry in entries if not entry.bad]
-        _check_bad(image_folder, entries, options.max_bad)
-        assignment = assign_splits(image_folder.images, good, options)
+        _check_bad(image_folder, entries, options)
+        assignment = assign_splits(image_folder.images, good, options, image_folder.label_names)
         index = _write(work, image_folder, good, assignment, options)
         report = PackReport(
             index=index,
@@ -102,7 +104,9 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
 
 def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> ImageFolder:
     image_folder = scan_image_folder(folder, options, source=source)
-    check_assignable(image_folder.images, options)
+    if options.multi_label:
+        require_known_targets(image_folder.images, image_folder.classes)
+    check_assignable(image_folder.images, options, image_folder.label_names)
     return image_folder
 
 
@@ -122,7 +126,8 @@ def _encode(
     return [entry for chunk in chunks for entry in chunk.read()]
 
 
-def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], max_bad: float) -> None:
+def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], options: PackOptions) -> None:
+    max_bad = options.max_bad
     bad = [entry for entry in entries if entry.bad]
     if len(bad) > max_bad * len(entries):
         named = "; ".join(f"{entry.name}: {entry.bad}" for entry in bad[:SHOWN])
@@ -130,6 +135,9 @@ def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], max_bad
             f"{len(bad)} of {len(entries)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
         )
     usable = [image for image, entry in zip(image_folder.images, entries, strict=True) if not entry.bad]
+    if options.multi_label:
+        require_known_targets(usable, image_folder.classes)
+        return
     if lost := set(image_folder.classes) - {image.label for image in usable}:
         raise SourceError(
             f"class {min(lost)!r} has no usable image; repair its files, or use --drop-class {min(lost)!r}"
@@ -146,7 +154,7 @@ def _write(
 ) -> ShardIndex:
     classes = image_folder.classes
     samples: dict[str, list[Sample]] = {}
-    labels = {image.name: classes.index(image.label) for image in image_folder.images}
+    labels = {image.name: _label(image, classes) for image in image_folder.images}
     for entry in sorted(good, key=lambda entry: _draw(entry.name)):
         sample = _sample(entry, work.encoded, labels[entry.name], assignment.groups.get(entry.name))
         samples.setdefault(assignment.splits[entry.name], []).append(sample)
@@ -164,6 +172,10 @@ def _write(
     return _index(classes, shards, good, options)
 
 
+def _label(image: SourceImage, classes: tuple[str, ...]) -> Label:
+    return classes.index(image.label) if image.targets is None else image.targets
+
+
 def _index(
     classes: tuple[str, ...], shards: Sequence[Shard], good: Sequence[ChunkEntry], options: PackOptions
 ) -> ShardIndex:
@@ -176,10 +188,11 @@ def _index(
         widths=_span([entry.width for entry in good]),
         heights=_span([entry.height for entry in good]),
         options=options.to_index(),
+        multi_label=options.multi_label,
     ).sealed()
 
 
-def _sample(entry: ChunkEntry, encoded: Path, label: int, group: str | None) -> Sample:
+def _sample(entry: ChunkEntry, encoded: Path, label: Label, group: str | None) -> Sample:
     info = {"source": entry.name, "width": entry.width, "height": entry.height, "crc32": entry.crc32}
     return Sample(
         content=encoded / entry.content,

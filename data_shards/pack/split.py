@@ -1,4 +1,8 @@
-"""Splits images into train, valid and test, stratified by class, with each group in one split. Pure."""
+"""Splits images into train, valid and test, stratified by class, with each group in one split. Pure.
+
+With several labels an image, the greedy assignment weighs a label by its rarity, as iterative stratification does
+(Sechidis et al. 2011).
+"""
 
 import hashlib
 from collections import Counter
@@ -7,8 +11,12 @@ from dataclasses import dataclass
 
 from data_shards.errors import SourceError
 from data_shards.index import SPLITS
+from data_shards.targets import PRESENT
 
 Shares = tuple[float, float, float]
+Stratum = tuple[str, int]  # a class or label, and PRESENT or ABSENT
+
+ANY_IMAGE: Stratum = ("", PRESENT)  # so that images without any known label are divided by the shares too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +24,20 @@ class LabeledImage:
     """An image to assign to a split.
 
     Attributes:
+        label: Its class; "" in a multi-label data set.
         group: Images of one group stay together; an image without a group has one of its own.
+        targets: In a multi-label data set each known label, and whether the image has it.
     """
 
     name: str
     label: str
     group: str
+    targets: tuple[Stratum, ...] | None = None
+
+    @property
+    def strata(self) -> tuple[Stratum, ...]:
+        """What each split should have its share of."""
+        return ((self.label, PRESENT),) if self.targets is None else (ANY_IMAGE, *self.targets)
 
 
 def parse_shares(text: str) -> Shares:
@@ -59,15 +75,15 @@ def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, se
     """Return the split of each image by its name.
 
     Each group, the largest first, goes to the split that lacks most of the group's classes; the seed decides the order
-    of equal ones. Every class is in every split that has a share.
+    of equal ones. Every class is in every split that has a share; of a label also an image that lacks it.
 
     Raises:
         SourceError: A class has fewer groups than there are splits, or its groups hold other classes too.
     """
     used = [split for split, share in zip(SPLITS, shares, strict=True) if share]
-    groups = _classes_of_groups(images)
+    groups = _strata_of_groups(images)
     _check_enough(groups, len(used))
-    sizes = sum(groups.values(), Counter[str]())
+    sizes = sum(groups.values(), Counter[Stratum]())
     lacking = {s: {c: share * n for c, n in sizes.items()} for s, share in zip(SPLITS, shares, strict=True) if share}
     placed: dict[str, str] = {}
     for group in sorted(groups, key=lambda g: (-groups[g].total(), _draw(seed, g))):
@@ -78,33 +94,39 @@ def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, se
     return {image.name: placed[image.group] for image in images}
 
 
-def _classes_of_groups(images: Sequence[LabeledImage]) -> dict[str, Counter[str]]:
-    groups: dict[str, Counter[str]] = {}
+def _strata_of_groups(images: Sequence[LabeledImage]) -> dict[str, Counter[Stratum]]:
+    groups: dict[str, Counter[Stratum]] = {}
     for image in images:
-        groups.setdefault(image.group, Counter())[image.label] += 1
+        groups.setdefault(image.group, Counter()).update(image.strata)
     return groups
 
 
-def _check_enough(groups: Mapping[str, Counter[str]], splits: int) -> None:
+def _check_enough(groups: Mapping[str, Counter[Stratum]], splits: int) -> None:
     having = Counter(label for classes in groups.values() for label in classes)
-    for label, count in sorted(having.items()):
-        if count < splits:
+    for stratum, count in sorted(having.items()):
+        if count < splits and stratum != ANY_IMAGE:
             raise SourceError(
-                f"class {label!r} has {count} images or groups for {splits} splits; "
-                f"add more, use --drop-class {label!r}, or sort the images into split folders"
+                f"{_named(stratum)} has {count} images or groups for {splits} splits; "
+                f"add more, use --drop-class {stratum[0]!r}, or sort the images into split folders"
             )
 
 
-def _fill_gaps(placed: dict[str, str], groups: Mapping[str, Counter[str]], splits: Sequence[str]) -> None:
+def _named(stratum: Stratum) -> str:
+    """Return the name of a stratum for an error."""
+    label, value = stratum
+    return f"class {label!r}" if value == PRESENT else f"the absence of {label!r}"
+
+
+def _fill_gaps(placed: dict[str, str], groups: Mapping[str, Counter[Stratum]], splits: Sequence[str]) -> None:
     """Move the smallest group that another split can spare to each split that has no image of a class."""
     having = Counter((placed[group], label) for group, classes in groups.items() for label in classes)
-    for label in sorted({label for classes in groups.values() for label in classes}):
+    for label in sorted({label for classes in groups.values() for label in classes} - {ANY_IMAGE}):
         for split in (split for split in splits if not having[split, label]):
             spare = [g for g in placed if groups[g][label] and all(having[placed[g], c] > 1 for c in groups[g])]
             if not spare:
                 raise SourceError(
-                    f"class {label!r} cannot be in every split without dividing a group; add groups of it, or use "
-                    f"--drop-class {label!r}"
+                    f"{_named(label)} cannot be in every split without dividing a group; add groups of it, or use "
+                    f"--drop-class {label[0]!r}"
                 )
             moved = min(spare, key=lambda group: (groups[group].total(), group))
             having.subtract((placed[moved], c) for c in groups[moved])

@@ -9,7 +9,8 @@ from data_shards.pack.groups import groups_of
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import SourceImage
-from data_shards.pack.split import LabeledImage, merge_groups, parse_shares, stratified_group_split
+from data_shards.pack.split import LabeledImage, Stratum, merge_groups, parse_shares, stratified_group_split
+from data_shards.targets import UNKNOWN
 
 SHOWN = 3  # findings in an error; it carries all of them
 
@@ -31,10 +32,13 @@ class SplitAssignment:
     leakage: tuple[str, ...]
 
 
-def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], options: PackOptions) -> SplitAssignment:
+def assign_splits(
+    images: Sequence[SourceImage], good: Sequence[ChunkEntry], options: PackOptions, label_names: Sequence[str] = ()
+) -> SplitAssignment:
     """Return the split of each usable image.
 
-    With `options.split`, near duplicates stay together like a group.
+    With `options.split`, near duplicates stay together like a group. In a multi-label data set `label_names` are the
+    names of the labels, in the order of the images' targets.
 
     Raises:
         SourceError: The images cannot be grouped or split as requested.
@@ -46,7 +50,7 @@ def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], opt
     hashes = [ImageHash(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
     given = None if options.split else {image.name: str(image.split) for image in images}
     pairs = find_near_duplicates(hashes, given)
-    splits = given or _split_by_shares(images, groups, pairs, options)
+    splits = given or _split_by_shares(images, groups, pairs, options, label_names)
     leaking = set(across_splits(pairs, splits))
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:
@@ -63,7 +67,7 @@ def assign_splits(images: Sequence[SourceImage], good: Sequence[ChunkEntry], opt
     )
 
 
-def check_assignable(images: Sequence[SourceImage], options: PackOptions) -> None:
+def check_assignable(images: Sequence[SourceImage], options: PackOptions, label_names: Sequence[str] = ()) -> None:
     """Refuse options that cannot be met even if every image is usable and no two are duplicates.
 
     Raises:
@@ -71,16 +75,34 @@ def check_assignable(images: Sequence[SourceImage], options: PackOptions) -> Non
     """
     groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
     if options.split:
-        _split_by_shares(images, groups, (), options)
+        _split_by_shares(images, groups, (), options, label_names)
 
 
 def _split_by_shares(
-    images: Sequence[SourceImage], groups: Mapping[str, str], pairs: Sequence[DuplicatePair], options: PackOptions
+    images: Sequence[SourceImage],
+    groups: Mapping[str, str],
+    pairs: Sequence[DuplicatePair],
+    options: PackOptions,
+    label_names: Sequence[str],
 ) -> dict[str, str]:
     own = {image.name: f"group {groups[image.name]}" if groups else f"image {image.name}" for image in images}
     together = merge_groups(own, [(pair.first, pair.second) for pair in pairs])
-    labeled = [LabeledImage(name=image.name, label=image.label, group=together[image.name]) for image in images]
+    labeled = [
+        LabeledImage(
+            name=image.name,
+            label=image.label,
+            group=together[image.name],
+            targets=_known_targets(image, label_names),
+        )
+        for image in images
+    ]
     return stratified_group_split(labeled, parse_shares(options.split or ""), seed=options.seed)
+
+
+def _known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:
+    if image.targets is None:
+        return None
+    return tuple((n, value) for n, value in zip(label_names, image.targets, strict=True) if value != UNKNOWN)
 
 
 def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from data_shards.atomic import atomic_path, write_text_atomic
 from data_shards.index import Shard
 from data_shards.tar_index import BLOCK, key_of
+from data_shards.targets import Label, count_labels, label_text
 
 MTIME = 0  # a fixed time, so that the same samples give the same bytes
 MIN_SHARDS = 8  # per split, however small: a shard for each worker of a machine
@@ -22,7 +23,7 @@ class Sample:
     Attributes:
         content: File of encoded images that holds this one.
         start: Offset of the image's first byte in that file.
-        label: Position of its class in the index.
+        label: Position of its class in the index; in a multi-label data set its targets.
         info: Content of the sample's json member.
     """
 
@@ -30,7 +31,7 @@ class Sample:
     start: int
     size: int
     suffix: str
-    label: int
+    label: Label
     info: dict[str, Any]
 
 
@@ -85,18 +86,18 @@ def write_shard(path: Path, split: str, samples: Sequence[Sample], *, first: int
     """Write one shard of the given samples; the first has the number `first` in its split."""
     from webdataset import TarWriter  # noqa: PLC0415 (imports torch, which only packing should wait for)
 
-    per_class = [0] * classes
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         counted = _HashingFile(file)
         with TarWriter(counted, encoder=False, mtime=MTIME, user="", group="") as tar:
             for sample_id, sample in enumerate(samples, first):
                 tar.write(_members(sample, key_of(sample_id)))
-                per_class[sample.label] += 1
+    per_class, unknown = count_labels([sample.label for sample in samples], classes)
     return Shard(
         name=path.name,
         split=split,
         samples=len(samples),
-        per_class=tuple(per_class),
+        per_class=per_class,
+        unknown=unknown,
         bytes=counted.size,
         sha256=counted.digest.hexdigest(),
     )
@@ -107,7 +108,7 @@ def _members(sample: Sample, key: str) -> dict[str, Any]:
         file.seek(sample.start)
         image = file.read(sample.size)
     info = json.dumps(sample.info, sort_keys=True).encode()
-    return {"__key__": key, "cls": str(sample.label).encode(), sample.suffix: image, "json": info}
+    return {"__key__": key, "cls": label_text(sample.label).encode(), sample.suffix: image, "json": info}
 
 
 class _HashingFile:

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_shards.errors import BadImage, DamagedShard
-from data_shards.pixels import Color, Pixels, decode_square
+from data_shards.index import ShardIndex
+from data_shards.pixels import Pixels, decode_square
 from data_shards.tar_index import key_of
+from data_shards.targets import Label, Targets, parse_targets
 
 
 class StoredSample(NamedTuple):
     """A sample as its shard stores it.
 
     Attributes:
+        label: Position of its class; in a multi-label data set its targets.
         info: The json member: source, group, width and height of the source image, crc32 of the stored image.
     """
 
-    label: int
+    label: Label
     image: bytes
     info: dict[str, Any]
 
@@ -45,7 +48,7 @@ class Extent:
         return f"{self.shard}: sample {key_of(self.sample_id)}"
 
 
-def read_sample(extent: Extent, *, classes: int) -> StoredSample:
+def read_sample(extent: Extent, *, index: ShardIndex) -> StoredSample:
     """Return a sample's three members.
 
     Raises:
@@ -58,18 +61,19 @@ def read_sample(extent: Extent, *, classes: int) -> StoredSample:
     if len(raw) != last - first:
         raise DamagedShard(f"{extent.where} is cut off; copy the shard again")
     label, image, info = (raw[s - first : s - first + size] for s, size in zip(starts, sizes, strict=True))
-    return StoredSample(_label(label, classes, extent.where), image, _info(info, extent.where))
+    read_label = _targets if index.multi_label else _label
+    return StoredSample(read_label(label, len(index.classes), extent.where), image, _info(info, extent.where))
 
 
-def read_square(extent: Extent, *, classes: int, size: int, color: Color) -> tuple[StoredSample, Pixels]:
+def read_square(extent: Extent, *, index: ShardIndex, size: int) -> tuple[StoredSample, Pixels]:
     """Return a sample and its pixels, uint8 (C, size, size).
 
     Raises:
         DamagedShard: The sample cannot be read or decoded; the text names shard and key.
     """
-    sample = read_sample(extent, classes=classes)
+    sample = read_sample(extent, index=index)
     try:
-        return sample, decode_square(sample.image, size=size, color=color)
+        return sample, decode_square(sample.image, size=size, color=index.color)
     except BadImage as error:
         raise DamagedShard(f"{extent.where}: {error}") from error
 
@@ -90,6 +94,14 @@ def _label(raw: bytes, classes: int, where: str) -> int:
     if not text.isdigit() or int(text) >= classes:
         raise DamagedShard(f"{where} has the label {text!r}, outside the {classes} classes; pack again")
     return int(text)
+
+
+def _targets(raw: bytes, classes: int, where: str) -> Targets:
+    text = raw.decode("ascii", "replace")
+    found = parse_targets(text, classes)
+    if found is None:
+        raise DamagedShard(f"{where} has the targets {text!r}, not {classes} of 1, 0 and -1; pack again")
+    return found
 
 
 def _info(raw: bytes, where: str) -> dict[str, Any]:

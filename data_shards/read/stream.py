@@ -30,7 +30,7 @@ class Batch:
 
     Attributes:
         images: uint8 (B, C, S, S); C is 1 if every image of the data set is gray, else 3.
-        labels: int64 (B,), positions in the index's classes.
+        labels: int64 (B,), positions in the index's classes; (B, classes) targets in a multi-label data set.
         ids: int64 (B,), the samples' ids in their split.
         groups: Patient or case of each sample, "" if the data set has no groups.
         sources: Names of the files that the samples came from.
@@ -177,7 +177,7 @@ class _Decoder(Dataset[Any]):
         index = self.files.index
         for _ in range(FETCHES):
             try:
-                return read_square(extent, classes=len(index.classes), size=self.image_size, color=index.color)
+                return read_square(extent, index=index, size=self.image_size)
             except FileNotFoundError:
                 self.files.fetch_again(extent.shard)
         raise RemoteError(f"{extent.where} was evicted from the cache {FETCHES} times; raise {LIMIT}")

@@ -218,7 +218,7 @@ def print_overview(location: str, index: ShardIndex) -> None:
     for name in (*index.classes, "all", "shards", "MB"):
         table.add_column(name, justify="right")
     for split, counts in facts["splits"].items():
-        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
+        shares = _label_shares(index, split) if index.multi_label else _class_shares(index, split)
         size = f"{counts['bytes'] / MEGABYTE:.1f}"
         table.add_row(split, *shares, str(counts["samples"]), str(counts["shards"]), size)
     console = Console()
@@ -228,6 +228,19 @@ def print_overview(location: str, index: ShardIndex) -> None:
         f"{_span(index.heights)} high in the source; stored {_stored(index)}"
     )
     console.print(f"digest {index.digest}", soft_wrap=True)
+
+
+def _class_shares(index: ShardIndex, split: str) -> list[str]:
+    return [f"{n} ({n / index.samples_in(split):.0%})" for n in index.per_class_in(split)]
+
+
+def _label_shares(index: ShardIndex, split: str) -> list[str]:
+    """Return how many images have each label, their share of those where it is known, and where it is unknown."""
+    return [
+        f"{n.present} ({n.present / max(1, n.present + n.absent):.0%})"
+        + (f", {n.unknown} unknown" if n.unknown else "")
+        for n in index.targets_in(split)
+    ]
 
 
 def _span(span: tuple[int, int, int]) -> str:

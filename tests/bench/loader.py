@@ -109,7 +109,7 @@ def lowest_psnr(shards: Path, index: ShardIndex, samples: int = 96) -> float:
     found = []
     for number, edges in enumerate(table.extents.tolist()[:samples]):
         extent = Extent(index.shards[0].name, table.path, number, tuple(edges))
-        sample, pixels = read_square(extent, classes=len(index.classes), size=IMAGE_SIZE, color=index.color)
+        sample, pixels = read_square(extent, index=index, size=IMAGE_SIZE)
         full = np.asarray(reference(_opened(sample.image, index.color)))
         found.append(_psnr(pixels[0] if index.color == "L" else pixels.transpose(1, 2, 0), full))
     return min(found)
