@@ -50,6 +50,7 @@ PNM = re.compile(rb"P[1-6]\s+[#0-9]")
 SNIFFED_BYTES = 132  # a DICOM file has its signature behind a preamble of 128 bytes
 MAX_FILE_BYTES = 1 << 30
 MAX_MEGAPIXELS = 150  # a chest film of 43 x 35 cm at 0.043 mm has 81, one at 0.04 mm has 94
+MAX_PACKED_MEGAPIXELS = 2000  # of an image in a shard: `LARGEST_MEGAPIXELS` of the options of packing
 MEGA = 1_000_000
 PILLOW_LIMIT = 2 * 89_478_485  # pixels above which Pillow refuses to open an image, unless told otherwise
 _LIMIT_LOCK = threading.Lock()
@@ -167,16 +168,16 @@ def is_gray(image: Image.Image) -> bool:
     return bool((pixels[..., :1] == pixels[..., 1:]).all())
 
 
-def decode_square(data: bytes, *, size: int, color: Color) -> Pixels:
+def decode_square(data: bytes, *, size: int, color: Color, max_megapixels: int = MAX_MEGAPIXELS) -> Pixels:
     """Decode an image to the network's input, uint8 (C, size, size), C = 1 for gray.
 
     Resizes the short side to `size` with antialiasing, then crops the center, like torchvision's Resize and CenterCrop.
     Only the part that is kept is computed, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size.
 
     Raises:
-        BadImage: The image cannot be decoded.
+        BadImage: The image cannot be decoded, or has more than `max_megapixels`.
     """
-    image = open_image(data)
+    image = open_image(data, max_megapixels=max_megapixels)
     if image.format == "JPEG" and image.mode in ("L", "RGB"):
         image.draft(color, _draft_size(image.size, size))
     image = decode_pixels(image)

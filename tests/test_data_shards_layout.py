@@ -322,14 +322,15 @@ def test_a_chosen_class_that_is_not_there_is_refused(tmp_path):
     )
 
 
-def test_the_options_of_an_ordinary_pack_are_those_of_earlier_data_sets(tmp_path):
+def test_the_options_of_an_ordinary_pack_are_those_of_earlier_data_sets_and_keep_small(tmp_path):
     source = image_folder(tmp_path / "images", SPLITS)
 
     options = packed(source).index.options
 
     assert sorted(options) == sorted(
-        ["split", "group_by", "seed", "shard_bytes", "max_bad", "allow_leakage", "image_size", "encoding", "quality"]
-    )
+        ("split", "group_by", "seed", "shard_bytes", "max_bad", "allow_leakage", "image_size", "encoding", "quality",
+         "keep_small")
+    )  # fmt: skip
 
 
 def test_an_archive_in_the_source_is_named_where_there_is_no_image(tmp_path):

@@ -73,7 +73,7 @@ def test_the_shards_can_be_read_with_webdataset_itself(tmp_path):
 
     assert [sample["__key__"] for sample in samples] == [f"{number:08d}" for number in range(15)]
     assert sorted(sample["cls"] for sample in samples) == [0] * 6 + [1] * 9
-    assert all(sample["jpg"].size == (40, 36) for sample in samples)
+    assert all(sample["png"].size == (40, 36) for sample in samples)
 
 
 def test_webdataset_runs_no_pickles_and_no_programs_beside_us():

@@ -14,13 +14,17 @@ from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from cluster.settings import Settings
 from data_shards.index import read_index
+from data_shards.pack.options import EncodeOptions
 from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer.data import images
 from trainer.data.images import ImageFiles, image_sources, sample_images
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
+from trainer.model.head import HeadConfig
 from trainer.specs import PredictSpec, build
+
+CONFIG = HeadConfig(classes=("a", "b"), width=8, dropout=0.0, image_size=32, pack=EncodeOptions())
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def test_any_fault_of_a_decoder_concerns_one_image(tmp_path, monkeypatch):
 
     monkeypatch.setattr(images, "decode_square", fail_first)
 
-    [batch] = ImageFiles(tuple(map(str, files))).batches(batch_size=2, image_size=32, loader_workers=0)
+    [batch] = ImageFiles(tuple(map(str, files))).batches(CONFIG, batch_size=2, loader_workers=0)
 
     assert batch.errors == ("its pixels cannot be decoded (MemoryError)", None)
     assert batch.pixels.shape == (1, 3, 32, 32)
@@ -174,7 +178,7 @@ def test_samples_are_drawn_from_the_images_of_a_folder_and_not_from_other_files(
     for number in range(40):
         (tmp_path / f"notes-{number}.txt").write_text("no image")
 
-    samples = sample_images(str(tmp_path), Settings(storage=tmp_path), {}, image_size=32)
+    samples = sample_images(str(tmp_path), Settings(storage=tmp_path), {}, config=CONFIG)
 
     assert samples.shape == (1, 3, 32, 32)
     assert (samples == 7).all()
@@ -254,7 +258,7 @@ def test_a_stopped_run_leaves_no_partial_table(tmp_path, model, digits):
 def test_loader_workers_keep_the_order(digits):
     files = ImageFiles(tuple(sorted(str(file) for file in digits.rglob("*.png"))))
 
-    batches = list(files.batches(batch_size=4, image_size=32, loader_workers=2))
+    batches = list(files.batches(CONFIG, batch_size=4, loader_workers=2))
 
     assert tuple(file for chunk in batches for file in chunk.files) == files.paths
     assert sum(len(chunk.pixels) for chunk in batches) == len(files)
@@ -263,7 +267,9 @@ def test_loader_workers_keep_the_order(digits):
 def test_reading_ten_thousand_images_does_not_grow_memory(tmp_path):
     picture = tmp_path / "one.png"
     Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(picture)
-    many = ImageFiles((str(picture),) * 10_000).batches(batch_size=64, image_size=64, loader_workers=0)
+    many = ImageFiles((str(picture),) * 10_000).batches(
+        CONFIG.model_copy(update={"image_size": 64}), batch_size=64, loader_workers=0
+    )
     for _ in range(10):
         next(many)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

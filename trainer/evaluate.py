@@ -19,6 +19,7 @@ from trainer.model.names import HEAD_FILE, MODEL_FILE
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
+from trainer.specs.image_size import check_model_input
 from trainer.training.model_setup import extractor_for
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
 
     Raises:
         SpecError: The data set has no such split, or the model no such class.
-        ModelMismatch: The classes of the data set and of the model differ.
+        ModelMismatch: The classes of the data set and of the model differ, or its images are smaller than the model's
+            input.
         CheckpointError: The model is absent, damaged or of an unsupported version.
     """
     folder = model_folder(spec.model, attempt.settings)
@@ -118,6 +120,7 @@ def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex)
             f"{spec.shards} has the classes {', '.join(index.classes)} and the model {', '.join(config.classes)}; "
             "use data packed with the model's classes"
         )
+    check_model_input(config.image_size, index, spec.shards)
     if spec.split not in index.splits:
         raise SpecError(f"{spec.shards} has no split {spec.split!r}; choose one of {', '.join(index.splits)}")
     if spec.min_sensitivity and "valid" not in index.splits:

@@ -37,7 +37,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     model, config, manifest = read_model(folder)
     weights = str(manifest["files"][MODEL_FILE])
     calibration = Calibration.read(folder, weights)
-    images = sample_images(spec.samples, attempt.settings, manifest, image_size=config.image_size)
+    images = sample_images(spec.samples, attempt.settings, manifest, config=config)
     exported, metadata = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
     target = attempt.paths.exported(form.ending)
     with _atomic_file(attempt, target) as draft:

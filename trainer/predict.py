@@ -8,16 +8,20 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import copy_atomically
+from data_shards.index import read_index
 from trainer.attempt import Attempt
-from trainer.data.images import ImageBatch, ImageSource, image_sources
+from trainer.data.images import ImageBatch, ImageSource, ShardSplit, image_sources
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
+from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD_FILE
 from trainer.result import RunResult
 from trainer.specs import PredictSpec
+from trainer.specs.image_size import check_model_input
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +32,12 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     Raises:
         SpecError: An image, folder or split does not exist.
         CheckpointError: The model does not exist, is damaged or has another version.
+        ModelMismatch: The images of shards are smaller than the model's input.
         TrainerError: No image could be read.
         StorageError: The table cannot be written.
     """
     folder = model_folder(spec.model, attempt.settings)
-    image_sources(spec.images, spec.split)  # fails here, before workers start
+    _check_sizes(image_sources(spec.images, spec.split), folder)  # fails here, before workers start
     outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
@@ -44,6 +49,12 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
         seconds=round(attempt.seconds, 3),
         details={**outcome["details"], "output": spec.output or str(table)},
     )
+
+
+def _check_sizes(parts: tuple[ImageSource, ...], folder: Path) -> None:
+    image_size = HeadConfig.read(folder / HEAD_FILE).image_size
+    for location in dict.fromkeys(part.location for part in parts if isinstance(part, ShardSplit)):
+        check_model_input(image_size, read_index(location), location)
 
 
 def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
@@ -67,9 +78,9 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
 def _rows(
     context: WorkerContext[PredictSpec], parts: tuple[ImageSource, ...], predictor: Predictor
 ) -> Iterator[PredictionRow]:
-    batch_size, image_size = context.spec.batch_size, predictor.config.image_size
+    batch_size = context.spec.batch_size
     for part in parts:
-        for batch in part.batches(batch_size=batch_size, image_size=image_size, loader_workers=context.loader_workers):
+        for batch in part.batches(predictor.config, batch_size=batch_size, loader_workers=context.loader_workers):
             yield from rows_of(batch, predictor)
             context.progress.add(len(batch.files))
             if reason := context.stop.reason():

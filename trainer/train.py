@@ -9,6 +9,7 @@ from trainer.model.weights import resolve_weights
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
+from trainer.specs.image_size import check_training_size
 from trainer.training.worker import train_on_worker
 
 MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
@@ -41,11 +42,12 @@ def check_data(spec: TrainSpec, index: ShardIndex) -> None:
     """Check that this training is possible on this data set.
 
     Raises:
-        SpecError: A split is missing, or a worker gets too few images per step.
+        SpecError: A split is missing, the images are smaller than the input, or a worker gets too few images per step.
     """
     for split in ("train", "valid"):
         if split not in index.splits:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
+    check_training_size(spec.image_size, index, spec.shards)
     samples = index.samples_in(spec.split)
     smallest = samples // -(-samples // spec.batch_size) // spec.workers
     if smallest < MIN_BATCH_NORM_IMAGES:

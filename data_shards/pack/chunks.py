@@ -15,7 +15,7 @@ import imagehash
 from PIL import Image
 
 from data_shards.atomic import atomic_path, write_text_atomic
-from data_shards.errors import BadImage
+from data_shards.errors import BadImage, TooManyPixels
 from data_shards.pack.encode import encode
 from data_shards.pack.options import EncodeOptions
 from data_shards.pack.sources import SourceImage
@@ -105,6 +105,8 @@ def _encode_image(source: SourceImage, options: EncodeOptions) -> tuple[dict[str
     try:
         raw = read_image_file(source.path)
         encoded, image = encode(raw, options)
+    except TooManyPixels as error:
+        return {"bad": f"{error}; raise --max-megapixels"}, b""
     except BadImage as error:
         return {"bad": str(error)}, b""
     facts = encoded._asdict()

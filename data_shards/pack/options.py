@@ -1,10 +1,12 @@
 """The options of packing with their defaults. Imports nothing heavy: the command line imports it."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 MEGABYTE = 1_000_000
+LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
 
 Encoding: TypeAlias = Literal["jpeg", "lossless"]
 
@@ -14,16 +16,27 @@ class EncodeOptions:
     """How images are read and stored.
 
     Attributes:
-        image_size: Short side in pixels, never enlarged; 0 keeps the size, and JPEG and PNG files byte for byte.
+        image_size: Short side in pixels, never enlarged; 0 keeps the size.
         encoding: "jpeg", or "lossless" (PNG).
         quality: JPEG quality, 1 to 100.
         max_megapixels: Largest image to decode, in millions of pixels.
+        keep_small: Store a JPEG or PNG file that is small enough as it came, without its metadata. False encodes it
+            again, as version 0.1 did.
     """
 
     image_size: int = 256
     encoding: Encoding = "jpeg"
     quality: int = 95
     max_megapixels: int = 150
+    keep_small: bool = True
+
+    @classmethod
+    def of_index(cls, stored: Mapping[str, Any]) -> "EncodeOptions | None":
+        """Return the options of a data set from those in its index; None if the index does not have them."""
+        if "image_size" not in stored or "encoding" not in stored:
+            return None
+        known = {field.name: stored[field.name] for field in fields(cls) if field.name in stored}
+        return cls(**{"keep_small": False, **known})
 
 
 @dataclass(frozen=True, kw_only=True)

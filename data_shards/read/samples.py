@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from data_shards.errors import BadImage, DamagedShard
 from data_shards.index import ShardIndex
-from data_shards.pixels import Pixels, decode_square
+from data_shards.pixels import MAX_PACKED_MEGAPIXELS, Pixels, decode_square
 from data_shards.tar_index import key_of
 from data_shards.targets import Label, Targets, parse_targets
 
@@ -73,7 +73,8 @@ def read_square(extent: Extent, *, index: ShardIndex, size: int) -> tuple[Stored
     """
     sample = read_sample(extent, index=index)
     try:
-        return sample, decode_square(sample.image, size=size, color=index.color)
+        pixels = decode_square(sample.image, size=size, color=index.color, max_megapixels=MAX_PACKED_MEGAPIXELS)
+        return sample, pixels
     except BadImage as error:
         raise DamagedShard(f"{extent.where}: {error}") from error
 

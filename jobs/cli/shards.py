@@ -14,7 +14,7 @@ from rich.table import Table
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
-from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.options import LARGEST_MEGAPIXELS, EncodeOptions, PackOptions
 from jobs.cli.command import Group
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
@@ -64,7 +64,8 @@ ENCODING = OptionGroup(
     (
         click.option("--image-size", type=click.IntRange(0, 8192), default=EncodeOptions.image_size, show_default=True,
                      metavar="PIXELS",
-                     help="Maximum length of the short side of stored images, in pixels; 0 keeps the original size."),
+                     help="Maximum length of the short side of stored images, in pixels; 0 keeps the original size. "
+                          "JPEG and PNG files that are small enough are not compressed again."),
         click.option("--encoding", type=click.Choice(["jpeg", "lossless"]), default=EncodeOptions.encoding,
                      show_default=True, help="Format of the stored images; lossless is PNG."),
         click.option("--quality", type=click.IntRange(1, 100), default=EncodeOptions.quality, show_default=True,
@@ -73,8 +74,9 @@ ENCODING = OptionGroup(
                      help=f"Maximum share of unreadable images. They are skipped and listed; a larger share "
                      "is an error.  "
                      f"[default: {PackOptions.max_bad:.0%}]"),
-        click.option("--max-megapixels", type=click.IntRange(1, 2000), default=EncodeOptions.max_megapixels,
-                     show_default=True, metavar="N", help="Maximum size of a source image, in megapixels."),
+        click.option("--max-megapixels", type=click.IntRange(1, LARGEST_MEGAPIXELS), 
+                     default=EncodeOptions.max_megapixels, show_default=True, metavar="N",
+                     help="Maximum size of a source image, in megapixels."),
     ),
 )  # fmt: skip
 SHARDING = OptionGroup(
@@ -109,7 +111,9 @@ def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choic
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
 
-    encode = EncodeOptions(**{field.name: choices.pop(field.name) for field in fields(EncodeOptions)})
+    encode = EncodeOptions(
+        **{field.name: choices.pop(field.name) for field in fields(EncodeOptions) if field.name in choices}
+    )
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     try:
         with shown_progress("packing") as on_progress:

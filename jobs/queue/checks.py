@@ -11,7 +11,7 @@ from cluster.resources import refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from data_shards.errors import PlanError
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
 from jobs.queue.connection import LOOPBACK
 from jobs.queue.weights_file import refuse_other_network
@@ -20,7 +20,8 @@ from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE
-from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainOptions
+from trainer.specs import EvaluateSpec, PredictSpec, SearchSpec, Spec, TrainOptions
+from trainer.specs.image_size import check_model_input, check_training_size
 
 NO_FILE = ("imagenet", "none")
 
@@ -32,8 +33,8 @@ def checked(settings: Settings, spec: Spec) -> Spec:
         PlanError, BadIndex, SourceError: The shards are missing, damaged, or too few.
         InsufficientResources: This machine or cluster can never provide the workers.
         WeightsError: The weights file is missing or belongs to another network.
-        CheckpointError, ModelMismatch: The model does not exist, or its classes differ from those of the data.
-        SpecError: The data set has no such split.
+        CheckpointError, ModelMismatch: The model does not exist, or its classes or input size do not fit the data.
+        SpecError: The data set has no such split, or its images are smaller than the input.
     """
     if runs_here(settings):
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
@@ -46,6 +47,8 @@ def checked(settings: Settings, spec: Spec) -> Spec:
         return _checked_train(spec)
     if isinstance(spec, EvaluateSpec):
         return _checked_evaluate(settings, spec)
+    if isinstance(spec, PredictSpec):
+        _check_predicted_shards(settings, spec)
     return spec
 
 
@@ -156,6 +159,7 @@ def _checked_train(spec: TrainOptions) -> TrainOptions:
         require_split(index, split, spec.shards)
     if isinstance(spec, SearchSpec) and spec.refit:
         require_split(index, "test", spec.shards)
+    check_training_size(spec.image_size, index, spec.shards)
     refuse_too_few_shards(index, spec.workers)
     return spec.model_copy(update={"shards": location, "weights": weights_file(spec.weights)})
 
@@ -165,6 +169,17 @@ def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
     require_split(index, spec.split, spec.shards)
     model, head = model_of(settings, spec.model)
     refuse_other_classes(index, spec.shards, head)
+    if head:
+        check_model_input(head.image_size, index, spec.shards)
     if spec.positive is not None and spec.positive not in index.classes:
         raise SpecError(f"positive {spec.positive!r} is not a class; use one of {', '.join(index.classes)}")
     return spec.model_copy(update={"shards": location, "model": model})
+
+
+def _check_predicted_shards(settings: Settings, spec: PredictSpec) -> None:
+    """Refuse shards on this machine whose images are smaller than the model's input; the trainer checks the others."""
+    _, head = model_of(settings, spec.model)
+    for given in spec.images:
+        folder = local_folder(given)
+        if head and folder and (folder / INDEX_NAME).is_file():
+            check_model_input(head.image_size, read_index(given), given)

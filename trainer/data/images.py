@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,14 +15,24 @@ from cluster.errors import ClusterError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.errors import BadImage, ShardError
+from data_shards.errors import BadImage, ShardError, TooManyPixels
 from data_shards.index import INDEX_NAME, read_index
 from data_shards.locations import local_folder
-from data_shards.pixels import SNIFFED_BYTES, Pixels, decode_square, is_image_file, read_image_file, sniff_format
+from data_shards.pack.encode import encoded_like_packed
+from data_shards.pixels import (
+    MAX_MEGAPIXELS,
+    SNIFFED_BYTES,
+    Pixels,
+    decode_square,
+    is_image_file,
+    read_image_file,
+    sniff_format,
+)  # fmt: skip
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_samples
 from trainer.data.folder_scan import scan_folder
 from trainer.errors import SpecError
+from trainer.model.head import HeadConfig
 
 PREFETCH_BATCHES = 2  # per loader worker
 SAMPLES = 16  # images that an exported file is compared with its model on
@@ -58,10 +68,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
-        """Yield the images; a file that cannot be read has an error instead of pixels."""
+    def batches(self, config: HeadConfig, *, batch_size: int, loader_workers: int) -> Iterator[ImageBatch]:
+        """Yield the images as the model's training data had them; an unreadable file has an error instead of pixels."""
         yield from DataLoader(
-            _DecodeDataset(self.paths, batch_size, image_size),
+            _DecodeDataset(self.paths, batch_size, config),
             batch_size=None,
             num_workers=loader_workers,
             prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
@@ -83,7 +93,7 @@ class ShardSplit:
         """Number of files that were left out: none."""
         return 0
 
-    def batches(self, *, batch_size: int, image_size: int, loader_workers: int) -> Iterator[ImageBatch]:
+    def batches(self, config: HeadConfig, *, batch_size: int, loader_workers: int) -> Iterator[ImageBatch]:
         """Yield the samples with the names of the files that they were packed from.
 
         Raises:
@@ -91,6 +101,7 @@ class ShardSplit:
         """
         index = read_index(self.location)
         plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
+        image_size = config.image_size
         for batch in open_batches(self.location, index, plan, image_size=image_size, loader_workers=loader_workers):
             yield ImageBatch(files=batch.sources, errors=(None,) * len(batch.sources), pixels=batch.images)
 
@@ -136,8 +147,8 @@ def _files_below(folder: Path) -> ImageFiles:
 class _DecodeDataset(Dataset[Any]):
     """Reads and decodes batches of files, in a loader worker."""
 
-    def __init__(self, paths: tuple[str, ...], batch_size: int, image_size: int) -> None:
-        self.paths, self.batch_size, self.image_size = np.array(paths, dtype=np.str_), batch_size, image_size
+    def __init__(self, paths: tuple[str, ...], batch_size: int, config: HeadConfig) -> None:
+        self.paths, self.batch_size, self.config = np.array(paths, dtype=np.str_), batch_size, config
 
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch_size)
@@ -148,7 +159,7 @@ class _DecodeDataset(Dataset[Any]):
         files = tuple(map(str, self.paths[number * self.batch_size : (number + 1) * self.batch_size]))
         found = [self._read(file) for file in files]
         pixels = [image for image in found if not isinstance(image, str)]
-        side = self.image_size
+        side = self.config.image_size
         return ImageBatch(
             files=files,
             errors=tuple(error if isinstance(error, str) else None for error in found),
@@ -164,14 +175,32 @@ class _DecodeDataset(Dataset[Any]):
             data = read_image_file(file)
             if sniff_format(data[:SNIFFED_BYTES]) == "DICOM":
                 return DICOM_ERROR
-            return decode_square(data, size=self.image_size, color="RGB")
+            return input_pixels(data, self.config)
+        except TooManyPixels as error:
+            return f"{error}; scale it down"
         except BadImage as error:
             return str(error)
         except Exception as error:
             return f"its pixels cannot be decoded ({type(error).__name__})"
 
 
-def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, image_size: int) -> Tensor:
+def input_pixels(data: bytes, config: HeadConfig) -> Pixels:
+    """Return an image file's pixels (3, S, S) uint8 as the model gets them; gray images are repeated to RGB.
+
+    The image goes through the same steps as the training images: it is encoded like in their shards, then decoded. A
+    film as a file and the same film in shards have the same pixels.
+
+    Raises:
+        BadImage: It cannot be decoded, or is too large.
+    """
+    if config.pack is None:
+        return decode_square(data, size=config.image_size, color="RGB")
+    most = max(config.pack.max_megapixels, MAX_MEGAPIXELS)
+    stored = encoded_like_packed(data, replace(config.pack, max_megapixels=most))
+    return decode_square(stored, size=config.image_size, color="RGB", max_megapixels=most)
+
+
+def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, config: HeadConfig) -> Tensor:
     """Return up to `SAMPLES` images, (n, 3, S, S) uint8, evenly spaced in `given` or in the model's own data.
 
     Raises:
@@ -179,7 +208,7 @@ def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, 
     """
     sources = image_sources((given or _training_shards(settings, manifest),))
     part = sources[-1]  # the last split of shards, which is test if there is one
-    pixels = _sample(part, image_size)
+    pixels = _sample(part, config)
     if not len(pixels):
         raise SpecError(f"no image in {given} can be read; give other images with --samples")
     return pixels.expand(-1, 3, -1, -1).contiguous()
@@ -197,15 +226,15 @@ def _training_shards(settings: Settings, manifest: Mapping[str, Any]) -> str:
     return shards
 
 
-def _sample(part: ImageSource, image_size: int) -> Tensor:
+def _sample(part: ImageSource, config: HeadConfig) -> Tensor:
     if isinstance(part, ImageFiles):
         images = [path for path in part.paths if is_image_file(path)] or part.paths
         files = ImageFiles(tuple(images[number] for number in _evenly_spaced(len(images))))
-        batches = files.batches(batch_size=SAMPLES, image_size=image_size, loader_workers=0)
+        batches = files.batches(config, batch_size=SAMPLES, loader_workers=0)
         return torch.cat([batch.pixels for batch in batches])
     chosen = _evenly_spaced(len(part))
     index = read_index(part.location)
-    samples = read_samples(part.location, index, part.split, chosen, image_size=image_size)
+    samples = read_samples(part.location, index, part.split, chosen, image_size=config.image_size)
     return torch.cat([batch.images for batch in samples])
 
 

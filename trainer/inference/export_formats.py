@@ -58,6 +58,7 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
     return {
         "classes": json.dumps(config.classes),
         "input": f"images: uint8 (batch, 3, {config.image_size}, {config.image_size}), RGB, not normalised",
+        "pack": _pack_step(config),
         "resize": RESIZE,
         "image_size": str(config.image_size),
         "normalisation": "inside",
@@ -69,6 +70,19 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
         "decision": decision,
         "weights_sha256": weights,
     }
+
+
+def _pack_step(config: HeadConfig) -> str:
+    """Describe what was done to the training images before `resize`; "" if the model does not record it."""
+    if config.pack is None:
+        return ""
+    form = "PNG" if config.pack.encoding == "lossless" else f"JPEG of quality {config.pack.quality} without subsampling"
+    if not config.pack.image_size:
+        return f"before the resize: JPEG and PNG files unchanged, others as {form}"
+    size = f"short side reduced to {config.pack.image_size} with a Lanczos filter"
+    if config.pack.keep_small:
+        return f"before the resize: {size} and stored as {form}; smaller JPEG and PNG files unchanged"
+    return f"before the resize: {size} if it is longer, and stored as {form}"
 
 
 class ExportFormat(Protocol):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_shards.pack.options import EncodeOptions
 from trainer.errors import CheckpointError
 
 FEATURES = 1280  # width of EfficientNet-B0's last convolution, Tan & Le 2019, table 1, row 9
@@ -28,6 +29,8 @@ class HeadConfig(BaseModel):
         layout: Library whose padding and batch-norm epsilon the backbone was trained with.
         backbone_sha256: sha256 of the published backbone's tensors, part of the feature cache's key.
         precision: Precision of the backbone in training and validation.
+        pack: How the images that the model was trained on were packed; None for a model of version 0.1, which did not
+            record it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,7 @@ class HeadConfig(BaseModel):
     layout: Layout = "efficientnet_pytorch"
     backbone_sha256: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"
+    pack: EncodeOptions | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:

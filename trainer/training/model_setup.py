@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from data_shards.index import ShardIndex, read_index
+from data_shards.pack.options import EncodeOptions
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
@@ -85,6 +86,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         image_size=spec.image_size,
         layout=weights.layout if weights else "efficientnet_pytorch",
         precision=resolve_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
+        pack=EncodeOptions.of_index(index.options),
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)
