@@ -14,7 +14,9 @@ from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 from cluster.settings import Settings
 from data_shards.index import read_index
-from data_shards.pack.options import EncodeOptions
+from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.packing import pack
+from tests.datasets import image_folder, noise
 from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer.data import images
 from trainer.data.images import ImageFiles, image_sources, sample_images
@@ -304,3 +306,72 @@ def test_a_file_name_that_is_not_utf_8_has_its_row(tmp_path):
         write(PredictionRow(file="film-\udcff.png", error="it cannot be read"))
 
     assert (tmp_path / "x.csv").read_text().splitlines()[1] == "film-\\udcff.png,,,,it cannot be read"
+
+
+@pytest.fixture(scope="module", params=[{}, {"image_size": 0}, {"encoding": "lossless"}, {"keep_small": False}])
+def films(request, tmp_path_factory):
+    """Films of all kinds larger and smaller than the pack size, their shards, and a model trained on these."""
+    folder = tmp_path_factory.mktemp("films")
+    source = image_folder(folder / "images", {"train/a": 5, "train/b": 5, "valid/a": 2, "valid/b": 2}, size=(150, 130))
+    for number, (name, image, options) in enumerate(kinds_of_films()):
+        image.save(source / "train" / "ab"[number % 2] / name, **options)
+    encode = EncodeOptions(**{"image_size": 70, **request.param})
+    pack(source, folder / "shards", PackOptions(processes=1, encode=encode))
+    paths, _ = done(folder / "storage", train_spec(folder / "shards", epochs=1, image_size=64))
+    return source, folder / "shards", paths.best
+
+
+def kinds_of_films():
+    """Yield name, image and options of saving it."""
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 6
+    for size in ((160, 140), (66, 65)):
+        yield f"color-{size[0]}.jpg", noise(size[0] + 1, size, "RGB"), {"quality": 60}
+        yield f"gray-{size[0]}.jpg", noise(size[0] + 2, size), {"progressive": True}
+        yield f"turned-{size[0]}.jpg", noise(size[0] + 3, size), {"exif": upside_down}
+        yield f"alpha-{size[0]}.png", noise(size[0] + 4, size, "RGBA"), {}
+        yield f"deep-{size[0]}.png", noise(size[0] + 5, size).convert("I;16").point(lambda value: value * 16), {}
+        yield f"palette-{size[0]}.png", noise(size[0] + 6, size, "RGB").quantize(32), {}
+        yield f"cmyk-{size[0]}.jpg", noise(size[0] + 7, size, "RGB").convert("CMYK"), {}
+        yield f"bitmap-{size[0]}.bmp", noise(size[0] + 8, size, "RGB"), {}
+        yield f"web-{size[0]}.webp", noise(size[0] + 9, size, "RGB"), {"quality": 50}
+
+
+def test_a_film_has_the_same_probabilities_as_a_file_and_in_shards(tmp_path, films):
+    source, shards, model = films
+
+    of_files, _ = predicted(tmp_path, model, source, name="files", form="json")
+    of_shards, _ = predicted(tmp_path, model, shards, name="shards", form="json")
+
+    as_file = {Path(row["file"]).relative_to(source).as_posix(): row["probabilities"]["a"] for row in of_files}
+    in_shards = {row["file"]: row["probabilities"]["a"] for row in of_shards}
+    assert as_file.keys() == in_shards.keys()
+    assert len(as_file) == 32
+    turned = {name for name in as_file if "turned" in name}  # version 0.1 stored these as they came, now turned
+    assert max(abs(as_file[name] - in_shards[name]) for name in as_file.keys() - turned) < 1e-5
+    assert max(abs(as_file[name] - in_shards[name]) for name in turned) < 1e-3
+
+
+def test_a_model_that_records_no_packing_gets_the_pixels_of_the_file(tmp_path):
+    raw = encoded(noise(1, (80, 70)), "JPEG")
+
+    found = images.input_pixels(raw, CONFIG.model_copy(update={"pack": None}))
+
+    assert (found == images.decode_square(raw, size=32, color="RGB")).all()
+
+
+def test_a_head_of_version_0_1_records_no_packing(tmp_path):
+    content = CONFIG.model_dump(mode="json", exclude={"pack"})
+    write_json(tmp_path / "head.json", content)
+
+    assert HeadConfig.read(tmp_path / "head.json").pack is None
+
+
+def test_a_film_above_the_limit_has_a_row_with_the_cure(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
+    config = CONFIG.model_copy(update={"pack": EncodeOptions(max_megapixels=1)})
+    Image.new("L", (2000, 1000)).save(tmp_path / "film.png")
+
+    [batch] = ImageFiles((str(tmp_path / "film.png"),)).batches(config, batch_size=1, loader_workers=0)
+
+    assert batch.errors == ("2000 x 1000 are 2 megapixels, above the limit of 1; scale it down",)

@@ -54,12 +54,10 @@ def _jpeg_parts(raw: bytes) -> Iterator[bytes]:
         yield from _kept_segment(code, segment)
         if code == START_OF_SCAN:
             found = SCAN_END.search(raw, at)
-            end = found.start() if found else len(raw)
-            yield raw[at:end]
-            at = end
-            if not found:  # decoders accept a file that lacks only its last marker
-                yield EOI
-                return
+            if not found:
+                raise _Unusual
+            yield raw[at : found.start()]
+            at = found.start()
 
 
 def _marker(raw: bytes, at: int) -> tuple[int, int]:
