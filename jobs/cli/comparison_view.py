@@ -18,6 +18,7 @@ from jobs.runs.evaluations import (
 )
 from trainer.errors import CheckpointError
 from trainer.evaluation.comparison import (
+    WORDS,
     Candidate,
     Comparison,
     compare_predictions,
@@ -142,7 +143,7 @@ class ComparisonView:
             interval = "-" if figure.interval is None else " to ".join(f"{end:+.4f}" for end in figure.interval)
             rows.append(
                 [
-                    figure.name.replace("_", " ") + of_class,
+                    WORDS.get(figure.name, figure.name) + of_class,
                     _number(figure.first),
                     _number(figure.second),
                     "-" if figure.difference is None else f"{figure.difference:+.4f}",

@@ -11,6 +11,7 @@ from trainer.evaluation.bootstrap import Floats, Labels
 from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
 
+WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
 Verdict = Literal["not worse", "worse", "not shown"]
 
 
@@ -165,8 +166,8 @@ def check_margin(figures: Sequence[PairedFigure], *, metric: str, margin: float,
 def margin_sentence(candidate: Candidate, reference: str, name: str) -> str:
     """Return in one sentence whether the model `name` passes its margin against `reference`, and why."""
     check = candidate.margin
-    claim = f"worse than {reference} by more than {check.margin:g} in {check.metric.replace('_', ' ')}"
-    others = " and ".join(other.replace("_", " ") for other in check.worse_in)
+    claim = f"worse than {reference} by more than {check.margin:g} in {WORDS.get(check.metric, check.metric)}"
+    others = " and ".join(WORDS.get(other, other) for other in check.worse_in)
     also = f" {name} is worse than {reference} by more than {check.margin:g} in {others}." if others else ""
     if candidate.identical:
         return f"{name} gives the same probabilities and decisions as {reference} for every image."
