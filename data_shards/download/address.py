@@ -126,7 +126,9 @@ def _http(text: str) -> Address:
     if parts.hostname in DRIVE_HOSTS:
         return _drive(parts)
     # A new signature of a presigned address is the same file; any other parameter may be another file.
-    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not SECRET.fullmatch(name)]
+    kept = [
+        (name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not SECRET.fullmatch(name)
+    ]
     identity = f"{parts.scheme}://{host_of(parts).lower()}{parts.path}?{urlencode(kept)}"
     return Address(kind="http", url=text, shown=shown_url(parts), identity=identity)
 

@@ -13,6 +13,7 @@ from data_shards.locations import NETWORK, file_system
 BLOCK_BYTES = 16 << 20
 VERSION_FIELDS = ("ETag", "etag", "generation", "LastModified", "updated", "size")
 SYNC = {"s3": "aws s3 sync", "gs": "gcloud storage rsync --recursive"}
+UNREACHABLE = ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ClientConnectorDNSError")
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
 
 
@@ -29,7 +30,13 @@ class BucketFile:
             DownloadFailed: It cannot be downloaded, and another try does not help.
             Interrupted: Another try may help.
         """
-        system, facts = self._facts()
+        try:
+            system, facts = self._facts()
+        except Interrupted as error:
+            if offset or type(error.__cause__).__name__ not in UNREACHABLE:
+                raise
+            reason = "the server of the bucket cannot be reached"
+            raise DownloadFailed(self.shown, reason, "check the network and the address of the server") from error
         total, found = int(facts["size"]), _version(facts)
         start = offset if found == version and offset <= total else 0
         chunks = self._chunks(system, start, total, found)

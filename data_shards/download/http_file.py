@@ -27,6 +27,15 @@ BUSY = (408, 425, 429, *range(500, 600))
 NETWORK_FAULTS = (OSError, http.client.HTTPException)
 # A name that cannot be found or a port that refuses: at the first request rather a wrong address than a fault.
 UNREACHABLE = (socket.gaierror, ConnectionRefusedError)
+REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (socket.gaierror, "the host {} is not known"),
+    (ConnectionRefusedError, "{} refuses the connection"),
+    (TimeoutError, f"{{}} does not answer for {TIMEOUT_SECONDS:.0f} s"),
+    (ssl.SSLError, "{} does not speak TLS as expected"),
+    (http.client.IncompleteRead, "the connection was cut"),
+    (ConnectionError, "the connection was cut"),
+    (http.client.HTTPException, "{} does not answer as an HTTP server"),
+)
 CHECK_ADDRESS = "check the address and the network"
 
 
@@ -90,7 +99,9 @@ class HttpFile:
     ) -> Transfer:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity", "gzip", "x-gzip"):
-            raise DownloadFailed(self.shown, f"the server sends it in the encoding {encoding[:20]!r}", "use another one")
+            raise DownloadFailed(
+                self.shown, f"the server sends it in the encoding {encoding[:20]!r}", "use another one"
+            )
         return Transfer(
             start=start,
             total=total,
@@ -199,16 +210,4 @@ def _length_of(response: Any) -> int | None:
 
 
 def _reason(error: Exception, host: str) -> str:
-    if isinstance(error, socket.gaierror):
-        return f"the host {host} is not known"
-    if isinstance(error, ConnectionRefusedError):
-        return f"{host} refuses the connection"
-    if isinstance(error, TimeoutError):
-        return f"{host} does not answer for {TIMEOUT_SECONDS:.0f} s"
-    if isinstance(error, ssl.SSLError):
-        return f"{host} does not speak TLS as expected"
-    if isinstance(error, http.client.IncompleteRead | ConnectionError):
-        return "the connection was cut"
-    if isinstance(error, http.client.HTTPException):
-        return f"{host} does not answer as an HTTP server"
-    return f"{host} cannot be reached"
+    return next((text.format(host) for kind, text in REASONS if isinstance(error, kind)), f"{host} cannot be reached")

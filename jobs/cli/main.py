@@ -29,7 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "completion": Entry("jobs.cli.completion", "completion", START, "Print the shell command that enables completion."),
     "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
     "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show WebDataset shards."),
-    "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune the feature cache."),
+    "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune cached features and downloads."),
     "train": Entry("jobs.cli.train", "train", JOBS, "Fine-tune EfficientNet-B0 on shards."),
     "evaluate": Entry("jobs.cli.evaluate", "evaluate", JOBS, "Evaluate a model on one split."),
     "search": Entry("jobs.cli.search", "search", JOBS, "Tune learning rate, dropout and head width."),

@@ -50,7 +50,9 @@ class Sha256(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return its 64 digits in lower case."""
         found = DIGEST.fullmatch(str(value).strip())
-        return found[1].lower() if found else self.fail(f"{value!r} is not a sha256 of 64 hexadecimal digits")
+        return (
+            found[1].lower() if found else self.fail(f"{value!r} is not a sha256 of 64 hexadecimal digits", param, ctx)
+        )
 
 
 DOWNLOAD = OptionGroup(
@@ -140,4 +142,3 @@ def _check_address(source: Address, choices: DownloadChoices) -> None:
         )
     if choices.max_download:
         raise InvalidOption("--max-download does not work with kaggle:, which does not tell the size; leave it out")
-
