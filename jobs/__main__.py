@@ -7,13 +7,13 @@ import click
 
 from cluster.errors import ClusterError
 from cluster.files import is_full
-from data_shards.errors import ShardError
+from data_shards.errors import OptionError, ShardError
 from jobs.cli.main import cli
 from jobs.errors import InvalidOption, JobError
 from trainer.errors import SpecError, TrainerError
 
 ERRORS = (ClusterError, ShardError, TrainerError, JobError)
-WRONG_USAGE = (SpecError, InvalidOption)  # the value of an option, or a combination of options
+WRONG_USAGE = (SpecError, InvalidOption, OptionError)  # the value of an option, or a combination of options
 FAILED, USAGE = 1, 2
 
 

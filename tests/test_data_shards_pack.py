@@ -59,6 +59,7 @@ def test_a_folder_becomes_shards_that_agree_with_their_index(tmp_path):
     assert {file.name for file in shards.iterdir()} == {
         "index.json",
         "pack-report.json",
+        *(file.name for file in shards.glob("images-*.jsonl.gz")),
         *(shard.name for shard in index.shards),
     }
 

@@ -13,6 +13,7 @@ from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.pack.archives import is_archive
 from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
+from data_shards.pack.image_records import records_of, remove_records, write_records
 from data_shards.pack.label_checks import require_known_targets
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images, scan_image_folder
@@ -85,7 +86,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
     scanned = None if is_archive(source) else _scan(source, options)  # refused before anything is written
     with open_work_folder(target) as work:
         image_folder = scanned or _scan(work.unpacked(source), options, source)
-        entries = _encode(image_folder, work, options, on_progress)
+        entries = encode_images(image_folder, work, options, on_progress)
         good = [entry for entry in entries if not entry.bad]
         _check_bad(image_folder, entries, options)
         assignment = assign_splits(image_folder.images, good, options, image_folder.label_names)
@@ -110,7 +111,7 @@ def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> Ima
     return image_folder
 
 
-def _encode(
+def encode_images(
     image_folder: ImageFolder, work: WorkFolder, options: PackOptions, on_progress: OnProgress
 ) -> list[ChunkEntry]:
     """Encode what is not encoded yet and return the entries of all images in their order."""
@@ -126,14 +127,22 @@ def _encode(
     return [entry for chunk in chunks for entry in chunk.read()]
 
 
-def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], options: PackOptions) -> None:
-    max_bad = options.max_bad
+def refuse_too_many_bad(entries: Sequence[ChunkEntry], max_bad: float) -> None:
+    """Refuse a source of which more than a share of the images cannot be used.
+
+    Raises:
+        SourceError: The text names some of them.
+    """
     bad = [entry for entry in entries if entry.bad]
     if len(bad) > max_bad * len(entries):
         named = "; ".join(f"{entry.name}: {entry.bad}" for entry in bad[:SHOWN])
         raise SourceError(
             f"{len(bad)} of {len(entries)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
         )
+
+
+def _check_bad(image_folder: ImageFolder, entries: Sequence[ChunkEntry], options: PackOptions) -> None:
+    refuse_too_many_bad(entries, options.max_bad)
     usable = [image for image, entry in zip(image_folder.images, entries, strict=True) if not entry.bad]
     if options.multi_label:
         require_known_targets(usable, image_folder.classes)
@@ -154,9 +163,9 @@ def _write(
 ) -> ShardIndex:
     classes = image_folder.classes
     samples: dict[str, list[Sample]] = {}
-    labels = {image.name: _label(image, classes) for image in image_folder.images}
-    for entry in sorted(good, key=lambda entry: _draw(entry.name)):
-        sample = _sample(entry, work.encoded, labels[entry.name], assignment.groups.get(entry.name))
+    labels = {image.name: label_of(image, classes) for image in image_folder.images}
+    for entry in sorted(good, key=lambda entry: sort_key(entry.name)):
+        sample = sample_of(entry, work.encoded, labels[entry.name], assignment.groups.get(entry.name))
         samples.setdefault(assignment.splits[entry.name], []).append(sample)
     shards: list[Shard] = []
     for split in sorted(samples):
@@ -169,10 +178,12 @@ def _write(
             classes=len(classes),
         )
     _remove_unlisted(work.target, shards)
+    write_records(work.target, records_of(shards, samples))
     return _index(classes, shards, good, options)
 
 
-def _label(image: SourceImage, classes: tuple[str, ...]) -> Label:
+def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:
+    """Return the label of an image as its sample stores it."""
     return classes.index(image.label) if image.targets is None else image.targets
 
 
@@ -185,14 +196,15 @@ def _index(
         color="L" if all(entry.gray for entry in good) else "RGB",
         image_size=options.encode.image_size,
         grouped=options.group_by is not None,
-        widths=_span([entry.width for entry in good]),
-        heights=_span([entry.height for entry in good]),
+        widths=span_of([entry.width for entry in good]),
+        heights=span_of([entry.height for entry in good]),
         options=options.to_index(),
         multi_label=options.multi_label,
     ).sealed()
 
 
-def _sample(entry: ChunkEntry, encoded: Path, label: Label, group: str | None) -> Sample:
+def sample_of(entry: ChunkEntry, encoded: Path, label: Label, group: str | None) -> Sample:
+    """Return the sample to write of an encoded image; `encoded` is the folder of the chunks."""
     info = {"source": entry.name, "width": entry.width, "height": entry.height, "crc32": entry.crc32}
     return Sample(
         content=encoded / entry.content,
@@ -201,6 +213,8 @@ def _sample(entry: ChunkEntry, encoded: Path, label: Label, group: str | None) -
         suffix=entry.suffix,
         label=label,
         info=info if group is None else {**info, "group": group},
+        sha256=entry.sha256,
+        phash=entry.phash,
     )
 
 
@@ -210,12 +224,14 @@ def _remove_unlisted(target: Path, shards: Sequence[Shard]) -> None:
     for file in (*target.glob("*.tar"), *target.glob(".*.tar.*")):  # the latter are incomplete
         if file.name not in listed:
             file.unlink()
+    remove_records(target)
 
 
-def _draw(name: str) -> str:
+def sort_key(name: str) -> str:
     """Return a sort key that mixes classes and patients, and is the same in every pack of the same names."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _span(values: Sequence[int]) -> tuple[int, int, int]:
+def span_of(values: Sequence[int]) -> tuple[int, int, int]:
+    """Return the minimum, median and maximum."""
     return min(values), median_low(values), max(values)

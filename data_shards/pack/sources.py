@@ -81,17 +81,35 @@ def scan_image_folder(folder: Path, options: PackOptions, *, source: Path | None
         SourceError: The folder is missing, holds no images, has no layout that can be recognized, or its class folders
             cannot be used as they are.
     """
+    tree = read_image_tree(folder, source=source)
+    image_folder = collect_images(folder, tree, find_layout(tree, options.classes), options)
+    _check(image_folder, source or folder)
+    return image_folder
+
+
+def read_image_tree(folder: Path, *, source: Path | None = None) -> FileTree:
+    """Return the files of a folder with images. Errors name `source`, the archive that it was unpacked from.
+
+    Raises:
+        SourceError: The folder is missing or holds no images.
+    """
     if not folder.is_dir():
         raise SourceError(f"{folder} is no folder; give a folder, .zip or .tar of images")
     tree = read_tree(folder)
     if not tree.has_images(""):
         raise SourceError(_no_image(source or folder, tree))
-    layout = find_layout(tree, options.classes)
+    return tree
+
+
+def collect_images(folder: Path, tree: FileTree, layout: Layout, options: PackOptions) -> ImageFolder:
+    """Return the images of a layout in order of name.
+
+    Raises:
+        SourceError: The class folders cannot be used as they are.
+    """
     table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
-    image_folder = _collect(folder, tree, layout, table, options)
-    _check(image_folder, source or folder)
-    return image_folder
+    return _collect(folder, tree, layout, table, options)
 
 
 def _no_image(folder: Path, tree: FileTree) -> str:

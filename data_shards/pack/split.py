@@ -83,15 +83,32 @@ def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, se
     used = [split for split, share in zip(SPLITS, shares, strict=True) if share]
     groups = _strata_of_groups(images)
     _check_enough(groups, len(used))
-    sizes = sum(groups.values(), Counter[Stratum]())
-    lacking = {s: {c: share * n for c, n in sizes.items()} for s, share in zip(SPLITS, shares, strict=True) if share}
-    placed: dict[str, str] = {}
-    for group in sorted(groups, key=lambda g: (-groups[g].total(), _draw(seed, g))):
-        placed[group] = max(used, key=lambda s: sum(n * lacking[s][c] / sizes[c] for c, n in groups[group].items()))
-        for label, count in groups[group].items():
-            lacking[placed[group]][label] -= count
+    placed = place_groups(images, shares, seed=seed, before={})
     _fill_gaps(placed, groups, used)
     return {image.name: placed[image.group] for image in images}
+
+
+def place_groups(
+    images: Sequence[LabeledImage], shares: Shares, *, seed: int, before: Mapping[str, Mapping[Stratum, int]]
+) -> dict[str, str]:
+    """Return the split of each group: the largest first, each goes to the split that lacks most of its classes.
+
+    The shares are those of these images and the ones `before` together, which gives the number of images of each class
+    that each split has already. A class may be missing from a split.
+    """
+    groups = _strata_of_groups(images)
+    sizes = sum(map(Counter, before.values()), sum(groups.values(), Counter[Stratum]()))
+    lacking = {
+        split: {c: share * n - before.get(split, {}).get(c, 0) for c, n in sizes.items()}
+        for split, share in zip(SPLITS, shares, strict=True)
+        if share
+    }
+    placed: dict[str, str] = {}
+    for group in sorted(groups, key=lambda g: (-groups[g].total(), _draw(seed, g))):
+        placed[group] = max(lacking, key=lambda s: sum(n * lacking[s][c] / sizes[c] for c, n in groups[group].items()))
+        for label, count in groups[group].items():
+            lacking[placed[group]][label] -= count
+    return placed
 
 
 def _strata_of_groups(images: Sequence[LabeledImage]) -> dict[str, Counter[Stratum]]:

@@ -92,14 +92,15 @@ def _split_by_shares(
             name=image.name,
             label=image.label,
             group=together[image.name],
-            targets=_known_targets(image, label_names),
+            targets=known_targets(image, label_names),
         )
         for image in images
     ]
     return stratified_group_split(labeled, parse_shares(options.split or ""), seed=options.seed)
 
 
-def _known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:
+def known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:
+    """Return each known label and whether the image has it; None if the data set has one class an image."""
     if image.targets is None:
         return None
     return tuple((n, value) for n, value in zip(label_names, image.targets, strict=True) if value != UNKNOWN)

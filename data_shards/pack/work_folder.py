@@ -15,6 +15,7 @@ from data_shards.atomic import write_text_atomic
 from data_shards.errors import LeakageError, SourceError
 from data_shards.index import INDEX_NAME
 from data_shards.pack.archives import unpack
+from data_shards.pack.image_records import remove_records
 from data_shards.pack.sources import SourceImage
 
 NAME = ".packing"
@@ -69,6 +70,7 @@ class WorkFolder:
         shutil.rmtree(self.folder, ignore_errors=True)
         for shard in (*self.target.glob("*.tar"), *self.target.glob(".*.tar.*")):
             shard.unlink()
+        remove_records(self.target)
         if not keep_target:
             with suppress(OSError):
                 self.target.rmdir()

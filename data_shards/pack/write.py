@@ -25,6 +25,8 @@ class Sample:
         start: Offset of the image's first byte in that file.
         label: Position of its class in the index; in a multi-label data set its targets.
         info: Content of the sample's json member.
+        sha256: sha256 of the source file, which the shard does not store.
+        phash: Perceptual hash of the image, likewise.
     """
 
     content: Path
@@ -33,24 +35,52 @@ class Sample:
     suffix: str
     label: Label
     info: dict[str, Any]
+    sha256: str = ""
+    phash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterShards:
+    """What a split has already, for shards that are added to it.
+
+    Attributes:
+        number: Number in the name of the first new shard.
+        samples: Number of samples of the split, and so of the first new sample.
+        least_shards: About so many shards, however few samples there are.
+    """
+
+    number: int = 0
+    samples: int = 0
+    least_shards: int = MIN_SHARDS
+
+
+NEW_SPLIT = AfterShards()
 
 
 def write_shards(
-    folder: Path, records: Path, split: str, samples: Sequence[Sample], *, shard_bytes: int, classes: int
+    folder: Path,
+    records: Path,
+    split: str,
+    samples: Sequence[Sample],
+    *,
+    shard_bytes: int,
+    classes: int,
+    after: AfterShards = NEW_SPLIT,
 ) -> Iterator[Shard]:
     """Write one split's samples in their order and yield each shard once it is complete under its name.
 
     A shard that an interrupted pack wrote from the same samples is kept. A JSON record in the folder `records` says
     which samples those were. It is removed before its shard is rewritten, so it never describes another shard.
     """
-    for number, (first, last) in enumerate(_cuts(samples, shard_bytes)):
+    for number, (start, end) in enumerate(_cuts(samples, shard_bytes, after.least_shards), after.number):
         path = folder / f"{split}-{number:05d}.tar"
         record = records / f"{path.name}.json"
-        identity = _identity(samples[first:last], first, classes)
+        first = after.samples + start
+        identity = _identity(samples[start:end], first, classes)
         shard = _kept(path, record, identity)
         if shard is None:
             record.unlink(missing_ok=True)
-            shard = write_shard(path, split, samples[first:last], first=first, classes=classes)
+            shard = write_shard(path, split, samples[start:end], first=first, classes=classes)
             write_text_atomic(record, json.dumps({"identity": identity, "shard": shard.model_dump(mode="json")}))
         yield shard
 
@@ -68,10 +98,10 @@ def _identity(samples: Sequence[Sample], first: int, classes: int) -> str:
     return hashlib.sha256(json.dumps([first, classes, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _cuts(samples: Sequence[Sample], shard_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the slice of samples of each shard: up to `shard_bytes` and an eighth of the split, at least one sample."""
+def _cuts(samples: Sequence[Sample], shard_bytes: int, least_shards: int) -> Iterator[tuple[int, int]]:
+    """Yield the slice of samples of each shard: up to `shard_bytes`, for about `least_shards`, at least one sample."""
     sizes = [sample.size + 6 * BLOCK for sample in samples]  # three headers, two small members, padding
-    most = min(shard_bytes, -(-sum(sizes) // MIN_SHARDS))
+    most = min(shard_bytes, -(-sum(sizes) // least_shards))
     first, used = 0, 0
     for number, size in enumerate(sizes):
         if used and used + size > most:

@@ -1,4 +1,4 @@
-"""`nightshift shards`: pack, verify and show data sets. What packing needs is imported when a command runs."""
+"""`nightshift shards`: pack, extend, verify and show data sets. What packing needs is imported when a command runs."""
 
 import json
 import shlex
@@ -19,10 +19,9 @@ from jobs.cli.command import Group
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
-from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 
 if TYPE_CHECKING:
-    from data_shards.download.address import Address
+    from data_shards.pack.add import AddReport
     from data_shards.pack.packing import PackReport
     from data_shards.pack.sources import ImageFolder
 
@@ -92,40 +91,68 @@ SHARDING = OptionGroup(
 )  # fmt: skip
 
 
+ADDING = OptionGroup(
+    "New images",
+    (
+        click.option("--split", type=SplitShares(), metavar="T/V/T",
+                     help="Split the new images by these percentages. Only for a data set that was packed from split "
+                          "folders.  [default: that of the data set]"),
+        click.option("--group-by", metavar="CSV|REGEX",
+                     help="Where the groups of the new images come from, as for pack.  "
+                          "[default: the data set's regular expression]"),
+        click.option("--drop-class", "drop_classes", multiple=True, metavar="CLASS",
+                     help="Exclude this class of SOURCE; can be repeated."),
+        click.option("--seed", type=click.IntRange(0), metavar="N",
+                     help="Random seed of the split.  [default: that of the data set]"),
+        click.option("--max-bad", type=Share(),
+                     help="Maximum share of unreadable images.  [default: that of the data set]"),
+        click.option("--max-megapixels", type=click.IntRange(1, 2000), metavar="N",
+                     help="Maximum size of an image, in megapixels.  [default: that of the data set]"),
+        # The same for all images of a data set; accepted so that a script can state them.
+        click.option("--image-size", type=click.IntRange(0, 8192), hidden=True),
+        click.option("--encoding", type=click.Choice(["jpeg", "lossless"]), hidden=True),
+        click.option("--quality", type=click.IntRange(1, 100), hidden=True),
+    ),
+)  # fmt: skip
+ADD_OUTPUT = OptionGroup(
+    "Output",
+    (
+        click.option("--shard-size", "shard_bytes", type=ByteSize(),
+                     help="Maximum size of a new shard.  [default: that of the data set]"),
+        PROCESSES,
+        json_option("Print the index and what was added and skipped as JSON."),
+    ),
+)  # fmt: skip
+
+
 @click.group(cls=Group)
 def shards() -> None:
-    """Pack, verify and show data sets as WebDataset shards."""
+    """Pack, extend, verify and show data sets as WebDataset shards."""
 
 
 @shards.command(
     example="nightshift shards pack chest_xray shards/chest\n"
     "nightshift shards pack photos.zip shards/photos --split 70/15/15 --group-by patients.csv\n"
-    "nightshift shards pack chest_xray shards/two --classes covid,normal\n"
-    "nightshift shards pack https://HOST/chest_xray.zip shards/chest --sha256 HEX"
+    "nightshift shards pack chest_xray shards/two --classes covid,normal"
 )
-@click.argument("source", type=SourceType())
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("shards", type=click.Path(path_type=Path))
-@options(CLASSES, SPLITTING, ENCODING, DOWNLOAD, SHARDING)
-def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
+@options(CLASSES, SPLITTING, ENCODING, SHARDING)
+def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
     """Pack the images in SOURCE into shards in a new folder.
 
     SOURCE is a folder, or a .zip or .tar archive. Its layout is split/class/image (splits train, valid and
-    test), or class/image with --split. An archive may be at an http, https, s3 or gs address, in Google Drive, or
-    a Kaggle data set, written kaggle:OWNER/NAME. It is downloaded once, to STORAGE/downloads; if the download is
-    interrupted, the same command continues it.
+    test), or class/image with --split.
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
-    from data_shards.pack.work_folder import check_target  # noqa: PLC0415
 
-    check_target(shards)  # before a long download
-    download = DownloadChoices.take(choices)
     encode = EncodeOptions(
         **{field.name: choices.pop(field.name) for field in fields(EncodeOptions) if field.name in choices}
     )
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     try:
-        with local_source(source, download) as path, shown_progress("packing") as on_progress:
-            report = pack_shards(path, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
+        with shown_progress("packing") as on_progress:
+            report = pack_shards(source, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
     except LeakageError as error:
         _print_list("leaks", error.findings)
         raise
@@ -134,6 +161,35 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
         click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2))
     else:
         click.echo(str(shards))
+
+
+@shards.command(
+    example="nightshift shards add shards/chest new_images\n"
+    "nightshift shards add shards/chest new_images.zip --drop-class pneumonia"
+)
+@click.argument("shards")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@options(ADDING, ADD_OUTPUT)
+def add(shards: str, source: Path, as_json: bool, **choices: Any) -> None:
+    """Add the images in SOURCE to the data set SHARDS.
+
+    SOURCE has the layout class/image or split/class/image, with classes of the data set. Images are stored as the data
+    set was packed. New images of a known group, and near-duplicates of known images, go to the split that has them;
+    the others are divided so that the shares of --split are kept. Images that the data set has already are skipped.
+
+    The shards in SHARDS and their cached features stay as they are. Running jobs go on with the data that they started
+    with; later jobs use the new images too.
+    """
+    from data_shards.pack.add import add as add_images  # noqa: PLC0415
+
+    given = {name: value for name, value in choices.items() if value not in (None, ())}
+    try:
+        report = add_images(shards, source, given, progress=shown_progress)
+    except LeakageError as error:
+        _print_list("leaks", error.findings)
+        raise
+    _print_added(report, shards)
+    click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2) if as_json else shards)
 
 
 @shards.command(example="nightshift shards verify shards/chest")
@@ -200,6 +256,28 @@ def _print_report(report: "PackReport", shards: Path) -> None:
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
 
+def _print_added(report: "AddReport", shards: str) -> None:
+    before, index, added = report.before, report.index, report.added
+    counts = ", ".join(f"{count} {split}" for split, count in added.items())
+    shard_count = len(index.shards) - len(before.shards)
+    click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
+    _print_list("in the data set already", [str(image) for image in report.known])
+    _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    _print_left_out(report.folder)
+    _print_list("near-duplicates within a split", report.duplicates)
+    _print_list("leaks, allowed", report.leakage)
+    _print_list("color images, read as gray like all others of the data set", report.color)
+    if report.hashed:
+        click.echo(
+            f"note: {report.hashed:,} old images had no record; they were read from the shards, and have one now",
+            err=True,
+        )
+    if added:
+        total = sum(index.samples_in(split) for split in index.splits)
+        click.echo(f"the data set has {total:,} images; digest {before.digest[:16]} -> {index.digest[:16]}", err=True)
+    click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
+
+
 def _print_left_out(folder: "ImageFolder") -> None:
     for name, count in folder.passed_over.items():
         click.echo(f"passed over: {name} ({count:,} files)", err=True)
@@ -239,6 +317,9 @@ def print_overview(location: str, index: ShardIndex) -> None:
         f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
         f"{_span(index.heights)} high in the source; stored {_stored(index)}"
     )
+    for addition in facts["history"]:
+        counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
+        console.print(f"added {addition['time']}: {counts}, to digest {addition['digest_before']}", soft_wrap=True)
     console.print(f"digest {index.digest}", soft_wrap=True)
 
 

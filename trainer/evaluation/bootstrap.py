@@ -36,9 +36,10 @@ def bootstrap_metrics(
     `units` are group indices. Groups are drawn with replacement, because images of one patient are alike: drawing
     single images would underestimate the variance. `resamples` are fewer for large splits.
     """
+    count = int(np.clip(WORK_LIMIT // probabilities.size, FEWEST_RESAMPLES, resamples))
     parts = [
         weighted_metrics(weights, probabilities, labels, positive=positive)
-        for weights in resample_weights(units, resample_count(probabilities, resamples), np.random.default_rng(seed))
+        for weights in _weights(units, count, np.random.default_rng(seed))
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -64,13 +65,8 @@ def ranked_classes(classes: int, positive: int) -> range:
     return range(positive, positive + 1) if classes == 2 else range(classes)  # noqa: PLR2004
 
 
-def resample_count(probabilities: Floats, resamples: int = RESAMPLES) -> int:
-    """Return the number of resamples of a split with `probabilities` (N, C): `resamples`, or fewer for large splits."""
-    return int(np.clip(WORK_LIMIT // probabilities.size, FEWEST_RESAMPLES, resamples))
-
-
-def resample_weights(units: Labels, count: int, random: np.random.Generator) -> Iterator[Floats]:
-    """Yield `count` rows (R, N) in chunks: how often a resample of groups contains each sample, `units` (N,)."""
+def _weights(units: Labels, count: int, random: np.random.Generator) -> Iterator[Floats]:
+    """Yield `count` rows (R, N) in chunks: how often a resample contains each sample."""
     drawn, rows = int(units.max()) + 1, max(1, CHUNK_CELLS // len(units))
     for start in range(0, count, rows):
         times = [np.bincount(random.integers(0, drawn, drawn), minlength=drawn) for _ in range(start, count)[:rows]]

@@ -1,0 +1,92 @@
+"""Scans a source for images to add to a data set: its classes must be those of the data set."""
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import OptionError, SourceError
+from data_shards.index import ShardIndex
+from data_shards.pack.file_tree import FileTree
+from data_shards.pack.layout import Layout, find_layout
+from data_shards.pack.names import loose_name, normalized_name
+from data_shards.pack.options import PackOptions
+from data_shards.pack.sources import ImageFolder, SourceImage, collect_images, read_image_tree
+from data_shards.targets import UNKNOWN
+
+SHOWN = 3  # names in an error
+
+
+def scan_new_images(
+    folder: Path, index: ShardIndex, options: PackOptions, given: Mapping[str, Any], *, source: Path | None = None
+) -> ImageFolder:
+    """Return the images of a source that are to be added to a data set.
+
+    Args:
+        folder: The source, unpacked.
+        index: Index of the data set.
+        options: The options for the new images.
+        given: Those of them that were given; the others are the data set's.
+        source: The archive that the source was unpacked from.
+
+    Raises:
+        SourceError: The source cannot be used, or has a class that the data set does not have.
+        OptionError: The options do not fit the source.
+    """
+    tree = read_image_tree(folder, source=source)
+    layout = find_layout(tree, index.classes)
+    found = collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
+    if index.multi_label and not found.label_names:
+        raise OptionError("each image of the data set has several labels; give those of the new images with --labels")
+    return _with_labels_of(index, found) if index.multi_label else found
+
+
+def _for_layout(
+    options: PackOptions, index: ShardIndex, given: Mapping[str, Any], tree: FileTree, layout: Layout
+) -> PackOptions:
+    """Return the options with the classes that the source has, and with shares only if it has no split folders."""
+    names = {normalized_name(name) for _, name, _ in layout.class_folders(tree)}
+    dropped = set(given.get("drop_classes", ()))
+    left_out = {*str(index.options.get("drop_classes", "")).split(",")} & names
+    known = [name for name in index.classes if name in names and name not in dropped]
+    if "classes" in index.options:  # all other classes were left out when the data set was packed
+        left_out = names - {*index.classes}
+    if new := sorted(names - {*index.classes} - dropped - left_out):
+        raise SourceError(_new_class(new, index))
+    if names and not known:
+        raise SourceError(f"the source has no image of {', '.join(index.classes)}, the classes of the data set")
+    return replace(
+        options,
+        classes=tuple(known),
+        drop_classes=tuple(sorted(dropped)),
+        split=given.get("split") if layout.split_folders else options.split,
+    )
+
+
+def _new_class(names: Collection[str], index: ShardIndex) -> str:
+    spellings = {loose_name(name): name for name in index.classes}
+    listed = ", ".join(map(repr, list(names)[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+    for name in names:
+        if same := spellings.get(loose_name(name)):
+            return f"the class {name!r} is called {same!r} in the data set; rename the folder"
+    cures = " ".join(f"--drop-class {shlex.quote(name)}" for name in list(names)[:SHOWN])
+    return (
+        f"the data set has no class {listed}, only {', '.join(index.classes)}; leave it out with {cures}, or pack a "
+        "new data set"
+    )
+
+
+def _with_labels_of(index: ShardIndex, found: ImageFolder) -> ImageFolder:
+    """Return the images with a target for each label of the data set: unknown where the source has no such label."""
+    if new := sorted({*found.label_names} - {*index.classes}):
+        raise SourceError(_new_class(new, index))
+    place = {name: position for position, name in enumerate(found.label_names)}
+
+    def aligned(image: SourceImage) -> SourceImage:
+        targets = image.targets or ()
+        return replace(
+            image, targets=tuple(targets[place[name]] if name in place else UNKNOWN for name in index.classes)
+        )
+
+    return replace(found, images=tuple(map(aligned, found.images)), label_names=index.classes)

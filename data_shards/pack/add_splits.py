@@ -1,0 +1,196 @@
+"""Gives each new image of a data set its split: that of its group or of its near duplicates, else by the shares."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from data_shards.errors import LeakageError
+from data_shards.index import SPLITS
+from data_shards.pack.known_images import KnownImages
+from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, find_near_duplicates
+from data_shards.pack.split import LabeledImage, Stratum, merge_groups, parse_shares, place_groups
+
+SHOWN = 3  # findings in an error; it carries all of them
+OLD, NEW = "old ", "new "  # before the number of an image, so that an old and a new one of one name differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewImage:
+    """A new image to assign to a split.
+
+    Attributes:
+        labeled: Its name, labels and group; the group is its own if `grouped` is not set.
+        grouped: Whether its group may have images in the data set.
+        split: The split that the source gives it, None if the shares decide.
+    """
+
+    labeled: LabeledImage
+    grouped: bool
+    split: str | None
+    sha256: str
+    phash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedSplits:
+    """The split of each new image.
+
+    Attributes:
+        splits: Split of each new image by its name.
+        duplicates: Lines that connect new images with identical or nearly identical ones of their split.
+        leakage: A line for each such pair, and each group, in two splits; empty unless that was allowed.
+    """
+
+    splits: dict[str, str]
+    duplicates: tuple[str, ...]
+    leakage: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How new groups are divided.
+
+    Attributes:
+        text: Shares of train, valid and test, such as "70/15/15".
+        before: Number of images of each class in each split, which count as divided already.
+        seed: Random seed of the order of equal groups.
+    """
+
+    text: str
+    before: Mapping[str, Mapping[Stratum, int]]
+    seed: int
+
+
+def assign_new_images(
+    images: Sequence[NewImage], known: KnownImages, shares: Shares | None, *, allow_leakage: bool
+) -> AddedSplits:
+    """Return the split of each new image.
+
+    Args:
+        images: The new images; either all of them have a split or none.
+        known: The images of the data set.
+        shares: How to divide groups that are new; None if the images have splits.
+        allow_leakage: Whether the data set was packed although an image or group is in two splits.
+
+    Raises:
+        LeakageError: The same image or group would be in two splits.
+    """
+    neighbors = _Neighbors.of(images, known)
+    splits = {image.labeled.name: str(image.split) for image in images}
+    if shares is not None:
+        splits = _split_by_shares(images, neighbors, shares)
+    leaking = {pair for pair in neighbors.pairs if len(neighbors.splits_of_pair(pair, splits)) > 1}
+    leakage = (*neighbors.groups_across(images, splits), *sorted(neighbors.line(pair) for pair in leaking))
+    if leakage and not allow_leakage:
+        raise LeakageError(
+            f"{len(leakage)} new images or groups would be in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+            "move them into the split of the data set that has them, or remove them from the source",
+            leakage,
+        )
+    return AddedSplits(
+        splits=splits,
+        duplicates=tuple(neighbors.line(pair) for pair in neighbors.pairs if pair not in leaking),
+        leakage=leakage,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Neighbors:
+    """What connects new images with each other and with old ones.
+
+    Attributes:
+        pairs: Duplicates and near duplicates of which at least one is new, by keys of the images.
+        names: Name of each image by its key.
+        old_splits: Split of each old image by its key.
+        group_splits: Splits of each group of the data set.
+    """
+
+    pairs: tuple[DuplicatePair, ...]
+    names: dict[str, str]
+    old_splits: dict[str, str]
+    group_splits: dict[str, set[str]]
+
+    @classmethod
+    def of(cls, images: Sequence[NewImage], known: KnownImages) -> "_Neighbors":
+        hashes, names, old_splits = [], dict[str, str](), dict[str, str]()
+        group_splits: dict[str, set[str]] = defaultdict(set)
+        for number, (split, record) in enumerate(known):
+            key = f"{OLD}{number}"
+            hashes.append(ImageHash(name=key, sha256=record.sha256 or key, phash=record.phash))
+            names[key], old_splits[key] = f"{record.source} ({split})", split
+            if record.group:
+                group_splits[record.group].add(split)
+        for image in images:
+            key = NEW + image.labeled.name
+            hashes.append(ImageHash(name=key, sha256=image.sha256, phash=image.phash))
+            names[key] = image.labeled.name
+        split_of = {one.name: old_splits.get(one.name, NEW) for one in hashes}
+        pairs = [pair for pair in find_near_duplicates(hashes, split_of) if NEW in _splits(pair, split_of)]
+        return cls(pairs=tuple(pairs), names=names, old_splits=old_splits, group_splits=dict(group_splits))
+
+    def splits_of_pair(self, pair: DuplicatePair, splits: Mapping[str, str]) -> set[str]:
+        """Return the splits of the two images, given those of the new ones by their names."""
+        return {self.old_splits.get(key) or splits[self.names[key]] for key in (pair.first, pair.second)}
+
+    def groups_across(self, images: Iterable[NewImage], splits: Mapping[str, str]) -> list[str]:
+        """Return a line for each group of new images that has images in two splits."""
+        found: dict[str, set[str]] = {}
+        for image in images:
+            if image.grouped:
+                group = image.labeled.group
+                found.setdefault(group, set(self.group_splits.get(group, ()))).add(splits[image.labeled.name])
+        return [f"group {g} is in {' and '.join(sorted(s))}" for g, s in sorted(found.items()) if len(s) > 1]
+
+    def line(self, pair: DuplicatePair) -> str:
+        """Return a pair in words."""
+        return str(replace(pair, first=self.names[pair.first], second=self.names[pair.second]))
+
+    def old_splits_near(self) -> dict[str, set[str]]:
+        """Return the splits of the old near duplicates of each new image by its name."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for pair in self.pairs:
+            for key, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                if key not in self.old_splits and other in self.old_splits:
+                    found[self.names[key]].add(self.old_splits[other])
+        return found
+
+    def new_pairs(self) -> list[tuple[str, str]]:
+        """Return the pairs of two new images by their names."""
+        return [
+            (self.names[pair.first], self.names[pair.second])
+            for pair in self.pairs
+            if not {pair.first, pair.second} & self.old_splits.keys()
+        ]
+
+
+def _split_by_shares(images: Sequence[NewImage], neighbors: _Neighbors, shares: Shares) -> dict[str, str]:
+    """Return the split of each new image; images that belong together get one split, that of old ones if any."""
+    own = {image.labeled.name: f"{'group' if image.grouped else 'image'} {image.labeled.group}" for image in images}
+    together = merge_groups(own, neighbors.new_pairs())
+    near = neighbors.old_splits_near()
+    taken: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        name = image.labeled.name
+        taken[together[name]] |= near.get(name, set())
+        if image.grouped:
+            taken[together[name]] |= neighbors.group_splits.get(image.labeled.group, set())
+    placed = {group: _first(splits) for group, splits in taken.items() if splits}
+    labeled = [replace(image.labeled, group=together[image.labeled.name]) for image in images]
+    before = {split: Counter(counts) for split, counts in shares.before.items()}
+    for image in labeled:
+        if image.group in placed:
+            before.setdefault(placed[image.group], Counter()).update(image.strata)
+    new = [image for image in labeled if image.group not in placed]
+    placed |= place_groups(new, parse_shares(shares.text), seed=shares.seed, before=before)
+    return {image.name: placed[image.group] for image in labeled}
+
+
+def _first(splits: set[str]) -> str:
+    """Return the split that a group with images in several splits is added to: train, so that no evaluation has more
+    images that the training has seen.
+    """
+    return next((split for split in SPLITS if split in splits), min(splits))
+
+
+def _splits(pair: DuplicatePair, split_of: Mapping[str, str]) -> set[str]:
+    return {split_of[pair.first], split_of[pair.second]}

@@ -1,0 +1,116 @@
+import gzip
+
+import pytest
+from PIL import Image
+
+from data_shards.errors import DamagedShard
+from data_shards.pack.image_records import PATTERN, read_records
+from data_shards.pack.known_images import known_images
+from tests.datasets import packed
+from tests.test_data_shards_pack import infos
+
+COUNTS = {"train/a": 5, "train/b": 4, "test/a": 2}
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    return packed(tmp_path, COUNTS, group_by="(.*)[.]png")
+
+
+def records_file(shards):
+    (file,) = shards.glob(PATTERN)
+    return file
+
+
+def test_packing_records_every_image_in_the_order_of_the_shards(data_set):
+    shards, index = data_set
+
+    records, damaged = read_records(shards, index)
+
+    found = [record for shard in index.shards for record in records[shard.sha256]]
+    assert not damaged
+    assert [(r.source, r.group, r.width, r.height) for r in found] == [
+        (info["source"], info["group"], info["width"], info["height"]) for info in infos(shards)
+    ]
+    assert [record.label for record in found] == [int("/b/" in record.source) for record in found]
+    assert all(len(record.sha256) == 64 and len(record.phash) == 64 for record in found)
+
+
+def test_the_records_of_two_packs_of_the_same_images_are_equal(tmp_path):
+    first, _ = packed(tmp_path / "first", COUNTS)
+    second, _ = packed(tmp_path / "second", COUNTS)
+
+    assert records_file(first).name == records_file(second).name
+    assert records_file(first).read_bytes() == records_file(second).read_bytes()
+
+
+def test_images_without_records_are_read_from_their_shards_once(data_set):
+    shards, index = data_set
+    before = list(known_images(shards, index))
+    records_file(shards).unlink()
+
+    made = known_images(shards, index, processes=1)
+    again = known_images(shards, index)
+
+    assert (made.hashed, again.hashed) == (11, 0)
+    assert list(made) == list(again)
+    assert [(s, r.source, r.group, r.label, r.width) for s, r in made] == [
+        (s, r.source, r.group, r.label, r.width) for s, r in before
+    ]
+    assert all(not record.sha256 and len(record.stored_sha256) == 64 for _, record in made)
+    assert all(
+        (int(a.phash, 16) ^ int(b.phash, 16)).bit_count() < 20 for (_, a), (_, b) in zip(before, made, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[:-40],
+        lambda raw: raw[:50] + b"\xff\xff" + raw[52:],
+        lambda _: b"",
+        lambda _: b"no gzip",
+        lambda _: gzip.compress(b'{"other": 1}\n'),
+        lambda raw: gzip.compress(gzip.decompress(raw).replace(b'"samples"', b'"images"')),
+        lambda raw: gzip.compress(gzip.decompress(raw).replace(b'"train', b'12, "train')),
+    ],
+)
+def test_damaged_records_are_named_and_made_again(data_set, damage):
+    shards, index = data_set
+    file = records_file(shards)
+    file.write_bytes(damage(file.read_bytes()))
+
+    known = known_images(shards, index, processes=1)
+
+    assert (known.damaged, known.hashed) == ((file.name,), 11)
+    assert known_images(shards, index).damaged == ()
+
+
+def test_records_of_a_shard_with_another_number_of_images_are_not_used(data_set):
+    shards, index = data_set
+    file = records_file(shards)
+    lines = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"samples": 1', b'"samples": 2')
+    lines.insert(2, lines[2])
+    file.write_bytes(gzip.compress(b"".join(lines)))
+
+    assert known_images(shards, index, processes=1).hashed == 1
+
+
+def test_a_damaged_image_without_a_record_names_its_shard_and_the_cure(data_set):
+    shards, index = data_set
+    records_file(shards).unlink()
+    path = shards / index.shards[0].name
+    path.write_bytes(path.read_bytes().replace(b"cls", b"clt"))
+
+    with pytest.raises(DamagedShard, match=index.shards[0].name):
+        known_images(shards, index, processes=1)
+
+
+def test_flat_images_have_no_look_to_compare(tmp_path):
+    for split in ("train/a", "train/b"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("L", (32, 32), 7).save(tmp_path / "images" / split / "flat.png")
+    shards, index = packed(tmp_path, {"train/a": 1, "train/b": 1})
+
+    assert sorted(bool(record.phash) for _, record in known_images(shards, index)) == [False, False, True, True]
