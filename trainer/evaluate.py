@@ -9,8 +9,8 @@ from data_shards.index import ShardIndex, read_index
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.errors import CheckpointError, ModelMismatch, SpecError
-from trainer.evaluation.calibration import Calibration, fit_calibration
+from trainer.errors import CheckpointError, SpecError
+from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
 from trainer.model.bundle import read_model
 from trainer.model.checkpoint_folder import read_verified_manifest
@@ -73,7 +73,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
     weights = str(manifest["files"][MODEL_FILE])
     if spec.min_sensitivity:
-        calibration = _calibration(spec, index, found["valid"])
+        calibration = _with_threshold(_replaced(folder, weights), spec, index, found["valid"])
         if context.process_group.is_rank_zero:
             _store(calibration, folder, weights)
     else:
@@ -81,12 +81,23 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     metrics = split_metrics(
         found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
     )
-    save_predictions(context, found[spec.split], index, metrics=metrics, model=weights)
+    save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=weights)
     return metrics
 
 
-def _calibration(spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> Calibration:
-    return fit_calibration(
+def _replaced(folder: Path, weights: str) -> Calibration:
+    """Return the stored calibration that a new one replaces; the identity if it is damaged."""
+    try:
+        return Calibration.read(folder, weights)
+    except CheckpointError as error:
+        logger.warning("a new calibration replaces the stored one: %s", error)
+        return Calibration()
+
+
+def _with_threshold(stored: Calibration, spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> Calibration:
+    assert spec.min_sensitivity is not None  # noqa: S101 -- the caller has checked it
+    return valid.objective.with_threshold(
+        stored,
         valid.probabilities(),
         valid.labels,
         data=index.digest,
@@ -115,10 +126,11 @@ def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
 
 
 def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
-    if index.classes != config.classes:
-        raise ModelMismatch(
-            f"{spec.shards} has the classes {', '.join(index.classes)} and the model {', '.join(config.classes)}; "
-            "use data packed with the model's classes"
+    config.check_data(index, spec.shards)
+    if index.multi_label and spec.min_sensitivity and spec.positive is None:
+        raise SpecError(
+            f"--min-sensitivity needs the label that it is meant for; add --positive with one of "
+            f"{', '.join(index.classes)}"
         )
     check_model_input(config.image_size, index, spec.shards)
     if spec.split not in index.splits:

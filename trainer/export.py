@@ -14,7 +14,7 @@ from trainer.attempt import Attempt
 from trainer.data.images import sample_images
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
-from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.calibration import Calibration, decision_fields
 from trainer.inference.export_formats import EXPORT_FORMATS, ExportedModel, ExportFormat, Metadata, export_metadata
 from trainer.model.bundle import read_model
 from trainer.model.names import MODEL_FILE
@@ -53,7 +53,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
         details={
             "output": spec.output or str(target),
             "sha256": sha256_of(target),
-            **calibration.model_dump(include={"positive", "threshold", "temperature"}),
+            **calibration.model_dump(include=decision_fields(calibration)),
         },
     )
 

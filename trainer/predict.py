@@ -15,6 +15,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
+from trainer.evaluation.calibration import Floats, Labels, decision_fields
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
 from trainer.model.head import HeadConfig
@@ -64,15 +65,16 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
     attempt.lease.check()
-    table, decisions = attempt.paths.predicted(spec.form), Counter[str]()
+    table, decisions, images = attempt.paths.predicted(spec.form), Counter[str](), Counter[str]()
     try:
-        with open_prediction_table(table, predictor.config.classes) as write:
+        with open_prediction_table(table, predictor.config.classes, multi_label=predictor.config.multi_label) as write:
             for row in _rows(context, parts, predictor):
-                decisions[row.decision or ""] += 1
+                decisions.update(row.decisions)
+                images["unreadable" if row.error else "answered"] += 1
                 write(row)
     except OSError as error:
         raise StorageError(f"{table} cannot be written ({error.strerror}); free space there and retry") from error
-    return _outcome(decisions, predictor, ignored=sum(part.ignored for part in parts))
+    return _outcome(decisions, images, predictor, ignored=sum(part.ignored for part in parts))
 
 
 def _rows(
@@ -89,25 +91,28 @@ def _rows(
 
 def rows_of(batch: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
     """Yield a row for each image of a batch, in order."""
-    classes = predictor.config.classes
     probabilities = predictor.probabilities(batch.pixels)
-    found = iter(zip(probabilities, probabilities.argmax(axis=1), predictor.decisions(probabilities), strict=True))
+    found = iter(zip(probabilities, predictor.decisions(probabilities), strict=True))
     for file, error in zip(batch.files, batch.errors, strict=True):
         if error is not None:
             yield PredictionRow(file=file, error=error)
             continue
-        values, most_probable, decision = next(found)
-        yield PredictionRow(
-            file=file,
-            predicted=classes[most_probable],
-            decision=classes[decision],
-            probabilities=tuple(values.tolist()),
-        )
+        yield _answer(file, *next(found), predictor.config)
 
 
-def _outcome(decisions: Counter[str], predictor: Predictor, *, ignored: int) -> dict[str, Any]:
+def _answer(file: str, probabilities: Floats, decision: Labels, config: HeadConfig) -> PredictionRow:
+    """Return the row of an image from its probabilities (C,) and its decision: a class, or 0 or 1 for each label."""
+    values = tuple(probabilities.tolist())
+    if config.multi_label:
+        labels = tuple(name for name, is_present in zip(config.classes, decision, strict=True) if is_present)
+        return PredictionRow(file=file, labels=labels, probabilities=values)
+    predicted = config.classes[int(probabilities.argmax())]
+    return PredictionRow(file=file, predicted=predicted, decision=config.classes[int(decision)], probabilities=values)
+
+
+def _outcome(decisions: Counter[str], images: Counter[str], predictor: Predictor, *, ignored: int) -> dict[str, Any]:
     """Return the counts: `images` are `answered` and `unreadable`; `ignored` system files have no row."""
-    unreadable, answered = decisions.pop("", 0), decisions.total()
+    unreadable, answered = images["unreadable"], images["answered"]
     counts = {"images": answered + unreadable, "answered": answered, "unreadable": unreadable, "ignored": ignored}
     logger.info("predict: %s", ", ".join(f"{count} {name}" for name, count in counts.items()))
     if unreadable and not answered:
@@ -115,5 +120,5 @@ def _outcome(decisions: Counter[str], predictor: Predictor, *, ignored: int) -> 
     calibration, classes = predictor.calibration, predictor.config.classes
     called = {name: decisions[name] for name in classes}
     metrics = {"n": answered, "errors": unreadable, **counts, "classes": list(classes), "called": called}
-    details = calibration.model_dump(include={"positive", "threshold", "temperature"})
+    details = calibration.model_dump(include=decision_fields(calibration))
     return {"metrics": metrics, "details": details}

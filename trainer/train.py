@@ -47,6 +47,8 @@ def check_data(spec: TrainSpec, index: ShardIndex) -> None:
     for split in ("train", "valid"):
         if split not in index.splits:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
+        if index.multi_label and not any(n.present + n.absent for n in index.targets_in(split)):
+            raise SpecError(f"all targets of the split {split!r} of {spec.shards} are unknown; pack it with known ones")
     check_training_size(spec.image_size, index, spec.shards)
     samples = index.samples_in(spec.split)
     smallest = samples // -(-samples // spec.batch_size) // spec.workers

@@ -17,7 +17,7 @@ from jobs.queue.connection import LOOPBACK
 from jobs.queue.weights_file import refuse_other_network
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
-from trainer.errors import CheckpointError, ModelMismatch, SpecError, WeightsError
+from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE
 from trainer.specs import EvaluateSpec, PredictSpec, SearchSpec, Spec, TrainOptions
@@ -146,11 +146,8 @@ def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None
     Raises:
         ModelMismatch: They differ.
     """
-    if head and head.classes != index.classes:
-        raise ModelMismatch(
-            f"{shards} has the classes {', '.join(index.classes)} and the model {', '.join(head.classes)}; "
-            "use data packed with the model's classes"
-        )
+    if head:
+        head.check_data(index, shards)
 
 
 def _checked_train(spec: TrainOptions) -> TrainOptions:
@@ -173,6 +170,11 @@ def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
         check_model_input(head.image_size, index, spec.shards)
     if spec.positive is not None and spec.positive not in index.classes:
         raise SpecError(f"positive {spec.positive!r} is not a class; use one of {', '.join(index.classes)}")
+    if index.multi_label and spec.min_sensitivity and spec.positive is None:
+        raise SpecError(
+            f"--min-sensitivity needs the label that it is meant for; add --positive with one of "
+            f"{', '.join(index.classes)}"
+        )
     return spec.model_copy(update={"shards": location, "model": model})
 
 

@@ -36,12 +36,17 @@ def bootstrap_metrics(
     `units` are group indices. Groups are drawn with replacement, because images of one patient are alike: drawing
     single images would underestimate the variance. `resamples` are fewer for large splits.
     """
-    count = int(np.clip(WORK_LIMIT // probabilities.size, FEWEST_RESAMPLES, resamples))
+    count = resample_count(probabilities.size, resamples)
     parts = [
         weighted_metrics(weights, probabilities, labels, positive=positive)
-        for weights in _weights(units, count, np.random.default_rng(seed))
+        for weights in resample_weights(units, count, np.random.default_rng(seed))
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def resample_count(size: int, most: int = RESAMPLES) -> int:
+    """Return the number of resamples for that many probabilities: fewer for large splits."""
+    return int(np.clip(WORK_LIMIT // size, FEWEST_RESAMPLES, most))
 
 
 def weighted_metrics(weights: Floats, probabilities: Floats, labels: Labels, *, positive: int) -> MetricValues:
@@ -54,8 +59,8 @@ def weighted_metrics(weights: Floats, probabilities: Floats, labels: Labels, *, 
     halves = 2 if classes == 2 else 1  # noqa: PLR2004 - scikit-learn halves the Brier score of two classes
     return {
         "loss": _mean(weights, losses),
-        "auroc": _mean_of_defined(auroc),
-        "average_precision": _mean_of_defined(average_precision),
+        "auroc": mean_of_defined(auroc),
+        "average_precision": mean_of_defined(average_precision),
         "brier": _mean(weights, np.square(probabilities - is_class).sum(axis=1) / halves),
     }
 
@@ -65,9 +70,14 @@ def ranked_classes(classes: int, positive: int) -> range:
     return range(positive, positive + 1) if classes == 2 else range(classes)  # noqa: PLR2004
 
 
-def _weights(units: Labels, count: int, random: np.random.Generator) -> Iterator[Floats]:
-    """Yield `count` rows (R, N) in chunks: how often a resample contains each sample."""
-    drawn, rows = int(units.max()) + 1, max(1, CHUNK_CELLS // len(units))
+def resample_weights(
+    units: Labels, count: int, random: np.random.Generator, *, cells: int | None = None
+) -> Iterator[Floats]:
+    """Yield `count` rows (R, N) in chunks: how often a resample contains each sample.
+
+    `cells` is the number of values that the caller computes for each row, which bounds the rows of a chunk.
+    """
+    drawn, rows = int(units.max()) + 1, max(1, CHUNK_CELLS // (cells or len(units)))
     for start in range(0, count, rows):
         times = [np.bincount(random.integers(0, drawn, drawn), minlength=drawn) for _ in range(start, count)[:rows]]
         yield np.stack(times).astype(np.float64)[:, units]
@@ -79,7 +89,7 @@ def _mean(weights: Floats, values: Floats) -> Floats:
     return mean
 
 
-def _mean_of_defined(values: Floats) -> Floats:
+def mean_of_defined(values: Floats) -> Floats:
     """Return the mean over the first axis, without NaN."""
     defined = ~np.isnan(values)
     total = defined.sum(axis=0)

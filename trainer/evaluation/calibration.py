@@ -27,6 +27,24 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
+class LabelCalibration(BaseModel):
+    """The temperature and the decision threshold of one label of a multi-label model.
+
+    Attributes:
+        temperature: Divides the label's logit before the sigmoid.
+        threshold: The label is predicted if its probability after temperature scaling is at least this; None means 0.5.
+        min_sensitivity: The sensitivity requested on the validation split.
+        sensitivity: The sensitivity reached on the validation split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_sensitivity: float | None = None
+    sensitivity: float | None = None
+
+
 class Calibration(BaseModel):
     """The temperature and the decision threshold of a published model.
 
@@ -39,6 +57,7 @@ class Calibration(BaseModel):
         sensitivity: The sensitivity reached on the validation split.
         data: Digest of the data set whose validation split was used.
         samples: Number of images in that validation split.
+        labels: Temperature and threshold of each label of a multi-label model; empty for other models.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -52,6 +71,7 @@ class Calibration(BaseModel):
     sensitivity: float | None = None
     data: str = ""
     samples: int = 0
+    labels: dict[str, LabelCalibration] = {}
 
     def write(self, folder: Path, model: str) -> None:
         """Write `calibration.json` atomically beside the model whose weights have the sha256 `model`.
@@ -60,7 +80,8 @@ class Calibration(BaseModel):
             CheckpointError: The folder cannot be written.
         """
         try:
-            write_json(folder / CALIBRATION_FILE, {**self.model_dump(mode="json"), "model": model})
+            content = self.model_dump(mode="json", exclude=None if self.labels else {"labels"})
+            write_json(folder / CALIBRATION_FILE, {**content, "model": model})
         except OSError as error:
             raise CheckpointError(
                 f"{folder / CALIBRATION_FILE} cannot be written: {error.strerror}; free space there or make it writable"
@@ -91,6 +112,11 @@ class Calibration(BaseModel):
     def threshold_for(self, positive: str) -> float | None:
         """Return the threshold if it was chosen for the class `positive`, else None."""
         return self.threshold if self.positive == positive else None
+
+
+def decision_fields(calibration: Calibration) -> set[str]:
+    """Return the fields of a calibration that say how the model decides."""
+    return {"labels"} if calibration.labels else {"positive", "threshold", "temperature"}
 
 
 def fit_calibration(

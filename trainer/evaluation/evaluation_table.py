@@ -14,6 +14,7 @@ from cluster.files import atomic_write
 from trainer.evaluation.csv_cells import safe_cell
 
 COLUMNS = ("image", "group", "truth")
+TRUTH = {0: 0, 1: 1}  # the cell of a target; that of an unknown one is empty
 
 
 def write_evaluation_table(
@@ -51,3 +52,33 @@ def write_evaluation_table(
             sources, groups, labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True
         ):
             writer.writerow([safe_cell(source), safe_cell(group), names[label], *row, names[decision]])
+
+
+def write_label_table(
+    path: Path,
+    *,
+    classes: Sequence[str],
+    sources: Sequence[str],
+    groups: Sequence[str],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    decisions: NDArray[np.int64],
+) -> None:
+    """Write the table of a multi-label evaluation atomically: image, group, and three columns for each label.
+
+    `truth_LABEL` is 1 or 0, empty where it is unknown; `probability_LABEL` and `decision_LABEL` follow. The arguments
+    are those of `write_evaluation_table`, with (N, C) labels and decisions.
+
+    Raises:
+        OSError: The folder is full or not writable.
+    """
+    columns = [safe_cell(f"{kind}_{name}") for name in classes for kind in ("truth", "probability", "decision")]
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow([*COLUMNS[:2], *columns])
+        for source, group, *of_image in zip(
+            sources, groups, labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True
+        ):
+            cells = zip(*of_image, strict=True)
+            row = [value for truth, *rest in cells for value in (TRUTH.get(truth, ""), *rest)]
+            writer.writerow([safe_cell(source), safe_cell(group), *row])

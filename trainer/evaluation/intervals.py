@@ -59,12 +59,12 @@ def confidence_intervals(
         "sensitivity": proportion_interval((predicted == positive)[is_positive], units[is_positive]),
         "specificity": proportion_interval((predicted != positive)[~is_positive], units[~is_positive]),
         "auroc": auroc_interval(scored, units, resampled["auroc"]),
-        "average_precision": _standard_error_interval(
+        "average_precision": standard_error_interval(
             once["average_precision"][0], resampled["average_precision"], len(np.unique(units)) - 1
         ),
         "brier": percentile_interval(resampled["brier"]),
     }
-    return {name: _as_json(interval) for name, interval in found.items()}
+    return {name: interval_json(interval) for name, interval in found.items()}
 
 
 def class_intervals(labels: Labels, predicted: Labels, count: int, groups: Sequence[str] | None) -> list[Intervals]:
@@ -72,7 +72,7 @@ def class_intervals(labels: Labels, predicted: Labels, count: int, groups: Seque
     units, correct = group_ids(groups, len(labels)), predicted == labels
     members = [{"recall": labels == c, "precision": predicted == c} for c in range(count)]
     return [
-        {name: _as_json(proportion_interval(correct[mask], units[mask])) for name, mask in masks.items()}
+        {name: interval_json(proportion_interval(correct[mask], units[mask])) for name, mask in masks.items()}
         for masks in members
     ]
 
@@ -174,7 +174,7 @@ def percentile_interval(resampled: Floats) -> Interval | None:
     return (float(low), float(high)) if low < high else None
 
 
-def _standard_error_interval(value: float, resampled: Floats, freedom: int) -> Interval | None:
+def standard_error_interval(value: float, resampled: Floats, freedom: int) -> Interval | None:
     """Return the interval from the bootstrap's standard error on the logit scale, or its percentiles: the wider one."""
     defined = resampled[~np.isnan(resampled)]
     error = float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
@@ -212,5 +212,6 @@ def _independent_pairs(hits: Mask, units: Labels) -> int:
     return max(1, min(len(positives), len(negatives), len(np.union1d(positives, negatives)) // 2))
 
 
-def _as_json(interval: Interval | None) -> list[float] | None:
+def interval_json(interval: Interval | None) -> list[float] | None:
+    """Return an interval as JSON values."""
     return None if interval is None else list(interval)

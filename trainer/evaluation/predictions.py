@@ -35,6 +35,7 @@ class EvaluatedSplit:
         classes: Class names in the order of the model's outputs.
         positive: The class that sensitivity and specificity refer to.
         threshold: Decision threshold of `positive`; None means that the most probable class was predicted.
+        multi_label: Whether an image has several labels: labels and decisions are then (N, C).
     """
 
     model: str
@@ -43,6 +44,7 @@ class EvaluatedSplit:
     classes: tuple[str, ...]
     positive: str
     threshold: float | None
+    multi_label: bool = False
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluatedSplit":
@@ -56,7 +58,12 @@ class EvaluatedSplit:
         classes, threshold = content["classes"], content["threshold"]
         if not all(isinstance(value, str) for value in (*texts.values(), *classes)) or texts["positive"] not in classes:
             raise ValueError("a text is expected")
-        return cls(**texts, classes=tuple(classes), threshold=None if threshold is None else float(threshold))
+        return cls(
+            **texts,
+            classes=tuple(classes),
+            threshold=None if threshold is None else float(threshold),
+            multi_label=bool(content.get("multi_label", False)),
+        )
 
     def to_json(self) -> str:
         """Return the content as JSON."""
@@ -71,9 +78,9 @@ class Predictions:
 
     Attributes:
         ids: (N,) int64, index of the image in its split.
-        labels: (N,) int64, indices into the model's classes.
+        labels: (N,) int64, indices into the model's classes; or (N, C) targets: 1 present, 0 absent, -1 unknown.
         probabilities: (N, C) float64, before temperature scaling.
-        decisions: (N,) int64, the predicted classes by the decision rule of the evaluation.
+        decisions: (N,) int64, the predicted classes by the decision rule of the evaluation; or (N, C) of 0 and 1.
         groups: (N,) int64, index of the image's group (patient or case) among the groups of the split.
         samples: (N, 16) uint8, identity of each image: see `sample_ids`.
         about: The evaluated model and split.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trainer.errors import SpecError
 from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.multi_label_calibration import label_calibration, thresholds
 from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
 
@@ -34,11 +35,16 @@ class ExportedModel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    temperatures: Tensor
 
     def __init__(self, model: Classifier, config: HeadConfig, calibration: Calibration) -> None:
         super().__init__()
         self.model = model.to(memory_format=torch.contiguous_format)
+        self.multi_label = config.multi_label
         self.temperature = calibration.temperature
+        if config.multi_label:
+            each = [label_calibration(calibration, name).temperature for name in config.classes]
+            self.register_buffer("temperatures", torch.tensor(each))
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1) * 255)
         self.eval()
@@ -46,6 +52,8 @@ class ExportedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of each class."""
         logits = self.model((images.float() - self.mean) / self.std)  # (B, classes)
+        if self.multi_label:
+            return torch.sigmoid(logits / self.temperatures)
         return torch.softmax(logits / self.temperature, dim=1)
 
 
@@ -69,6 +77,19 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
         "threshold": "" if threshold is None else repr(threshold),
         "decision": decision,
         "weights_sha256": weights,
+        **(_label_metadata(config, calibration) if config.multi_label else {}),
+    }
+
+
+def _label_metadata(config: HeadConfig, calibration: Calibration) -> dict[str, str]:
+    """Return what differs in the metadata of a multi-label model; `thresholds` is a JSON object by label."""
+    each = {name: label_calibration(calibration, name).temperature for name in config.classes}
+    at = dict(zip(config.classes, thresholds(calibration, config.classes).tolist(), strict=True))
+    return {
+        "multi_label": "true",
+        "temperature": f"inside, {json.dumps(each)}",
+        "thresholds": json.dumps(at),
+        "decision": "each label whose probability is at least its threshold; none or several",
     }
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,27 +20,40 @@ class PredictionRow:
     Attributes:
         predicted: The most probable class; None where the image could not be read and `error` has the reason.
         decision: The class at the stored threshold; the most probable class where none is stored.
+        labels: Of a multi-label model: the labels at their thresholds, none or several; there is no `predicted` and no
+            `decision` then.
         probabilities: Probability of each class.
     """
 
     file: str
     predicted: str | None = None
     decision: str | None = None
+    labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
 
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """The class or the labels that were decided on."""
+        return self.labels if self.decision is None else (self.decision,)
+
 
 WriteRow = Callable[[PredictionRow], None]
+RowAsJson = Callable[[PredictionRow, tuple[str, ...]], dict[str, Any]]
+
+SEPARATOR = "|"  # between the decided labels of one image in a cell
 
 
 @contextmanager
-def open_prediction_table(path: Path, classes: tuple[str, ...]) -> Iterator[WriteRow]:
+def open_prediction_table(path: Path, classes: tuple[str, ...], *, multi_label: bool = False) -> Iterator[WriteRow]:
     """Yield a function that writes a row; the file is published when the block succeeds. Its suffix gives the format.
 
     Raises:
         OSError: The folder is full or not writable; no partial file remains.
     """
-    open_rows = _json_rows if path.suffix == ".json" else _csv_rows
+    csv_rows = _csv_label_rows if multi_label else _csv_rows
+    as_json = _labels_as_json if multi_label else _as_json
+    open_rows = partial(_json_rows, as_json=as_json) if path.suffix == ".json" else csv_rows
     with (
         atomic_write(path) as draft,
         draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
@@ -62,12 +76,29 @@ def _csv_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
 
 
 @contextmanager
-def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
+def _csv_label_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
+    """Write the decided labels in one cell, and a probability and a decision of 1 or 0 in the columns of each label."""
+    writer = csv.writer(file)
+    columns = [safe_cell(f"{kind}_{name}") for name in classes for kind in ("probability", "decision")]
+    writer.writerow(["file", "decision", *columns, "error"])
+    blank = ("",) * len(columns)
+
+    def write(row: PredictionRow) -> None:
+        pairs = zip(_rounded(row), (int(name in row.labels) for name in classes), strict=False)
+        cells = [value for pair in pairs for value in pair]
+        decision, error = safe_cell(SEPARATOR.join(row.labels)), safe_cell(row.error or "")
+        writer.writerow([safe_cell(row.file), decision, *(cells or blank), error])
+
+    yield write
+
+
+@contextmanager
+def _json_rows(file: IO[str], classes: tuple[str, ...], *, as_json: RowAsJson) -> Iterator[WriteRow]:
     lead = "[\n"
 
     def write(row: PredictionRow) -> None:
         nonlocal lead
-        file.write(lead + json.dumps(_as_json(row, classes)))
+        file.write(lead + json.dumps(as_json(row, classes)))
         lead = ",\n"
 
     yield write
@@ -75,8 +106,22 @@ def _json_rows(file: IO[str], classes: tuple[str, ...]) -> Iterator[WriteRow]:
 
 
 def _as_json(row: PredictionRow, classes: tuple[str, ...]) -> dict[str, Any]:
-    probabilities = dict(zip(classes, _rounded(row), strict=True)) if row.probabilities else None
-    return {**vars(row), "probabilities": probabilities}
+    return {
+        "file": row.file,
+        "predicted": row.predicted,
+        "decision": row.decision,
+        "probabilities": _probabilities(row, classes),
+        "error": row.error,
+    }
+
+
+def _labels_as_json(row: PredictionRow, classes: tuple[str, ...]) -> dict[str, Any]:
+    decision = None if row.error else list(row.labels)
+    return {"file": row.file, "decision": decision, "probabilities": _probabilities(row, classes), "error": row.error}
+
+
+def _probabilities(row: PredictionRow, classes: tuple[str, ...]) -> dict[str, float] | None:
+    return dict(zip(classes, _rounded(row), strict=True)) if row.probabilities else None
 
 
 def _rounded(row: PredictionRow) -> tuple[float, ...]:

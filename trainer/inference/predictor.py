@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import Tensor
 
 from trainer.data.transforms import normalised
-from trainer.evaluation.calibration import Calibration, Floats, Labels, apply_temperature, predicted_classes
+from trainer.evaluation.calibration import Calibration, Floats, Labels
+from trainer.evaluation.objective import Objective, objective_of
 from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
 from trainer.model.folded_backbone import FoldedBackbone
@@ -38,6 +38,11 @@ class Predictor:
         calibration = Calibration.read(folder, str(manifest["files"][MODEL_FILE]))
         return cls(config, calibration, FoldedBackbone(model.backbone, config.precision, device), model.head)
 
+    @property
+    def objective(self) -> Objective:
+        """Probabilities and decisions of the model's labels."""
+        return objective_of(self.config.multi_label)
+
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Floats:
         """Return the calibrated probabilities (B, C) float64 of (B, 1 or 3, S, S) uint8 images."""
@@ -45,10 +50,9 @@ class Predictor:
             return np.empty((0, len(self.config.classes)))
         features = self.backbone(images, partial(normalised, config=self.config))
         logits = self.head(features).double().numpy()
-        return apply_temperature(softmax(logits, axis=1), self.calibration.temperature)
+        probabilities = self.objective.probabilities(logits)
+        return self.objective.calibrated(probabilities, self.calibration, self.config.classes)
 
     def decisions(self, probabilities: Floats) -> Labels:
-        """Return the index of the predicted class for each row (B,), at the stored threshold if there is one."""
-        positive = self.calibration.positive
-        index = 0 if positive is None else self.config.classes.index(positive)
-        return predicted_classes(probabilities, positive=index, threshold=self.calibration.threshold)
+        """Return the predicted class of each row (B,), or its labels (B, C), at the stored thresholds."""
+        return self.objective.decisions(probabilities, self.calibration, self.config.classes)

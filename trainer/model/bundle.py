@@ -21,7 +21,7 @@ def publish_model(folder: Path, model: Classifier, config: HeadConfig, manifest:
     write_checkpoint_folder(
         folder,
         tensors={MODEL_FILE: model.state_dict()},
-        json_files={HEAD_FILE: config.model_dump(mode="json")},
+        json_files={HEAD_FILE: config.to_json()},
         manifest=manifest,
     )
 

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_shards.index import ShardIndex
 from data_shards.pack.options import EncodeOptions
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ModelMismatch
 
 FEATURES = 1280  # width of EfficientNet-B0's last convolution, Tan & Le 2019, table 1, row 9
 
@@ -31,12 +32,13 @@ class HeadConfig(BaseModel):
         precision: Precision of the backbone in training and validation.
         pack: How the images that the model was trained on were packed; None for a model of version 0.1, which did not
             record it.
+        multi_label: Whether an image can have several labels: the outputs are then the logits of sigmoids.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
     width: Annotated[int, Field(ge=4, multiple_of=4)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     image_size: Annotated[int, Field(ge=32)]
@@ -46,6 +48,35 @@ class HeadConfig(BaseModel):
     backbone_sha256: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"
     pack: EncodeOptions | None = None
+    multi_label: bool = False
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> Self:
+        if len(self.classes) == 1 and not self.multi_label:
+            raise ValueError("a model of one class an image needs two classes or more")
+        return self
+
+    def check_data(self, index: ShardIndex, shards: str) -> None:
+        """Refuse data with other labels than the model's.
+
+        Raises:
+            ModelMismatch: The classes differ, or only one of both is multi-label.
+        """
+        if self.classes != index.classes:
+            raise ModelMismatch(
+                f"{shards} has the classes {', '.join(index.classes)} and the model {', '.join(self.classes)}; "
+                "use data packed with the model's classes"
+            )
+        if self.multi_label != index.multi_label:
+            data, model = ("several labels", "one class") if index.multi_label else ("one class", "several labels")
+            raise ModelMismatch(
+                f"{shards} has {data} an image and the model {model}; use data packed as the model's "
+                f"{'with' if self.multi_label else 'without'} --multi-label"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `head.json`; only that of a multi-label model says so."""
+        return self.model_dump(mode="json", exclude=None if self.multi_label else {"multi_label"})
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -15,6 +15,7 @@ from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, DeviceBatch, seed_draws, step_seed
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
+from trainer.evaluation.objective import objective_of
 from trainer.specs import TrainSpec
 from trainer.training.micro_batching import accumulate_gradients
 from trainer.training.optimizer import set_lr
@@ -107,7 +108,7 @@ class TrainLoop:
     Attributes:
         module: What trains: a head on features, or the whole classifier on images.
         loader: Yields this rank's batches.
-        class_weights: `(classes,) float32` with a mean of 1 over the training samples; None weighs all equally.
+        class_weights: Weights of the loss, float32, as the objective of the data set takes them; None for equal ones.
         hooks: Called as the training proceeds.
         autocast: Compute the module in bf16.
         epochs: The epochs (from 0) of this phase, which has its own learning rate schedule; None means all.
@@ -180,6 +181,7 @@ class TrainLoop:
             # DDP takes the mean over ranks; this weight makes every image count equally when batch sizes differ.
             loss_weight=self.process_group.world_size / batch.images,
             class_weights=self.class_weights,
+            objective=objective_of(self.index.multi_label),
             micro_batches=self.micro_batches,
             autocast=self.autocast,
         )

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
+from trainer.evaluation.objective import SINGLE_LABEL, Objective
 from trainer.specs import TrainSpec
 
 MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
@@ -97,6 +97,7 @@ def accumulate_gradients(
     *,
     loss_weight: float,
     class_weights: Tensor | None,
+    objective: Objective = SINGLE_LABEL,
     micro_batches: int = 1,
     autocast: bool = False,
 ) -> float:
@@ -109,7 +110,8 @@ def accumulate_gradients(
         model: The module that trains, or DDP around it.
         batch: This rank's samples; at least 2 per micro-batch where there is batch norm.
         loss_weight: Factor on each sample's loss.
-        class_weights: `(classes,) float32`; None weighs all classes equally.
+        class_weights: Weights of the loss, float32, as `objective` takes them; None for equal ones.
+        objective: Gives the loss of each sample.
         micro_batches: Number of forward and backward passes; equal on all ranks.
         autocast: Compute the model in bf16.
     """
@@ -119,7 +121,7 @@ def accumulate_gradients(
         with _gradient_sync(model, enabled=number == micro_batches):
             with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
                 logits = model(inputs)  # (b, classes)
-            losses = functional.cross_entropy(logits.float(), labels, class_weights, reduction="none")
+            losses = objective.losses(logits.float(), labels, class_weights)
             torch.autograd.backward(losses.sum() * loss_weight)
         loss_sum += float(losses.detach().sum())
     return loss_sum

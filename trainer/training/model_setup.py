@@ -12,6 +12,7 @@ from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.worker import WorkerContext
+from trainer.evaluation.objective import objective_of
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.folded_backbone import resolve_precision
 from trainer.model.head import HeadConfig
@@ -19,7 +20,6 @@ from trainer.model.weights import backbone_sha256, load_backbone, read_weights
 from trainer.specs import TrainSpec
 from trainer.training.optimizer import build_optimizer
 
-IMBALANCE = 2.0  # ratio of the largest class to the smallest from which on the loss is weighted
 PRETRAINED_LR_FACTOR = 0.1  # of the head's learning rate: pretrained weights need smaller steps than a new head
 
 
@@ -87,6 +87,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         layout=weights.layout if weights else "efficientnet_pytorch",
         precision=resolve_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
         pack=EncodeOptions.of_index(index.options),
+        multi_label=index.multi_label,
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)
@@ -135,11 +136,6 @@ def extractor_for(
 
 
 def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
-    """Return n / (classes x n of the class), whose mean over the training images is 1; None for equal weights."""
-    counts = index.per_class_in(spec.split)
-    weighted = spec.class_weights
-    if weighted is None:
-        weighted = max(counts) > IMBALANCE * min(counts)
-    if not weighted:
-        return None
-    return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)
+    """Return the weights of the loss, as `Objective.losses` takes them; None for equal weights."""
+    weights = objective_of(index.multi_label).loss_weights(index, spec.split, spec.class_weights)
+    return None if weights is None else torch.tensor(weights, device=device)

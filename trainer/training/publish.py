@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from trainer.evaluation.calibration import fit_calibration
 from trainer.evaluation.scoring import classifier_outputs, save_predictions, split_metrics
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.weights import backbone_sha256
@@ -39,7 +38,7 @@ def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
         "precision": setup.config.precision,
         "workers": context.process_group.world_size,
         "device": device.type,
-        "class_weights": None if weights is None else [round(w, 4) for w in weights.tolist()],
+        "class_weights": None if weights is None else _rounded(weights.tolist()),
         **_gpu_details(device),
     }
     return TrainOutcome(metrics=metrics, details=details)
@@ -60,7 +59,9 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
     found = classifier_outputs(context, extractor, setup.model, "valid")
     if not context.process_group.is_rank_zero:
         return {}
-    calibration = fit_calibration(found.probabilities(), found.labels, data=setup.index.digest, classes=classes)
+    calibration = found.objective.fit_calibration(
+        found.probabilities(), found.labels, data=setup.index.digest, classes=classes
+    )
     metrics = split_metrics(found, classes, calibration, "valid", seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     attempt.lease.check()
@@ -68,8 +69,13 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
     publish_model(folder, setup.model, config, manifest=about)
     weights = weights_sha256(folder)
     calibration.write(folder, weights)
-    save_predictions(context, found, setup.index, metrics=metrics, model=weights)
+    save_predictions(context, found, setup.index, metrics=metrics, calibration=calibration, model=weights)
     return metrics
+
+
+def _rounded(weights: list[Any]) -> list[Any]:
+    """Return the weights with four decimal places; those of several labels are two lists: absent, present."""
+    return [_rounded(weight) if isinstance(weight, list) else round(weight, 4) for weight in weights]
 
 
 def _gpu_details(device: torch.device) -> dict[str, Any]:
