@@ -45,7 +45,7 @@ def roc_curves(
     lines = [Line(name="chance", xs=(0, 1), ys=(0, 1), reference=True)]
     for colour, c in enumerate(_classes_with_curve(labels, classes, positive)):
         false, true, _ = sk.roc_curve(labels == c, probabilities[:, c])
-        lines.append(_downsampled(classes[c], false, true, colour))
+        lines.append(downsampled(classes[c], false, true, colour))
     marks = [] if point is None else [Mark(name="operating point", x=1 - point[1], y=point[0])]
     return chart(
         lines,
@@ -65,7 +65,7 @@ def precision_recall_curves(
     lines = [Line(name="chance", xs=(0, 1), ys=(share, share), reference=True)]
     for colour, c in enumerate(_classes_with_curve(labels, classes, positive)):
         precision, recall, _ = sk.precision_recall_curve(labels == c, probabilities[:, c], drop_intermediate=True)
-        lines.append(_downsampled(classes[c], recall[::-1], precision[::-1], colour))
+        lines.append(downsampled(classes[c], recall[::-1], precision[::-1], colour))
     marks = [] if point is None else [Mark(name="operating point", x=point[0], y=point[1])]
     return chart(
         lines,
@@ -136,6 +136,7 @@ def _classes_with_curve(labels: Labels, classes: Sequence[str], positive: int) -
     return [c for c in chosen[:CURVES] if 0 < (labels == c).sum() < len(labels)]
 
 
-def _downsampled(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
+def downsampled(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
+    """Return a curve with at most `CURVE_POINTS` of its points."""
     kept = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), CURVE_POINTS)).round().astype(int))
     return Line(name=name, xs=xs[kept].tolist(), ys=ys[kept].tolist(), colour=colour)

@@ -18,6 +18,7 @@ from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
 from trainer.model.bundle import read_model
 from trainer.report.misclassified import MisclassifiedImage, Pixels, with_pictures, worst_misclassified
+from trainer.report.multi_label import MultiLabelReportData, worst_decisions
 from trainer.report.page import ReportData, SearchSection
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
@@ -33,7 +34,7 @@ def gather_report(
     """Return the content of a run's report."""
     index, metrics = read_index(spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
-    return ReportData(
+    return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,
         kind=result.kind,
         ended=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
@@ -55,19 +56,23 @@ def _misclassified_images(
     location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
 ) -> tuple[MisclassifiedImage, ...]:
     """Return the misclassified images to show, with pixels and Grad-CAM overlays computed on the CPU."""
-    seen = apply_temperature(predictions.probabilities, metrics["temperature"])
-    positive = list(metrics["classes"]).index(metrics["positive"])
-    predicted = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
-    found = worst_misclassified(predictions.ids, predictions.labels, predicted, seen, positive=positive)
+    found = worst_decisions(predictions, metrics) if index.multi_label else _worst(predictions, metrics)
     if not found:
         return ()
     model, config, _ = read_model(folder)
-    ids = sorted(mistake.id for mistake in found)
+    ids = sorted({mistake.id for mistake in found})
     images: dict[int, tuple[str, Pixels]] = {}
     for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
         pictures = zip(batch.sources, batch.images.numpy(), strict=True)
         images |= dict(zip(batch.ids.tolist(), pictures, strict=True))
     return with_pictures(found, images, model, config)
+
+
+def _worst(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[MisclassifiedImage, ...]:
+    seen = apply_temperature(predictions.probabilities, metrics["temperature"])
+    positive = list(metrics["classes"]).index(metrics["positive"])
+    predicted = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
+    return worst_misclassified(predictions.ids, predictions.labels, predicted, seen, positive=positive)
 
 
 def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
@@ -94,7 +99,7 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
 def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
     split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
     few = [f"{count} {name}" for name, count in counts.items() if count < FEW]
-    chosen_here = metrics["threshold"] is not None and split == "valid"
+    chosen_here = _has_chosen_threshold(metrics) and split == "valid"
     return [
         *(
             [f"The {split} split has only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
@@ -117,6 +122,12 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
             else []
         ),
     ]
+
+
+def _has_chosen_threshold(metrics: Mapping[str, Any]) -> bool:
+    if "labels" in metrics:
+        return any(row.get("min_sensitivity") for row in metrics["labels"].values())
+    return metrics["threshold"] is not None
 
 
 def _selected_epoch(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:

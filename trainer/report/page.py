@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,6 +21,7 @@ from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
+LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
 OTHER_METRICS = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
 NAMES = {
     "accuracy": "Accuracy",
@@ -88,6 +89,8 @@ class ReportData:
     misclassified: Sequence[MisclassifiedImage] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+    template: ClassVar[str] = "report.html.j2"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -178,8 +181,14 @@ def render(data: ReportData) -> str:
         "thousands": _thousands,
         "shown": _shown,
     }
-    page = environment.get_template("report.html.j2")
-    return page.render(data=data, m=data.metrics, headlines=HEADLINES, other_metrics=OTHER_METRICS, names=NAMES)
+    return environment.get_template(data.template).render(
+        data=data,
+        m=data.metrics,
+        headlines=HEADLINES,
+        other_metrics=OTHER_METRICS,
+        label_metrics=LABEL_METRICS,
+        names=NAMES,
+    )
 
 
 def _percent(value: float | None) -> str:
