@@ -14,6 +14,7 @@ from jobs.runs.state import RunState
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
+SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
 CURES = {
     "failed": "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})",
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
@@ -61,7 +62,8 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if state.state != "succeeded" or record.result is None:
         reason = f": {' '.join(state.why.split())}" if state.why else ""
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
-    lines = [_metrics_line(record.result.get("metrics") or {})]
+    metrics = record.result.get("metrics") or {}
+    lines = [_metrics_line(metrics), *label_lines(metrics)]
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
@@ -82,7 +84,18 @@ def _metrics_line(metrics: dict[str, Any]) -> str:
         return ""
     values = ", ".join(metric_with_interval(metrics, name) for name in shown)
     count = f" ({metrics['n']} images)" if metrics.get("n") else ""
+    if metrics.get("multi_label") and not metrics.get("positive"):
+        count = f" (means of the labels; {metrics['n']} images, {metrics['known']} known targets)"
     return f"{metrics.get('split', 'metrics'):<8} {values}{count}"
+
+
+def label_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return a line for each label of a multi-label evaluation: its metrics where it is known."""
+    return [
+        f"{'':<8} {name}: {', '.join(metric_with_interval(row, n) for n in SHOWN_OF_LABEL if row.get(n) is not None)}"
+        f" ({row['positives']} of {row['n']} known, {row['unknown']} unknown)"
+        for name, row in (metrics.get("labels") or {}).items()
+    ]
 
 
 def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:
