@@ -89,6 +89,11 @@ class Settings:
         """The folder of all runs."""
         return self.storage / "runs"
 
+    @property
+    def downloads(self) -> Path:
+        """The folder of downloaded archives."""
+        return self.storage / "downloads"
+
     def with_storage_ready(self) -> "Settings":
         """Create the storage folders and return the settings.
 

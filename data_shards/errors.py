@@ -7,6 +7,7 @@ ShardError
 │   └── TooManyPixels    it is larger than the limit
 ├── DamagedShard     a shard's bytes, sample count or labels differ from the index
 ├── RemoteError      a remote shard cannot be downloaded
+│   └── DownloadFailed   a file cannot be downloaded from an address
 ├── OptionError      an option, or a combination of options, cannot be used
 ├── PlanError        an epoch cannot be planned as requested
 └── LeakageError     the same image or group is in two splits
@@ -39,6 +40,18 @@ class DamagedShard(ShardError):
 
 class RemoteError(ShardError):
     """A remote shard cannot be downloaded."""
+
+
+class DownloadFailed(RemoteError):
+    """A file cannot be downloaded from an address.
+
+    Attributes:
+        reason: Why, without the address.
+    """
+
+    def __init__(self, address: object, reason: str, cure: str) -> None:
+        super().__init__(f"{address} cannot be downloaded: {reason}; {cure}")
+        self.reason = reason
 
 
 class OptionError(ShardError):

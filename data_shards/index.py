@@ -125,11 +125,11 @@ class ShardIndex(BaseModel):
         for shard in self.shards:
             if len(shard.per_class) != len(self.classes):
                 raise ValueError(f"{shard.name} counts {len(shard.per_class)} classes of {len(self.classes)}")
+            if bool(shard.unknown) != self.multi_label:
+                raise ValueError(f"{shard.name} and the index differ in whether an image has several labels")
         ends = [*(addition.shards for addition in self.history), len(self.shards)]
         if any(first >= second for first, second in pairwise(ends)):
             raise ValueError("the history has an addition without shards")
-            if bool(shard.unknown) != self.multi_label:
-                raise ValueError(f"{shard.name} and the index differ in whether an image has several labels")
         return self
 
     @property

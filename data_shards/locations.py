@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_shards.errors import BadIndex, DamagedShard, RemoteError, ShardError, SourceError
 
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 REMOTE = ("s3", "gs", "http", "https")
 # Each file system raises its own errors for a failing network, not all of them OSError.
 NETWORK = (Exception,)
@@ -90,18 +91,28 @@ def _system(location: str) -> Any:
 
 
 @cache
-def file_system(scheme: str, process: int) -> Any:  # noqa: ARG001 (part of the cache key)
+def file_system(scheme: str, process: int, *, anonymous: bool = False) -> Any:  # noqa: ARG001 (part of the cache key)
     """Return the file system of a scheme, one for each process, as connections do not survive a fork.
+
+    Args:
+        scheme: One of `REMOTE`.
+        process: Id of this process.
+        anonymous: Send no credentials to s3, as public buckets need it where there are none.
 
     Raises:
         SourceError: The package for the scheme is not installed.
     """
     import fsspec  # noqa: PLC0415 (takes a third of a second, which local data sets need not wait for)
 
+    options = {"anon": True} if anonymous else {}
     try:
-        return fsspec.filesystem(scheme, skip_instance_cache=True)
+        return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError as error:
-        raise SourceError(f"{scheme}:// needs a package that is not installed: {error}") from error
+        package = PACKAGES.get(scheme, "aiohttp")
+        extra = f"'nightshift[{scheme}]'" if scheme in PACKAGES else package
+        raise SourceError(
+            f"{scheme}:// needs the package {package}, which is not installed; run `pip install {extra}`"
+        ) from error
 
 
 def _below(location: str, name: str) -> str:

@@ -1,45 +1,54 @@
-"""`nightshift cache`: show and prune the feature cache of frozen backbones."""
+"""`nightshift cache`: show and prune the feature cache of frozen backbones, and downloaded archives."""
 
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
+from jobs.cli.option_types import Duration
 from jobs.cli.options import json_option
 from trainer.data.cache_folder import CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
+DOWNLOADS_UNUSED = "30d"
 
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Show and prune the feature cache, which stores the outputs of frozen backbones.
+    """Show and prune what is cached in the storage.
 
-    Removed features are computed again when a run needs them.
+    The feature cache stores the outputs of frozen backbones; removed features are computed again when a run needs
+    them. Downloaded archives are kept until `prune` removes them.
     """
 
 
 @cache.command(example="nightshift cache show --json")
 @json_option("Print the entries as JSON.")
 def show(as_json: bool) -> None:
-    """List the cached features, least recently used first."""
+    """List the cached features and the downloaded archives, least recently used first."""
     settings = Settings.read()
     folder = cache_folder(settings.storage)
     found = [_entry_json(entry) for entry in cache_entries(folder)]
     size = sum(entry["bytes"] for entry in found)
+    downloads = _downloads_json(settings.downloads)
     if as_json:
         content = {"folder": str(folder), "bytes": size, "limit_bytes": settings.cache_bytes, "entries": found}
-        click.echo(json.dumps(content, indent=2))
+        click.echo(json.dumps(content | {"downloads": downloads}, indent=2))
         return
     if found:
         Console().print(_table(found))
     click.echo(f"{size / GIGABYTE:.3f} of {settings.cache_bytes / GIGABYTE:g} GB in {folder}")
+    if downloads["entries"]:
+        Console().print(_downloads_table(downloads["entries"]))
+        click.echo(f"{downloads['bytes'] / GIGABYTE:.3f} GB in {settings.downloads}")
 
 
 @cache.command(example="nightshift cache prune --keep 5")
@@ -50,20 +59,44 @@ def show(as_json: bool) -> None:
     metavar="GB",
     help="Size limit, in GB.  [default: NIGHTSHIFT_CACHE_GB]",
 )
-@click.option("--all", "everything", is_flag=True, help="Remove all cached features.")
-def prune(keep_gigabytes: float | None, everything: bool) -> None:
-    """Remove the least recently used features to free space."""
+@click.option(
+    "--unused-for",
+    "unused_seconds",
+    type=Duration(),
+    default=DOWNLOADS_UNUSED,
+    show_default=True,
+    help="Remove downloads that were not used for this time.",
+)
+@click.option("--all", "everything", is_flag=True, help="Remove all cached features and all downloads.")
+def prune(keep_gigabytes: float | None, unused_seconds: float, everything: bool) -> None:
+    """Remove the least recently used features and downloads to free space.
+
+    A download that a command is using stays.
+    """
+    from data_shards.download.kept_files import prune_kept_files  # noqa: PLC0415
+
     settings = Settings.read()
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
     limit = settings.cache_bytes if keep_gigabytes is None else int(keep_gigabytes * GIGABYTE)
     freed = evict(cache_folder(settings.storage), 0 if everything else limit)
+    freed += prune_kept_files(settings.downloads, 0.0 if everything else unused_seconds)
     click.echo(f"{freed / GIGABYTE:.3f} GB freed")
 
 
 def _entry_json(entry: CacheEntry) -> dict[str, Any]:
-    used = datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return asdict(entry) | {"used": used}
+    return asdict(entry) | {"used": _time(entry.used)}
+
+
+def _downloads_json(folder: Path) -> dict[str, Any]:
+    from data_shards.download.kept_files import kept_files  # noqa: PLC0415
+
+    entries = [kept.model_dump() | {"used": _time(used)} for kept, used in kept_files(folder)]
+    return {"folder": str(folder), "bytes": sum(entry["bytes"] for entry in entries), "entries": entries}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _table(found: list[dict[str, Any]]) -> Table:
@@ -79,4 +112,16 @@ def _table(found: list[dict[str, Any]]) -> Table:
             f"{entry['bytes'] / 10**6:.1f}",
             entry["used"],
         )
+    return table
+
+
+def _downloads_table(entries: list[dict[str, Any]]) -> Table:
+    table = Table(box=None)
+    table.add_column("download", overflow="fold")
+    table.add_column("MB", justify="right")
+    table.add_column("sha256", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    for entry in entries:
+        address = entry["address"] if entry["fetched"] else "incomplete"
+        table.add_row(escape(address), f"{entry['bytes'] / 10**6:.1f}", (entry["sha256"] or "")[:12], entry["used"])
     return table

@@ -81,7 +81,7 @@ def input_place(given: str) -> str:
     return str(path)
 
 
-def output_file(output: str | None) -> str | None:
+def output_file(output: str | None, option_name: str = "--output") -> str | None:
     """Return the absolute path of a file to write.
 
     Raises:
@@ -91,5 +91,5 @@ def output_file(output: str | None) -> str | None:
         return None
     path = Path(output).expanduser().absolute()
     if not path.parent.is_dir() or path.is_dir():
-        raise SpecError(f"--output {output} cannot be written; name a file in a folder that exists")
+        raise SpecError(f"{option_name} {output} cannot be written; name a file in a folder that exists")
     return str(path)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import click
 
 PERCENT_PER_LINE = 10  # where there is no terminal
+MEGABYTE = 1_000_000
+UNKNOWN_SIZE_STEP = 100 * MEGABYTE
 
 
 @contextmanager
@@ -22,6 +24,42 @@ def shown_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def shown_bytes(verb: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show the progress of a transfer on stderr; yields what reports the bytes done and in all, None if unknown."""
+    if not sys.stderr.isatty():
+        yield _megabytes_by_line(verb)
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn(verb), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(verb, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def _megabytes_by_line(verb: str) -> Callable[[int, int | None], None]:
+    printed = -1
+
+    def on_bytes(done: int, total: int | None) -> None:
+        nonlocal printed
+        step = done * (100 // PERCENT_PER_LINE) // total if total else done // UNKNOWN_SIZE_STEP
+        if step > printed:
+            printed = step
+            of_all = f" of {total / MEGABYTE:.1f}" if total else ""
+            click.echo(f"{verb}: {done / MEGABYTE:.1f}{of_all} MB", err=True)
+
+    return on_bytes
 
 
 def _line_by_line(verb: str) -> Callable[[int, int], None]:

@@ -19,8 +19,10 @@ from jobs.cli.command import Group
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
+from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 
 if TYPE_CHECKING:
+    from data_shards.download.address import Address
     from data_shards.pack.add import AddReport
     from data_shards.pack.packing import PackReport
     from data_shards.pack.sources import ImageFolder
@@ -133,26 +135,32 @@ def shards() -> None:
 @shards.command(
     example="nightshift shards pack chest_xray shards/chest\n"
     "nightshift shards pack photos.zip shards/photos --split 70/15/15 --group-by patients.csv\n"
-    "nightshift shards pack chest_xray shards/two --classes covid,normal"
+    "nightshift shards pack chest_xray shards/two --classes covid,normal\n"
+    "nightshift shards pack https://HOST/chest_xray.zip shards/chest --sha256 HEX"
 )
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source", type=SourceType())
 @click.argument("shards", type=click.Path(path_type=Path))
-@options(CLASSES, SPLITTING, ENCODING, SHARDING)
-def pack(source: Path, shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
+@options(CLASSES, SPLITTING, ENCODING, DOWNLOAD, SHARDING)
+def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
     """Pack the images in SOURCE into shards in a new folder.
 
     SOURCE is a folder, or a .zip or .tar archive. Its layout is split/class/image (splits train, valid and
-    test), or class/image with --split.
+    test), or class/image with --split. An archive may be at an http, https, s3 or gs address, in Google Drive, or
+    a Kaggle data set, written kaggle:OWNER/NAME. It is downloaded once, to STORAGE/downloads; if the download is
+    interrupted, the same command continues it.
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
+    from data_shards.pack.work_folder import check_target  # noqa: PLC0415
 
+    check_target(shards)  # before a long download
+    download = DownloadChoices.take(choices)
     encode = EncodeOptions(
         **{field.name: choices.pop(field.name) for field in fields(EncodeOptions) if field.name in choices}
     )
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     try:
-        with shown_progress("packing") as on_progress:
-            report = pack_shards(source, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
+        with local_source(source, download) as path, shown_progress("packing") as on_progress:
+            report = pack_shards(path, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
     except LeakageError as error:
         _print_list("leaks", error.findings)
         raise

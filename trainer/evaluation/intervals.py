@@ -104,8 +104,10 @@ def clopper_pearson(successes: float, count: float) -> Interval:
     return low, high
 
 
-def effective_sample_size(successes: Mask, units: Labels) -> float:
+def effective_sample_size(successes: Mask | Floats, units: Labels, *, variance: float | None = None) -> float:
     """Return the number of independent samples that estimate a proportion as precisely as these n samples do.
+
+    `variance` is that of one sample; None means that of a proportion.
 
     n divided by the design effect, the cluster-robust variance over the binomial variance (Rao & Scott 1992, eq. 2),
     times the ratio of squared t quantiles for the degrees of freedom of samples and of groups (Korn & Graubard 1998,
@@ -118,7 +120,7 @@ def effective_sample_size(successes: Mask, units: Labels) -> float:
         return float(count)
     dependent = count**2 / float(np.square(sizes).sum())
     rate = float(successes.mean())
-    binomial = rate * (1 - rate) / count
+    binomial = (rate * (1 - rate) if variance is None else variance) / count
     if binomial == 0 or number < FEWEST_GROUPS:
         return dependent
     sums = np.bincount(np.unique(units, return_inverse=True)[1], weights=successes - rate)
@@ -146,15 +148,25 @@ def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampl
     known = [(scores, hits) for scores, hits in scored if 0 < hits.sum() < len(hits)]
     if not known:
         return None
-    areas = [_placements(scores, hits) for scores, hits in known]
-    area = float(np.mean([values[hits].mean() for values, (_, hits) in zip(areas, known, strict=True)]))
-    independent = [_independent_pairs(hits, units) for _, hits in known]
+    area, influence = auroc_influence(known, units)
+    pairs = min(independent_pairs(hits, units) for _, hits in known)
     if area == 1:
         # Distinct groups give that many independent pairs of a positive and a negative, all in the right order.
-        return float(TAIL ** (1 / min(independent))), 1.0
-    influences = [_influence(values, hits, units) for values, (_, hits) in zip(areas, known, strict=True)]
-    error = float(np.sqrt(np.square(np.mean(influences, axis=0)).sum()))
-    return wider(logit_interval(area, error, max(1, min(independent) - 1)), percentile_interval(resampled))
+        return float(TAIL ** (1 / pairs)), 1.0
+    error = float(np.sqrt(np.square(influence).sum()))
+    return wider(logit_interval(area, error, max(1, pairs - 1)), percentile_interval(resampled))
+
+
+def auroc_influence(scored: Sequence[tuple[Floats, Mask]], units: Labels) -> tuple[float, Floats]:
+    """Return the mean AUROC over `scored` and each group's contribution to its error, (groups,).
+
+    The squares of the contributions sum to the variance: DeLong et al. 1988, with groups Obuchowski 1997. Each class in
+    `scored` has positives and negatives.
+    """
+    areas = [_placements(scores, hits) for scores, hits in scored]
+    area = float(np.mean([values[hits].mean() for values, (_, hits) in zip(areas, scored, strict=True)]))
+    influences = [_influence(values, hits, units) for values, (_, hits) in zip(areas, scored, strict=True)]
+    return area, np.mean(influences, axis=0)
 
 
 def logit_interval(value: float, error: float, freedom: int) -> Interval | None:
@@ -206,7 +218,7 @@ def _influence(values: Floats, hits: Mask, units: Labels) -> Floats:
     return total
 
 
-def _independent_pairs(hits: Mask, units: Labels) -> int:
+def independent_pairs(hits: Mask, units: Labels) -> int:
     """Return how many pairs of a positive and a negative, all of distinct groups, there are."""
     positives, negatives = np.unique(units[hits]), np.unique(units[~hits])
     return max(1, min(len(positives), len(negatives), len(np.union1d(positives, negatives)) // 2))

@@ -2,9 +2,6 @@
 
 import hashlib
 import re
-import shutil
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cluster.files import atomic_write, remove_drafts, sha256_of
+from cluster.files import remove_drafts, sha256_of
+from data_shards.download.http_file import HttpFile
+from data_shards.download.transfer import Draft, TransferOptions, receive
+from data_shards.errors import DownloadFailed
 from trainer.errors import WeightsError
 from trainer.model.efficientnet import Backbone
 from trainer.model.head import Layout
@@ -24,7 +24,7 @@ from trainer.model.names import BLOCKS_PER_STAGE
 # The file that efficientnet_pytorch 0.7.1 downloads (utils.py, url_map). By torch.hub's convention its name ends
 # in the first digits of its sha256.
 IMAGENET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b0-355c32eb.pth"
-DOWNLOAD_SECONDS = 60.0
+MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,23 +94,21 @@ def _imagenet_file(folder: Path, url: str) -> Path:
 
 def _download(url: str, path: Path) -> None:
     remove_drafts(path)
+    draft = Draft(path.with_name(f".{path.name}.draft"))
     try:
-        # The URL is a constant, not user input.
-        with (
-            atomic_write(path) as draft,
-            urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response,  # noqa: S310
-            draft.open("wb") as file,
-        ):
-            shutil.copyfileobj(response, file)
-            file.flush()
-            _check_sha256(draft, path)
-    except (urllib.error.URLError, OSError) as error:
-        cause = getattr(error, "reason", error)
-        reason = getattr(cause, "strerror", None) or cause  # without the number of the system's error
+        receive(HttpFile(url=url), draft, TransferOptions(max_bytes=MAX_BYTES))
+        _check_sha256(draft.path, path)
+        draft.path.replace(path)
+        draft.discard()
+    except (DownloadFailed, OSError) as error:
+        reason = error.reason if isinstance(error, DownloadFailed) else error.strerror
         raise WeightsError(
             f"{path.name} cannot be downloaded ({reason}); download it from {url} to {path.parent} "
             "on a machine with internet access, or use --weights FILE or --weights none"
         ) from error
+    except WeightsError:
+        draft.discard()
+        raise
 
 
 def _check_sha256(file: Path, path: Path) -> None:

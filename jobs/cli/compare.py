@@ -1,0 +1,78 @@
+"""`nightshift compare`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster.files import write_text
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.cli.completion import complete_run
+from jobs.cli.option_types import Share
+from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.predict import output_file
+
+MOST_MODELS = 26  # named A to Z
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+MARGIN_HELP = (
+    "Non-inferiority margin, such as 0.02: the largest loss in --metric that you accept. Choose it before you look at "
+    "the figures."
+)
+COMPARISON = OptionGroup(
+    "Comparison",
+    (
+        click.option("--split", metavar="SPLIT", help="Split that the models were evaluated on.  [default: test]"),
+        click.option(
+            "--positive", metavar="CLASS",
+            help="Positive class, for sensitivity, specificity and AUROC.  [default: that of the evaluations]",
+        ),
+        click.option("--margin", type=Share(), metavar="SHARE", default=0.02, show_default=True, help=MARGIN_HELP),
+        click.option(
+            "--metric", type=click.Choice(METRICS), default="auroc", show_default=True,
+            help="Metric that --margin is about.",
+        ),
+    ),
+)  # fmt: skip
+OUTPUT = OptionGroup(
+    "Output",
+    (
+        click.option("--html", metavar="FILE", help="Also write a page with the figures, ROC curves and options."),
+        json_option("Print the comparison as JSON."),
+    ),
+)
+
+
+@command(example="nightshift compare train-20261123-203000-a1b2c3 train-20261124-203000-d4e5f6 --margin 0.02")
+@click.argument("models", nargs=-1, metavar="A B [C]...", shell_complete=complete_run)
+@options(COMPARISON, OUTPUT)
+def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given: Any) -> None:
+    """Compare B, and C and further ones, with A on the images that all of them have scored.
+
+    Each is a training run, a search (its best model is used), a folder with a published model, or an evaluation run. Of
+    a model, the newest evaluation of the split is used; `nightshift evaluate` makes one.
+
+    Images are matched by their identity in the data set. Each figure has the paired difference to A, its 95 %
+    confidence interval (the wider of the formula's and the bootstrap's, which draws whole groups), and a test: McNemar
+    for shares, exact where few images differ; DeLong for AUROC. With several candidates, p values are also given after
+    Holm's correction.
+
+    The exit code is 1 unless B is shown not to be worse than A by more than the margin: the whole 95 % interval of the
+    difference in --metric must lie above minus the margin, as in a non-inferiority test. The difference itself is not
+    enough: on few images it is small by chance. The exit code is also 1 if another figure's whole interval lies below
+    minus the margin.
+    """
+    from jobs.cli.comparison_view import compared  # noqa: PLC0415 -- takes a second, and --help does not wait for it
+
+    if not 2 <= len(models) <= MOST_MODELS:  # noqa: PLR2004
+        raise click.UsageError(f"{len(models)} models are given; give 2 to {MOST_MODELS}, the reference first")
+    page = None if html is None else output_file(html, "--html")
+    view = compared(Settings.read().storage, models, **given)
+    if page is not None:
+        write_text(Path(page), view.html())
+    click.echo(json.dumps(view.to_json(), indent=2) if as_json else view.text())
+    if page is not None:
+        click.echo(f"page     {page}", err=True)
+    sys.exit(0 if view.comparison.passes else 1)

@@ -1,0 +1,319 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cluster.files import read_json, write_json
+from cluster.run_paths import RunPaths
+from jobs.runs.state import RunState, now, write_state
+from trainer.evaluation.metrics import classification_metrics
+from trainer.evaluation.predictions import EvaluatedSplit, Predictions, read_about
+
+A, B = "train-20261123-203000-aaaaaa", "train-20261123-203000-bbbbbb"
+OF_A, OF_B = "evaluate-20261124-203000-aaaaaa", "evaluate-20261124-203000-bbbbbb"
+
+
+def succeed(storage, run_id, kind):
+    paths = RunPaths.of(storage, run_id)
+    paths.folder.mkdir(exist_ok=True)
+    write_state(paths, RunState(id=run_id, kind=kind, state="succeeded", created=now()))
+    return paths
+
+
+@pytest.fixture
+def say_there(say, settings):
+    """Run a command on a storage with two trainings, and an evaluation of each on the test split."""
+    for number, (run_id, evaluation, lr) in enumerate(((A, OF_A, 5e-4), (B, OF_B, 1e-3))):
+        weights = str(number) * 64
+        train = succeed(settings.storage, run_id, "train")
+        write_json(train.spec, {"kind": "train", "shards": "/shards", "lr": lr, "epochs": 10})
+        train.best.mkdir()
+        write_json(train.best / "head.json", {})
+        write_json(train.best / "manifest.json", {"files": {"model.safetensors": weights}, "run": run_id})
+        evaluate = succeed(settings.storage, evaluation, "evaluate")
+        write_json(evaluate.spec, {"kind": "evaluate", "model": run_id, "shards": "/shards", "split": "test"})
+        for paths, split in ((train, "valid"), (evaluate, "test")):
+            predictions = predictions_of(number, split, weights)
+            predictions.write(paths.predictions)
+            metrics = classification_metrics(
+                predictions.probabilities, predictions.labels, classes=("covid", "normal"), positive="covid"
+            )
+            write_json(paths.result, {"metrics": metrics})
+    return say
+
+
+def predictions_of(seed, split, weights):
+    """Predictions of 24 images, 12 of each class, by a model that is better than chance."""
+    labels = np.arange(24) % 2
+    first = 1 / (1 + np.exp(np.random.default_rng(seed).normal(size=24) + 2 * (labels - 0.5)))
+    probabilities = np.stack([first, 1 - first], axis=1)
+    return Predictions(
+        ids=np.arange(24),
+        labels=labels,
+        probabilities=probabilities,
+        decisions=probabilities.argmax(axis=1),
+        groups=np.arange(24),
+        samples=np.arange(24, dtype=np.uint8)[:, None] + np.full((24, 16), split == "test", dtype=np.uint8),
+        about=EvaluatedSplit(
+            model=weights, data="d" * 64, split=split, classes=("covid", "normal"), positive="covid", threshold=None
+        ),
+    )
+
+
+def change(storage, run_id, **changes):
+    """Rewrite the predictions of an evaluation with changed arrays."""
+    path = RunPaths.of(storage, run_id).predictions
+    old = Predictions.read(path)
+    arrays = {name: getattr(old, name) for name in ("ids", "labels", "probabilities", "decisions", "groups", "samples")}
+    Predictions(**{**arrays, "about": old.about, **changes}).write(path)
+
+
+def scored(labels, *, right):
+    """Probabilities and decisions that are right for the first `right` share of the images."""
+    good = np.arange(len(labels)) < right * len(labels)
+    decisions = np.where(good, labels, 1 - labels)
+    return {"probabilities": np.eye(2)[decisions] * 0.8 + 0.1, "decisions": decisions}
+
+
+def test_two_models_are_compared_by_their_evaluations_of_the_test_split(say_there, settings):
+    code, out, err = say_there("compare", A, B, "--json")
+
+    found = json.loads(out)
+    metrics = [read_json(RunPaths.of(settings.storage, run).result)["metrics"] for run in (OF_A, OF_B)]
+    figures = {figure["name"]: figure for figure in found["comparisons"][0]["figures"]}
+    assert err == ""
+    assert (found["split"], found["images"], found["positive"], found["groups"]) == ("test", 24, "covid", None)
+    assert [model["evaluation"] for model in found["models"]] == [OF_A, OF_B]
+    for name, figure in figures.items():
+        assert (figure["a"], figure["b"]) == pytest.approx([of_model[name] for of_model in metrics])
+        assert figure["interval"][0] < figure["difference"] < figure["interval"][1]
+    assert found["options"]["lr"] == [5e-4, 1e-3]
+    assert code == (0 if found["passes"] else 1)
+
+
+def test_the_text_names_models_figures_verdict_and_options(say_there):
+    _, out, _ = say_there("compare", A, B)
+
+    lines = out.splitlines()
+    assert lines[:3] == ["test split: 24 images", f"A  {A} ({OF_A})", f"B  {B} ({OF_B})"]
+    assert [line.split("  ")[0] for line in lines[5:10]] == [
+        "accuracy",
+        "balanced accuracy",
+        "sensitivity of covid",
+        "specificity",
+        "AUROC",
+    ]
+    assert "in AUROC: the 95 % interval of the difference is" in out
+    assert any(line.split() == ["lr", "0.0005", "0.001"] for line in lines)
+
+
+def test_a_model_compared_with_itself_passes(say_there):
+    code, out, _ = say_there("compare", A, A)
+
+    assert code == 0
+    assert "B gives the same probabilities and decisions as A for every image." in out
+    assert "options that differ: none known" in out
+
+
+def test_a_much_worse_model_fails_and_a_much_better_one_passes(say_there, settings):
+    labels = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions).labels
+    change(settings.storage, OF_A, **scored(labels, right=1.0))
+    change(settings.storage, OF_B, **scored(labels, right=0.25))
+
+    worse, said, _ = say_there("compare", A, B)
+    better, _, _ = say_there("compare", B, A)
+
+    assert (worse, better) == (1, 0)
+    assert "B is worse than A by more than 0.02 in AUROC" in said
+
+
+def test_a_small_difference_on_few_images_is_not_enough_to_pass(say_there, settings):
+    labels = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions).labels
+    change(settings.storage, OF_A, **scored(labels, right=1.0))
+    change(settings.storage, OF_B, **scored(labels, right=23 / 24))
+
+    narrow, said, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "5%")
+    wide, _, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "0.5")
+
+    assert (narrow, wide) == (1, 0)
+    assert "It is not shown that B is not worse than A by more than 0.05 in accuracy" in said
+
+
+def test_another_figure_that_is_worse_by_more_than_the_margin_fails_too(say_there, settings):
+    old = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions)
+    good = scored(old.labels, right=1.0)
+    change(settings.storage, OF_A, **good)
+    change(settings.storage, OF_B, probabilities=good["probabilities"], decisions=np.ones_like(old.labels))
+
+    code, out, _ = say_there("compare", A, B, "--margin", "0.3")
+
+    assert code == 1
+    assert "B is not worse than A by more than 0.3 in AUROC" in out
+    assert "B is worse than A by more than 0.3 in sensitivity." in out
+
+
+def test_images_are_matched_by_identity_not_by_row(say_there, settings):
+    old = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions)
+    shuffled = np.random.default_rng(0).permutation(len(old.labels))[:20]
+    names = ("labels", "probabilities", "decisions", "groups", "samples")
+    change(
+        settings.storage,
+        OF_B,
+        ids=np.arange(20),
+        **{name: getattr(old, name)[shuffled] for name in names},
+    )
+
+    code, out, _ = say_there("compare", A, B, "--json")
+
+    found = json.loads(out)
+    assert (code, found["images"], found["comparisons"][0]["identical_outputs"]) == (0, 20, True)
+    assert found["notes"] == ["note: the models share 20 images; each has scored: A 24, B 20"]
+
+
+def test_evaluations_without_a_common_image_are_refused(say_there, settings):
+    change(settings.storage, OF_B, samples=np.arange(100, 124, dtype=np.uint8)[:, None].repeat(16, axis=1))
+
+    code, out, err = say_there("compare", A, B)
+
+    assert (code, out) == (1, "")
+    assert err == (
+        "Error: the evaluations have no image in common; evaluate all models on the same split of the same shards\n"
+    )
+
+
+def test_groups_are_those_of_the_data_set(say_there, settings):
+    for run in (OF_A, OF_B):
+        change(settings.storage, run, groups=np.arange(24) // 3)
+
+    _, out, _ = say_there("compare", A, B)
+
+    assert out.startswith("test split: 24 images of 8 groups\n")
+    assert "McNemar by group" in out
+
+
+def test_several_candidates_get_holm_adjusted_p_values(say_there):
+    _, out, _ = say_there("compare", A, B, A, "--json")
+
+    found = json.loads(out)
+    assert [one["b"] for one in found["comparisons"]] == [B, A]
+    accuracy = [one["figures"][0] for one in found["comparisons"]]
+    assert accuracy[0]["p_holm"] == min(1.0, 2 * accuracy[0]["p"])
+    assert "note: the intervals are not corrected for several candidates; p (Holm) is" in found["notes"]
+
+
+def test_an_evaluation_run_or_a_folder_names_a_model_too(say_there, settings):
+    _, by_id, _ = say_there("compare", A, B, "--json")
+
+    _, by_evaluation, _ = say_there("compare", OF_A, str(settings.storage / "runs" / B), "--json")
+
+    assert json.loads(by_evaluation)["comparisons"][0]["figures"] == json.loads(by_id)["comparisons"][0]["figures"]
+    assert json.loads(by_evaluation)["options"]["lr"] == [5e-4, 1e-3]
+
+
+def test_the_valid_split_is_compared_by_the_evaluation_at_the_end_of_each_training(say_there):
+    code, out, _ = say_there("compare", A, B, "--split", "valid", "--json")
+
+    found = json.loads(out)
+    assert [model["evaluation"] for model in found["models"]] == [A, B]
+    assert "note: models are chosen on the valid split: their figures there are optimistic" in found["notes"]
+    assert code in {0, 1}
+
+
+def test_a_model_without_an_evaluation_gets_the_command_that_makes_one(say_there, settings):
+    shutil.rmtree(settings.storage / "runs" / OF_B)
+
+    code, out, err = say_there("compare", A, B)
+
+    assert (code, out) == (1, "")
+    assert err == (
+        f"Error: {B} has no evaluation of the test split; run: nightshift evaluate {B} /shards --split test --wait\n"
+    )
+
+
+def test_an_evaluation_of_other_weights_does_not_count(say_there, settings):
+    about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
+    change(settings.storage, OF_B, about=EvaluatedSplit(**{**vars(about), "model": "0" * 64}))
+
+    code, _, err = say_there("compare", A, B)
+
+    assert (code, f"{B} has no evaluation of the test split" in err) == (1, True)
+
+
+def test_the_newest_evaluation_of_the_same_data_is_used(say_there, settings):
+    about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
+    newer = "evaluate-20261125-203000-cccccc"
+    shutil.copytree(settings.storage / "runs" / OF_B, settings.storage / "runs" / newer)
+    succeed(settings.storage, newer, "evaluate")
+    change(settings.storage, newer, about=EvaluatedSplit(**{**vars(about), "data": "f" * 64}))
+
+    _, other_data, _ = say_there("compare", A, B, "--json")
+    change(settings.storage, newer, about=about)
+    _, same_data, _ = say_there("compare", A, B, "--json")
+
+    assert json.loads(other_data)["models"][1]["evaluation"] == OF_B
+    assert json.loads(same_data)["models"][1]["evaluation"] == newer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ([A], (2, "1 models are given; give 2 to 26, the reference first")),
+        ([A, "nothing"], (1, "nothing is neither a model nor an evaluation; give a run id")),
+        ([A, B, "--positive", "flu"], (2, "--positive 'flu' is not a class; use one of covid, normal")),
+        ([A, OF_B, "--split", "valid"], (2, f"{OF_B} is an evaluation of the test split, not of valid")),
+        ([A, B, "--margin", "nan"], (2, "'nan' is not from 0% to 100%")),
+        ([A, B, "--margin", "-1%"], (2, "'-1%' is not from 0% to 100%")),
+        ([A, B, "--html", "no/page.html"], (2, "--html no/page.html cannot be written; name a file in a folder")),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(say_there, arguments, refusal):
+    wanted, line = refusal
+
+    code, out, err = say_there("compare", *arguments)
+
+    assert (code, out, line in err) == (wanted, "", True), err
+
+
+def test_an_evaluation_of_an_earlier_version_gets_the_command_that_repeats_it(say_there, settings):
+    change(settings.storage, OF_B, about=None, samples=None, groups=None, decisions=None)
+
+    code, _, err = say_there("compare", OF_A, OF_B)
+
+    assert code == 1
+    assert f"run: nightshift evaluate {B} /shards --split test --wait" in err
+
+
+def test_evaluations_with_other_positive_classes_need_the_option(say_there, settings):
+    about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
+    change(settings.storage, OF_B, about=EvaluatedSplit(**{**vars(about), "positive": "normal"}))
+
+    refused, _, err = say_there("compare", A, B)
+    _, out, _ = say_there("compare", A, B, "--positive", "normal", "--json")
+
+    assert refused == 2
+    assert "different positive classes, covid, normal; choose with --positive" in err
+    assert json.loads(out)["positive"] == "normal"
+
+
+def test_a_damaged_run_does_not_hide_the_others(say_there, settings):
+    damaged = RunPaths.of(settings.storage, "evaluate-20261126-203000-dddddd")
+    damaged.folder.mkdir()
+    write_json(damaged.result, {})
+    damaged.predictions.write_bytes(b"no tensors")
+
+    code, _, err = say_there("compare", A, A)
+
+    assert (code, err) == (0, "")
+
+
+def test_the_page_has_figures_curves_and_options(say_there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    _, _, err = say_there("compare", A, B, "--html", "page.html")
+
+    page = (tmp_path / "page.html").read_text()
+    assert err == f"page     {tmp_path / 'page.html'}\n"
+    assert all(text in page for text in ("Balanced accuracy", "ROC curves", "p</th>", A, OF_B, "<code>0.001</code>"))
+    assert page.count('class="line ') == 3  # chance and both models
+    assert "http" not in page.replace("http://www.w3.org", "")
