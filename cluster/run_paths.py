@@ -117,6 +117,11 @@ class RunPaths(TrainingPaths):
         return self.folder / "chosen"
 
     @property
+    def data(self) -> Path:
+        """Which version of the data set the run started with."""
+        return self.folder / "data.json"
+
+    @property
     def result(self) -> Path:
         """Exists if and only if the run succeeded."""
         return self.folder / "result.json"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import DamagedShard, RemoteError
-from data_shards.index import Shard, ShardIndex, read_index
+from data_shards.index import INDEX_NAME, Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.process_pool import map_in_processes, process_count
 from data_shards.read.sample_check import Fault, find_sample_faults
@@ -50,7 +50,11 @@ def verify(
             found[batch] = faults
             done += sum(index.shards[number].samples for number in tasks[batch][2])
             on_progress(done, total)
-    return (*_unlisted(location, index), *(fault for batch in sorted(found) for fault in found[batch]))
+    return (
+        *_history_faults(index),
+        *_unlisted(location, index),
+        *(fault for batch in sorted(found) for fault in found[batch]),
+    )
 
 
 def _batches(shards: int, processes: int) -> list[range]:
@@ -75,6 +79,13 @@ def find_shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:
     damage = find_byte_fault(path, shard)
     of_bytes = (Fault(shard.name, None, damage),) if damage else ()
     return (*of_bytes, *find_sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
+
+
+def _history_faults(index: ShardIndex) -> Iterator[Fault]:
+    for number, addition in enumerate(index.history):
+        if not index.before(number).is_intact():
+            text = f"{INDEX_NAME}: the history from {addition.time} does not agree with its digest; copy it again"
+            yield Fault(INDEX_NAME, None, text)
 
 
 def _unlisted(location: str, index: ShardIndex) -> Iterator[Fault]:

@@ -583,3 +583,16 @@ def test_adding_reads_no_old_shard_and_writes_only_the_new_images(tmp_path, shar
     written = sum(file.stat().st_size for file in shards.iterdir()) - size_before
     assert old == []
     assert written < size_before / 40 + 4096  # one image of 40, one line of history, a report
+
+
+def test_verify_finds_a_history_that_does_not_agree_with_its_digest(tmp_path, shards):
+    added(shards, new_images(tmp_path / "new", ["a/1.png"]))
+    index = read_index(str(shards))
+    changed = index.history[0].model_copy(update={"widths": (1, 2, 3)})
+    write_index(shards, index.model_copy(update={"history": (changed,)}).sealed())
+
+    faults = verify(str(shards))
+
+    assert [fault.text for fault in faults] == [
+        "index.json: the history from 2026-11-26T02:00:00Z does not agree with its digest; copy it again"
+    ]

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.settings import Settings
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
+from trainer.data.run_data import run_index, training_data
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, SpecError
@@ -35,13 +36,20 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
         CheckpointError: The model is absent, damaged or of an unsupported version.
     """
     folder = model_folder(spec.model, attempt.settings)
-    index = read_index(spec.shards)
+    index = run_index(attempt.paths, spec.shards)
     _check_compatible(spec, HeadConfig.read(folder / HEAD_FILE), index)
     if spec.min_sensitivity:
         _check_validation_unseen(folder, index)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
-    result = RunResult(kind=spec.kind, checkpoint=str(folder), metrics=outcome, seconds=round(attempt.seconds, 3))
+    seen = training_data(read_verified_manifest(folder), index)
+    result = RunResult(
+        kind=spec.kind,
+        checkpoint=str(folder),
+        metrics=outcome,
+        seconds=round(attempt.seconds, 3),
+        details={"trained_on": seen} if seen else {},
+    )
     write_report(attempt, spec, result)
     return result
 
@@ -64,7 +72,8 @@ def model_folder(model: str, settings: Settings) -> Path:
 def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     """Evaluate the model and return its metrics; runs on each Ray Train worker."""
     spec = context.spec
-    folder, index = model_folder(spec.model, context.task.attempt.settings), read_index(spec.shards)
+    attempt = context.task.attempt
+    folder, index = model_folder(spec.model, attempt.settings), run_index(attempt.paths, spec.shards)
     model, config, manifest = read_model(folder)
     model = model.to(context.process_group.device)
     extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
@@ -118,7 +127,7 @@ def _store(calibration: Calibration, folder: Path, weights: str) -> None:
 def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
     """Raise SpecError if the validation split was part of the training data (a refit)."""
     manifest = read_verified_manifest(folder)
-    if manifest.get("refit") and manifest.get("data") == index.digest:
+    if manifest.get("refit") and index.version_with(str(manifest.get("data"))):
         raise SpecError(
             "--min-sensitivity needs a validation split without training images, and this refit was trained on it; "
             f"evaluate {folder.parent / 'chosen'} instead, the best trial's own model"

@@ -1,7 +1,8 @@
 """`train`, the driver's part: checks the data, runs `training/worker.py` on the workers, and writes the report."""
 
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
+from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError
@@ -22,7 +23,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         SpecError: This training is impossible on this data set.
         Stopped: The run was asked to stop; a checkpoint is saved.
     """
-    index = read_index(spec.shards)
+    index = run_index(attempt.paths, spec.shards)
     check_data(spec, index)
     weights = resolve_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)

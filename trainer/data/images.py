@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +17,7 @@ from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.errors import BadImage, ShardError, TooManyPixels
-from data_shards.index import INDEX_NAME, read_index
+from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.pack.encode import encoded_like_packed
 from data_shards.pixels import (
@@ -86,7 +87,12 @@ class ShardSplit:
     split: str
 
     def __len__(self) -> int:
-        return read_index(self.location).samples_in(self.split)
+        return self.index.samples_in(self.split)
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The index, read once: images may be added to the data set meanwhile."""
+        return read_index(self.location)
 
     @property
     def ignored(self) -> int:
@@ -99,7 +105,7 @@ class ShardSplit:
         Raises:
             DamagedShard: A shard or a sample differs from the index.
         """
-        index = read_index(self.location)
+        index = self.index
         plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
         image_size = config.image_size
         for batch in open_batches(self.location, index, plan, image_size=image_size, loader_workers=loader_workers):
@@ -233,7 +239,7 @@ def _sample(part: ImageSource, config: HeadConfig) -> Tensor:
         batches = files.batches(config, batch_size=SAMPLES, loader_workers=0)
         return torch.cat([batch.pixels for batch in batches])
     chosen = _evenly_spaced(len(part))
-    index = read_index(part.location)
+    index = part.index
     samples = read_samples(part.location, index, part.split, chosen, image_size=config.image_size)
     return torch.cat([batch.images for batch in samples])
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from cluster.files import read_lines
 from cluster.resources import this_machine
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
+from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
 from trainer.model.bundle import read_model
@@ -32,7 +33,7 @@ def gather_report(
     attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult, search: SearchSection | None
 ) -> ReportData:
     """Return the content of a run's report."""
-    index, metrics = read_index(spec.shards), result.metrics
+    index, metrics = run_index(attempt.paths, spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
     return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,

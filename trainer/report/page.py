@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.files import write_text
 from cluster.run_paths import RunPaths
-from data_shards.index import ShardIndex
+from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.predictions import Predictions
 from trainer.report import charts
@@ -126,6 +126,14 @@ class ReportData:
         if allowed is None:
             return "not checked"
         return "allowed when packing (--allow-leakage)" if allowed else "none: no image or group is in two splits"
+
+    @property
+    def additions(self) -> list[str]:
+        """Each addition to the data set, in words."""
+        return [
+            f"{one['time'][:10]}: {', '.join(f'{count:,} {split}' for split, count in one['samples'].items())}"
+            for one in overview(self.index)["history"]
+        ]
 
     @cached_property
     def best_epoch(self) -> int | None:

@@ -9,8 +9,9 @@ from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
+from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
@@ -48,7 +49,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
         Stopped: The run was asked to stop, or its time window closed; running trials have saved checkpoints.
         TrainerError: Too many trials failed, or none finished an epoch.
     """
-    index = read_index(spec.shards)
+    index = run_index(attempt.paths, spec.shards)
     for config in spec.space.corners():
         check_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)

@@ -16,7 +16,7 @@ from ray import tune
 from cluster.files import read_lines
 from cluster.run_paths import TrialPaths
 from cluster.stop_request import StopRequest
-from data_shards.index import read_index
+from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
@@ -91,7 +91,7 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
 def task_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:
     """Return the task of training `spec` in a folder of its own."""
-    longest = read_index(spec.shards).longest_shard
+    longest = run_index(task.attempt.paths, spec.shards).longest_shard
     return WorkerTask(attempt=task.attempt, spec=spec, source=task.source, longest_shard=longest, trial=trial)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.index import ShardIndex, read_index
+from data_shards.index import ShardIndex
 from data_shards.pack.options import EncodeOptions
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
+from trainer.data.run_data import run_index
 from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.objective import objective_of
 from trainer.model.efficientnet import Classifier, build_model
@@ -46,7 +47,7 @@ class TrainingSetup:
             ShardError: The data set cannot be read.
             WeightsError: The weights are missing, damaged or do not fit.
         """
-        index = read_index(context.spec.shards)
+        index = run_index(context.task.attempt.paths, context.spec.shards)
         model, config = build_fresh_model(context, index)
         return cls(context=context, index=index, model=model, config=config)
 
