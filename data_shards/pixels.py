@@ -1,4 +1,4 @@
-"""From an image file to upright 8-bit pixels, gray or RGB. Needs only Pillow and NumPy.
+"""From an image file to upright 8-bit pixels, gray or RGB. Needs only Pillow and NumPy, and pydicom for DICOM files.
 
 `shards pack` and `predict` share this module, so that both accept the same files. The content of a file decides its
 format, not the ending of its name.
@@ -20,15 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data_shards.dicom import DicomFrame
 from data_shards.errors import BadImage, TooManyPixels
 
 Color: TypeAlias = Literal["L", "RGB"]
 Pixels: TypeAlias = NDArray[np.uint8]
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # as Pillow names them
-FORMAT_NAMES = "JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"
+DICOM = "DICOM"
+DICOMDIR = "dicomdir"  # a list of other files on a medium
+FORMAT_NAMES = "JPEG, PNG, BMP, TIFF, WebP, GIF, PNM or DICOM"
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
+    ".dcm", ".dicom",
 })  # fmt: skip
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -48,6 +52,10 @@ SIGNATURES = {
 BMP_PIXELS_OFFSET = slice(6, 10)  # reserved, zero in every BMP: two letters alone are no signature
 PNM = re.compile(rb"P[1-6]\s+[#0-9]")
 SNIFFED_BYTES = 132  # a DICOM file has its signature behind a preamble of 128 bytes
+BARE_DICOM = re.compile(  # without a preamble: its first field, explicit or implicit, or of a big-endian file
+    rb"\x02\0\0\0UL\x04\0|\x08\0[\0\x01\x05\x08\x12-\x18]\0([A-Z]{2}|.\0\0\0)|\0\x08\0[\0\x01\x05\x08\x12-\x18][A-Z]{2}",
+    re.DOTALL,
+)
 MAX_FILE_BYTES = 1 << 30
 MAX_MEGAPIXELS = 150  # a chest film of 43 x 35 cm at 0.043 mm has 81, one at 0.04 mm has 94
 MAX_PACKED_MEGAPIXELS = 2000  # of an image in a shard: `LARGEST_MEGAPIXELS` of the options of packing
@@ -70,8 +78,8 @@ DECODE_ERRORS = (
 
 def sniff_format(head: bytes) -> str | None:
     """Return the format that a file's first `SNIFFED_BYTES` bytes show, such as "JPEG" or "DICOM"; None if unknown."""
-    if head[128:132] == b"DICM":
-        return "DICOM"
+    if head[128:132] == b"DICM" or BARE_DICOM.match(head):
+        return DICOM
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
@@ -83,18 +91,25 @@ def sniff_format(head: bytes) -> str | None:
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether a file is an image to read: its name ends like one, or its content is of a format in `FORMATS`.
+    """Whether a file is an image to read: its name ends like one, or its content is of a format in `FORMATS` or DICOM.
 
     A file that only its name calls an image counts, so that its fault is reported. Only a file with another name is
-    opened.
+    opened. A DICOMDIR is no image.
     """
+    if is_dicomdir(Path(path).name):
+        return False
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return True
     try:
         with _regular_file(path) as (file, _):
-            return sniff_format(file.read(SNIFFED_BYTES)) in FORMATS
+            return sniff_format(file.read(SNIFFED_BYTES)) in (*FORMATS, DICOM)
     except (BadImage, OSError):
         return False
+
+
+def is_dicomdir(name: str) -> bool:
+    """Whether a file's name is that of the list of DICOM files on a medium."""
+    return name.lower() == DICOMDIR
 
 
 def read_image_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -112,16 +127,27 @@ def read_image_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> byt
         raise BadImage(f"the file cannot be read ({error.strerror})") from error
 
 
-def open_image(data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS) -> Image.Image:
-    """Open an image without decoding it.
+def open_image(
+    data: bytes, *, max_megapixels: int = MAX_MEGAPIXELS, dicom_frame: DicomFrame = "only", dicom_window: int = 1
+) -> Image.Image:
+    """Open an image without decoding it. A DICOM file is decoded, after its size was checked.
+
+    Args:
+        data: The file.
+        max_megapixels: Largest image to open, in millions of pixels.
+        dicom_frame: Refuse a DICOM file of several frames ("only"), or take its first one.
+        dicom_window: Which of the windows or VOI LUTs of a DICOM file displays it, from 1.
 
     Raises:
         TooManyPixels: It has more than `max_megapixels`.
-        BadImage: It is of no format in `FORMATS`, or has several pages or frames.
+        BadImage: It is of no format in `FORMATS` and no DICOM, it is a DICOM file that cannot be decoded, or it has
+            several pages or frames.
     """
     if not data:
         raise BadImage("the file is empty")
     limit = max_megapixels * MEGA
+    if sniff_format(data[:SNIFFED_BYTES]) == DICOM:
+        return _dicom(data, max_megapixels, dicom_frame, dicom_window)
     with _decode_errors_as(_unreadable(data)), _pillow_limit(limit) if limit > PILLOW_LIMIT else nullcontext():
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -196,6 +222,19 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
         return image
     width, height = (max(1, round(edge * short_side / short)) for edge in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _dicom(data: bytes, max_megapixels: int, frame: DicomFrame, window: int) -> Image.Image:
+    try:
+        from data_shards.dicom.film import open_film  # noqa: PLC0415 -- needs the extra, and takes time
+    except ImportError as error:
+        raise BadImage("a DICOM file; to read it, pip install 'nightshift[dicom]'") from error
+    film = open_film(data, max_megapixels=max_megapixels, frame=frame, window=window)
+    if film.size[0] * film.size[1] > max_megapixels * MEGA:
+        raise TooManyPixels(_pixels_above(film.size, max_megapixels))
+    image = film.decode()
+    image.format = DICOM
+    return image
 
 
 @contextmanager

@@ -251,14 +251,14 @@ def test_a_class_named_like_a_split_must_be_named_on_purpose(tmp_path):
     assert packed(source, split="50/25/25", classes=("train", "bus", "car")).index.classes == ("bus", "car", "train")
 
 
-@pytest.mark.parametrize("broken", ["empty", "dicom"])
+@pytest.mark.parametrize("broken", ["empty", "pdf"])
 def test_a_class_folder_without_an_image_is_refused_by_name(tmp_path, broken):
     source = image_folder(tmp_path / "images", SPLITS)
     (source / "train/pneumonia").mkdir()
-    if broken == "dicom":
-        (source / "train/pneumonia/1.dcm").write_bytes(bytes(128) + b"DICM")
+    if broken == "pdf":
+        (source / "train/pneumonia/1.pdf").write_bytes(b"%PDF-1.7")
 
-    refused(source, r"train/pneumonia/ holds no image \((it is empty|1 .dcm)\); add images, remove the folder, or use")
+    refused(source, r"train/pneumonia/ holds no image \((it is empty|1 .pdf)\); add images, remove the folder, or use")
 
     assert packed(source, drop_classes=("pneumonia",)).index.classes == ("covid", "normal")
 
@@ -294,12 +294,12 @@ def test_two_spellings_of_a_class_are_refused(tmp_path, first, second):
 def test_every_file_that_is_no_image_is_counted_and_named(tmp_path):
     source = image_folder(tmp_path / "images", SPLITS)
     (source / "README.txt").write_text("notes")
-    (source / "train/covid/scan.dcm").write_bytes(bytes(128) + b"DICM")
+    (source / "train/covid/DICOMDIR").write_bytes(bytes(128) + b"DICM")
 
     report = packed(source)
 
-    assert report.other_files == {".txt": 1, ".dcm": 1}
-    assert set(report.folder.other_names) == {"README.txt", "train/covid/scan.dcm"}
+    assert report.other_files == {".txt": 1, "no ending": 1}
+    assert set(report.folder.other_names) == {"README.txt", "train/covid/DICOMDIR"}
 
 
 def test_classes_are_chosen_and_dropped_and_the_rest_is_counted(tmp_path):

@@ -206,14 +206,14 @@ def pages():
     ("data", "text"),
     [
         (b"", "the file is empty"),
-        (b"no image at all", "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"),
-        (bytes(128) + b"DICM" + bytes(300), "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM, but DICOM"),
+        (b"no image at all", "no readable JPEG, PNG, BMP, TIFF, WebP, GIF, PNM or DICOM"),
+        (bytes(128) + b"DICM" + bytes(300), "it has no pixel data, or they are cut off"),
         (b"\0\0\0\x18ftypheic" + bytes(200), "no readable .*, but HEIC or AVIF"),
         (encoded(noise(1), "GIF", save_all=True, append_images=[noise(2)]), "an animated GIF; split it"),
         (encoded(noise(1), "PNG", save_all=True, append_images=[noise(2)]), "an animated PNG; split it"),
         (encoded(noise(1, (300, 300)), "PNG")[:-500], "cannot be decoded"),
         (encoded(noise(1, (300, 300)), "JPEG")[:-500], "cannot be decoded"),
-        (encoded(noise(1), "PNG")[:20], "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"),
+        (encoded(noise(1), "PNG")[:20], "no readable JPEG, PNG, BMP, TIFF, WebP, GIF, PNM or DICOM"),
         (bomb(), "more than 178 megapixels, above the limit of 150"),
         (pages(), "several pages"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "floating point"),
@@ -260,7 +260,7 @@ def test_the_content_decides_what_is_an_image(tmp_path, kind, name):
     assert is_image_file(tmp_path / name)
 
 
-@pytest.mark.parametrize("data", [b"", b"BMI,weight,height\n", b"P1 is the first patient", bytes(128) + b"DICM"])
+@pytest.mark.parametrize("data", [b"", b"BMI,weight,height\n", b"P1 is the first patient", bytes(132)])
 def test_other_content_under_another_name_is_no_image(tmp_path, data):
     (tmp_path / "notes.txt").write_bytes(data)
 

@@ -140,10 +140,10 @@ def test_every_file_of_a_folder_has_a_row_with_an_answer_or_a_reason(tmp_path, m
 
     rows, result = predicted(tmp_path, model, folder)
 
-    no_image = "no readable JPEG, PNG, BMP, TIFF, WebP, GIF or PNM"
+    no_image = "no readable JPEG, PNG, BMP, TIFF, WebP, GIF, PNM or DICOM"
     assert {Path(row["file"]).name: row["error"] for row in rows} == {
         "a.webp": "", "b.jfif": "", "c": "", "d.dcm": "", "e.txt": "",
-        "f.dcm": "DICOM is not supported; convert it to PNG",
+        "f.dcm": "it has no pixel data, or they are cut off",
         "g.pdf": f"{no_image}, but PDF",
         "h.jpg": "it is a pipe, device or folder, not a regular file",
         "i.jpg": "it is a pipe, device or folder, not a regular file",

@@ -45,7 +45,12 @@ def encode(raw: bytes, options: EncodeOptions) -> tuple[EncodedImage, Image.Imag
         TooManyPixels: It is larger than `options.max_megapixels`.
         BadImage: It cannot be decoded; the text says why.
     """
-    opened = open_image(raw, max_megapixels=options.max_megapixels)
+    opened = open_image(
+        raw,
+        max_megapixels=options.max_megapixels,
+        dicom_frame=options.dicom_frame,
+        dicom_window=options.dicom_window,
+    )
     image = decode_pixels(opened)
     gray = is_gray(image)
     if gray:

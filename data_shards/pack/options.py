@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from data_shards.dicom import DicomFrame
+
 MEGABYTE = 1_000_000
 LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
 
@@ -22,6 +24,8 @@ class EncodeOptions:
         max_megapixels: Largest image to decode, in millions of pixels.
         keep_small: Store a JPEG or PNG file that is small enough as it came, without its metadata. False encodes it
             again, as version 0.1 did.
+        dicom_frame: Refuse a DICOM file of several frames ("only"), or take its first one.
+        dicom_window: Which of the windows or VOI LUTs of a DICOM file displays it, from 1.
     """
 
     image_size: int = 256
@@ -29,6 +33,8 @@ class EncodeOptions:
     quality: int = 95
     max_megapixels: int = 150
     keep_small: bool = True
+    dicom_frame: DicomFrame = "only"
+    dicom_window: int = 1
 
     @classmethod
     def of_index(cls, stored: Mapping[str, Any]) -> "EncodeOptions | None":
@@ -82,9 +88,9 @@ class PackOptions:
         for name in LATER_OPTIONS:
             value = stored.pop(name)
             if value != DEFAULTS[name]:
-                stored[name] = value if isinstance(value, int) else ",".join(value)
+                stored[name] = value if isinstance(value, int | str) else ",".join(value)
         return stored
 
 
-LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels", "multi_label")
+LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels", "multi_label", "dicom_frame", "dicom_window")
 DEFAULTS: dict[str, Any] = asdict(PackOptions()) | asdict(EncodeOptions())

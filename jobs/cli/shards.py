@@ -80,6 +80,11 @@ ENCODING = OptionGroup(
         click.option("--max-megapixels", type=click.IntRange(1, LARGEST_MEGAPIXELS), 
                      default=EncodeOptions.max_megapixels, show_default=True, metavar="N",
                      help="Maximum size of a source image, in megapixels."),
+        click.option("--dicom-frame", type=click.Choice(["only", "first"]), default=EncodeOptions.dicom_frame,
+                     show_default=True,
+                     help="Of a DICOM file with several frames: refuse it (only), or take the first one."),
+        click.option("--dicom-window", type=click.IntRange(1), default=EncodeOptions.dicom_window, show_default=True,
+                     metavar="N", help="Which of the windows, or VOI LUTs, in a DICOM header displays the image."),
     ),
 )  # fmt: skip
 SHARDING = OptionGroup(

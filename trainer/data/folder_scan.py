@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.pack.names import is_ignored
+from data_shards.pixels import is_dicomdir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class FolderScan:
 
     Attributes:
         paths: Path of every file in order of name; of a folder that cannot be listed, its own path.
-        ignored: Number of hidden files and files of the operating system, such as `Thumbs.db`; not in `paths`.
+        ignored: Number of hidden files, files of the operating system, such as `Thumbs.db`, and DICOMDIR files; not in
+            `paths`.
     """
 
     paths: tuple[str, ...]
@@ -40,7 +42,7 @@ def scan_folder(root: Path) -> FolderScan:
             paths.append(folder)  # reading it gives the reason
             continue
         for entry in entries:
-            if is_ignored(entry.name):
+            if is_ignored(entry.name) or is_dicomdir(entry.name):
                 ignored += _file_count(entry)
             elif _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry.path)

@@ -20,15 +20,7 @@ from data_shards.errors import BadImage, ShardError, TooManyPixels
 from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.pack.encode import encoded_like_packed
-from data_shards.pixels import (
-    MAX_MEGAPIXELS,
-    SNIFFED_BYTES,
-    Pixels,
-    decode_square,
-    is_image_file,
-    read_image_file,
-    sniff_format,
-)  # fmt: skip
+from data_shards.pixels import MAX_MEGAPIXELS, Pixels, decode_square, is_image_file, read_image_file
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_samples
 from trainer.data.folder_scan import scan_folder
@@ -37,7 +29,6 @@ from trainer.model.head import HeadConfig
 
 PREFETCH_BATCHES = 2  # per loader worker
 SAMPLES = 16  # images that an exported file is compared with its model on
-DICOM_ERROR = "DICOM is not supported; convert it to PNG"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +170,6 @@ class _DecodeDataset(Dataset[Any]):
         """
         try:
             data = read_image_file(file)
-            if sniff_format(data[:SNIFFED_BYTES]) == "DICOM":
-                return DICOM_ERROR
             return input_pixels(data, self.config)
         except TooManyPixels as error:
             return f"{error}; scale it down"
