@@ -266,7 +266,7 @@ def test_a_window_is_chosen_by_number():
     second = read(dicom(RAMP, **fields), dicom_window=2)
 
     assert (second == read(dicom(RAMP, **WINDOW | {"WindowCenter": 3000, "WindowWidth": 200}))).all()
-    refused(dicom(RAMP, **fields), "it has 2 windows, not 3; choose another with --dicom-window", dicom_window=3)
+    refused(dicom(RAMP, **fields), "it has 2 windows, not 3; pack with another --dicom-window", dicom_window=3)
 
 
 def test_an_enhanced_object_is_displayed_by_the_functional_groups_of_its_first_frame():
@@ -290,7 +290,7 @@ def test_several_frames_are_refused_or_the_first_one_is_taken(syntax):
         found.compress(syntax, generate_instance_uid=False)
     data = saved(found)
 
-    refused(data, "it has 3 frames; take the first one with --dicom-frame first, or split it")
+    refused(data, "it has 3 frames; split it, or pack with --dicom-frame first")
 
     assert (read(data, dicom_frame="first") == GRAY).all()
 

@@ -163,7 +163,7 @@ def open_film(data: bytes, *, max_megapixels: int, frame: DicomFrame = "only", w
     if min(size) < 1:
         raise BadImage(f"its header says {size[0]} x {size[1]} pixels")
     if frames > 1 and frame != "first":
-        raise BadImage(f"it has {frames} frames; take the first one with --dicom-frame first, or split it")
+        raise BadImage(f"it has {frames} frames; split it, or pack with --dicom-frame first")
     return DicomFilm(dataset=dataset, size=size, frames=frames, photometric=_photometric(dataset), window=window)
 
 

@@ -85,7 +85,7 @@ def windowed(values: Floats, center: float, width: float, *, function: str) -> F
     if name not in FUNCTIONS:
         raise BadImage(f"its VOI LUT function is none of {', '.join(FUNCTIONS)}")
     if width <= 0 or (name == "LINEAR" and width < WHOLE):
-        raise BadImage(f"its window has the width {width:g}, which shows nothing; choose another with --dicom-window")
+        raise BadImage(f"its window has the width {width:g}, which shows nothing; pack with another --dicom-window")
     with np.errstate(over="ignore"):
         if name == "SIGMOID":
             return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)))
@@ -127,5 +127,5 @@ def _full_range(values: Floats, bits: StoredBits, used: NDArray[np.bool_], *, is
 
 def _chosen(found: list[Any], window: int, what: str) -> Any:
     if window > len(found):
-        raise BadImage(f"it has {len(found)} {what}, not {window}; choose another with --dicom-window")
+        raise BadImage(f"it has {len(found)} {what}, not {window}; pack with another --dicom-window")
     return found[window - 1]
