@@ -1,0 +1,1 @@
+"""From tables of labels to labelled images."""

@@ -1,0 +1,63 @@
+"""What the cells of a table mean: several labels, 1 and 0, numbers as spreadsheets write them. Pure."""
+
+import json
+import re
+from collections.abc import Iterable
+
+from data_shards.targets import ABSENT, PRESENT, UNKNOWN
+
+MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null"})  # as pandas, R and Excel write a gap
+BINARY = {
+    **dict.fromkeys(("1", "1.0", "1,0", "1.00", "true", "yes", "wahr", "vrai"), PRESENT),
+    **dict.fromkeys(("0", "0.0", "0,0", "0.00", "false", "no", "falsch", "faux", "-0.0"), ABSENT),
+    **dict.fromkeys(("-1", "-1.0", "-1,0", "-1.00"), UNKNOWN),
+}
+NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?")
+WHOLE = re.compile(r"([+-]?[0-9]+)[.,]0+")
+LIST = re.compile(r"\[.*\]", re.DOTALL)
+QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)
+ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell says nothing: it is blank, or a word for a gap such as NaN."""
+    return cell.casefold() in MISSING
+
+
+def is_list(cell: str) -> bool:
+    """Whether a cell is a list as Python or JSON write it, such as `['a', 'b']`."""
+    return LIST.fullmatch(cell) is not None
+
+
+def labels_of(cell: str, separator: str | None) -> tuple[str, ...]:
+    """Return the labels in a cell, each once.
+
+    Args:
+        cell: One label, labels with a separator between them, or a list such as `['a', 'b']` or `[a, b]`.
+        separator: What parts the labels; None for a cell of one label.
+    """
+    if is_list(cell):
+        labels = _items(cell)
+    else:
+        labels = cell.split(separator) if separator else [cell]
+    return tuple(dict.fromkeys(label for label in map(str.strip, labels) if label))
+
+
+def _items(cell: str) -> list[str]:
+    try:
+        return [str(item) for item in json.loads(cell)]
+    except ValueError:  # the quotes of Python, or none; NumPy leaves out the commas
+        quoted = QUOTED.findall(cell)
+        return [ESCAPED.sub(r"\1", single or double) for single, double in quoted] or cell[1:-1].split(",")
+
+
+def whole_numbers(cells: Iterable[str]) -> dict[str, str]:
+    """Return for each cell such as 1.0 the whole number, if all cells are numbers or blank; else nothing.
+
+    A spreadsheet or pandas writes the whole numbers of a column with gaps so.
+    """
+    distinct = set(cells)
+    if not all(is_missing(cell) or NUMBER.fullmatch(cell) for cell in distinct):
+        return {}
+    found = {cell: WHOLE.fullmatch(cell) for cell in distinct}
+    return {cell: match[1] for cell, match in found.items() if match}

@@ -1,0 +1,119 @@
+"""Finds the columns of a table: by the option that names them, by the usual names, or by what they hold."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from data_shards.errors import OptionError
+from data_shards.pack.labels.cells import BINARY, is_missing
+from data_shards.pack.labels.tables import Table
+
+# The names in the tables of well-known data sets, without blanks, dashes and underscores. The surest name comes first.
+IMAGE_NAMES = (
+    "path", "imagepath", "imgpath", "filepath", "imageindex", "filename", "imagefilename", "imagefile", "imagename",
+    "imgname", "file", "imageid", "imgid", "image", "img", "dicomid", "isicid", "idcode", "sopinstanceuid", "id",
+    "name", "fname", "uid", "picture", "photo", "slice", "scan", "study", "patientid",
+)  # fmt: skip
+LABEL_NAMES = (
+    "findinglabels", "findinglabel", "labels", "label", "dx", "diagnosis", "level", "finding", "findings", "class",
+    "classname", "classes", "target", "category", "categories", "benignmalignant", "grade", "severity", "pathology",
+    "disease", "groundtruth",
+)  # fmt: skip
+GROUP_NAMES = (
+    "patientid", "patient", "patientnumber", "patientno", "subjectid", "subject", "participantid", "personid", "pid",
+    "caseid", "case", "lesionid", "group", "groupid", "studyid", "studyinstanceuid",
+)  # fmt: skip
+SPLIT_NAMES = ("split", "datasetsplit", "splits", "partition", "subset", "setname")
+# Labels of CheXpert, MIMIC-CXR, NIH ChestX-ray14, ISIC 2018 and 2019: a column each.
+FINDING_NAMES = frozenset({
+    "nofinding", "enlargedcardiomediastinum", "cardiomegaly", "lungopacity", "lunglesion", "edema", "consolidation",
+    "pneumonia", "atelectasis", "pneumothorax", "pleuraleffusion", "pleuralother", "fracture", "supportdevices",
+    "effusion", "infiltration", "mass", "nodule", "emphysema", "fibrosis", "pleuralthickening", "hernia",
+    "mel", "nv", "bcc", "ak", "akiec", "bkl", "df", "vasc", "scc", "unk",
+})  # fmt: skip
+SHOWN = 12  # columns in an error
+NO_COLUMN = "none"  # for an option: use no column, although one has a usual name
+
+
+def loose(name: str) -> str:
+    """Return what two spellings of a column's name have in common."""
+    return "".join(character for character in name.casefold() if character not in " _-\ufeff")
+
+
+def position_of(columns: Sequence[str], name: str, option: str, where: str) -> int:
+    """Return the position of the column that an option names; upper case, blanks, - and _ may differ.
+
+    Raises:
+        OptionError: There is none, or there are several. The text names the table and its columns.
+    """
+    for same in (str, loose):
+        found = [position for position, column in enumerate(columns) if same(column) == same(name)]
+        if len(found) > 1:
+            raise OptionError(f"{where} has {len(found)} columns named {name!r}; rename all but one")
+        if found:
+            return found[0]
+    raise OptionError(f"{option} {name}: {where} has no such column; it has {listed(columns)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for an error, not too many."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def by_usual_name(columns: Sequence[str], usual: Sequence[str]) -> list[int]:
+    """Return the positions of the columns that have a usual name, the surest first."""
+    found = {loose(column): position for position, column in reversed(list(enumerate(columns)))}
+    return [found[name] for name in usual if name in found]
+
+
+def find_image_column(table: Table, count: Callable[[Iterable[str]], int]) -> tuple[int, int] | None:
+    """Return the column whose cells name most images, and their number; None if no cell names one.
+
+    Columns with a usual name are asked first. Of two that name about as many, the one with the surer name is meant.
+
+    Args:
+        table: The table.
+        count: Returns how many of the cells name an image.
+    """
+    usual = by_usual_name(table.columns, IMAGE_NAMES)
+    others = [position for position in range(len(table.columns)) if position not in usual]
+    for positions in (usual, others):
+        counts = {position: count(table.column(position)) for position in positions}
+        best = max(counts.values(), default=0)
+        if best:
+            return next((position, number) for position, number in counts.items() if number > 0.9 * best)
+    return None
+
+
+def find_label_column(columns: Sequence[str], where: str) -> int | None:
+    """Return the one column with a usual name for labels, None if there is none.
+
+    Raises:
+        OptionError: There are several.
+    """
+    found = by_usual_name(columns, LABEL_NAMES)
+    if len(found) > 1:
+        names = listed(columns[position] for position in sorted(found))
+        raise OptionError(f"the columns {names} of {where} may all be the labels; choose one with --label-column")
+    return found[0] if found else None
+
+
+def find_label_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], used: Collection[int]) -> list[int]:
+    """Return the columns of 1 and 0 that are labels: those named like findings, or else all, if nothing else is there.
+
+    Args:
+        columns: Names of the columns.
+        rows: Their cells.
+        used: Positions of the columns that have another meaning.
+    """
+    rest = [position for position in range(len(columns)) if position not in used]
+    binary = [position for position in rest if is_binary(row[position] for row in rows)]
+    named = [position for position in binary if loose(columns[position]) in FINDING_NAMES]
+    if len(named) > 1:
+        return named
+    return binary if len(binary) > 1 and binary == rest else []
+
+
+def is_binary(cells: Iterable[str]) -> bool:
+    """Whether every cell is 1, 0, -1, blank, or another spelling of these."""
+    distinct = set(cells)
+    return all(is_missing(cell) or cell.casefold() in BINARY for cell in distinct)

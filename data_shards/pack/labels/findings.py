@@ -1,0 +1,173 @@
+"""The labels that the rows of a table give an image. Several rows of one image agree, are voted, or are joined. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_shards.errors import SourceError
+from data_shards.pack.labels.cells import BINARY, is_missing, labels_of
+from data_shards.pack.labels.columns import listed
+from data_shards.pack.labels.joining import Rows
+from data_shards.pack.options import LabelOptions
+from data_shards.targets import ABSENT, PRESENT, UNKNOWN
+
+UNCERTAIN = {"mask": UNKNOWN, "positive": PRESENT, "negative": ABSENT}
+DEFAULT_SEPARATOR = "|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a row, or all rows of an image, say of its labels; each other label is absent.
+
+    Attributes:
+        present: The labels that it has.
+        unknown: The labels of which it is unknown whether it has them.
+    """
+
+    present: frozenset[str]
+    unknown: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voted:
+    """The findings of one image, or why its rows give none.
+
+    Attributes:
+        fault: Why there are none, with the cure; "" if there are.
+    """
+
+    findings: Findings | None
+    fault: str = ""
+
+
+def findings_of_cells(
+    rows: Rows, position: int, numbers: dict[str, str], options: LabelOptions, *, multi_label: bool
+) -> list[Findings | None]:
+    """Return the findings of each row from a column of labels, None for a row without one.
+
+    Args:
+        rows: The table.
+        position: The column.
+        numbers: Spelling of the cells that are whole numbers.
+        options: The separator, what -1 means, and with several labels an image what a blank cell means.
+        multi_label: Whether an image may have several labels.
+
+    Raises:
+        SourceError: The column holds -1 beside 0 and 1, and the options do not say what it means.
+    """
+    column = rows.column(position)
+    separator = DEFAULT_SEPARATOR if options.label_separator is None else options.label_separator
+    meaning: dict[str, Findings | None] = {}
+    for cell in set(column):
+        labels = [numbers.get(label, label) for label in labels_of(numbers.get(cell, cell), separator or None)]
+        labels = [label for label in labels if not is_missing(label) or label in options.classes]
+        blank = Findings(present=frozenset()) if multi_label and options.blank == "negative" else None
+        meaning[cell] = Findings(present=frozenset(labels)) if labels else blank
+    if set(column) and _is_uncertain(column):
+        _refuse_unexplained(rows, column, position, options)
+        meaning |= _explained(column, options)
+    return [meaning[cell] for cell in column]
+
+
+def _is_uncertain(column: Sequence[str]) -> bool:
+    values = {BINARY.get(cell.casefold()) for cell in set(column) if not is_missing(cell)}
+    return values <= {PRESENT, ABSENT, UNKNOWN} and UNKNOWN in values
+
+
+def _explained(column: Sequence[str], options: LabelOptions) -> dict[str, Findings | None]:
+    """Return what -1 means in a column of 1, 0 and -1: one of the others, or no label."""
+    value = UNCERTAIN[str(options.uncertain)]
+    uncertain = [cell for cell in set(column) if BINARY.get(cell.casefold()) == UNKNOWN]
+    return dict.fromkeys(uncertain, None if value == UNKNOWN else Findings(present=frozenset({str(value)})))
+
+
+def _refuse_unexplained(rows: Rows, column: Sequence[str], position: int, options: LabelOptions) -> None:
+    number = next((n for n, cell in enumerate(column) if BINARY.get(cell.casefold()) == UNKNOWN), None)
+    if number is not None and options.uncertain is None:
+        raise SourceError(
+            f"{rows.place(number)} has -1 in the column {rows.columns[position]!r}; say what it means with "
+            "--uncertain mask, positive or negative"
+        )
+
+
+def findings_of_columns(
+    rows: Rows, positions: Sequence[int], options: LabelOptions, *, multi_label: bool
+) -> list[Findings | None]:
+    """Return the findings of each row from columns of 1, 0, -1 and blank, each named like its label.
+
+    Raises:
+        SourceError: A cell has another value, or -1 and the options do not say what it means.
+    """
+    for position in positions:
+        column = rows.column(position)
+        _refuse_other_values(rows, column, position)
+        _refuse_unexplained(rows, column, position, options)
+    blank = ABSENT if options.blank == "negative" or (options.blank is None and not multi_label) else UNKNOWN
+    values = {PRESENT: PRESENT, ABSENT: ABSENT, UNKNOWN: UNCERTAIN.get(str(options.uncertain), UNKNOWN)}
+    meaning: dict[tuple[str, ...], Findings | None] = {}
+    found = []
+    for row in rows.rows:
+        cells = tuple(row[position] for position in positions)
+        if cells not in meaning:
+            known = [blank if is_missing(cell) else values[BINARY[cell.casefold()]] for cell in cells]
+            meaning[cells] = None if all(map(is_missing, cells)) and blank == UNKNOWN else _finding(rows, positions, known)
+        found.append(meaning[cells])
+    return found
+
+
+def _finding(rows: Rows, positions: Sequence[int], values: Sequence[int]) -> Findings:
+    names = [rows.columns[position] for position in positions]
+    return Findings(
+        present=frozenset(name for name, value in zip(names, values, strict=True) if value == PRESENT),
+        unknown=frozenset(name for name, value in zip(names, values, strict=True) if value == UNKNOWN),
+    )
+
+
+def _refuse_other_values(rows: Rows, column: Sequence[str], position: int) -> None:
+    for number, cell in enumerate(column):
+        if not is_missing(cell) and cell.casefold() not in BINARY:
+            raise SourceError(
+                f"{rows.place(number)} has {cell!r} in the column {rows.columns[position]!r}; a column of "
+                "--label-columns holds 1, 0, -1 or nothing; leave it out, or use --label-column"
+            )
+
+
+def vote(findings: Sequence[Findings], readers: str, *, multi_label: bool) -> Voted:
+    """Return what several rows of one image say together; `readers` is an option of `LabelOptions`."""
+    if readers == "refuse" and len(findings) > 1:
+        return Voted(findings=None, fault="has several rows; remove all but one, or use --readers agree, majority or any")
+    if len(set(findings)) == 1:
+        return Voted(findings=findings[0])
+    if readers == "any":
+        present = frozenset[str]().union(*(one.present for one in findings))
+        unknown = frozenset[str]().union(*(one.unknown for one in findings))
+        return Voted(findings=Findings(present=present, unknown=unknown - present))
+    if readers == "majority":
+        return _majority_of_labels(findings) if multi_label else _majority(findings)
+    given = listed(sorted({"+".join(sorted(one.present)) or "none" for one in findings}))
+    cure = "correct them, vote with --readers majority, or join them with --readers any"
+    return Voted(findings=None, fault=f"has rows with different labels ({given}); {cure}")
+
+
+def _majority(findings: Sequence[Findings]) -> Voted:
+    (first, most), *others = Counter(findings).most_common()
+    if others and others[0][1] == most:
+        names = [" ".join(sorted(one.present)) or "none" for one, count in ((first, most), *others) if count == most]
+        return Voted(findings=None, fault=f"has as many rows for {' as for '.join(sorted(names))}; remove or add one")
+    return Voted(findings=first)
+
+
+def _majority_of_labels(findings: Sequence[Findings]) -> Voted:
+    """Vote on each label alone. A row that does not know abstains; equal votes leave the label unknown."""
+    names = frozenset[str]().union(*(one.present | one.unknown for one in findings))
+    votes = {name: sum(_vote(one, name) for one in findings) for name in names}
+    return Voted(
+        findings=Findings(
+            present=frozenset(name for name, sum_of_votes in votes.items() if sum_of_votes > 0),
+            unknown=frozenset(name for name, sum_of_votes in votes.items() if sum_of_votes == 0),
+        )
+    )
+
+
+def _vote(findings: Findings, name: str) -> int:
+    return 1 if name in findings.present else 0 if name in findings.unknown else -1

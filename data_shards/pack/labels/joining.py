@@ -1,0 +1,113 @@
+"""Makes one table of several: tables with the same columns follow each other, others are joined. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from data_shards.errors import OptionError, SourceError
+from data_shards.pack.labels.columns import listed, loose
+from data_shards.pack.labels.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of all tables as one table.
+
+    Attributes:
+        where: What errors call the table: the name of the file, or of the first one.
+        columns: Names of the columns.
+        rows: Cells of each row.
+        tables: The tables that the rows come from, of which those that were joined are no part.
+        origins: Of each row the position of its table in `tables`, and the number of its row there.
+        without_partner: Number of rows that a joined table has no row for, by the name of that table.
+    """
+
+    where: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    tables: tuple[Table, ...]
+    origins: list[tuple[int, int]]
+    without_partner: dict[str, int] = field(default_factory=dict)
+
+    def place(self, number: int) -> str:
+        """Return where a row stands, for an error."""
+        table, row = self.origins[number]
+        return self.tables[table].place(row)
+
+    def table_of(self, number: int) -> str:
+        """Return the name of the table that a row comes from."""
+        return self.tables[self.origins[number][0]].name
+
+    def column(self, position: int) -> list[str]:
+        """Return the cells of a column."""
+        return [row[position] for row in self.rows]
+
+
+def group_by_columns(tables: Sequence[Table]) -> list[list[Table]]:
+    """Return the tables in groups with the same columns, whatever their order."""
+    groups: dict[frozenset[str], list[Table]] = {}
+    for table in tables:
+        groups.setdefault(frozenset(map(loose, table.columns)), []).append(table)
+    return list(groups.values())
+
+
+def append_tables(tables: Sequence[Table]) -> Rows:
+    """Return the rows of tables that have the same columns."""
+    first = tables[0]
+    rows: list[tuple[str, ...]] = []
+    origins: list[tuple[int, int]] = []
+    for number, table in enumerate(tables):
+        at = {loose(column): position for position, column in enumerate(table.columns)}
+        order = [at[loose(column)] for column in first.columns]
+        in_order = order == list(range(len(order)))
+        rows += table.rows if in_order else [tuple(row[position] for position in order) for row in table.rows]
+        origins += [(number, row) for row in range(len(table.rows))]
+    return Rows(where=first.name, columns=first.columns, rows=rows, tables=tuple(tables), origins=origins)
+
+
+def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
+    """Return the rows with the columns of other tables, whose rows have the same values in the columns of both.
+
+    Raises:
+        OptionError: The tables have no column in common.
+        SourceError: Two rows of the other tables have the same values there, but differ elsewhere.
+    """
+    other = append_tables(tables)
+    keys = [name for name in map(loose, rows.columns) if name in set(map(loose, other.columns)) and not name.isdecimal()]
+    if not keys:
+        raise OptionError(
+            f"{rows.where} and {other.where} have no column in common ({listed(rows.columns)}; "
+            f"{listed(other.columns)}); give tables with the same columns, or with one that both have"
+        )
+    theirs = [position for position, name in enumerate(other.columns) if loose(name) not in keys]
+    found = _by_key(other, keys, theirs)
+    blank = ("",) * len(theirs)
+    own = _positions(rows.columns, keys)
+    added = [found.get(tuple(row[position] for position in own)) for row in rows.rows]
+    return Rows(
+        where=rows.where,
+        columns=rows.columns + tuple(other.columns[position] for position in theirs),
+        rows=[row + (more or blank) for row, more in zip(rows.rows, added, strict=True)],
+        tables=rows.tables,
+        origins=rows.origins,
+        without_partner=rows.without_partner | {other.where: added.count(None)},
+    )
+
+
+def _positions(columns: Sequence[str], names: Sequence[str]) -> list[int]:
+    at = {loose(column): position for position, column in reversed(list(enumerate(columns)))}
+    return [at[name] for name in names]
+
+
+def _by_key(other: Rows, keys: Sequence[str], theirs: Sequence[int]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    found: dict[tuple[str, ...], tuple[tuple[str, ...], int]] = {}
+    positions = _positions(other.columns, keys)
+    for number, row in enumerate(other.rows):
+        key, values = tuple(row[position] for position in positions), tuple(row[position] for position in theirs)
+        before = found.setdefault(key, (values, number))
+        if before[0] != values:
+            raise SourceError(
+                f"{other.place(before[1])} and {other.place(number)} have the same values in the columns that the "
+                f"tables are joined by ({listed(other.columns[p] for p in positions)}), but differ elsewhere; "
+                "remove one"
+            )
+    return {key: values for key, (values, _) in found.items()}
