@@ -153,7 +153,9 @@ def test_images_whose_labels_are_in_a_table_are_refused_and_the_table_is_named(t
     table(source / "labels.csv", "image_id,dx", rows)
 
     refused(
-        source, r"labels.csv names 100% of the images: the labels must come from a table; sort the images", split=split
+        source,
+        r"labels.csv names 100% of the images: the labels must come from a table; give it with --labels",
+        split=split,
     )
 
 

@@ -1,8 +1,10 @@
 """Refuses a layout that would be packed wrong, with what was probably meant."""
 
+import re
 import shlex
+import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from data_shards.errors import SourceError
 from data_shards.pack.file_tree import FileTree, join
@@ -20,6 +22,8 @@ from data_shards.pack.names import (
 from data_shards.pack.options import PackOptions
 
 SHOWN = 3  # names in an error
+CONTROL = frozenset({"Cc", "Zl", "Zp"})  # Unicode categories: control characters, line and paragraph separators
+FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
 CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
 
 
@@ -33,9 +37,10 @@ def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, optio
     _refuse_flat(tree, layout, names, table, options.classes)
     _refuse_odd_classes([name for name in names if name not in (*options.classes, *options.drop_classes)], table)
     _refuse_outside(tree, layout)
-    if layout.split_folders and options.split:
-        raise SourceError("the source is laid out split/class/image already; leave out --split, or rename its folders")
-    if not layout.split_folders and not options.split:
+    if layout.split_folders and (options.split or options.split_files):
+        given = "--split" if options.split else "--split-file"
+        raise SourceError(f"the source is laid out split/class/image already; leave out {given}, or rename its folders")
+    if not layout.split_folders and not options.split and not options.split_files:
         raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
 
 
@@ -50,18 +55,41 @@ def check_class_names(tree: FileTree, layout: Layout, options: PackOptions) -> N
     for asked in (*options.classes, *options.drop_classes):
         if asked not in labels:
             raise SourceError(f"the source has no class {asked!r}; it has {', '.join(sorted(labels))}")
+    taken = {name for name in names if not options.classes or normalized_name(name) in options.classes}
+    taken = {name for name in taken if normalized_name(name) not in options.drop_classes}
+    _refuse_two_spellings(taken, "class folders")
+    _refuse_unsafe(map(normalized_name, taken))
+
+
+def check_label_names(names: Collection[str]) -> None:
+    """Refuse two spellings of one label, and names that a terminal or a spreadsheet would execute.
+
+    Raises:
+        SourceError: The text names the labels.
+    """
+    _refuse_two_spellings(names, "labels")
+    _refuse_unsafe(names)
+
+
+def _refuse_two_spellings(names: Iterable[str], what: str) -> None:
     spellings: dict[str, set[str]] = defaultdict(set)
     for name in names:
-        taken = not options.classes or normalized_name(name) in options.classes
-        if taken and normalized_name(name) not in options.drop_classes:
-            spellings[loose_name(name)].add(name)
+        spellings[loose_name(name)].add(name)
     for same in spellings.values():
         if len(same) > 1:
             first, second = sorted(same)[:2]
             raise SourceError(
-                f"the class folders {_shown(first)} and {_shown(second)} differ only in upper case, blanks or "
+                f"the {what} {_shown(first)} and {_shown(second)} differ only in upper case, blanks or "
                 "Unicode form; give both one name"
             )
+
+
+def _refuse_unsafe(names: Iterable[str]) -> None:
+    for name in names:
+        if any(unicodedata.category(character) in CONTROL for character in name):
+            raise SourceError(f"the class {name!r} has a control character in its name; rename it")
+        if FORMULA.match(name):
+            raise SourceError(f"the class {name!r} is a formula to a spreadsheet; rename it")
 
 
 def _refuse_flat(
@@ -116,8 +144,11 @@ def _refuse_outside(tree: FileTree, layout: Layout) -> None:
 def _labels_cure(table: LabelTable | None, layout: str) -> str:
     """Say where the labels come from."""
     if table is None:
-        return f"sort them into class folders {layout}"
-    return f"{table}: the labels must come from a table; sort the images into class folders {layout} by it"
+        return f"sort them into class folders {layout}, or give a table of labels with --labels"
+    return (
+        f"{table}: the labels must come from a table; give it with --labels {shlex.quote(table.name)}, or sort the "
+        f"images into class folders {layout} by it"
+    )
 
 
 def _shown(name: str) -> str:

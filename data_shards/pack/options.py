@@ -11,6 +11,9 @@ MEGABYTE = 1_000_000
 LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
 
 Encoding: TypeAlias = Literal["jpeg", "lossless"]
+Uncertain: TypeAlias = Literal["mask", "positive", "negative"]
+Blank: TypeAlias = Literal["mask", "negative"]
+Readers: TypeAlias = Literal["agree", "majority", "any", "refuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,49 @@ class EncodeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """How tables give the labels.
+
+    Attributes:
+        tables: Paths of tables, as given or below the source. Those with the same columns follow each other; another
+            one adds its columns to the rows that have the same values in the columns of both.
+        image_column: Column of paths, file names or ids; None finds it.
+        label_column: Column of labels; None finds it.
+        label_columns: Columns of 1, 0, -1 and blank, one for each label.
+        label_separator: What parts several labels in a cell; None: "|"; "": a cell is one label.
+        group_column: Column of groups, such as patients; None finds it, "none" uses none.
+        split_column: Column of splits; None finds it, "none" uses none.
+        uncertain: What -1 means: unknown, 1 or 0; None refuses it.
+        blank: What a blank cell of `label_columns` means; None: 0, with several labels an image unknown.
+        readers: Several rows of one image: they must agree, are voted, are joined, or are refused.
+        allow_unmatched: Pack although many rows have no image and many images no row.
+    """
+
+    tables: tuple[str, ...]
+    image_column: str | None = None
+    label_column: str | None = None
+    label_columns: tuple[str, ...] = ()
+    label_separator: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    uncertain: Uncertain | None = None
+    blank: Blank | None = None
+    readers: Readers = "agree"
+    allow_unmatched: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackOptions:
     """How to pack.
 
     Attributes:
         split: Shares of train, valid and test, such as "70/15/15"; None if the source has split folders.
+        split_files: A split and the path of a list of its images, for each list; the rest is divided by `split`.
         group_by: CSV with the columns file and group, or a regular expression on the name; None for no groups.
         classes: Take these class folders alone, and take them as classes whatever their names look like; empty: all.
         drop_classes: Leave these class folders out.
+        labels: The tables that give the labels; None if class folders give them.
+        where: A column and a value for each condition; of two conditions on one column either may hold.
         multi_label: Each image has several labels: a target for each class.
         seed: Random seed of the division into splits.
         shard_bytes: Maximum size of a shard; a larger sample gets a shard of its own. A small split gets smaller
@@ -65,9 +103,12 @@ class PackOptions:
 
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     split: str | None = None
+    split_files: tuple[tuple[str, str], ...] = ()
     group_by: str | None = None
     classes: tuple[str, ...] = ()
     drop_classes: tuple[str, ...] = ()
+    labels: LabelOptions | None = None
+    where: tuple[tuple[str, str], ...] = ()
     multi_label: bool = False
     seed: int = 0
     shard_bytes: int = 64 * MEGABYTE
@@ -82,15 +123,40 @@ class PackOptions:
         """
         stored = asdict(self)
         stored |= stored.pop("encode")
-        del stored["processes"]
+        del stored["processes"], stored["labels"]
         if self.group_by and self.group_by.lower().endswith(".csv"):
             stored["group_by"] = Path(self.group_by).name
+        stored["split_files"] = tuple((split, Path(path).name) for split, path in self.split_files)
         for name in LATER_OPTIONS:
             value = stored.pop(name)
             if value != DEFAULTS[name]:
-                stored[name] = value if isinstance(value, int | str) else ",".join(value)
-        return stored
+                stored[name] = _as_text(value)
+        return stored | (_labels_to_index(self.labels) if self.labels else {})
 
 
-LATER_OPTIONS = ("classes", "drop_classes", "max_megapixels", "multi_label", "dicom_frame", "dicom_window")
+def _as_text(value: Any) -> int | str:
+    """Return an option as the index has it: a number, a text, or items with commas between them."""
+    if isinstance(value, int | str):
+        return value
+    return ",".join(item if isinstance(item, str) else "=".join(item) for item in value)
+
+
+def _labels_to_index(labels: LabelOptions) -> dict[str, Any]:
+    """Return the options of labels that were given; `tables` is the option `--labels`."""
+    given = {name: value for name, value in asdict(labels).items() if value != LABEL_DEFAULTS[name]}
+    given["labels"] = ",".join(Path(table).name for table in given.pop("tables"))
+    return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+LATER_OPTIONS = (
+    "classes",
+    "drop_classes",
+    "max_megapixels",
+    "multi_label",
+    "dicom_frame",
+    "dicom_window",
+    "split_files",
+    "where",
+)
 DEFAULTS: dict[str, Any] = asdict(PackOptions()) | asdict(EncodeOptions())
+LABEL_DEFAULTS: dict[str, Any] = asdict(LabelOptions(tables=()))

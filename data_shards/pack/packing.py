@@ -15,8 +15,9 @@ from data_shards.pack.archives import is_archive
 from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
 from data_shards.pack.image_records import records_of, remove_records, write_records
 from data_shards.pack.label_checks import require_known_targets
+from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import PackOptions
-from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images, scan_image_folder
+from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
 from data_shards.pack.split_assignment import SplitAssignment, assign_splits, check_assignable
 from data_shards.pack.work_folder import WorkFolder, check_target, open_work_folder
 from data_shards.pack.write import Sample, write_shards
@@ -62,6 +63,7 @@ class PackReport:
             "passed_over": self.folder.passed_over,
             "left_out": self.folder.left_out,
             "masks": self.folder.masks,
+            **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
             "alike": self.duplicates,
             "leakage": self.leakage,
         }
@@ -104,7 +106,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
 
 
 def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> ImageFolder:
-    image_folder = scan_image_folder(folder, options, source=source)
+    image_folder = scan_source(folder, options, source=source)
     if options.multi_label:
         require_known_targets(image_folder.images, image_folder.classes)
     check_assignable(image_folder.images, options, image_folder.label_names)
@@ -179,7 +181,7 @@ def _write(
         )
     _remove_unlisted(work.target, shards)
     write_records(work.target, records_of(shards, samples))
-    return _index(classes, shards, good, options)
+    return _index(classes, shards, good, options, grouped=bool(assignment.groups))
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:
@@ -188,14 +190,19 @@ def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:
 
 
 def _index(
-    classes: tuple[str, ...], shards: Sequence[Shard], good: Sequence[ChunkEntry], options: PackOptions
+    classes: tuple[str, ...],
+    shards: Sequence[Shard],
+    good: Sequence[ChunkEntry],
+    options: PackOptions,
+    *,
+    grouped: bool,
 ) -> ShardIndex:
     return ShardIndex(
         classes=classes,
         shards=tuple(shards),
         color="L" if all(entry.gray for entry in good) else "RGB",
         image_size=options.encode.image_size,
-        grouped=options.group_by is not None,
+        grouped=grouped,
         widths=span_of([entry.width for entry in good]),
         heights=span_of([entry.height for entry in good]),
         options=options.to_index(),

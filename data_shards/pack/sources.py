@@ -3,12 +3,14 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from data_shards.errors import SourceError
 from data_shards.pack.file_tree import FileTree, join, read_tree
 from data_shards.pack.label_tables import LabelTable, best_table
+from data_shards.pack.labels.labelled import LabelReport
+from data_shards.pack.labels.splits import decide_splits, read_split_lists
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
 from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
@@ -29,6 +31,7 @@ class SourceImage:
             system.
         split: The split that the source gives it, None if the source has no split folders.
         label: Its class; "" in a multi-label data set.
+        group: Its group (patient or case), if the labels come from tables with a column of groups; else None.
         targets: In a multi-label data set a value for each of the folder's classes, in their order: `PRESENT`,
             `ABSENT` or `UNKNOWN` of `data_shards.targets`; else None.
     """
@@ -38,6 +41,7 @@ class SourceImage:
     split: str | None
     label: str = ""
     targets: Targets | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class ImageFolder:
         left_out: Number of images of each class that `--classes` or `--drop-class` leaves out.
         masks: Number of segmentation masks.
         table: A table that names most of the images, if there is one.
+        labels: How the tables of labels were read and what they left out, if the labels come from tables.
         label_names: In a multi-label data set the names of its labels, in the order of the images' targets.
     """
 
@@ -60,6 +65,7 @@ class ImageFolder:
     masks: int = 0
     table: LabelTable | None = None
     label_names: tuple[str, ...] = ()
+    labels: LabelReport | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -109,7 +115,7 @@ def collect_images(folder: Path, tree: FileTree, layout: Layout, options: PackOp
     """
     table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
-    return _collect(folder, tree, layout, table, options)
+    return _by_lists(folder, _collect(folder, tree, layout, table, options), options)
 
 
 def _no_image(folder: Path, tree: FileTree) -> str:
@@ -147,7 +153,7 @@ def _collect(
     for split, class_name, class_folder in layout.class_folders(tree):
         label = normalized_name(class_name)
         found = tree.images_below(class_folder)
-        kept = _without_masks(found, class_folder)
+        kept = without_masks(found, class_folder)
         if not _is_taken(label, options):
             left_out[label] += len(kept)
             continue
@@ -156,7 +162,7 @@ def _collect(
         masks += len(found) - len(kept)
         images += [_image(folder, layout.root, path, split, label) for path in kept]
     images.sort(key=lambda image: os.fsencode(image.path))
-    _refuse_same_names(images)
+    refuse_same_names(images)
     return ImageFolder(
         images=tuple(images),
         other_names=tuple(normalized_name(name) for name in _other_names(tree, layout)),
@@ -164,6 +170,20 @@ def _collect(
         left_out=dict(left_out),
         masks=masks,
         table=table,
+    )
+
+
+def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions) -> ImageFolder:
+    """Return the images with the splits that the lists of `--split-file` give them."""
+    if not options.split_files:
+        return image_folder
+    paths = {image.path.relative_to(folder).as_posix(): image for image in image_folder.images}
+    lists = read_split_lists(folder, list(paths), options.split_files)
+    splits = decide_splits(list(paths), lists=lists, shares=options.split)
+    return replace(
+        image_folder,
+        images=tuple(replace(image, split=splits[path]) for path, image in paths.items()),
+        labels=LabelReport(notes=lists.notes),
     )
 
 
@@ -176,9 +196,9 @@ def _other_names(tree: FileTree, layout: Layout) -> Iterable[str]:
     return (name for name in tree.others_below("") if not name.startswith(skipped))
 
 
-def _without_masks(paths: Sequence[str], class_folder: str) -> list[str]:
-    """Return the images of a class without masks: those in a mask folder, and `x_mask.png` beside `x.png`."""
-    start = len(class_folder) + 1
+def without_masks(paths: Sequence[str], folder: str) -> list[str]:
+    """Return the images below a folder without masks: those in a mask folder, and `x_mask.png` beside `x.png`."""
+    start = len(folder) + 1 if folder else 0
     unmasked = [path for path in paths if not any(map(is_mask_folder, path[start:].split("/")[:-1]))]
     stems: dict[str, set[str]] = defaultdict(set)
     for path in unmasked:
@@ -200,7 +220,12 @@ def _image(folder: Path, root: str, path: str, split: str | None, label: str) ->
     return SourceImage(name=name, path=folder / path, split=split, label=label)
 
 
-def _refuse_same_names(images: Sequence[SourceImage]) -> None:
+def refuse_same_names(images: Sequence[SourceImage]) -> None:
+    """Refuse two files whose names differ in their Unicode form alone.
+
+    Raises:
+        SourceError: There are such files.
+    """
     name, count = max(Counter(image.name for image in images).items(), key=lambda item: item[1], default=("", 0))
     if count > 1:
         raise SourceError(f"{count} files have the name {name}, in composed and decomposed Unicode; rename one")

@@ -37,8 +37,8 @@ def assign_splits(
 ) -> SplitAssignment:
     """Return the split of each usable image.
 
-    With `options.split`, near duplicates stay together like a group. In a multi-label data set `label_names` are the
-    names of the labels, in the order of the images' targets.
+    `options.split` divides the images that have no split yet. Of these, near duplicates stay together like a group. In
+    a multi-label data set `label_names` are the names of the labels, in the order of the images' targets.
 
     Raises:
         SourceError: The images cannot be grouped or split as requested.
@@ -46,19 +46,15 @@ def assign_splits(
     """
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
-    groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
+    groups = _groups(images, options)
     hashes = [ImageHash(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
-    given = None if options.split else {image.name: str(image.split) for image in images}
-    pairs = find_near_duplicates(hashes, given)
-    splits = given or _split_by_shares(images, groups, pairs, options, label_names)
+    given = _given_splits(images)
+    pairs = find_near_duplicates(hashes, given if len(given) == len(images) else None)
+    splits = given | _split_rest(images, groups, pairs, options, label_names)
     leaking = set(across_splits(pairs, splits))
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:
-        raise LeakageError(
-            f"{len(leakage)} images or groups are in two splits, such as {'; '.join(leakage[:SHOWN])}; "
-            "move them into one, or use --allow-leakage",
-            leakage,
-        )
+        raise _leaking(leakage)
     return SplitAssignment(
         splits=splits,
         groups=groups,
@@ -73,20 +69,45 @@ def check_assignable(images: Sequence[SourceImage], options: PackOptions, label_
     Raises:
         SourceError: The images cannot be grouped or split as requested.
     """
-    groups = groups_of([image.name for image in images], options.group_by) if options.group_by else {}
-    if options.split:
-        _split_by_shares(images, groups, (), options, label_names)
+    groups = _groups(images, options)
+    splits = _given_splits(images) | _split_rest(images, groups, (), options, label_names)
+    leakage = _groups_across(groups, splits)
+    if leakage and not options.allow_leakage:
+        raise _leaking(leakage)
 
 
-def _split_by_shares(
+def _given_splits(images: Sequence[SourceImage]) -> dict[str, str]:
+    return {image.name: image.split for image in images if image.split is not None}
+
+
+def _groups(images: Sequence[SourceImage], options: PackOptions) -> dict[str, str]:
+    """Return the group of each image: that of its table, or by `--group-by`; empty without groups."""
+    if options.group_by:
+        return groups_of([image.name for image in images], options.group_by)
+    return {image.name: image.group for image in images if image.group is not None}
+
+
+def _leaking(leakage: Sequence[str]) -> LeakageError:
+    return LeakageError(
+        f"{len(leakage)} images or groups are in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+        "move them into one, or use --allow-leakage",
+        tuple(leakage),
+    )
+
+
+def _split_rest(
     images: Sequence[SourceImage],
     groups: Mapping[str, str],
     pairs: Sequence[DuplicatePair],
     options: PackOptions,
     label_names: Sequence[str],
 ) -> dict[str, str]:
+    """Return the splits of the images that have none yet."""
+    images = [image for image in images if image.split is None]
+    if not images:
+        return {}
     own = {image.name: f"group {groups[image.name]}" if groups else f"image {image.name}" for image in images}
-    together = merge_groups(own, [(pair.first, pair.second) for pair in pairs])
+    together = merge_groups(own, [(p.first, p.second) for p in pairs if p.first in own and p.second in own])
     labeled = [
         LabeledImage(
             name=image.name,

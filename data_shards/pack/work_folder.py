@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data_shards.atomic import write_text_atomic
-from data_shards.errors import LeakageError, SourceError
+from data_shards.errors import LeakageError, OptionError, SourceError
 from data_shards.index import INDEX_NAME
 from data_shards.pack.archives import unpack
 from data_shards.pack.image_records import remove_records
@@ -106,7 +106,7 @@ def open_work_folder(target: Path) -> Iterator[WorkFolder]:
             yield work
     except Timeout as error:
         raise SourceError(f"another pack works on {target}; wait for it or give another folder") from error
-    except (SourceError, LeakageError):
+    except (SourceError, OptionError, LeakageError):
         work.discard(keep_target=was_empty)
         raise
     if (target / INDEX_NAME).exists():

@@ -5,7 +5,7 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
@@ -14,8 +14,9 @@ from rich.table import Table
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
-from data_shards.pack.options import LARGEST_MEGAPIXELS, EncodeOptions, PackOptions
+from data_shards.pack.options import LARGEST_MEGAPIXELS, Blank, EncodeOptions, PackOptions, Readers, Uncertain
 from jobs.cli.command import Group
+from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
@@ -24,6 +25,7 @@ from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 if TYPE_CHECKING:
     from data_shards.download.address import Address
     from data_shards.pack.add import AddReport
+    from data_shards.pack.labels.labelled import LabelReport
     from data_shards.pack.packing import PackReport
     from data_shards.pack.sources import ImageFolder
 
@@ -45,12 +47,49 @@ CLASSES = OptionGroup(
                      help="Exclude this class; can be repeated."),
     ),
 )  # fmt: skip
+LABELS = OptionGroup(
+    "Labels from a table",
+    (
+        click.option("--labels", "tables", multiple=True, metavar="TABLE",
+                     help="Take the labels from this table (.csv, .tsv, .txt, .csv.gz or .parquet), here or in SOURCE. "
+                     "Repeat it for tables with the same columns, or with further columns, which are joined."),
+        click.option("--image-column", metavar="COLUMN",
+                     help="Column of the image's path, file name or id.  [default: found by usual names]"),
+        click.option("--label-column", metavar="COLUMN",
+                     help="Column of the labels.  [default: found by usual names]"),
+        click.option("--label-columns", type=NameList(), metavar="A,B,C",
+                     help="Columns of 1 and 0, one for each label."),
+        click.option("--multi-label", is_flag=True, help="An image may have several labels, or none."),
+        click.option("--label-separator", metavar="TEXT",
+                     help="Separator of several labels in a cell; '' for none.  [default: |]"),
+        click.option("--uncertain", type=click.Choice(get_args(Uncertain)),
+                     help="Meaning of -1: unknown (mask), 1 or 0."),
+        click.option("--blank", type=click.Choice(get_args(Blank)),
+                     help="Meaning of a blank cell: unknown (mask) or 0.  [default: mask with --multi-label, else "
+                     "negative]"),
+        click.option("--readers", type=click.Choice(get_args(Readers)),
+                     help="Several rows of one image must agree, are decided by majority, are joined (any), or are "
+                     "refused.  [default: agree]"),
+        click.option("--where", multiple=True, type=ColumnValue(), metavar="COLUMN=VALUE",
+                     help="Take only rows with this value; can be repeated: any value of one column, all columns."),
+        click.option("--group-column", metavar="COLUMN",
+                     help="Column of groups, such as patients, that stay in one split; none ignores groups.  "
+                     "[default: found by usual names]"),
+        click.option("--split-column", metavar="COLUMN",
+                     help="Column of splits; none ignores it.  [default: found by usual names]"),
+        click.option("--allow-unmatched", is_flag=True,
+                     help="Pack even if many rows name no image and many images have no row."),
+    ),
+)  # fmt: skip
 SPLITTING = OptionGroup(
     "Splits",
     (
         click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split a class/image folder into train, valid and test by these percentages, such as "
                           "70/15/15."),
+        click.option("--split-file", "split_files", multiple=True, type=SplitFile(), metavar="SPLIT=LIST",
+                     help="The images of a split, such as test=test_list.txt: a file with an image on each line. "
+                     "Images in no list are divided by --split."),
         click.option("--group-by", metavar="CSV|REGEX",
                      help="Keep all images of a group, such as a patient, in one split. The groups come from a CSV "
                      "file with the columns file and group, or from the first capture group of a regular "
@@ -141,22 +180,24 @@ def shards() -> None:
     example="nightshift shards pack chest_xray shards/chest\n"
     "nightshift shards pack photos.zip shards/photos --split 70/15/15 --group-by patients.csv\n"
     "nightshift shards pack chest_xray shards/two --classes covid,normal\n"
-    "nightshift shards pack https://HOST/chest_xray.zip shards/chest --sha256 HEX"
+    "nightshift shards pack https://HOST/chest_xray.zip shards/chest --sha256 HEX\n"
+    "nightshift shards pack ham10000 shards/ham --labels ham10000/HAM10000_metadata.csv --split 70/15/15"
 )
 @click.argument("source", type=SourceType())
 @click.argument("shards", type=click.Path(path_type=Path))
-@options(CLASSES, SPLITTING, ENCODING, DOWNLOAD, SHARDING)
+@options(CLASSES, LABELS, SPLITTING, ENCODING, DOWNLOAD, SHARDING)
 def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
     """Pack the images in SOURCE into shards in a new folder.
 
     SOURCE is a folder, or a .zip or .tar archive. Its layout is split/class/image (splits train, valid and
-    test), or class/image with --split. An archive may be at an http, https, s3 or gs address, in Google Drive, or
-    a Kaggle data set, written kaggle:OWNER/NAME. It is downloaded once, to STORAGE/downloads; if the download is
-    interrupted, the same command continues it.
+    test), or class/image with --split. With --labels, the images lie in any folders. An archive may be at an
+    http, https, s3 or gs address, in Google Drive, or a Kaggle data set, written kaggle:OWNER/NAME. It is
+    downloaded once, to STORAGE/downloads; if the download is interrupted, the same command continues it.
     """
     from data_shards.pack.packing import pack as pack_shards  # noqa: PLC0415
     from data_shards.pack.work_folder import check_target  # noqa: PLC0415
 
+    choices["labels"] = label_options(choices)
     check_target(shards)  # before a long download
     download = DownloadChoices.take(choices)
     encode = EncodeOptions(
@@ -299,8 +340,27 @@ def _print_left_out(folder: "ImageFolder") -> None:
     for label, count in folder.left_out.items():
         click.echo(f"left out: class {label} ({count:,} images)", err=True)
     _print_list("ignored, not images", folder.other_names)
+    _print_labels(folder.labels)
     if folder.table:
-        click.echo(f"note: {folder.table}; the labels packed here are the names of the folders", err=True)
+        click.echo(
+            f"note: {folder.table}; the labels packed here are the names of the folders; "
+            f"did you mean --labels {shlex.quote(folder.table.name)}?",
+            err=True,
+        )
+
+
+def _print_labels(labels: "LabelReport | None") -> None:
+    if labels is None:
+        return
+    for note in labels.notes:
+        click.echo(f"note: {note}", err=True)
+    if labels.filtered_rows:
+        click.echo(f"left out by --where: {labels.filtered_rows:,} rows, {labels.filtered_images:,} images", err=True)
+    if labels.images_without_group:
+        click.echo(f"note: {labels.images_without_group:,} images have no group; each is a group of its own", err=True)
+    _print_list("left out, rows that name no image", labels.rows_without_image)
+    _print_list("left out, images without a row", labels.images_without_row)
+    _print_list("left out, images without a label", labels.images_without_label)
 
 
 def _print_list(title: str, lines: Any) -> None:

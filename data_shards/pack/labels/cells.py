@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from data_shards.targets import ABSENT, PRESENT, UNKNOWN
@@ -24,6 +25,11 @@ def is_missing(cell: str) -> bool:
     return cell.casefold() in MISSING
 
 
+def normalized_label(label: str) -> str:
+    """Return a label in composed Unicode, as the names of class folders are."""
+    return unicodedata.normalize("NFC", label)
+
+
 def is_list(cell: str) -> bool:
     """Whether a cell is a list as Python or JSON write it, such as `['a', 'b']`."""
     return LIST.fullmatch(cell) is not None
@@ -36,10 +42,8 @@ def labels_of(cell: str, separator: str | None) -> tuple[str, ...]:
         cell: One label, labels with a separator between them, or a list such as `['a', 'b']` or `[a, b]`.
         separator: What parts the labels; None for a cell of one label.
     """
-    if is_list(cell):
-        labels = _items(cell)
-    else:
-        labels = cell.split(separator) if separator else [cell]
+    one_or_more = cell.split(separator) if separator else [cell]
+    labels = _items(cell) if is_list(cell) else one_or_more
     return tuple(dict.fromkeys(label for label in map(str.strip, labels) if label))
 
 

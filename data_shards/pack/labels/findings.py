@@ -1,11 +1,11 @@
-"""The labels that the rows of a table give an image. Several rows of one image agree, are voted, or are joined. Pure."""
+"""The labels that rows of a table give an image. Several rows of one image agree, are voted, or are joined. Pure."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_shards.errors import SourceError
-from data_shards.pack.labels.cells import BINARY, is_missing, labels_of
+from data_shards.pack.labels.cells import BINARY, is_missing, labels_of, normalized_label, whole_numbers
 from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.joining import Rows
 from data_shards.pack.options import LabelOptions
@@ -41,31 +41,32 @@ class Voted:
 
 
 def findings_of_cells(
-    rows: Rows, position: int, numbers: dict[str, str], options: LabelOptions, *, multi_label: bool
+    rows: Rows, position: int, options: LabelOptions, *, kept: Collection[str], multi_label: bool
 ) -> list[Findings | None]:
     """Return the findings of each row from a column of labels, None for a row without one.
 
     Args:
         rows: The table.
         position: The column.
-        numbers: Spelling of the cells that are whole numbers.
         options: The separator, what -1 means, and with several labels an image what a blank cell means.
+        kept: Labels that are known to be labels, though they look like gaps, such as "NA".
         multi_label: Whether an image may have several labels.
 
     Raises:
         SourceError: The column holds -1 beside 0 and 1, and the options do not say what it means.
     """
     column = rows.column(position)
+    numbers = whole_numbers(column)
     separator = DEFAULT_SEPARATOR if options.label_separator is None else options.label_separator
+    blank = Findings(present=frozenset()) if multi_label and options.blank == "negative" else None
     meaning: dict[str, Findings | None] = {}
     for cell in set(column):
-        labels = [numbers.get(label, label) for label in labels_of(numbers.get(cell, cell), separator or None)]
-        labels = [label for label in labels if not is_missing(label) or label in options.classes]
-        blank = Findings(present=frozenset()) if multi_label and options.blank == "negative" else None
+        labels = [normalized_label(label) for label in labels_of(numbers.get(cell, cell), separator or None)]
+        labels = [label for label in labels if not is_missing(label) or label in kept]
         meaning[cell] = Findings(present=frozenset(labels)) if labels else blank
-    if set(column) and _is_uncertain(column):
+    if _is_uncertain(column):
         _refuse_unexplained(rows, column, position, options)
-        meaning |= _explained(column, options)
+        meaning |= _explained(meaning, options)
     return [meaning[cell] for cell in column]
 
 
@@ -74,11 +75,13 @@ def _is_uncertain(column: Sequence[str]) -> bool:
     return values <= {PRESENT, ABSENT, UNKNOWN} and UNKNOWN in values
 
 
-def _explained(column: Sequence[str], options: LabelOptions) -> dict[str, Findings | None]:
-    """Return what -1 means in a column of 1, 0 and -1: one of the others, or no label."""
+def _explained(meaning: Mapping[str, Findings | None], options: LabelOptions) -> dict[str, Findings | None]:
+    """Return what -1 means in a column of 1, 0 and -1: the same as one of the others, or no label."""
     value = UNCERTAIN[str(options.uncertain)]
-    uncertain = [cell for cell in set(column) if BINARY.get(cell.casefold()) == UNKNOWN]
-    return dict.fromkeys(uncertain, None if value == UNKNOWN else Findings(present=frozenset({str(value)})))
+    same = next((meaning[cell] for cell in meaning if BINARY.get(cell.casefold()) == value), None)
+    known = same or Findings(present=frozenset({str(value)}))
+    uncertain = [cell for cell in meaning if BINARY.get(cell.casefold()) == UNKNOWN]
+    return dict.fromkeys(uncertain, None if value == UNKNOWN else known)
 
 
 def _refuse_unexplained(rows: Rows, column: Sequence[str], position: int, options: LabelOptions) -> None:
@@ -110,7 +113,9 @@ def findings_of_columns(
         cells = tuple(row[position] for position in positions)
         if cells not in meaning:
             known = [blank if is_missing(cell) else values[BINARY[cell.casefold()]] for cell in cells]
-            meaning[cells] = None if all(map(is_missing, cells)) and blank == UNKNOWN else _finding(rows, positions, known)
+            meaning[cells] = (
+                None if all(map(is_missing, cells)) and blank == UNKNOWN else _finding(rows, positions, known)
+            )
         found.append(meaning[cells])
     return found
 
@@ -135,7 +140,9 @@ def _refuse_other_values(rows: Rows, column: Sequence[str], position: int) -> No
 def vote(findings: Sequence[Findings], readers: str, *, multi_label: bool) -> Voted:
     """Return what several rows of one image say together; `readers` is an option of `LabelOptions`."""
     if readers == "refuse" and len(findings) > 1:
-        return Voted(findings=None, fault="has several rows; remove all but one, or use --readers agree, majority or any")
+        return Voted(
+            findings=None, fault="has several rows; remove all but one, or use --readers agree, majority or any"
+        )
     if len(set(findings)) == 1:
         return Voted(findings=findings[0])
     if readers == "any":

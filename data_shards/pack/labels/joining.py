@@ -72,7 +72,9 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
         SourceError: Two rows of the other tables have the same values there, but differ elsewhere.
     """
     other = append_tables(tables)
-    keys = [name for name in map(loose, rows.columns) if name in set(map(loose, other.columns)) and not name.isdecimal()]
+    keys = [
+        name for name in map(loose, rows.columns) if name in set(map(loose, other.columns)) and not name.isdecimal()
+    ]
     if not keys:
         raise OptionError(
             f"{rows.where} and {other.where} have no column in common ({listed(rows.columns)}; "

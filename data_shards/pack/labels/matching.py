@@ -38,9 +38,9 @@ class _Image:
 class ImageMatcher:
     """The images of a source, to be found by what a table says of them.
 
-    Upper and lower case, the Unicode form, `\\` for `/` and the ending may differ, unless two images differ in that
-    alone. Folders that both the cell and the path have must agree, as far as the shorter one goes. Where all images
-    have different file names, other folders may differ too, except those of splits.
+    Upper and lower case, the Unicode form, backslashes for slashes and the ending may differ, unless two images differ
+    in that alone. Folders that both the cell and the path have must agree, as far as the shorter one goes. Where all
+    images have different file names, other folders may differ too, except those of splits.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -53,6 +53,11 @@ class ImageMatcher:
             self._by_name[parts[-1]].append(image)
             self._by_stem[_stem(parts[-1], also=OWN_ENDING)].append(image)
         self._has_own_names = all(len(images) == 1 for images in self._by_name.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of the images in composed Unicode."""
+        return [image.exact for images in self._by_name.values() for image in images]
 
     def find(self, cell: str, near: Sequence[str] = ()) -> str | Ambiguous | None:
         """Return the path of the image that a cell names.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.table_text import read_text_rows
+from data_shards.pack.labels.table_text import decode, read_text_rows
 
 MAX_TABLE_BYTES = 256 << 20  # after decompression; a million rows have about 100 MB
 PARQUET_ENDINGS = (".parquet", ".pq")
@@ -82,22 +82,24 @@ def read_table(path: Path, name: str, is_header: Callable[[Sequence[tuple[str, .
         SourceError: It is no table, it is damaged or larger than `MAX_TABLE_BYTES`, or it has no rows.
     """
     raw = _read(path, name)
-    if raw.startswith(PARQUET_SIGNATURE):
-        table = _read_parquet(path, name)
-    else:
-        table = _read_text(raw, name, is_header)
+    is_parquet = raw.startswith(PARQUET_SIGNATURE)
+    table = _read_parquet(path, name) if is_parquet else _read_text(raw, name, is_header)
     if not table.rows:
         raise SourceError(f"{name} has no rows; give a table with a row for each image")
     return table
 
 
-def read_lines(path: Path, name: str) -> list[tuple[str, ...]]:
-    """Return the rows of a text table with whatever stands in the first line.
+def read_lines(path: Path, name: str) -> list[str]:
+    """Return the lines of a text file that are not blank, none of a Parquet file.
 
     Raises:
         SourceError: It is no text, or is damaged.
     """
-    return read_text_rows(_read(path, name), name).rows
+    raw = _read(path, name)
+    if raw.startswith(PARQUET_SIGNATURE):
+        return []
+    lines = [line.strip().strip('"') for line in decode(raw, name)[0].splitlines()]
+    return [line for line in lines if line]
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -1,0 +1,148 @@
+"""Scans a source whose labels come from tables: which images to pack, each with its label, split and group."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_shards.errors import SourceError
+from data_shards.pack.file_tree import FileTree
+from data_shards.pack.labels.classes import make_classes
+from data_shards.pack.labels.labelled import label_images
+from data_shards.pack.labels.splits import decide_splits, read_split_lists
+from data_shards.pack.labels.tables import find_table
+from data_shards.pack.layout import Layout, find_layout
+from data_shards.pack.layout_checks import check_label_names
+from data_shards.pack.names import normalized_name
+from data_shards.pack.options import LabelOptions, PackOptions
+from data_shards.pack.sources import (
+    ImageFolder,
+    SourceImage,
+    read_image_tree,
+    refuse_same_names,
+    require_training_images,
+    scan_image_folder,
+    without_masks,
+)
+
+
+def scan_source(folder: Path, options: PackOptions, *, source: Path | None = None) -> ImageFolder:
+    """Return the images below a folder in order of name. Errors name `source`, the archive that it was unpacked from.
+
+    Raises:
+        SourceError: The folder holds no images, or its class folders or the tables cannot be used as they are.
+    """
+    if options.labels is None:
+        return scan_image_folder(folder, options, source=source)
+    return scan_labelled_folder(folder, options, options.labels, source=source)
+
+
+def scan_labelled_folder(
+    folder: Path, options: PackOptions, labels: LabelOptions, *, source: Path | None = None
+) -> ImageFolder:
+    """Return the images below a folder that tables label. Class folders are folders like any other.
+
+    Raises:
+        SourceError: The folder holds no images, or the tables cannot be used as they are.
+    """
+    tree = read_image_tree(folder, source=source)
+    layout = _layout(tree)
+    paths, masks = _paths(tree, layout)
+    labelled = label_images(folder, paths, layout.split_folders, options)
+    classes = make_classes(labelled, options)
+    taken = [image for image in labelled.images if image.path in classes.label_of or image.path in classes.targets_of]
+    lists = read_split_lists(folder, [path for some in paths for path in some], options.split_files)
+    splits = decide_splits(
+        [image.path for image in taken],
+        lists=lists if options.split_files else None,
+        by_column={image.path: image.split for image in taken},
+        column=labelled.split_column,
+        is_column_told=labels.split_column is not None,
+        split_folders=layout.split_folders,
+        shares=options.split,
+    )
+    images = [
+        SourceImage(
+            name=_name(layout.root, image.path),
+            path=folder / image.path,
+            split=splits[image.path],
+            label=classes.label_of.get(image.path, ""),
+            targets=classes.targets_of.get(image.path),
+            group=(image.group or f"image {_name(layout.root, image.path)}") if labelled.has_groups else None,
+        )
+        for image in sorted(taken, key=lambda image: os.fsencode(image.path))
+    ]
+    image_folder = ImageFolder(
+        images=tuple(images),
+        other_names=tuple(_other_names(folder, tree, layout, labels, options)),
+        passed_over=_passed_over(tree, layout, [image.path for image in labelled.images]),
+        left_out=classes.left_out,
+        masks=masks,
+        label_names=classes.label_names,
+        labels=labelled.report.with_notes(lists.notes),
+    )
+    _check(image_folder, source or folder)
+    return image_folder
+
+
+def _layout(tree: FileTree) -> Layout:
+    """Return where the split folders are, if there are any: the tables may give the splits as well."""
+    try:
+        return find_layout(tree, ())
+    except SourceError:  # two folders look like the same split
+        return Layout(root="", split_folders={})
+
+
+def _paths(tree: FileTree, layout: Layout) -> tuple[list[list[str]], int]:
+    """Return the images of the data set, then those beside the split folders, and the number of masks."""
+    found = tree.images_below("")
+    kept = [path for path in without_masks(found, "") if not path.startswith(_folders(layout.mask_folders))]
+    inside = _folders(layout.split_folders.values())
+    first = [path for path in kept if path.startswith(inside)] if inside else kept
+    second = [path for path in kept if not path.startswith(inside)] if inside else []
+    return [first, second] if second else [first], len(found) - len(kept)
+
+
+def _folders(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{path}/" for path in paths)
+
+
+def _name(root: str, path: str) -> str:
+    return normalized_name(path[len(root) + 1 :] if root else path)
+
+
+def _other_names(
+    folder: Path, tree: FileTree, layout: Layout, labels: LabelOptions, options: PackOptions
+) -> Iterable[str]:
+    """Yield the names of files that are neither images nor tables that were read."""
+    given = (*labels.tables, *(path for _, path in options.split_files))
+    read = {find_table(name, folder).resolve() for name in given}
+    skipped = _folders((*layout.passed_over, *layout.mask_folders))
+    for name in tree.others_below(""):
+        if not name.startswith(skipped) and (folder / name).resolve() not in read:
+            yield normalized_name(name)
+
+
+def _passed_over(tree: FileTree, layout: Layout, used: Sequence[str]) -> dict[str, int]:
+    """Return the number of files in each folder beside the split folders from which no image was taken."""
+    taken: dict[str, int] = defaultdict(int)
+    for path in used:
+        for folder in layout.passed_over:
+            taken[folder] += path.startswith(f"{folder}/")
+    unused = [folder for folder in layout.passed_over if not taken[folder]]
+    return {f"{normalized_name(folder)}/": tree.file_count(folder) for folder in unused}
+
+
+def _check(image_folder: ImageFolder, folder: Path) -> None:
+    check_label_names(image_folder.classes)
+    refuse_same_names(image_folder.images)
+    if not image_folder.images:
+        raise SourceError(f"no image of {folder} has a label; check --where, --classes and the columns of the tables")
+    if image_folder.label_names:
+        return
+    if len(image_folder.classes) == 1:
+        raise SourceError(
+            f"all images have one label, {image_folder.classes[0]!r}; a classifier needs two or more, choose another "
+            "column with --label-column"
+        )
+    require_training_images(image_folder.images, image_folder.classes)
