@@ -3,10 +3,11 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import SourceError
-from data_shards.pack.file_tree import FileTree
+from data_shards.pack.file_tree import FileTree, join
 from data_shards.pack.labels.classes import make_classes
 from data_shards.pack.labels.labelled import label_images
 from data_shards.pack.labels.splits import decide_splits, read_split_lists
@@ -88,9 +89,13 @@ def scan_labelled_folder(
 def _layout(tree: FileTree) -> Layout:
     """Return where the split folders are, if there are any: the tables may give the splits as well."""
     try:
-        return find_layout(tree, ())
+        layout = find_layout(tree, ())
     except SourceError:  # two folders look like the same split
-        return Layout(root="", split_folders={})
+        layout = Layout(root="", split_folders={})
+    root = layout.root
+    while not layout.split_folders and not tree.images[root] and len(tree.subfolders[root]) == 1:
+        root = join(root, tree.subfolders[root][0])  # a folder that only wraps the images is no part of their names
+    return replace(layout, root=root)
 
 
 def _paths(tree: FileTree, layout: Layout) -> tuple[list[list[str]], int]:

@@ -97,10 +97,11 @@ def _refuse_not_one(labelled: LabelledImages) -> None:
 def _targets(labelled: LabelledImages, names: Sequence[str], counts: Counter[str], options: PackOptions) -> Classes:
     unknown = Counter(label for image in labelled.images for label in image.findings.unknown)
     taken = [name for name in names if _is_taken(name, options)]
-    for name in taken:
+    for name in taken if labelled.label_columns else ():
         if counts[name] and counts[name] + unknown[name] == len(labelled.images):
             _refuse_always_present(name, unknown[name], options.labels)
-    constant = {name for name in taken if counts[name] in (0, len(labelled.images))} if labelled.is_found else set()
+    constant = {name for name in taken if counts[name] in (0, len(labelled.images))}
+    constant = constant if labelled.is_found and labelled.label_columns else set()
     learned = tuple(name for name in taken if name not in constant or name in options.classes)
     if not learned:
         raise SourceError(f"no label is left of {listed(names)}; name labels that some images have and some lack")

@@ -52,9 +52,10 @@ def read_text_rows(raw: bytes, name: str) -> TextRows:
     text, encoding = decode(raw, name)
     first = EXCEL_SEPARATOR.match(text)
     body, offset = (text[first.end() :], 1) if first else (text, 0)
-    parsed = [_parse(body, separator, name, offset) for separator in ((first[1],) if first else _candidates(text))]
-    found = [rows for rows in parsed if isinstance(rows, _Parsed)]
-    faults = [fault for fault in parsed if isinstance(fault, _Fault)]
+    parsed = {s: _parse(body, s, name, offset) for s in ((first[1],) if first else _candidates(text))}
+    loose = () if first else (PIPE, BLANK)  # they stand in names and labels too: only as part of every row they count
+    found = [rows for s, rows in parsed.items() if isinstance(rows, _Parsed) and (rows.is_exact or s not in loose)]
+    faults = [fault for fault in parsed.values() if isinstance(fault, _Fault)]
     if not found:
         raise max(faults, key=lambda fault: fault.width).error
     best = max(found, key=lambda rows: (rows.is_exact, rows.width))  # of equal ones the first

@@ -1,0 +1,194 @@
+import csv
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_shards.errors import SourceError
+from data_shards.pack.labels.cells import labels_of, whole_numbers
+from data_shards.pack.labels.table_text import read_text_rows
+from data_shards.pack.labels.tables import read_table
+
+# Text of a cell: anything that can be typed or pasted. Blanks at the ends are no part of it, ="..." is Excel's.
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0\r\ufeff\xa0", exclude_categories=["Cs"])
+TEXT = st.text(CHARACTERS, max_size=12)
+CELL = TEXT.map(str.strip).filter(lambda text: not text.startswith('="'))
+WESTERN = st.text("abcäöüéñß€ ,;|'\"\n0123456789-_./\\", max_size=12).map(str.strip)
+PLAIN = st.text("abcdefg0123456789._-/", min_size=1, max_size=8)
+
+
+def rows_of(cells, *, first=PLAIN):
+    """Draw rows of one width, of which no row and no last column is blank."""
+    return st.integers(2, 4).flatmap(
+        lambda width: st.tuples(
+            st.tuples(*[first] * width),
+            st.lists(st.tuples(*[cells] * (width - 1), first), min_size=1, max_size=6),
+        ).map(lambda drawn: [drawn[0], *drawn[1]])
+    )
+
+
+def written(rows, separator=",", newline="\r\n", quoting=csv.QUOTE_MINIMAL):
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=separator, lineterminator=newline, quoting=quoting).writerows(rows)
+    return text.getvalue()
+
+
+def has_header(_):
+    return True
+
+
+@given(
+    rows_of(CELL),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\r\n", "\n"]),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_in_any_dialect_is_read_back_exactly(rows, separator, newline, quoting, encoding):
+    raw = written(rows, separator, newline, quoting).encode(encoding)
+
+    assert read_text_rows(raw, "t.csv").rows == rows
+
+
+@given(rows_of(WESTERN), st.sampled_from(",;\t"))
+@settings(max_examples=100, deadline=None)
+def test_western_european_text_of_windows_is_read_back_exactly(rows, separator):
+    raw = written(rows, separator).encode("cp1252")
+
+    assert read_text_rows(raw, "t.csv").rows == rows
+
+
+@given(rows_of(PLAIN), st.sampled_from("| "))
+@settings(max_examples=100, deadline=None)
+def test_bars_and_blanks_separate_where_nothing_else_does(rows, separator):
+    raw = "\n".join(separator.join(row) for row in rows).encode()
+
+    assert read_text_rows(raw, "t.txt").rows == rows
+
+
+@given(rows_of(CELL))
+@settings(max_examples=50, deadline=None)
+def test_a_parquet_file_is_read_back_exactly(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("t") / "t.parquet"
+    names = [f"c{number}" for number in range(len(rows[0]))]
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)
+
+    table = read_table(path, "t.parquet", has_header)
+
+    assert (table.columns, table.rows) == (tuple(names), rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("sep=;\r\na;b,c\r\n1;2,5\r\n", [("a", "b,c"), ("1", "2,5")]),
+        ('"sep=|"\na|b\n1|2\n', [("a", "b"), ("1", "2")]),
+        ("a,b,,\n1,2,,\n,,,\n3,4,,\n\n", [("a", "b"), ("1", "2"), ("3", "4")]),
+        ("a,b,c\n1,2,3\n4\n", [("a", "b", "c"), ("1", "2", "3"), ("4", "", "")]),
+        (",a,b\n0,x,y\n", [("", "a", "b"), ("0", "x", "y")]),
+        ("a b\nx 1 2\ny 3 4\n", [("", "a", "b"), ("x", "1", "2"), ("y", "3", "4")]),
+        ('a,b\n"=""0001""",x\n', [("a", "b"), ("0001", "x")]),
+        ("a, b\n 1 ,\xa02\n", [("a", "b"), ("1", "2")]),
+        ("Image Index\na b.png\nc.png\n", [("Image Index",), ("a b.png",), ("c.png",)]),
+        ("  1  a.png   x\n 10  b.png   y\n", [("1", "a.png", "x"), ("10", "b.png", "y")]),
+        ("Image Index,Finding Labels\nx.png,A|B\n", [("Image Index", "Finding Labels"), ("x.png", "A|B")]),
+        ('a,b\n"x\ny",1\n', [("a", "b"), ("x\ny", "1")]),
+        ("", []),
+    ],
+)
+def test_habits_of_spreadsheets_and_programs_are_read(text, rows):
+    assert read_text_rows(text.encode(), "t.csv").rows == rows
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"a,b\n1,2\n3,4,5\n", "t.csv: line 3 has 3 cells, but the first line has 2; put quotes around"),
+        (b'a,b\n1,2\n"3,4\n5,6\n', "t.csv: the quotes from line 3 on do not match; write a quote inside"),
+        (b"a,b\n1,\0\n", "t.csv: line 2 has a NUL character, so it is no text"),
+        (b"a,b\n\x81,\x8d\n", "t.csv is neither UTF-8, UTF-16 nor Windows-1252; save it as CSV in UTF-8"),
+        (b"PK\x03\x04xl/workbook.xml", "t.csv is an Excel or OpenDocument sheet, or an archive; save the table as CSV"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "t.csv is an old Excel sheet; save the table as CSV"),
+        (b"\x1f\x8b\x08\0cut", "t.csv is a damaged gzip file"),
+        (b"PAR1 and no more", "t.csv is a damaged Parquet file"),
+        (b"", "t.csv is empty; give a table"),
+        (b"a,b\n", "t.csv has no rows; give a table"),
+        (b'a,b\n"' + b"x" * 2_000_000 + b'",1\n', "t.csv: line 2 has a cell of more than 1048576 characters"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_one_line(tmp_path, raw, text):
+    (tmp_path / "t.csv").write_bytes(raw)
+
+    with pytest.raises(SourceError) as caught:
+        read_table(tmp_path / "t.csv", "t.csv", has_header)
+
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_compressed_table_is_read_whatever_its_name(tmp_path):
+    (tmp_path / "t.csv").write_bytes(gzip.compress(b"a,b\n1,2\n"))
+
+    table = read_table(tmp_path / "t.csv", "t.csv", has_header)
+
+    assert (table.columns, table.rows, table.place(0)) == (("a", "b"), [("1", "2")], "t.csv line 2")
+
+
+def test_columns_of_a_parquet_file_become_text_and_images_are_left_out(tmp_path):
+    rows = [
+        {"image": {"bytes": b"x"}, "raw": b"y", "id": 7, "share": 1.0, "ok": True, "none": None, "labels": ["a", "b"]},
+        {"image": {"bytes": b"x"}, "raw": b"y", "id": 8, "share": None, "ok": False, "none": None, "labels": []},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+
+    table = read_table(tmp_path / "t.parquet", "t.parquet", has_header)
+
+    assert table.columns == ("id", "share", "ok", "none", "labels")
+    assert table.rows == [("7", "1.0", "True", "", '["a", "b"]'), ("8", "", "False", "", "[]")]
+
+
+@given(st.lists(st.text(min_size=1, max_size=8).map(str.strip).filter(bool), unique=True, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_a_list_in_a_cell_is_read_as_json_and_as_python_write_it(labels):
+    assert labels_of(json.dumps(labels), "|") == tuple(labels)
+    assert labels_of(json.dumps(labels, ensure_ascii=False), "|") == tuple(labels)
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "labels"),
+    [
+        ("A|B", "|", ("A", "B")),
+        ("A|B", None, ("A|B",)),
+        ("A; B;A;", ";", ("A", "B")),
+        ("['pleural effusion', 'normal']", "|", ("pleural effusion", "normal")),
+        ("['a' 'b']", "|", ("a", "b")),
+        ("""["it's", 'x']""", "|", ("it's", "x")),
+        ("[a, b]", "|", ("a", "b")),
+        ("[' ', 'a ']", "|", ("a",)),
+        ("[]", "|", ()),
+        ("", "|", ()),
+    ],
+)
+def test_labels_in_a_cell_are_parted(cell, separator, labels):
+    assert labels_of(cell, separator) == labels
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["1.0", "0.0", ""], {"1.0": "1", "0.0": "0"}),
+        (["1,0", "2"], {"1,0": "1"}),
+        (["1.0", "2.5"], {"1.0": "1"}),
+        (["1.0", "v1.0"], {}),
+        (["007", "1"], {}),
+        (["-1.0", "NaN"], {"-1.0": "-1"}),
+    ],
+)
+def test_whole_numbers_are_recognized_in_a_column_of_numbers(cells, numbers):
+    assert whole_numbers(cells) == numbers
