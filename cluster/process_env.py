@@ -46,6 +46,11 @@ def job_worker_environment(settings: Settings, environment: Mapping[str, str] | 
     return env
 
 
+def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the value of `CUDA_VISIBLE_DEVICES`, None if it is not set."""
+    return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+
+
 def set_local_ray_environment() -> None:
     """Set the environment variables of a Ray that this process starts. Its children inherit them.
 

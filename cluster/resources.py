@@ -1,14 +1,13 @@
 """CPUs and NVIDIA GPUs of this machine, found without importing torch; refuses runs that need more."""
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import InsufficientResources
+from cluster.gpus import CPU_CURE, count_gpus
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-NVIDIA_SMI_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +16,21 @@ class Machine:
 
     Attributes:
         cpus: CPUs that this process may use, from its affinity and the container's CPU quota.
-        gpus: NVIDIA GPUs that the driver lists.
+        gpus: NVIDIA GPUs that the driver lists and `CUDA_VISIBLE_DEVICES` shows.
+        hidden_gpus: NVIDIA GPUs that `CUDA_VISIBLE_DEVICES` hides.
+        gpu_fault: Why the GPUs cannot be counted; None if they can.
     """
 
     cpus: int
     gpus: int
+    hidden_gpus: int = 0
+    gpu_fault: str | None = None
 
 
 def this_machine() -> Machine:
     """Return the CPUs and GPUs of this machine; without the NVIDIA driver there are no GPUs."""
-    return Machine(cpus=_cpus(), gpus=_gpus())
+    found = count_gpus()
+    return Machine(cpus=cpu_count(), gpus=found.usable, hidden_gpus=found.in_all - found.usable, gpu_fault=found.fault)
 
 
 def gpus_per_worker(requested: int | str, workers: int, machine: Machine) -> int:
@@ -42,30 +46,44 @@ def refuse_impossible(*, workers: int, gpus_per_worker: int | str, machine: Mach
     Raises:
         InsufficientResources: There are fewer CPUs than workers, or fewer GPUs than the workers need.
     """
-    if gpus_per_worker == 1 and workers > machine.gpus:
-        cure = f"use --workers {machine.gpus}" if machine.gpus else "use --gpus-per-worker 0"
-        raise InsufficientResources(
-            f"{workers} workers need {workers} GPUs and this machine has {machine.gpus}; {cure}"
-        )
+    if gpus_per_worker != 0:
+        _refuse_missing_gpus(workers, machine, asked=gpus_per_worker == 1)
     if workers > machine.cpus:
         raise InsufficientResources(
             f"{workers} workers need {workers} CPUs and this machine has {machine.cpus}; use --workers {machine.cpus}"
         )
 
 
-def _cpus() -> int:
+def refuse_fewer_gpus(workers: int, gpus: int, where: str, more: str = "") -> None:
+    """Refuse workers that need more GPUs than there are, instead of running them on CPUs.
+
+    Args:
+        workers: Number of workers, each of which needs a GPU.
+        gpus: Number of GPUs.
+        where: What has them, as it stands before the number in the error.
+        more: A further cure.
+
+    Raises:
+        InsufficientResources: They do.
+    """
+    if gpus < workers:
+        cure = f"use --workers {gpus} or --gpus-per-worker 0" if gpus else "use --gpus-per-worker 0"
+        raise InsufficientResources(f"{workers} workers need {workers} GPUs and {where} {gpus}; {cure}{more}")
+
+
+def _refuse_missing_gpus(workers: int, machine: Machine, *, asked: bool) -> None:
+    if machine.gpu_fault is not None:
+        raise InsufficientResources(f"{machine.gpu_fault}, so the GPUs are not known; repair the driver, or {CPU_CURE}")
+    if asked or machine.gpus:
+        hidden = f" (CUDA_VISIBLE_DEVICES hides {machine.hidden_gpus} more)" if machine.hidden_gpus else ""
+        refuse_fewer_gpus(workers, machine.gpus, f"this machine{hidden} has")
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use, from its affinity and the container's CPU quota."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = CGROUP_CPU_MAX.read_text().split()
     except (OSError, ValueError):
         return available
     return available if quota == "max" else max(1, min(available, round(int(quota) / int(period))))
-
-
-def _gpus() -> int:
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(answer.stdout.split()) if answer.returncode == 0 else 0

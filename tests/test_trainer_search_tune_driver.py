@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime
 
 import pytest
+import ray
 from ray import tune
 
 from cluster.settings import Settings
@@ -13,7 +14,8 @@ from trainer.attempt import Attempt
 from trainer.distributed.ray_train import ray_session
 from trainer.distributed.worker import WorkerTask
 from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
-from trainer.search.tune_driver import RESTARTS, Slots, gpu_share, run_trials
+from trainer.search.tune_driver import HEAD_NODE, RESTARTS, Slots, gpu_share, head_slots, run_slots, run_trials
+from trainer.specs import SearchSpec, build
 
 
 @pytest.mark.parametrize(("count", "gpus"), [(3, 8), (8, 8), (5, 3), (4, 1), (7, 1), (64, 8)])
@@ -22,6 +24,58 @@ def test_all_trials_fit_on_the_gpus_with_shares_that_ray_accepts(count, gpus):
 
     assert share == 1 or 0 < share < 1
     assert gpus * int(1 / share) >= count
+
+
+CLUSTER = {"ray_address": "ray-head:6379"}
+NOTHING, ONE, EIGHT = {"CPU": 0.0, "node:__internal_head__": 1.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0, "GPU": 8.0}
+
+
+@pytest.fixture
+def on_cluster(tmp_path, monkeypatch):
+    """Let Ray have the given resources; return settings."""
+
+    def use(have, settings):
+        monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+        return Settings(storage=tmp_path, **settings)
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("have", "settings", "options", "count"),
+    [
+        (NOTHING, {**CLUSTER, "cluster_gpus": 32}, {"concurrency": 16}, 16),
+        (NOTHING, {**CLUSTER, "cluster_gpus": 32}, {"concurrency": 64}, 32),
+        (NOTHING, {**CLUSTER, "cluster_gpus": 32}, {}, 32),
+        (NOTHING, {**CLUSTER, "cluster_gpus": 32}, {"workers": 4}, 8),
+        (NOTHING, CLUSTER, {"concurrency": 16}, 16),  # its size is not known: they wait for the nodes
+        (NOTHING, CLUSTER, {}, 1),
+        (ONE, {**CLUSTER, "cluster_gpus": 32}, {"concurrency": 16}, 16),
+        (EIGHT, CLUSTER, {}, 8),
+        (EIGHT, {}, {"concurrency": 16, "workers": 2}, 4),  # this machine does not grow
+    ],
+)
+def test_as_many_trainings_run_at_once_as_the_cluster_can_have_room_for(on_cluster, have, settings, options, count):
+    spec = build(SearchSpec, shards="s", freeze="none", trials=64, batch_size=32, **options)
+
+    slots = run_slots(spec, on_cluster(have, settings), 1, in_process=False)
+
+    assert (slots.count, dict(slots.resources)) == (count, {HEAD_NODE: 0.001})
+
+
+@pytest.mark.parametrize(
+    ("have", "settings", "count", "share"),
+    [
+        (NOTHING, CLUSTER, 4, 0.25),  # a node has left: there is no key GPU
+        (NOTHING, {**CLUSTER, "cluster_gpus": 8}, 32, 0.25),
+        (EIGHT, {}, 32, 0.25),
+    ],
+)
+def test_heads_share_the_gpus_that_the_cluster_can_have(on_cluster, have, settings, count, share):
+
+    slots = head_slots(build(SearchSpec, shards="s", trials=64), on_cluster(have, settings), 1)
+
+    assert (slots.count, slots.resources["GPU"]) == (count, share)
 
 
 class DyingTrainable(tune.Trainable):

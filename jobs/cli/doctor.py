@@ -10,9 +10,9 @@ import click
 import redis
 
 from cluster.errors import ClusterError, StorageError
+from cluster.gpu_health import check_processors
 from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
-from cluster.resources import this_machine
 from cluster.settings import Settings
 from data_shards.errors import ShardError
 from jobs.cli.command import command
@@ -45,7 +45,8 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)
-    findings += [redis_finding(settings), ray_finding(settings), gpu_finding(), weights_finding(settings, weights)]
+    findings += [redis_finding(settings), ray_finding(settings), *check_processors()]
+    findings.append(weights_finding(settings, weights))
     if shards:
         findings.append(shards_finding(shards))
     if as_json:
@@ -100,13 +101,6 @@ def ray_finding(settings: Settings) -> CheckResult:
         cure = "install the same version of Ray on both sides"
         return CheckResult(check="Ray", ok=False, found=f"{version} here, {remote} on the cluster", cure=cure)
     return CheckResult(check="Ray", ok=True, found=f"{version}, cluster {settings.ray_jobs_url}")
-
-
-def gpu_finding() -> CheckResult:
-    """Count CPUs and GPUs; a machine without a GPU is not a fault."""
-    machine = this_machine()
-    gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU; runs use CPUs"
-    return CheckResult(check="processors", ok=True, found=f"{machine.cpus} CPUs, {gpus}")
 
 
 def weights_finding(settings: Settings, weights: str | None) -> CheckResult:

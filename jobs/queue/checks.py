@@ -6,8 +6,8 @@
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.errors import InsufficientResources, UnknownRun
-from cluster.resources import refuse_impossible, this_machine
+from cluster.errors import UnknownRun
+from cluster.resources import refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from data_shards.errors import PlanError
@@ -38,11 +38,10 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     """
     if runs_here(settings):
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
-    elif settings.cluster_gpus is not None and spec.gpus_per_worker == 1 and spec.workers > settings.cluster_gpus:
-        raise InsufficientResources(
-            f"{spec.workers} workers need {spec.workers} GPUs and the cluster can have {settings.cluster_gpus}; "
-            f"use --workers {settings.cluster_gpus} or --gpus-per-worker 0"
-        )
+    elif settings.cluster_gpus is not None and (
+        spec.gpus_per_worker == 1 or (spec.gpus_per_worker == "auto" and settings.cluster_gpus)
+    ):
+        refuse_fewer_gpus(spec.workers, settings.cluster_gpus, "the cluster can have")
     if isinstance(spec, TrainOptions):
         return _checked_train(spec)
     if isinstance(spec, EvaluateSpec):

@@ -1,5 +1,6 @@
 """The group of Ray Train workers: rank, world size, device, and collective operations."""
 
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from cluster.errors import InsufficientResources
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,13 @@ class ProcessGroup:
 
     @classmethod
     def of_this_worker(cls, *, on_cpu: bool) -> "ProcessGroup":
-        """Return this worker's group. `on_cpu` ignores a GPU: Ray gives one to a single worker in any case."""
+        """Return this worker's group. `on_cpu` ignores a GPU: Ray gives one to a single worker in any case.
+
+        Raises:
+            InsufficientResources: Ray gave it a GPU that torch cannot use.
+        """
+        if not on_cpu:
+            _require_assigned_gpu()
         context = ray.train.get_context()
         return cls(
             context.get_world_rank(),
@@ -77,6 +86,15 @@ class ProcessGroup:
     def barrier(self) -> None:
         """Wait until every worker has called this."""
         self.all_reduce_sum(0.0)
+
+
+def _require_assigned_gpu() -> None:
+    """Refuse to use the CPU instead of the GPU that Ray gave to this worker."""
+    if ray.is_initialized() and ray.get_gpu_ids() and not torch.cuda.is_available():
+        raise InsufficientResources(
+            f"torch {torch.__version__} cannot use the GPU of the worker on {socket.gethostname()}; "
+            "run `nightshift doctor` there: it names the fault, or use --gpus-per-worker 0 to run on CPUs"
+        )
 
 
 def _gpus_here() -> int:

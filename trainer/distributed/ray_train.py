@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import ray
 import ray.train
@@ -16,8 +16,10 @@ from ray.train.v2._internal.exceptions import RayTrainError
 
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
-from cluster.resources import gpus_per_worker, refuse_impossible, this_machine
+from cluster.gpus import ask_torch, require_usable_gpus
+from cluster.resources import Machine, gpus_per_worker, refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.settings import Settings
+from cluster.shared_memory import require_shared_memory
 from data_shards.errors import ShardError
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
@@ -28,6 +30,7 @@ OUR_ERRORS = (TrainerError, ShardError, ClusterError)
 RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged)  # at the same place, so no rank waits for another
 
 R = TypeVar("R")
+Resource: TypeAlias = Literal["CPU", "GPU"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     """
     settings, spec = task.attempt.settings, task.spec
     if settings.ray_address is None and spec.workers == 1:
-        refuse_impossible(workers=1, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
+        local_gpus(spec)
         result = _trainer(work, task, workers=0, gpus=0).fit().return_value
     else:
         with ray_session(settings, spec) as gpus:
@@ -149,8 +152,7 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
             ray.init(address=settings.ray_address, log_to_driver=True)
             yield _cluster_gpus(settings, spec)
             return
-        machine = this_machine()
-        refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
+        machine, gpus = local_gpus(spec)
         # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
             ray.init(
@@ -162,7 +164,7 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
                 log_to_driver=True,
                 _temp_dir=folder,
             )
-            yield gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
+            yield gpus
             _shutdown_ray()
     finally:
         _shutdown_ray()
@@ -184,10 +186,33 @@ def _shutdown_ray() -> None:
         gc.enable()
 
 
+def local_gpus(spec: Spec) -> tuple[Machine, int]:
+    """Return this machine and the number of GPUs per worker, 0 or 1.
+
+    Raises:
+        InsufficientResources: There is less than the workers need, or torch cannot use the GPUs.
+    """
+    machine = this_machine()
+    refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
+    gpus = gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
+    if gpus and not ray.is_initialized():  # inside a Ray that this run started, it was asked before
+        require_usable_gpus(ask_torch(), spec.workers)
+        require_shared_memory()
+    return machine, gpus
+
+
 def _cluster_gpus(settings: Settings, spec: Spec) -> int:
     """Return 0 or 1. A cluster that scaled its GPU nodes to zero needs the setting: Ray sees no GPUs there."""
-    if spec.gpus_per_worker == "auto":
-        known = settings.cluster_gpus
-        have = ray.cluster_resources().get("GPU", 0) if known is None else known
-        return int(have >= spec.workers)
-    return int(spec.gpus_per_worker)
+    if spec.gpus_per_worker != "auto":
+        return int(spec.gpus_per_worker)
+    have = cluster_capacity(settings, "GPU")
+    if have:
+        refuse_fewer_gpus(spec.workers, have, "the cluster has", ", or set NIGHTSHIFT_CLUSTER_GPUS if it can add nodes")
+    return int(have > 0)
+
+
+def cluster_capacity(settings: Settings, resource: Resource) -> int:
+    """Return how much of a resource the Ray cluster has, or can have as far as the settings say."""
+    if resource == "GPU" and settings.cluster_gpus is not None:
+        return settings.cluster_gpus
+    return int(ray.cluster_resources().get(resource, 0))

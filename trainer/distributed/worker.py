@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from cluster.resources import this_machine
+from cluster.resources import cpu_count
 from cluster.run_paths import TrainingPaths, TrialPaths
 from cluster.stop_request import StopWatcher
 from data_shards.read.shard_cache import limit_default_cache
@@ -88,7 +88,7 @@ class WorkerContext(Generic[S_co]):
         process_group, attempt = ProcessGroup.of_this_worker(on_cpu=task.spec.gpus_per_worker == 0), task.attempt
         limit_default_cache(attempt.settings.shard_cache_bytes)
         if process_group.world_size == 1 and process_group.device.type == "cpu":
-            torch.set_num_threads(this_machine().cpus)
+            torch.set_num_threads(cpu_count())
         return cls(
             task=task,
             process_group=process_group,
@@ -107,7 +107,7 @@ class WorkerContext(Generic[S_co]):
         """DataLoader processes for this worker; 0 on a CPU, where the network needs all cores."""
         if self.process_group.device.type == "cpu":
             return 0
-        return max(1, min(MAX_LOADER_WORKERS, this_machine().cpus // self.process_group.workers_on_node - 1))
+        return max(1, min(MAX_LOADER_WORKERS, cpu_count() // self.process_group.workers_on_node - 1))
 
     def add_images(self, images: int) -> None:
         """Count images that all workers together have processed, and reset the watchdog."""

@@ -78,7 +78,7 @@ def _run(
     """Run the trials that are left until the search must stop."""
     if not controller.has_work():
         return
-    spec = task.spec
+    spec, settings = task.spec, task.attempt.settings
     progress = SearchProgress(task.attempt, controller, index.samples_in("train"))
 
     def on_poll() -> None:
@@ -87,17 +87,17 @@ def _run(
         publisher.update()
         progress.write_if_due()
 
-    with ray_session(task.attempt.settings, spec) as gpus:
+    with ray_session(settings, spec) as gpus:
         if spec.reads_features:
             shared = WorkerTask(
                 attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
             )
             run_on_workers(features_on_worker, shared)
-            run_trials(controller, task, HeadTrainable, head_slots(spec, gpus), on_poll)
+            run_trials(controller, task, HeadTrainable, head_slots(spec, settings, gpus), on_poll)
         else:
-            in_process = spec.workers == 1 and task.attempt.settings.ray_address is None
+            in_process = spec.workers == 1 and settings.ray_address is None
             trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
-            run_trials(controller, task, trainable, run_slots(spec, gpus, in_process=in_process), on_poll)
+            run_trials(controller, task, trainable, run_slots(spec, settings, gpus, in_process=in_process), on_poll)
 
 
 def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:

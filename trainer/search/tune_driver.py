@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cluster.process_env import set_pending_trials
+from cluster.settings import Settings
+from trainer.distributed.ray_train import Resource, cluster_capacity
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
@@ -183,14 +184,13 @@ def _number(trial: Any) -> int:
     return TrialAssignment.from_tune(trial.config).trial
 
 
-def head_slots(spec: SearchSpec, gpus: int) -> Slots:
+def head_slots(spec: SearchSpec, settings: Settings, gpus: int) -> Slots:
     """Return how trials that train heads on stored features share Ray's resources."""
-    have = ray.cluster_resources()
-    cpus = max(1, int(have.get("CPU", 1)))
     if gpus:
-        there = int(have["GPU"])
+        there = max(1, cluster_capacity(settings, "GPU"))  # a cluster may have no GPU node at the moment
         count = min(spec.concurrency or HEADS_PER_GPU * there, spec.trials)
         return Slots(count=count, resources={"GPU": gpu_share(count, there)}, threads=1)
+    cpus = max(1, cluster_capacity(settings, "CPU"))
     count = min(spec.concurrency or cpus, spec.trials)
     return Slots(count=count, resources={"CPU": min(1.0, int(1000 * cpus / count) / 1000)}, threads=1)
 
@@ -200,16 +200,19 @@ def gpu_share(count: int, gpus: int) -> float:
     return 1.0 if count <= gpus else int(1000 / math.ceil(count / gpus)) / 1000
 
 
-def run_slots(spec: SearchSpec, gpus: int, *, in_process: bool) -> Slots:
+def run_slots(spec: SearchSpec, settings: Settings, gpus: int, *, in_process: bool) -> Slots:
     """Return how trainings with workers of their own share Ray's resources.
 
     As many run at once as there is room for all their workers. A driver holds no resource that a worker needs, so
     drivers that wait for workers never block workers.
     """
-    have = ray.cluster_resources()
-    resource = "GPU" if gpus else "CPU"
-    room = max(1, int(have.get(resource, 1)) // spec.workers)
-    if not in_process:
-        return Slots(count=min(spec.concurrency or room, room, spec.trials), resources={HEAD_NODE: 0.001}, threads=1)
-    count = min(spec.concurrency or (room if gpus else 1), room, spec.trials)
-    return Slots(count=count, resources={resource: int(have.get(resource, 1)) // count}, threads=1)
+    resource: Resource = "GPU" if gpus else "CPU"
+    have = cluster_capacity(settings, resource)
+    room = max(1, have // spec.workers)
+    if in_process:
+        count = min(spec.concurrency or (room if gpus else 1), room, spec.trials)
+        return Slots(count=count, resources={resource: max(1, have) // count}, threads=1)
+    # A cluster of unknown size may add nodes for as many trials as were asked for; they wait for it without harm.
+    may_grow = settings.ray_address is not None and not (gpus and settings.cluster_gpus is not None)
+    count = min(spec.concurrency or room, spec.trials) if may_grow else min(spec.concurrency or room, room, spec.trials)
+    return Slots(count=count, resources={HEAD_NODE: 0.001}, threads=1)

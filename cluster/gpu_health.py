@@ -1,0 +1,61 @@
+"""Checks of CPUs, GPUs and shared memory for `nightshift doctor`: what was found and, for a fault, the cure."""
+
+from cluster.gpus import CPU_CURE, GIGABYTE, DeviceReport, TorchDevice, ask_torch, driver_cure, gpu_modes
+from cluster.health import CheckResult
+from cluster.resources import Machine, this_machine
+from cluster.shared_memory import CURE, LEAST_BYTES, SHARED_MEMORY, shared_memory_bytes
+
+MODE_CURES = {
+    "compute mode exclusive": "run `nvidia-smi --compute-mode=DEFAULT`: a search runs several trials on a GPU",
+    "compute mode prohibited": "run `nvidia-smi --compute-mode=DEFAULT`",
+}
+
+
+def check_processors() -> list[CheckResult]:
+    """Check that torch can use the GPUs that are there; a machine without a GPU is no fault."""
+    machine = this_machine()
+    found = [_processors(machine)]
+    if machine.gpus:
+        report = ask_torch()
+        found += [_torch(report), *(_device(number, device) for number, device in enumerate(report.devices))]
+        found += [*map(_mode, gpu_modes()), _shared_memory()]
+    return found
+
+
+def _processors(machine: Machine) -> CheckResult:
+    cpus = f"{machine.cpus} CPUs"
+    if machine.gpu_fault is not None:
+        cure = f"repair the NVIDIA driver, or {CPU_CURE}"
+        return CheckResult(check="processors", ok=False, found=f"{cpus}; {machine.gpu_fault}", cure=cure)
+    gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU; runs use CPUs"
+    hidden = f" (CUDA_VISIBLE_DEVICES hides {machine.hidden_gpus})" if machine.hidden_gpus else ""
+    return CheckResult(check="processors", ok=True, found=f"{cpus}, {gpus}{hidden}")
+
+
+def _torch(report: DeviceReport) -> CheckResult:
+    if report.fault is not None:
+        return CheckResult(check="torch", ok=False, found=report.fault, cure=f"{driver_cure(report)}, or {CPU_CURE}")
+    found = f"{report.torch} with CUDA {report.cuda}, driver for CUDA {report.driver}"
+    return CheckResult(check="torch", ok=True, found=found)
+
+
+def _device(number: int, device: TorchDevice) -> CheckResult:
+    title = f"{device.name}, compute capability {device.capability}"
+    if device.fault is not None:
+        cure = f"hide it with CUDA_VISIBLE_DEVICES, install a torch that has kernels for it, or {CPU_CURE}"
+        return CheckResult(check=f"GPU {number}", ok=False, found=f"{title}: it {device.fault}", cure=cure)
+    free, memory = device.free_bytes / GIGABYTE, device.memory_bytes / GIGABYTE
+    return CheckResult(check=f"GPU {number}", ok=True, found=f"{title}, {free:.1f} of {memory:.1f} GB free")
+
+
+def _mode(mode: str) -> CheckResult:
+    cure = MODE_CURES.get(mode)
+    return CheckResult(check="GPU mode", ok=cure is None, found=mode, cure=cure)
+
+
+def _shared_memory() -> CheckResult:
+    size = shared_memory_bytes()
+    if size is None:
+        return CheckResult(check="shared memory", ok=False, found=f"{SHARED_MEMORY} does not exist", cure=CURE)
+    cure = CURE if size < LEAST_BYTES else None
+    return CheckResult(check="shared memory", ok=cure is None, found=f"{size >> 20} MiB", cure=cure)

@@ -1,0 +1,76 @@
+"""`python -m trainer.distributed.device_probe`: prints as JSON what torch says of the GPUs (`DeviceReport`).
+
+It runs in a process of its own, because it initializes CUDA and runs a kernel on every GPU.
+"""
+
+import ctypes
+import json
+import sys
+import warnings
+from dataclasses import asdict
+
+import torch
+
+from cluster.gpus import DeviceReport, TorchDevice
+
+# What torch says, and what it means.
+FAULTS = {
+    "no kernel image": "has an architecture that this torch has no kernels for ({architectures})",
+    "busy or unavailable": "is held by another process (compute mode exclusive or prohibited)",
+    "out of memory": "has no free memory",
+    "ecc": "has an uncorrectable memory error",
+}
+
+
+def report() -> DeviceReport:
+    """Return what torch says of the GPUs; a GPU on which no kernel runs is a fault."""
+    driver = _driver_version()
+    facts = DeviceReport(
+        torch=str(torch.__version__),
+        cuda=torch.version.cuda,
+        driver=None if driver is None else f"{driver // 1000}.{driver % 1000 // 10}",
+        architectures=tuple(torch.cuda.get_arch_list()) if torch.version.cuda else (),
+    )
+    fault = _fault(facts, driver)
+    devices = () if fault else tuple(_device(number, facts) for number in range(torch.cuda.device_count()))
+    return DeviceReport(**{**vars(facts), "devices": devices, "fault": fault})
+
+
+def _fault(facts: DeviceReport, driver: int | None) -> str | None:
+    if facts.cuda is None:
+        return f"torch {facts.torch} was built without CUDA and cannot use GPUs"
+    if driver is None:
+        return "there is no NVIDIA driver for torch (libcuda.so.1 is missing)"
+    if driver // 1000 < int(facts.cuda.partition(".")[0]):
+        return f"the NVIDIA driver supports CUDA {facts.driver} and torch {facts.torch} needs CUDA {facts.cuda}"
+    return None if torch.cuda.is_available() else f"torch {facts.torch} cannot start CUDA on this machine"
+
+
+def _device(number: int, facts: DeviceReport) -> TorchDevice:
+    name, capability = f"GPU {number}", ""
+    try:
+        name = torch.cuda.get_device_name(number)
+        capability = ".".join(map(str, torch.cuda.get_device_capability(number)))
+        total = int(torch.ones(8, device=f"cuda:{number}").sum().item())  # runs a kernel
+        free, memory = torch.cuda.mem_get_info(number)
+    except (RuntimeError, AssertionError) as error:  # torch raises these alone, for every fault of CUDA
+        text = next((text for words, text in FAULTS.items() if words in str(error).lower()), "runs no kernel")
+        fault = text.format(architectures=" ".join(facts.architectures))
+        return TorchDevice(name=name, capability=capability, fault=fault)
+    wrong = None if total == 8 else "computes wrong results"  # noqa: PLR2004
+    return TorchDevice(name=name, capability=capability, memory_bytes=memory, free_bytes=free, fault=wrong)
+
+
+def _driver_version() -> int | None:
+    """Return 1000 x major + 10 x minor of the newest CUDA that the driver supports; None without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return version.value if status == 0 else None
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # torch warns about what the report says
+    sys.stdout.write(json.dumps(asdict(report())) + "\n")
