@@ -20,6 +20,7 @@ from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_optio
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
+from jobs.cli.shards_audit import audit
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ ADD_OUTPUT = OptionGroup(
 
 @click.group(cls=Group)
 def shards() -> None:
-    """Pack, extend, verify and show data sets as WebDataset shards."""
+    """Pack, extend, audit, verify and show data sets as WebDataset shards."""
+
+
+shards.add_command(audit)
 
 
 @shards.command(

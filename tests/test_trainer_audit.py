@@ -1,0 +1,194 @@
+"""`shards audit`: a planted marker, an image size or a file format that gives the class away raises an alarm."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+
+from data_shards.index import read_index
+from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.packing import pack
+from trainer.audit.audit import Audit, audit
+from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
+from trainer.audit.describe import edge_cells, edge_patches
+from trainer.audit.page import area_percent, write_page
+from trainer.errors import SpecError
+
+SIDE = 32  # pixels
+MARK = "constant mark near the edge"
+
+
+def digits(*classes: int, seed: int, each: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Digits at four times their size, (N, 32, 32) uint8, and their classes from 0 on."""
+    found = load_digits()
+    random = np.random.default_rng(seed)
+    rows = np.concatenate(
+        [random.choice(np.flatnonzero(found.target == digit), each, replace=False) for digit in classes]
+    )
+    squares = np.kron(found.images[rows] * 255 / 16, np.ones((4, 4))).round().astype(np.uint8)
+    return squares, np.searchsorted(classes, found.target[rows])
+
+
+def with_marker(squares: np.ndarray, labels: np.ndarray, *, label: int, seed: int, value: int = 255) -> np.ndarray:
+    """A square of 6 x 6 pixels of one brightness in a random corner of each image of one class."""
+    top, left = np.random.default_rng(seed).integers(0, 3, 2)
+    bottom_right = np.random.default_rng(seed + 1).integers(0, 2, 2) * (SIDE - 9)
+    marked = squares.copy()
+    top, left = top + bottom_right[0], left + bottom_right[1]
+    marked[labels == label, top : top + 6, left : left + 6] = value
+    return marked
+
+
+def packed(folder: Path, squares: np.ndarray, labels: np.ndarray, **encode: object) -> str:
+    """A packed data set of images, a third of each class in each split."""
+    for number, (square, label) in enumerate(zip(squares, labels, strict=True)):
+        target = folder / "images" / ("train", "valid", "test")[number % 3] / f"class {label}"
+        target.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(square).save(target / f"{number:04}.png")
+    options = PackOptions(encode=EncodeOptions(image_size=0, **encode), allow_leakage=True, processes=1)
+    pack(folder / "images", folder / "shards", options)
+    return str(folder / "shards")
+
+
+def audited(location: str) -> Audit:
+    return audit(location, read_index(location), image_size=SIDE, processes=1)
+
+
+def alarms(found: Audit) -> set[str]:
+    return {check.name for check in found.checks if check.alarm}
+
+
+def mark_area(squares: np.ndarray, labels: np.ndarray) -> float:
+    folds = make_folds(labels, [""] * len(labels))
+    scores = mark_scores(np.stack([edge_cells(square) for square in squares]), labels, folds, 2)
+    return float(roc_auc_score(labels, scores[:, 1]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_mark_in_a_corner_is_found_whatever_its_place_and_the_digits(seed):
+    squares, labels = digits(*sorted(np.random.default_rng(seed).choice(10, 2, replace=False)), seed=seed)
+
+    marked = with_marker(squares, labels, label=1, seed=seed)
+
+    assert mark_area(marked, labels) > 0.95
+    assert mark_area(squares, labels) == 0.5
+
+
+def test_a_single_patch_that_tells_two_digits_apart_is_no_mark():
+    squares, labels = digits(3, 7, seed=0)
+    folds = make_folds(labels, [""] * len(labels))
+
+    patches = best_feature_scores(np.stack([edge_patches(square) for square in squares]), labels, folds, 2)
+
+    assert roc_auc_score(labels, patches[:, 1]) > 0.95
+    assert mark_area(squares, labels) == 0.5
+
+
+def test_clean_digits_raise_no_alarm(tmp_path):
+    found = audited(packed(tmp_path, *digits(0, 4, 7, seed=0)))
+
+    assert alarms(found) == set()
+    assert found.sentence.startswith("No alarm: ")
+    assert found.checks[0].auroc > 0.98  # the thumbnail shows the subject: no alarm
+    assert [(check.auroc, check.low) for check in found.checks if check.name == "image size"] == [(0.5, None)]
+
+
+def test_a_marker_on_one_class_of_three_raises_an_alarm_that_names_the_class(tmp_path):
+    squares, labels = digits(0, 4, 7, seed=1)
+
+    found = audited(packed(tmp_path, with_marker(squares, labels, label=1, seed=1), labels))
+
+    assert alarms(found) == {MARK}
+    assert found.sentence.startswith("Constant mark near the edge alone reaches an AUROC of ")
+
+
+def test_an_image_size_that_tells_the_class_raises_an_alarm_though_it_is_no_monotonic_function(tmp_path):
+    squares, labels = digits(3, 7, seed=2)
+    sides = np.where(labels == 1, 40, np.where(np.arange(len(labels)) % 2, 32, 64))
+    images = [
+        np.asarray(Image.fromarray(square).resize((side, side))) for square, side in zip(squares, sides, strict=True)
+    ]
+
+    found = audited(packed(tmp_path, images, labels))
+
+    assert alarms(found) == {"image size"}
+    assert found.sentence.startswith("Image size alone reaches an AUROC of 1.000: ")
+
+
+def test_images_that_look_alike_with_different_labels_are_listed_once(tmp_path):
+    squares, labels = digits(3, 7, seed=3, each=20)
+    squares[labels == 1] = np.where(np.arange(20)[:, None, None] == 4, squares[0], squares[labels == 1])
+
+    found = audited(packed(tmp_path, squares, labels))
+    write_page(tmp_path / "page.html", "<script>", found, ("a", "b"))
+
+    assert "<script>" not in (tmp_path / "page.html").read_text()
+    assert [(pair.first_label, pair.second_label, pair.bits) for pair in found.contradictions] == [
+        ("class 0", "class 1", 0)
+    ]
+    assert {pair.first.split()[0] for pair in found.contradictions} <= {"train", "valid", "test"}
+
+
+def test_images_of_a_group_are_never_in_two_folds():
+    labels = np.array([0, 1] * 30)
+    groups = [f"patient {number // 4}" for number in range(60)]
+
+    folds = make_folds(labels, groups)
+
+    assert len(folds) == 5
+    assert sorted(np.concatenate([score for _, score in folds]).tolist()) == list(range(60))
+    for fit, score in folds:
+        assert not {groups[row] for row in fit} & {groups[row] for row in score}
+
+
+def test_features_without_information_score_about_chance():
+    labels = np.array([0, 1] * 100)
+    noise = np.random.default_rng(0).normal(size=(200, 20)).astype(np.float32)
+
+    scores = classifier_scores(noise, labels, make_folds(labels, [""] * 200), 2)
+
+    assert 0.35 < roc_auc_score(labels, scores[:, 1]) < 0.65
+
+
+def test_a_class_of_one_group_cannot_be_audited(tmp_path):
+    squares, labels = digits(3, 7, seed=4, each=6)
+    location = packed(tmp_path, squares, labels)
+    index = read_index(location)
+
+    with pytest.raises(SpecError, match="has images of a single group; an audit needs at least two groups in each"):
+        audit(location, index, image_size=SIDE, max_images=1, processes=1)
+
+
+def test_the_command_prints_what_it_found_and_writes_a_page(tmp_path, say):
+    location = packed(tmp_path, *digits(3, 7, seed=5))
+
+    code, out, err = say(
+        "shards", "audit", location, "--json", "--image-size", "32", "--html", str(tmp_path / "a.html")
+    )
+    _, table, said = say("shards", "audit", location, "--image-size", "32", "--max-images", "50")
+
+    found = json.loads(out)
+    assert (code, found["alarm"], found["images"], found["total"]) == (0, False, 80, 80)
+    assert {"name", "auroc", "low", "high"} <= found["checks"][0].keys()
+    assert table.splitlines()[0].split()[:2] == ["CHECK", "AUROC"]
+    assert table.splitlines()[-1] == found["sentence"]
+    assert "a random sample of 50 of 80 images was read" in said
+    assert f"wrote {tmp_path / 'a.html'}" in err
+    assert found["sentence"] in (tmp_path / "a.html").read_text()
+
+
+def test_a_missing_data_set_is_one_line(tmp_path, say):
+    code, out, err = say("shards", "audit", str(tmp_path / "none"))
+
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "none" / "index.json") in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("area", "percent"), [(0.5, 0), (1, 100), (0.75, 50), (0.3, 0)])
+def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
+    assert area_percent(area) == percent

@@ -1,0 +1,1 @@
+"""Measures what classifies a data set's images without looking at their subject."""

@@ -1,0 +1,45 @@
+"""Runs an audit in a process of its own, so that the command line need not import scikit-learn.
+
+`python -m trainer.audit` reads the arguments as JSON from stdin and writes lines of JSON to stdout: the progress, then
+the result or an error.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import ShardError
+from data_shards.index import read_index
+from data_shards.read.shard_cache import limit_default_cache
+from trainer.audit.audit import audit
+from trainer.audit.page import write_page
+from trainer.errors import TrainerError
+
+
+def _say(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the audit that stdin asks for."""
+    wanted = json.loads(sys.stdin.readline())
+    limit_default_cache(wanted.pop("cache_bytes"))
+    location, html = wanted.pop("shards"), wanted.pop("html")
+    try:
+        index = read_index(location)
+        found = audit(location, index, on_progress=lambda done, total: _say({"done": done, "total": total}), **wanted)
+        if html:
+            write_page(Path(html), location, found, index.classes)
+    except OSError as error:
+        _say({"error": f"{html} cannot be written ({error.strerror})"})
+        sys.exit(1)
+    except (ShardError, TrainerError) as error:
+        _say({"error": str(error)})
+        sys.exit(1)
+    _say({"audit": found.to_json()})
+
+
+if __name__ == "__main__":
+    main()
