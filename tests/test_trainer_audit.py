@@ -1,6 +1,7 @@
 """`shards audit`: a planted marker, an image size or a file format that gives the class away raises an alarm."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from sklearn.metrics import roc_auc_score
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
+from tests.test_trainer_report_page import report_data
 from trainer.audit.audit import Audit, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
-from trainer.audit.page import area_percent, write_page
+from trainer.audit.page import write_page
+from trainer.audit.saved import read_audit
 from trainer.errors import SpecError
+from trainer.report.page import area_percent, render
 
 SIDE = 32  # pixels
 MARK = "constant mark near the edge"
@@ -163,7 +167,7 @@ def test_a_class_of_one_group_cannot_be_audited(tmp_path):
         audit(location, index, image_size=SIDE, max_images=1, processes=1)
 
 
-def test_the_command_prints_what_it_found_and_writes_a_page(tmp_path, say):
+def test_the_command_prints_what_it_found_and_keeps_it_for_reports(tmp_path, settings, say):
     location = packed(tmp_path, *digits(3, 7, seed=5))
 
     code, out, err = say(
@@ -178,6 +182,7 @@ def test_the_command_prints_what_it_found_and_writes_a_page(tmp_path, say):
     assert table.splitlines()[-1] == found["sentence"]
     assert "a random sample of 50 of 80 images was read" in said
     assert f"wrote {tmp_path / 'a.html'}" in err
+    assert read_audit(settings.storage, read_index(location).digest)["sentence"] == found["sentence"]
     assert found["sentence"] in (tmp_path / "a.html").read_text()
 
 
@@ -192,3 +197,24 @@ def test_a_missing_data_set_is_one_line(tmp_path, say):
 @pytest.mark.parametrize(("area", "percent"), [(0.5, 0), (1, 100), (0.75, 50), (0.3, 0)])
 def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
     assert area_percent(area) == percent
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]", "{}"])
+def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
+    if content is not None:
+        (tmp_path / "audits").mkdir()
+        (tmp_path / "audits" / "digest.json").write_text(content)
+
+    assert read_audit(tmp_path, "digest") is None
+
+
+def test_the_report_shows_the_audit_beside_the_model_or_says_how_to_make_one():
+    data = report_data()
+    check = {"name": "image size", "explanation": "x", "auroc": 0.95, "low": 0.9, "high": 0.99, "alarm": True}
+    kept = {"checks": [check], "sentence": "Image size alone reaches an AUROC of 0.950.", "images": 60, "total": 60}
+
+    page, without = render(replace(data, audit=kept)), render(data)
+
+    assert "Image size alone reaches an AUROC of 0.950. This model reaches" in page
+    assert "0.900 to 0.990" in page
+    assert "nightshift shards audit" in without

@@ -56,12 +56,15 @@ def audit(shards: str, html: Path | None, as_json: bool, **limits: Any) -> None:
     """Show what classifies the images in SHARDS without looking at their subject.
 
     Simple classifiers see only the image size, the file format, the outer rim, a small patch, or a thumbnail. If one
-    of them does as well as a network, the network's figures do not show that it looks at the subject.
+    of them does as well as a network, the network's figures do not show that it looks at the subject. Reports of later
+    runs on this data set show the audit.
     """
+    settings = Settings.read().with_storage_ready()
     wanted = {
         "shards": shards,
         "html": str(html) if html else None,
-        "cache_bytes": Settings.read().shard_cache_bytes,
+        "storage": str(settings.storage),
+        "cache_bytes": settings.shard_cache_bytes,
         **limits,
     }
     found = _run(wanted)

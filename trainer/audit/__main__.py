@@ -14,6 +14,7 @@ from data_shards.index import read_index
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.audit.audit import audit
 from trainer.audit.page import write_page
+from trainer.audit.saved import save_audit
 from trainer.errors import TrainerError
 
 
@@ -26,14 +27,15 @@ def main() -> None:
     """Run the audit that stdin asks for."""
     wanted = json.loads(sys.stdin.readline())
     limit_default_cache(wanted.pop("cache_bytes"))
-    location, html = wanted.pop("shards"), wanted.pop("html")
+    location, html, storage = wanted.pop("shards"), wanted.pop("html"), wanted.pop("storage")
     try:
         index = read_index(location)
         found = audit(location, index, on_progress=lambda done, total: _say({"done": done, "total": total}), **wanted)
+        save_audit(Path(storage), index.digest, found)
         if html:
             write_page(Path(html), location, found, index.classes)
     except OSError as error:
-        _say({"error": f"{html} cannot be written ({error.strerror})"})
+        _say({"error": f"{error.filename} cannot be written ({error.strerror}); check the path and its free space"})
         sys.exit(1)
     except (ShardError, TrainerError) as error:
         _say({"error": str(error)})

@@ -88,6 +88,9 @@ def _one_feature_scores(
             areas_of[~_constant(features[fit], labels[fit], classes)] = 0.5
         for label, areas in enumerate(areas_of):
             best = int(np.abs(areas - 0.5).argmax())
+            if areas[best] == 0.5:  # noqa: PLR2004 -- exactly: no feature is left
+                scores[score, label] = 0.5
+                continue
             values = features[score, best] * (1 if areas[best] >= 0.5 else -1)  # noqa: PLR2004
             scores[score, label] = (rankdata(values) - 0.5) / len(values)
     return scores

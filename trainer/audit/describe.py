@@ -135,8 +135,10 @@ def _describe(sample: StoredSample, pixels: NDArray[np.uint8]) -> _Described:
         "everything but the center": thumbnail[_outside(THUMBNAIL, THUMBNAIL // 4)],
         "8 x 8 thumbnail": _reduced(gray, THUMBNAIL // 2).ravel(),
     }
+    if not isinstance(sample.label, int):
+        raise TypeError("an image with several labels has no class")  # `audit` refuses such a data set
     return _Described(
-        label=int(sample.label),  # type: ignore[arg-type] -- the caller refuses data sets with several labels an image
+        label=sample.label,
         group=str(sample.info.get("group", "")),
         digest=perceptual_hash(gray),
         features={name: np.asarray(values, dtype=np.float32) for name, values in features.items()},

@@ -14,6 +14,7 @@ from cluster.resources import this_machine
 from data_shards.index import ShardIndex
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
+from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
@@ -50,6 +51,7 @@ def gather_report(
         ),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
+        audit=read_audit(attempt.paths.storage, index.digest),
     )
 
 

@@ -75,6 +75,7 @@ class ReportData:
         misclassified: Misclassified images, the most confident errors first.
         facts: Tables about the run in the order shown: timing, hardware, software.
         warnings: Limits of the metrics, shown above them.
+        audit: The audit of the data set as JSON values, None if it was not audited.
     """
 
     run_id: str
@@ -89,6 +90,7 @@ class ReportData:
     misclassified: Sequence[MisclassifiedImage] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    audit: Mapping[str, Any] | None = None
 
     template: ClassVar[str] = "report.html.j2"
 
@@ -186,8 +188,9 @@ def render(data: ReportData) -> str:
         "percent": _percent,
         "number": _number,
         "data_uri": _data_uri,
-        "thousands": _thousands,
+        "thousands": thousands,
         "shown": _shown,
+        "area_percent": area_percent,
     }
     return environment.get_template(data.template).render(
         data=data,
@@ -214,7 +217,13 @@ def _shown(value: float | None, name: str) -> str:
     return _number(value) if name == "auroc" else _percent(value)
 
 
-def _thousands(value: int) -> str:
+def area_percent(area: float) -> float:
+    """Return the place of an AUROC on a scale from 0.5 to 1, in percent; below 0.5 it is at the start."""
+    return round(100 * min(1.0, max(0.0, 2 * area - 1)), 2)
+
+
+def thousands(value: int) -> str:
+    """Return a count with a thin space between thousands."""
     return f"{value:,}".replace(",", "\u202f")
 
 
