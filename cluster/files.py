@@ -1,5 +1,6 @@
 """Atomic writes, JSON files and file locks. This module knows nothing about runs."""
 
+import contextlib
 import errno
 import fcntl
 import glob
@@ -9,21 +10,24 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cluster.errors import StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
+OpenDraft: TypeAlias = Callable[[Path], AbstractContextManager[Path]]  # yields the path of a draft of a file
 _JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 @contextmanager
-def atomic_write(target: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
-    """Yield the path of a draft beside `target`; after the block the draft replaces `target`.
+def atomic_write(
+    target: Path, *, durable: bool = True, mode: int = 0o666, drafts: Path | None = None
+) -> Iterator[Path]:
+    """Yield the path of a draft; after the block the draft replaces `target`.
 
     A reader sees the old file or the new one, never part of one. If the block raises, the draft is removed and
     `target` stays as it was. A process that is killed leaves its draft `.NAME.PID.TOKEN`; see `remove_drafts`.
@@ -32,8 +36,9 @@ def atomic_write(target: Path, *, durable: bool = True, mode: int = 0o666) -> It
         target: The file to write.
         durable: Sync the draft to the disk first. Files that may be lost when the machine crashes save that time.
         mode: Permissions of the file from its first byte on, reduced by the umask.
+        drafts: Folder for the draft, on the same file system; by default that of `target`.
     """
-    draft = _draft_of(target)
+    draft = _draft_of(target, drafts)
     try:
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         yield draft
@@ -46,18 +51,24 @@ def atomic_write(target: Path, *, durable: bool = True, mode: int = 0o666) -> It
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; after the block it is synced and replaces `target`.
+def atomic_folder(target: Path, *, drafts: Path | None = None, replaced: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder; after the block it is synced and replaces `target`.
 
     If the block raises, the folder is removed and `target` stays as it was.
+
+    Args:
+        target: The folder to write.
+        drafts: Folder for the draft, on the same file system; by default that of `target`.
+        replaced: Where the folder that is replaced goes until it is deleted; by default beside the draft.
     """
-    draft = _draft_of(target)
+    draft = _draft_of(target, drafts)
     try:
-        draft.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
         yield draft
         for path in (*sorted(draft.iterdir()), draft):
             _sync(path)
-        _replace_folder(draft, target)
+        _replace_folder(draft, target, replaced or draft.with_name(f"{draft.name}.old"))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -71,7 +82,12 @@ def remove_drafts(target: Path) -> None:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as JSON with `atomic_write`."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode(), durable=durable)
+    write_bytes(path, json_bytes(value), durable=durable)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return the content of a JSON file."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
@@ -85,14 +101,14 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int =
         draft.write_bytes(content)
 
 
-def copy_atomically(source: Path, target: Path) -> None:
-    """Copy the content of a file with `atomic_write`.
+def copy_atomically(source: Path, target: Path, *, write: "OpenDraft" = atomic_write) -> None:
+    """Copy the content of a file with `atomic_write`, or with another function that opens a draft of `target`.
 
     Raises:
         StorageError: `target` cannot be written; `source` stays where it is.
     """
     try:
-        with atomic_write(target) as draft:
+        with write(target) as draft:
             shutil.copyfile(source, draft)
     except OSError as error:
         raise StorageError(f"{target} cannot be written ({error.strerror}); the result is in {source}") from error
@@ -189,15 +205,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _draft_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+def _draft_of(target: Path, drafts: Path | None = None) -> Path:
+    return (drafts or target.parent) / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
-def _replace_folder(draft: Path, target: Path) -> None:
+def _replace_folder(draft: Path, target: Path, old: Path) -> None:
     if target.exists():  # a folder cannot be renamed over one that has files
-        old = draft.with_name(f"{draft.name}.old")
         target.rename(old)
-        draft.rename(target)
+        try:
+            draft.rename(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         draft.rename(target)

@@ -1,22 +1,28 @@
-"""The lease on a run: attempts are numbered, and only the attempt with the highest number may publish.
+"""The lease on a run: attempts are numbered, and only the attempt with the highest number can publish.
 
 An attempt is a file `attempts/N.json`. Only one process can create it, so no two processes hold the same number.
 The owner increments the heartbeat counter in it. Others take the attempt for alive if the counter *changes* while
 they watch, measured with their own monotonic clock: the wall clocks of the machines need not agree.
+
+An attempt publishes with the methods of its lease. `cluster.fencing` says why a late one cannot.
 """
 
 import json
 import math
 import os
+import secrets
+import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import fencing
 from cluster.errors import LeaseLost, StorageError
-from cluster.files import is_full, read_json_object, write_json
+from cluster.files import append_line, atomic_folder, atomic_write, is_full, json_bytes, read_json_object, write_json
 from cluster.run_paths import RunPaths
 
 HEARTBEAT_SECONDS = 5.0
@@ -43,7 +49,7 @@ class Lease:
 
         Raises:
             LeaseLost: Another process claimed that number first.
-            OSError: The disk is full; the claim was undone.
+            OSError: The disk is full, or the older attempts can still publish; the claim was undone.
         """
         paths.attempts.mkdir(parents=True, exist_ok=True)
         lease = cls(paths, after + 1)
@@ -55,6 +61,8 @@ class Lease:
             lease._claimed.touch()
             with file:
                 json.dump(lease._content(), file)  # not synced: a crash of the machine ends the attempt anyway
+            lease.drafts.mkdir(exist_ok=True)
+            fencing.fence_off(paths, before=lease.attempt)
         except OSError:
             lease.file.unlink()
             raise
@@ -71,13 +79,19 @@ class Lease:
         lease = cls(paths, attempt)
         if not lease.file.exists():
             raise LeaseLost(f"{paths.run_id}: attempt {attempt} was never claimed")
-        lease.check()
+        lease.drafts.mkdir(exist_ok=True)  # a job worker of version 0.1.0 claims without it
+        lease.check()  # after it: a newer attempt creates its file first and then removes this folder
         return lease
 
     @property
     def file(self) -> Path:
         """The attempt's file."""
         return self.paths.attempts / f"{self.attempt}.json"
+
+    @property
+    def drafts(self) -> Path:
+        """The folder that this attempt publishes from; it exists until another attempt takes the run over."""
+        return fencing.drafts_of(self.paths, self.attempt)
 
     @property
     def _claimed(self) -> Path:
@@ -114,8 +128,102 @@ class Lease:
             json.dump(self._content(), file)
             file.truncate()
 
+    def atomic_write(self, target: Path, *, durable: bool = True) -> AbstractContextManager[Path]:
+        """Yield the path of a draft, which replaces the file `target` after the block; see `files.atomic_write`.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run; `target` stays as it was.
+            OSError: The folder is full or not writable.
+        """
+        if target.is_relative_to(self.paths.folder):
+            return self._atomic_write(target, durable=durable)
+        return self._atomic_write_outside(target)
+
+    @contextmanager
+    def _atomic_write(self, target: Path, *, durable: bool) -> Iterator[Path]:
+        with self._fenced(), atomic_write(target, durable=durable, drafts=self.drafts) as draft:
+            yield draft
+
+    @contextmanager
+    def _atomic_write_outside(self, target: Path) -> Iterator[Path]:
+        with self._fenced(), fencing.drafts_beside(target, self.paths, self.attempt) as own:
+            self.check()
+            fencing.fence_off_beside(own)
+            with self._fenced(own), atomic_write(target, drafts=own) as draft:
+                yield draft
+
+    @contextmanager
+    def atomic_folder(self, target: Path) -> Iterator[Path]:
+        """Yield an empty folder, which replaces the folder `target` of the run after the block.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run; `target` stays as it was.
+            OSError: The folder is full or not writable.
+        """
+        replaced = fencing.replaced_folder(self.paths, self.attempt, target)
+        with self._fenced(), atomic_folder(target, drafts=self.drafts, replaced=replaced) as draft:
+            yield draft
+
+    def write_json(self, path: Path, value: Any, *, durable: bool = True) -> None:
+        """Write `value` as JSON with `atomic_write`."""
+        self.write_bytes(path, json_bytes(value), durable=durable)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write `text` as UTF-8 with `atomic_write`."""
+        self.write_bytes(path, text.encode())
+
+    def write_bytes(self, path: Path, content: bytes, *, durable: bool = True) -> None:
+        """Write `content` with `atomic_write`."""
+        with self.atomic_write(path, durable=durable) as draft:
+            draft.write_bytes(content)
+
+    def append_line(self, path: Path, value: dict[str, Any]) -> None:
+        """Append `value` and the attempt's number as a line of JSON.
+
+        A line that an attempt appends late is left out by `read_attempt_lines`, because it follows one of a newer
+        attempt.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
+        self.check()
+        append_line(path, {**value, "attempt": self.attempt})
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or folder of the run, if it exists; it disappears at once.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run; `path` stays.
+        """
+        with self._fenced():
+            try:
+                removed = path.rename(self.drafts / f"removed-{secrets.token_hex(4)}")
+            except FileNotFoundError:
+                if not self.drafts.is_dir():
+                    raise
+                return
+        if removed.is_dir():
+            shutil.rmtree(removed, ignore_errors=True)
+        else:
+            removed.unlink(missing_ok=True)
+
+    @contextmanager
+    def _fenced(self, drafts: Path | None = None) -> Iterator[None]:
+        """Raise LeaseLost for an error of the block if the attempt's drafts were removed meanwhile."""
+        self.check()
+        try:
+            yield
+        except OSError as error:
+            if (drafts or self.drafts).is_dir():
+                raise
+            self.check()
+            raise LeaseLost(f"{self.paths.run_id}: another process ended attempt {self.attempt}") from error
+
     def check(self) -> None:
-        """Check that this attempt may still publish; call it before every publish.
+        """Check that this attempt may still publish.
+
+        The methods that publish call it too. It stops a late attempt early; what makes a late publication impossible
+        is `cluster.fencing`.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
@@ -133,8 +241,13 @@ class Lease:
 
 
 def revoke(paths: RunPaths, attempt: int) -> None:
-    """Mark an attempt dead, so that it can publish nothing if it comes back."""
+    """Mark an attempt dead, so that it can publish nothing if it comes back.
+
+    Raises:
+        OSError: The storage cannot be written.
+    """
     _revocation(paths, attempt).touch()
+    fencing.fence_off(paths, before=attempt + 1)
 
 
 def _revocation(paths: RunPaths, attempt: int) -> Path:

@@ -20,7 +20,7 @@ from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
 from trainer.search.journal import TrialJournal
 from trainer.search.run import search
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable
+from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable, read_trial_events
 from trainer.specs import SearchSpec, build
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -40,7 +40,7 @@ def events_of(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
 
 def table_of(paths: RunPaths, spec: SearchSpec) -> TrialTable:
     """The trials of a search in its trial journal."""
-    return TrialTable.fold(read_lines(paths.trials), spec.best_by)
+    return TrialTable.fold(read_trial_events(paths.trials).lines, spec.best_by)
 
 
 def attempt_at(paths: RunPaths, spec: SearchSpec, **options: Any) -> RunResult:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, recall_score
 
+from tests.trained import lease_in
 from trainer.errors import CheckpointError, TrainerError
 from trainer.evaluation.calibration import (
     Calibration,
@@ -103,7 +104,7 @@ def test_below_the_threshold_the_most_probable_other_class_is_predicted():
 def test_a_calibration_is_read_back_as_it_was_written(tmp_path):
     chosen = Calibration(temperature=1.3, positive="covid", threshold=0.2, min_sensitivity=0.99)
 
-    chosen.write(tmp_path, WEIGHTS)
+    chosen.write(tmp_path, WEIGHTS, lease_in(tmp_path))
 
     assert Calibration.read(tmp_path, WEIGHTS) == chosen.model_copy(update={"model": WEIGHTS})
     assert chosen.threshold_for("covid") == 0.2
@@ -117,7 +118,7 @@ def test_a_model_without_a_calibration_file_has_temperature_1_and_no_threshold(t
 
 
 def test_the_calibration_of_other_weights_is_refused(tmp_path):
-    Calibration(threshold=0.2, positive="covid").write(tmp_path, WEIGHTS)
+    Calibration(threshold=0.2, positive="covid").write(tmp_path, WEIGHTS, lease_in(tmp_path))
 
     with pytest.raises(CheckpointError, match="belongs to other weights"):
         Calibration.read(tmp_path, "cd" * 32)

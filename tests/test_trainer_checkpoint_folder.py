@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from tests.trained import lease_in
 from trainer.errors import CheckpointError
 from trainer.model.checkpoint_folder import (
     latest_valid_checkpoint,
@@ -22,6 +23,7 @@ FILES = ("model.safetensors", "position.json", "manifest.json")
 def write(folder, value=1.0):
     write_checkpoint_folder(
         folder,
+        lease=lease_in(folder.parent),
         tensors={"model.safetensors": {"weight": torch.full((1000,), value)}},
         json_files={"position.json": {"step": 3}},
         manifest={"attempt": 1},
@@ -93,7 +95,8 @@ def test_a_full_disk_leaves_the_last_valid_checkpoint_and_no_partial_file(tmp_pa
     with file_size_limit(2000), pytest.raises(CheckpointError, match="free space there and retry the run"):
         write(step_folder(tmp_path, 2))
 
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "attempts"] == ["step-000000001"]
+    assert not list(tmp_path.glob("attempts/*.drafts/*"))
     assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
 
 
@@ -111,7 +114,7 @@ def test_the_latest_two_checkpoints_are_kept(tmp_path):
     for step in (9, 10, 100):
         write(step_folder(tmp_path, step))
 
-    remove_old_checkpoints(tmp_path)
+    remove_old_checkpoints(tmp_path, lease_in(tmp_path))
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
 

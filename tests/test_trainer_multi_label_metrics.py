@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from tests.trained import lease_in
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.calibration import Calibration, LabelCalibration
 from trainer.evaluation.multi_label_calibration import (
@@ -258,7 +259,7 @@ def test_a_temperature_divides_the_logit_and_keeps_certain_probabilities():
 
 
 def test_the_calibration_of_one_class_an_image_has_no_field_for_labels(tmp_path):
-    Calibration(temperature=1.5).write(tmp_path, "m")
+    Calibration(temperature=1.5).write(tmp_path, "m", lease_in(tmp_path))
 
     assert "labels" not in (tmp_path / "calibration.json").read_text()
     assert Calibration.read(tmp_path, "m").temperature == 1.5

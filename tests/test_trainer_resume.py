@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data_shards.index import Shard, ShardIndex
+from tests.trained import lease_in
 from trainer.data.batches import DeviceBatch
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
@@ -64,7 +65,7 @@ class Training(LoopHooks):
 
     def save_checkpoint(self, state, is_best):
         if state.step == self.save_after:
-            self.checkpoint.save(self.folder, state, attempt=1)
+            self.checkpoint.save(self.folder, state, lease=lease_in(self.folder))
 
     @property
     def tensors(self):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster import guard
+from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from trainer.__main__ import command_for
@@ -35,6 +36,12 @@ def new_run(storage: Path, spec: Spec, name: str = "run") -> RunPaths:
     paths.folder.mkdir(parents=True)
     paths.spec.write_text(json.dumps(spec.to_json()))
     return paths
+
+
+def lease_in(folder: Path) -> Lease:
+    """Claim the next attempt of the run in a folder."""
+    paths = RunPaths(folder)
+    return Lease.claim(paths, after=latest_attempt(paths))
 
 
 def attempted(paths: RunPaths, spec: Spec) -> RunResult:

@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         logger.error("%s", error)
         return ExitCode.USAGE
     with attempt.sending_heartbeats():
-        Progress(attempt.paths, attempt.number).write()
         try:
+            Progress(attempt.paths, attempt.lease).write()
             spec = read_spec(attempt.paths.spec)
             if attempt.settings.ray_address is None:
                 set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once

@@ -1,12 +1,13 @@
 """One attempt at a run: its folder, its lease, and its heartbeat."""
 
+import contextlib
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.files import read_json, write_json
+from cluster.files import read_json
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
@@ -61,11 +62,8 @@ class Attempt:
     def fail(self, error: Exception) -> None:
         """Write `error.json` unless a newer attempt owns the run."""
         line = " ".join(str(error).split()) or type(error).__name__
-        try:
-            self.lease.check()
-        except ClusterError:
-            return
-        write_json(self.paths.error, {"attempt": self.number, "error": line})
+        with contextlib.suppress(ClusterError):
+            self.lease.write_json(self.paths.error, {"attempt": self.number, "error": line})
 
     def sending_heartbeats(self) -> AbstractContextManager[None]:
         """Send heartbeats from a thread while the block runs."""

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cluster.lease import Lease
 from cluster.settings import Settings
 from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
@@ -84,7 +85,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     if spec.min_sensitivity:
         calibration = _with_threshold(_replaced(folder, weights), spec, index, found["valid"])
         if context.process_group.is_rank_zero:
-            _store(calibration, folder, weights)
+            _store(calibration, folder, weights, context.task.attempt.lease)
     else:
         calibration = Calibration.read(folder, weights)
     metrics = split_metrics(
@@ -116,10 +117,10 @@ def _with_threshold(stored: Calibration, spec: EvaluateSpec, index: ShardIndex, 
     )
 
 
-def _store(calibration: Calibration, folder: Path, weights: str) -> None:
+def _store(calibration: Calibration, folder: Path, weights: str, lease: Lease) -> None:
     """Write the calibration beside the model; a read-only model folder does not fail the evaluation."""
     try:
-        calibration.write(folder, weights)
+        calibration.write(folder, weights, lease)
     except CheckpointError as error:
         logger.warning("predict will not use the threshold, which could not be stored: %s", error)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import atomic_write, copy_atomically, sha256_of
+from cluster.files import copy_atomically, sha256_of
 from trainer.attempt import Attempt
 from trainer.data.images import sample_images
 from trainer.errors import TrainerError
@@ -44,7 +44,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
         form.write(exported, images[[0, -1]], metadata, draft)
         difference = verify_export(form, draft, exported, metadata, images)
     if spec.output is not None:
-        copy_atomically(target, Path(spec.output))
+        copy_atomically(target, Path(spec.output), write=attempt.lease.atomic_write)
     return RunResult(
         kind=spec.kind,
         checkpoint=str(folder),
@@ -62,9 +62,8 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
 def _atomic_file(attempt: Attempt, target: Path) -> Iterator[Path]:
     """Yield the path of a draft, which is renamed to `target` when the block succeeds."""
     try:
-        with atomic_write(target) as draft:
+        with attempt.lease.atomic_write(target) as draft:
             yield draft
-            attempt.lease.check()
     except OSError as error:
         raise StorageError(f"{target} cannot be written ({error.strerror}); free space there and retry") from error
 

@@ -42,7 +42,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
-        copy_atomically(table, Path(spec.output))
+        copy_atomically(table, Path(spec.output), write=attempt.lease.atomic_write)
     return RunResult(
         kind=spec.kind,
         checkpoint=str(folder),
@@ -64,10 +64,12 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
     predictor = Predictor.load(model_folder(spec.model, attempt.settings), context.process_group.device)
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
-    attempt.lease.check()
-    table, decisions, images = attempt.paths.predicted(spec.form), Counter[str](), Counter[str]()
+    config, table = predictor.config, attempt.paths.predicted(spec.form)
+    decisions, images = Counter[str](), Counter[str]()
     try:
-        with open_prediction_table(table, predictor.config.classes, multi_label=predictor.config.multi_label) as write:
+        with open_prediction_table(
+            table, config.classes, attempt.lease.atomic_write, multi_label=config.multi_label
+        ) as write:
             for row in _rows(context, parts, predictor):
                 decisions.update(row.decisions)
                 images["unreadable" if row.error else "answered"] += 1

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.files import is_full, write_json
+from cluster.files import is_full
+from cluster.lease import Lease
 from cluster.run_paths import TrainingPaths
 
 WRITE_SECONDS = 1.0
@@ -15,7 +16,7 @@ class Progress:
     """Counts the images of a phase and writes the file about once a second."""
 
     paths: TrainingPaths
-    attempt: int
+    lease: Lease
     writes: bool = True
     phase: str = "starting"
     total: int = 0
@@ -44,12 +45,16 @@ class Progress:
         return (self.done - self._began_at) / max(time.monotonic() - self._began, 1e-9)
 
     def write(self) -> None:
-        """Write the file now."""
+        """Write the file now.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
         self._written = time.monotonic()
         if not self.writes:
             return
         try:
-            write_json(self.paths.progress, self._content())
+            self.lease.write_json(self.paths.progress, self._content())
         except OSError as error:
             if not is_full(error):  # a full disk hides the progress, but must not end the run
                 raise
@@ -65,5 +70,5 @@ class Progress:
             "total": self.total,
             "images_per_second": round(speed, 1),
             "eta_seconds": None if eta is None else round(eta, 1),
-            "attempt": self.attempt,
+            "attempt": self.lease.attempt,
         }

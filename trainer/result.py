@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cluster.files import write_json
 from cluster.lease import Lease
 
 
@@ -31,6 +30,5 @@ class RunResult:
         Raises:
             LeaseLost: A newer attempt owns the run.
         """
-        lease.check()
         content = asdict(self)
-        write_json(lease.paths.result, content.pop("details") | content)
+        lease.write_json(lease.paths.result, content.pop("details") | content)

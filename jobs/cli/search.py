@@ -42,7 +42,7 @@ from jobs.cli.training_options import (
     VALIDATION,
     WEIGHT_DECAY,
 )
-from jobs.cli.trials import leaderboard_text, rows_of
+from jobs.cli.trials import leaderboard_text, rows_of, table_of
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from trainer.specs import SearchSpec, TrainOptions
@@ -182,11 +182,11 @@ def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
     console = Console(stderr=True)
     if not console.is_terminal:
         state = show_progress(storage, run_id)
-        click.echo(leaderboard_text(rows_of(paths), metric, None), err=True)
+        click.echo(leaderboard_text(rows_of(paths, table_of(paths)), metric, None), err=True)
         return state
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in follow(storage, run_id):
-            rows = rows_of(paths)
+            rows = rows_of(paths, table_of(paths))
             table = leaderboard_text(rows[:SHOWN], metric, console.width)
             live.update(Text(f"{table}\n{run_id}: {describe(state, progress)}"))
     return state

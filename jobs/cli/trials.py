@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cluster.errors import StorageError
-from cluster.files import read_json_object, read_lines
+from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
@@ -15,7 +15,7 @@ from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from trainer.model.names import MANIFEST_FILE
-from trainer.search.trials import TrialTable, leaderboard
+from trainer.search.trials import TrialTable, leaderboard, read_trial_events
 
 ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns of the table even where all trials have the same value
 
@@ -38,7 +38,8 @@ def trials(search_id: str, sort: str, as_json: bool) -> None:
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
     paths = run_state.find(Settings.read().storage, search_id)
-    rows, metric = rows_of(paths), table_of(paths).metric
+    table = table_of(paths)
+    rows, metric = rows_of(paths, table), table.metric
     if sort != "metric":
         if rows and sort not in rows[0]:
             raise InvalidOption(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
@@ -84,13 +85,16 @@ def table_of(paths: RunPaths) -> TrialTable:
         raise Refused(
             f"{paths.run_id} is a {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
         )
-    return TrialTable.fold(read_lines(paths.trials), str(spec["best_by"]))
+    found = read_trial_events(paths.trials)
+    if found.warning:
+        click.echo(found.warning, err=True)
+    return TrialTable.fold(found.lines, str(spec["best_by"]))
 
 
-def rows_of(paths: RunPaths) -> list[dict[str, Any]]:
+def rows_of(paths: RunPaths, table: TrialTable) -> list[dict[str, Any]]:
     """Return a row per trial, the best first."""
     published = str(paths.best) if (paths.best / MANIFEST_FILE).is_file() else None
-    return leaderboard(table_of(paths), published)
+    return leaderboard(table, published)
 
 
 def published_best(paths: RunPaths) -> dict[str, Any] | None:

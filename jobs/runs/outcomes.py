@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cluster import guard
 from cluster.errors import LeaseLost, StorageError
 from cluster.exit_codes import ExitCode
+from cluster.fencing import fence_off
 from cluster.files import is_damage, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
@@ -83,6 +84,7 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
     """
     with contextlib.suppress(LeaseLost), changing(paths) as state:
         lease.check()
+        fence_off(paths, before=lease.attempt + 1)  # a process of it that still runs publishes nothing from here on
         # Read under the lock: `cancel` holds it too while it writes its request, so no request is missed.
         if isinstance(how, Change) and StopRequest.read(paths.stop, lease.attempt):
             how = ExitCode.UNKNOWN

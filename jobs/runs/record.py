@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json_object, read_lines
+from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, read_state
+from trainer.tracking.history import read_epoch_lines
 
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
 PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds"})
@@ -66,7 +67,7 @@ def read_record(paths: RunPaths) -> JobRecord:
         spec=_object(paths.spec) or {},
         request=_object(paths.job) or {},
         progress=read_progress(paths),
-        metrics=[line for line in read_lines(paths.metrics) if isinstance(line, dict)],
+        metrics=read_epoch_lines(paths.metrics),
         result=_result(paths),
         files=_files(paths.folder),
     )
@@ -101,6 +102,7 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(_bytes(entry) for entry in path.iterdir()) if path.exists() else 0
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return sum(_bytes(entry) for entry in path.iterdir()) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:  # removed meanwhile
+        return 0

@@ -16,7 +16,8 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 
 from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import read_json
+from cluster.lease import Lease
 from trainer.errors import CheckpointError, TrainerError
 from trainer.model.names import CALIBRATION_FILE
 
@@ -73,15 +74,16 @@ class Calibration(BaseModel):
     samples: int = 0
     labels: dict[str, LabelCalibration] = {}
 
-    def write(self, folder: Path, model: str) -> None:
+    def write(self, folder: Path, model: str, lease: Lease) -> None:
         """Write `calibration.json` atomically beside the model whose weights have the sha256 `model`.
 
         Raises:
+            LeaseLost: A newer attempt owns the run that writes it.
             CheckpointError: The folder cannot be written.
         """
         try:
             content = self.model_dump(mode="json", exclude=None if self.labels else {"labels"})
-            write_json(folder / CALIBRATION_FILE, {**content, "model": model})
+            lease.write_json(folder / CALIBRATION_FILE, {**content, "model": model})
         except OSError as error:
             raise CheckpointError(
                 f"{folder / CALIBRATION_FILE} cannot be written: {error.strerror}; free space there or make it writable"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.files import atomic_write
+from cluster.files import OpenDraft, atomic_write
 from trainer.evaluation.csv_cells import safe_cell
 
 COLUMNS = ("image", "group", "truth")
@@ -26,6 +26,7 @@ def write_evaluation_table(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     decisions: NDArray[np.int64],
+    open_draft: OpenDraft = atomic_write,
 ) -> None:
     """Write the table atomically: image, group, truth, `probability_CLASS` of each class, decision.
 
@@ -40,12 +41,13 @@ def write_evaluation_table(
         labels: (N,) true classes.
         probabilities: (N, C) after temperature scaling, as `predict` returns them.
         decisions: (N,) predicted classes by the decision rule of the evaluation.
+        open_draft: Opens the draft of the file.
 
     Raises:
         OSError: The folder is full or not writable.
     """
     names = [safe_cell(name) for name in classes]
-    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with open_draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([*COLUMNS, *(safe_cell(f"probability_{name}") for name in classes), "decision"])
         for source, group, label, row, decision in zip(
@@ -63,6 +65,7 @@ def write_label_table(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     decisions: NDArray[np.int64],
+    open_draft: OpenDraft = atomic_write,
 ) -> None:
     """Write the table of a multi-label evaluation atomically: image, group, and three columns for each label.
 
@@ -73,7 +76,7 @@ def write_label_table(
         OSError: The folder is full or not writable.
     """
     columns = [safe_cell(f"{kind}_{name}") for name in classes for kind in ("truth", "probability", "decision")]
-    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with open_draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow([*COLUMNS[:2], *columns])
         for source, group, *of_image in zip(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cluster.errors import StorageError
-from cluster.files import write_bytes
+from cluster.lease import Lease
 from data_shards.index import ShardIndex
 from trainer.errors import CheckpointError
 
@@ -94,11 +94,15 @@ class Predictions:
     samples: NDArray[np.uint8] | None = None
     about: EvaluatedSplit | None = None
 
-    def write(self, path: Path) -> None:
-        """Write the file atomically."""
+    def write(self, path: Path, lease: Lease) -> None:
+        """Write the file atomically.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
         arrays = {name: np.ascontiguousarray(value) for name, value in self._arrays().items() if value is not None}
         metadata = None if self.about is None else {ABOUT: self.about.to_json()}
-        write_bytes(path, save(arrays, metadata=metadata))
+        lease.write_bytes(path, save(arrays, metadata=metadata))
 
     @classmethod
     def read(cls, path: Path) -> "Predictions":

@@ -167,7 +167,7 @@ def save_predictions(
     """
     if not context.process_group.is_rank_zero:
         return
-    context.task.attempt.lease.check()
+    lease = context.task.attempt.lease
     objective, probabilities = outputs.objective, outputs.probabilities()
     about = EvaluatedSplit(
         model=model,
@@ -188,7 +188,7 @@ def save_predictions(
         groups=group_ids(outputs.groups, len(outputs.labels)),
         samples=sample_ids(index, about.split),
         about=about,
-    ).write(context.task.paths.predictions)
+    ).write(context.task.paths.predictions, lease)
     if isinstance(context.task.paths, RunPaths):
         write_table = write_label_table if index.multi_label else write_evaluation_table
         write_table(
@@ -199,6 +199,7 @@ def save_predictions(
             labels=outputs.labels,
             probabilities=calibrated,
             decisions=decisions,
+            open_draft=lease.atomic_write,
         )
 
 

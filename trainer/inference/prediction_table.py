@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.files import atomic_write
+from cluster.files import OpenDraft, atomic_write
 from trainer.evaluation.csv_cells import safe_cell
 
 
@@ -45,7 +45,9 @@ SEPARATOR = "|"  # between the decided labels of one image in a cell
 
 
 @contextmanager
-def open_prediction_table(path: Path, classes: tuple[str, ...], *, multi_label: bool = False) -> Iterator[WriteRow]:
+def open_prediction_table(
+    path: Path, classes: tuple[str, ...], open_draft: OpenDraft = atomic_write, *, multi_label: bool = False
+) -> Iterator[WriteRow]:
     """Yield a function that writes a row; the file is published when the block succeeds. Its suffix gives the format.
 
     Raises:
@@ -55,7 +57,7 @@ def open_prediction_table(path: Path, classes: tuple[str, ...], *, multi_label: 
     as_json = _labels_as_json if multi_label else _as_json
     open_rows = partial(_json_rows, as_json=as_json) if path.suffix == ".json" else csv_rows
     with (
-        atomic_write(path) as draft,
+        open_draft(path) as draft,
         draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
         open_rows(file, classes) as write,
     ):

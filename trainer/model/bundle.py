@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cluster.lease import Lease
 from trainer.errors import CheckpointError
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest, write_checkpoint_folder
 from trainer.model.efficientnet import Classifier, build_model
@@ -12,14 +13,18 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MODEL_FILE
 
 
-def publish_model(folder: Path, model: Classifier, config: HeadConfig, manifest: dict[str, Any]) -> None:
+def publish_model(
+    folder: Path, model: Classifier, config: HeadConfig, manifest: dict[str, Any], *, lease: Lease
+) -> None:
     """Write a published model atomically.
 
     Raises:
+        LeaseLost: A newer attempt owns the run.
         CheckpointError: The storage is full or cannot be written.
     """
     write_checkpoint_folder(
         folder,
+        lease=lease,
         tensors={MODEL_FILE: model.state_dict()},
         json_files={HEAD_FILE: config.to_json()},
         manifest=manifest,

@@ -4,7 +4,6 @@ Both formats are plain data: reading them cannot run code.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import atomic_folder, read_json, sha256_of, write_json
+from cluster.files import read_json, sha256_of, write_json
+from cluster.lease import Lease
 from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 def write_checkpoint_folder(
     folder: Path,
     *,
+    lease: Lease,
     tensors: Mapping[str, Mapping[str, Tensor]],
     json_files: Mapping[str, Any],
     manifest: Mapping[str, Any],
@@ -36,10 +37,11 @@ def write_checkpoint_folder(
     The write is atomic: into a draft folder, synced, then renamed; an existing folder of that name is replaced.
 
     Raises:
+        LeaseLost: A newer attempt owns the run; an existing folder stays unchanged.
         CheckpointError: The storage is full or not writable; an existing folder stays unchanged.
     """
     try:
-        with atomic_folder(folder) as draft:
+        with lease.atomic_folder(folder) as draft:
             for name, group in tensors.items():
                 content = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
                 (draft / name).write_bytes(content)
@@ -103,10 +105,10 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}"
 
 
-def remove_old_checkpoints(folder: Path) -> None:
+def remove_old_checkpoints(folder: Path, lease: Lease) -> None:
     """Delete all but the latest checkpoints."""
     for old in _by_step(folder)[:-CHECKPOINTS_TO_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        lease.remove(old)
 
 
 def _by_step(folder: Path) -> list[Path]:

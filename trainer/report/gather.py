@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.files import read_lines
 from cluster.resources import this_machine
 from data_shards.index import ShardIndex
 from data_shards.read.stream import read_samples
@@ -24,6 +23,7 @@ from trainer.report.multi_label import MultiLabelReportData, worst_decisions
 from trainer.report.page import ReportData, SearchSection
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
+from trainer.tracking.history import read_epoch_lines
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
 OWN_SECTIONS = ("cost", "importance")  # details of a search that the report shows in sections of their own
@@ -44,7 +44,7 @@ def gather_report(
         metrics=metrics,
         predictions=predictions,
         index=index,
-        epochs=tuple(read_lines(attempt.paths.metrics)),
+        epochs=tuple(read_epoch_lines(attempt.paths.metrics)),
         search=search or SearchSection(),
         misclassified=_misclassified_images(
             spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)
@@ -79,7 +79,7 @@ def _worst(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[Miscla
 
 
 def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
-    epochs = list(read_lines(attempt.paths.metrics))
+    epochs = read_epoch_lines(attempt.paths.metrics)
     machine = this_machine()
     speeds = [line["images_per_second"] for line in epochs if line.get("images_per_second")]
     timing = {"duration of this attempt": f"{attempt.seconds:.1f} s", "attempt": str(attempt.number)}

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cluster.files import write_text
-from cluster.run_paths import RunPaths
+from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.predictions import Predictions
@@ -170,9 +169,9 @@ class ReportData:
         return {"roc": roc, "precision_recall": precision_recall, **charts_drawn}
 
 
-def write_page(paths: RunPaths, data: ReportData) -> None:
+def write_page(lease: Lease, data: ReportData) -> None:
     """Write `report.html` atomically."""
-    write_text(paths.report, render(data))
+    lease.write_text(lease.paths.report, render(data))
 
 
 def render(data: ReportData) -> str:

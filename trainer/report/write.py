@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cluster.errors import LeaseLost
 from trainer.attempt import Attempt
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
@@ -33,6 +34,8 @@ def write_report(
         from trainer.report.gather import gather_report  # noqa: PLC0415
         from trainer.report.page import write_page  # noqa: PLC0415
 
-        write_page(attempt.paths, gather_report(attempt, spec, result, None if search is None else search()))
+        write_page(attempt.lease, gather_report(attempt, spec, result, None if search is None else search()))
+    except LeaseLost:
+        raise
     except Exception:
         logger.exception("the report could not be written; the metrics and the model of the run are not affected")

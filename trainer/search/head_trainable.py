@@ -102,7 +102,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
                 spec.model_copy(update={"seed": spec.seed + repeat}),
                 repeat_folder(self.task.attempt.paths.checkpoints, self.assignment.trial, repeat),
                 self.pause.reason,
-                self.task.attempt.number,
+                self.task.attempt.lease,
             )
             for repeat in range(self.task.spec.repeats)
         ]
@@ -134,7 +134,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             best.tensors,
             trial=self.assignment.trial,
             epoch=best.state.epoch,
-            attempt=attempt.number,
+            lease=attempt.lease,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.lease import Lease
 from cluster.stop_request import StopWatcher
 from data_shards.index import ShardIndex
 from trainer.data.batches import FeatureLoader
@@ -87,7 +88,7 @@ def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: to
     return WorkerContext(
         task=WorkerTask(attempt=attempt, spec=spec, source=task.source),
         process_group=ProcessGroup(0, 1, device),
-        progress=Progress(attempt.paths, attempt.number, writes=False),
+        progress=Progress(attempt.paths, attempt.lease, writes=False),
         stop=StopWatcher(never, attempt.number),
     )
 
@@ -100,13 +101,13 @@ class HeadTraining(LoopHooks):
         spec: The training.
         folder: For its checkpoints.
         stop_reason: Returns why it should pause, or None; called at each step.
-        attempt: Number of the attempt, written into checkpoints.
+        lease: Of the attempt that writes the checkpoints.
     """
 
     def __init__(
-        self, data: HeadTrainingData, spec: TrainSpec, folder: Path, stop_reason: Callable[[], str | None], attempt: int
+        self, data: HeadTrainingData, spec: TrainSpec, folder: Path, stop_reason: Callable[[], str | None], lease: Lease
     ) -> None:
-        self.data, self.spec, self.folder, self.attempt = data, spec, folder, attempt
+        self.data, self.spec, self.folder, self.lease = data, spec, folder, lease
         self.module = data.fresh_head(spec)
         self.optimizer = build_optimizer(
             self.module, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=data.device
@@ -149,7 +150,7 @@ class HeadTraining(LoopHooks):
     def save(self, state: TrainState) -> None:
         """Write a checkpoint to resume from."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint.save(self.folder, state, attempt=self.attempt)
+        self.checkpoint.save(self.folder, state, lease=self.lease)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
     def save_last_epoch(self) -> None:

@@ -1,16 +1,19 @@
 """The trial journal, `trials.jsonl`: append-only; each line is synced to disk before anything depends on it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import append_line, read_json, read_lines
+from cluster.files import read_json
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
-from trainer.search.trials import Trial, TrialAssignment, TrialEnd, TrialReport, TrialTable
+from trainer.search.trials import Trial, TrialAssignment, TrialEnd, TrialReport, TrialTable, read_trial_events
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,13 +33,16 @@ class TrialJournal:
 
     @classmethod
     def opened(cls, lease: Lease, metric: str, now: datetime) -> "TrialJournal":
-        """Read what earlier attempts wrote, and record that this one begins."""
-        events = list(read_lines(lease.paths.trials))
-        opened = [event for event in events if event.get("event") == "opened"]
-        began = datetime.fromisoformat(opened[0]["time"]) if opened else now.astimezone(UTC)
-        journal = cls(lease, TrialTable.fold(events, metric), began)
-        journal._append({"event": "opened"}, now)
-        return journal
+        """Record that this attempt begins, and then read what earlier attempts wrote.
+
+        In this order: what an earlier attempt appends between the two is left out, here and by every later reader.
+        """
+        lease.append_line(lease.paths.trials, {"event": "opened", "time": now.astimezone(UTC).isoformat()})
+        found = read_trial_events(lease.paths.trials)
+        if found.warning:
+            logger.warning("%s", found.warning)
+        times = [datetime.fromisoformat(event["time"]) for event in found.lines if event["event"] == "opened"]
+        return cls(lease, TrialTable.fold(found.lines, metric), times[0])
 
     def start(self, assignment: TrialAssignment, now: datetime, extended_from: str | None = None) -> None:
         """Record that a trial starts."""
@@ -52,11 +58,9 @@ class TrialJournal:
         self._append({**end.to_json(), "trial": trial}, now, extended_from)
 
     def _append(self, event: Mapping[str, Any], now: datetime, extended_from: str | None = None) -> None:
-        self.lease.check()
         source = {} if extended_from is None else {"from": extended_from}
-        stamp = {"attempt": self.lease.attempt, "time": now.astimezone(UTC).isoformat()}
-        line = {**event, **source, **stamp}
-        append_line(self.lease.paths.trials, line)
+        line = {**event, **source, "time": now.astimezone(UTC).isoformat()}
+        self.lease.append_line(self.lease.paths.trials, line)
         self.table.add(line)
 
 
@@ -74,7 +78,7 @@ def copy_trials(journal: TrialJournal, earlier: RunPaths, now: datetime) -> None
         raise SpecError(
             f"--extend {earlier.run_id}: this storage has no such search; `nightshift list --kind search` shows them"
         ) from error
-    for trial in TrialTable.fold(read_lines(earlier.trials), metric).extendable:
+    for trial in TrialTable.fold(read_trial_events(earlier.trials).lines, metric).extendable:
         known = journal.table.trials.get(trial.number)
         if known is None or known.ended is None:
             _copy(trial, journal, earlier.run_id, now)

@@ -1,7 +1,6 @@
 """Publishes the best model of a search while it runs, and deletes the files of worse trials."""
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +43,7 @@ class BestModelPublisher:
 
     def __post_init__(self) -> None:
         for draft in self.attempt.paths.folder.glob(f".{self.attempt.paths.best.name}.*"):
-            shutil.rmtree(draft, ignore_errors=True)  # left half written, or half removed, by a kill
+            self.attempt.lease.remove(draft)  # left by a killed process of version 0.1.0
         self.published = self._published()
 
     @property
@@ -109,11 +108,11 @@ class BestModelPublisher:
         for record in self.journal.table.reports():
             name = record.report.candidate
             if name and name != keep and "/" not in name:
-                shutil.rmtree(checkpoints / name, ignore_errors=True)
+                self.attempt.lease.remove(checkpoints / name)
         for trial in self.journal.table.ended:
             folder = trial_folder(checkpoints, trial.number)
             if not keep.startswith(f"{folder.name}/"):
-                shutil.rmtree(folder, ignore_errors=True)
+                self.attempt.lease.remove(folder)
 
 
 def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:

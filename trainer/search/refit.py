@@ -6,13 +6,12 @@ refit was trained on would be wrong.
 """
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import read_json
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths, TrialPaths
 from cluster.stop_request import StopRequest
@@ -142,7 +141,7 @@ class Refit:
         if self.controller.must_pause():
             StopRequest("window", self.attempt.number).publish(paths.stop)
         if paths.progress.exists():
-            write_json(self.attempt.paths.progress, read_json(paths.progress))
+            self.attempt.lease.write_json(self.attempt.paths.progress, read_json(paths.progress))
 
     def _publish(self, best: EpochRecord, images: int) -> dict[str, Any]:
         paths = self.attempt.paths
@@ -153,7 +152,7 @@ class Refit:
         _publish_as(
             self.attempt, paths.checkpoints / "refit" / "best", paths.best, about=about, calibration=calibration
         )
-        shutil.rmtree(paths.checkpoints / "refit", ignore_errors=True)
+        self.attempt.lease.remove(paths.checkpoints / "refit")
         return facts
 
 
@@ -203,9 +202,8 @@ def _publish_as(
     attempt: Attempt, source: Path, target: Path, *, about: dict[str, Any], calibration: Calibration
 ) -> None:
     model, config, _ = read_model(source)
-    attempt.lease.check()
-    publish_model(target, model, config, manifest=about)
-    calibration.write(target, weights_sha256(target))
+    publish_model(target, model, config, manifest=about, lease=attempt.lease)
+    calibration.write(target, weights_sha256(target), attempt.lease)
 
 
 def refit_on_worker(context: WorkerContext[RefitSpec]) -> int:
@@ -216,7 +214,7 @@ def refit_on_worker(context: WorkerContext[RefitSpec]) -> int:
     if context.process_group.is_rank_zero:
         config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(model.backbone)})
         attempt, paths = context.task.attempt, context.task.paths
-        attempt.lease.check()
-        publish_model(paths.best, model, config, manifest={"run": attempt.paths.run_id, "data": index.digest})
+        about = {"run": attempt.paths.run_id, "data": index.digest}
+        publish_model(paths.best, model, config, manifest=about, lease=attempt.lease)
     context.process_group.barrier()
     return index.samples_in(SPLIT)

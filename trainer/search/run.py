@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
@@ -178,7 +177,7 @@ class SearchProgress:
         """Write the file unless it was written within the last second."""
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self._written = time.monotonic()
-            write_json(self.attempt.paths.progress, self._content())
+            self.attempt.lease.write_json(self.attempt.paths.progress, self._content())
 
     def _content(self) -> dict[str, object]:
         table, spec = self.controller.journal.table, self.controller.spec

@@ -4,13 +4,12 @@ In turn and not one after the other: so the value of an epoch is the mean over a
 ASHA can stop a trial before it has cost a whole training of each seed.
 """
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.files import read_json, read_lines
+from cluster.files import read_json
 from cluster.run_paths import TrialPaths
 from trainer.distributed.worker import WorkerTask
 from trainer.model.checkpoint_folder import latest_valid_checkpoint, read_tensors
@@ -26,6 +25,7 @@ from trainer.search.trial_files import repeat_folder, write_candidate
 from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, build
 from trainer.specs.metric import is_better, loss_of
+from trainer.tracking.history import read_epoch_lines
 from trainer.training.checkpointer import MODULE, TRAIN_STATE
 from trainer.training.ema import EMA
 from trainer.training.train_state import TrainState
@@ -88,7 +88,7 @@ class RepeatedRunTrainable(RunTrainable):
             best.tensors(),
             trial=self.assignment.trial,
             epoch=self.reported,
-            attempt=attempt.number,
+            lease=attempt.lease,
         )
 
 
@@ -103,7 +103,7 @@ class _Repeat:
 
     def epoch_step(self, epoch: int) -> Training:
         """Start to train up to the end of an epoch."""
-        shutil.rmtree(self.paths.scratch, ignore_errors=True)  # Ray's files of the previous epoch step
+        self.search.attempt.lease.remove(self.paths.scratch)  # Ray's files of the previous epoch step
         spec = build(EpochStepSpec, **self.spec.model_dump(exclude={"kind"}), until_epoch=epoch)
         return Training(task_in(self.paths, self.search, spec), epoch_step_on_worker)
 
@@ -121,8 +121,7 @@ class _Repeat:
 
     def line(self, epoch: int) -> dict[str, Any]:
         """Return the metrics of an epoch; of its last epoch if early stopping ended it before."""
-        lines: list[dict[str, Any]] = [line for line in read_lines(self.paths.metrics) if line["epoch"] <= epoch]
-        return lines[-1]
+        return [line for line in read_epoch_lines(self.paths.metrics) if line["epoch"] <= epoch][-1]
 
     def tensors(self) -> dict[str, Any]:
         """Return the weights of its newest checkpoint, which the last validation used."""

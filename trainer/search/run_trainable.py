@@ -13,7 +13,6 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field
 from ray import tune
 
-from cluster.files import read_lines
 from cluster.run_paths import TrialPaths
 from cluster.stop_request import StopRequest
 from trainer.data.run_data import run_index
@@ -23,6 +22,7 @@ from trainer.errors import Stopped
 from trainer.search.trial_files import PauseSignal, trial_folder
 from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, TrainSpec
+from trainer.tracking.history import read_epoch_lines
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.worker import train_model, train_on_worker
 
@@ -118,7 +118,7 @@ class Training:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of `metrics.jsonl`, one per finished epoch."""
-        return list(read_lines(self.paths.metrics))
+        return read_epoch_lines(self.paths.metrics)
 
     def candidate(self, line: dict[str, Any]) -> str | None:
         """Return the folder of the epoch's model if the epoch is the trial's best so far."""

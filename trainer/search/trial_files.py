@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest, StopWatcher
 from trainer.model.checkpoint_folder import write_checkpoint_folder
@@ -22,10 +23,16 @@ def repeat_folder(checkpoints: Path, trial: int, repeat: int) -> Path:
     return trial_folder(checkpoints, trial) / f"repeat-{repeat}"
 
 
-def write_candidate(checkpoints: Path, tensors: Mapping[str, Tensor], *, trial: int, epoch: int, attempt: int) -> str:
+def write_candidate(checkpoints: Path, tensors: Mapping[str, Tensor], *, trial: int, epoch: int, lease: Lease) -> str:
     """Save the weights of an epoch that may be the best of the search; return the name of their folder."""
     name = f"candidate-{trial:06d}-{epoch:06d}"
-    write_checkpoint_folder(checkpoints / name, tensors={MODULE: tensors}, json_files={}, manifest={"attempt": attempt})
+    write_checkpoint_folder(
+        checkpoints / name,
+        lease=lease,
+        tensors={MODULE: tensors},
+        json_files={},
+        manifest={"attempt": lease.attempt},
+    )
     return name
 
 

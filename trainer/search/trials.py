@@ -19,8 +19,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
+from cluster.attempt_lines import AttemptLines, read_attempt_lines
 from trainer.specs.metric import loss_of
 from trainer.specs.search_space import SEARCHED, Config
 
@@ -144,6 +146,54 @@ class TrialEnd:
         """Return the event."""
         details = {"why": self.why, "error": self.error}
         return {"event": self.outcome} | {name: value for name, value in details.items() if value is not None}
+
+
+def read_trial_events(path: Path) -> AttemptLines:
+    """Return the events of a trial journal.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    return read_attempt_lines(path, is_trial_event)
+
+
+def is_trial_event(event: Mapping[str, Any]) -> bool:
+    """Whether an event has what `TrialTable` and its readers need of its kind; unknown kinds are ignored later.
+
+    Raises:
+        KeyError, TypeError, ValueError: It has not.
+    """
+    kind = event["event"]
+    if "time" in event:
+        datetime.fromisoformat(event["time"])
+    if kind == "opened":
+        return "time" in event
+    if kind not in ("started", "epoch", "paused", "finished", "failed"):
+        return isinstance(kind, str)
+    if type(event["trial"]) is not int or not isinstance(event.get("from", ""), str):
+        return False
+    if kind == "started":
+        return isinstance(event["config"], dict) and all(_is_plain(value) for value in event["config"].values())
+    if kind == "epoch":
+        return _is_report(event)
+    return all(isinstance(event.get(name), str | None) for name in ("why", "error"))
+
+
+def _is_report(event: Mapping[str, Any]) -> bool:
+    numbers = [event.get(name) for name in ("spread", *METRICS)]
+    has_numbers = all(number is None or _is_number(number) for number in numbers)
+    is_text = isinstance(event.get("candidate"), str | None)
+    return (
+        type(event["epoch"]) is int and event["epoch"] > 0 and math.isfinite(event["value"]) and has_numbers and is_text
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def undefined_metric(metric: str) -> str:

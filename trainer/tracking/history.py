@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from cluster.files import read_lines
+from cluster.attempt_lines import read_attempt_lines
 from cluster.run_paths import RunPaths
 
 NOT_METRICS = ("epoch", "epochs", "attempt", "trial")
+NUMBERS = ("epochs", "train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "lr", "seconds", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,31 @@ class EpochMetrics:
 EpochHistory: TypeAlias = dict[str, tuple[EpochMetrics, ...]]  # key "": the run itself; key "trial-003": trial 3
 
 
+def is_epoch_line(line: Mapping[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` has the epoch's number, and numbers where its readers need them."""
+    is_numeric = all(_is_number(line.get(name)) or line.get(name) is None for name in NUMBERS)
+    return type(line["epoch"]) is int and line["epoch"] > 0 and is_numeric and _timestamp(line) is not None
+
+
+def read_epoch_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the line of each epoch in `metrics.jsonl`, in order, without the damaged lines.
+
+    An epoch that an attempt trained again after it resumed has the line of that attempt.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    found = {line["epoch"]: line for line in read_attempt_lines(path, is_epoch_line).lines}
+    return [found[epoch] for epoch in sorted(found)]
+
+
 def read_epoch_history(paths: RunPaths) -> EpochHistory:
     """Return the metrics of each epoch once, also where a later attempt repeated epochs."""
     found: dict[str, dict[int, EpochMetrics]] = {}
-    for line in read_lines(paths.metrics):
-        found.setdefault("", {})[int(line["epoch"])] = _epoch_metrics(line)  # the last line of a repeated epoch counts
-    for event in read_lines(paths.trials):
-        if event.get("event") == "epoch":  # the first report of a trial's epoch counts, as in the trial journal
+    for line in read_epoch_lines(paths.metrics):
+        found.setdefault("", {})[line["epoch"]] = _epoch_metrics(line)
+    for event in read_attempt_lines(paths.trials, _is_trial_epoch).lines:
+        if event["event"] == "epoch":  # the first report of a trial's epoch counts, as in the trial journal
             epochs = found.setdefault(f"trial-{event['trial']:03d}", {})
             epochs.setdefault(int(event["epoch"]), _epoch_metrics(event))
     return {series: tuple(epochs[epoch] for epoch in sorted(epochs)) for series, epochs in found.items()}
@@ -47,4 +67,24 @@ def _epoch_metrics(line: Mapping[str, Any]) -> EpochMetrics:
         for name, value in line.items()
         if name not in NOT_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    return EpochMetrics(int(line["epoch"]), datetime.fromisoformat(line["time"]).timestamp(), metrics)
+    return EpochMetrics(int(line["epoch"]), _timestamp(line), metrics)
+
+
+def _is_trial_epoch(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a trial journal can be read here: an epoch with its numbers, or any other event."""
+    if event["event"] != "epoch":
+        return True
+    return type(event["trial"]) is int and type(event["epoch"]) is int and _timestamp(event) is not None
+
+
+def _timestamp(line: Mapping[str, Any]) -> float:
+    """Return when a line was written, 0 where it does not say.
+
+    Raises:
+        TypeError, ValueError: Its time is damaged.
+    """
+    return datetime.fromisoformat(line["time"]).timestamp() if "time" in line else 0.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

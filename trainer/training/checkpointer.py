@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cluster.files import append_line, read_json, read_lines, write_text
+from cluster.files import read_json
+from cluster.lease import Lease
 from trainer.distributed.worker import WorkerContext
 from trainer.model.checkpoint_folder import (
     CHECKPOINTS_TO_KEEP,
@@ -23,6 +23,7 @@ from trainer.model.checkpoint_folder import (
     write_checkpoint_folder,
 )
 from trainer.specs import TrainSpec
+from trainer.tracking.history import read_epoch_lines
 from trainer.training.ema import ModelEma
 from trainer.training.loop import EpochMetrics
 from trainer.training.optimizer import load_optimizer, optimizer_tensors
@@ -42,23 +43,25 @@ class TrainingCheckpoint:
     optimizer: torch.optim.Optimizer
     ema: ModelEma
 
-    def save(self, checkpoints: Path, state: TrainState, *, attempt: int) -> None:
+    def save(self, checkpoints: Path, state: TrainState, *, lease: Lease) -> None:
         """Write a checkpoint into the folder of all checkpoints, and remove old ones.
 
         Raises:
+            LeaseLost: A newer attempt owns the run.
             CheckpointError: The storage is full; the earlier checkpoints stay.
         """
         write_checkpoint_folder(
             step_folder(checkpoints, state.step),
+            lease=lease,
             tensors={
                 MODULE: self.module.state_dict(),
                 OPTIMIZER: optimizer_tensors(self.optimizer),
                 **self.ema.state_files(),
             },
             json_files={TRAIN_STATE: state.to_json()},
-            manifest={"attempt": attempt},
+            manifest={"attempt": lease.attempt},
         )
-        remove_old_checkpoints(checkpoints)
+        remove_old_checkpoints(checkpoints, lease)
 
     def load(self, checkpoint: Path) -> TrainState:
         """Load a verified checkpoint that `save` wrote, and return its state."""
@@ -96,15 +99,16 @@ class Checkpointer:
             CheckpointError: The storage is full; the earlier checkpoints stay.
             LeaseLost: A newer attempt owns the run.
         """
-        self.attempt.lease.check()
-        attempt = self.attempt.number
+        lease = self.attempt.lease
         if is_best:
             best = {MODULE: self.ema.module.state_dict()}
-            write_checkpoint_folder(self._best(state), tensors=best, json_files={}, manifest={"attempt": attempt})
-        self.checkpoint.save(self.folder, state, attempt=attempt)
+            write_checkpoint_folder(
+                self._best(state), lease=lease, tensors=best, json_files={}, manifest={"attempt": lease.attempt}
+            )
+        self.checkpoint.save(self.folder, state, lease=lease)
         self.saved_at = time.monotonic()
         for old in sorted(self.folder.glob("best-*"))[:-CHECKPOINTS_TO_KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+            lease.remove(old)
 
     def resume(self) -> TrainState:
         """Load the newest undamaged checkpoint on every rank and return its state; a new state if there is none."""
@@ -128,9 +132,13 @@ class Checkpointer:
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
-        """Append the epoch's line to `metrics.jsonl`."""
+        """Append the epoch's line to `metrics.jsonl`.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        append_line(self.paths.metrics, {**metrics.to_json(), "attempt": self.attempt.number, "time": now})
+        self.attempt.lease.append_line(self.paths.metrics, {**metrics.to_json(), "time": now})
 
     def _best(self, state: TrainState) -> Path:
         return self.folder / f"best-{state.best_epoch:06d}"
@@ -138,12 +146,12 @@ class Checkpointer:
     def _newest_good(self) -> str | None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for draft in self.folder.glob(".*"):
-            shutil.rmtree(draft, ignore_errors=True)  # a killed process left it incomplete
+            self.attempt.lease.remove(draft)  # a killed process of version 0.1.0 left it incomplete
         newest = latest_valid_checkpoint(self.folder)
         return None if newest is None else newest.name
 
     def _remove_metrics_after(self, epoch: int) -> None:
         """Remove the lines of epochs that will be trained again."""
         path = self.paths.metrics
-        kept = [line for line in read_lines(path) if line["epoch"] <= epoch]
-        write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+        kept = [line for line in read_epoch_lines(path) if line["epoch"] <= epoch]
+        self.attempt.lease.write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))

@@ -64,11 +64,10 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
     )
     metrics = split_metrics(found, classes, calibration, "valid", seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
-    attempt.lease.check()
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
-    publish_model(folder, setup.model, config, manifest=about)
+    publish_model(folder, setup.model, config, manifest=about, lease=attempt.lease)
     weights = weights_sha256(folder)
-    calibration.write(folder, weights)
+    calibration.write(folder, weights, attempt.lease)
     save_predictions(context, found, setup.index, metrics=metrics, calibration=calibration, model=weights)
     return metrics
 
