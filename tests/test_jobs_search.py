@@ -253,3 +253,31 @@ def test_until_is_a_time_in_the_spec(say: Say, settings: Settings, digits_shards
     _, out, _ = say("search", str(digits_shards), "--weights", "none", "--until", later.isoformat())
 
     assert read_spec(RunPaths.of(settings.storage, out.strip()).spec).until == later
+
+
+@pytest.mark.parametrize("command", [("best",), ("show",), ("show", "--json")], ids=" ".join)
+def test_a_published_model_that_the_result_does_not_name_is_refused(
+    say: Say, search: RunPaths, command: tuple[str, ...]
+) -> None:
+    play(search, 0.9)
+    about = {"trial": 0, "epoch": 1, "value": 0.9, "config": {"lr": 1e-2}}
+    search.best.mkdir()
+    write_json(search.best / "manifest.json", {"files": {"model.safetensors": "a" * 64}, **about})
+    write_json(search.result, {"metrics": {"split": "test", "accuracy": 0.9}, "model_sha256": "b" * 64})
+
+    code, _, err = say(*command, search.run_id)
+
+    assert code == 1
+    assert f"{search.best} is not the model that result.json describes" in err
+    assert "restore both from one backup, or train the model again" in err
+
+
+def test_damaged_lines_of_a_trial_journal_are_named_and_the_others_are_shown(say: Say, search: RunPaths) -> None:
+    play(search, 0.9)
+    for damage in ({"event": "epoch", "trial": 0}, {"event": "started", "trial": "x", "config": {}}, [], {"a": 1}):
+        append_line(search.trials, damage)
+
+    code, out, err = say("trials", search.run_id, "--json")
+
+    assert (code, len(json.loads(out))) == (0, 1)
+    assert f"{search.trials}: lines 4, 5, 6, 7 are damaged and left out" in err

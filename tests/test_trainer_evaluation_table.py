@@ -7,7 +7,7 @@ from cluster.files import read_json
 from cluster.run_paths import TrialPaths
 from data_shards.index import read_index
 from tests.datasets import packed
-from tests.trained import done, evaluated, train_spec
+from tests.trained import done, evaluated, lease_in, train_spec
 from trainer.evaluation.csv_cells import safe_cell
 from trainer.evaluation.evaluation_table import write_evaluation_table
 from trainer.evaluation.metrics import classification_metrics
@@ -111,7 +111,7 @@ def test_the_predictions_say_which_model_judged_which_images(trained, patients):
 
 def test_predictions_of_version_0_1_0_can_be_read(tmp_path):
     old = Predictions(ids=np.arange(2), labels=np.array([0, 1]), probabilities=np.array([[0.9, 0.1], [0.2, 0.8]]))
-    old.write(tmp_path / "predictions.safetensors")
+    old.write(tmp_path / "predictions.safetensors", lease_in(tmp_path))
 
     read = Predictions.read(tmp_path / "predictions.safetensors")
 

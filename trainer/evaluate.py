@@ -14,7 +14,7 @@ from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
-from trainer.model.bundle import read_model
+from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MODEL_FILE
@@ -41,14 +41,17 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     _check_compatible(spec, HeadConfig.read(folder / HEAD_FILE), index)
     if spec.min_sensitivity:
         _check_validation_unseen(folder, index)
+    weights = weights_sha256(folder)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
+    check_unchanged(folder, weights)
     seen = training_data(read_verified_manifest(folder), index)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(folder),
         metrics=outcome,
         seconds=round(attempt.seconds, 3),
+        model_sha256=weights,
         details={"trained_on": seen} if seen else {},
     )
     write_report(attempt, spec, result)

@@ -50,6 +50,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
         checkpoint=str(folder),
         metrics={"n": len(images), "max_difference": difference, "classes": list(config.classes)},
         seconds=round(attempt.seconds, 3),
+        model_sha256=weights,
         details={
             "output": spec.output or str(target),
             "sha256": sha256_of(target),

@@ -18,6 +18,7 @@ from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Floats, Labels, decision_fields
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
+from trainer.model.bundle import check_unchanged, weights_sha256
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE
 from trainer.result import RunResult
@@ -39,7 +40,9 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     """
     folder = model_folder(spec.model, attempt.settings)
     _check_sizes(image_sources(spec.images, spec.split), folder)  # fails here, before workers start
+    weights = weights_sha256(folder)
     outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
+    check_unchanged(folder, weights)
     table = attempt.paths.predicted(spec.form)
     if spec.output is not None:
         copy_atomically(table, Path(spec.output), write=attempt.lease.atomic_write)
@@ -48,6 +51,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
         checkpoint=str(folder),
         metrics=outcome["metrics"],
         seconds=round(attempt.seconds, 3),
+        model_sha256=weights,
         details={**outcome["details"], "output": spec.output or str(table)},
     )
 

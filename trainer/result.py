@@ -1,9 +1,15 @@
 """`result.json`: the outcome of a run that succeeded. Imports neither torch nor ray."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
+from cluster.files import read_json_object
 from cluster.lease import Lease
+from cluster.run_paths import RunPaths
+
+SHOWN_DIGITS = 12  # of a sha256 in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +21,7 @@ class RunResult:
         checkpoint: Folder of the published or evaluated model, None if there is none.
         metrics: Metrics of that model on the split `metrics["split"]`.
         seconds: Duration of the attempt.
+        model_sha256: sha256 of the weights of that model; None if there is none.
         details: Further results of this kind of run; in the file its keys are at the top level.
     """
 
@@ -22,6 +29,7 @@ class RunResult:
     checkpoint: str | None
     metrics: dict[str, Any]
     seconds: float
+    model_sha256: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def publish(self, lease: Lease) -> None:
@@ -32,3 +40,29 @@ class RunResult:
         """
         content = asdict(self)
         lease.write_json(lease.paths.result, content.pop("details") | content)
+
+
+def result_mismatch(folder: Path, weights: str) -> str | None:
+    """Return why the model in a folder is not the one that its run's `result.json` describes; None if it is.
+
+    A model that is not in `best/` of a run that has its result is never refused, nor is a result of version 0.1.0,
+    which does not name its model.
+
+    Args:
+        folder: The folder of the model.
+        weights: sha256 of its weights.
+    """
+    paths = RunPaths(folder.parent)
+    if folder != paths.best or not paths.result.exists():
+        return None
+    try:
+        named = read_json_object(paths.result).get("model_sha256")
+    except StorageError as error:
+        return f"{error}; restore it from a backup, or train the model again"
+    if named is None or named == weights:
+        return None
+    return (
+        f"{folder} is not the model that {paths.result.name} describes: its weights have the sha256 "
+        f"{weights[:SHOWN_DIGITS]}... and the result names {str(named)[:SHOWN_DIGITS]}...; "
+        "restore both from one backup, or train the model again"
+    )

@@ -6,6 +6,7 @@ from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError
+from trainer.model.bundle import weights_sha256
 from trainer.model.weights import resolve_weights
 from trainer.report.write import write_report
 from trainer.result import RunResult
@@ -33,6 +34,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         checkpoint=str(attempt.paths.best),
         metrics=outcome.metrics,
         seconds=round(attempt.seconds, 3),
+        model_sha256=weights_sha256(attempt.paths.best),
         details=outcome.details,
     )
     write_report(attempt, spec, result)

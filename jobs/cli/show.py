@@ -13,8 +13,9 @@ from jobs.cli.follow import describe
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import CURES
 from jobs.cli.text_table import output_width
+from jobs.errors import Refused
 from jobs.runs import state as run_state
-from jobs.runs.record import JobRecord, read_record
+from jobs.runs.record import JobRecord, model_mismatch, read_record
 
 LABEL = 10  # characters of the first column
 
@@ -27,8 +28,11 @@ def show(run: str, as_json: bool) -> None:
 
     ID is a run id, a unique prefix of one, or a run's name.
     """
-    record = read_record(run_state.find(Settings.read().storage, run))
+    paths = run_state.find(Settings.read().storage, run)
+    record = read_record(paths)
     click.echo(json.dumps(record.to_json(), indent=2) if as_json else _as_text(record))
+    if mismatch := model_mismatch(paths):
+        raise Refused(mismatch)
 
 
 def _as_text(record: JobRecord) -> str:

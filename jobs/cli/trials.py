@@ -14,6 +14,7 @@ from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
+from jobs.runs.record import model_mismatch
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.trials import TrialTable, leaderboard, read_trial_events
 
@@ -62,6 +63,8 @@ def best(search_id: str, as_json: bool) -> None:
     metric, published = table_of(paths).metric, published_best(paths)
     if published is None:
         raise Refused(f"{paths.run_id} has published no model yet; `nightshift trials {paths.run_id}` shows its trials")
+    if mismatch := model_mismatch(paths):
+        raise Refused(mismatch)
     result = read_json_object(paths.result) if paths.result.exists() else None
     found = {
         "search": paths.run_id,

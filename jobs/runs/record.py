@@ -8,6 +8,8 @@ from cluster.errors import StorageError
 from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, read_state
+from trainer.model.names import MANIFEST_FILE, MODEL_FILE
+from trainer.result import result_mismatch
 from trainer.tracking.history import read_epoch_lines
 
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
@@ -71,6 +73,13 @@ def read_record(paths: RunPaths) -> JobRecord:
         result=_result(paths),
         files=_files(paths.folder),
     )
+
+
+def model_mismatch(paths: RunPaths) -> str | None:
+    """Return why the published model of a run is not the one that its result names; None if it is, or is not there."""
+    files = (_object(paths.best / MANIFEST_FILE) or {}).get("files")
+    weights = files.get(MODEL_FILE) if isinstance(files, dict) else None
+    return result_mismatch(paths.best, weights) if isinstance(weights, str) else None
 
 
 def read_progress(paths: RunPaths) -> dict[str, Any]:

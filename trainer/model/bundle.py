@@ -11,6 +11,7 @@ from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier, build_model
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MODEL_FILE
+from trainer.result import result_mismatch
 
 
 def publish_model(
@@ -40,17 +41,30 @@ def weights_sha256(folder: Path) -> str:
     return str(read_verified_manifest(folder)["files"][MODEL_FILE])
 
 
+def check_unchanged(folder: Path, weights: str) -> None:
+    """Check that a published model still has the weights with this sha256, after metrics of it were computed.
+
+    Raises:
+        CheckpointError: It was replaced meanwhile.
+    """
+    if weights_sha256(folder) != weights:
+        raise CheckpointError(f"{folder} was replaced while this run read it; start the run again")
+
+
 def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
     """Return a published model in eval mode, its `HeadConfig` and its manifest.
 
     Raises:
-        CheckpointError: The folder is not a published model, is damaged, or has another version.
+        CheckpointError: The folder is not a published model, is damaged, has another version, or is not the model that
+            the result of its run names.
     """
     manifest = read_verified_manifest(folder)
     if missing := {MODEL_FILE, HEAD_FILE} - manifest["files"].keys():
         raise CheckpointError(
             f"{folder} is not a published model: its manifest has no {min(missing)}; give the folder best/ of a run"
         )
+    if mismatch := result_mismatch(folder, str(manifest["files"][MODEL_FILE])):
+        raise CheckpointError(mismatch)
     config = HeadConfig.read(folder / HEAD_FILE)
     with torch.device("meta"):
         model = build_model(config)

@@ -15,6 +15,7 @@ from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
+from trainer.model.bundle import weights_sha256
 from trainer.model.weights import resolve_weights
 from trainer.progress import WRITE_SECONDS
 from trainer.report.write import write_report
@@ -124,6 +125,7 @@ def _outcome(
     best = table.best()
     if best is None:
         raise TrainerError(f"no trial finished an epoch; {_last_error(table)}")
+    weights = weights_sha256(attempt.paths.best)
     metrics = test_metrics(task, index, attempt.paths.best)
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
@@ -131,6 +133,7 @@ def _outcome(
         checkpoint=str(attempt.paths.best),
         metrics=metrics,
         seconds=round(attempt.seconds, 3),
+        model_sha256=weights,
         details={
             "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
             | {"config": table.trials[best.trial].config},
