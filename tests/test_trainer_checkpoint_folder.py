@@ -30,6 +30,11 @@ def write(folder, value=1.0):
     )
 
 
+def names_in(folder):
+    """The checkpoints in a folder, which the tests use as the folder of a run too."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "attempts")
+
+
 def test_a_checkpoint_reads_back_as_written(tmp_path):
     write(tmp_path / "step-3")
 
@@ -95,7 +100,7 @@ def test_a_full_disk_leaves_the_last_valid_checkpoint_and_no_partial_file(tmp_pa
     with file_size_limit(2000), pytest.raises(CheckpointError, match="free space there and retry the run"):
         write(step_folder(tmp_path, 2))
 
-    assert [path.name for path in tmp_path.iterdir() if path.name != "attempts"] == ["step-000000001"]
+    assert names_in(tmp_path) == ["step-000000001"]
     assert not list(tmp_path.glob("attempts/*.drafts/*"))
     assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
 
@@ -107,7 +112,7 @@ def test_writing_a_checkpoint_again_replaces_it(tmp_path):
     read_verified_manifest(tmp_path / "best")
 
     assert read_tensors(tmp_path / "best" / "model.safetensors")["weight"][0] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert names_in(tmp_path) == ["best"]
 
 
 def test_the_latest_two_checkpoints_are_kept(tmp_path):
@@ -116,7 +121,7 @@ def test_the_latest_two_checkpoints_are_kept(tmp_path):
 
     remove_old_checkpoints(tmp_path, lease_in(tmp_path))
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000100"]
+    assert names_in(tmp_path) == ["step-000000010", "step-000000100"]
 
 
 def test_without_a_checkpoint_none_is_returned(tmp_path):
