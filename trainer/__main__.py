@@ -17,7 +17,7 @@ from cluster.process_env import set_local_ray_environment
 from cluster.settings import Settings
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
-from trainer.errors import SpecError, Stopped, TrainerError, WorkersLost
+from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError
 from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
@@ -86,14 +86,15 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
     if isinstance(error, TrainerError | ShardError | ClusterError):
         logger.error("%s", error)
     else:
-        logger.exception("the run failed because of a bug in the program")
-        error = _storage_full(error) or error
+        meaning = _storage_full(error) or _infrastructure_error(error)
+        logger.exception("%s", meaning or "the run failed because of a bug in the program")
+        error = meaning or error
     try:
         attempt.fail(error)
     except OSError as write_error:
         logger.error("error.json cannot be written: %s", write_error)
         return ExitCode.STORAGE_FULL
-    if isinstance(error, WorkersLost):
+    if isinstance(error, InfrastructureError):
         return ExitCode.WORKERS_LOST
     return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
 
@@ -104,6 +105,13 @@ def _storage_full(error: Exception) -> StorageError | None:
         return None
     where = Path(error.filename).parent if isinstance(error.filename, str) else "the storage"
     return StorageError(f"{where} is full; free space there, then `nightshift retry` resumes from the last checkpoint")
+
+
+def _infrastructure_error(error: Exception) -> TrainerError | None:
+    """Return what an error of a library means, None for an error of this program."""
+    from trainer.distributed.infrastructure import infrastructure_error  # noqa: PLC0415, imports ray
+
+    return infrastructure_error(error)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ TrainerError
 ├── ModelMismatch      the data set and the model have different classes
 ├── TrainingDiverged   the loss is not finite (NaN or inf)
 ├── OutOfMemory        a batch does not fit into GPU memory
-├── WorkersLost        workers died or hung more often than they may be restarted
+├── InfrastructureError    a machine, a GPU, the network, Ray or the storage failed
+│   └── WorkersLost        workers died or hung more often than they may be restarted
 └── Stopped            the run was asked to stop and has saved a checkpoint
 """
 
@@ -40,7 +41,11 @@ class OutOfMemory(TrainerError):
     """A batch does not fit into GPU memory."""
 
 
-class WorkersLost(TrainerError):
+class InfrastructureError(TrainerError):
+    """A machine, a GPU, the network, Ray or the storage failed: another attempt may succeed."""
+
+
+class WorkersLost(InfrastructureError):
     """Workers died or hung more often than they may be restarted: the fault of the infrastructure, not of the run."""
 
 

@@ -57,7 +57,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change(
             state, why if code == ExitCode.STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
         )
-    return lost(paths, attempt, _cause(code))
+    return lost(paths, attempt, _cause(paths, attempt, code))
 
 
 def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
@@ -155,7 +155,9 @@ def _error_line(paths: RunPaths, attempt: int) -> str | None:
     return None
 
 
-def _cause(code: int) -> str:
+def _cause(paths: RunPaths, attempt: int, code: int) -> str:
+    if code == ExitCode.WORKERS_LOST and (error := _error_line(paths, attempt)):
+        return error
     if code == ExitCode.UNKNOWN:
         return "the trainer vanished"
     if code > guard.STATUS_OF_SIGNAL:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError
 
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
@@ -21,11 +21,13 @@ from cluster.resources import Machine, gpus_per_worker, refuse_fewer_gpus, refus
 from cluster.settings import Settings
 from cluster.shared_memory import require_shared_memory
 from data_shards.errors import ShardError
+from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
-from trainer.errors import OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
+from trainer.errors import InfrastructureError, OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
 from trainer.specs import Spec
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
+MAX_START_TRIES = 6
 OUR_ERRORS = (TrainerError, ShardError, ClusterError)
 RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged)  # at the same place, so no rank waits for another
 
@@ -117,25 +119,15 @@ def _fit(trainer: TorchTrainer, max_restarts: int) -> Any:
     try:
         return trainer.fit().return_value
     except ray.train.WorkerGroupError as error:
-        causes = {rank: getattr(cause, "_base_exc", cause) for rank, cause in sorted(error.worker_failures.items())}
-        for cause in causes.values():
-            if not _is_infrastructure(cause):
-                raise cause from error
-        rank, cause = next(iter(causes.items()))
-        raise WorkersLost(
-            f"worker {rank} was lost {max_restarts + 1} times; last error: {_first_line(cause)}"
-        ) from error
-
-
-def _is_infrastructure(cause: Exception) -> bool:
-    """Return whether a worker died, or timed out waiting for one that did, as opposed to raising an error itself."""
-    if isinstance(cause, ray.exceptions.RayError | RayTrainError):
-        return True
-    return isinstance(cause, RuntimeError) and any(name in str(cause).lower() for name in ("gloo", "nccl", "timed out"))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        meanings = dict[int, TrainerError]()
+        for rank, cause in sorted(error.worker_failures.items()):
+            raised = getattr(cause, "_base_exc", cause)
+            meaning = None if isinstance(raised, OUR_ERRORS) else infrastructure_error(cause)
+            if not isinstance(meaning, InfrastructureError):  # the others only lost their connection to this worker
+                raise meaning or raised from error
+            meanings[rank] = meaning
+        rank, last = next(iter(meanings.items()))
+        raise WorkersLost(f"worker {rank} was lost {max_restarts + 1} times; the last time: {last}") from error
 
 
 @contextmanager
@@ -155,6 +147,21 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
         machine, gpus = local_gpus(spec)
         # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
+            _start_ray(machine, folder)
+            yield gpus
+            _shutdown_ray()
+    finally:
+        _shutdown_ray()
+
+
+def _start_ray(machine: Machine, folder: str) -> None:
+    """Start Ray on this machine; retry if its processes do not start in the 30 seconds that Ray gives them.
+
+    Raises:
+        InfrastructureError: Ray does not start.
+    """
+    for tries_left in reversed(range(start_tries())):
+        try:
             ray.init(
                 num_cpus=machine.cpus,
                 num_gpus=machine.gpus,
@@ -164,10 +171,19 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
                 log_to_driver=True,
                 _temp_dir=folder,
             )
-            yield gpus
+            return
+        except Exception as error:
+            meaning = infrastructure_error(error)
+            if meaning is None or not isinstance(meaning, InfrastructureError) or not tries_left:
+                raise meaning or error from error
+            logger.warning("%s; trying again", meaning)
             _shutdown_ray()
-    finally:
-        _shutdown_ray()
+
+
+def start_tries() -> int:
+    """Return how often to try to start Ray: once more for each runnable process per core, at most `MAX_START_TRIES`."""
+    load = os.getloadavg()[0] / max(1, os.cpu_count() or 1)
+    return min(MAX_START_TRIES, 2 + int(load))
 
 
 def _shutdown_ray() -> None:

@@ -1,0 +1,225 @@
+"""Messages that Ray, NCCL, CUDA, gloo and the system really write, and whether another attempt may succeed."""
+
+import errno
+import os
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
+
+from cluster.exit_codes import ExitCode
+from cluster.run_paths import RunPaths
+from tests.trained import lease_in
+from trainer import __main__ as trainer_main
+from trainer.attempt import Attempt, Settings
+from trainer.distributed import ray_train
+from trainer.distributed.infrastructure import TABLE, infrastructure_error
+from trainer.errors import InfrastructureError, TrainerError
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
+RETRIED = [
+    Exception(
+        "The current node timed out during startup. This could happen because some of the raylet failed to startup or "
+        "the GCS has become overloaded."
+    ),
+    WorkerGroupStartupTimeoutError(2),
+    ActorDiedError(),
+    NodeDiedError("The node has died."),
+    WorkerCrashedError(),
+    OutOfMemoryError("Task was killed due to the node running low on memory."),
+    ConnectionError("Could not find any running Ray instance. Please specify the one to connect to."),
+    RuntimeError("Failed to connect to GCS at address 10.0.0.1:6379 within 60 seconds."),
+    RuntimeError(
+        NCCL + "unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.3\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+        "Cuda failure 'uncorrectable ECC error encountered'"
+    ),
+    RuntimeError(
+        NCCL
+        + "remote process exited or there was a network error, NCCL version 2.27.3\nncclRemoteError: A call failed "
+        "possibly due to a network error or a remote process exiting prematurely."
+    ),
+    RuntimeError(
+        NCCL + "unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.3\n"
+        "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error."
+    ),
+    RuntimeError(
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE, NumelIn=1, "
+        "NumelOut=1, Timeout(ms)=600000) ran for 600029 milliseconds before timing out."
+    ),
+    torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...", 214),
+    torch.AcceleratorError("CUDA error: unspecified launch failure", 719),
+    torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable", 46),
+    RuntimeError("No CUDA GPUs are available: no CUDA-capable device is detected"),
+    RuntimeError(GLOO + "Connection closed by peer [127.0.0.1]:40112"),
+    RuntimeError(GLOO + "Read error [10.0.0.2]:1812: Connection reset by peer"),
+    RuntimeError(
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv "
+        "operation to complete"
+    ),
+    RuntimeError(GLOO + "Application timeout caused pair closure"),
+    torch.distributed.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda//0"),
+    torch.distributed.DistNetworkError(
+        "The client socket has timed out after 300000ms while trying to connect to (10.0.0.1, 33219)."
+    ),
+    torch.distributed.DistNetworkError(
+        "The server socket has failed to listen on any local network address. port: 29500, code: -98, name: "
+        "EADDRINUSE, message: address already in use"
+    ),
+    RuntimeError("can't start new thread"),
+    RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "),
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN)),
+    ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)),
+    TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)),
+]
+NOT_RETRIED = [
+    RuntimeError(
+        NCCL + "invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.3\nncclInvalidUsage: This "
+        "usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0 both "
+        "on CUDA device 1b000"
+    ),
+    RuntimeError(NCCL + "invalid argument, NCCL version 2.27.3\nncclInvalidArgument: Invalid value for an argument."),
+    torch.AcceleratorError("CUDA error: device-side assert triggered", 710),
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+    torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device", 209),
+    RuntimeError("CUDA error: CUDA driver version is insufficient for CUDA runtime version"),
+    RuntimeError("ProcessGroupGloo does not support ReduceOp.PREMUL_SUM"),
+    RuntimeError(
+        "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that dataloader's workers are "
+        "out of shared memory. Please try to raise your shared memory limit."
+    ),
+]
+UNKNOWN = [
+    ValueError("connection closed by peer"),
+    KeyError("nccl"),
+    FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/data/gloo/index.json"),
+    PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/nccl.tar"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)"),
+    AssertionError(),
+]
+
+
+def name_of(error):
+    return f"{type(error).__name__}: {error}"[:90]
+
+
+@pytest.mark.parametrize("error", RETRIED, ids=name_of)
+def test_a_fault_of_the_infrastructure_is_retried(error):
+    assert type(infrastructure_error(error)) is InfrastructureError
+
+
+@pytest.mark.parametrize("error", NOT_RETRIED, ids=name_of)
+def test_a_fault_that_every_attempt_would_meet_is_not_retried(error):
+    assert type(infrastructure_error(error)) is TrainerError
+
+
+@pytest.mark.parametrize("error", UNKNOWN, ids=name_of)
+def test_an_error_of_a_program_is_no_fault_of_the_infrastructure(error):
+    assert infrastructure_error(error) is None
+
+
+@pytest.mark.parametrize("error", [*RETRIED, *NOT_RETRIED], ids=name_of)
+def test_a_persons_line_holds_no_words_of_a_library(error):
+    text = str(infrastructure_error(error))
+
+    assert "\n" not in text
+    assert not any(word in text.lower() for word in ("nccl error", "pytorch", "errno", "exception", "c10d"))
+
+
+def test_every_row_of_the_table_is_reached_by_a_message_of_its_own_or_is_a_remainder():
+    reached = {str(infrastructure_error(error)) for error in (*RETRIED, *NOT_RETRIED)}
+
+    missed = {row.text for row in TABLE} - reached
+
+    assert missed == {
+        text for text in missed if text.startswith(("Ray refuses this token", "the GPU has no memory", "the storage"))
+    }
+
+
+def test_the_error_that_a_worker_raised_counts_and_not_its_wrapper():
+    own = UserExceptionWithTraceback(ValueError("bad shard"), "... Connection closed by peer ...")
+    network = UserExceptionWithTraceback(RuntimeError(GLOO + "Connection closed by peer"), "Traceback ...")
+    task = RayTaskError("train", "Traceback: nccl", ValueError("bad shard"))
+
+    assert infrastructure_error(own) is None
+    assert type(infrastructure_error(network)) is InfrastructureError
+    assert infrastructure_error(task) is None
+
+
+def test_of_several_workers_the_one_with_an_error_of_its_own_decides():
+    lost = ray.train.WorkerGroupError(
+        "two workers failed",
+        {
+            0: UserExceptionWithTraceback(RuntimeError(GLOO + "Connection closed by peer"), ""),
+            1: UserExceptionWithTraceback(ZeroDivisionError("division by zero"), ""),
+        },
+    )
+
+    with pytest.raises(ZeroDivisionError):
+        ray_train._fit(FailingTrainer(lost), max_restarts=2)
+
+
+def test_workers_that_were_all_lost_are_the_fault_of_the_infrastructure():
+    lost = ray.train.WorkerGroupError("lost", {1: ActorDiedError()})
+
+    with pytest.raises(ray_train.WorkersLost) as caught:
+        ray_train._fit(FailingTrainer(lost), max_restarts=2)
+
+    assert str(caught.value) == "worker 1 was lost 3 times; the last time: a node or a worker process ended"
+
+
+class FailingTrainer:
+    def __init__(self, error):
+        self.error = error
+
+    def fit(self):
+        raise self.error
+
+
+def test_ray_that_does_not_start_in_time_is_started_again(monkeypatch):
+    tries = []
+
+    def init(**_options):
+        tries.append(1)
+        if len(tries) < 3:
+            raise RETRIED[0]
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * os.cpu_count(), 0.0, 0.0))
+
+    ray_train._start_ray(ray_train.this_machine(), "/tmp/x")
+
+    assert len(tries) == 3
+
+
+def test_a_machine_on_which_ray_never_starts_fails_as_infrastructure(monkeypatch):
+    def init(**_options):
+        raise RETRIED[0]
+
+    monkeypatch.setattr(ray, "init", init)
+
+    with pytest.raises(InfrastructureError, match="Ray did not start in time; the machine is overloaded"):
+        ray_train._start_ray(ray_train.this_machine(), "/tmp/x")
+
+
+ENDS = {
+    "ECC": (RETRIED[12], ExitCode.WORKERS_LOST),
+    "duplicate GPU": (NOT_RETRIED[0], ExitCode.FAILED),
+    "bug": (UNKNOWN[0], ExitCode.FAILED),
+}
+
+
+@pytest.mark.parametrize(("error", "code"), ENDS.values(), ids=ENDS)
+def test_the_exit_code_says_whether_to_retry_and_error_json_says_why(tmp_path, error, code):
+    lease = lease_in(tmp_path)
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease, settings=Settings(storage=tmp_path))
+
+    found = trainer_main._handle_error(attempt, error)
+
+    assert found == code
+    assert str(infrastructure_error(error) or error) in (tmp_path / "error.json").read_text()
