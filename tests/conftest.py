@@ -48,7 +48,8 @@ def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 handwritten digits of ten classes at 32 pixels, several shards per split."""
     folder = tmp_path_factory.mktemp("digits")
     write_sample(folder / "images", limit=300)
-    pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1))
+    # Two handwritten digits that look the same are not a leak.
+    pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1, allow_leakage=True))
     return folder / "shards"
 
 

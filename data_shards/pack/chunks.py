@@ -11,19 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import imagehash
-from PIL import Image
-
 from data_shards.atomic import atomic_path, write_text_atomic
 from data_shards.errors import BadImage, TooManyPixels
 from data_shards.pack.encode import encode
+from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.pack.options import EncodeOptions
 from data_shards.pack.sources import SourceImage
 from data_shards.pixels import read_image_file
 
 CHUNK_IMAGES = 32  # few enough to share the work evenly, enough that the overhead of two files is small
-HASH_SIDE = 16  # the perceptual hash has HASH_SIDE ** 2 bits
-FLAT_LEVELS = 8  # an image with less contrast has no structure to compare: all flat images would have one hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +34,7 @@ class ChunkEntry:
         width: Width of the source image in pixels, upright.
         height: Height of the same.
         sha256: sha256 of the source file.
-        phash: Perceptual hash of the image in hexadecimal, "" for a flat one.
+        phash: Perceptual hashes of the image and the mirrored image in hexadecimal, "" for a flat one.
     """
 
     name: str
@@ -113,11 +109,3 @@ def _encode_image(source: SourceImage, options: EncodeOptions) -> tuple[dict[str
     data = facts.pop("data")
     sha256 = hashlib.sha256(raw).hexdigest()
     return {**facts, "size": len(data), "sha256": sha256, "phash": perceptual_hash(image)}, data
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """Return the perceptual hash of an image in hexadecimal, "" for a flat one."""
-    darkest, brightest = image.convert("L").getextrema()
-    if brightest - darkest < FLAT_LEVELS:  # type: ignore[operator]  # a gray image has one pair
-        return ""
-    return str(imagehash.phash(image, hash_size=HASH_SIDE))
