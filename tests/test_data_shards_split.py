@@ -1,3 +1,4 @@
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -95,6 +96,23 @@ def test_groups_come_from_a_csv_by_path_or_by_the_last_part_of_it(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file;group\nMüller/é1.jpg;1\nnormal/2.jpg;2\n",
+        "file\tgroup\n./Müller/é1.jpg\t1\n/data/s/normal/2.jpg\t2\n",
+        "patientId,Target,file\n1,0,Müller\\é1.jpg\n2,1,2.jpg\n",
+        ",file,group\n0,Müller/é1.jpg,1.0\n1,normal/2.jpg,2.0\n",
+        unicodedata.normalize("NFD", "file,group\nMüller/é1.jpg,1\nnormal/2.jpg,2\n"),
+    ],
+)
+def test_groups_come_from_a_table_as_programs_write_it(tmp_path, text):
+    table = tmp_path / "patients.csv"
+    table.write_text(text)
+
+    assert groups_of(["Müller/é1.jpg", "normal/2.jpg"], str(table)) == {"Müller/é1.jpg": "1", "normal/2.jpg": "2"}
+
+
 def test_an_image_that_the_csv_leaves_out_is_not_given_the_group_of_its_namesake(tmp_path):
     table = tmp_path / "patients.csv"
     table.write_text("file,group\ncovid/0001.jpg,p1\n")
@@ -110,11 +128,12 @@ def test_groups_come_from_a_bracket_in_a_regular_expression():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("name,patient\nx.png,1\n", "has the columns name, patient; it needs the columns file and group"),
+        ("who,what\nx,1\n", "has the columns who, what; it needs the columns file and group"),
         ("file,group\nx.png,1\nx.png,2\n", "gives x.png two groups"),
         ("file,group\ny.png,1\n", "gives 1 of 1 images no group, such as x.png"),
         ("file,group\nx.png,\n", "gives 1 of 1 images no group, such as x.png"),
-        ("", "has the columns none"),
+        ("file,group\n\0\n", "line 2 has a NUL character, so it is no text"),
+        ("", "is empty; give a table"),
     ],
 )
 def test_a_csv_that_does_not_group_every_image_is_refused(tmp_path, text, fault):

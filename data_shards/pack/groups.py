@@ -1,15 +1,20 @@
-"""The group (patient or case) of each image: from a CSV of file and group, or from the image's name."""
+"""The group (patient or case) of each image: from a table of file and group, or from the image's name."""
 
-import csv
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from data_shards.errors import SourceError
+from data_shards.pack.labels.cells import is_missing, whole_numbers
+from data_shards.pack.labels.columns import GROUP_NAMES, IMAGE_NAMES, by_usual_name, find_image_column, listed
+from data_shards.pack.labels.matching import Ambiguous, ImageMatcher
+from data_shards.pack.labels.tables import Table, read_table
+from data_shards.pack.names import normalized_name
+from data_shards.pack.options import TABLE_ENDINGS
 
-FILE_COLUMNS = ("file", "filename", "path", "image")
-GROUP_COLUMNS = ("group", "patient", "case")
+GROUP_COLUMNS = ("group", "patient", "case", *GROUP_NAMES)
 SHOWN = 3  # names in an error
 
 Find: TypeAlias = Callable[[str], str | None]
@@ -20,13 +25,13 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
 
     Args:
         names: Names of the images, paths below the source.
-        group_by: A CSV file with the columns file and group, or a regular expression. The expression's first capture
+        group_by: A table with the columns file and group, or a regular expression. The expression's first capture
             group, or else its whole match, in an image's name is the image's group.
 
     Raises:
-        SourceError: The CSV or expression is invalid, or gives an image no group.
+        SourceError: The table or expression is invalid, or gives an image no group.
     """
-    find = _by_csv(Path(group_by), frozenset(names)) if group_by.lower().endswith(".csv") else _by_expression(group_by)
+    find = _by_table(group_by, names) if is_table(group_by) else _by_expression(group_by)
     groups = {name: find(name) for name in names}
     missing = [name for name, group in groups.items() if not group]
     if missing:
@@ -37,40 +42,48 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
     return {name: str(group) for name, group in groups.items()}
 
 
-def _by_csv(file: Path, names: frozenset[str]) -> Find:
-    """Look a name up by its path, else by its file name if all rows of that file name have one group.
+def is_table(group_by: str) -> bool:
+    """Whether `--group-by` names a table, not a regular expression: by its ending, for other than .csv if it exists."""
+    lower = group_by.lower()
+    return lower.endswith(".csv") or (lower.endswith(TABLE_ENDINGS) and Path(group_by).is_file())
 
-    A row with the path of another image of the source counts for that image alone.
-    """
-    by_path: dict[str, str] = {}
-    by_last: dict[str, set[str]] = {}
-    for name, group in _rows(file):
-        if by_path.setdefault(name, group) != group:
-            raise SourceError(f"{file} gives {name} two groups, {by_path[name]!r} and {group!r}; remove one row")
-        if name not in names:
-            by_last.setdefault(_last(name), set()).add(group)
+
+def _by_table(file: str, names: Sequence[str]) -> Find:
+    """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree."""
+    matcher = ImageMatcher(names)
+    table = read_table(Path(file), file, lambda _: True)
+    image, group = _columns(table, matcher)
+    cells = table.column(group)
+    numbers = whole_numbers(cells)
+    exact: dict[str, dict[str, int]] = defaultdict(dict)
+    others: dict[str, dict[str, int]] = defaultdict(dict)
+    for number, (cell, found) in enumerate(zip(table.column(image), cells, strict=True)):
+        if is_missing(found):
+            continue
+        matched = matcher.find(cell)
+        for name in matched.images if isinstance(matched, Ambiguous) else [matched] if matched else []:
+            rows = exact if name == normalized_name(cell).removeprefix("./") else others
+            rows[name].setdefault(numbers.get(found, found), number)
 
     def find(name: str) -> str | None:
-        candidates = by_last.get(_last(name), set())
-        return by_path.get(name) or (next(iter(candidates)) if len(candidates) == 1 else None)
+        groups = exact.get(name) or others.get(name, {})
+        if len(groups) > 1:
+            places = " and ".join(table.place(number) for number in list(groups.values())[:2])
+            raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
+        return next(iter(groups), None)
 
     return find
 
 
-def _rows(file: Path) -> list[tuple[str, str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened)
-            columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
-            name_column = next((columns[c] for c in FILE_COLUMNS if c in columns), None)
-            group_column = next((columns[c] for c in GROUP_COLUMNS if c in columns), None)
-            if name_column is None or group_column is None:
-                raise SourceError(
-                    f"{file} has the columns {', '.join(columns) or 'none'}; it needs the columns file and group"
-                )
-            return [(row[name_column] or "", (row[group_column] or "").strip()) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{file} cannot be read as a CSV: {error}") from error
+def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
+    groups = by_usual_name(table.columns, GROUP_COLUMNS)
+    found = find_image_column(table, matcher.count)
+    usual = by_usual_name(table.columns, IMAGE_NAMES)
+    image = found[0] if found else next(iter(usual), None)
+    group = next((position for position in groups if position != image), None)
+    if image is None or group is None:
+        raise SourceError(f"{table.name} has the columns {listed(table.columns)}; it needs the columns file and group")
+    return image, group
 
 
 def _by_expression(pattern: str) -> Find:
@@ -84,7 +97,3 @@ def _by_expression(pattern: str) -> Find:
         return match and match[1 if expression.groups else 0]
 
     return find
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+from data_shards.pack.options import TABLE_ENDINGS
+
 MAX_TABLE_BYTES = 256 << 20  # read of one table; enough for a million rows
 SEPARATORS = re.compile(r"[,;\t\n\r\"'|]+")
 BLANKS = re.compile(r"\s+")

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from data_shards.dicom import DicomFrame
 
 MEGABYTE = 1_000_000
+TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
 
 Encoding: TypeAlias = Literal["jpeg", "lossless"]
@@ -124,7 +125,7 @@ class PackOptions:
         stored = asdict(self)
         stored |= stored.pop("encode")
         del stored["processes"], stored["labels"]
-        if self.group_by and self.group_by.lower().endswith(".csv"):
+        if self.group_by and self.group_by.lower().endswith(TABLE_ENDINGS):
             stored["group_by"] = Path(self.group_by).name
         stored["split_files"] = tuple((split, Path(path).name) for split, path in self.split_files)
         for name in LATER_OPTIONS:
