@@ -25,7 +25,7 @@ def read_audit(storage: Path, digest: str) -> dict[str, Any] | None:
         found = read_json(_path(storage, digest))
     except (StorageError, OSError):
         return None
-    return found if {"checks", "sentence", "images", "total"} <= found.keys() else None
+    return found if isinstance(found, dict) and {"checks", "sentence", "images", "total"} <= found.keys() else None
 
 
 def _path(storage: Path, digest: str) -> Path:
