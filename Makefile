@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two test files at a time: many tests wait for processes that start, end or lose their lease.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: install demo check test test-slow bench lock clean
 .DEFAULT_GOAL := help
@@ -37,10 +39,10 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench
