@@ -4,6 +4,7 @@
 format, not the ending of its name.
 """
 
+import errno
 import io
 import os
 import re
@@ -240,7 +241,13 @@ def _dicom(data: bytes, max_megapixels: int, frame: DicomFrame, window: int) -> 
 @contextmanager
 def _regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file and give its size. A pipe, whose writer may never come, and a device without end are refused."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BadImage("it is a socket, not a regular file") from error
+        raise
+    with os.fdopen(descriptor, "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
             raise BadImage("it is a pipe, device or folder, not a regular file")

@@ -1,3 +1,4 @@
+import errno
 import io
 import random
 import stat
@@ -7,7 +8,11 @@ import zipfile
 import pytest
 
 from data_shards.errors import SourceError
+from data_shards.pack import archives
 from data_shards.pack.archives import ArchiveLimits, is_archive, unpack
+from data_shards.pack.names import normalized_name
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
 from tests.datasets import encoded, noise
 
 
@@ -180,3 +185,108 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path):
 
     with pytest.raises(SourceError, match=r"a header of 20971.. bytes; unpack it yourself if you trust it"):
         unpack(path, tmp_path / "out")
+
+
+def named(path, raw, *, system):
+    """Write a zip with one image in each class, one of which has a name of these bytes, without the flag for UTF-8."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, member in enumerate(("train/a/" + "x" * len(raw), "train/a/1.png", "train/b/2.png")):
+            info = zipfile.ZipInfo(member)
+            info.create_system = system
+            archive.writestr(info, encoded(noise(number)))
+    path.write_bytes(path.read_bytes().replace(b"x" * len(raw), raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("raw", "system", "name"),
+    [
+        ("café.png".encode(), 3, "café.png"),
+        ("café.png".encode(), 0, "café.png"),
+        (b"caf\xe9.png", 3, "caf\\xe9.png"),  # Latin-1 on a disk of Unix
+        (b"caf\x82.png", 0, "café.png"),  # code page 437 of DOS and Windows
+    ],
+)
+def test_a_name_in_a_zip_has_the_spelling_of_the_same_file_in_a_folder(tmp_path, raw, system, name):
+    unpack(named(tmp_path / "names.zip", raw, system=system), tmp_path / "out")
+
+    assert sorted(normalized_name(file.name) for file in (tmp_path / "out/train/a").iterdir()) == ["1.png", name]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "it is damaged, or no archive of the kind that its name says; copy it again"),
+        (b"hello", "it is damaged, or no archive of the kind that its name says; copy it again"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_a_file_that_is_no_archive_is_refused_in_our_words(tmp_path, content, fault, ending):
+    archive = tmp_path / f"images.{ending}"
+    archive.write_bytes(content)
+
+    with pytest.raises(SourceError) as error:
+        unpack(archive, tmp_path / "out")
+
+    assert str(error.value) == f"{archive} cannot be unpacked: {fault}"
+
+
+def test_a_damaged_member_is_named(tmp_path):
+    archive = zip_of(tmp_path / "images.zip", ("train/a/x.png", encoded(noise(1))))
+    raw = bytearray(archive.read_bytes())
+    start = raw.index(b"IDAT")
+    raw[start + 20 : start + 24] = bytes(4)
+    archive.write_bytes(raw)
+
+    with pytest.raises(SourceError, match=r"the member 'train/a/x.png' is damaged; copy the archive again"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_member_with_a_name_too_long_for_a_disk_is_named(tmp_path):
+    archive = zip_of(tmp_path / "images.zip", (f"train/a/{'x' * 300}.png", encoded(noise(1))))
+
+    with pytest.raises(
+        SourceError, match="has a name of 304 bytes, above the 255 that disks allow; unpack it yourself"
+    ):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_full_disk_is_told_from_a_damaged_archive(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    archive = zip_of(tmp_path / "images.zip", ("train/a/x.png", encoded(noise(1))))
+    monkeypatch.setattr(archives, "_write", full)
+
+    with pytest.raises(SourceError, match="the disk of the target is full; free some space"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["images.rar", "images.7z", "images.tar.zst", "IMAGES.ZIP.001"])
+def test_an_archive_of_another_kind_has_its_cure(tmp_path, name):
+    (tmp_path / name).write_bytes(b"Rar!\x1a\x07\0")
+
+    with pytest.raises(SourceError, match=f"{name} is an archive of a kind that Nightshift does not unpack; unpack it"):
+        pack(tmp_path / name, tmp_path / "shards", PackOptions(processes=1))
+
+
+@pytest.mark.parametrize("content", [b"damaged", None])
+def test_a_refused_archive_leaves_no_folder_behind(tmp_path, content):
+    archive = zip_of(tmp_path / "images.zip", ("train/a/x.png", encoded(noise(1))))
+    if content:
+        archive.write_bytes(content)
+
+    with pytest.raises(SourceError):
+        pack(archive, tmp_path / "new" / "deeper" / "shards", PackOptions(processes=1))
+
+    assert [file.name for file in tmp_path.iterdir()] == ["images.zip"]
+
+
+def test_a_refused_pack_keeps_a_folder_that_was_there(tmp_path):
+    archive = zip_of(tmp_path / "images.zip", ("train/a/x.png", encoded(noise(1))))
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(SourceError):
+        pack(archive, tmp_path / "empty" / "shards", PackOptions(processes=1))
+
+    assert list((tmp_path / "empty").iterdir()) == []

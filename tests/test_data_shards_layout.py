@@ -1,5 +1,6 @@
 import os
 import shutil
+import socket
 import unicodedata
 import zipfile
 
@@ -362,6 +363,22 @@ def test_a_pipe_and_a_device_among_the_images_are_skipped_and_listed(tmp_path):
 
     assert dict(report.skipped) == {
         f"train/covid/{name}.jpg": "it is a pipe, device or folder, not a regular file" for name in ("endless", "pipe")
+    }
+
+
+def test_a_socket_and_a_sparse_file_of_100_gigabytes_are_skipped_and_listed(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "images", SPLITS)
+    monkeypatch.chdir(source / "train/covid")  # the path of a socket has at most 107 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+    with (source / "train/covid/sparse.png").open("wb") as file:
+        file.truncate(100 << 30)
+
+    report = packed(source, max_bad=0.5)
+
+    assert dict(report.skipped) == {
+        "train/covid/socket.jpg": "it is a socket, not a regular file",
+        "train/covid/sparse.png": "the file has 107374182400 bytes, above the limit of 1073741824 for one image",
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> 
         f"report   {run.report}",
         f"next     nightshift evaluate {run.run_id} {shards}",
     ]
+
+
+def test_the_next_command_quotes_a_path_for_a_shell(say: Say, shards: str, settings: Settings) -> None:
+    spaced = Path(shards).rename(Path(shards).with_name("chest films; 2026"))
+    run = RunPaths.of(settings.storage, say("train", str(spaced), "--weights", "none", "--name", "spaced")[1].strip())
+    succeed(run)
+
+    err = say("wait", "spaced")[2]
+
+    assert err.splitlines()[-1] == f"next     nightshift evaluate {run.run_id} '{spaced}'"
 
 
 @pytest.mark.parametrize(

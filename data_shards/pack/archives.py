@@ -4,7 +4,9 @@ Only regular files with plain relative names are written. Their number and size 
 unpacked: what the archive claims does not matter.
 """
 
+import errno
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -24,9 +26,14 @@ COPY_BYTES = 1 << 20
 TAIL_BYTES = 64 * COPY_BYTES  # of padding that may follow the end of a tar
 EXTENSIONS = (b"x", b"g", b"X", b"L", b"K")  # header types: pax, global pax, Sun's pax, GNU long name and link
 EXTENSION_BYTES = 1 << 20
+NAME_BYTES = 255  # of one part of a path, on all common disks
+SHOWN = 40  # characters of a long name in an error
 ENCRYPTED = 0x1  # bit of a zip member's flags
+UTF_8 = 0x800  # bit of a zip member's flags: its name is UTF-8
+UNIX, MACOS = 3, 19  # systems that write a file name's bytes into a zip as they are; others write code page 437
 BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 DAMAGE = (*BAD_FORMAT, EOFError, OSError, NotImplementedError, ValueError)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,21 @@ def unpack(archive: Path, target: Path, limits: ArchiveLimits | None = None) -> 
             with _members(archive) as members:
                 _write_all(members, temporary, archive, limits or ArchiveLimits())
         except DAMAGE as error:
-            raise SourceError(f"{archive} cannot be unpacked: {error}; copy it again") from error
+            raise SourceError(f"{archive} cannot be unpacked: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return fault and cure. The libraries' own texts speak of their internals."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in DISK_FULL:
+        return "the disk of the target is full; free some space"
+    if number is not None:
+        return f"{os.strerror(number)}; check the disk and its permissions"
+    if isinstance(error, EOFError):
+        return "it ends in the middle; copy it again"
+    if isinstance(error, NotImplementedError):
+        return "it is compressed in a way that Nightshift does not read; unpack it yourself, and pack the folder"
+    return "it is damaged, or no archive of the kind that its name says; copy it again"
 
 
 def _write_all(members: Iterator[_Member], folder: Path, archive: Path, limits: ArchiveLimits) -> None:
@@ -80,12 +101,29 @@ def _write_all(members: Iterator[_Member], folder: Path, archive: Path, limits: 
         if number > limits.files:
             raise SourceError(f"{archive} holds more than {limits.files} files; unpack it yourself if you trust it")
         path = folder / _safe_name(member.name, archive)
+        _refuse_long_name(path, member, archive)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             allowed -= _write(member, path, archive, min(limits.file_bytes, allowed))
+        except (*BAD_FORMAT, EOFError) as error:
+            raise SourceError(f"{archive}: the member {member.name!r} is damaged; copy the archive again") from error
+        except NotImplementedError as error:
+            raise SourceError(
+                f"{archive}: the member {member.name!r} is compressed in a way that Nightshift does not read; "
+                "unpack it yourself, and pack the folder"
+            ) from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             fault = "has the name of a folder or lies in a file" if _is_mixed(path, folder) else "is in it twice"
             raise SourceError(f"{archive}: the member {member.name!r} {fault}; create the archive again") from error
+
+
+def _refuse_long_name(path: Path, member: _Member, archive: Path) -> None:
+    longest = max(len(os.fsencode(part)) for part in path.parts)
+    if longest > NAME_BYTES:
+        raise SourceError(
+            f"{archive}: the member {member.name[:SHOWN]!r}... has a name of {longest} bytes, above the {NAME_BYTES} "
+            "that disks allow; unpack it yourself under another name"
+        )
 
 
 def _is_mixed(path: Path, folder: Path) -> bool:
@@ -128,12 +166,28 @@ def _of_zip(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
     for info in opened.infolist():
         if info.is_dir():
             continue
+        name = _zip_name(info)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
-            raise SourceError(f"{archive}: {info.filename!r} is a link or device; pack the files themselves")
+            raise SourceError(f"{archive}: {name!r} is a link or device; pack the files themselves")
         if info.flag_bits & ENCRYPTED:
-            raise SourceError(f"{archive}: {info.filename!r} is encrypted; unpack it yourself")
-        yield _Member(info.filename, lambda info=info: opened.open(info))  # type: ignore[misc]
+            raise SourceError(f"{archive}: {name!r} is encrypted; unpack it yourself")
+        yield _Member(name, lambda info=info: opened.open(info))  # type: ignore[misc]
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name as the same file has it in a folder or a tar.
+
+    Without the flag for UTF-8, zipfile reads every name as code page 437. But many programs write UTF-8 all the same,
+    and those of Unix write the bytes that the disk has.
+    """
+    if info.flag_bits & UTF_8 or info.filename.isascii():
+        return info.filename
+    raw = info.filename.encode("cp437")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return os.fsdecode(raw) if info.create_system in (UNIX, MACOS) else info.filename
 
 
 class _Header(tarfile.TarInfo):
@@ -141,7 +195,7 @@ class _Header(tarfile.TarInfo):
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in EXTENSIONS and self.size > EXTENSION_BYTES:
-            raise tarfile.ReadError(f"a header of {self.size} bytes; unpack it yourself if you trust it")
+            raise SourceError(f"a tar has a header of {self.size} bytes; unpack it yourself if you trust it")
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 

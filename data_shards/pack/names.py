@@ -9,7 +9,8 @@ SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "lost+found", "__pycache__", "system volume information", "#recycle"}
 )
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
-ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".rar", ".7z")
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tzst", ".zst", ".rar", ".7z",
+                   ".tar.lz4", ".gz", ".bz2", ".xz", ".lz4", ".iso", ".z01", ".001")  # fmt: skip
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",

@@ -100,7 +100,7 @@ def read_image_tree(folder: Path, *, source: Path | None = None) -> FileTree:
         SourceError: The folder is missing or holds no images.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder; give a folder, .zip or .tar of images")
+        raise SourceError(_no_folder(folder))
     tree = read_tree(folder)
     if not tree.has_images(""):
         raise SourceError(_no_image(source or folder, tree))
@@ -116,6 +116,12 @@ def collect_images(folder: Path, tree: FileTree, layout: Layout, options: PackOp
     table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
     return _by_lists(folder, _collect(folder, tree, layout, table, options), options)
+
+
+def _no_folder(path: Path) -> str:
+    if path.is_file() and is_archive_name(path.name):
+        return f"{path} is an archive of a kind that Nightshift does not unpack; unpack it first, and pack the folder"
+    return f"{path} is no folder; give a folder, .zip or .tar of images"
 
 
 def _no_image(folder: Path, tree: FileTree) -> str:

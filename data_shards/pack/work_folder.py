@@ -65,15 +65,15 @@ class WorkFolder:
             self.encoded.mkdir()
             write_text_atomic(mark, identity)
 
-    def discard(self, *, keep_target: bool) -> None:
-        """Remove the work folder and the shards of a pack that was refused, and the target if the pack created it."""
+    def discard(self, *, created: Sequence[Path]) -> None:
+        """Remove the work folder and the shards of a pack that was refused, and the folders that the pack created."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for shard in (*self.target.glob("*.tar"), *self.target.glob(".*.tar.*")):
             shard.unlink()
         remove_records(self.target)
-        if not keep_target:
-            with suppress(OSError):
-                self.target.rmdir()
+        for folder in created:
+            with suppress(OSError):  # another program has written into it
+                folder.rmdir()
 
 
 def check_target(target: Path) -> None:
@@ -99,7 +99,7 @@ def open_work_folder(target: Path) -> Iterator[WorkFolder]:
     """
     check_target(target)
     work = WorkFolder(target)
-    was_empty = target.exists() and not work.folder.exists()
+    created = [target] if work.folder.exists() else [one for one in (target, *target.parents) if not one.exists()]
     work.shards.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work.folder / "lock", timeout=0):
@@ -107,7 +107,7 @@ def open_work_folder(target: Path) -> Iterator[WorkFolder]:
     except Timeout as error:
         raise SourceError(f"another pack works on {target}; wait for it or give another folder") from error
     except (SourceError, OptionError, LeakageError):
-        work.discard(keep_target=was_empty)
+        work.discard(created=created)
         raise
     if (target / INDEX_NAME).exists():
         shutil.rmtree(work.folder)

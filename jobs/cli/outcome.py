@@ -1,6 +1,7 @@
 """What a person reads when a followed run has ended, and the exit code: result or reason, then the next command."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,8 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
-    known = {"shards": "SHARDS", "model": "MODEL", **record.spec, "id": state.id}
+    given = {name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec}
+    known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
     return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}") if line]
 
 
