@@ -15,7 +15,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from cluster.settings import Settings
+from data_shards.pack.hash_search import HASH_BITS
+from data_shards.pack.near_duplicates import ImageHash, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from jobs.queue import embedded_redis
@@ -27,14 +31,17 @@ from tests.stack import FakeSpec
 from trainer.specs import SearchSpec, TrainSpec, build
 
 FACTORS = (1, 4, 16)
-FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 625}  # 10,000 runs at the largest factor
+FACTORS_OF = {"hashes": (1, 10)}
+FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 625, "hashes": 100_000}  # 10,000 runs, a million hashes
 WHAT = {
     "images": "packing and frozen training (64 px, 3 epochs)",
     "classes": "packing and frozen training of 1,000 images (64 px, 3 epochs)",
     "trials": "a search of heads (stored features of 250 images, 3 epochs)",
     "runs": "submitting runs and listing all of them",
+    "hashes": "searching near duplicates among random hashes, 1 % of them copies",
 }
-PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3}
+PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1}
+COPIES, CHANGED_BITS = 100, 32  # one image in so many has a copy, with so many other bits
 GOAL = 0.9  # linear or constant, with a tolerance for noise of the machine
 IMAGE_SIZE = 64
 QUICK = {"weights": "none", "image_size": IMAGE_SIZE, "epochs": 3, "head_width": 64}
@@ -47,13 +54,14 @@ def run() -> list[Row]:
 
 
 def _rows(kind: str, pairs: int) -> list[Row]:
-    sizes = [FIRST[kind] * factor for factor in FACTORS]
+    factors = FACTORS_OF.get(kind, FACTORS)
+    sizes = [FIRST[kind] * factor for factor in factors]
     found = [{size: _apart(kind, size) for size in sizes} for _ in range(pairs)]
     times, peaks = ({size: [one[size][name] for one in found] for size in sizes} for name in ("seconds", "megabytes"))
     words = {"what": f"{kind}: {WHAT[kind]}", "command": COMMAND, "more_is_better": False}
     each = {size: [1000 * time / size for time in times[size]] for size in sizes}
     rows = []
-    for factor, size in list(zip(FACTORS, sizes, strict=True))[1:]:
+    for factor, size in list(zip(factors, sizes, strict=True))[1:]:
         grown = statistics.median(times[size]) / statistics.median(times[sizes[0]])
         rows.append(
             row(
@@ -61,9 +69,11 @@ def _rows(kind: str, pairs: int) -> list[Row]:
                 parity=f"time x {grown:.1f} per {factor}x", **words,
             )
         )  # fmt: skip
+    if kind == "hashes":  # all of them are in memory
+        return rows
     grown = statistics.median(peaks[sizes[-1]]) / statistics.median(peaks[sizes[0]])
     memory = f"peak memory, {sizes[-1]:,} compared with {sizes[0]:,}"
-    parity = f"memory x {grown:.2f} per {FACTORS[-1]}x"
+    parity = f"memory x {grown:.2f} per {factors[-1]}x"
     return [
         *rows,
         row(peaks[sizes[-1]], peaks[sizes[0]], beside=memory, unit="MB", goal=GOAL, parity=parity, **words),
@@ -122,9 +132,25 @@ def runs(folder: Path, count: int) -> Callable[[], object]:
     return work
 
 
+def hashes(_: Path, count: int) -> Callable[[], object]:
+    """Return a function that searches near duplicates among `count` images in three splits."""
+    random = np.random.default_rng(0)
+    bits = random.integers(0, 256, (count, 2 * HASH_BITS // 8), dtype=np.uint8)  # plain and mirrored
+    copies = random.choice(count, (count // COPIES, 2), replace=False)
+    bits[copies[:, 1]] = bits[copies[:, 0]]
+    bits[copies[:, 1], : CHANGED_BITS // 8] ^= 0xFF
+    images = [ImageHash(name=f"{n}", sha256=f"{n}", phash=row.tobytes().hex()) for n, row in enumerate(bits)]
+    splits = {image.name: ("train", "valid", "test")[n % 3] for n, image in enumerate(images)}
+
+    def work() -> None:
+        assert len(find_near_duplicates(images, splits)) == len(copies)
+
+    return work
+
+
 def _alone(kind: str, size: int) -> None:
     """Take one measurement and print it; memory is the larger of this process and its largest child."""
-    kinds = {"images": images, "classes": classes, "trials": trials, "runs": runs}
+    kinds = {"images": images, "classes": classes, "trials": trials, "runs": runs, "hashes": hashes}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Redis ends only when this process ends
         took = seconds(kinds[kind](Path(folder), size))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
