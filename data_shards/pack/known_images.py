@@ -13,8 +13,8 @@ from PIL import Image
 from data_shards.errors import BadImage, DamagedShard
 from data_shards.index import Shard, ShardIndex, read_index
 from data_shards.locations import shard_path
-from data_shards.pack.chunks import perceptual_hash
 from data_shards.pack.image_records import ImageRecord, read_records, shards_without, write_records
+from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.pixels import MAX_PACKED_MEGAPIXELS, decode_pixels, open_image
 from data_shards.process_pool import map_in_processes, process_count
 from data_shards.tar_index import find_byte_fault, key_of, read_table

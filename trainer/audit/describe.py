@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_shards.index import ShardIndex
-from data_shards.pack.chunks import perceptual_hash
+from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.process_pool import map_in_processes
 from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import default_cache
