@@ -22,7 +22,9 @@ from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.loop import EpochMetrics
 
-QUICK = {"weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False}
+QUICK = {
+    "weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False, "patience": None,
+}  # fmt: skip
 
 
 def train_spec(shards: Path, **options: Any) -> TrainSpec:

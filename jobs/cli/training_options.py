@@ -87,7 +87,7 @@ VALIDATION = OptionGroup(
         BEST_BY,
         option(
             TrainSpec, "patience",
-            "Early stopping: stop after this many epochs without improvement.  [default: off]", metavar="EPOCHS",
+            "Early stopping: stop after this many epochs without improvement; 0 is off.", metavar="EPOCHS",
         ),
     ),
 )  # fmt: skip

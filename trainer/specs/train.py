@@ -38,13 +38,14 @@ class TrainOptions(Spec):
         precision: "bf16" computes with autocast, "fp32" without; "auto" depends on the device.
         class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1.
         best_by: The validation metric that chooses the published model.
-        patience: Early stopping: end after this many epochs without a better `best_by`; None is off.
+        patience: Early stopping: end after this many epochs without a better `best_by`; None, for which 0 may be given, is
+            off.
         cache: Keep the features of a frozen backbone in the storage.
         workers: Number of Ray Train workers, with one GPU each, or one CPU each on a machine without GPUs.
     """
 
     shards: Annotated[str, Field(min_length=1)]
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 30
     batch_size: Annotated[int, Field(ge=1)] = BATCH_SIZE
     accumulate: bool = False
     lr: Annotated[float, Field(gt=0, le=10)] = 5e-4
@@ -62,7 +63,7 @@ class TrainOptions(Spec):
     precision: Precision = "auto"
     class_weights: bool | None = None
     best_by: Metric = "loss"
-    patience: Annotated[int, Field(ge=1)] | None = None
+    patience: Annotated[int, Field(ge=0)] | None = 10
     cache: bool = True
 
     @model_validator(mode="before")
@@ -71,6 +72,11 @@ class TrainOptions(Spec):
         if isinstance(given, dict) and given.get("batch_size") == "auto":
             return {**given, "batch_size": BATCH_SIZE, "accumulate": True}
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _zero_patience_is_off(cls, given: Any) -> Any:
+        return {**given, "patience": None} if isinstance(given, dict) and given.get("patience") == 0 else given
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
