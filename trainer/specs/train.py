@@ -38,8 +38,7 @@ class TrainOptions(Spec):
         precision: "bf16" computes with autocast, "fp32" without; "auto" depends on the device.
         class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1.
         best_by: The validation metric that chooses the published model.
-        patience: Early stopping: end after this many epochs without a better `best_by`; None, for which 0 may be given, is
-            off.
+        patience: Early stopping: end after this many epochs without a better `best_by`; None is off, and so is 0.
         cache: Keep the features of a frozen backbone in the storage.
         workers: Number of Ray Train workers, with one GPU each, or one CPU each on a machine without GPUs.
     """
