@@ -161,3 +161,11 @@ def test_show_draws_a_contact_sheet_without_names_of_files(packed, tmp_path):
     assert page.count("<img src=") == 8
     assert "image-0" not in page
     assert "train 0000" in page
+
+
+def test_a_file_name_with_control_characters_is_listed_on_one_line(tmp_path, source):
+    (source / "train/covid" / "two\nlines\x1b[31m.png").write_bytes(b"")
+
+    result = run("pack", source, tmp_path / "shards", "--max-bad", "0.9")
+
+    assert "  train/covid/two\\nlines\\x1b[31m.png: the file is empty" in result.stderr.splitlines()

@@ -68,8 +68,10 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
-    given = {name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec}
-    known: dict[str, str] = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
+    given: dict[str, str] = {
+        name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec
+    }
+    known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
     return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}") if line]
 
 

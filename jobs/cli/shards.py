@@ -367,12 +367,17 @@ def _print_labels(labels: "LabelReport | None") -> None:
     _print_list("left out, images without a label", labels.images_without_label)
 
 
+def _printable(line: str) -> str:
+    """Escape line ends and control characters, which a file name may have."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+
+
 def _print_list(title: str, lines: Any) -> None:
     if not lines:
         return
     click.echo(f"{title} ({len(lines)}):", err=True)
     for line in lines[:SHOWN]:
-        click.echo(f"  {line}", err=True)
+        click.echo(f"  {_printable(line)}", err=True)
     if len(lines) > SHOWN:
         click.echo(f"  and {len(lines) - SHOWN} more", err=True)
 
