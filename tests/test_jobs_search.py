@@ -203,7 +203,7 @@ def test_trials_outside_of_a_grid_take_none_of_its_points(say: Say, settings: Se
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--epochs", "11"), "--epochs 11 cannot extend {id}, which has 10"),
+        (("--epochs", "31"), "--epochs 31 cannot extend {id}, which has 30"),
         (("--metric", "loss"), "--best-by loss cannot extend {id}, which has auroc"),
         (("--ema", "0.9"), "--ema 0.9 cannot extend {id}, which has 0.0"),
         (("--trials", "1"), "--trials 1 adds none to the 1 of {id}; write --trials +1"),

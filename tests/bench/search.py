@@ -79,7 +79,15 @@ class Bench:
 
     def ours(self, trials: int, **options: Any) -> float:
         """Search with an empty feature cache, from the start of the trainer to its end."""
-        spec = build(SearchSpec, shards=self.shards, weights=str(WEIGHTS), trials=trials, epochs=self.epochs, **options)
+        spec = build(
+            SearchSpec,
+            shards=self.shards,
+            weights=str(WEIGHTS),
+            trials=trials,
+            epochs=self.epochs,
+            patience=0,
+            **options,
+        )
         paths = self._run("search", spec)
         took = seconds(lambda: self._end_of(paths))
         if options:

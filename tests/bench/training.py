@@ -115,7 +115,7 @@ class Bench:
 
     def _spec(self, seed: int) -> TrainSpec:
         shards = str(self.folder / "shards")
-        return build(TrainSpec, shards=shards, weights=str(WEIGHTS), epochs=self.epochs, seed=seed)
+        return build(TrainSpec, shards=shards, weights=str(WEIGHTS), epochs=self.epochs, patience=0, seed=seed)
 
     def _note(self, name: str, value: float) -> None:
         self.taken.setdefault(name, []).append(value)
