@@ -19,6 +19,8 @@ from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import ModelMismatch, SpecError
 from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.comparison import compare_predictions
+from trainer.evaluation.predictions import Predictions
 from trainer.inference.export_formats import EXPORT_FORMATS
 from trainer.inference.predictor import Predictor
 from trainer.search.head_training import HeadTraining, HeadTrainingData
@@ -202,6 +204,22 @@ def test_fine_tuning_with_an_average_of_the_weights_runs(storage, data):
     _, result = done(storage, train_spec(data, **options), "tuned")
 
     assert result.metrics["multi_label"] is True
+
+
+def test_two_models_are_compared_on_one_label_where_it_is_known(storage, trained, scored, data, tmp_path):
+    other, _ = done(tmp_path, train_spec(data, **(OPTIONS | {"epochs": 1})))
+    worse = evaluated(tmp_path, other.best, data, "worse")
+    first = Predictions.read(storage / "runs" / "scored" / "predictions.safetensors")
+    second = Predictions.read(tmp_path / "runs" / "worse" / "predictions.safetensors")
+
+    found = compare_predictions([first, second], positive="Nodule", metric="auroc", margin=0.02)
+
+    figures = {figure.name: figure for figure in found.candidates[0].figures}
+    assert len(found.labels) == scored.metrics["labels"]["Nodule"]["n"]
+    assert figures["auroc"].first == pytest.approx(scored.metrics["labels"]["Nodule"]["auroc"])
+    assert figures["auroc"].second == pytest.approx(worse.metrics["labels"]["Nodule"]["auroc"])
+    with pytest.raises(SpecError, match="compared on one label; choose it with --positive: Cardiomegaly, Effusion, No"):
+        compare_predictions([first, second], positive=None, metric="auroc", margin=0.02)
 
 
 def test_the_terminal_gets_a_line_for_each_label(scored):

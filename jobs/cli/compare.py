@@ -63,6 +63,8 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given
     difference in --metric must lie above minus the margin, as in a non-inferiority test. The difference itself is not
     enough: on few images it is small by chance. The exit code is also 1 if another figure's whole interval lies below
     minus the margin.
+
+    Multi-label models are compared on the label --positive, on the images where it is known.
     """
     from jobs.cli.comparison_view import compared  # noqa: PLC0415 -- takes a second, and --help does not wait for it
 

@@ -16,12 +16,14 @@ EVALUATION = OptionGroup(
     (
         option(EvaluateSpec, "split", "Split to evaluate on.", metavar="SPLIT"),
         option(
-            EvaluateSpec, "positive", "Positive class, for sensitivity and false negatives.  [default: first class]",
+            EvaluateSpec, "positive", "Positive class, for sensitivity and false negatives.  [default: first class; all labels of a multi-label "
+            "model]",
             metavar="CLASS",
         ),
         option(
             EvaluateSpec, "min_sensitivity",
-            "Minimum sensitivity, such as 0.99: the decision threshold is chosen on the valid split to reach it.  "
+            "Minimum sensitivity, such as 0.99: the decision threshold is chosen on the valid split to reach it; of a "
+            "multi-label model that of the label --positive.  "
             "[default: off]",
             metavar="SHARE",
         ),

@@ -51,7 +51,8 @@ def predict(model: str, images: tuple[str, ...], output: str | None, **given: An
 
     The table has one row per file, in input order: the most probable class, the decision at the threshold stored by
     `evaluate --min-sensitivity`, and the probability of each class. For a file that cannot be read, the row has the
-    reason. Hidden files and system files, such as Thumbs.db, are skipped and counted.
+    reason. Of a multi-label model, the decision is none or several labels, and each label has a probability and a
+    decision of 1 or 0. Hidden files and system files, such as Thumbs.db, are skipped and counted.
 
     The table is CSV. With --json it is JSON, and --wait prints it on stdout.
     """

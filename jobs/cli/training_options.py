@@ -60,7 +60,8 @@ OPTIMIZATION = OptionGroup(
         click.option(
             "--class-weights/--no-class-weights", default=None,
             help="Weight the loss by inverse class frequency.  "
-            "[default: on if a class has more than twice as many images as another]",
+            "[default: on if a class has more than twice as many images as another; of several labels an image: if "
+            "more than twice as many images have a label as lack it, or the reverse]",
         ),
         option(
             TrainSpec, "head_epochs", "Number of epochs at the start that train only the head; used with "

@@ -95,6 +95,8 @@ def compare_predictions(
 ) -> Comparison:
     """Compare the predictions of models, the first of which is the reference.
 
+    Multi-label models are compared on one label, `positive`, and on the images where it is known.
+
     Args:
         predictions: Of each model, all about the same split.
         positive: The class that sensitivity and specificity refer to; None takes that of the evaluations.
@@ -107,6 +109,7 @@ def compare_predictions(
         SpecError: `positive` is not one of them, or the evaluations have different positive classes.
         CheckpointError: The models share no image, or the predictions contradict each other.
     """
+    predictions = [_of_one_label(one, positive) for one in predictions]
     classes = _classes_of(predictions)
     name = _positive_of(predictions, classes, positive)
     rows = _shared_rows(predictions)
@@ -143,6 +146,19 @@ def compare_predictions(
         probabilities=tuple(one.probabilities for one in scores),
         candidates=tuple(candidates),
     )
+
+
+def _of_one_label(predictions: Predictions, label: str | None) -> Predictions:
+    about = predictions.about
+    if about is None or not about.multi_label:
+        return predictions
+    if label not in about.classes:
+        given = "" if label is None else f"; {label!r} is not one of them"
+        raise SpecError(
+            f"multi-label models are compared on one label; choose it with --positive: "
+            f"{', '.join(about.classes)}{given}"
+        )
+    return predictions.of_label(label)
 
 
 def check_margin(figures: Sequence[PairedFigure], *, metric: str, margin: float, identical: bool) -> MarginCheck:

@@ -284,4 +284,5 @@ def _weighted_differences(
 def _weighted_mean(weights: Floats, values: Floats, members: Mask) -> Floats:
     total = weights[:, members].sum(axis=1)
     undefined = np.full(len(weights), np.nan)
-    return np.divide(weights[:, members] @ values[members], total, out=undefined, where=total > 0)
+    mean: Floats = np.divide(weights[:, members] @ values[members], total, out=undefined, where=total > 0)
+    return mean

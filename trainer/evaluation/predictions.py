@@ -6,7 +6,7 @@ patients: an image is identified by its index in the split and by the shard it i
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,23 @@ class Predictions:
             return cls(**arrays, about=None if text is None else EvaluatedSplit.from_json(text))
         except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path} cannot be read as predictions: {error}; evaluate the model again") from error
+
+    def of_label(self, label: str) -> "Predictions":
+        """Return the predictions of one label of a multi-label model as those of two classes, where it is known."""
+        assert self.about is not None  # noqa: S101 -- every file of a multi-label model has it
+        assert self.decisions is not None  # noqa: S101
+        at = self.about.classes.index(label)
+        known = np.flatnonzero(self.labels[:, at] >= 0)
+        scores = self.probabilities[known, at]
+        return Predictions(
+            ids=self.ids[known],
+            labels=self.labels[known, at],
+            probabilities=np.column_stack([1 - scores, scores]),
+            decisions=self.decisions[known, at],
+            groups=None if self.groups is None else self.groups[known],
+            samples=None if self.samples is None else self.samples[known],
+            about=replace(self.about, classes=(f"no {label}", label), positive=label, multi_label=False),
+        )
 
     def _arrays(self) -> dict[str, NDArray[Any] | None]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != ABOUT}

@@ -14,7 +14,8 @@ class EvaluateSpec(Spec):
 
     Attributes:
         model: Run id or folder, as the user gave it or as submit resolved it.
-        positive: The class whose sensitivity and false negatives are reported; None means the first.
+        positive: The class whose sensitivity and false negatives are reported; None means the first, or all labels of a
+            multi-label model.
         min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this,
             from 0 (exclusive) to 1.
         batch_size: Images per step.

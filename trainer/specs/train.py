@@ -36,7 +36,8 @@ class TrainOptions(Spec):
         augment: Random augmentation of the training images.
         augment_strength: Strength of rotations, shifts, zooms and contrast changes, in multiples of the default.
         precision: "bf16" computes with autocast, "fp32" without; "auto" depends on the device.
-        class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1.
+        class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1. Of
+            several labels an image: those that have and that lack a label get the same total weight.
         best_by: The validation metric that chooses the published model.
         patience: Early stopping: end after this many epochs without a better `best_by`; None is off, and so is 0.
         cache: Keep the features of a frozen backbone in the storage.
