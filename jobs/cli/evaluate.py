@@ -16,7 +16,8 @@ EVALUATION = OptionGroup(
     (
         option(EvaluateSpec, "split", "Split to evaluate on.", metavar="SPLIT"),
         option(
-            EvaluateSpec, "positive", "Positive class, for sensitivity and false negatives.  [default: first class; all labels of a multi-label "
+            EvaluateSpec, "positive",
+            "Positive class, for sensitivity and false negatives.  [default: first class; all labels of a multi-label "
             "model]",
             metavar="CLASS",
         ),

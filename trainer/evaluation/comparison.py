@@ -114,8 +114,8 @@ def compare_predictions(
     name = _positive_of(predictions, classes, positive)
     rows = _shared_rows(predictions)
     labels = predictions[0].labels[rows[0]]
-    for other, at in zip(predictions, rows, strict=True):
-        if (other.labels[at] != labels).any():
+    for one, at in zip(predictions, rows, strict=True):
+        if (one.labels[at] != labels).any():
             raise CheckpointError("the evaluations give the same images different classes; evaluate the models again")
     first = predictions[0]
     known = np.arange(len(first.labels)) if first.groups is None else first.groups
