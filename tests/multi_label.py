@@ -1,16 +1,17 @@
 """Multi-label data sets for tests: images whose labels depend on their pixels, some of them unknown."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from data_shards.index import ShardIndex
-from data_shards.pack import packing
-from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.options import EncodeOptions, LabelOptions, PackOptions
+from data_shards.pack.packing import pack
 from data_shards.pack.sources import ImageFolder, SourceImage
+from data_shards.targets import UNKNOWN
 
 LABELS = ("Cardiomegaly", "Effusion", "Nodule")
 SIZE = 32  # pixels
@@ -39,6 +40,18 @@ def multi_label_folder(folder: Path, counts: dict[str | None, int], *, seed: int
     return ImageFolder(images=tuple(images), label_names=LABELS)
 
 
+def write_table(file: Path, found: ImageFolder) -> Path:
+    """Write the images' splits and targets as a table: 1, 0, and an empty cell where a label is unknown."""
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["Image Index", "Patient ID", "split", *found.label_names])
+        for number, image in enumerate(found.images):
+            assert image.targets is not None
+            cells = ["" if value == UNKNOWN else value for value in image.targets]
+            writer.writerow([image.name, number, image.split, *cells])
+    return file
+
+
 def _pixels(has: np.ndarray, random: np.random.Generator) -> np.ndarray:
     pixels = random.integers(0, 90, (SIZE, SIZE))
     for present, (row, column) in zip(has, SPOTS, strict=True):
@@ -50,16 +63,21 @@ def _pixels(has: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def pack_multi_label(
     folder: Path,
     counts: dict[str | None, int],
-    monkeypatch: pytest.MonkeyPatch,
     *,
     change: Callable[[ImageFolder], ImageFolder] = lambda found: found,
     **options: object,
 ) -> tuple[Path, ShardIndex]:
-    """Pack such images and return the folder of the shards and their index."""
-    found = change(multi_label_folder(folder / "images", counts))
-    monkeypatch.setattr(packing, "scan_image_folder", lambda *_, **__: found)
+    """Pack such images with a table of their labels and return the folder of the shards and their index."""
+    table = write_table(folder / "labels.csv", change(multi_label_folder(folder / "images", counts)))
+    labels = LabelOptions(
+        tables=(str(table),),
+        label_columns=LABELS,
+        split_column="none" if "split" in options else "split",
+        group_column="none",
+    )
     chosen = PackOptions(
         **{
+            "labels": labels,
             "multi_label": True,
             "processes": 1,
             "allow_leakage": True,
@@ -68,4 +86,4 @@ def pack_multi_label(
             **options,
         }  # type: ignore[arg-type]
     )
-    return folder / "shards", packing.pack(folder / "images", folder / "shards", chosen).index
+    return folder / "shards", pack(folder / "images", folder / "shards", chosen).index

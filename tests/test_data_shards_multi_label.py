@@ -18,8 +18,8 @@ from tests.multi_label import LABELS, multi_label_folder, pack_multi_label
 COUNTS = {"train": 24, "valid": 12, "test": 12}
 
 
-def test_the_shards_give_back_every_target_of_every_image(tmp_path, monkeypatch):
-    shards, index = pack_multi_label(tmp_path, COUNTS, monkeypatch)
+def test_the_shards_give_back_every_target_of_every_image(tmp_path):
+    shards, index = pack_multi_label(tmp_path, COUNTS)
     expected = {image.name: image.targets for image in multi_label_folder(tmp_path / "again", COUNTS).images}
 
     found = {}
@@ -32,8 +32,8 @@ def test_the_shards_give_back_every_target_of_every_image(tmp_path, monkeypatch)
     assert {-1, 0, 1} == {value for targets in found.values() for value in targets}
 
 
-def test_the_index_counts_present_absent_and_unknown_targets(tmp_path, monkeypatch):
-    shards, index = pack_multi_label(tmp_path, COUNTS, monkeypatch)
+def test_the_index_counts_present_absent_and_unknown_targets(tmp_path):
+    shards, index = pack_multi_label(tmp_path, COUNTS)
     images = multi_label_folder(tmp_path / "again", COUNTS).images
 
     for split in index.splits:
@@ -55,8 +55,8 @@ def test_an_index_of_one_class_an_image_has_no_field_of_multi_label_data(tmp_pat
     assert read_index(str(shards)).digest == index.digest
 
 
-def test_verify_reports_targets_that_the_index_counts_differently(tmp_path, monkeypatch):
-    shards, index = pack_multi_label(tmp_path, COUNTS, monkeypatch)
+def test_verify_reports_targets_that_the_index_counts_differently(tmp_path):
+    shards, index = pack_multi_label(tmp_path, COUNTS)
     first = next(shard for shard in index.shards if any(shard.unknown))
     moved = (0, 0, 0)
     changed = tuple(s.model_copy(update={"unknown": moved}) if s == first else s for s in index.shards)
@@ -84,13 +84,13 @@ def test_the_text_of_targets_is_read_back():
     assert parse_targets(label_text((1, 0, -1)), 3) == (1, 0, -1)
 
 
-def test_a_label_that_no_training_image_has_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_label_that_no_training_image_has_is_refused_before_anything_is_written(tmp_path):
     def without_nodule(found):
         images = [replace(i, targets=(*i.targets[:2], 0)) if i.split == "train" else i for i in found.images]
         return replace(found, images=tuple(images))
 
     with pytest.raises(SourceError, match=r"no usable image in train has the label 'Nodule'.*--drop-class 'Nodule'"):
-        pack_multi_label(tmp_path, COUNTS, monkeypatch, change=without_nodule)
+        pack_multi_label(tmp_path, COUNTS, change=without_nodule)
 
     assert not (tmp_path / "shards").exists()
 
@@ -125,9 +125,9 @@ def test_a_split_by_shares_has_each_label_and_its_absence_in_proportion():
             assert abs(found[stratum, split] - share * total) <= 2
 
 
-def test_images_of_one_patient_stay_in_one_split_with_several_labels_an_image(tmp_path, monkeypatch):
+def test_images_of_one_patient_stay_in_one_split_with_several_labels_an_image(tmp_path):
     shards, index = pack_multi_label(
-        tmp_path, {None: 90}, monkeypatch, split="60/20/20", group_by=r"film-\d\d(\d\d)", allow_leakage=False
+        tmp_path, {None: 90}, split="60/20/20", group_by=r"film-\d\d(\d\d)", allow_leakage=False
     )
 
     split_of = {}

@@ -15,6 +15,7 @@ from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
 from data_shards.pack.options import LARGEST_MEGAPIXELS, Blank, EncodeOptions, PackOptions, Readers, Uncertain
+from data_shards.targets import TargetCounts
 from jobs.cli.command import Group
 from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
 from jobs.cli.option_types import ByteSize, Share, SplitShares
@@ -383,18 +384,10 @@ def _print_list(title: str, lines: Any) -> None:
 
 
 def print_overview(location: str, index: ShardIndex) -> None:
-    """Print a row per split with its class balance, then a summary of the data set."""
+    """Print a row per split with its class balance, or per label with its splits; then a summary of the data set."""
     facts = overview(index)
-    table = Table(title=location)
-    table.add_column("split")
-    for name in (*index.classes, "all", "shards", "MB"):
-        table.add_column(name, justify="right")
-    for split, counts in facts["splits"].items():
-        shares = _label_shares(index, split) if index.multi_label else _class_shares(index, split)
-        size = f"{counts['bytes'] / MEGABYTE:.1f}"
-        table.add_row(split, *shares, str(counts["samples"]), str(counts["shards"]), size)
     console = Console()
-    console.print(table)
+    console.print(_label_table(location, index) if index.multi_label else _class_table(location, facts, index))
     console.print(
         f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
         f"{_span(index.heights)} high in the source; stored {_stored(index)}"
@@ -405,17 +398,38 @@ def print_overview(location: str, index: ShardIndex) -> None:
     console.print(f"digest {index.digest}", soft_wrap=True)
 
 
-def _class_shares(index: ShardIndex, split: str) -> list[str]:
-    return [f"{n} ({n / index.samples_in(split):.0%})" for n in index.per_class_in(split)]
+def _class_table(location: str, facts: dict[str, Any], index: ShardIndex) -> Table:
+    table = Table(title=location)
+    table.add_column("split")
+    for name in (*index.classes, "all", "shards", "MB"):
+        table.add_column(name, justify="right")
+    for split, counts in facts["splits"].items():
+        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
+        size = f"{counts['bytes'] / MEGABYTE:.1f}"
+        table.add_row(split, *shares, str(counts["samples"]), str(counts["shards"]), size)
+    return table
 
 
-def _label_shares(index: ShardIndex, split: str) -> list[str]:
-    """Return how many images have each label, their share of those where it is known, and where it is unknown."""
-    return [
-        f"{n.present} ({n.present / max(1, n.present + n.absent):.0%})"
-        + (f", {n.unknown} unknown" if n.unknown else "")
-        for n in index.targets_in(split)
-    ]
+def _label_table(location: str, index: ShardIndex) -> Table:
+    """Return a row for each label: how many images of each split have it, and of how many it is unknown."""
+    table = Table(title=location)
+    table.add_column("label")
+    for split in index.splits:
+        table.add_column(split, justify="right")
+        table.add_column("unknown", justify="right")
+    counts = [index.targets_in(split) for split in index.splits]
+    for position, name in enumerate(index.classes):
+        cells = [cell for of_split in counts for cell in _label_cells(of_split[position])]
+        table.add_row(name, *cells)
+    table.add_section()
+    table.add_row("images", *(cell for split in index.splits for cell in (str(index.samples_in(split)), "")))
+    table.add_row("shards", *(cell for split in index.splits for cell in (str(len(index.of_split(split))), "")))
+    return table
+
+
+def _label_cells(counts: TargetCounts) -> tuple[str, str]:
+    known = counts.present + counts.absent
+    return (f"{counts.present} ({counts.present / known:.0%})" if known else "-", str(counts.unknown))
 
 
 def _span(span: tuple[int, int, int]) -> str:
