@@ -77,6 +77,10 @@ def test_the_metadata_have_classes_normalisation_and_threshold(trained, exported
     assert metadata["normalisation"] == "inside"
     assert metadata["mean"] == "0.485 0.456 0.406"
     assert metadata["image_size"] == "32"
+    assert metadata["pack"] == (
+        "before the resize: short side reduced to 256 with a Lanczos filter and stored as JPEG of quality 95 without "
+        "subsampling; smaller JPEG and PNG files unchanged; color images converted to gray"
+    )
     assert (metadata["positive"], float(metadata["threshold"])) == ("3", stored["threshold"])
     assert metadata["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
 

@@ -375,3 +375,19 @@ def test_a_film_above_the_limit_has_a_row_with_the_cure(tmp_path, monkeypatch, m
     [batch] = ImageFiles((str(tmp_path / "film.png"),)).batches(config, batch_size=1, loader_workers=0)
 
     assert batch.errors == ("2000 x 1000 are 2 megapixels, above the limit of 1; scale it down",)
+
+
+def test_a_model_of_gray_images_takes_a_color_image_as_gray():
+    raw = encoded(noise(1, (80, 70), "RGB"), "PNG")
+
+    found = images.input_pixels(raw, CONFIG.model_copy(update={"color": "L"}))
+
+    assert (found == images.decode_square(raw, size=32, color="L")).all()
+    assert found.shape == (3, 32, 32)
+
+
+def test_the_head_records_the_packing_and_color_of_its_data(digits_shards, model):
+    head = HeadConfig.read(model / "head.json")
+
+    assert head.pack == EncodeOptions.of_index(read_index(str(digits_shards)).options) == EncodeOptions()
+    assert head.color == "L"

@@ -180,7 +180,7 @@ class _DecodeDataset(Dataset[Any]):
 
 
 def input_pixels(data: bytes, config: HeadConfig) -> Pixels:
-    """Return an image file's pixels (3, S, S) uint8 as the model gets them; gray images are repeated to RGB.
+    """Return an image file's pixels (3, S, S) uint8 as the model gets them; gray is repeated to RGB.
 
     The image goes through the same steps as the training images: it is encoded like in their shards, then decoded. A
     film as a file and the same film in shards have the same pixels.
@@ -190,9 +190,11 @@ def input_pixels(data: bytes, config: HeadConfig) -> Pixels:
     """
     if config.pack is None:
         return decode_square(data, size=config.image_size, color="RGB")
+    size, color = config.image_size, config.color
     most = max(config.pack.max_megapixels, MAX_MEGAPIXELS)
     stored = encoded_like_packed(data, replace(config.pack, max_megapixels=most))
-    return decode_square(stored, size=config.image_size, color="RGB", max_megapixels=most)
+    pixels = decode_square(stored, size=size, color=color, max_megapixels=most)
+    return pixels if color == "RGB" else pixels.repeat(3, axis=0)
 
 
 def sample_images(given: str | None, settings: Settings, manifest: Mapping[str, Any], *, config: HeadConfig) -> Tensor:

@@ -97,13 +97,14 @@ def _pack_step(config: HeadConfig) -> str:
     """Describe what was done to the training images before `resize`; "" if the model does not record it."""
     if config.pack is None:
         return ""
+    gray = "; color images converted to gray" if config.color == "L" else ""
     form = "PNG" if config.pack.encoding == "lossless" else f"JPEG of quality {config.pack.quality} without subsampling"
     if not config.pack.image_size:
-        return f"before the resize: JPEG and PNG files unchanged, others as {form}"
+        return f"before the resize: JPEG and PNG files unchanged, others as {form}{gray}"
     size = f"short side reduced to {config.pack.image_size} with a Lanczos filter"
     if config.pack.keep_small:
-        return f"before the resize: {size} and stored as {form}; smaller JPEG and PNG files unchanged"
-    return f"before the resize: {size} if it is longer, and stored as {form}"
+        return f"before the resize: {size} and stored as {form}; smaller JPEG and PNG files unchanged{gray}"
+    return f"before the resize: {size} if it is longer, and stored as {form}{gray}"
 
 
 class ExportFormat(Protocol):

@@ -32,6 +32,7 @@ class HeadConfig(BaseModel):
         precision: Precision of the backbone in training and validation.
         pack: How the images that the model was trained on were packed; None for a model of version 0.1, which did not
             record it.
+        color: "L" if the model was trained on gray images alone, and so takes color images as gray.
         multi_label: Whether an image can have several labels: the outputs are then the logits of sigmoids.
     """
 
@@ -48,6 +49,7 @@ class HeadConfig(BaseModel):
     backbone_sha256: str = ""
     precision: Literal["fp32", "bf16"] = "fp32"
     pack: EncodeOptions | None = None
+    color: Literal["L", "RGB"] = "RGB"
     multi_label: bool = False
 
     @model_validator(mode="after")

@@ -88,6 +88,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         layout=weights.layout if weights else "efficientnet_pytorch",
         precision=resolve_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
         pack=EncodeOptions.of_index(index.options),
+        color=index.color,
         multi_label=index.multi_label,
     )
     torch.manual_seed(spec.seed)
