@@ -7,7 +7,7 @@ from pathlib import Path
 from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import is_missing
 from data_shards.pack.labels.joining import Rows
-from data_shards.pack.labels.matching import Ambiguous, ImageMatcher, near_folders, nearest
+from data_shards.pack.labels.matching import MOST_COMPARED, Ambiguous, ImageMatcher, near_folders, nearest
 from data_shards.pack.labels.tables import find_table
 from data_shards.pack.names import normalized_name
 
@@ -65,7 +65,7 @@ def match_rows(
         else:
             of_image.setdefault(path, []).append(number)
     missing = [path for path in paths[0] if path not in of_image]
-    lines = _lines(rows, position, unmatched, missing)
+    lines = _lines(rows, position, unmatched, missing or paths[0])
     has_images = len(unmatched) <= FEW * len(rows.rows)
     has_rows = len(missing) <= FEW * len(paths[0])
     if not (has_images or has_rows or allow_unmatched):
@@ -97,9 +97,9 @@ def _find(rows: Rows, number: int, cell: str, matchers: Sequence[ImageMatcher], 
     return None
 
 
-def _lines(rows: Rows, position: int, numbers: Sequence[int], missing: Sequence[str]) -> list[str]:
+def _lines(rows: Rows, position: int, numbers: Sequence[int], images: Sequence[str]) -> list[str]:
     """Return a line for each row without an image; a wrong name is most likely that of an image without a row."""
-    names = [normalized_name(path) for path in missing]
+    names = [normalized_name(path) for path in images[:MOST_COMPARED]]
     lines = []
     for count, number in enumerate(numbers):
         cell = rows.rows[number][position]
