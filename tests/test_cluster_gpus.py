@@ -13,6 +13,7 @@ from cluster.gpu_health import check_processors
 from cluster.gpus import DeviceReport, GpuCount, TorchDevice, ask_torch, count_gpus, require_usable_gpus, visible_count
 from cluster.resources import Machine, gpus_per_worker, refuse_impossible, this_machine
 from cluster.shared_memory import require_shared_memory
+from jobs.cli.demo import _gpus_per_worker
 
 UUIDS = [f"GPU-{digit * 8}-0000-0000-0000-000000000000" for digit in "01234567"]
 GOOD = TorchDevice(name="NVIDIA H100", capability="9.0", memory_bytes=80 * 10**9, free_bytes=79 * 10**9)
@@ -250,3 +251,11 @@ def test_shared_memory_of_dockers_default_is_refused(monkeypatch, tmp_path):
 
     with pytest.raises(InsufficientResources, match=r"has 64 MiB and loader processes need 128 MiB; .*--shm-size 8g"):
         require_shared_memory(tmp_path)
+
+
+@pytest.mark.parametrize(("requested", "workers", "each"), [("auto", 8, "auto"), ("auto", 9, 0), (1, 9, 1), (0, 2, 0)])
+def test_the_demo_uses_cpus_where_there_are_fewer_gpus_than_workers_and_says_so(
+    nvidia_smi, capsys, requested, workers, each
+):
+    assert _gpus_per_worker(requested, workers) == each
+    assert ("Using CPUs" in "".join(capsys.readouterr())) == (workers == 9 and each == 0)

@@ -270,6 +270,8 @@ def test_the_content_decides_what_the_archive_is(web, fetch, content, ending, pa
     [
         (b"<!DOCTYPE html><title>Log in</title>", "a web page, not an archive; open it in a browser"),
         (b"\xef\xbb\xbf \n<HTML>" + bytes(3000), "a web page"),
+        (b"<!-- page --><html></html>", "a web page"),
+        (b'<?xml version="1.0"?><!DOCTYPE html><html/>', "a web page"),
         (b"", "an empty file"),
         (b"Rar!\x1a\x07\x01\x00", "a RAR archive"),
         (b"7z\xbc\xaf\x27\x1c\x00", "a 7z archive"),
@@ -332,6 +334,15 @@ def test_a_redirect_is_followed_and_told(web, fetch):
 
     assert fetch(f"{web.url}/chest.zip") == ("chest.zip", ZIP)
     assert fetch.notes == [f"{web.url}/chest.zip redirects to {web.url}/cdn/file?..."]
+
+
+def test_a_redirect_cannot_write_control_characters_to_the_terminal(web, fetch):
+    web.coming.append(redirect("/\x9b31mred.zip"))
+
+    fetch(f"{web.url}/chest.zip")
+
+    assert fetch.notes[0].isprintable()
+    assert fetch.notes[0].endswith("/%C2%9B31mred.zip")
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x.zip", "gopher://h/", "javascript:1"])
@@ -504,7 +515,9 @@ def test_a_damaged_note_of_a_draft_means_that_it_starts_again(web, fetch, tmp_pa
         ("http:///x.zip", "no valid host or port"),
         ("http://user:PASSWORD@host:x/x.zip", "no valid host or port"),
         ("https://host:99999/x.zip", "no valid host or port"),
-        ("http://ho\nst/x.zip", "no valid host or port"),
+        ("http://ho\nst/x.zip", "control characters"),
+        ("s3://bucket/\x1b[31mx.zip", "control characters"),
+        ("http://host/\u202ex.zip", "control characters"),
         ("http://[::1/x.zip", "no valid host or port"),
         ("s3://", "names no file; write s3://BUCKET/FILE.zip"),
         ("gs://bucket/", "names no file"),

@@ -147,6 +147,23 @@ def test_a_file_address_is_a_path(run, archive):
     assert run("shards", "pack", f"file://{archive}", "shards", "--processes", 1)[0] == 0
 
 
+def test_images_are_added_from_an_address_too(run, web, tmp_path):
+    base = shutil.make_archive(str(tmp_path / "base"), "zip", image_folder(tmp_path / "base", {"train/covid": 2,
+                               "train/normal": 2}, size=(50, 30)))  # fmt: skip
+    run("shards", "pack", base, "shards", "--processes", 1)
+
+    code, _, err = run("shards", "add", "shards", f"{web.url}/chest.zip", "--processes", 1)
+
+    assert (code, len(web.requests)) == (0, 1), err
+    assert read_index(str(tmp_path / "shards")).samples_in("train") > 4
+
+
+def test_an_address_is_not_downloaded_for_a_data_set_that_does_not_exist(run, web):
+    code, _, err = run("shards", "add", "absent", f"{web.url}/chest.zip")
+
+    assert (code, web.requests, len(lines(err))) == (1, [], 1)
+
+
 def test_cache_shows_and_prunes_downloads(run, web, tmp_path):
     run("shards", "pack", web.url.replace("://", "://me:HIDDEN@") + "/chest.zip?token=HIDDEN", "shards")
 

@@ -74,6 +74,8 @@ def parse_address(text: str) -> Address:
     Raises:
         SourceError: Its scheme is not allowed, or it names no file. The text has no credentials.
     """
+    if not text.isprintable():
+        raise SourceError("the address has control characters; type it again")
     if text.startswith("kaggle:"):
         return _kaggle(text)
     scheme = (SCHEME.match(text) or ["", ""])[1].lower()
@@ -86,7 +88,8 @@ def parse_address(text: str) -> Address:
 
 def shown_url(parts: SplitResult) -> str:
     """Return an http address without user name, password, query and fragment."""
-    return f"{parts.scheme}://{host_of(parts)}{parts.path}{'?...' if parts.query else ''}"
+    path = quote(parts.path, safe=QUOTED)  # a terminal may obey other characters
+    return f"{parts.scheme}://{host_of(parts)}{path}{'?...' if parts.query else ''}"
 
 
 def host_of(parts: SplitResult) -> str:
@@ -109,7 +112,7 @@ def split_http(url: str) -> SplitResult:
     Raises:
         ValueError: It has no host, or a port or characters that no address may have.
     """
-    if any(ord(character) < ord(" ") or character == "\x7f" for character in url):
+    if any(ord(character) < ord(" ") or character == "\x7f" for character in url):  # urlsplit leaves some out
         raise ValueError("control characters")
     parts = urlsplit(url)
     if not parts.hostname or " " in parts.netloc or parts.port == 0:

@@ -33,7 +33,8 @@ def refuse_web_page(shown: str, start: bytes) -> None:
     Raises:
         DownloadFailed: It does.
     """
-    if start.removeprefix(BOM).lstrip().lower().startswith(PAGE_STARTS):
+    text = start.removeprefix(BOM).lstrip().lower()
+    if text.startswith(PAGE_STARTS) or (text.startswith(b"<") and b"<html" in text):
         cure = "open it in a browser; it may need a login or a click. Give the address of the archive itself"
         raise DownloadFailed(shown, "the address gave a web page, not an archive", cure)
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import logs
+from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import command
 from jobs.cli.follow import show_progress
-from jobs.cli.option_types import SplitShares
+from jobs.cli.option_types import GpusPerWorker, SplitShares
 from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.errors import Refused
@@ -50,13 +51,17 @@ WHERE = OptionGroup(
     (
         click.option("--workers", default=2, show_default=True, type=click.IntRange(1), metavar="N",
                      help="Number of Ray Train workers (data-parallel processes)."),
+        click.option("--gpus-per-worker", default="auto", show_default=True, type=GpusPerWorker(), metavar="0|1|auto",
+                     help="GPUs per worker; auto is 1 if there is a GPU for each worker, else 0."),
     ),
 )  # fmt: skip
 
 
 @command(example="nightshift demo\nnightshift demo --data chest_xray --weights efficientnet-b0-355c32eb.pth")
 @options(DATA, WHERE)
-def demo(data: Path | None, split: str | None, weights: str, epochs: int, workers: int) -> None:
+def demo(
+    *, data: Path | None, split: str | None, weights: str, epochs: int, workers: int, gpus_per_worker: int | str
+) -> None:
     """Pack images into shards, train and evaluate a model, and write a report.
 
     The demo starts an embedded Redis and a job worker on this machine, and stops them when it ends.
@@ -66,16 +71,27 @@ def demo(data: Path | None, split: str | None, weights: str, epochs: int, worker
     with start_stack(settings) as stack:
         shards = _pack(stack.settings, data, split)
         _print(_plan_text(weights, data is not None))
+        gpus = _gpus_per_worker(gpus_per_worker, workers)
         spec = build(
             TrainSpec,
             shards=str(shards),
             epochs=epochs,
             workers=workers,
+            gpus_per_worker=gpus,
             **_training_options(weights, data is not None),
         )
         trained = _run(stack, spec)
-        scored = _run(stack, build(EvaluateSpec, model=trained, shards=str(shards)))
+        scored = _run(stack, build(EvaluateSpec, model=trained, shards=str(shards), gpus_per_worker=gpus))
         _show(stack.settings, trained, scored)
+
+
+def _gpus_per_worker(requested: int | str, workers: int) -> int | str:
+    """Return 0 for "auto" on a machine with fewer GPUs than workers, which `train` refuses."""
+    machine = this_machine()
+    if requested != "auto" or not 0 < machine.gpus < workers:
+        return requested
+    _print(f"Using CPUs: {workers} workers need {workers} GPUs and there are {machine.gpus}")
+    return 0
 
 
 def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:

@@ -227,12 +227,13 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
     "nightshift shards add shards/chest new_images.zip --drop-class pneumonia"
 )
 @click.argument("shards")
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
-@options(ADDING, ADD_OUTPUT)
-def add(shards: str, source: Path, as_json: bool, **choices: Any) -> None:
+@click.argument("source", type=SourceType())
+@options(ADDING, DOWNLOAD, ADD_OUTPUT)
+def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) -> None:
     """Add the images in SOURCE to the data set SHARDS.
 
-    SOURCE has the layout class/image or split/class/image, with classes of the data set. Images are stored as the data
+    SOURCE is a folder, an archive or an address as in `shards pack`. It has the layout class/image or
+    split/class/image, with classes of the data set. Images are stored as the data
     set was packed. New images of a known group, and near-duplicates of known images, go to the split that has them;
     the others are divided so that the shares of --split are kept. Images that the data set has already are skipped.
 
@@ -241,9 +242,12 @@ def add(shards: str, source: Path, as_json: bool, **choices: Any) -> None:
     """
     from data_shards.pack.add import add as add_images  # noqa: PLC0415
 
+    read_index(shards)  # before a long download
+    download = DownloadChoices.take(choices)
     given = {name: value for name, value in choices.items() if value not in (None, ())}
     try:
-        report = add_images(shards, source, given, progress=shown_progress)
+        with local_source(source, download) as path:
+            report = add_images(shards, path, given, progress=shown_progress)
     except LeakageError as error:
         _print_list("leaks", error.findings)
         raise
