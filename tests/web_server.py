@@ -113,6 +113,7 @@ def web_server(certificate: Path | None = None) -> Iterator[WebServer]:
     """Start a server, with TLS if it has a certificate; it ends with the block."""
     web = WebServer(url="")
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Request,), {"web": web}))
+    server.handle_error = lambda *_: None  # a client that refuses the certificate is what a test wants
     web.url = f"http://127.0.0.1:{server.server_port}"
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
