@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -12,14 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.errors import PlanError
+from data_shards.errors import DamagedShard, PlanError
 from data_shards.index import ShardIndex, write_index
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.write import Sample, write_shard
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches, read_shard
-from tests.datasets import encoded, image_folder, noise, packed
+from tests.datasets import encoded, image_folder, noise, packed, sample_members, untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
 
@@ -256,3 +257,14 @@ def test_the_labels_of_a_class_are_those_of_the_index(data_set):
     labels = np.concatenate([batch.labels.numpy() for batch in found])
 
     assert np.bincount(labels).tolist() == [13, 24]
+
+
+def test_an_error_ends_the_threads_at_once_even_while_it_is_kept(tmp_path):
+    location, index = untrusted(tmp_path, sample_members(0, label="7"), samples=1)
+    plan = EpochPlan(index=index, split="train", batch_size=1, shuffle=False)
+
+    with pytest.raises(DamagedShard) as kept:
+        list(open_batches(location, index, plan, image_size=32))
+
+    assert kept.tb is not None
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("shards")] == []

@@ -211,7 +211,12 @@ def _load(
         prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
         pin_memory=pin_memory,
     )
-    for batch in loader:
-        if isinstance(batch, ShardError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, ShardError):
+                raise batch
+            yield batch
+    finally:
+        # Not left to the garbage collector: this ends threads, and a thread that starts may run the collector while it
+        # holds the lock that a thread needs to end.
+        tasks.close()
