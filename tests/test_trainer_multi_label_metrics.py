@@ -12,6 +12,7 @@ from trainer.evaluation.multi_label_calibration import (
     label_decisions,
 )
 from trainer.evaluation.multi_label_metrics import multi_label_epoch_metrics, multi_label_metrics
+from trainer.model.head import HeadConfig
 
 CLASSES = ("effusion", "mass", "nodule")
 
@@ -263,3 +264,10 @@ def test_the_calibration_of_one_class_an_image_has_no_field_for_labels(tmp_path)
 
     assert "labels" not in (tmp_path / "calibration.json").read_text()
     assert Calibration.read(tmp_path, "m").temperature == 1.5
+
+
+def test_the_configuration_of_one_class_an_image_has_no_field_for_labels():
+    config = HeadConfig(classes=("covid", "normal"), width=8, dropout=0.1, image_size=32)
+
+    assert "multi_label" not in config.to_json()
+    assert config.model_copy(update={"multi_label": True}).to_json()["multi_label"] is True
