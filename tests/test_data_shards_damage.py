@@ -80,7 +80,7 @@ def test_a_flipped_byte_in_an_image_names_the_sample(data_set):
     path = shards / "train-00001.tar"
     raw = bytearray(path.read_bytes())
     key = f"{index.shards[0].samples:08d}"
-    raw[raw.index(b"\xff\xd8\xff") + 700] ^= 0x10
+    raw[raw.index(b"IDAT") + 100] ^= 0x10
 
     path.write_bytes(raw)
 

@@ -177,12 +177,12 @@ def _split_by_shares(images: Sequence[NewImage], neighbors: _Neighbors, shares: 
     placed = {group: _first(splits) for group, splits in taken.items() if splits}
     labeled = [replace(image.labeled, group=together[image.labeled.name]) for image in images]
     before = {split: Counter(counts) for split, counts in shares.before.items()}
-    for image in labeled:
-        if image.group in placed:
-            before.setdefault(placed[image.group], Counter()).update(image.strata)
-    new = [image for image in labeled if image.group not in placed]
+    for each in labeled:
+        if each.group in placed:
+            before.setdefault(placed[each.group], Counter()).update(each.strata)
+    new = [each for each in labeled if each.group not in placed]
     placed |= place_groups(new, parse_shares(shares.text), seed=shares.seed, before=before)
-    return {image.name: placed[image.group] for image in labeled}
+    return {each.name: placed[each.group] for each in labeled}
 
 
 def _first(splits: set[str]) -> str:
