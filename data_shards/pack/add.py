@@ -193,13 +193,8 @@ class _Adding:
             )
             for entry in new
         ]
-        by_shares = bool(to_assign) and to_assign[0].split is None
-        return assign_new_images(
-            to_assign,
-            images,
-            self._shares() if by_shares else None,
-            allow_leakage=bool(self.before.options.get("allow_leakage")),
-        )
+        allow_leakage = bool(self.before.options.get("allow_leakage"))
+        return assign_new_images(to_assign, images, self._shares(), allow_leakage=allow_leakage)
 
     def _shares(self) -> Shares:
         """Return how new groups are divided: the data set as a whole keeps the shares that it was packed with."""

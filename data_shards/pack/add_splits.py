@@ -21,7 +21,7 @@ class NewImage:
     Attributes:
         labeled: Its name, labels and group; the group is its own if `grouped` is not set.
         grouped: Whether its group may have images in the data set.
-        split: The split that the source gives it, None if the shares decide.
+        split: The split that the source gives it, None if its group, its near duplicates or the shares decide.
     """
 
     labeled: LabeledImage
@@ -62,23 +62,21 @@ class Shares:
 
 
 def assign_new_images(
-    images: Sequence[NewImage], known: KnownImages, shares: Shares | None, *, allow_leakage: bool
+    images: Sequence[NewImage], known: KnownImages, shares: Shares, *, allow_leakage: bool
 ) -> AddedSplits:
     """Return the split of each new image.
 
     Args:
-        images: The new images; either all of them have a split or none.
+        images: The new images.
         known: The images of the data set.
-        shares: How to divide groups that are new; None if the images have splits.
+        shares: How to divide images without a split whose group is new.
         allow_leakage: Whether the data set was packed although an image or group is in two splits.
 
     Raises:
         LeakageError: The same image or group would be in two splits.
     """
     neighbors = _Neighbors.of(images, known)
-    splits = {image.labeled.name: str(image.split) for image in images}
-    if shares is not None:
-        splits = _split_by_shares(images, neighbors, shares)
+    splits = _split(images, neighbors, shares)
     leaking = {pair for pair in neighbors.pairs if len(neighbors.splits_of_pair(pair, splits)) > 1}
     leakage = (*neighbors.groups_across(images, splits), *sorted(neighbors.line(pair) for pair in leaking))
     if leakage and not allow_leakage:
@@ -163,26 +161,33 @@ class _Neighbors:
         ]
 
 
-def _split_by_shares(images: Sequence[NewImage], neighbors: _Neighbors, shares: Shares) -> dict[str, str]:
-    """Return the split of each new image; images that belong together get one split, that of old ones if any."""
+def _split(images: Sequence[NewImage], neighbors: _Neighbors, shares: Shares) -> dict[str, str]:
+    """Return the split of each new image. Those that belong together get one split: that of old ones if any.
+
+    An image with a split of its own keeps it.
+    """
     own = {image.labeled.name: f"{'group' if image.grouped else 'image'} {image.labeled.group}" for image in images}
     together = merge_groups(own, neighbors.new_pairs())
     near = neighbors.old_splits_near()
     taken: dict[str, set[str]] = defaultdict(set)
     for image in images:
         name = image.labeled.name
-        taken[together[name]] |= near.get(name, set())
+        taken[together[name]] |= near.get(name, set()) | ({image.split} if image.split else set())
         if image.grouped:
             taken[together[name]] |= neighbors.group_splits.get(image.labeled.group, set())
     placed = {group: _first(splits) for group, splits in taken.items() if splits}
-    labeled = [replace(image.labeled, group=together[image.labeled.name]) for image in images]
+    splits = {image.labeled.name: image.split or placed.get(together[image.labeled.name]) for image in images}
     before = {split: Counter(counts) for split, counts in shares.before.items()}
-    for each in labeled:
-        if each.group in placed:
-            before.setdefault(placed[each.group], Counter()).update(each.strata)
-    new = [each for each in labeled if each.group not in placed]
-    placed |= place_groups(new, parse_shares(shares.text), seed=shares.seed, before=before)
-    return {each.name: placed[each.group] for each in labeled}
+    new = []
+    for image in images:
+        labeled = replace(image.labeled, group=together[image.labeled.name])
+        if split := splits[labeled.name]:
+            before.setdefault(split, Counter()).update(labeled.strata)
+        else:
+            new.append(labeled)
+    if new:
+        placed |= place_groups(new, parse_shares(shares.text), seed=shares.seed, before=before)
+    return {name: split or placed[together[name]] for name, split in splits.items()}
 
 
 def _first(splits: set[str]) -> str:

@@ -12,6 +12,7 @@ from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import NEAR_BITS
 
 SHOWN = 3  # names in an error
+HASH_DIGITS = 64  # of the hash of the image itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,4 +95,8 @@ def _content(entry: ChunkEntry, encoded: Path) -> bytes:
 
 
 def _look_alike(first: str, second: str) -> bool:
-    return bool(first and second) and (int(first, 16) ^ int(second, 16)).bit_count() <= NEAR_BITS
+    return bool(first and second) and (_bits(first) ^ _bits(second)).bit_count() <= NEAR_BITS
+
+
+def _bits(phash: str) -> int:
+    return int(phash[:HASH_DIGITS], 16)

@@ -232,10 +232,10 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
 def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) -> None:
     """Add the images in SOURCE to the data set SHARDS.
 
-    SOURCE is a folder, an archive or an address as in `shards pack`. It has the layout class/image or
-    split/class/image, with classes of the data set. Images are stored as the data
-    set was packed. New images of a known group, and near-duplicates of known images, go to the split that has them;
-    the others are divided so that the shares of --split are kept. Images that the data set has already are skipped.
+    SOURCE has the layout class/image or split/class/image, with classes of the data set. It may be a folder, an
+    archive, or an address as for pack. Images are stored as the data set was packed. New images of a known group, and
+    near-duplicates of known images, go to the split that has them; the others are divided so that the shares of
+    --split are kept. Images that the data set has already are skipped.
 
     The shards in SHARDS and their cached features stay as they are. Running jobs go on with the data that they started
     with; later jobs use the new images too.
@@ -252,7 +252,10 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
         _print_list("leaks", error.findings)
         raise
     _print_added(report, shards)
-    click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2) if as_json else shards)
+    if as_json:
+        click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2))
+    else:
+        click.echo(shards)
 
 
 @shards.command(example="nightshift shards verify shards/chest")
