@@ -81,7 +81,8 @@ def test_leaks_are_listed_before_they_are_refused(tmp_path, run):
     code, _, err = run("add", tmp_path / "shards", new_images(tmp_path / "new", ["test/b/p1-2.png"], seed=77))
 
     assert code == 1
-    assert err.startswith("leaks (1):\n  group p1 is in test and train\nError: 1 new images or groups would be in two")
+    assert "leaks (1):\n  group p1 is in test and train\nError: 1 new images or groups would be in two splits" in err
+    assert "adding" not in err  # refused before the first image was decoded
 
 
 def test_show_lists_the_history(tmp_path, run, shards):  # noqa: F811

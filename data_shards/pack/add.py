@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic import write_text_atomic
-from data_shards.errors import SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.index import INDEX_NAME, Addition, Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.pack.add_folder import AddFolder, open_add_folder
 from data_shards.pack.add_options import add_options
 from data_shards.pack.add_scan import scan_new_images
-from data_shards.pack.add_splits import AddedSplits, NewImage, Shares, assign_new_images
+from data_shards.pack.add_splits import AddedSplits, NewImage, Shares, assign_new_images, check_groups
 from data_shards.pack.archives import is_archive
 from data_shards.pack.chunks import ChunkEntry
-from data_shards.pack.groups import groups_of
 from data_shards.pack.image_records import records_of, write_records
 from data_shards.pack.known_duplicates import KnownImage, find_known_images
 from data_shards.pack.known_images import KnownImages, ShowProgress, known_images, no_progress
@@ -32,9 +31,9 @@ from data_shards.pack.packing import (
     sort_key,
     span_of,
 )
-from data_shards.pack.sources import ImageFolder
+from data_shards.pack.sources import ImageFolder, SourceImage
 from data_shards.pack.split import ANY_IMAGE, LabeledImage, Stratum
-from data_shards.pack.split_assignment import known_targets
+from data_shards.pack.split_assignment import groups_of_images, known_targets
 from data_shards.pack.write import AfterShards, Sample, write_shards
 from data_shards.targets import ABSENT, PRESENT
 
@@ -87,6 +86,7 @@ class AddReport:
             "passed_over": self.folder.passed_over,
             "left_out": self.folder.left_out,
             "masks": self.folder.masks,
+            **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
         }
 
 
@@ -141,12 +141,14 @@ class _Adding:
     def run(self, source: Path, progress: ShowProgress) -> AddReport:
         unpacked = self.work.unpacked(source) if is_archive(source) else source
         folder = scan_new_images(unpacked, self.before, self.options, self.given, source=source)
-        groups = self._groups([image.name for image in folder.images])
+        groups = self._groups(folder.images)
+        images = known_images(self.work.target, self.before, processes=self.options.processes, progress=progress)
+        splits = {image.name: image.split for image in folder.images}
+        check_groups(groups, splits, images, allow_leakage=self._allows_leakage)
         with progress("adding") as on_progress:
             entries = encode_images(folder, self.work, self.options, on_progress)
         refuse_too_many_bad(entries, self.options.max_bad)
         good = [entry for entry in entries if not entry.bad]
-        images = known_images(self.work.target, self.before, processes=self.options.processes, progress=progress)
         labels = {image.name: label_of(image, self.before.classes) for image in folder.images}
         known = find_known_images(good, labels, images, self.work.encoded)
         new = _without(good, known)
@@ -171,8 +173,13 @@ class _Adding:
             self._publish(report, shards, samples)
         return report
 
-    def _groups(self, names: Sequence[str]) -> dict[str, str]:
-        return groups_of(names, str(self.options.group_by)) if self.before.grouped else {}
+    def _groups(self, images: Sequence[SourceImage]) -> dict[str, str]:
+        groups = groups_of_images(images, self.options) if self.before.grouped else {}
+        if self.before.grouped and not groups:
+            raise OptionError(
+                "the images of the data set have groups; give those of the new images with --group-column or --group-by"
+            )
+        return groups
 
     def _assign(
         self, folder: ImageFolder, new: Sequence[ChunkEntry], groups: Mapping[str, str], images: KnownImages
@@ -193,8 +200,11 @@ class _Adding:
             )
             for entry in new
         ]
-        allow_leakage = bool(self.before.options.get("allow_leakage"))
-        return assign_new_images(to_assign, images, self._shares(), allow_leakage=allow_leakage)
+        return assign_new_images(to_assign, images, self._shares(), allow_leakage=self._allows_leakage)
+
+    @property
+    def _allows_leakage(self) -> bool:
+        return bool(self.before.options.get("allow_leakage"))
 
     def _shares(self) -> Shares:
         """Return how new groups are divided: the data set as a whole keeps the shares that it was packed with."""

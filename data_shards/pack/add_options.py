@@ -6,11 +6,12 @@ from typing import Any
 
 from data_shards.errors import OptionError
 from data_shards.index import ShardIndex
-from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.options import EncodeOptions, LabelOptions, PackOptions
 from data_shards.pack.split import parse_shares
 
-OF_THE_DATA_SET = ("image_size", "encoding", "quality", "multi_label")  # the same for all images
-OF_ONE_SOURCE = ("processes", "allow_leakage", "classes", "drop_classes")
+OF_THE_DATA_SET = (*(f.name for f in fields(EncodeOptions) if f.name != "max_megapixels"), "multi_label")
+OF_ONE_SOURCE = ("processes", "allow_leakage", "classes", "drop_classes", "labels", "split_files", "where")
+OF_ONE_TABLE = ("tables", "allow_unmatched")
 
 
 def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
@@ -24,6 +25,9 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
         OptionError: An option contradicts the data set.
     """
     stored = _without(_known(PackOptions, index.options), OF_ONE_SOURCE)
+    labels = given.get("labels")
+    if (labels and labels.group_column) or str(stored.get("group_by")).lower().endswith(".csv"):
+        stored["group_by"] = None  # the groups of the new images come from another table
     encode = EncodeOptions.of_index(index.options) or EncodeOptions(image_size=index.image_size, keep_small=False)
     options = PackOptions(encode=encode, **stored)
     for name in OF_THE_DATA_SET:
@@ -34,9 +38,30 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
                 "a new data set"
             )
     _check_split(options.split, given.get("split"))
-    _check_groups(index, options.group_by, given.get("group_by"))
+    _check_groups(index, options.group_by, given)
     encode = replace(encode, **_known(EncodeOptions, given))
-    return replace(options, encode=encode, **_known(PackOptions, given))
+    options = replace(options, encode=encode, **_known(PackOptions, given))
+    if options.labels is None:
+        return options
+    return replace(options, labels=_with_stored(options.labels, index), where=options.where or _stored_where(index))
+
+
+def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
+    """Return the options of labels that were given, and for the others those of the data set."""
+    default = LabelOptions(tables=())
+    stored = _without(_known(LabelOptions, index.options), OF_ONE_TABLE)
+    unchosen = {name: value for name, value in stored.items() if getattr(labels, name) == getattr(default, name)}
+    if labels.label_column or labels.label_columns:
+        unchosen = _without(unchosen, ("label_column", "label_columns"))
+    if not index.grouped:
+        unchosen["group_column"] = "none"
+    return replace(labels, **unchosen)
+
+
+def _stored_where(index: ShardIndex) -> tuple[tuple[str, str], ...]:
+    """Return the conditions of the data set, which are stored as COLUMN=VALUE with commas between them."""
+    parts = [text.partition("=") for text in str(index.options.get("where") or "").split(",")]
+    return tuple((column, value) for column, equals, value in parts if equals)
 
 
 def _check_split(before: str | None, given: str | None) -> None:
@@ -47,19 +72,23 @@ def _check_split(before: str | None, given: str | None) -> None:
         )
 
 
-def _check_groups(index: ShardIndex, before: str | None, given: str | None) -> None:
-    if given and not index.grouped:
+def _check_groups(index: ShardIndex, before: str | None, given: Mapping[str, Any]) -> None:
+    labels = given.get("labels")
+    option = "--group-by" if given.get("group_by") else "--group-column" if labels and labels.group_column else None
+    if option and not index.grouped:
         raise OptionError(
-            f"--group-by {given}: the images of the data set have no groups; leave the option out, or pack a new data "
-            "set with groups"
+            f"{option}: the images of the data set have no groups; leave the option out, or pack a new data set with "
+            "groups"
         )
-    if index.grouped and not given and (not before or before.lower().endswith(".csv")):
+    if index.grouped and not (before or given.get("group_by") or labels):
+        where = index.options.get("group_by") or index.options.get("labels")
         raise OptionError(
-            f"the images of the data set have groups, from {before}; give the groups of the new images with --group-by"
+            f"the images of the data set have groups, from {where}; give those of the new images with --group-by, or "
+            "with --labels TABLE --group-column COLUMN"
         )
 
 
-def _known(kind: type[EncodeOptions | PackOptions], options: Mapping[str, Any]) -> dict[str, Any]:
+def _known(kind: type[EncodeOptions | LabelOptions | PackOptions], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are fields of a kind; an index keeps a list of names as a text with commas."""
     defaults = {field.name: field.default for field in fields(kind) if field.name in options}
     return {

@@ -1,6 +1,7 @@
 """Scans a source for images to add to a data set: its classes must be those of the data set."""
 
 import shlex
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 from data_shards.errors import OptionError, SourceError
 from data_shards.index import ShardIndex
 from data_shards.pack.file_tree import FileTree
+from data_shards.pack.labelled_folder import scan_labelled_folder
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.names import loose_name, normalized_name
-from data_shards.pack.options import PackOptions
+from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, collect_images, read_image_tree
 from data_shards.targets import UNKNOWN
 
@@ -34,12 +36,36 @@ def scan_new_images(
         SourceError: The source cannot be used, or has a class that the data set does not have.
         OptionError: The options do not fit the source.
     """
+    if options.labels is not None:
+        return _from_tables(folder, index, options, options.labels, source)
     tree = read_image_tree(folder, source=source)
     layout = find_layout(tree, index.classes)
-    found = collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
-    if index.multi_label and not found.label_names:
+    if index.multi_label:
         raise OptionError("each image of the data set has several labels; give those of the new images with --labels")
-    return _with_labels_of(index, found) if index.multi_label else found
+    return collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
+
+
+def _from_tables(
+    folder: Path, index: ShardIndex, options: PackOptions, labels: LabelOptions, source: Path | None
+) -> ImageFolder:
+    found = scan_labelled_folder(folder, options, labels, source=source, adds_to=index.classes)
+    left_out = _left_out(index, {*found.classes})
+    if new := sorted({*found.classes} - {*index.classes} - left_out):
+        raise SourceError(_new_class(new, index))
+    absent = {name for name in index.classes if not found.left_out.get(name)}
+    found = replace(found, left_out={name: n for name, n in found.left_out.items() if name not in absent})
+    if index.multi_label:
+        return _with_labels_of(index, found)
+    counts = Counter(image.label for image in found.images if image.label in left_out)
+    images = tuple(image for image in found.images if image.label not in left_out)
+    return replace(found, images=images, left_out=found.left_out | counts)
+
+
+def _left_out(index: ShardIndex, names: set[str]) -> set[str]:
+    """Return the classes that were left out when the data set was packed."""
+    if "classes" in index.options:  # all others were
+        return names - {*index.classes}
+    return {*str(index.options.get("drop_classes", "")).split(",")} & names - {*index.classes}
 
 
 def _for_layout(
@@ -48,11 +74,8 @@ def _for_layout(
     """Return the options with the classes that the source has, and with shares only if it has no split folders."""
     names = {normalized_name(name) for _, name, _ in layout.class_folders(tree)}
     dropped = set(given.get("drop_classes", ()))
-    left_out = {*str(index.options.get("drop_classes", "")).split(",")} & names
     known = [name for name in index.classes if name in names and name not in dropped]
-    if "classes" in index.options:  # all other classes were left out when the data set was packed
-        left_out = names - {*index.classes}
-    if new := sorted(names - {*index.classes} - dropped - left_out):
+    if new := sorted(names - {*index.classes} - dropped - _left_out(index, names)):
         raise SourceError(_new_class(new, index))
     if names and not known:
         raise SourceError(f"the source has no image of {', '.join(index.classes)}, the classes of the data set")
@@ -79,8 +102,6 @@ def _new_class(names: Collection[str], index: ShardIndex) -> str:
 
 def _with_labels_of(index: ShardIndex, found: ImageFolder) -> ImageFolder:
     """Return the images with a target for each label of the data set: unknown where the source has no such label."""
-    if new := sorted({*found.label_names} - {*index.classes}):
-        raise SourceError(_new_class(new, index))
     place = {name: position for position, name in enumerate(found.label_names)}
 
     def aligned(image: SourceImage) -> SourceImage:

@@ -80,15 +80,55 @@ def assign_new_images(
     leaking = {pair for pair in neighbors.pairs if len(neighbors.splits_of_pair(pair, splits)) > 1}
     leakage = (*neighbors.groups_across(images, splits), *sorted(neighbors.line(pair) for pair in leaking))
     if leakage and not allow_leakage:
-        raise LeakageError(
-            f"{len(leakage)} new images or groups would be in two splits, such as {'; '.join(leakage[:SHOWN])}; "
-            "move them into the split of the data set that has them, or remove them from the source",
-            leakage,
-        )
+        raise _leaking(leakage)
     return AddedSplits(
         splits=splits,
         duplicates=tuple(neighbors.line(pair) for pair in neighbors.pairs if pair not in leaking),
         leakage=leakage,
+    )
+
+
+def check_groups(
+    groups: Mapping[str, str], splits: Mapping[str, str | None], known: KnownImages, *, allow_leakage: bool
+) -> None:
+    """Refuse groups that would be in two splits, before any image is decoded.
+
+    Args:
+        groups: Group of each new image by its name.
+        splits: Split that the source gives each new image, None if it gives none.
+        known: The images of the data set.
+        allow_leakage: Whether the data set was packed although a group is in two splits.
+
+    Raises:
+        LeakageError: The text names some of the groups.
+    """
+    known_splits = _group_splits(known)
+    found: dict[str, set[str]] = {}
+    for name, group in groups.items():
+        if split := splits[name]:
+            found.setdefault(group, set(known_splits.get(group, ()))).add(split)
+    leakage = _groups_in_two(found)
+    if leakage and not allow_leakage:
+        raise _leaking(leakage)
+
+
+def _group_splits(known: KnownImages) -> dict[str, set[str]]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for split, record in known:
+        if record.group:
+            splits[record.group].add(split)
+    return dict(splits)
+
+
+def _groups_in_two(splits: Mapping[str, set[str]]) -> list[str]:
+    return [f"group {g} is in {' and '.join(sorted(s))}" for g, s in sorted(splits.items()) if len(s) > 1]
+
+
+def _leaking(leakage: Sequence[str]) -> LeakageError:
+    return LeakageError(
+        f"{len(leakage)} new images or groups would be in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+        "move them into the split of the data set that has them, or remove them from the source",
+        tuple(leakage),
     )
 
 
@@ -111,20 +151,17 @@ class _Neighbors:
     @classmethod
     def of(cls, images: Sequence[NewImage], known: KnownImages) -> "_Neighbors":
         hashes, names, old_splits = [], dict[str, str](), dict[str, str]()
-        group_splits: dict[str, set[str]] = defaultdict(set)
         for number, (split, record) in enumerate(known):
             key = f"{OLD}{number}"
             hashes.append(ImageHash(name=key, sha256=record.sha256 or key, phash=record.phash))
             names[key], old_splits[key] = f"{record.source} ({split})", split
-            if record.group:
-                group_splits[record.group].add(split)
         for image in images:
             key = NEW + image.labeled.name
             hashes.append(ImageHash(name=key, sha256=image.sha256, phash=image.phash))
             names[key] = image.labeled.name
         split_of = {one.name: old_splits.get(one.name, NEW) for one in hashes}
         pairs = [pair for pair in find_near_duplicates(hashes, split_of) if NEW in _splits(pair, split_of)]
-        return cls(pairs=tuple(pairs), names=names, old_splits=old_splits, group_splits=dict(group_splits))
+        return cls(pairs=tuple(pairs), names=names, old_splits=old_splits, group_splits=_group_splits(known))
 
     def splits_of_pair(self, pair: DuplicatePair, splits: Mapping[str, str]) -> set[str]:
         """Return the splits of the two images, given those of the new ones by their names."""
@@ -137,7 +174,7 @@ class _Neighbors:
             if image.grouped:
                 group = image.labeled.group
                 found.setdefault(group, set(self.group_splits.get(group, ()))).add(splits[image.labeled.name])
-        return [f"group {g} is in {' and '.join(sorted(s))}" for g, s in sorted(found.items()) if len(s) > 1]
+        return _groups_in_two(found)
 
     def line(self, pair: DuplicatePair) -> str:
         """Return a pair in words."""

@@ -39,9 +39,16 @@ def scan_source(folder: Path, options: PackOptions, *, source: Path | None = Non
 
 
 def scan_labelled_folder(
-    folder: Path, options: PackOptions, labels: LabelOptions, *, source: Path | None = None
+    folder: Path,
+    options: PackOptions,
+    labels: LabelOptions,
+    *,
+    source: Path | None = None,
+    adds_to: Sequence[str] | None = None,
 ) -> ImageFolder:
     """Return the images below a folder that tables label. Class folders are folders like any other.
+
+    `adds_to` are the classes of the data set that the images are added to, if there is one.
 
     Raises:
         SourceError: The folder holds no images, or the tables cannot be used as they are.
@@ -50,7 +57,7 @@ def scan_labelled_folder(
     layout = _layout(tree)
     paths, masks = _paths(tree, layout)
     labelled = label_images(folder, paths, layout.split_folders, options)
-    classes = make_classes(labelled, options)
+    classes = make_classes(labelled, options, adds_to)
     taken = [image for image in labelled.images if image.path in classes.label_of or image.path in classes.targets_of]
     lists = read_split_lists(folder, [path for some in paths for path in some], options.split_files)
     splits = decide_splits(
@@ -61,6 +68,7 @@ def scan_labelled_folder(
         is_column_told=labels.split_column is not None,
         split_folders=layout.split_folders,
         shares=options.split,
+        is_addition=adds_to is not None,
     )
     images = [
         SourceImage(
@@ -82,7 +90,7 @@ def scan_labelled_folder(
         label_names=classes.label_names,
         labels=labelled.report.with_notes(lists.notes),
     )
-    _check(image_folder, source or folder)
+    _check(image_folder, source or folder, is_addition=adds_to is not None)
     return image_folder
 
 
@@ -138,12 +146,12 @@ def _passed_over(tree: FileTree, layout: Layout, used: Sequence[str]) -> dict[st
     return {f"{normalized_name(folder)}/": tree.file_count(folder) for folder in unused}
 
 
-def _check(image_folder: ImageFolder, folder: Path) -> None:
+def _check(image_folder: ImageFolder, folder: Path, *, is_addition: bool) -> None:
     check_label_names(image_folder.classes)
     refuse_same_names(image_folder.images)
     if not image_folder.images:
         raise SourceError(f"no image of {folder} has a label; check --where, --classes and the columns of the tables")
-    if image_folder.label_names:
+    if image_folder.label_names or is_addition:
         return
     if len(image_folder.classes) == 1:
         raise SourceError(

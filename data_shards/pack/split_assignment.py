@@ -46,7 +46,7 @@ def assign_splits(
     """
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
-    groups = _groups(images, options)
+    groups = groups_of_images(images, options)
     hashes = [ImageHash(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
     given = _given_splits(images)
     pairs = find_near_duplicates(hashes, given if len(given) == len(images) else None)
@@ -69,7 +69,7 @@ def check_assignable(images: Sequence[SourceImage], options: PackOptions, label_
     Raises:
         SourceError: The images cannot be grouped or split as requested.
     """
-    groups = _groups(images, options)
+    groups = groups_of_images(images, options)
     splits = _given_splits(images) | _split_rest(images, groups, (), options, label_names)
     leakage = _groups_across(groups, splits)
     if leakage and not options.allow_leakage:
@@ -80,7 +80,7 @@ def _given_splits(images: Sequence[SourceImage]) -> dict[str, str]:
     return {image.name: image.split for image in images if image.split is not None}
 
 
-def _groups(images: Sequence[SourceImage], options: PackOptions) -> dict[str, str]:
+def groups_of_images(images: Sequence[SourceImage], options: PackOptions) -> dict[str, str]:
     """Return the group of each image: that of its table, or by `--group-by`; empty without groups."""
     if options.group_by:
         return groups_of([image.name for image in images], options.group_by)

@@ -145,6 +145,8 @@ ADDING = OptionGroup(
         click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split the new images by these percentages. Only for a data set that was packed from split "
                           "folders.  [default: that of the data set]"),
+        click.option("--split-file", "split_files", multiple=True, type=SplitFile(), metavar="SPLIT=LIST",
+                     help="The images of a split, as for pack."),
         click.option("--group-by", metavar="CSV|REGEX",
                      help="Where the groups of the new images come from, as for pack.  "
                           "[default: the data set's regular expression]"),
@@ -228,14 +230,14 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
 )
 @click.argument("shards")
 @click.argument("source", type=SourceType())
-@options(ADDING, DOWNLOAD, ADD_OUTPUT)
+@options(ADDING, LABELS, DOWNLOAD, ADD_OUTPUT)
 def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) -> None:
     """Add the images in SOURCE to the data set SHARDS.
 
-    SOURCE has the layout class/image or split/class/image, with classes of the data set. It may be a folder, an
-    archive, or an address as for pack. Images are stored as the data set was packed. New images of a known group, and
-    near-duplicates of known images, go to the split that has them; the others are divided so that the shares of
-    --split are kept. Images that the data set has already are skipped.
+    SOURCE has the layout class/image or split/class/image, with classes of the data set; with --labels, the images lie
+    in any folders. It may be a folder, an archive, or an address as for pack. Images are stored as the data set was
+    packed. New images of a known group, and near-duplicates of known images, go to the split that has them; the others
+    are divided so that the shares of --split are kept. Images that the data set has already are skipped.
 
     The shards in SHARDS and their cached features stay as they are. Running jobs go on with the data that they started
     with; later jobs use the new images too.
@@ -244,7 +246,8 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
 
     read_index(shards)  # before a long download
     download = DownloadChoices.take(choices)
-    given = {name: value for name, value in choices.items() if value not in (None, ())}
+    choices["labels"] = label_options(choices)
+    given = {name: value for name, value in choices.items() if value not in (None, ()) and value is not False}
     try:
         with local_source(source, download) as path:
             report = add_images(shards, path, given, progress=shown_progress)

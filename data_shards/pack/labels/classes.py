@@ -29,24 +29,27 @@ class Classes:
     left_out: dict[str, int]
 
 
-def make_classes(labelled: LabelledImages, options: PackOptions) -> Classes:
+def make_classes(labelled: LabelledImages, options: PackOptions, known: Sequence[str] | None = None) -> Classes:
     """Return the classes of labelled images.
+
+    Images that are added to a data set have its classes, `known`: some of them may be missing, or always be present.
 
     Raises:
         OptionError: `--classes` or `--drop-class` names a label that there is not.
         SourceError: An image has no label or several, or a label cannot be learned.
     """
     seen = {label for image in labelled.images for label in image.findings.present | image.findings.unknown}
-    names = tuple(sorted(seen | set(labelled.label_columns)))
+    listed_alone = set(known or ()) if not labelled.label_columns else set()  # a label that is not listed is absent
+    names = tuple(sorted(seen | set(labelled.label_columns) | listed_alone))
     for asked in (*options.classes, *options.drop_classes):
         if asked not in names:
             raise OptionError(f"the tables have no label {asked!r}; they have {listed(names)}")
     counts = Counter(label for image in labelled.images for label in image.findings.present)
     for name in labelled.label_columns:
-        if not counts[name] and not labelled.is_found and _is_taken(name, options):
+        if known is None and not counts[name] and not labelled.is_found and _is_taken(name, options):
             raise SourceError(f"no image has the label {name!r}; leave it out of --label-columns")
     if options.multi_label:
-        return _targets(labelled, names, counts, options)
+        return _targets(labelled, names, counts, options, is_addition=known is not None)
     return _single_labels(labelled, names, counts, options)
 
 
@@ -94,14 +97,16 @@ def _refuse_not_one(labelled: LabelledImages) -> None:
     )
 
 
-def _targets(labelled: LabelledImages, names: Sequence[str], counts: Counter[str], options: PackOptions) -> Classes:
+def _targets(
+    labelled: LabelledImages, names: Sequence[str], counts: Counter[str], options: PackOptions, *, is_addition: bool
+) -> Classes:
     unknown = Counter(label for image in labelled.images for label in image.findings.unknown)
     taken = [name for name in names if _is_taken(name, options)]
-    for name in taken if labelled.label_columns else ():
+    for name in taken if labelled.label_columns and not is_addition else ():
         if counts[name] and counts[name] + unknown[name] == len(labelled.images):
             _refuse_always_present(name, unknown[name], options.labels)
     constant = {name for name in taken if counts[name] in (0, len(labelled.images))}
-    constant = constant if labelled.is_found and labelled.label_columns else set()
+    constant = constant if labelled.is_found and labelled.label_columns and not is_addition else set()
     learned = tuple(name for name in taken if name not in constant or name in options.classes)
     if not learned:
         raise SourceError(f"no label is left of {listed(names)}; name labels that some images have and some lack")

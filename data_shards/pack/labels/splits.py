@@ -97,6 +97,7 @@ def decide_splits(
     column: str | None = None,
     is_column_told: bool = False,
     split_folders: Mapping[str, str] = NO_SPLITS,
+    is_addition: bool = False,
 ) -> dict[str, str | None]:
     """Return the split of each image, None for those that `shares` divides.
 
@@ -108,6 +109,7 @@ def decide_splits(
         column: Name of that column, None without one.
         is_column_told: Whether an option names it.
         split_folders: The folder of each split, if there are such folders.
+        is_addition: Whether the images are added to a data set: then any of them may have a split or none.
 
     Raises:
         OptionError: `--split` has nothing to divide, or two things give different splits.
@@ -125,7 +127,8 @@ def decide_splits(
     else:
         found, source = dict(by_folder), "the split folders"
         _refuse_other_column(found, by_column, column)
-    _refuse_undivided(found, source, shares, is_told=lists is not None or is_column_told)
+    if not (is_addition and (shares or all(found.values()))):
+        _refuse_undivided(found, source, shares, is_told=lists is not None or is_column_told)
     return found
 
 

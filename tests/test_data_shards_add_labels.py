@@ -1,0 +1,153 @@
+"""Adding images whose labels come from tables."""
+
+import pytest
+
+from data_shards.errors import OptionError, SourceError
+from data_shards.index import read_index
+from data_shards.pack.image_records import PATTERN
+from data_shards.pack.options import LabelOptions
+from data_shards.pack.packing import pack
+from data_shards.verify import verify
+from tests.test_data_shards_add import NEW, added, new_images, options, split_of
+from tests.test_data_shards_pack import infos, stored
+
+
+def table(folder, header, rows):
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return LabelOptions(tables=(str(folder / "labels.csv"),))
+
+
+def labelled(folder, rows, *, header="image,label,patient", seed=0):
+    """Write an image for each row and the table of all rows."""
+    new_images(folder, [f"films/{row.partition(',')[0]}" for row in rows], seed=seed)
+    return table(folder, header, rows)
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A data set of 20 patients with one label an image."""
+    rows = [f"{p:02d}-{n}.png,{'ab'[p % 2]},p{p}" for p in range(20) for n in range(2)]
+    labels = labelled(tmp_path / "images", rows)
+    pack(tmp_path / "images", tmp_path / "shards", options(split="70/15/15", labels=labels))
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A data set with several labels an image, listed in a cell."""
+    cells = ("a", "b", "a|c", "b|c", "c")
+    rows = [f"{n:02d}.png,{cells[n % 5]}" for n in range(30)]
+    labels = labelled(tmp_path / "images", rows, header="image,labels")
+    pack(
+        tmp_path / "images",
+        tmp_path / "shards",
+        options(split="60/20/20", labels=labels, multi_label=True),
+    )
+    return tmp_path / "shards"
+
+
+def targets(shards):
+    """Return the targets of each image by the name of its file."""
+    return {info["source"]: sample["cls"].decode() for info, sample in zip(infos(shards), stored(shards), strict=True)}
+
+
+def test_groups_of_a_table_keep_their_split(tmp_path, single):
+    before = {name[:2]: split for name, split in split_of(single).items()}
+    rows = [f"{p:02d}-9.png,{'ab'[p % 2]},p{p}" for p in range(20)]
+
+    report = added(single, tmp_path / "new", labels=labelled(tmp_path / "new", rows, seed=NEW))
+
+    after = split_of(single)
+    assert sum(report.added.values()) == 20
+    assert all(after[f"{p}-9.png"] == split for p, split in before.items())
+    assert verify(str(single)) == ()
+
+
+def test_a_table_without_groups_is_refused_where_the_data_set_has_groups(tmp_path, single):
+    labels = labelled(tmp_path / "new", ["x.png,a"], header="image,label", seed=NEW)
+
+    with pytest.raises(OptionError, match="have groups; give those of the new images with --group-column or --group"):
+        added(single, tmp_path / "new", labels=labels)
+
+
+def test_class_folders_without_groups_are_refused_where_the_data_set_has_groups(tmp_path, single):
+    with pytest.raises(OptionError, match=r"have groups, from labels.csv; give those of the new images with --gr"):
+        added(single, new_images(tmp_path / "new", ["a/1.png"]))
+
+
+def test_one_label_is_enough_and_a_new_one_is_refused(tmp_path, single):
+    labels = labelled(tmp_path / "new", ["x.png,a,p77"], seed=NEW)
+    other = labelled(tmp_path / "other", ["y.png,a,p78", "z.png,c,p79"], seed=NEW + 5)
+
+    report = added(single, tmp_path / "new", labels=labels)
+    with pytest.raises(SourceError, match="the data set has no class 'c', only a, b; leave it out with --drop-class c"):
+        added(single, tmp_path / "other", labels=other)
+    dropped = added(single, tmp_path / "other", labels=other, drop_classes=("c",))
+
+    assert (sum(report.added.values()), sum(dropped.added.values())) == (1, 1)
+    assert dropped.folder.left_out == {"c": 1}
+
+
+def test_a_column_of_splits_gives_the_splits_and_the_shares_those_of_the_rest(tmp_path, single):
+    rows = ["u.png,a,p70,test", "v.png,b,p71,train", "w.png,a,p72,"]
+    labels = labelled(tmp_path / "new", rows, header="image,label,patient,split", seed=NEW)
+
+    added(single, tmp_path / "new", labels=labels)
+
+    splits = split_of(single)
+    assert (splits["u.png"], splits["v.png"]) == ("test", "train")
+    assert "w.png" in splits
+
+
+def test_images_with_several_labels_are_added_and_unlisted_labels_are_absent(tmp_path, several):
+    labels = labelled(tmp_path / "new", ["x.png,a", "y.png,a|b"], header="image,labels", seed=NEW)
+
+    added(several, tmp_path / "new", labels=labels)
+
+    found = targets(several)
+    assert (found["x.png"], found["y.png"]) == ("1 0 0", "1 1 0")
+    assert read_index(str(several)).classes == ("a", "b", "c")
+    assert verify(str(several)) == ()
+
+
+def test_a_label_without_a_column_is_unknown(tmp_path, several):
+    labels = labelled(tmp_path / "new", ["x.png,1,0"], header="image,a,b", seed=NEW)
+    columns = LabelOptions(tables=labels.tables, label_columns=("a", "b"))
+
+    added(several, tmp_path / "new", labels=columns)
+
+    assert targets(several)["x.png"] == "1 0 -1"
+
+
+def test_class_folders_are_refused_where_images_have_several_labels(tmp_path, several):
+    with pytest.raises(OptionError, match="each image of the data set has several labels; give those of the new"):
+        added(several, new_images(tmp_path / "new", ["a/1.png"]))
+
+
+def test_the_records_of_images_with_several_labels_are_made_again(tmp_path, several):
+    for file in several.glob(PATTERN):
+        file.unlink()
+    rows = [f"{n:02d}.png,{('a', 'b', 'a|c', 'b|c', 'c')[n % 5]}" for n in range(30)]
+    again = labelled(tmp_path / "again", rows, header="image,labels")
+
+    report = added(several, tmp_path / "again", labels=again)
+
+    assert (report.hashed, len(report.known), report.added) == (30, 30, {})
+
+
+def test_the_options_of_the_first_table_hold_for_the_next(tmp_path):
+    rows = [f"{n:02d}.png,{'ab'[n % 2]},{'keep' if n % 3 else 'drop'}" for n in range(30)]
+    labels = labelled(tmp_path / "images", rows, header="image,kind of film,state")
+    labels = LabelOptions(tables=labels.tables, label_column="kind of film")
+    chosen = options(split="70/15/15", labels=labels, where=(("state", "keep"),))
+    pack(tmp_path / "images", tmp_path / "shards", chosen)
+    new = ["x.png,a,keep", "y.png,b,drop"]
+
+    report = added(
+        tmp_path / "shards",
+        tmp_path / "new",
+        labels=labelled(tmp_path / "new", new, header="image,kind of film,state", seed=NEW),
+    )
+
+    assert sum(report.added.values()) == 1
+    assert "x.png" in split_of(tmp_path / "shards")
