@@ -6,7 +6,7 @@ from typing import Any
 
 from data_shards.errors import OptionError
 from data_shards.index import ShardIndex
-from data_shards.pack.options import EncodeOptions, LabelOptions, PackOptions
+from data_shards.pack.options import TABLE_ENDINGS, EncodeOptions, LabelOptions, PackOptions
 from data_shards.pack.split import parse_shares
 
 OF_THE_DATA_SET = (*(f.name for f in fields(EncodeOptions) if f.name != "max_megapixels"), "multi_label")
@@ -26,7 +26,7 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
     """
     stored = _without(_known(PackOptions, index.options), OF_ONE_SOURCE)
     labels = given.get("labels")
-    if (labels and labels.group_column) or str(stored.get("group_by")).lower().endswith(".csv"):
+    if (labels and labels.group_column) or str(stored.get("group_by")).lower().endswith(TABLE_ENDINGS):
         stored["group_by"] = None  # the groups of the new images come from another table
     encode = EncodeOptions.of_index(index.options) or EncodeOptions(image_size=index.image_size, keep_small=False)
     options = PackOptions(encode=encode, **stored)

@@ -9,10 +9,9 @@ from data_shards.errors import SourceError
 from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.image_records import ImageRecord
 from data_shards.pack.known_images import KnownImages
-from data_shards.pack.near_duplicates import NEAR_BITS
+from data_shards.pack.near_duplicates import HEX_DIGITS, NEAR_BITS
 
 SHOWN = 3  # names in an error
-HASH_DIGITS = 64  # of the hash of the image itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +98,4 @@ def _look_alike(first: str, second: str) -> bool:
 
 
 def _bits(phash: str) -> int:
-    return int(phash[:HASH_DIGITS], 16)
+    return int(phash[:HEX_DIGITS], 16)
