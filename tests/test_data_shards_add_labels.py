@@ -11,6 +11,8 @@ from data_shards.verify import verify
 from tests.test_data_shards_add import NEW, added, new_images, options, split_of
 from tests.test_data_shards_pack import infos, stored
 
+ROWS = {"same": "1,0", "other": "0,1"}
+
 
 def table(folder, header, rows):
     (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
@@ -117,6 +119,16 @@ def test_a_label_without_a_column_is_unknown(tmp_path, several):
     added(several, tmp_path / "new", labels=columns)
 
     assert targets(several)["x.png"] == "1 0 -1"
+
+
+def test_an_image_is_known_unless_its_labels_contradict_those_of_the_data_set(tmp_path, several):
+    first, second = (labelled(tmp_path / name, [f"00.png,{row}"], header="image,a,b") for name, row in ROWS.items())
+
+    report = added(several, tmp_path / "same", labels=LabelOptions(tables=first.tables, label_columns=("a", "b")))
+
+    assert (len(report.known), report.added) == (1, {})
+    with pytest.raises(SourceError, match=r"1 images are in the data set with another label, such as 00.png is 00"):
+        added(several, tmp_path / "other", labels=LabelOptions(tables=second.tables, label_columns=("a", "b")))
 
 
 def test_class_folders_are_refused_where_images_have_several_labels(tmp_path, several):

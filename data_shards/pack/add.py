@@ -35,7 +35,7 @@ from data_shards.pack.sources import ImageFolder, SourceImage
 from data_shards.pack.split import ANY_IMAGE, LabeledImage, Stratum
 from data_shards.pack.split_assignment import groups_of_images, known_targets
 from data_shards.pack.write import AfterShards, Sample, write_shards
-from data_shards.targets import ABSENT, PRESENT
+from data_shards.targets import ABSENT, PRESENT, Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +148,12 @@ class _Adding:
         with progress("adding") as on_progress:
             entries = encode_images(folder, self.work, self.options, on_progress)
         refuse_too_many_bad(entries, self.options.max_bad)
-        good = [entry for entry in entries if not entry.bad]
         labels = {image.name: label_of(image, self.before.classes) for image in folder.images}
+        good = [entry for entry in entries if not entry.bad]
         known = find_known_images(good, labels, images, self.work.encoded)
         new = _without(good, known)
         assigned = self._assign(folder, new, groups, images)
-        samples: dict[str, list[Sample]] = {}
-        for entry in sorted(new, key=lambda entry: sort_key(entry.name)):
-            sample = sample_of(entry, self.work.encoded, labels[entry.name], groups.get(entry.name))
-            samples.setdefault(assigned.splits[entry.name], []).append(sample)
+        samples = self._samples(new, assigned.splits, labels, groups)
         shards = self._write(samples)
         report = AddReport(
             before=self.before,
@@ -211,6 +208,20 @@ class _Adding:
         kept = self.before.options.get("split")
         before = {split: _strata_in(self.before, split) for split in self.before.splits} if kept else {}
         return Shares(text=str(self.options.split), before=before, seed=self.options.seed)
+
+    def _samples(
+        self,
+        new: Sequence[ChunkEntry],
+        splits: Mapping[str, str],
+        labels: Mapping[str, Label],
+        groups: Mapping[str, str],
+    ) -> dict[str, list[Sample]]:
+        """Return the samples of each split in the order in which they are stored."""
+        samples: dict[str, list[Sample]] = {}
+        for entry in sorted(new, key=lambda entry: sort_key(entry.name)):
+            sample = sample_of(entry, self.work.encoded, labels[entry.name], groups.get(entry.name))
+            samples.setdefault(splits[entry.name], []).append(sample)
+        return samples
 
     def _write(self, samples: Mapping[str, Sequence[Sample]]) -> list[Shard]:
         shards: list[Shard] = []

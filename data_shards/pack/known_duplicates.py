@@ -10,6 +10,7 @@ from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.image_records import ImageRecord
 from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import HEX_DIGITS, NEAR_BITS
+from data_shards.targets import UNKNOWN, Label
 
 SHOWN = 3  # names in an error
 
@@ -27,7 +28,7 @@ class KnownImage:
 
 
 def find_known_images(
-    entries: Sequence[ChunkEntry], labels: Mapping[str, object], known: KnownImages, encoded: Path
+    entries: Sequence[ChunkEntry], labels: Mapping[str, Label], known: KnownImages, encoded: Path
 ) -> tuple[KnownImage, ...]:
     """Return the new images that the data set has already.
 
@@ -45,13 +46,20 @@ def find_known_images(
     """
     finder = _Finder.of(known)
     found = tuple(image for entry in entries if (image := finder.find(entry, encoded)) is not None)
-    relabeled = [image for image in found if image.record.label != labels[image.name]]
+    relabeled = [image for image in found if _differ(image.record.label, labels[image.name])]
     if relabeled:
         raise SourceError(
             f"{len(relabeled)} images are in the data set with another label, such as "
             f"{'; '.join(map(str, relabeled[:SHOWN]))}; remove them from the source, or pack a new data set"
         )
     return found
+
+
+def _differ(first: Label, second: Label) -> bool:
+    """Whether two labels of one image contradict each other; what one of them does not know is no contradiction."""
+    if isinstance(first, int) or isinstance(second, int):
+        return first != second
+    return any(a != b and UNKNOWN not in (a, b) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.settings import Settings
+from data_shards.pack.add import add
 from data_shards.pack.hash_search import HASH_BITS
 from data_shards.pack.near_duplicates import ImageHash, find_near_duplicates
 from data_shards.pack.options import PackOptions
@@ -32,15 +33,23 @@ from trainer.specs import SearchSpec, TrainSpec, build
 
 FACTORS = (1, 4, 16)
 FACTORS_OF = {"hashes": (1, 10)}
-FIRST = {"images": 250, "classes": 2, "trials": 4, "runs": 625, "hashes": 100_000}  # 10,000 runs, a million hashes
+FIRST = {
+    "images": 250,
+    "classes": 2,
+    "trials": 4,
+    "runs": 625,
+    "hashes": 100_000,
+    "additions": 500,
+}  # 10,000 runs, a million hashes
 WHAT = {
     "images": "packing and frozen training (64 px, 3 epochs)",
     "classes": "packing and frozen training of 1,000 images (64 px, 3 epochs)",
     "trials": "a search of heads (stored features of 250 images, 3 epochs)",
     "runs": "submitting runs and listing all of them",
+    "additions": "adding 1 % more images to a packed data set (64 px)",
     "hashes": "searching near duplicates among random hashes, 1 % of them copies",
 }
-PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1}
+PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1, "additions": 2}
 COPIES, CHANGED_BITS = 100, 32  # one image in so many has a copy, with so many other bits
 GOAL = 0.9  # linear or constant, with a tolerance for noise of the machine
 IMAGE_SIZE = 64
@@ -132,6 +141,17 @@ def runs(folder: Path, count: int) -> Callable[[], object]:
     return work
 
 
+def additions(folder: Path, count: int) -> Callable[[], object]:
+    """Return a function that adds 1 % more images to a data set of `count` images."""
+    draw_images(folder / "all", images=count + count // 100, classes=2, size=IMAGE_SIZE)
+    for file in sorted((folder / "all").rglob("*.png"), key=lambda file: file.name)[count:]:
+        target = folder / "new" / file.relative_to(folder / "all")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    pack(folder / "all", folder / "shards", PackOptions(shard_bytes=1_000_000))
+    return lambda: add(str(folder / "shards"), folder / "new", {})
+
+
 def hashes(_: Path, count: int) -> Callable[[], object]:
     """Return a function that searches near duplicates among `count` images in three splits."""
     random = np.random.default_rng(0)
@@ -150,7 +170,14 @@ def hashes(_: Path, count: int) -> Callable[[], object]:
 
 def _alone(kind: str, size: int) -> None:
     """Take one measurement and print it; memory is the larger of this process and its largest child."""
-    kinds = {"images": images, "classes": classes, "trials": trials, "runs": runs, "hashes": hashes}
+    kinds = {
+        "images": images,
+        "classes": classes,
+        "trials": trials,
+        "runs": runs,
+        "hashes": hashes,
+        "additions": additions,
+    }
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Redis ends only when this process ends
         took = seconds(kinds[kind](Path(folder), size))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
