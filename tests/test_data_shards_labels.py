@@ -126,6 +126,27 @@ def test_another_name_finds_no_image(cell):
     assert matcher.find(cell) is None
 
 
+@pytest.mark.parametrize("cell", ["10", "010", "10.0", "0010"])
+def test_an_id_is_found_without_its_leading_zeros_as_a_spreadsheet_writes_it(cell):
+    assert ImageMatcher(["0010.png", "0011.png"]).find(cell) == "0010.png"
+    assert isinstance(ImageMatcher(["a/0010.png", "b/010.png"]).find("10"), Ambiguous)
+
+
+@pytest.mark.parametrize("header", ["image,label,label", "image,Patient ID,label,patient_id"])
+def test_two_columns_of_one_name_are_refused(tmp_path, header):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=[header, "a" + ",x" * header.count(",")])
+
+    refused("t.csv has 2 columns of one name, ", folder, "t.csv")
+
+
+def test_a_column_of_one_and_zero_is_one_of_several_labels(tmp_path):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,target", "a,1.0", "b,0"])
+
+    assert targets_of(scanned(folder, "t.csv", multi_label=True)) == {
+        "a.png": {"target": PRESENT}, "b.png": {"target": ABSENT},
+    }  # fmt: skip
+
+
 def test_an_id_with_dots_is_no_name_with_an_ending():
     matcher = ImageMatcher(["1.2.840.1.png", "1.2.840.2.png"])
 
@@ -467,6 +488,7 @@ def test_all_images_in_train_are_refused_with_the_cure(tmp_path):
     [
         ("covid", "Covid ", "the labels 'Covid' and 'covid' differ only in upper case, blanks or Unicode form"),
         ("viral_pneumonia", "Viral Pneumonia", "differ only in upper case, blanks or Unicode form"),
+        ("x" * 300, "y", "a class name has 300 characters, 'xxx"),
         ("=1+1", "x", "the class '=1+1' is a formula to a spreadsheet; rename it"),
         ("a\x07b", "x", "the class 'a\\x07b' has a control character in its name; rename it"),
     ],

@@ -77,7 +77,7 @@ def _by_table(file: str, names: Sequence[str]) -> Find:
 
 def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
     groups = by_usual_name(table.columns, GROUP_COLUMNS)
-    found = find_image_column(table, matcher.count)
+    found = find_image_column(table, matcher)
     usual = by_usual_name(table.columns, IMAGE_NAMES)
     image = found[0] if found else next(iter(usual), None)
     group = next((position for position in groups if position != image), None)

@@ -23,6 +23,7 @@ from data_shards.pack.options import PackOptions
 
 SHOWN = 3  # names in an error
 CONTROL = frozenset({"Cc", "Zl", "Zp"})  # Unicode categories: control characters, line and paragraph separators
+LONGEST = 255  # characters of a class name, as of a folder
 FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
 CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
 
@@ -88,6 +89,8 @@ def _refuse_unsafe(names: Iterable[str]) -> None:
     for name in names:
         if any(unicodedata.category(character) in CONTROL for character in name):
             raise SourceError(f"the class {name!r} has a control character in its name; rename it")
+        if len(name) > LONGEST:
+            raise SourceError(f"a class name has {len(name)} characters, {name[:40]!r}...; use at most {LONGEST}")
         if FORMULA.match(name):
             raise SourceError(f"the class {name!r} is a formula to a spreadsheet; rename it")
 

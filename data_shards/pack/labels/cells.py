@@ -25,6 +25,11 @@ def is_missing(cell: str) -> bool:
     return cell.casefold() in MISSING
 
 
+def loose(name: str) -> str:
+    """Return what two spellings of a column's name have in common."""
+    return "".join(character for character in name.casefold() if character not in " _-\ufeff")
+
+
 def normalized_label(label: str) -> str:
     """Return a label in composed Unicode, as the names of class folders are."""
     return unicodedata.normalize("NFC", label)

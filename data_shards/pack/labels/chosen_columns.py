@@ -98,7 +98,7 @@ def _image_column(tables: Sequence[Table], matcher: ImageMatcher) -> tuple[int, 
     """Return the column of the first table that names most images, and their number in all tables; 0 if none does."""
     rows = append_tables(tables)
     table = Table(name=rows.where, columns=rows.columns, rows=rows.rows, lines=[])
-    return find_image_column(table, matcher.count) or (0, 0)
+    return find_image_column(table, matcher) or (0, 0)
 
 
 def _no_image_named(table: Table, matcher: ImageMatcher) -> str:
@@ -137,7 +137,7 @@ def choose_columns(rows: Rows, image: int, options: LabelOptions, *, multi_label
         one = find_label_column([column if n not in used else "" for n, column in enumerate(rows.columns)], rows.where)
         several = find_label_columns(rows.columns, rows.rows, used) if one is None else []
         labels = tuple(several) if one is None else (one,)
-        found, binary = True, one is None
+        found, binary = True, one is None or (multi_label and is_binary(rows.column(one)))
         if not labels:
             raise OptionError(_no_labels(rows, used))
     if overlap := used.intersection(labels):

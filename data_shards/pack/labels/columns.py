@@ -1,9 +1,10 @@
 """Finds the columns of a table: by the option that names them, by the usual names, or by what they hold."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from data_shards.errors import OptionError
-from data_shards.pack.labels.cells import BINARY, is_missing
+from data_shards.pack.labels.cells import BINARY, is_missing, loose
+from data_shards.pack.labels.matching import ImageMatcher
 from data_shards.pack.labels.tables import Table
 
 # The names in the tables of well-known data sets, without blanks, dashes and underscores. The surest name comes first.
@@ -33,11 +34,6 @@ SHOWN = 12  # columns in an error
 NO_COLUMN = "none"  # for an option: use no column, although one has a usual name
 
 
-def loose(name: str) -> str:
-    """Return what two spellings of a column's name have in common."""
-    return "".join(character for character in name.casefold() if character not in " _-\ufeff")
-
-
 def position_of(columns: Sequence[str], name: str, option: str, where: str) -> int:
     """Return the position of the column that an option names; upper case, blanks, - and _ may differ.
 
@@ -65,19 +61,21 @@ def by_usual_name(columns: Sequence[str], usual: Sequence[str]) -> list[int]:
     return [found[name] for name in usual if name in found]
 
 
-def find_image_column(table: Table, count: Callable[[Iterable[str]], int]) -> tuple[int, int] | None:
+def find_image_column(table: Table, matcher: ImageMatcher) -> tuple[int, int] | None:
     """Return the column whose cells name most images, and their number; None if no cell names one.
 
     Columns with a usual name are asked first. Of two that name about as many, the one with the surer name is meant.
 
     Args:
         table: The table.
-        count: Returns how many of the cells name an image.
+        matcher: The images. In a column without a usual name, short numbers are more likely counts or classes.
     """
     usual = by_usual_name(table.columns, IMAGE_NAMES)
     others = [position for position in range(len(table.columns)) if position not in usual]
     for positions in (usual, others):
-        counts = {position: count(table.column(position)) for position in positions}
+        counts = {
+            position: matcher.count(table.column(position), short_numbers=positions is usual) for position in positions
+        }
         best = max(counts.values(), default=0)
         if best:
             return next((position, number) for position, number in counts.items() if number > 0.9 * best)

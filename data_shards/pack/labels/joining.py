@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.columns import listed, loose
+from data_shards.pack.labels.cells import loose
+from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.tables import Table
 
 

@@ -215,7 +215,7 @@ class _ReadTable:
             notes.append(f"groups: column {names[columns.group]!r}; --group-column none leaves it out")
         for table in self.rows.tables:
             if table.encoding != "UTF-8":
-                notes.append(f"{table.name} is read as {table.encoding}")
+                notes.append(f"{table.name} is read as {table.encoding}; save it as UTF-8 if names look wrong")
             if not table.has_header:
                 notes.append(f"{table.name} has no header; its columns are named 1 to {len(table.columns)}")
         for name, count in self.rows.without_partner.items():

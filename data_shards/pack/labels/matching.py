@@ -46,12 +46,16 @@ class ImageMatcher:
     def __init__(self, paths: Iterable[str]) -> None:
         self._by_name: dict[str, list[_Image]] = defaultdict(list)
         self._by_stem: dict[str, list[_Image]] = defaultdict(list)
+        self._by_number: dict[str, list[_Image]] = defaultdict(list)
         for path in paths:
             exact = normalized_name(path)
             parts = tuple(exact.casefold().split("/"))
             image = _Image(path, exact, parts)
             self._by_name[parts[-1]].append(image)
-            self._by_stem[_stem(parts[-1], also=OWN_ENDING)].append(image)
+            stem = _stem(parts[-1], also=OWN_ENDING)
+            self._by_stem[stem].append(image)
+            if stem.isdecimal():
+                self._by_number[stem.lstrip("0")].append(image)
         self._has_own_names = all(len(images) == 1 for images in self._by_name.values())
 
     @property
@@ -75,12 +79,12 @@ class ImageMatcher:
                     return _chosen(fitting, text, near)
         return None
 
-    def count(self, cells: Iterable[str]) -> int:
-        """Return how many cells name an image. Short numbers do not: they are more likely counts or classes."""
+    def count(self, cells: Iterable[str], *, short_numbers: bool = False) -> int:
+        """Return how many cells name an image. Without `short_numbers`, such a cell is taken as a count or class."""
         return sum(
             self.find(cell) is not None
             for cell in cells
-            if cell and not (cell.isdecimal() and len(cell) < SHORT_NUMBER)
+            if cell and (short_numbers or not cell.isdecimal() or len(cell) >= SHORT_NUMBER)
         )
 
     def _candidates(self, parts: tuple[str, ...]) -> Iterable[tuple[list[_Image], tuple[str, ...]]]:
@@ -92,8 +96,11 @@ class ImageMatcher:
         yield self._by_stem.get(last, []), (*folders, "")
         if _stem(last) != last:
             yield self._by_stem.get(_stem(last), []), (*folders, "")
-        if whole := WHOLE_NUMBER.fullmatch(last):
-            yield self._by_stem.get(whole[1], []), (*folders, "")
+        whole = WHOLE_NUMBER.fullmatch(last)
+        number = whole[1] if whole else last
+        if number.isdecimal():
+            yield self._by_stem.get(number, []), (*folders, "")
+            yield self._by_number.get(number.lstrip("0"), []), (*folders, "")  # a spreadsheet drops leading zeros
 
     def _fits(self, named: tuple[str, ...], path: tuple[str, ...]) -> bool:
         """Whether the folders of a cell and of a path agree; the last parts do."""
