@@ -102,7 +102,7 @@ def is_image_file(path: str | Path) -> bool:
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return True
     try:
-        with _regular_file(path) as (file, _):
+        with regular_file(path) as (file, _):
             return sniff_format(file.read(SNIFFED_BYTES)) in (*FORMATS, DICOM)
     except (BadImage, OSError):
         return False
@@ -120,7 +120,7 @@ def read_image_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> byt
         BadImage: It is a pipe, device or folder, it is larger than `max_bytes`, or it cannot be read.
     """
     try:
-        with _regular_file(path) as (file, size):
+        with regular_file(path) as (file, size):
             if size > max_bytes:
                 raise BadImage(f"the file has {size} bytes, above the limit of {max_bytes} for one image")
             return file.read()
@@ -239,7 +239,7 @@ def _dicom(data: bytes, max_megapixels: int, frame: DicomFrame, window: int) -> 
 
 
 @contextmanager
-def _regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file and give its size. A pipe, whose writer may never come, and a device without end are refused."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -26,6 +26,7 @@ from data_shards.errors import BadImage
 MAX_FIELDS = 125_000  # a sequence of empty items would otherwise become objects of a hundred times its size
 READS = 2  # of a field: what it is, and its value
 META_GROUP = 0x0002
+_UNREADABLE = f"its DICOM header cannot be read, or has more than {MAX_FIELDS:,} fields"
 BIG_ENDIAN_START = b"\0"  # of group 0008, the first of a file without a meta group
 
 config.settings.reading_validation_mode = config.IGNORE
@@ -49,27 +50,38 @@ def parse(data: bytes, keywords: Sequence[str], *, max_inflated: int) -> Dataset
     """Return the fields of a DICOM file with these keywords, as far as it has them, and its meta group.
 
     Args:
-        data: The file, with or without preamble and meta group, or the start of one.
+        data: The file, with or without preamble and meta group.
         keywords: Names of the fields.
         max_inflated: Maximum size in bytes of a deflated data set after inflation.
 
     Raises:
         BadImage: It cannot be parsed, or is larger or more nested than allowed.
     """
-    tags = [tag for tag in map(tag_for_keyword, keywords) if tag is not None]
-    with library_errors_as(f"its DICOM header cannot be read, or has more than {MAX_FIELDS:,} fields"):
-        file = _CountedReads(data)
-        read_preamble(file, force=True)
-        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != META_GROUP))
-        syntax = UID(meta.get("TransferSyntaxUID") or "")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            file = _CountedReads(_inflated(data[file.tell() :], max_inflated))
-        little = syntax.is_little_endian if syntax else not _starts_big_endian(file)
-        implicit = syntax == ImplicitVRLittleEndian  # a wrong claim is noticed by read_dataset
-        dataset = read_dataset(file, implicit, little, specific_tags=tags)
-        meta.TransferSyntaxUID = syntax or _syntax_of(dataset)
+    with library_errors_as(_UNREADABLE):
+        file, meta = _opened(data, max_inflated, whole=True)
+        dataset = _read(file, meta, _tags(keywords), stop_when=None)
+        meta.TransferSyntaxUID = meta.get("TransferSyntaxUID") or _syntax_of(dataset)
         dataset.file_meta = meta
     return dataset
+
+
+def parse_start(data: bytes, keywords: Sequence[str], *, max_inflated: int) -> Dataset | None:
+    """Return the fields with these keywords from the start of a DICOM file; None if it ends before the last of them.
+
+    Raises:
+        BadImage: It cannot be parsed, or is more nested than allowed.
+    """
+    tags, is_complete = _tags(keywords), False
+
+    def is_beyond(tag: int, *_: Any) -> bool:
+        nonlocal is_complete
+        is_complete = is_complete or tag > max(tags)
+        return is_complete
+
+    with library_errors_as(_UNREADABLE):
+        file, meta = _opened(data, max_inflated, whole=False)
+        dataset = _read(file, meta, tags, stop_when=is_beyond)
+    return dataset if is_complete else None
 
 
 def number(dataset: Dataset, keyword: str, default: float | None = None) -> float:
@@ -112,12 +124,33 @@ class _CountedReads(io.BytesIO):
         return super().read(size)
 
 
-def _inflated(data: bytes, limit: int) -> bytes:
+def _tags(keywords: Sequence[str]) -> list[Any]:
+    return [tag for tag in map(tag_for_keyword, keywords) if tag is not None]
+
+
+def _opened(data: bytes, max_inflated: int, *, whole: bool) -> tuple[_CountedReads, FileMetaDataset]:
+    """Return the file, positioned at its data set, which is inflated if it was deflated; and its meta group."""
+    file = _CountedReads(data)
+    read_preamble(file, force=True)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != META_GROUP))
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        file = _CountedReads(_inflated(data[file.tell() :], max_inflated, whole=whole))
+    return file, meta
+
+
+def _read(file: _CountedReads, meta: FileMetaDataset, tags: list[Any], *, stop_when: Any) -> Dataset:
+    syntax = UID(meta.get("TransferSyntaxUID") or "")
+    little = syntax.is_little_endian if syntax else not _starts_big_endian(file)
+    implicit = syntax == ImplicitVRLittleEndian  # a wrong claim is noticed by read_dataset
+    return read_dataset(file, implicit, little, specific_tags=tags, stop_when=stop_when)
+
+
+def _inflated(data: bytes, limit: int, *, whole: bool) -> bytes:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     found = inflater.decompress(data, limit)
-    if inflater.unconsumed_tail:
+    if whole and inflater.unconsumed_tail:
         raise BadImage(f"its deflated content has more than {limit:,} bytes")
-    if not inflater.eof:
+    if whole and not inflater.eof:
         raise BadImage("its deflated content is cut off")
     return found
 

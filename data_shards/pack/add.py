@@ -86,6 +86,7 @@ class AddReport:
             "passed_over": self.folder.passed_over,
             "left_out": self.folder.left_out,
             "masks": self.folder.masks,
+            "filtered": self.folder.filtered[:MAX_LISTED],
             **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
         }
 

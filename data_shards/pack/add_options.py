@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+from data_shards.dicom.pseudonyms import key_fingerprint
 from data_shards.errors import OptionError
 from data_shards.index import ShardIndex
-from data_shards.pack.options import TABLE_ENDINGS, EncodeOptions, LabelOptions, PackOptions
+from data_shards.pack.options import DICOM_PREFIX, TABLE_ENDINGS, EncodeOptions, LabelOptions, PackOptions
 from data_shards.pack.split import parse_shares
 
 OF_THE_DATA_SET = (*(f.name for f in fields(EncodeOptions) if f.name != "max_megapixels"), "multi_label")
-OF_ONE_SOURCE = ("processes", "allow_leakage", "classes", "drop_classes", "labels", "split_files", "where")
+OF_ONE_SOURCE = ("processes", "allow_leakage", "classes", "drop_classes", "labels", "split_files", "where", "group_key")
 OF_ONE_TABLE = ("tables", "allow_unmatched")
+
+Conditions: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
@@ -41,9 +44,12 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
     _check_groups(index, options.group_by, given)
     encode = replace(encode, **_known(EncodeOptions, given))
     options = replace(options, encode=encode, **_known(PackOptions, given))
+    options = replace(options, where=_where(options.where, _stored_where(index)))
+    if options.groups_in_headers:
+        _check_key(index, options.group_key)
     if options.labels is None:
         return options
-    return replace(options, labels=_with_stored(options.labels, index), where=options.where or _stored_where(index))
+    return replace(options, labels=_with_stored(options.labels, index))
 
 
 def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
@@ -58,10 +64,23 @@ def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
     return replace(labels, **unchosen)
 
 
-def _stored_where(index: ShardIndex) -> tuple[tuple[str, str], ...]:
+def _where(given: Conditions, stored: Conditions) -> Conditions:
+    """Return the conditions on new images: those that were given, else the stored ones; on DICOM headers both."""
+    if not given:
+        return stored
+    return (*given, *(condition for condition in stored if condition[0].startswith(DICOM_PREFIX)))
+
+
+def _stored_where(index: ShardIndex) -> Conditions:
     """Return the conditions of the data set, which are stored as COLUMN=VALUE with commas between them."""
-    parts = [text.partition("=") for text in str(index.options.get("where") or "").split(",")]
-    return tuple((column, value) for column, equals, value in parts if equals)
+    found: list[tuple[str, str]] = []
+    for text in str(index.options.get("where") or "").split(","):
+        column, equals, value = text.partition("=")
+        if equals:
+            found.append((column, value))
+        elif found:  # a further value of the condition before
+            found[-1] = (found[-1][0], f"{found[-1][1]},{text}")
+    return tuple(found)
 
 
 def _check_split(before: str | None, given: str | None) -> None:
@@ -85,6 +104,22 @@ def _check_groups(index: ShardIndex, before: str | None, given: Mapping[str, Any
         raise OptionError(
             f"the images of the data set have groups, from {where}; give those of the new images with --group-by, or "
             "with --labels TABLE --group-column COLUMN"
+        )
+    stored = str(index.options.get("group_by") or "")
+    chosen = given.get("group_by") or (labels.group_column if labels and labels.group_column != "none" else None)
+    if chosen and chosen != stored and DICOM_PREFIX in (chosen[: len(DICOM_PREFIX)], stored[: len(DICOM_PREFIX)]):
+        raise OptionError(
+            f"{option} {chosen}: the groups of the data set are from {stored or 'a table'}, and would not be "
+            "recognized; leave the option out"
+        )
+
+
+def _check_key(index: ShardIndex, key: str | None) -> None:
+    """Refuse another key than that of the data set: it would give known patients new names, and perhaps new splits."""
+    if key is None or key_fingerprint(key) != index.options.get("group_key"):
+        raise OptionError(
+            "the groups of the data set were named with the key of another storage; set NIGHTSHIFT_STORAGE to the one "
+            "that it was packed with, or copy its group.key"
         )
 
 

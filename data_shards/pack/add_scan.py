@@ -9,6 +9,7 @@ from typing import Any
 
 from data_shards.errors import OptionError, SourceError
 from data_shards.index import ShardIndex
+from data_shards.pack.dicom_headers import with_header_facts
 from data_shards.pack.file_tree import FileTree
 from data_shards.pack.labelled_folder import scan_labelled_folder
 from data_shards.pack.layout import Layout, find_layout
@@ -37,12 +38,13 @@ def scan_new_images(
         OptionError: The options do not fit the source.
     """
     if options.labels is not None:
-        return _from_tables(folder, index, options, options.labels, source)
+        return with_header_facts(_from_tables(folder, index, options, options.labels, source), options)
     tree = read_image_tree(folder, source=source)
     layout = find_layout(tree, index.classes)
     if index.multi_label:
         raise OptionError("each image of the data set has several labels; give those of the new images with --labels")
-    return collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
+    found = collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
+    return with_header_facts(found, options)
 
 
 def _from_tables(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import SourceError
+from data_shards.pack.dicom_headers import check_dicom_options, require_classes, with_header_facts
 from data_shards.pack.file_tree import FileTree, join
 from data_shards.pack.labels.classes import make_classes
 from data_shards.pack.labels.labelled import label_images
@@ -31,11 +32,18 @@ def scan_source(folder: Path, options: PackOptions, *, source: Path | None = Non
     """Return the images below a folder in order of name. Errors name `source`, the archive that it was unpacked from.
 
     Raises:
-        SourceError: The folder holds no images, or its class folders or the tables cannot be used as they are.
+        OptionError: A field of DICOM headers cannot be asked for.
+        SourceError: The folder holds no images, or its class folders, the tables or DICOM headers cannot be used as
+            they are.
     """
+    check_dicom_options(options)
     if options.labels is None:
-        return scan_image_folder(folder, options, source=source)
-    return scan_labelled_folder(folder, options, options.labels, source=source)
+        found = scan_image_folder(folder, options, source=source)
+    else:
+        found = scan_labelled_folder(folder, options, options.labels, source=source)
+    left = with_header_facts(found, options)
+    require_classes(found, left, options)
+    return left
 
 
 def scan_labelled_folder(

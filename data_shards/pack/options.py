@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from data_shards.dicom import DicomFrame
+from data_shards.dicom.pseudonyms import key_fingerprint
 
 MEGABYTE = 1_000_000
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
+
+DICOM_PREFIX = "dicom:"  # of a field of DICOM headers, where another option would name a column
 
 Encoding: TypeAlias = Literal["jpeg", "lossless"]
 Uncertain: TypeAlias = Literal["mask", "positive", "negative"]
@@ -88,11 +91,14 @@ class PackOptions:
     Attributes:
         split: Shares of train, valid and test, such as "70/15/15"; None if the source has split folders.
         split_files: A split and the path of a list of its images, for each list; the rest is divided by `split`.
-        group_by: CSV with the columns file and group, or a regular expression on the name; None for no groups.
+        group_by: CSV with the columns file and group, a regular expression on the name, or `dicom:PatientID` or
+            `dicom:StudyInstanceUID`; None for no groups.
+        group_key: Secret that turns identifiers of DICOM headers into names of groups. The index has its fingerprint.
         classes: Take these class folders alone, and take them as classes whatever their names look like; empty: all.
         drop_classes: Leave these class folders out.
         labels: The tables that give the labels; None if class folders give them.
-        where: A column and a value for each condition; of two conditions on one column either may hold.
+        where: A column and a value for each condition; of two conditions on one column either may hold. The column
+            `dicom:ViewPosition` or `dicom:Modality` means a field of DICOM headers.
         multi_label: Each image has several labels: a target for each class.
         seed: Random seed of the division into splits.
         shard_bytes: Maximum size of a shard; a larger sample gets a shard of its own. A small split gets smaller
@@ -106,6 +112,7 @@ class PackOptions:
     split: str | None = None
     split_files: tuple[tuple[str, str], ...] = ()
     group_by: str | None = None
+    group_key: str | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
     drop_classes: tuple[str, ...] = ()
     labels: LabelOptions | None = None
@@ -117,6 +124,11 @@ class PackOptions:
     allow_leakage: bool = False
     processes: int | None = None
 
+    @property
+    def groups_in_headers(self) -> bool:
+        """Whether the groups come from DICOM headers: the scan of the source gives them to its images."""
+        return bool(self.group_by and self.group_by.startswith(DICOM_PREFIX))
+
     def to_index(self) -> dict[str, Any]:
         """Return the options that the shards depend on; for a path only its name, which is the same on every machine.
 
@@ -124,7 +136,7 @@ class PackOptions:
         """
         stored = asdict(self)
         stored |= stored.pop("encode")
-        del stored["processes"], stored["labels"]
+        del stored["processes"], stored["labels"], stored["group_key"]
         if self.group_by and self.group_by.lower().endswith(TABLE_ENDINGS):
             stored["group_by"] = Path(self.group_by).name
         stored["split_files"] = tuple((split, Path(path).name) for split, path in self.split_files)
@@ -132,6 +144,8 @@ class PackOptions:
             value = stored.pop(name)
             if value != DEFAULTS[name]:
                 stored[name] = _as_text(value)
+        if self.groups_in_headers and self.group_key:
+            stored["group_key"] = key_fingerprint(self.group_key)
         return stored | (_labels_to_index(self.labels) if self.labels else {})
 
 

@@ -55,6 +55,7 @@ class ImageFolder:
         masks: Number of segmentation masks.
         table: A table that names most of the images, if there is one.
         labels: How the tables of labels were read and what they left out, if the labels come from tables.
+        filtered: Names of the images that a condition on DICOM headers leaves out.
         label_names: In a multi-label data set the names of its labels, in the order of the images' targets.
     """
 
@@ -66,6 +67,7 @@ class ImageFolder:
     table: LabelTable | None = None
     label_names: tuple[str, ...] = ()
     labels: LabelReport | None = None
+    filtered: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

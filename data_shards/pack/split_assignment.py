@@ -81,8 +81,8 @@ def _given_splits(images: Sequence[SourceImage]) -> dict[str, str]:
 
 
 def groups_of_images(images: Sequence[SourceImage], options: PackOptions) -> dict[str, str]:
-    """Return the group of each image: that of its table, or by `--group-by`; empty without groups."""
-    if options.group_by:
+    """Return the group of each image: that of its table or DICOM header, or by `--group-by`; empty without groups."""
+    if options.group_by and not options.groups_in_headers:
         return groups_of([image.name for image in images], options.group_by)
     return {image.name: image.group for image in images if image.group is not None}
 

@@ -7,7 +7,7 @@ import click
 
 from data_shards.index import SPLITS
 from data_shards.pack.names import split_of
-from data_shards.pack.options import LabelOptions
+from data_shards.pack.options import DICOM_PREFIX, LabelOptions
 
 
 class NameList(click.ParamType[tuple[str, ...]]):
@@ -63,7 +63,8 @@ def label_options(choices: dict[str, Any]) -> LabelOptions | None:
     chosen = {field.name: choices.pop(field.name) for field in fields(LabelOptions)}
     given = {name: value for name, value in chosen.items() if value not in (None, (), False)}
     if not given.get("tables"):
-        needing = [*given, *(name for name in ("multi_label", "where") if choices[name])]
+        where = [column for column, _ in choices["where"] if not column.startswith(DICOM_PREFIX)]
+        needing = [*given, *(["multi_label"] if choices["multi_label"] else []), *(["where"] if where else [])]
         if needing:
             raise click.UsageError(f"{_option(needing[0])} needs a table; give it with --labels TABLE")
         return None

@@ -11,10 +11,19 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from cluster.group_key import ensure_group_key
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
-from data_shards.pack.options import LARGEST_MEGAPIXELS, Blank, EncodeOptions, PackOptions, Readers, Uncertain
+from data_shards.pack.options import (
+    DICOM_PREFIX,
+    LARGEST_MEGAPIXELS,
+    Blank,
+    EncodeOptions,
+    PackOptions,
+    Readers,
+    Uncertain,
+)
 from data_shards.targets import TargetCounts
 from jobs.cli.command import Group
 from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
@@ -73,7 +82,9 @@ LABELS = OptionGroup(
                      help="Several rows of one image must agree, are decided by majority, are joined (any), or are "
                      "refused.  [default: agree]"),
         click.option("--where", multiple=True, type=ColumnValue(), metavar="COLUMN=VALUE",
-                     help="Take only rows with this value; can be repeated: any value of one column, all columns."),
+                     help="Take only rows with this value; can be repeated: any value of one column, all columns. "
+                     "dicom:ViewPosition=PA,AP and dicom:Modality=DX take only images with such a DICOM header; these "
+                     "need no table."),
         click.option("--group-column", metavar="COLUMN",
                      help="Column of groups, such as patients, that stay in one split; none ignores groups.  "
                      "[default: found by usual names]"),
@@ -92,10 +103,11 @@ SPLITTING = OptionGroup(
         click.option("--split-file", "split_files", multiple=True, type=SplitFile(), metavar="SPLIT=LIST",
                      help="The images of a split, such as test=test_list.txt: a file with an image on each line. "
                      "Images in no list are divided by --split."),
-        click.option("--group-by", metavar="CSV|REGEX",
+        click.option("--group-by", metavar="CSV|REGEX|FIELD",
                      help="Keep all images of a group, such as a patient, in one split. The groups come from a CSV "
-                     "file with the columns file and group, or from the first capture group of a regular "
-                     "expression that is matched against the image path."),
+                     "file with the columns file and group, from the first capture group of a regular expression "
+                     "that is matched against the image path, or from the DICOM header: dicom:PatientID or "
+                     "dicom:StudyInstanceUID. Only a keyed hash of these is stored; the key is in STORAGE/group.key."),
         click.option("--allow-leakage", is_flag=True,
                      help="Pack even if two splits contain the same image or group (data leakage). "
                      "Metrics will be too optimistic."),
@@ -149,7 +161,7 @@ ADDING = OptionGroup(
                      help="The images of a split, as for pack."),
         click.option("--group-by", metavar="CSV|REGEX",
                      help="Where the groups of the new images come from, as for pack.  "
-                          "[default: the data set's regular expression]"),
+                          "[default: the data set's regular expression or DICOM field]"),
         click.option("--drop-class", "drop_classes", multiple=True, metavar="CLASS",
                      help="Exclude this class of SOURCE; can be repeated."),
         click.option("--seed", type=click.IntRange(0), metavar="N",
@@ -205,6 +217,7 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
     from data_shards.pack.work_folder import check_target  # noqa: PLC0415
 
     choices["labels"] = label_options(choices)
+    choices["group_key"] = _group_key(choices["group_by"])
     check_target(shards)  # before a long download
     download = DownloadChoices.take(choices)
     encode = EncodeOptions(
@@ -244,7 +257,8 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
     """
     from data_shards.pack.add import add as add_images  # noqa: PLC0415
 
-    read_index(shards)  # before a long download
+    index = read_index(shards)  # before a long download
+    choices["group_key"] = _group_key(str(index.options.get("group_by", "")))
     download = DownloadChoices.take(choices)
     choices["labels"] = label_options(choices)
     given = {name: value for name, value in choices.items() if value not in (None, ()) and value is not False}
@@ -347,6 +361,13 @@ def _print_added(report: "AddReport", shards: str) -> None:
     click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
 
 
+def _group_key(group_by: str | None) -> str | None:
+    """Return the storage's key for the names of groups, if they come from DICOM headers."""
+    if not group_by or not group_by.startswith(DICOM_PREFIX):
+        return None
+    return ensure_group_key(Settings.read().with_storage_ready().storage)
+
+
 def _print_left_out(folder: "ImageFolder") -> None:
     for name, count in folder.passed_over.items():
         click.echo(f"passed over: {name} ({count:,} files)", err=True)
@@ -354,6 +375,7 @@ def _print_left_out(folder: "ImageFolder") -> None:
         click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
     for label, count in folder.left_out.items():
         click.echo(f"left out: class {label} ({count:,} images)", err=True)
+    _print_list("left out by --where, from DICOM headers", folder.filtered)
     _print_list("ignored, not images", folder.other_names)
     _print_labels(folder.labels)
     if folder.table:

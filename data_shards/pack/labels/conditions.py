@@ -7,8 +7,8 @@ from data_shards.errors import OptionError
 from data_shards.pack.labels.cells import whole_numbers
 from data_shards.pack.labels.columns import listed, position_of
 from data_shards.pack.labels.joining import Rows
+from data_shards.pack.options import DICOM_PREFIX
 
-DICOM_PREFIX = "dicom:"  # of conditions on the headers of images, which are no columns
 MOST_VALUES = 20  # a column with more is not shown in an error: it may hold what identifies patients
 
 
