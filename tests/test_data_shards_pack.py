@@ -193,7 +193,7 @@ def test_too_many_bad_images_are_refused_and_leave_no_data_set(tmp_path):
         ({"a": 5, "b": 5}, {"split": "70/30"}, "--split 70/30 is not three shares"),
         ({"a": 5, "b": 5}, {"split": "70/15/15", "group_by": "patient-([0-9]+)"}, "gives 10 of 10 images no group"),
         ({"a": 5, "b": 5}, {"split": "70/15/15", "group_by": "("}, "neither a .csv file nor a regular expression"),
-        ({}, {"split": "70/15/15"}, "holds no JPEG, PNG, BMP, TIFF, WebP, GIF or PNM image, but no file"),
+        ({}, {"split": "70/15/15"}, "holds no JPEG, PNG, BMP, TIFF, WebP, GIF, PNM or DICOM image, but no file"),
     ],
 )
 def test_a_source_that_cannot_be_packed_is_refused_with_a_cure(tmp_path, counts, chosen, text):
