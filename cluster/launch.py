@@ -3,19 +3,22 @@
 There are two launchers: a process on this machine, and a job on a Ray cluster (`cluster/ray_jobs.py`).
 """
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cluster import guard
+from cluster import guard, stack_dumps
 from cluster.errors import LaunchError
 from cluster.process_env import trainer_environment
 from cluster.run_paths import RunPaths
 
 TRAINER = (sys.executable, "-P", "-m", "trainer")  # -P: never import a user's own trainer.py
+DUMP_SECONDS = 1.0  # until the stacks are in the log
 THIS_MACHINE = "here"  # here, trainers end together with the job worker that started them
 
 
@@ -28,6 +31,9 @@ class RunningTrainer(Protocol):
 
     def wait(self, seconds: float) -> int | None:
         """Return the trainer's exit code as soon as it has ended, or None after `seconds`."""
+
+    def dump_stacks(self) -> None:
+        """Let the trainer's processes write the stacks of their threads into the run's log, where that is possible."""
 
     def kill(self) -> None:
         """Kill the trainer and every process it started; safe to call twice."""
@@ -107,6 +113,15 @@ class LocalRun:
         except subprocess.TimeoutExpired:
             return None
         return code if code >= 0 else guard.STATUS_OF_SIGNAL - code
+
+    def dump_stacks(self) -> None:
+        """Ask each process that listens for it to write its stacks, and give them time to do so."""
+        asked = [pid for pid in guard.descendants(self.process.pid) if stack_dumps.is_enabled_in(pid)]
+        for pid in asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, stack_dumps.SIGNAL)
+        if asked:
+            time.sleep(DUMP_SECONDS)
 
     def kill(self) -> None:
         """Terminate the guard, which kills all its descendants first."""

@@ -129,6 +129,9 @@ class RayRun:
         time.sleep(max(0.0, until - time.monotonic()))
         return None
 
+    def dump_stacks(self) -> None:
+        """Do nothing: the processes are on other machines. Their watchdogs write the stacks of a hanging collective."""
+
     def kill(self) -> None:
         """Stop the job and wait until Ray reports its end, or the heartbeat stops."""
         try:

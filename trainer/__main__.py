@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster import stack_dumps
 from cluster.errors import ClusterError, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--attempt", type=int, help="number of the attempt that the caller has claimed")
     options = parser.parse_args(arguments)
+    stack_dumps.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())

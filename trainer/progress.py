@@ -18,6 +18,7 @@ class Progress:
     paths: TrainingPaths
     lease: Lease
     writes: bool = True
+    hang_seconds: float | None = None
     phase: str = "starting"
     total: int = 0
     done: int = 0
@@ -71,4 +72,5 @@ class Progress:
             "images_per_second": round(speed, 1),
             "eta_seconds": None if eta is None else round(eta, 1),
             "attempt": self.lease.attempt,
+            **({} if self.hang_seconds is None else {"hang_seconds": self.hang_seconds}),
         }

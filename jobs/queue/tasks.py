@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, StorageError
 from cluster.files import is_damage
-from cluster.launch import Launcher, LocalLauncher, RunningTrainer
+from cluster.launch import THIS_MACHINE, Launcher, LocalLauncher, RunningTrainer
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
 from cluster.windows import TimeWindow, local_now
+from jobs.queue.hang import ProgressWatch
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end, lost, mark_succeeded
 from jobs.runs.request import JobRequest, read_request
@@ -49,12 +50,13 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
     heartbeat_seconds = min(HEARTBEAT_SECONDS, settings.lease_seconds / 4)
     try:
         held = lease.held_seconds() if claimed.already_running else 0.0
-        code = _AttemptWatcher(paths, lease, claimed.request, running, heartbeat_seconds, held).wait_for_end()
+        progress = ProgressWatch(paths, lease.attempt, settings.hang_seconds, on_cluster=launcher.place != THIS_MACHINE)
+        how = _AttemptWatcher(paths, lease, claimed.request, running, heartbeat_seconds, held, progress).wait_for_end()
     except LeaseLost as error:
         log.warning("%s", error)
         running.kill()
         return
-    end(paths, lease, code)
+    end(paths, lease, how)
 
 
 def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
@@ -118,7 +120,7 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
 
 @dataclass
 class _AttemptWatcher:
-    """Watches one running attempt: sends its heartbeat, enforces its time limit and the requests to stop it."""
+    """Watches one running attempt: sends its heartbeat, enforces its limits of time and the requests to stop it."""
 
     paths: RunPaths
     lease: Lease
@@ -126,10 +128,11 @@ class _AttemptWatcher:
     running: RunningTrainer
     heartbeat_seconds: float
     held_seconds: float  # before this watch
+    progress: ProgressWatch
     kill_at: float | None = None
 
-    def wait_for_end(self) -> int:
-        """Return the trainer's exit code.
+    def wait_for_end(self) -> int | Change:
+        """Return the trainer's exit code, or the change of the run if the trainer hung and was killed.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
@@ -143,7 +146,15 @@ class _AttemptWatcher:
                 self._send_heartbeat()
             self._check_time_limits(self.held_seconds + now - started)
             self._enforce_stop(now)
+            if cause := self.progress.hang():
+                return self._end_hang(cause)
         return code
+
+    def _end_hang(self, cause: str) -> Change:
+        log.warning("%s: attempt %d made %s", self.paths.run_id, self.lease.attempt, cause)
+        self.running.dump_stacks()
+        self.running.kill()
+        return lost(self.paths, self.lease.attempt, cause)
 
     def _send_heartbeat(self) -> None:
         try:

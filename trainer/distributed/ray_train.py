@@ -14,6 +14,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster import stack_dumps
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.gpus import ask_torch, require_usable_gpus
@@ -70,6 +71,7 @@ def run_worker(config: dict[str, Any]) -> Any:
     if error_file.exists():
         return TrainerError(read_json(error_file))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    stack_dumps.enable()
     context = WorkerContext.of(task)
     try:
         return config["work"](context)

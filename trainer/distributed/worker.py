@@ -92,7 +92,9 @@ class WorkerContext(Generic[S_co]):
         return cls(
             task=task,
             process_group=process_group,
-            progress=Progress(task.paths, attempt.lease, writes=process_group.is_rank_zero),
+            progress=Progress(
+                task.paths, attempt.lease, writes=process_group.is_rank_zero, hang_seconds=task.hang_seconds
+            ),
             stop=StopWatcher(task.paths.stop, attempt.number),
             watchdog=Watchdog(task.hang_seconds),
         )

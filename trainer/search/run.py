@@ -17,7 +17,7 @@ from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
 from trainer.model.bundle import weights_sha256
 from trainer.model.weights import resolve_weights
-from trainer.progress import WRITE_SECONDS
+from trainer.progress import WRITE_SECONDS, Progress
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.search.controller import SearchController
@@ -110,6 +110,7 @@ def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
             f"{_last_error(table)}"
         )
     if ending == "window":
+        Progress(attempt.paths, attempt.lease).start_phase("waiting", total=0)  # nothing hangs while it waits
         while not controller.must_pause():  # no further trial fits in; wait for the window to close
             time.sleep(POLL_SECONDS)
         StopRequest("window", attempt.number).publish(attempt.paths.stop)
