@@ -10,15 +10,17 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from cluster.errors import StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
+LOCK_POLL_SECONDS = 0.01
 OpenDraft: TypeAlias = Callable[[Path], AbstractContextManager[Path]]  # yields the path of a draft of a file
 _JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
@@ -175,23 +177,45 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
     """Hold an exclusive lock (flock) on a file. The kernel releases it when the holder dies; NFS 4 shares it.
 
+    Args:
+        path: The lock file.
+        patience: Seconds to wait for another holder, which may be stopped; None waits without limit.
+
     Raises:
-        StorageError: The file's folder does not exist or is not writable.
+        StorageError: The file's folder does not exist or is not writable, or another process keeps the lock.
     """
     try:
         handle = path.open("a")
     except OSError as error:
         raise StorageError(f"{path} cannot be locked: {error.strerror}") from error
     with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, path, patience)
         try:
             yield
         finally:
             # Explicitly: a child forked in between shares the open file, so closing it here would not release the lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _lock(handle: IO[str], path: Path, patience: float | None) -> None:
+    if patience is None:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise StorageError(
+                    f"another process has held {path} for {patience:g} s; it may be stopped: "
+                    f"find it with `lslocks` or `fuser {path}`, then continue or end it"
+                ) from error
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def is_full(error: OSError) -> bool:

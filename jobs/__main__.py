@@ -9,6 +9,7 @@ from cluster.errors import ClusterError
 from cluster.files import is_full
 from data_shards.errors import OptionError, ShardError
 from jobs.cli.main import cli
+from jobs.cli.terminal import accept_every_character, terminal_text
 from jobs.errors import InvalidOption, JobError
 from trainer.errors import SpecError, TrainerError
 
@@ -19,6 +20,7 @@ FAILED, USAGE = 1, 2
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with 0 done, 1 failed, 2 wrong usage."""
+    accept_every_character()
     try:
         cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
     except ERRORS as error:
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _exit(line: str, code: int) -> None:
-    click.echo(f"Error: {' '.join(line.split())}", err=True)
+    click.echo(f"Error: {terminal_text(' '.join(line.split()))}", err=True)
     sys.exit(code)
 
 

@@ -1,13 +1,23 @@
 """Atomic writes: a reader sees the old content or the new one, and a failed write leaves nothing behind."""
 
 import os
+import signal
 import stat
 import threading
 
 import pytest
 
 from cluster.errors import StorageError
-from cluster.files import atomic_folder, atomic_write, copy_atomically, read_json, remove_drafts, write_json, write_text
+from cluster.files import (
+    atomic_folder,
+    atomic_write,
+    copy_atomically,
+    locked,
+    read_json,
+    remove_drafts,
+    write_json,
+    write_text,
+)
 
 
 def names(folder):
@@ -125,3 +135,24 @@ def test_a_copy_that_cannot_be_written_names_the_target_and_the_source(tmp_path)
 
     reason = "No such file or directory"
     assert str(caught.value) == f"{target} cannot be written ({reason}); the result is in {source}"
+
+
+def test_a_lock_that_a_stopped_process_holds_is_reported_and_not_waited_for(tmp_path):
+    lock = tmp_path / ".lock"
+    holder = os.fork()
+    if holder == 0:
+        with locked(lock):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(holder, os.WUNTRACED)
+
+    with pytest.raises(StorageError) as caught, locked(lock, patience=0.05):
+        pass
+    os.kill(holder, signal.SIGCONT)
+    with locked(lock, patience=60):
+        os.waitpid(holder, 0)
+
+    assert str(caught.value) == (
+        f"another process has held {lock} for 0.05 s; it may be stopped: "
+        f"find it with `lslocks` or `fuser {lock}`, then continue or end it"
+    )

@@ -75,7 +75,7 @@ def test_progress_that_stands_still_is_a_hang_in_any_phase(watched: Watched, pha
         watched.says(phase=phase, done=done)
         assert watched.after(30) is None
 
-    assert watched.after(120) == f"no progress for 90 s in the phase '{phase}'; the log has the stacks"
+    assert watched.after(120) == f"no progress for 75 s in the phase '{phase}'; the log has the stacks"
 
 
 def test_a_speed_that_changes_with_the_clock_is_no_progress(watched: Watched) -> None:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from cluster.errors import StorageError
-from cluster.files import write_json
+from cluster.files import locked, write_json
 from cluster.launch import THIS_MACHINE
 from cluster.lease import DEAD_AFTER_SECONDS, Lease
 from cluster.run_paths import RunPaths
@@ -372,3 +372,21 @@ def _finish(settings: Settings, run_id: str, state: run_state.State) -> None:
     paths = RunPaths.of(settings.storage, run_id)
     with run_state.changing(paths) as found:
         run_state.write_state(paths, found.with_state(state))
+
+
+def test_a_stopped_process_that_holds_a_lock_delays_only_its_own_run(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
+    locked_run, other = (RunPaths.of(settings.storage, submit(settings, FakeSpec())) for _ in range(2))
+    for paths in (locked_run, other):
+        with run_state.changing(paths) as state:
+            run_state.write_state(paths, state.with_state("paused"))
+
+    with locked(locked_run.lock):  # as a process that was stopped inside it
+        reconcile(settings, redis, ReconcilerMemory())
+
+    assert (state_of(settings.storage, locked_run.run_id).state, state_of(settings.storage, other.run_id).state) == (
+        "paused",
+        "queued",
+    )

@@ -9,6 +9,7 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, options, run_argument
 from jobs.cli.outcome import INTERRUPTED
+from jobs.cli.terminal import terminal_text
 from jobs.runs import state as run_state
 
 LINES = OptionGroup(
@@ -32,11 +33,11 @@ def logs(run: str, follows: bool, tail: int | None) -> None:
     """
     paths = run_state.find(Settings.read().storage, run)
     text, position = log_files.tail(paths.log, tail)
-    click.echo(text, nl=False)
+    click.echo(terminal_text(text), nl=False)
     if follows:
         try:
             for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended):
-                click.echo(added, nl=False)
+                click.echo(terminal_text(added), nl=False)
         except KeyboardInterrupt:
             click.echo(f"\nstopped watching; the run goes on: nightshift logs -f {paths.run_id}", err=True)
             sys.exit(INTERRUPTED)

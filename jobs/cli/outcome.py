@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from cluster.run_paths import RunPaths
+from jobs.cli.terminal import terminal_text
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.state import RunState
 
@@ -49,7 +50,7 @@ def follow_to_end(
     paths = RunPaths.of(storage, run_id)
     record = read_record(paths)
     for line in end_lines(paths, record):
-        click.echo(line, err=True)
+        click.echo(terminal_text(line), err=True)
     if as_json:
         click.echo(_result_json(paths, record))
     sys.exit(0 if state.state == "succeeded" else 1)

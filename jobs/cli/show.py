@@ -12,6 +12,7 @@ from jobs.cli.command import command
 from jobs.cli.follow import describe
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import CURES
+from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
 from jobs.runs import state as run_state
@@ -30,7 +31,7 @@ def show(run: str, as_json: bool) -> None:
     """
     paths = run_state.find(Settings.read().storage, run)
     record = read_record(paths)
-    click.echo(json.dumps(record.to_json(), indent=2) if as_json else _as_text(record))
+    click.echo(json.dumps(record.to_json(), indent=2) if as_json else terminal_text(_as_text(record)))
     if mismatch := model_mismatch(paths):
         raise Refused(mismatch)
 

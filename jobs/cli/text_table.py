@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jobs.cli.terminal import terminal_text
+
 GAP = "  "
 ELLIPSIS = "…"
 
@@ -30,7 +32,7 @@ def output_width() -> int | None:
 
 def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Return a table whose lines have at most `width` characters, as far as ids and states allow; None: no limit."""
-    lines = [[column.title for column in columns], *rows]
+    lines = [[column.title for column in columns], *([on_one_line(cell) for cell in row] for row in rows)]
     natural = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     kept = list(range(len(columns)))
     while (widths := _fitted(columns, kept, natural, width)) is None:
@@ -40,6 +42,11 @@ def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
             break
         kept.remove(min(optional, key=lambda at: columns[at].importance or 0))
     return "\n".join(GAP.join(_cell(line[at], widths[at]) for at in kept).rstrip() for line in lines)
+
+
+def on_one_line(text: str) -> str:
+    """Return the text of a cell without line breaks and escape sequences."""
+    return terminal_text(" ".join(text.splitlines())) if not text.isprintable() else text
 
 
 def _fitted(

@@ -11,6 +11,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
@@ -74,7 +75,7 @@ def best(search_id: str, as_json: bool) -> None:
         "checkpoint": str(paths.best),
         "result": None if result is None else result.get("metrics"),
     }
-    click.echo(json.dumps(found, indent=2) if as_json else _best_as_text(found))
+    click.echo(json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found)))
 
 
 def table_of(paths: RunPaths) -> TrialTable:

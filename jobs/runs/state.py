@@ -20,6 +20,7 @@ from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs import names, webhook_outbox
 from jobs.runs.drafts import is_submitted_or_in_progress
 
+LOCK_SECONDS = 30.0  # a change of a state takes milliseconds
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled", "damaged"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
 DAMAGED: State = "damaged"  # shown for a run whose `state.json` cannot be read; never written
@@ -218,10 +219,11 @@ def changing(paths: RunPaths) -> Iterator[RunState]:
 
     Raises:
         UnknownRun: The run does not exist.
+        StorageError: Another process has held the lock for `LOCK_SECONDS`: it is stopped, so only this run waits.
     """
     if not paths.folder.is_dir():
         raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
-    with locked(paths.lock):
+    with locked(paths.lock, patience=LOCK_SECONDS):
         yield read_state(paths)
 
 

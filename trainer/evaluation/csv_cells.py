@@ -14,8 +14,13 @@ def safe_cell(text: str) -> str:
 
     Spreadsheets take a leading apostrophe as "this is text".
     """
-    escaped = "".join(_escaped(character) for character in text)
+    escaped = escaped_controls(text)
     return f"'{escaped}" if escaped.lstrip().startswith(FORMULA_STARTS) else escaped
+
+
+def escaped_controls(text: str) -> str:
+    """Return `text` with control and format characters, lone surrogates and line separators escaped as in Python."""
+    return text if text.isascii() and text.isprintable() else "".join(_escaped(character) for character in text)
 
 
 def _escaped(character: str) -> str:
