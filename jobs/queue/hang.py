@@ -66,7 +66,7 @@ class ProgressWatch:
 
     def _limit(self, progress: list[dict[str, Any]]) -> float:
         """Return the seconds without progress after which this phase hangs."""
-        known = [one["hang_seconds"] for one in progress if isinstance(one.get("hang_seconds"), int | float)]
+        known = [float(one["hang_seconds"]) for one in progress if isinstance(one.get("hang_seconds"), int | float)]
         limit = max([self.limit_seconds, *known, LONGEST_FACTOR * self.longest_seconds])
         return limit * STARTING_FACTOR if self.on_cluster and self.phase == STARTING else limit
 
