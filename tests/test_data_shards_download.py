@@ -1,6 +1,8 @@
 import gzip
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -11,6 +13,7 @@ from data_shards.download.address import parse_address
 from data_shards.download.kept_files import MAX_BYTES, DownloadOptions, kept_file, kept_files, prune_kept_files
 from data_shards.errors import DownloadFailed, SourceError
 from jobs.cli.source import DEFAULT_MAX
+from tests.disks import small_disk
 from tests.web_server import certificate_for, cut, redirect, status, web_server
 
 NOISE = hashlib.shake_256(b"pixels").digest(3_000_000)
@@ -234,6 +237,34 @@ def test_a_file_that_does_not_fit_on_the_disk_is_refused_before_a_byte(web, fetc
         fetch(f"{web.url}/chest.zip", max_bytes=10**19)
 
     assert left_in(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_given_back(web, tmp_path):
+    web.coming.append(lambda request: request.good(length=-1))
+
+    with small_disk(tmp_path / "disk", 2) as disk:
+        options = DownloadOptions(folder=disk.folder / "downloads")
+        with pytest.raises(OSError, match="No space left"), kept_file(parse_address(f"{web.url}/chest.zip"), options):
+            pass
+
+        assert left_in(disk.folder) == []
+
+
+def test_a_killed_download_continues_with_the_next_command(web, fetch, tmp_path):
+    script = (
+        "import sys, os, pathlib; from data_shards.download.kept_files import *; "
+        "options = DownloadOptions(folder=pathlib.Path(sys.argv[2]), "
+        "on_bytes=lambda done, _: done > 2_000_000 and os.kill(os.getpid(), 9)); "
+        "from data_shards.download.address import parse_address; "
+        "kept_file(parse_address(sys.argv[1]), options).__enter__()"
+    )
+    command = [sys.executable, "-c", script, f"{web.url}/chest.zip", str(tmp_path / "downloads")]
+    killed = subprocess.run(command, check=False)
+    assert killed.returncode == -9
+
+    assert fetch(f"{web.url}/chest.zip")[1] == ZIP
+    assert web.asked_ranges()[0] is None
+    assert int(web.asked_ranges()[1].removeprefix("bytes=").removesuffix("-")) > 900_000
 
 
 def test_another_sha256_is_refused_and_nothing_is_kept(web, fetch, tmp_path):

@@ -27,6 +27,7 @@ from data_shards.download.transfer import GIGABYTE, Draft, OnBytes, RemoteFile, 
 from data_shards.errors import DownloadFailed
 
 MAX_BYTES = 100 * GIGABYTE
+NOTED_BYTES = 2 * GIGABYTE  # takes seconds to read, on network storage a minute
 LIMIT_CURE = "raise --max-download"
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -132,7 +133,7 @@ def kept_file(address: Address, options: DownloadOptions) -> Iterator[Path]:
             options.on_note(f"using the copy of {address} from {kept.fetched}; --refresh downloads it again")
         path = entry.folder / kept.name
         if options.sha256 and kept.sha256 is not None:
-            _require_sha256(address, _sha256_of(path), options.sha256)
+            _require_sha256(address, _sha256_of(path, options), options.sha256)
         os.utime(entry.facts_path)
         fcntl.flock(lock, fcntl.LOCK_SH)  # others may read it too
         yield path
@@ -196,7 +197,7 @@ def _fetch(address: Address, entry: _Entry, options: DownloadOptions) -> tuple[s
         _undo_gzip(address, draft, options)
     try:
         ending = archive_ending(draft.path, str(address))
-        sha256 = _sha256_of(draft.path)
+        sha256 = _sha256_of(draft.path, options)
         if options.sha256:
             _require_sha256(address, sha256, options.sha256)
     except DownloadFailed:
@@ -254,7 +255,10 @@ def _require_sha256(address: Address, found: str, wanted: str) -> None:
         raise DownloadFailed(address, reason, cure)
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(path: Path, options: DownloadOptions) -> str:
+    size = path.stat().st_size
+    if size >= NOTED_BYTES:
+        options.on_note(f"computing the sha256 of {size / GIGABYTE:.1f} GB")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
