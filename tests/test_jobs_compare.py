@@ -7,6 +7,7 @@ import pytest
 from cluster.files import read_json, write_json
 from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, now, write_state
+from tests.trained import lease_in
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, read_about
 
@@ -35,7 +36,7 @@ def say_there(say, settings):
         write_json(evaluate.spec, {"kind": "evaluate", "model": run_id, "shards": "/shards", "split": "test"})
         for paths, split in ((train, "valid"), (evaluate, "test")):
             predictions = predictions_of(number, split, weights)
-            predictions.write(paths.predictions)
+            predictions.write(paths.predictions, lease_in(paths.folder))
             metrics = classification_metrics(
                 predictions.probabilities, predictions.labels, classes=("covid", "normal"), positive="covid"
             )
@@ -66,7 +67,7 @@ def change(storage, run_id, **changes):
     path = RunPaths.of(storage, run_id).predictions
     old = Predictions.read(path)
     arrays = {name: getattr(old, name) for name in ("ids", "labels", "probabilities", "decisions", "groups", "samples")}
-    Predictions(**{**arrays, "about": old.about, **changes}).write(path)
+    Predictions(**{**arrays, "about": old.about, **changes}).write(path, lease_in(path.parent))
 
 
 def scored(labels, *, right):

@@ -66,6 +66,62 @@ def test_the_next_command_quotes_a_path_for_a_shell(say: Say, shards: str, setti
     assert err.splitlines()[-1] == f"next     nightshift evaluate {run.run_id} '{spaced}'"
 
 
+CHOICE = {
+    "positive": "covid", "min_sensitivity": 0.99, "sensitivity": 1.0, "positives": 25, "lower_bound": 0.8871,
+    "negatives": 87, "false_positives": 15, "default_sensitivity": 0.92, "default_false_positives": 5,
+    "judged_split": "test", "judged_sensitivity": 0.84, "reached": False,
+}  # fmt: skip
+EVALUATED = {
+    **METRICS, "positive": "covid", "threshold": 0.3127, "threshold_name": "sensitivity-0.99",
+    "threshold_choices": [CHOICE],
+}  # fmt: skip
+SEEN = {"images": 360, "trained": 12, "chosen": 0}
+
+
+@pytest.fixture
+def evaluation(say: Say, run: RunPaths, shards: str) -> RunPaths:
+    """An evaluation at a threshold, which has succeeded."""
+    paths = RunPaths.of(run.storage, say("evaluate", run.run_id, shards)[1].strip())
+    succeed(paths, kind="evaluate", metrics=EVALUATED, seen=SEEN, evaluations_of_split=14)
+    return paths
+
+
+def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(say: Say, evaluation: RunPaths) -> None:
+    _, _, err = say("wait", evaluation.run_id)
+
+    lines = err.splitlines()
+    at = lines.index("decision covid from a probability of 0.3127: sensitivity-0.99")
+    assert lines[at + 1 : at + 6] == [
+        "         covid: on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; "
+        "the default decision gives 5 at 0.9200",
+        "         covid: 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; "
+        "that takes 299 positives without a miss",
+        "         covid: the test split does not reach 0.99: its sensitivity is 0.8400",
+        "images   warning: the model was trained on 12 of these 360 images; new images will do worse",
+        "         the test split of this data set has been evaluated 14 times: choosing by its metrics biases them",
+    ]
+    assert lines[-1].endswith(" IMAGES --threshold sensitivity-0.99")
+
+
+def test_show_says_the_decision_and_whether_the_split_reached_the_sensitivity(say: Say, evaluation: RunPaths) -> None:
+    shown = " ".join(say("show", evaluation.run_id)[1].split())
+
+    assert "decision covid from a probability of 0.3127: sensitivity-0.99" in shown
+    assert "covid: the test split does not reach 0.99: its sensitivity is 0.8400" in shown
+
+
+@pytest.mark.parametrize("threshold", [None, "damage", {}])
+def test_an_evaluation_without_a_threshold_used_the_default_decision(
+    say: Say, run: RunPaths, shards: str, threshold: object
+) -> None:
+    paths = RunPaths.of(run.storage, say("evaluate", run.run_id, shards)[1].strip())
+    succeed(paths, kind="evaluate", metrics={**METRICS, "threshold": threshold, "threshold_choices": threshold})
+
+    _, _, err = say("wait", paths.run_id)
+
+    assert "decision the most probable class (default)" in err.splitlines()
+
+
 @pytest.mark.parametrize(
     ("state", "cure"),
     [

@@ -61,6 +61,11 @@ def test_export_says_format_and_place(say, model, tmp_path):
             (1, "nothing is not a model; give a folder with head.json, or the id of a run"),
         ),
         (
+            ["predict", "model", "model", "--threshold", "careful"],
+            (2, "the model has no threshold 'careful'; it has: none; evaluate --min-sensitivity chooses one"),
+        ),
+        (["export", "model", "--threshold", "a/b"], (2, "--threshold 'a/b' is not a name; use up to 64 letters")),
+        (
             ["export", "model", "--output", "no/m.pt"],
             (2, "--output no/m.pt cannot be written; name a file in a folder"),
         ),

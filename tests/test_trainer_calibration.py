@@ -128,5 +128,7 @@ def test_the_calibration_of_other_weights_is_refused(tmp_path):
 def test_a_damaged_calibration_is_refused(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
 
-    with pytest.raises(CheckpointError, match="is damaged; remove it, or write a new one"):
+    with pytest.raises(
+        CheckpointError, match="is damaged; remove it: the model then answers without temperature scaling"
+    ):
         Calibration.read(tmp_path, WEIGHTS)

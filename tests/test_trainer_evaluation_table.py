@@ -8,6 +8,7 @@ from cluster.run_paths import TrialPaths
 from data_shards.index import read_index
 from tests.datasets import packed
 from tests.trained import done, evaluated, lease_in, train_spec
+from trainer.errors import CheckpointError
 from trainer.evaluation.csv_cells import safe_cell
 from trainer.evaluation.evaluation_table import write_evaluation_table
 from trainer.evaluation.metrics import classification_metrics
@@ -117,6 +118,28 @@ def test_predictions_of_version_0_1_0_can_be_read(tmp_path):
 
     assert read.probabilities.tolist() == old.probabilities.tolist()
     assert (read.samples, read.groups, read.about) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"labels": np.array([0])},
+        {"labels": np.array([0, 7])},
+        {"decisions": np.array([0, 1, 1])},
+        {"samples": np.zeros((2, 4), dtype=np.uint8)},
+        {"probabilities": np.array([0.5, 0.5])},
+        {"probabilities": np.array([[0.9, np.nan], [0.2, 0.8]])},
+    ],
+)
+def test_damaged_predictions_are_refused_in_words_of_our_own(tmp_path, damage):
+    path = tmp_path / "predictions.safetensors"
+    good = {"ids": np.arange(2), "labels": np.array([0, 1]), "probabilities": np.array([[0.9, 0.1], [0.2, 0.8]])}
+    Predictions(**{**good, **damage}).write(path, lease_in(tmp_path))
+
+    with pytest.raises(CheckpointError) as refused:
+        Predictions.read(path)
+
+    assert str(refused.value) == f"{path} is absent or damaged; evaluate the model again"
 
 
 def test_images_that_are_added_later_do_not_change_the_identity_of_an_image(patients):

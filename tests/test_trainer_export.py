@@ -33,7 +33,9 @@ def exported(trained):
     """The run and result of an export to each format."""
     storage, model = trained
     return {
-        form: done(storage, build(ExportSpec, model=str(model), format=form), f"export-{form}")
+        form: done(
+            storage, build(ExportSpec, model=str(model), format=form, threshold="sensitivity-0.9"), f"export-{form}"
+        )
         for form in EXPORT_FORMATS
     }
 
@@ -69,7 +71,7 @@ def test_another_program_computes_the_probabilities_of_predict(trained, exported
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
 def test_the_metadata_have_classes_normalisation_and_threshold(trained, exported, form):
     paths, _ = exported[form]
-    stored = read_json(trained[1] / "calibration.json")
+    stored = read_json(trained[1] / "thresholds" / "sensitivity-0.9.json")["classes"]["3"]
 
     metadata = EXPORT_FORMATS[form].metadata(paths.exported(EXPORT_FORMATS[form].ending))
 
@@ -82,6 +84,7 @@ def test_the_metadata_have_classes_normalisation_and_threshold(trained, exported
         "subsampling; smaller JPEG and PNG files unchanged; color images converted to gray"
     )
     assert (metadata["positive"], float(metadata["threshold"])) == ("3", stored["threshold"])
+    assert metadata["threshold_name"] == "sensitivity-0.9"
     assert metadata["weights_sha256"] == sha256_of(trained[1] / "model.safetensors")
 
 
@@ -92,6 +95,17 @@ def test_the_result_has_the_largest_difference_from_the_model(exported, form):
     assert result.metrics["n"] == 16
     assert result.metrics["max_difference"] <= 1e-4
     assert result.details["sha256"] == sha256_of(paths.exported(EXPORT_FORMATS[form].ending))
+
+
+def test_without_a_name_the_file_carries_the_default_decision(trained):
+    storage, model = trained
+
+    paths, result = done(storage, build(ExportSpec, model=str(model), format="torchscript"), "default")
+
+    metadata = TorchScript().metadata(paths.exported("pt"))
+    assert (metadata["positive"], metadata["threshold"], metadata["threshold_name"]) == ("", "", "")
+    assert metadata["decision"] == "the likeliest class"
+    assert (result.details["threshold"], result.details["threshold_name"]) == (None, None)
 
 
 def test_the_file_is_copied_to_the_output_path(trained, tmp_path):

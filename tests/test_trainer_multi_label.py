@@ -18,7 +18,6 @@ from tests.trained import QUICK, done, evaluated, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import ModelMismatch, SpecError
-from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.comparison import compare_predictions
 from trainer.evaluation.predictions import Predictions
 from trainer.inference.export_formats import EXPORT_FORMATS
@@ -105,25 +104,41 @@ def test_the_table_of_an_evaluation_gives_the_figures_of_scikit_learn(storage, s
         assert found["unknown"] == len(rows) - len(known) > 0
 
 
-def test_a_threshold_of_one_label_is_kept_and_others_are_added(storage, trained, scored, data):
-    before = Calibration.read(trained[0].best, _weights(trained[0])).labels
+def test_a_name_keeps_the_threshold_of_one_label_when_others_are_added(storage, trained, scored, data):
+    file = trained[0].best / "thresholds" / "sensitivity-0.9.json"
+    before = read_json(file)["classes"]
 
-    evaluated(storage, trained[0].best, data, "added", positive="Nodule", min_sensitivity=0.8)
-    after = Calibration.read(trained[0].best, _weights(trained[0])).labels
+    added = evaluated(
+        storage,
+        trained[0].best,
+        data,
+        "added",
+        positive="Nodule",
+        min_sensitivity=0.8,
+        threshold_name="sensitivity-0.9",
+    )
+    after = read_json(file)["classes"]
+    file.write_text(json.dumps({**read_json(file), "classes": before}))
 
-    assert before["Effusion"].threshold is not None
+    assert before.keys() == {"Effusion"}
+    assert after.keys() == {"Effusion", "Nodule"}
     assert after["Effusion"] == before["Effusion"]
-    assert after["Nodule"].threshold is not None
     assert scored.metrics["labels"]["Effusion"]["min_sensitivity"] == 0.9
+    assert [choice["positive"] for choice in added.metrics["threshold_choices"]] == ["Effusion", "Nodule"]
+    assert added.metrics["labels"]["Effusion"]["threshold"] == before["Effusion"]["threshold"]
 
 
-def _weights(paths):
-    return read_json(paths.best / "manifest.json")["files"]["model.safetensors"]
+def test_without_a_name_each_label_is_decided_at_one_half(storage, trained, scored, data):
+    found = evaluated(storage, trained[0].best, data, "at-default", positive="Effusion").metrics
+
+    assert {row["threshold"] for row in found["labels"].values()} == {0.5}
+    assert scored.metrics["labels"]["Effusion"]["threshold"] != 0.5
 
 
 def test_predict_writes_a_probability_and_a_decision_for_each_label(storage, trained, scored, data, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    spec = build(PredictSpec, model=str(trained[0].best), images=(str(data), str(tmp_path)), split="test")
+    images = (str(data), str(tmp_path))
+    spec = build(PredictSpec, model=str(trained[0].best), images=images, split="test", threshold="sensitivity-0.9")
 
     paths, result = done(storage, spec, "predicted")
     rows = rows_of(paths.predicted("csv"))
@@ -158,7 +173,8 @@ def test_the_json_of_predict_lists_the_labels_of_each_image(storage, trained, da
 def test_an_exported_file_computes_the_probabilities_of_predict(storage, trained, scored, data, form):
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
 
-    paths, _ = done(storage, build(ExportSpec, model=str(trained[0].best), format=form), f"export-{form}")
+    spec = build(ExportSpec, model=str(trained[0].best), format=form, threshold="sensitivity-0.9")
+    paths, _ = done(storage, spec, f"export-{form}")
     file = paths.exported(EXPORT_FORMATS[form].ending)
     metadata = EXPORT_FORMATS[form].metadata(file)
 

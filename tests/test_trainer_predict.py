@@ -82,16 +82,28 @@ def test_predictions_of_shards_are_those_of_evaluate(tmp_path, model, digits_sha
     assert [int(row["predicted"]) for row in rows] == seen.probabilities.argmax(axis=1).tolist()
 
 
-def test_the_decision_is_made_at_the_stored_threshold(tmp_path, model, digits):
-    stored = read_json(model / "calibration.json")
-
+def test_without_a_name_the_decision_is_the_most_probable_class(tmp_path, model, digits):
     rows, result = predicted(tmp_path, model, digits, form="json")
+
+    assert all(row["decision"] == row["predicted"] for row in rows)
+    assert (result.details["threshold"], result.details["threshold_name"]) == (None, None)
+
+
+def test_the_decision_is_made_at_the_named_threshold(tmp_path, model, digits):
+    stored = read_json(model / "thresholds" / "sensitivity-1.json")["classes"]["3"]
+
+    rows, result = predicted(tmp_path, model, digits, form="json", threshold="sensitivity-1")
 
     reached = [row["probabilities"]["3"] >= stored["threshold"] for row in rows]
     assert [row["decision"] == "3" for row in rows] == reached
     assert any(row["decision"] != row["predicted"] for row in rows)
-    assert result.details["threshold"] == stored["threshold"]
+    assert (result.details["threshold"], result.details["threshold_name"]) == (stored["threshold"], "sensitivity-1")
     assert result.metrics["called"]["3"] == sum(reached)
+
+
+def test_a_threshold_that_the_model_does_not_have_is_refused_with_those_it_has(tmp_path, model, digits):
+    with pytest.raises(SpecError, match="the model has no threshold 'careful'; it has: sensitivity-1"):
+        predicted(tmp_path, model, digits, threshold="careful")
 
 
 def test_an_unreadable_image_has_its_reason_and_the_others_their_predictions(tmp_path, model, digits):

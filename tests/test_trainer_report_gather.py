@@ -47,15 +47,32 @@ def test_a_training_stores_a_temperature_with_its_model(trained):
     assert stored["threshold"] is None
 
 
+def named(paths, name="sensitivity-0.9"):
+    return read_json(paths.best / "thresholds" / f"{name}.json")
+
+
 def test_the_threshold_comes_from_the_validation_split_whichever_split_is_evaluated(trained, digits_shards):
     storage, paths = trained
     stored = []
     for split in ("test", "train"):
         evaluated(storage, paths.best, digits_shards, f"on-{split}", split=split, positive="3", min_sensitivity=0.9)
-        stored.append(read_json(paths.best / "calibration.json"))
+        stored.append(named(paths))
 
     assert stored[0] == stored[1]
-    assert stored[0]["sensitivity"] >= 0.9
+    assert stored[0]["classes"]["3"]["sensitivity"] >= 0.9
+
+
+def test_choosing_a_threshold_changes_neither_the_calibration_nor_later_evaluations(trained, digits_shards):
+    storage, paths = trained
+    calibration = (paths.best / "calibration.json").read_bytes()
+    before = evaluated(storage, paths.best, digits_shards, "before", positive="3").metrics
+
+    evaluated(storage, paths.best, digits_shards, "chosen", positive="3", min_sensitivity=0.9)
+    after = evaluated(storage, paths.best, digits_shards, "after", positive="3").metrics
+
+    assert (paths.best / "calibration.json").read_bytes() == calibration
+    assert after == before
+    assert after["threshold"] is None
 
 
 def test_the_report_shows_the_chosen_threshold_and_the_default_side_by_side(trained, digits_shards):
@@ -73,15 +90,54 @@ def test_the_report_shows_the_chosen_threshold_and_the_default_side_by_side(trai
     assert "The threshold was chosen on this split" in words
 
 
-def test_a_later_evaluation_uses_the_stored_threshold_for_its_class_only(trained, digits_shards):
+def test_a_later_evaluation_uses_a_threshold_when_it_is_named(trained, digits_shards):
     storage, paths = trained
-    evaluated(storage, paths.best, digits_shards, "chooses", positive="3", min_sensitivity=0.9)
+    chosen = evaluated(
+        storage, paths.best, digits_shards, "chooses", positive="3", min_sensitivity=0.9, threshold_name="careful"
+    ).metrics
 
-    same = evaluated(storage, paths.best, digits_shards, "same").metrics
-    other = evaluated(storage, paths.best, digits_shards, "other", positive="4").metrics
+    later = evaluated(storage, paths.best, digits_shards, "later", threshold="careful").metrics
 
-    assert (same["positive"], same["threshold"]) == ("3", read_json(paths.best / "calibration.json")["threshold"])
-    assert (other["positive"], other["threshold"]) == ("4", None)
+    assert later == chosen
+    assert (later["positive"], later["threshold"]) == ("3", named(paths, "careful")["classes"]["3"]["threshold"])
+    assert later["threshold_name"] == "careful"
+
+
+def test_an_evaluation_says_price_support_and_whether_the_split_reached_the_sensitivity(trained, digits_shards):
+    storage, paths = trained
+
+    metrics = evaluated(
+        storage, paths.best, digits_shards, "evidence", positive="3", min_sensitivity=0.99, threshold_name="strict"
+    ).metrics
+
+    (choice,) = metrics["threshold_choices"]
+    index = read_index(str(digits_shards))
+    positives = index.per_class_in("valid")[3]
+    assert choice["positives"] == positives
+    assert choice["negatives"] == index.samples_in("valid") - positives
+    assert choice["lower_bound"] == pytest.approx(0.05 ** (1 / positives))
+    assert choice["false_positives"] >= choice["default_false_positives"]
+    assert (choice["judged_split"], choice["judged_sensitivity"]) == ("test", metrics["sensitivity"])
+    assert choice["reached"] == (metrics["sensitivity"] >= 0.99)
+    words = text_of(RunPaths(storage / "runs" / "evidence"))
+    assert f"{positives} positives of the valid split can promise at most {choice['lower_bound']:.3f}" in words
+    assert "that takes 299 positives without a miss" in words
+
+
+def test_a_name_of_another_class_is_not_replaced(trained, digits_shards):
+    storage, paths = trained
+    evaluated(storage, paths.best, digits_shards, "three", positive="3", min_sensitivity=0.8)
+
+    with pytest.raises(SpecError, match=r"threshold 'sensitivity-0.8' of this model is about 3; give --threshold-name"):
+        evaluated(storage, paths.best, digits_shards, "four", positive="4", min_sensitivity=0.8)
+
+
+def test_a_threshold_of_another_class_than_the_positive_one_is_refused(trained, digits_shards):
+    storage, paths = trained
+    evaluated(storage, paths.best, digits_shards, "of-three", positive="3", min_sensitivity=0.7)
+
+    with pytest.raises(SpecError, match=r"threshold 'sensitivity-0.7' is about 3 and --positive is 4"):
+        evaluated(storage, paths.best, digits_shards, "of-four", positive="4", threshold="sensitivity-0.7")
 
 
 def test_an_evaluation_saves_the_predictions_of_each_image(trained, digits_shards):
@@ -96,15 +152,16 @@ def test_an_evaluation_saves_the_predictions_of_each_image(trained, digits_shard
 
 def test_a_model_folder_that_is_not_writable_does_not_fail_the_evaluation(trained, digits_shards, caplog):
     storage, paths = trained
-    calibration = paths.best / "calibration.json"
-    calibration.unlink()
-    calibration.mkdir()  # nothing can be renamed onto it, whoever the user is
+    blocked = paths.best / "thresholds" / "blocked.json"
+    blocked.mkdir(parents=True)  # nothing can be renamed onto it, whoever the user is
 
-    found = evaluated(storage, paths.best, digits_shards, "blocked", positive="3", min_sensitivity=0.9).metrics
+    found = evaluated(
+        storage, paths.best, digits_shards, "blocked", positive="3", min_sensitivity=0.9, threshold_name="blocked"
+    ).metrics
 
-    calibration.rmdir()
+    blocked.rmdir()
     assert found["threshold"] is not None
-    assert "predict will not use the threshold" in caplog.text
+    assert "the threshold cannot be used by name, because it could not be stored" in caplog.text
 
 
 def test_a_threshold_needs_a_validation_split(trained, tmp_path, digits_shards):
@@ -115,3 +172,15 @@ def test_a_threshold_needs_a_validation_split(trained, tmp_path, digits_shards):
 
     with pytest.raises(SpecError, match="has no split 'valid' to choose a threshold on"):
         evaluated(storage, paths.best, tmp_path, "no-valid", min_sensitivity=0.9)
+
+
+def test_an_evaluation_of_the_training_images_warns(trained, digits_shards):
+    storage, paths = trained
+
+    result = evaluated(storage, paths.best, digits_shards, "of-train", split="train")
+
+    count = read_index(str(digits_shards)).samples_in("train")
+    assert result.details["seen"] == {"images": count, "trained": count, "chosen": 0}
+    assert f"Warning: the model was trained on {count} of these {count} images" in text_of(
+        RunPaths(storage / "runs" / "of-train")
+    )

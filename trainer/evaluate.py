@@ -12,12 +12,22 @@ from trainer.data.run_data import run_index, training_data
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, SpecError
-from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.named_thresholds import (
+    StoredModel,
+    choose_named,
+    read_calibration,
+    refuse_taken_name,
+    threshold_evidence,
+    with_named,
+)
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD_FILE, MODEL_FILE
+from trainer.model.names import HEAD_FILE
+from trainer.model.thresholds import NamedThreshold, read_threshold
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
@@ -39,21 +49,29 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     folder = model_folder(spec.model, attempt.settings)
     index = run_index(attempt.paths, spec.shards)
     _check_compatible(spec, HeadConfig.read(folder / HEAD_FILE), index)
+    _check_threshold(spec, folder, HeadConfig.read(folder / HEAD_FILE))
     if spec.min_sensitivity:
         _check_validation_unseen(folder, index)
     weights = weights_sha256(folder)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
     check_unchanged(folder, weights)
-    seen = training_data(read_verified_manifest(folder), index)
+    manifest = read_verified_manifest(folder)
+    version = training_data(manifest, index)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(folder),
         metrics=outcome,
         seconds=round(attempt.seconds, 3),
         model_sha256=weights,
-        details={"trained_on": seen} if seen else {},
+        details={
+            "seen": seen_images(manifest, index, spec.split),
+            "evaluations_of_split": count_evaluation(attempt.paths.storage, index, spec.split, attempt.paths.run_id),
+            **({"trained_on": version} if version else {}),
+        },
     )
+    for line in evaluation_lines(result.details, spec.split):
+        logger.info("%s", line)
     write_report(attempt, spec, result)
     return result
 
@@ -84,48 +102,60 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
-    weights = str(manifest["files"][MODEL_FILE])
-    if spec.min_sensitivity:
-        calibration = _with_threshold(_replaced(folder, weights), spec, index, found["valid"])
-        if context.process_group.is_rank_zero:
-            _store(calibration, folder, weights, context.task.attempt.lease)
-    else:
-        calibration = Calibration.read(folder, weights)
+    stored = StoredModel.of(folder, config, manifest)
+    named = _named_threshold(spec, stored, index, found.get("valid"))
+    calibration = read_calibration(stored, None)
+    if named is not None:
+        calibration = with_named(calibration, named, config)
     metrics = split_metrics(
         found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
     )
-    save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=weights)
+    if named is not None:
+        metrics |= {"threshold_name": named.name, "threshold_choices": threshold_evidence(named, metrics)}
+    if context.process_group.is_rank_zero:
+        if spec.min_sensitivity and named is not None:
+            _store(named, folder, context.task.attempt.lease)
+        for line in (f"decision: {decision_line(metrics)}", *threshold_lines(metrics)):
+            logger.info("%s", line)
+    save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=stored.weights)
     return metrics
 
 
-def _replaced(folder: Path, weights: str) -> Calibration:
-    """Return the stored calibration that a new one replaces; the identity if it is damaged."""
+def _named_threshold(
+    spec: EvaluateSpec, model: StoredModel, index: ShardIndex, valid: ModelOutputs | None
+) -> NamedThreshold | None:
+    """Return the threshold to evaluate at: chosen on the validation split, or the stored one; None for the default."""
+    if spec.min_sensitivity is not None and valid is not None and spec.chosen_name is not None:
+        return choose_named(
+            model,
+            valid,
+            index,
+            name=spec.chosen_name,
+            positive=spec.positive or model.config.classes[0],
+            min_sensitivity=spec.min_sensitivity,
+        )
+    return None if spec.threshold is None else read_threshold(model.folder, spec.threshold, weights=model.weights)
+
+
+def _store(named: NamedThreshold, folder: Path, lease: Lease) -> None:
+    """Write the threshold beside the model; a read-only model folder does not fail the evaluation."""
     try:
-        return Calibration.read(folder, weights)
+        named.write(folder, lease)
     except CheckpointError as error:
-        logger.warning("a new calibration replaces the stored one: %s", error)
-        return Calibration()
+        logger.warning("the threshold cannot be used by name, because it could not be stored: %s", error)
 
 
-def _with_threshold(stored: Calibration, spec: EvaluateSpec, index: ShardIndex, valid: ModelOutputs) -> Calibration:
-    assert spec.min_sensitivity is not None  # noqa: S101 -- the caller has checked it
-    return valid.objective.with_threshold(
-        stored,
-        valid.probabilities(),
-        valid.labels,
-        data=index.digest,
-        classes=index.classes,
-        positive=spec.positive,
-        min_sensitivity=spec.min_sensitivity,
-    )
-
-
-def _store(calibration: Calibration, folder: Path, weights: str, lease: Lease) -> None:
-    """Write the calibration beside the model; a read-only model folder does not fail the evaluation."""
-    try:
-        calibration.write(folder, weights, lease)
-    except CheckpointError as error:
-        logger.warning("predict will not use the threshold, which could not be stored: %s", error)
+def _check_threshold(spec: EvaluateSpec, folder: Path, config: HeadConfig) -> None:
+    """Raise SpecError if the threshold to use does not exist, fits another class, or its new name is taken."""
+    if spec.chosen_name is not None:
+        refuse_taken_name(folder, config, spec.chosen_name, spec.positive or config.classes[0])
+    if spec.threshold is not None:
+        classes = read_threshold(folder, spec.threshold).classes
+        if spec.positive is not None and spec.positive not in classes:
+            raise SpecError(
+                f"threshold {spec.threshold!r} is about {', '.join(classes)} and --positive is {spec.positive}; "
+                "leave out one of them"
+            )
 
 
 def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
@@ -168,4 +198,6 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
     )
+    paths = task.attempt.paths
+    count_evaluation(paths.storage, index, evaluation.split, paths.run_id)
     return run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=evaluation, source=folder))

@@ -14,7 +14,8 @@ from trainer.attempt import Attempt
 from trainer.data.images import sample_images
 from trainer.errors import TrainerError
 from trainer.evaluate import model_folder
-from trainer.evaluation.calibration import Calibration, decision_fields
+from trainer.evaluation.calibration import decision_fields
+from trainer.evaluation.named_thresholds import StoredModel, read_calibration
 from trainer.inference.export_formats import EXPORT_FORMATS, ExportedModel, ExportFormat, Metadata, export_metadata
 from trainer.model.bundle import read_model
 from trainer.model.names import MODEL_FILE
@@ -36,7 +37,7 @@ def export(attempt: Attempt, spec: ExportSpec) -> RunResult:
     folder, form = model_folder(spec.model, attempt.settings), EXPORT_FORMATS[spec.format]
     model, config, manifest = read_model(folder)
     weights = str(manifest["files"][MODEL_FILE])
-    calibration = Calibration.read(folder, weights)
+    calibration = read_calibration(StoredModel.of(folder, config, manifest), spec.threshold)
     images = sample_images(spec.samples, attempt.settings, manifest, config=config)
     exported, metadata = ExportedModel(model, config, calibration), export_metadata(config, calibration, weights)
     target = attempt.paths.exported(form.ending)

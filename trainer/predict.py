@@ -16,11 +16,13 @@ from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import model_folder
 from trainer.evaluation.calibration import Floats, Labels, decision_fields
+from trainer.evaluation.decision_text import decision_line
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import check_unchanged, weights_sha256
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE
+from trainer.model.thresholds import read_threshold
 from trainer.result import RunResult
 from trainer.specs import PredictSpec
 from trainer.specs.image_size import check_model_input
@@ -32,13 +34,15 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
     """Write the table and return the counts.
 
     Raises:
-        SpecError: An image, folder or split does not exist.
+        SpecError: An image, folder, split or threshold does not exist.
         CheckpointError: The model does not exist, is damaged or has another version.
         ModelMismatch: The images of shards are smaller than the model's input.
         TrainerError: No image could be read.
         StorageError: The table cannot be written.
     """
     folder = model_folder(spec.model, attempt.settings)
+    if spec.threshold is not None:
+        read_threshold(folder, spec.threshold)  # fails here, before workers start
     _check_sizes(image_sources(spec.images, spec.split), folder)  # fails here, before workers start
     weights = weights_sha256(folder)
     outcome = run_on_workers(predict_on_worker, WorkerTask(attempt=attempt, spec=spec, source=folder))
@@ -65,7 +69,8 @@ def _check_sizes(parts: tuple[ImageSource, ...], folder: Path) -> None:
 def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
     """Write the table and return its counts; runs on the Ray Train worker."""
     spec, attempt = context.spec, context.task.attempt
-    predictor = Predictor.load(model_folder(spec.model, attempt.settings), context.process_group.device)
+    folder = model_folder(spec.model, attempt.settings)
+    predictor = Predictor.load(folder, context.process_group.device, spec.threshold)
     parts = image_sources(spec.images, spec.split)
     context.progress.start_phase("predict", total=sum(len(part) for part in parts))
     config, table = predictor.config, attempt.paths.predicted(spec.form)
@@ -127,4 +132,5 @@ def _outcome(decisions: Counter[str], images: Counter[str], predictor: Predictor
     called = {name: decisions[name] for name in classes}
     metrics = {"n": answered, "errors": unreadable, **counts, "classes": list(classes), "called": called}
     details = calibration.model_dump(include=decision_fields(calibration))
+    logger.info("decision: %s", decision_line(details))
     return {"metrics": metrics, "details": details}

@@ -23,10 +23,18 @@ EVALUATION = OptionGroup(
         ),
         option(
             EvaluateSpec, "min_sensitivity",
-            "Minimum sensitivity, such as 0.99: the decision threshold is chosen on the valid split to reach it; of a "
-            "multi-label model that of the label --positive.  "
-            "[default: off]",
+            "Minimum sensitivity, such as 0.99: choose a threshold on the valid split that reaches it (of a "
+            "multi-label model that of the label --positive), keep it beside the model under a name, and evaluate at "
+            "it. The default decision stays as it is.  [default: off]",
             metavar="SHARE",
+        ),
+        option(
+            EvaluateSpec, "threshold_name",
+            "Name of the threshold that --min-sensitivity chooses.  [default: sensitivity-SHARE]", metavar="NAME",
+        ),
+        option(
+            EvaluateSpec, "threshold",
+            "Evaluate at the model's threshold of this name.  [default: the most probable class]", metavar="NAME",
         ),
         option(EvaluateSpec, "batch_size", "Global batch size (images per step, over all workers).", metavar="N"),
     ),

@@ -24,6 +24,11 @@ FILE = OptionGroup(
             "--samples", metavar="IMAGES",
             help="Images or shards used to compare the file with the model.  [default: the data of the training run]",
         ),
+        option(
+            ExportSpec, "threshold",
+            "Put the model's threshold of this name into the metadata.  [default: none, the most probable class]",
+            metavar="NAME",
+        ),
     ),
 )  # fmt: skip
 
@@ -36,7 +41,7 @@ def export(model: str, output: str | None, samples: str | None, **given: Any) ->
 
     MODEL is a training run, a search (its best model is used), or a folder with a published model. The exported model
     takes uint8 RGB images and returns calibrated probabilities. The metadata of the file contains the classes, the
-    image size and the decision threshold. Before it is published, its outputs are compared with those of MODEL on
+    image size and the decision rule. Before it is published, its outputs are compared with those of MODEL on
     real images.
     """
     place = input_place(samples) if samples else None

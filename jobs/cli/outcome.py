@@ -13,6 +13,8 @@ from cluster.run_paths import RunPaths
 from jobs.cli.terminal import terminal_text
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.state import RunState
+from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.seen_images import evaluation_lines
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
@@ -22,6 +24,7 @@ CURES = {
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
     "cancelled": "continue from the last checkpoint: nightshift retry {id}",
 }
+DECIDING = ("evaluate", "predict", "export")  # kinds of runs whose result depends on a decision rule
 NEXT = {
     "train": "nightshift evaluate {id} {shards}",
     "evaluate": "nightshift predict {model} IMAGES",
@@ -66,6 +69,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
     metrics = record.result.get("metrics") or {}
     lines = [_metrics_line(metrics), *label_lines(metrics)]
+    lines += [f"{label:<8} {line}" for label, line in decision_rows(record)]
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
@@ -73,7 +77,20 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
         name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec
     }
     known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
-    return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}") if line]
+    name = metrics.get("threshold_name") if state.kind == "evaluate" else None
+    after = f" --threshold {name}" if name else ""
+    return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}{after}") if line]
+
+
+def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
+    """Return the decision rule of an evaluation, prediction or export, and what is known about threshold and images."""
+    if record.result is None or record.state.kind not in DECIDING:
+        return []
+    metrics = record.result["metrics"]
+    values = metrics if record.state.kind == "evaluate" else record.result
+    rows = [("decision", decision_line(values)), *(("", line) for line in threshold_lines(metrics))]
+    seen = evaluation_lines(record.result, str(metrics.get("split"))) if record.state.kind == "evaluate" else []
+    return [*rows, *((("images" if at == 0 else ""), line) for at, line in enumerate(seen))]
 
 
 def metric_with_interval(metrics: dict[str, Any], name: str) -> str:

@@ -22,6 +22,13 @@ TABLE = OptionGroup(
             "--output", metavar="FILE", help="Copy the table to this file; the original stays in the run folder."
         ),
         option(PredictSpec, "split", "Split to classify if IMAGES are shards.  [default: all]", metavar="SPLIT"),
+        option(
+            PredictSpec,
+            "threshold",
+            "Decide at the model's threshold of this name, which `evaluate --min-sensitivity` chose.  "
+            "[default: the most probable class]",
+            metavar="NAME",
+        ),
     ),
 )
 WHERE_ONE = OptionGroup(
@@ -49,8 +56,8 @@ def predict(model: str, images: tuple[str, ...], output: str | None, **given: An
     MODEL is a training run, a search (its best model is used), or a folder with a published model. IMAGES are image
     files, folders of images, or shards.
 
-    The table has one row per file, in input order: the most probable class, the decision at the threshold stored by
-    `evaluate --min-sensitivity`, and the probability of each class. For a file that cannot be read, the row has the
+    The table has one row per file, in input order: the most probable class, the decision (the same class, unless
+    --threshold names a threshold), and the probability of each class. For a file that cannot be read, the row has the
     reason. Of a multi-label model, the decision is none or several labels, and each label has a probability and a
     decision of 1 or 0. Hidden files and system files, such as Thumbs.db, are skipped and counted.
 

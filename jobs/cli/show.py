@@ -11,7 +11,7 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.follow import describe
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
-from jobs.cli.outcome import CURES
+from jobs.cli.outcome import CURES, decision_rows
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
@@ -49,6 +49,7 @@ def _as_text(record: JobRecord) -> str:
         rows.append(("last", _pairs(record.metrics[-1])))
     if record.result:
         rows += [("model", str(record.result.get("checkpoint") or "-")), ("result", _pairs(record.result["metrics"]))]
+        rows += decision_rows(record)
     rows.append(("files", "  ".join(record.files)))
     if state.state in CURES:
         rows.append(("next", CURES[state.state].format(id=state.id)))

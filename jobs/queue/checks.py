@@ -20,7 +20,8 @@ from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE
-from trainer.specs import EvaluateSpec, PredictSpec, SearchSpec, Spec, TrainOptions
+from trainer.model.thresholds import read_threshold
+from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
 from trainer.specs.image_size import check_model_input, check_training_size
 
 NO_FILE = ("imagenet", "none")
@@ -147,6 +148,19 @@ def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None
     """
     if head:
         head.check_data(index, shards)
+
+
+def _refuse_unknown_threshold(settings: Settings, spec: EvaluateSpec | PredictSpec | ExportSpec) -> None:
+    """Refuse a threshold that the model does not have; a model that is still being trained is checked when it runs.
+
+    Raises:
+        SpecError: The model has no threshold of that name.
+    """
+    if spec.threshold is None:
+        return
+    model, head = model_of(settings, spec.model)
+    if head is not None:
+        read_threshold(Path(model) if Path(model).is_absolute() else settings.runs / model / "best", spec.threshold)
 
 
 def _checked_train(spec: TrainOptions) -> TrainOptions:

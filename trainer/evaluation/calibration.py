@@ -1,12 +1,14 @@
-"""Temperature scaling and the decision threshold, both fitted on the validation split only.
+"""Temperature scaling, fitted on the validation split only, and decisions at a threshold.
 
-A threshold that is chosen and evaluated on the same images gives optimistic metrics, so this module never reads the
-test split. `calibration.json` beside the published model holds both values and the sha256 of the weights they belong
-to. It is replaced atomically; the published model stays unchanged.
+A temperature that is fitted and evaluated on the same images gives optimistic metrics, so this module never reads the
+test split. `calibration.json` beside the published model holds the temperature and the sha256 of the weights that it
+belongs to. It is replaced atomically; the published model stays unchanged. Thresholds are kept under names: see
+`trainer.model.thresholds`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ TEMPERATURES = (0.5, 10.0)
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 class LabelCalibration(BaseModel):
@@ -59,6 +62,7 @@ class Calibration(BaseModel):
         data: Digest of the data set whose validation split was used.
         samples: Number of images in that validation split.
         labels: Temperature and threshold of each label of a multi-label model; empty for other models.
+        threshold_name: Name of the thresholds in `thresholds/`; None for the default decision. Not in the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -73,6 +77,26 @@ class Calibration(BaseModel):
     data: str = ""
     samples: int = 0
     labels: dict[str, LabelCalibration] = {}
+    threshold_name: str | None = None
+
+    def without_thresholds(self) -> "Calibration":
+        """Return the temperatures alone: the default decision.
+
+        Version 0.1.0 kept a threshold in the file; `trainer.model.thresholds` reads it as a named one.
+        """
+        none = {"positive": None, "threshold": None, "min_sensitivity": None, "sensitivity": None}
+        labels = {name: LabelCalibration(temperature=label.temperature) for name, label in self.labels.items()}
+        return self.model_copy(update={**none, "labels": labels, "threshold_name": None})
+
+    def with_thresholds(self, name: str, found: Mapping[str, Mapping[str, Any]], *, multi_label: bool) -> "Calibration":
+        """Return the calibration with the thresholds of a name: of each label, or of the one class that it is about."""
+        if not multi_label:
+            ((positive, values),) = found.items()
+            return self.model_copy(update={"positive": positive, **values, "threshold_name": name})
+        labels = dict(self.labels)
+        for label, values in found.items():
+            labels[label] = labels.get(label, LabelCalibration()).model_copy(update=dict(values))
+        return self.model_copy(update={"labels": labels, "threshold_name": name})
 
     def write(self, folder: Path, model: str, lease: Lease) -> None:
         """Write `calibration.json` atomically beside the model whose weights have the sha256 `model`.
@@ -82,7 +106,8 @@ class Calibration(BaseModel):
             CheckpointError: The folder cannot be written.
         """
         try:
-            content = self.model_dump(mode="json", exclude=None if self.labels else {"labels"})
+            left_out = {"threshold_name"} if self.labels else {"threshold_name", "labels"}
+            content = self.model_dump(mode="json", exclude=left_out)
             lease.write_json(folder / CALIBRATION_FILE, {**content, "model": model})
         except OSError as error:
             raise CheckpointError(
@@ -103,11 +128,11 @@ class Calibration(BaseModel):
             found = cls.model_validate(read_json(path))
         except (StorageError, ValidationError) as error:
             raise CheckpointError(
-                f"{path} is damaged; remove it, or write a new one with evaluate --min-sensitivity"
+                f"{path} is damaged; remove it: the model then answers without temperature scaling"
             ) from error
         if found.model != model:
             raise CheckpointError(
-                f"{path} belongs to other weights; remove it, or write a new one with evaluate --min-sensitivity"
+                f"{path} belongs to other weights; remove it: the model then answers without temperature scaling"
             )
         return found
 
@@ -118,37 +143,12 @@ class Calibration(BaseModel):
 
 def decision_fields(calibration: Calibration) -> set[str]:
     """Return the fields of a calibration that say how the model decides."""
-    return {"labels"} if calibration.labels else {"positive", "threshold", "temperature"}
+    return {"threshold_name", *({"labels"} if calibration.labels else {"positive", "threshold", "temperature"})}
 
 
-def fit_calibration(
-    probabilities: Floats,
-    labels: Labels,
-    *,
-    data: str,
-    classes: tuple[str, ...],
-    positive: str | None = None,
-    min_sensitivity: float | None = None,
-) -> Calibration:
-    """Fit the temperature on the validation split and, if `min_sensitivity` is given, choose a threshold.
-
-    Raises:
-        TrainerError: `min_sensitivity` is given and the split has no image of the positive class.
-    """
-    temperature = fit_temperature(probabilities, labels)
-    calibration = Calibration(temperature=temperature, data=data, samples=len(labels))
-    if min_sensitivity is None:
-        return calibration
-    name = positive or classes[0]
-    threshold, reached = threshold_for_sensitivity(
-        apply_temperature(probabilities, temperature),
-        labels,
-        positive=classes.index(name),
-        min_sensitivity=min_sensitivity,
-        name=name,
-    )
-    decision = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
-    return calibration.model_copy(update=decision)
+def fit_calibration(probabilities: Floats, labels: Labels, *, data: str) -> Calibration:
+    """Fit the temperature on the validation split of the data set with the digest `data`."""
+    return Calibration(temperature=fit_temperature(probabilities, labels), data=data, samples=len(labels))
 
 
 def predicted_classes(probabilities: Floats, *, positive: int, threshold: float | None) -> Labels:

@@ -120,7 +120,7 @@ def compare_predictions(
     first = predictions[0]
     known = np.arange(len(first.labels)) if first.groups is None else first.groups
     units = np.unique(known[rows[0]], return_inverse=True)[1].astype(np.int64)
-    scores = [_scores(other, at) for other, at in zip(predictions, rows, strict=True)]
+    scores = [_scores(one, at) for one, at in zip(predictions, rows, strict=True)]
     found = [
         paired_figures(scores[0], other, labels, units, positive=classes.index(name), seed=seed) for other in scores[1:]
     ]

@@ -21,6 +21,7 @@ from trainer.evaluation.calibration import (
     apply_temperature,
     fit_calibration,
     predicted_classes,
+    threshold_for_sensitivity,
 )
 from trainer.evaluation.epoch_metrics import epoch_metrics
 from trainer.evaluation.metrics import classification_metrics
@@ -151,26 +152,38 @@ class SingleLabel:
         return found if threshold is None else {**found, "min_sensitivity": calibration.min_sensitivity}
 
     def fit_calibration(
-        self, probabilities: Floats, labels: Labels, *, data: str, classes: tuple[str, ...]
-    ) -> Calibration:
-        """Fit one temperature."""
-        return fit_calibration(probabilities, labels, data=data, classes=classes)
-
-    def with_threshold(
         self,
-        calibration: Calibration,  # noqa: ARG002 -- replaced
         probabilities: Floats,
         labels: Labels,
         *,
         data: str,
+        classes: tuple[str, ...],  # noqa: ARG002
+    ) -> Calibration:
+        """Fit one temperature."""
+        return fit_calibration(probabilities, labels, data=data)
+
+    def with_threshold(
+        self,
+        calibration: Calibration,
+        probabilities: Floats,
+        labels: Labels,
+        *,
+        data: str,  # noqa: ARG002 -- of the stored temperature
         classes: tuple[str, ...],
         positive: str | None,
         min_sensitivity: float,
     ) -> Calibration:
-        """Fit the temperature again and choose the threshold of `positive`."""
-        return fit_calibration(
-            probabilities, labels, data=data, classes=classes, positive=positive, min_sensitivity=min_sensitivity
+        """Choose the threshold of `positive`; the temperature stays."""
+        name = positive or classes[0]
+        threshold, reached = threshold_for_sensitivity(
+            apply_temperature(probabilities, calibration.temperature),
+            labels,
+            positive=classes.index(name),
+            min_sensitivity=min_sensitivity,
+            name=name,
         )
+        chosen = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
+        return calibration.model_copy(update=chosen)
 
 
 @dataclass(frozen=True)

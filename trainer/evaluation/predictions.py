@@ -116,9 +116,27 @@ class Predictions:
                 known = {field.name for field in fields(cls)} & set(file.keys())
                 arrays = {name: file.get_tensor(name) for name in known}
                 text = (file.metadata() or {}).get(ABOUT)
-            return cls(**arrays, about=None if text is None else EvaluatedSplit.from_json(text))
+            found = cls(**arrays, about=None if text is None else EvaluatedSplit.from_json(text))
+            found._check_shapes()
         except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} cannot be read as predictions: {error}; evaluate the model again") from error
+            raise CheckpointError(f"{path} is absent or damaged; evaluate the model again") from error
+        return found
+
+    def _check_shapes(self) -> None:
+        """Raise ValueError unless all arrays are about the same images and classes."""
+        count, classes = self.probabilities.shape
+        if self.about is not None and classes != len(self.about.classes):
+            raise ValueError("the probabilities are not of the classes")
+        for name, value in self._arrays().items():
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} has another length than the probabilities")
+        if self.samples is not None and self.samples.shape != (count, SAMPLE_ID_BYTES):
+            raise ValueError("the identities have another size")
+        if not np.isfinite(self.probabilities).all():
+            raise ValueError("a probability is not finite")
+        for one in (self.labels, self.decisions):
+            if one is not None and one.size and not -1 <= one.min() <= one.max() < max(classes, 2):
+                raise ValueError("a label is not one of the classes")
 
     def of_label(self, label: str) -> "Predictions":
         """Return the predictions of one label of a multi-label model as those of two classes, where it is known."""

@@ -75,6 +75,7 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
         "temperature": f"inside, {calibration.temperature}",
         "positive": positive or "",
         "threshold": "" if threshold is None else repr(threshold),
+        "threshold_name": calibration.threshold_name or "",
         "decision": decision,
         "weights_sha256": weights,
         **(_label_metadata(config, calibration) if config.multi_label else {}),

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from trainer.data.transforms import normalised
 from trainer.evaluation.calibration import Calibration, Floats, Labels
+from trainer.evaluation.named_thresholds import StoredModel, read_calibration
 from trainer.evaluation.objective import Objective, objective_of
 from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
-from trainer.model.names import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,15 @@ class Predictor:
     head: Head
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device) -> "Predictor":
-        """Load a published model.
+    def load(cls, folder: Path, device: torch.device, threshold: str | None = None) -> "Predictor":
+        """Load a published model; it decides at the threshold of that name, without one by the most probable class.
 
         Raises:
             CheckpointError: It does not exist, is damaged or has another version.
+            SpecError: It has no threshold of that name.
         """
         model, config, manifest = read_model(folder)
-        calibration = Calibration.read(folder, str(manifest["files"][MODEL_FILE]))
+        calibration = read_calibration(StoredModel.of(folder, config, manifest), threshold)
         return cls(config, calibration, FoldedBackbone(model.backbone, config.precision, device), model.head)
 
     @property
@@ -54,5 +55,5 @@ class Predictor:
         return self.objective.calibrated(probabilities, self.calibration, self.config.classes)
 
     def decisions(self, probabilities: Floats) -> Labels:
-        """Return the predicted class of each row (B,), or its labels (B, C), at the stored thresholds."""
+        """Return the predicted class of each row (B,), or its labels (B, C), at the loaded thresholds."""
         return self.objective.decisions(probabilities, self.calibration, self.config.classes)

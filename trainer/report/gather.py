@@ -17,6 +17,7 @@ from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.seen_images import evaluation_lines
 from trainer.model.bundle import read_model
 from trainer.report.misclassified import MisclassifiedImage, Pixels, with_pictures, worst_misclassified
 from trainer.report.multi_label import MultiLabelReportData, worst_decisions
@@ -26,7 +27,7 @@ from trainer.specs import EvaluateSpec, TrainOptions
 from trainer.tracking.history import read_epoch_lines
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
-OWN_SECTIONS = ("cost", "importance")  # details of a search that the report shows in sections of their own
+OWN_SECTIONS = ("cost", "importance", "seen")  # details that the report shows in sections of their own, or as warnings
 FEW = 30  # images of a class; with fewer, one error changes recall by more than 3 percentage points
 
 
@@ -114,6 +115,7 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
             if chosen_here
             else []
         ),
+        *(f"{line[0].upper()}{line[1:]}." for line in evaluation_lines(details, split) if _is_warning(line)),
         *(
             ["The best epoch was selected on this split: its metrics are optimistic. Evaluate on a test split."]
             if _selected_epoch(metrics, details)
@@ -131,6 +133,10 @@ def _has_chosen_threshold(metrics: Mapping[str, Any]) -> bool:
     if "labels" in metrics:
         return any(row.get("min_sensitivity") for row in metrics["labels"].values())
     return metrics["threshold"] is not None
+
+
+def _is_warning(line: str) -> bool:
+    return line.startswith(("warning", "the test split"))
 
 
 def _selected_epoch(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
+from trainer.evaluation.decision_text import threshold_lines
 from trainer.evaluation.predictions import Predictions
 from trainer.report import charts
 from trainer.report.misclassified import MisclassifiedImage
@@ -119,6 +120,11 @@ class ReportData:
             "false_positive": positives,
             "other": int(m["n"]) - correct - negatives - positives,
         }
+
+    @property
+    def threshold_lines(self) -> Sequence[str]:
+        """What is known about the threshold: price, supported sensitivity, and whether the split reached it."""
+        return threshold_lines(self.metrics)
 
     @property
     def leakage(self) -> str:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainer.specs.base import Spec
+from trainer.specs.threshold_name import checked_name, requested_threshold, threshold_name
 
 S = TypeVar("S", bound=Spec)
 
@@ -16,8 +17,10 @@ class EvaluateSpec(Spec):
         model: Run id or folder, as the user gave it or as submit resolved it.
         positive: The class whose sensitivity and false negatives are reported; None means the first, or all labels of a
             multi-label model.
-        min_sensitivity: Choose the decision threshold on the validation split so that sensitivity is at least this,
-            from 0 (exclusive) to 1.
+        min_sensitivity: Choose a decision threshold on the validation split so that sensitivity is at least this, from
+            0 (exclusive) to 1, keep it beside the model under a name, and evaluate at it.
+        threshold_name: The name; None means `sensitivity-` and the sensitivity.
+        threshold: Name of the threshold to evaluate at; None means the default decision, the most probable class.
         batch_size: Images per step.
         cache: Keep the features of the model's backbone in the storage.
     """
@@ -28,8 +31,32 @@ class EvaluateSpec(Spec):
     split: Annotated[str, Field(min_length=1)] = "test"
     positive: str | None = None
     min_sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
+    threshold_name: str | None = None
+    threshold: str | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     cache: bool = True
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_a_name(cls, given: str | None) -> str | None:
+        return requested_threshold(given)
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.min_sensitivity is not None and self.threshold is not None:
+            raise ValueError("--min-sensitivity chooses a threshold and --threshold names one; use one of them")
+        if self.threshold_name is not None:
+            if self.min_sensitivity is None:
+                raise ValueError("--threshold-name names what --min-sensitivity chooses; add --min-sensitivity")
+            checked_name(self.threshold_name, "--threshold-name")
+        return self
+
+    @property
+    def chosen_name(self) -> str | None:
+        """The name under which `min_sensitivity` keeps its threshold, None if nothing is chosen."""
+        if self.min_sensitivity is None:
+            return None
+        return self.threshold_name or threshold_name(self.min_sensitivity)
 
 
 class PredictSpec(Spec):
@@ -41,6 +68,7 @@ class PredictSpec(Spec):
         split: The split of the shards to predict; None means all.
         output: Where to copy the table; it is also in the run's folder.
         form: Format of the table.
+        threshold: Name of the model's threshold to decide at; None means the default decision, the most probable class.
         batch_size: Images per step.
     """
 
@@ -50,7 +78,13 @@ class PredictSpec(Spec):
     split: str | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
     form: Literal["csv", "json"] = "csv"
+    threshold: str | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_a_name(cls, given: str | None) -> str | None:
+        return requested_threshold(given)
 
     @model_validator(mode="after")
     def _one_worker(self) -> Self:
@@ -64,6 +98,7 @@ class ExportSpec(Spec):
         model: Run id or folder, as the user gave it or as submit resolved it.
         samples: Shards or images on which to compare the file with the model; None means the model's own data.
         output: Where to copy the file; it is also in the run's folder.
+        threshold: Name of the threshold that the file's metadata carries; None means the default decision.
     """
 
     kind: Literal["export"] = "export"
@@ -71,6 +106,12 @@ class ExportSpec(Spec):
     format: Literal["onnx", "torchscript"] = "onnx"
     samples: Annotated[str, Field(min_length=1)] | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
+    threshold: str | None = None
+
+    @field_validator("threshold")
+    @classmethod
+    def _is_a_name(cls, given: str | None) -> str | None:
+        return requested_threshold(given)
 
     @model_validator(mode="after")
     def _one_worker(self) -> Self:

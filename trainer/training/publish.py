@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from trainer.evaluation.scoring import classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.seen_images import KEY as SHARDS_KEY
+from trainer.evaluation.seen_images import shards_of_model
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.weights import backbone_sha256
 from trainer.training.model_setup import TrainingSetup, class_weights
@@ -65,6 +67,7 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
     metrics = split_metrics(found, classes, calibration, "valid", seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
+    about[SHARDS_KEY] = shards_of_model(setup.index)
     publish_model(folder, setup.model, config, manifest=about, lease=attempt.lease)
     weights = weights_sha256(folder)
     calibration.write(folder, weights, attempt.lease)

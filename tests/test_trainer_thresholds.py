@@ -1,0 +1,189 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from cluster.files import write_json
+from tests.trained import lease_in
+from trainer.errors import CheckpointError, SpecError
+from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.decision_text import decision_line, positives_needed, threshold_lines
+from trainer.evaluation.named_thresholds import StoredModel, read_calibration, refuse_taken_name
+from trainer.evaluation.threshold_choice import supported_sensitivity
+from trainer.model.head import HeadConfig
+from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold, threshold_names
+from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, build
+
+WEIGHTS = "ab" * 32
+CONFIG = HeadConfig(classes=("covid", "normal"), width=8, dropout=0.1, image_size=32)
+
+
+def stored(tmp_path, name="careful", *, label="covid", **choice):
+    """Write a threshold beside a model of temperature 1.3 and return the model."""
+    Calibration(temperature=1.3).write(tmp_path, WEIGHTS, lease_in(tmp_path))
+    values = {"threshold": 0.2, "temperature": 1.3, **choice}
+    NamedThreshold(model=WEIGHTS, name=name, classes={label: ThresholdChoice(**values)}).write(
+        tmp_path, lease_in(tmp_path)
+    )
+    return StoredModel(folder=tmp_path, config=CONFIG, weights=WEIGHTS)
+
+
+def test_a_model_decides_by_the_most_probable_class_unless_a_threshold_is_named(tmp_path):
+    model = stored(tmp_path)
+
+    default, careful = read_calibration(model, None), read_calibration(model, "careful")
+
+    assert (default.temperature, default.threshold, default.threshold_name) == (1.3, None, None)
+    assert (careful.temperature, careful.positive, careful.threshold) == (1.3, "covid", 0.2)
+    assert careful.threshold_name == "careful"
+
+
+def test_the_threshold_that_version_0_1_0_kept_in_the_calibration_has_a_name_and_does_not_decide(tmp_path):
+    old = {"version": 1, "model": WEIGHTS, "temperature": 0.6, "positive": "covid", "threshold": 0.1, "data": "",
+           "min_sensitivity": 0.99, "sensitivity": 1.0, "samples": 60}  # fmt: skip
+    write_json(tmp_path / "calibration.json", old)
+    model = StoredModel(folder=tmp_path, config=CONFIG, weights=WEIGHTS)
+
+    default, named = read_calibration(model, None), read_calibration(model, "sensitivity-0.99")
+
+    assert threshold_names(tmp_path) == ("sensitivity-0.99",)
+    assert (default.temperature, default.positive, default.threshold) == (0.6, None, None)
+    assert (named.positive, named.threshold, named.min_sensitivity) == ("covid", 0.1, 0.99)
+
+
+def test_a_model_without_thresholds_says_how_to_choose_one(tmp_path):
+    with pytest.raises(SpecError, match="has no threshold 'x'; it has: none; evaluate --min-sensitivity chooses one"):
+        read_threshold(tmp_path, "x")
+
+
+def test_a_threshold_of_other_weights_is_refused(tmp_path):
+    stored(tmp_path)
+
+    with pytest.raises(CheckpointError, match="belongs to other weights; choose the threshold again"):
+        read_threshold(tmp_path, "careful", weights="cd" * 32)
+
+
+def test_a_threshold_that_was_chosen_at_another_temperature_is_refused(tmp_path):
+    model = stored(tmp_path, temperature=2.0)
+
+    with pytest.raises(
+        CheckpointError, match=r"was chosen at the temperature 2 and the model has 1.3; choose it again"
+    ):
+        read_calibration(model, "careful")
+
+
+def test_a_threshold_of_an_unknown_class_is_refused(tmp_path):
+    model = stored(tmp_path, label="flu")
+
+    with pytest.raises(CheckpointError, match="threshold 'careful' is about flu, which does not fit the model"):
+        read_calibration(model, "careful")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", json.dumps({"model": WEIGHTS, "name": "careful", "classes": {}}),
+     json.dumps({"model": WEIGHTS, "name": "careful", "classes": {"covid": {"threshold": 2}}}),
+     '{"model": "x", "name": "careful", "classes": {"covid": {"threshold": NaN}}}'],
+)  # fmt: skip
+def test_a_damaged_threshold_is_refused_and_may_be_replaced(tmp_path, content):
+    stored(tmp_path)
+    (tmp_path / "thresholds" / "careful.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match="is damaged; choose the threshold again"):
+        read_threshold(tmp_path, "careful")
+    refuse_taken_name(tmp_path, CONFIG, "careful", "normal")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "-x", "x y", "x\n", "é", "a" * 65])
+@pytest.mark.parametrize("kind", [PredictSpec, ExportSpec, EvaluateSpec])
+def test_a_name_that_could_leave_its_folder_or_a_line_is_refused(kind, name):
+    more = {PredictSpec: {"images": ("x",)}, ExportSpec: {}, EvaluateSpec: {"shards": "x"}}[kind]
+
+    with pytest.raises(SpecError, match="is not a name; use up to 64 letters, digits, dots, dashes and underscores"):
+        build(kind, model="m", threshold=name, **more)
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"min_sensitivity": 0.9, "threshold": "x"}, "--min-sensitivity chooses a threshold and --threshold names one"),
+        ({"threshold_name": "x"}, "--threshold-name names what --min-sensitivity chooses; add --min-sensitivity"),
+        ({"min_sensitivity": 0.9, "threshold_name": "default"}, "is the name of the default decision"),
+        ({"min_sensitivity": 0.9, "threshold_name": "a b"}, "--threshold-name 'a b' is not a name"),
+    ],
+)
+def test_options_that_contradict_are_refused(options, refusal):
+    with pytest.raises(SpecError, match=refusal):
+        build(EvaluateSpec, model="m", shards="s", **options)
+
+
+def test_default_names_the_default_decision():
+    assert build(PredictSpec, model="m", images=("x",), threshold="default").threshold is None
+
+
+def test_25_positives_without_a_miss_support_a_sensitivity_of_0_887():
+    assert supported_sensitivity(np.ones(25, dtype=bool), ()) == pytest.approx(0.05 ** (1 / 25), rel=1e-9)
+    assert round(0.05 ** (1 / 25), 3) == 0.887
+
+
+@given(found=st.integers(1, 60), missed=st.integers(0, 20))
+def test_the_supported_sensitivity_is_the_one_at_which_so_many_hits_have_a_chance_of_5_percent(found, missed):
+    bound = supported_sensitivity(np.arange(found + missed) < found, ())
+
+    assert binom.sf(found - 1, found + missed, bound) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_positives_of_one_patient_support_less():
+    groups = [f"p{number // 5}" for number in range(25)]
+
+    assert supported_sensitivity(np.ones(25, dtype=bool), groups) == pytest.approx(0.05 ** (1 / 5))
+
+
+def test_the_supported_sensitivity_holds_in_19_of_20_splits():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        threshold = np.sort(random.random(40))[2]  # 38 of 40 positives at or above it; scores are uniform
+        held += 1 - threshold >= supported_sensitivity(np.arange(40) < 38, ())
+
+    assert 0.94 <= held / 2000 <= 0.96
+
+
+@pytest.mark.parametrize(("wanted", "needed"), [(0.99, 299), (0.95, 59), (0.5, 5), (1.0, None)])
+def test_a_sensitivity_needs_so_many_positives_without_a_miss(wanted, needed):
+    assert positives_needed(wanted) == needed
+
+
+def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
+    choice = {"positive": "covid", "min_sensitivity": 0.99, "sensitivity": 1.0, "positives": 25, "lower_bound": 0.887,
+              "negatives": 87, "false_positives": 15, "default_sensitivity": 0.92, "default_false_positives": 5,
+              "judged_split": "test", "judged_sensitivity": 0.84, "reached": False}  # fmt: skip
+
+    assert threshold_lines({"threshold_choices": [choice]}) == [
+        "covid: on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; the "
+        "default decision gives 5 at 0.9200",
+        "covid: 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; that takes "
+        "299 positives without a miss",
+        "covid: the test split does not reach 0.99: its sensitivity is 0.8400",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"threshold": None}, "the most probable class (default)"),
+        ({}, "the most probable class (default)"),
+        (
+            {"threshold": 0.31271, "positive": "covid", "threshold_name": "careful"},
+            "covid from a probability of 0.3127: careful",
+        ),
+        ({"threshold": 0.31271, "positive": "covid"}, "covid from a probability of 0.3127"),
+        ({"labels": {}, "threshold_name": None}, "each label from a probability of 0.5 (default)"),
+        ({"labels": {}, "threshold_name": "careful"}, "each label at its threshold: careful"),
+    ],
+)
+def test_a_result_names_its_decision_rule(values, line):
+    assert decision_line(values) == line

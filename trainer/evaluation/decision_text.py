@@ -1,0 +1,63 @@
+"""The lines that say which decision rule a result used, and what is known about its threshold. Pure text."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+ALPHA = 0.05  # one-sided: the bound of the sensitivity has 95 % confidence
+
+
+def decision_line(values: Mapping[str, Any]) -> str:
+    """Return the decision rule of a result, from the metrics of an evaluation or the details of a prediction."""
+    threshold, name = values.get("threshold"), values.get("threshold_name")
+    if isinstance(values.get("labels"), Mapping):
+        return f"each label at its threshold: {name}" if name else "each label from a probability of 0.5 (default)"
+    if not isinstance(threshold, int | float):
+        return "the most probable class (default)"
+    return f"{values.get('positive')} from a probability of {threshold:.4g}" + (f": {name}" if name else "")
+
+
+def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what an evaluation says about its thresholds: price, supported sensitivity, and whether it was reached."""
+    choices = metrics.get("threshold_choices")
+    if not isinstance(choices, list):
+        return []
+    lines = [line for choice in choices for line in (_price(choice), _support(choice), _reached(choice))]
+    return [line for line in lines if line]
+
+
+def positives_needed(min_sensitivity: float) -> int | None:
+    """Return how many positives without a miss support a sensitivity with 95 % confidence; None for 1."""
+    return None if min_sensitivity >= 1 else math.ceil(math.log(ALPHA) / math.log(min_sensitivity))
+
+
+def _price(choice: Mapping[str, Any]) -> str:
+    if choice.get("false_positives") is None:
+        return ""
+    return (
+        f"{choice['positive']}: on the valid split the threshold gives {choice['false_positives']} false positives of "
+        f"{choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision gives "
+        f"{choice['default_false_positives']} at {choice['default_sensitivity']:.4f}"
+    )
+
+
+def _support(choice: Mapping[str, Any]) -> str:
+    wanted, bound, positives = (choice.get(key) for key in ("min_sensitivity", "lower_bound", "positives"))
+    if wanted is None or bound is None or positives is None:
+        return ""
+    can = f"{choice['positive']}: {positives} positives of the valid split"
+    if bound >= wanted:
+        return f"{can} support a sensitivity of at least {bound:.3f} with 95 % confidence"
+    needed = positives_needed(wanted)
+    cure = "no number of images can promise it" if needed is None else f"that takes {needed} positives without a miss"
+    return f"{can} can promise at most {bound:.3f} with 95 % confidence, not {wanted:.6g}; {cure}"
+
+
+def _reached(choice: Mapping[str, Any]) -> str:
+    reached = choice.get("reached")
+    if reached is None:
+        return ""
+    split, wanted, judged = choice["judged_split"], choice["min_sensitivity"], choice["judged_sensitivity"]
+    verb = "reaches" if reached else "does not reach"
+    chosen = ", on which the threshold was chosen," if split == "valid" else ""
+    return f"{choice['positive']}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"

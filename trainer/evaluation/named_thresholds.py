@@ -1,0 +1,195 @@
+"""Applies a model's named thresholds to its calibration, and chooses a new one on the validation split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.index import ShardIndex
+from trainer.errors import CheckpointError, SpecError
+from trainer.evaluation.calibration import Calibration, Labels, Mask
+from trainer.evaluation.multi_label_calibration import label_calibration
+from trainer.evaluation.scoring import ModelOutputs
+from trainer.evaluation.threshold_choice import supported_sensitivity
+from trainer.model.head import HeadConfig
+from trainer.model.names import MODEL_FILE
+from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold
+
+SAME = 1e-6  # difference of temperatures that rounding explains
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A published model: its folder, its configuration, and the sha256 of its weights."""
+
+    folder: Path
+    config: HeadConfig
+    weights: str
+
+    @classmethod
+    def of(cls, folder: Path, config: HeadConfig, manifest: Mapping[str, Any]) -> "StoredModel":
+        """Return the model that `read_model` returned."""
+        return cls(folder=folder, config=config, weights=str(manifest["files"][MODEL_FILE]))
+
+
+def read_calibration(model: StoredModel, threshold: str | None) -> Calibration:
+    """Return the temperature of a published model and its thresholds of a name; without a name, the default decision.
+
+    Raises:
+        SpecError: The model has no threshold of that name.
+        CheckpointError: A file is damaged or belongs to other weights.
+    """
+    default = Calibration.read(model.folder, model.weights).without_thresholds()
+    if threshold is None:
+        return default
+    return with_named(default, read_threshold(model.folder, threshold, weights=model.weights), model.config)
+
+
+def with_named(default: Calibration, named: NamedThreshold, config: HeadConfig) -> Calibration:
+    """Return the calibration with the thresholds of a name.
+
+    Raises:
+        CheckpointError: They are about other classes, or were chosen at another temperature.
+    """
+    unknown = [label for label in named.classes if label not in config.classes]
+    if unknown or (len(named.classes) > 1 and not config.multi_label):
+        raise CheckpointError(
+            f"threshold {named.name!r} is about {', '.join(named.classes)}, which does not fit the model; "
+            "choose it again with evaluate --min-sensitivity"
+        )
+    for label, choice in named.classes.items():
+        temperature = _temperature(default, label)
+        if abs(choice.temperature - temperature) > SAME:
+            raise CheckpointError(
+                f"threshold {named.name!r} was chosen at the temperature {choice.temperature:g} and the model has "
+                f"{temperature:g}; choose it again with evaluate --min-sensitivity"
+            )
+    return default.with_thresholds(
+        named.name,
+        {
+            label: {
+                "threshold": choice.threshold,
+                "min_sensitivity": choice.min_sensitivity,
+                "sensitivity": choice.sensitivity,
+            }
+            for label, choice in named.classes.items()
+        },
+        multi_label=config.multi_label,
+    )
+
+
+def refuse_taken_name(folder: Path, config: HeadConfig, name: str, positive: str) -> None:
+    """Refuse to replace the threshold of another class; a model of several labels keeps one threshold for each.
+
+    Raises:
+        SpecError: The name is that of another class's threshold.
+    """
+    if config.multi_label:
+        return
+    try:
+        taken = [label for label in read_threshold(folder, name).classes if label != positive]
+    except (SpecError, CheckpointError):  # there is none, or a damaged one, which is replaced
+        return
+    if taken:
+        raise SpecError(
+            f"threshold {name!r} of this model is about {taken[0]}; give --threshold-name for one about {positive}"
+        )
+
+
+def choose_named(
+    model: StoredModel,
+    valid: ModelOutputs,
+    index: ShardIndex,
+    *,
+    name: str,
+    positive: str,
+    min_sensitivity: float,
+) -> NamedThreshold:
+    """Choose the threshold of `positive` on the validation split; other labels of the same name stay.
+
+    Raises:
+        TrainerError: The split has no image of the class.
+    """
+    default, classes = read_calibration(model, None), model.config.classes
+    chosen = valid.objective.with_threshold(
+        default,
+        valid.probabilities(),
+        valid.labels,
+        data=index.digest,
+        classes=classes,
+        positive=positive,
+        min_sensitivity=min_sensitivity,
+    )
+    choice = _choice(default, chosen, valid, classes, positive, data=index.digest)
+    return NamedThreshold(model=model.weights, name=name, classes={**_others(model, name), positive: choice})
+
+
+def threshold_evidence(named: NamedThreshold | None, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what `result.json` says about each threshold that an evaluation used, with what the split reached."""
+    found = []
+    for label, choice in (named.classes if named else {}).items():
+        judged = (metrics["labels"][label] if "labels" in metrics else metrics)["sensitivity"]
+        wanted = choice.min_sensitivity
+        reached = None if judged is None or wanted is None else judged >= wanted
+        evidence = {"judged_split": metrics["split"], "judged_sensitivity": judged, "reached": reached}
+        found.append({"positive": label, **choice.model_dump(mode="json"), **evidence})
+    return found
+
+
+def _others(model: StoredModel, name: str) -> dict[str, ThresholdChoice]:
+    if not model.config.multi_label:
+        return {}
+    try:
+        return read_threshold(model.folder, name, weights=model.weights).classes
+    except (SpecError, CheckpointError):
+        return {}
+
+
+def _choice(
+    default: Calibration,
+    chosen: Calibration,
+    valid: ModelOutputs,
+    classes: tuple[str, ...],
+    positive: str,
+    *,
+    data: str,
+) -> ThresholdChoice:
+    at = classes.index(positive)
+    calibrated = valid.objective.calibrated(valid.probabilities(), default, classes)
+    hits, known = _is_label(valid.labels, at), _is_known(valid.labels, at)
+    by_chosen, by_default = (
+        _is_label(valid.objective.decisions(calibrated, calibration, classes, positive), at)
+        for calibration in (chosen, default)
+    )
+    misses = known & ~hits
+    groups = [group for group, is_hit in zip(valid.groups, hits, strict=True) if is_hit] if valid.groups else []
+    own = label_calibration(chosen, positive) if chosen.labels else chosen
+    assert own.threshold is not None  # noqa: S101 -- just chosen
+    return ThresholdChoice(
+        threshold=own.threshold,
+        temperature=_temperature(default, positive),
+        min_sensitivity=own.min_sensitivity,
+        sensitivity=float(by_chosen[hits].mean()),
+        positives=int(hits.sum()),
+        lower_bound=supported_sensitivity(by_chosen[hits], groups),
+        negatives=int(misses.sum()),
+        false_positives=int(by_chosen[misses].sum()),
+        default_sensitivity=float(by_default[hits].mean()),
+        default_false_positives=int(by_default[misses].sum()),
+        data=data,
+    )
+
+
+def _is_label(labels: Labels, at: int) -> Mask:
+    """Return which images have the class or label `at`: from (N,) classes or (N, C) of 1, 0 and -1."""
+    return np.asarray(labels == at if labels.ndim == 1 else labels[:, at] == 1)
+
+
+def _is_known(labels: Labels, at: int) -> Mask:
+    return np.asarray(labels >= 0 if labels.ndim == 1 else labels[:, at] >= 0)
+
+
+def _temperature(calibration: Calibration, label: str) -> float:
+    return label_calibration(calibration, label).temperature if calibration.labels else calibration.temperature
