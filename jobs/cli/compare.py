@@ -14,6 +14,7 @@ from jobs.cli.completion import complete_run
 from jobs.cli.option_types import Share
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
+from jobs.cli.terminal import terminal_text
 
 MOST_MODELS = 26  # named A to Z
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
@@ -74,7 +75,7 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given
     view = compared(Settings.read().storage, models, **given)
     if page is not None:
         write_text(Path(page), view.html())
-    click.echo(json.dumps(view.to_json(), indent=2) if as_json else view.text())
+    click.echo(json.dumps(view.to_json(), indent=2) if as_json else terminal_text(view.text()))
     if page is not None:
         click.echo(f"page     {page}", err=True)
     sys.exit(0 if view.comparison.passes else 1)
