@@ -129,15 +129,17 @@ def test_a_much_worse_model_fails_and_a_much_better_one_passes(say_there, settin
     assert "B is worse than A by more than 0.02 in AUROC" in said
 
 
-def test_a_small_difference_on_few_images_is_not_enough_to_pass(say_there, settings):
+def test_a_small_difference_on_few_images_passes_and_is_said_to_show_little(say_there, settings):
     labels = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions).labels
     change(settings.storage, OF_A, **scored(labels, right=1.0))
     change(settings.storage, OF_B, **scored(labels, right=23 / 24))
 
-    narrow, said, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "5%")
-    wide, _, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "0.5")
+    within, said, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "5%")
+    beyond, _, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "4%")
+    strict, _, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "5%", "--strict")
+    wide, _, _ = say_there("compare", A, B, "--metric", "accuracy", "--margin", "0.5", "--strict")
 
-    assert (narrow, wide) == (1, 0)
+    assert (within, beyond, strict, wide) == (0, 1, 1, 0)
     assert "It is not shown that B is not worse than A by more than 0.05 in accuracy" in said
 
 

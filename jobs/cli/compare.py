@@ -35,6 +35,10 @@ COMPARISON = OptionGroup(
             "--metric", type=click.Choice(METRICS), default="auroc", show_default=True,
             help="Metric that --margin is about.",
         ),
+        click.option(
+            "--strict", is_flag=True,
+            help="Non-inferiority test: exit code 1 too if these images are too few to show that B is not worse.",
+        ),
     ),
 )  # fmt: skip
 OUTPUT = OptionGroup(
@@ -49,7 +53,7 @@ OUTPUT = OptionGroup(
 @command(example="nightshift compare train-20261123-203000-a1b2c3 train-20261124-203000-d4e5f6 --margin 0.02")
 @click.argument("models", nargs=-1, metavar="A B [C]...", shell_complete=complete_run)
 @options(COMPARISON, OUTPUT)
-def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given: Any) -> None:
+def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict: bool, **given: Any) -> None:
     """Compare B, and C and further ones, with A on the images that all of them have scored.
 
     Each is a training run, a search (its best model is used), a folder with a published model, or an evaluation run. Of
@@ -60,10 +64,10 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given
     for shares, exact where few images differ; DeLong for AUROC. With several candidates, p values are also given after
     Holm's correction.
 
-    The exit code is 1 unless B is shown not to be worse than A by more than the margin: the whole 95 % interval of the
-    difference in --metric must lie above minus the margin, as in a non-inferiority test. The difference itself is not
-    enough: on few images it is small by chance. The exit code is also 1 if another figure's whole interval lies below
-    minus the margin.
+    The exit code is 1 if B is worse than A by more than the margin in --metric, or if the whole interval of another
+    figure lies below minus the margin. On few images a difference can be small by chance: the output says whether the
+    whole interval of the difference lies above minus the margin, as a non-inferiority test demands, and with --strict
+    the exit code is 1 unless it does.
 
     Multi-label models are compared on the label --positive, on the images where it is known.
     """
@@ -78,4 +82,5 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, **given
     click.echo(json.dumps(view.to_json(), indent=2) if as_json else terminal_text(view.text()))
     if page is not None:
         click.echo(f"page     {page}", err=True)
-    sys.exit(0 if view.comparison.passes else 1)
+    passes = view.comparison.passes and (view.comparison.is_shown or not strict)
+    sys.exit(0 if passes else 1)

@@ -71,6 +71,7 @@ class ComparisonView:
             "options": self.options,
             "notes": self.notes(),
             "passes": comparison.passes,
+            "shown": comparison.is_shown,
         }
 
     def text(self) -> str:

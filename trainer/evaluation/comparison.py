@@ -19,23 +19,32 @@ Verdict = Literal["not worse", "worse", "not shown"]
 class MarginCheck:
     """Whether a model may be worse than the reference by more than a margin.
 
-    It is a non-inferiority test: the model passes if the whole 95 % confidence interval of its difference lies above
-    minus the margin (ICH E9; a one-sided test at 2.5 %). A difference that is small by chance does not pass.
+    The model passes if it is not worse by more than the margin on these images. Whether that is more than chance is the
+    verdict of a non-inferiority test: the whole 95 % confidence interval of the difference lies above minus the margin
+    (ICH E9; a one-sided test at 2.5 %).
 
     Attributes:
         metric: The metric that the check is about.
         margin: Largest difference that is accepted, in the unit of the metric.
-        verdict: "not worse" passes. "worse": the whole interval lies below minus the margin. "not shown": neither.
+        difference: Value of the model minus that of the reference; None if the metric is undefined.
+        verdict: "not worse", "worse" (the whole interval lies below minus the margin), or "not shown" (neither).
         worse_in: Other metrics whose whole interval lies below minus the margin; the check fails then too.
     """
 
     metric: str
     margin: float
+    difference: float | None
     verdict: Verdict
     worse_in: tuple[str, ...] = ()
 
     @property
     def passes(self) -> bool:
+        """Whether the model is not worse than the reference by more than the margin, on these images."""
+        is_within = self.difference is not None and self.difference >= -self.margin
+        return is_within and self.verdict != "worse" and not self.worse_in
+
+    @property
+    def is_shown(self) -> bool:
         """Whether the model is shown not to be worse than the reference by more than the margin."""
         return self.verdict == "not worse" and not self.worse_in
 
@@ -88,6 +97,11 @@ class Comparison:
     def passes(self) -> bool:
         """Whether every candidate passes its margin."""
         return all(candidate.margin.passes for candidate in self.candidates)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether every candidate is shown not to be worse than the reference by more than its margin."""
+        return all(candidate.margin.is_shown for candidate in self.candidates)
 
 
 def compare_predictions(
@@ -164,7 +178,7 @@ def _of_one_label(predictions: Predictions, label: str | None) -> Predictions:
 def check_margin(figures: Sequence[PairedFigure], *, metric: str, margin: float, identical: bool) -> MarginCheck:
     """Return the non-inferiority test of a model.
 
-    Identical outputs pass at any margin: their difference is 0 by construction, not by estimate.
+    Identical outputs are not worse at any margin: their difference is 0 by construction, not by estimate.
     """
     by_name = {figure.name: figure for figure in figures}
     worse = tuple(name for name, figure in by_name.items() if _is_worse(figure, margin))
@@ -175,7 +189,11 @@ def check_margin(figures: Sequence[PairedFigure], *, metric: str, margin: float,
     elif metric in worse:
         verdict = "worse"
     return MarginCheck(
-        metric=metric, margin=margin, verdict=verdict, worse_in=tuple(name for name in worse if name != metric)
+        metric=metric,
+        margin=margin,
+        difference=0.0 if identical else by_name[metric].difference,
+        verdict=verdict,
+        worse_in=tuple(name for name in worse if name != metric),
     )
 
 
@@ -224,6 +242,7 @@ def comparison_json(comparison: Comparison) -> list[dict[str, Any]]:
                 "verdict": candidate.margin.verdict,
                 "worse_in": list(candidate.margin.worse_in),
                 "passes": candidate.margin.passes,
+                "shown": candidate.margin.is_shown,
             },
         }
         for candidate in comparison.candidates
