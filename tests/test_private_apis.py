@@ -14,7 +14,8 @@ USES = {
     "torch._foreach_copy_": "trainer/training/ema.py",
     "torch.cpu._is_amx_tile_supported": "trainer/model/folded_backbone.py",
     "torch.cpu._is_avx512_bf16_supported": "trainer/model/folded_backbone.py",
-    "ray.train.v2._internal.exceptions.RayTrainError": "trainer/distributed/ray_train.py",
+    "ray.train.v2._internal.exceptions.RayTrainError": "trainer/distributed/infrastructure.py",
+    "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": "trainer/distributed/ray_logging.py",
 }
 PRIVATE_MODULE = re.compile(r"[a-z]\w*(\.\w+)*\._[a-z]\w*(\.\w+)*")
@@ -34,7 +35,7 @@ def private_names(source: str) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{name.name}" for name in node.names}
         elif isinstance(node, ast.Attribute):
-            path = ast.unparse(node).split(".")
+            path = re.sub(r"'[^']*'", "", ast.unparse(node)).split(".")  # without the arguments of a call
             if path[0] in imported:
                 found.add(".".join([imported[path[0]], *path[1:]]))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and PRIVATE_MODULE.fullmatch(node.value):

@@ -60,7 +60,7 @@ def test_workers_are_started_again_as_often_as_the_run_may_be(tmp_path, retries)
 def test_the_workers_of_a_trial_are_started_again_as_often_as_those_of_its_search(tmp_path, retries, monkeypatch):
     paths = new_run(tmp_path, train_spec(tmp_path))
     paths.job.write_text(json.dumps({"retries": retries}))
-    monkeypatch.setattr(run_trainable, "read_index", lambda _: SimpleNamespace(longest_shard=1))
+    monkeypatch.setattr(run_trainable, "run_index", lambda *_: SimpleNamespace(longest_shard=1))
     search = WorkerTask(attempt=Attempt.of(paths.folder, None, Settings(storage=tmp_path)), spec=None, source=None)
 
     trial = run_trainable.task_in(TrialPaths(paths.checkpoints / "trial-000000"), search, train_spec(tmp_path))
@@ -88,7 +88,7 @@ def cluster():
 @pytest.fixture
 def training(cluster, tmp_path, digits_shards):
     """The files and the process of a training on it, in the middle of a first epoch of minutes."""
-    spec = train_spec(digits_shards, freeze="none", epochs=50, batch_size=4, image_size=320)
+    spec = train_spec(digits_shards, freeze="none", epochs=50, batch_size=4, image_size=224)
     paths = new_run(tmp_path, spec)
     process = trainer_process(paths, RAY_ADDRESS=cluster.address, **cluster.token)
     assert wait_until(lambda: process.poll() is not None or images_seen(paths) > 10, 200)

@@ -33,7 +33,6 @@ def test_the_report_of_a_training_shows_its_epochs_and_its_misclassified_images(
     assert 0 < page.count('<figure class="misclassified') <= wrong
     assert "best epoch:" in words
     assert "The best epoch was selected on this split" in words
-    assert "none: no image or group is in two splits" in words
 
 
 def test_a_training_stores_a_temperature_with_its_model(trained):

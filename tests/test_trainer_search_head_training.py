@@ -42,12 +42,22 @@ def one_thread_like_a_trial_process():
         yield
 
 
+@pytest.fixture
+def run_folder(data, tmp_path):
+    """A folder in the run: only there may its attempt write."""
+    folder = data.context.task.attempt.paths.checkpoints / tmp_path.name
+    folder.mkdir(parents=True)
+    return folder
+
+
 def never() -> None:
     return None
 
 
 def head(data, folder, stop=never, **options):
-    return HeadTraining(data, data.context.task.spec.model_copy(update=options), folder, stop, 1)
+    return HeadTraining(
+        data, data.context.task.spec.model_copy(update=options), folder, stop, data.context.task.attempt.lease
+    )
 
 
 def epochs_of(training):
@@ -57,52 +67,52 @@ def epochs_of(training):
     return lines
 
 
-def test_a_trial_trains_as_train_does_with_the_same_options(trained, data, tmp_path):
+def test_a_trial_trains_as_train_does_with_the_same_options(trained, data, run_folder):
     lines = list(read_lines(trained.metrics))
 
-    found = epochs_of(head(data, tmp_path))
+    found = epochs_of(head(data, run_folder))
 
     assert [line["train_loss"] for line in found] == [line["train_loss"] for line in lines]
     assert [line["valid_loss"] for line in found] == pytest.approx([line["valid_loss"] for line in lines], rel=1e-12)
     assert [line["valid_auroc"] for line in found] == pytest.approx([line["valid_auroc"] for line in lines], rel=1e-12)
 
 
-def test_trials_in_one_process_do_not_depend_on_each_other(data, tmp_path):
-    first = epochs_of(head(data, tmp_path / "a", lr=1e-2))
-    epochs_of(head(data, tmp_path / "b", head_width=8))
+def test_trials_in_one_process_do_not_depend_on_each_other(data, run_folder):
+    first = epochs_of(head(data, run_folder / "a", lr=1e-2))
+    epochs_of(head(data, run_folder / "b", head_width=8))
 
-    again = epochs_of(head(data, tmp_path / "c", lr=1e-2))
+    again = epochs_of(head(data, run_folder / "c", lr=1e-2))
 
     assert [line["valid_loss"] for line in again] == [line["valid_loss"] for line in first]
 
 
 @pytest.mark.parametrize("steps", [1, 9, 13])
-def test_a_trial_that_paused_trains_on_as_if_it_had_not(data, tmp_path, steps):
-    uninterrupted = epochs_of(head(data, tmp_path / "a"))
+def test_a_trial_that_paused_trains_on_as_if_it_had_not(data, run_folder, steps):
+    uninterrupted = epochs_of(head(data, run_folder / "a"))
     asked = iter([None] * (steps - 1) + ["window"])
-    paused = head(data, tmp_path / "b", lambda: next(asked))
+    paused = head(data, run_folder / "b", lambda: next(asked))
     with pytest.raises(Stopped):
         epochs_of(paused)
 
-    rest = epochs_of(head(data, tmp_path / "b"))
+    rest = epochs_of(head(data, run_folder / "b"))
 
     assert rest[-1]["valid_loss"] == uninterrupted[-1]["valid_loss"]
     assert len(rest) < 3 or steps < 9
 
 
-def test_a_trial_longer_than_a_minute_saves_checkpoints_between_epochs(data, tmp_path):
-    training = head(data, tmp_path)
+def test_a_trial_longer_than_a_minute_saves_checkpoints_between_epochs(data, run_folder):
+    training = head(data, run_folder)
     training.epoch()
-    assert not list(tmp_path.iterdir())
+    assert not list(run_folder.iterdir())
     training.saved_at = time.monotonic() - 61
 
     training.epoch()
 
-    assert head(data, tmp_path).state.epoch == 2
+    assert head(data, run_folder).state.epoch == 2
 
 
-def test_a_trial_pauses_at_the_pause_signal_and_at_the_runs_own_stop_request(tmp_path):
-    paths = new_run(tmp_path, build(SearchSpec, shards="shards"))
+def test_a_trial_pauses_at_the_pause_signal_and_at_the_runs_own_stop_request(run_folder):
+    paths = new_run(run_folder, build(SearchSpec, shards="shards"))
     trial, search = PauseSignal(paths, 2), PauseSignal(paths, 2)
     assert trial.reason() is None
 

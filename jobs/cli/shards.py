@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from data_shards.pack.sources import ImageFolder
 
 MEGABYTE = 1_000_000
+AS_PACKED = "Must be that of the data set."
 SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 
 PROCESSES = click.option(
@@ -171,9 +172,9 @@ ADDING = OptionGroup(
         click.option("--max-megapixels", type=click.IntRange(1, 2000), metavar="N",
                      help="Maximum size of an image, in megapixels.  [default: that of the data set]"),
         # The same for all images of a data set; accepted so that a script can state them.
-        click.option("--image-size", type=click.IntRange(0, 8192), hidden=True),
-        click.option("--encoding", type=click.Choice(["jpeg", "lossless"]), hidden=True),
-        click.option("--quality", type=click.IntRange(1, 100), hidden=True),
+        click.option("--image-size", type=click.IntRange(0, 8192), hidden=True, help=AS_PACKED),
+        click.option("--encoding", type=click.Choice(["jpeg", "lossless"]), hidden=True, help=AS_PACKED),
+        click.option("--quality", type=click.IntRange(1, 100), hidden=True, help=AS_PACKED),
     ),
 )  # fmt: skip
 ADD_OUTPUT = OptionGroup(

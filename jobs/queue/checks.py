@@ -45,6 +45,8 @@ def checked(settings: Settings, spec: Spec) -> Spec:
         refuse_fewer_gpus(spec.workers, settings.cluster_gpus, "the cluster can have")
     if isinstance(spec, TrainOptions):
         return _checked_train(spec)
+    if isinstance(spec, EvaluateSpec | PredictSpec | ExportSpec):
+        _refuse_unknown_threshold(settings, spec)
     if isinstance(spec, EvaluateSpec):
         return _checked_evaluate(settings, spec)
     if isinstance(spec, PredictSpec):
