@@ -30,8 +30,8 @@ def test_a_multi_label_run_reaches_the_figures_of_scikit_learn_on_its_own_table(
         done(say("predict", trained, str(shards), "--split", "test", "--output", str(table), "--wait"))
         done(say("export", trained, "--output", str(exported), "--wait"))
         metrics = json.loads(say("show", scored, "--json")[1])["result"]["metrics"]
-    rows = list(csv.DictReader((settings.storage / "runs" / scored / "predictions.csv").open()))
-    predicted = {row["file"]: row for row in csv.DictReader(table.open())}
+    rows = rows_of(settings.storage / "runs" / scored / "predictions.csv")
+    predicted = {row["file"]: row for row in rows_of(table)}
 
     assert metrics["auroc"] > 0.9
     assert len(rows) == len(predicted) == 64
@@ -48,6 +48,11 @@ def test_a_multi_label_run_reaches_the_figures_of_scikit_learn_on_its_own_table(
         assert found["accuracy"] == sk.accuracy_score(truth, decided)
         assert (found["n"], found["unknown"]) == (len(known), 64 - len(known))
     assert exported.stat().st_size > 1_000_000
+
+
+def rows_of(table):
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def done(said):
