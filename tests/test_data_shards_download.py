@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 
+from data_shards.download import kept_files as kept_files_module
 from data_shards.download.address import parse_address
 from data_shards.download.kept_files import MAX_BYTES, DownloadOptions, kept_file, kept_files, prune_kept_files
 from data_shards.errors import DownloadFailed, SourceError
@@ -323,6 +324,17 @@ def test_what_is_no_archive_is_named_and_not_kept(web, fetch, tmp_path, content,
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("kept_bytes", [10, len(ZIP) // 2, len(ZIP) - 30])
+def test_a_zip_archive_that_is_cut_off_is_not_kept_even_if_the_server_gives_no_length(web, fetch, tmp_path, kept_bytes):
+    web.coming.append(lambda request: request.good(upto=kept_bytes, length=-1))
+
+    with pytest.raises(DownloadFailed, match="chest.zip cannot be downloaded: the archive is cut off or damaged"):
+        fetch(f"{web.url}/chest.zip")
+
+    assert left_in(tmp_path) == []
+    assert fetch(f"{web.url}/chest.zip")[1] == ZIP
+
+
 def test_a_web_page_of_any_size_is_refused_at_its_beginning(web, fetch):
     web.content = b"<html>" + bytes(3_000_000)
 
@@ -336,6 +348,20 @@ def test_a_compression_for_the_way_is_undone(web, fetch):
     web.content, web.headers = gzip.compress(ZIP, 1), {"Content-Encoding": "gzip"}
 
     assert fetch(f"{web.url}/chest.zip", sha256=hashlib.sha256(ZIP).hexdigest()) == ("chest.zip", ZIP)
+
+
+def test_a_command_that_ends_after_the_compression_was_undone_is_no_obstacle_to_the_next_one(web, fetch, monkeypatch):
+    web.content, web.headers = gzip.compress(ZIP, 1), {"Content-Encoding": "gzip"}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kept_files_module, "archive_ending", interrupt)
+        fetch(f"{web.url}/chest.zip")
+
+    assert fetch(f"{web.url}/chest.zip") == ("chest.zip", ZIP)
+    assert web.asked_ranges() == [None, None]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_a_gz_file_that_the_server_calls_compressed_stays_as_it_is(web, fetch):

@@ -4,6 +4,7 @@ import gzip
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from data_shards.errors import DownloadFailed
@@ -49,6 +50,8 @@ def archive_ending(path: Path, shown: str) -> str:
         start = file.read(1024)
     refuse_web_page(shown, start)
     if start.startswith(ZIP_STARTS):
+        if not zipfile.is_zipfile(path):  # its directory is at the end
+            raise DownloadFailed(shown, "the archive is cut off or damaged", "check the address, and try it again")
         return ".zip"
     if _is_tar(path):
         return ".tar"
@@ -57,8 +60,8 @@ def archive_ending(path: Path, shown: str) -> str:
     raise DownloadFailed(shown, f"the address gave {_name(start)}, not a .zip or .tar archive", GIVE_ARCHIVE)
 
 
-def undo_gzip(path: Path, name: str, max_bytes: int) -> None:
-    """Decompress a file that the server compressed for the way.
+def undo_gzip(path: Path, name: str, max_bytes: int, *, before_replace: Callable[[], None]) -> None:
+    """Decompress a file that the server compressed for the way; `before_replace` is called when that is done.
 
     Servers also say so of a file that is a .gz by itself; such a file stays as it is.
 
@@ -76,6 +79,7 @@ def undo_gzip(path: Path, name: str, max_bytes: int) -> None:
                 file.write(data)
                 if file.tell() > max_bytes:
                     raise ValueError("it is larger than the limit when decompressed")
+        before_replace()
         target.replace(path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError("what the server sent is not gzip, as it says, or damaged") from error

@@ -224,7 +224,8 @@ def _remote(address: Address, options: DownloadOptions) -> RemoteFile:
 
 def _undo_gzip(address: Address, draft: Draft, options: DownloadOptions) -> None:
     try:
-        undo_gzip(draft.path, address.file_name, options.max_bytes)
+        # What replaces the draft is not what the server sends: nothing can be appended to it.
+        undo_gzip(draft.path, address.file_name, options.max_bytes, before_replace=draft.forget)
     except ValueError as error:
         draft.discard()
         raise DownloadFailed(address, str(error), "check the server and --max-download") from error

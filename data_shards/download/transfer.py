@@ -124,10 +124,14 @@ class Draft:
         facts = FileFacts(version=transfer.version, total=transfer.total, gzipped=transfer.gzipped)
         write_text_atomic(self._facts_path, facts.model_dump_json())
 
+    def forget(self) -> None:
+        """Remove what is known of the file, so that the next download starts at its beginning."""
+        self._facts_path.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Remove it."""
         self.path.unlink(missing_ok=True)
-        self._facts_path.unlink(missing_ok=True)
+        self.forget()
 
 
 def receive(remote: RemoteFile, draft: Draft, options: TransferOptions) -> FileFacts:
