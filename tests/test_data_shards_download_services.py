@@ -259,9 +259,11 @@ def test_a_drive_link_is_downloaded_by_its_id(drive, fetch):
     assert fetch.progress[-1] == (len(ZIP), len(ZIP))
 
 
-def test_a_drive_file_above_the_limit_ends_at_once(drive, fetch):
+def test_a_drive_file_above_the_limit_ends_at_once_and_leaves_nothing(drive, fetch, tmp_path):
     with pytest.raises(DownloadFailed, match=r"more than the limit of 0\.0001 GB; raise --max-download"):
         fetch(DRIVE_LINK, max_bytes=100_000)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
 
 
 def test_a_cut_drive_download_continues(drive, fetch, monkeypatch):
@@ -271,6 +273,33 @@ def test_a_cut_drive_download_continues(drive, fetch, monkeypatch):
 
     assert fetch(DRIVE_LINK) == drive.content
     assert drive.asked_ranges() == [None, "bytes=524288-"]  # gdown writes in steps of this size
+
+
+def test_a_drive_download_that_was_given_up_continues_with_the_next_command(drive, fetch, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda *_: 0)
+    drive.content = zip_bytes(x=bytes(1_500_000))
+    drive.coming += [cut(600_000), *[hang_up] * 9]
+    with pytest.raises(DownloadFailed, match="Google Drive cannot be reached; check the network"):
+        fetch(DRIVE_LINK)
+    drive.coming.clear()
+    drive.requests.clear()
+
+    assert fetch(DRIVE_LINK) == drive.content
+    assert drive.asked_ranges()[-1] == "bytes=524288-"
+
+
+def hang_up(request):
+    request.close_connection = True
+
+
+def test_a_drive_that_cannot_be_reached_is_not_called_a_file_that_is_not_shared(fetch, monkeypatch, tmp_path):
+    monkeypatch.setattr("random.uniform", lambda *_: 0)
+    monkeypatch.setattr(services, "DRIVE_URL", "http://127.0.0.1:9/uc?id={}")
+
+    with pytest.raises(DownloadFailed, match="Google Drive cannot be reached; check the network"):
+        fetch(DRIVE_LINK)
+
+    assert [path for path in (tmp_path / "downloads").iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_drive_page_instead_of_a_file_is_named(drive, fetch):

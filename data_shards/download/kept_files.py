@@ -169,7 +169,9 @@ def _download(address: Address, entry: _Entry, options: DownloadOptions) -> Kept
     try:
         name, size, sha256 = _fetch(address, entry, options)
     except DownloadFailed:
-        if new and not entry.draft.size:
+        if not entry.draft.size:
+            entry.draft.forget()
+        if new and not _bytes_below(entry.folder):  # gdown's draft has another name
             shutil.rmtree(entry.folder)
         raise
     fetched = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -30,6 +30,7 @@ def download_from_drive(file_id: str, shown: str, target: Path, options: Transfe
         require_allowed_size(shown, total or done, options)
         options.on_bytes(done, total)
 
+    unreachable = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     try:
         gdown.download(
             url=DRIVE_URL.format(file_id),
@@ -41,13 +42,16 @@ def download_from_drive(file_id: str, shown: str, target: Path, options: Transfe
             timeout=TIMEOUT_SECONDS,
             retries=RETRIES,
         )
-    except (requests.ConnectionError, requests.Timeout) as error:
-        raise DownloadFailed(shown, "Google Drive cannot be reached", "check the network") from error
-    except (DownloadFailed, OSError) as error:
-        if isinstance(error, requests.RequestException):
-            raise _not_shared(shown) from error
+    except DownloadFailed:  # it is too large
+        for part in target.parent.glob(f"{target.name}*.part"):
+            part.unlink()
         raise
-    except Exception as error:  # gdown's own, and those of pages that it does not understand
+    except Exception as error:  # gdown's own too, and those of pages that it does not understand
+        # After its last try, gdown raises its own error from that of requests.
+        if isinstance(error, unreachable) or isinstance(error.__cause__, unreachable):
+            raise DownloadFailed(shown, "Google Drive cannot be reached", "check the network") from error
+        if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+            raise
         raise _not_shared(shown) from error
 
 
