@@ -1,6 +1,8 @@
+import fcntl
 import gzip
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -328,7 +330,7 @@ def test_what_is_no_archive_is_named_and_not_kept(web, fetch, tmp_path, content,
 def test_a_zip_archive_that_is_cut_off_is_not_kept_even_if_the_server_gives_no_length(web, fetch, tmp_path, kept_bytes):
     web.coming.append(lambda request: request.good(upto=kept_bytes, length=-1))
 
-    with pytest.raises(DownloadFailed, match="chest.zip cannot be downloaded: the archive is cut off or damaged"):
+    with pytest.raises(DownloadFailed, match=r"chest\.zip cannot be downloaded: the archive is cut off or damaged"):
         fetch(f"{web.url}/chest.zip")
 
     assert left_in(tmp_path) == []
@@ -352,9 +354,10 @@ def test_a_compression_for_the_way_is_undone(web, fetch):
 
 def test_a_command_that_ends_after_the_compression_was_undone_is_no_obstacle_to_the_next_one(web, fetch, monkeypatch):
     web.content, web.headers = gzip.compress(ZIP, 1), {"Content-Encoding": "gzip"}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(kept_files_module, "archive_ending", interrupt)
-        fetch(f"{web.url}/chest.zip")
+        with pytest.raises(KeyboardInterrupt):
+            fetch(f"{web.url}/chest.zip")
 
     assert fetch(f"{web.url}/chest.zip") == ("chest.zip", ZIP)
     assert web.asked_ranges() == [None, None]
@@ -523,7 +526,79 @@ def test_of_two_commands_at_once_one_downloads(web, fetch, tmp_path):
 
     assert found == [ZIP, ZIP]
     assert len(web.requests) == 1
-    assert waits[0] == f"waiting for another command that downloads {web.url}/chest.zip"
+    assert waits[0] == f"waiting for another command that uses {web.url}/chest.zip"
+
+
+def test_commands_that_read_the_same_kept_file_do_not_wait_for_each_other(web, fetch, tmp_path):
+    def refuse_to_wait(line):
+        assert "waiting" not in line
+
+    options = DownloadOptions(folder=tmp_path / "downloads", on_note=refuse_to_wait)
+    fetch(f"{web.url}/chest.zip")
+
+    with (
+        kept_file(parse_address(f"{web.url}/chest.zip"), options) as first,
+        kept_file(parse_address(f"{web.url}/chest.zip"), options) as second,
+    ):
+        assert first.read_bytes() == second.read_bytes() == ZIP
+
+
+def test_a_file_that_is_pruned_between_its_download_and_its_use_is_downloaded_again(web, fetch, tmp_path, monkeypatch):
+    flock, removed = fcntl.flock, []
+
+    def prune_before_sharing(file, operation):
+        if operation & fcntl.LOCK_SH and not removed and list(tmp_path.rglob("kept.json")):
+            flock(file, fcntl.LOCK_UN)
+            removed.append(prune_kept_files(tmp_path / "downloads", 0))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", prune_before_sharing)
+
+    assert fetch(f"{web.url}/chest.zip")[1] == ZIP
+    assert removed[0] > len(ZIP)
+    assert len(web.requests) == 2
+
+
+def test_the_sha256_of_a_download_is_computed_once(web, fetch, monkeypatch):
+    monkeypatch.setattr(kept_files_module, "NOTED_BYTES", 0)
+
+    fetch(f"{web.url}/chest.zip", sha256=hashlib.sha256(ZIP).hexdigest())
+
+    assert fetch.notes == ["computing the sha256 of 0.0 GB"]
+
+
+def test_the_list_leaves_out_what_another_command_removes_meanwhile(tmp_path):
+    draft = tmp_path / "key" / "draft"
+
+    def come_and_go():
+        for _ in range(1000):
+            draft.parent.mkdir()
+            draft.write_bytes(b"x")
+            draft.unlink()
+            draft.parent.rmdir()
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    lists = []
+    while other.is_alive():
+        lists += [kept_files(tmp_path)]
+    other.join()
+
+    assert {kept.bytes for found in lists for kept, _ in found} <= {0, 1}
+    assert kept_files(tmp_path) == ()
+
+
+def test_prune_passes_over_what_another_command_has_pruned(web, fetch, tmp_path, monkeypatch):
+    fetch(f"{web.url}/chest.zip")
+    flock, folder = fcntl.flock, next(tmp_path.rglob("kept.json")).parent
+
+    def remove_before_locking(file, operation):
+        shutil.rmtree(folder)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_before_locking)
+
+    assert prune_kept_files(tmp_path / "downloads", 0) == 0
 
 
 def test_kept_files_are_listed_and_pruned_but_not_while_they_are_used(web, fetch, tmp_path):

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,26 +93,34 @@ class _Entry:
         """Return what is kept, None if nothing is complete."""
         try:
             kept = KeptFile.model_validate_json(self.facts_path.read_bytes())
+            path = self.folder / kept.name
+            return kept if path.is_dir() or (path.is_file() and path.stat().st_size == kept.bytes) else None
         except (OSError, ValueError):
             return None
-        path = self.folder / kept.name
-        return kept if path.is_dir() or (path.is_file() and path.stat().st_size == kept.bytes) else None
 
-    def used(self) -> float:
-        """Return when it was last used, in seconds since the Unix epoch."""
-        path = self.facts_path if self.facts_path.exists() else self.folder
-        return path.stat().st_mtime
+    def used(self) -> float | None:
+        """Return when it was last used, in seconds since the Unix epoch; None if it was removed meanwhile."""
+        for path in (self.facts_path, self.folder):
+            with suppress(FileNotFoundError):
+                return path.stat().st_mtime
+        return None
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[int]:
-        """Hold the lock of the address alone; yield its handle."""
-        with self.folder.with_name(f"{self.folder.name}.lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file.fileno()
+    def lock(self, on_wait: Callable[[], None]) -> Iterator[Callable[[int], None]]:
+        """Yield what takes the lock of the address, LOCK_SH or LOCK_EX, in place of what was held before.
+
+        Between the two nothing is held: what was looked at before may have changed.
+        """
+        with self.folder.with_name(f"{self.folder.name}.lock").open("a+") as file:  # LOCK_SH on NFS needs reading
+
+            def take(operation: int) -> None:
+                try:
+                    fcntl.flock(file, operation | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    on_wait()
+                    fcntl.flock(file, operation)
+
+            yield take
 
 
 @contextmanager
@@ -125,25 +133,20 @@ def kept_file(address: Address, options: DownloadOptions) -> Iterator[Path]:
     """
     entry = _Entry(options.folder / address.key)
     options.folder.mkdir(parents=True, exist_ok=True)
-    with entry.locked(lambda: options.on_note(f"waiting for another command that downloads {address}")) as lock:
-        kept = None if options.refresh else entry.kept()
-        if kept is None:
-            kept = _download(address, entry, options)
-        else:
-            options.on_note(f"using the copy of {address} from {kept.fetched}; --refresh downloads it again")
-        path = entry.folder / kept.name
-        if options.sha256 and kept.sha256 is not None:
-            _require_sha256(address, _sha256_of(path, options), options.sha256)
+    with entry.lock(lambda: options.on_note(f"waiting for another command that uses {address}")) as take_lock:
+        kept = _take(address, entry, options, take_lock)
         os.utime(entry.facts_path)
-        fcntl.flock(lock, fcntl.LOCK_SH)  # others may read it too
-        yield path
+        yield entry.folder / kept.name
 
 
 def kept_files(folder: Path) -> tuple[tuple[KeptFile, float], ...]:
-    """Return what is kept and when it was last used, in seconds since the Unix epoch; least recently used first."""
+    """Return what is kept and when it was last used, in seconds since the Unix epoch; least recently used first.
+
+    No lock is taken: what another command removes meanwhile is left out.
+    """
     entries = [_Entry(path) for path in folder.glob("*/")]
     found = [(entry.kept() or KeptFile(bytes=_bytes_below(entry.folder)), entry.used()) for entry in entries]
-    return tuple(sorted(found, key=lambda one: one[1]))
+    return tuple(sorted(((kept, used) for kept, used in found if used is not None), key=lambda one: one[1]))
 
 
 def prune_kept_files(folder: Path, unused_seconds: float) -> int:
@@ -156,11 +159,36 @@ def prune_kept_files(folder: Path, unused_seconds: float) -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            if time.time() - entry.used() >= unused_seconds:
+            used = entry.used()
+            if used is not None and time.time() - used >= unused_seconds:
                 freed += _bytes_below(path)
                 entry.facts_path.unlink(missing_ok=True)  # first: what is half removed is not kept
                 shutil.rmtree(path)
     return freed
+
+
+def _take(address: Address, entry: _Entry, options: DownloadOptions, take_lock: Callable[[int], None]) -> KeptFile:
+    """Return what is kept, downloaded and checked if need be, with a lock that others share.
+
+    The lock is held alone for a download only: commands that read the same file do not wait for each other.
+    """
+    refresh, downloaded = options.refresh, None
+    while True:
+        take_lock(fcntl.LOCK_SH)
+        kept = None if refresh else entry.kept()
+        if kept is not None:
+            if kept != downloaded:  # else it has been checked
+                _reuse(address, entry.folder / kept.name, kept, options)
+            return kept
+        take_lock(fcntl.LOCK_EX)
+        if refresh or entry.kept() is None:  # else another command has downloaded it meanwhile
+            downloaded, refresh = _download(address, entry, options), False
+
+
+def _reuse(address: Address, path: Path, kept: KeptFile, options: DownloadOptions) -> None:
+    options.on_note(f"using the copy of {address} from {kept.fetched}; --refresh downloads it again")
+    if options.sha256 and kept.sha256 is not None:
+        _require_sha256(address, _sha256_of(path, options), options.sha256)
 
 
 def _download(address: Address, entry: _Entry, options: DownloadOptions) -> KeptFile:
@@ -267,4 +295,10 @@ def _sha256_of(path: Path, options: DownloadOptions) -> str:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Return the bytes of the files in a folder, without those that another command removes meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size
