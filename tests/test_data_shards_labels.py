@@ -172,6 +172,68 @@ def test_a_name_that_fits_two_images_is_ambiguous_unless_one_is_meant(paths, cel
     assert matched == found or (found is None and isinstance(matched, Ambiguous))
 
 
+@pytest.mark.parametrize("cell", ["x/a", "x/a.png", "x/a.jpg", "x\\a.dcm"])
+def test_the_image_whose_folder_the_cell_names_is_meant_although_another_has_the_same_id(cell):
+    matcher = ImageMatcher(["x/a.png", "y/a.jpg"])
+
+    assert matcher.find(cell) == "x/a.png"
+
+
+PATIENTS = [f"patient{n}/view1_frontal.png,{'a' if n == 2 else 'b'}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("readers", ["agree", "majority", "refuse"])
+def test_a_row_of_another_patient_does_not_label_the_image_of_the_same_name(tmp_path, readers):
+    folder = source(tmp_path, ["patient2/view1_frontal.png", "patient7/x.png"], t_csv=["file,label", *PATIENTS, "x,b"])
+
+    found = scanned(folder, "t.csv", readers=readers)
+
+    assert labels_of(found) == {"patient2/view1_frontal.png": "a", "patient7/x.png": "b"}
+    assert [line.partition(" (")[0] for line in found.labels.rows_without_image] == [
+        f"t.csv line {n + 1}: patient{n}/view1_frontal.png" for n in (1, 3, 4, 5)
+    ]
+
+
+def test_rows_of_several_folders_do_not_label_the_image_of_another_folder(tmp_path):
+    rows = ["patient1/view1,a", "patient3/view1.png,a", "q/patient3/view1,a", "x,a", "y,b"]
+    folder = source(tmp_path, ["patient2/view1.png", "x.png", "y.png"], t_csv=["file,label", *rows])
+
+    found = scanned(folder, "t.csv", allow_unmatched=True)
+
+    assert labels_of(found) == {"x.png": "a", "y.png": "b"}
+    assert found.labels.images_without_row == ("patient2/view1.png",)
+    assert len(found.labels.rows_without_image) == 3
+
+
+def test_rows_of_one_other_folder_label_an_image_and_are_counted(tmp_path):
+    rows = ["old/x.png,a", "data/old/x.png,a", "old/y.png,b", "z.png,b"]
+    folder = source(tmp_path, [f"new/{name}.png" for name in "xyz"], t_csv=["file,label", *rows])
+
+    found = scanned(folder, "t.csv")
+
+    assert labels_of(found) == {"x.png": "a", "y.png": "b", "z.png": "b"}
+    assert "3 of 4 rows match by file name alone; their folders differ" in found.labels.notes
+
+
+def test_a_row_of_another_patient_does_not_make_the_image_of_the_same_name_ambiguous(tmp_path):
+    rows = ["p1/view1,a", "p2/view1,a", "p3/view1,b"]
+    folder = source(tmp_path, ["p2/view1.png", "p3/view1.jpg"], t_csv=["file,label", *rows])
+
+    found = scanned(folder, "t.csv")
+
+    assert labels_of(found) == {"p2/view1.png": "a", "p3/view1.jpg": "b"}
+
+
+def test_a_row_means_the_image_beside_the_split_folders_if_it_names_its_folder(tmp_path):
+    names = ["train/a.png", "train/b.png", "train/c.png", "test/d.png", "copy/a.png"]
+    rows = ["copy/a.png,x", "b.png,x", "c.png,y", "d.png,y"]
+    folder = source(tmp_path, names, t_csv=["file,label", *rows])
+
+    found = scanned(folder, "t.csv", split="50/50/0", split_column="none")
+
+    assert labels_of(found) == {"copy/a.png": "x", "train/b.png": "x", "train/c.png": "y", "test/d.png": "y"}
+
+
 def test_the_nearest_name_is_searched_with_and_without_ending():
     assert nearest("IM-0001.png", ["a/IM-0002x.png", "b/IM-00O1.png"]) == "b/IM-00O1.png"
     assert nearest("zzz", ["a/IM-0002x.png"]) is None
@@ -471,6 +533,27 @@ def test_an_image_in_two_lists_is_refused_and_an_unknown_entry_is_named(tmp_path
     found = scanned(folder, "t.csv", split="50/50/0", split_files=(("test", "one.txt"),))
 
     assert "one.txt: 1 of 3 entries name no image, such as 'bb.png' (nearest: b.png)" in found.labels.notes
+
+
+def test_an_entry_of_a_list_does_not_mean_the_image_of_another_folder_that_another_entry_names(tmp_path):
+    rows = ["image,label", "view1,x", "b,y", "c,x", "d,x"]
+    folder = source(
+        tmp_path,
+        ["p2/view1.png", "p3/b.png", "p4/c.png", "p4/d.png"],
+        t_csv=rows,
+        train_txt=["p1/view1.png", "b.png", "p4/d.png"],
+        test_txt=["p2/view1.png", "old/c.png"],
+    )
+
+    found = scanned(folder, "t.csv", split=None, split_files=(("train", "train.txt"), ("test", "test.txt")))
+
+    assert {image.name: image.split for image in found.images} == {
+        "p2/view1.png": "test", "p3/b.png": "train", "p4/c.png": "test", "p4/d.png": "train",
+    }  # fmt: skip
+    assert found.labels.notes[-2:] == (
+        "train.txt: 1 of 3 entries name no image, such as 'p1/view1.png' (nearest: p2/view1.png)",
+        "test.txt: 1 of 2 entries match by file name alone; their folders differ",
+    )
 
 
 def test_all_images_in_train_are_refused_with_the_cure(tmp_path):

@@ -121,6 +121,24 @@ def test_an_image_that_the_csv_leaves_out_is_not_given_the_group_of_its_namesake
         groups_of(["covid/0001.jpg", "normal/0001.jpg"], str(table))
 
 
+@pytest.mark.parametrize(
+    "rows", [["a/1.jpg,p1", "b/1.jpg,p2", "c/1.jpg,p3"], ["b/1.jpg,p2", "a/1.jpg,"], ["old/1.jpg,p2"]]
+)
+def test_an_image_is_given_the_group_of_the_row_with_its_folder_else_that_of_a_single_row(tmp_path, rows):
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join(["file,group", *rows]))
+
+    assert groups_of(["set/b/1.jpg"], str(table)) == {"set/b/1.jpg": "p2"}
+
+
+def test_rows_with_other_folders_give_no_group_if_they_differ(tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text("file,group\na/1.jpg,p1\nc/1.jpg,p1\n")
+
+    with pytest.raises(SourceError, match=r"gives 1 of 1 images no group, such as b/1\.jpg"):
+        groups_of(["b/1.jpg"], str(table))
+
+
 def test_groups_come_from_a_bracket_in_a_regular_expression():
     assert groups_of(["a/007_1.png", "b/007_2.png"], "([0-9]+)_") == {"a/007_1.png": "007", "b/007_2.png": "007"}
 

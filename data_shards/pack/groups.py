@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import is_missing, whole_numbers
+from data_shards.pack.labels.column_matching import match_cells
 from data_shards.pack.labels.columns import GROUP_NAMES, IMAGE_NAMES, by_usual_name, find_image_column, listed
 from data_shards.pack.labels.matching import Ambiguous, ImageMatcher
 from data_shards.pack.labels.tables import Table, read_table
@@ -57,10 +58,11 @@ def _by_table(file: str, names: Sequence[str]) -> Find:
     numbers = whole_numbers(cells)
     exact: dict[str, dict[str, int]] = defaultdict(dict)
     others: dict[str, dict[str, int]] = defaultdict(dict)
-    for number, (cell, found) in enumerate(zip(table.column(image), cells, strict=True)):
+    named = table.column(image)
+    images = match_cells(named, [matcher]).images
+    for number, (cell, found, matched) in enumerate(zip(named, cells, images, strict=True)):
         if is_missing(found):
             continue
-        matched = matcher.find(cell)
         for name in matched.images if isinstance(matched, Ambiguous) else [matched] if matched else []:
             rows = exact if name == normalized_name(cell).removeprefix("./") else others
             rows[name].setdefault(numbers.get(found, found), number)

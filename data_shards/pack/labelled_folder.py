@@ -10,6 +10,7 @@ from data_shards.errors import SourceError
 from data_shards.pack.dicom_headers import check_dicom_options, require_classes, with_header_facts
 from data_shards.pack.file_tree import FileTree, join
 from data_shards.pack.labels.classes import make_classes
+from data_shards.pack.labels.column_matching import SourceImages
 from data_shards.pack.labels.labelled import label_images
 from data_shards.pack.labels.splits import decide_splits, read_split_lists
 from data_shards.pack.labels.tables import find_table
@@ -64,10 +65,11 @@ def scan_labelled_folder(
     tree = read_image_tree(folder, source=source)
     layout = _layout(tree)
     paths, masks = _paths(tree, layout)
-    labelled = label_images(folder, paths, layout.split_folders, options)
+    source_images = SourceImages(paths)
+    labelled = label_images(folder, source_images, layout.split_folders, options)
     classes = make_classes(labelled, options, adds_to)
     taken = [image for image in labelled.images if image.path in classes.label_of or image.path in classes.targets_of]
-    lists = read_split_lists(folder, [path for some in paths for path in some], options.split_files)
+    lists = read_split_lists(folder, source_images.matcher, options.split_files)
     splits = decide_splits(
         [image.path for image in taken],
         lists=lists if options.split_files else None,

@@ -10,6 +10,7 @@ from data_shards.errors import SourceError
 from data_shards.pack.file_tree import FileTree, join, read_tree
 from data_shards.pack.label_tables import LabelTable, best_table
 from data_shards.pack.labels.labelled import LabelReport
+from data_shards.pack.labels.matching import ImageMatcher
 from data_shards.pack.labels.splits import decide_splits, read_split_lists
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
@@ -186,7 +187,7 @@ def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions) -> 
     if not options.split_files:
         return image_folder
     paths = {image.path.relative_to(folder).as_posix(): image for image in image_folder.images}
-    lists = read_split_lists(folder, list(paths), options.split_files)
+    lists = read_split_lists(folder, ImageMatcher(paths), options.split_files)
     splits = decide_splits(list(paths), lists=lists, shares=options.split)
     return replace(
         image_folder,

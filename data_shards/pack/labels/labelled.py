@@ -8,11 +8,11 @@ from typing import Any
 from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import is_missing, whole_numbers
 from data_shards.pack.labels.chosen_columns import ChosenColumns, choose_columns, read_tables
+from data_shards.pack.labels.column_matching import SourceImages
 from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.conditions import fulfilled
 from data_shards.pack.labels.findings import Findings, findings_of_cells, findings_of_columns, vote
 from data_shards.pack.labels.joining import Rows
-from data_shards.pack.labels.matching import ImageMatcher
 from data_shards.pack.labels.row_matching import MatchedRows, match_rows
 from data_shards.pack.names import normalized_name, split_of
 from data_shards.pack.options import LabelOptions, PackOptions
@@ -86,13 +86,13 @@ class LabelledImages:
 
 
 def label_images(
-    folder: Path, paths: Sequence[Sequence[str]], split_folders: Mapping[str, str], options: PackOptions
+    folder: Path, images: SourceImages, split_folders: Mapping[str, str], options: PackOptions
 ) -> LabelledImages:
     """Return the images that the tables of `options.labels` label.
 
     Args:
         folder: The source.
-        paths: Paths of its images; those of a later sequence are meant only if no image of an earlier one fits.
+        images: Its images.
         split_folders: The folder of each split, if there are such folders.
         options: The tables and how to read them.
 
@@ -101,13 +101,13 @@ def label_images(
         SourceError: The tables cannot be read, or contradict themselves or the images.
     """
     labels = options.labels or LabelOptions(tables=())
-    rows, image = read_tables(folder, ImageMatcher(path for some in paths for path in some), labels)
+    rows, image = read_tables(folder, images.matcher, labels)
     columns = choose_columns(rows, image, labels, multi_label=options.multi_label)
     kept = fulfilled(rows, options.where)
     matched = match_rows(
         rows,
         image,
-        paths,
+        images,
         folder=folder,
         split_folders=split_folders,
         allow_unmatched=labels.allow_unmatched,
@@ -213,6 +213,8 @@ class _ReadTable:
         )
         if columns.group is not None:
             notes.append(f"groups: column {names[columns.group]!r}; --group-column none leaves it out")
+        if by_name := self.matched.rows_by_name:
+            notes.append(f"{by_name} of {len(self.rows.rows)} rows match by file name alone; their folders differ")
         for table in self.rows.tables:
             if table.encoding != "UTF-8":
                 notes.append(f"{table.name} is read as {table.encoding}; save it as UTF-8 if names look wrong")

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
@@ -40,7 +40,7 @@ class ImageMatcher:
 
     Upper and lower case, the Unicode form, backslashes for slashes and the ending may differ, unless two images differ
     in that alone. Folders that both the cell and the path have must agree, as far as the shorter one goes. Where all
-    images have different file names, other folders may differ too, except those of splits.
+    images have different file names and no folders agree, other folders may differ too, except those of splits.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -70,11 +70,24 @@ class ImageMatcher:
             cell: A path, a file name, or an id.
             near: Folders; of several images of one name, the one that lies in one of them is meant.
         """
+        return self.find_by_folder(cell, near) or self.find_by_name(cell, near)
+
+    def find_by_folder(self, cell: str, near: Sequence[str] = ()) -> str | Ambiguous | None:
+        """Return the path of the image that a cell names, if the folders of both agree."""
+        return self._find(cell, near, folders_agree)
+
+    def find_by_name(self, cell: str, near: Sequence[str] = ()) -> str | Ambiguous | None:
+        """Return the path of the image that a cell names by its file name alone. Another cell may name it better."""
+        return self._find(cell, near, _splits_agree) if self._has_own_names else None
+
+    def _find(
+        self, cell: str, near: Sequence[str], fits: Callable[[Sequence[str], Sequence[str]], bool]
+    ) -> str | Ambiguous | None:
+        """Return the image whose folders fit those of a cell, both from the innermost folder on."""
         cell = unicodedata.normalize("NFC", cell)
         for text in dict.fromkeys((cell, cell.replace("\\", "/"))):
-            parts = tuple(part for part in text.casefold().split("/") if part not in ("", ".", ".."))
-            for candidates, named in self._candidates(parts):
-                fitting = [image for image in candidates if self._fits(named, image.parts)]
+            for candidates, named in self._candidates(_parts(text)):
+                fitting = [image for image in candidates if fits(named[-2::-1], image.parts[-2::-1])]
                 if fitting:
                     return _chosen(fitting, text, near)
         return None
@@ -102,13 +115,23 @@ class ImageMatcher:
             yield self._by_stem.get(number, []), (*folders, "")
             yield self._by_number.get(number.lstrip("0"), []), (*folders, "")  # a spreadsheet drops leading zeros
 
-    def _fits(self, named: tuple[str, ...], path: tuple[str, ...]) -> bool:
-        """Whether the folders of a cell and of a path agree; the last parts do."""
-        given, found = named[-2::-1], path[-2::-1]
-        if all(one == other for one, other in zip(given, found, strict=False)):
-            return True
-        splits = {_split_among(given), _split_among(found)} - {None}
-        return self._has_own_names and len(splits) <= 1
+
+def folders_agree(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether two paths have the same folders, from the innermost on as far as the shorter one goes."""
+    return all(one == other for one, other in zip(first, second, strict=False))
+
+
+def folders_in(cell: str) -> tuple[str, ...]:
+    """Return the folders that a cell gives, the innermost first."""
+    return _parts(unicodedata.normalize("NFC", cell).replace("\\", "/"))[-2::-1]
+
+
+def _splits_agree(first: Sequence[str], second: Sequence[str]) -> bool:
+    return len({_split_among(first), _split_among(second)} - {None}) <= 1
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.casefold().split("/") if part not in ("", ".", ".."))
 
 
 def _chosen(fitting: Sequence[_Image], text: str, near: Sequence[str]) -> str | Ambiguous:

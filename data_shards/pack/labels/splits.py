@@ -9,6 +9,7 @@ from typing import Any
 from data_shards.errors import OptionError, SourceError
 from data_shards.index import SPLITS
 from data_shards.pack.labels.chosen_columns import names_image
+from data_shards.pack.labels.column_matching import match_cells
 from data_shards.pack.labels.columns import find_image_column
 from data_shards.pack.labels.matching import Ambiguous, ImageMatcher, nearest
 from data_shards.pack.labels.tables import find_table, read_lines, read_table
@@ -25,33 +26,34 @@ class SplitLists:
 
     Attributes:
         split_of: The split of each image that is in a list, by its path.
-        notes: Entries that name no image, for each list.
+        notes: For each list how many entries name no image, or one by its file name alone.
     """
 
     split_of: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
-def read_split_lists(folder: Path, paths: Sequence[str], lists: Sequence[tuple[str, str]]) -> SplitLists:
+def read_split_lists(folder: Path, matcher: ImageMatcher, lists: Sequence[tuple[str, str]]) -> SplitLists:
     """Return the split of each image that a list names.
 
     Args:
         folder: The source; a list may lie in it.
-        paths: Paths of the images below it.
+        matcher: The images below it.
         lists: A split and the path of its list: a text file with an image on each line, or a table.
 
     Raises:
         OptionError: A list is not there.
         SourceError: It cannot be read, names no image, or names one that is in another list too.
     """
-    matcher = ImageMatcher(paths)
+    entries_of = [_entries(find_table(name, folder), name, matcher) for _, name in lists]
+    matched = match_cells([entry for entries in entries_of for entry in entries], [matcher])
     split_of: dict[str, str] = {}
     notes = []
-    for split, name in lists:
-        entries = _entries(find_table(name, folder), name, matcher)
+    end = 0
+    for (split, name), entries in zip(lists, entries_of, strict=True):
+        start, end = end, end + len(entries)
         unknown = []
-        for entry in entries:
-            path = matcher.find(entry)
+        for entry, path in zip(entries, matched.images[start:end], strict=True):
             if isinstance(path, Ambiguous):
                 raise SourceError(
                     f"{name}: {entry!r} fits {len(path.images)} images, {' and '.join(path.images[:2])}; "
@@ -67,6 +69,8 @@ def read_split_lists(folder: Path, paths: Sequence[str], lists: Sequence[tuple[s
             raise SourceError(f"{name} names no image of the source{_shown(unknown, matcher)}; give another list")
         if unknown:
             notes.append(f"{name}: {len(unknown)} of {len(entries)} entries name no image{_shown(unknown, matcher)}")
+        if by_name := matched.count_by_name(start, end):
+            notes.append(f"{name}: {by_name} of {len(entries)} entries match by file name alone; their folders differ")
     return SplitLists(split_of=split_of, notes=tuple(notes))
 
 
