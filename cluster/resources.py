@@ -30,7 +30,8 @@ class Machine:
 def this_machine() -> Machine:
     """Return the CPUs and GPUs of this machine; without the NVIDIA driver there are no GPUs."""
     found = count_gpus()
-    return Machine(cpus=cpu_count(), gpus=found.usable, hidden_gpus=found.in_all - found.usable, gpu_fault=found.fault)
+    hidden = max(0, found.in_all - found.usable)  # of one GPU, several MIG instances may be usable
+    return Machine(cpus=cpu_count(), gpus=found.usable, hidden_gpus=hidden, gpu_fault=found.fault)
 
 
 def gpus_per_worker(requested: int | str, workers: int, machine: Machine) -> int:

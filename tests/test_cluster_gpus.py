@@ -94,6 +94,15 @@ def test_without_the_variable_all_gpus_count_and_with_it_the_others_are_hidden(n
     assert this_machine().hidden_gpus == 7
 
 
+def test_instances_of_one_gpu_hide_no_gpu(nvidia_smi, monkeypatch):
+    nvidia_smi(f"echo {UUIDS[0]}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+
+    machine = this_machine()
+
+    assert (machine.gpus, machine.hidden_gpus) == (2, 0)
+
+
 def test_without_a_driver_there_is_no_gpu_and_no_fault(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
 
