@@ -74,11 +74,12 @@ class Lease:
         """Return the lease of an attempt that the parent process claimed.
 
         Raises:
-            LeaseLost: A newer attempt exists, or this one was never claimed.
+            LeaseLost: A newer attempt exists, this one has ended, or it was never claimed.
         """
         lease = cls(paths, attempt)
         if not lease.file.exists():
             raise LeaseLost(f"{paths.run_id}: attempt {attempt} was never claimed")
+        lease.check()  # before it: the folder of an attempt that has ended must stay away
         lease.drafts.mkdir(exist_ok=True)  # a job worker of version 0.1.0 claims without it
         lease.check()  # after it: a newer attempt creates its file first and then removes this folder
         return lease
@@ -241,7 +242,7 @@ class Lease:
 
 
 def revoke(paths: RunPaths, attempt: int) -> None:
-    """Mark an attempt dead, so that it can publish nothing if it comes back.
+    """Mark an attempt dead or ended, so that it can publish nothing if a process of it comes back or starts late.
 
     Raises:
         OSError: The storage cannot be written.

@@ -23,7 +23,7 @@ from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.queue.worker_list import drain, live_workers
-from jobs.runs.outcomes import Change, end, mark_dead
+from jobs.runs.outcomes import Change, end, lost, mark_dead
 from jobs.runs.request import JobRequest
 from jobs.runs.state import changing, write_state
 from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
@@ -117,6 +117,27 @@ def test_a_run_that_crashes_after_it_has_published_has_succeeded(settings: Setti
     end(paths, lease, SEGMENTATION_FAULT)
 
     assert state_of(settings.storage, paths.run_id).state == "succeeded"
+
+
+def test_a_run_that_hangs_after_it_has_published_has_succeeded(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    write_json(paths.result, {"metrics": {"accuracy": 1.0}})
+
+    end(paths, lease, lost(paths, 1, "no progress for 600 s in the phase 'evaluate'"))
+
+    state = state_of(settings.storage, paths.run_id)
+    assert (state.state, state.losses) == ("succeeded", 0)
+
+
+def test_a_trainer_that_starts_after_its_attempt_has_ended_publishes_nothing(settings: Settings) -> None:
+    paths, lease = taken(settings)
+    end(paths, lease, Change("queued", "Ray does not answer"))  # it got the job, but its answer was lost
+
+    with pytest.raises(LeaseLost, match="attempt 1 was marked dead"):
+        Lease.join(paths, 1)
+
+    assert not lease.drafts.exists()
+    assert state_of(settings.storage, paths.run_id).state == "queued"
 
 
 def test_a_run_that_was_marked_dead_while_it_published_is_not_run_again(settings: Settings) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from cluster import guard
 from cluster.errors import LeaseLost, StorageError
 from cluster.exit_codes import ExitCode
-from cluster.fencing import fence_off
 from cluster.files import is_damage, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
@@ -80,13 +79,14 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
     Args:
         paths: The run's files.
         lease: The attempt.
-        how: Its exit code, or the change for an attempt that never started (ignored if it was asked to stop).
+        how: Its exit code, or the change for an attempt that never started or was killed because it hung (ignored if
+            it has published its result, or was asked to stop).
     """
     with contextlib.suppress(LeaseLost), changing(paths) as state:
         lease.check()
-        fence_off(paths, before=lease.attempt + 1)  # a process of it that still runs publishes nothing from here on
+        revoke(paths, lease.attempt)  # a process of it that still runs, or starts late, publishes nothing from here on
         # Read under the lock: `cancel` holds it too while it writes its request, so no request is missed.
-        if isinstance(how, Change) and StopRequest.read(paths.stop, lease.attempt):
+        if isinstance(how, Change) and (paths.result.exists() or StopRequest.read(paths.stop, lease.attempt)):
             how = ExitCode.UNKNOWN
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
