@@ -9,6 +9,7 @@ import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 
+from cluster.errors import InsufficientResources
 from cluster.exit_codes import ExitCode
 from cluster.run_paths import RunPaths
 from tests.trained import lease_in
@@ -16,6 +17,7 @@ from trainer import __main__ as trainer_main
 from trainer.attempt import Attempt, Settings
 from trainer.distributed import ray_train
 from trainer.distributed.infrastructure import TABLE, infrastructure_error
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import InfrastructureError, TrainerError
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
@@ -84,6 +86,12 @@ NOT_RETRIED = [
         "on CUDA device 1b000"
     ),
     RuntimeError(NCCL + "invalid argument, NCCL version 2.27.3\nncclInvalidArgument: Invalid value for an argument."),
+    RuntimeError(
+        NCCL + "unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.3\n"
+        "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+    ),
+    RuntimeError("Distributed package doesn't have NCCL built in"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ...", 2),
     torch.AcceleratorError("CUDA error: device-side assert triggered", 710),
     torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
     torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device", 209),
@@ -141,6 +149,17 @@ def test_every_row_of_the_table_is_reached_by_a_message_of_its_own_or_is_a_remai
     }
 
 
+@pytest.mark.parametrize("error", ["CUDA error: out of memory", "CUDA out of memory", "Cuda failure 'out of memory'"])
+def test_a_gpu_without_memory_left_is_told_the_cure(error):
+    assert str(infrastructure_error(RuntimeError(error))) == "the GPU has no memory left; use a smaller --batch-size"
+
+
+def test_a_process_of_the_data_loader_that_crashed_is_no_lost_node():
+    error = RuntimeError("DataLoader worker (pid 4711) crashed")
+
+    assert str(infrastructure_error(error)) == "a process that loads images was killed"
+
+
 def test_the_error_that_a_worker_raised_counts_and_not_its_wrapper():
     own = UserExceptionWithTraceback(ValueError("bad shard"), "... Connection closed by peer ...")
     network = UserExceptionWithTraceback(RuntimeError(GLOO + "Connection closed by peer"), "Traceback ...")
@@ -179,6 +198,21 @@ class FailingTrainer:
 
     def fit(self):
         raise self.error
+
+
+def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(tmp_path, monkeypatch):
+    def refuse(_task):
+        raise InsufficientResources("torch cannot use the GPU of this worker")
+
+    monkeypatch.setattr(ray_train.WorkerContext, "of", refuse)
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
+    config = {"work": None, "task": WorkerTask(attempt=attempt, spec=None, source=None)}
+
+    with pytest.raises(InsufficientResources):
+        ray_train.run_worker(config)
+    restarted = ray_train.run_worker(config)
+
+    assert (type(restarted), str(restarted)) == (TrainerError, "torch cannot use the GPU of this worker")
 
 
 def test_ray_that_does_not_start_in_time_is_started_again(monkeypatch):

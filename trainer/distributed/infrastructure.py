@@ -53,11 +53,16 @@ TABLE = (
                "Ray ended a worker because its machine had no memory left; use fewer --workers or more memory"),
     KnownError("(fail|could not|unable).{0,40}(connect to|get|find).{0,40}(gcs|raylet|ray instance)", True, RAY_GONE),
     KnownError("gcs.{0,40}(died|dead|unavailable|disconnect|unreachable)", True, RAY_GONE),
-    KnownError("(node|raylet|actor|worker|owner).{0,60}(has )?(died|crashed|was preempted)", True,
+    KnownError("(?<!dataloader )(node|raylet|actor|worker|owner).{0,60}(has )?(died|crashed|was preempted)", True,
                "a node or a worker process ended"),
     KnownError("(invalid|missing|wrong).{0,40}authentication token|unauthenticated", False,
                "Ray refuses this token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"),
+    # memory of a GPU: before NCCL, which reports it as an unhandled CUDA error
+    KnownError(r"cublas_status_alloc_failed|cuda (error: )?out of memory|cuda failure (\d+ )?'out of memory'", False,
+               "the GPU has no memory left; use a smaller --batch-size"),
     # NCCL
+    KnownError("doesn't have (nccl|gloo) built in", False,
+               "the installed torch lacks NCCL or gloo, which connect the workers; install a torch that has them"),
     KnownError("duplicate gpu detected", False,
                "two workers got the same GPU; use at most as many --workers as there are GPUs"),
     KnownError("nccl.*invalid (usage|argument)|ncclinvalid", False, BUG),
@@ -73,8 +78,6 @@ TABLE = (
     KnownError("no kernel image is available|driver version is insufficient|kernel image is invalid", False,
                "this GPU or its driver is not supported by the installed torch; use --gpus-per-worker 0 or update"),
     KnownError("device-side assert|illegal memory access|misaligned address|illegal instruction", False, BUG),
-    KnownError("cublas_status_alloc_failed|cuda out of memory", False,
-               "the GPU has no memory left; use a smaller --batch-size"),
     # gloo and torch's store
     KnownError(r"processgroupgloo.{0,60}(support|invalid|expect)|gloo.{0,60}(not support|invalid)", False, BUG),
     KnownError(r"connection (closed|reset|refused|timed out)|broken pipe|socket timeout|no route to host", True,
@@ -87,7 +90,8 @@ TABLE = (
                "the machine has no more processes, memory or open files to give"),
     KnownError("insufficient shared memory|out of shared memory", False,
                "the shared memory /dev/shm is too small for the data loader; give the container more of it"),
-    KnownError(r"dataloader worker.{0,60}(killed|exited unexpectedly)", True, "a process that loads images was killed"),
+    KnownError(r"dataloader worker.{0,60}(killed|exited unexpectedly|died|crashed)", True,
+               "a process that loads images was killed"),
     KnownError("stale file handle|input/output error|transport endpoint is not connected|remote i/o", True,
                "the storage did not answer"),
     # whatever else the communication of the workers reports

@@ -72,24 +72,28 @@ def run_worker(config: dict[str, Any]) -> Any:
         return TrainerError(read_json(error_file))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     stack_dumps.enable()
-    context = WorkerContext.of(task)
     try:
-        return config["work"](context)
+        return _run(config["work"], task)
     except RAISED_ON_ALL_RANKS as error:
         return error
-    except torch.OutOfMemoryError as error:
-        raise _keep(_out_of_memory(context), error_file) from error
     except OUR_ERRORS as error:
         _keep(error, error_file)
         raise
+
+
+def _run(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -> R:
+    context = WorkerContext.of(task)
+    try:
+        return work(context)
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(context) from error
     finally:
         context.watchdog.cancel()
 
 
-def _keep(error: Exception, file: Path) -> Exception:
+def _keep(error: Exception, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, " ".join(str(error).split()))
-    return error
 
 
 def _out_of_memory(context: WorkerContext[Any]) -> OutOfMemory:
@@ -176,7 +180,7 @@ def _start_ray(machine: Machine, folder: str) -> None:
             return
         except Exception as error:
             meaning = infrastructure_error(error)
-            if meaning is None or not isinstance(meaning, InfrastructureError) or not tries_left:
+            if not isinstance(meaning, InfrastructureError) or not tries_left:
                 raise meaning or error from error
             logger.warning("%s; trying again", meaning)
             _shutdown_ray()
