@@ -153,3 +153,9 @@ class RunPaths(TrainingPaths):
     def trials(self) -> Path:
         """The trial journal of a search: one line per event of a trial, append-only."""
         return self.folder / "trials.jsonl"
+
+    def progress_of_trials(self) -> list[Path]:
+        """Return the progress files of the trainings of a search's trials, none if this is no search."""
+        if not self.trials.exists():
+            return []
+        return sorted([*self.checkpoints.glob("*/progress.json"), *self.checkpoints.glob("*/*/progress.json")])

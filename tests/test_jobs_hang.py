@@ -1,6 +1,9 @@
 """A trainer that is alive and makes no progress is ended, with its stacks in the log, and retried."""
 
+import errno
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,6 +150,29 @@ def test_a_trainer_on_a_cluster_may_wait_longer_for_machines(tmp_path: Path) -> 
     assert watched.after(10) is not None
 
 
+def test_a_trainer_on_a_cluster_leaves_no_stacks_in_the_log(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, on_cluster=True)
+    watched.says()
+    watched.watch.hang()
+
+    assert watched.after(65) == "no progress for 60 s in the phase 'train'"
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_storage_that_does_not_answer_is_no_hang(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    watched.says()
+    watched.after(30)
+
+    with monkeypatch.context() as away:
+        away.setattr(RunPaths, "progress_of_trials", raising(OSError(number, os.strerror(number))))
+        assert watched.after(3600) is None
+
+    assert watched.after(25) is None
+    assert watched.after(15) is not None
+
+
 def test_what_libraries_log_while_a_trainer_starts_is_progress(watched: Watched) -> None:
     for _ in range(5):
         with watched.paths.log.open("a") as log:
@@ -158,6 +184,13 @@ def test_damaged_progress_is_no_progress_and_no_error(watched: Watched) -> None:
     watched.paths.progress.write_text("[1")
 
     assert watched.after(70) is not None
+
+
+def raising(error: Exception) -> Callable[[object], None]:
+    def fail(_: object) -> None:
+        raise error
+
+    return fail
 
 
 class HangsOnceItWorks(ProgressWatch):

@@ -1,8 +1,10 @@
 """How attempts end, with a real worker, a real Redis and a fake trainer."""
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -11,10 +13,12 @@ from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from jobs.queue import actions
+from jobs.queue.hang import ProgressWatch
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from jobs.queue.tasks import claim_run
+from jobs.queue.tasks import _AttemptWatcher, claim_run
 from jobs.runs.outcomes import mark_dead
 from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
@@ -139,3 +143,38 @@ def test_two_workers_that_take_one_entry_start_one_attempt(settings: Settings) -
     assert first is not None
     assert second is None
     assert state_of(settings.storage, run_id).job_worker == "one"
+
+
+@dataclass
+class EndsByItself:
+    """A trainer that ends well after three looks at it."""
+
+    looks: int = 0
+    sends_own_heartbeat: bool = True
+
+    def wait(self, _seconds: float) -> int | None:
+        self.looks += 1
+        return 0 if self.looks > 3 else None
+
+    def dump_stacks(self) -> None:
+        raise AssertionError("it does not hang")
+
+    def kill(self) -> None:
+        raise AssertionError("it ends by itself")
+
+
+def test_a_pause_of_the_storage_does_not_end_a_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    claimed = claim_run(paths, "a worker", THIS_MACHINE)
+    assert claimed is not None
+    lease, progress = claimed.lease, ProgressWatch(paths, 1, 600.0)
+    watcher = _AttemptWatcher(paths, lease, claimed.request, EndsByItself(), 0.0, 0.0, progress)
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Lease, "check", stale)
+    monkeypatch.setattr(StopRequest, "read", stale)
+    monkeypatch.setattr(ProgressWatch, "_progress", stale)
+
+    assert watcher.wait_for_end() == 0

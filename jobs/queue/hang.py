@@ -46,14 +46,20 @@ class ProgressWatch:
     _checked: float = field(default=float("-inf"))
 
     def hang(self) -> str | None:
-        """Return why the attempt counts as hung, None while it does not; call it more often than `check_seconds`."""
+        """Return why the attempt counts as hung, None while it does not; call it more often than `check_seconds`.
+
+        Time in which the storage does not answer does not count: the progress is not known then.
+        """
         now = self.now()
         if now - self._checked < self.check_seconds:
             return None
         passed = min(now - self._checked, 2 * self.check_seconds) if self._last is not None else 0.0
         self._checked = now
-        progress = list(self._progress())
-        work = (progress_of(progress), self._log_bytes())
+        try:
+            progress = list(self._progress())
+            work = (progress_of(progress), self._log_bytes())
+        except OSError:
+            return None
         if work != self._last or self.phase == WAITING:
             self.longest_seconds = max(self.longest_seconds, self.idle_seconds)
             self._last, self.idle_seconds = work, 0.0
@@ -62,7 +68,8 @@ class ProgressWatch:
         limit = self._limit(progress)
         if self.idle_seconds < limit:
             return None
-        return f"no progress for {self.idle_seconds:.0f} s in the phase {self.phase!r}; the log has the stacks"
+        stacks = "" if self.on_cluster else "; the log has the stacks"  # there, the processes cannot be asked for them
+        return f"no progress for {self.idle_seconds:.0f} s in the phase {self.phase!r}{stacks}"
 
     def _limit(self, progress: list[dict[str, Any]]) -> float:
         """Return the seconds without progress after which this phase hangs."""
@@ -73,9 +80,7 @@ class ProgressWatch:
     def _progress(self) -> Iterator[dict[str, Any]]:
         """Yield the progress of this attempt, and of the trainings of its trials."""
         self.phase = STARTING
-        is_search, below = self.paths.trials.exists(), self.paths.checkpoints
-        trials = [*below.glob("*/progress.json"), *below.glob("*/*/progress.json")] if is_search else []
-        for file in (self.paths.progress, *sorted(trials)):
+        for file in (self.paths.progress, *self.paths.progress_of_trials()):
             found = _read(file)
             if found.get("attempt") == self.attempt:
                 if file == self.paths.progress:

@@ -142,7 +142,6 @@ class _AttemptWatcher:
             now = time.monotonic()
             if now - last_heartbeat >= self.heartbeat_seconds:
                 last_heartbeat = now
-                self.lease.check()
                 self._send_heartbeat()
             self._check_time_limits(self.held_seconds + now - started)
             self._enforce_stop(now)
@@ -158,6 +157,7 @@ class _AttemptWatcher:
 
     def _send_heartbeat(self) -> None:
         try:
+            self.lease.check()
             if not self.running.sends_own_heartbeat:
                 self.lease.heartbeat()
         except OSError as error:  # a pause of the storage is no reason to end a run
@@ -171,7 +171,11 @@ class _AttemptWatcher:
             StopRequest("window", self.lease.attempt).publish(self.paths.stop)
 
     def _enforce_stop(self, now: float) -> None:
-        if not (request := StopRequest.read(self.paths.stop, self.lease.attempt)):
+        try:
+            request = StopRequest.read(self.paths.stop, self.lease.attempt)
+        except OSError:  # the storage does not answer, of which the heartbeat warns
+            return
+        if request is None:
             return
         self.kill_at = self.kill_at or now + (STOP_SECONDS if request.seconds is None else request.seconds)
         if request.now or now >= self.kill_at:
