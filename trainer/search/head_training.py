@@ -81,14 +81,19 @@ class HeadTrainingData:
         return build_head(self.config_of(spec)).to(self.device)
 
 
-def standalone_context(task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device) -> WorkerContext[TrainSpec]:
-    """Return the context of a worker that trains one trial alone; progress and stop requests are the search's."""
+def standalone_context(
+    task: WorkerTask[SearchSpec], spec: TrainSpec, device: torch.device, *, writes_progress: bool = False
+) -> WorkerContext[TrainSpec]:
+    """Return the context of a worker that trains or scores one trial alone; stop requests are the search's.
+
+    So is its progress, unless it `writes_progress` itself.
+    """
     attempt = task.attempt
     never = attempt.paths.scratch / "nowhere" / "stop.json"  # a stopped search still publishes its best model
     return WorkerContext(
         task=WorkerTask(attempt=attempt, spec=spec, source=task.source),
         process_group=ProcessGroup(0, 1, device),
-        progress=Progress(attempt.paths, attempt.lease, writes=False),
+        progress=Progress(attempt.paths, attempt.lease, writes=writes_progress),
         stop=StopWatcher(never, attempt.number),
     )
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ class BestModelPublisher:
     def update(self, *, at_once: bool = False) -> None:
         """Publish the best epoch of the journal unless it is published; when due, or `at_once`.
 
+        `at_once` is for the end of the trials: nothing else writes progress then, so the scoring of the model does.
+
         Raises:
             LeaseLost: A newer attempt owns the run.
             CheckpointError: The storage is full.
@@ -66,7 +69,7 @@ class BestModelPublisher:
                 self._delete_worse(best)
         elif at_once or time.monotonic() >= self.next_at:
             began = time.monotonic()
-            self._publish(best)
+            self._publish(best, writes_progress=at_once)
             ended = time.monotonic()
             self.published = (best.trial, best.epoch)
             self.next_at = ended + max(PUBLISH_SECONDS, PAUSE_FACTOR * (ended - began))
@@ -82,10 +85,12 @@ class BestModelPublisher:
         except (StorageError, KeyError, TypeError):
             return None
 
-    def _publish(self, best: EpochRecord) -> None:
+    def _publish(self, best: EpochRecord, *, writes_progress: bool) -> None:
         trial = self.journal.table.trials[best.trial]
         spec = self.task.spec.trial_spec(trial.config)
-        setup = TrainingSetup.fresh(standalone_context(self.task, spec, torch.device("cpu")))
+        context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
+        setup = TrainingSetup.fresh(context)
+        context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
         _load(setup.model, self._tensors(best))
         origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
         score_and_publish(setup, origin=origin)
@@ -105,14 +110,16 @@ class BestModelPublisher:
     def _delete_worse(self, best: EpochRecord) -> None:
         """Delete the files of all ended trials but the best."""
         checkpoints, keep = self.attempt.paths.checkpoints, str(best.report.candidate)
-        for record in self.journal.table.reports():
-            name = record.report.candidate
-            if name and name != keep and "/" not in name:
-                self.attempt.lease.remove(checkpoints / name)
-        for trial in self.journal.table.ended:
-            folder = trial_folder(checkpoints, trial.number)
-            if not keep.startswith(f"{folder.name}/"):
-                self.attempt.lease.remove(folder)
+        candidates = {record.report.candidate for record in self.journal.table.reports()}
+        worse = {name for name in candidates if name and name != keep and "/" not in name}
+        folders = {trial_folder(checkpoints, trial.number).name for trial in self.journal.table.ended}
+        worse |= {name for name in folders if not keep.startswith(f"{name}/")}
+        for name in sorted(worse & _names_in(checkpoints)):  # of the worse ones of a long search, nearly all are gone
+            self.attempt.lease.remove(checkpoints / name)
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _load(model: Classifier, tensors: dict[str, Tensor]) -> None:

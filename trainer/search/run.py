@@ -3,8 +3,11 @@
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
+from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
@@ -167,12 +170,17 @@ def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
 
 @dataclass
 class SearchProgress:
-    """Writes `progress.json` about once a second. Its `epoch` counts the trials that ended."""
+    """Writes `progress.json` about once a second. Its `epoch` counts the trials that ended.
+
+    Its phase is "starting" until a trial of this attempt has made progress: the trials may wait for machines that the
+    cluster starts.
+    """
 
     attempt: Attempt
     controller: SearchController
     images_per_epoch: int
     _written: float = float("-inf")
+    _has_begun: bool = False
 
     def __post_init__(self) -> None:
         self._began, self._before = time.monotonic(), len(self.controller.journal.table.reports())
@@ -189,9 +197,10 @@ class SearchProgress:
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = (done - self._before) / seconds
         best, ended = table.best(), len(table.ended)
+        self._has_begun = self._has_begun or done > self._before or self._has_begun_training()
         left = (spec.trials - ended) * (done / ended) if ended else None  # epochs, at the mean of the ended trials
         return {
-            "phase": "train",
+            "phase": "train" if self._has_begun else "starting",
             "epoch": ended,
             "epochs": spec.trials,
             "done": done * self.images_per_epoch,
@@ -202,3 +211,14 @@ class SearchProgress:
             "trials": {"running": len(self.controller.running), "finished": table.finished, "failed": table.failed},
             "best": None if best is None else {"trial": best.trial, "epoch": best.epoch, "value": best.value},
         }
+
+    def _has_begun_training(self) -> bool:
+        """Whether a worker of a trial of this attempt runs: it has written the progress of its training."""
+        return any(_attempt_of(file) == self.attempt.number for file in self.attempt.paths.progress_of_trials())
+
+
+def _attempt_of(progress: Path) -> Any:
+    try:
+        return read_json_object(progress).get("attempt")
+    except StorageError:
+        return None
