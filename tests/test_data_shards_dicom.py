@@ -260,6 +260,14 @@ def test_pixels_in_the_upper_bits_are_read():
     assert (read(upper) == read(dicom(RAMP, BitsStored=12))).all()
 
 
+def test_pixels_in_the_upper_bits_are_read_from_rle_too():
+    found = dataset(RAMP << 4, BitsStored=12, HighBit=15)
+
+    found.compress(RLELossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+
+    assert (read(saved(found)) == read(dicom(RAMP, BitsStored=12))).all()
+
+
 def test_a_window_is_chosen_by_number():
     fields = WINDOW | {"WindowCenter": [1000, 3000], "WindowWidth": [1500, 200]}
 

@@ -106,7 +106,7 @@ class DicomFilm:
         options: dict[str, Any] = {} if self.photometric in COLOR else {"raw": True}
         if decoder.is_encapsulated:
             options["decoding_plugin"] = _plugin(decoder)
-        else:
+        if _has_words(decoder.UID):
             options["correct_unused_bits"] = False  # StoredBits does
         with library_errors_as("its pixels cannot be decoded"):
             found = pixel_array(self.dataset, index=0, **options)
@@ -117,8 +117,7 @@ class DicomFilm:
         stored = int(number(self.dataset, "BitsStored", allocated))
         high = int(number(self.dataset, "HighBit", stored - 1))
         word = max(allocated, 8)
-        encapsulated = self.dataset.file_meta.TransferSyntaxUID.is_encapsulated
-        low = 0 if encapsulated else high + 1 - stored  # a codec delivers values, not words
+        low = high + 1 - stored if _has_words(self.dataset.file_meta.TransferSyntaxUID) else 0
         if not 0 < stored <= word or low < 0 or low + stored > word:
             raise BadImage(f"its header contradicts itself: {stored} of {allocated} bits, the highest is {high}")
         signed = bool(number(self.dataset, "PixelRepresentation", 0))
@@ -210,6 +209,11 @@ def _decoder(syntax: Any) -> Any:
     if decoder.is_encapsulated and _plugin(decoder) not in decoder.available_plugins:
         raise BadImage(f"its transfer syntax is {known}; install its decoder: pip install 'nightshift[dicom]'")
     return decoder
+
+
+def _has_words(syntax: Any) -> bool:
+    """Return whether the pixels are words, with the value where HighBit says. An image codec delivers values."""
+    return RLELossless == syntax or not syntax.is_encapsulated
 
 
 def _plugin(decoder: Any) -> str:
