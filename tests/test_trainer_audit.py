@@ -167,6 +167,31 @@ def test_a_class_of_one_group_cannot_be_audited(tmp_path):
         audit(location, index, image_size=SIDE, max_images=1, processes=1)
 
 
+def test_classes_that_no_fold_can_score_are_refused_not_given_a_figure():
+    labels = np.array([0] * 12 + [1] * 2)
+    groups = [f"{number}" for number in range(12)] + ["a", "b"]
+    refused = []
+
+    for seed in range(40):
+        order = np.random.default_rng(seed).permutation(len(labels))
+        try:
+            folds = make_folds(labels[order], [groups[number] for number in order])
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert len(np.unique(np.concatenate([labels[order][score] for _, score in folds]))) == 2
+
+    assert set(refused) <= {"all images of a class are in one fold; an audit needs more groups in each class"}
+
+
+def test_a_sample_without_an_image_of_a_class_is_refused_with_the_cure(tmp_path):
+    squares, labels = digits(3, 7, seed=4, each=40)
+    location = packed(tmp_path, squares[:43], labels[:43])  # three of the second class
+
+    with pytest.raises(SpecError, match="none of the 4 images that were read is of class class 1; use a larger --max"):
+        audit(location, read_index(location), image_size=SIDE, max_images=4, processes=1)
+
+
 def test_the_command_prints_what_it_found_and_keeps_it_for_reports(tmp_path, settings, say):
     location = packed(tmp_path, *digits(3, 7, seed=5))
 

@@ -7,7 +7,7 @@ the result or an error.
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_shards.errors import ShardError
 from data_shards.index import read_index
@@ -31,16 +31,20 @@ def main() -> None:
     try:
         index = read_index(location)
         found = audit(location, index, on_progress=lambda done, total: _say({"done": done, "total": total}), **wanted)
+    except (ShardError, TrainerError, OSError) as error:
+        _end(str(error))
+    try:
         save_audit(Path(storage), index.digest, found)
         if html:
             write_page(Path(html), location, found, index.classes)
     except OSError as error:
-        _say({"error": f"{error.filename} cannot be written ({error.strerror}); check the path and its free space"})
-        sys.exit(1)
-    except (ShardError, TrainerError) as error:
-        _say({"error": str(error)})
-        sys.exit(1)
+        _end(f"{error.filename} cannot be written ({error.strerror}); check the path and its free space")
     _say({"audit": found.to_json()})
+
+
+def _end(fault: str) -> NoReturn:
+    _say({"error": fault})
+    sys.exit(1)
 
 
 if __name__ == "__main__":

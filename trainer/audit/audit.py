@@ -121,7 +121,13 @@ def audit(
     try:
         folds = make_folds(images.labels, images.groups)
     except ValueError as error:
-        raise SpecError(f"{location}: {error}; an audit needs at least two groups in each class") from error
+        raise SpecError(f"{location}: {error}") from error
+    drawn = set(images.labels.tolist())
+    if missing := [name for label, name in enumerate(index.classes) if label not in drawn]:
+        raise SpecError(
+            f"{location}: none of the {len(images.labels)} images that were read is of class {', '.join(missing)}; "
+            "use a larger --max-images"
+        )
     checks = tuple(sorted(_checks(images, index.classes, folds), key=lambda check: -check.auroc))
     return Audit(
         checks=checks,

@@ -31,15 +31,19 @@ def make_folds(labels: Labels, groups: Sequence[str]) -> Folds:
     """Return the rows to fit on and the rows to score, for each of up to five folds.
 
     Raises:
-        ValueError: A class has images of a single group, so no fold can be scored.
+        ValueError: A class has too few groups for a fold to be fitted and scored; the text names the cure.
     """
     units = group_ids(groups, len(labels))
     fewest = min(len(np.unique(units[labels == label])) for label in np.unique(labels))
     if fewest < 2:  # noqa: PLR2004
-        raise ValueError("a class has images of a single group")
+        raise ValueError("a class has images of a single group; an audit needs at least two groups in each class")
     folds = StratifiedGroupKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
     found = [(fit, score) for fit, score in folds.split(labels[:, None], labels, units)]
-    return [(fit, score) for fit, score in found if len(np.unique(labels[fit])) == len(np.unique(labels))]
+    classes = len(np.unique(labels))
+    kept = [(fit, score) for fit, score in found if len(np.unique(labels[fit])) == classes]
+    if len(np.unique(np.concatenate([labels[score] for _, score in kept]) if kept else [])) < classes:
+        raise ValueError("all images of a class are in one fold; an audit needs more groups in each class")
+    return kept
 
 
 def classifier_scores(features: Features, labels: Labels, folds: Folds, classes: int) -> Floats:

@@ -1,7 +1,6 @@
 """Describes images by what a classifier could use instead of their subject: size, file format, rim, small patches."""
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from data_shards.index import ShardIndex
 from data_shards.pack.near_duplicates import perceptual_hash
-from data_shards.process_pool import map_in_processes
+from data_shards.process_pool import map_in_processes, process_count
 from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import default_cache
 from data_shards.read.shard_files import ShardFiles
@@ -89,9 +88,8 @@ def describe(
     parts = [extents[start : start + CHUNK] for start in range(0, len(extents), CHUNK)]
     tasks = [([extent for _, extent in part], index, size) for part in parts]
     done, found = 0, dict[int, list[_Described]]()
-    for number, described in map_in_processes(
-        _describe_all, tasks, processes=processes or len(os.sched_getaffinity(0))
-    ):
+    processes = processes or process_count(len(extents), per_process=CHUNK)
+    for number, described in map_in_processes(_describe_all, tasks, processes=processes):
         found[number] = described
         done += len(described)
         on_progress(done, len(extents))
