@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from cluster.files import write_text
 from trainer.audit.audit import Audit
+from trainer.report.environment import page_environment
 from trainer.report.page import area_percent, thousands
 
 
@@ -15,13 +14,6 @@ def write_page(file: Path, location: str, audit: Audit, classes: tuple[str, ...]
     Raises:
         OSError: The file cannot be written.
     """
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("trainer.audit", "."), PackageLoader("trainer.report", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"thousands": thousands, "area_percent": area_percent}
+    environment = page_environment("trainer.audit", filters={"thousands": thousands, "area_percent": area_percent})
     page = environment.get_template("audit.html.j2")
     write_text(file, page.render(audit=audit, location=location, classes=classes))

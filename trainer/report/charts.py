@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
+from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, downsampled, padded_range
 from trainer.specs.metric import loss_of
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Epochs = Sequence[Mapping[str, Any]]
 
-CURVE_POINTS = 400  # more points than pixels across the chart change nothing
 CURVES = 6  # the most classes with a curve each; more curves are unreadable
 BINS = 10
 
@@ -134,9 +133,3 @@ def _classes_with_curve(labels: Labels, classes: Sequence[str], positive: int) -
     if len(classes) > 2:  # noqa: PLR2004 - for two classes the other curve is its mirror image
         chosen += [c for c in range(len(classes)) if c != positive]
     return [c for c in chosen[:CURVES] if 0 < (labels == c).sum() < len(labels)]
-
-
-def downsampled(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
-    """Return a curve with at most `CURVE_POINTS` of its points."""
-    kept = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), CURVE_POINTS)).round().astype(int))
-    return Line(name=name, xs=xs[kept].tolist(), ys=ys[kept].tolist(), colour=colour)

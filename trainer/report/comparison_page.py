@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trainer.evaluation.comparison import Comparison
 from trainer.evaluation.paired import PairedFigure
-from trainer.report.svg_chart import Axis, Chart, Line, chart
+from trainer.report.environment import number_text, page_environment
+from trainer.report.svg_chart import Axis, Chart, Line, chart, downsampled
 
-CURVE_POINTS = 400  # more points than pixels across the chart change nothing
 NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -47,14 +46,7 @@ class ComparisonPage:
 
 def render_comparison(page: ComparisonPage) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("trainer.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": _signed, "p": _p}
+    environment = page_environment(filters={"number": number_text, "signed": _signed, "p": _p})
     reach = _reach(page.comparison)
     return environment.get_template("comparison.html.j2").render(
         page=page,
@@ -77,8 +69,7 @@ def roc_curves(comparison: Comparison, letters: Sequence[str]) -> Chart | None:
         order = np.argsort(-scores, kind="stable")
         ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # equal scores are one point of the curve
         true, false = (np.append(0, np.cumsum(mask[order])[ends] / mask.sum()) for mask in (hits, ~hits))
-        kept = np.unique(np.linspace(0, len(true) - 1, min(len(true), CURVE_POINTS)).round().astype(int))
-        lines.append(Line(name=letter, xs=false[kept].tolist(), ys=true[kept].tolist(), colour=colour))
+        lines.append(downsampled(letter, false, true, colour))
     return chart(
         lines,
         x=Axis(name="false positive rate (1 − specificity)", low=0, high=1),
@@ -97,12 +88,6 @@ def _reach(comparison: Comparison) -> float:
 
 def _ends(figure: PairedFigure) -> tuple[float, ...]:
     return figure.interval or (0.0 if figure.difference is None else figure.difference,)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "–" if value is None else str(value)
 
 
 def _signed(value: float | None) -> str:

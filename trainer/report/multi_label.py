@@ -12,10 +12,10 @@ from sklearn.calibration import calibration_curve
 from trainer.evaluation.calibration import Calibration, Floats, LabelCalibration, Labels
 from trainer.evaluation.multi_label_calibration import apply_temperatures
 from trainer.evaluation.predictions import Predictions
-from trainer.report.charts import BINS, CURVES, downsampled
+from trainer.report.charts import BINS, CURVES
 from trainer.report.misclassified import SHOWN, ErrorKind, MisclassifiedImage
 from trainer.report.page import ReportChart, ReportData
-from trainer.report.svg_chart import Axis, Line, chart
+from trainer.report.svg_chart import Axis, Line, chart, downsampled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,10 @@
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
@@ -17,6 +15,7 @@ from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.decision_text import threshold_lines
 from trainer.evaluation.predictions import Predictions
 from trainer.report import charts
+from trainer.report.environment import number_text, page_environment
 from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
@@ -182,22 +181,16 @@ def write_page(lease: Lease, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """Return the report as HTML."""
-    environment = Environment(
-        loader=PackageLoader("trainer.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str | float]] = {
         "percent": _percent,
-        "number": _number,
+        "number": number_text,
         "data_uri": _data_uri,
         "thousands": thousands,
         "shown": _shown,
         "area_percent": area_percent,
     }
-    return environment.get_template(data.template).render(
+    template = page_environment(filters=filters).get_template(data.template)
+    return template.render(
         data=data,
         m=data.metrics,
         headlines=HEADLINES,
@@ -211,15 +204,9 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}\u202f%"
 
 
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "–" if value is None else str(value)
-
-
 def _shown(value: float | None, name: str) -> str:
     """Return a main metric or an end of its interval in the unit of the metric: AUROC is no percentage."""
-    return _number(value) if name == "auroc" else _percent(value)
+    return number_text(value) if name == "auroc" else _percent(value)
 
 
 def area_percent(area: float) -> float:

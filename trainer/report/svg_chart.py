@@ -4,11 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 520.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 24.0, 46.0  # margins for tick labels, axis names and the name of a guide
 TICKS = 5
+CURVE_POINTS = 400  # more points than pixels across the chart change nothing
 POINTS_SHOWN = 24  # lines with more points are drawn without dots
 COLOURS = 8  # of the page's palette, `--c0` to `--c7`
 
@@ -81,6 +86,12 @@ def chart(
         _coordinate(frame.width), _coordinate(frame.height), description, body
     )
     return Chart(svg=svg, legend=tuple((line.name, line.colour) for line in lines if not line.reference and line.name))
+
+
+def downsampled(name: str, xs: Floats, ys: Floats, colour: int) -> Line:
+    """Return a curve with at most `CURVE_POINTS` of its points."""
+    kept = np.unique(np.linspace(0, len(xs) - 1, min(len(xs), CURVE_POINTS)).round().astype(int))
+    return Line(name=name, xs=xs[kept].tolist(), ys=ys[kept].tolist(), colour=colour)
 
 
 def padded_range(values: Sequence[float], *, least: float | None = None) -> tuple[float, float]:
