@@ -227,9 +227,7 @@ def test_a_threshold_is_chosen_for_one_label_and_the_others_stay():
 
 
 def chosen(calibration, logits, targets, label, share):
-    return choose_threshold(
-        calibration, sigmoid(logits), targets, data="d", classes=CLASSES, label=label, min_sensitivity=share
-    )
+    return choose_threshold(calibration, sigmoid(logits), targets, classes=CLASSES, label=label, min_sensitivity=share)
 
 
 def test_a_label_without_present_images_gets_no_threshold():

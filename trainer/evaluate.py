@@ -48,15 +48,15 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     """
     folder = model_folder(spec.model, attempt.settings)
     index = run_index(attempt.paths, spec.shards)
-    _check_compatible(spec, HeadConfig.read(folder / HEAD_FILE), index)
-    _check_threshold(spec, folder, HeadConfig.read(folder / HEAD_FILE))
+    config = HeadConfig.read(folder / HEAD_FILE)
+    _check_compatible(spec, config, index)
+    _check_threshold(spec, folder, config)
     if spec.min_sensitivity:
         _check_validation_unseen(folder, index)
     weights = weights_sha256(folder)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
-    check_unchanged(folder, weights)
-    manifest = read_verified_manifest(folder)
+    manifest = check_unchanged(folder, weights)
     version = training_data(manifest, index)
     result = RunResult(
         kind=spec.kind,

@@ -4,8 +4,9 @@ Image and group are the names that the data set itself holds; nothing else about
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.files import OpenDraft, atomic_write
 from trainer.evaluation.csv_cells import safe_cell
 
-COLUMNS = ("image", "group", "truth")
+COLUMNS = ("image", "group")
 TRUTH = {0: 0, 1: 1}  # the cell of a target; that of an unknown one is empty
 
 
@@ -47,13 +48,10 @@ def write_evaluation_table(
         OSError: The folder is full or not writable.
     """
     names = [safe_cell(name) for name in classes]
-    with open_draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow([*COLUMNS, *(safe_cell(f"probability_{name}") for name in classes), "decision"])
-        for source, group, label, row, decision in zip(
-            sources, groups, labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True
-        ):
-            writer.writerow([safe_cell(source), safe_cell(group), names[label], *row, names[decision]])
+    columns = ["truth", *(safe_cell(f"probability_{name}") for name in classes), "decision"]
+    values = zip(labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True)
+    cells = ([names[label], *row, names[decision]] for label, row, decision in values)
+    _write_rows(path, columns, sources=sources, groups=groups, cells=cells, open_draft=open_draft)
 
 
 def write_label_table(
@@ -76,12 +74,26 @@ def write_label_table(
         OSError: The folder is full or not writable.
     """
     columns = [safe_cell(f"{kind}_{name}") for name in classes for kind in ("truth", "probability", "decision")]
+    values = zip(labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True)
+    cells = (
+        [value for truth, *rest in zip(*of_image, strict=True) for value in (TRUTH.get(truth, ""), *rest)]
+        for of_image in values
+    )
+    _write_rows(path, columns, sources=sources, groups=groups, cells=cells, open_draft=open_draft)
+
+
+def _write_rows(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    sources: Sequence[str],
+    groups: Sequence[str],
+    cells: Iterable[list[Any]],
+    open_draft: OpenDraft,
+) -> None:
+    """Write image, group and the cells of each image below their columns."""
     with open_draft(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow([*COLUMNS[:2], *columns])
-        for source, group, *of_image in zip(
-            sources, groups, labels.tolist(), probabilities.tolist(), decisions.tolist(), strict=True
-        ):
-            cells = zip(*of_image, strict=True)
-            row = [value for truth, *rest in cells for value in (TRUTH.get(truth, ""), *rest)]
+        writer.writerow([*COLUMNS, *columns])
+        for source, group, row in zip(sources, groups, cells, strict=True):
             writer.writerow([safe_cell(source), safe_cell(group), *row])

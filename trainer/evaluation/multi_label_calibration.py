@@ -69,7 +69,6 @@ def choose_threshold(
     probabilities: Floats,
     targets: Labels,
     *,
-    data: str,
     classes: tuple[str, ...],
     label: str,
     min_sensitivity: float,
@@ -89,8 +88,7 @@ def choose_threshold(
     )
     chosen = {"threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
     of_label = label_calibration(calibration, label).model_copy(update=chosen)
-    labels = {**calibration.labels, label: of_label}
-    return calibration.model_copy(update={"labels": labels, "data": data, "samples": len(targets)})
+    return calibration.model_copy(update={"labels": {**calibration.labels, label: of_label}})
 
 
 def two_columns(probabilities: Floats) -> Floats:

@@ -117,7 +117,6 @@ def choose_named(
         default,
         valid.probabilities(),
         valid.labels,
-        data=index.digest,
         classes=classes,
         positive=positive,
         min_sensitivity=min_sensitivity,

@@ -41,14 +41,16 @@ def weights_sha256(folder: Path) -> str:
     return str(read_verified_manifest(folder)["files"][MODEL_FILE])
 
 
-def check_unchanged(folder: Path, weights: str) -> None:
-    """Check that a published model still has the weights with this sha256, after metrics of it were computed.
+def check_unchanged(folder: Path, weights: str) -> dict[str, Any]:
+    """Return the verified manifest of a published model whose weights still have this sha256.
 
     Raises:
-        CheckpointError: It was replaced meanwhile.
+        CheckpointError: It was replaced since its metrics were computed, or is damaged.
     """
-    if weights_sha256(folder) != weights:
+    manifest = read_verified_manifest(folder)
+    if manifest["files"][MODEL_FILE] != weights:
         raise CheckpointError(f"{folder} was replaced while this run read it; start the run again")
+    return manifest
 
 
 def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
