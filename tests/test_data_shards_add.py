@@ -245,6 +245,18 @@ def test_split_folders_of_the_source_give_the_splits(tmp_path, shards):
     }
 
 
+@pytest.mark.parametrize("listed", [("a/1.png", "b/2.png"), ("b/2.png",)])
+def test_a_list_gives_the_splits_of_all_or_some_images(tmp_path, shards, listed):
+    new = new_images(tmp_path / "new", ["a/1.png", "b/2.png"])
+    (tmp_path / "test.txt").write_text("\n".join(listed))
+
+    added(shards, new, split_files=(("test", str(tmp_path / "test.txt")),))
+
+    splits = split_of(shards)
+    assert {splits[name] for name in listed} == {"test"}
+    assert splits.keys() >= {"a/1.png", "b/2.png"}
+
+
 def test_a_known_group_in_another_split_folder_is_refused(tmp_path, grouped):
     name = next(name for name, split in split_of(grouped).items() if split == "train")
     new = new_images(tmp_path / "new", [f"test/{name.replace('-', '-9')}"])

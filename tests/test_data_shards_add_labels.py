@@ -101,6 +101,31 @@ def test_a_column_of_splits_gives_the_splits_and_the_shares_those_of_the_rest(tm
     assert "w.png" in splits
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_single_split_folder_gives_its_split_and_the_shares_those_of_the_rest(tmp_path, single, split):
+    rows = [f"{n}.png,{'ab'[n % 2]},q{n}" for n in range(14)]
+    names = [f"{split}/{n}.png" if n < 12 else f"{n}.png" for n in range(14)]
+    new_images(tmp_path / "new", names, seed=NEW)
+
+    added(single, tmp_path / "new", labels=table(tmp_path / "new", "image,label,patient", rows))
+
+    splits = split_of(single)
+    assert {splits[name] for name in names[:12]} == {split}
+    assert splits.keys() >= set(names)
+
+
+def test_a_class_that_is_named_like_a_gap_is_a_class_of_the_data_set(tmp_path):
+    rows = [f"{n:02d}.png,{('NA', 'b')[n % 2]}" for n in range(20)]
+    labels = labelled(tmp_path / "images", rows, header="image,label")
+    pack(tmp_path / "images", tmp_path / "shards", options(split="70/15/15", labels=labels, classes=("NA", "b")))
+    new = labelled(tmp_path / "new", ["x.png,NA", "y.png,b", "z.png,null"], header="image,label", seed=NEW)
+
+    report = added(tmp_path / "shards", tmp_path / "new", labels=new)
+
+    assert read_index(str(tmp_path / "shards")).per_class_in("train+valid+test") == (11, 11)
+    assert report.folder.labels.images_without_label == ("films/z.png",)
+
+
 def test_images_with_several_labels_are_added_and_unlisted_labels_are_absent(tmp_path, several):
     labels = labelled(tmp_path / "new", ["x.png,a", "y.png,a|b"], header="image,labels", seed=NEW)
 

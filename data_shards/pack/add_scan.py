@@ -43,7 +43,8 @@ def scan_new_images(
     layout = find_layout(tree, index.classes)
     if index.multi_label:
         raise OptionError("each image of the data set has several labels; give those of the new images with --labels")
-    found = collect_images(folder, tree, layout, _for_layout(options, index, given, tree, layout))
+    chosen = _for_layout(options, index, given, tree, layout)
+    found = collect_images(folder, tree, layout, chosen, is_addition=True)
     return with_header_facts(found, options)
 
 

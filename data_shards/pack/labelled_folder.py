@@ -66,7 +66,7 @@ def scan_labelled_folder(
     layout = _layout(tree)
     paths, masks = _paths(tree, layout)
     source_images = SourceImages(paths)
-    labelled = label_images(folder, source_images, layout.split_folders, options)
+    labelled = label_images(folder, source_images, layout.split_folders, options, adds_to or ())
     classes = make_classes(labelled, options, adds_to)
     taken = [image for image in labelled.images if image.path in classes.label_of or image.path in classes.targets_of]
     lists = read_split_lists(folder, source_images.matcher, options.split_files)

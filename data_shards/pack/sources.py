@@ -110,15 +110,19 @@ def read_image_tree(folder: Path, *, source: Path | None = None) -> FileTree:
     return tree
 
 
-def collect_images(folder: Path, tree: FileTree, layout: Layout, options: PackOptions) -> ImageFolder:
+def collect_images(
+    folder: Path, tree: FileTree, layout: Layout, options: PackOptions, *, is_addition: bool = False
+) -> ImageFolder:
     """Return the images of a layout in order of name.
+
+    `is_addition` says that they are added to a data set: then lists may give every image its split.
 
     Raises:
         SourceError: The class folders cannot be used as they are.
     """
     table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
-    return _by_lists(folder, _collect(folder, tree, layout, table, options), options)
+    return _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
 
 
 def _no_folder(path: Path) -> str:
@@ -182,13 +186,13 @@ def _collect(
     )
 
 
-def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions) -> ImageFolder:
+def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions, *, is_addition: bool) -> ImageFolder:
     """Return the images with the splits that the lists of `--split-file` give them."""
     if not options.split_files:
         return image_folder
     paths = {image.path.relative_to(folder).as_posix(): image for image in image_folder.images}
     lists = read_split_lists(folder, ImageMatcher(paths), options.split_files)
-    splits = decide_splits(list(paths), lists=lists, shares=options.split)
+    splits = decide_splits(list(paths), lists=lists, shares=options.split, is_addition=is_addition)
     return replace(
         image_folder,
         images=tuple(replace(image, split=splits[path]) for path, image in paths.items()),

@@ -86,7 +86,11 @@ class LabelledImages:
 
 
 def label_images(
-    folder: Path, images: SourceImages, split_folders: Mapping[str, str], options: PackOptions
+    folder: Path,
+    images: SourceImages,
+    split_folders: Mapping[str, str],
+    options: PackOptions,
+    known: Sequence[str] = (),
 ) -> LabelledImages:
     """Return the images that the tables of `options.labels` label.
 
@@ -95,6 +99,7 @@ def label_images(
         images: Its images.
         split_folders: The folder of each split, if there are such folders.
         options: The tables and how to read them.
+        known: Labels of the data set that the images are added to, which are labels though they may look like gaps.
 
     Raises:
         OptionError: An option names a file, column or value that is not there.
@@ -112,15 +117,16 @@ def label_images(
         split_folders=split_folders,
         allow_unmatched=labels.allow_unmatched,
     )
-    findings = _findings(rows, columns, options, labels)
+    findings = _findings(rows, columns, options, known)
     table = _ReadTable(rows, columns, matched, kept, findings, labels.readers, options.multi_label)
     return table.labelled(labels)
 
 
-def _findings(rows: Rows, columns: ChosenColumns, options: PackOptions, labels: LabelOptions) -> list[Findings | None]:
+def _findings(rows: Rows, columns: ChosenColumns, options: PackOptions, known: Sequence[str]) -> list[Findings | None]:
+    labels = options.labels or LabelOptions(tables=())
     if columns.is_binary:
         return findings_of_columns(rows, columns.labels, labels, multi_label=options.multi_label)
-    names = (*options.classes, *options.drop_classes)
+    names = (*options.classes, *options.drop_classes, *known)
     return findings_of_cells(rows, columns.labels[0], labels, kept=names, multi_label=options.multi_label)
 
 

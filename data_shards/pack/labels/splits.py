@@ -113,7 +113,8 @@ def decide_splits(
         column: Name of that column, None without one.
         is_column_told: Whether an option names it.
         split_folders: The folder of each split, if there are such folders.
-        is_addition: Whether the images are added to a data set: then any of them may have a split or none.
+        is_addition: Whether the images are added to a data set: then any of them may have a split or none, and a
+            single split folder is one.
 
     Raises:
         OptionError: `--split` has nothing to divide, or two things give different splits.
@@ -126,7 +127,7 @@ def decide_splits(
         found, source = {path: lists.split_of.get(path) for path in paths}, "the lists of --split-file"
     elif column is not None and (is_column_told or not folders_divide):
         found, source = {path: by_column.get(path) for path in paths}, f"the column {column!r}"
-    elif shares and not folders_divide:
+    elif shares and not folders_divide and not (is_addition and any(by_folder.values())):
         found, source = dict.fromkeys(paths), "the source"
     else:
         found, source = dict(by_folder), "the split folders"
