@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from data_shards.errors import LeakageError, OptionError, SourceError
+from data_shards.errors import LeakageError, OptionError, ShardError, SourceError
 from data_shards.index import read_index, write_index
 from data_shards.pack import add as add_module
 from data_shards.pack.add import add
@@ -480,6 +480,40 @@ def test_a_data_set_that_changes_during_an_add_is_not_overwritten(tmp_path, shar
         added(shards, new_images(tmp_path / "new", ["a/1.png"]))
 
     assert read_index(str(shards)) == read_index(str(changed))
+    assert not (shards / ".adding").exists()
+
+
+def test_an_add_that_starts_while_another_one_removes_its_folder_adds_its_images(tmp_path, shards, monkeypatch):
+    def lock_after_the_other_add_has_ended(path, **options):
+        shutil.rmtree(path.parent)
+        return FileLock(path, **options)
+
+    monkeypatch.setattr("data_shards.pack.add_folder.FileLock", lock_after_the_other_add_has_ended)
+
+    report = added(shards, new_images(tmp_path / "new", ["a/1.png"]))
+
+    assert sum(report.added.values()) == 1
+    assert not (shards / ".adding").exists()
+
+
+def test_an_add_whose_process_was_killed_keeps_its_work_for_the_next_one(tmp_path, shards, monkeypatch):
+    def write_and_lose_a_process(*arguments, **options):
+        raise ShardError("one of 2 processes was killed")
+
+    new = new_images(tmp_path / "new", [f"a/{n}.png" for n in range(4)])
+    with monkeypatch.context() as patched:
+        patched.setattr(add_module, "write_shards", write_and_lose_a_process)
+        with pytest.raises(ShardError, match="was killed"):
+            added(shards, new)
+    encoded_before = {file.name: file.stat().st_mtime_ns for file in (shards / ".adding/spool").iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(add_module, "write_shards", write_and_lose_a_process)
+        with pytest.raises(ShardError, match="was killed"):
+            added(shards, new)
+
+    assert encoded_before
+    assert {file.name: file.stat().st_mtime_ns for file in (shards / ".adding/spool").iterdir()} == encoded_before
+    assert sum(added(shards, new).added.values()) == 4
     assert not (shards / ".adding").exists()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from data_shards.atomic import write_text_atomic
-from data_shards.errors import ShardError, SourceError
+from data_shards.errors import SourceError
 from data_shards.index import ShardIndex, read_index, write_index
-from data_shards.pack.work_folder import WorkFolder
+from data_shards.pack.work_folder import REFUSALS, WorkFolder
 
 NAME = ".adding"
 
@@ -72,19 +72,24 @@ def open_add_folder(target: Path) -> Iterator[AddFolder]:
         SourceError: The data set cannot be written, or another add works on it.
     """
     work = AddFolder(target)
-    try:
-        work.shards.mkdir(parents=True, exist_ok=True)
-        work.new.mkdir(exist_ok=True)
-    except OSError as error:
-        raise SourceError(f"{target} cannot be written ({error.strerror}); check its permissions") from error
+    _make_folders(target, work.folder)
     try:
         with FileLock(work.folder / "lock", timeout=0):
+            _make_folders(target, work.shards, work.new)  # not before: another add that ends removes them
             work.remove_leftovers()
             try:
                 yield work
-            except ShardError:
+            except REFUSALS:
                 shutil.rmtree(work.folder, ignore_errors=True)
                 raise
             shutil.rmtree(work.folder, ignore_errors=True)  # while the lock is held: another add starts with a new one
     except Timeout as error:
         raise SourceError(f"another add works on {target}; wait for it") from error
+
+
+def _make_folders(target: Path, *folders: Path) -> None:
+    try:
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{target} cannot be written ({error.strerror}); check its permissions") from error

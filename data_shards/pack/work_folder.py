@@ -19,6 +19,7 @@ from data_shards.pack.image_records import remove_records
 from data_shards.pack.sources import SourceImage
 
 NAME = ".packing"
+REFUSALS = (SourceError, OptionError, LeakageError)  # errors after which the same try would end in the same way
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def open_work_folder(target: Path) -> Iterator[WorkFolder]:
             yield work
     except Timeout as error:
         raise SourceError(f"another pack works on {target}; wait for it or give another folder") from error
-    except (SourceError, OptionError, LeakageError):
+    except REFUSALS:
         work.discard(created=created)
         raise
     if (target / INDEX_NAME).exists():
