@@ -195,6 +195,18 @@ def test_an_image_with_another_label_than_in_the_data_set_is_refused(tmp_path, s
     assert files_of(shards) == files
 
 
+@pytest.mark.parametrize("has_records", [True, False])
+def test_a_file_that_the_data_set_has_with_two_labels_is_known_with_either(tmp_path, source, has_records):
+    shutil.copyfile(source / "a/image-003.png", source / "b/copy.png")
+    pack(source, tmp_path / "shards", options(split="70/15/15"))
+    for file in (tmp_path / "shards").glob(PATTERN if not has_records else "none"):
+        file.unlink()
+
+    report = added(tmp_path / "shards", source)
+
+    assert (report.added, len(report.known)) == ({}, 41)
+
+
 def test_a_near_duplicate_goes_to_the_split_of_the_image_that_it_looks_like(tmp_path, shards):
     splits = split_of(shards)
     for name in splits:

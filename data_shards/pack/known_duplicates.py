@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from data_shards.errors import SourceError
 from data_shards.pack.chunks import ChunkEntry
@@ -13,6 +14,8 @@ from data_shards.pack.near_duplicates import HEX_DIGITS, NEAR_BITS
 from data_shards.targets import UNKNOWN, Label
 
 SHOWN = 3  # names in an error
+
+_Known: TypeAlias = tuple[str, ImageRecord]  # the split of an old image, and its record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ def find_known_images(
     """Return the new images that the data set has already.
 
     An image is the same if its file has the same bytes. Of an old image whose file's sha256 is not recorded: if it is
-    stored with the same bytes, or has the same name, size and look.
+    stored with the same bytes, or has the same name, size and look. Of several, one with the same label is meant.
 
     Args:
         entries: The new images.
@@ -45,7 +48,7 @@ def find_known_images(
         SourceError: An image has another label than the same image in the data set.
     """
     finder = _Finder.of(known)
-    found = tuple(image for entry in entries if (image := finder.find(entry, encoded)) is not None)
+    found = tuple(image for entry in entries if (image := finder.find(entry, labels[entry.name], encoded)) is not None)
     relabeled = [image for image in found if _differ(image.record.label, labels[image.name])]
     if relabeled:
         raise SourceError(
@@ -64,35 +67,38 @@ def _differ(first: Label, second: Label) -> bool:
 
 @dataclass(frozen=True)
 class _Finder:
-    by_sha256: dict[str, tuple[str, ImageRecord]]
-    by_stored: dict[str, tuple[str, ImageRecord]]
-    by_name: dict[tuple[str, int, int], tuple[str, ImageRecord]]
+    by_sha256: dict[str, list[_Known]]
+    by_stored: dict[str, list[_Known]]
+    by_name: dict[tuple[str, int, int], list[_Known]]
 
     @classmethod
     def of(cls, known: KnownImages) -> "_Finder":
         finder = cls({}, {}, {})
         for split, record in known:
             if record.sha256:
-                finder.by_sha256[record.sha256] = split, record
+                finder.by_sha256.setdefault(record.sha256, []).append((split, record))
             else:
-                finder.by_stored[record.stored_sha256] = split, record
-                finder.by_name[record.source, record.width, record.height] = split, record
+                name = record.source, record.width, record.height
+                finder.by_stored.setdefault(record.stored_sha256, []).append((split, record))
+                finder.by_name.setdefault(name, []).append((split, record))
         return finder
 
-    def find(self, entry: ChunkEntry, encoded: Path) -> KnownImage | None:
-        found = next(self._candidates(entry, encoded), None)
-        return None if found is None else KnownImage(name=entry.name, split=found[0], record=found[1])
+    def find(self, entry: ChunkEntry, label: Label, encoded: Path) -> KnownImage | None:
+        """Return the old image that a new one is: one whose label does not differ, if there is one."""
+        same = next(filter(None, self._candidates(entry, encoded)), None)
+        if same is None:
+            return None
+        agreeing = [one for one in same if not _differ(one[1].label, label)]
+        split, record = (agreeing or same)[-1]
+        return KnownImage(name=entry.name, split=split, record=record)
 
-    def _candidates(self, entry: ChunkEntry, encoded: Path) -> Iterator[tuple[str, ImageRecord]]:
-        if entry.sha256 in self.by_sha256:
-            yield self.by_sha256[entry.sha256]
+    def _candidates(self, entry: ChunkEntry, encoded: Path) -> Iterator[Sequence[_Known]]:
+        """Yield the old images that a new one may be, the surest first."""
+        yield self.by_sha256.get(entry.sha256, ())
         if self.by_stored:
-            stored = hashlib.sha256(_content(entry, encoded)).hexdigest()
-            if stored in self.by_stored:
-                yield self.by_stored[stored]
-        found = self.by_name.get((entry.name, entry.width, entry.height))
-        if found and _look_alike(found[1].phash, entry.phash):
-            yield found
+            yield self.by_stored.get(hashlib.sha256(_content(entry, encoded)).hexdigest(), ())
+        named = self.by_name.get((entry.name, entry.width, entry.height), ())
+        yield [one for one in named if _look_alike(one[1].phash, entry.phash)]
 
 
 def _content(entry: ChunkEntry, encoded: Path) -> bytes:
