@@ -8,7 +8,7 @@ from data_shards.errors import LeakageError
 from data_shards.index import SPLITS
 from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, find_near_duplicates
-from data_shards.pack.split import LabeledImage, Stratum, merge_groups, parse_shares, place_groups
+from data_shards.pack.split import LabeledImage, Stratum, groups_in_two, merge_groups, parse_shares, place_groups
 
 SHOWN = 3  # findings in an error; it carries all of them
 OLD, NEW = "old ", "new "  # before the number of an image, so that an old and a new one of one name differ
@@ -107,7 +107,7 @@ def check_groups(
     for name, group in groups.items():
         if split := splits[name]:
             found.setdefault(group, set(known_splits.get(group, ()))).add(split)
-    leakage = _groups_in_two(found)
+    leakage = groups_in_two(found)
     if leakage and not allow_leakage:
         raise _leaking(leakage)
 
@@ -118,10 +118,6 @@ def _group_splits(known: KnownImages) -> dict[str, set[str]]:
         if record.group:
             splits[record.group].add(split)
     return dict(splits)
-
-
-def _groups_in_two(splits: Mapping[str, set[str]]) -> list[str]:
-    return [f"group {g} is in {' and '.join(sorted(s))}" for g, s in sorted(splits.items()) if len(s) > 1]
 
 
 def _leaking(leakage: Sequence[str]) -> LeakageError:
@@ -174,7 +170,7 @@ class _Neighbors:
             if image.grouped:
                 group = image.labeled.group
                 found.setdefault(group, set(self.group_splits.get(group, ()))).add(splits[image.labeled.name])
-        return _groups_in_two(found)
+        return groups_in_two(found)
 
     def line(self, pair: DuplicatePair) -> str:
         """Return a pair in words."""

@@ -21,6 +21,7 @@ from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.sources import (
     ImageFolder,
     SourceImage,
+    name_below,
     read_image_tree,
     refuse_same_names,
     require_training_images,
@@ -82,12 +83,12 @@ def scan_labelled_folder(
     )
     images = [
         SourceImage(
-            name=_name(layout.root, image.path),
+            name=name_below(layout.root, image.path),
             path=folder / image.path,
             split=splits[image.path],
             label=classes.label_of.get(image.path, ""),
             targets=classes.targets_of.get(image.path),
-            group=(image.group or f"image {_name(layout.root, image.path)}") if labelled.has_groups else None,
+            group=(image.group or f"image {name_below(layout.root, image.path)}") if labelled.has_groups else None,
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))
     ]
@@ -128,10 +129,6 @@ def _paths(tree: FileTree, layout: Layout) -> tuple[list[list[str]], int]:
 
 def _folders(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{path}/" for path in paths)
-
-
-def _name(root: str, path: str) -> str:
-    return normalized_name(path[len(root) + 1 :] if root else path)
 
 
 def _other_names(

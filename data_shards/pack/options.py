@@ -124,6 +124,10 @@ class PackOptions:
     allow_leakage: bool = False
     processes: int | None = None
 
+    def takes(self, label: str) -> bool:
+        """Whether images of a class are to be packed, by `classes` and `drop_classes`."""
+        return label not in self.drop_classes and (not self.classes or label in self.classes)
+
     @property
     def groups_in_headers(self) -> bool:
         """Whether the groups come from DICOM headers: the scan of the source gives them to its images."""

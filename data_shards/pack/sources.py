@@ -167,7 +167,7 @@ def _collect(
         label = normalized_name(class_name)
         found = tree.images_below(class_folder)
         kept = without_masks(found, class_folder)
-        if not _is_taken(label, options):
+        if not options.takes(label):
             left_out[label] += len(kept)
             continue
         if not kept:
@@ -200,10 +200,6 @@ def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions, *, 
     )
 
 
-def _is_taken(label: str, options: PackOptions) -> bool:
-    return label not in options.drop_classes and (not options.classes or label in options.classes)
-
-
 def _other_names(tree: FileTree, layout: Layout) -> Iterable[str]:
     skipped = tuple(f"{path}/" for path in (*layout.passed_over, *layout.mask_folders))
     return (name for name in tree.others_below("") if not name.startswith(skipped))
@@ -229,8 +225,12 @@ def _empty_class(tree: FileTree, class_folder: str, label: str) -> str:
 
 
 def _image(folder: Path, root: str, path: str, split: str | None, label: str) -> SourceImage:
-    name = normalized_name(path[len(root) + 1 :] if root else path)
-    return SourceImage(name=name, path=folder / path, split=split, label=label)
+    return SourceImage(name=name_below(root, path), path=folder / path, split=split, label=label)
+
+
+def name_below(root: str, path: str) -> str:
+    """Return the name of an image: its path below the root of the layout, in composed Unicode."""
+    return normalized_name(path[len(root) + 1 :] if root else path)
 
 
 def refuse_same_names(images: Sequence[SourceImage]) -> None:

@@ -9,7 +9,14 @@ from data_shards.pack.groups import groups_of
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import SourceImage
-from data_shards.pack.split import LabeledImage, Stratum, merge_groups, parse_shares, stratified_group_split
+from data_shards.pack.split import (
+    LabeledImage,
+    Stratum,
+    groups_in_two,
+    merge_groups,
+    parse_shares,
+    stratified_group_split,
+)
 from data_shards.targets import UNKNOWN
 
 SHOWN = 3  # findings in an error; it carries all of them
@@ -131,8 +138,4 @@ def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list
     found: dict[str, set[str]] = {}
     for name, group in groups.items():
         found.setdefault(group, set()).add(splits[name])
-    return [
-        f"group {group} is in {' and '.join(sorted(splits_of))}"
-        for group, splits_of in sorted(found.items())
-        if len(splits_of) > 1
-    ]
+    return groups_in_two(found)

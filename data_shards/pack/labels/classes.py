@@ -46,15 +46,11 @@ def make_classes(labelled: LabelledImages, options: PackOptions, known: Sequence
             raise OptionError(f"the tables have no label {asked!r}; they have {listed(names)}")
     counts = Counter(label for image in labelled.images for label in image.findings.present)
     for name in labelled.label_columns:
-        if known is None and not counts[name] and not labelled.is_found and _is_taken(name, options):
+        if known is None and not counts[name] and not labelled.is_found and options.takes(name):
             raise SourceError(f"no image has the label {name!r}; leave it out of --label-columns")
     if options.multi_label:
         return _targets(labelled, names, counts, options, is_addition=known is not None)
     return _single_labels(labelled, names, counts, options)
-
-
-def _is_taken(label: str, options: PackOptions) -> bool:
-    return label not in options.drop_classes and (not options.classes or label in options.classes)
 
 
 def _single_labels(
@@ -63,10 +59,10 @@ def _single_labels(
     _refuse_not_one(labelled)
     label_of = {image.path: next(iter(image.findings.present)) for image in labelled.images}
     return Classes(
-        label_of={path: label for path, label in label_of.items() if _is_taken(label, options)},
+        label_of={path: label for path, label in label_of.items() if options.takes(label)},
         targets_of={},
         label_names=(),
-        left_out={name: counts[name] for name in names if not counts[name] or not _is_taken(name, options)},
+        left_out={name: counts[name] for name in names if not counts[name] or not options.takes(name)},
     )
 
 
@@ -101,7 +97,7 @@ def _targets(
     labelled: LabelledImages, names: Sequence[str], counts: Counter[str], options: PackOptions, *, is_addition: bool
 ) -> Classes:
     unknown = Counter(label for image in labelled.images for label in image.findings.unknown)
-    taken = [name for name in names if _is_taken(name, options)]
+    taken = [name for name in names if options.takes(name)]
     for name in taken if labelled.label_columns and not is_addition else ():
         if counts[name] and counts[name] + unknown[name] == len(labelled.images):
             _refuse_always_present(name, unknown[name], options.labels)
