@@ -2,9 +2,10 @@
 
 import pytest
 
-from data_shards.errors import OptionError, SourceError
+from data_shards.errors import DamagedShard, OptionError, SourceError
 from data_shards.index import read_index
 from data_shards.pack.image_records import PATTERN
+from data_shards.pack.known_images import known_images
 from data_shards.pack.options import LabelOptions
 from data_shards.pack.packing import pack
 from data_shards.verify import verify
@@ -170,6 +171,16 @@ def test_the_records_of_images_with_several_labels_are_made_again(tmp_path, seve
     report = added(several, tmp_path / "again", labels=again)
 
     assert (report.hashed, len(report.known), report.added) == (30, 30, {})
+
+
+def test_targets_that_are_not_those_of_the_index_are_refused_when_records_are_made(several):
+    for file in several.glob(PATTERN):
+        file.unlink()
+    index = read_index(str(several))
+    more = index.model_copy(update={"classes": (*index.classes, "d")})
+
+    with pytest.raises(DamagedShard, match=r"\.tar: sample [0-9]+ has the targets '[01 ]{5}', not 4 of 1, 0 and -1"):
+        known_images(several, more, processes=1)
 
 
 def test_the_options_of_the_first_table_hold_for_the_next(tmp_path):

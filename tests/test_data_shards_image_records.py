@@ -107,6 +107,20 @@ def test_a_damaged_image_without_a_record_names_its_shard_and_the_cure(data_set)
         known_images(shards, index, processes=1)
 
 
+def test_the_shards_without_records_are_read_by_several_processes_without_the_index(data_set):
+    shards, index = data_set
+    expected = known_images(shards, index)
+    records_file(shards).unlink()
+    (shards / "index.json").unlink()
+
+    found = known_images(shards, index, processes=2)
+
+    assert len(index.shards) > 1
+    assert [(s.name, [(r.source, r.phash) for r in of_shard]) for s, of_shard in found.records] == [
+        (s.name, [(r.source, r.phash) for r in of_shard]) for s, of_shard in expected.records
+    ]
+
+
 def test_flat_images_have_no_look_to_compare(tmp_path):
     for split in ("train/a", "train/b"):
         (tmp_path / "images" / split).mkdir(parents=True)

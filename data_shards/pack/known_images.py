@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import BinaryIO
 from PIL import Image
 
 from data_shards.errors import BadImage, DamagedShard
-from data_shards.index import Shard, ShardIndex, read_index
+from data_shards.index import Shard, ShardIndex
 from data_shards.locations import shard_path
 from data_shards.pack.image_records import ImageRecord, read_records, shards_without, write_records
 from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.pixels import MAX_PACKED_MEGAPIXELS, decode_pixels, open_image
 from data_shards.process_pool import map_in_processes, process_count
 from data_shards.tar_index import find_byte_fault, key_of, read_table
+from data_shards.targets import Targets, parse_targets
 
 IMAGES_PER_PROCESS = 500  # fewer are hashed in this process sooner than a new one starts
 
@@ -63,7 +65,7 @@ def known_images(
     missing = shards_without(records, index)
     if missing:
         with progress("reading old images") as on_progress:
-            made = _records_from(folder, missing, processes, on_progress)
+            made = _records_from(folder, index, missing, processes, on_progress)
         for name in damaged:
             (folder / name).unlink(missing_ok=True)
         write_records(folder, made)
@@ -76,13 +78,15 @@ def known_images(
 
 
 def _records_from(
-    folder: Path, shards: list[Shard], processes: int | None, on_progress: OnProgress
+    folder: Path, index: ShardIndex, shards: list[Shard], processes: int | None, on_progress: OnProgress
 ) -> list[tuple[Shard, list[ImageRecord]]]:
     total, done = sum(shard.samples for shard in shards), 0
     on_progress(0, total)
     processes = processes or process_count(total, per_process=IMAGES_PER_PROCESS)
     found: dict[int, list[ImageRecord]] = {}
-    tasks = [(str(folder), shard.name) for shard in shards]
+    labels_of = len(index.classes) if index.multi_label else None
+    first = _first_samples(index)
+    tasks = [(str(folder), shard, first[shard.name], labels_of) for shard in shards]
     for number, records in map_in_processes(records_of_shard, tasks, processes=processes):
         found[number] = records
         done += len(records)
@@ -90,22 +94,35 @@ def _records_from(
     return [(shard, found[number]) for number, shard in enumerate(shards)]
 
 
-def records_of_shard(location: str, name: str) -> list[ImageRecord]:
+def _first_samples(index: ShardIndex) -> dict[str, int]:
+    """Return the id in its split of the first sample of each shard, by the shard's name."""
+    counts: Counter[str] = Counter()
+    first = {}
+    for shard in index.shards:
+        first[shard.name] = counts[shard.split]
+        counts[shard.split] += shard.samples
+    return first
+
+
+def records_of_shard(location: str, shard: Shard, first: int, labels: int | None) -> list[ImageRecord]:
     """Return the records of a shard's images, made from the shard.
+
+    Args:
+        location: Folder of the data set.
+        shard: The shard as the index describes it.
+        first: Id of its first sample in its split.
+        labels: Number of labels of a multi-label data set, else None.
 
     Raises:
         DamagedShard: The shard differs from the index, or one of its images cannot be decoded.
     """
-    index = read_index(location)
-    shard = next(shard for shard in index.shards if shard.name == name)
-    path = shard_path(location, name)
+    path = shard_path(location, shard.name)
     if fault := find_byte_fault(path, shard):
         raise DamagedShard(f"{fault}; copy it again, or pack the data set again")
-    of_split = index.of_split(shard.split)
-    table = read_table(path, shard, first=sum(one.samples for one in of_split[: of_split.index(shard)]))
+    table = read_table(path, shard, first=first)
     with path.open("rb") as file:
         return [
-            _record(_members(file, edges), index.multi_label, f"{name}: sample {key_of(number)}")
+            _record(_members(file, edges), labels, f"{shard.name}: sample {key_of(number)}")
             for number, edges in enumerate(table.extents.tolist(), table.first)
         ]
 
@@ -119,18 +136,25 @@ def _members(file: BinaryIO, edges: Sequence[int]) -> list[bytes]:
     return members
 
 
-def _record(members: Sequence[bytes], multi_label: bool, where: str) -> ImageRecord:
-    label, image, info = members[0].decode(), members[1], json.loads(members[2])
+def _record(members: Sequence[bytes], labels: int | None, where: str) -> ImageRecord:
+    label, image, info = members[0].decode("ascii", "replace"), members[1], json.loads(members[2])
     return ImageRecord(
         source=str(info.get("source", "")),
         group=str(info.get("group", "")),
-        label=tuple(map(int, label.split())) if multi_label else int(label),
+        label=int(label) if labels is None else _targets(label, labels, where),
         width=int(info.get("width", 0)),
         height=int(info.get("height", 0)),
         sha256="",
         stored_sha256=hashlib.sha256(image).hexdigest(),
         phash=perceptual_hash(_decoded(image, where)),
     )
+
+
+def _targets(text: str, labels: int, where: str) -> Targets:
+    found = parse_targets(text, labels)
+    if found is None:
+        raise DamagedShard(f"{where} has the targets {text!r}, not {labels} of 1, 0 and -1; pack again")
+    return found
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
