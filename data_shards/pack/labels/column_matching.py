@@ -1,12 +1,15 @@
 """Finds the images that the cells of a column name, each cell in view of the others. Pure."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from data_shards.pack.labels.matching import Ambiguous, ImageMatcher, folders_agree, folders_in
 from data_shards.pack.names import normalized_name
+
+Find: TypeAlias = Callable[[ImageMatcher, str, Sequence[str]], str | Ambiguous | None]
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,20 @@ def match_cells(
         near: Folders for each cell, as `ImageMatcher.find` takes them.
     """
     near = near if near is not None else [()] * len(cells)
-    found = [
-        next(filter(None, (matcher.find_by_folder(cell, folders) for matcher in matchers)), None)
-        for cell, folders in zip(cells, near, strict=True)
-    ]
+    found = [_first(matchers, ImageMatcher.find_by_folder, *cell) for cell in zip(cells, near, strict=True)]
     by_name = {
         position: image
-        for position, (cell, folders) in enumerate(zip(cells, near, strict=True))
-        if found[position] is None
-        and (image := next(filter(None, (matcher.find_by_name(cell, folders) for matcher in matchers)), None))
+        for position, cell in enumerate(zip(cells, near, strict=True))
+        if found[position] is None and (image := _first(matchers, ImageMatcher.find_by_name, *cell)) is not None
     }
-    by_name = _sure(cells, found, by_name) if by_name else {}
+    by_name = _sure(cells, found, by_name)
     images = tuple(by_name.get(position, image) for position, image in enumerate(found))
     return MatchedCells(images=images, by_name=frozenset(by_name))
+
+
+def _first(matchers: Sequence[ImageMatcher], find: Find, cell: str, folders: Sequence[str]) -> str | Ambiguous | None:
+    found = (find(matcher, cell, folders) for matcher in matchers)
+    return next((image for image in found if image is not None), None)
 
 
 def _sure(
