@@ -4,6 +4,7 @@ ClusterError
 ├── SettingsError             an environment variable has an invalid value
 ├── StorageError              the storage folder cannot be read or written
 ├── UnknownRun                no run has that id, name or prefix
+│   └── SeveralRuns           more than one run has that prefix
 ├── LeaseLost                 a newer attempt owns the run; this one must not publish anything
 ├── LaunchError               the trainer could not be started or stopped
 │   └── ClusterUnreachable    the Ray cluster does not answer; nothing was started
@@ -25,6 +26,10 @@ class StorageError(ClusterError):
 
 class UnknownRun(ClusterError):
     """No run, or more than one, has that id, name or prefix."""
+
+
+class SeveralRuns(UnknownRun):
+    """More than one run has that prefix of an id."""
 
 
 class LeaseLost(ClusterError):

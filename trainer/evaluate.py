@@ -26,7 +26,7 @@ from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, s
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD_FILE
+from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import NamedThreshold, read_threshold
 from trainer.report.write import write_report
 from trainer.result import RunResult
@@ -82,10 +82,8 @@ def model_folder(model: str, settings: Settings) -> Path:
     Raises:
         CheckpointError: There is no published model there.
     """
-    for folder in (Path(model).expanduser(), settings.runs / model):
-        for candidate in (folder, folder / "best"):
-            if (candidate / HEAD_FILE).is_file():
-                return candidate.absolute()
+    if folder := published_model(Path(model).expanduser(), settings.runs / model):
+        return folder
     raise CheckpointError(
         f"{model} is not a published model; give a folder with {HEAD_FILE}, or the id of a run that succeeded"
     )

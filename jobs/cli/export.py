@@ -45,5 +45,5 @@ def export(model: str, output: str | None, samples: str | None, **given: Any) ->
     real images.
     """
     place = input_place(samples) if samples else None
-    found = model_of(Settings.read(), model)[0]
+    found = model_of(Settings.read(), model).name
     submit_options(ExportSpec, given, model=found, samples=place, output=output_file(output))

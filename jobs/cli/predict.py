@@ -66,7 +66,7 @@ def predict(model: str, images: tuple[str, ...], output: str | None, **given: An
     submit_options(
         PredictSpec,
         given,
-        model=model_of(Settings.read(), model)[0],
+        model=model_of(Settings.read(), model).name,
         images=tuple(input_place(place) for place in images),
         output=output_file(output),
         form="json" if given["as_json"] or str(output).endswith(".json") else "csv",

@@ -3,6 +3,7 @@
 `checked` returns the spec with absolute paths, because the job worker runs in another folder.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
-from trainer.model.names import HEAD_FILE
+from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import read_threshold
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
 from trainer.specs.image_size import check_model_input, check_training_size
@@ -45,12 +46,14 @@ def checked(settings: Settings, spec: Spec) -> Spec:
         refuse_fewer_gpus(spec.workers, settings.cluster_gpus, "the cluster can have")
     if isinstance(spec, TrainOptions):
         return _checked_train(spec)
-    if isinstance(spec, EvaluateSpec | PredictSpec | ExportSpec):
-        _refuse_unknown_threshold(settings, spec)
+    if not isinstance(spec, EvaluateSpec | PredictSpec | ExportSpec):
+        return spec
+    model = model_of(settings, spec.model)
+    _refuse_unknown_threshold(model, spec.threshold)
     if isinstance(spec, EvaluateSpec):
-        return _checked_evaluate(settings, spec)
+        return _checked_evaluate(model, spec)
     if isinstance(spec, PredictSpec):
-        _check_predicted_shards(settings, spec)
+        _check_predicted_shards(model, spec)
     return spec
 
 
@@ -112,26 +115,48 @@ def weights_file(weights: str) -> str:
     return str(path)
 
 
-def model_of(settings: Settings, model: str) -> tuple[str, HeadConfig | None]:
-    """Return the model folder or run id that MODEL means and its head config, None while its run has not ended.
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """The model that MODEL means.
+
+    Attributes:
+        name: Its folder, or the id of its run, as a spec names it.
+        folder: Where it is published, None while its run has not ended.
+        head: Its head config, None while its run has not ended.
+    """
+
+    name: str
+    folder: Path | None = None
+    head: HeadConfig | None = None
+
+    @classmethod
+    def published_in(cls, folder: Path, name: str) -> "NamedModel":
+        """Read the head config of a published model.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        return cls(name=name, folder=folder, head=HeadConfig.read(folder / HEAD_FILE))
+
+
+def model_of(settings: Settings, model: str) -> NamedModel:
+    """Return the model that MODEL, a folder or a run, means.
 
     Raises:
         CheckpointError: It is neither a model nor a run that can produce one.
     """
-    folder = Path(model).expanduser().absolute()
-    for place in (folder, folder / "best"):
-        if (place / HEAD_FILE).is_file():
-            return str(place), HeadConfig.read(place / HEAD_FILE)
+    if folder := published_model(Path(model).expanduser()):
+        return NamedModel.published_in(folder, name=str(folder))
     try:
         paths = run_state.find(settings.storage, model)
     except UnknownRun as error:
         raise CheckpointError(f"{model} is not a model; give a folder with head.json, or the id of a run") from error
     state = run_state.read_state(paths)
     if (paths.best / HEAD_FILE).is_file():
-        return paths.run_id, HeadConfig.read(paths.best / HEAD_FILE)
+        return NamedModel.published_in(paths.best, name=paths.run_id)
     if state.has_ended or state.kind not in ("train", "search"):
         raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
-    return paths.run_id, None
+    return NamedModel(name=paths.run_id)
 
 
 def after_its_model(settings: Settings, request: JobRequest, spec: Spec) -> JobRequest:
@@ -152,17 +177,14 @@ def refuse_other_classes(index: ShardIndex, shards: str, head: HeadConfig | None
         head.check_data(index, shards)
 
 
-def _refuse_unknown_threshold(settings: Settings, spec: EvaluateSpec | PredictSpec | ExportSpec) -> None:
+def _refuse_unknown_threshold(model: NamedModel, threshold: str | None) -> None:
     """Refuse a threshold that the model does not have; a model that is still being trained is checked when it runs.
 
     Raises:
         SpecError: The model has no threshold of that name.
     """
-    if spec.threshold is None:
-        return
-    model, head = model_of(settings, spec.model)
-    if head is not None:
-        read_threshold(Path(model) if Path(model).is_absolute() else settings.runs / model / "best", spec.threshold)
+    if threshold is not None and model.folder is not None:
+        read_threshold(model.folder, threshold)
 
 
 def _checked_train(spec: TrainOptions) -> TrainOptions:
@@ -176,13 +198,12 @@ def _checked_train(spec: TrainOptions) -> TrainOptions:
     return spec.model_copy(update={"shards": location, "weights": weights_file(spec.weights)})
 
 
-def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
+def _checked_evaluate(model: NamedModel, spec: EvaluateSpec) -> EvaluateSpec:
     location, index = index_of(spec.shards)
     require_split(index, spec.split, spec.shards)
-    model, head = model_of(settings, spec.model)
-    refuse_other_classes(index, spec.shards, head)
-    if head:
-        check_model_input(head.image_size, index, spec.shards)
+    refuse_other_classes(index, spec.shards, model.head)
+    if model.head:
+        check_model_input(model.head.image_size, index, spec.shards)
     if spec.positive is not None and spec.positive not in index.classes:
         raise SpecError(f"positive {spec.positive!r} is not a class; use one of {', '.join(index.classes)}")
     if index.multi_label and spec.min_sensitivity and spec.positive is None:
@@ -190,13 +211,12 @@ def _checked_evaluate(settings: Settings, spec: EvaluateSpec) -> EvaluateSpec:
             f"--min-sensitivity needs the label that it is meant for; add --positive with one of "
             f"{', '.join(index.classes)}"
         )
-    return spec.model_copy(update={"shards": location, "model": model})
+    return spec.model_copy(update={"shards": location, "model": model.name})
 
 
-def _check_predicted_shards(settings: Settings, spec: PredictSpec) -> None:
+def _check_predicted_shards(model: NamedModel, spec: PredictSpec) -> None:
     """Refuse shards on this machine whose images are smaller than the model's input; the trainer checks the others."""
-    _, head = model_of(settings, spec.model)
     for given in spec.images:
         folder = local_folder(given)
-        if head and folder and (folder / INDEX_NAME).is_file():
-            check_model_input(head.image_size, read_index(given), given)
+        if model.head and folder and (folder / INDEX_NAME).is_file():
+            check_model_input(model.head.image_size, read_index(given), given)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import StorageError, UnknownRun
+from cluster.errors import SeveralRuns, StorageError, UnknownRun
 from cluster.files import read_json_object
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs import state as run_state
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.predictions import EvaluatedSplit, read_about
-from trainer.model.names import HEAD_FILE, MANIFEST_FILE, MODEL_FILE
+from trainer.model.names import HEAD_FILE, MANIFEST_FILE, MODEL_FILE, published_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +44,15 @@ def find_model(storage: Path, text: str) -> EvaluatedModel:
 
     Raises:
         CheckpointError: It is neither.
-        UnknownRun: Several runs match.
+        SeveralRuns: Several runs match.
     """
-    folder = Path(text).expanduser().absolute()
-    for place in (folder, folder / "best"):
-        if (place / HEAD_FILE).is_file():
-            return _of_folder(storage, text, place)
+    if folder := published_model(Path(text).expanduser()):
+        return _of_folder(storage, text, folder)
     try:
         paths = run_state.find(storage, text)
+    except SeveralRuns:
+        raise
     except UnknownRun as error:
-        if "begin with" in str(error):
-            raise
         raise CheckpointError(
             f"{text} is neither a model nor an evaluation; give a run id, a run's name, or a folder with {HEAD_FILE}"
         ) from error

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.errors import StorageError, UnknownRun
+from cluster.errors import SeveralRuns, StorageError, UnknownRun
 from cluster.files import is_damage, locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs import names, webhook_outbox
@@ -277,7 +277,8 @@ def find(storage: Path, text: str) -> RunPaths:
     """Return the run with an id, a unique prefix of an id, or a name.
 
     Raises:
-        UnknownRun: No run or several runs match.
+        UnknownRun: No run matches.
+        SeveralRuns: Several runs match.
     """
     named = names.run_of(storage, text)
     if named and (storage / "runs" / named).is_dir():
@@ -288,7 +289,7 @@ def find(storage: Path, text: str) -> RunPaths:
     if len(matches) == 1:
         return RunPaths.of(storage, matches[0])
     if matches:
-        raise UnknownRun(
+        raise SeveralRuns(
             f"{len(matches)} run ids begin with {text!r}, such as {matches[0]} and {matches[1]}; give more of the id"
         )
     raise UnknownRun(f"no run has the id or name {text!r}; `nightshift list` shows them")
