@@ -22,16 +22,13 @@ class AttemptLines:
 
     Attributes:
         lines: In the order in which they were written.
-        damaged: Numbers, from 1, of the lines that are not JSON or lack what such a line has.
-        superseded: Numbers of the lines that an attempt wrote after a newer one had written.
-        is_torn: Whether the last line is incomplete, as a killed process leaves it; it is not counted as damaged.
+        damaged: Numbers, from 1, of the lines that are not JSON or lack what such a line has. An incomplete last line,
+            as a killed process leaves it, is not counted.
     """
 
     path: Path
     lines: tuple[Line, ...] = ()
     damaged: tuple[int, ...] = ()
-    superseded: tuple[int, ...] = ()
-    is_torn: bool = False
 
     @property
     def warning(self) -> str | None:
@@ -59,7 +56,7 @@ def read_attempt_lines(path: Path, is_valid: Callable[[Line], bool]) -> AttemptL
         return AttemptLines(path=path)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    lines, damaged, superseded, newest = list[Line](), list[int](), list[int](), 0
+    lines, damaged, newest = list[Line](), list[int](), 0
     texts = content.split(b"\n")
     for number, text in enumerate(texts, 1):
         if not text.strip():
@@ -69,19 +66,13 @@ def read_attempt_lines(path: Path, is_valid: Callable[[Line], bool]) -> AttemptL
             damaged.append(number)
             continue
         attempt = line.get("attempt", newest)  # a line of version 0.1.0 may have none
-        if isinstance(attempt, int) and attempt < newest:
-            superseded.append(number)
+        if isinstance(attempt, int) and attempt < newest:  # written after a newer attempt had written
             continue
         newest = attempt if isinstance(attempt, int) else newest
         lines.append(line)
-    is_torn = bool(damaged) and damaged[-1] == len(texts)  # without a newline at its end
-    return AttemptLines(
-        path=path,
-        lines=tuple(lines),
-        damaged=tuple(damaged[:-1] if is_torn else damaged),
-        superseded=tuple(superseded),
-        is_torn=is_torn,
-    )
+    if damaged and damaged[-1] == len(texts):  # without a newline at its end
+        damaged.pop()
+    return AttemptLines(path=path, lines=tuple(lines), damaged=tuple(damaged))
 
 
 def _parsed(text: bytes, is_valid: Callable[[Line], bool]) -> Line | None:

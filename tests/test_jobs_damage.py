@@ -198,6 +198,16 @@ def test_a_damaged_schedule_does_not_keep_others_from_being_served(settings: Set
         assert "sound" in [each["name"] for each in json.loads(listed[1])]
 
 
+def test_show_names_the_damaged_lines_of_the_metrics(settings: Settings, say: Say) -> None:
+    paths = running(settings)
+    paths.metrics.write_text('{"epoch": 1, "valid_loss": 0.5}\n{"epoch":\n{"epoch": 2, "valid_loss": 0.4}\n{"epo')
+
+    code, out, err = say("show", "--json", paths.run_id)
+
+    assert (code, [line["epoch"] for line in json.loads(out)["metrics"]]) == (0, [1, 2])
+    assert err.splitlines() == [f"{paths.metrics}: line 2 is damaged and left out"]
+
+
 def due(name: str, minute: int) -> dict[str, object]:
     served = f"2026-11-20T12:{minute:02}:00+00:00"
     return {"name": name, "cron": "* * * * *", "request": {}, "served": served, "last_run": None}

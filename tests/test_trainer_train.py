@@ -116,6 +116,18 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(trained, tmp_p
     assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2]
 
 
+def test_a_run_that_resumes_names_the_damaged_lines_of_its_metrics_and_drops_them(tmp_path, digits_shards, caplog):
+    spec = train_spec(digits_shards, seed=7)
+    paths, _ = done(tmp_path, spec)
+    with paths.metrics.open("a") as file:
+        file.write('{"epoch": \n')
+
+    attempted(paths, spec)
+
+    assert caplog.text.count(f"{paths.metrics}: line 3 is damaged and left out") == 1
+    assert [json.loads(line)["epoch"] for line in paths.metrics.read_text().splitlines()] == [1, 2]
+
+
 def test_patience_ends_a_training_that_gets_no_better(tmp_path, digits_shards):
     paths, result = done(tmp_path, train_spec(digits_shards, epochs=50, lr=1e-9, patience=2, best_by="accuracy"))
 

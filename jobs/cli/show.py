@@ -32,6 +32,8 @@ def show(run: str, as_json: bool) -> None:
     paths = run_state.find(Settings.read().storage, run)
     record = read_record(paths)
     click.echo(json.dumps(record.to_json(), indent=2) if as_json else terminal_text(_as_text(record)))
+    if record.damage:
+        click.echo(terminal_text(record.damage), err=True)
     if mismatch := model_mismatch(paths):
         raise Refused(mismatch)
 

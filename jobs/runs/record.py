@@ -10,7 +10,7 @@ from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, read_state
 from trainer.model.names import MANIFEST_FILE, MODEL_FILE
 from trainer.result import result_mismatch
-from trainer.tracking.history import read_epoch_lines
+from trainer.tracking.history import epoch_lines, read_metrics
 
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
 PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds"})
@@ -28,6 +28,7 @@ class JobRecord:
         metrics: One dict per epoch, the newest last.
         result: The outcome, if and only if it succeeded.
         files: Name of each file or folder of the run, and its bytes.
+        damage: Which lines of the metrics are damaged and left out, None if none are.
     """
 
     state: RunState
@@ -37,6 +38,7 @@ class JobRecord:
     metrics: list[dict[str, Any]]
     result: dict[str, Any] | None
     files: dict[str, int]
+    damage: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `nightshift show --json` prints."""
@@ -63,15 +65,16 @@ def read_record(paths: RunPaths) -> JobRecord:
     Raises:
         UnknownRun: It does not exist.
     """
-    state = read_state(paths)
+    state, metrics = read_state(paths), read_metrics(paths.metrics)
     return JobRecord(
         state=state,
         spec=_object(paths.spec) or {},
         request=_object(paths.job) or {},
         progress=read_progress(paths),
-        metrics=read_epoch_lines(paths.metrics),
+        metrics=epoch_lines(metrics),
         result=_result(paths),
         files=_files(paths.folder),
+        damage=metrics.warning,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cluster.attempt_lines import read_attempt_lines
+from cluster.attempt_lines import AttemptLines, read_attempt_lines
 from cluster.run_paths import RunPaths
 
 NOT_METRICS = ("epoch", "epochs", "attempt", "trial")
@@ -37,16 +37,31 @@ def is_epoch_line(line: Mapping[str, Any]) -> bool:
     return type(line["epoch"]) is int and line["epoch"] > 0 and is_numeric and _timestamp(line) is not None
 
 
-def read_epoch_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the line of each epoch in `metrics.jsonl`, in order, without the damaged lines.
-
-    An epoch that an attempt trained again after it resumed has the line of that attempt.
+def read_metrics(path: Path) -> AttemptLines:
+    """Return the lines of `metrics.jsonl` that count, and which are damaged.
 
     Raises:
         StorageError: The file cannot be read.
     """
-    found = {line["epoch"]: line for line in read_attempt_lines(path, is_epoch_line).lines}
-    return [found[epoch] for epoch in sorted(found)]
+    return read_attempt_lines(path, is_epoch_line)
+
+
+def epoch_lines(found: AttemptLines) -> list[dict[str, Any]]:
+    """Return the line of each epoch, in order.
+
+    An epoch that an attempt trained again after it resumed has the line of that attempt.
+    """
+    by_epoch = {line["epoch"]: line for line in found.lines}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def read_epoch_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the line of each epoch in `metrics.jsonl`, in order, without the damaged lines.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    return epoch_lines(read_metrics(path))
 
 
 def read_epoch_history(paths: RunPaths) -> EpochHistory:

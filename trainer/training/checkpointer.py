@@ -23,7 +23,7 @@ from trainer.model.checkpoint_folder import (
     write_checkpoint_folder,
 )
 from trainer.specs import TrainSpec
-from trainer.tracking.history import read_epoch_lines
+from trainer.tracking.history import epoch_lines, read_metrics
 from trainer.training.ema import ModelEma
 from trainer.training.loop import EpochMetrics
 from trainer.training.optimizer import load_optimizer, optimizer_tensors
@@ -151,7 +151,10 @@ class Checkpointer:
         return None if newest is None else newest.name
 
     def _remove_metrics_after(self, epoch: int) -> None:
-        """Remove the lines of epochs that will be trained again."""
+        """Remove the lines of epochs that will be trained again, and the damaged ones."""
         path = self.paths.metrics
-        kept = [line for line in read_epoch_lines(path) if line["epoch"] <= epoch]
+        found = read_metrics(path)
+        if found.warning:
+            logger.warning("%s", found.warning)
+        kept = [line for line in epoch_lines(found) if line["epoch"] <= epoch]
         self.attempt.lease.write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
