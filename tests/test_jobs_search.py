@@ -10,6 +10,8 @@ from cluster.files import append_line, read_json, write_json
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.cli.follow import follow
+from jobs.cli.search import follow_search
 from jobs.runs import state as run_state
 from tests.conftest import Say
 from trainer.specs import SearchSpec, read_spec
@@ -281,3 +283,20 @@ def test_damaged_lines_of_a_trial_journal_are_named_and_the_others_are_shown(say
 
     assert (code, len(json.loads(out))) == (0, 1)
     assert f"{search.trials}: lines 4, 5, 6, 7 are damaged and left out" in err
+
+
+def test_a_search_that_is_followed_on_a_terminal_tells_once_of_damaged_lines(
+    say: Say, search: RunPaths, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(search, 0.9)
+    append_line(search.trials, {"event": "epoch", "trial": 0})
+    end(search)
+    last = next(follow(settings.storage, search.run_id))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal
+    monkeypatch.setattr("jobs.cli.search.follow", lambda *_: [last] * 3)
+
+    follow_search(settings.storage, search.run_id, metric="auroc")
+
+    err = capsys.readouterr().err
+    assert "TRIAL" in err
+    assert err.count("are damaged and left out") + err.count("is damaged and left out") == 1

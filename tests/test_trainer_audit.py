@@ -1,10 +1,17 @@
 """`shards audit`: a planted marker, an image size or a file format that gives the class away raises an alarm."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -217,6 +224,58 @@ def test_a_missing_data_set_is_one_line(tmp_path, say):
     assert (code, out) == (1, "")
     assert str(tmp_path / "none" / "index.json") in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_an_image_is_read(tmp_path, say):
+    page = tmp_path / "none" / "a.html"
+
+    code, out, err = say("shards", "audit", packed(tmp_path, *digits(3, 7, seed=5)), "--html", str(page))
+
+    assert (code, out) == (2, "")
+    assert err == f"Error: --html {page} cannot be written; name a file in a folder that exists\n"
+
+
+@pytest.fixture
+def running_audit(tmp_path):
+    """The command with its process that audits, which has just started; in a process group, as on a terminal."""
+    location = packed(tmp_path, *digits(3, 7, seed=5))
+    command = psutil.Popen(
+        [sys.executable, "-m", "jobs", "shards", "audit", location],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children = []
+    while not children and command.poll() is None:
+        children = [child for child in command.children() if "trainer.audit" in child.cmdline()]
+        time.sleep(0.01)
+    yield command, children[0]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(command.pid, signal.SIGKILL)
+    command.communicate()
+
+
+def test_ctrl_c_ends_the_audit_with_a_line_and_leaves_no_process(running_audit):
+    command, child = running_audit
+
+    os.killpg(command.pid, signal.SIGINT)
+    out, err = command.communicate(timeout=60)
+
+    assert (command.returncode, out, err.strip()) == (130, "", "Error: stopped by Ctrl-C")
+    assert psutil.wait_procs([child], timeout=60)[1] == []
+
+
+def test_a_killed_audit_leaves_no_process_and_no_traceback(running_audit):
+    command, child = running_audit
+
+    command.kill()
+    _, err = command.communicate(timeout=60)
+
+    assert psutil.wait_procs([child], timeout=60)[1] == []
+    assert err == ""
 
 
 @pytest.mark.parametrize(("area", "percent"), [(0.5, 0), (1, 100), (0.75, 50), (0.3, 0)])
