@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -154,6 +155,18 @@ def test_another_figure_that_is_worse_by_more_than_the_margin_fails_too(say_ther
     assert code == 1
     assert "B is not worse than A by more than 0.3 in AUROC" in out
     assert "B is worse than A by more than 0.3 in sensitivity." in out
+
+
+def test_different_decision_thresholds_are_named(say_there, settings):
+    about = Predictions.read(RunPaths.of(settings.storage, OF_B).predictions).about
+    change(settings.storage, OF_B, about=replace(about, threshold=0.25))
+
+    _, same, _ = say_there("compare", A, A)
+    _, different, _ = say_there("compare", A, B)
+
+    assert "note: the decision thresholds differ" not in same
+    assert "note: the decision thresholds differ: all figures but AUROC depend on them" in different
+    assert any(line.split() == ["decision", "threshold", "-", "0.25"] for line in different.splitlines())
 
 
 def test_images_are_matched_by_identity_not_by_row(say_there, settings):

@@ -1,7 +1,12 @@
 import pytest
+import torch
 
-from data_shards.index import Shard, ShardIndex
+from data_shards.index import Addition, Shard, ShardIndex
+from tests.trained import lease_in
+from trainer.errors import SpecError
+from trainer.evaluate import _check_validation_unseen
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images, shards_of_model
+from trainer.model.checkpoint_folder import write_checkpoint_folder
 
 
 def index_of(*names, salt=""):
@@ -84,6 +89,33 @@ def test_the_evaluations_of_a_test_split_are_counted_once_a_run(tmp_path):
         "the test split of this data set has been evaluated 3 times: choosing by its metrics biases them"
     ]
     assert evaluation_lines({"evaluations_of_split": 3}, "valid") == []
+
+
+def test_evaluations_before_images_were_added_count_too(tmp_path):
+    before = index_of("train-0", "valid-0", "test-0")
+    addition = Addition(
+        digest=before.digest, shards=3, widths=(8, 8, 8), heights=(8, 8, 8), time="2026-01-02T03:04:05Z"
+    )
+    after = before.model_copy(update={"shards": BASE.shards, "history": (addition,), "digest": "e" * 64})
+    count_evaluation(tmp_path, before, "test", "a")
+    count_evaluation(tmp_path, before, "test", "b")
+
+    assert count_evaluation(tmp_path, after, "test", "b") == 2
+    assert count_evaluation(tmp_path, after, "test", "c") == 3
+
+
+def test_no_threshold_is_chosen_on_a_validation_split_that_a_refit_on_a_later_version_has_learnt_from(tmp_path):
+    later = index_of("train-0", "train-1", "valid-0", "valid-1", "test-0")
+    write_checkpoint_folder(
+        tmp_path / "best",
+        lease=lease_in(tmp_path),
+        tensors={"model.safetensors": {"w": torch.zeros(2)}},
+        json_files={},
+        manifest=manifest_of(later, refit=True),
+    )
+
+    with pytest.raises(SpecError, match="--min-sensitivity needs a validation split without training images"):
+        _check_validation_unseen(tmp_path / "best", BASE)
 
 
 def test_a_storage_that_cannot_be_written_does_not_fail_the_evaluation(tmp_path, caplog):

@@ -11,7 +11,7 @@ from tests.trained import lease_in
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.decision_text import decision_line, positives_needed, threshold_lines
-from trainer.evaluation.named_thresholds import StoredModel, read_calibration, refuse_taken_name
+from trainer.evaluation.named_thresholds import StoredModel, read_calibration, refuse_taken_name, store_named
 from trainer.evaluation.threshold_choice import supported_sensitivity
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold, threshold_names
@@ -187,3 +187,41 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
 )
 def test_a_result_names_its_decision_rule(values, line):
     assert decision_line(values) == line
+
+
+def multi_label(tmp_path):
+    config = CONFIG.model_copy(update={"multi_label": True})
+    return StoredModel(folder=tmp_path, config=config, weights=WEIGHTS)
+
+
+def named(**thresholds):
+    classes = {label: ThresholdChoice(threshold=value, temperature=1.0) for label, value in thresholds.items()}
+    return NamedThreshold(model=WEIGHTS, name="careful", classes=classes)
+
+
+def test_a_multi_label_model_without_a_calibration_file_decides_each_label_on_its_own(tmp_path):
+    calibration = read_calibration(multi_label(tmp_path), None)
+
+    assert {name: label.threshold for name, label in calibration.labels.items()} == {"covid": None, "normal": None}
+
+
+def test_thresholds_of_two_labels_that_were_chosen_at_the_same_time_are_both_kept(tmp_path):
+    model = multi_label(tmp_path)
+    first, second = named(covid=0.2), named(normal=0.3)  # neither has seen the other
+
+    store_named(first, model, "covid", lease_in(tmp_path))
+    store_named(second, model, "normal", lease_in(tmp_path))
+
+    kept = read_threshold(tmp_path, "careful").classes
+    assert {label: choice.threshold for label, choice in kept.items()} == {"covid": 0.2, "normal": 0.3}
+
+
+def test_a_damaged_threshold_of_other_labels_is_replaced_and_named(tmp_path, caplog):
+    (tmp_path / "thresholds").mkdir()
+    (tmp_path / "thresholds" / "careful.json").write_text("{")
+
+    store_named(named(covid=0.2), multi_label(tmp_path), "covid", lease_in(tmp_path))
+
+    assert list(read_threshold(tmp_path, "careful").classes) == ["covid"]
+    assert "careful.json is damaged" in caplog.text
+    assert "the thresholds of its other labels are not kept" in caplog.text

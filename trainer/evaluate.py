@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.lease import Lease
 from cluster.settings import Settings
 from data_shards.index import ShardIndex
@@ -18,6 +19,7 @@ from trainer.evaluation.named_thresholds import (
     choose_named,
     read_calibration,
     refuse_taken_name,
+    store_named,
     threshold_evidence,
     with_named,
 )
@@ -112,7 +114,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
         metrics |= {"threshold_name": named.name, "threshold_choices": threshold_evidence(named, metrics)}
     if context.process_group.is_rank_zero:
         if spec.min_sensitivity and named is not None:
-            _store(named, folder, context.task.attempt.lease)
+            _store(named, stored, spec.positive or config.classes[0], context.task.attempt.lease)
         for line in (f"decision: {decision_line(metrics)}", *threshold_lines(metrics)):
             logger.info("%s", line)
     save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=stored.weights)
@@ -135,11 +137,11 @@ def _named_threshold(
     return None if spec.threshold is None else read_threshold(model.folder, spec.threshold, weights=model.weights)
 
 
-def _store(named: NamedThreshold, folder: Path, lease: Lease) -> None:
+def _store(named: NamedThreshold, model: StoredModel, positive: str, lease: Lease) -> None:
     """Write the threshold beside the model; a read-only model folder does not fail the evaluation."""
     try:
-        named.write(folder, lease)
-    except CheckpointError as error:
+        store_named(named, model, positive, lease)
+    except (CheckpointError, StorageError) as error:
         logger.warning("the threshold cannot be used by name, because it could not be stored: %s", error)
 
 
@@ -159,7 +161,8 @@ def _check_threshold(spec: EvaluateSpec, folder: Path, config: HeadConfig) -> No
 def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
     """Raise SpecError if the validation split was part of the training data (a refit)."""
     manifest = read_verified_manifest(folder)
-    if manifest.get("refit") and index.version_with(str(manifest.get("data"))):
+    seen = seen_images(manifest, index, "valid") or {}
+    if manifest.get("refit") and (index.version_with(str(manifest.get("data"))) or seen.get("trained")):
         raise SpecError(
             "--min-sensitivity needs a validation split without training images, and this refit was trained on it; "
             f"evaluate {folder.parent / 'chosen'} instead, the best trial's own model"

@@ -110,6 +110,10 @@ class ComparisonView:
             found.append(f"note: the models share {comparison.images} images; each has scored: {counts}")
         if self.evaluations[0].about.split == "valid":
             found.append("note: models are chosen on the valid split: their figures there are optimistic")
+        if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:
+            found.append(
+                "note: the decision thresholds differ: all figures but AUROC depend on them, not on the models alone"
+            )
         if len(comparison.candidates) > 1:
             found.append("note: the intervals are not corrected for several candidates; p (Holm) is")
         return found
@@ -177,11 +181,12 @@ def compared(
     """
     found, evaluations = _evaluations(storage, models, split)
     predictions = [Predictions.read(one.paths.predictions) for one in evaluations]
+    comparison = compare_predictions(predictions, positive=positive, metric=metric, margin=margin)
     return ComparisonView(
         names=tuple(models),
         evaluations=tuple(evaluations),
-        comparison=compare_predictions(predictions, positive=positive, metric=metric, margin=margin),
-        options=differing_options(found, evaluations),
+        comparison=comparison,
+        options=differing_options(found, evaluations, comparison.positive),
     )
 
 
@@ -210,13 +215,15 @@ def _shards_of(origin: RunPaths | None) -> str:
     return str(spec_of(origin).get("shards", "SHARDS"))
 
 
-def differing_options(models: Sequence[EvaluatedModel], evaluations: Sequence[Evaluation]) -> dict[str, list[Any]]:
+def differing_options(
+    models: Sequence[EvaluatedModel], evaluations: Sequence[Evaluation], positive: str
+) -> dict[str, list[Any]]:
     """Return by option the value of each model, for options of the training and of the decision that differ."""
     specs = [
         {
             **{name: value for name, value in spec_of(model.origin).items() if name not in NOT_OPTIONS},
             "training data": spec_of(model.origin).get("shards"),
-            "decision threshold": evaluation.about.threshold,
+            "decision threshold": evaluation.about.threshold_of(positive),
             "evaluated data": evaluation.about.data[:16],
         }
         for model, evaluation in zip(models, evaluations, strict=True)

@@ -1,5 +1,6 @@
 """Applies a model's named thresholds to its calibration, and chooses a new one on the validation split."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cluster.files import locked
+from cluster.lease import Lease
 from data_shards.index import ShardIndex
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.calibration import Calibration, Labels, Mask
@@ -17,7 +20,10 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import MODEL_FILE
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold
 
+LOCK_SECONDS = 30.0  # another evaluation writes a small file
 SAME = 1e-6  # difference of temperatures that rounding explains
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,9 @@ def read_calibration(model: StoredModel, threshold: str | None) -> Calibration:
         CheckpointError: A file is damaged or belongs to other weights.
     """
     default = Calibration.read(model.folder, model.weights).without_thresholds()
+    if model.config.multi_label:  # also without a file: each label is decided on its own
+        labels = {label: label_calibration(default, label) for label in model.config.classes}
+        default = default.model_copy(update={"labels": labels})
     if threshold is None:
         return default
     return with_named(default, read_threshold(model.folder, threshold, weights=model.weights), model.config)
@@ -125,6 +134,21 @@ def choose_named(
     return NamedThreshold(model=model.weights, name=name, classes={**_others(model, name), positive: choice})
 
 
+def store_named(named: NamedThreshold, model: StoredModel, positive: str, lease: Lease) -> None:
+    """Write the threshold of `positive` beside the model; those of other labels that were stored meanwhile stay.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run that writes it.
+        CheckpointError, StorageError: The folder cannot be written.
+    """
+    if not model.config.multi_label:
+        named.write(model.folder, lease)
+        return
+    with locked(model.folder / f".{named.name}.lock", patience=LOCK_SECONDS):
+        classes = {**_others(model, named.name), positive: named.classes[positive]}
+        named.model_copy(update={"classes": classes}).write(model.folder, lease)
+
+
 def threshold_evidence(named: NamedThreshold | None, metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what `result.json` says about each threshold that an evaluation used, with what the split reached."""
     found = []
@@ -142,7 +166,10 @@ def _others(model: StoredModel, name: str) -> dict[str, ThresholdChoice]:
         return {}
     try:
         return read_threshold(model.folder, name, weights=model.weights).classes
-    except (SpecError, CheckpointError):
+    except SpecError:  # there is none
+        return {}
+    except CheckpointError as error:
+        logger.warning("%s; the thresholds of its other labels are not kept", error)
         return {}
 
 

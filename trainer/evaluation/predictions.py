@@ -6,7 +6,8 @@ patients: an image is identified by its index in the split and by the shard it i
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class EvaluatedSplit:
         positive: The class that sensitivity and specificity refer to.
         threshold: Decision threshold of `positive`; None means that the most probable class was predicted.
         multi_label: Whether an image has several labels: labels and decisions are then (N, C).
+        thresholds: Decision threshold of each label of a multi-label model.
     """
 
     model: str
@@ -45,6 +47,11 @@ class EvaluatedSplit:
     positive: str
     threshold: float | None
     multi_label: bool = False
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def threshold_of(self, positive: str) -> float | None:
+        """Return the threshold of a label, or of a class if there is one label an image; None: the most probable."""
+        return self.thresholds.get(positive) if self.multi_label else self.threshold
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluatedSplit":
@@ -63,11 +70,12 @@ class EvaluatedSplit:
             classes=tuple(classes),
             threshold=None if threshold is None else float(threshold),
             multi_label=bool(content.get("multi_label", False)),
+            thresholds={str(name): float(value) for name, value in dict(content.get("thresholds", {})).items()},
         )
 
     def to_json(self) -> str:
         """Return the content as JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "thresholds" or value})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +160,17 @@ class Predictions:
             decisions=self.decisions[known, at],
             groups=None if self.groups is None else self.groups[known],
             samples=None if self.samples is None else self.samples[known],
-            about=replace(self.about, classes=(f"no {label}", label), positive=label, multi_label=False),
+            about=replace(
+                self.about,
+                classes=(f"no {label}", label),
+                positive=label,
+                threshold=self.about.thresholds.get(label),
+                multi_label=False,
+            ),
         )
 
     def _arrays(self) -> dict[str, NDArray[Any] | None]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != ABOUT}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != ABOUT}
 
 
 def read_about(path: Path) -> EvaluatedSplit | None:

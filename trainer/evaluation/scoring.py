@@ -177,6 +177,7 @@ def save_predictions(
         positive=metrics["positive"] or index.classes[0],
         threshold=metrics.get("threshold"),
         multi_label=index.multi_label,
+        thresholds={name: row["threshold"] for name, row in metrics.get("labels", {}).items()},
     )
     calibrated = objective.calibrated(probabilities, calibration, about.classes)
     decisions = objective.decisions(calibrated, calibration, about.classes, about.positive)

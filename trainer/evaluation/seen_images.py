@@ -72,13 +72,17 @@ def _listed(known: Mapping[str, Any], split: str) -> set[str]:
 def count_evaluation(storage: Path, index: ShardIndex, split: str, run_id: str) -> int | None:
     """Record that a run has evaluated a split, and return how many runs have; None if it cannot be recorded.
 
-    A file a run in `STORAGE/evaluations/DIGEST/SPLIT/`: a retried run counts once, a deleted one still counts.
+    A file a run in `STORAGE/evaluations/DIGEST/SPLIT/`: a retried run counts once, a deleted one still counts. Earlier
+    versions of the data set count too if the split had images then.
     """
-    folder = storage / "evaluations" / index.digest / split
+    folders = [
+        storage / "evaluations" / digest / split for digest in (index.digest, *(v.digest for v in index.history))
+    ]
+    folder = folders[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / run_id).touch()
-        return sum(1 for _ in folder.iterdir())
+        return len({run.name for of_version in folders if of_version.is_dir() for run in of_version.iterdir()})
     except OSError as error:
         logger.warning("%s cannot be written (%s); this evaluation is not counted", folder, error.strerror)
         return None
