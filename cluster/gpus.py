@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InsufficientResources
-from cluster.process_env import cuda_visible_devices
+from cluster.process_env import cuda_visible_devices, environment_with_gpus
 
 NVIDIA_SMI_SECONDS = 20.0
 PROBE = (sys.executable, "-P", "-m", "trainer.distributed.device_probe")
@@ -25,17 +25,22 @@ CPU_CURE = "use --gpus-per-worker 0 to run on CPUs"
 
 @dataclass(frozen=True, kw_only=True)
 class GpuCount:
-    """Number of GPUs.
+    """The GPUs of this machine.
 
     Attributes:
-        usable: Those that `CUDA_VISIBLE_DEVICES` shows to this process.
-        in_all: Those that the driver lists.
+        uuids: Those that `CUDA_VISIBLE_DEVICES` shows to this process, in its order.
+        in_all: Number of those that the driver lists.
         fault: Why the driver cannot list them; None if it can, or if there is none.
     """
 
-    usable: int = 0
+    uuids: tuple[str, ...] = ()
     in_all: int = 0
     fault: str | None = None
+
+    @property
+    def usable(self) -> int:
+        """Number of GPUs that this process may use."""
+        return len(self.uuids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ class DeviceReport:
 
 
 def count_gpus() -> GpuCount:
-    """Return how many GPUs this process may use, by nvidia-smi and `CUDA_VISIBLE_DEVICES`, without CUDA or torch."""
+    """Return which GPUs this process may use, by nvidia-smi and `CUDA_VISIBLE_DEVICES`, without CUDA or torch."""
     variable = cuda_visible_devices()
     if variable is not None and not _entries(variable):
         return GpuCount()
@@ -104,8 +109,8 @@ def count_gpus() -> GpuCount:
     if answer.returncode:
         none = NO_DEVICES in (answer.stdout + answer.stderr).lower()
         return GpuCount(fault=None if none else f"nvidia-smi fails with exit code {answer.returncode}")
-    uuids = answer.stdout.split()
-    return GpuCount(usable=len(uuids) if variable is None else visible_count(uuids, variable), in_all=len(uuids))
+    uuids = tuple(answer.stdout.split())
+    return GpuCount(uuids=uuids if variable is None else visible_uuids(uuids, variable), in_all=len(uuids))
 
 
 def gpu_modes() -> tuple[str, ...]:
@@ -120,25 +125,25 @@ def gpu_modes() -> tuple[str, ...]:
     return tuple(text for word, text in (modes | {"Enabled": "MIG enabled"}).items() if word in words)
 
 
-def visible_count(uuids: Sequence[str], variable: str) -> int:
-    """Return how many of the GPUs CUDA shows for a value of `CUDA_VISIBLE_DEVICES`.
+def visible_uuids(uuids: Sequence[str], variable: str) -> tuple[str, ...]:
+    """Return which of the GPUs CUDA shows for a value of `CUDA_VISIBLE_DEVICES`.
 
     CUDA takes the entries up to the first one that names no GPU, and none at all if one comes twice. An entry is an
     index, or the beginning of a UUID that is the beginning of no other.
     """
     entries = _entries(variable)
     if entries and entries[0].startswith("MIG-"):
-        return len(entries)  # instances of GPUs, which this list of GPUs does not have
-    found: list[int] = []
+        return tuple(entries)  # instances of GPUs, which this list of GPUs does not have
+    found: list[str] = []
     for entry in entries:
         if entry.startswith("GPU-"):
-            places = [place for place, uuid in enumerate(uuids) if uuid.startswith(entry)]
+            named = [uuid for uuid in uuids if uuid.startswith(entry)]
         else:
-            places = [int(entry)] if int(entry) < len(uuids) else []
-        if len(places) != 1:
+            named = list(uuids[int(entry) : int(entry) + 1])
+        if len(named) != 1:
             break
-        found += places
-    return len(found) if len(set(found)) == len(found) else 0
+        found += named
+    return tuple(found) if len(set(found)) == len(found) else ()
 
 
 def _entries(variable: str) -> list[str]:
@@ -155,10 +160,11 @@ def _entries(variable: str) -> list[str]:
 
 
 @functools.cache
-def ask_torch() -> DeviceReport:
-    """Return what torch says of the GPUs, asked once in a process of its own."""
+def ask_torch(uuids: tuple[str, ...] | None = None) -> DeviceReport:
+    """Return what torch says of these GPUs, by default of all visible ones, asked once in a process of its own."""
+    env = None if uuids is None else environment_with_gpus(uuids)
     try:
-        answer = subprocess.run(PROBE, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        answer = subprocess.run(PROBE, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False, env=env)
     except subprocess.TimeoutExpired:
         return DeviceReport(torch="", fault=f"torch does not answer within {PROBE_SECONDS:.0f} s about the GPUs")
     try:

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.settings import Settings
@@ -49,6 +49,16 @@ def job_worker_environment(settings: Settings, environment: Mapping[str, str] | 
 def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:
     """Return the value of `CUDA_VISIBLE_DEVICES`, None if it is not set."""
     return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+
+
+def environment_with_gpus(uuids: Sequence[str]) -> dict[str, str]:
+    """Return the environment of this process with only these GPUs visible to CUDA."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+
+
+def show_gpus(uuids: Sequence[str]) -> None:
+    """Make only these GPUs visible to CUDA, in this process unless it has started CUDA, and in its children."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
 
 
 def set_local_ray_environment() -> None:

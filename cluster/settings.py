@@ -12,6 +12,8 @@ from cluster.lease import DEAD_AFTER_SECONDS
 
 DEFAULT_STORAGE = "~/.nightshift"
 HANG_SECONDS = 600.0
+GPU_LOCKS = Path("/tmp/nightshift-gpus")  # noqa: S108 -- one folder for all users of the machine
+GPU_WAIT_SECONDS = 24 * 3600.0
 CACHE_GIGABYTES = 50
 SHARD_CACHE_GIGABYTES = 10
 
@@ -31,6 +33,9 @@ class Settings:
         webhook_secret: Key that webhooks are signed with (`NIGHTSHIFT_WEBHOOK_SECRET`).
         lease_seconds: An attempt without a heartbeat for this long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
         ray_address: The cluster that this process is a job of, set by Ray (`RAY_ADDRESS`); None: no cluster.
+        gpu_locks: Folder of this machine for the locks of its GPUs (`NIGHTSHIFT_GPU_LOCKS`).
+        gpu_wait_seconds: A run fails that has waited for GPUs of this machine longer than this
+            (`NIGHTSHIFT_GPU_WAIT_SECONDS`).
         cluster_gpus: GPUs of the Ray cluster, including nodes that its autoscaler can add
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: those of the nodes that are up.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
@@ -49,6 +54,8 @@ class Settings:
     webhook_secret: str | None = field(default=None, repr=False)
     lease_seconds: float = DEAD_AFTER_SECONDS
     ray_address: str | None = None
+    gpu_locks: Path = GPU_LOCKS
+    gpu_wait_seconds: float = GPU_WAIT_SECONDS
     cluster_gpus: int | None = None
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
@@ -77,6 +84,8 @@ class Settings:
             webhook_secret=env.get("NIGHTSHIFT_WEBHOOK_SECRET") or None,
             lease_seconds=_positive(env, "NIGHTSHIFT_LEASE_SECONDS", DEAD_AFTER_SECONDS, "seconds"),
             ray_address=env.get("RAY_ADDRESS") or None,
+            gpu_locks=Path(env.get("NIGHTSHIFT_GPU_LOCKS", "").strip() or GPU_LOCKS).expanduser().absolute(),
+            gpu_wait_seconds=_positive(env, "NIGHTSHIFT_GPU_WAIT_SECONDS", GPU_WAIT_SECONDS, "seconds"),
             cluster_gpus=_count(env, "NIGHTSHIFT_CLUSTER_GPUS"),
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
             cache_bytes=_gigabytes(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES),

@@ -10,7 +10,7 @@ from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from cluster import gpus, shared_memory
 from cluster.errors import InsufficientResources
 from cluster.gpu_health import check_processors
-from cluster.gpus import DeviceReport, GpuCount, TorchDevice, ask_torch, count_gpus, require_usable_gpus, visible_count
+from cluster.gpus import DeviceReport, GpuCount, TorchDevice, ask_torch, count_gpus, require_usable_gpus, visible_uuids
 from cluster.resources import Machine, gpus_per_worker, refuse_impossible, this_machine
 from cluster.shared_memory import require_shared_memory
 from jobs.cli.demo import _gpus_per_worker
@@ -83,14 +83,14 @@ def test_ray_takes_the_number_of_gpus(nvidia_smi, monkeypatch, variable):
 def test_torch_counts_the_entries_of_the_variable_in_the_same_way(monkeypatch):
     for variable in ("3", "0,1", "", "-1", "0,-1,2", "1gpu2,2ampere", "0,0", "none", " 1 , 2 "):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-        assert visible_count(UUIDS, variable) == len(torch.cuda._parse_visible_devices()), variable
+        assert len(visible_uuids(UUIDS, variable)) == len(torch.cuda._parse_visible_devices()), variable
 
 
 def test_without_the_variable_all_gpus_count_and_with_it_the_others_are_hidden(nvidia_smi, monkeypatch):
     every = count_gpus()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
 
-    assert every == GpuCount(usable=8, in_all=8)
+    assert every == GpuCount(uuids=tuple(UUIDS), in_all=8)
     assert this_machine().hidden_gpus == 7
 
 

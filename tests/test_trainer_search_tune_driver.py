@@ -104,7 +104,7 @@ def test_a_trial_whose_process_dies_at_every_restart_has_failed_and_the_others_r
     task = WorkerTask(attempt=Attempt.of(paths.folder, 1, settings), spec=spec, source=None)
     polls = []
 
-    with ray_session(settings, spec):
+    with ray_session(task.attempt, spec):
         slots = Slots(count=1, resources={"CPU": 1}, threads=1)
         run_trials(search.controller, task, DyingTrainable, slots, lambda: polls.append(1))
 

@@ -17,7 +17,8 @@ from cluster.run_paths import RunPaths
 CHECK_SECONDS = 5.0  # a check reads the progress file of each training of the run
 LONGEST_FACTOR = 3.0  # a pause may be this many times as long as the longest one before it
 STARTING_FACTOR = 6.0  # on a cluster a trainer waits in its first phase for machines to start
-STARTING, WAITING = "starting", "waiting"
+STARTING = "starting"
+WAITING = "waiting"  # how phases begin in which nothing hangs: "waiting", "waiting for 2 GPUs (1 free)"
 WORK = ("phase", "epoch", "done", "trials")  # of progress.json; its speed and ETA change with the clock
 
 
@@ -60,7 +61,7 @@ class ProgressWatch:
             work = (progress_of(progress), self._log_bytes())
         except OSError:
             return None
-        if work != self._last or self.phase == WAITING:
+        if work != self._last or self.phase.startswith(WAITING):
             self.longest_seconds = max(self.longest_seconds, self.idle_seconds)
             self._last, self.idle_seconds = work, 0.0
             return None

@@ -9,10 +9,30 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train.torch import TorchConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import InsufficientResources
+
+
+class _OwnGpuBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types
+    """Ray's setup of torch's process group, with each worker seeing only its own GPU."""
+
+    share_cuda_visible_devices = False
+
+
+class GroupConfig(TorchConfig):  # type: ignore[misc]
+    """Torch's process group, in which the GPU of a worker is always the only one that it sees.
+
+    Ray would show a worker the GPUs of all workers of its machine, sorted as texts: 0, 1, 10, 11, 2. But torch binds
+    NCCL to the GPU whose number is the local rank, which above ten GPUs is that of another worker.
+    """
+
+    @property
+    def backend_cls(self) -> Any:
+        """The setup of the process group."""
+        return _OwnGpuBackend
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,25 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cluster import stack_dumps
 from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
-from cluster.gpus import ask_torch, require_usable_gpus
-from cluster.resources import Machine, gpus_per_worker, refuse_fewer_gpus, refuse_impossible, this_machine
+from cluster.resources import Machine, refuse_fewer_gpus
 from cluster.settings import Settings
-from cluster.shared_memory import require_shared_memory
 from data_shards.errors import ShardError
+from trainer.attempt import Attempt
 from trainer.distributed.infrastructure import infrastructure_error
+from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
+from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import InfrastructureError, OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
 from trainer.specs import Spec
@@ -50,10 +52,10 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     """
     settings, spec = task.attempt.settings, task.spec
     if settings.ray_address is None and spec.workers == 1:
-        local_gpus(spec)
+        lease_local_gpus(task.attempt, spec)
         result = _trainer(work, task, workers=0, gpus=0).fit().return_value
     else:
-        with ray_session(settings, spec) as gpus:
+        with ray_session(task.attempt, spec) as gpus:
             result = _fit(_trainer(work, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
     if isinstance(result, Exception):
         raise result
@@ -110,8 +112,8 @@ def _trainer(
     attempt = task.attempt
     return TorchTrainer(
         run_worker,
-        train_loop_config={"work": work, "task": task},
-        torch_config=TorchConfig(timeout_s=round(task.hang_seconds)),
+        train_loop_config={"work": work, "task": replace(task, gpus_of_machine=gpus_of_machine())},
+        torch_config=GroupConfig(timeout_s=round(task.hang_seconds)),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
         run_config=ray.train.RunConfig(
             name=f"attempt-{attempt.number}",
@@ -137,11 +139,13 @@ def _fit(trainer: TorchTrainer, max_restarts: int) -> Any:
 
 
 @contextmanager
-def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
+def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
     """Connect to the cluster, or start Ray on this machine; yield the number of GPUs per worker.
 
-    Inside another such block, or in an actor, the Ray that runs already is used and not shut down.
+    Inside another such block, or in an actor, the Ray that runs already is used and not shut down. A Ray on this
+    machine has the GPUs that the run leases.
     """
+    settings = attempt.settings
     if ray.is_initialized():
         yield _cluster_gpus(settings, spec)
         return
@@ -150,7 +154,7 @@ def ray_session(settings: Settings, spec: Spec) -> Iterator[int]:
             ray.init(address=settings.ray_address, log_to_driver=True)
             yield _cluster_gpus(settings, spec)
             return
-        machine, gpus = local_gpus(spec)
+        machine, gpus = lease_local_gpus(attempt, spec)
         # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
             _start_ray(machine, folder)
@@ -206,21 +210,6 @@ def _shutdown_ray() -> None:
         ray.shutdown()
     finally:
         gc.enable()
-
-
-def local_gpus(spec: Spec) -> tuple[Machine, int]:
-    """Return this machine and the number of GPUs per worker, 0 or 1.
-
-    Raises:
-        InsufficientResources: There is less than the workers need, or torch cannot use the GPUs.
-    """
-    machine = this_machine()
-    refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
-    gpus = gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
-    if gpus and not ray.is_initialized():  # inside a Ray that this run started, it was asked before
-        require_usable_gpus(ask_torch(), spec.workers)
-        require_shared_memory()
-    return machine, gpus
 
 
 def _cluster_gpus(settings: Settings, spec: Spec) -> int:

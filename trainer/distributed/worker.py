@@ -53,6 +53,7 @@ class WorkerTask(Generic[S_co]):
         source: Weights file or model folder, found by the driver; None means random weights.
         longest_shard: Number of samples in the largest shard; other workers wait while one extracts its features.
         trial: Where a training inside a search keeps its files; None means the run's own folder.
+        gpus_of_machine: GPUs whose workers share the CPUs of this machine; 0 if only those that CUDA shows.
     """
 
     attempt: Attempt
@@ -60,6 +61,7 @@ class WorkerTask(Generic[S_co]):
     source: Path | None
     longest_shard: int = 0
     trial: TrialPaths | None = None
+    gpus_of_machine: int = 0
 
     @property
     def paths(self) -> TrainingPaths:
@@ -109,7 +111,8 @@ class WorkerContext(Generic[S_co]):
         """DataLoader processes for this worker; 0 on a CPU, where the network needs all cores."""
         if self.process_group.device.type == "cpu":
             return 0
-        return max(1, min(MAX_LOADER_WORKERS, cpu_count() // self.process_group.workers_on_node - 1))
+        sharing = max(self.process_group.workers_on_node, self.task.gpus_of_machine)
+        return max(1, min(MAX_LOADER_WORKERS, cpu_count() // sharing - 1))
 
     def add_images(self, images: int) -> None:
         """Count images that all workers together have processed, and reset the watchdog."""

@@ -14,6 +14,7 @@ from cluster.windows import local_now
 from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
+from trainer.distributed.local_gpus import lease_local_gpus
 from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped, TrainerError
@@ -34,7 +35,7 @@ from trainer.search.run_repeats import RepeatedRunTrainable
 from trainer.search.run_trainable import RunTrainable
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialTable
-from trainer.search.tune_driver import head_slots, run_slots, run_trials
+from trainer.search.tune_driver import head_slots, run_slots, run_trials, useful_gpus
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.train import check_data
 from trainer.training.model_setup import TrainingSetup
@@ -82,6 +83,8 @@ def _run(
     if not controller.has_work():
         return
     spec, settings = task.spec, task.attempt.settings
+    if settings.ray_address is None and not _leases_gpus(controller, task):
+        return
     progress = SearchProgress(task.attempt, controller, index.samples_in("train"))
 
     def on_poll() -> None:
@@ -90,7 +93,7 @@ def _run(
         publisher.update()
         progress.write_if_due()
 
-    with ray_session(settings, spec) as gpus:
+    with ray_session(task.attempt, spec) as gpus:
         if spec.reads_features:
             shared = WorkerTask(
                 attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
@@ -101,6 +104,20 @@ def _run(
             in_process = spec.workers == 1 and settings.ray_address is None
             trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
             run_trials(controller, task, trainable, run_slots(spec, settings, gpus, in_process=in_process), on_poll)
+
+
+def _leases_gpus(controller: SearchController, task: WorkerTask[SearchSpec]) -> bool:
+    """Lease the GPUs that the trials can use; return False if the search has to stop before there are any."""
+
+    def stop_reason() -> str | None:
+        return controller.stop_reason() or ("the search has reached its deadline" if controller.must_pause() else None)
+
+    try:
+        lease_local_gpus(task.attempt, task.spec, most=useful_gpus(task.spec), stop_reason=stop_reason)
+    except Stopped as reason:
+        logger.info("%s", reason)
+        return False
+    return True
 
 
 def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:

@@ -184,6 +184,12 @@ def _number(trial: Any) -> int:
     return TrialAssignment.from_tune(trial.config).trial
 
 
+def useful_gpus(spec: SearchSpec) -> int:
+    """Return how many GPUs all trials that run at once can use."""
+    at_once = min(spec.concurrency or spec.trials, spec.trials)
+    return math.ceil(at_once / HEADS_PER_GPU) if spec.reads_features else at_once * spec.workers
+
+
 def head_slots(spec: SearchSpec, settings: Settings, gpus: int) -> Slots:
     """Return how trials that train heads on stored features share Ray's resources."""
     if gpus:
