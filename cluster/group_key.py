@@ -1,4 +1,4 @@
-"""`group.key`: the secret of a storage that turns patient identifiers into the names of groups.
+"""`group.key`: the secret of a storage that turns the identifiers of groups, such as patients, into their names.
 
 It stays in the storage, readable by its owner alone, and no data set has it: who gets the shards cannot try which
 identifier a group stands for.
@@ -6,6 +6,7 @@ identifier a group stands for.
 
 import secrets
 from pathlib import Path
+from string import hexdigits
 
 from cluster.errors import StorageError
 from cluster.files import atomic_write, locked
@@ -21,6 +22,8 @@ def ensure_group_key(storage: Path) -> str:
     Raises:
         StorageError: The file is damaged, or cannot be read or written.
     """
+    if (found := read_group_key(storage)) is not None:
+        return found
     file = storage / KEY_FILE
     try:
         storage.mkdir(parents=True, exist_ok=True)
@@ -28,10 +31,34 @@ def ensure_group_key(storage: Path) -> str:
             if not file.exists():
                 with atomic_write(file, mode=OWNER_ONLY) as draft:
                     draft.write_text(f"{secrets.token_hex(KEY_BYTES)}\n")
-            found = file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written ({error.strerror}); check its permissions") from error
+    return _read(file)
+
+
+def read_group_key(storage: Path) -> str | None:
+    """Return the key of a storage in hexadecimal, None if it has none.
+
+    Raises:
+        StorageError: The file is damaged, or cannot be read.
+    """
+    file = storage / KEY_FILE
+    return _read(file) if file.exists() else None
+
+
+def _read(file: Path) -> str:
+    try:
+        found = file.read_text(encoding="ascii").strip()
+    except PermissionError as error:
+        raise StorageError(
+            f"{file} may not be read; let its owner give those who pack access to it (chmod g+r), or set "
+            "NIGHTSHIFT_STORAGE to a storage of your own"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise StorageError(f"{file} cannot be used ({reason}); let the one who packs own it") from error
-    if len(found) != 2 * KEY_BYTES:
-        raise StorageError(f"{file} is damaged; restore it from a backup, as data sets with DICOM groups need it")
+        raise StorageError(f"{file} cannot be read ({reason}); restore it from a backup") from error
+    if len(found) != 2 * KEY_BYTES or set(found) - set(hexdigits):
+        raise StorageError(
+            f"{file} is damaged; restore it from a backup: `shards add` to data sets with groups needs it"
+        )
     return found

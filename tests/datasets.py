@@ -47,7 +47,7 @@ def image_folder(folder: Path, counts: Mapping[str, int], *, size: tuple[int, in
 def packed(folder: Path, counts: Mapping[str, int], **options: object) -> tuple[Path, ShardIndex]:
     """Pack random images into several shards per split and return their folder and index."""
     source = image_folder(folder / "images", counts)
-    chosen = PackOptions(**{"shard_bytes": 20_000, "processes": 1, **options})  # type: ignore[arg-type]
+    chosen = PackOptions(**{"shard_bytes": 20_000, "processes": 1, "plain_groups": True, **options})  # type: ignore[arg-type]
     return folder / "shards", pack(source, folder / "shards", chosen).index
 
 

@@ -81,6 +81,7 @@ def pack_multi_label(
             "multi_label": True,
             "processes": 1,
             "allow_leakage": True,
+            "plain_groups": True,
             "shard_bytes": 40_000,
             "encode": EncodeOptions(image_size=0),
             **options,

@@ -28,7 +28,7 @@ NEW = 10_000  # seeds of new images
 
 
 def options(**chosen):
-    return PackOptions(**{"processes": 1, "shard_bytes": 20_000, **chosen})
+    return PackOptions(**{"processes": 1, "shard_bytes": 20_000, "plain_groups": True, **chosen})
 
 
 def added(shards, source, **given):

@@ -13,17 +13,21 @@ from cluster.errors import StorageError
 from cluster.group_key import KEY_FILE, ensure_group_key
 from data_shards.dicom import header
 from data_shards.dicom.header import read_header
-from data_shards.dicom.pseudonyms import key_fingerprint, pseudonym
 from data_shards.errors import BadImage, LeakageError, OptionError, SourceError
 from data_shards.index import read_index
 from data_shards.pack.add import add
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import REPORT_NAME, pack
+from data_shards.pack.pseudonyms import key_fingerprint, pseudonym
 from tests.datasets import encoded, noise
 from tests.dicoms import dataset, dicom, saved
 
 KEY = "ab" * 32
 PATIENTS = "dicom:PatientID"
+
+
+def key():
+    return KEY
 
 
 def film(seed, **fields):
@@ -44,7 +48,7 @@ def patients(folder, counts=(("covid", 6), ("normal", 6)), *, first=0):
 
 
 def packed(source, **chosen):
-    given = {"processes": 1, "split": "50/25/25", "group_by": PATIENTS, "group_key": KEY, **chosen}
+    given = {"processes": 1, "split": "50/25/25", "group_by": PATIENTS, "group_key": key, **chosen}
     return pack(source, source.parent / "shards", PackOptions(**given))
 
 
@@ -160,7 +164,7 @@ def test_added_films_of_a_known_patient_go_to_the_split_of_the_patient(tmp_path)
     (new / "covid/known.dcm").write_bytes(film(300, PatientID="covid-3"))
     before = {group: split for split, _, group in samples(tmp_path / "shards")}
 
-    report = add(str(tmp_path / "shards"), new, {"processes": 1, "group_key": KEY})
+    report = add(str(tmp_path / "shards"), new, {"processes": 1, "group_key": key})
 
     after = {source: (split, group) for split, source, group in samples(tmp_path / "shards")}
     known = pseudonym("covid-3", "PatientID", KEY)
@@ -172,13 +176,13 @@ def test_added_films_of_a_known_patient_go_to_the_split_of_the_patient(tmp_path)
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"group_key": "cd" * 32}, "named with the key of another storage; set NIGHTSHIFT_STORAGE to the one"),
-        ({}, "named with the key of another storage"),
+        ({"group_key": lambda: "cd" * 32}, "named with the key of another storage; set NIGHTSHIFT_STORAGE to the one"),
+        ({}, "are keyed hashes, and this storage has no group.key; set NIGHTSHIFT_STORAGE to the one that it was"),
         (
-            {"group_key": KEY, "group_by": "dicom:StudyInstanceUID"},
+            {"group_key": key, "group_by": "dicom:StudyInstanceUID"},
             "the groups of the data set are from dicom:PatientID",
         ),
-        ({"group_key": KEY, "group_by": "(.*)-"}, "the groups of the data set are from dicom:PatientID"),
+        ({"group_key": key, "group_by": "(.*)-"}, "the groups of the data set are from dicom:PatientID"),
     ],
 )
 def test_groups_that_would_not_be_recognised_are_refused_by_add(tmp_path, given, text):

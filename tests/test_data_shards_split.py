@@ -90,7 +90,7 @@ def test_groups_come_from_a_csv_by_path_or_by_the_last_part_of_it(tmp_path):
     table = tmp_path / "patients.csv"
     table.write_text("\ufefffile,label,group\ntrain/covid/x.jpg,covid,p1\nvalid/covid/y.jpg,covid,p2\n")
 
-    assert groups_of(["train/covid/x.jpg", "covid/y.jpg"], str(table)) == {
+    assert groups_of(["train/covid/x.jpg", "covid/y.jpg"], str(table)).of_image == {
         "train/covid/x.jpg": "p1",
         "covid/y.jpg": "p2",
     }
@@ -110,7 +110,9 @@ def test_groups_come_from_a_table_as_programs_write_it(tmp_path, text):
     table = tmp_path / "patients.csv"
     table.write_text(text)
 
-    assert groups_of(["Müller/é1.jpg", "normal/2.jpg"], str(table)) == {"Müller/é1.jpg": "1", "normal/2.jpg": "2"}
+    found = groups_of(["Müller/é1.jpg", "normal/2.jpg"], str(table)).of_image
+
+    assert found == {"Müller/é1.jpg": "1", "normal/2.jpg": "2"}
 
 
 def test_an_image_that_the_csv_leaves_out_is_not_given_the_group_of_its_namesake(tmp_path):
@@ -128,7 +130,7 @@ def test_an_image_is_given_the_group_of_the_row_with_its_folder_else_that_of_a_s
     table = tmp_path / "patients.csv"
     table.write_text("\n".join(["file,group", *rows]))
 
-    assert groups_of(["set/b/1.jpg"], str(table)) == {"set/b/1.jpg": "p2"}
+    assert groups_of(["set/b/1.jpg"], str(table)).of_image == {"set/b/1.jpg": "p2"}
 
 
 def test_rows_with_other_folders_give_no_group_if_they_differ(tmp_path):
@@ -140,7 +142,9 @@ def test_rows_with_other_folders_give_no_group_if_they_differ(tmp_path):
 
 
 def test_groups_come_from_a_bracket_in_a_regular_expression():
-    assert groups_of(["a/007_1.png", "b/007_2.png"], "([0-9]+)_") == {"a/007_1.png": "007", "b/007_2.png": "007"}
+    found = groups_of(["a/007_1.png", "b/007_2.png"], "([0-9]+)_").of_image
+
+    assert found == {"a/007_1.png": "007", "b/007_2.png": "007"}
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,7 @@ def test_a_group_in_two_given_splits_is_refused(tmp_path):
     source = image_folder(tmp_path / "images", SPLITS)
 
     with pytest.raises(LeakageError, match="group image-000 is in test and train"):
-        pack(source, tmp_path / "shards", PackOptions(processes=1, group_by="image-[0-9]+"))
+        pack(source, tmp_path / "shards", PackOptions(processes=1, group_by="image-[0-9]+", plain_groups=True))
 
 
 def test_where_we_divide_copies_stay_in_one_split(tmp_path):

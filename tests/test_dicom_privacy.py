@@ -125,7 +125,10 @@ def test_no_text_of_a_header_leaves_packing_and_submitting(tmp_path, source, set
 def test_no_text_of_a_header_leaves_training_evaluation_prediction_and_export(tmp_path, source, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     storage, shards = tmp_path / "storage", tmp_path / "shards"
-    pack(source, shards, PackOptions(split="50/25/25", max_bad=0.5, processes=1))
+    options = PackOptions(
+        split="50/25/25", group_by="dicom:PatientID", group_key=lambda: "ab" * 32, max_bad=0.5, processes=1
+    )
+    pack(source, shards, options)
 
     run, _ = done(storage, train_spec(shards, epochs=1))
     evaluated(storage, run.best, shards)

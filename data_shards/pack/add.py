@@ -34,6 +34,7 @@ from data_shards.pack.packing import (
 from data_shards.pack.sources import ImageFolder, SourceImage
 from data_shards.pack.split import ANY_IMAGE, LabeledImage, Stratum
 from data_shards.pack.split_assignment import groups_of_images, known_targets
+from data_shards.pack.stored_groups import with_stored_groups
 from data_shards.pack.write import AfterShards, Sample, write_shards
 from data_shards.targets import ABSENT, PRESENT, Label
 
@@ -142,6 +143,8 @@ class _Adding:
     def run(self, source: Path, progress: ShowProgress) -> AddReport:
         unpacked = self.work.unpacked(source) if is_archive(source) else source
         folder = scan_new_images(unpacked, self.before, self.options, self.given, source=source)
+        if self.before.grouped:
+            folder = with_stored_groups(folder, self.options)
         groups = self._groups(folder.images)
         images = known_images(self.work.target, self.before, processes=self.options.processes, progress=progress)
         splits = {image.name: image.split for image in folder.images}
@@ -172,7 +175,7 @@ class _Adding:
         return report
 
     def _groups(self, images: Sequence[SourceImage]) -> dict[str, str]:
-        groups = groups_of_images(images, self.options) if self.before.grouped else {}
+        groups = groups_of_images(images) if self.before.grouped else {}
         if self.before.grouped and not groups:
             raise OptionError(
                 "the images of the data set have groups; give those of the new images with --group-column or --group-by"

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
-from data_shards.dicom.pseudonyms import key_fingerprint
 from data_shards.errors import OptionError
 from data_shards.index import ShardIndex
 from data_shards.pack.options import DICOM_PREFIX, TABLE_ENDINGS, EncodeOptions, LabelOptions, PackOptions
+from data_shards.pack.pseudonyms import key_fingerprint
 from data_shards.pack.split import parse_shares
 
 OF_THE_DATA_SET = (*(f.name for f in fields(EncodeOptions) if f.name != "max_megapixels"), "multi_label")
@@ -44,9 +44,11 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
     _check_groups(index, options.group_by, given)
     encode = replace(encode, **_known(EncodeOptions, given))
     options = replace(options, encode=encode, **_known(PackOptions, given))
-    options = replace(options, where=_where(options.where, _stored_where(index)))
-    if options.groups_in_headers:
-        _check_key(index, options.group_key)
+    options = replace(
+        options, where=_where(options.where, _stored_where(index)), plain_groups="group_key" not in index.options
+    )
+    if not options.plain_groups:
+        _check_key(index, options.group_key() if options.group_key else None)
     if options.labels is None:
         return options
     return replace(options, labels=_with_stored(options.labels, index))
@@ -116,10 +118,15 @@ def _check_groups(index: ShardIndex, before: str | None, given: Mapping[str, Any
 
 def _check_key(index: ShardIndex, key: str | None) -> None:
     """Refuse another key than that of the data set: it would give known patients new names, and perhaps new splits."""
-    if key is None or key_fingerprint(key) != index.options.get("group_key"):
+    if key is None:
+        raise OptionError(
+            "the groups of the data set are keyed hashes, and this storage has no group.key; set NIGHTSHIFT_STORAGE to "
+            "the one that it was packed with, or copy its group.key here"
+        )
+    if key_fingerprint(key) != index.options["group_key"]:
         raise OptionError(
             "the groups of the data set were named with the key of another storage; set NIGHTSHIFT_STORAGE to the one "
-            "that it was packed with, or copy its group.key"
+            "that it was packed with"
         )
 
 

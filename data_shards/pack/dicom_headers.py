@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.dicom.pseudonyms import pseudonym
 from data_shards.errors import BadImage, OptionError, SourceError
 from data_shards.pack.options import DICOM_PREFIX, PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
@@ -28,8 +27,6 @@ def check_dicom_options(options: PackOptions) -> None:
     """
     if options.groups_in_headers:
         _check_field("--group-by", str(options.group_by), GROUP_FIELDS)
-        if not options.group_key:
-            raise OptionError(f"--group-by {options.group_by} needs a key (group_key) that keeps identifiers secret")
     for field, value in options.where:
         if field.startswith(DICOM_PREFIX):
             _check_field("--where", field, WHERE_FIELDS)
@@ -39,6 +36,8 @@ def check_dicom_options(options: PackOptions) -> None:
 
 def with_header_facts(folder: ImageFolder, options: PackOptions) -> ImageFolder:
     """Return the images of a source that fulfil the conditions on headers, with their groups if headers give them.
+
+    These are the identifiers in the headers: `with_stored_groups` replaces them.
 
     Raises:
         OptionError: A field cannot be asked for.
@@ -58,8 +57,14 @@ def with_header_facts(folder: ImageFolder, options: PackOptions) -> ImageFolder:
     images = [image for image, _ in found]
     if group_field:
         images = _grouped([(image, header[group_field]) for image, header in found], group_field, options)
-    filtered = tuple(image.name for image, take in zip(folder.images, taken, strict=True) if not take)
-    return replace(folder, images=tuple(images), filtered=filtered)
+    left = [(image, header) for image, header, take in zip(folder.images, headers, taken, strict=True) if not take]
+    groups = {header[group_field] if group_field else image.group or "" for image, header in left}
+    return replace(
+        folder,
+        images=tuple(images),
+        filtered=tuple(image.name for image, _ in left),
+        other_groups=folder.other_groups | groups - {""},
+    )
 
 
 def require_classes(before: ImageFolder, left: ImageFolder, options: PackOptions) -> None:
@@ -109,7 +114,7 @@ def _grouped(found: Iterable[tuple[SourceImage, str]], field: str, options: Pack
         if not value:
             missing.append(image.name)
         else:
-            images.append(replace(image, group=pseudonym(value, field, str(options.group_key))))
+            images.append(replace(image, group=value))
     if missing:
         raise SourceError(
             f"--group-by {options.group_by} gives {len(missing)} of {len(missing) + len(images)} images no group, such "

@@ -3,10 +3,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from data_shards.errors import SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.pack.labels.cells import is_missing, whole_numbers
 from data_shards.pack.labels.column_matching import match_cells
 from data_shards.pack.labels.columns import GROUP_NAMES, IMAGE_NAMES, by_usual_name, find_image_column, listed
@@ -16,12 +17,28 @@ from data_shards.pack.names import normalized_name
 from data_shards.pack.options import TABLE_ENDINGS
 
 GROUP_COLUMNS = ("group", "patient", "case", *GROUP_NAMES)
+SPREADSHEETS = (".xlsx", ".xls", ".ods")  # which reading a table refuses with the cure
 SHOWN = 3  # names in an error
 
 Find: TypeAlias = Callable[[str], str | None]
 
 
-def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class NamedGroups:
+    """The groups that a table or an expression gives to images.
+
+    Attributes:
+        of_image: Group of each image by its name.
+        values: All groups, those of rows without an image too.
+        expression: The expression that finds the group in a name; None for a table.
+    """
+
+    of_image: dict[str, str]
+    values: frozenset[str]
+    expression: re.Pattern[str] | None
+
+
+def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
     """Return the group of each image by its name.
 
     Args:
@@ -30,9 +47,15 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
             group, or else its whole match, in an image's name is the image's group.
 
     Raises:
-        SourceError: The table or expression is invalid, or gives an image no group.
+        OptionError: The expression is invalid, or there is no such table.
+        SourceError: The table is invalid, or an image has no group.
     """
-    find = _by_table(group_by, names) if is_table(group_by) else _by_expression(group_by)
+    expression, values = None, frozenset[str]()
+    if is_table(group_by):
+        find, values = _by_table(group_by, names)
+    else:
+        expression = _expression(group_by)
+        find = _by_expression(expression)
     groups = {name: find(name) for name in names}
     missing = [name for name, group in groups.items() if not group]
     if missing:
@@ -40,22 +63,28 @@ def groups_of(names: Sequence[str], group_by: str) -> dict[str, str]:
             f"--group-by {group_by} gives {len(missing)} of {len(names)} images no group, "
             f"such as {', '.join(missing[:SHOWN])}; name each of them"
         )
-    return {name: str(group) for name, group in groups.items()}
+    of_image = {name: str(group) for name, group in groups.items()}
+    return NamedGroups(of_image=of_image, values=values.union(of_image.values()), expression=expression)
 
 
 def is_table(group_by: str) -> bool:
-    """Whether `--group-by` names a table, not a regular expression: by its ending, for other than .csv if it exists."""
-    lower = group_by.lower()
-    return lower.endswith(".csv") or (lower.endswith(TABLE_ENDINGS) and Path(group_by).is_file())
+    """Whether `--group-by` names a table, not a regular expression: by its ending, which no name of an image has."""
+    return group_by.lower().endswith((*TABLE_ENDINGS, *SPREADSHEETS))
 
 
-def _by_table(file: str, names: Sequence[str]) -> Find:
-    """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree."""
+def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
+    """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree.
+
+    The second value is all groups of the table.
+    """
     matcher = ImageMatcher(names)
+    if not Path(file).is_file():
+        raise OptionError(f"--group-by {file}: there is no such file; give the path of a table, or an expression")
     table = read_table(Path(file), file, lambda _: True)
     image, group = _columns(table, matcher)
     cells = table.column(group)
     numbers = whole_numbers(cells)
+    values = frozenset(numbers.get(cell, cell) for cell in cells if not is_missing(cell))
     exact: dict[str, dict[str, int]] = defaultdict(dict)
     others: dict[str, dict[str, int]] = defaultdict(dict)
     named = table.column(image)
@@ -74,7 +103,7 @@ def _by_table(file: str, names: Sequence[str]) -> Find:
             raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
         return next(iter(groups), None)
 
-    return find
+    return find, values
 
 
 def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
@@ -88,12 +117,18 @@ def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
     return image, group
 
 
-def _by_expression(pattern: str) -> Find:
+def _expression(pattern: str) -> re.Pattern[str]:
     try:
-        expression = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
-        raise SourceError(f"--group-by {pattern!r} is neither a .csv file nor a regular expression: {error}") from error
+        place = "" if error.pos is None else f" at character {error.pos + 1}"
+        raise OptionError(
+            f"--group-by {pattern!r} is neither a table nor a valid regular expression (it is wrong{place}); write one "
+            r"such as 'patient([0-9]+)', and a backslash before each of ( ) [ ] { } * + ? . that means itself"
+        ) from error
 
+
+def _by_expression(expression: re.Pattern[str]) -> Find:
     def find(name: str) -> str | None:
         match = expression.search(name)
         return match and match[1 if expression.groups else 0]

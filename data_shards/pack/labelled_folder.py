@@ -99,6 +99,7 @@ def scan_labelled_folder(
         left_out=classes.left_out,
         masks=masks,
         label_names=classes.label_names,
+        other_groups=labelled.groups,
         labels=labelled.report.with_notes(lists.notes),
     )
     _check(image_folder, source or folder, is_addition=adds_to is not None)

@@ -1,12 +1,11 @@
 """The options of packing with their defaults. Imports nothing heavy: the command line imports it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from data_shards.dicom import DicomFrame
-from data_shards.dicom.pseudonyms import key_fingerprint
 
 MEGABYTE = 1_000_000
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
@@ -93,7 +92,9 @@ class PackOptions:
         split_files: A split and the path of a list of its images, for each list; the rest is divided by `split`.
         group_by: CSV with the columns file and group, a regular expression on the name, or `dicom:PatientID` or
             `dicom:StudyInstanceUID`; None for no groups.
-        group_key: Secret that turns identifiers of DICOM headers into names of groups. The index has its fingerprint.
+        group_key: Returns the secret that turns the identifiers of groups into the names under which they are stored,
+            None without one; it is called if images have groups. The index has the secret's fingerprint.
+        plain_groups: Store groups, and names of images that contain them, as they are.
         classes: Take these class folders alone, and take them as classes whatever their names look like; empty: all.
         drop_classes: Leave these class folders out.
         labels: The tables that give the labels; None if class folders give them.
@@ -112,7 +113,8 @@ class PackOptions:
     split: str | None = None
     split_files: tuple[tuple[str, str], ...] = ()
     group_by: str | None = None
-    group_key: str | None = field(default=None, repr=False)
+    group_key: Callable[[], str | None] | None = field(default=None, repr=False)
+    plain_groups: bool = False
     classes: tuple[str, ...] = ()
     drop_classes: tuple[str, ...] = ()
     labels: LabelOptions | None = None
@@ -140,7 +142,7 @@ class PackOptions:
         """
         stored = asdict(self)
         stored |= stored.pop("encode")
-        del stored["processes"], stored["labels"], stored["group_key"]
+        del stored["processes"], stored["labels"], stored["group_key"], stored["plain_groups"]
         if self.group_by and self.group_by.lower().endswith(TABLE_ENDINGS):
             stored["group_by"] = Path(self.group_by).name
         stored["split_files"] = tuple((split, Path(path).name) for split, path in self.split_files)
@@ -148,8 +150,6 @@ class PackOptions:
             value = stored.pop(name)
             if value != DEFAULTS[name]:
                 stored[name] = _as_text(value)
-        if self.groups_in_headers and self.group_key:
-            stored["group_key"] = key_fingerprint(self.group_key)
         return stored | (_labels_to_index(self.labels) if self.labels else {})
 
 

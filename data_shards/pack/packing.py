@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median_low
@@ -19,6 +19,7 @@ from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
 from data_shards.pack.split_assignment import SplitAssignment, assign_splits, check_assignable
+from data_shards.pack.stored_groups import check_group_options, with_stored_groups
 from data_shards.pack.work_folder import WorkFolder, check_target, open_work_folder
 from data_shards.pack.write import Sample, write_shards
 from data_shards.process_pool import map_in_processes, process_count
@@ -86,6 +87,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
     if source.resolve() in target.resolve().parents:
         raise SourceError(f"{target} lies inside {source}; give a folder outside of it")
     check_target(target)
+    check_group_options(options)
     scanned = None if is_archive(source) else _scan(source, options)  # refused before anything is written
     with open_work_folder(target) as work:
         image_folder = scanned or _scan(work.unpacked(source), options, source)
@@ -107,7 +109,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
 
 
 def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> ImageFolder:
-    image_folder = scan_source(folder, options, source=source)
+    image_folder = with_stored_groups(scan_source(folder, options, source=source), options)
     if options.multi_label:
         require_known_targets(image_folder.images, image_folder.classes)
     check_assignable(image_folder.images, options, image_folder.label_names)
@@ -182,7 +184,8 @@ def _write(
         )
     _remove_unlisted(work.target, shards)
     write_records(work.target, records_of(shards, samples))
-    return _index(classes, shards, good, options, grouped=bool(assignment.groups))
+    key = {"group_key": image_folder.group_key} if image_folder.group_key else {}
+    return _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups))
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:
@@ -194,7 +197,7 @@ def _index(
     classes: tuple[str, ...],
     shards: Sequence[Shard],
     good: Sequence[ChunkEntry],
-    options: PackOptions,
+    options: Mapping[str, Any],
     *,
     grouped: bool,
 ) -> ShardIndex:
@@ -202,12 +205,12 @@ def _index(
         classes=classes,
         shards=tuple(shards),
         color="L" if all(entry.gray for entry in good) else "RGB",
-        image_size=options.encode.image_size,
+        image_size=options["image_size"],
         grouped=grouped,
         widths=span_of([entry.width for entry in good]),
         heights=span_of([entry.height for entry in good]),
-        options=options.to_index(),
-        multi_label=options.multi_label,
+        options=dict(options),
+        multi_label=options.get("multi_label", False),
     ).sealed()
 
 

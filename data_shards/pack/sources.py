@@ -57,6 +57,9 @@ class ImageFolder:
         table: A table that names most of the images, if there is one.
         labels: How the tables of labels were read and what they left out, if the labels come from tables.
         filtered: Names of the images that a condition on DICOM headers leaves out.
+        other_groups: Groups of what is left out: of such images, and of rows that name no image.
+        renamed: Number of images whose stored name has a hash in place of an identifier.
+        group_key: Fingerprint of the key that the groups are named with; None if they are stored as they are.
         label_names: In a multi-label data set the names of its labels, in the order of the images' targets.
     """
 
@@ -69,6 +72,9 @@ class ImageFolder:
     label_names: tuple[str, ...] = ()
     labels: LabelReport | None = None
     filtered: tuple[str, ...] = ()
+    other_groups: frozenset[str] = frozenset()
+    renamed: int = 0
+    group_key: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

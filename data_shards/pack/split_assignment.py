@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from data_shards.errors import LeakageError
 from data_shards.pack.chunks import ChunkEntry
-from data_shards.pack.groups import groups_of
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import SourceImage
@@ -53,7 +52,7 @@ def assign_splits(
     """
     usable = {entry.name for entry in good}
     images = [image for image in images if image.name in usable]
-    groups = groups_of_images(images, options)
+    groups = groups_of_images(images)
     hashes = [ImageHash(name=e.name, sha256=e.sha256, phash=e.phash) for e in good]
     given = _given_splits(images)
     pairs = find_near_duplicates(hashes, given if len(given) == len(images) else None)
@@ -76,7 +75,7 @@ def check_assignable(images: Sequence[SourceImage], options: PackOptions, label_
     Raises:
         SourceError: The images cannot be grouped or split as requested.
     """
-    groups = groups_of_images(images, options)
+    groups = groups_of_images(images)
     splits = _given_splits(images) | _split_rest(images, groups, (), options, label_names)
     leakage = _groups_across(groups, splits)
     if leakage and not options.allow_leakage:
@@ -87,10 +86,8 @@ def _given_splits(images: Sequence[SourceImage]) -> dict[str, str]:
     return {image.name: image.split for image in images if image.split is not None}
 
 
-def groups_of_images(images: Sequence[SourceImage], options: PackOptions) -> dict[str, str]:
-    """Return the group of each image: that of its table or DICOM header, or by `--group-by`; empty without groups."""
-    if options.group_by and not options.groups_in_headers:
-        return groups_of([image.name for image in images], options.group_by)
+def groups_of_images(images: Sequence[SourceImage]) -> dict[str, str]:
+    """Return the group of each image by its name; empty without groups."""
     return {image.name: image.group for image in images if image.group is not None}
 
 

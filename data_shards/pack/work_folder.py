@@ -58,8 +58,8 @@ class WorkFolder:
         return folder
 
     def reuse_chunks_of(self, images: Sequence[SourceImage], options: dict[str, Any]) -> None:
-        """Keep the chunks of an interrupted pack of the same files and options, else remove them."""
-        identity = _digest([options, [_facts(image.path) for image in images]])
+        """Keep the chunks of an interrupted pack of the same files, names and options, else remove them."""
+        identity = _digest([options, [(image.name, *_facts(image.path)) for image in images]])
         mark = self.folder / "identity"
         if not mark.exists() or mark.read_text() != identity:
             shutil.rmtree(self.encoded, ignore_errors=True)

@@ -11,12 +11,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cluster.group_key import ensure_group_key
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
 from data_shards.index import ShardIndex, overview, read_index
 from data_shards.pack.options import (
-    DICOM_PREFIX,
     LARGEST_MEGAPIXELS,
     Blank,
     EncodeOptions,
@@ -31,6 +29,7 @@ from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
+from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing, print_groups
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 
 if TYPE_CHECKING:
@@ -108,7 +107,10 @@ SPLITTING = OptionGroup(
                      help="Keep all images of a group, such as a patient, in one split. The groups come from a CSV "
                      "file with the columns file and group, from the first capture group of a regular expression "
                      "that is matched against the image path, or from the DICOM header: dicom:PatientID or "
-                     "dicom:StudyInstanceUID. Only a keyed hash of these is stored; the key is in STORAGE/group.key."),
+                     "dicom:StudyInstanceUID. Keyed hashes of the groups are stored; the key is STORAGE/group.key."),
+        click.option("--plain-groups", is_flag=True,
+                     help="Store groups, and names of images that contain them, as they are. For data sets that are "
+                     "not about people, or are public."),
         click.option("--allow-leakage", is_flag=True,
                      help="Pack even if two splits contain the same image or group (data leakage). "
                      "Metrics will be too optimistic."),
@@ -194,6 +196,7 @@ def shards() -> None:
 
 
 shards.add_command(audit)
+shards.add_command(group_names)
 
 
 @shards.command(
@@ -218,7 +221,7 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
     from data_shards.pack.work_folder import check_target  # noqa: PLC0415
 
     choices["labels"] = label_options(choices)
-    choices["group_key"] = _group_key(choices["group_by"])
+    choices["group_key"] = key_for_packing
     check_target(shards)  # before a long download
     download = DownloadChoices.take(choices)
     encode = EncodeOptions(
@@ -259,7 +262,8 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
     from data_shards.pack.add import add as add_images  # noqa: PLC0415
 
     index = read_index(shards)  # before a long download
-    choices["group_key"] = _group_key(str(index.options.get("group_by", "")))
+    key = key_for_adding(index)
+    choices["group_key"] = (lambda: key) if key else None
     download = DownloadChoices.take(choices)
     choices["labels"] = label_options(choices)
     given = {name: value for name, value in choices.items() if value not in (None, ()) and value is not False}
@@ -351,6 +355,8 @@ def _print_added(report: "AddReport", shards: str) -> None:
     _print_list("near-duplicates within a split", report.duplicates)
     _print_list("leaks, allowed", report.leakage)
     _print_list("color images, read as gray like all others of the data set", report.color)
+    if before.grouped and "group_key" not in before.options:
+        click.echo("note: groups are stored as they are, like the others of the data set", err=True)
     if report.hashed:
         click.echo(
             f"note: {report.hashed:,} old images had no record; they were read from the shards, and have one now",
@@ -362,14 +368,8 @@ def _print_added(report: "AddReport", shards: str) -> None:
     click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
 
 
-def _group_key(group_by: str | None) -> str | None:
-    """Return the storage's key for the names of groups, if they come from DICOM headers."""
-    if not group_by or not group_by.startswith(DICOM_PREFIX):
-        return None
-    return ensure_group_key(Settings.read().with_storage_ready().storage)
-
-
 def _print_left_out(folder: "ImageFolder") -> None:
+    print_groups(folder)
     for name, count in folder.passed_over.items():
         click.echo(f"passed over: {name} ({count:,} files)", err=True)
     if folder.masks:

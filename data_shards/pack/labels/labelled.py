@@ -75,6 +75,7 @@ class LabelledImages:
         is_found: Whether the label columns were found by their names.
         split_column: Name of the column that gives the splits, None without one.
         has_groups: Whether there is a column of groups.
+        groups: All groups in that column, those of rows without an image too.
     """
 
     images: tuple[LabelledImage, ...]
@@ -82,6 +83,7 @@ class LabelledImages:
     is_found: bool
     split_column: str | None
     has_groups: bool
+    groups: frozenset[str] = frozenset()
     report: LabelReport = field(default_factory=LabelReport)
 
 
@@ -148,7 +150,9 @@ class _ReadTable:
         stating = {path: [n for n in numbers if self.findings[n] is not None] for path, numbers in used.items()}
         voted = self._votes({path: numbers for path, numbers in stating.items() if numbers})
         splits = self._one_of_each(used, self.columns.split, "split", _split_in)
-        groups = self._one_of_each(used, self.columns.group, "group", self._group_spelling())
+        spelling = self._group_spelling()
+        groups = self._one_of_each(used, self.columns.group, "group", spelling)
+        cells = [] if self.columns.group is None else self.rows.column(self.columns.group)
         images = tuple(
             LabelledImage(path=path, findings=findings, split=splits.get(path), group=groups.get(path))
             for path, findings in voted.items()
@@ -160,6 +164,7 @@ class _ReadTable:
             is_found=self.columns.is_found,
             split_column=None if self.columns.split is None else names[self.columns.split],
             has_groups=self.columns.group is not None,
+            groups=frozenset(filter(None, map(spelling, cells))),
             report=LabelReport(
                 notes=tuple(self._notes(labels)),
                 rows_without_image=self.matched.rows_without_image,

@@ -1,0 +1,98 @@
+"""The groups of images, and the names of both, as a data set stores them: without the identifiers of patients."""
+
+from dataclasses import replace
+
+from data_shards.errors import OptionError
+from data_shards.pack.groups import NamedGroups, groups_of
+from data_shards.pack.hidden_names import HiddenNames
+from data_shards.pack.labels.labelled import LabelReport
+from data_shards.pack.options import DICOM_PREFIX, PackOptions
+from data_shards.pack.pseudonyms import GROUP, key_fingerprint
+from data_shards.pack.sources import ImageFolder, SourceImage
+
+
+def check_group_options(options: PackOptions) -> None:
+    """Refuse options of groups that cannot be met, before anything is read.
+
+    Raises:
+        OptionError: There is no key, or groups from DICOM headers are to be stored as they are.
+    """
+    if options.groups_in_headers and options.plain_groups:
+        raise OptionError(
+            f"--plain-groups with --group-by {options.group_by}: identifiers of DICOM headers are only stored as "
+            "keyed hashes; leave out --plain-groups"
+        )
+    if options.group_by and not options.plain_groups:
+        group_key_of(options)
+
+
+def group_key_of(options: PackOptions) -> str:
+    """Return the secret that turns identifiers into names of groups.
+
+    Raises:
+        OptionError: There is none.
+    """
+    key = options.group_key() if options.group_key else None
+    if not key:
+        raise OptionError(
+            f"--group-by {options.group_by or '(column)'} needs a key (group_key) that keeps identifiers secret"
+        )
+    return key
+
+
+def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder:
+    """Return the images with their groups by `--group-by`, else by their tables or headers, as they are stored.
+
+    Unless the options have `plain_groups`, groups are named by keyed hashes, and hashes replace their identifiers in
+    the names of images and of all that the report lists.
+
+    Raises:
+        OptionError: `--group-by` cannot be used, or there is no key.
+        SourceError: The table of groups cannot be used, or an image has no group.
+    """
+    found = _groups(folder, options)
+    images = [replace(image, group=found.of_image.get(image.name)) for image in folder.images]
+    if options.plain_groups or not found.of_image:
+        return replace(folder, images=tuple(images))
+    key = group_key_of(options)
+    keyword = str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
+    hidden = HiddenNames(key, keyword, found.expression, found.values)
+    stored = tuple(_stored(image, image.group, hidden) if image.group else image for image in images)
+    return replace(
+        _with_hidden_lists(folder, hidden),
+        images=stored,
+        renamed=sum(after.name != before.name for after, before in zip(stored, images, strict=True)),
+        group_key=key_fingerprint(key),
+        other_groups=frozenset(),
+    )
+
+
+def _groups(folder: ImageFolder, options: PackOptions) -> NamedGroups:
+    if options.group_by and not options.groups_in_headers:
+        return groups_of([image.name for image in folder.images], options.group_by)
+    of_image = {image.name: image.group for image in folder.images if image.group is not None}
+    return NamedGroups(of_image=of_image, values=folder.other_groups.union(of_image.values()), expression=None)
+
+
+def _stored(image: SourceImage, group: str, hidden: HiddenNames) -> SourceImage:
+    return replace(image, name=hidden.of_image(image.name, group), group=hidden.group(group))
+
+
+def _with_hidden_lists(folder: ImageFolder, hidden: HiddenNames) -> ImageFolder:
+    return replace(
+        folder,
+        other_names=tuple(map(hidden.of_file, folder.other_names)),
+        passed_over={hidden.of_file(name): count for name, count in folder.passed_over.items()},
+        filtered=tuple(map(hidden.of_file, folder.filtered)),
+        labels=folder.labels and _hidden_report(folder.labels, hidden),
+    )
+
+
+def _hidden_report(report: LabelReport, hidden: HiddenNames) -> LabelReport:
+    return replace(
+        report,
+        notes=tuple(map(hidden.of_note, report.notes)),
+        rows_without_image=tuple(map(hidden.of_row, report.rows_without_image)),
+        images_without_row=tuple(map(hidden.of_file, report.images_without_row)),
+        images_without_label=tuple(map(hidden.of_file, report.images_without_label)),
+    )
