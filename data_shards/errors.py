@@ -4,7 +4,8 @@ ShardError
 ├── SourceError      the folder or archive to pack cannot be used
 ├── BadIndex         index.json is missing, damaged or of another version
 ├── BadImage         one image cannot be decoded
-│   └── TooManyPixels    it is larger than the limit
+│   ├── TooManyPixels    it is larger than the limit
+│   └── NoImage          it is a DICOM object that holds no image
 ├── DamagedShard     a shard's bytes, sample count or labels differ from the index
 ├── RemoteError      a remote shard cannot be downloaded
 │   └── DownloadFailed   a file cannot be downloaded from an address
@@ -32,6 +33,10 @@ class BadImage(ShardError):
 
 class TooManyPixels(BadImage):
     """An image has more pixels than the limit allows."""
+
+
+class NoImage(BadImage):
+    """A DICOM file is sound, but holds no image: a report, a document, a presentation state, a list of files."""
 
 
 class DamagedShard(ShardError):

@@ -70,6 +70,7 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag
 DEEP_COLOR = ";16"  # in the name of what Pillow decodes, of which it keeps the upper 8 bits
 DARK = 16  # of 255, all that the lower 12 of 16 bits can reach
 
+CUT_OFF = "truncated"  # in what Pillow says of a file that ends too soon
 # Pillow raises all of these at damaged files, by format and place of the damage.
 DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, ArithmeticError, struct.error,
@@ -287,7 +288,7 @@ def _decode_errors_as(fault: str) -> Iterator[None]:
         except UnidentifiedImageError as error:  # whose own text is the address of a buffer
             raise BadImage(fault) from error
         except DECODE_ERRORS as error:
-            raise BadImage(f"{fault} ({error})") from error
+            raise BadImage(f"{fault}: the file is {'cut off' if CUT_OFF in str(error) else 'damaged'}") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

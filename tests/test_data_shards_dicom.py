@@ -365,7 +365,7 @@ def with_video():
             "LUTData in its header is",
         ),
         (with_video(), "its transfer syntax is MPEG2 Main Profile / Main Level, which is not supported"),
-        (of_pydicom("rtplan.dcm"), "it has no pixel data"),
+        (of_pydicom("rtplan.dcm"), "it holds no image: its kind is RT Plan$"),
         (of_pydicom("MR_truncated.dcm"), "its pixel data are cut off: 8,130 of 8,192 bytes"),
     ],
 )

@@ -6,10 +6,11 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import BasicTextSRStorage
 
 from data_shards.errors import SourceError
 from data_shards.pack.options import EncodeOptions, PackOptions
-from data_shards.pack.packing import pack
+from data_shards.pack.packing import REPORT_NAME, pack
 from data_shards.pixels import decode_square
 from tests.datasets import encoded, noise
 from tests.dicoms import dicom
@@ -17,6 +18,7 @@ from trainer.data.images import input_pixels
 from trainer.model.head import HeadConfig
 
 LOSSLESS = EncodeOptions(encoding="lossless", image_size=0)
+REPORT = {"SOPClassUID": BasicTextSRStorage, "Rows": None, "Columns": None, "PixelData": None}
 
 
 def films(folder, make, ending, counts=(("covid", 4), ("normal", 4))):
@@ -95,6 +97,7 @@ def test_dicom_files_beside_others_are_packed_and_what_is_none_is_named(tmp_path
     (source / "covid/text.dcm").write_text("no image")
     (source / "normal/plan.dcm").write_bytes(dicom(np.asarray(noise(52)), PixelData=None))
     (source / "DICOMDIR").write_bytes(b"")
+    (source / "normal/text.dcm").write_bytes(dicom(np.asarray(noise(53)), **REPORT))
 
     report = packed(source, tmp_path / "shards", max_bad=0.5)
 
@@ -104,6 +107,19 @@ def test_dicom_files_beside_others_are_packed_and_what_is_none_is_named(tmp_path
         "normal/plan.dcm": "it has no pixel data, or they are cut off",
     }
     assert report.folder.other_names == ("DICOMDIR",)
+    assert report.without_image == (("normal/text.dcm", "it holds no image: its kind is Basic Text SR"),)
+
+
+def test_a_report_among_the_films_is_not_counted_as_a_bad_image(tmp_path):
+    source = films(tmp_path / "images", as_detected, ".dcm")
+    (source / "covid/report.dcm").write_bytes(dicom(np.asarray(noise(53)), **REPORT))
+
+    report = packed(source, tmp_path / "shards", max_bad=0)
+
+    assert report.skipped == ()
+    assert json.loads((tmp_path / "shards" / REPORT_NAME).read_text())["without_image"] == {
+        "covid/report.dcm": "it holds no image: its kind is Basic Text SR"
+    }
 
 
 def test_options_of_dicom_are_kept_in_the_index_only_if_they_are_given(tmp_path):

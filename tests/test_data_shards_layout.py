@@ -344,6 +344,22 @@ def test_an_archive_in_the_source_is_named_where_there_is_no_image(tmp_path):
     refused(tmp_path / "competition.zip", "/competition.zip holds no image, but the archive train.zip; unpack it first")
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("chest.npz", "but 1 .npz; save each image in it as a file, such as CLASS/1.png, and pack the folder of these"),
+        ("data/train-00000-of-00001.parquet", "but 1 .parquet; save each image in it as a file"),
+        ("scan.nii.gz", "but 1 .gz; convert its images to PNG or DICOM files"),
+        ("notes.txt", "but 1 .txt; give a folder of image files"),
+    ],
+)
+def test_a_source_without_image_files_is_refused_with_what_to_do_with_its_files(tmp_path, name, cure):
+    (tmp_path / "source" / name).parent.mkdir(parents=True)
+    (tmp_path / "source" / name).write_bytes(b"content")
+
+    refused(tmp_path / "source", cure)
+
+
 def test_a_pack_refused_after_encoding_leaves_nothing_behind(tmp_path):
     source = image_folder(tmp_path / "images", SPLITS)
     shutil.copyfile(source / "train/covid/image-000.png", source / "test/covid/again.png")

@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_shards.errors import SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
@@ -219,6 +219,9 @@ def test_a_data_set_or_foreign_files_are_not_overwritten(tmp_path):
         pack(tmp_path / "images", shards, options())
     with pytest.raises(SourceError, match="is not empty; give a new folder"):
         pack(tmp_path / "images", tmp_path / "mine", options())
+    for address in ("http:shards", "s3://bucket/shards", "a:b/shards"):
+        with pytest.raises(OptionError, match="reads like an address; give a folder of this machine"):
+            pack(tmp_path / "images", Path(address), options())
 
     assert read_index(str(shards)) == index
 

@@ -11,26 +11,29 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.uid import MediaStorageDirectoryStorage, RLELossless
+from pydicom.uid import UID, MediaStorageDirectoryStorage, RLELossless
 
 from data_shards.dicom import DicomFrame
 from data_shards.dicom.frame_size import compressed_size
 from data_shards.dicom.grayscale import WHITE, StoredBits, gray_table
 from data_shards.dicom.lookup_table import read_table
 from data_shards.dicom.parse import library_errors_as, number, parse
-from data_shards.errors import BadImage
+from data_shards.errors import BadImage, NoImage
 
 LUT_SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 DISPLAY_GROUPS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")  # inside these, in enhanced objects
 COLORS = ("Red", "Green", "Blue")
 FIELDS = (
+    "SOPClassUID",
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "WindowCenter",
     "WindowWidth", "VOILUTFunction", *LUT_SEQUENCES, *FUNCTIONAL_GROUPS,
     *(f"{color}PaletteColorLookupTable{part}" for color in COLORS for part in ("Descriptor", "Data")),
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData",
 )  # fmt: skip
+SOP_CLASS = "SOP Class"  # type of a UID in the standard's dictionary
+IMAGE = "Image"  # in the names of the SOP classes of images
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 COLOR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -153,8 +156,9 @@ def open_film(data: bytes, *, max_megapixels: int, frame: DicomFrame = "only", w
     """
     dataset = parse(data, FIELDS, max_inflated=max_megapixels * 1_000_000 * PIXEL_BYTES + HEADER_BYTES)
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        raise BadImage("it is a DICOMDIR, a list of other files")
+        raise NoImage("it is a DICOMDIR, a list of other files")
     if "PixelData" not in dataset:
+        _refuse_no_image(dataset)
         raise BadImage("it has no pixel data, or they are cut off")
     _take_functional_groups(dataset)
     size = (int(number(dataset, "Columns")), int(number(dataset, "Rows")))
@@ -164,6 +168,18 @@ def open_film(data: bytes, *, max_megapixels: int, frame: DicomFrame = "only", w
     if frames > 1 and frame != "first":
         raise BadImage(f"it has {frames} frames; split it, or pack with --dicom-frame first")
     return DicomFilm(dataset=dataset, size=size, frames=frames, photometric=_photometric(dataset), window=window)
+
+
+def _refuse_no_image(dataset: Dataset) -> None:
+    """Refuse a file without pixels whose kind, by the standard's name of its SOP class, has none.
+
+    Raises:
+        NoImage: The text has that name, and nothing else of the header.
+    """
+    found = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    is_known = found.type == SOP_CLASS and not found.is_private
+    if is_known and "Rows" not in dataset and IMAGE not in found.name:
+        raise NoImage(f"it holds no image: its kind is {found.name.removesuffix(' Storage')}")
 
 
 def _photometric(dataset: Dataset) -> str:

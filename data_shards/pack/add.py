@@ -17,7 +17,7 @@ from data_shards.pack.add_options import add_options
 from data_shards.pack.add_scan import scan_new_images
 from data_shards.pack.add_splits import AddedSplits, NewImage, Shares, assign_new_images, check_groups
 from data_shards.pack.archives import is_archive
-from data_shards.pack.chunks import ChunkEntry
+from data_shards.pack.chunks import ChunkEntry, files_without_image, skipped_images
 from data_shards.pack.image_records import records_of, write_records
 from data_shards.pack.known_duplicates import KnownImage, find_known_images
 from data_shards.pack.known_images import KnownImages, ShowProgress, known_images, no_progress
@@ -48,6 +48,7 @@ class AddReport:
         index: Index of the data set now; the same if nothing was added.
         folder: What the scan of the source found and left out.
         skipped: Name and fault of each image that could not be used.
+        without_image: Name and kind of each DICOM file that holds no image.
         known: The images that the data set had already.
         duplicates: Lines that connect new images with identical or nearly identical ones of their split.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
@@ -59,6 +60,7 @@ class AddReport:
     index: ShardIndex
     folder: ImageFolder
     skipped: tuple[tuple[str, str], ...]
+    without_image: tuple[tuple[str, str], ...]
     known: tuple[KnownImage, ...]
     duplicates: tuple[str, ...] = ()
     leakage: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class AddReport:
             "digest_before": self.before.digest,
             "digest_after": self.index.digest,
             "skipped": dict(self.skipped),
+            "without_image": dict(self.without_image),
             "known": [str(image) for image in self.known],
             "alike": self.duplicates,
             "leakage": self.leakage,
@@ -163,7 +166,8 @@ class _Adding:
             before=self.before,
             index=self._index(shards, images, new) if shards else self.before,
             folder=folder,
-            skipped=tuple((entry.name, entry.bad) for entry in entries if entry.bad),
+            skipped=skipped_images(entries),
+            without_image=files_without_image(entries),
             known=known,
             duplicates=assigned.duplicates,
             leakage=assigned.leakage,

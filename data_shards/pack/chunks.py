@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic import atomic_path, write_text_atomic
-from data_shards.errors import BadImage, TooManyPixels
+from data_shards.errors import BadImage, NoImage, TooManyPixels
 from data_shards.pack.encode import encode
 from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.pack.options import EncodeOptions
@@ -28,7 +28,8 @@ class ChunkEntry:
 
     Attributes:
         name: Name of the source image.
-        bad: Why the image cannot be used, "" for a good one. A bad one has only its name.
+        bad: Why the image cannot be used, "" for a good one. A bad one has only its name and `is_image`.
+        is_image: Whether the file is an image; a DICOM file that holds none is not counted as a bad image.
         content: Name of the chunk's file that holds the image's bytes.
         start: Offset of the first byte in that file.
         width: Width of the source image in pixels, upright.
@@ -39,6 +40,7 @@ class ChunkEntry:
 
     name: str
     bad: str = ""
+    is_image: bool = True
     content: str = ""
     start: int = 0
     size: int = 0
@@ -97,12 +99,24 @@ def encode_chunk(chunk: Chunk, options: EncodeOptions) -> int:
     return len(entries)
 
 
+def skipped_images(entries: Sequence[ChunkEntry]) -> tuple[tuple[str, str], ...]:
+    """Return name and fault of each image that cannot be used."""
+    return tuple((entry.name, entry.bad) for entry in entries if entry.bad and entry.is_image)
+
+
+def files_without_image(entries: Sequence[ChunkEntry]) -> tuple[tuple[str, str], ...]:
+    """Return name and kind of each DICOM file that holds no image."""
+    return tuple((entry.name, entry.bad) for entry in entries if not entry.is_image)
+
+
 def _encode_image(source: SourceImage, options: EncodeOptions) -> tuple[dict[str, Any], bytes]:
     try:
         raw = read_image_file(source.path)
         encoded, image = encode(raw, options)
     except TooManyPixels as error:
         return {"bad": f"{error}; raise --max-megapixels"}, b""
+    except NoImage as error:
+        return {"bad": str(error), "is_image": False}, b""
     except BadImage as error:
         return {"bad": str(error)}, b""
     facts = encoded._asdict()

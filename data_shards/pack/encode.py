@@ -107,5 +107,5 @@ def _written(image: Image.Image, *, lossless: bool, quality: int) -> tuple[bytes
             return buffer.getvalue(), "png"
         image.save(buffer, format="JPEG", quality=quality, subsampling=0)
     except DECODE_ERRORS as error:
-        raise BadImage(f"cannot be stored ({error})") from error
+        raise BadImage(f"it cannot be stored with {image.width} x {image.height} pixels; reduce it") from error
     return buffer.getvalue(), "jpg"

@@ -12,7 +12,13 @@ from data_shards.atomic import write_text_atomic
 from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.pack.archives import is_archive
-from data_shards.pack.chunks import ChunkEntry, encode_chunk, split_into_chunks
+from data_shards.pack.chunks import (
+    ChunkEntry,
+    encode_chunk,
+    files_without_image,
+    skipped_images,
+    split_into_chunks,
+)
 from data_shards.pack.image_records import records_of, remove_records, write_records
 from data_shards.pack.label_checks import require_known_targets
 from data_shards.pack.labelled_folder import scan_source
@@ -40,6 +46,7 @@ class PackReport:
     Attributes:
         folder: What the scan of the source found and left out.
         skipped: Name and fault of each image that could not be used.
+        without_image: Name and kind of each DICOM file that holds no image.
         duplicates: Lines that connect identical or nearly identical images of one split.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
     """
@@ -47,6 +54,7 @@ class PackReport:
     index: ShardIndex
     folder: ImageFolder
     skipped: tuple[tuple[str, str], ...]
+    without_image: tuple[tuple[str, str], ...]
     duplicates: tuple[str, ...]
     leakage: tuple[str, ...]
 
@@ -59,6 +67,7 @@ class PackReport:
         """Return the report as JSON values."""
         return {
             "skipped": dict(self.skipped),
+            "without_image": dict(self.without_image),
             "other_files": self.other_files,
             "other_names": self.folder.other_names[:MAX_LISTED],
             "passed_over": self.folder.passed_over,
@@ -99,7 +108,8 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
         report = PackReport(
             index=index,
             folder=image_folder,
-            skipped=tuple((entry.name, entry.bad) for entry in entries if entry.bad),
+            skipped=skipped_images(entries),
+            without_image=files_without_image(entries),
             duplicates=assignment.duplicates,
             leakage=assignment.leakage,
         )
@@ -138,11 +148,11 @@ def refuse_too_many_bad(entries: Sequence[ChunkEntry], max_bad: float) -> None:
     Raises:
         SourceError: The text names some of them.
     """
-    bad = [entry for entry in entries if entry.bad]
-    if len(bad) > max_bad * len(entries):
-        named = "; ".join(f"{entry.name}: {entry.bad}" for entry in bad[:SHOWN])
+    bad, images = skipped_images(entries), sum(entry.is_image for entry in entries)
+    if len(bad) > max_bad * images:
+        named = "; ".join(f"{name}: {fault}" for name, fault in bad[:SHOWN])
         raise SourceError(
-            f"{len(bad)} of {len(entries)} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
+            f"{len(bad)} of {images} images cannot be used, more than --max-bad {max_bad:.3g} allows: {named}"
         )
 
 

@@ -16,6 +16,7 @@ from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
 from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
 from data_shards.pack.options import PackOptions
+from data_shards.pack.other_files import ARCHIVES, by_kind, cure_without_images
 from data_shards.pixels import FORMAT_NAMES
 from data_shards.targets import Targets
 
@@ -139,12 +140,12 @@ def _no_folder(path: Path) -> str:
 
 def _no_image(folder: Path, tree: FileTree) -> str:
     others = tree.others_below("")
-    archives = [name for name in others if is_archive_name(name)]
+    archives = by_kind(others).get(ARCHIVES)
     if archives:
         archive = normalized_name(archives[0])
         return f"{folder} holds no image, but the archive {archive}; unpack it first, and pack the folder"
     endings = ", ".join(f"{count} {ending}" for ending, count in _by_ending(others).items()) or "no file"
-    return f"{folder} holds no {FORMAT_NAMES} image, but {endings}; give a folder of image files"
+    return f"{folder} holds no {FORMAT_NAMES} image, but {endings}; {cure_without_images(others)}"
 
 
 def _image_groups(tree: FileTree, layout: Layout) -> dict[str, list[str]]:

@@ -78,11 +78,17 @@ class WorkFolder:
 
 
 def check_target(target: Path) -> None:
-    """Refuse a target folder that is not free.
+    """Refuse a target folder that is not free, or that commands would take for an address.
 
     Raises:
+        OptionError: It has a colon where an address has one.
         SourceError: It is a data set, or holds other files.
     """
+    if ":" in "".join(target.parts[:1]):  # http:/..., or a folder whose name reads so
+        raise OptionError(
+            f"{target} reads like an address; give a folder of this machine (in full, if its name has a colon), and "
+            "upload the data set afterwards"
+        )
     if (target / INDEX_NAME).exists():
         raise SourceError(f"{target} holds a data set already; give another folder or remove it")
     if target.is_file() or (target.exists() and not WorkFolder(target).folder.exists() and any(target.iterdir())):

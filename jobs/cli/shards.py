@@ -22,6 +22,7 @@ from data_shards.pack.options import (
     Readers,
     Uncertain,
 )
+from data_shards.pack.other_files import by_kind
 from data_shards.targets import TargetCounts
 from jobs.cli.command import Group
 from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
@@ -338,6 +339,7 @@ def _print_report(report: "PackReport", shards: Path) -> None:
     counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
     click.echo(f"packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards", err=True)
     _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    _print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
     _print_left_out(report.folder)
     _print_list("near-duplicates within a split", report.duplicates)
     _print_list("leaks, allowed", report.leakage)
@@ -351,6 +353,7 @@ def _print_added(report: "AddReport", shards: str) -> None:
     click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
     _print_list("in the data set already", [str(image) for image in report.known])
     _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    _print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
     _print_left_out(report.folder)
     _print_list("near-duplicates within a split", report.duplicates)
     _print_list("leaks, allowed", report.leakage)
@@ -377,7 +380,8 @@ def _print_left_out(folder: "ImageFolder") -> None:
     for label, count in folder.left_out.items():
         click.echo(f"left out: class {label} ({count:,} images)", err=True)
     _print_list("left out by --where, from DICOM headers", folder.filtered)
-    _print_list("ignored, not images", folder.other_names)
+    for title, names in by_kind(folder.other_names).items():
+        _print_list(title, names)
     _print_labels(folder.labels)
     if folder.table:
         click.echo(
