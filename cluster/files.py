@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+from cluster.access import why_not
 from cluster.errors import StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
@@ -82,9 +83,9 @@ def remove_drafts(target: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write `value` as JSON with `atomic_write`."""
-    write_bytes(path, json_bytes(value), durable=durable)
+    write_bytes(path, json_bytes(value), durable=durable, mode=mode)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -113,7 +114,9 @@ def copy_atomically(source: Path, target: Path, *, write: "OpenDraft" = atomic_w
         with write(target) as draft:
             shutil.copyfile(source, draft)
     except OSError as error:
-        raise StorageError(f"{target} cannot be written ({error.strerror}); the result is in {source}") from error
+        raise StorageError(
+            f"{target} cannot be written ({why_not(error, target)}); the result is in {source}"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -190,7 +193,7 @@ def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
     try:
         handle = path.open("a")
     except OSError as error:
-        raise StorageError(f"{path} cannot be locked: {error.strerror}") from error
+        raise StorageError(f"{path} cannot be locked: {why_not(error, path)}") from error
     with handle:
         _lock(handle, path, patience)
         try:

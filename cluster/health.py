@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.access import denial, is_writable, why_not
 from cluster.errors import StorageError
 from cluster.files import locked, read_json, write_json
+from cluster.run_paths import RUN_ID
+from cluster.settings import DATA_FOLDERS, Settings
 
 FREE_BYTES_LEAST = 5 * 10**9  # a run with its checkpoints, and the features of a mid-size data set
 
@@ -32,21 +35,43 @@ class CheckResult:
 
 def check_storage(storage: Path) -> list[CheckResult]:
     """Check that the storage is writable and has free space, and that renames are atomic and locks work."""
+    cure = "set NIGHTSHIFT_STORAGE to a folder that you can write to"
     try:
         storage.mkdir(parents=True, exist_ok=True)
-        probe = storage / f".doctor-{secrets.token_hex(8)}"  # every container has a process 1
+        settings = Settings(storage=storage)
+        is_used = settings.runs.is_dir()  # otherwise it is new, or a share that is not mounted, and stays empty
+        if is_used:
+            settings.with_storage_ready()  # what every command does first
+        probe = (
+            settings.runs if is_used else storage
+        ) / f".doctor-{secrets.token_hex(8)}"  # each container has a pid 1
         probe.mkdir()
+    except StorageError as error:
+        found, _, told = str(error).partition("; ")
+        return [CheckResult(check="storage", ok=False, found=found, cure=told or cure)]
     except OSError as error:
-        cure = "set NIGHTSHIFT_STORAGE to a folder that you can write to"
-        return [CheckResult(check="storage", ok=False, found=f"{storage}: {error.strerror}", cure=cure)]
+        found, _, told = f"{storage} is not writable: {why_not(error, storage, cure)}".partition("; ")
+        return [CheckResult(check="storage", ok=False, found=found, cure=told)]
     try:
         checks: tuple[Callable[[Path], CheckResult], ...] = (_room, _rename, _lock)
         return [
             CheckResult(check="storage", ok=True, found=f"{storage} is writable"),
+            *_denied(settings),
             *(check(probe) for check in checks),
         ]
     finally:
         shutil.rmtree(probe, ignore_errors=True)
+
+
+def _denied(settings: Settings) -> list[CheckResult]:
+    """Check the folders that only some commands write to, and whether runs of other users can be changed."""
+    denied = settings.denied_folders(DATA_FOLDERS)
+    runs = settings.runs.iterdir() if settings.runs.is_dir() else ()
+    denied += [run for run in runs if RUN_ID.fullmatch(run.name) and not is_writable(run)][:1]
+    return [
+        CheckResult(check="permissions", ok=False, found=what, cure=cure)
+        for what, _, cure in (denial(folder).partition("; ") for folder in denied)
+    ]
 
 
 def _room(folder: Path) -> CheckResult:

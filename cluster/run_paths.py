@@ -122,6 +122,11 @@ class RunPaths(TrainingPaths):
         return self.folder / "data.json"
 
     @property
+    def webhook(self) -> Path:
+        """Where a message goes when the run ends; only its owner can read it. Absent without `--notify`."""
+        return self.folder / "webhook.json"
+
+    @property
     def result(self) -> Path:
         """Exists if and only if the run succeeded."""
         return self.folder / "result.json"

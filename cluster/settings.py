@@ -1,12 +1,14 @@
 """Settings of this machine, read from environment variables. Only this file reads them."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.access import denial, is_writable, why_not
 from cluster.errors import SettingsError, StorageError
 from cluster.lease import DEAD_AFTER_SECONDS
 
@@ -14,6 +16,9 @@ DEFAULT_STORAGE = "~/.nightshift"
 HANG_SECONDS = 600.0
 GPU_LOCKS = Path("/tmp/nightshift-gpus")  # noqa: S108 -- one folder for all users of the machine
 GPU_WAIT_SECONDS = 24 * 3600.0
+OWNER = 0o700  # the permissions of a file's owner
+QUEUE_FOLDERS = ("runs", "names", "pending", "outbox", "schedules")  # what submitting and running a run writes to
+DATA_FOLDERS = ("weights", "features", "downloads", "evaluations", "audits", "logs")  # what some commands write to
 CACHE_GIGABYTES = 50
 SHARD_CACHE_GIGABYTES = 10
 
@@ -79,7 +84,7 @@ class Settings:
             ray_jobs_url=_address(env, "NIGHTSHIFT_RAY_JOBS_URL", ("http", "https")),
             ray_token=_ray_token(env),
             webhook_hosts=tuple(
-                host.strip() for host in env.get("NIGHTSHIFT_WEBHOOK_HOSTS", "").split(",") if host.strip()
+                host.strip().lower() for host in env.get("NIGHTSHIFT_WEBHOOK_HOSTS", "").split(",") if host.strip()
             ),
             webhook_secret=env.get("NIGHTSHIFT_WEBHOOK_SECRET") or None,
             lease_seconds=_positive(env, "NIGHTSHIFT_LEASE_SECONDS", DEAD_AFTER_SECONDS, "seconds"),
@@ -107,7 +112,7 @@ class Settings:
         """Create the storage folders and return the settings.
 
         Raises:
-            StorageError: The folder cannot be created or written.
+            StorageError: A folder that every command of the queue writes to cannot be created or written.
         """
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
@@ -115,10 +120,32 @@ class Settings:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise StorageError(
-                f"storage {self.storage} is not writable ({error.strerror}); set NIGHTSHIFT_STORAGE to a folder that is"
-            ) from error
+            cure = "set NIGHTSHIFT_STORAGE to a folder that is"
+            raise StorageError(f"storage {self.storage} is not writable: {why_not(error, self.runs, cure)}") from error
+        if denied := self.denied_folders(QUEUE_FOLDERS):
+            raise StorageError(f"storage {self.storage} is not writable: {denial(denied[0])}")
         return self
+
+    def denied_folders(self, names: tuple[str, ...]) -> list[Path]:
+        """Return those of some folders of the storage that exist and that this user may not write."""
+        return [folder for name in names if (folder := self.storage / name).is_dir() and not is_writable(folder)]
+
+
+def umask_setting(environment: Mapping[str, str] | None = None) -> int | None:
+    """Return the value of `NIGHTSHIFT_UMASK`, an octal number as for the shell's `umask`; None if it is not set.
+
+    Raises:
+        SettingsError: It is no octal number up to 777, or takes the owner's own permissions.
+    """
+    value = (os.environ if environment is None else environment).get("NIGHTSHIFT_UMASK", "").strip()
+    if not value:
+        return None
+    if not re.fullmatch("0{0,2}[0-7]{1,3}", value) or int(value, 8) & OWNER:
+        raise SettingsError(
+            f"NIGHTSHIFT_UMASK {value!r} is not an octal umask that leaves the owner's permissions; write 077 for the "
+            "files of one user, 027 for files that the group may read, 007 for files that the group may also change"
+        )
+    return int(value, 8)
 
 
 def time_zone_setting(environment: Mapping[str, str] | None = None) -> str | None:

@@ -3,6 +3,7 @@
 import secrets
 from pathlib import Path
 
+from cluster.access import why_not
 from cluster.errors import StorageError
 from cluster.files import locked, read_json, write_json
 
@@ -38,5 +39,6 @@ def ensure_storage_id(storage: Path) -> str:
         try:
             write_json(storage / MARKER, {"id": new})
         except OSError as error:
-            raise StorageError(f"{storage / MARKER} cannot be written: {error.strerror}; free some space") from error
+            reason = why_not(error, storage / MARKER, "free some space")
+            raise StorageError(f"{storage / MARKER} cannot be written: {reason}") from error
         return new

@@ -2,11 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
+from cluster.access import restrict_umask, why_not
 from cluster.errors import ClusterError
 from cluster.files import is_full
+from cluster.settings import umask_setting
 from data_shards.errors import OptionError, ShardError
 from jobs.cli.main import cli
 from jobs.cli.terminal import accept_every_character, terminal_text
@@ -22,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with 0 done, 1 failed, 2 wrong usage."""
     accept_every_character()
     try:
+        restrict_umask(umask_setting())
         cli.main(args=arguments, prog_name="nightshift", standalone_mode=False)
     except ERRORS as error:
         _exit(str(error), USAGE if isinstance(error, WRONG_USAGE) else FAILED)
@@ -33,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
             _exit(f"the storage is full ({error.strerror}); free some space and repeat the command", FAILED)
         if error.filename is None:
             raise
-        _exit(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path and its permissions", FAILED)
+        path = Path(os.fsdecode(error.filename))
+        _exit(f"{path} cannot be used: {why_not(error, path.absolute(), 'check the path')}", FAILED)
     except click.Abort:
         _exit("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:

@@ -193,7 +193,7 @@ def test_storage_that_is_not_writable_is_one_line(say: Say, shards: str, monkeyp
     code, _, err = say("train", shards, "--weights", "none")
 
     assert code == 1
-    assert err.startswith("Error: storage /proc/nightshift is not writable (")
+    assert err.startswith("Error: storage /proc/nightshift is not writable: ")
 
 
 def test_an_unknown_id_is_one_line_everywhere(say: Say) -> None:

@@ -70,13 +70,39 @@ def test_a_stack_ends_the_server_that_a_plain_command_left_running(storage: Path
     assert embedded_redis.running(storage) is None
 
 
-def test_a_stack_leaves_the_server_of_another_stack_alone(storage: Path) -> None:
-    with up(storage) as process:
-        with start_stack(Settings(storage=storage), 1, worker_command=FAKE_WORKER):
-            pass
-        still_there = embedded_redis.running(storage) is not None
-        process.terminate()
+def test_when_one_stack_ends_another_on_the_storage_keeps_its_runs_and_its_address(storage: Path) -> None:
+    alone = Settings(storage=storage)
+    with up(storage) as first, start_stack(alone, 1, worker_command=FAKE_WORKER) as second:
+        serving = second.server
+        first.send_signal(signal.SIGINT)
+        first.wait()
+        run_id = submit(alone, FakeSpec())
+        second.restart_ended()
+        state = reaches(storage, run_id, "succeeded", seconds=60)
+        served = embedded_redis.running(storage)
 
+    assert serving is not None
+    assert serving.owner == first.pid
+    assert served is not None
+    assert served.url == serving.url
+    assert state.attempt == 1
+    assert embedded_redis.running(storage) is None
+    assert processes_in(storage) == []
+
+
+def test_a_second_up_says_who_serves_redis_and_what_it_adds(storage: Path) -> None:
+    with up(storage) as first:
+        with up(storage) as second:
+            assert second.stderr is not None
+            said = second.stderr.readline()
+            second.terminate()
+        still_there = embedded_redis.running(storage) is not None
+        first.terminate()
+
+    assert said == (
+        f"Process {first.pid}, another `nightshift up` or `demo`, serves the Redis of this storage; this command adds "
+        "2 job workers, and serves Redis when that process ends.\n"
+    )
     assert still_there
     assert processes_in(storage) == []
 

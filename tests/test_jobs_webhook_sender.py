@@ -15,7 +15,7 @@ from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.errors import Refused
-from jobs.queue import actions, webhook_sender
+from jobs.queue import actions, schedules, webhook_sender
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
@@ -158,6 +158,52 @@ def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settin
         submit(allowed, FakeSpec(), JobRequest(notify="http://[::1"))
 
     assert run_state.all_ids(settings.storage) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("https://hooks.example:0/x", "cannot be sent to host 'hooks.example', port 0"),
+        ("https://hooks.example:99999/s3cret", "is not a valid URL"),
+        ("https://a:s3cret@hooks.example\u2100/", "has a character that no URL has"),
+        ("https://hooks.example/s3cret path", "has a character that no URL has"),
+        ("https://hooks.example/s3cret\n", "has a character that no URL has"),
+        ("https://hooks..example/s3cret", "cannot be sent to host 'hooks..example'"),
+        (f"https://{'h' * 64}.example/s3cret", "cannot be sent to host"),
+        ("https:///s3cret", "is not an http:// or https:// URL"),
+        ("s3cret", "is not an http:// or https:// URL"),
+    ],
+)
+def test_an_address_that_can_never_be_delivered_is_refused_and_not_repeated(
+    settings: Settings, url: str, fault: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        submit(replace(settings, webhook_hosts=("hooks.example",)), FakeSpec(), JobRequest(notify=url))
+
+    assert fault in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert run_state.all_ids(settings.storage) == []
+
+
+def test_credentials_of_an_address_are_sent_as_a_header_and_stored_for_the_owner_alone(
+    notifying: Settings, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = address(listener).replace("//", "//night:s3cret%21@")
+    listener.answers = [500, 200]
+    run_id = submit(notifying, FakeSpec(), JobRequest(notify=url))
+    schedules.add(notifying, "nightly", "0 20 * * *", FakeSpec(), JobRequest(notify=url))
+    lose(notifying, run_id)
+
+    webhook_sender.deliver(notifying)
+    files = [path for path in notifying.storage.rglob("*") if path.is_file()]
+    holders = {path.parent.name: path.stat().st_mode & 0o777 for path in files if b"s3cret" in path.read_bytes()}
+    make_due(notifying)
+    webhook_sender.deliver(notifying)
+
+    assert [headers["Authorization"] for headers, _ in listener.heard] == ["Basic bmlnaHQ6czNjcmV0IQ=="] * 2
+    assert holders == dict.fromkeys(("nightly", "outbox", run_id), 0o600)
+    assert "s3cret" not in caplog.text
+    assert schedules.schedules(notifying)[0].request.notify == url
 
 
 def test_a_message_for_a_host_that_the_worker_does_not_allow_is_dropped(

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stack_dumps
+from cluster.access import restrict_umask
 from cluster.errors import ClusterError, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.process_env import set_local_ray_environment
-from cluster.settings import Settings
+from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     stack_dumps.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
+        restrict_umask(umask_setting())
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())
     except (ClusterError, OSError) as error:
         logger.error("%s", error)

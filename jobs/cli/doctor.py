@@ -65,10 +65,9 @@ def redis_finding(settings: Settings) -> CheckResult:
         try:
             server = embedded_redis.running(settings.storage)
             found = "the embedded server answers" if server else f"embedded, started when needed ({_program()})"
-        except JobError as error:
-            return CheckResult(
-                check="Redis", ok=False, found=str(error), cure="install redis-server or set NIGHTSHIFT_REDIS_URL"
-            )
+        except (JobError, StorageError) as error:
+            fault, _, cure = str(error).rpartition("; ")
+            return CheckResult(check="Redis", ok=False, found=fault or str(error), cure=cure)
         return CheckResult(check="Redis", ok=True, found=found)
     try:
         with connect(settings) as connection:

@@ -29,6 +29,12 @@ def up(job_workers: int) -> None:
     with start_stack(settings, job_workers, output=sys.stderr) as stack:
         workers = "1 job worker" if job_workers == 1 else f"{job_workers} job workers"
         click.echo(f"Nightshift is up: {workers}, storage {settings.storage}; Ctrl-C stops it.", err=True)
+        if stack.server and not stack.server.started_here and stack.server.owner:
+            click.echo(
+                f"Process {stack.server.owner}, another `nightshift up` or `demo`, serves the Redis of this storage; "
+                f"this command adds {workers}, and serves Redis when that process ends.",
+                err=True,
+            )
         while not stop.wait(0.5):
             stack.restart_ended()
         click.echo("Stopping: running runs save a checkpoint and go back to the queue.", err=True)

@@ -5,6 +5,7 @@ log: the server reads it from a file that only its owner can read. It listens on
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -26,6 +28,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cluster import guard
+from cluster.access import user_name, why_not
 from cluster.errors import StorageError
 from cluster.files import locked, read_json_object, write_json, write_text
 from jobs.errors import QueueUnreachable
@@ -61,11 +64,13 @@ class EmbeddedRedis:
         url: Its full address, password included.
         pid: Its process.
         started_here: Whether this call started it.
+        owner: The process that it ends with; None if it ends with no process, or with one that has ended.
     """
 
     url: str
     pid: int
     started_here: bool
+    owner: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -81,14 +86,11 @@ def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> Embedded
         ends_with_caller: Whether a server that this call starts dies with this process, however the process ends.
 
     Raises:
-        QueueUnreachable: There is no server program, it does not start, or it runs on another machine.
+        QueueUnreachable: There is no server program, it does not start, it runs on another machine, or it belongs to
+            another user.
+        StorageError: Its folder cannot be made.
     """
-    folder = storage / "redis"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made ({error.strerror}); set NIGHTSHIFT_STORAGE") from error
+    folder = _private_folder(storage)
     with locked(folder / ".lock"):
         return running(storage) or _start(folder, ends_with_caller=ends_with_caller)
 
@@ -97,19 +99,22 @@ def running(storage: Path) -> EmbeddedRedis | None:
     """Return the storage's embedded server if it runs on this machine; wait while it loads its file.
 
     Raises:
-        QueueUnreachable: It was started on another machine, or it does not answer.
+        QueueUnreachable: It was started on another machine, it belongs to another user, or it does not answer.
     """
+    _refuse_other_user(storage / "redis")
     url_file, host_file = storage / "redis" / "url", storage / "redis" / "host.json"
     if not url_file.exists() or not host_file.exists():
         return None
-    url, host = url_file.read_text().strip(), read_json_object(host_file).get("host")
+    url, known = url_file.read_text().strip(), read_json_object(host_file)
+    host, owner = known.get("host"), known.get("owner")
     if host != socket.gethostname() and not Path(unquote(urlsplit(url).path)).exists():
         raise QueueUnreachable(
             f"the embedded Redis of {storage} was started on {host}; set NIGHTSHIFT_REDIS_URL to one that all machines "
             f"reach, or delete {host_file} if that machine is gone"
         )
     pid = _pid_of(url, patience_seconds=START_SECONDS)
-    return EmbeddedRedis(url, pid, started_here=False) if pid else None
+    alive = owner if isinstance(owner, int) and Path(f"/proc/{owner}").exists() else None
+    return EmbeddedRedis(url, pid, started_here=False, owner=alive) if pid else None
 
 
 def started_here() -> frozenset[int]:
@@ -117,16 +122,25 @@ def started_here() -> frozenset[int]:
     return frozenset(_started)
 
 
-def claim_shutdown(storage: Path) -> bool:
-    """Make this process the one that stops the server, unless another live process is; return whether it is."""
-    host_file = storage / "redis" / "host.json"
-    with locked(storage / "redis" / ".lock"):
-        known = read_json_object(host_file)
-        owner = known.get("owner")
-        if isinstance(owner, int) and owner not in (0, os.getpid()) and _is_alive(owner):
-            return False
-        write_json(host_file, {**known, "owner": os.getpid()})
-    return True
+@contextlib.contextmanager
+def used_by_stack(storage: Path) -> Iterator[EmbeddedRedis]:
+    """Yield the storage's embedded server to a stack; it stops when the last stack that uses it ends.
+
+    Each stack holds a shared lock, which the kernel releases when the stack dies. The server ends with the process that
+    started it, so the other stacks start it again: its address stays the same as long as a stack uses it.
+
+    Raises:
+        QueueUnreachable, StorageError: As `ensure_running`.
+    """
+    with (_private_folder(storage) / ".stacks").open("a") as stacks:
+        fcntl.flock(stacks, fcntl.LOCK_SH)  # waits while a stack that was the last one stops the server
+        try:
+            yield ensure_running(storage, ends_with_caller=True)
+        finally:
+            fcntl.flock(stacks, fcntl.LOCK_UN)
+            with contextlib.suppress(BlockingIOError):  # another stack uses the server
+                fcntl.flock(stacks, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stop(storage)
 
 
 def stop(storage: Path) -> None:
@@ -167,8 +181,9 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     write_text(folder / "redis.conf", configuration, mode=0o600)
     # The address is written first: after a crash right here, the next caller finds the server and starts no second one.
     write_text(folder / "url", url + "\n", mode=0o600)
-    write_json(folder / "host.json", {"host": socket.gethostname()})
     starter = os.getpid()
+    owner = starter if ends_with_caller else None
+    write_json(folder / "host.json", {"host": socket.gethostname(), "owner": owner})
     process = subprocess.Popen(
         [program, str(folder / "redis.conf")],
         stdin=subprocess.DEVNULL,
@@ -180,7 +195,35 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     _wait_for_start(process, url, folder)
     _started.add(process.pid)
     process.returncode = 0  # otherwise Python warns about a child that is meant to outlive this object
-    return EmbeddedRedis(url, process.pid, started_here=True)
+    return EmbeddedRedis(url, process.pid, started_here=True, owner=owner)
+
+
+def _private_folder(storage: Path) -> Path:
+    folder = storage / "redis"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_other_user(folder)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {why_not(error, folder, 'set NIGHTSHIFT_STORAGE')}") from error
+    return folder
+
+
+def _refuse_other_user(folder: Path) -> None:
+    """Refuse the server of another user, whose password and data only that user can read.
+
+    Raises:
+        QueueUnreachable: The folder belongs to another user.
+    """
+    try:
+        owner = folder.stat().st_uid
+    except FileNotFoundError:
+        return
+    if owner != os.geteuid():
+        raise QueueUnreachable(
+            f"the embedded Redis in {folder} belongs to user {user_name(owner)} alone; set NIGHTSHIFT_REDIS_URL to a "
+            "Redis for all users of the storage, or NIGHTSHIFT_STORAGE to a folder of your own"
+        )
 
 
 def _password(folder: Path) -> str:

@@ -22,12 +22,13 @@ from jobs.queue.submit import submit
 from jobs.runs import names
 from jobs.runs.names import NAME
 from jobs.runs.request import JobRequest
-from jobs.runs.webhook_outbox import refuse_address
+from jobs.runs.webhook_outbox import refuse_address, store_url, stored_url
 from trainer.errors import TrainerError
 from trainer.specs import Spec, read_spec
 
 log = logging.getLogger("nightshift.schedules")
 
+WEBHOOK = "webhook.json"  # the URL of --notify, readable by its owner alone
 CLOCK_TOLERANCE = timedelta(hours=1)  # by which the clocks of two machines may differ
 _warned: dict[Path, str] = {}  # the last warning about each damaged file, so that it is logged once
 
@@ -183,6 +184,9 @@ def _read(folder: Path) -> Schedule:
     file = folder / "schedule.json"
     try:
         schedule = Schedule.model_validate(read_json(file))
+        if (folder / WEBHOOK).exists():
+            request = schedule.request.model_copy(update={"notify": stored_url(folder / WEBHOOK)})
+            schedule = schedule.model_copy(update={"request": request})
         if schedule.name != folder.name:
             raise StorageError(f"{file} is damaged: it belongs to {schedule.name!r}")
         schedule.due_at()
@@ -194,7 +198,11 @@ def _read(folder: Path) -> Schedule:
 
 
 def _write(folder: Path, schedule: Schedule) -> None:
-    write_json(folder / "schedule.json", schedule.model_dump(mode="json"))
+    url = schedule.request.notify
+    if url and stored_url(folder / WEBHOOK) != url:
+        store_url(folder / WEBHOOK, url)
+    shared = schedule.model_copy(update={"request": schedule.request.without_url()})
+    write_json(folder / "schedule.json", shared.model_dump(mode="json"))
 
 
 def _folder(settings: Settings, name: str) -> Path:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
@@ -30,6 +30,7 @@ class Stack:
     Attributes:
         settings: The settings with the address of its Redis.
         workers: Its job workers.
+        server: Its embedded Redis; None if an address is set.
     """
 
     settings: Settings
@@ -52,7 +53,6 @@ class Stack:
         if self.server is not None and not self.server.is_alive:
             # At its old address.
             self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)
-            embedded_redis.claim_shutdown(self.settings.storage)
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self._count_death(place, worker.returncode)
@@ -82,7 +82,8 @@ def start_stack(
 ) -> Iterator[Stack]:
     """Run the embedded Redis (unless an address is set) and job workers while the context is open.
 
-    An embedded Redis that a command started and left running ends with the first stack that uses it.
+    Several stacks can use one storage; its embedded Redis, and one that a command started and left running, ends with
+    the last of them.
 
     Args:
         settings: The storage, and the address of a Redis to use instead of the embedded one.
@@ -91,18 +92,16 @@ def start_stack(
         worker_command: The command of each job worker.
     """
     settings.with_storage_ready()
-    server = None if settings.redis_url else embedded_redis.ensure_running(settings.storage, ends_with_caller=True)
-    ends_server = server is not None and embedded_redis.claim_shutdown(settings.storage)
-    here = replace(settings, redis_url=server.url) if server else settings
-    stack = Stack(here, output, worker_command, [], server)
-    try:
-        for _ in range(job_workers):
-            stack.add_worker()
-        yield stack
-    finally:
-        _stop_workers(stack.workers)
-        if ends_server:
-            embedded_redis.stop(settings.storage)
+    redis = nullcontext() if settings.redis_url else embedded_redis.used_by_stack(settings.storage)
+    with redis as server:
+        here = replace(settings, redis_url=server.url) if server else settings
+        stack = Stack(here, output, worker_command, [], server)
+        try:
+            for _ in range(job_workers):
+                stack.add_worker()
+            yield stack
+        finally:
+            _stop_workers(stack.workers)
 
 
 def _start_worker(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import redis
 
+from cluster.access import why_not
 from cluster.errors import StorageError
 from cluster.files import locked, write_json
 from cluster.run_paths import RunPaths
@@ -22,7 +23,7 @@ from jobs.runs.drafts import draft_of
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState
 from jobs.runs.waits import start_blocker
-from jobs.runs.webhook_outbox import refuse_address
+from jobs.runs.webhook_outbox import refuse_address, store_url
 from trainer.specs import Spec
 
 ALPHABET = string.digits + string.ascii_lowercase  # in sorting order
@@ -78,7 +79,6 @@ def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
         kind=kind,
         name=request.name,
         priority=request.priority,
-        notify=request.notify,
         state="scheduled" if waits else "queued",
         why=waits.why if waits else None,
         created=run_state.now(),
@@ -92,7 +92,9 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, sta
         draft.folder.mkdir()
         with locked(draft.lock):  # until the rename: a lock that is free means that this process has died
             write_json(draft.spec, spec.to_json())
-            write_json(draft.job, request.to_json())
+            write_json(draft.job, request.without_url().to_json())
+            if request.notify:
+                store_url(draft.webhook, request.notify)
             if request.name:
                 names.claim(storage, request.name, paths.run_id)
             marker = run_state.pending_marker(paths)
@@ -102,7 +104,8 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, sta
             draft.folder.rename(paths.folder)
     except OSError as error:
         _discard_draft(paths, draft)
-        raise StorageError(f"{draft.folder} cannot be written: {error.strerror}; free some space") from error
+        reason = why_not(error, draft.folder, "free some space")
+        raise StorageError(f"{draft.folder} cannot be written: {reason}") from error
     except BaseException:
         _discard_draft(paths, draft)
         raise

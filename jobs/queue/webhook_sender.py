@@ -1,5 +1,6 @@
 """Delivers the outbox's webhook messages: one signed POST each, retried until it arrives; redirects are refused."""
 
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -12,9 +13,10 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import is_damage, read_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.runs.webhook_outbox import Message, refuse_address
@@ -43,6 +45,8 @@ def _try(settings: Settings, file: Path) -> bool:
     try:
         message = Message.from_json(read_json(file))
     except (StorageError, TypeError) as error:
+        if isinstance(error, StorageError) and not is_damage(error):
+            return False  # of another user, whose job workers send it
         if file.exists():  # otherwise another job worker has just sent it
             log.warning("webhook %s is damaged and kept as %s.damaged: %s", file.stem, file.name, error)
             with contextlib.suppress(OSError):
@@ -52,7 +56,7 @@ def _try(settings: Settings, file: Path) -> bool:
         return False
     try:
         refuse_address(settings, message.url)
-        write_json(file, replace(message, not_before=time.time() + HELD_SECONDS).to_json())
+        replace(message, not_before=time.time() + HELD_SECONDS).write(file)
         _post(settings, message)
     except Refused as error:
         log.warning("webhook %s is dropped: %s", file.stem, error)
@@ -73,7 +77,7 @@ def _postpone(file: Path, message: Message, error: Exception) -> None:
         return
     pause = FIRST_PAUSE_SECONDS * 2 ** (tries - 1)
     with contextlib.suppress(OSError):
-        write_json(file, replace(message, tries=tries, not_before=time.time() + pause).to_json())
+        replace(message, tries=tries, not_before=time.time() + pause).write(file)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -89,6 +93,16 @@ def _post(settings: Settings, message: Message) -> None:
     headers = {"Content-Type": "application/json", "Nightshift-Timestamp": timestamp}
     if settings.webhook_secret:
         headers["Nightshift-Signature"] = signature(settings.webhook_secret, timestamp, body)
-    request = urllib.request.Request(message.url, body, headers, method="POST")  # noqa: S310, checked above
+    url, credentials = _without_credentials(message.url)
+    if credentials:
+        headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310, checked above
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_SECONDS) as answer:
         answer.read(1)
+
+
+def _without_credentials(url: str) -> tuple[str, str]:
+    """Return a URL without `USER:PASSWORD@`, which urllib takes for a part of the host, and the two decoded."""
+    parts = urlsplit(url)
+    credentials, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=place).geturl(), unquote(credentials)

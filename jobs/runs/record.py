@@ -23,7 +23,7 @@ class JobRecord:
     Attributes:
         state: Where it stands.
         spec: The spec, as submitted.
-        request: How and when it was submitted to start.
+        request: How and when it was submitted to start; `notify` is "set" instead of an address, which can be secret.
         progress: The newest attempt's last progress report.
         metrics: One dict per epoch, the newest last.
         result: The outcome, if and only if it succeeded.
@@ -51,7 +51,7 @@ class JobRecord:
             "why": self.state.why,
             "job_worker": self.state.job_worker,
             "spec": self.spec,
-            "request": {**self.request, "notify": self.request.get("notify") and "set"},  # addresses can hold secrets
+            "request": self.request,
             "progress": self.progress,
             "metrics": self.metrics,
             "result": self.result if self.state.state == "succeeded" else None,
@@ -69,7 +69,7 @@ def read_record(paths: RunPaths) -> JobRecord:
     return JobRecord(
         state=state,
         spec=_object(paths.spec) or {},
-        request=_object(paths.job) or {},
+        request=_request(paths),
         progress=read_progress(paths),
         metrics=epoch_lines(metrics),
         result=_result(paths),
@@ -97,6 +97,11 @@ def _object(path: Path) -> dict[str, Any] | None:
         return read_json_object(path)
     except StorageError:
         return None
+
+
+def _request(paths: RunPaths) -> dict[str, Any]:
+    request = _object(paths.job) or {}
+    return {**request, "notify": "set" if request.get("notify") or paths.webhook.exists() else None}
 
 
 def _result(paths: RunPaths) -> dict[str, Any] | None:

@@ -78,6 +78,10 @@ class JobRequest(BaseModel):
             zone_of(name)
         return name
 
+    def without_url(self) -> "JobRequest":
+        """Return the request for a file that others than its owner can read: the webhook's URL can have credentials."""
+        return self.model_copy(update={"notify": None})
+
     def to_json(self) -> dict[str, Any]:
         """Return the request as plain JSON values."""
         values = self.model_dump(mode="json")

@@ -44,7 +44,7 @@ class RunState:
         job_worker: The job worker that watches the newest attempt; None while it runs elsewhere unwatched.
         place: Where it runs, as its launcher names it.
         own_cluster: Whether a RayJob runs it on a cluster of its own, so that it may not be queued.
-        notify: URL that receives a webhook when the run ends.
+        notify: URL that receives a webhook when the run ends, in runs of version 0.1.0; `webhook.json` has it today.
         metric: Name and value of the published metric that people compare runs by.
         started: When the first attempt started.
         changed: When this record was written.
@@ -209,8 +209,8 @@ def forget_unpublished_draft(paths: RunPaths) -> None:
 
 
 def _notify(paths: RunPaths, state: RunState) -> None:
-    if state.notify:
-        webhook_outbox.put(paths.storage, state.to_json(), state.notify)
+    if url := state.notify or webhook_outbox.stored_url(paths.webhook):
+        webhook_outbox.put(paths.storage, state.to_json(), url)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,28 @@
 """The webhook messages that `--notify URL` asks for when a run ends, one file each until it is delivered.
 
 A file is written together with the run's last state, so a worker that dies in between loses no message. Messages go
-only to hosts that the settings allow, and their body contains nothing of the spec.
+only to hosts that the settings allow, and their body contains nothing of the spec. A URL can contain credentials: every
+file that has one is readable by its owner alone.
 """
 
+import contextlib
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.files import write_json
+from cluster.access import user_name
+from cluster.errors import StorageError
+from cluster.files import is_damage, read_json_object, write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
+
+log = logging.getLogger("nightshift.webhook_outbox")
+
+OWNER_ONLY = 0o600
+_warned: set[Path] = set()  # the files that a warning was logged about
 
 LATEST_TIME = 1e11  # the year 5138; NaN fails the comparison too
 BODY_FIELDS = ("id", "name", "kind", "state", "why", "attempt", "metric", "created", "started", "ended")
@@ -56,24 +66,51 @@ class Message:
         """Return the content of its file."""
         return dataclasses.asdict(self)
 
+    def write(self, file: Path) -> None:
+        """Write its file, which only its owner can read."""
+        write_json(file, self.to_json(), mode=OWNER_ONLY)
+
 
 def refuse_address(settings: Settings, url: str) -> None:
     """Refuse a URL that no message may be sent to.
 
     Raises:
-        Refused: Its scheme is not HTTP, or its host is not allowed.
+        Refused: It can never be delivered, or its host is not allowed. The text has no part of the URL but the host.
     """
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise Refused("--notify has a character that no URL has; write spaces and letters outside ASCII as %20, %C3%A9")
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise Refused(f"--notify is not a valid URL ({error}); write http:// or https://, a host and a path") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused(f"--notify {_masked(url)} is not an http:// or https:// URL; write https://HOST/PATH")
-    if parts.hostname not in settings.webhook_hosts:
-        allowed = ", ".join(settings.webhook_hosts) or "none"
+        host, port = parts.hostname, parts.port
+    except ValueError as error:  # its text can contain credentials
+        raise Refused("--notify is not a valid URL; write http:// or https://, a host and a path") from error
+    if parts.scheme not in ("http", "https") or not host:
         raise Refused(
-            f"--notify may not send to {parts.hostname}; NIGHTSHIFT_WEBHOOK_HOSTS allows {allowed}, add the host there"
+            f"--notify {parts.scheme}://{host or ''} is not an http:// or https:// URL; write https://HOST/PATH"
         )
+    if port == 0 or not _is_host(host):
+        raise Refused(f"--notify cannot be sent to host {host!r}, port {port}; correct the URL")
+    if host not in settings.webhook_hosts:
+        allowed = ", ".join(settings.webhook_hosts) or "none"
+        raise Refused(f"--notify may not send to {host}; NIGHTSHIFT_WEBHOOK_HOSTS allows {allowed}, add the host there")
+
+
+def store_url(file: Path, url: str) -> None:
+    """Write the file with the webhook's URL of a run or of a schedule."""
+    write_json(file, {"url": url}, mode=OWNER_ONLY)
+
+
+def stored_url(file: Path) -> str | None:
+    """Return the URL that `store_url` wrote; None if there is none, or if it belongs to another user."""
+    try:
+        url = read_json_object(file).get("url")
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError) and file not in _warned:
+            _warned.add(file)
+            owner = "" if is_damage(error) else f"; it belongs to user {_owner(file)}"
+            log.warning("no webhook is sent: %s%s", error, owner)
+        return None
+    return url if isinstance(url, str) else None
 
 
 def put(storage: Path, state: dict[str, Any], url: str) -> None:
@@ -81,9 +118,19 @@ def put(storage: Path, state: dict[str, Any], url: str) -> None:
     folder = storage / "outbox"
     folder.mkdir(exist_ok=True)
     message = Message(url=url, body={key: state.get(key) for key in BODY_FIELDS})
-    write_json(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json", message.to_json())
+    message.write(folder / f"{state['id']}.{state['attempt']}.{state['state']}.json")
 
 
-def _masked(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}"
+def _is_host(host: str) -> bool:
+    """Whether a host can be resolved or connected to at all; `a..b` and labels of 64 letters cannot."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
+def _owner(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return user_name(file.stat().st_uid)
+    return "unknown"

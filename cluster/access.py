@@ -1,0 +1,96 @@
+"""Files of a storage that several users share: who may read and write them, and what an error of permissions means."""
+
+import errno
+import grp
+import os
+import pwd
+from pathlib import Path
+
+OTHERS = 0o007  # the permissions of everybody but a file's owner and group
+TEAM_UMASK = "007"
+
+
+def restrict_umask(setting: int | None) -> None:
+    """Set the umask of this process and of those that it starts.
+
+    Args:
+        setting: The umask; None means that of the process, without any permission for other users than a file's owner
+            and group: runs, tables and shards can hold data of patients.
+    """
+    os.umask(os.umask(OTHERS) | OTHERS if setting is None else setting)
+
+
+def why_not(error: OSError, path: Path, cure: str = "") -> str:
+    """Return why an operation on a file or folder of the storage failed.
+
+    Args:
+        error: Its error.
+        path: The file or folder.
+        cure: What to do unless permissions are the cause.
+    """
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return denial(path)
+    return f"{error.strerror}; {cure}" if cure else str(error.strerror)
+
+
+def denial(path: Path) -> str:
+    """Return why this user may not write `path`: the owner and permissions of what denies it, and the cure."""
+    place = _denying(path)
+    try:
+        found = place.stat()
+    except OSError:
+        return (
+            f"permission denied; let the owner of {place.parent} allow it, or set NIGHTSHIFT_STORAGE to your own folder"
+        )
+    owner, group = user_name(found.st_uid), group_name(found.st_gid)
+    folder = place if place.is_dir() else place.parent
+    what = f"{place} belongs to user {owner} and group {group} with mode {found.st_mode & 0o7777:o}"
+    me = user_name(os.geteuid())
+    if found.st_uid == os.geteuid():
+        return f"{what}, and {me} may not write there; allow it with `chmod u+rwX {folder}`"
+    if found.st_gid in (os.getegid(), *os.getgroups()):
+        cure = f"let {owner} run `chmod -R g+rwX {folder}` and set NIGHTSHIFT_UMASK={TEAM_UMASK} for all users"
+    else:
+        cure = (
+            f"let {owner} give it to a group of all users (`chgrp -R GROUP {folder}`, `chmod -R g+rwXs {folder}`) and "
+            f"set NIGHTSHIFT_UMASK={TEAM_UMASK} for all"
+        )
+    return f"{what}, and user {me} may not write there; {cure}, or set NIGHTSHIFT_STORAGE to a folder of your own"
+
+
+def is_writable(path: Path) -> bool:
+    """Whether this user may read and write a file, or list a folder and make files in it."""
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0))
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number where the system knows no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """Return the name of a group, or the number where the system knows no name."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _denying(path: Path) -> Path:
+    """Return what denies access to `path`: the first folder that may not be entered, else the file or its folder."""
+    for folder in reversed(path.parents):
+        if not os.access(folder, os.X_OK) and _exists(folder):
+            return folder
+    if _exists(path) and not is_writable(path):
+        return path
+    return next((folder for folder in path.parents if _exists(folder)), path.parent)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True
