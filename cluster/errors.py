@@ -5,6 +5,7 @@ ClusterError
 ├── StorageError              the storage folder cannot be read or written
 ├── UnknownRun                no run has that id, name or prefix
 │   └── SeveralRuns           more than one run has that prefix
+├── NewerVersion              a newer version of Nightshift wrote the run's files
 ├── LeaseLost                 a newer attempt owns the run; this one must not publish anything
 ├── LaunchError               the trainer could not be started or stopped
 │   └── ClusterUnreachable    the Ray cluster does not answer; nothing was started
@@ -30,6 +31,10 @@ class UnknownRun(ClusterError):
 
 class SeveralRuns(UnknownRun):
     """More than one run has that prefix of an id."""
+
+
+class NewerVersion(ClusterError):
+    """A newer version of Nightshift wrote the run's files; a job worker of that version can run it."""
 
 
 class LeaseLost(ClusterError):

@@ -12,4 +12,5 @@ class ExitCode(IntEnum):
     STOPPED = 3  # on request, after a checkpoint
     STORAGE_FULL = 74  # the disk is too full even for `error.json`
     WORKERS_LOST = 75
+    NEWER_VERSION = 76  # a newer version of Nightshift wrote the spec
     UNKNOWN = 127  # not from the trainer: it is gone and its exit code is unknown

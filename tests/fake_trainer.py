@@ -43,6 +43,9 @@ def end(ending: str, paths: RunPaths, lease: Lease) -> int:
         return 1
     if ending == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    if ending == "newer":
+        write_json(paths.error, {"attempt": lease.attempt, "error": "a newer version wrote it"})
+        return 76
     if ending == "nothing":
         return 0
     lease.check()

@@ -23,7 +23,7 @@ class FakeSpec(Spec):
     kind: Literal["train"] = "train"
     steps: int = 1
     step_seconds: float = 0.0
-    ending: Literal["succeed", "fail", "crash", "nothing"] = "succeed"
+    ending: Literal["succeed", "fail", "crash", "nothing", "newer"] = "succeed"
     stubborn: bool = False
     leaves_child: bool = False
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jobs.errors import StackError
 from jobs.queue import embedded_redis
 from jobs.queue.stack import log_file, start_stack
 from jobs.queue.submit import submit
-from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, eventually, reaches
+from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, eventually, reaches, state_of
 
 NIGHTSHIFT = [sys.executable, "-P", "-m", "jobs"]
 
@@ -76,12 +77,13 @@ def test_when_one_stack_ends_another_on_the_storage_keeps_its_runs_and_its_addre
         serving = second.server
         first.send_signal(signal.SIGINT)
         first.wait()
-        run_id = submit(alone, FakeSpec())
+        assert serving is not None
+        assert eventually(lambda: not serving.is_alive)
         second.restart_ended()
+        run_id = submit(alone, FakeSpec())
         state = reaches(storage, run_id, "succeeded", seconds=60)
         served = embedded_redis.running(storage)
 
-    assert serving is not None
     assert serving.owner == first.pid
     assert served is not None
     assert served.url == serving.url
@@ -115,13 +117,15 @@ def test_a_users_own_jobs_py_and_trainer_py_are_never_run(
     for name in ("jobs", "trainer", "cluster", "data_shards"):
         (project / f"{name}.py").write_text(f"open({str(project / 'ran')!r}, 'a').write(__name__)")
     monkeypatch.chdir(project)
-    run_id = submit(settings, FakeSpec())  # the real trainer refuses this spec
+    run_id = submit(settings, FakeSpec())  # the real trainer does not know its options
 
     with start_stack(settings, 1):
-        state = reaches(settings.storage, run_id, "succeeded", "failed", "lost", seconds=120)
+        assert eventually(lambda: state_of(settings.storage, run_id).why is not None, seconds=120)
+        state = state_of(settings.storage, run_id)
 
     assert not (project / "ran").exists()
-    assert state.state == "failed"
+    assert (state.state, state.losses) == ("queued", 0)
+    assert f"Nightshift {version('nightshift')} of the trainer does not know all of the spec" in str(state.why)
     assert "steps" in str(state.why)
 
 

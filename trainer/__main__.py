@@ -7,19 +7,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cluster import stack_dumps
 from cluster.access import restrict_umask
-from cluster.errors import ClusterError, StorageError
+from cluster.cluster_version import record_cluster_version
+from cluster.errors import ClusterError, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.process_env import set_local_ray_environment
 from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
-from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError
+from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption
 from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
@@ -46,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             Progress(attempt.paths, attempt.lease).write()
             spec = read_spec(attempt.paths.spec)
-            if attempt.settings.ray_address is None:
+            if attempt.settings.ray_address is not None:
+                record_cluster_version(attempt.settings.storage)
+            else:
                 set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
@@ -87,6 +91,11 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
     if isinstance(error, Stopped):
         logger.info("%s", error)
         return ExitCode.STOPPED
+    if isinstance(error, UnknownOption):
+        error = NewerVersion(
+            f"Nightshift {version('nightshift')} of the trainer does not know all of the spec ({error}); a newer "
+            "version wrote it: update the job workers and the cluster"
+        )
     if isinstance(error, TrainerError | ShardError | ClusterError):
         logger.error("%s", error)
     else:
@@ -100,6 +109,8 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
         return ExitCode.STORAGE_FULL
     if isinstance(error, InfrastructureError):
         return ExitCode.WORKERS_LOST
+    if isinstance(error, NewerVersion):
+        return ExitCode.NEWER_VERSION
     return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
 
 

@@ -2,6 +2,7 @@
 
 TrainerError
 ├── SpecError          a request that can never work
+│   └── UnknownOption  an option, or a value of one, that this version does not know
 ├── WeightsError       a weights file is missing, damaged or for another network
 ├── CheckpointError    a checkpoint is missing, damaged or of another version
 ├── ModelMismatch      the data set and the model have different classes
@@ -19,6 +20,10 @@ class TrainerError(Exception):
 
 class SpecError(TrainerError):
     """A request that can never work; refused before it is queued."""
+
+
+class UnknownOption(SpecError):
+    """A spec has an option, or a value of one, that this version does not know; a newer version may."""
 
 
 class WeightsError(TrainerError):

@@ -1,14 +1,17 @@
 """`nightshift doctor`: checks this machine and says how to cure each fault."""
 
+import contextlib
 import importlib.metadata
 import json
 import sys
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import redis
 
+from cluster.cluster_version import read_cluster_version
 from cluster.errors import ClusterError, StorageError
 from cluster.gpu_health import check_processors
 from cluster.health import CheckResult, check_storage
@@ -22,6 +25,7 @@ from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
 from jobs.queue.connection import connect, without_password
 from jobs.queue.storage_check import refuse_other_storage
+from jobs.queue.worker_list import WorkerRecord, live_workers
 from trainer.errors import TrainerError
 
 OFFICIAL_WEIGHTS = "efficientnet-b0-355c32eb.pth"
@@ -45,7 +49,8 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)
-    findings += [redis_finding(settings), ray_finding(settings), *check_processors()]
+    findings += [redis_finding(settings), ray_finding(settings), *version_findings(settings)]
+    findings += check_processors()
     findings.append(weights_finding(settings, weights))
     if shards:
         findings.append(shards_finding(shards))
@@ -79,6 +84,37 @@ def redis_finding(settings: Settings) -> CheckResult:
     except (JobError, redis.RedisError) as error:
         return CheckResult(check="Redis", ok=False, found=str(error), cure="start it or correct NIGHTSHIFT_REDIS_URL")
     return CheckResult(check="Redis", ok=True, found=f"{without_password(settings.redis_url)}, version {version}")
+
+
+def version_findings(settings: Settings) -> list[CheckResult]:
+    """Compare the versions of Nightshift of this command line, the job workers and the cluster."""
+    here = importlib.metadata.version("nightshift")
+    found = {f"job worker {worker.name}": worker.version or "0.1.0 or before" for worker in _workers(settings)}
+    if settings.ray_jobs_url and (cluster := read_cluster_version(settings.storage)):
+        found["the cluster, in its last run,"] = cluster
+    others = {who: other for who, other in found.items() if other != here}
+    cure = "install the same version everywhere and restart the job workers"
+    return [
+        CheckResult(check="versions", ok=False, found=f"{here} here, {who} has {other}", cure=cure)
+        for who, other in others.items()
+    ] or [CheckResult(check="versions", ok=True, found=f"{here} here and on {_counted(len(found))}")]
+
+
+def _workers(settings: Settings) -> list[WorkerRecord]:
+    if settings.redis_url is None:
+        with contextlib.suppress(JobError, StorageError):
+            if server := embedded_redis.running(settings.storage):
+                return _workers(replace(settings, redis_url=server.url))
+        return []
+    try:
+        with connect(settings) as connection:
+            return live_workers(connection)
+    except (JobError, redis.RedisError):
+        return []  # `redis_finding` says why
+
+
+def _counted(others: int) -> str:
+    return "1 job worker or cluster" if others == 1 else f"{others} job workers and clusters"
 
 
 def ray_finding(settings: Settings) -> CheckResult:

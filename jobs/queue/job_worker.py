@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -39,6 +40,7 @@ from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
 from jobs.queue.reconciler import reconciler_thread
 from jobs.queue.storage_check import ready_storage
 from jobs.queue.webhook_sender import deliver
+from jobs.queue.worker_list import VERSION_FIELD
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, release_watch
 from jobs.runs.request import PRIORITIES
@@ -82,6 +84,7 @@ class JobWorker(rq.Worker):
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
         try:
             super().bootstrap(*args)
+            self.connection.hset(self.key, VERSION_FIELD, version("nightshift"))
         except StopRequested:
             self.register_death()  # type: ignore[no-untyped-call]
             raise

@@ -4,7 +4,8 @@ import logging
 import time
 from dataclasses import dataclass
 
-from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, StorageError
+from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, NewerVersion, StorageError
+from cluster.exit_codes import ExitCode
 from cluster.files import is_damage
 from cluster.launch import THIS_MACHINE, Launcher, LocalLauncher, RunningTrainer
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
@@ -32,7 +33,11 @@ def run_job(run_id: str) -> None:
 
 
 def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str) -> None:
-    """Claim a queued run, start its trainer, and record how it ended; a run that is not queued is left alone."""
+    """Claim a queued run, start its trainer, and record how it ended; a run that is not queued is left alone.
+
+    Raises:
+        NewerVersion: A newer version of Nightshift wrote the run's files; the run stays queued.
+    """
     paths = RunPaths.of(settings.storage, run_id)
     claimed = claim_run(paths, job_worker, launcher.place)
     if claimed is None:
@@ -57,6 +62,8 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
         running.kill()
         return
     end(paths, lease, how)
+    if how == ExitCode.NEWER_VERSION:
+        raise NewerVersion(f"{run_state.read_state(paths).why}; it waits for a job worker of that version")
 
 
 def _start(launcher: Launcher, paths: RunPaths, lease: Lease) -> RunningTrainer:
@@ -92,6 +99,10 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
     with changing(paths) as state:
         try:
             request = read_request(paths)
+        except NewerVersion as error:
+            if state.state == "queued" and state.why != str(error):
+                write_state(paths, state.with_changes(why=str(error)))
+            raise
         except StorageError as error:
             if state.state != "queued" or not is_damage(error):
                 raise

@@ -16,6 +16,7 @@ from jobs.errors import Refused
 from jobs.queue.entries import RunEntry
 from jobs.queue.queues import PREFIX, RunQueue, queue_names
 
+VERSION_FIELD = "nightshift_version"  # in RQ's hash of a worker
 log = logging.getLogger("nightshift.worker_list")
 
 
@@ -30,6 +31,7 @@ class WorkerRecord:
         queues: The priorities that it serves.
         since: When it started.
         beat: When it last sent a heartbeat.
+        version: Its version of Nightshift; None for 0.1.0, which does not say it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class WorkerRecord:
     queues: tuple[str, ...]
     since: str | None
     beat: str | None
+    version: str | None = None
 
 
 def live_workers(connection: Redis) -> list[WorkerRecord]:
@@ -99,6 +102,7 @@ def drain(connection: Redis, name: str | None) -> list[str]:
 
 
 def _record(worker: rq.worker.BaseWorker) -> WorkerRecord:
+    found = worker.connection.hget(worker.key, VERSION_FIELD)
     return WorkerRecord(
         name=worker.name,
         state=str(worker.get_state()),
@@ -106,6 +110,7 @@ def _record(worker: rq.worker.BaseWorker) -> WorkerRecord:
         queues=tuple(name.removeprefix(PREFIX) for name in worker.queue_names()),
         since=_moment(worker.birth_date),
         beat=_moment(worker.last_heartbeat),
+        version=found.decode(errors="replace") if isinstance(found, bytes) else found,
     )
 
 

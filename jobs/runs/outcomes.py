@@ -4,14 +4,14 @@ import contextlib
 from dataclasses import dataclass
 
 from cluster import guard
-from cluster.errors import LeaseLost, StorageError
+from cluster.errors import LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_damage, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from jobs.runs import state as run_state
-from jobs.runs.request import read_request
+from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import RunState, changing, write_state
 
 DEFAULT_ERRORS: dict[int, str] = {
@@ -56,6 +56,8 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change(
             state, why if code == ExitCode.STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
         )
+    if code == ExitCode.NEWER_VERSION:
+        return Change("queued", _error_line(paths, attempt) or "a newer version wrote the spec; update the job workers")
     return lost(paths, attempt, _cause(paths, attempt, code))
 
 
@@ -64,6 +66,8 @@ def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
     state = run_state.read_state(paths)
     try:
         retries = read_request(paths).retries
+    except NewerVersion:
+        retries = JobRequest().retries
     except StorageError as error:
         if not is_damage(error):
             raise

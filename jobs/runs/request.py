@@ -1,11 +1,12 @@
 """How and when a run should start: `job.json`, written once beside the spec."""
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cluster.errors import SettingsError, StorageError
+from cluster.errors import NewerVersion, SettingsError, StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow, zone_of
@@ -106,12 +107,18 @@ def read_request(paths: RunPaths) -> JobRequest:
     """Return how and when a run should start.
 
     Raises:
+        NewerVersion: It has an option that this version does not know.
         StorageError: The run's `job.json` is absent or damaged.
     """
     try:
         return JobRequest.model_validate(read_json(paths.job))
     except ValidationError as error:
         first = error.errors()[0]
+        if unknown := [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "extra_forbidden"]:
+            raise NewerVersion(
+                f"{paths.job} has {', '.join(unknown)}, which Nightshift {version('nightshift')} does not know; a "
+                "newer version wrote it: update the job workers"
+            ) from error
         place = ".".join(str(part) for part in first["loc"])
         raise StorageError(f"{paths.job} is damaged: {place + ': ' if place else ''}{first['msg']}") from error
     except SettingsError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from trainer.errors import SpecError
+from trainer.errors import SpecError, UnknownOption
 from trainer.specs.base import Spec, build, one_line
 from trainer.specs.inference import EvaluateSpec, ExportSpec, PredictSpec
 from trainer.specs.search import SearchSpec
@@ -18,6 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 AnySpec = TrainSpec | EvaluateSpec | SearchSpec | PredictSpec | ExportSpec
+_OF_NEWER_VERSIONS = {"extra_forbidden", "union_tag_invalid", "literal_error"}
 _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="kind")])
 
 
@@ -25,11 +26,13 @@ def read_spec(path: Path) -> AnySpec:
     """Read the spec in a run's `spec.json`.
 
     Raises:
-        SpecError: The file is missing, is not JSON, or is not a spec of a known kind.
+        UnknownOption: The spec has a kind, an option or a choice that this version does not know.
+        SpecError: The file is missing, is not JSON, or is not a spec.
     """
     try:
         return _ANY.validate_python(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        raise SpecError(f"{path}: {one_line(error)}") from error
+        kind = UnknownOption if _OF_NEWER_VERSIONS & {fault["type"] for fault in error.errors()} else SpecError
+        raise kind(f"{path}: {one_line(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read as a spec: {error}") from error

@@ -1,0 +1,100 @@
+"""Versions of Nightshift that meet on one storage: refusals that name them, and runs that go back to the queue."""
+
+import json
+from importlib.metadata import version
+
+import pytest
+from redis import Redis
+
+from cluster.cluster_version import record_cluster_version
+from cluster.errors import NewerVersion
+from cluster.files import read_json, write_json
+from cluster.launch import THIS_MACHINE
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.queue.stack import start_stack
+from jobs.queue.submit import submit
+from jobs.queue.tasks import claim_run
+from jobs.queue.worker_list import VERSION_FIELD, live_workers
+from jobs.runs.request import JobRequest, read_request
+from tests.conftest import Say
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
+from tests.test_jobs_worker_list import OURS, register
+
+HERE = version("nightshift")
+
+
+def test_a_run_whose_spec_is_newer_than_the_trainer_goes_back_to_the_queue_and_does_not_stop_others(
+    settings: Settings,
+) -> None:
+    newer = submit(settings, FakeSpec(ending="newer"))
+    with start_stack(settings, 1, worker_command=FAKE_WORKER):
+        assert eventually(lambda: state_of(settings.storage, newer).attempt >= 2)
+        other = reaches(settings.storage, submit(settings, FakeSpec()), "succeeded")
+        paths = RunPaths.of(settings.storage, newer)
+        write_json(paths.spec, FakeSpec().to_json())  # as if a job worker of that version had come
+        state = reaches(settings.storage, newer, "succeeded")
+
+    assert other.state == "succeeded"
+    assert state.losses == 0
+
+
+def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Settings) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    write_json(paths.job, {**read_json(paths.job), "preempt": True})
+
+    with pytest.raises(NewerVersion):
+        claim_run(paths, "a worker", THIS_MACHINE)
+
+    state = state_of(settings.storage, paths.run_id)
+    assert (state.state, state.attempt) == ("queued", 0)
+    assert state.why == (
+        f"{paths.job} has preempt, which Nightshift {HERE} does not know; a newer version wrote it: update the job "
+        "workers"
+    )
+
+
+def test_a_request_without_options_of_this_version_is_read(settings: Settings) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    write_json(paths.job, {"name": "night", "retries": 1})
+
+    assert read_request(paths) == JobRequest(name="night", retries=1)
+
+
+def test_a_job_worker_says_its_version_in_redis(settings: Settings, redis: Redis) -> None:
+    with start_stack(settings, 1, worker_command=FAKE_WORKER):
+        assert eventually(lambda: [worker.version for worker in live_workers(redis)] == [HERE])
+
+
+def test_doctor_names_job_workers_and_a_cluster_of_another_version(
+    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(redis, OURS, "nightshift-normal")
+    redis.hset(f"rq:worker:{OURS}", VERSION_FIELD, HERE)
+    register(redis, "newer-1", "nightshift-normal")
+    redis.hset("rq:worker:newer-1", VERSION_FIELD, "9.0.0")
+    register(redis, "older-1", "nightshift-normal")
+    record_cluster_version(settings.storage)
+    write_json(settings.storage / "cluster.json", {"nightshift": "0.0.9"})
+    monkeypatch.setenv("NIGHTSHIFT_RAY_JOBS_URL", "http://127.0.0.1:1")
+
+    code, out, _ = say("doctor", "--json")
+
+    found = [check["found"] for check in json.loads(out) if check["check"] == "versions"]
+    assert code == 1
+    assert found == [
+        f"{HERE} here, job worker newer-1 has 9.0.0",
+        f"{HERE} here, job worker older-1 has 0.1.0 or before",
+        f"{HERE} here, the cluster, in its last run, has 0.0.9",
+    ]
+
+
+def test_doctor_says_that_all_versions_are_the_same(settings: Settings, redis: Redis, say: Say) -> None:
+    register(redis, OURS, "nightshift-normal")
+    redis.hset(f"rq:worker:{OURS}", VERSION_FIELD, HERE)
+
+    _, out, _ = say("doctor", "--json")
+
+    [found] = [check for check in json.loads(out) if check["check"] == "versions"]
+    assert found["ok"]
+    assert found["found"] == f"{HERE} here and on 1 job worker or cluster"
