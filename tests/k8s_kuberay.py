@@ -12,6 +12,8 @@ DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 RESOURCE_PARAMETERS = {"num-cpus", "num-gpus", "memory", "resources"}
 ALPHA_FIELDS = ("networkPolicy", "tlsOptions", "historyServerOptions")  # behind feature gates that are off
 V2_SWITCH = "RAY_enable_autoscaler_v2"
+QUEUE = "kueue.x-k8s.io/queue-name"
+WORKER_GROUPS = 7  # Kueue's pod sets are eight, and the head is one
 
 
 def complaints_of_kuberay(manifests: Sequence[Manifest]) -> list[str]:
@@ -118,6 +120,7 @@ def _environment(spec: Manifest) -> list[Manifest]:
 
 
 def _job(spec: Manifest) -> Iterator[str]:
+    yield from _deletion(spec)
     if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
         yield "suspend needs shutdownAfterJobFinishes"
     if spec.get("ttlSecondsAfterFinished", 0) and not spec.get("shutdownAfterJobFinishes"):
@@ -138,3 +141,35 @@ def _job(spec: Manifest) -> Iterator[str]:
         yield "upgradeStrategy is for standing clusters"
     if "rayClusterSpec" in spec:
         yield from _cluster(spec["rayClusterSpec"])
+
+
+def _deletion(spec: Manifest) -> Iterator[str]:
+    rules = spec.get("deletionStrategy", {}).get("deletionRules", [])
+    if rules and spec.get("shutdownAfterJobFinishes"):
+        yield "shutdownAfterJobFinishes and deletionRules exclude each other"
+    seconds = dict[tuple[str, str], int]()
+    for rule in rules:
+        condition = dict(rule["condition"])
+        after = condition.pop("ttlSeconds", 0)
+        if len(condition) != 1:
+            yield "one of jobStatus and jobDeploymentStatus must be set"
+        key = (rule["policy"], str(condition))
+        if key in seconds:
+            yield f"duplicate rule {key}"
+        seconds[key] = after
+    for (policy, condition_text), after in seconds.items():
+        if policy == "DeleteSelf" and after < seconds.get(("DeleteCluster", condition_text), 0):
+            yield "DeleteSelf comes before DeleteCluster"
+
+
+def complaints_of_kueue(manifests: Sequence[Manifest]) -> list[str]:
+    """Return the reasons why Kueue would reject a RayJob (kueue main of November 2026, rayjob_webhook.go)."""
+    found: list[str] = []
+    for job in (m for m in manifests if m["kind"] == "RayJob" and QUEUE in m["metadata"]["labels"]):
+        if not job["spec"].get("shutdownAfterJobFinishes"):
+            found.append("a kueue managed job should delete the cluster after finishing")
+        if job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
+            found.append("a kueue managed job should not use autoscaling")
+        if len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) > WORKER_GROUPS:
+            found.append("too many worker groups")
+    return found

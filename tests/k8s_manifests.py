@@ -16,7 +16,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"
 OVERLAYS = ("kind", "gpu-small", "gpu-large")
+EXAMPLE = "example"  # an overlay as a site writes it over ours
 COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which an overlay must list them
+ALONE = ("openshift", "pull-secret")  # orthogonal to the others
 GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue copies the size that they set
 CLIENTS = ("job-worker", "cli", "reconcile")  # the pods that connect to the queue
 
@@ -47,14 +49,23 @@ class Pod:
 
 def combinations() -> list[tuple[str, tuple[str, ...]]]:
     """Return the tested combinations: each overlay alone, with each component, with all; pairs only on `gpu-small`."""
-    chosen: list[tuple[str, tuple[str, ...]]] = []
+    chosen: list[tuple[str, tuple[str, ...]]] = [(EXAMPLE, ()), *(("gpu-small", (name,)) for name in ALONE)]
     for overlay in OVERLAYS:
         single = COMPONENTS if overlay == "kind" else (*COMPONENTS, *GPU_COMPONENTS)
-        chosen += [(overlay, ()), *((overlay, (name,)) for name in single), (overlay, COMPONENTS)]
+        chosen += [(overlay, ()), *((overlay, (name,)) for name in single), (overlay, (*COMPONENTS, "openshift"))]
     chosen += [("gpu-small", (a, b)) for i, a in enumerate(COMPONENTS) for b in COMPONENTS[i + 1 :]]
     for name in GPU_COMPONENTS:
         chosen += [("gpu-small", (name, "kueue")), ("gpu-large", (*COMPONENTS[:-1], name, "kueue"))]
     return chosen
+
+
+def ray_clusters(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Return the permanent Ray cluster and those that RayJobs create."""
+    jobs = of_kind(manifests, "RayJob")
+    return [
+        *of_kind(manifests, "RayCluster"),
+        *({"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]} for job in jobs),
+    ]
 
 
 def rendered(overlay: str, components: Sequence[str] = ()) -> list[Manifest]:

@@ -4,31 +4,46 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from cluster.settings import Settings
-from tests.k8s_manifests import CLIENTS, ROOT, Manifest, Pod, of_kind, one, pods
+from tests.k8s_manifests import CLIENTS, ROOT, Manifest, Pod, of_kind, one, pods, ray_clusters
 from tests.k8s_quantities import number
 
 Policy = Callable[[Sequence[Manifest]], Iterator[str]]
 OUR_IMAGE = "nightshift"
 SECRETS = {  # the Secrets that k8s/secrets.sh prints, and those that the README tells users to create for a component
-    "redis": {"url", "users.acl", "viewer-url", "scaler-username", "scaler-password"},
+    "redis": {"url", "users.acl", "viewer-url", "scaler-address", "scaler-username", "scaler-password"},
     "ray-token": {"auth_token"},
     "redis-tls": {"ca.crt", "tls.crt", "tls.key"},
     "webhook": {"secret"},
-    "dashboard": {"password", "htpasswd", "ray-header.conf"},
+    "dashboard": {"password", "htpasswd"},
     "s3": None,
     "registry": None,
 }
 CREDENTIAL = re.compile(r"://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY|(?i:bearer )\S{8}")
 SECRET_NAME = re.compile(r"(?i)password|secret|token|credential|access_key|redis_url")
 SECRET_NAMES = {"NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET"}
+NOT_OF_A_RUN = {  # settings of the queue and of the permanent cluster, and those that a RayJob or Ray itself states
+    *SECRET_NAMES,
+    "NIGHTSHIFT_REDIS_CA",
+    "NIGHTSHIFT_REDIS_ALLOW_PLAIN",
+    "NIGHTSHIFT_WEBHOOK_HOSTS",
+    "NIGHTSHIFT_RAY_JOBS_URL",
+    "NIGHTSHIFT_STORAGE",
+    "NIGHTSHIFT_CLUSTER_GPUS",
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+}
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
 def pods_run_as_nobody(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """No root user, no privilege escalation, no access to the host."""
+    """No root user, no privilege escalation, no access to the host; a user id in all pods or in none (OpenShift)."""
+    users = {pod.name: pod.spec.get("securityContext", {}).get("runAsUser") for pod in pods(manifests)}
+    if len({user is None for user in users.values()}) != 1:
+        yield f"some pods have no user id: {[name for name, user in users.items() if user is None]}"
     for pod in pods(manifests):
         context = pod.spec.get("securityContext", {})
-        if not context.get("runAsNonRoot") or not context.get("runAsUser"):
+        if not context.get("runAsNonRoot") or users[pod.name] == 0:
             yield f"{pod.name} may run as root"
         if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{pod.name} has no seccomp profile"
@@ -57,7 +72,7 @@ def _locked(place: str, context: Manifest) -> Iterator[str]:
 
 def namespace_enforces_restricted(manifests: Sequence[Manifest]) -> Iterator[str]:
     """The API server rejects what these policies do not detect."""
-    labels = one(manifests, "Namespace", "nightshift")["metadata"]["labels"]
+    labels = of_kind(manifests, "Namespace")[0]["metadata"]["labels"]
     if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
         yield "the namespace does not enforce Pod Security restricted"
 
@@ -167,6 +182,15 @@ def volumes_and_mounts_match(manifests: Sequence[Manifest]) -> Iterator[str]:
                 yield f"{pod.name} reads an unknown ConfigMap"
 
 
+def runs_of_both_kinds_read_the_same_settings(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """The ConfigMap that RayJobs read has the values of the permanent cluster, and a name without a hash."""
+    found = [m for m in of_kind(manifests, "ConfigMap") if m["metadata"]["name"] == "nightshift-settings"]
+    data, other = one(manifests, "ConfigMap", "nightshift")["data"], found[0]["data"] if found else {}
+    missing = {n for n in names_settings_reads() - NOT_OF_A_RUN if other.get(n) != data.get(n) or n not in other}
+    if missing:
+        yield f"RayJobs do not get the settings {sorted(missing)}"
+
+
 def environment_is_what_settings_reads(manifests: Sequence[Manifest]) -> Iterator[str]:
     """The code reads each NIGHTSHIFT_ variable; clients have all addresses; Ray's pods do not have the password."""
     data = one(manifests, "ConfigMap", "nightshift")["data"]
@@ -271,7 +295,7 @@ def storage_is_one_folder_for_all(manifests: Sequence[Manifest]) -> Iterator[str
 
 def the_object_store_fits_into_shared_memory(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Ray uses a folder on disk if its object store is larger than `/dev/shm`."""
-    for cluster in of_kind(manifests, "RayCluster"):
+    for cluster in ray_clusters(manifests):
         for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
             shm = next(v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm")
             store = group["rayStartParams"].get("object-store-memory", "1Ti")
@@ -288,6 +312,7 @@ POLICIES: tuple[Policy, ...] = (
     secrets_and_keys_are_those_that_exist,
     volumes_and_mounts_match,
     environment_is_what_settings_reads,
+    runs_of_both_kinds_read_the_same_settings,
     drains_end_before_pods_are_killed,
     images_are_pinned_and_ours_is_one,
     only_the_autoscaler_holds_a_service_account_token,

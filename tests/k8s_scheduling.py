@@ -10,6 +10,14 @@ from tests.k8s_manifests import K8S, Manifest, of_kind, one, pods
 from tests.k8s_policies import Policy
 from tests.k8s_quantities import number
 
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+DURING = "DuringSchedulingIgnoredDuringExecution"
+GPU_NODE_LABELS = {  # the GPU operator, GKE, Karpenter on AWS
+    "nvidia.com/gpu.present",
+    "cloud.google.com/gke-accelerator",
+    "karpenter.k8s.aws/instance-gpu-count",
+}
+
 
 def no_pod_waits_for_a_node_while_one_has_room(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Spreading is preferred, not required: slices of one GPU share a node and would otherwise stay pending."""
@@ -27,11 +35,44 @@ def reconciling_ends_before_it_is_killed(manifests: Sequence[Manifest]) -> Itera
 
 
 def what_a_run_hangs_on_is_not_moved_to_save_a_node(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Karpenter does not evict Ray's pods, Redis or KEDA's job workers."""
+    """Neither Karpenter nor the cluster autoscaler evicts Ray's pods, Redis, KEDA's job workers or a submitter.
+
+    The others may be evicted, although the cluster autoscaler would keep a node for each pod with an emptyDir.
+    """
     for pod in pods(manifests):
-        hangs = pod.is_ray or pod.labels["app.kubernetes.io/component"] == "redis" or pod.kind == "ScaledJob"
-        if hangs and pod.annotations.get("karpenter.sh/do-not-disrupt") != "true":
+        stays = pod.is_ray or pod.labels["app.kubernetes.io/component"] in ("redis", "job-submitter")
+        stays |= pod.kind == "ScaledJob"
+        if stays and pod.annotations.get("karpenter.sh/do-not-disrupt") != "true":
             yield f"{pod.name} may be moved in mid-run"
+        if pod.annotations.get(SAFE_TO_EVICT) != ("false" if stays else "true"):
+            yield f"{pod.name} {'may be moved in mid-run' if stays else 'holds its node'}"
+
+
+def pods_without_gpus_keep_away_from_gpu_nodes(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """A pod that stays where it is on a GPU node would keep the node, idle and paid for."""
+    for pod in (p for p in pods(manifests) if p.labels.get("ray.io/node-type") != "worker"):
+        rules = pod.spec.get("affinity", {}).get("nodeAffinity", {})
+        preferred = [rule["preference"] for rule in rules.get(f"preferred{DURING}", [])]
+        terms = preferred or rules.get(f"required{DURING}", {}).get("nodeSelectorTerms", [])
+        avoided = [{e["key"] for e in term["matchExpressions"] if e["operator"] == "DoesNotExist"} for term in terms]
+        if avoided != [GPU_NODE_LABELS]:
+            yield f"{pod.name} may hold a GPU node"
+
+
+def a_changed_image_reaches_the_ray_cluster(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """KubeRay replaces the pods of a changed cluster only if told so (1.6 and newer)."""
+    for cluster in of_kind(manifests, "RayCluster"):
+        if cluster["spec"].get("upgradeStrategy", {}).get("type") != "Recreate":
+            yield "an upgrade leaves the old pods of the Ray cluster"
+
+
+def probes_ask_only_what_a_restart_repairs(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """`doctor` also fails if the disk is nearly full or Ray is away."""
+    for pod in pods(manifests):
+        for name, probe in ((n, p) for c in pod.containers for n, p in c.items() if n.endswith("Probe")):
+            command = probe.get("exec", {}).get("command", [])
+            if command[:1] == ["nightshift"] and (name != "readinessProbe" or "doctor" in command):
+                yield f"{pod.name}: the {name} runs {' '.join(command)}"
 
 
 def workers_that_are_not_ready_hold_nothing_up(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -63,6 +104,9 @@ def shortages(manifests: Sequence[Manifest]) -> list[str]:
 
 
 SCHEDULING: tuple[Policy, ...] = (
+    pods_without_gpus_keep_away_from_gpu_nodes,
+    a_changed_image_reaches_the_ray_cluster,
+    probes_ask_only_what_a_restart_repairs,
     no_pod_waits_for_a_node_while_one_has_room,
     reconciling_ends_before_it_is_killed,
     what_a_run_hangs_on_is_not_moved_to_save_a_node,

@@ -20,6 +20,7 @@ from tests.k8s_namespaces import needs_pods, redis_has_tls, secrets_made, wait_u
 from tests.k8s_raynode import HEALTH, head_service, ray_command, ray_environment
 from tests.k8s_sandbox import Node, RunningPod
 from tests.test_k8s_pods import open_folder
+from tests.test_k8s_ray_job import files_of
 
 pytestmark = [needs_pods, pytest.mark.slow, pytest.mark.timeout(600)]
 PLAN = {
@@ -144,9 +145,9 @@ def test_doctor_distinguishes_a_valid_token_from_an_invalid_one(cluster):
 
 @pytest.fixture(scope="module")
 def job_worker(cluster: Cluster) -> RunningPod:
-    """A job worker whose startup probe has succeeded."""
+    """A job worker whose readiness probe has succeeded."""
     pod = cluster.node.start("job-worker-0")
-    wait_until(lambda: pod.exec(pod.container["startupProbe"]["exec"]["command"]).returncode == 0, 60, "it started")
+    wait_until(lambda: pod.exec(pod.container["readinessProbe"]["exec"]["command"]).returncode == 0, 60, "it is ready")
     return pod
 
 
@@ -192,11 +193,11 @@ def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster,
 
 def test_a_rendered_run_succeeds_without_a_queue(cluster):
     manifests = list(yaml.safe_load_all(cluster.pod("cli-0").exec(["nightshift", *RENDER]).stdout))
-    config, job = manifests
+    (job,) = manifests
     run_id = job["metadata"]["name"]
-    wish = cluster.runs.parent / "wish"  # stands for the head's ConfigMap, which is mounted at /etc/nightshift
+    wish = cluster.runs.parent / "wish"  # stands for the head's downwardAPI volume, which is mounted at /etc/nightshift
     wish.mkdir()
-    for name, text in config["data"].items():
+    for name, text in files_of(manifests).items():
         (wish / name).write_text(text)
     entry = job["spec"]["entrypoint"].replace("/etc/nightshift", "/storage/wish").split()
 

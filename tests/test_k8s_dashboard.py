@@ -19,6 +19,8 @@ from tests.stack import eventually
 from tests.test_jobs_watch import free_port
 
 CONF = (K8S / "components/dashboard/nginx.conf").read_text()
+START = (K8S / "components/dashboard/start.sh").read_text()
+RESOLV = "search team-a.svc.cluster.local svc.cluster.local cluster.local\nnameserver 127.0.0.1\noptions ndots:5\n"
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx") is None or shutil.which("openssl") is None, reason="nginx or openssl is not installed"
 )
@@ -41,8 +43,9 @@ class Behind(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def secret() -> dict[str, str]:
-    """The dashboard's Secret as k8s/secrets.sh generates it."""
-    return secrets_made()["dashboard"]
+    """The dashboard's password and Ray's token as k8s/secrets.sh generates them."""
+    made = secrets_made()
+    return {**made["dashboard"], **made["ray-token"]}
 
 
 @pytest.fixture
@@ -56,9 +59,13 @@ def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[
     port = free_port()
     conf = tmp_path / "nginx.conf"
     conf.write_text(here(CONF, tmp_path, port, behind.server_address[1]))
-    process = subprocess.Popen(
-        ["nginx", "-p", tmp_path, "-e", "stderr", "-c", conf, "-g", "daemon off; master_process off;"]
-    )
+    (tmp_path / "resolv.conf").write_text(RESOLV)
+    start = here(START, tmp_path, port, behind.server_address[1])
+    # As in the pod, with a head that this machine has instead of the name that the cluster's DNS would resolve.
+    head = f"sed -i 's/ray-head-svc.*:8265/127.0.0.1:{behind.server_address[1]}/' {tmp_path}/ray-head.conf"
+    run = f"exec nginx -p {tmp_path} -e stderr -c {conf} -g 'daemon off; master_process off;'"
+    (tmp_path / "start.sh").write_text(re.sub(r"^exec nginx.+$", f"{head}\n{run}", start, flags=re.MULTILINE))
+    process = subprocess.Popen(["sh", tmp_path / "start.sh"])
     try:
         assert eventually(lambda: answers(port), seconds=15)
         yield port, heard
@@ -71,9 +78,9 @@ def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[
 
 def here(text: str, folder: Path, port: int, behind: int) -> str:
     """The configuration with this machine's paths and addresses instead of the pod's."""
-    text = text.replace("/tmp/", f"{folder}/").replace("/run/secrets/dashboard", str(folder))
-    text = re.sub(r"resolver \S+", "resolver 127.0.0.1", text).replace("listen 8080", f"listen 127.0.0.1:{port}")
-    return re.sub(r"127\.0\.0\.1:9181|ray-head-svc\.[\w.]+:8265", f"127.0.0.1:{behind}", text)
+    text = text.replace("/tmp/", f"{folder}/").replace("listen 8080", f"listen 127.0.0.1:{port}")
+    text = re.sub("/run/secrets/(dashboard|ray)|/etc(?=/resolv.conf)", str(folder), text)
+    return text.replace("127.0.0.1:9181", f"127.0.0.1:{behind}")
 
 
 def answers(port: int) -> bool:
@@ -96,15 +103,13 @@ def ask(port: int, path: str, password: str = "", method: str = "GET") -> int:
 @needs_nginx
 def test_the_password_is_not_forwarded_and_ray_gets_only_its_token(windows, secret):
     port, heard = windows
-    token = re.search(r"Bearer \w+", secret["ray-header.conf"])
 
     statuses = [ask(port, path, secret["password"]) for path in ("/rq/queues", "/ray/api/jobs/")]
 
     assert statuses == [200, 200]
     assert [path for path, _ in heard] == ["/rq/queues", "/api/jobs/"]
     assert [headers.get("authorization") for _, headers in heard] == [None, None]
-    assert token
-    assert [headers.get("x-ray-authorization") for _, headers in heard] == [None, token[0]]
+    assert [headers.get("x-ray-authorization") for _, headers in heard] == [None, f"Bearer {secret['auth_token']}"]
 
 
 @needs_nginx
@@ -115,3 +120,45 @@ def test_requests_without_the_password_and_requests_that_change_something_are_re
 
     assert statuses == [401, 401, 405]
     assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("resolv", "lines"),
+    [
+        (RESOLV, ["resolver 127.0.0.1 valid=10s;", "set $head ray-head-svc.team-a.svc.cluster.local:8265;"]),
+        (  # OpenShift; a node's own search domain may come first
+            "nameserver 172.30.0.10\nsearch example.org ns.svc.corp.internal svc.corp.internal\n",
+            ["resolver 172.30.0.10 valid=10s;", "set $head ray-head-svc.ns.svc.corp.internal:8265;"],
+        ),
+        (
+            "search ns.svc.cluster.local\nnameserver fd00:10:96::a\nnameserver 1.1.1.1\n",
+            ["resolver [fd00:10:96::a] valid=10s;", "set $head ray-head-svc.ns.svc.cluster.local:8265;"],
+        ),
+    ],
+)
+def test_the_dns_server_and_the_name_of_the_head_are_those_of_the_cluster(tmp_path, resolv, lines):
+    done = start_without_nginx(tmp_path, resolv)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ray-head.conf").read_text().splitlines() == lines
+    assert (tmp_path / "ray-header.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pod_without_cluster_dns_says_what_is_missing(tmp_path):
+    done = start_without_nginx(tmp_path, "nameserver 10.0.0.2\n")
+
+    assert done.returncode == 1
+    assert "no nameserver or no search domain NAMESPACE.svc.DOMAIN" in done.stderr
+
+
+def start_without_nginx(folder: Path, resolv: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "resolv.conf").write_text(resolv)
+    (folder / "auth_token").write_text("0123")
+    script = re.sub(r"^exec nginx.+$", "", here(START, folder, 1, 2), flags=re.MULTILINE)
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+
+
+def test_no_manifest_names_the_dns_service_of_a_distribution():
+    files = [file for file in K8S.rglob("*") if file.suffix in (".yaml", ".conf", ".sh")]
+
+    assert [file.name for file in files if "kube-dns" in file.read_text()] == []

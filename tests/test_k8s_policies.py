@@ -7,7 +7,7 @@ from jobs.queue.queues import PREFIX
 from jobs.runs.request import PRIORITIES
 from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, rendered
 from tests.k8s_policies import POLICIES, Policy
-from tests.k8s_scheduling import SCHEDULING, shortages
+from tests.k8s_scheduling import SAFE_TO_EVICT, SCHEDULING, shortages
 from tests.k8s_wiring import WIRING
 
 pytestmark = needs_kubectl
@@ -54,6 +54,12 @@ def network(manifests: list[Manifest], name: str) -> Manifest:
     return found
 
 
+def preference(manifests: list[Manifest]) -> Manifest:
+    rules = deployment(manifests)["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    found: Manifest = rules[0]["preference"]
+    return found
+
+
 def without_volume(spec: Manifest, name: str) -> None:
     spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != name]
 
@@ -74,6 +80,7 @@ def remove(manifests: list[Manifest], kind: str, name: str) -> None:
 # For each policy, the changes that it must detect.
 BREACHES: list[tuple[str, str, Change]] = [
     ("pods_run_as_nobody", "root", lambda m: deployment(m)["securityContext"].update(runAsUser=0)),
+    ("pods_run_as_nobody", "some user", lambda m: deployment(m)["securityContext"].pop("runAsUser")),
     ("pods_run_as_nobody", "perhaps root", lambda m: deployment(m)["securityContext"].pop("runAsNonRoot")),
     ("pods_run_as_nobody", "no seccomp", lambda m: ray_worker(m)["securityContext"].pop("seccompProfile")),
     ("pods_run_as_nobody", "host network", lambda m: ray_worker(m).update(hostNetwork=True)),
@@ -112,7 +119,7 @@ BREACHES: list[tuple[str, str, Change]] = [
     (
         "a_read_only_root_has_the_places_that_ray_and_torch_write",
         "/dev/shm too large",
-        lambda m: ray_worker(m)["volumes"][1]["emptyDir"].update(sizeLimit="12Gi"),
+        lambda m: ray_worker(m)["volumes"][1]["emptyDir"].update(sizeLimit="33Gi"),
     ),
     (
         "a_read_only_root_has_the_places_that_ray_and_torch_write",
@@ -170,6 +177,16 @@ BREACHES: list[tuple[str, str, Change]] = [
         "environment_is_what_settings_reads",
         "Redis' password on Ray",
         lambda m: ray_worker(m)["containers"][0]["env"].append(container(m)["env"][0]),
+    ),
+    (
+        "runs_of_both_kinds_read_the_same_settings",
+        "another value",
+        lambda m: one(m, "ConfigMap", "nightshift-settings")["data"].update(NIGHTSHIFT_HANG_SECONDS="60"),
+    ),
+    (
+        "runs_of_both_kinds_read_the_same_settings",
+        "a name with a hash",
+        lambda m: one(m, "ConfigMap", "nightshift-settings")["metadata"].update(name="nightshift-settings-6gbfkg9dm8"),
     ),
     (
         "drains_end_before_pods_are_killed",
@@ -304,6 +321,39 @@ BREACHES: list[tuple[str, str, Change]] = [
         "what_a_run_hangs_on_is_not_moved_to_save_a_node",
         "Redis",
         lambda m: one(m, "StatefulSet", "redis")["spec"]["template"]["metadata"].pop("annotations"),
+    ),
+    (
+        "what_a_run_hangs_on_is_not_moved_to_save_a_node",
+        "the head, by the cluster autoscaler",
+        lambda m: ray(m)["headGroupSpec"]["template"]["metadata"]["annotations"].pop(SAFE_TO_EVICT),
+    ),
+    (
+        "what_a_run_hangs_on_is_not_moved_to_save_a_node",
+        "a pod that holds its node",
+        lambda m: one(m, "Deployment", "cli")["spec"]["template"]["metadata"].pop("annotations"),
+    ),
+    ("pods_without_gpus_keep_away_from_gpu_nodes", "anywhere", lambda m: deployment(m).pop("affinity")),
+    (
+        "pods_without_gpus_keep_away_from_gpu_nodes",
+        "one provider",
+        lambda m: preference(m)["matchExpressions"].pop(),
+    ),
+    ("a_changed_image_reaches_the_ray_cluster", "nothing said", lambda m: ray(m).pop("upgradeStrategy")),
+    ("a_changed_image_reaches_the_ray_cluster", "none", lambda m: ray(m)["upgradeStrategy"].update(type="None")),
+    (
+        "probes_ask_only_what_a_restart_repairs",
+        "doctor",
+        lambda m: container(m)["startupProbe"].update(exec={"command": ["nightshift", "doctor"]}),
+    ),
+    (
+        "probes_ask_only_what_a_restart_repairs",
+        "doctor for readiness",
+        lambda m: container(m)["readinessProbe"]["exec"].update(command=["nightshift", "doctor"]),
+    ),
+    (
+        "probes_ask_only_what_a_restart_repairs",
+        "Redis",
+        lambda m: container(m)["livenessProbe"].update(exec={"command": ["nightshift", "queue", "show"]}),
     ),
     (
         "workers_that_are_not_ready_hold_nothing_up",

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from click.testing import CliRunner, Result
 from cluster.run_paths import RunPaths
 from jobs.cli.main import cli
 from jobs.runs.state import read_state
-from tests.k8s_kuberay import complaints_of_kuberay
+from tests.k8s_kuberay import complaints_of_kuberay, complaints_of_kueue
 from tests.k8s_manifests import Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_policies import (
     POLICIES,
     only_the_autoscaler_holds_a_service_account_token,
     the_head_only_coordinates,
+    the_object_store_fits_into_shared_memory,
 )
+from tests.k8s_quantities import number
 from tests.k8s_scheduling import SCHEDULING
 from tests.k8s_schemas import complaints_of_schema, needs_kuberay_schemas
 from tests.k8s_wiring import may_connect
@@ -37,14 +40,30 @@ def manifests_of(*more: str) -> list[Manifest]:
 
 @needs_kuberay_schemas
 @pytest.mark.parametrize(
-    "more", [[], ["--queue", "team", "--gpus-per-worker", "0"], ["--keep", "2h", "--retries", "0"]]
+    "more",
+    [
+        [],
+        ["--queue", "team", "--queue-priority", "low", "--gpus-per-worker", "0"],
+        ["--keep", "2h", "--retries", "0", "--start-within", "0.5s"],
+        [
+            "--openshift",
+            "--priority-class",
+            "low",
+            "--node-label",
+            "gpu=a100",
+            "--gpus-per-pod",
+            "2",
+            "--memory",
+            "3Gi",
+        ],
+    ],
 )
 def test_a_rendered_run_satisfies_the_schemas_and_kuberays_rules(more):
     manifests = manifests_of(*more)
 
     assert [text for manifest in manifests for text in complaints_of_schema(manifest)] == []
-    assert complaints_of_kuberay(manifests) == []
-    assert [manifest["kind"] for manifest in manifests] == ["ConfigMap", "RayJob"]
+    assert complaints_of_kuberay(manifests) == complaints_of_kueue(manifests) == []
+    assert [manifest["kind"] for manifest in manifests] == ["RayJob"]
 
 
 @needs_kubectl
@@ -91,6 +110,16 @@ def test_a_rendered_run_reads_a_bucket_with_the_secret_of_the_permanent_cluster_
     assert alone == [(part, name, True) for part, name, _ in standing]
 
 
+@needs_kubectl
+def test_a_rendered_run_reads_the_settings_of_the_permanent_cluster():
+    config = one(rendered("gpu-small"), "ConfigMap", "nightshift-settings")
+    sources = [pod.spec["containers"][0]["envFrom"] for pod in pods(manifests_of()) if pod.is_ray]
+
+    assert len(sources) == 2
+    assert all({"configMapRef": {"name": "nightshift-settings", "optional": True}} in source for source in sources)
+    assert config["metadata"]["name"] == "nightshift-settings"
+
+
 def secrets_read(manifests: list[Manifest]) -> list[tuple[str, str, bool]]:
     """Part, name and `optional` of each Secret that Ray's containers use as environment."""
     return [
@@ -114,21 +143,88 @@ def hull(pod: Pod) -> Manifest:
     }
 
 
+def files_of(manifests: list[Manifest]) -> dict[str, str]:
+    """The files that the downwardAPI volume of the head has, by name."""
+    template = manifests[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    items = next(v["downwardAPI"]["items"] for v in template["spec"]["volumes"] if v["name"] == "spec")
+    keys = {
+        item["path"]: re.fullmatch(r"metadata.annotations\['(.+)'\]", item["fieldRef"]["fieldPath"]) for item in items
+    }
+    return {path: template["metadata"]["annotations"][key[1]] for path, key in keys.items() if key}
+
+
 def test_the_spec_is_complete_and_requests_a_gpu_that_the_submitter_cannot_see():
-    spec = json.loads(manifests_of("--lr", "1e-3", "--epochs", "3")[0]["data"]["spec.json"])
+    spec = json.loads(files_of(manifests_of("--lr", "1e-3", "--epochs", "3"))["spec.json"])
 
     assert spec["shards"] == "/storage/shards/chest"
     assert (spec["lr"], spec["epochs"], spec["workers"], spec["gpus_per_worker"]) == (1e-3, 3, 2, 1)
 
 
-def test_workers_have_one_gpu_each_unless_zero_are_requested():
-    with_gpu = resources_of_worker(manifests_of())
-    with_slice = resources_of_worker(manifests_of("--gpu-resource", "nvidia.com/mig-1g.10gb"))
+def test_the_workers_of_a_run_share_a_pod_unless_fewer_gpus_per_pod_or_zero_are_requested():
+    together = resources_of_worker(manifests_of())
+    apart = resources_of_worker(manifests_of("--gpus-per-pod", "1", "--gpu-resource", "nvidia.com/mig-1g.10gb"))
     without = resources_of_worker(manifests_of("--gpus-per-worker", "0"))
 
-    assert with_gpu["requests"]["nvidia.com/gpu"] == with_gpu["limits"]["nvidia.com/gpu"] == 1
-    assert with_slice["limits"]["nvidia.com/mig-1g.10gb"] == 1
+    assert together["requests"]["nvidia.com/gpu"] == together["limits"]["nvidia.com/gpu"] == 2
+    assert (together["limits"]["cpu"], together["limits"]["memory"]) == ("8", "32768Mi")
+    assert apart["limits"]["nvidia.com/mig-1g.10gb"] == 1
     assert not any("nvidia" in name for name in without["limits"])
+
+
+@pytest.mark.parametrize(
+    ("options", "pods_and_gpus"),
+    [
+        ([], (1, 2)),
+        (["--workers", "16"], (2, 8)),
+        (["--workers", "4", "--replicas", "1"], (1, 4)),
+        (["--workers", "4", "--replicas", "4"], (4, 1)),
+        (["--workers", "4", "--gpus-per-pod", "2"], (2, 2)),
+        (["--workers", "6", "--gpus-per-pod", "4"], (2, 4)),
+        (["--workers", "4", "--gpus-per-worker", "0"], (4, 0)),
+        (["--workers", "4", "--gpus-per-worker", "0", "--replicas", "1"], (1, 0)),
+    ],
+)
+def test_the_pods_have_room_for_all_workers(options, pods_and_gpus):
+    manifests = manifests_of("--batch-size", "96", *options)
+    group = manifests[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    gpus = int(group["rayStartParams"].get("num-gpus", 0))
+
+    assert (group["replicas"], gpus) == pods_and_gpus
+    assert resources_of_worker(manifests)["limits"].get("nvidia.com/gpu", 0) == gpus
+    environment = group["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "NIGHTSHIFT_CLUSTER_GPUS", "value": str(group["replicas"] * gpus)} in environment
+
+
+@pytest.mark.parametrize("memory", ["2Gi", "3000Mi", "64Gi"])
+def test_shared_memory_is_half_of_the_memory_and_holds_the_object_store(memory):
+    manifests = manifests_of("--memory", memory)
+    worker = next(pod for pod in pods(manifests) if pod.labels.get("ray.io/node-type") == "worker")
+    shm = next(v["emptyDir"] for v in worker.spec["volumes"] if v["name"] == "shm")
+
+    assert number(shm["sizeLimit"]) == number(resources_of_worker(manifests)["limits"]["memory"]) / 2
+    assert list(the_object_store_fits_into_shared_memory(manifests)) == []
+
+
+def test_everything_of_a_rendered_run_is_deleted_with_it_and_a_run_that_cannot_start_ends():
+    alone, queued = manifests_of()[0]["spec"], manifests_of("--queue", "team", "--start-within", "30m")[0]["spec"]
+
+    rules = {(rule["policy"], *rule["condition"].values()) for rule in alone["deletionStrategy"]["deletionRules"]}
+    assert {("DeleteCluster", "SUCCEEDED", 600), ("DeleteSelf", "SUCCEEDED", 87000)} <= rules
+    assert {("DeleteCluster", "Failed", 600), ("DeleteSelf", "Failed", 87000)} <= rules
+    assert (queued["shutdownAfterJobFinishes"], queued["ttlSecondsAfterFinished"]) == (True, 600)
+    assert (alone["preRunningDeadlineSeconds"], queued["preRunningDeadlineSeconds"]) == (3600, 1800)
+
+
+def test_priorities_and_node_labels_reach_the_pods_and_kueue():
+    options = ["--priority-class", "low", "--node-label", "gpu=a100", "--node-label", "example.org/on=true"]
+    manifests = manifests_of("--queue", "team", "--queue-priority", "high", *options)
+
+    everybody = pods(manifests)
+    selectors = {pod.name: pod.spec.get("nodeSelector") for pod in everybody if pod.spec.get("nodeSelector")}
+    assert manifests[0]["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+    assert [pod.spec["priorityClassName"] for pod in everybody] == ["low"] * 3
+    assert list(selectors.values()) == [{"gpu": "a100", "example.org/on": "true"}]
+    assert all("-workers" in name for name in selectors)
 
 
 def test_any_spec_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
@@ -139,10 +235,10 @@ def test_any_spec_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(t
 
     result = CliRunner().invoke(cli, ["k8s", "render", "spec", str(file), "--image", "nightshift:0.1.0"])
 
-    config, job = yaml.safe_load_all(result.stdout)
-    assert json.loads(config["data"]["spec.json"])["kind"] == "search"
+    (job,) = yaml.safe_load_all(result.stdout)
+    assert json.loads(files_of([job])["spec.json"])["kind"] == "search"
     assert job["metadata"]["name"].startswith("search-")
-    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 6
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 3
 
 
 def resources_of_worker(manifests: list[Manifest]) -> Manifest:
@@ -159,6 +255,27 @@ def resources_of_worker(manifests: list[Manifest]) -> Manifest:
         (["--queue", "a: b"], "'a: b' is not a valid queue; write small letters, digits and -"),
         (["--namespace", "No"], "'No' is not a valid namespace; write small letters, digits and -"),
         (["--memory", "much"], "'much' is not a valid amount of memory; write 16Gi"),
+        (["--memory", "1Gi"], "--memory 1Gi is too small for a Ray worker; use at least 2Gi"),
+        (["--node-label", "a100"], "'a100' is not a valid label of a node; write KEY=VALUE"),
+        (["--node-label", "a=b: c"], "'a=b: c' is not a valid label of a node; write KEY=VALUE"),
+        (["--priority-class", "a b"], "'a b' is not a valid priority class; write small letters, digits and -"),
+        (["--queue-priority", "low"], "--queue-priority low has no effect without --queue; add --queue NAME"),
+        (
+            ["--workers", "4", "--replicas", "1", "--gpus-per-pod", "1"],
+            "4 workers need 4 GPUs, and 1 pod of 1 GPU has 1; use --replicas 4 or --gpus-per-pod 4",
+        ),
+        (
+            ["--workers", "16", "--replicas", "1"],
+            "16 workers need 16 GPUs, and 1 pod of 8 GPUs has 8; use --replicas 2 or --gpus-per-pod 16",
+        ),
+        (
+            ["--workers", "8", "--gpus-per-worker", "0", "--replicas", "3", "--cpus", "2"],
+            "8 workers need 8 CPUs, and 3 pods of 2 CPUs have 6; use --replicas 4 or --cpus 3",
+        ),
+        (
+            ["--gpus-per-worker", "0", "--gpus-per-pod", "2"],
+            "--gpus-per-pod 2 does not go with --gpus-per-worker 0; remove one of them",
+        ),
         (["--weights", "b0.pth"], "weights b0.pth is not a path of the cluster; write it as /storage/... or as a URL"),
         (["--name", "a b"], "name 'a b' is not valid"),
     ],
@@ -178,13 +295,13 @@ def test_a_local_shards_folder_is_refused():
 
 @pytest.fixture
 def rendered_spec(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A rendered run's id and the folder that its ConfigMap would be mounted at."""
-    config = manifests_of("--gpus-per-worker", "0", "--retries", "1")[0]
+    """A rendered run's id and a folder with the files of its downwardAPI volume."""
+    manifests = manifests_of("--gpus-per-worker", "0", "--retries", "1")
     folder = tmp_path / "spec"
     folder.mkdir()
-    for name, text in config["data"].items():
+    for name, text in files_of(manifests).items():
         (folder / name).write_text(text)
-    yield config["metadata"]["name"], folder
+    yield manifests[0]["metadata"]["name"], folder
     shutil.rmtree(folder)
 
 

@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from tests.k8s_kuberay import complaints_of_kuberay
 from tests.k8s_manifests import Manifest, combinations, needs_kubectl, of_kind, one, rendered
@@ -38,6 +39,28 @@ def test_no_two_manifests_share_a_kind_and_name(overlay, components):
     names = [(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]) for m in rendered(overlay, components)]
 
     assert len(names) == len(set(names))
+
+
+@every_combination
+def test_rays_autoscaler_counts_every_gpu_of_a_ray_cluster(overlay, components):
+    manifests = rendered(overlay, components)
+    cluster = one(manifests, "RayCluster", "ray")
+
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+
+    gpus = sum(each["max_workers"] * each["resources"].get("GPU", 0) for each in types.values())
+    assert types["headgroup"]["resources"]["CPU"] == 0
+    assert gpus == int(one(manifests, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_CLUSTER_GPUS"])
+    assert (gpus > 0) == (overlay != "kind")
+
+
+def test_without_a_stated_number_rays_autoscaler_does_not_see_a_mig_slice():
+    cluster = one(rendered("gpu-small", ["mig"]), "RayCluster", "ray")
+    del cluster["spec"]["workerGroupSpecs"][0]["rayStartParams"]["num-gpus"]
+
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+
+    assert "GPU" not in types["gpu"]["resources"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("options", [(), ("--tls",)])
 def test_the_secrets_are_those_that_the_manifests_name(options):
     printed = subprocess.run(["sh", K8S / "secrets.sh", *options], capture_output=True, text=True, check=True).stdout
-    manifests = list(yaml.safe_load_all(printed))
+    manifests = [manifest for manifest in yaml.safe_load_all(printed) if manifest]
 
     assert [text for manifest in manifests for text in complaints_of_schema(manifest)] == []
     assert {m["metadata"]["name"]: set(m["stringData"]) for m in manifests} == {
@@ -61,11 +61,57 @@ def test_the_certificate_is_signed_by_the_authority_and_names_every_address_of_r
     assert subprocess.run(other, capture_output=True, check=False).returncode != 0
 
 
-def test_an_unknown_option_is_wrong_usage_and_prints_no_secret():
-    done = subprocess.run(["sh", K8S / "secrets.sh", "--ssl"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--ssl"], "usage:"),
+        (["--only"], "usage:"),
+        (["--only", "rediss"], "usage:"),
+        (["--only", "redis-tls"], "--only redis-tls needs --tls; add it"),
+        (["--namespace", "Team A"], "--namespace Team A is not a name of a namespace"),
+        (["--namespace", ""], "--namespace  is not a name of a namespace"),
+    ],
+)
+def test_an_invalid_option_is_wrong_usage_and_prints_no_secret(options, line):
+    done = subprocess.run(["sh", K8S / "secrets.sh", *options], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage:")
+    assert done.stderr.startswith(line)
+
+
+@pytest.mark.parametrize("only", ["ray-token", "redis", "webhook", "dashboard", "redis-tls"])
+def test_one_secret_can_be_replaced_without_the_others(only):
+    everything, one_secret = secrets_made("--tls"), secrets_made("--tls", "--only", only)
+
+    assert one_secret.keys() == {only}
+    assert one_secret[only].keys() == everything[only].keys()
+    assert one_secret[only] != everything[only]
+
+
+def test_no_secret_contains_a_value_of_another():
+    secrets = secrets_made()
+    values = [(name, value) for name, data in secrets.items() for value in data.values() if len(value) >= 24]
+
+    shared = [(n, other) for n, value in values for other, data in secrets.items() if other != n and value in str(data)]
+
+    assert len(values) > 6
+    assert shared == []
+
+
+def test_all_secrets_and_addresses_are_of_the_named_namespace(tmp_path):
+    command = ["sh", K8S / "secrets.sh", "--namespace", "team-a", "--tls"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    manifests = {m["metadata"]["name"]: m for m in yaml.safe_load_all(printed) if m}
+    certificate = tmp_path / "tls.crt"
+    certificate.write_text(manifests["redis-tls"]["stringData"]["tls.crt"])
+    names = subprocess.run(
+        ["openssl", "x509", "-in", certificate, "-noout", "-ext", "subjectAltName"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+    assert {m["metadata"]["namespace"] for m in manifests.values()} == {"team-a"}
+    assert manifests["redis"]["stringData"]["scaler-address"] == "redis.team-a.svc:6379"
+    assert "DNS:redis.team-a.svc," in names
 
 
 def test_no_password_stands_in_the_arguments_of_a_program():
@@ -73,4 +119,4 @@ def test_no_password_stands_in_the_arguments_of_a_program():
     programs = re.findall(r"\b(?:openssl|cut|sed|mktemp)\b[^|)\n]*", script)
 
     assert programs
-    assert not [line for line in programs if re.search(r"\$(password|scaler|viewer|token|sight)", line)]
+    assert not [line for line in programs if re.search(r"\$(password|scaler|viewer|token|key)\b", line)]

@@ -5,19 +5,21 @@ Pure functions: they read no environment, no storage and no queue, so they work 
 
 import importlib.metadata
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jobs.errors import InvalidOption
+from jobs.kubernetes.pod_size import OBJECT_STORE_BYTES, RequestedSize, pod_size
 from jobs.runs.request import JobRequest
 from trainer.specs import Spec
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 IMAGE = re.compile(r"[a-z0-9][\w.:/@-]*")
 GPU_RESOURCE = re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+")
-MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi)")
+NODE_LABEL = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?=([A-Za-z0-9]([\w.-]*[A-Za-z0-9])?)?")
+DELETED_AFTER_SECONDS = 24 * 3600.0  # how long the ended RayJob stays, with its submitter's log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,15 @@ class RayJobOptions:
         namespace: The namespace to which k8s/base was applied.
         queue: Kueue's LocalQueue; with None, KubeRay starts the cluster at once.
         gpu_resource: Resource name of a GPU: nvidia.com/gpu, or a MIG slice such as nvidia.com/mig-1g.10gb.
-        replicas: Pods with one GPU each; None means one per training worker of each concurrent trial.
-        cpus: CPU cores of each pod.
-        memory: Memory of each pod as a Kubernetes quantity, such as 16Gi.
+        replicas: Number of worker pods; None: as many as the run needs.
+        gpus_per_pod: GPUs of each worker pod; None: those of all workers of a training, at most 8.
+        cpus: CPU cores of each worker pod; None: 4 for each GPU.
+        memory: Memory of each worker pod as a Kubernetes quantity; None: 16Gi for each GPU.
+        queue_priority: Kueue's WorkloadPriorityClass.
+        priority_class: PriorityClass of the pods.
+        node_labels: Labels, as KEY=VALUE, of the nodes for the worker pods.
+        openshift: Leave the user ids to the namespace.
+        start_seconds: Time until the run must have started after its admission.
         keep_seconds: How long the cluster stays after the run has ended.
     """
 
@@ -40,38 +48,60 @@ class RayJobOptions:
     queue: str | None = None
     gpu_resource: str = "nvidia.com/gpu"
     replicas: int | None = None
-    cpus: int = 4
-    memory: str = "16Gi"
+    gpus_per_pod: int | None = None
+    cpus: int | None = None
+    memory: str | None = None
+    queue_priority: str | None = None
+    priority_class: str | None = None
+    node_labels: tuple[str, ...] = ()
+    openshift: bool = False
+    start_seconds: float = 3600
     keep_seconds: float = 600
 
     def __post_init__(self) -> None:
         """Check every value that is written into the YAML text.
 
         Raises:
-            InvalidOption: A name or an amount is invalid.
+            InvalidOption: A name or an amount is invalid, or an option has no effect without another.
         """
+        names = "write small letters, digits and -"
         for value, form, what in (
             (self.image, IMAGE, "image; write registry/name:tag in lower case"),
-            (self.namespace, DNS_LABEL, "namespace; write small letters, digits and -"),
-            (self.queue or "none", DNS_LABEL, "queue; write small letters, digits and -"),
+            (self.namespace, DNS_LABEL, f"namespace; {names}"),
+            (self.queue or "none", DNS_LABEL, f"queue; {names}"),
+            (self.queue_priority or "none", DNS_LABEL, f"queue priority; {names}"),
+            (self.priority_class or "none", DNS_LABEL, f"priority class; {names}"),
             (self.gpu_resource, GPU_RESOURCE, "resource name of a GPU; write nvidia.com/gpu"),
-            (self.memory, MEMORY, "amount of memory; write 16Gi"),
+            *((label, NODE_LABEL, "label of a node; write KEY=VALUE") for label in self.node_labels),
         ):
             if not form.fullmatch(value):
                 raise InvalidOption(f"{value!r} is not a valid {what}")
+        if self.queue_priority and not self.queue:
+            raise InvalidOption(
+                f"--queue-priority {self.queue_priority} has no effect without --queue; add --queue NAME"
+            )
+
+    @property
+    def size(self) -> RequestedSize:
+        """The requested number and size of the worker pods."""
+        return RequestedSize(replicas=self.replicas, gpus_per_pod=self.gpus_per_pod, cpus=self.cpus, memory=self.memory)
 
 
 def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOptions) -> str:
-    """Return the manifests of a run: a ConfigMap with its spec and request, and the RayJob.
+    """Return the manifest of a run: a RayJob that also holds its spec and request, so that all is deleted with it.
 
     Raises:
-        InvalidOption: The spec contains a path that exists only on the submitter's machine.
+        InvalidOption: The spec contains a path that exists only on the submitter's machine, or the run needs more than
+            the pods have.
     """
     content = spec.to_json()
     refuse_local_paths(content)
     if content["gpus_per_worker"] == "auto":  # the head node, which would resolve "auto", has no GPU
         content["gpus_per_worker"] = 1
-    values: dict[str, Any] = {**vars(options), "gpu": options.gpu_resource if content["gpus_per_worker"] else None}
+    trials = content.get("concurrency") or 1
+    with_gpus = bool(content["gpus_per_worker"])
+    size = pod_size(options.size, workers=content["workers"], trials=trials, with_gpus=with_gpus)
+    values: dict[str, Any] = {**asdict(options), "node_labels": dict(label.split("=") for label in options.node_labels)}
     # Escaping is for HTML; here every value was checked or is written as JSON.
     loader = PackageLoader("jobs.kubernetes", ".")
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
@@ -79,7 +109,9 @@ def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOp
         run_id=run_id,
         spec=content,
         request=request.to_json(),
-        pods=options.replicas or content["workers"] * (content.get("concurrency") or 1),
+        size=size,
+        object_store=OBJECT_STORE_BYTES,
+        deleted_seconds=options.keep_seconds + DELETED_AFTER_SECONDS,
         ray_version=importlib.metadata.version("ray"),
         **values,
     )
