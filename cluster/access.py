@@ -6,6 +6,8 @@ import os
 import pwd
 from pathlib import Path
 
+from cluster.mounts import is_on_network
+
 OTHERS = 0o007  # the permissions of everybody but a file's owner and group
 TEAM_UMASK = "007"
 
@@ -46,6 +48,9 @@ def denial(path: Path) -> str:
     folder = place if place.is_dir() else place.parent
     what = f"{place} belongs to user {owner} and group {group} with mode {found.st_mode & 0o7777:o}"
     me = user_name(os.geteuid())
+    if found.st_uid == 0 and is_on_network(place):  # an export of root; Kubernetes applies no fsGroup to it
+        cure = f"change its owner on the file server (`chown {os.geteuid()}`); another NIGHTSHIFT_STORAGE does not help"
+        return f"{what}, and user {me} may not write there; {cure}"
     if found.st_uid == os.geteuid():
         return f"{what}, and {me} may not write there; allow it with `chmod u+rwX {folder}`"
     if found.st_gid in (os.getegid(), *os.getgroups()):

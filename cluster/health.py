@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.access import denial, is_writable, why_not
 from cluster.errors import StorageError
 from cluster.files import locked, read_json, write_json
+from cluster.mounts import Mount, mount_of
 from cluster.run_paths import RUN_ID
 from cluster.settings import DATA_FOLDERS, Settings
 
@@ -111,10 +112,17 @@ def _lock(folder: Path) -> CheckResult:
         freed = entered.wait(5)
     except (OSError, StorageError) as error:
         return CheckResult(check="locks", ok=False, found=str(error), cure=cure)
-    ok = excluded and freed
-    return CheckResult(
-        check="locks",
-        ok=ok,
-        found="work" if ok else "exclude nobody",
-        cure=None if ok else cure,
-    )
+    if not (excluded and freed):
+        return CheckResult(check="locks", ok=False, found="exclude nobody", cure=cure)
+    return _lock_of_mount(mount_of(folder))
+
+
+def _lock_of_mount(mount: Mount | None) -> CheckResult:
+    """Check that locks that work on this machine also exclude other machines, as far as the mount tells."""
+    if mount is None or not mount.is_network:
+        return CheckResult(check="locks", ok=True, found="work")
+    if mount.local_lock is not None:
+        found = f"work on this machine only: the storage is mounted with {mount.local_lock}"
+        cure = f"mount it without {mount.local_lock}: two machines could write the same run"
+        return CheckResult(check="locks", ok=False, found=found, cure=cure)
+    return CheckResult(check="locks", ok=True, found=f"work on this machine; the mount ({mount.type}) shares them")
