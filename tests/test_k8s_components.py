@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from jobs.cli.main import cli
+from tests.conftest import Say
 from tests.k8s_kuberay import complaints_of_kuberay, complaints_of_kueue
 from tests.k8s_manifests import COMPONENTS, K8S, Manifest, needs_kubectl, of_kind, one, pods, ray_clusters, rendered
 from tests.k8s_policies import (
@@ -178,3 +179,17 @@ def test_the_small_node_is_one_pod_whose_gpus_communicate_over_nvlink():
 
     assert group["maxReplicas"] == 1
     assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 4
+
+
+def test_a_full_disk_or_an_absent_ray_makes_no_job_worker_unready(say: Say, monkeypatch: pytest.MonkeyPatch):
+    container = one(rendered("gpu-small"), "Deployment", "job-worker")["spec"]["template"]["spec"]["containers"][0]
+    ready = container["readinessProbe"]["exec"]["command"][1:]
+    monkeypatch.setattr("cluster.health.FREE_BYTES_LEAST", 10**18)
+    monkeypatch.setenv("NIGHTSHIFT_RAY_JOBS_URL", "http://127.0.0.1:1")
+
+    doctor, with_redis = say("doctor")[0], say(*ready)[0]
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+    without_redis = say(*ready)[0]
+
+    assert (doctor, with_redis, without_redis) == (1, 0, 1)
+    assert [container[name]["tcpSocket"] for name in ("startupProbe", "livenessProbe")] == [{"port": "metrics"}] * 2
