@@ -17,6 +17,7 @@ SECRETS = {  # the Secrets that k8s/secrets.sh prints, and those that the README
     "dashboard": {"password", "htpasswd"},
     "s3": None,
     "registry": None,
+    "team-a-registry": None,  # of the example overlay
 }
 CREDENTIAL = re.compile(r"://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY|(?i:bearer )\S{8}")
 SECRET_NAME = re.compile(r"(?i)password|secret|token|credential|access_key|redis_url")
