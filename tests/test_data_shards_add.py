@@ -273,7 +273,7 @@ def test_a_known_group_in_another_split_folder_is_refused(tmp_path, grouped):
     name = next(name for name, split in split_of(grouped).items() if split == "train")
     new = new_images(tmp_path / "new", [f"test/{name.replace('-', '-9')}"])
 
-    with pytest.raises(LeakageError, match=rf"group {name[2:5]} is in test and train"):
+    with pytest.raises(LeakageError, match=rf"group {name[2:5]} is in test \(test/.*-9.*png\) and train \(.*png\)"):
         added(grouped, new)
 
 
@@ -298,7 +298,7 @@ def test_a_data_set_with_allowed_leakage_takes_an_image_of_two_splits_into_train
     report = added(tmp_path / "shards", new_images(tmp_path / "new", ["a/p1-3.png"]), split="70/15/15")
 
     assert report.added == {"train": 1}
-    assert report.leakage == ("group p1 is in test and train",)
+    assert report.leakage == ("group p1 is in test (test/a/p1-2.png) and train (train/a/p1-1.png)",)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_groups_of_split_folders_that_share_a_patient_are_leakage(tmp_path):
         folder.mkdir(parents=True)
         (folder / "film.dcm").write_bytes(film(seed, PatientID="same" if name == "a" else f"{split}-{seed}"))
 
-    with pytest.raises(LeakageError, match=f"group {pseudonym('same', 'PatientID', KEY)} is in test and train"):
+    with pytest.raises(
+        LeakageError, match=f"group {pseudonym('same', 'PatientID', KEY)} is in test \\(test/a/film.dcm\\) and train"
+    ):
         packed(tmp_path / "images", split=None)
 
 

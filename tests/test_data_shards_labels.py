@@ -83,6 +83,15 @@ def test_a_table_without_header_has_numbered_columns(tmp_path):
     assert "t.txt has no header; its columns are named 1 to 4" in found.labels.notes
 
 
+def test_columns_of_1_and_0_beside_those_of_known_findings_are_not_left_out_in_silence(tmp_path):
+    rows = ["image_id,rad_id,Aortic enlargement,Cardiomegaly,No finding", "a,R1,1,0,0", "b,R2,0,1,0"]  # VinDr-CXR
+    folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=rows)
+
+    refused("t.csv has columns of 1 and 0 beside those named like findings: Aortic enlargement; give those that are "
+            "labels, such as --label-columns 'Aortic enlargement,Cardiomegaly,No finding'",
+            folder, "t.csv", kind=OptionError)  # fmt: skip
+
+
 def test_several_columns_that_may_be_the_labels_are_refused(tmp_path):
     rows = ["image_name,diagnosis,benign_malignant,target", "a,nevus,benign,0", "b,melanoma,malignant,1"]
     folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=rows)
@@ -303,6 +312,9 @@ def test_a_table_is_found_below_the_source_and_a_missing_one_is_wrong_usage(tmp_
 
     assert labels_of(scanned(folder, "t.csv.gz")) == {"a.png": "x", "b.png": "y"}
     refused("there is no file s.csv, neither here nor in the source", folder, "s.csv", kind=OptionError)
+    (folder / "deep/er").mkdir(parents=True)
+    (folder / "deep/er/s.csv").write_text("")
+    refused("in the source; did you mean deep/er/s.csv?", folder, "s.csv", kind=OptionError)
 
 
 def test_tables_with_other_columns_are_joined_by_the_columns_of_both(tmp_path):

@@ -10,6 +10,7 @@ from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from data_shards.dicom import parse  # noqa: F401 -- pydicom then accepts the canary in dates
 from data_shards.index import read_index
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack

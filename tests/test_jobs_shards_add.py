@@ -81,7 +81,8 @@ def test_leaks_are_listed_before_they_are_refused(tmp_path, run):
     code, _, err = run("add", tmp_path / "shards", new_images(tmp_path / "new", ["test/b/p1-2.png"], seed=77))
 
     assert code == 1
-    assert "leaks (1):\n  group p1 is in test and train\nError: 1 new images or groups would be in two splits" in err
+    assert "leaks (1):\n  group p1 is in test (test/b/p1-2.png) and train (train/a/p1-1.png)\n" in err
+    assert "\nError: 1 new images or groups would be in two splits" in err
     assert "adding" not in err  # refused before the first image was decoded
 
 

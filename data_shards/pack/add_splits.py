@@ -103,21 +103,22 @@ def check_groups(
         LeakageError: The text names some of the groups.
     """
     known_splits = _group_splits(known)
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for name, group in groups.items():
         if split := splits[name]:
-            found.setdefault(group, set(known_splits.get(group, ()))).add(split)
+            found.setdefault(group, dict(known_splits.get(group, {}))).setdefault(split, name)
     leakage = groups_in_two(found)
     if leakage and not allow_leakage:
         raise _leaking(leakage)
 
 
-def _group_splits(known: KnownImages) -> dict[str, set[str]]:
-    splits: dict[str, set[str]] = defaultdict(set)
+def _group_splits(known: KnownImages) -> dict[str, dict[str, str]]:
+    """Return one image in each split of each group."""
+    splits: dict[str, dict[str, str]] = {}
     for split, record in known:
         if record.group:
-            splits[record.group].add(split)
-    return dict(splits)
+            splits.setdefault(record.group, {}).setdefault(split, record.source)
+    return splits
 
 
 def _leaking(leakage: Sequence[str]) -> LeakageError:
@@ -136,13 +137,13 @@ class _Neighbors:
         pairs: Duplicates and near duplicates of which at least one is new, by keys of the images.
         names: Name of each image by its key.
         old_splits: Split of each old image by its key.
-        group_splits: Splits of each group of the data set.
+        group_splits: One image in each split of each group of the data set.
     """
 
     pairs: tuple[DuplicatePair, ...]
     names: dict[str, str]
     old_splits: dict[str, str]
-    group_splits: dict[str, set[str]]
+    group_splits: dict[str, dict[str, str]]
 
     @classmethod
     def of(cls, images: Sequence[NewImage], known: KnownImages) -> "_Neighbors":
@@ -165,11 +166,11 @@ class _Neighbors:
 
     def groups_across(self, images: Iterable[NewImage], splits: Mapping[str, str]) -> list[str]:
         """Return a line for each group of new images that has images in two splits."""
-        found: dict[str, set[str]] = {}
+        found: dict[str, dict[str, str]] = {}
         for image in images:
             if image.grouped:
-                group = image.labeled.group
-                found.setdefault(group, set(self.group_splits.get(group, ()))).add(splits[image.labeled.name])
+                group, name = image.labeled.group, image.labeled.name
+                found.setdefault(group, dict(self.group_splits.get(group, {}))).setdefault(splits[name], name)
         return groups_in_two(found)
 
     def line(self, pair: DuplicatePair) -> str:
@@ -207,7 +208,7 @@ def _split(images: Sequence[NewImage], neighbors: _Neighbors, shares: Shares) ->
         name = image.labeled.name
         taken[together[name]] |= near.get(name, set()) | ({image.split} if image.split else set())
         if image.grouped:
-            taken[together[name]] |= neighbors.group_splits.get(image.labeled.group, set())
+            taken[together[name]].update(neighbors.group_splits.get(image.labeled.group, ()))
     placed = {group: _first(splits) for group, splits in taken.items() if splits}
     splits = {image.labeled.name: image.split or placed.get(together[image.labeled.name]) for image in images}
     before = {split: Counter(counts) for split, counts in shares.before.items()}

@@ -6,7 +6,7 @@ With several labels an image, the greedy assignment weighs a label by its rarity
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_shards.errors import SourceError
@@ -71,9 +71,13 @@ def merge_groups(group_of: Mapping[str, str], duplicates: Iterable[tuple[str, st
     return {name: root(group) for name, group in group_of.items()}
 
 
-def groups_in_two(splits: Mapping[str, Collection[str]]) -> list[str]:
-    """Return a line for each group that has images in several splits, given the splits of each group."""
-    return [f"group {g} is in {' and '.join(sorted(s))}" for g, s in sorted(splits.items()) if len(s) > 1]
+def groups_in_two(splits: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a line for each group that has images in several splits, given one image of each split of each group."""
+    return [
+        f"group {group} is in {' and '.join(f'{split} ({found[split]})' for split in sorted(found))}"
+        for group, found in sorted(splits.items())
+        if len(found) > 1
+    ]
 
 
 def stratified_group_split(images: Sequence[LabeledImage], shares: Shares, *, seed: int) -> dict[str, str]:

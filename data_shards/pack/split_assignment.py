@@ -132,7 +132,7 @@ def known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Strat
 
 
 def _groups_across(groups: Mapping[str, str], splits: Mapping[str, str]) -> list[str]:
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for name, group in groups.items():
-        found.setdefault(group, set()).add(splits[name])
+        found.setdefault(group, {}).setdefault(splits[name], name)
     return groups_in_two(found)

@@ -135,7 +135,7 @@ def choose_columns(rows: Rows, image: int, options: LabelOptions, *, multi_label
         found, binary = False, multi_label and is_binary(rows.column(labels[0]))
     else:
         one = find_label_column([column if n not in used else "" for n, column in enumerate(rows.columns)], rows.where)
-        several = find_label_columns(rows.columns, rows.rows, used) if one is None else []
+        several = find_label_columns(rows.columns, rows.rows, used, rows.where) if one is None else []
         labels = tuple(several) if one is None else (one,)
         found, binary = True, one is None or (multi_label and is_binary(rows.column(one)))
         if not labels:

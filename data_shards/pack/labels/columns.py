@@ -1,5 +1,6 @@
 """Finds the columns of a table: by the option that names them, by the usual names, or by what they hold."""
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 
 from data_shards.errors import OptionError
@@ -95,17 +96,31 @@ def find_label_column(columns: Sequence[str], where: str) -> int | None:
     return found[0] if found else None
 
 
-def find_label_columns(columns: Sequence[str], rows: Sequence[Sequence[str]], used: Collection[int]) -> list[int]:
+def find_label_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], used: Collection[int], where: str
+) -> list[int]:
     """Return the columns of 1 and 0 that are labels: those named like findings, or else all, if nothing else is there.
 
     Args:
         columns: Names of the columns.
         rows: Their cells.
         used: Positions of the columns that have another meaning.
+        where: Name of the table, for the error.
+
+    Raises:
+        OptionError: Other columns of 1 and 0 may be labels too.
     """
     rest = [position for position in range(len(columns)) if position not in used]
     binary = [position for position in rest if is_binary(row[position] for row in rows)]
     named = [position for position in binary if loose(columns[position]) in FINDING_NAMES]
+    others = [p for p in binary if p not in named and not all(is_missing(row[p]) for row in rows)]
+    if len(named) > 1 and others:
+        every = ",".join(columns[position] for position in sorted((*named, *others)))
+        raise OptionError(
+            f"{where} has columns of 1 and 0 beside those named like findings: "
+            f"{listed(columns[position] for position in others)}; give those that are labels, such as --label-columns "
+            f"{shlex.quote(every)}"
+        )
     if len(named) > 1:
         return named
     return binary if len(binary) > 1 and binary == rest else []

@@ -1,5 +1,6 @@
 """Reads tables: text in any usual dialect, compressed text, and Parquet."""
 
+import glob
 import gzip
 import json
 import math
@@ -69,7 +70,9 @@ def find_table(given: str, folder: Path) -> Path:
     for path in (Path(given), folder / given):
         if path.is_file():
             return path
-    raise OptionError(f"there is no file {given}, neither here nor in the source; give the path of a table")
+    near = [path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{glob.escape(given)}")]
+    cure = f"did you mean {near[0].relative_to(folder)}?" if near else "give the path of a table"
+    raise OptionError(f"there is no file {given}, neither here nor in the source; {cure}")
 
 
 def read_table(path: Path, name: str, is_header: Callable[[Sequence[tuple[str, ...]]], bool]) -> Table:
