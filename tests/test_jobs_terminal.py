@@ -1,21 +1,27 @@
 """What other programs and people wrote never reaches a terminal as escape sequences."""
 
+import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import log_to_terminal, terminal_text
 from jobs.cli.text_table import Column, table_text
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
 from tests.conftest import Say
+from tests.datasets import noise
 from tests.stack import FakeSpec
+from tests.test_jobs_worker_list import register
 
+OTHER_COMMANDS = (("queue", "show"), ("worker", "list"), ("doctor",))
 CLEAR_SCREEN, TITLE, RIGHT_TO_LEFT = "\x1b[2J", "\x1b]0;owned\x07", "\u202e"
 
 
@@ -56,6 +62,48 @@ def test_no_command_prints_an_escape_sequence_of_a_run(say: Say, settings: Setti
     assert code == 0, err
     assert "\x1b" not in out + err
     assert "\x07" not in out + err
+
+
+def test_no_command_prints_an_escape_sequence_or_markup_of_a_data_set_or_of_redis(
+    say: Say, settings: Settings, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "images"
+    for number, split in enumerate(("train", "valid", "test")):
+        for label in ("a", "[red]b"):
+            folder = source / split / label
+            folder.mkdir(parents=True)
+            noise(number * 2 + len(label)).save(folder / f"x{CLEAR_SCREEN}.png")
+    (source / "train" / "a" / f"notes{TITLE}.txt").write_text("no image")
+    redis.lpush("nightshift:refused", f"entry{CLEAR_SCREEN}")
+    register(redis, "w", "nightshift-normal")
+    redis.rename("rq:worker:w", f"rq:worker:w{CLEAR_SCREEN}")
+    redis.sadd("rq:workers:nightshift-normal", f"rq:worker:w{CLEAR_SCREEN}")
+    monkeypatch.setenv("COLUMNS", "300")
+    shards = str(tmp_path / "shards")
+
+    packed = say("shards", "pack", str(source), shards, "--allow-leakage", "--image-size", "0")
+    shown = say("shards", "show", shards)
+    others = [say(*words) for words in OTHER_COMMANDS]
+    drained = say("worker", "drain", "--all")
+
+    assert (packed[0], shown[0], drained[0]) == (0, 0, 0), (packed, shown, drained)
+    printed = "".join(out + err for _, out, err in (packed, shown, drained, *others))
+    assert not set("\x1b\x07") & set(printed)
+    assert "[red]b" in shown[1]
+    assert "entry\\x1b[2J" in others[0][1]
+    assert drained[1] == "w\\x1b[2J\n"
+
+
+def test_the_log_of_a_job_worker_has_no_escape_sequence(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, []
+    try:
+        log_to_terminal()
+        logging.getLogger("nightshift.test").warning("entry %s", CLEAR_SCREEN)
+    finally:
+        root.handlers = before
+
+    assert capsys.readouterr().err.endswith("nightshift.test entry \\x1b[2J\n")
 
 
 def test_an_error_prints_no_escape_sequence(say: Say) -> None:

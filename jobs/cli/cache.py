@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
 from jobs.cli.options import json_option
+from jobs.cli.terminal import table_cell
 from trainer.data.cache_folder import CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
@@ -105,9 +105,9 @@ def _table(found: list[dict[str, Any]]) -> Table:
         key = entry["key"]
         table.add_row(
             entry["name"],
-            str(key.get("backbone_sha256", ""))[:12],
-            str(key.get("image_size", "")),
-            str(key.get("precision", "")),
+            table_cell(str(key.get("backbone_sha256", "")))[:12],
+            table_cell(str(key.get("image_size", ""))),
+            table_cell(str(key.get("precision", ""))),
             str(entry["shards"]),
             f"{entry['bytes'] / 10**6:.1f}",
             entry["used"],
@@ -123,5 +123,5 @@ def _downloads_table(entries: list[dict[str, Any]]) -> Table:
     table.add_column("last used", no_wrap=True)
     for entry in entries:
         address = entry["address"] if entry["fetched"] else "incomplete"
-        table.add_row(escape(address), f"{entry['bytes'] / 10**6:.1f}", (entry["sha256"] or "")[:12], entry["used"])
+        table.add_row(table_cell(address), f"{entry['bytes'] / 10**6:.1f}", (entry["sha256"] or "")[:12], entry["used"])
     return table

@@ -20,6 +20,7 @@ from jobs.cli.follow import show_progress
 from jobs.cli.option_types import GpusPerWorker, SplitShares
 from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
+from jobs.cli.terminal import echo, table_cell
 from jobs.errors import Refused
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
@@ -162,11 +163,11 @@ def _show(settings: Settings, trained: str, scored: str) -> None:
 
 
 def _matrix(classes: list[str], counts: list[list[int]]) -> Table:
-    table = Table("true \\ predicted", *classes, title="Confusion matrix, test split")
+    table = Table("true \\ predicted", *map(table_cell, classes), title="Confusion matrix, test split")
     for name, row in zip(classes, counts, strict=True):
-        table.add_row(name, *(str(count) for count in row))
+        table.add_row(table_cell(name), *(str(count) for count in row))
     return table
 
 
 def _print(line: str) -> None:
-    click.echo(line, err=True)
+    echo(line, err=True)

@@ -20,6 +20,7 @@ from cluster.settings import Settings
 from data_shards.errors import ShardError
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.terminal import echo
 from jobs.errors import JobError
 from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
@@ -58,9 +59,9 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            click.echo(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.check}: {finding.found}")
+            echo(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.check}: {finding.found}")
             if finding.cure:
-                click.echo(f"         cure: {finding.cure}")
+                echo(f"         cure: {finding.cure}")
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.run_paths import RunPaths
+from jobs.cli.terminal import table_cell, terminal_text
 from jobs.runs.record import read_progress
 from jobs.runs.state import RunState, read_state
 
@@ -90,7 +91,7 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
         )
         if current != printed or time.monotonic() - printed_at > LINE_EVERY_SECONDS:
             text = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
-            print(f"{state.id}: {text}", file=out, flush=True)
+            print(terminal_text(f"{state.id}: {text}"), file=out, flush=True)
             printed, printed_at = current, time.monotonic()
     return state
 
@@ -104,7 +105,7 @@ def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
                 task = bar.add_task("", run=state.id, total=None)
             total, completed = _total_and_completed(state, progress)
             description = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
-            bar.update(task, description=description, total=total, completed=completed)
+            bar.update(task, description=table_cell(description), total=total, completed=completed)
     return state
 
 

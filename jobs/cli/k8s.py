@@ -11,6 +11,7 @@ from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
 from jobs.cli.options import MAX_DURATION, NAME, WHERE, OptionGroup, option, options
+from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
 from jobs.kubernetes.standalone import prepare_run
@@ -121,7 +122,7 @@ def run(run_id: str, folder: Path) -> None:
     paths = prepare_run(settings, run_id, folder)
     tasks.run(settings, LocalLauncher(), run_id, job_worker="RayJob")
     state = run_state.read_state(paths)
-    click.echo(f"{run_id} {state.state}{f': {state.why}' if state.why else ''}", err=True)
+    echo(f"{run_id} {state.state}{f': {state.why}' if state.why else ''}", err=True)
     sys.exit(0 if state.state == "succeeded" else 1)
 
 

@@ -9,6 +9,7 @@ from redis import Redis
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.options import json_option
+from jobs.cli.terminal import echo
 from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.queue.worker_list import live_workers
@@ -33,7 +34,7 @@ def show(as_json: bool) -> None:
     for line in found["queues"]:
         click.echo(f"{line['priority']:<7} {line['waiting']:>5} waiting  {line['workers']:>3} job workers")
     if found["refused"]:
-        click.echo(f"refused {len(found['refused'])} foreign entries, the last: {found['refused'][0]}")
+        echo(f"refused {len(found['refused'])} foreign entries, the last: {found['refused'][0]}")
 
 
 @queue.command(example="nightshift queue pause")

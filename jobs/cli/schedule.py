@@ -9,6 +9,7 @@ from jobs.cli.command import Group
 from jobs.cli.main import cli
 from jobs.cli.options import json_option
 from jobs.cli.submission import SpecCollector
+from jobs.cli.terminal import echo
 from jobs.queue import schedules
 
 REPEATABLE = ("train", "evaluate", "search", "predict")
@@ -61,7 +62,7 @@ def list_schedules(as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2))
         return
     for each in found:
-        click.echo(f"{each.name}  {each.cron}  due {each.due_at():%Y-%m-%d %H:%M}  last {each.last_run or '-'}")
+        echo(f"{each.name}  {each.cron}  due {each.due_at():%Y-%m-%d %H:%M}  last {each.last_run or '-'}")
 
 
 @schedule.command(example="nightshift schedule remove nightly")

@@ -32,6 +32,7 @@ from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
 from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing, print_groups
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
+from jobs.cli.terminal import echo, table_cell
 
 if TYPE_CHECKING:
     from data_shards.download.address import Address
@@ -299,7 +300,7 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
         click.echo(json.dumps([{"shard": fault.shard, "key": fault.key, "text": fault.text} for fault in faults]))
     else:
         for fault in faults:
-            click.echo(fault.text)
+            echo(fault.text)
     click.echo(f"{len(faults)} faults" if faults else "no faults", err=True)
     sys.exit(1 if faults else 0)
 
@@ -374,17 +375,17 @@ def _print_added(report: "AddReport", shards: str) -> None:
 def _print_left_out(folder: "ImageFolder") -> None:
     print_groups(folder)
     for name, count in folder.passed_over.items():
-        click.echo(f"passed over: {name} ({count:,} files)", err=True)
+        echo(f"passed over: {name} ({count:,} files)", err=True)
     if folder.masks:
         click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
     for label, count in folder.left_out.items():
-        click.echo(f"left out: class {label} ({count:,} images)", err=True)
+        echo(f"left out: class {label} ({count:,} images)", err=True)
     _print_list("left out by --where, from DICOM headers", folder.filtered)
     for title, names in by_kind(folder.other_names).items():
         _print_list(title, names)
     _print_labels(folder.labels)
     if folder.table:
-        click.echo(
+        echo(
             f"note: {folder.table}; the labels packed here are the names of the folders; "
             f"did you mean --labels {shlex.quote(folder.table.name)}?",
             err=True,
@@ -395,7 +396,7 @@ def _print_labels(labels: "LabelReport | None") -> None:
     if labels is None:
         return
     for note in labels.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if labels.filtered_rows:
         click.echo(f"left out by --where: {labels.filtered_rows:,} rows, {labels.filtered_images:,} images", err=True)
     if labels.images_without_group:
@@ -431,33 +432,34 @@ def print_overview(location: str, index: ShardIndex) -> None:
     )
     for addition in facts["history"]:
         counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
-        console.print(f"added {addition['time']}: {counts}, to digest {addition['digest_before']}", soft_wrap=True)
+        line = f"added {addition['time']}: {counts}, to digest {addition['digest_before']}"
+        console.print(table_cell(line), soft_wrap=True)
     console.print(f"digest {index.digest}", soft_wrap=True)
 
 
 def _class_table(location: str, facts: dict[str, Any], index: ShardIndex) -> Table:
-    table = Table(title=location)
+    table = Table(title=table_cell(location))
     table.add_column("split")
     for name in (*index.classes, "all", "shards", "MB"):
-        table.add_column(name, justify="right")
+        table.add_column(table_cell(name), justify="right")
     for split, counts in facts["splits"].items():
         shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
         size = f"{counts['bytes'] / MEGABYTE:.1f}"
-        table.add_row(split, *shares, str(counts["samples"]), str(counts["shards"]), size)
+        table.add_row(table_cell(split), *shares, str(counts["samples"]), str(counts["shards"]), size)
     return table
 
 
 def _label_table(location: str, index: ShardIndex) -> Table:
     """Return a row for each label: how many images of each split have it, and of how many it is unknown."""
-    table = Table(title=location)
+    table = Table(title=table_cell(location))
     table.add_column("label")
     for split in index.splits:
-        table.add_column(split, justify="right")
+        table.add_column(table_cell(split), justify="right")
         table.add_column("unknown", justify="right")
     counts = [index.targets_in(split) for split in index.splits]
     for position, name in enumerate(index.classes):
         cells = [cell for of_split in counts for cell in _label_cells(of_split[position])]
-        table.add_row(name, *cells)
+        table.add_row(table_cell(name), *cells)
     table.add_section()
     table.add_row("images", *(cell for split in index.splits for cell in (str(index.samples_in(split)), "")))
     table.add_row("shards", *(cell for split in index.splits for cell in (str(len(index.of_split(split))), "")))

@@ -16,6 +16,7 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
+from jobs.cli.terminal import echo
 from jobs.cli.text_table import Column, output_width, table_text
 
 AUDIT = (sys.executable, "-P", "-m", "trainer.audit")  # -P: never import a user's own trainer.py
@@ -77,7 +78,7 @@ def audit(shards: str, html: Path | None, as_json: bool, **limits: Any) -> None:
     _print_contradictions(found["contradictions"])
     if found["images"] < found["total"]:
         click.echo(f"a random sample of {found['images']:,} of {found['total']:,} images was read", err=True)
-    click.echo(found["sentence"])
+    echo(found["sentence"])
 
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +112,6 @@ def _print_contradictions(pairs: list[dict[str, Any]]) -> None:
         return
     click.echo(f"images that look alike and have different labels ({len(pairs)}):")
     for pair in pairs[:SHOWN]:
-        click.echo(f"  {pair['first']} ({pair['first_label']}) and {pair['second']} ({pair['second_label']})")
+        echo(f"  {pair['first']} ({pair['first_label']}) and {pair['second']} ({pair['second_label']})")
     if len(pairs) > SHOWN:
         click.echo(f"  and {len(pairs) - SHOWN} more")

@@ -16,6 +16,7 @@ from data_shards.pack.options import DICOM_PREFIX
 from data_shards.pack.pseudonyms import GROUP, pseudonym
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options
+from trainer.evaluation.csv_cells import safe_cell
 
 if TYPE_CHECKING:
     from data_shards.pack.sources import ImageFolder
@@ -90,4 +91,4 @@ def group_names(groups: tuple[str, ...], group_by: str | None, as_json: bool) ->
         click.echo(json.dumps([{"name": name, "group": value} for name, value in named], indent=2))
         return
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerows([("name", "group"), *named])
+    writer.writerows([("name", "group"), *((name, safe_cell(value)) for name, value in named)])

@@ -16,6 +16,7 @@ from data_shards.errors import SourceError
 from jobs.cli.option_types import ByteSize
 from jobs.cli.options import OptionGroup
 from jobs.cli.progress_bar import shown_bytes
+from jobs.cli.terminal import echo
 from jobs.errors import InvalidOption
 
 DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
@@ -108,7 +109,7 @@ def local_source(source: Path | Address, choices: DownloadChoices) -> Iterator[P
                 refresh=choices.refresh,
                 allow_http=choices.allow_http_redirect,
                 on_bytes=on_bytes,
-                on_note=lambda line: click.echo(line, err=True),
+                on_note=lambda line: echo(line, err=True),
             )
             path = held.enter_context(kept_file(source, options))
         try:

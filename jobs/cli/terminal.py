@@ -3,7 +3,10 @@ r"""Text from outside on a terminal: names, logs and errors may hold escape sequ
 Such a sequence can hide lines, change the window's title, or make other commands look as if they had been typed.
 """
 
+import logging
 import sys
+
+import click
 
 from trainer.evaluation.csv_cells import escaped_controls
 
@@ -15,6 +18,33 @@ def terminal_text(text: str) -> str:
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join("\t".join(map(escaped_controls, line.split("\t"))) for line in lines)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line that has text from outside on stdout or stderr, without its escape sequences."""
+    click.echo(terminal_text(text), err=err)
+
+
+def table_cell(text: str) -> str:
+    """Return text from outside for a table or a progress bar of rich, without escape sequences and without markup."""
+    from rich.markup import escape  # noqa: PLC0415 -- keeps --help fast
+
+    return escape(terminal_text(text))
+
+
+def log_to_terminal() -> None:
+    """Send the log to stderr, with a time and without the escape sequences of what it reports."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_TerminalFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Formats records as text for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return terminal_text(super().format(record))
 
 
 def accept_every_character() -> None:

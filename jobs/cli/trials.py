@@ -11,7 +11,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import echo, terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
@@ -91,7 +91,7 @@ def table_of(paths: RunPaths) -> TrialTable:
         )
     found = read_trial_events(paths.trials)
     if found.warning:
-        click.echo(found.warning, err=True)
+        echo(found.warning, err=True)
     return TrialTable.fold(found.lines, str(spec["best_by"]))
 
 

@@ -1,8 +1,6 @@
 """`nightshift worker`: run one job worker; list and drain those that run."""
 
 import json
-import logging
-import sys
 from typing import Any
 
 import click
@@ -10,6 +8,7 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.options import json_option
+from jobs.cli.terminal import echo, log_to_terminal
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.prometheus import serve
 from jobs.queue.connection import connect
@@ -64,7 +63,7 @@ def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limit
         raise click.BadParameter(
             f"{queues!r} has a queue that is none of {', '.join(PRIORITIES)}", param_hint="--queues"
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_terminal()
     settings = Settings.read()
     if settings.redis_url is None:
         settings.with_storage_ready()  # the embedded Redis is in it
@@ -99,7 +98,7 @@ def drain(name: str | None, everyone: bool) -> None:
         raise click.UsageError("give the NAME of a job worker, or --all")
     with connect(Settings.read()) as connection:
         for drained in drain_workers(connection, name):
-            click.echo(drained)
+            echo(drained)
 
 
 def _row(worker: WorkerRecord) -> tuple[str, ...]:
