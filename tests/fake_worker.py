@@ -15,7 +15,8 @@ ROOT = str(Path(__file__).parent.parent)
 
 def launcher(settings: Settings) -> Launcher:
     if "--ray" not in sys.argv:
-        return LocalLauncher(FAKE_TRAINER, folder=Path(ROOT))
+        module = sys.argv[sys.argv.index("--trainer") + 1] if "--trainer" in sys.argv else FAKE_TRAINER[-1]
+        return LocalLauncher((*FAKE_TRAINER[:-1], module), folder=Path(ROOT))
     jobs = RayJobs(str(settings.ray_jobs_url), settings.ray_token)
     return RayJobLauncher(jobs, settings.lease_seconds, FAKE_TRAINER, (("PYTHONPATH", ROOT),))
 
