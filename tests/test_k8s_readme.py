@@ -5,7 +5,7 @@ import click
 import pytest
 
 from jobs.cli.main import cli
-from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_manifests import K8S, ROOT, Manifest, combinations, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_quantities import number
 
 README = (K8S / "README.md").read_text()
@@ -79,3 +79,14 @@ def idle(manifests: list[Manifest], resource: str) -> float:
             total += copies * sum(number(c["resources"]["requests"][resource]) for c in pod.spec["containers"])
     autoscaler = of_kind(manifests, "RayCluster")[0]["spec"]["autoscalerOptions"]["resources"]
     return total + number(autoscaler["requests"][resource])
+
+
+def test_it_names_the_driver_and_the_cards_that_the_locked_torch_needs():
+    cuda = re.search(r"^nvidia-cuda-runtime==(\d+)\.", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+
+    assert cuda
+    assert cuda[1] == "13"  # needs r580, and has no kernels for compute capability 7.0 (V100) and older
+    assert "r580" in README
+    assert "(CUDA 13)" in README
+    assert "compute capability 7.5" in README
+    assert "exec POD -- nightshift doctor" in README
