@@ -154,6 +154,11 @@ def time_zone_setting(environment: Mapping[str, str] | None = None) -> str | Non
     return None if "TZ" not in env else env["TZ"].strip().removeprefix(":") or "UTC"
 
 
+def wants_color(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether a terminal may be colored: unless `NO_COLOR` is set and not empty (no-color.org)."""
+    return not (os.environ if environment is None else environment).get("NO_COLOR")
+
+
 def _ray_token(env: Mapping[str, str]) -> str | None:
     """Return the token from where Ray's own clients read it."""
     if token := env.get("RAY_AUTH_TOKEN", "").strip():

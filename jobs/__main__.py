@@ -13,6 +13,7 @@ from cluster.settings import umask_setting
 from data_shards.errors import OptionError, ShardError
 from jobs.cli.main import cli
 from jobs.cli.terminal import accept_every_character, terminal_text
+from jobs.cli.usage_errors import usage_line
 from jobs.errors import InvalidOption, JobError
 from trainer.errors import SpecError, TrainerError
 
@@ -42,8 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.Abort:
         _exit("stopped by Ctrl-C", 128 + 2)
     except click.UsageError as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _exit(usage_line(error), error.exit_code)
     except click.ClickException as error:
         _exit(error.format_message(), error.exit_code)
     except click.exceptions.Exit as exit_request:

@@ -125,7 +125,7 @@ def test_deleting_a_run_frees_its_name(say: Say, shards: str, settings: Settings
         (["--at", "2020-01-01T08:00+00:00"], 2, "--at 2020-01-01 08:00 is in the past; give a later time"),
         (["--at", "noon"], 2, "'noon' is not a time; write 22:00 or 2026-11-23T22:00"),
         (["--gpus-per-worker", "2"], 2, "'2' is not one of 0, 1, auto"),
-        (["--priority", "urgent"], 2, "'urgent' is not one of 'high', 'normal', 'low'"),
+        (["--priority", "urgent"], 2, "--priority 'urgent' is not one of high, normal, low"),
     ],
 )
 def test_a_bad_option_is_one_line_and_queues_nothing(

@@ -28,9 +28,7 @@ from jobs.queue.connection import connect, without_password
 from jobs.queue.storage_check import refuse_other_storage
 from jobs.queue.worker_list import WorkerRecord, live_workers
 from trainer.errors import TrainerError
-
-OFFICIAL_WEIGHTS = "efficientnet-b0-355c32eb.pth"
-
+from trainer.model.names import IMAGENET_FILE
 
 DATA = OptionGroup(
     "Data and model",
@@ -148,10 +146,8 @@ def weights_finding(settings: Settings, weights: str | None) -> CheckResult:
             )
         except TrainerError as error:
             return CheckResult(check="weights", ok=False, found=str(error), cure="give weights of EfficientNet-B0")
-    place: Path = settings.storage / "weights" / OFFICIAL_WEIGHTS
-    found = (
-        f"{place} is in the storage" if place.exists() else f"--weights imagenet will download {OFFICIAL_WEIGHTS} once"
-    )
+    place: Path = settings.storage / "weights" / IMAGENET_FILE
+    found = f"{place} is in the storage" if place.exists() else f"--weights imagenet will download {IMAGENET_FILE} once"
     return CheckResult(check="weights", ok=True, found=found)
 
 

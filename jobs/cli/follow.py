@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.live import Live
 
 from cluster.run_paths import RunPaths
-from jobs.cli.terminal import table_cell, terminal_text
+from jobs.cli.run_view import RunView, describe
+from jobs.cli.terminal import terminal_text
 from jobs.runs.record import read_progress
 from jobs.runs.state import RunState, read_state
 
@@ -45,38 +46,13 @@ def show_progress(
     """
     out = out or sys.stderr
     steps = _calling(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
-    return _with_bar(steps, out) if out.isatty() else _with_lines(steps, out)
+    return _with_view(storage, steps, out) if out.isatty() else _with_lines(steps, out)
 
 
 def _calling(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
     for step in steps:
         meanwhile()
         yield step
-
-
-def describe(state: RunState, progress: dict[str, Any]) -> str:
-    """Return one line with the state of a run, or with the progress of a running one."""
-    if state.state != "running":
-        return f"{state.state}: {state.why}" if state.why else state.state
-    parts = [str(progress.get("phase", "starting"))]
-    if progress.get("epochs") and "trials" in progress:  # of a search: trials that have ended, and all trials
-        parts = [f"trial {min(progress.get('epoch', 0) + 1, progress['epochs'])}/{progress['epochs']}"]
-    elif progress.get("epochs"):
-        parts.append(f"epoch {progress.get('epoch', 0)}/{progress['epochs']}")
-    if progress.get("images_per_second"):
-        parts.append(f"{progress['images_per_second']:.0f} images/s")
-    if progress.get("eta_seconds") is not None:
-        parts.append(f"{duration(progress['eta_seconds'])} left")
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in a readable form: 42s, 3m10s, 5h02m, 2d04h."""
-    whole = int(seconds)
-    for unit, below, size, small in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // small:02}{below}"
-    return f"{whole}s"
 
 
 def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
@@ -96,27 +72,10 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
     return state
 
 
-def _with_bar(steps: Iterator[Step], out: TextIO) -> RunState:
-    columns = (TextColumn("{task.fields[run]}"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(file=out)) as bar:
-        task: TaskID | None = None
+def _with_view(storage: Path, steps: Iterator[Step], out: TextIO) -> RunState:
+    console = Console(file=out)
+    view = RunView(storage)
+    with Live(console=console, refresh_per_second=4) as live:
         for state, progress in steps:
-            if task is None:
-                task = bar.add_task("", run=state.id, total=None)
-            total, completed = _total_and_completed(state, progress)
-            description = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
-            bar.update(task, description=table_cell(description), total=total, completed=completed)
+            live.update(view.updated(state, progress))
     return state
-
-
-def _total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:
-    """Return the bar's total, None while it is unknown, and how much of it is completed."""
-    epochs, total = progress.get("epochs"), progress.get("total")
-    if state.has_ended:
-        return 1, 1
-    if not total or state.state != "running":
-        return None, 0
-    within = min(1.0, progress.get("done", 0) / total)
-    if progress.get("phase") == "train" and epochs:
-        return epochs, max(0, progress.get("epoch", 1) - 1) + within
-    return 1, within

@@ -10,8 +10,9 @@ import click
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.follow import describe, duration
 from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.run_view import describe, duration
+from jobs.cli.terminal import colored_state
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.runs import state as run_state
 from jobs.runs.record import read_progress
@@ -21,7 +22,7 @@ COLUMNS = (
     Column(title="ID"),
     Column(title="NAME", importance=4, least=8),
     Column(title="KIND", importance=1),  # the id begins with it
-    Column(title="STATE"),
+    Column(title="STATE", style=colored_state),
     Column(title="BEST", importance=5),
     Column(title="AGE", importance=2),
     Column(title="PROGRESS", importance=3, least=12),

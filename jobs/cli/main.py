@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import click
 
+from cluster.settings import wants_color
 from jobs.cli.command import HELP_NAMES, Group
 
 
@@ -110,9 +111,12 @@ class LazyGroup(Group):
 
 @click.group(cls=LazyGroup, context_settings=HELP_NAMES)
 @click.version_option(package_name="nightshift")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Fine-tune image classifiers on a cluster's GPUs, from a job queue.
 
     Environment variables set the storage, the queue and the Ray cluster: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL,
     NIGHTSHIFT_RAY_JOBS_URL. README.md lists all of them.
     """
+    if not wants_color():
+        ctx.color = False

@@ -68,7 +68,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
         reason = f": {' '.join(state.why.split())}" if state.why else ""
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
     metrics = record.result.get("metrics") or {}
-    lines = [_metrics_line(metrics), *label_lines(metrics)]
+    lines = [metrics_line(metrics), *label_lines(metrics)]
     lines += [f"{label:<8} {line}" for label, line in decision_rows(record)]
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
@@ -100,7 +100,8 @@ def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
     return f"{name} {metrics[name]:.4f}{interval}"
 
 
-def _metrics_line(metrics: dict[str, Any]) -> str:
+def metrics_line(metrics: dict[str, Any]) -> str:
+    """Return the split and its figures with their intervals and the number of images; empty without figures."""
     shown = [name for name in SHOWN_METRICS if isinstance(metrics.get(name), int | float)]
     if not shown:
         return ""

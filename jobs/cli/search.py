@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
-from jobs.cli.follow import describe, follow, show_progress
+from jobs.cli.follow import follow, show_progress
 from jobs.cli.option_types import Duration, Moment
 from jobs.cli.options import (
     MAX_DURATION,
@@ -27,6 +27,7 @@ from jobs.cli.options import (
     options,
     take_request,
 )
+from jobs.cli.run_view import RunView
 from jobs.cli.search_spec import search_spec
 from jobs.cli.submission import submit_spec
 from jobs.cli.training_options import (
@@ -48,6 +49,7 @@ from jobs.runs.state import RunState
 from trainer.specs import SearchSpec, TrainOptions
 from trainer.specs.search_space import Range, Space
 
+GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)  # by a person; the latter from --config
 SHOWN = 12  # trials in the live leaderboard
 
 
@@ -164,7 +166,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     given["max_duration_seconds"] = None  # a search ends itself at its limit, and succeeds with the trials it has
     request = take_request(settings, given)
     limits = {"window": window, "max_duration_seconds": seconds, "timezone": local_zone_name() if window else None}
-    typed = {name for name in given if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    typed = {name for name in given if ctx.get_parameter_source(name) in GIVEN}
     spec = search_spec(settings, shards, given | limits, typed, starts_at=request.at)
     submit_spec(
         settings,
@@ -184,9 +186,10 @@ def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
         state = show_progress(storage, run_id)
         click.echo(leaderboard_text(rows_of(paths, table_of(paths)), metric, None), err=True)
         return state
+    view, said = RunView(storage), set[str]()
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in follow(storage, run_id):
-            rows = rows_of(paths, table_of(paths))
+            rows = rows_of(paths, table_of(paths, said=said))
             table = leaderboard_text(rows[:SHOWN], metric, console.width)
-            live.update(Text(f"{table}\n{run_id}: {describe(state, progress)}"))
+            live.update(Group(Text(table), view.updated(state, progress)))
     return state

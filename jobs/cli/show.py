@@ -9,54 +9,134 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.follow import describe
+from jobs.cli.main import cli
+from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
-from jobs.cli.outcome import CURES, decision_rows
-from jobs.cli.terminal import terminal_text
+from jobs.cli.outcome import CURES, decision_rows, label_lines, metrics_line
+from jobs.cli.run_view import describe, duration
+from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.record import JobRecord, model_mismatch, read_record
+from jobs.runs.start_forecast import start_forecast
 
 LABEL = 10  # characters of the first column
+KIBI = 1024
+PLACES = ("shards", "model", "images")  # options that `data` and `model` show
+OF_PERSONS = ("name", "note")  # have rows of their own
+NO_OPTIONS = ("kind", "space", "timezone")
+COMMAND = click.option("--command", "as_command", is_flag=True, help="Print the command that repeats the run.")
+Row = tuple[str, str]
 
 
-@command(example="nightshift show train-20261123-203000-a1b2c3 --json")
+@command(example="nightshift show train-20261123-203000-a1b2c3 --json\nnightshift show first-night --command")
 @run_argument("run", metavar="ID")
-@options(OptionGroup("Output", (json_option("Print the run as JSON."),)))
-def show(run: str, as_json: bool) -> None:
-    """Show the spec, state, attempts, progress, metrics, result and files of a run.
+@options(OptionGroup("Output", (json_option("Print the run as JSON."), COMMAND)))
+def show(run: str, as_json: bool, as_command: bool) -> None:
+    """Show the state, options, attempts, progress, metrics, result and files of a run.
 
     ID is a run id, a unique prefix of one, or a run's name.
     """
+    if as_json and as_command:
+        raise click.UsageError("--json and --command exclude each other; give one of them")
     paths = run_state.find(Settings.read().storage, run)
     record = read_record(paths)
-    click.echo(json.dumps(record.to_json(), indent=2) if as_json else terminal_text(_as_text(record)))
+    if as_command:
+        click.echo(terminal_text(command_line(_command_of(record), _values(record))))
+        return
+    click.echo(json.dumps(record.to_json(), indent=2) if as_json else _as_text(record, paths.storage))
     if record.damage:
         click.echo(terminal_text(record.damage), err=True)
     if mismatch := model_mismatch(paths):
         raise Refused(mismatch)
 
 
-def _as_text(record: JobRecord) -> str:
+def _as_text(record: JobRecord, storage: Any) -> str:
     state = record.state
-    rows = [
-        ("state", describe(state, record.progress)),
-        ("name", state.name or "-"),
-        ("created", f"{state.created}   started {state.started or '-'}   ended {state.ended or '-'}"),
-        ("attempt", f"{state.attempt} ({state.losses} lost)   priority {state.priority}"),
-        ("spec", " ".join(f"{key}={value}" for key, value in record.spec.items() if value is not None)),
-    ]
-    if record.metrics:
-        rows.append(("last", _pairs(record.metrics[-1])))
-    if record.result:
-        rows += [("model", str(record.result.get("checkpoint") or "-")), ("result", _pairs(record.result["metrics"]))]
-        rows += decision_rows(record)
-    rows.append(("files", "  ".join(record.files)))
-    if state.state in CURES:
-        rows.append(("next", CURES[state.state].format(id=state.id)))
+    sections = [
+        [("state", _state_text(record, start_forecast(storage, state))),
+         ("name", state.name or "-"), *_time_rows(record)],
+        _option_rows(record),
+        _result_rows(record),
+        [("files", ", ".join(f"{name} {_size(count)}" for name, count in record.files.items()))],
+        [("next", CURES[state.state].format(id=state.id))] if state.state in CURES else [],
+    ]  # fmt: skip
     width = max(output_width() or sys.maxsize, LABEL + len(state.id))
-    return "\n".join([state.id, *(_wrapped(label, text, width) for label, text in rows)])
+    shown = [_wrapped(label, terminal_text(text), width) for rows in sections for label, text in rows]
+    shown[0] = shown[0].replace(state.state, colored_state(state.state), 1)
+    return "\n".join([state.id, *shown])
+
+
+def _state_text(record: JobRecord, forecast: str) -> str:
+    state = record.state
+    if state.state == "running":
+        return f"running: {describe(state, record.progress)}"
+    return f"{state.state}: {forecast}" if forecast else describe(state, record.progress)
+
+
+def _time_rows(record: JobRecord) -> list[Row]:
+    state = record.state
+    times = ", ".join(
+        f"{what} {_time(text)}"
+        for what, text in (("submitted", state.created), ("started", state.started), ("ended", state.ended))
+        if text
+    )
+    took = f" ({duration(record.result['seconds'])})" if record.result and _is_number(record.result, "seconds") else ""
+    losses = f", {state.losses} lost" if state.losses else ""
+    return [("times", times + took), ("attempt", f"{state.attempt}{losses}, priority {state.priority}")]
+
+
+def _option_rows(record: JobRecord) -> list[Row]:
+    """Return the data, the options that differ from the defaults, and the defaults."""
+    rows = [(name, _listed(record.spec[name])) for name in PLACES if record.spec.get(name)]
+    try:
+        changed = changed_options(_command_of(record), _values(record))
+    except (Refused, click.ClickException):  # a damaged spec, or one of another version
+        return [*rows, ("spec", _listed([f"{key}={value}" for key, value in record.spec.items()]))]
+    names = {name for name, _ in changed} | set(PLACES) | set(NO_OPTIONS)
+    rest = {key: value for key, value in record.spec.items() if key not in names and value is not None}
+    return [
+        *rows,
+        ("options", "  ".join(" ".join(words) for name, words in changed if name not in OF_PERSONS) or "-"),
+        ("defaults", ", ".join(f"{key} {_listed(value)}" for key, value in rest.items())),
+    ]
+
+
+def _result_rows(record: JobRecord) -> list[Row]:
+    rows = [("last", _pairs(record.metrics[-1]))] if record.metrics else []
+    if not record.result:
+        return rows
+    metrics = record.result["metrics"]
+    rows.append(("model", str(record.result.get("checkpoint") or "-")))
+    lines = [metrics_line(metrics), *label_lines(metrics)]
+    rows += [("result" if at == 0 else "", " ".join(line.split())) for at, line in enumerate(lines) if line]
+    rows += [("", line) for line in _confusion_lines(metrics)]
+    return rows + decision_rows(record)
+
+
+def _confusion_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return what was predicted for each true class, as one line a class."""
+    classes, counts = metrics.get("classes"), metrics.get("confusion_matrix")
+    if not isinstance(classes, list) or not isinstance(counts, list) or len(classes) != len(counts):
+        return []
+    return [
+        f"true {name}: " + ", ".join(f"{count} as {other}" for other, count in zip(classes, row, strict=True) if count)
+        for name, row in zip(classes, counts, strict=True)
+        if isinstance(row, list) and len(row) == len(classes)
+    ]
+
+
+def _command_of(record: JobRecord) -> click.Command:
+    found = cli.get_command(click.Context(cli), str(record.spec.get("kind")))
+    if found is None:
+        raise Refused(f"{record.state.id} has a damaged spec.json: it names no kind of run; restore it from a backup")
+    return found
+
+
+def _values(record: JobRecord) -> Values:
+    request = {key: value for key, value in record.request.items() if key != "notify" and value not in (None, [])}
+    return option_values(_command_of(record), as_text({**record.spec, **request}), record.state.id)
 
 
 def _wrapped(label: str, text: str, width: int) -> str:
@@ -69,6 +149,25 @@ def _wrapped(label: str, text: str, width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _listed(value: Any) -> str:
+    return "  ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _time(text: str) -> str:
+    return text.replace("T", " ")[:19] + "Z"
+
+
+def _size(count: int) -> str:
+    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= KIBI and len(units) > 1:
+        number, units = number / KIBI, units[1:]
+    return f"{number:.0f} {units[0]}" if units[0] == "B" else f"{number:.1f} {units[0]}"
+
+
+def _is_number(values: dict[str, Any], name: str) -> bool:
+    return isinstance(values.get(name), int | float)
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -8,16 +8,19 @@ from typing import Any
 
 import click
 
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.follow import show_progress
 from jobs.cli.options import take_request
 from jobs.cli.outcome import follow_to_end
+from jobs.queue import queues
 from jobs.queue.checks import after_its_model, checked
 from jobs.queue.connection import connect
 from jobs.queue.submit import submit
 from jobs.queue.worker_list import live_workers
 from jobs.runs.request import JobRequest
-from jobs.runs.state import RunState
+from jobs.runs.start_forecast import start_forecast
+from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec, build
 
 
@@ -76,13 +79,30 @@ def submit_spec(
         click.echo(run_id)
     elif not waits:
         click.echo(json.dumps({"id": run_id}))
-    _warn_without_job_worker(settings)
+    has_worker = _is_served(settings)
+    if not has_worker:
+        click.echo("No job worker is running; `nightshift up` starts one on this machine.", err=True)
     if waits:
         follow_to_end(settings.storage, run_id, follow, as_json=as_json)
-    click.echo(f"Queued. {next_command.format(run_id=run_id)}, `nightshift wait {run_id}` waits.", err=True)
+    called = request.name or run_id
+    click.echo(
+        f"{_queued_text(settings, run_id, is_served=has_worker)} {next_command.format(run_id=called)}, "
+        f"`nightshift wait {called}` waits.",
+        err=True,
+    )
 
 
-def _warn_without_job_worker(settings: Settings) -> None:
+def _is_served(settings: Settings) -> bool:
     with connect(settings) as connection:
-        if not live_workers(connection):
-            click.echo("No job worker is running; `nightshift up` starts one on this machine.", err=True)
+        if queues.is_paused(connection):
+            click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
+        return bool(live_workers(connection))
+
+
+def _queued_text(settings: Settings, run_id: str, *, is_served: bool) -> str:
+    """Return a sentence that says when a run that was submitted will start, and what it waits for."""
+    state = read_state(RunPaths.of(settings.storage, run_id))
+    forecast = start_forecast(settings.storage, state)
+    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not is_served) or not forecast:
+        return f"{state.state.capitalize()}."
+    return f"{state.state.capitalize()}: {forecast}."

@@ -47,6 +47,18 @@ class _TerminalFormatter(logging.Formatter):
         return terminal_text(super().format(record))
 
 
+STATE_COLORS = {
+    "running": "cyan", "succeeded": "green", "failed": "red", "lost": "red", "damaged": "red", "cancelled": "yellow",
+    "paused": "yellow",
+}  # fmt: skip
+
+
+def colored_state(text: str) -> str:
+    """Return a state, which spaces may follow, in its color; `click.echo` drops the color where none is wanted."""
+    color = STATE_COLORS.get(text.strip())
+    return click.style(text, fg=color) if color else text
+
+
 def accept_every_character() -> None:
     r"""Let stdout and stderr write characters that their encoding lacks as `\u2026`, instead of an error."""
     for stream in (sys.stdout, sys.stderr):

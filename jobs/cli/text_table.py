@@ -1,7 +1,7 @@
 """Tables: ids and states are never cut; names and reasons shrink, then the least important column is left out."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.cli.terminal import terminal_text
@@ -18,11 +18,13 @@ class Column:
         title: Its heading.
         importance: The column with the least importance is left out first; None is never left out.
         least: Width to which its cells may be cut; None cuts nothing.
+        style: Colors a cell, whose text it does not change.
     """
 
     title: str
     importance: int | None = None
     least: int | None = None
+    style: Callable[[str], str] = str
 
 
 def output_width() -> int | None:
@@ -41,7 +43,9 @@ def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
             widths = {at: natural[at] for at in kept}
             break
         kept.remove(min(optional, key=lambda at: columns[at].importance or 0))
-    return "\n".join(GAP.join(_cell(line[at], widths[at]) for at in kept).rstrip() for line in lines)
+    heading, *cells = ([_cell(line[at], widths[at]) for at in kept] for line in lines)
+    styled = [[columns[at].style(cell) for at, cell in zip(kept, line, strict=True)] for line in cells]
+    return "\n".join(GAP.join(line).rstrip() for line in (heading, *styled))
 
 
 def on_one_line(text: str) -> str:

@@ -78,8 +78,12 @@ def best(search_id: str, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found)))
 
 
-def table_of(paths: RunPaths) -> TrialTable:
-    """Return the trials of a search.
+def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
+    """Return the trials of a search, and print once which lines of its journal are damaged.
+
+    Args:
+        paths: The search.
+        said: The lines that were printed before; the new one is added. None: nothing was printed.
 
     Raises:
         Refused: The run is not a search.
@@ -90,8 +94,10 @@ def table_of(paths: RunPaths) -> TrialTable:
             f"{paths.run_id} is a {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
         )
     found = read_trial_events(paths.trials)
-    if found.warning:
+    if found.warning and found.warning not in (said or ()):
         echo(found.warning, err=True)
+        if said is not None:
+            said.add(found.warning)
     return TrialTable.fold(found.lines, str(spec["best_by"]))
 
 

@@ -3,11 +3,12 @@
 `checked` returns the spec with absolute paths, because the job worker runs in another folder.
 """
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.errors import UnknownRun
+from cluster.errors import SeveralRuns, UnknownRun
 from cluster.resources import refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
@@ -15,7 +16,7 @@ from data_shards.errors import PlanError
 from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
 from jobs.queue.connection import LOOPBACK
-from jobs.queue.weights_file import refuse_other_network
+from jobs.queue.weights_file import refuse_other_network, refuse_unavailable_imagenet
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
@@ -34,7 +35,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     Raises:
         PlanError, BadIndex, SourceError: The shards are missing, damaged, or too few.
         InsufficientResources: This machine or cluster can never provide the workers.
-        WeightsError: The weights file is missing or belongs to another network.
+        WeightsError: The weights file is missing, cannot be downloaded, or belongs to another network.
         CheckpointError, ModelMismatch: The model does not exist, or its classes or input size do not fit the data.
         SpecError: The data set has no such split, or its images are smaller than the input.
     """
@@ -45,7 +46,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     ):
         refuse_fewer_gpus(spec.workers, settings.cluster_gpus, "the cluster can have")
     if isinstance(spec, TrainOptions):
-        return _checked_train(spec)
+        return _checked_train(settings, spec)
     if not isinstance(spec, EvaluateSpec | PredictSpec | ExportSpec):
         return spec
     model = model_of(settings, spec.model)
@@ -110,7 +111,9 @@ def weights_file(weights: str) -> str:
         return weights
     path = Path(weights).expanduser().absolute()
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; give an existing file, or imagenet or none")
+        meant = difflib.get_close_matches(weights, NO_FILE, n=1)
+        cure = f"did you mean {meant[0]}?" if meant else "give an existing file, or imagenet or none"
+        raise WeightsError(f"weights file {path} does not exist; {cure}")
     refuse_other_network(path)
     return str(path)
 
@@ -149,6 +152,8 @@ def model_of(settings: Settings, model: str) -> NamedModel:
         return NamedModel.published_in(folder, name=str(folder))
     try:
         paths = run_state.find(settings.storage, model)
+    except SeveralRuns:
+        raise
     except UnknownRun as error:
         raise CheckpointError(f"{model} is not a model; give a folder with head.json, or the id of a run") from error
     state = run_state.read_state(paths)
@@ -187,7 +192,7 @@ def _refuse_unknown_threshold(model: NamedModel, threshold: str | None) -> None:
         read_threshold(model.folder, threshold)
 
 
-def _checked_train(spec: TrainOptions) -> TrainOptions:
+def _checked_train(settings: Settings, spec: TrainOptions) -> TrainOptions:
     location, index = index_of(spec.shards)
     for split in ("train", "valid"):
         require_split(index, split, spec.shards)
@@ -195,6 +200,8 @@ def _checked_train(spec: TrainOptions) -> TrainOptions:
         require_split(index, "test", spec.shards)
     check_training_size(spec.image_size, index, spec.shards)
     refuse_too_few_shards(index, spec.workers)
+    if spec.weights == "imagenet" and runs_here(settings):
+        refuse_unavailable_imagenet(settings.storage)
     return spec.model_copy(update={"shards": location, "weights": weights_file(spec.weights)})
 
 

@@ -1,17 +1,22 @@
-"""Check the tensor names of a weights file against EfficientNet-B0, without torch and without running any pickle."""
+"""Check weights without torch: the tensor names of a file, and whether the official file can be had."""
 
+import http.client
 import json
 import pickletools
 import struct
+import urllib.error
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import IO
 
 from trainer.errors import WeightsError
+from trainer.model.names import IMAGENET_FILE, IMAGENET_URL
 
 STEMS = ("_conv_stem.weight", "features.0.0.weight")  # efficientnet_pytorch's name of the first layer, torchvision's
 PICKLES_BEFORE_1_6 = 4  # a magic number, a version, the machine's sizes, the state dict
 HEADER_BYTES_MOST = 100_000_000  # as safetensors itself allows
+ANSWER_SECONDS = 5.0
 
 
 def refuse_other_network(path: Path) -> None:
@@ -31,6 +36,29 @@ def refuse_other_network(path: Path) -> None:
         raise WeightsError(
             f"{path} belongs to another network: it has {example} and no {STEMS[0]}; give weights of EfficientNet-B0"
         )
+
+
+def refuse_unavailable_imagenet(storage: Path, url: str = IMAGENET_URL) -> None:
+    """Refuse `--weights imagenet` if the official file is neither in the storage nor at its address.
+
+    Raises:
+        WeightsError: The run could only fail.
+    """
+    if (storage / "weights" / IMAGENET_FILE).exists():
+        return
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_SECONDS):  # noqa: S310
+            return
+    except urllib.error.HTTPError as error:
+        reason = f"HTTP {error.code}"
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or str(error.reason)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise WeightsError(
+        f"{IMAGENET_FILE} is not in {storage / 'weights'} and cannot be downloaded ({reason}); download it from {url} "
+        "to that folder on a machine with internet access, or use --weights FILE or --weights none"
+    )
 
 
 def _torch_names(path: Path) -> set[str]:

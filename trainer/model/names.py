@@ -7,6 +7,11 @@ HEAD_FILE = "head.json"
 MANIFEST_FILE = "manifest.json"
 CALIBRATION_FILE = "calibration.json"
 
+# The file that efficientnet_pytorch 0.7.1 downloads (utils.py, url_map). By torch.hub's convention its name ends
+# in the first digits of its sha256.
+IMAGENET_FILE = "efficientnet-b0-355c32eb.pth"
+IMAGENET_URL = f"https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/{IMAGENET_FILE}"
+
 BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)  # of EfficientNet-B0; Tan & Le 2019, table 1, column "layers", rows 2 to 8
 
 

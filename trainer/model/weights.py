@@ -19,11 +19,8 @@ from data_shards.errors import DownloadFailed
 from trainer.errors import WeightsError
 from trainer.model.efficientnet import Backbone
 from trainer.model.head import Layout
-from trainer.model.names import BLOCKS_PER_STAGE
+from trainer.model.names import BLOCKS_PER_STAGE, IMAGENET_URL
 
-# The file that efficientnet_pytorch 0.7.1 downloads (utils.py, url_map). By torch.hub's convention its name ends
-# in the first digits of its sha256.
-IMAGENET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b0-355c32eb.pth"
 MAX_BYTES = 1 << 30
 
 

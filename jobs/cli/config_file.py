@@ -1,0 +1,84 @@
+"""`--config FILE.yaml`: the options of a submit command, from a file or from the spec of another run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from jobs.cli.option_values import as_text, option_values
+from jobs.cli.usage_errors import CONFIG_NAME
+from jobs.errors import InvalidOption
+
+SPEC_NAME = "spec.json"  # of a run folder
+LARGEST_BYTES = 1_000_000
+ABSENT = ("", "~", "null", "Null", "NULL")  # YAML's words for no value
+
+
+class _Texts(yaml.BaseLoader):
+    """Reads every value as text, so that 22:00, 1e-4 and a class called `no` stay what was written."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping; a key that is there twice is refused."""
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise InvalidOption(f"the key {twice!r} is there twice; remove one of them")
+        return super().construct_mapping(node, deep=deep)
+
+
+def _load(ctx: click.Context, param: click.Parameter, file: Path | None) -> None:  # noqa: ARG001
+    if file is not None and not ctx.resilient_parsing:
+        path = file / SPEC_NAME if file.is_dir() else file
+        ctx.default_map = option_values(ctx.command, read_config(path), str(path))
+        ctx.meta[CONFIG_NAME] = str(path)
+
+
+CONFIG = click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_load, is_eager=True, expose_value=False,
+    help="YAML or JSON file with values for these options and arguments, such as `epochs: 20`, or the spec.json of a "
+    "run; options of the command line take precedence.",
+)  # fmt: skip
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the keys of a config file; every value is a text, None, a list or an object.
+
+    Raises:
+        InvalidOption: The file cannot be read, or is not a list of keys and values.
+    """
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise InvalidOption(f"{path} is larger than {LARGEST_BYTES // 1_000_000} MB; it is not a config file")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidOption(f"{path} is not a text in UTF-8; save it as UTF-8") from error
+    except OSError as error:
+        raise InvalidOption(f"config file {path} cannot be read: {error.strerror}; check the path") from error
+    content = _parsed(path, text)
+    if not isinstance(content, dict):
+        raise InvalidOption(f"{path} has no keys and values; write lines such as epochs: 20")
+    return {str(key): _or_none(value) for key, value in content.items()}
+
+
+def _parsed(path: Path, text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        try:
+            return as_text(json.loads(text))
+        except ValueError:  # a flow mapping of YAML
+            pass
+    try:
+        return yaml.load(text, Loader=_Texts)  # noqa: S506 -- a subclass of BaseLoader makes texts only
+    except InvalidOption as error:
+        raise InvalidOption(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise InvalidOption(f"{path} is not valid YAML{line}; write lines such as epochs: 20") from error
+
+
+def _or_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _or_none(item) for key, item in value.items()}
+    return None if isinstance(value, str) and value in ABSENT else value

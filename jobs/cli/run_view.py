@@ -1,0 +1,121 @@
+"""What a terminal shows of a run that is followed: spinner, name, bar, progress, and what it waits for."""
+
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+from cluster import logs
+from cluster.run_paths import RunPaths
+from jobs.cli.terminal import terminal_text
+from jobs.runs.start_forecast import run_label, start_forecast
+from jobs.runs.state import RunState
+
+BAR_WIDTH = 20
+FORECAST_SECONDS = 2.0  # between two looks at the queue
+COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Ray colors its log
+
+
+def describe(state: RunState, progress: dict[str, Any]) -> str:
+    """Return one line with the state of a run, or with the progress of a running one."""
+    if state.state != "running":
+        return f"{state.state}: {state.why}" if state.why else state.state
+    parts = [str(progress.get("phase", "starting"))]
+    if progress.get("epochs") and "trials" in progress:  # of a search: trials that have ended, and all trials
+        parts = [f"trial {min(progress.get('epoch', 0) + 1, progress['epochs'])}/{progress['epochs']}"]
+    elif progress.get("epochs"):
+        parts.append(f"epoch {progress.get('epoch', 0)}/{progress['epochs']}")
+    if progress.get("images_per_second"):
+        parts.append(f"{progress['images_per_second']:.0f} images/s")
+    if progress.get("eta_seconds") is not None:
+        parts.append(f"{duration(progress['eta_seconds'])} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a readable form: 42s, 3m10s, 5h02m, 2d04h."""
+    whole = int(seconds)
+    for unit, below, size, small in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small:02}{below}"
+    return f"{whole}s"
+
+
+class RunView:
+    """A line with a spinner and a bar, and below it, before the first progress, what the run does or waits for."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+        self.forecast, self.forecast_at = "", 0.0
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+
+    def updated(self, state: RunState, progress: dict[str, Any]) -> RenderableType:
+        """Return what to show of a state and its progress."""
+        if progress.get("attempt", state.attempt) != state.attempt:
+            progress = {}  # of the attempt before
+        bar = self.bar or self._new_bar(state)
+        total, completed = _total_and_completed(state, progress)
+        bar.update(
+            self.task, description=terminal_text(_description(state, progress)), total=total, completed=completed
+        )
+        below = self._below(state, progress)
+        line = Text(terminal_text(below), style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(bar.get_renderable(), line) if below else bar.get_renderable()
+
+    def _new_bar(self, state: RunState) -> Progress:
+        label = run_label(state)
+        self.bar = Progress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.fields[label]}", markup=False, table_column=Column(no_wrap=True, min_width=len(label))),
+            BarColumn(bar_width=BAR_WIDTH),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
+            expand=True,
+        )
+        self.task = self.bar.add_task("", label=label, total=None)
+        return self.bar
+
+    def _below(self, state: RunState, progress: dict[str, Any]) -> str:
+        if state.state in ("queued", "scheduled"):
+            if not self.forecast_at or time.monotonic() - self.forecast_at > FORECAST_SECONDS:
+                self.forecast, self.forecast_at = start_forecast(self.storage, state), time.monotonic()
+            return self.forecast
+        if state.state == "running" and _is_starting(progress):
+            newest = logs.tail(RunPaths.of(self.storage, state.id).log, 1)[0]
+            return COLOR_CODES.sub("", newest).strip()
+        return ""
+
+
+def _description(state: RunState, progress: dict[str, Any]) -> str:
+    if state.has_ended or state.state == "scheduled":
+        return state.state  # the reason follows, whole
+    if state.state == "queued" or (state.state == "running" and _is_starting(progress)):
+        since = datetime.fromisoformat(state.changed or state.created)
+        seconds = max(0.0, (datetime.now(UTC) - since).total_seconds())
+        return f"{'starting' if state.state == 'running' else state.state} {duration(seconds)}"
+    return describe(state, progress)
+
+
+def _is_starting(progress: dict[str, Any]) -> bool:
+    return progress.get("phase", "starting") == "starting"
+
+
+def _total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:
+    """Return the bar's total, None while it is unknown, and how much of it is completed."""
+    epochs, total = progress.get("epochs"), progress.get("total")
+    if state.has_ended:
+        return 1, 1
+    if not total or state.state != "running":
+        return None, 0
+    within = min(1.0, progress.get("done", 0) / total)
+    if progress.get("phase") == "train" and epochs:
+        return epochs, max(0, progress.get("epoch", 1) - 1) + within
+    return 1, within

@@ -1,0 +1,75 @@
+"""What click refuses, in the words of this project: the option, its value, the fault, then the cure."""
+
+import difflib
+import re
+
+import click
+from click.core import ParameterSource
+
+CLICK_WORDS = (  # of the types of click that the commands use
+    (re.compile(r"is not a valid integer( range)?\.?$"), "is not a whole number"),
+    (re.compile(r"is not a valid float( range)?\.?$"), "is not a number"),
+    (re.compile(r"is not a valid boolean\..*$"), "is neither true nor false"),
+    (re.compile(r"^(?:Path|File|Directory) ('.*') does not exist\.$"), r"\1 does not exist; check the path"),
+)
+RANGE = re.compile(r"^(\S+) is not in the range .*$")
+
+
+def usage_line(error: click.UsageError) -> str:
+    """Return the fault and its cure in one line."""
+    if isinstance(error, click.NoSuchOption):
+        close = list(error.possibilities or ())[:3]
+        meant = f"did you mean {' or '.join(sorted(close))}?" if close else _help_cure(error)
+        return f"there is no option {error.option_name}; {meant}"
+    if isinstance(error, click.MissingParameter):
+        return f"{_name(error)} is missing; {_help_cure(error)}"
+    if isinstance(error, click.BadParameter):
+        return _bad_value(error)
+    message = error.message.rstrip(".")
+    message = re.sub(r"^Got unexpected extra arguments? \((.*)\)$", r"unexpected argument: \1", message)
+    message = re.sub(r"^Option '(.*)' requires an argument$", r"\1 needs a value; write it after the option", message)
+    message = re.sub(r"^Option '(.*)' does not take a value$", r"\1 takes no value; write it alone", message)
+    return message if ";" in message else f"{message}; {_help_cure(error)}"
+
+
+def _bad_value(error: click.BadParameter) -> str:
+    name, kind = _name(error), error.param.type if error.param else None
+    message = error.message
+    if isinstance(kind, click.Choice) and "is not one of" in message:
+        value = message.partition(" is not one of")[0]
+        choices = [str(choice) for choice in kind.choices]
+        close = difflib.get_close_matches(value.strip("'\""), choices, n=1)
+        message = f"{value} is not one of {', '.join(choices)}{f'; did you mean {close[0]}?' if close else ''}"
+    elif isinstance(kind, click.IntRange | click.FloatRange) and (found := RANGE.match(message)):
+        message = f"{found[1]} is {_range_fault(kind, float(found[1]))}"
+    for pattern, words in CLICK_WORDS:
+        message = pattern.sub(words, message)
+    return message if message.startswith(name) else f"{name} {message}"
+
+
+def _range_fault(kind: "click.IntRange | click.FloatRange", value: float) -> str:
+    if kind.min is not None and (value < kind.min or (kind.min_open and value == kind.min)):
+        return f"not above {kind.min:g}" if kind.min_open else f"below {kind.min:g}; use {kind.min:g} or more"
+    if kind.max is not None:
+        return f"not below {kind.max:g}" if kind.max_open else f"above {kind.max:g}; use {kind.max:g} or less"
+    return "out of range"
+
+
+def _name(error: click.BadParameter) -> str:
+    """Return what a person wrote to give the parameter: its option, its place, or its key in a file."""
+    parameter, context = error.param, error.ctx
+    if parameter is None:
+        return str(error.param_hint or "value").strip("'\"")
+    name = parameter.name or ""
+    if context is not None and context.get_parameter_source(name) == ParameterSource.DEFAULT_MAP:
+        return f"{name} in {context.meta.get(CONFIG_NAME, 'the configuration')}:"
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len) if len(parameter.opts) == 1 else parameter.opts[0]
+    return parameter.make_metavar(context).strip("[].") if context else name.upper()
+
+
+CONFIG_NAME = "nightshift.config"  # key of a context's `meta`: where the values of its `default_map` come from
+
+
+def _help_cure(error: click.UsageError) -> str:
+    return f"`{error.ctx.command_path if error.ctx else 'nightshift'} --help` shows how to use it"

@@ -1,0 +1,78 @@
+"""When a run that waits will start, and what it waits for, in words; read from the storage, without Redis."""
+
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from cluster.errors import StorageError, UnknownRun
+from cluster.run_paths import RunPaths
+from cluster.windows import TimeWindow, local_now
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest, read_request
+from jobs.runs.state import PRIORITIES, RunState, age_key, read_state
+
+MOST_PENDING = 1000  # runs that are read to say how many are before one
+MOST_NAMED = 2  # running runs that a line names
+MINUTES = 60  # of an hour
+
+
+def start_forecast(storage: Path, state: RunState) -> str:
+    """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
+    if state.state == "queued":
+        return _in_the_queue(storage, state)
+    if state.state != "scheduled":
+        return ""
+    try:
+        request = read_request(RunPaths.of(storage, state.id))
+    except StorageError:
+        return state.why or ""
+    return _scheduled(storage, request) or state.why or ""
+
+
+def run_label(state: RunState) -> str:
+    """Return how to call a run in a sentence: by its name if it has one, else by its id."""
+    return state.name or state.id
+
+
+def _scheduled(storage: Path, request: JobRequest) -> str:
+    here = local_now(request.timezone)
+    if request.at is not None and request.at.astimezone(UTC) > here.astimezone(UTC):
+        return f"starts at {_moment(request.at.astimezone(here.tzinfo), here)}"
+    for run_id in request.after:
+        other = _state(storage, run_id)
+        if other is not None and other.state != "succeeded":
+            return f"starts after {run_label(other)}, which is {other.state}"
+    if request.window and not TimeWindow.parse(request.window).closes(here):
+        opens = TimeWindow.parse(request.window).opens(here)
+        return f"starts when its window {request.window} opens, at {_moment(opens, here)}"
+    return ""
+
+
+def _in_the_queue(storage: Path, state: RunState) -> str:
+    pending = [_state(storage, run_id) for run_id in islice(run_state.pending_ids(storage), MOST_PENDING)]
+    others = [one for one in pending if one is not None and one.id != state.id]
+    before = [one for one in others if one.state == "queued" and _order(one) < _order(state)]
+    running = [run_label(one) for one in others if one.state == "running"]
+    parts = [f"{len(before)} queued {'run is' if len(before) == 1 else 'runs are'} before it"] if before else []
+    if running:
+        more = f" and {len(running) - MOST_NAMED} more" if len(running) > MOST_NAMED else ""
+        parts.append(f"running: {', '.join(running[:MOST_NAMED])}{more}")
+    return "; ".join(parts) or "next to start"
+
+
+def _order(state: RunState) -> tuple[int, str]:
+    return PRIORITIES.index(state.priority), age_key(state.id)
+
+
+def _moment(then: datetime, now: datetime) -> str:
+    day = "" if then.date() == now.date() else f"{then:%Y-%m-%d} "
+    minutes = max(1, round((then.astimezone(UTC) - now.astimezone(UTC)).total_seconds() / 60))
+    hours = f"{minutes // MINUTES}h{minutes % MINUTES:02}m"
+    return f"{day}{then:%H:%M} (in {f'{minutes}m' if minutes < MINUTES else hours})"
+
+
+def _state(storage: Path, run_id: str) -> RunState | None:
+    try:
+        return read_state(RunPaths.of(storage, run_id))
+    except (StorageError, UnknownRun):
+        return None
