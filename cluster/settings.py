@@ -1,6 +1,7 @@
 """Settings of this machine, read from environment variables. Only this file reads them."""
 
 import os
+import pwd
 import re
 import secrets
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ QUEUE_FOLDERS = ("runs", "names", "pending", "outbox", "schedules")  # what subm
 DATA_FOLDERS = ("weights", "features", "downloads", "evaluations", "audits", "logs")  # what some commands write to
 CACHE_GIGABYTES = 50
 SHARD_CACHE_GIGABYTES = 10
+LONGEST_USER = 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Settings:
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Size limit of the feature cache (`NIGHTSHIFT_CACHE_GB`).
         shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).
+        user: Who submits runs (`NIGHTSHIFT_USER`); None: the user of the system.
         mlflow_uri: MLflow tracking server (`MLFLOW_TRACKING_URI`); it may contain a password.
     """
 
@@ -65,6 +68,7 @@ class Settings:
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
     shard_cache_bytes: int = SHARD_CACHE_GIGABYTES * 10**9
+    user: str | None = None
     mlflow_uri: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -95,8 +99,19 @@ class Settings:
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
             cache_bytes=_gigabytes(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES),
             shard_cache_bytes=_gigabytes(env, "NIGHTSHIFT_SHARD_CACHE_GB", SHARD_CACHE_GIGABYTES),
+            user=_user(env),
             mlflow_uri=env.get("MLFLOW_TRACKING_URI", "").strip() or None,
         )
+
+    @property
+    def owner(self) -> str:
+        """Who submits runs: `NIGHTSHIFT_USER`, else the user of the system."""
+        if self.user is not None:
+            return self.user
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # a container without an entry for its user
+            return str(os.getuid())
 
     @property
     def runs(self) -> Path:
@@ -168,6 +183,13 @@ def _ray_token(env: Mapping[str, str]) -> str | None:
         return Path(path).read_text(encoding="utf-8").strip() if path else None
     except OSError as error:
         raise SettingsError(f"RAY_AUTH_TOKEN_PATH {path} cannot be read ({error.strerror})") from error
+
+
+def _user(env: Mapping[str, str]) -> str | None:
+    name = env.get("NIGHTSHIFT_USER", "").strip()
+    if not name.isprintable() or len(name) > LONGEST_USER:
+        raise SettingsError(f"NIGHTSHIFT_USER {name!r} is not a name of up to {LONGEST_USER} characters; correct it")
+    return name or None
 
 
 def _count(env: Mapping[str, str], name: str) -> int | None:

@@ -8,24 +8,14 @@ import click
 import yaml
 
 from jobs.cli.option_values import as_text, option_values
+from jobs.cli.options import OptionGroup
 from jobs.cli.usage_errors import CONFIG_NAME
 from jobs.errors import InvalidOption
 
 SPEC_NAME = "spec.json"  # of a run folder
 LARGEST_BYTES = 1_000_000
+DEEPEST = 4  # a search space has lists in objects in an object
 ABSENT = ("", "~", "null", "Null", "NULL")  # YAML's words for no value
-
-
-class _Texts(yaml.BaseLoader):
-    """Reads every value as text, so that 22:00, 1e-4 and a class called `no` stay what was written."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping; a key that is there twice is refused."""
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise InvalidOption(f"the key {twice!r} is there twice; remove one of them")
-        return super().construct_mapping(node, deep=deep)
 
 
 def _load(ctx: click.Context, param: click.Parameter, file: Path | None) -> None:  # noqa: ARG001
@@ -35,11 +25,12 @@ def _load(ctx: click.Context, param: click.Parameter, file: Path | None) -> None
         ctx.meta[CONFIG_NAME] = str(path)
 
 
-CONFIG = click.option(
+CONFIG_OPTION = click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", callback=_load, is_eager=True, expose_value=False,
     help="YAML or JSON file with values for these options and arguments, such as `epochs: 20`, or the spec.json of a "
     "run; options of the command line take precedence.",
 )  # fmt: skip
+CONFIG = OptionGroup("Configuration", (CONFIG_OPTION,))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -69,13 +60,29 @@ def _parsed(path: Path, text: str) -> Any:
         except ValueError:  # a flow mapping of YAML
             pass
     try:
-        return yaml.load(text, Loader=_Texts)  # noqa: S506 -- a subclass of BaseLoader makes texts only
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        return None if root is None else _texts(root)
     except InvalidOption as error:
         raise InvalidOption(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise InvalidOption(f"{path} is not valid YAML{line}; write lines such as epochs: 20") from error
+
+
+def _texts(node: Any, depth: int = 0) -> Any:
+    """Return a node of YAML with every value as text, so that 22:00, 1e-4 and a class called `no` stay as written."""
+    if depth > DEEPEST:
+        raise InvalidOption("the values are nested too deeply; give a list of texts or numbers at most")
+    if isinstance(node, yaml.SequenceNode):
+        return [_texts(item, depth + 1) for item in node.value]
+    if not isinstance(node, yaml.MappingNode):
+        return node.value
+    keys = [str(key.value) for key, _ in node.value]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise InvalidOption(f"the key {twice!r} is there twice; remove one of them")
+    return {key: _texts(value, depth + 1) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
 def _or_none(value: Any) -> Any:

@@ -6,6 +6,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.config_file import CONFIG
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.predict import input_place, output_file
 from jobs.cli.submission import submit_options
@@ -35,7 +36,7 @@ FILE = OptionGroup(
 
 @command(example="nightshift export train-20261123-203000-a1b2c3 --format onnx --output chest.onnx --wait")
 @run_argument("model")
-@options(FILE, WHEN, OUTPUT)
+@options(CONFIG, FILE, WHEN, OUTPUT)
 def export(model: str, output: str | None, samples: str | None, **given: Any) -> None:
     """Export MODEL to an ONNX or TorchScript file and print the run id.
 

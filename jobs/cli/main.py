@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "trials": Entry("jobs.cli.trials", "trials", WATCH, "Show the leaderboard of a search."),
     "best": Entry("jobs.cli.trials", "best", WATCH, "Show the best trial of a search and its published model."),
     "compare": Entry("jobs.cli.compare", "compare", WATCH, "Compare models on the same images."),
+    "fork": Entry("jobs.cli.fork", "fork", JOBS, "Submit a run again with changed options."),
     "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after its next checkpoint, or immediately."),
     "retry": Entry("jobs.cli.retry", "retry", ACT, "Queue a failed, lost or cancelled run again."),
     "resume": Entry("jobs.cli.retry", "retry", ACT, "Alias of retry."),

@@ -130,3 +130,18 @@ class Share(click.ParamType[float]):
         except ValueError:
             self.fail(f"{value!r} is not a share; write 1%", param, ctx)
         return share if 0 <= share <= 1 else self.fail(f"{value!r} is not from 0% to 100%", param, ctx)
+
+
+class OptionValue(click.ParamType[tuple[str, str]]):
+    """An option and its value with = between them."""
+
+    name = "OPTION=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the name of the option, without dashes, and the text of its value."""
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        option, equals, text = str(value).partition("=")
+        if not equals or not option.strip("- "):
+            self.fail(f"{value!r} is not an option and a value; write epochs=20", param, ctx)
+        return option.strip().removeprefix("--"), text.strip()

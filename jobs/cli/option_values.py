@@ -36,6 +36,8 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
         raise InvalidOption(f"{source} is the spec of a {kind} run; use it with `nightshift {kind}`")
     known, fields = _keys(command), KINDS[str(command.name)].model_fields
     values: Values = {}
+    if content.get("form") == "json" and kind == "predict":
+        values["as_json"] = "true"
     for key, value in _flat(content, source).items():
         name = known.get(key.replace("-", "_"))
         if name is None and key in fields:

@@ -91,6 +91,10 @@ def json_option(what: str = "Print the result as JSON.") -> Decorator:
 
 
 NAME = click.option("--name", help="Unique name of the run; commands accept it instead of the run id.")
+TAG = click.option(
+    "--tag", "tags", multiple=True, metavar="TAG", help="Tag, for `nightshift list --tag`; can be repeated."
+)
+NOTE = click.option("--note", metavar="TEXT", help="Note, which `nightshift show` prints.")
 MAX_DURATION = click.option(
     "--max-duration",
     "max_duration_seconds",
@@ -108,9 +112,11 @@ WHERE = OptionGroup(
     ),
 )  # fmt: skip
 WHEN = OptionGroup(
-    "When",
+    "Name and start",
     (
         NAME,
+        TAG,
+        NOTE,
         option(JobRequest, "priority", "Queue priority."),
         click.option(
             "--after", multiple=True, metavar="ID", help="Start after this run has succeeded; can be repeated."
@@ -153,7 +159,8 @@ def take_request(settings: Settings, given: dict[str, Any]) -> JobRequest:
     """
     fields = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
     after = tuple(run_state.find(settings.storage, text).run_id for text in fields.pop("after", ()))
-    request = build_request(**fields, after=after, timezone=local_zone_name() if fields.get("window") else None)
+    zone = local_zone_name() if fields.get("window") else None
+    request = build_request(**fields, after=after, timezone=zone, owner=settings.owner)
     if request.at is not None and request.at <= datetime.now(UTC):
         raise InvalidOption(f"--at {request.at:%Y-%m-%d %H:%M} is in the past; give a later time, or leave it out")
     return request

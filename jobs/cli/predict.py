@@ -8,6 +8,7 @@ import click
 from cluster.settings import Settings
 from data_shards.locations import local_folder
 from jobs.cli.command import command
+from jobs.cli.config_file import CONFIG
 from jobs.cli.option_types import GpusPerWorker
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.submission import submit_options
@@ -49,7 +50,7 @@ WHERE_ONE = OptionGroup(
 @command(example="nightshift predict train-20261123-203000-a1b2c3 images/ --output predictions.csv --wait")
 @run_argument("model")
 @click.argument("images", nargs=-1, required=True)
-@options(TABLE, WHERE_ONE, WHEN, OUTPUT)
+@options(CONFIG, TABLE, WHERE_ONE, WHEN, OUTPUT)
 def predict(model: str, images: tuple[str, ...], output: str | None, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 

@@ -105,7 +105,7 @@ def _description(state: RunState, progress: dict[str, Any]) -> str:
 
 
 def _is_starting(progress: dict[str, Any]) -> bool:
-    return progress.get("phase", "starting") == "starting"
+    return bool(progress.get("phase", "starting") == "starting")
 
 
 def _total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:

@@ -13,6 +13,7 @@ from rich.text import Text
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
+from jobs.cli.config_file import CONFIG
 from jobs.cli.follow import follow, show_progress
 from jobs.cli.option_types import Duration, Moment
 from jobs.cli.options import (
@@ -144,6 +145,7 @@ SEARCH_DURATION = click.option(
 )
 @click.argument("shards", required=False)
 @options(
+    CONFIG,
     SEARCH,
     SPACE,
     DATA_AND_MODEL.without(FREEZE, HEAD_WIDTH, DROPOUT, AUGMENT_STRENGTH),

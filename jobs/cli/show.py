@@ -24,7 +24,7 @@ from jobs.runs.start_forecast import start_forecast
 LABEL = 10  # characters of the first column
 KIBI = 1024
 PLACES = ("shards", "model", "images")  # options that `data` and `model` show
-OF_PERSONS = ("name", "note")  # have rows of their own
+OF_PERSONS = ("name", "note", "tags")  # have rows of their own
 NO_OPTIONS = ("kind", "space", "timezone")
 COMMAND = click.option("--command", "as_command", is_flag=True, help="Print the command that repeats the run.")
 Row = tuple[str, str]
@@ -56,7 +56,7 @@ def _as_text(record: JobRecord, storage: Any) -> str:
     state = record.state
     sections = [
         [("state", _state_text(record, start_forecast(storage, state))),
-         ("name", state.name or "-"), *_time_rows(record)],
+         ("name", state.name or "-"), *_labels(record), *_time_rows(record)],
         _option_rows(record),
         _result_rows(record),
         [("files", ", ".join(f"{name} {_size(count)}" for name, count in record.files.items()))],
@@ -73,6 +73,16 @@ def _state_text(record: JobRecord, forecast: str) -> str:
     if state.state == "running":
         return f"running: {describe(state, record.progress)}"
     return f"{state.state}: {forecast}" if forecast else describe(state, record.progress)
+
+
+def _labels(record: JobRecord) -> list[Row]:
+    state = record.state
+    rows = [
+        ("owner", state.owner or ""),
+        ("tags", "  ".join(state.tags)),
+        ("note", " ".join((state.note or "").split())),
+    ]
+    return [(label, text) for label, text in rows if text]
 
 
 def _time_rows(record: JobRecord) -> list[Row]:
@@ -135,7 +145,11 @@ def _command_of(record: JobRecord) -> click.Command:
 
 
 def _values(record: JobRecord) -> Values:
-    request = {key: value for key, value in record.request.items() if key != "notify" and value not in (None, [])}
+    request = {
+        key: value
+        for key, value in record.request.items()
+        if key not in ("notify", "owner") and value not in (None, [])
+    }
     return option_values(_command_of(record), as_text({**record.spec, **request}), record.state.id)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from jobs.cli.command import command
+from jobs.cli.config_file import CONFIG
 from jobs.cli.options import OUTPUT, WHEN, WHERE, options
 from jobs.cli.submission import submit_options
 from jobs.cli.training_options import TRAINING
@@ -13,7 +14,7 @@ from trainer.specs import TrainSpec
 
 @command(example="nightshift train shards/chest --epochs 5 --workers 4 --wait")
 @click.argument("shards")
-@options(*TRAINING, WHERE, WHEN, OUTPUT)
+@options(CONFIG, *TRAINING, WHERE, WHEN, OUTPUT)
 def train(shards: str, **given: Any) -> None:
     """Fine-tune EfficientNet-B0 on SHARDS and print the run id.
 

@@ -17,6 +17,7 @@ from trainer.specs.base import one_line
 
 PRIORITIES = run_state.PRIORITIES
 
+LONGEST_NOTE, LONGEST_OWNER = 1000, 63
 Priority = Literal["high", "normal", "low"]
 
 
@@ -33,6 +34,9 @@ class JobRequest(BaseModel):
         max_duration_seconds: The longest running time of one attempt; then it is stopped and the run fails.
         retries: How often the run is restarted after an infrastructure failure; its own errors are not retried.
         notify: URL that receives a webhook when the run ends.
+        tags: Words by which people find the run again.
+        note: What people want to remember about the run.
+        owner: Who submitted it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,6 +50,19 @@ class JobRequest(BaseModel):
     max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
     retries: Annotated[int, Field(ge=0, le=100)] = 2
     notify: str | None = None
+    tags: tuple[str, ...] = ()
+    note: Annotated[str, Field(max_length=LONGEST_NOTE)] | None = None
+    owner: Annotated[str, Field(max_length=LONGEST_OWNER)] | None = None
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_are_valid(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
+        for tag in tags:
+            if not NAME.fullmatch(tag):
+                raise ValueError(
+                    f"tag {tag!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores"
+                )
+        return tuple(dict.fromkeys(tags))
 
     @field_validator("name")
     @classmethod
@@ -86,9 +103,8 @@ class JobRequest(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Return the request as plain JSON values."""
         values = self.model_dump(mode="json")
-        if self.timezone is None:
-            del values["timezone"]  # version 0.1.0 does not know it
-        return values
+        newer = ("timezone", "tags", "note", "owner")  # version 0.1.0 does not know them
+        return {name: value for name, value in values.items() if name not in newer or value not in (None, [])}
 
 
 def build_request(**options: Any) -> JobRequest:

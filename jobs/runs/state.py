@@ -45,6 +45,9 @@ class RunState:
         place: Where it runs, as its launcher names it.
         own_cluster: Whether a RayJob runs it on a cluster of its own, so that it may not be queued.
         notify: URL that receives a webhook when the run ends, in runs of version 0.1.0; `webhook.json` has it today.
+        tags: Words by which people find the run again.
+        note: What people want to remember about the run.
+        owner: Who submitted it.
         metric: Name and value of the published metric that people compare runs by.
         started: When the first attempt started.
         changed: When this record was written.
@@ -62,6 +65,9 @@ class RunState:
     place: str = "here"
     own_cluster: bool = False
     notify: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+    owner: str | None = None
     metric: tuple[str, float] | None = None
     created: str
     started: str | None = None
@@ -79,7 +85,10 @@ class RunState:
             if name in content and type(content[name]) not in kinds:
                 raise TypeError(f"{name} {content[name]!r} has the wrong type")
         known = {name: content[name] for name in _FIELD_TYPES if name in content}
-        found = cls(**known, metric=_metric(content.get("metric")))
+        tags = content.get("tags") or ()
+        if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+            raise TypeError(f"tags {tags!r} are not a list of texts")
+        found = cls(**known, tags=tuple(tags), metric=_metric(content.get("metric")))
         if found.state not in STATES:
             raise ValueError(f"state {found.state!r} is not one of {', '.join(STATES)}")
         if found.priority not in PRIORITIES:
@@ -123,7 +132,9 @@ class RunState:
 _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {  # by exact type: JSON's true is no number; `metric` is read by `_metric`
     **dict.fromkeys(("id", "kind", "priority", "state", "place", "created"), _TEXT),
-    **dict.fromkeys(("name", "why", "job_worker", "notify", "started", "ended", "changed"), _OPTIONAL_TEXT),
+    **dict.fromkeys(
+        ("name", "why", "job_worker", "notify", "note", "owner", "started", "ended", "changed"), _OPTIONAL_TEXT
+    ),
     **dict.fromkeys(("attempt", "losses"), (int,)),
     "own_cluster": (bool,),
 }
