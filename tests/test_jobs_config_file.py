@@ -68,9 +68,9 @@ def test_a_config_file_gives_options_and_the_command_line_comes_first(
     ],
 )  # fmt: skip
 def test_a_wrong_config_file_is_one_line_and_queues_nothing(
-    say: Say, settings: Settings, shards: str, tmp_path: Path, text: str, line: str
+    say: Say, settings: Settings, shards: str, text: str, line: str
 ) -> None:
-    file = write(tmp_path, text)
+    file = write(settings.storage, text)
 
     code, out, err = say("train", shards, "--weights", "none", "--config", file)
 

@@ -10,7 +10,7 @@ import click
 from cluster.files import write_text
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.completion import complete_run
+from jobs.cli.completion import complete_model
 from jobs.cli.option_types import Share
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
@@ -51,7 +51,7 @@ OUTPUT = OptionGroup(
 
 
 @command(example="nightshift compare train-20261123-203000-a1b2c3 train-20261124-203000-d4e5f6 --margin 0.02")
-@click.argument("models", nargs=-1, metavar="A B [C]...", shell_complete=complete_run)
+@click.argument("models", nargs=-1, metavar="A B [C]...", shell_complete=complete_model)
 @options(COMPARISON, OUTPUT)
 def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict: bool, **given: Any) -> None:
     """Compare B, and C and further ones, with A on the images that all of them have scored.

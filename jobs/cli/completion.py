@@ -7,6 +7,7 @@ from cluster.errors import ClusterError
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.runs import state as run_state
+from jobs.runs.promotions import promoted_names
 
 MOST = 200  # runs that are offered, the newest
 LINES = {
@@ -26,6 +27,16 @@ def completion(shell: str) -> None:
     line, file = LINES[shell]
     click.echo(line)
     click.echo(f"Add this line to {file} and start a new shell.", err=True)
+
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the promoted names and the runs that begin with what was typed."""
+    try:
+        found = promoted_names(Settings.read().storage)
+    except (ClusterError, OSError):
+        return []
+    promoted = [CompletionItem(name) for name in found if name.startswith(incomplete)]
+    return [*promoted, *complete_run(ctx, param, incomplete)]
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001

@@ -49,7 +49,7 @@ EVALUATION = OptionGroup(
 def evaluate(model: str, shards: str, **given: Any) -> None:
     """Evaluate MODEL on one split of SHARDS and print the run id.
 
-    MODEL is a training run, a search (its best model is used), or a folder with a published model.
+    MODEL is a training run, a search (its best model is used), a promoted name, or a folder with a published model.
     """
     place = local_folder(model)
     if place is not None and (place.expanduser() / INDEX_NAME).is_file():

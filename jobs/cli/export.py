@@ -40,10 +40,10 @@ FILE = OptionGroup(
 def export(model: str, output: str | None, samples: str | None, **given: Any) -> None:
     """Export MODEL to an ONNX or TorchScript file and print the run id.
 
-    MODEL is a training run, a search (its best model is used), or a folder with a published model. The exported model
-    takes uint8 RGB images and returns calibrated probabilities. The metadata of the file contains the classes, the
-    image size and the decision rule. Before it is published, its outputs are compared with those of MODEL on
-    real images.
+    MODEL is a training run, a search (its best model is used), a promoted name, or a folder with a published model.
+    The exported model takes uint8 RGB images and returns calibrated probabilities. The metadata of the file contains
+    the classes, the image size and the decision rule. Before it is published, its outputs are compared with those of
+    MODEL on real images.
     """
     place = input_place(samples) if samples else None
     found = model_of(Settings.read(), model).name

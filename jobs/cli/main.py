@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "best": Entry("jobs.cli.trials", "best", WATCH, "Show the best trial of a search and its published model."),
     "compare": Entry("jobs.cli.compare", "compare", WATCH, "Compare models on the same images."),
     "fork": Entry("jobs.cli.fork", "fork", JOBS, "Submit a run again with changed options."),
+    "models": Entry("jobs.cli.models", "models", WATCH, "Give names to models in use; list them and their history."),
     "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after its next checkpoint, or immediately."),
     "retry": Entry("jobs.cli.retry", "retry", ACT, "Queue a failed, lost or cancelled run again."),
     "resume": Entry("jobs.cli.retry", "retry", ACT, "Alias of retry."),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
-from jobs.cli.completion import complete_run
+from jobs.cli.completion import complete_model, complete_run
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
@@ -81,8 +81,8 @@ def _click_type(annotation: Any) -> Any:
 
 
 def run_argument(name: str, **more: Any) -> Decorator:
-    """Return an argument that names a run; the shell completes ids and names."""
-    return click.argument(name, shell_complete=complete_run, **more)
+    """Return an argument that names a run or a model; the shell completes ids and names."""
+    return click.argument(name, shell_complete=complete_model if name == "model" else complete_run, **more)
 
 
 def json_option(what: str = "Print the result as JSON.") -> Decorator:

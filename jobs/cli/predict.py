@@ -54,8 +54,8 @@ WHERE_ONE = OptionGroup(
 def predict(model: str, images: tuple[str, ...], output: str | None, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 
-    MODEL is a training run, a search (its best model is used), or a folder with a published model. IMAGES are image
-    files, folders of images, or shards.
+    MODEL is a training run, a search (its best model is used), a promoted name, or a folder with a published model.
+    IMAGES are image files, folders of images, or shards.
 
     The table has one row per file, in input order: the most probable class, the decision (the same class, unless
     --threshold names a threshold), and the probability of each class. For a file that cannot be read, the row has the

@@ -14,6 +14,7 @@ from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead
+from jobs.runs.promotions import names_of_model
 from jobs.runs.state import RunState, changing, read_state, write_state
 
 POLL_SECONDS = 0.1
@@ -65,10 +66,11 @@ def delete(paths: RunPaths, *, force: bool = False) -> None:
 
     Args:
         paths: The run's files.
-        force: Delete a damaged run too; an attempt of it that is still running can publish nothing afterwards.
+        force: Delete a run whose model is in use, and a damaged run; an attempt of it that is still running can publish
+            nothing afterwards.
 
     Raises:
-        Refused: It has not ended.
+        Refused: It has not ended, or its model is in use under a name.
         StorageError: Its `state.json` is damaged.
     """
     if force and run_state.is_damaged(paths):
@@ -77,6 +79,8 @@ def delete(paths: RunPaths, *, force: bool = False) -> None:
         return
     with changing(paths) as state:
         require_ended(state)
+        if not force:
+            require_not_in_use(paths)
         run_state.remove(paths)
 
 
@@ -88,6 +92,18 @@ def require_ended(state: RunState) -> None:
     """
     if not state.has_ended:
         raise Refused(f"{state.id} {_was(state)}; cancel it first: nightshift cancel {state.id}")
+
+
+def require_not_in_use(paths: RunPaths) -> None:
+    """Refuse to delete a run whose model is in use under a name.
+
+    Raises:
+        Refused: It is.
+    """
+    if used := names_of_model(paths.storage, paths.run_id):
+        raise Refused(
+            f"the model of {paths.run_id} is in use as {', '.join(used)}; promote another model, or give --force"
+        )
 
 
 def _take_from_queue(settings: Settings, state: RunState) -> None:

@@ -18,6 +18,7 @@ from data_shards.locations import local_folder
 from jobs.queue.connection import LOOPBACK
 from jobs.queue.weights_file import refuse_other_network, refuse_unavailable_imagenet
 from jobs.runs import state as run_state
+from jobs.runs.promotions import promoted_model
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
@@ -143,19 +144,23 @@ class NamedModel:
 
 
 def model_of(settings: Settings, model: str) -> NamedModel:
-    """Return the model that MODEL, a folder or a run, means.
+    """Return the model that MODEL, a folder, a promoted name or a run, means.
 
     Raises:
         CheckpointError: It is neither a model nor a run that can produce one.
     """
     if folder := published_model(Path(model).expanduser()):
         return NamedModel.published_in(folder, name=str(folder))
+    if promoted := promoted_model(settings.storage, model):
+        return NamedModel.published_in(Path(promoted.folder), name=promoted.model)
     try:
         paths = run_state.find(settings.storage, model)
     except SeveralRuns:
         raise
     except UnknownRun as error:
-        raise CheckpointError(f"{model} is not a model; give a folder with head.json, or the id of a run") from error
+        raise CheckpointError(
+            f"{model} is not a model; give a folder with head.json, the id of a run, or a promoted name"
+        ) from error
     state = run_state.read_state(paths)
     if (paths.best / HEAD_FILE).is_file():
         return NamedModel.published_in(paths.best, name=paths.run_id)

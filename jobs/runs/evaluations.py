@@ -9,6 +9,7 @@ from cluster.errors import SeveralRuns, StorageError, UnknownRun
 from cluster.files import read_json_object
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs import state as run_state
+from jobs.runs.promotions import promoted_model
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.predictions import EvaluatedSplit, read_about
 from trainer.model.names import HEAD_FILE, MANIFEST_FILE, MODEL_FILE, published_model
@@ -40,7 +41,7 @@ class EvaluatedModel:
 
 
 def find_model(storage: Path, text: str) -> EvaluatedModel:
-    """Return the model or evaluation that `text` names: a folder, or the id, prefix or name of a run.
+    """Return the model or evaluation that `text` names: a folder, a promoted name, or the id, prefix or name of a run.
 
     Raises:
         CheckpointError: It is neither.
@@ -48,6 +49,8 @@ def find_model(storage: Path, text: str) -> EvaluatedModel:
     """
     if folder := published_model(Path(text).expanduser()):
         return _of_folder(storage, text, folder)
+    if promoted := promoted_model(storage, text):
+        return _of_folder(storage, text, Path(promoted.folder))
     try:
         paths = run_state.find(storage, text)
     except SeveralRuns:

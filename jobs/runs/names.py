@@ -1,6 +1,8 @@
 """The names that `--name` gives to runs: one file per name, changed under one lock."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import StorageError
@@ -19,13 +21,23 @@ def claim(storage: Path, name: str, run_id: str) -> None:
         NameTaken: Another run has it.
     """
     folder = storage / "names"
-    folder.mkdir(exist_ok=True)
-    with locked(folder / ".lock"):
+    with locked_names(storage):
+        if (storage / "models" / f"{name}.json").exists():
+            raise NameTaken(f"{name} is the name of a promoted model; choose another name for the run")
         owner = run_of(storage, name)
         # A submitter that died between this claim and its run's publication left a name without a run.
         if owner and is_submitted_or_in_progress(RunPaths.of(storage, owner)):
             raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
         write_json(folder / f"{name}.json", {"id": run_id})
+
+
+@contextlib.contextmanager
+def locked_names(storage: Path) -> Iterator[None]:
+    """Hold the lock under which names of runs and of promoted models are given."""
+    folder = storage / "names"
+    folder.mkdir(exist_ok=True)
+    with locked(folder / ".lock"):
+        yield
 
 
 def free(storage: Path, name: str, run_id: str) -> None:

@@ -1,0 +1,207 @@
+"""Names for models in use: promotion, refusal of a worse model, history, and such names as MODEL."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.files import read_json, write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.cli.completion import complete_model
+from jobs.queue.checks import model_of
+from tests import test_jobs_compare as comparing
+from tests.conftest import Say
+from tests.test_jobs_compare import OF_B, A, B
+
+trained_there = comparing.say_there  # two trainings, and an evaluation of each on the test split
+
+
+@pytest.fixture
+def there(trained_there: Say, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Those runs, with a whole head config each, and a user called ada."""
+    monkeypatch.setenv("NIGHTSHIFT_USER", "ada")
+    for run_id in (A, B):
+        head = {"classes": ["covid", "normal"], "width": 512, "dropout": 0.4, "image_size": 224}
+        write_json(RunPaths.of(settings.storage, run_id).best / "head.json", head)
+    return trained_there
+
+
+def make_second(settings: Settings, share: float) -> None:
+    """Let the second model be right about a share of the images of the test split."""
+    labels = comparing.predictions_of(1, "test", "1" * 64).labels
+    comparing.change(settings.storage, OF_B, **comparing.scored(labels, right=share))
+
+
+def test_a_promoted_name_means_the_model_and_has_a_history(there: Say, settings: Settings) -> None:
+    make_second(settings, 1.0)
+    first = there("models", "promote", A, "--as", "chest", "--why", "the first")
+    second = there("models", "promote", B, "--as", "chest", "--why", "more films")
+
+    listed = json.loads(there("models", "list", "--json")[1])
+    history = json.loads(there("models", "history", "chest", "--json")[1])
+
+    assert first == (0, "", f"chest is {A}\n")
+    assert second[:2] == (0, "")
+    assert second[2].splitlines()[0] == f"chest is {B}, before {A}"
+    assert second[2].splitlines()[1].startswith("compared: auroc 1.0000 instead of 0.")
+    assert second[2].endswith(" on 24 images of the test split\n")
+    assert [(each["name"], each["model"]) for each in listed] == [("chest", B)]
+    assert [(each["model"], each["who"], each["why"]) for each in history] == [
+        (B, "ada", "more films"), (A, "ada", "the first"),
+    ]  # fmt: skip
+    assert history[0]["when"] >= history[1]["when"]
+    assert model_of(settings, "chest").name == B
+
+
+def test_a_worse_model_is_refused_unless_it_is_forced(there: Say, settings: Settings) -> None:
+    make_second(settings, 0.25)
+    there("models", "promote", A, "--as", "chest")
+
+    code, out, err = there("models", "promote", B, "--as", "chest")
+    refused = model_of(settings, "chest").name
+    forced = there("models", "promote", B, "--as", "chest", "--force")
+
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {B} is worse than chest ({A}): auroc 0.2500 instead of 0.")
+    assert err.endswith("; --force promotes it\n")
+    assert refused == A
+    assert forced[0] == 0
+    assert json.loads(there("models", "history", "chest", "--json")[1])[0]["forced"] is True
+
+
+def test_a_loss_within_the_margin_is_accepted(there: Say, settings: Settings) -> None:
+    make_second(settings, 0.25)
+    there("models", "promote", A, "--as", "chest")
+
+    assert there("models", "promote", B, "--as", "chest", "--margin", "100%")[0] == 0
+
+
+def test_models_without_a_common_split_are_not_compared_and_the_history_says_so(there: Say, settings: Settings) -> None:
+    there("models", "promote", A, "--as", "chest")
+    shutil.rmtree(RunPaths.of(settings.storage, OF_B).folder)
+    RunPaths.of(settings.storage, B).predictions.unlink()
+
+    code, _, err = there("models", "promote", B, "--as", "chest")
+    (newest, _) = json.loads(there("models", "history", "chest", "--json")[1])
+
+    assert code == 0
+    assert err.splitlines()[1].startswith("compared: no: ")
+    assert newest["compared"].startswith("no: ")
+
+
+def test_the_valid_split_is_compared_if_there_is_no_evaluation_of_the_test_split(
+    there: Say, settings: Settings
+) -> None:
+    there("models", "promote", A, "--as", "chest")
+    shutil.rmtree(RunPaths.of(settings.storage, OF_B).folder)
+
+    err = there("models", "promote", B, "--as", "chest", "--force")[2]
+
+    assert err.endswith(" on 24 images of the valid split\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["promote", "nothere", "--as", "x"], 1, "nothere is not a model; give a folder with head.json, the id of a "
+         "run, or a promoted name"),
+        (["promote", A, "--as", "../x"], 2, "--as '../x' is not valid; use up to 63 letters, digits, dots, dashes and "
+         "underscores"),
+        (["promote", A, "--as", B], 2, f"--as '{B}' is not valid; use up to 63 letters, digits, dots, dashes and "
+         "underscores"),
+        (["promote", A], 2, "--as is missing; `nightshift models promote --help` shows how to use it"),
+        (["promote", A, "--as", "chest"], 1, f"chest is {A} already; `nightshift models history chest` shows "
+         "since when"),
+        (["history", "lung"], 1, "no model is called 'lung'; `nightshift models list` shows them"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_promoted_is_one_line_and_changes_nothing(
+    there: Say, settings: Settings, words: list[str], code: int, line: str
+) -> None:
+    there("models", "promote", A, "--as", "chest")
+    before = read_json(settings.storage / "models" / "chest.json")
+
+    got = there("models", *words)
+
+    assert got == (code, "", f"Error: {line}\n")
+    assert read_json(settings.storage / "models" / "chest.json") == before
+    assert [file.name for file in (settings.storage / "models").iterdir()] == ["chest.json"]
+
+
+def test_a_run_and_a_model_cannot_have_the_same_name(there: Say, shards: str) -> None:
+    run_id = there("train", shards, "--weights", "none", "--name", "night")[1].strip()
+    promoted = there("models", "promote", A, "--as", "night")
+    there("models", "promote", A, "--as", "chest")
+    named = there("train", shards, "--weights", "none", "--name", "chest")
+
+    assert promoted == (1, "", f"Error: night is the name of {run_id}; choose another name for the model\n")
+    assert named[0] == 1
+    assert named[2] == "Error: chest is the name of a promoted model; choose another name for the run\n"
+
+
+def test_a_model_in_use_is_not_deleted_by_mistake(there: Say, settings: Settings) -> None:
+    there("models", "promote", A, "--as", "chest")
+
+    refused = there("delete", A, "--yes")
+    forced = there("delete", A, "--yes", "--force")
+    used = there("predict", "chest", str(settings.storage))
+
+    assert refused == (
+        1, "", f"Error: the model of {A} is in use as chest; promote another model, or give --force\n",
+    )  # fmt: skip
+    assert forced[0] == 0
+    assert used[0] == 1
+    assert used[2].startswith("Error: the model chest cannot be read at ")
+    assert used[2].endswith("/best; restore it from a backup, or promote another as chest\n")
+
+
+def test_a_model_whose_weights_have_changed_is_refused(there: Say, settings: Settings) -> None:
+    there("models", "promote", A, "--as", "chest")
+    best = RunPaths.of(settings.storage, A).best
+    write_json(best / "manifest.json", {"files": {"model.safetensors": "f" * 64}, "run": A})
+
+    code, _, err = there("export", "chest")
+
+    assert code == 1
+    assert err == (
+        "Error: the model chest has other weights than when it was promoted: sha256 ffffffffffff... instead of "
+        f"000000000000...; restore {best} from a backup, or promote it again\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"history": []}', '{"history": [{"model": 1}]}', "[]"])
+def test_a_damaged_history_is_one_line(there: Say, settings: Settings, content: str) -> None:
+    there("models", "promote", A, "--as", "chest")
+    (settings.storage / "models" / "chest.json").write_text(content)
+
+    code, out, err = there("predict", "chest", str(settings.storage))
+
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "models/chest.json is damaged" in err or "models/chest.json" in err
+
+
+def test_promoted_names_are_completed_for_models(there: Say) -> None:
+    there("models", "promote", A, "--as", "chest")
+
+    assert [item.value for item in complete_model(None, None, "ch")] == ["chest"]  # type: ignore[arg-type]
+    assert [item.value for item in complete_model(None, None, "train")] == [B, A]  # type: ignore[arg-type]
+
+
+def test_names_and_reasons_cannot_send_escape_sequences(there: Say) -> None:
+    there("models", "promote", A, "--as", "chest", "--why", "\x1b[31mred")
+
+    shown = there("models", "history", "chest")[1] + there("models", "list")[1]
+
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred" in shown
+
+
+def test_a_folder_is_promoted_by_its_path(there: Say, settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(RunPaths.of(settings.storage, A).best, folder)
+
+    assert there("models", "promote", str(folder), "--as", "chest")[2] == f"chest is {folder}\n"
+    assert model_of(settings, "chest").folder == folder
