@@ -19,7 +19,15 @@ GPU_LOCKS = Path("/tmp/nightshift-gpus")  # noqa: S108 -- one folder for all use
 GPU_WAIT_SECONDS = 24 * 3600.0
 OWNER = 0o700  # the permissions of a file's owner
 QUEUE_FOLDERS = ("runs", "names", "pending", "outbox", "schedules")  # what submitting and running a run writes to
-DATA_FOLDERS = ("weights", "features", "downloads", "evaluations", "audits", "logs")  # what some commands write to
+DATA_FOLDERS = (
+    "weights",
+    "features",
+    "downloads",
+    "evaluations",
+    "audits",
+    "logs",
+    "models",
+)  # what some commands write to
 CACHE_GIGABYTES = 50
 SHARD_CACHE_GIGABYTES = 10
 LONGEST_USER = 63

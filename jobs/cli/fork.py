@@ -16,14 +16,7 @@ from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from jobs.runs.request import read_request
 
-KEPT = (
-    "priority",
-    "window",
-    "timezone",
-    "max_duration_seconds",
-    "retries",
-    "tags",
-)  # of the request; the rest is of one run
+KEPT = ("priority", "window", "timezone", "max_duration_seconds", "retries")  # of the request; the rest is of one run
 
 
 CHANGES = OptionGroup(
@@ -61,7 +54,8 @@ def fork(run: str, changes: tuple[tuple[str, str], ...], **given: Any) -> None:
     if submit is None:
         raise Refused(f"{paths.spec} is damaged: it names no kind of run; restore it from a backup")
     request = read_request(paths).to_json()
-    kept = {name: request[name] for name in KEPT if request.get(name) not in (None, [])}
+    kept = {name: request[name] for name in KEPT if request.get(name) is not None}
+    kept["tags"] = run_state.read_state(paths).tags
     values = option_values(submit, as_text({**spec, **kept}), paths.run_id)
     values |= option_values(submit, _without_repeats(changes), "--set")
     values |= {name: given.pop(name) for name in ("name", "tags", "note") if given.get(name)}

@@ -150,7 +150,8 @@ def _values(record: JobRecord) -> Values:
         for key, value in record.request.items()
         if key not in ("notify", "owner") and value not in (None, [])
     }
-    return option_values(_command_of(record), as_text({**record.spec, **request}), record.state.id)
+    labels = {"tags": record.state.tags} if record.state.tags else {}
+    return option_values(_command_of(record), as_text({**record.spec, **request, **labels}), record.state.id)
 
 
 def _wrapped(label: str, text: str, width: int) -> str:

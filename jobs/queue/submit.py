@@ -95,7 +95,7 @@ def publish(storage: Path, paths: RunPaths, spec: Spec, request: JobRequest, sta
         draft.folder.mkdir()
         with locked(draft.lock):  # until the rename: a lock that is free means that this process has died
             write_json(draft.spec, spec.to_json())
-            write_json(draft.job, request.without_url().to_json())
+            write_json(draft.job, request.without_url().without_labels().to_json())
             if request.notify:
                 store_url(draft.webhook, request.notify)
             if request.name:

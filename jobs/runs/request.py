@@ -100,6 +100,10 @@ class JobRequest(BaseModel):
         """Return the request for a file that others than its owner can read: the webhook's URL can have credentials."""
         return self.model_copy(update={"notify": None})
 
+    def without_labels(self) -> "JobRequest":
+        """Return the request for `job.json`, which job workers of earlier versions read; the state has the labels."""
+        return self.model_copy(update={"tags": (), "note": None, "owner": None})
+
     def to_json(self) -> dict[str, Any]:
         """Return the request as plain JSON values."""
         values = self.model_dump(mode="json")
