@@ -10,12 +10,20 @@ from cluster.files import read_json, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.completion import complete_model
+from jobs.errors import NameTaken
 from jobs.queue.checks import model_of
+from jobs.runs import names
 from tests import test_jobs_compare as comparing
 from tests.conftest import Say
 from tests.test_jobs_compare import OF_B, A, B
 
 trained_there = comparing.say_there  # two trainings, and an evaluation of each on the test split
+
+
+@pytest.fixture
+def settings(storage: Path) -> Settings:
+    """Settings without a Redis: nothing here is submitted."""
+    return Settings(storage=storage, redis_url=f"unix://{storage}/no-redis")
 
 
 @pytest.fixture
@@ -130,15 +138,15 @@ def test_what_cannot_be_promoted_is_one_line_and_changes_nothing(
     assert [file.name for file in (settings.storage / "models").iterdir()] == ["chest.json"]
 
 
-def test_a_run_and_a_model_cannot_have_the_same_name(there: Say, shards: str) -> None:
-    run_id = there("train", shards, "--weights", "none", "--name", "night")[1].strip()
-    promoted = there("models", "promote", A, "--as", "night")
+def test_a_run_and_a_model_cannot_have_the_same_name(there: Say, settings: Settings) -> None:
+    names.claim(settings.storage, "night", OF_B)
     there("models", "promote", A, "--as", "chest")
-    named = there("train", shards, "--weights", "none", "--name", "chest")
 
-    assert promoted == (1, "", f"Error: night is the name of {run_id}; choose another name for the model\n")
-    assert named[0] == 1
-    assert named[2] == "Error: chest is the name of a promoted model; choose another name for the run\n"
+    promoted = there("models", "promote", A, "--as", "night")
+
+    assert promoted == (1, "", f"Error: night is the name of {OF_B}; choose another name for the model\n")
+    with pytest.raises(NameTaken, match="chest is the name of a promoted model; choose another name for the run"):
+        names.claim(settings.storage, "chest", OF_B)
 
 
 def test_a_model_in_use_is_not_deleted_by_mistake(there: Say, settings: Settings) -> None:

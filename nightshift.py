@@ -1,0 +1,294 @@
+"""Nightshift in Python: predict with a model, read runs into pandas tables, submit and follow runs.
+
+    import nightshift
+
+    model = nightshift.load("chest")                # a run, a search, a promoted name, or a folder
+    table = model.predict(["film.png", "films/"])   # files and folders, or arrays of pixels
+    nightshift.runs(tag="chest")
+    run_id = nightshift.submit("train", shards="shards/chest", epochs=20, name="night")
+    nightshift.wait(run_id)["result"]["metrics"]
+
+The settings are those of the command line: `NIGHTSHIFT_STORAGE` and so on. Errors have the texts of the command line.
+They are classes of `cluster.errors`, `data_shards.errors`, `trainer.errors` and `jobs.errors`.
+"""
+
+import io
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.cli.list import Filter
+from jobs.cli.main import cli
+from jobs.cli.option_values import as_text, option_values
+from jobs.cli.submission import SpecCollector
+from jobs.cli.trials import rows_of, table_of
+from jobs.cli.usage_errors import CONFIG_NAME, usage_line
+from jobs.errors import InvalidOption
+from jobs.queue.checks import after_its_model, model_of
+from jobs.queue.submit import submit as queue_run
+from jobs.runs import state as run_state
+from jobs.runs.record import read_record
+from trainer.errors import CheckpointError, SpecError
+
+if TYPE_CHECKING:  # torch takes seconds
+    from trainer.data.images import ImageBatch
+    from trainer.inference.predictor import Predictor
+
+__all__ = ["Model", "load", "metrics", "runs", "submit", "trials", "wait"]
+
+Array: TypeAlias = npt.NDArray[np.uint8]
+Image: TypeAlias = str | Path | Array
+Kind = Literal["train", "evaluate", "search", "predict", "export"]
+BATCH_SIZE = 64
+POLL_SECONDS = 1.0
+GRAY, COLOR = 2, 3  # dimensions of an array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A published model; `load` makes it.
+
+    Attributes:
+        name: The text that it was loaded by.
+        folder: Its files.
+        classes: Class names, or labels of a multi-label model.
+        threshold: Probability from which the positive class is decided on; None decides on the most probable class. Of
+            a multi-label model, the threshold of each label, where None means 0.5.
+        metrics: Metrics of the run that trained it; empty if that run is not in the storage.
+    """
+
+    name: str
+    folder: Path
+    classes: tuple[str, ...]
+    threshold: float | dict[str, float | None] | None
+    metrics: dict[str, Any]
+    _predictor: "Predictor" = field(repr=False)
+
+    def predict(self, images: Image | Iterable[Image], *, batch_size: int = BATCH_SIZE) -> pd.DataFrame:
+        """Classify images, on the CPU, and return a row for each, in order.
+
+        Args:
+            images: Files, folders and data sets of shards, or arrays (H, W) or (H, W, 3) of uint8 pixels; one or
+                several.
+            batch_size: Images per step.
+
+        Returns:
+            The columns `file` (of an array: its number), `decision`, `probability_CLASS` for each class, and `error`:
+            why a file has no answer, None where it has one. The decision is a class, or a tuple of labels.
+
+        Raises:
+            SpecError: A path does not exist, or an array is not an image.
+        """
+        several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        columns = ["file", "decision", *(f"probability_{name}" for name in self.classes), "error"]
+        rows = [row for batch in self._batches(several, batch_size) for row in self._rows(batch)]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _batches(self, images: list[Image], batch_size: int) -> "Iterator[ImageBatch]":
+        from trainer.data.images import image_sources  # noqa: PLC0415 -- torch takes seconds
+
+        config = self._predictor.config
+        for number, image in enumerate(images):
+            if isinstance(image, np.ndarray):
+                yield _array_batch(image, number, self._predictor)
+                continue
+            for source in image_sources((str(image),)):
+                yield from source.batches(config, batch_size=batch_size, loader_workers=0)
+
+    def _rows(self, batch: "ImageBatch") -> Iterator[tuple[Any, ...]]:
+        probabilities = self._predictor.probabilities(batch.pixels)
+        found = iter(zip(probabilities.tolist(), self._predictor.decisions(probabilities).tolist(), strict=True))
+        for file, error in zip(batch.files, batch.errors, strict=True):
+            if error is not None:
+                yield (file, None, *([None] * len(self.classes)), error)
+                continue
+            values, decided = next(found)
+            yield (file, self._decision(decided), *values, None)
+
+    def _decision(self, decided: int | list[int]) -> str | tuple[str, ...]:
+        if isinstance(decided, list):
+            return tuple(name for name, is_present in zip(self.classes, decided, strict=True) if is_present)
+        return self.classes[decided]
+
+
+def load(model: str | Path, *, threshold: str | None = None) -> Model:
+    """Load a model for predictions in this process, on the CPU.
+
+    Args:
+        model: A training run, a search (its best model), a promoted name, or a folder with a published model.
+        threshold: Name of the model's threshold to decide at, which `nightshift evaluate --min-sensitivity` chose; None
+            decides on the most probable class.
+
+    Raises:
+        CheckpointError: It is not a model, is not published yet, or is damaged.
+        SpecError: It has no threshold of that name.
+        UnknownRun: Several runs match.
+    """
+    import torch  # noqa: PLC0415 -- takes seconds
+
+    from trainer.inference.predictor import Predictor  # noqa: PLC0415
+
+    settings = Settings.read()
+    named = model_of(settings, str(model))
+    if named.folder is None:
+        raise CheckpointError(f"{named.name} has no model yet; wait for it: nightshift wait {named.name}")
+    predictor = Predictor.load(named.folder, torch.device("cpu"), threshold)
+    paths = RunPaths(named.folder.parent)
+    result = read_record(paths).result if named.folder == paths.best and paths.state.exists() else None
+    return Model(
+        name=str(model),
+        folder=named.folder,
+        classes=predictor.config.classes,
+        threshold=_threshold_of(predictor),
+        metrics=dict(result["metrics"]) if result else {},
+        _predictor=predictor,
+    )
+
+
+def runs(
+    *,
+    state: str | None = None,
+    kind: Kind | None = None,
+    name: str | None = None,
+    tag: str | None = None,
+    owner: str | None = None,
+) -> pd.DataFrame:
+    """Return a row for each run, newest first: id, name, kind, state, tags, note, owner, times, metric and its value.
+
+    Args:
+        state: Only runs in this state.
+        kind: Only runs of this kind.
+        name: Only runs with this in their names; * and ? stand for any characters.
+        tag: Only runs with this tag.
+        owner: Only runs that this user submitted.
+    """
+    wanted = Filter(
+        state=state, kind=kind, name=name, tags=() if tag is None else (tag,), owner=owner, since_seconds=None
+    )
+    columns = ["id", "name", "kind", "state", "why", "tags", "note", "owner", "created", "started", "ended"]
+    rows = []
+    for run in filter(wanted.matches, run_state.states(Settings.read().storage)):
+        metric, value = run.metric or (None, None)
+        rows.append((*(getattr(run, column) for column in columns), metric, value))
+    table = pd.DataFrame(rows, columns=[*columns, "metric", "value"])
+    for column in ("created", "started", "ended"):
+        table[column] = pd.to_datetime(table[column], utc=True, format="ISO8601")
+    return table
+
+
+def trials(search: str) -> pd.DataFrame:
+    """Return a row for each trial of a search, the best first: its options, metric, epochs, seconds and state.
+
+    Args:
+        search: A run id, a unique prefix of one, or a run's name.
+
+    Raises:
+        UnknownRun: No run, or more than one, matches.
+        Refused: The run is not a search.
+    """
+    paths = run_state.find(Settings.read().storage, search)
+    return pd.DataFrame(rows_of(paths, table_of(paths)))
+
+
+def metrics(run: str) -> pd.DataFrame:
+    """Return a row for each epoch of a training: losses, validation metrics, learning rate and seconds.
+
+    Args:
+        run: A run id, a unique prefix of one, or a run's name.
+
+    Raises:
+        UnknownRun: No run, or more than one, matches.
+    """
+    return pd.DataFrame(read_record(run_state.find(Settings.read().storage, run)).metrics)
+
+
+def submit(kind: Kind, **options: Any) -> str:
+    """Queue a run and return its id.
+
+    Args:
+        kind: What to do, as the command is called.
+        options: Arguments and options of `nightshift KIND`, spelt with underscores, with values as on the command line:
+            `submit("search", shards="shards", lr="1e-5:1e-2", until="07:00", tag=["chest"])`.
+
+    Raises:
+        InvalidOption, SpecError: An option does not exist, or its value is refused.
+        QueueUnreachable: Redis does not answer.
+        ClusterError, ShardError, TrainerError, JobError: What the command line refuses too.
+    """
+    settings = Settings.read()
+    command = cli.get_command(click.Context(cli), kind)
+    if command is None or kind not in ("train", "evaluate", "search", "predict", "export"):
+        raise InvalidOption(f"{kind!r} is not one of train, evaluate, search, predict, export")
+    collector = SpecCollector()
+    parent = click.Context(cli, obj=collector)
+    parent.meta[CONFIG_NAME] = "submit()"
+    values = option_values(command, as_text(_with_paths(options)), "submit()")
+    try:
+        with command.make_context(kind, [], parent=parent, default_map=values) as context:
+            command.invoke(context)
+    except click.UsageError as error:
+        raise InvalidOption(usage_line(error)) from error
+    if collector.spec is None or collector.request is None:
+        raise InvalidOption(f"{kind} submits nothing with these options")
+    return queue_run(settings, collector.spec, after_its_model(settings, collector.request, collector.spec))
+
+
+def wait(run: str, *, timeout: float | None = None) -> dict[str, Any]:
+    """Wait until a run ends and return what `nightshift show --json` prints of it; its `state` says how it ended.
+
+    Args:
+        run: A run id, a unique prefix of one, or a run's name.
+        timeout: Seconds; None waits as long as it takes.
+
+    Raises:
+        UnknownRun: No run, or more than one, matches.
+        TimeoutError: It has not ended in time; it goes on.
+    """
+    paths = run_state.find(Settings.read().storage, run)
+    until = None if timeout is None else time.monotonic() + timeout
+    while not run_state.read_state(paths).has_ended:
+        if until is not None and time.monotonic() >= until:
+            raise TimeoutError(f"{paths.run_id} has not ended after {timeout:g} s; it goes on")
+        time.sleep(POLL_SECONDS)
+    return read_record(paths).to_json()
+
+
+def _array_batch(image: Array, number: int, predictor: "Predictor") -> "ImageBatch":
+    import torch  # noqa: PLC0415 -- takes seconds
+    from PIL import Image as PillowImage  # noqa: PLC0415
+
+    from trainer.data.images import ImageBatch, input_pixels  # noqa: PLC0415
+
+    is_image = image.ndim == GRAY or (image.ndim == COLOR and image.shape[2] == COLOR)
+    if image.dtype != np.uint8 or not is_image or not image.size:
+        raise SpecError(
+            f"array {number} has the shape {image.shape} and the type {image.dtype}; give (H, W) or (H, W, 3) of uint8"
+        )
+    file = io.BytesIO()
+    PillowImage.fromarray(image).save(file, format="PNG")
+    pixels = torch.from_numpy(input_pixels(file.getvalue(), predictor.config)[None])
+    return ImageBatch(files=(str(number),), errors=(None,), pixels=pixels)
+
+
+def _threshold_of(predictor: "Predictor") -> float | dict[str, float | None] | None:
+    labels = predictor.calibration.labels
+    if predictor.config.multi_label:
+        return {name: label.threshold for name, label in labels.items()}
+    return predictor.calibration.threshold
+
+
+def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with paths as texts; a time as RFC 3339."""
+    return {
+        name: value.isoformat() if hasattr(value, "isoformat") else str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+    }

@@ -1,0 +1,175 @@
+"""`import nightshift`: predictions, tables of runs, submitting and waiting."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nightshift
+from cluster.errors import UnknownRun
+from cluster.files import write_json
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from data_shards.pack.options import EncodeOptions
+from jobs.errors import InvalidOption
+from jobs.queue.submit import publish
+from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
+from jobs.runs.state import RunState
+from tests.trained import lease_in
+from trainer.errors import CheckpointError, SpecError
+from trainer.model.bundle import publish_model
+from trainer.model.efficientnet import build_model
+from trainer.model.head import HeadConfig
+from trainer.specs import TrainSpec
+
+CLASSES = ("covid", "normal")
+
+
+@pytest.fixture
+def there(storage: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of this process, without a Redis."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", f"unix://{storage}/no-redis")
+    monkeypatch.setenv("NIGHTSHIFT_USER", "ada")
+    return Settings.read()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published model with random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder.mkdir()
+    config = HeadConfig(classes=CLASSES, width=8, dropout=0.0, image_size=32, pack=EncodeOptions())
+    publish_model(folder / "best", build_model(config), config, manifest={}, lease=lease_in(folder))
+    return folder / "best"
+
+
+@pytest.fixture
+def run(there: Settings, shards: str) -> RunPaths:
+    """A training that waits in the queue."""
+    paths = RunPaths.of(there.storage, "train-20261123-203000-a1b2c3")
+    state = RunState(
+        id=paths.run_id, kind="train", name="night", state="queued", tags=("chest",), owner="ada", note="first",
+        created=run_state.now(),
+    )  # fmt: skip
+    (there.storage / "pending").mkdir()
+    publish(there.storage, paths, TrainSpec(shards=shards, weights="none"), JobRequest(name="night"), state)
+    return paths
+
+
+def succeed(run: RunPaths) -> None:
+    write_json(run.result, {"kind": "train", "metrics": {"accuracy": 0.75}, "seconds": 1.0, "checkpoint": None})
+    with run_state.changing(run) as state:
+        run_state.write_state(run, state.with_state("succeeded", metric=("accuracy", 0.75)))
+
+
+def test_a_model_classifies_files_folders_and_arrays_alike(there: Settings, published: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    films = tmp_path / "films"
+    films.mkdir()
+    Image.fromarray(pixels).save(films / "a.png")
+    (films / "b.txt").write_text("no image")
+
+    model = nightshift.load(published)
+    table = model.predict([films / "a.png", films, pixels])
+
+    assert (model.classes, model.threshold, model.metrics, model.folder) == (CLASSES, None, {}, published)
+    assert list(table.columns) == ["file", "decision", "probability_covid", "probability_normal", "error"]
+    assert list(table["file"]) == [str(films / "a.png"), str(films / "a.png"), str(films / "b.txt"), "2"]
+    read = table[table["error"].isna()]
+    assert len(read) == 3
+    assert read["probability_covid"].nunique() == 1
+    assert np.allclose(read["probability_covid"] + read["probability_normal"], 1)
+    assert set(read["decision"]) == {CLASSES[int(np.argmax(read.iloc[0][["probability_covid", "probability_normal"]]))]}
+    assert table.iloc[2]["decision"] is None
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)])
+def test_an_array_that_is_not_an_image_is_refused(there: Settings, published: Path, array: np.ndarray) -> None:
+    with pytest.raises(SpecError, match=r"array 0 has the shape .* give \(H, W\) or \(H, W, 3\) of uint8"):
+        nightshift.load(published).predict(array)
+
+
+def test_a_run_is_loaded_by_its_name_with_its_metrics(run: RunPaths, published: Path) -> None:
+    shutil.copytree(published, run.best)
+    succeed(run)
+
+    model = nightshift.load("night")
+
+    assert (model.name, model.folder, model.metrics) == ("night", run.best, {"accuracy": 0.75})
+
+
+def test_a_model_that_is_not_there_is_refused(run: RunPaths) -> None:
+    with pytest.raises(CheckpointError, match=f"{run.run_id} has no model yet; wait for it: nightshift wait"):
+        nightshift.load("night")
+    with pytest.raises(CheckpointError, match="day is not a model"):
+        nightshift.load("day")
+
+
+def test_runs_are_a_table(run: RunPaths) -> None:
+    succeed(run)
+
+    table = nightshift.runs(tag="chest", owner="ada", kind="train")
+
+    (row,) = table.to_dict("records")
+    assert (row["id"], row["name"], row["tags"], row["note"]) == (run.run_id, "night", ("chest",), "first")
+    assert (row["state"], row["metric"], row["value"]) == ("succeeded", "accuracy", 0.75)
+    assert row["ended"] >= row["created"]
+    assert len(nightshift.runs(name="day")) == 0
+
+
+def test_epochs_are_a_table(run: RunPaths) -> None:
+    lines = [{"epoch": epoch, "valid_loss": 1 / epoch} for epoch in (1, 2)]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert nightshift.metrics("night").to_dict("records") == lines
+    with pytest.raises(UnknownRun, match="no run has the id or name 'day'"):
+        nightshift.metrics("day")
+
+
+def test_submit_takes_the_options_of_the_command_line(
+    there: Settings, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+
+    run_id = nightshift.submit(
+        "train", shards=Path(shards), weights="none", epochs=7, lr=1e-4, cache=False, tag=["a", "b"], name="night"
+    )
+
+    spec = json.loads(RunPaths.of(there.storage, run_id).spec.read_text())
+    state = run_state.read_state(RunPaths.of(there.storage, run_id))
+    assert (spec["shards"], spec["epochs"], spec["lr"], spec["cache"]) == (shards, 7, 1e-4, False)
+    assert (state.name, state.tags, state.owner) == ("night", ("a", "b"), "ada")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "line"),
+    [
+        ("train", {"epoch": 3}, "submit(): 'epoch' is not an option of nightshift train; did you mean epochs?"),
+        ("train", {"epochs": "ten"}, "epochs in submit(): 'ten' is not a whole number"),
+        ("train", {"epochs": 0}, "epochs 0 is below 1; use 1 or more"),
+        ("trian", {}, "'trian' is not one of train, evaluate, search, predict, export"),
+    ],
+)
+def test_a_wrong_option_is_refused_and_nothing_is_queued(
+    there: Settings, shards: str, kind: nightshift.Kind, options: dict[str, object], line: str
+) -> None:
+    with pytest.raises((InvalidOption, SpecError)) as refused:
+        nightshift.submit(kind, shards=shards, weights="none", **options)
+
+    assert str(refused.value) == line
+    assert run_state.all_ids(there.storage) == []
+
+
+def test_wait_returns_the_run_that_has_ended_and_gives_up_after_its_timeout(run: RunPaths) -> None:
+    with pytest.raises(TimeoutError, match=f"{run.run_id} has not ended after 0 s; it goes on"):
+        nightshift.wait("night", timeout=0)
+    succeed(run)
+
+    ended = nightshift.wait("night")
+
+    assert (ended["state"], ended["result"]["metrics"]) == ("succeeded", {"accuracy": 0.75})
