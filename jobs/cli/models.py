@@ -64,7 +64,8 @@ def promote(model: str, *, name: str, why: str | None, force: bool, **comparison
     """
     settings = Settings.read()
     found = _published(settings, model)
-    before = (promotions.history_of(settings.storage, name) or [None])[-1]
+    known = promotions.history_of(settings.storage, name)
+    before = known[-1] if known else None
     compared, is_worse = None, False
     if before is not None:
         if before.weights == found.weights:
