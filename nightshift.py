@@ -83,7 +83,7 @@ class Model:
 
         Returns:
             The columns `file` (of an array: its number), `decision`, `probability_CLASS` for each class, and `error`:
-            why a file has no answer, None where it has one. The decision is a class, or a tuple of labels.
+            why a file has no answer, missing where it has one. The decision is a class, or a tuple of labels.
 
         Raises:
             SpecError: A path does not exist, or an array is not an image.

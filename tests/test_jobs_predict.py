@@ -58,7 +58,7 @@ def test_export_says_format_and_place(say, model, tmp_path):
         (["predict", "model", "pipe:rm"], (1, "'pipe:rm' has the scheme pipe:, which is not allowed")),
         (
             ["predict", "nothing", "model"],
-            (1, "nothing is not a model; give a folder with head.json, or the id of a run"),
+            (1, "nothing is not a model; give a folder with head.json, the id of a run, or a promoted name"),
         ),
         (
             ["predict", "model", "model", "--threshold", "careful"],
