@@ -1,5 +1,6 @@
 """No identifier of a group, such as a patient number, is stored: keyed hashes replace it."""
 
+import json
 import re
 
 import pytest
@@ -198,6 +199,10 @@ def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, so
 
     packed = say("pack", source, shards, "--split", "34/33/33", "--processes", 1, "--group-by", EXPRESSION)
     named = say("group-names", "CANARY-0", "CANARY-5")
+    of_table = say("group-names", "--table", tmp_path / "table.csv")
+    (tmp_path / "gaps.csv").write_text("number\n4711.0\n\n12.0\n")
+    spelled = say("group-names", "--table", tmp_path / "gaps.csv", "--column", "Number", "--json")
+    wrong = [say("group-names"), say("group-names", "--table", "absent.csv"), say("group-names", "1", "--column", "a")]
     (storage / KEY_FILE).rename(tmp_path / "elsewhere")
     refused = say("add", shards, source)
     unnamed = say("group-names", "CANARY-0")
@@ -208,6 +213,9 @@ def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, so
     lines = [line.split(",") for line in named[1].splitlines()]
     assert [line[1] for line in lines] == ["group", "CANARY-0", "CANARY-5"]
     assert {line[0] for line in lines[1:]} < {info["group"] for info in infos(shards)}
+    assert {info["group"] for info in infos(shards)} < {line.split(",")[0] for line in of_table[1].splitlines()}
+    assert [row["group"] for row in json.loads(spelled[1])] == ["4711", "12"]
+    assert [code for code, *_ in wrong] == [2, 2, 2]
     assert refused[0] == 2
     assert "this storage has no group.key" in refused[2]
     assert (unnamed[0], read_group_key(storage)) == (1, None)

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import BadImage, OptionError, SourceError
-from data_shards.pack.options import DICOM_PREFIX, PackOptions
+from data_shards.pack.options import DICOM_PREFIX, GROUP_FIELDS, PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
 from data_shards.process_pool import map_in_processes, process_count
 
-GROUP_FIELDS = ("PatientID", "StudyInstanceUID")
 WHERE_FIELDS = ("Modality", "ViewPosition")
 FILES_PER_TASK = 500
 FILES_PER_PROCESS = 4000  # fewer are read in this process sooner than a new one starts

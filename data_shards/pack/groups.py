@@ -10,7 +10,14 @@ from typing import TypeAlias
 from data_shards.errors import OptionError, SourceError
 from data_shards.pack.labels.cells import is_missing, whole_numbers
 from data_shards.pack.labels.column_matching import match_cells
-from data_shards.pack.labels.columns import GROUP_NAMES, IMAGE_NAMES, by_usual_name, find_image_column, listed
+from data_shards.pack.labels.columns import (
+    GROUP_NAMES,
+    IMAGE_NAMES,
+    by_usual_name,
+    find_image_column,
+    listed,
+    position_of,
+)
 from data_shards.pack.labels.matching import Ambiguous, ImageMatcher
 from data_shards.pack.labels.tables import Table, read_table
 from data_shards.pack.names import normalized_name
@@ -72,15 +79,40 @@ def is_table(group_by: str) -> bool:
     return group_by.lower().endswith((*TABLE_ENDINGS, *SPREADSHEETS))
 
 
+def groups_in_table(file: str, column: str | None) -> list[str]:
+    """Return the groups in a column of a table, each once and spelled as groups of images are.
+
+    Args:
+        file: Path of the table.
+        column: Name of the column; None for the first one with a usual name for groups.
+
+    Raises:
+        OptionError: There is no such table or column.
+        SourceError: The table cannot be read.
+    """
+    table = _table(file, "--table")
+    usual = by_usual_name(table.columns, GROUP_COLUMNS)
+    if column is None and not usual:
+        raise OptionError(f"{file} has the columns {listed(table.columns)}; choose that of the groups with --column")
+    position = usual[0] if column is None else position_of(table.columns, column, "--column", file)
+    cells = table.column(position)
+    numbers = whole_numbers(cells)
+    return list(dict.fromkeys(numbers.get(cell, cell) for cell in cells if not is_missing(cell)))
+
+
+def _table(file: str, option: str) -> Table:
+    if not Path(file).is_file():
+        raise OptionError(f"{option} {file}: there is no such file; give the path of a table")
+    return read_table(Path(file), file, lambda _: True)
+
+
 def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
     """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree.
 
     The second value is all groups of the table.
     """
     matcher = ImageMatcher(names)
-    if not Path(file).is_file():
-        raise OptionError(f"--group-by {file}: there is no such file; give the path of a table, or an expression")
-    table = read_table(Path(file), file, lambda _: True)
+    table = _table(file, "--group-by")
     image, group = _columns(table, matcher)
     cells = table.column(group)
     numbers = whole_numbers(cells)

@@ -11,6 +11,7 @@ MEGABYTE = 1_000_000
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 LARGEST_MEGAPIXELS = 2000  # that `max_megapixels` may be: such a film takes 2 to 6 GB of memory
 
+GROUP_FIELDS = ("PatientID", "StudyInstanceUID")  # of DICOM headers, that may serve as groups
 DICOM_PREFIX = "dicom:"  # of a field of DICOM headers, where another option would name a column
 
 Encoding: TypeAlias = Literal["jpeg", "lossless"]

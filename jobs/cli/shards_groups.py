@@ -12,7 +12,7 @@ from cluster.group_key import ensure_group_key, read_group_key
 from cluster.settings import Settings
 from data_shards.errors import SourceError
 from data_shards.index import ShardIndex
-from data_shards.pack.options import DICOM_PREFIX
+from data_shards.pack.options import DICOM_PREFIX, GROUP_FIELDS
 from data_shards.pack.pseudonyms import GROUP, pseudonym
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options
@@ -20,8 +20,6 @@ from trainer.evaluation.csv_cells import safe_cell
 
 if TYPE_CHECKING:
     from data_shards.pack.sources import ImageFolder
-
-STDIN = "-"
 
 
 def key_for_packing() -> str:
@@ -58,26 +56,35 @@ def print_groups(folder: "ImageFolder") -> None:
 @command(
     "group-names",
     example="nightshift shards group-names 4711 4712\n"
-    "cut -d, -f1 patients.csv | nightshift shards group-names - > names.csv",
+    "nightshift shards group-names --table patients.csv --column patient > names.csv",
 )
-@click.argument("groups", nargs=-1, required=True)
+@click.argument("groups", nargs=-1)
 @options(
     OptionGroup(
         "Groups",
         (
-            click.option("--group-by", type=click.Choice(["dicom:PatientID", "dicom:StudyInstanceUID"]),
+            click.option("--table", metavar="TABLE", help="Show the names of all groups in this table."),
+            click.option("--column", metavar="COLUMN",
+                         help="Column of the groups in --table.  [default: found by usual names]"),
+            click.option("--group-by", type=click.Choice([DICOM_PREFIX + field for field in GROUP_FIELDS]),
                          help="The DICOM field that the groups are from.  [default: a table or file names]"),
             json_option("Print the names as JSON."),
         ),
     )
 )  # fmt: skip
-def group_names(groups: tuple[str, ...], group_by: str | None, as_json: bool) -> None:
+def group_names(
+    groups: tuple[str, ...], table: str | None, column: str | None, group_by: str | None, as_json: bool
+) -> None:
     """Show the names under which data sets store GROUPS, such as patient numbers.
 
-    To find the patient of a row in predictions.csv, give all patient numbers, and search the table for the row's
-    group. GROUPS may be -: then each line of standard input is a group. The names are those of data sets that were
-    packed with this storage: they depend on STORAGE/group.key.
+    To find the patient of a row in predictions.csv, show the names of all patients with --table, and search for the
+    group of the row. The names are those of data sets that were packed with this storage: they depend on
+    STORAGE/group.key.
     """
+    from data_shards.pack.groups import groups_in_table  # noqa: PLC0415
+
+    if bool(groups) == bool(table) or (column and not table):
+        raise click.UsageError("give GROUPS, or a table with --table TABLE and its --column")
     storage = Settings.read().storage
     key = read_group_key(storage)
     if key is None:
@@ -85,8 +92,8 @@ def group_names(groups: tuple[str, ...], group_by: str | None, as_json: bool) ->
             f"{storage} has no group.key; set NIGHTSHIFT_STORAGE to the storage that the data set was packed with"
         )
     keyword = group_by.removeprefix(DICOM_PREFIX) if group_by else GROUP
-    values = [line.rstrip("\r\n") for line in sys.stdin] if groups == (STDIN,) else groups
-    named = [(pseudonym(value, keyword, key), value) for value in values if value]
+    values = groups_in_table(table, column) if table else groups
+    named = [(pseudonym(value, keyword, key), value) for value in values]
     if as_json:
         click.echo(json.dumps([{"name": name, "group": value} for name, value in named], indent=2))
         return
