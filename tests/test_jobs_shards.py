@@ -147,6 +147,17 @@ def test_show_prints_a_row_per_split_with_the_balance_of_classes(packed):
     assert "40 to 40 pixels (median 40) wide and 36 to 36" in " ".join(result.stdout.split())
 
 
+def test_show_prints_a_row_per_class_where_columns_would_be_cut_off(tmp_path):
+    names = [f"class-{n}-with-a-long-name" for n in range(7)]
+    image_folder(tmp_path / "images", {f"{split}/{name}": 1 for split in ("train", "test") for name in names})
+    run("pack", tmp_path / "images", tmp_path / "shards", "--processes", "1")
+
+    rows = [line.split() for line in run("show", tmp_path / "shards").stdout.splitlines()]
+
+    assert [[row[1], row[3], row[6]] for row in rows if "long-name" in " ".join(row)] == [[n, "1", "1"] for n in names]
+    assert [[row[3], row[5]] for row in rows if "all" in row] == [["7", "7"]]
+
+
 def test_show_as_json_has_classes_splits_counts_and_sizes(packed):
     facts = json.loads(run("show", packed, "--json").stdout)
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cluster.settings import Settings
 from data_shards.errors import LeakageError
-from data_shards.index import ShardIndex, overview, read_index
+from data_shards.index import overview, read_index
 from data_shards.pack.options import (
     LARGEST_MEGAPIXELS,
     Blank,
@@ -23,7 +21,6 @@ from data_shards.pack.options import (
     Uncertain,
 )
 from data_shards.pack.other_files import by_kind
-from data_shards.targets import TargetCounts
 from jobs.cli.command import Group
 from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
 from jobs.cli.option_types import ByteSize, Share, SplitShares
@@ -31,8 +28,9 @@ from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
 from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing, print_groups
+from jobs.cli.shards_overview import print_overview
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
-from jobs.cli.terminal import echo, table_cell
+from jobs.cli.terminal import echo
 
 if TYPE_CHECKING:
     from data_shards.download.address import Address
@@ -419,62 +417,3 @@ def _print_list(title: str, lines: Any) -> None:
         click.echo(f"  {_printable(line)}", err=True)
     if len(lines) > SHOWN:
         click.echo(f"  and {len(lines) - SHOWN} more", err=True)
-
-
-def print_overview(location: str, index: ShardIndex) -> None:
-    """Print a row per split with its class balance, or per label with its splits; then a summary of the data set."""
-    facts = overview(index)
-    console = Console()
-    console.print(_label_table(location, index) if index.multi_label else _class_table(location, facts, index))
-    console.print(
-        f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
-        f"{_span(index.heights)} high in the source; stored {_stored(index)}"
-    )
-    for addition in facts["history"]:
-        counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
-        line = f"added {addition['time']}: {counts}, to digest {addition['digest_before']}"
-        console.print(table_cell(line), soft_wrap=True)
-    console.print(f"digest {index.digest}", soft_wrap=True)
-
-
-def _class_table(location: str, facts: dict[str, Any], index: ShardIndex) -> Table:
-    table = Table(title=table_cell(location))
-    table.add_column("split")
-    for name in (*index.classes, "all", "shards", "MB"):
-        table.add_column(table_cell(name), justify="right")
-    for split, counts in facts["splits"].items():
-        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
-        size = f"{counts['bytes'] / MEGABYTE:.1f}"
-        table.add_row(table_cell(split), *shares, str(counts["samples"]), str(counts["shards"]), size)
-    return table
-
-
-def _label_table(location: str, index: ShardIndex) -> Table:
-    """Return a row for each label: how many images of each split have it, and of how many it is unknown."""
-    table = Table(title=table_cell(location))
-    table.add_column("label")
-    for split in index.splits:
-        table.add_column(table_cell(split), justify="right")
-        table.add_column("unknown", justify="right")
-    counts = [index.targets_in(split) for split in index.splits]
-    for position, name in enumerate(index.classes):
-        cells = [cell for of_split in counts for cell in _label_cells(of_split[position])]
-        table.add_row(table_cell(name), *cells)
-    table.add_section()
-    table.add_row("images", *(cell for split in index.splits for cell in (str(index.samples_in(split)), "")))
-    table.add_row("shards", *(cell for split in index.splits for cell in (str(len(index.of_split(split))), "")))
-    return table
-
-
-def _label_cells(counts: TargetCounts) -> tuple[str, str]:
-    known = counts.present + counts.absent
-    return (f"{counts.present} ({counts.present / known:.0%})" if known else "-", str(counts.unknown))
-
-
-def _span(span: tuple[int, int, int]) -> str:
-    least, median, greatest = span
-    return f"{least} to {greatest} pixels (median {median})"
-
-
-def _stored(index: ShardIndex) -> str:
-    return f"with a short side of at most {index.image_size}" if index.image_size else "in their own size"

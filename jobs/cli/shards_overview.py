@@ -1,0 +1,97 @@
+"""What `nightshift shards show` prints of a data set: its classes or labels, splits, counts and sizes."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data_shards.index import ShardIndex, overview
+from data_shards.targets import TargetCounts
+from jobs.cli.terminal import table_cell
+
+MEGABYTE = 1_000_000
+MOST_COLUMNS = 5  # classes that have a column each; more have a row each
+
+
+def print_overview(location: str, index: ShardIndex) -> None:
+    """Print a row per split with its class balance, or per class or label with its splits; then a summary."""
+    facts = overview(index)
+    console = Console()
+    if index.multi_label:
+        console.print(_label_table(location, index))
+    elif len(index.classes) > MOST_COLUMNS:
+        console.print(_class_rows(location, index))
+    else:
+        console.print(_class_table(location, facts, index))
+    console.print(
+        f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
+        f"{_span(index.heights)} high in the source; stored {_stored(index)}"
+    )
+    for addition in facts["history"]:
+        counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
+        line = f"added {addition['time']}: {counts}, to digest {addition['digest_before']}"
+        console.print(table_cell(line), soft_wrap=True)
+    console.print(f"digest {index.digest}", soft_wrap=True)
+
+
+def _class_table(location: str, facts: dict[str, Any], index: ShardIndex) -> Table:
+    table = Table(title=table_cell(location))
+    table.add_column("split")
+    for name in (*index.classes, "all", "shards", "MB"):
+        table.add_column(table_cell(name), justify="right")
+    for split, counts in facts["splits"].items():
+        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
+        size = f"{counts['bytes'] / MEGABYTE:.1f}"
+        table.add_row(table_cell(split), *shares, str(counts["samples"]), str(counts["shards"]), size)
+    return table
+
+
+def _class_rows(location: str, index: ShardIndex) -> Table:
+    """Return a row for each class, with the number of its images in each split and their share of the split."""
+    table = Table(title=table_cell(location))
+    table.add_column("class", overflow="fold")
+    for split in index.splits:
+        table.add_column(table_cell(split), justify="right")
+    counts = [(index.per_class_in(split), index.samples_in(split)) for split in index.splits]
+    for position, name in enumerate(index.classes):
+        table.add_row(table_cell(name), *(f"{n[position]} ({n[position] / every:.0%})" for n, every in counts))
+    table.add_section()
+    table.add_row("all", *(str(every) for _, every in counts))
+    table.add_row("shards", *(str(len(index.of_split(split))) for split in index.splits))
+    table.add_row("MB", *(_megabytes(index, split) for split in index.splits))
+    return table
+
+
+def _megabytes(index: ShardIndex, split: str) -> str:
+    return f"{sum(shard.bytes for shard in index.of_split(split)) / MEGABYTE:.1f}"
+
+
+def _label_table(location: str, index: ShardIndex) -> Table:
+    """Return a row for each label: how many images of each split have it, and of how many it is unknown."""
+    table = Table(title=table_cell(location))
+    table.add_column("label", overflow="fold")
+    for split in index.splits:
+        table.add_column(table_cell(split), justify="right")
+        table.add_column("unknown", justify="right")
+    counts = [index.targets_in(split) for split in index.splits]
+    for position, name in enumerate(index.classes):
+        cells = [cell for of_split in counts for cell in _label_cells(of_split[position])]
+        table.add_row(table_cell(name), *cells)
+    table.add_section()
+    table.add_row("images", *(cell for split in index.splits for cell in (str(index.samples_in(split)), "")))
+    table.add_row("shards", *(cell for split in index.splits for cell in (str(len(index.of_split(split))), "")))
+    return table
+
+
+def _label_cells(counts: TargetCounts) -> tuple[str, str]:
+    known = counts.present + counts.absent
+    return (f"{counts.present} ({counts.present / known:.0%})" if known else "-", str(counts.unknown))
+
+
+def _span(span: tuple[int, int, int]) -> str:
+    least, median, greatest = span
+    return f"{least} to {greatest} pixels (median {median})"
+
+
+def _stored(index: ShardIndex) -> str:
+    return f"with a short side of at most {index.image_size}" if index.image_size else "in their own size"
