@@ -43,9 +43,8 @@ def check_storage(storage: Path) -> list[CheckResult]:
         is_used = settings.runs.is_dir()  # otherwise it is new, or a share that is not mounted, and stays empty
         if is_used:
             settings.with_storage_ready()  # what every command does first
-        probe = (
-            settings.runs if is_used else storage
-        ) / f".doctor-{secrets.token_hex(8)}"  # each container has a pid 1
+        folder = settings.runs if is_used else storage
+        probe = folder / f".doctor-{secrets.token_hex(8)}"  # every container has a process 1
         probe.mkdir()
     except StorageError as error:
         found, _, told = str(error).partition("; ")
@@ -68,7 +67,7 @@ def _denied(settings: Settings) -> list[CheckResult]:
     """Check the folders that only some commands write to, and whether runs of other users can be changed."""
     denied = settings.denied_folders(DATA_FOLDERS)
     runs = settings.runs.iterdir() if settings.runs.is_dir() else ()
-    denied += [run for run in runs if RUN_ID.fullmatch(run.name) and not is_writable(run)][:1]
+    denied += [run for run in runs if RUN_ID.fullmatch(run.name) and run.is_dir() and not is_writable(run)][:1]
     return [
         CheckResult(check="permissions", ok=False, found=what, cure=cure)
         for what, _, cure in (denial(folder).partition("; ") for folder in denied)

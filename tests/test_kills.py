@@ -14,6 +14,7 @@ from tests.kills import run_campaign
 KILLS, SECONDS = 60, 120.0
 
 
+@pytest.mark.kills
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_torn_left_or_published_twice_under_kills(tmp_path: Path) -> None:
