@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class Campaign:
         runs: Id of each run, and the name of its kind of spec.
         kills: How often each kind was hit by each signal.
         hits: How often each run was hit.
-        stopped: Stopped processes, and when each goes on.
+        stopped: Timers that let stopped processes go on.
     """
 
     settings: Settings
@@ -86,7 +87,7 @@ class Campaign:
     runs: dict[str, str] = field(default_factory=dict)
     kills: Counter[str] = field(default_factory=Counter)
     hits: Counter[str] = field(default_factory=Counter)
-    stopped: dict[int, float] = field(default_factory=dict)
+    stopped: list[threading.Timer] = field(default_factory=list)
 
     # --- runs
 
@@ -125,15 +126,11 @@ class Campaign:
         """Whether all runs have ended."""
         return all(state.has_ended for state in self.states())
 
-    def hit_seldom(self) -> bool:
-        """Whether a run that is running may be hit again."""
-        return any(state.state == "running" and self.hits[state.id] < KILLS_A_RUN for state in self.states())
-
     # --- kills
 
     def step(self) -> None:
-        """Kill or stop one process of a random kind, if there is one; continue those that were stopped long enough."""
-        self.keep_up()
+        """Kill or stop one process of a random kind, if there is one."""
+        self.stack.restart_ended()
         of_runs = OF_REAL_RUNS if self.real else OF_RUNS
         kind = self.draw.choice((*FORKS, "Redis", *of_runs, *of_runs))  # most are not there at most moments
         if kind in FORKS:
@@ -145,22 +142,6 @@ class Campaign:
             self.hit_run(kind)
         time.sleep(self.draw.uniform(*PAUSE_SECONDS))
 
-    def keep_up(self) -> None:
-        """Continue stopped processes, and start again what a stack starts again."""
-        for pid, until in list(self.stopped.items()):
-            if time.monotonic() > until:
-                self.go_on(pid)
-        if not any(self.is_stopped_redis(pid) for pid in self.stopped):
-            self.stack.restart_ended()
-
-    def is_stopped_redis(self, pid: int) -> bool:
-        return self.stack.server is not None and pid == self.stack.server.pid
-
-    def go_on(self, pid: int) -> None:
-        self.stopped.pop(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
     def hit(self, kind: str, pid: int) -> None:
         """Send a process SIGKILL, or SIGSTOP and later SIGCONT."""
         stops = self.draw.random() < SHARE_OF_STOPS
@@ -169,8 +150,9 @@ class Campaign:
         except ProcessLookupError:
             return
         if stops:
-            longest = STOP_SECONDS[0] + 1 if kind == "Redis" else STOP_SECONDS[1]  # its clients wait meanwhile
-            self.stopped[pid] = time.monotonic() + self.draw.uniform(STOP_SECONDS[0], longest)
+            longest = 1.0 if kind in ("Redis", *FORKS) else STOP_SECONDS[1]  # this process waits meanwhile
+            self.stopped.append(threading.Timer(self.draw.uniform(STOP_SECONDS[0], longest), go_on, [pid]))
+            self.stopped[-1].start()
         self.kills[f"{kind}, {'stopped' if stops else 'killed'}"] += 1
 
     def hit_run(self, kind: str) -> None:
@@ -216,7 +198,7 @@ class Campaign:
         return [pid for pid in own if "trainer " in below[pid]]
 
     def kill_fork(self, kind: str) -> None:
-        """Start one action in a fork of this process and kill it at a random moment of its first 50 milliseconds."""
+        """Start one action in a fork of this process, and kill or stop it at a random moment of its first ones."""
         target = self.data / f"{kind}-{secrets.token_hex(4)}"
         pid = os.fork()
         if pid == 0:
@@ -225,9 +207,6 @@ class Campaign:
             os._exit(0)
         time.sleep(self.draw.uniform(0, 0.3 if kind == "pack" else 0.05))
         self.hit(kind, pid)
-        if pid in self.stopped:
-            self.go_on(pid)
-            os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         if kind == "pack":
             packed = pack(self.data / "images", target, PACKING).index.digest
@@ -251,6 +230,12 @@ class Campaign:
             self.runs.setdefault(run_id, next(iter(self.specs())))
 
 
+def go_on(pid: int) -> None:
+    """Let a stopped process go on, unless it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
 def command_of(pid: int) -> str:
     try:
         return b" ".join(arguments_of(pid)).decode(errors="replace")
@@ -272,8 +257,8 @@ def run_campaign(folder: Path, kills: int, seed: int, seconds: float, *, real: b
             campaign.add_run(kind)
         wait_until_over(campaign)
         hit_everything(campaign, kills, began + seconds)
-        for pid in list(campaign.stopped):
-            campaign.go_on(pid)
+        for timer in campaign.stopped:
+            timer.join()
         wait_until_over(campaign)
         wait_until_unwatched(campaign)
     hit = dict(sorted(campaign.kills.items()))
@@ -300,7 +285,7 @@ def wait_until_over(campaign: Campaign, seconds: float = 1200.0) -> None:
     """Wait until all runs have ended, and keep the stack up."""
     until = time.monotonic() + seconds
     while not campaign.is_over() and time.monotonic() < until:
-        campaign.keep_up()
+        campaign.stack.restart_ended()
         time.sleep(0.1)
 
 
@@ -308,7 +293,7 @@ def wait_until_unwatched(campaign: Campaign, seconds: float = 30.0) -> None:
     """Wait until the job workers have finalized the last runs."""
     until = time.monotonic() + seconds
     while run_state.pending_ids(campaign.settings.storage) and time.monotonic() < until:
-        campaign.keep_up()
+        campaign.stack.restart_ended()
         time.sleep(0.1)
 
 

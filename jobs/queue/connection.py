@@ -13,6 +13,8 @@ from jobs.queue import embedded_redis
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COMMAND_RETRIES = 3  # about a second: a person is waiting
 WORKER_RETRIES = 20  # about half a minute: longer than a restart of Redis takes
+COMMAND_ANSWER_SECONDS = 10  # of a Redis that accepts the connection and is stopped, or starved
+WORKER_ANSWER_SECONDS = 60  # longer than RQ's blocking reads
 
 
 def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
@@ -74,7 +76,7 @@ def _options(url: str, settings: Settings, *, patient: bool) -> dict[str, object
     retries = WORKER_RETRIES if patient else COMMAND_RETRIES
     options: dict[str, object] = {
         "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=2), retries),
-        "socket_timeout": 60,
+        "socket_timeout": WORKER_ANSWER_SECONDS if patient else COMMAND_ANSWER_SECONDS,
         "health_check_interval": 30,
     }
     if not url.startswith("unix:"):
