@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.access import restrict_umask
-from cluster.errors import SettingsError
+from cluster.errors import SettingsError, StorageError
 from cluster.health import check_storage
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
@@ -19,6 +19,7 @@ from jobs.queue import actions, embedded_redis
 from jobs.queue.submit import publish, submit
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState, now, read_state
+from jobs.runs.webhook_outbox import stored_url
 from tests.stack import FakeSpec
 from tests.users import User, needs_root
 
@@ -91,6 +92,19 @@ def test_a_second_user_is_told_the_folder_its_owner_and_the_umask_that_is_needed
     assert ready == f"StorageError: storage {shared.storage} is not writable: {reason}; {cure}"
     assert doctor == str((f"storage {shared.storage} is not writable: {reason}", cure))
     assert f"{runs / run_id / '.lock'} belongs to user 3001 and group 3000 with mode 640" in cancelled
+
+
+@needs_root
+def test_the_address_of_a_webhook_is_not_read_by_another_user_and_an_unreadable_storage_is_an_error(
+    shared: Settings, tmp_path: Path
+) -> None:
+    paths = RunPaths.of(shared.storage, ALICE.call(lambda: submit_for_team(shared)))
+
+    assert ALICE.call(lambda: stored_url(paths.webhook)) == "https://example.org/s3cret"
+    assert BOB.call(lambda: stored_url(paths.webhook)) == "None"
+    assert stored_url(tmp_path / "absent") is None
+    with pytest.raises(StorageError, match="Is a directory"):
+        stored_url(tmp_path)
 
 
 @needs_root

@@ -101,14 +101,20 @@ def store_url(file: Path, url: str) -> None:
 
 
 def stored_url(file: Path) -> str | None:
-    """Return the URL that `store_url` wrote; None if there is none, or if it belongs to another user."""
+    """Return the URL that `store_url` wrote; None if there is none, or if its file is damaged or of another user.
+
+    Raises:
+        StorageError: The storage cannot be read now.
+    """
     try:
         url = read_json_object(file).get("url")
     except StorageError as error:
+        is_denied = isinstance(error.__cause__, PermissionError)
+        if not is_denied and not is_damage(error):
+            raise
         if not isinstance(error.__cause__, FileNotFoundError) and file not in _warned:
             _warned.add(file)
-            owner = "" if is_damage(error) else f"; it belongs to user {_owner(file)}"
-            log.warning("no webhook is sent: %s%s", error, owner)
+            log.warning("no webhook is sent: %s%s", error, f"; its owner is {_owner(file)}" if is_denied else "")
         return None
     return url if isinstance(url, str) else None
 
