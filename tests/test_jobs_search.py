@@ -71,6 +71,8 @@ def test_search_prints_its_id_alone_and_stores_a_checked_spec(
         (("--trials", "+5"), "--trials '+5' is not a number; write --trials 64, or +50 with --extend"),
         (("--workers", "999", "--batch-size", "1998"), "999 workers need 999 CPUs and this machine has {cpus}; "
          "use --workers {cpus}"),
+        (("--head", "lda"), "a search varies options of the mlp head, and --head lda has none of them; "
+         "use `nightshift train SHARDS --head lda`"),
         (("--lr", "x:y"), "lr 'x:y' is no range; write it as low:high, or low:high:points for a grid"),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ from trainer.inference.export_formats import EXPORT_FORMATS
 from trainer.inference.predictor import Predictor
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, build
-from trainer.training.worker import one_thread
+from trainer.training.head_fit import one_thread
 
 OPTIONS = {"epochs": 6, "lr": 5e-3, "seed": 3, "class_weights": None}
 

@@ -15,10 +15,10 @@ from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec, build
 from trainer.training.checkpointer import TrainingCheckpoint
 from trainer.training.ema import ModelEma
+from trainer.training.head_fit import one_thread
 from trainer.training.loop import LoopHooks, TrainLoop
 from trainer.training.optimizer import build_optimizer
 from trainer.training.train_state import TrainState
-from trainer.training.worker import one_thread
 
 CPU = torch.device("cpu")
 CONFIG = HeadConfig(classes=("a", "b"), width=16, dropout=0.2, image_size=32)

@@ -15,7 +15,7 @@ from trainer.errors import Stopped
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.trial_files import PauseSignal
 from trainer.specs import SearchSpec, build
-from trainer.training.worker import one_thread
+from trainer.training.head_fit import one_thread
 
 
 @pytest.fixture(scope="module")

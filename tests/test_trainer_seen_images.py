@@ -4,7 +4,7 @@ import torch
 from data_shards.index import Addition, Shard, ShardIndex
 from tests.trained import lease_in
 from trainer.errors import SpecError
-from trainer.evaluate import _check_validation_unseen
+from trainer.evaluate import _check_images_to_choose_on
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images, shards_of_model
 from trainer.model.checkpoint_folder import write_checkpoint_folder
 
@@ -115,7 +115,7 @@ def test_no_threshold_is_chosen_on_a_validation_split_that_a_refit_on_a_later_ve
     )
 
     with pytest.raises(SpecError, match="--min-sensitivity needs a validation split without training images"):
-        _check_validation_unseen(tmp_path / "best", BASE)
+        _check_images_to_choose_on(tmp_path / "best", BASE, "shards")
 
 
 def test_a_storage_that_cannot_be_written_does_not_fail_the_evaluation(tmp_path, caplog):

@@ -43,6 +43,16 @@ def test_a_training_leaves_a_line_an_epoch_a_model_and_a_result(trained, digits_
     assert not model.training
 
 
+def test_a_training_on_features_shows_what_linear_heads_reach_on_the_same_images(trained):
+    result = read_json(trained[0].result)
+
+    assert [row["head"] for row in result["baselines"]] == ["lda", "logistic"]
+    for row in result["baselines"]:
+        assert row["intervals"]["auroc"][0] < row["auroc"] < row["intervals"]["auroc"][1]
+        assert row["images"] == 210
+    assert "Baselines on the same features" in trained[0].report.read_text()
+
+
 def test_the_same_seed_gives_the_same_model_to_the_last_bit(trained, tmp_path, digits_shards):
     paths, _ = trained
 

@@ -15,6 +15,7 @@ from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.named_thresholds import (
+    ChoiceImages,
     StoredModel,
     choose_named,
     read_calibration,
@@ -23,7 +24,8 @@ from trainer.evaluation.named_thresholds import (
     threshold_evidence,
     with_named,
 )
-from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.out_of_fold import OutOfFold, is_cross_validated
+from trainer.evaluation.scoring import classifier_outputs, save_predictions, split_metrics
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
@@ -54,7 +56,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     _check_compatible(spec, config, index)
     _check_threshold(spec, folder, config)
     if spec.min_sensitivity:
-        _check_validation_unseen(folder, index)
+        _check_images_to_choose_on(folder, index, spec.shards)
     weights = weights_sha256(folder)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
     outcome = run_on_workers(evaluate_on_worker, task)
@@ -99,11 +101,18 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     model, config, manifest = read_model(folder)
     model = model.to(context.process_group.device)
     extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
-    splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity else [spec.split])
+    out_of_fold = bool(spec.min_sensitivity) and _chooses_out_of_fold(manifest, index)
+    splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity and not out_of_fold else [spec.split])
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
     stored = StoredModel.of(folder, config, manifest)
-    named = _named_threshold(spec, stored, index, found.get("valid"))
+    images: ChoiceImages | None = None
+    if out_of_fold:
+        outputs = OutOfFold.read(folder, config).outputs
+        images = ChoiceImages(outputs=outputs, chosen_on="out of fold", data=str(manifest["data"]))
+    elif spec.min_sensitivity:
+        images = ChoiceImages(outputs=found["valid"], chosen_on="valid", data=index.digest)
+    named = _named_threshold(spec, stored, images)
     calibration = read_calibration(stored, None)
     if named is not None:
         calibration = with_named(calibration, named, config)
@@ -121,15 +130,12 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     return metrics
 
 
-def _named_threshold(
-    spec: EvaluateSpec, model: StoredModel, index: ShardIndex, valid: ModelOutputs | None
-) -> NamedThreshold | None:
-    """Return the threshold to evaluate at: chosen on the validation split, or the stored one; None for the default."""
-    if spec.min_sensitivity is not None and valid is not None and spec.chosen_name is not None:
+def _named_threshold(spec: EvaluateSpec, model: StoredModel, images: ChoiceImages | None) -> NamedThreshold | None:
+    """Return the threshold to evaluate at: chosen on `images`, or the stored one; None for the default decision."""
+    if spec.min_sensitivity is not None and images is not None and spec.chosen_name is not None:
         return choose_named(
             model,
-            valid,
-            index,
+            images,
             name=spec.chosen_name,
             positive=spec.positive or model.config.classes[0],
             min_sensitivity=spec.min_sensitivity,
@@ -158,15 +164,29 @@ def _check_threshold(spec: EvaluateSpec, folder: Path, config: HeadConfig) -> No
             )
 
 
-def _check_validation_unseen(folder: Path, index: ShardIndex) -> None:
-    """Raise SpecError if the validation split was part of the training data (a refit)."""
+def _check_images_to_choose_on(folder: Path, index: ShardIndex, shards: str) -> None:
+    """Raise SpecError if there are no images to choose a threshold on that the model has not been trained on."""
     manifest = read_verified_manifest(folder)
-    seen = seen_images(manifest, index, "valid") or {}
-    if manifest.get("refit") and (index.version_with(str(manifest.get("data"))) or seen.get("trained")):
+    if _chooses_out_of_fold(manifest, index):
+        return
+    if "valid" not in index.splits:
+        raise SpecError(f"{shards} has no split 'valid' to choose a threshold on; leave out --min-sensitivity")
+    if _was_trained_on_valid(manifest, index):
         raise SpecError(
             "--min-sensitivity needs a validation split without training images, and this refit was trained on it; "
             f"evaluate {folder.parent / 'chosen'} instead, the best trial's own model"
         )
+
+
+def _chooses_out_of_fold(manifest: dict[str, Any], index: ShardIndex) -> bool:
+    """Whether a threshold is chosen on predictions out of fold: the valid split is absent, or was trained on."""
+    return is_cross_validated(manifest) and ("valid" not in index.splits or _was_trained_on_valid(manifest, index))
+
+
+def _was_trained_on_valid(manifest: dict[str, Any], index: ShardIndex) -> bool:
+    """Whether the model was trained on train and valid together, and on images of this validation split."""
+    seen = seen_images(manifest, index, "valid") or {}
+    return bool(manifest.get("refit") and (index.version_with(str(manifest.get("data"))) or seen.get("trained")))
 
 
 def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
@@ -179,8 +199,6 @@ def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex)
     check_model_input(config.image_size, index, spec.shards)
     if spec.split not in index.splits:
         raise SpecError(f"{spec.shards} has no split {spec.split!r}; choose one of {', '.join(index.splits)}")
-    if spec.min_sensitivity and "valid" not in index.splits:
-        raise SpecError(f"{spec.shards} has no split 'valid' to choose a threshold on; leave out --min-sensitivity")
     if spec.positive is not None and spec.positive not in config.classes:
         raise SpecError(
             f"positive class {spec.positive!r} is not a class of the model; choose one of {', '.join(config.classes)}"

@@ -11,6 +11,7 @@ from trainer.model.weights import resolve_weights
 from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import TrainSpec
+from trainer.specs.head import check_head
 from trainer.specs.image_size import check_training_size
 from trainer.training.worker import train_on_worker
 
@@ -47,12 +48,15 @@ def check_data(spec: TrainSpec, index: ShardIndex) -> None:
     Raises:
         SpecError: A split is missing, the images are smaller than the input, or a worker gets too few images per step.
     """
-    for split in ("train", "valid"):
+    for split in spec.required_splits:
         if split not in index.splits:
             raise SpecError(f"{spec.shards} has no split {split!r}; pack the data with one")
         if index.multi_label and not any(n.present + n.absent for n in index.targets_in(split)):
             raise SpecError(f"all targets of the split {split!r} of {spec.shards} are unknown; pack it with known ones")
     check_training_size(spec.image_size, index, spec.shards)
+    check_head(spec, index, spec.shards)
+    if not spec.trains_by_steps:
+        return
     samples = index.samples_in(spec.split)
     smallest = samples // -(-samples // spec.batch_size) // spec.workers
     if smallest < MIN_BATCH_NORM_IMAGES:

@@ -15,6 +15,7 @@ from jobs.runs.record import JobRecord, read_record
 from jobs.runs.state import RunState
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.seen_images import evaluation_lines
+from trainer.evaluation.training_text import training_lines
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
@@ -69,7 +70,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
     metrics = record.result.get("metrics") or {}
     lines = [metrics_line(metrics), *label_lines(metrics)]
-    lines += [f"{label:<8} {line}" for label, line in decision_rows(record)]
+    lines += [f"{label:<8} {line}" for label, line in (*training_lines(record.result), *decision_rows(record))]
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
@@ -109,7 +110,8 @@ def metrics_line(metrics: dict[str, Any]) -> str:
     count = f" ({metrics['n']} images)" if metrics.get("n") else ""
     if metrics.get("multi_label") and not metrics.get("positive"):
         count = f" (means of the labels; {metrics['n']} images, {metrics['known']} known targets)"
-    return f"{metrics.get('split', 'metrics'):<8} {values}{count}"
+    label = "folds" if "out_of_fold" in metrics else metrics.get("split", "metrics")
+    return f"{label:<8} {values}{count}"
 
 
 def label_lines(metrics: dict[str, Any]) -> list[str]:

@@ -139,11 +139,23 @@ SEARCH_DURATION = click.option(
 )  # fmt: skip
 
 
+def _refuse_linear_head(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    if value not in (None, "mlp"):
+        raise click.UsageError(
+            f"a search varies options of the mlp head, and --head {value} has none of them; "
+            f"use `nightshift train SHARDS --head {value}`"
+        )
+
+
+MLP_HEAD = click.option("--head", expose_value=False, hidden=True, callback=_refuse_linear_head)
+
+
 @command(
     example="nightshift search shards/chest --trials 64 --epochs 20 --metric auroc --until 07:00\n"
     "nightshift search --extend search-20261123-203000-a1b2c3 --trials +50 --lr 1e-4:1e-3"
 )
 @click.argument("shards", required=False)
+@MLP_HEAD
 @options(
     CONFIG,
     SEARCH,

@@ -20,6 +20,7 @@ from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.start_forecast import start_forecast
+from trainer.evaluation.training_text import training_lines
 
 LABEL = 10  # characters of the first column
 KIBI = 1024
@@ -122,7 +123,7 @@ def _result_rows(record: JobRecord) -> list[Row]:
     lines = [metrics_line(metrics), *label_lines(metrics)]
     rows += [("result" if at == 0 else "", " ".join(line.split())) for at, line in enumerate(lines) if line]
     rows += [("", line) for line in _confusion_lines(metrics)]
-    return rows + decision_rows(record)
+    return [*rows, *training_lines(record.result), *decision_rows(record)]
 
 
 def _confusion_lines(metrics: dict[str, Any]) -> list[str]:

@@ -12,7 +12,10 @@ from jobs.cli.training_options import TRAINING
 from trainer.specs import TrainSpec
 
 
-@command(example="nightshift train shards/chest --epochs 5 --workers 4 --wait")
+@command(
+    example="nightshift train shards/chest --epochs 5 --workers 4 --wait\n"
+    "nightshift train shards/chest --head logistic --folds 5 --repeats 3"
+)
 @click.argument("shards")
 @options(CONFIG, *TRAINING, WHERE, WHEN, OUTPUT)
 def train(shards: str, **given: Any) -> None:

@@ -92,4 +92,31 @@ VALIDATION = OptionGroup(
         ),
     ),
 )  # fmt: skip
-TRAINING = (DATA_AND_MODEL, OPTIMIZATION, VALIDATION)
+# Only of `train`: a search varies the options of the mlp head, on one validation split.
+HEAD = option(
+    TrainSpec, "head",
+    "Head on the features: mlp (three layers, trained by steps), or a linear head that is fitted in one step on a "
+    "frozen backbone: lda (linear discriminant analysis with shrinkage) or logistic (logistic regression).",
+)  # fmt: skip
+CROSS_VALIDATION = OptionGroup(
+    "Cross-validation",
+    (
+        option(
+            TrainSpec, "folds",
+            "Cross-validate on the features of a frozen backbone: divide train and valid into K folds, with groups "
+            "kept whole. The predictions out of fold choose the temperature and give the metrics; the published model "
+            "is trained on all images of both splits, for all --epochs.",
+            metavar="K",
+        ),
+        option(
+            TrainSpec, "repeats",
+            "Divide into folds R times; the metrics are those of the repeat with the median loss.", metavar="R",
+        ),
+    ),
+)  # fmt: skip
+TRAINING = (
+    OptionGroup(DATA_AND_MODEL.heading, (HEAD, *DATA_AND_MODEL.options)),
+    OPTIMIZATION,
+    VALIDATION,
+    CROSS_VALIDATION,
+)

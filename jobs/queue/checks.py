@@ -25,6 +25,7 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import read_threshold
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
+from trainer.specs.head import check_head
 from trainer.specs.image_size import check_model_input, check_training_size
 
 NO_FILE = ("imagenet", "none")
@@ -199,11 +200,12 @@ def _refuse_unknown_threshold(model: NamedModel, threshold: str | None) -> None:
 
 def _checked_train(settings: Settings, spec: TrainOptions) -> TrainOptions:
     location, index = index_of(spec.shards)
-    for split in ("train", "valid"):
+    for split in spec.required_splits:
         require_split(index, split, spec.shards)
     if isinstance(spec, SearchSpec) and spec.refit:
         require_split(index, "test", spec.shards)
     check_training_size(spec.image_size, index, spec.shards)
+    check_head(spec, index, spec.shards)
     refuse_too_few_shards(index, spec.workers)
     if spec.weights == "imagenet" and runs_here(settings):
         refuse_unavailable_imagenet(settings.storage)

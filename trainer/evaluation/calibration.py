@@ -193,7 +193,7 @@ def threshold_for_sensitivity(
     The threshold lies midway between two scores, so no validation image has exactly this score.
 
     Raises:
-        TrainerError: The validation split has no image of the class `name`.
+        TrainerError: There is no image of the class `name`.
     """
     hits = labels == positive
     if not hits.any():

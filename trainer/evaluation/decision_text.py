@@ -26,6 +26,11 @@ def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
     return [line for line in lines if line]
 
 
+def chosen_on(choice: Mapping[str, Any]) -> str:
+    """Return the images that a threshold was chosen on, in words."""
+    return "the predictions out of fold" if choice.get("chosen_on") == "out of fold" else "the valid split"
+
+
 def positives_needed(min_sensitivity: float) -> int | None:
     """Return how many positives without a miss support a sensitivity with 95 % confidence; None for 1."""
     return None if min_sensitivity >= 1 else math.ceil(math.log(ALPHA) / math.log(min_sensitivity))
@@ -35,8 +40,8 @@ def _price(choice: Mapping[str, Any]) -> str:
     if choice.get("false_positives") is None:
         return ""
     return (
-        f"{choice['positive']}: on the valid split the threshold gives {choice['false_positives']} false positives of "
-        f"{choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision gives "
+        f"{choice['positive']}: on {chosen_on(choice)} the threshold gives {choice['false_positives']} false positives "
+        f"of {choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision gives "
         f"{choice['default_false_positives']} at {choice['default_sensitivity']:.4f}"
     )
 
@@ -45,7 +50,7 @@ def _support(choice: Mapping[str, Any]) -> str:
     wanted, bound, positives = (choice.get(key) for key in ("min_sensitivity", "lower_bound", "positives"))
     if wanted is None or bound is None or positives is None:
         return ""
-    can = f"{choice['positive']}: {positives} positives of the valid split"
+    can = f"{choice['positive']}: {positives} positives of {chosen_on(choice)}"
     if bound >= wanted:
         return f"{can} support a sensitivity of at least {bound:.3f} with 95 % confidence"
     needed = positives_needed(wanted)
@@ -59,5 +64,5 @@ def _reached(choice: Mapping[str, Any]) -> str:
         return ""
     split, wanted, judged = choice["judged_split"], choice["min_sensitivity"], choice["judged_sensitivity"]
     verb = "reaches" if reached else "does not reach"
-    chosen = ", on which the threshold was chosen," if split == "valid" else ""
+    chosen = ", on which the threshold was chosen," if split == choice.get("chosen_on", "valid") else ""
     return f"{choice['positive']}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"

@@ -1,16 +1,15 @@
-"""Applies a model's named thresholds to its calibration, and chooses a new one on the validation split."""
+"""Applies named thresholds to the calibration of a model; chooses one on the validation split or out of fold."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cluster.files import locked
 from cluster.lease import Lease
-from data_shards.index import ShardIndex
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.calibration import Calibration, Labels, Mask
 from trainer.evaluation.multi_label_calibration import label_calibration
@@ -107,20 +106,35 @@ def refuse_taken_name(folder: Path, config: HeadConfig, name: str, positive: str
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChoiceImages:
+    """The images that a threshold is chosen on.
+
+    Attributes:
+        outputs: Of the model on the validation split, or its predictions out of fold.
+        chosen_on: Which of them.
+        data: Digest of their data set.
+    """
+
+    outputs: ModelOutputs
+    chosen_on: Literal["valid", "out of fold"]
+    data: str
+
+
 def choose_named(
     model: StoredModel,
-    valid: ModelOutputs,
-    index: ShardIndex,
+    images: ChoiceImages,
     *,
     name: str,
     positive: str,
     min_sensitivity: float,
 ) -> NamedThreshold:
-    """Choose the threshold of `positive` on the validation split; other labels of the same name stay.
+    """Choose the threshold of `positive` on images that the model has not seen; other labels of the same name stay.
 
     Raises:
-        TrainerError: The split has no image of the class.
+        TrainerError: None of the images is of the class.
     """
+    valid = images.outputs
     default, classes = read_calibration(model, None), model.config.classes
     chosen = valid.objective.with_threshold(
         default,
@@ -130,7 +144,7 @@ def choose_named(
         positive=positive,
         min_sensitivity=min_sensitivity,
     )
-    choice = _choice(default, chosen, valid, classes, positive, data=index.digest)
+    choice = _choice(default, chosen, images, classes, positive)
     return NamedThreshold(model=model.weights, name=name, classes={**_others(model, name), positive: choice})
 
 
@@ -176,13 +190,11 @@ def _others(model: StoredModel, name: str) -> dict[str, ThresholdChoice]:
 def _choice(
     default: Calibration,
     chosen: Calibration,
-    valid: ModelOutputs,
+    images: ChoiceImages,
     classes: tuple[str, ...],
     positive: str,
-    *,
-    data: str,
 ) -> ThresholdChoice:
-    at = classes.index(positive)
+    at, valid = classes.index(positive), images.outputs
     calibrated = valid.objective.calibrated(valid.probabilities(), default, classes)
     hits, known = _is_label(valid.labels, at), _is_known(valid.labels, at)
     by_chosen, by_default = (
@@ -204,7 +216,8 @@ def _choice(
         false_positives=int(by_chosen[misses].sum()),
         default_sensitivity=float(by_default[hits].mean()),
         default_false_positives=int(by_default[misses].sum()),
-        data=data,
+        data=images.data,
+        chosen_on=images.chosen_on,
     )
 
 

@@ -13,7 +13,7 @@ from trainer.evaluation.calibration import Calibration, Floats, Labels
 from trainer.evaluation.named_thresholds import StoredModel, read_calibration
 from trainer.evaluation.objective import Objective, objective_of
 from trainer.model.bundle import read_model
-from trainer.model.efficientnet import Head
+from trainer.model.efficientnet import Head, LinearHead
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 
@@ -25,7 +25,7 @@ class Predictor:
     config: HeadConfig
     calibration: Calibration
     backbone: FoldedBackbone
-    head: Head
+    head: Head | LinearHead
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, threshold: str | None = None) -> "Predictor":

@@ -1,9 +1,11 @@
 """The published model: `best/` with `model.safetensors`, `head.json` and `manifest.json`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cluster.lease import Lease
 from trainer.errors import CheckpointError
@@ -15,9 +17,15 @@ from trainer.result import result_mismatch
 
 
 def publish_model(
-    folder: Path, model: Classifier, config: HeadConfig, manifest: dict[str, Any], *, lease: Lease
+    folder: Path,
+    model: Classifier,
+    config: HeadConfig,
+    manifest: dict[str, Any],
+    *,
+    lease: Lease,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write a published model atomically.
+    """Write a published model atomically; `beside` is further files of tensors, by name.
 
     Raises:
         LeaseLost: A newer attempt owns the run.
@@ -26,7 +34,7 @@ def publish_model(
     write_checkpoint_folder(
         folder,
         lease=lease,
-        tensors={MODEL_FILE: model.state_dict()},
+        tensors={MODEL_FILE: model.state_dict(), **(beside or {})},
         json_files={HEAD_FILE: config.to_json()},
         manifest=manifest,
     )

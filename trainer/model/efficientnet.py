@@ -91,10 +91,30 @@ class Head(nn.Sequential):
         )
 
 
+class LinearHead(nn.Module):
+    """A linear layer over standardized features: `(B, inputs)` features to `(B, classes)` logits.
+
+    `trainer.training.linear_heads` fits it; it has no dropout and no steps.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, classes: int, inputs: int = FEATURES) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.output = nn.Linear(inputs, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.output((features - self.mean) / self.scale)  # type: ignore[no-any-return]  # (B, classes)
+
+
 class Classifier(nn.Module):
     """Backbone and head: normalised images `(B, 3, S, S) float32` to logits `(B, classes) float32`."""
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    def __init__(self, backbone: Backbone, head: Head | LinearHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -106,8 +126,10 @@ class Classifier(nn.Module):
             return self.head(features.float())  # type: ignore[no-any-return]  # (B, classes)
 
 
-def build_head(config: HeadConfig) -> Head:
+def build_head(config: HeadConfig) -> Head | LinearHead:
     """Return a head with fresh weights."""
+    if config.head != "mlp":
+        return LinearHead(len(config.classes))
     return Head(len(config.classes), config.width, config.dropout)
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data_shards.index import ShardIndex
 from data_shards.pack.options import EncodeOptions
 from trainer.errors import CheckpointError, ModelMismatch
+from trainer.specs.train import HeadKind
 
 FEATURES = 1280  # width of EfficientNet-B0's last convolution, Tan & Le 2019, table 1, row 9
 
@@ -34,6 +35,7 @@ class HeadConfig(BaseModel):
             record it.
         color: "L" if the model was trained on gray images alone, and so takes color images as gray.
         multi_label: Whether an image can have several labels: the outputs are then the logits of sigmoids.
+        head: "mlp", or how the linear head was fitted: "lda" or "logistic"; `width` and `dropout` then do not apply.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class HeadConfig(BaseModel):
     pack: EncodeOptions | None = None
     color: Literal["L", "RGB"] = "RGB"
     multi_label: bool = False
+    head: HeadKind = "mlp"
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -77,8 +80,9 @@ class HeadConfig(BaseModel):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `head.json`; only that of a multi-label model says so."""
-        return self.model_dump(mode="json", exclude=None if self.multi_label else {"multi_label"})
+        """Return the content of `head.json`; what only some models have is left out of the others."""
+        rare = {"multi_label": self.multi_label, "head": self.head != "mlp"}
+        return self.model_dump(mode="json", exclude={name for name, is_used in rare.items() if not is_used})
 
     @classmethod
     def read(cls, path: Path) -> Self:

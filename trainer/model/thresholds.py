@@ -24,20 +24,24 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ThresholdChoice(BaseModel):
-    """The threshold of one class and what the validation split says about it; None where an older file does not say.
+    """The threshold of one class and what the images that it was chosen on say about it.
+
+    These are the validation split, or for a model of `train --folds` the predictions out of fold. A value is None where
+    an older file does not say it.
 
     Attributes:
         threshold: The class is predicted if its probability after temperature scaling is at least this.
         temperature: Temperature of the probabilities that it was chosen on.
         min_sensitivity: The sensitivity that was requested.
-        sensitivity: The sensitivity reached on the validation split.
-        positives: Images of the class in that split.
+        sensitivity: The sensitivity reached on these images.
+        positives: Images of the class among them.
         lower_bound: The sensitivity that this number of positives supports with 95 % confidence.
-        negatives: The other images of that split.
+        negatives: The others of these images.
         false_positives: Negatives at or above the threshold.
-        default_sensitivity: The sensitivity of the default decision on the same split.
+        default_sensitivity: The sensitivity of the default decision on the same images.
         default_false_positives: The false positives of the default decision.
         data: Digest of the data set.
+        chosen_on: The images that the threshold was chosen on.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -53,6 +57,7 @@ class ThresholdChoice(BaseModel):
     default_sensitivity: Share | None = None
     default_false_positives: Count | None = None
     data: str = ""
+    chosen_on: Literal["valid", "out of fold"] = "valid"
 
 
 class NamedThreshold(BaseModel):

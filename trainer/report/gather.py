@@ -19,6 +19,7 @@ from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.model.bundle import read_model
+from trainer.report.head_comparison import head_comparison
 from trainer.report.misclassified import MisclassifiedImage, Pixels, with_pictures, worst_misclassified
 from trainer.report.multi_label import MultiLabelReportData, worst_decisions
 from trainer.report.page import ReportData, SearchSection
@@ -27,7 +28,13 @@ from trainer.specs import EvaluateSpec, TrainOptions
 from trainer.tracking.history import read_epoch_lines
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
-OWN_SECTIONS = ("cost", "importance", "seen")  # details that the report shows in sections of their own, or as warnings
+OWN_SECTIONS = (
+    "cost",
+    "importance",
+    "seen",
+    "baselines",
+    "cross_validation",
+)  # details that the report shows in sections of their own, or as warnings
 FEW = 30  # images of a class; with fewer, one error changes recall by more than 3 percentage points
 
 
@@ -53,6 +60,7 @@ def gather_report(
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
         audit=read_audit(attempt.paths.storage, index.digest),
+        heads=head_comparison(spec.to_json(), metrics, result.details),
     )
 
 

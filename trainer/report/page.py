@@ -14,8 +14,10 @@ from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.decision_text import threshold_lines
 from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
 from trainer.report.environment import number_text, page_environment
+from trainer.report.head_comparison import HeadComparison
 from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
@@ -75,6 +77,7 @@ class ReportData:
         facts: Tables about the run in the order shown: timing, hardware, software.
         warnings: Limits of the metrics, shown above them.
         audit: The audit of the data set as JSON values, None if it was not audited.
+        heads: The head beside baselines; None for a run without them.
     """
 
     run_id: str
@@ -90,6 +93,7 @@ class ReportData:
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     audit: Mapping[str, Any] | None = None
+    heads: HeadComparison | None = None
 
     template: ClassVar[str] = "report.html.j2"
 
@@ -193,6 +197,7 @@ def render(data: ReportData) -> str:
     return template.render(
         data=data,
         m=data.metrics,
+        judged_on=judged_on(data.metrics),
         headlines=HEADLINES,
         other_metrics=OTHER_METRICS,
         label_metrics=LABEL_METRICS,

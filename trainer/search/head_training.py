@@ -17,7 +17,7 @@ from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.evaluation.scoring import epoch_metrics, model_outputs
 from trainer.model.checkpoint_folder import latest_valid_checkpoint
-from trainer.model.efficientnet import Backbone, Head, build_head
+from trainer.model.efficientnet import Backbone, Head, LinearHead, build_head
 from trainer.model.head import HeadConfig
 from trainer.progress import Progress
 from trainer.specs import SearchSpec, TrainSpec
@@ -71,7 +71,7 @@ class HeadTrainingData:
         """Return the config of a trial's model."""
         return self.config.model_copy(update={"width": spec.head_width, "dropout": spec.dropout})
 
-    def fresh_head(self, spec: TrainSpec) -> Head:
+    def fresh_head(self, spec: TrainSpec) -> Head | LinearHead:
         """Return the head that `train` with this spec starts from, bit for bit."""
         if spec.seed not in self.start:
             torch.manual_seed(spec.seed)

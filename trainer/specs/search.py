@@ -55,7 +55,7 @@ class SearchSpec(TrainOptions):
     def reads_features(self) -> bool:
         """Whether all trials train heads on the cached features of one frozen backbone."""
         varies_more = self.space.freeze is not None or self.space.augment is not None
-        return self.freeze == "all" and self.cache and not self.augment and not varies_more
+        return super().reads_features and not varies_more
 
     def trial_spec(self, config: Config) -> TrainSpec:
         """Return the spec of the training of one configuration.

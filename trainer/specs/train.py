@@ -12,6 +12,14 @@ BATCH_SIZE = 32
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
 Precision = Literal["auto", "fp32", "bf16"]
 Norms = Literal["auto", "kept", "batch"]
+HeadKind = Literal["mlp", "lda", "logistic"]
+
+# Options of the training by steps, which a head that is fitted in one step does not have.
+STEP_OPTIONS = (
+    "epochs", "batch_size", "accumulate", "lr", "weight_decay", "dropout", "head_width", "ema", "best_by", "patience",
+)  # fmt: skip
+# Options that choose an epoch on the valid split; the heads of folds train all epochs.
+EPOCH_CHOICE_OPTIONS = ("best_by", "patience")
 
 
 class TrainOptions(Spec):
@@ -66,6 +74,21 @@ class TrainOptions(Spec):
     patience: Annotated[int, Field(ge=0)] | None = 10
     cache: bool = True
 
+    @property
+    def required_splits(self) -> tuple[str, ...]:
+        """The splits that a data set must have."""
+        return "train", "valid"
+
+    @property
+    def trains_by_steps(self) -> bool:
+        """Whether the training takes optimizer steps on batches."""
+        return True
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether the heads train on cached features of a frozen backbone."""
+        return self.freeze == "all" and self.cache and not self.augment
+
     @model_validator(mode="before")
     @classmethod
     def _auto_batch_size_accumulates(cls, given: Any) -> Any:
@@ -80,6 +103,8 @@ class TrainOptions(Spec):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:
+        if not self.trains_by_steps:
+            return self
         if self.batch_size % self.workers:
             raise ValueError(
                 f"batch_size {self.batch_size} does not split evenly over {self.workers} workers; "
@@ -103,9 +128,63 @@ class TrainOptions(Spec):
 
 
 class TrainSpec(TrainOptions):
-    """One training."""
+    """One training.
+
+    Attributes:
+        head: "mlp" trains a network of three layers by steps. "lda" (linear discriminant analysis with shrinkage) and
+            "logistic" (logistic regression) fit a linear head on the features of the frozen backbone.
+        folds: Cross-validation: K folds over train and valid, with groups kept whole. The predictions out of fold give
+            the metrics and the temperature; the published model is trained on all images of both splits. None is off.
+        repeats: Number of times that the images are divided into folds anew.
+    """
 
     kind: Literal["train"] = "train"
+    head: HeadKind = "mlp"
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @model_validator(mode="after")
+    def _linear_head_is_fitted_once(self) -> Self:
+        if self.head != "mlp":
+            self._require_features(f"--head {self.head}")
+            self._refuse_changed(STEP_OPTIONS, f"--head {self.head} is fitted in one step")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_share_features(self) -> Self:
+        if self.folds is None:
+            if self.repeats > 1:
+                raise ValueError(f"--repeats {self.repeats} repeats the folds of --folds; add --folds 5")
+            return self
+        self._require_features(f"--folds {self.folds}")
+        if self.head == "mlp":
+            self._refuse_changed(EPOCH_CHOICE_OPTIONS, f"--folds {self.folds} trains all epochs of each fold")
+        if self.workers > 1:
+            raise ValueError(f"--folds {self.folds} trains small heads in one process; leave out --workers")
+        return self
+
+    def _require_features(self, option: str) -> None:
+        if self.freeze != "all":
+            raise ValueError(f"{option} needs the features of a frozen backbone; leave out --freeze {self.freeze}")
+        if self.augment:
+            raise ValueError(f"{option} reads the features of each image once; leave out --augment")
+
+    def _refuse_changed(self, names: tuple[str, ...], why: str) -> None:
+        """Refuse options that would have no effect, if they have another value than their default."""
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                raise ValueError(f"{why}: --{name.replace('_', '-')} has no effect; leave it out")
+
+    @property
+    def trains_by_steps(self) -> bool:
+        """Whether the head is trained by optimizer steps; a linear head is fitted."""
+        return self.head == "mlp"
+
+    @property
+    def required_splits(self) -> tuple[str, ...]:
+        """The splits that a data set must have; folds need no valid split."""
+        return ("train", "valid") if self.folds is None else ("train",)
 
     @property
     def split(self) -> str:

@@ -90,6 +90,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         pack=EncodeOptions.of_index(index.options),
         color=index.color,
         multi_label=index.multi_label,
+        head=spec.head,
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)
@@ -137,7 +138,12 @@ def extractor_for(
     )
 
 
-def class_weights(spec: TrainSpec, index: ShardIndex, device: torch.device) -> Tensor | None:
-    """Return the weights of the loss, as `Objective.losses` takes them; None for equal weights."""
-    weights = objective_of(index.multi_label).loss_weights(index, spec.split, spec.class_weights)
+def class_weights(
+    spec: TrainSpec, index: ShardIndex, device: torch.device, *, split: str | None = None
+) -> Tensor | None:
+    """Return the weights of the loss on a split, as `Objective.losses` takes them; None for equal weights.
+
+    The default is the split that the spec trains on.
+    """
+    weights = objective_of(index.multi_label).loss_weights(index, split or spec.split, spec.class_weights)
     return None if weights is None else torch.tensor(weights, device=device)

@@ -1,15 +1,19 @@
 """Publishes the best model of a training, with its calibration and its metrics on the validation split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from trainer.evaluation.scoring import classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.seen_images import shards_of_model
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.weights import backbone_sha256
+from trainer.training.baselines import Baseline, baselines_on_split
+from trainer.training.head_fit import HeadFit
 from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.train_state import TrainState
 
@@ -29,21 +33,40 @@ class TrainOutcome:
 
 def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
     """Publish the trained model and return its metrics; every rank must call this."""
-    context, device = setup.context, setup.device
+    context = setup.context
     context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
     metrics = score_and_publish(setup, origin={"epoch": state.best_epoch})
+    baselines = [one.to_json() for one in _baselines(setup)] if context.process_group.is_rank_zero else []
     context.process_group.barrier()
-    weights = class_weights(setup.spec, setup.index, torch.device("cpu"))
+    by_steps = {"best_epoch": state.best_epoch, "micro_batches": state.micro_batches}
     details = {
-        "best_epoch": state.best_epoch,
-        "micro_batches": state.micro_batches,
-        "precision": setup.config.precision,
-        "workers": context.process_group.world_size,
-        "device": device.type,
-        "class_weights": None if weights is None else _rounded(weights.tolist()),
-        **_gpu_details(device),
+        **(by_steps if setup.spec.trains_by_steps else {}),
+        **training_details(setup, setup.spec.split),
+        **({"baselines": baselines} if baselines else {}),
     }
     return TrainOutcome(metrics=metrics, details=details)
+
+
+def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
+    """Return what `result.json` says about any training; `split` is what the published model was trained on."""
+    weights = class_weights(setup.spec, setup.index, torch.device("cpu"), split=split)
+    return {
+        "precision": setup.config.precision,
+        "workers": setup.context.process_group.world_size,
+        "device": setup.device.type,
+        "class_weights": None if weights is None else _rounded(weights.tolist()),
+        **_gpu_details(setup.device),
+    }
+
+
+def _baselines(setup: TrainingSetup) -> list[Baseline]:
+    """Return the baselines on the valid split of a run that has the features of both splits; not of a trial."""
+    spec = setup.spec
+    if not spec.reads_features or setup.context.task.trial is not None:
+        return []
+    extractor = setup.extractor(cached=True)
+    train, valid = (extractor.features_of(split) for split in ("train", "valid"))
+    return baselines_on_split(HeadFit(spec=spec, config=setup.config, device=setup.device), train, valid)
 
 
 def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[str, Any]:
@@ -55,20 +78,47 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
         LeaseLost: A newer attempt owns the run.
         CheckpointError: The storage is full.
     """
-    context, classes = setup.context, setup.config.classes
     config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(setup.model.backbone)})
-    extractor = replace(setup, config=config).extractor(cached=setup.spec.cache)
-    found = classifier_outputs(context, extractor, setup.model, "valid")
-    if not context.process_group.is_rank_zero:
+    published = replace(setup, config=config)
+    extractor = published.extractor(cached=setup.spec.cache)
+    found = classifier_outputs(setup.context, extractor, setup.model, "valid")
+    if not setup.context.process_group.is_rank_zero:
         return {}
+    return publish_scored(published, found, "valid", origin=origin)
+
+
+def publish_scored(
+    setup: TrainingSetup,
+    found: ModelOutputs,
+    split: str,
+    *,
+    origin: Mapping[str, Any],
+    judged: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> dict[str, Any]:
+    """Fit the calibration on the outputs for a split, publish the model, and return the metrics; on rank 0.
+
+    Args:
+        setup: The model and its description.
+        found: The outputs that the model is judged by.
+        split: The split that they are about.
+        origin: Goes into the manifest.
+        judged: Goes into the metrics: how the outputs were computed, if not by the model itself.
+        beside: Further files of the published model.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run.
+        CheckpointError: The storage is full.
+    """
+    context, classes = setup.context, setup.config.classes
     calibration = found.objective.fit_calibration(
         found.probabilities(), found.labels, data=setup.index.digest, classes=classes
     )
-    metrics = split_metrics(found, classes, calibration, "valid", seed=setup.spec.seed)
+    metrics = {**split_metrics(found, classes, calibration, split, seed=setup.spec.seed), **(judged or {})}
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
     about[SHARDS_KEY] = shards_of_model(setup.index)
-    publish_model(folder, setup.model, config, manifest=about, lease=attempt.lease)
+    publish_model(folder, setup.model, setup.config, manifest=about, lease=attempt.lease, beside=beside)
     weights = weights_sha256(folder)
     calibration.write(folder, weights, attempt.lease)
     save_predictions(context, found, setup.index, metrics=metrics, calibration=calibration, model=weights)

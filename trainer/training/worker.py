@@ -1,8 +1,6 @@
 """`train` on one Ray Train worker: batches, phases, hooks of the loop, and the published model."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +17,9 @@ from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.specs import TrainSpec
 from trainer.training.checkpointer import Checkpointer
+from trainer.training.cross_validation import cross_validate
 from trainer.training.ema import ModelEma
+from trainer.training.head_fit import HeadFit, one_thread
 from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop, epoch_plan
 from trainer.training.micro_batching import choose_micro_batches, fits_in_memory
 from trainer.training.model_setup import TrainingSetup, class_weights
@@ -31,8 +31,34 @@ from trainer.training.train_state import TrainState
 def train_on_worker(context: WorkerContext[TrainSpec]) -> TrainOutcome:
     """Train, publish the best model and return its metrics; runs on each Ray Train worker."""
     setup = TrainingSetup.fresh(context)
-    state = train_model(setup)
-    return publish_best(setup, state)
+    if context.spec.folds is not None:
+        return cross_validate(setup)
+    if not context.spec.trains_by_steps:
+        fit_linear_model(setup)
+        return publish_best(setup, TrainState())
+    return publish_best(setup, train_model(setup))
+
+
+def fit_linear_model(setup: TrainingSetup) -> None:
+    """Fit the linear head of the model on the train split; every rank must call this.
+
+    Rank 0 fits it, so that all ranks have the same weights.
+
+    Raises:
+        Stopped: The run was asked to stop while features were computed.
+        SpecError: A class has no image to train on.
+    """
+    context, split = setup.context, setup.spec.split
+    extractor = setup.extractor(cached=setup.spec.cache)
+    context.progress.start_phase("features", total=setup.index.samples_in(split))
+    extractor.extract(split)
+    tensors = None
+    if context.process_group.is_rank_zero:
+        train = extractor.features_of(split)
+        context.progress.start_phase("train", total=len(train.labels))
+        fit = HeadFit(spec=setup.spec, config=setup.config, device=torch.device("cpu"), on_images=context.progress.add)
+        tensors = fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict()
+    setup.model.head.load_state_dict(context.process_group.broadcast(tensors))
 
 
 def train_model(setup: TrainingSetup) -> TrainState:
@@ -215,18 +241,3 @@ def _feature_loader(setup: TrainingSetup) -> FeatureLoader:
     for split in splits:
         extractor.extract(split)
     return FeatureLoader.of(extractor, splits, setup.device)
-
-
-@contextmanager
-def one_thread(enabled: bool) -> Iterator[None]:
-    """Compute with one thread when `enabled`.
-
-    The matrices of a head are too small for several: on an idle machine one thread is as fast as two. On a busy one
-    the threads wait for each other: 147 ms a step instead of 11, measured on two cores under a load of 8.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if enabled else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,188 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from cluster.files import read_json
+from data_shards.index import read_index
+from tests.datasets import packed
+from tests.multi_label import pack_multi_label
+from tests.trained import attempted, done, evaluated, new_run, train_spec
+from trainer.data.feature_cache import FeatureCache, FeatureKey
+from trainer.errors import SpecError, Stopped
+from trainer.evaluation.out_of_fold import OutOfFold
+from trainer.evaluation.training_text import training_lines
+from trainer.model.bundle import read_model
+from trainer.report.head_comparison import head_comparison
+from trainer.training.head_fit import HeadFit
+
+LINEAR = {"epochs": 30, "head_width": 512, "patience": 10}  # the defaults, which a linear head does not use
+MLP_FOLDS = {"folds": 2, "patience": 10, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def cross_validated(tmp_path_factory, digits_shards):
+    storage = tmp_path_factory.mktemp("storage")
+    return done(storage, train_spec(digits_shards, head="logistic", folds=3, repeats=2, seed=5, **LINEAR))
+
+
+@pytest.fixture(scope="module")
+def mlp_folds(tmp_path_factory, digits_shards):
+    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **MLP_FOLDS))
+
+
+def features_of(paths, shards):
+    """Return the cached features, labels and groups of train and valid."""
+    _, config, _ = read_model(paths.best)
+    cache = FeatureCache(paths.storage / "features", FeatureKey.of(config), 10**9)
+    found = [cache.read(shard.sha256) for shard in read_index(str(shards)).of_split("train+valid")]
+    values, labels = (torch.cat([getattr(one, name) for one in found]).numpy() for name in ("values", "labels"))
+    return values, labels, [group for one in found for group in one.groups]
+
+
+def regression():
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+
+
+def test_predictions_out_of_fold_equal_a_loop_over_the_same_features_in_scikit_learn(cross_validated, digits_shards):
+    paths, result = cross_validated
+    values, labels, _ = features_of(paths, digits_shards)
+    _, config, _ = read_model(paths.best)
+    shown = result.details["cross_validation"]["shown_repeat"]
+
+    found = OutOfFold.read(paths.best, config)
+
+    expected = np.empty((len(labels), 10))
+    splitter = StratifiedGroupKFold(3, shuffle=True, random_state=5 + shown - 1)
+    for fold, (fit, scored) in enumerate(splitter.split(values, labels, np.arange(len(labels)))):
+        assert set(found.folds[scored]) == {fold}
+        expected[scored] = regression().fit(values[fit], labels[fit]).predict_proba(values[scored])
+    assert found.outputs.probabilities() == pytest.approx(expected, abs=1e-3)
+    assert result.metrics["accuracy"] == (expected.argmax(axis=1) == labels).mean()
+    assert result.metrics["n"] == len(labels)
+
+
+def test_the_published_head_is_trained_on_train_and_valid_together(cross_validated, digits_shards):
+    paths, _ = cross_validated
+    values, labels, _ = features_of(paths, digits_shards)
+
+    model, _, manifest = read_model(paths.best)
+
+    with torch.no_grad():
+        found = softmax(model.head(torch.from_numpy(values)).double().numpy(), axis=1)
+    assert found == pytest.approx(regression().fit(values, labels).predict_proba(values), abs=1e-3)
+    assert manifest["refit"]["images"] == len(labels)
+
+
+def test_the_result_says_that_the_figures_are_out_of_fold_and_how_much_they_differ_between_repeats(cross_validated):
+    paths, _ = cross_validated
+
+    result = read_json(paths.result)
+
+    assert result["metrics"]["split"] == "train+valid"
+    assert result["metrics"]["out_of_fold"] == {"folds": 3, "repeats": 2}
+    assert len(result["cross_validation"]["by_repeat"]) == 2
+    assert [row["head"] for row in result["baselines"]] == ["lda"]
+    lines = dict(training_lines(result))
+    assert lines["figures"] == "out of fold, 3 folds x 2 repeats, train+valid"
+    assert lines["repeats"].endswith("over 2 repeats")
+    assert lines["baseline"].startswith("linear discriminant analysis (lda) on the same features: accuracy 0.")
+    report = paths.report.read_text()
+    assert "out of fold, 3 folds x 2 repeats, train+valid" in report
+    assert "each image is scored by a head that was trained without its fold" in report
+
+
+def test_a_threshold_is_chosen_on_the_predictions_out_of_fold(cross_validated, digits_shards, tmp_path):
+    paths, _ = cross_validated
+    _, config, _ = read_model(paths.best)
+    stored = OutOfFold.read(paths.best, config).outputs
+
+    found = evaluated(tmp_path, paths.best, digits_shards, positive="3", min_sensitivity=0.9)
+
+    choice = found.metrics["threshold_choices"][0]
+    assert choice["chosen_on"] == "out of fold"
+    assert choice["positives"] == (stored.labels == 3).sum()
+    assert choice["sensitivity"] >= 0.9
+    scores = softmax(stored.logits / choice["temperature"], axis=1)[:, 3]
+    assert (scores[stored.labels == 3] >= choice["threshold"]).mean() == choice["sensitivity"]
+    assert found.details["seen"]["trained"] == 0
+
+
+def test_an_evaluation_of_the_valid_split_says_that_the_model_was_trained_on_it(
+    cross_validated, digits_shards, tmp_path
+):
+    paths, _ = cross_validated
+
+    found = evaluated(tmp_path, paths.best, digits_shards, split="valid")
+
+    assert found.details["seen"]["trained"] == found.metrics["n"]
+
+
+def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(
+    mlp_folds, tmp_path, digits_shards, monkeypatch
+):
+    uninterrupted, expected = mlp_folds
+    spec = train_spec(digits_shards, **MLP_FOLDS)
+    paths = new_run(tmp_path, spec)
+    fit, fitted = HeadFit.fit, []
+
+    def stopped_in_the_second(self, features, labels, *, seed):
+        fitted.append(seed)
+        if len(fitted) == 2:
+            paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
+        return fit(self, features, labels, seed=seed)
+
+    monkeypatch.setattr(HeadFit, "fit", stopped_in_the_second)
+
+    with pytest.raises(Stopped, match="the predictions of the finished folds are kept"):
+        attempted(paths, spec)
+    result = attempted(paths, spec)
+
+    assert fitted[:4] == [3, 4, 4, 3]  # the first fold is trained once; then the second, and the published head
+    assert result.metrics == expected.metrics
+    for name in ("model.safetensors", "out_of_fold.safetensors"):
+        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+
+
+def test_folds_of_the_mlp_head_have_baselines_of_both_kinds_on_the_same_folds(mlp_folds):
+    _, result = mlp_folds
+
+    rows = head_comparison({"head": "mlp"}, result.metrics, result.details).rows
+
+    assert [row["head"] for row in rows] == ["mlp", "lda", "logistic"]
+    assert all(row["intervals"]["accuracy"][0] < row["accuracy"] <= row["intervals"]["accuracy"][1] for row in rows)
+    assert "best_epoch" not in result.details
+
+
+def test_a_data_set_without_a_valid_split_can_be_cross_validated(tmp_path):
+    shards, _ = packed(tmp_path, {"train/covid": 8, "train/normal": 9, "test/covid": 2, "test/normal": 2})
+
+    paths, result = done(tmp_path, train_spec(shards, head="lda", folds=2, class_weights=None, **LINEAR))
+    found = evaluated(tmp_path, paths.best, shards, positive="covid", min_sensitivity=0.5)
+
+    assert (result.metrics["split"], result.metrics["n"]) == ("train", 17)
+    assert found.metrics["threshold_choices"][0]["positives"] == 8
+
+
+def test_a_multi_label_model_is_cross_validated_with_a_regression_for_each_label(tmp_path):
+    shards, index = pack_multi_label(tmp_path, {"train": 60, "valid": 24, "test": 12})
+
+    paths, result = done(tmp_path, train_spec(shards, head="logistic", folds=2, **LINEAR))
+    found = evaluated(tmp_path, paths.best, shards, positive="Effusion", min_sensitivity=0.8)
+
+    assert result.metrics["n"] == 84
+    assert result.metrics["auroc"] > 0.8
+    assert found.metrics["threshold_choices"][0]["positives"] == index.targets_in("train+valid")[1].present
+
+
+def test_a_multi_label_data_set_refuses_lda_before_anything_is_computed(tmp_path):
+    shards, _ = pack_multi_label(tmp_path, {"train": 12, "valid": 6})
+
+    with pytest.raises(SpecError, match=r"--head lda needs one class an image, .* use --head logistic"):
+        done(tmp_path, train_spec(shards, head="lda", **LINEAR))

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, softmax
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from trainer.errors import SpecError, TrainerError
+from trainer.training.linear_heads import LinearTask, fit_linear_head
+
+NAMES = ("a", "b", "c", "d")
+
+
+def task_of(labels, *, classes, weights=None, seed=0):
+    random = np.random.default_rng(seed)
+    shifts = random.normal(size=(classes, 30)) * 0.5
+    shown = labels if labels.ndim == 1 else np.maximum(labels[:, 0], 0)
+    features = shifts[shown] + random.normal(size=(len(labels), 30)) * np.linspace(0.1, 5, 30) + 3
+    return LinearTask(features=features, labels=labels, classes=NAMES[:classes], weights=weights)
+
+
+def logits(head, features):
+    return head(torch.from_numpy(features).float()).double().numpy()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_lda_gives_the_probabilities_of_scikit_learns_shrinkage_lda(classes, weighted):
+    labels = np.random.default_rng(1).choice(
+        classes, 90, p=np.array([0.55, 0.45, 0, 0] if classes == 2 else [0.4] + [0.2] * 3)[:classes]
+    )
+    weights = len(labels) / classes / np.bincount(labels) if weighted else None
+    task = task_of(labels, classes=classes, weights=weights)
+
+    found = softmax(logits(fit_linear_head("lda", task), task.features), axis=1)
+
+    priors = [1 / classes] * classes if weighted else None
+    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors).fit(task.features, labels)
+    assert found == pytest.approx(expected.predict_proba(task.features), abs=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_logistic_head_gives_the_probabilities_of_scikit_learns_logistic_regression(classes, weighted):
+    labels = np.random.default_rng(2).choice(classes, 90)
+    weights = len(labels) / classes / np.bincount(labels) if weighted else None
+    task = task_of(labels, classes=classes, weights=weights)
+
+    found = softmax(logits(fit_linear_head("logistic", task), task.features), axis=1)
+
+    model = LogisticRegression(max_iter=1000, class_weight="balanced" if weighted else None)
+    expected = make_pipeline(StandardScaler(), model).fit(task.features, labels)
+    assert found == pytest.approx(expected.predict_proba(task.features), abs=1e-4)
+
+
+def test_a_logistic_head_of_several_labels_is_fitted_on_the_images_where_each_label_is_known():
+    targets = np.random.default_rng(3).choice([0, 1, -1], (80, 3), p=[0.4, 0.4, 0.2])
+    targets[:, 2] = np.where(targets[:, 2] < 0, -1, 1)  # no image is known to lack it
+    task = task_of(targets, classes=3, weights=np.ones((2, 3)))
+
+    found = expit(logits(fit_linear_head("logistic", task), task.features))
+
+    scaled = StandardScaler().fit_transform(task.features)
+    for label in (0, 1):
+        known = targets[:, label] >= 0
+        expected = LogisticRegression(max_iter=1000).fit(scaled[known], targets[known, label]).predict_proba(scaled)
+        assert found[:, label] == pytest.approx(expected[:, 1], abs=1e-4)
+    present = (targets[:, 2] == 1).sum()
+    assert found[:, 2] == pytest.approx(np.full(80, (present + 0.5) / (present + 1)), abs=1e-6)
+
+
+def test_lda_of_several_labels_is_refused_with_the_cure():
+    with pytest.raises(SpecError, match=r"--head lda needs one class an image, .* use --head logistic"):
+        fit_linear_head("lda", task_of(np.zeros((9, 2), dtype=int), classes=2))
+
+
+@pytest.mark.parametrize("head", ["lda", "logistic"])
+def test_a_class_without_training_images_is_named(head):
+    with pytest.raises(SpecError, match="there is no image of b to train on"):
+        fit_linear_head(head, task_of(np.array([0, 2] * 8), classes=3))
+
+
+def test_images_that_all_have_the_same_features_are_refused():
+    task = LinearTask(features=np.ones((8, 5)), labels=np.array([0, 1] * 4), classes=("a", "b"), weights=None)
+
+    with pytest.raises(TrainerError, match="the images of each class have the same features"):
+        fit_linear_head("lda", task)
+
+
+def test_a_class_of_one_image_does_not_stop_lda():
+    task = task_of(np.array([0, 1] * 20 + [2]), classes=3)
+
+    found = logits(fit_linear_head("lda", task), task.features)
+
+    assert np.isfinite(found).all()
+    assert found[-1].argmax() == 2

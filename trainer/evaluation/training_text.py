@@ -1,0 +1,53 @@
+"""The lines that say which images a training is judged on, and what baselines reach there. Pure text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+HEADS = {
+    "mlp": "three-layer head (mlp)",
+    "lda": "linear discriminant analysis (lda)",
+    "logistic": "logistic regression (logistic)",
+}
+SHOWN = ("accuracy", "auroc")
+
+
+def judged_on(metrics: Mapping[str, Any]) -> str:
+    """Return the images that metrics are about: `valid split`, or `out of fold, 5 folds x 1 repeat, train+valid`."""
+    found = metrics.get("out_of_fold")
+    if not isinstance(found, Mapping):
+        return f"{metrics.get('split')} split"
+    repeats = "1 repeat" if found["repeats"] == 1 else f"{found['repeats']} repeats"
+    return f"out of fold, {found['folds']} folds x {repeats}, {metrics.get('split')}"
+
+
+def training_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the result of a training says about its figures, as label and text of each line."""
+    metrics = result.get("metrics")
+    if not isinstance(metrics, Mapping):
+        return []
+    lines = [("figures", judged_on(metrics))] if "out_of_fold" in metrics else []
+    lines += [("repeats", text) for text in _range_over_repeats(result)]
+    baselines = result.get("baselines")
+    lines += [("baseline", _baseline(one)) for one in baselines or () if isinstance(one, Mapping)]
+    return lines
+
+
+def _range_over_repeats(result: Mapping[str, Any]) -> list[str]:
+    rows = (result.get("cross_validation") or {}).get("by_repeat") or []
+    if len(rows) < 2:  # noqa: PLR2004 -- a range needs two
+        return []
+    ranges = []
+    for name in SHOWN:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        ranges += [f"{name} {min(values):.4f} to {max(values):.4f}"] if values else []
+    return [f"{', '.join(ranges)} over {len(rows)} repeats"]
+
+
+def _baseline(row: Mapping[str, Any]) -> str:
+    figures = ", ".join(_with_interval(row, name) for name in SHOWN if row.get(name) is not None)
+    return f"{HEADS.get(str(row.get('head')), row.get('head'))} on the same features: {figures}"
+
+
+def _with_interval(row: Mapping[str, Any], name: str) -> str:
+    low_high = (row.get("intervals") or {}).get(name)
+    return f"{name} {row[name]:.4f}" + (f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")

@@ -1,0 +1,108 @@
+"""Baselines of a training with a frozen backbone: linear heads on the same features, beside the head that is published.
+
+A head that does no better than a linear function of the features has learnt nothing that they do not show by
+themselves. Nothing is chosen by the baselines, and they are not published; `train --head` publishes one.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.feature_cache import Features
+from trainer.errors import TrainerError
+from trainer.evaluation.bootstrap import ranked_classes
+from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.intervals import auroc_interval, group_ids, interval_json, proportion_interval
+from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, split_metrics
+from trainer.specs.train import HeadKind
+from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
+
+MOST_IMAGES = 20_000  # a random sample of more: the fit takes seconds, and more images hardly change 1,281 numbers
+FIGURES = ("auroc", "accuracy", "loss")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What one linear head reaches on the images that the published head is judged on.
+
+    Attributes:
+        head: How it was fitted.
+        images: Number of images that it was fitted on; of a cross-validation the least over the folds.
+        figures: AUROC, accuracy and loss before temperature scaling; None where undefined.
+        intervals: 95 % confidence intervals.
+    """
+
+    head: HeadKind
+    images: int
+    figures: Mapping[str, float | None]
+    intervals: Mapping[str, list[float] | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the baseline as `result.json` stores it."""
+        return {"head": self.head, "images": self.images, **self.figures, "intervals": dict(self.intervals)}
+
+    @classmethod
+    def of(cls, head: HeadKind, outputs: ModelOutputs, fit: HeadFit, *, images: int) -> "Baseline":
+        """Return the figures of a baseline's outputs on a split."""
+        if fit.config.multi_label:
+            metrics = split_metrics(outputs, fit.config.classes, Calibration(), "", seed=fit.spec.seed)
+            intervals = {name: metrics["intervals"].get(name) for name in FIGURES}
+        else:
+            metrics, intervals = epoch_metrics(outputs), _quick_intervals(outputs)
+        return cls(head=head, images=images, figures={name: metrics[name] for name in FIGURES}, intervals=intervals)
+
+
+def _quick_intervals(outputs: ModelOutputs) -> dict[str, list[float] | None]:
+    """Return the intervals of one class an image that need no bootstrap: of the accuracy, and DeLong's of the AUROC."""
+    probabilities, labels = outputs.probabilities(), outputs.labels
+    units = group_ids(outputs.groups, len(labels))
+    scored = [(probabilities[:, c], labels == c) for c in ranked_classes(probabilities.shape[1], 0)]
+    found = {
+        "auroc": auroc_interval(scored, units, np.empty(0)),
+        "accuracy": proportion_interval(probabilities.argmax(axis=1) == labels, units),
+    }
+    return {name: interval_json(interval) for name, interval in found.items()}
+
+
+def baselines_on_split(fit: HeadFit, train: Features, scored: Features) -> list[Baseline]:
+    """Return the figures of linear heads that are fitted on a split and scored on another.
+
+    Args:
+        fit: Of the published head.
+        train: Features of the split to fit on.
+        scored: Features of the split to score.
+    """
+    found = {kind: linear_logits(fit, kind, train.values, train.labels, scored.values) for kind in fit.baseline_kinds}
+    return [
+        Baseline.of(kind, head_outputs(fit, scored, logits), fit, images=min(len(train.labels), MOST_IMAGES))
+        for kind, logits in found.items()
+        if logits is not None
+    ]
+
+
+def linear_logits(fit: HeadFit, kind: HeadKind, values: Tensor, labels: Tensor, scored: Tensor) -> Floats | None:
+    """Return the logits `(n, C)` of a linear head for features `scored`; None, with a log line, if it cannot be fitted.
+
+    It is fitted on features `values (N, 1280) float32` and `labels`, or on `MOST_IMAGES` of them.
+    """
+    rows = _sample_rows(len(labels), fit.spec.seed)
+    try:
+        head = fit.of_kind(kind).fit(values[rows], labels[rows], seed=fit.spec.seed)
+    except TrainerError as error:
+        logger.warning("no baseline %s: %s", kind, error)
+        return None
+    return head_logits(head, scored.to(fit.device))
+
+
+def _sample_rows(count: int, seed: int) -> Tensor:
+    """Return the rows to fit on, in ascending order: all, or a random sample of `MOST_IMAGES`."""
+    if count <= MOST_IMAGES:
+        return torch.arange(count)
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(count, MOST_IMAGES, replace=False)))

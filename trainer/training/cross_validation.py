@@ -1,0 +1,232 @@
+"""`train --folds`: cross-validation of heads on the features of train and valid, and the model that is published.
+
+Each image is scored by a head that was trained without the image's fold. These predictions out of fold choose the
+temperature and give the metrics; the published head is trained on all images of both splits, with the same options.
+Nested cross-validation on chest X-rays found no head that is better if it is the mean of the heads of the folds.
+
+With repeats, the images are divided anew for each. The metrics are those of one of them, the one with the median loss:
+each image counts once, and is scored by one head, as the published model scores new images. The mean of several heads'
+predictions would be better than the one head that is published.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_shards.index import BOTH, ShardIndex
+from trainer.data.feature_cache import Features
+from trainer.errors import CheckpointError, Stopped
+from trainer.evaluation.out_of_fold import KEY, OUT_OF_FOLD_FILE, OutOfFold
+from trainer.evaluation.scoring import epoch_metrics
+from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest, write_checkpoint_folder
+from trainer.specs import TrainSpec
+from trainer.specs.train import HeadKind
+from trainer.training.baselines import MOST_IMAGES, Baseline, linear_logits
+from trainer.training.fold_assignment import Labels, assign_folds
+from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
+from trainer.training.model_setup import TrainingSetup
+from trainer.training.publish import TrainOutcome, publish_scored, training_details
+
+LOGITS_FILE = "logits.safetensors"
+FIGURES = ("auroc", "accuracy", "loss")  # of each repeat
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """The cross-validation of one training, in one process.
+
+    Attributes:
+        setup: Model and data.
+        split: What is divided into folds: `train+valid`, or `train` where there is no valid split.
+        features: Of that split.
+        fit: How to train a head.
+    """
+
+    setup: TrainingSetup
+    split: str
+    features: Features
+    fit: HeadFit
+
+    @property
+    def spec(self) -> TrainSpec:
+        """What was requested."""
+        return self.setup.spec
+
+    def fold_count(self) -> int:
+        """Number of folds."""
+        assert self.spec.folds is not None  # noqa: S101 -- a training without folds is never cross-validated
+        return self.spec.folds
+
+    def divide(self, repeat: int) -> Labels:
+        """Return the fold of each image, (N,), in a repeat (from 0)."""
+        return assign_folds(
+            self.features.labels.numpy(),
+            self.features.groups,
+            folds=self.fold_count(),
+            seed=(self.spec.seed + repeat) % 2**32,
+            classes=self.fit.config.classes,
+        )
+
+    def out_of_fold(self, repeat: int, folds: Labels) -> OutOfFold:
+        """Train a head without each fold, and return the predictions for the images of the fold."""
+        logits = np.empty((len(folds), len(self.fit.config.classes)))
+        for fold in range(self.fold_count()):
+            logits[folds == fold] = self._fold_logits(repeat, fold, folds)
+        return OutOfFold(outputs=head_outputs(self.fit, self.features, logits), folds=folds)
+
+    def baselines(self, folds: Labels) -> list[Baseline]:
+        """Return the figures of linear heads on the same folds."""
+        found = {kind: self._linear_out_of_fold(kind, folds) for kind in self.fit.baseline_kinds}
+        largest = int(np.bincount(folds).max())
+        images = min(len(folds) - largest, MOST_IMAGES)
+        return [
+            Baseline.of(kind, head_outputs(self.fit, self.features, logits), self.fit, images=images)
+            for kind, logits in found.items()
+            if logits is not None
+        ]
+
+    def _linear_out_of_fold(self, kind: HeadKind, folds: Labels) -> Floats | None:
+        logits = np.empty((len(folds), len(self.fit.config.classes)))
+        for fold in range(self.fold_count()):
+            inside, outside = (torch.from_numpy(np.flatnonzero(mask)) for mask in (folds == fold, folds != fold))
+            found = linear_logits(
+                self.fit,
+                kind,
+                self.features.values[outside],
+                self.features.labels[outside],
+                self.features.values[inside],
+            )
+            if found is None:
+                return None
+            logits[folds == fold] = found
+        return logits
+
+    def train_head(self, rows: Tensor, *, seed: int) -> nn.Module:
+        """Return a head that is trained on these rows.
+
+        Raises:
+            Stopped: The run was asked to stop.
+        """
+        try:
+            if reason := self.fit.stop_reason():
+                raise Stopped(reason)
+            return self.fit.fit(self.features.values[rows], self.features.labels[rows], seed=seed)
+        except Stopped as error:
+            raise Stopped("stopped between two steps; the predictions of the finished folds are kept") from error
+
+    def _fold_logits(self, repeat: int, fold: int, folds: Labels) -> Floats:
+        """Return the logits for the images of a fold; from the checkpoint of an earlier attempt if there is one."""
+        inside, outside = (torch.from_numpy(np.flatnonzero(mask)) for mask in (folds == fold, folds != fold))
+        folder = self.setup.context.task.paths.checkpoints / f"fold-{repeat + 1:03d}-{fold + 1:03d}"
+        trained = len(outside) * (self.spec.epochs if self.spec.trains_by_steps else 1)
+        stored = self._stored_logits(folder, len(inside))
+        if stored is not None:
+            self.fit.on_images(trained)
+            return stored
+        features = self.features
+        seed = self.spec.seed + repeat * self.fold_count() + fold
+        head = self.train_head(outside, seed=seed)
+        logits = head_logits(head, features.values[inside].to(self.fit.device))
+        write_checkpoint_folder(
+            folder,
+            lease=self.setup.context.task.attempt.lease,
+            tensors={LOGITS_FILE: {"logits": torch.from_numpy(logits)}},
+            json_files={},
+            manifest={"data": self.setup.index.digest},
+        )
+        return logits
+
+    def _stored_logits(self, folder: Path, count: int) -> Floats | None:
+        if not folder.exists():
+            return None
+        try:
+            if read_verified_manifest(folder).get("data") != self.setup.index.digest:
+                return None
+            logits: Floats = read_tensors(folder / LOGITS_FILE)["logits"].numpy()
+        except (CheckpointError, KeyError) as error:
+            logger.warning("%s; training this fold again", error)
+            return None
+        return logits if logits.shape == (count, len(self.fit.config.classes)) else None
+
+
+def cross_validate(setup: TrainingSetup) -> TrainOutcome:
+    """Cross-validate heads, publish the head that is trained on all images, and return the metrics out of fold.
+
+    Raises:
+        Stopped: The run was asked to stop; the predictions of finished folds are kept.
+        SpecError: The data set cannot be divided into the folds.
+    """
+    validation = _prepared(setup)
+    spec, features = setup.spec, validation.features
+    divisions = [validation.divide(repeat) for repeat in range(spec.repeats)]
+    setup.context.progress.start_phase("train", total=_images_to_train(spec, divisions))
+    repeats = [validation.out_of_fold(repeat, folds) for repeat, folds in enumerate(divisions)]
+    figures = [epoch_metrics(repeat.outputs) for repeat in repeats]
+    chosen = median_repeat([float(one["loss"]) for one in figures])
+    head = validation.train_head(torch.arange(len(features.labels)), seed=spec.seed)
+    setup.model.head.load_state_dict(head.state_dict())
+    about = {
+        "folds": spec.folds,
+        "repeats": spec.repeats,
+        "splits": validation.split.split(BOTH),
+        "images": len(features.labels),
+        "shown_repeat": chosen + 1,
+        "by_repeat": [{name: one[name] for name in FIGURES} for one in figures],
+    }
+    metrics = _publish(validation, repeats[chosen], about)
+    baselines = [one.to_json() for one in validation.baselines(divisions[chosen])]
+    details = {**training_details(setup, validation.split), KEY: about, "baselines": baselines}
+    return TrainOutcome(metrics=metrics, details=details)
+
+
+def median_repeat(losses: list[float]) -> int:
+    """Return the position of the median loss; of an even number the greater one of the two in the middle."""
+    return int(np.argsort(losses, kind="stable")[len(losses) // 2])
+
+
+def cross_validated_split(index: ShardIndex) -> str:
+    """Return what folds divide: train and valid together, or train where there is no valid split."""
+    return BOTH.join(split for split in ("train", "valid") if split in index.splits)
+
+
+def _prepared(setup: TrainingSetup) -> CrossValidation:
+    """Compute the features, or read them from the cache."""
+    context, split = setup.context, cross_validated_split(setup.index)
+    extractor = setup.extractor(cached=setup.spec.cache)
+    context.progress.start_phase("features", total=setup.index.samples_in(split))
+    extractor.extract(split)
+    fit = HeadFit(
+        spec=setup.spec,
+        config=setup.config,
+        device=setup.device,
+        stop_reason=context.stop.reason,
+        on_images=context.add_images,
+    )
+    return CrossValidation(setup=setup, split=split, features=extractor.features_of(split), fit=fit)
+
+
+def _images_to_train(spec: TrainSpec, divisions: list[Labels]) -> int:
+    """Return how many images all folds of all repeats, and the published head, train on, over all epochs."""
+    of_folds = sum(len(folds) * (int(folds.max()) + 1) - len(folds) for folds in divisions)
+    return (of_folds + len(divisions[0])) * (spec.epochs if spec.trains_by_steps else 1)
+
+
+def _publish(validation: CrossValidation, found: OutOfFold, about: dict[str, Any]) -> dict[str, Any]:
+    judged = {"out_of_fold": {"folds": about["folds"], "repeats": about["repeats"]}}
+    calibrated_by = "predictions out of fold of the same images"
+    refit = {"splits": about["splits"], "images": about["images"], "calibrated_by": calibrated_by}
+    return publish_scored(
+        validation.setup,
+        found.outputs,
+        validation.split,
+        origin={"refit": refit, KEY: about},
+        judged=judged,
+        beside={OUT_OF_FOLD_FILE: found.tensors()},
+    )
