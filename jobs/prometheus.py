@@ -1,7 +1,8 @@
-"""Prometheus metrics of queues, job workers and runs, at `worker --metrics-port`."""
+"""Prometheus metrics of queues, job workers and runs, at `k8s metrics` and at `worker --metrics-port`."""
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import redis
 from prometheus_client import CollectorRegistry, start_http_server
@@ -17,6 +18,7 @@ from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.queue.worker_list import live_workers
 from jobs.runs import state as run_state
+from jobs.runs.counters import RunCounters
 from jobs.runs.request import PRIORITIES
 
 
@@ -26,10 +28,13 @@ class Metrics(Collector):
     def __init__(self, settings: Settings) -> None:
         """Store the settings; nothing is read before the first scrape."""
         self.settings = settings
+        self.counters = RunCounters(settings.storage)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics; without Redis, `nightshift_redis_up` is 0 and the queue metrics are absent."""
-        yield self._runs()
+        pending = [run_id for run_id in run_state.pending_ids(self.settings.storage) if RUN_ID.fullmatch(run_id)]
+        yield from self._runs(pending)
+        yield from self.counters.metrics(pending)
         up = GaugeMetricFamily("nightshift_redis_up", "Whether Redis answers.")
         try:
             with connect(self.settings) as connection:
@@ -42,20 +47,28 @@ class Metrics(Collector):
         yield up
         yield from found
 
-    def _runs(self) -> Metric:
+    def _runs(self, pending: list[str]) -> Iterator[Metric]:
         """Count the runs that have not ended; those that have are too many to read at each scrape."""
         counts: Counter[tuple[str, str]] = Counter()
-        for run_id in run_state.pending_ids(self.settings.storage):
-            if RUN_ID.fullmatch(run_id):
-                try:
-                    state = run_state.read_state(RunPaths.of(self.settings.storage, run_id))
-                except ClusterError:
-                    continue
-                counts[state.state, state.kind] += 1
+        oldest: dict[str, float] = {}
+        for run_id in pending:
+            try:
+                state = run_state.read_state(RunPaths.of(self.settings.storage, run_id))
+            except ClusterError:
+                continue
+            counts[state.state, state.kind] += 1
+            if state.state == "queued":
+                age = (datetime.now(UTC) - datetime.fromisoformat(state.changed or state.created)).total_seconds()
+                oldest[state.priority] = max(age, oldest.get(state.priority, 0.0))
         runs = GaugeMetricFamily("nightshift_runs", "Runs that have not ended.", labels=["state", "kind"])
         for labels, count in sorted(counts.items()):
             runs.add_metric(labels, count)
-        return runs
+        yield runs
+        text = "Seconds for which the longest waiting run is queued; 0 if none is."
+        waiting = GaugeMetricFamily("nightshift_queue_oldest_waiting_seconds", text, labels=["priority"])
+        for priority in PRIORITIES:
+            waiting.add_metric([priority], oldest.get(priority, 0.0))
+        yield waiting
 
 
 def serve(settings: Settings, port: int) -> None:

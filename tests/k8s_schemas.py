@@ -14,7 +14,7 @@ from tests.k8s_manifests import ROOT, Manifest
 
 KUBERNETES_VERSION = "1.33"  # the version that the tests target; kubernetes-validate contains the schemas
 CRDS = ROOT.parent / "shared" / "k8s-schemas"
-UNPUBLISHED = {"keda.sh", "kueue.x-k8s.io"}  # groups whose schemas the tests do not have
+UNPUBLISHED = {"keda.sh", "kueue.x-k8s.io", "monitoring.coreos.com"}  # groups whose schemas the tests do not have
 
 needs_kuberay_schemas = pytest.mark.skipif(
     not CRDS.is_dir(), reason="KubeRay's CRDs are not at ../shared/k8s-schemas; RayCluster and RayJob go unchecked"

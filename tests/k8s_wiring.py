@@ -123,9 +123,12 @@ def connections_are_those_that_the_parts_need(manifests: Sequence[Manifest]) -> 
     everybody = {pod.labels["app.kubernetes.io/component"]: pod for pod in pods(manifests)}
     redis, head, worker = everybody["redis"], everybody["ray-head"], everybody["ray-worker"]
     clients = [pod for part, pod in everybody.items() if part in ("job-worker", "cli", "reconcile", "dashboard")]
-    needed = [(c, t, p) for c in clients for t, p in ((redis, 6379), (head, 8265))]
+    needed = [(c, t, p) for c in clients for t, p in ((redis, 6379), (head, 8265))] + [
+        (everybody["metrics"], redis, 6379)
+    ]
     needed += [(worker, head, 6379), (head, worker, 20000), (worker, worker, 20000)]
     unwanted = [(worker, redis, 6379), (head, redis, 6379), (redis, head, 8265), (redis, clients[0], 9100)]
+    unwanted += [(everybody["metrics"], head, 8265)]
     unwanted += [(c, t, p) for c in clients for t, p in ((worker, 20000), (head, 6379), (head, 10001))]
     for source, target, port in needed:
         if not may_connect(manifests, source, target, port):

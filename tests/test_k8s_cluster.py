@@ -183,7 +183,7 @@ def test_a_queued_run_survives_the_loss_of_its_ray_node(cluster, job_worker):
 
 
 def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster, job_worker):
-    port = job_worker.pod.annotations["prometheus.io/port"]
+    port = job_worker.container["ports"][0]["containerPort"]
     ready = job_worker.exec(job_worker.container["readinessProbe"]["exec"]["command"])
     scraped = job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"])
 

@@ -94,7 +94,7 @@ def test_for_rayjobs_alone_no_pod_holds_gpus_and_a_rendered_run_satisfies_all_po
 
     manifests = [*standing, *rayjob(*options, *(["--openshift"] if "openshift" in components else []))]
 
-    assert [pod.name for pod in pods(standing)] == ["cli", "redis", "reconcile"]
+    assert [pod.name for pod in pods(standing)] == ["cli", "metrics", "redis", "reconcile"]
     assert one(standing, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_CLUSTER_GPUS"] == "0"
     policies = [policy for policy in (*POLICIES, *WIRING, *SCHEDULING) if policy not in not_for_it]
     found = [f"{policy.__name__}: {text}" for policy in policies for text in policy(manifests)]

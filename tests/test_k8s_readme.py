@@ -49,7 +49,7 @@ def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them()
     named = [name for pair in table for name in pair if name]
 
     assert [name for name in named if (K8S / "components" / name).is_dir()] == [
-        "keda", "dashboard", "tls", "s3", "airgap", "pull-secret", "mig", "time-slicing", "kueue",
+        "keda", "dashboard", "prometheus", "tls", "s3", "airgap", "pull-secret", "mig", "time-slicing", "kueue",
         "rayjobs", "openshift",
     ]  # fmt: skip
     assert {folder.name for folder in (K8S / "components").iterdir()} <= set(named)

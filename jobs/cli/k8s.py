@@ -1,5 +1,6 @@
 """`nightshift k8s`: render a run as a RayJob; the hidden `k8s run` is the RayJob's entrypoint."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
 from jobs.kubernetes.standalone import prepare_run
+from jobs.prometheus import serve
 from jobs.queue import tasks
 from jobs.queue.submit import new_run_id
 from jobs.runs import state as run_state
@@ -105,6 +107,19 @@ def spec(file: Path, **given: Any) -> None:
     """
     cluster, request = take_cluster_options(given)
     print_ray_job(read_spec(Path("/dev/stdin") if str(file) == "-" else file), request, cluster)
+
+
+@k8s.command(example="nightshift k8s metrics --port 9100")
+@click.option("--port", default=9100, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+def metrics(port: int) -> None:
+    """Serve Prometheus metrics of the queue, the job workers and all runs, until it is stopped.
+
+    One process for the whole cluster: each value is exported once, and also while no job worker is alive.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # as process 1 of a container it would otherwise ignore them
+    serve(Settings.read(), port)
+    signal.sigwait(ends)
 
 
 @k8s.command(hidden=True)
