@@ -147,7 +147,13 @@ def _refuse_linear_head(_: click.Context, __: click.Parameter, value: str | None
         )
 
 
-MLP_HEAD = click.option("--head", expose_value=False, hidden=True, callback=_refuse_linear_head)
+MLP_HEAD = click.option(
+    "--head",
+    expose_value=False,
+    hidden=True,
+    callback=_refuse_linear_head,
+    help="Only mlp: a search varies its options.",
+)
 
 
 @command(
