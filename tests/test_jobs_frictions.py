@@ -166,3 +166,32 @@ def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Se
     assert "result    valid accuracy 0.7500 (0.5000 to 0.9000) (9 images)" in lines
     assert "          true covid: 3 as covid, 1 as normal" in lines
     assert "          true normal: 5 as normal" in lines
+
+
+def test_a_retried_run_says_when_it_starts(say: Say, settings: Settings, shards: str) -> None:
+    set_state(submitted(say, settings, shards, "--name", "night"), "failed")
+
+    code, _, err = say("retry", "night")
+
+    assert code == 0
+    assert err == (
+        "No job worker is running; `nightshift up` starts one on this machine.\n"
+        "Queued. `nightshift logs -f night` follows it.\n"
+    )
+
+
+def test_ctrl_c_in_cancel_says_that_the_run_still_stops(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(_: float) -> None:
+        raise KeyboardInterrupt
+
+    run = submitted(say, settings, shards, "--name", "night")
+    set_state(run, "running")
+    monkeypatch.setattr("jobs.queue.actions.time.sleep", press_ctrl_c)
+
+    code, _, err = say("cancel", "night")
+
+    assert code == 130
+    assert err == f"\nstopped waiting; the run still stops: nightshift wait {run.run_id}\n"
+    assert run.stop.exists()

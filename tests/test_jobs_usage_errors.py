@@ -12,6 +12,7 @@ from cluster.settings import Settings
 from jobs.cli import up as up_module
 from jobs.cli.terminal import colored_state
 from jobs.queue.weights_file import refuse_unavailable_imagenet
+from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from tests.conftest import Say
@@ -131,3 +132,22 @@ def test_json_and_command_exclude_each_other(say: Say) -> None:
 
     assert code == 2
     assert err.startswith("Error: --json and --command exclude each other; give one of them")
+
+
+def test_misspelt_names_of_runs_models_and_data_sets_get_a_suggestion(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(shards).parent)
+    names.claim(settings.storage, "first-night", "train-20261123-203000-a1b2c3")
+    (settings.storage / "models").mkdir()
+    (settings.storage / "models" / "chest.json").touch()
+
+    run = say("show", "frist-night")
+    model = say("predict", "chset", ".")
+    named = say("predict", "frist-night", ".")
+    data = say("train", "shrads", "--weights", "none")
+
+    assert run == (1, "", "Error: no run has the id or name 'frist-night'; did you mean first-night?\n")
+    assert model == (1, "", "Error: chset is not a model; did you mean chest?\n")
+    assert named == (1, "", "Error: frist-night is not a model; did you mean first-night?\n")
+    assert data == (1, "", "Error: shrads does not exist; did you mean shards?\n")

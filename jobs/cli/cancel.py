@@ -1,10 +1,13 @@
 """`nightshift cancel`."""
 
+import sys
+
 import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import run_argument
+from jobs.cli.outcome import INTERRUPTED
 from jobs.queue import actions
 from jobs.runs import state as run_state
 
@@ -18,5 +21,10 @@ def cancel(run: str, now: bool) -> None:
     ID is a run id, a unique prefix of one, or a run's name. `nightshift retry ID` continues a cancelled run.
     """
     settings = Settings.read()
-    state = actions.cancel(settings, run_state.find(settings.storage, run), at_once=now)
+    paths = run_state.find(settings.storage, run)
+    try:
+        state = actions.cancel(settings, paths, at_once=now)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped waiting; the run still stops: nightshift wait {paths.run_id}", err=True)
+        sys.exit(INTERRUPTED)
     click.echo(f"{state.id}: {state.state}", err=True)

@@ -5,8 +5,10 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import run_argument
+from jobs.cli.submission import NO_WORKER, is_served, queued_text
 from jobs.queue import actions
 from jobs.runs import state as run_state
+from jobs.runs.start_forecast import run_label
 
 
 @command(example="nightshift retry train-20261123-203000-a1b2c3")
@@ -19,4 +21,8 @@ def retry(run: str) -> None:
     settings = Settings.read()
     state = actions.retry(settings, run_state.find(settings.storage, run))
     click.echo(state.id)
-    click.echo(f"Queued again. `nightshift logs -f {state.id}` follows it.", err=True)
+    has_worker = is_served(settings)
+    if not has_worker:
+        click.echo(NO_WORKER, err=True)
+    text = queued_text(settings, state.id, has_worker=has_worker)
+    click.echo(f"{text} `nightshift logs -f {run_label(state)}` follows it.", err=True)

@@ -23,6 +23,8 @@ from jobs.runs.start_forecast import start_forecast
 from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec, build
 
+NO_WORKER = "No job worker is running; `nightshift up` starts one on this machine."
+
 
 @dataclass
 class SpecCollector:
@@ -79,30 +81,31 @@ def submit_spec(
         click.echo(run_id)
     elif not waits:
         click.echo(json.dumps({"id": run_id}))
-    has_worker = _is_served(settings)
+    has_worker = is_served(settings)
     if not has_worker:
-        click.echo("No job worker is running; `nightshift up` starts one on this machine.", err=True)
+        click.echo(NO_WORKER, err=True)
     if waits:
         follow_to_end(settings.storage, run_id, follow, as_json=as_json)
     called = request.name or run_id
     click.echo(
-        f"{_queued_text(settings, run_id, is_served=has_worker)} {next_command.format(run_id=called)}, "
+        f"{queued_text(settings, run_id, has_worker=has_worker)} {next_command.format(run_id=called)}, "
         f"`nightshift wait {called}` waits.",
         err=True,
     )
 
 
-def _is_served(settings: Settings) -> bool:
+def is_served(settings: Settings) -> bool:
+    """Whether a job worker runs; say so if the queues are paused."""
     with connect(settings) as connection:
         if queues.is_paused(connection):
             click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
         return bool(live_workers(connection))
 
 
-def _queued_text(settings: Settings, run_id: str, *, is_served: bool) -> str:
+def queued_text(settings: Settings, run_id: str, *, has_worker: bool) -> str:
     """Return a sentence that says when a run that was submitted will start, and what it waits for."""
     state = read_state(RunPaths.of(settings.storage, run_id))
     forecast = start_forecast(settings.storage, state)
-    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not is_served) or not forecast:
+    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not has_worker) or not forecast:
         return f"{state.state.capitalize()}."
     return f"{state.state.capitalize()}: {forecast}."

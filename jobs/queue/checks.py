@@ -3,6 +3,7 @@
 `checked` returns the spec with absolute paths, because the job worker runs in another folder.
 """
 
+import contextlib
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from cluster.errors import SeveralRuns, UnknownRun
 from cluster.resources import refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
-from data_shards.errors import PlanError
+from data_shards.errors import BadIndex, PlanError
 from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
 from jobs.queue.connection import LOOPBACK
 from jobs.queue.weights_file import refuse_other_network, refuse_unavailable_imagenet
 from jobs.runs import state as run_state
-from jobs.runs.promotions import promoted_model
+from jobs.runs.names import close_name
+from jobs.runs.promotions import promoted_model, promoted_names
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
@@ -76,7 +78,19 @@ def index_of(shards: str) -> tuple[str, ShardIndex]:
     """
     folder = local_folder(shards)
     location = str(folder.expanduser().absolute()) if folder else shards
+    if folder and (meant := _similar_data_set(Path(location))):
+        raise BadIndex(f"{shards} does not exist; did you mean {folder.with_name(meant)}?")
     return location, read_index(location)
+
+
+def _similar_data_set(folder: Path) -> str | None:
+    """Return the name of a data set beside a folder that does not exist and is called almost like it, None without one."""
+    if folder.exists() or not folder.parent.is_dir():
+        return None
+    with contextlib.suppress(OSError):
+        beside = [place.parent.name for place in folder.parent.glob(f"*/{INDEX_NAME}")]
+        return next(iter(difflib.get_close_matches(folder.name, beside, n=1)), None)
+    return None
 
 
 def require_split(index: ShardIndex, split: str, shards: str) -> None:
@@ -159,9 +173,12 @@ def model_of(settings: Settings, model: str) -> NamedModel:
     except SeveralRuns:
         raise
     except UnknownRun as error:
-        raise CheckpointError(
-            f"{model} is not a model; give a folder with head.json, the id of a run, or a promoted name"
-        ) from error
+        close = difflib.get_close_matches(model, promoted_names(settings.storage), n=1)
+        meant = close[0] if close else close_name(settings.storage, model)
+        cure = (
+            f"did you mean {meant}?" if meant else "give a folder with head.json, the id of a run, or a promoted name"
+        )
+        raise CheckpointError(f"{model} is not a model; {cure}") from error
     state = run_state.read_state(paths)
     if (paths.best / HEAD_FILE).is_file():
         return NamedModel.published_in(paths.best, name=paths.run_id)

@@ -1,6 +1,7 @@
 """The names that `--name` gives to runs: one file per name, changed under one lock."""
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,12 @@ def run_of(storage: Path, name: str) -> str | None:
     """Return the id of the run that has a name, None if no run has it or the name's file is damaged."""
     file = storage / "names" / f"{name}.json"
     return _owner(file) if NAME.fullmatch(name) and file.is_file() else None
+
+
+def close_name(storage: Path, text: str) -> str | None:
+    """Return the name of a run that was probably meant by a text, None if no name is like it."""
+    known = [file.stem for file in (storage / "names").glob("*.json")]
+    return next(iter(difflib.get_close_matches(text, known, n=1)), None)
 
 
 def names_of(storage: Path, run_id: str) -> list[str]:

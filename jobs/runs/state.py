@@ -303,7 +303,9 @@ def find(storage: Path, text: str) -> RunPaths:
         raise SeveralRuns(
             f"{len(matches)} run ids begin with {text!r}, such as {matches[0]} and {matches[1]}; give more of the id"
         )
-    raise UnknownRun(f"no run has the id or name {text!r}; `nightshift list` shows them")
+    close = names.close_name(storage, text)
+    cure = f"did you mean {close}?" if close else "`nightshift list` shows them"
+    raise UnknownRun(f"no run has the id or name {text!r}; {cure}")
 
 
 def remove(paths: RunPaths) -> None:
