@@ -84,7 +84,7 @@ def index_of(shards: str) -> tuple[str, ShardIndex]:
 
 
 def _similar_data_set(folder: Path) -> str | None:
-    """Return the name of a data set beside a folder that does not exist and is called almost like it, None without one."""
+    """Return the name of a data set beside an absent folder that is called almost like it, None without one."""
     if folder.exists() or not folder.parent.is_dir():
         return None
     with contextlib.suppress(OSError):
