@@ -39,6 +39,12 @@ def write(tmp_path: Path, text: str) -> str:
         ("epochs", "{file} has no keys and values; write lines such as epochs: 20"),
         ("", "{file} has no keys and values; write lines such as epochs: 20"),
         ("kind: search", "{file} is the spec of a search run; use it with `nightshift search`"),
+        ('{"epochs": 3, "epochs": 4}',
+         "{file}: the key 'epochs' is there twice; remove one of them"),
+        ("? [a, b]\n: 1", "{file}: a key is not a text; write lines such as epochs: 20"),
+        ("[" * 5000, "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
+        ('{"a": ' * 100_000, "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
+        ("x: y\n" * 300_000, "{file} is larger than 1 MB; it is not a config file"),
         ("[[[[[[1]]]]]]", "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
     ],
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """`--config FILE.yaml`: the options of a submit command, from a file or from the spec of another run."""
 
+import contextlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from jobs.errors import InvalidOption
 SPEC_NAME = "spec.json"  # of a run folder
 LARGEST_BYTES = 1_000_000
 DEEPEST = 4  # a search space has lists in objects in an object
+TOO_DEEP = "the values are nested too deeply; give a list of texts or numbers at most"
 ABSENT = ("", "~", "null", "Null", "NULL")  # YAML's words for no value
 
 
@@ -40,9 +43,11 @@ def read_config(path: Path) -> dict[str, Any]:
         InvalidOption: The file cannot be read, or is not a list of keys and values.
     """
     try:
-        if path.stat().st_size > LARGEST_BYTES:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
+        if len(data) > LARGEST_BYTES:
             raise InvalidOption(f"{path} is larger than {LARGEST_BYTES // 1_000_000} MB; it is not a config file")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidOption(f"{path} is not a text in UTF-8; save it as UTF-8") from error
     except OSError as error:
@@ -54,16 +59,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path, text: str) -> Any:
-    if text.lstrip().startswith("{"):
-        try:
-            return as_text(json.loads(text))
-        except ValueError:  # a flow mapping of YAML
-            pass
     try:
+        if text.lstrip().startswith("{"):
+            with contextlib.suppress(ValueError):  # a flow mapping of YAML
+                return as_text(json.loads(text, object_pairs_hook=_without_repeats))
         root = yaml.compose(text, Loader=yaml.BaseLoader)
         return None if root is None else _texts(root)
     except InvalidOption as error:
         raise InvalidOption(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise InvalidOption(f"{path}: {TOO_DEEP}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -73,16 +78,22 @@ def _parsed(path: Path, text: str) -> Any:
 def _texts(node: Any, depth: int = 0) -> Any:
     """Return a node of YAML with every value as text, so that 22:00, 1e-4 and a class called `no` stay as written."""
     if depth > DEEPEST:
-        raise InvalidOption("the values are nested too deeply; give a list of texts or numbers at most")
+        raise InvalidOption(TOO_DEEP)
     if isinstance(node, yaml.SequenceNode):
         return [_texts(item, depth + 1) for item in node.value]
     if not isinstance(node, yaml.MappingNode):
         return node.value
-    keys = [str(key.value) for key, _ in node.value]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+        raise InvalidOption("a key is not a text; write lines such as epochs: 20")
+    return _without_repeats([(key.value, _texts(value, depth + 1)) for key, value in node.value])
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(key for key, _ in pairs)
+    twice = next((key for key, count in counts.items() if count > 1), None)
     if twice is not None:
         raise InvalidOption(f"the key {twice!r} is there twice; remove one of them")
-    return {key: _texts(value, depth + 1) for key, (_, value) in zip(keys, node.value, strict=True)}
+    return dict(pairs)
 
 
 def _or_none(value: Any) -> Any:
