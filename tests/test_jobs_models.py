@@ -99,6 +99,25 @@ def test_models_without_a_common_split_are_not_compared_and_the_history_says_so(
     assert newest["compared"].startswith("no: ")
 
 
+@pytest.mark.parametrize(("data", "is_refused"), [("d" * 64, True), ("e" * 64, False)])
+def test_without_common_evaluations_the_published_metrics_of_the_same_split_decide(
+    there: Say, settings: Settings, data: str, is_refused: bool
+) -> None:
+    for run_id, value, of_data in ((A, 0.9, "d" * 64), (B, 0.8, data)):
+        manifest = RunPaths.of(settings.storage, run_id).best / "manifest.json"
+        metrics = {"split": "valid", "n": 270, "auroc": value}
+        write_json(manifest, {**read_json(manifest), "data": of_data, "metrics": metrics})
+    there("models", "promote", A, "--as", "chest")
+    shutil.rmtree(RunPaths.of(settings.storage, OF_B).folder)
+    RunPaths.of(settings.storage, B).predictions.unlink()
+
+    code, _, err = there("models", "promote", B, "--as", "chest")
+
+    worse = f"{B} is worse than chest ({A}): auroc 0.8000 instead of 0.9000 on the 270 images of the valid split"
+    assert (code == 1) is is_refused
+    assert (err == f"Error: {worse}; --force promotes it\n") is is_refused
+
+
 def test_the_valid_split_is_compared_if_there_is_no_evaluation_of_the_test_split(
     there: Say, settings: Settings
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from cluster.errors import StorageError
+from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import SPLITS
@@ -24,6 +26,7 @@ from jobs.runs.evaluations import find_model
 from jobs.runs.promotions import Promotion
 from jobs.runs.record import model_mismatch
 from trainer.errors import CheckpointError, TrainerError
+from trainer.model.names import MANIFEST_FILE
 
 TRIED_SPLITS = (SPLITS[-1], SPLITS[1])  # test, else valid
 LIST_COLUMNS = (
@@ -58,8 +61,9 @@ def models() -> None:
 def promote(model: str, *, name: str, why: str | None, force: bool, **comparison: Any) -> None:
     """Give MODEL a name, unless it is worse than the model that has the name.
 
-    Both models are compared on the images of one split that both have scored, as `nightshift compare` does. If there is
-    no such split, they are not compared, and the history says so. The name then means MODEL; jobs that were submitted
+    Both models are compared on the images of one split that both have scored, as `nightshift compare` does, or else by
+    the metrics with which they were published, if these are of the same split. If there is no such split, they are not
+    compared, and the history says so. The name then means MODEL; jobs that were submitted
     with it before keep their model.
     """
     settings = Settings.read()
@@ -141,7 +145,7 @@ def _compared(
     for tried in TRIED_SPLITS if split is None else (split,):
         try:
             view = compared(
-                storage, (before.folder, candidate.folder), split=tried, positive=None, margin=margin, metric=metric
+                storage, (before.model, candidate.model), split=tried, positive=None, margin=margin, metric=metric
             )
         except TrainerError as error:
             reasons.append(str(error))
@@ -157,7 +161,24 @@ def _compared(
             f"{tried} split{worse_in}"
         )
         return text, not result.margin.passes
-    return f"no: {reasons[0]}", False
+    return _by_published_metrics(before, candidate, metric, margin) or (f"no: {reasons[0]}", False)
+
+
+def _by_published_metrics(
+    before: Promotion, candidate: Promotion, metric: str, margin: float
+) -> tuple[str, bool] | None:
+    """Compare the metrics with which two models were published; None if they are not of one split of one data set."""
+    try:
+        old, new = (read_json_object(Path(each.folder) / MANIFEST_FILE) for each in (before, candidate))
+        split, count = new["metrics"]["split"], new["metrics"]["n"]
+        first, second = float(old["metrics"][metric]), float(new["metrics"][metric])
+        is_same_split = old["data"] == new["data"] and old["metrics"]["split"] == split
+    except (StorageError, KeyError, TypeError, ValueError):  # published without them, or by version 0.1.0
+        return None
+    if not is_same_split:
+        return None
+    text = f"{metric} {second:.4f} instead of {first:.4f} on the {count} images of the {split} split"
+    return text, not second >= first - margin
 
 
 def _row(promotion: Promotion) -> tuple[str, ...]:
