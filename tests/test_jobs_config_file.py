@@ -42,9 +42,6 @@ def write(tmp_path: Path, text: str) -> str:
         ('{"epochs": 3, "epochs": 4}',
          "{file}: the key 'epochs' is there twice; remove one of them"),
         ("? [a, b]\n: 1", "{file}: a key is not a text; write lines such as epochs: 20"),
-        ("[" * 5000, "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
-        ('{"a": ' * 100_000, "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
-        ("x: y\n" * 300_000, "{file} is larger than 1 MB; it is not a config file"),
         ("[[[[[[1]]]]]]", "{file}: the values are nested too deeply; give a list of texts or numbers at most"),
     ],
 )  # fmt: skip
@@ -57,6 +54,21 @@ def test_a_wrong_config_file_is_one_line_and_queues_nothing(
 
     assert (code, out, err) == (2, "", f"Error: {line.format(file=file)}\n")
     assert run_state.all_ids(settings.storage) == []
+
+
+def test_a_config_file_that_is_too_deep_or_too_large_is_one_line(say: Say, settings: Settings) -> None:
+    deep = "the values are nested too deeply; give a list of texts or numbers at most"
+    said = [
+        say("train", "shards", "--config", write(settings.storage, text))
+        for text in ("[" * 5000, '{"a": ' * 100_000, "x: y\n" * 300_000)
+    ]
+
+    file = settings.storage / "night.yaml"
+    assert said == [
+        (2, "", f"Error: {file}: {deep}\n"),
+        (2, "", f"Error: {file}: {deep}\n"),
+        (2, "", f"Error: {file} is larger than 1 MB; it is not a config file\n"),
+    ]
 
 
 def test_a_config_file_that_cannot_be_read_is_one_line(say: Say, tmp_path: Path) -> None:
