@@ -14,6 +14,7 @@ They are classes of `cluster.errors`, `data_shards.errors`, `trainer.errors` and
 
 import io
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,13 +203,18 @@ def trials(search: str) -> pd.DataFrame:
 def metrics(run: str) -> pd.DataFrame:
     """Return a row for each epoch of a training: losses, validation metrics, learning rate and seconds.
 
+    Damaged lines are left out; a warning names them.
+
     Args:
         run: A run id, a unique prefix of one, or a run's name.
 
     Raises:
         UnknownRun: No run, or more than one, matches.
     """
-    return pd.DataFrame(read_record(run_state.find(Settings.read().storage, run)).metrics)
+    record = read_record(run_state.find(Settings.read().storage, run))
+    if record.damage:
+        warnings.warn(record.damage, stacklevel=2)
+    return pd.DataFrame(record.metrics)
 
 
 def submit(kind: Kind, **options: Any) -> str:

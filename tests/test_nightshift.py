@@ -128,6 +128,10 @@ def test_epochs_are_a_table(run: RunPaths) -> None:
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     assert nightshift.metrics("night").to_dict("records") == lines
+    with run.metrics.open("a") as file:
+        file.write("damage\n")
+    with pytest.warns(UserWarning, match="is damaged and left out"):
+        assert len(nightshift.metrics("night")) == len(lines)
     with pytest.raises(UnknownRun, match="no run has the id or name 'day'"):
         nightshift.metrics("day")
 
