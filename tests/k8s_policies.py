@@ -22,8 +22,10 @@ SECRETS = {  # the Secrets that k8s/secrets.sh prints, and those that the README
 CREDENTIAL = re.compile(r"://[^/\s:@]*:[^/\s@]+@|PRIVATE KEY|(?i:bearer )\S{8}")
 SECRET_NAME = re.compile(r"(?i)password|secret|token|credential|access_key|redis_url")
 SECRET_NAMES = {"NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET"}
+OF_A_PERSON = {"NIGHTSHIFT_USER"}  # who submits a run; a pod that several people use cannot state it
 NOT_OF_A_RUN = {  # settings of the queue and of the permanent cluster, and those that a RayJob or Ray itself states
     *SECRET_NAMES,
+    *OF_A_PERSON,
     "NIGHTSHIFT_REDIS_CA",
     "NIGHTSHIFT_REDIS_ALLOW_PLAIN",
     "NIGHTSHIFT_WEBHOOK_HOSTS",
@@ -204,7 +206,7 @@ def environment_is_what_settings_reads(manifests: Sequence[Manifest]) -> Iterato
                 yield f"{pod.name} lacks {sorted(SECRET_NAMES - own)}"
             if pod.is_ray and own & SECRET_NAMES:
                 yield f"{pod.name} has no business with {sorted(SECRET_NAMES & own)}"
-    needed = {name for name in names_settings_reads() - SECRET_NAMES if name.startswith("NIGHTSHIFT_")}
+    needed = {name for name in names_settings_reads() - SECRET_NAMES - OF_A_PERSON if name.startswith("NIGHTSHIFT_")}
     yield from (f"ConfigMap lacks {name}" for name in sorted(needed - data.keys()))
     most = sum(
         _gpus(group) for cluster in of_kind(manifests, "RayCluster") for group in cluster["spec"]["workerGroupSpecs"]
