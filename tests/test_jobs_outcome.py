@@ -90,13 +90,13 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
     _, _, err = say("wait", evaluation.run_id)
 
     lines = err.splitlines()
-    at = lines.index("decision covid from a probability of 0.3127: sensitivity-0.99")
+    at = lines.index('decision "covid" from a probability of 0.3127: sensitivity-0.99')
     assert lines[at + 1 : at + 6] == [
-        "         covid: on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; "
+        '         "covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; '
         "the default decision gives 5 at 0.9200",
-        "         covid: 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; "
+        '         "covid": 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; '
         "that takes 299 positives without a miss",
-        "         covid: the test split does not reach 0.99: its sensitivity is 0.8400",
+        '         "covid": the test split does not reach 0.99: its sensitivity is 0.8400',
         "images   warning: the model was trained on 12 of these 360 images; new images will do worse",
         "         the test split of this data set has been evaluated 14 times: choosing by its metrics biases them",
     ]
@@ -106,8 +106,8 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
 def test_show_says_the_decision_and_whether_the_split_reached_the_sensitivity(say: Say, evaluation: RunPaths) -> None:
     shown = " ".join(say("show", evaluation.run_id)[1].split())
 
-    assert "decision covid from a probability of 0.3127: sensitivity-0.99" in shown
-    assert "covid: the test split does not reach 0.99: its sensitivity is 0.8400" in shown
+    assert 'decision "covid" from a probability of 0.3127: sensitivity-0.99' in shown
+    assert '"covid": the test split does not reach 0.99: its sensitivity is 0.8400' in shown
 
 
 @pytest.mark.parametrize("threshold", [None, "damage", {}])

@@ -64,7 +64,7 @@ def test_an_evaluation_leaves_a_table_from_which_its_metrics_can_be_computed_aga
     )
     assert list(rows[0]) == ["image", "group", "truth", "probability_covid", "probability_normal", "decision"]
     assert (len(rows), again["confusion_matrix"]) == (result["n"], result["confusion_matrix"])
-    assert again["loss"] == pytest.approx(result["calibrated"]["loss"], rel=1e-9)
+    assert again["loss"] == pytest.approx(result["loss"], rel=1e-9)
     assert again["auroc"] == pytest.approx(result["auroc"])
     assert again["intervals"]["accuracy"] == result["intervals"]["accuracy"]
     assert [row["decision"] for row in rows] == [classes[c] for c in probabilities.argmax(axis=1)]

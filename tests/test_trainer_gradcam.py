@@ -4,8 +4,8 @@ import torch
 
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
+from trainer.report.examples import with_pictures, worst_misclassified
 from trainer.report.gradcam import gradcam_heatmaps
-from trainer.report.misclassified import with_pictures, worst_misclassified
 
 SIDE = 96  # three by three places on the last feature maps
 CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE)

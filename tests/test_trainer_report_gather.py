@@ -29,8 +29,11 @@ def test_the_report_of_a_training_shows_its_epochs_and_its_misclassified_images(
 
     wrong = metrics["n"] - sum(row[c] for c, row in enumerate(metrics["confusion_matrix"]))
     assert wrong > 0
-    assert page.count("data:image/jpeg;base64,") == 2 * page.count('<figure class="misclassified')
-    assert 0 < page.count('<figure class="misclassified') <= wrong
+    correct = page.count('<figure class="example correct')
+    errors = page.count('<figure class="example') - correct
+    assert page.count("data:image/jpeg;base64,") == 3 * errors + 2 * correct
+    assert 0 < errors <= wrong
+    assert correct == 6
     assert "best epoch:" in words
     assert "The best epoch was selected on this split" in words
 
@@ -42,7 +45,7 @@ def test_a_training_stores_a_temperature_with_its_model(trained):
     stored = read_json(paths.best / "calibration.json")
 
     assert stored["temperature"] == result["temperature"] != 1
-    assert result["calibrated"]["loss"] < result["loss"]
+    assert result["loss"] < result["uncalibrated"]["loss"]
     assert stored["threshold"] is None
 
 

@@ -14,8 +14,8 @@ from tests.trained import lease_in
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
+from trainer.report.examples import worst_misclassified
 from trainer.report.gradcam import jpeg, overlay
-from trainer.report.misclassified import worst_misclassified
 from trainer.report.page import ReportData, render, write_page
 
 CHROMIUM = next(
@@ -39,7 +39,7 @@ def report_data(count=60, classes=("covid", "normal"), epochs=5, threshold=0.3, 
     logits = random.normal(size=(count, len(classes))) * 1.5
     logits[np.arange(count), labels] += 2
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    metrics = classification_metrics(probabilities, labels, classes=classes, positive=None, threshold=threshold)
+    metrics = classification_metrics(probabilities, labels, classes=classes, positive=classes[0], threshold=threshold)
     misclassified = worst_misclassified(
         np.arange(count),
         labels,
@@ -95,7 +95,7 @@ def test_the_summary_counts_false_negatives():
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", render(data)))
 
     assert false_negatives > 0
-    assert f"{false_negatives} of {positives} covid images are false negatives" in text
+    assert f"{false_negatives} of {positives} &#34;covid&#34; images are false negatives" in text
 
 
 def test_class_names_are_escaped():
@@ -140,14 +140,14 @@ def test_a_split_of_one_class_gives_a_report():
         metrics={
             "split": "test",
             **classification_metrics(
-                data.predictions.probabilities, np.ones(6, dtype=np.int64), classes=data.classes, positive=None
+                data.predictions.probabilities, np.ones(6, dtype=np.int64), classes=data.classes, positive="covid"
             ),
         },
     )
 
     page = render(only)
 
-    assert "This split has no covid images" in page
+    assert "This split has no &#34;covid&#34; images" in page
     assert "all images of this split are normal" in page
     assert "ROC curve" not in page
 
@@ -189,5 +189,5 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
     )  # fmt: skip
 
     reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
-    assert reported == {"images": 2 * len(data.misclassified), "broken": 0, "overflow": 0, "charts": 5, "errors": []}
+    assert reported == {"images": 2 * len(data.misclassified), "broken": 0, "overflow": 0, "charts": 6, "errors": []}
     assert "CONSOLE" not in shown.stderr

@@ -163,11 +163,11 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
               "judged_split": "test", "judged_sensitivity": 0.84, "reached": False}  # fmt: skip
 
     assert threshold_lines({"threshold_choices": [choice]}) == [
-        "covid: on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; the "
+        '"covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; the '
         "default decision gives 5 at 0.9200",
-        "covid: 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; that takes "
+        '"covid": 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; that takes '
         "299 positives without a miss",
-        "covid: the test split does not reach 0.99: its sensitivity is 0.8400",
+        '"covid": the test split does not reach 0.99: its sensitivity is 0.8400',
     ]
 
 
@@ -178,9 +178,9 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
         ({}, "the most probable class (default)"),
         (
             {"threshold": 0.31271, "positive": "covid", "threshold_name": "careful"},
-            "covid from a probability of 0.3127: careful",
+            '"covid" from a probability of 0.3127: careful',
         ),
-        ({"threshold": 0.31271, "positive": "covid"}, "covid from a probability of 0.3127"),
+        ({"threshold": 0.31271, "positive": "covid"}, '"covid" from a probability of 0.3127'),
         ({"labels": {}, "threshold_name": None}, "each label from a probability of 0.5 (default)"),
         ({"labels": {}, "threshold_name": "careful"}, "each label at its threshold: careful"),
     ],

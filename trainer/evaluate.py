@@ -14,6 +14,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.metric_text import prevalence_lines
 from trainer.evaluation.named_thresholds import (
     ChoiceImages,
     StoredModel,
@@ -25,7 +26,7 @@ from trainer.evaluation.named_thresholds import (
     with_named,
 )
 from trainer.evaluation.out_of_fold import OutOfFold, is_cross_validated
-from trainer.evaluation.scoring import classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.scoring import at_prevalence, classifier_outputs, save_predictions, split_metrics
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
@@ -36,6 +37,7 @@ from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.specs.image_size import check_model_input
+from trainer.specs.positive import refuse_unknown_positive, refuse_without_positive
 from trainer.training.model_setup import extractor_for
 
 logger = logging.getLogger(__name__)
@@ -116,15 +118,21 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     calibration = read_calibration(stored, None)
     if named is not None:
         calibration = with_named(calibration, named, config)
+    positive = spec.positive or calibration.positive or config.positive
     metrics = split_metrics(
-        found[spec.split], config.classes, calibration, spec.split, positive=spec.positive, seed=spec.seed
+        found[spec.split], config.classes, calibration, spec.split, positive=positive, seed=spec.seed
     )
+    if spec.prevalence is not None:
+        metrics["at_prevalence"] = at_prevalence(
+            found[spec.split], config.classes, calibration, positive=str(positive), prevalence=spec.prevalence
+        )
     if named is not None:
         metrics |= {"threshold_name": named.name, "threshold_choices": threshold_evidence(named, metrics)}
     if context.process_group.is_rank_zero:
         if spec.min_sensitivity and named is not None:
-            _store(named, stored, spec.positive or config.classes[0], context.task.attempt.lease)
-        for line in (f"decision: {decision_line(metrics)}", *threshold_lines(metrics)):
+            _store(named, stored, str(positive), context.task.attempt.lease)
+        lines = (f"decision: {decision_line(metrics)}", *threshold_lines(metrics), *prevalence_lines(metrics))
+        for line in lines:
             logger.info("%s", line)
     save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=stored.weights)
     return metrics
@@ -137,7 +145,7 @@ def _named_threshold(spec: EvaluateSpec, model: StoredModel, images: ChoiceImage
             model,
             images,
             name=spec.chosen_name,
-            positive=spec.positive or model.config.classes[0],
+            positive=str(spec.positive or model.config.positive),
             min_sensitivity=spec.min_sensitivity,
         )
     return None if spec.threshold is None else read_threshold(model.folder, spec.threshold, weights=model.weights)
@@ -154,7 +162,7 @@ def _store(named: NamedThreshold, model: StoredModel, positive: str, lease: Leas
 def _check_threshold(spec: EvaluateSpec, folder: Path, config: HeadConfig) -> None:
     """Raise SpecError if the threshold to use does not exist, fits another class, or its new name is taken."""
     if spec.chosen_name is not None:
-        refuse_taken_name(folder, config, spec.chosen_name, spec.positive or config.classes[0])
+        refuse_taken_name(folder, config, spec.chosen_name, str(spec.positive or config.positive))
     if spec.threshold is not None:
         classes = read_threshold(folder, spec.threshold).classes
         if spec.positive is not None and spec.positive not in classes:
@@ -191,18 +199,11 @@ def _was_trained_on_valid(manifest: dict[str, Any], index: ShardIndex) -> bool:
 
 def _check_compatible(spec: EvaluateSpec, config: HeadConfig, index: ShardIndex) -> None:
     config.check_data(index, spec.shards)
-    if index.multi_label and spec.min_sensitivity and spec.positive is None:
-        raise SpecError(
-            f"--min-sensitivity needs the label that it is meant for; add --positive with one of "
-            f"{', '.join(index.classes)}"
-        )
+    refuse_unknown_positive(spec.positive, index.classes)
+    refuse_without_positive(spec, config.positive, index)
     check_model_input(config.image_size, index, spec.shards)
     if spec.split not in index.splits:
         raise SpecError(f"{spec.shards} has no split {spec.split!r}; choose one of {', '.join(index.splits)}")
-    if spec.positive is not None and spec.positive not in config.classes:
-        raise SpecError(
-            f"positive class {spec.positive!r} is not a class of the model; choose one of {', '.join(config.classes)}"
-        )
 
 
 def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from trainer.result import RunResult
 from trainer.specs import TrainSpec
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_training_size
+from trainer.specs.positive import refuse_unknown_positive
 from trainer.training.worker import train_on_worker
 
 MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
@@ -54,6 +55,7 @@ def check_data(spec: TrainSpec, index: ShardIndex) -> None:
         if index.multi_label and not any(n.present + n.absent for n in index.targets_in(split)):
             raise SpecError(f"all targets of the split {split!r} of {spec.shards} are unknown; pack it with known ones")
     check_training_size(spec.image_size, index, spec.shards)
+    refuse_unknown_positive(spec.positive, index.classes)
     check_head(spec, index, spec.shards)
     if not spec.trains_by_steps:
         return

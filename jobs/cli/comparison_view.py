@@ -25,6 +25,7 @@ from trainer.evaluation.comparison import (
     comparison_json,
     margin_sentence,
 )
+from trainer.evaluation.metric_text import quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.report.comparison_page import ComparisonPage, render_comparison
 
@@ -108,6 +109,11 @@ class ComparisonView:
         if any(scored != comparison.images for scored in comparison.scored):
             counts = ", ".join(f"{letter} {n}" for letter, n in zip(self.letters, comparison.scored, strict=True))
             found.append(f"note: the models share {comparison.images} images; each has scored: {counts}")
+        if not comparison.positive_stated:
+            found.append(
+                f"note: no positive class was stated: sensitivity, specificity and AUROC are about "
+                f"{quoted(comparison.positive)}, the first class; choose one with --positive"
+            )
         if self.evaluations[0].about.split == "valid":
             found.append("note: models are chosen on the valid split: their figures there are optimistic")
         if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:

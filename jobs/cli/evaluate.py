@@ -18,8 +18,8 @@ EVALUATION = OptionGroup(
         option(EvaluateSpec, "split", "Split to evaluate on.", metavar="SPLIT"),
         option(
             EvaluateSpec, "positive",
-            "Positive class, for sensitivity and false negatives.  [default: first class; all labels of a multi-label "
-            "model]",
+            "Positive class, for sensitivity, specificity and false negatives.  [default: that of the threshold, else "
+            "that of the training; without one, the recall of every class is reported]",
             metavar="CLASS",
         ),
         option(
@@ -36,6 +36,12 @@ EVALUATION = OptionGroup(
         option(
             EvaluateSpec, "threshold",
             "Evaluate at the model's threshold of this name.  [default: the most probable class]", metavar="NAME",
+        ),
+        option(
+            EvaluateSpec, "prevalence",
+            "Share of the positive class where the model is to be used, such as 0.02: report the predictive values "
+            "(PPV, NPV) at it.  [default: off]",
+            metavar="SHARE",
         ),
         option(EvaluateSpec, "batch_size", "Global batch size (images per step, over all workers).", metavar="N"),
     ),

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ from jobs.cli.terminal import terminal_text
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.state import RunState
 from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics, prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.evaluation.training_text import training_lines
 
@@ -91,27 +92,40 @@ def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
     values = metrics if record.state.kind == "evaluate" else record.result
     rows = [("decision", decision_line(values)), *(("", line) for line in threshold_lines(metrics))]
     seen = evaluation_lines(record.result, str(metrics.get("split"))) if record.state.kind == "evaluate" else []
+    rows += [("", line) for line in prevalence_lines(metrics)]
     return [*rows, *((("images" if at == 0 else ""), line) for at, line in enumerate(seen))]
 
 
 def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
     """Return a metric with its 95 % interval, such as `auroc 0.9812 (0.9634 to 0.9945)`."""
-    low_high = (metrics.get("intervals") or {}).get(name)
-    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
-    return f"{name} {metrics[name]:.4f}{interval}"
+    return _with_interval(name, metrics[name], (metrics.get("intervals") or {}).get(name))
 
 
 def metrics_line(metrics: dict[str, Any]) -> str:
-    """Return the split and its figures with their intervals and the number of images; empty without figures."""
-    shown = [name for name in SHOWN_METRICS if isinstance(metrics.get(name), int | float)]
-    if not shown:
+    """Return the split of a result and its first metrics with their intervals, "" without metrics."""
+    if has_headline(metrics):
+        found = [*headline_metrics(metrics), HeadlineMetric(name="loss", value=metrics.get("loss"))]
+        values = [_headline_text(metric) for metric in found if metric.value is not None]
+    else:
+        names = [name for name in SHOWN_METRICS if isinstance(metrics.get(name), int | float)]
+        values = [metric_with_interval(metrics, name) for name in names]
+    if not values:
         return ""
-    values = ", ".join(metric_with_interval(metrics, name) for name in shown)
     count = f" ({metrics['n']} images)" if metrics.get("n") else ""
     if metrics.get("multi_label") and not metrics.get("positive"):
         count = f" (means of the labels; {metrics['n']} images, {metrics['known']} known targets)"
     label = "folds" if "out_of_fold" in metrics else metrics.get("split", "metrics")
-    return f"{label:<8} {values}{count}"
+    return f"{label:<8} {', '.join(values)}{count}"
+
+
+def _headline_text(metric: HeadlineMetric) -> str:
+    name = metric.key if metric.key in SHOWN_METRICS else metric.name
+    return _with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
+
+
+def _with_interval(name: str, value: float | None, low_high: Sequence[float] | None) -> str:
+    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+    return f"{name} {value:.4f}{interval}"
 
 
 def label_lines(metrics: dict[str, Any]) -> list[str]:

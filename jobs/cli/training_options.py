@@ -48,6 +48,12 @@ DATA_AND_MODEL = OptionGroup(
             "(statistics of each batch); auto is batch with --weights none, else kept.",
         ),
         option(TrainSpec, "cache", "Cache the features of a frozen backbone and reuse them in later runs."),
+        option(
+            TrainSpec, "positive",
+            "Class that the model is meant to find, such as covid: sensitivity, specificity and false negatives are "
+            "about it. Kept with the model.  [default: none; the recall of every class is reported]",
+            metavar="CLASS",
+        ),
     ),
 )  # fmt: skip
 OPTIMIZATION = OptionGroup(

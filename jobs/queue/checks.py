@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster.errors import SeveralRuns, UnknownRun
+from cluster.files import read_json_object
 from cluster.resources import refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
@@ -29,6 +30,7 @@ from trainer.model.thresholds import read_threshold
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_model_input, check_training_size
+from trainer.specs.positive import refuse_unknown_positive, refuse_without_positive
 
 NO_FILE = ("imagenet", "none")
 
@@ -142,11 +144,13 @@ class NamedModel:
         name: Its folder, or the id of its run, as a spec names it.
         folder: Where it is published, None while its run has not ended.
         head: Its head config, None while its run has not ended.
+        positive: The class that it is meant to find, None if nobody said.
     """
 
     name: str
     folder: Path | None = None
     head: HeadConfig | None = None
+    positive: str | None = None
 
     @classmethod
     def published_in(cls, folder: Path, name: str) -> "NamedModel":
@@ -155,7 +159,8 @@ class NamedModel:
         Raises:
             CheckpointError: It is damaged.
         """
-        return cls(name=name, folder=folder, head=HeadConfig.read(folder / HEAD_FILE))
+        head = HeadConfig.read(folder / HEAD_FILE)
+        return cls(name=name, folder=folder, head=head, positive=head.positive)
 
 
 def model_of(settings: Settings, model: str) -> NamedModel:
@@ -184,7 +189,7 @@ def model_of(settings: Settings, model: str) -> NamedModel:
         return NamedModel.published_in(paths.best, name=paths.run_id)
     if state.has_ended or state.kind not in ("train", "search"):
         raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
-    return NamedModel(name=paths.run_id)
+    return NamedModel(name=paths.run_id, positive=read_json_object(paths.spec).get("positive"))
 
 
 def after_its_model(settings: Settings, request: JobRequest, spec: Spec) -> JobRequest:
@@ -223,6 +228,7 @@ def _checked_train(settings: Settings, spec: TrainOptions) -> TrainOptions:
         require_split(index, "test", spec.shards)
     check_training_size(spec.image_size, index, spec.shards)
     check_head(spec, index, spec.shards)
+    refuse_unknown_positive(spec.positive, index.classes)
     refuse_too_few_shards(index, spec.workers)
     if spec.weights == "imagenet" and runs_here(settings):
         refuse_unavailable_imagenet(settings.storage)
@@ -235,13 +241,8 @@ def _checked_evaluate(model: NamedModel, spec: EvaluateSpec) -> EvaluateSpec:
     refuse_other_classes(index, spec.shards, model.head)
     if model.head:
         check_model_input(model.head.image_size, index, spec.shards)
-    if spec.positive is not None and spec.positive not in index.classes:
-        raise SpecError(f"positive {spec.positive!r} is not a class; use one of {', '.join(index.classes)}")
-    if index.multi_label and spec.min_sensitivity and spec.positive is None:
-        raise SpecError(
-            f"--min-sensitivity needs the label that it is meant for; add --positive with one of "
-            f"{', '.join(index.classes)}"
-        )
+    refuse_unknown_positive(spec.positive, index.classes)
+    refuse_without_positive(spec, model.positive, index)
     return spec.model_copy(update={"shards": location, "model": model.name})
 
 

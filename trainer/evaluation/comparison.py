@@ -12,6 +12,7 @@ from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
 
 WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
+OF_POSITIVE = ("sensitivity", "specificity")  # metrics that are about the positive class
 Verdict = Literal["not worse", "worse", "not shown"]
 
 
@@ -73,6 +74,7 @@ class Comparison:
     Attributes:
         classes: Class names.
         positive: The class that sensitivity and specificity refer to.
+        positive_stated: Whether somebody said that this is the positive class; else it is the first one.
         labels: (N,) true classes of the shared images.
         groups: Number of groups of the shared images; None where each image is its own group.
         scored: How many images each model has scored.
@@ -82,6 +84,7 @@ class Comparison:
 
     classes: tuple[str, ...]
     positive: str
+    positive_stated: bool
     labels: Labels
     groups: int | None
     scored: tuple[int, ...]
@@ -125,7 +128,9 @@ def compare_predictions(
     """
     predictions = [_of_one_label(one, positive) for one in predictions]
     classes = _classes_of(predictions)
-    name = _positive_of(predictions, classes, positive)
+    name, is_stated = _positive_of(predictions, classes, positive)
+    if not is_stated and metric in OF_POSITIVE:
+        raise SpecError(f"--metric {metric} needs a positive class; add --positive with one of {', '.join(classes)}")
     rows = _shared_rows(predictions)
     labels = predictions[0].labels[rows[0]]
     for one, at in zip(predictions, rows, strict=True):
@@ -154,6 +159,7 @@ def compare_predictions(
     return Comparison(
         classes=classes,
         positive=name,
+        positive_stated=is_stated,
         labels=labels,
         groups=None if groups == len(labels) else groups,
         scored=tuple(len(one.labels) for one in predictions),
@@ -278,15 +284,20 @@ def _classes_of(predictions: Sequence[Predictions]) -> tuple[str, ...]:
     return named[0]
 
 
-def _positive_of(predictions: Sequence[Predictions], classes: tuple[str, ...], positive: str | None) -> str:
+def _positive_of(
+    predictions: Sequence[Predictions], classes: tuple[str, ...], positive: str | None
+) -> tuple[str, bool]:
+    """Return the positive class, and whether somebody said that it is."""
     if positive is not None:
         if positive not in classes:
             raise SpecError(f"--positive {positive!r} is not a class; use one of {', '.join(classes)}")
-        return positive
-    found = list(dict.fromkeys(one.about.positive for one in predictions if one.about is not None))
+        return positive, True
+    about = [one.about for one in predictions if one.about is not None]
+    stated = [one for one in about if one.positive_stated]
+    found = list(dict.fromkeys(one.positive for one in stated or about))
     if len(found) > 1:
         raise SpecError(f"the evaluations have different positive classes, {', '.join(found)}; choose with --positive")
-    return found[0]
+    return found[0], bool(stated)
 
 
 def _shared_rows(predictions: Sequence[Predictions]) -> list[Labels]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.evaluation.metric_text import quoted
+
 ALPHA = 0.05  # one-sided: the bound of the sensitivity has 95 % confidence
 
 
@@ -14,7 +16,7 @@ def decision_line(values: Mapping[str, Any]) -> str:
         return f"each label at its threshold: {name}" if name else "each label from a probability of 0.5 (default)"
     if not isinstance(threshold, int | float):
         return "the most probable class (default)"
-    return f"{values.get('positive')} from a probability of {threshold:.4g}" + (f": {name}" if name else "")
+    return f"{quoted(values.get('positive'))} from a probability of {threshold:.4g}" + (f": {name}" if name else "")
 
 
 def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -40,9 +42,9 @@ def _price(choice: Mapping[str, Any]) -> str:
     if choice.get("false_positives") is None:
         return ""
     return (
-        f"{choice['positive']}: on {chosen_on(choice)} the threshold gives {choice['false_positives']} false positives "
-        f"of {choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision gives "
-        f"{choice['default_false_positives']} at {choice['default_sensitivity']:.4f}"
+        f"{quoted(choice['positive'])}: on {chosen_on(choice)} the threshold gives {choice['false_positives']} false "
+        f"positives of {choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision "
+        f"gives {choice['default_false_positives']} at {choice['default_sensitivity']:.4f}"
     )
 
 
@@ -50,7 +52,7 @@ def _support(choice: Mapping[str, Any]) -> str:
     wanted, bound, positives = (choice.get(key) for key in ("min_sensitivity", "lower_bound", "positives"))
     if wanted is None or bound is None or positives is None:
         return ""
-    can = f"{choice['positive']}: {positives} positives of {chosen_on(choice)}"
+    can = f"{quoted(choice['positive'])}: {positives} positives of {chosen_on(choice)}"
     if bound >= wanted:
         return f"{can} support a sensitivity of at least {bound:.3f} with 95 % confidence"
     needed = positives_needed(wanted)
@@ -65,4 +67,6 @@ def _reached(choice: Mapping[str, Any]) -> str:
     split, wanted, judged = choice["judged_split"], choice["min_sensitivity"], choice["judged_sensitivity"]
     verb = "reaches" if reached else "does not reach"
     chosen = ", on which the threshold was chosen," if split == choice.get("chosen_on", "valid") else ""
-    return f"{choice['positive']}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"
+    return (
+        f"{quoted(choice['positive'])}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"
+    )

@@ -85,22 +85,23 @@ def group_ids(groups: Sequence[str] | None, count: int) -> Labels:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def proportion_interval(successes: Mask, units: Labels) -> Interval | None:
+def proportion_interval(successes: Mask, units: Labels, *, tail: float = TAIL) -> Interval | None:
     """Return the interval of the share of `successes` (n,), with group indices `units` (n,); None if n is 0.
 
-    Clopper-Pearson for independent samples. With groups: the same with the effective sample size.
+    Clopper-Pearson for independent samples. With groups: the same with the effective sample size. `tail` is the
+    probability on each side.
     """
     if not len(successes):
         return None
     count = effective_sample_size(successes, units)
-    return clopper_pearson(float(successes.mean()) * count, count)
+    return clopper_pearson(float(successes.mean()) * count, count, tail=tail)
 
 
-def clopper_pearson(successes: float, count: float) -> Interval:
+def clopper_pearson(successes: float, count: float, *, tail: float = TAIL) -> Interval:
     """Return the exact binomial interval (Clopper & Pearson 1934); both numbers may be fractions."""
     failures = count - successes
-    low = 0.0 if successes <= 0 else float(beta.ppf(TAIL, successes, failures + 1))
-    high = 1.0 if failures <= 0 else float(beta.ppf(1 - TAIL, successes + 1, failures))
+    low = 0.0 if successes <= 0 else float(beta.ppf(tail, successes, failures + 1))
+    high = 1.0 if failures <= 0 else float(beta.ppf(1 - tail, successes + 1, failures))
     return low, high
 
 

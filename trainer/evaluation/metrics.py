@@ -11,7 +11,8 @@ from sklearn.calibration import calibration_curve
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, ranked_classes
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
-from trainer.evaluation.intervals import class_intervals, confidence_intervals
+from trainer.evaluation.intervals import class_intervals, confidence_intervals, group_ids, interval_json
+from trainer.evaluation.recalibration import calibrated_event, recalibration
 
 BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
 
@@ -34,11 +35,12 @@ def classification_metrics(
         probabilities: (N, C) float64, rows that sum to 1, before temperature scaling.
         labels: (N,) int64, indices into `classes`.
         classes: Names of the C classes.
-        positive: Class that sensitivity and specificity refer to; None takes the first.
+        positive: Class that sensitivity, specificity and a threshold refer to. None means the first; `positive_stated`
+            is then false unless there is a threshold: nobody said that this is the class to find.
         threshold: Predict `positive` if its probability after temperature scaling is at least this; None predicts
             the most probable class. With a threshold, `at_default` holds the metrics of the most probable class.
-        temperature: Used for the decision at `threshold`; `calibrated` holds loss, Brier score and calibration error
-            after temperature scaling. The other metrics use `probabilities` unscaled, as validation in training does.
+        temperature: All metrics are those of the probabilities after temperature scaling, which `predict` gives out.
+            `uncalibrated` holds loss, Brier score and calibration error before it, as validation in training has them.
         groups: Patient or case of each sample; the intervals account for them.
         seed: Random seed of the bootstrap.
         intervals: Whether to add 95 % confidence intervals: `intervals`, and of each class in `per_class`.
@@ -52,13 +54,14 @@ def classification_metrics(
     """
     at = position_of(positive, classes)
     probabilities, labels = _checked(probabilities, labels, classes)
-    seen = apply_temperature(probabilities, temperature)
-    predicted = predicted_classes(seen, positive=at, threshold=threshold)
+    before, probabilities = probabilities, apply_temperature(probabilities, temperature)
+    predicted = predicted_classes(probabilities, positive=at, threshold=threshold)
     ranking, undefined = _ranking(probabilities, labels, classes, at)
     found: dict[str, Any] = {
         "n": len(labels),
         "classes": list(classes),
         "positive": classes[at],
+        "positive_stated": positive is not None or threshold is not None,
         "threshold": threshold,
         "temperature": temperature,
         **_likelihood(probabilities, labels),
@@ -67,13 +70,16 @@ def classification_metrics(
         "undefined": undefined,
     }
     if temperature != 1:
-        found["calibrated"] = _likelihood(seen, labels)
+        found["uncalibrated"] = _likelihood(before, labels)
     if threshold is not None:
         found["at_default"] = _decisions(labels, probabilities.argmax(axis=1), classes, at)
     if intervals:
         found["intervals"] = confidence_intervals(
             probabilities, labels, predicted, positive=at, groups=groups, seed=seed
         )
+        fit = recalibration(*calibrated_event(probabilities, labels, at), group_ids(groups, len(labels)))
+        for name, estimate in fit.items():
+            found[name], found["intervals"][name] = estimate.value, interval_json(estimate.interval)
         by_class = class_intervals(labels, predicted, len(classes), groups)
         for name, found_intervals in zip(classes, by_class, strict=True):
             found["per_class"][name]["intervals"] = found_intervals

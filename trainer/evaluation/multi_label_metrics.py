@@ -45,6 +45,7 @@ STATES = ("absent", "present")  # the two classes of a label
 RANKING = ("auroc", "average_precision")
 RATES = ("sensitivity", "specificity", "balanced_accuracy", "accuracy")
 LIKELIHOOD = ("loss", "brier", "ece")
+RECALIBRATION = ("calibration_slope", "calibration_intercept")
 AVERAGED = (*RANKING, *RATES, *LIKELIHOOD)
 
 
@@ -69,7 +70,8 @@ def multi_label_metrics(
         probabilities: (N, C) float64, before temperature scaling.
         targets: (N, C) int64: 1 present, 0 absent, -1 unknown.
         classes: Names of the C labels.
-        calibration: Temperature and threshold of each label, for the decisions.
+        calibration: Temperature and threshold of each label. The metrics are those of the probabilities after
+            temperature scaling, which `predict` gives out.
         positive: The label whose sensitivity is reported at the top level; None means all.
         groups: Patient or case of each image; the intervals account for them.
         seed: Random seed of the bootstrap.
@@ -90,10 +92,11 @@ def multi_label_metrics(
         )
         for c, name in enumerate(classes)
     }
-    decisions = label_decisions(apply_temperatures(probabilities, calibration, classes), calibration, classes)
+    calibrated = apply_temperatures(probabilities, calibration, classes)
+    decisions = label_decisions(calibrated, calibration, classes)
     units = group_ids(groups, len(targets))
-    macro, micro = _macro(labels), _micro(probabilities, targets, decisions)
-    resampled = _bootstrap(probabilities, targets, decisions, units, seed)
+    macro, micro = _macro(labels), _micro(calibrated, targets, decisions)
+    resampled = _bootstrap(calibrated, targets, decisions, units, seed)
     macro["intervals"] = _macro_intervals(macro, resampled, units)
     micro["intervals"] = _micro_intervals(micro, targets, decisions, resampled, units)
     return {
@@ -166,7 +169,7 @@ def _label_metrics(
         return {
             **counts,
             **decision,
-            **dict.fromkeys((*AVERAGED, "precision", "f1")),
+            **dict.fromkeys((*AVERAGED, *RECALIBRATION, "precision", "f1")),
             **_counts(),
             "intervals": {},
             "undefined": dict.fromkeys(AVERAGED, reason),
@@ -187,12 +190,12 @@ def _label_metrics(
     return {
         **counts,
         **decision,
-        **{metric: found[metric] for metric in AVERAGED},
+        **{metric: found[metric] for metric in (*AVERAGED, *RECALIBRATION)},
         "precision": of_present["precision"],
         "f1": of_present["f1"],
         **_counts(found["confusion_matrix"]),
         **_chosen(own, found),
-        **({"calibrated": found["calibrated"]} if "calibrated" in found else {}),
+        **({"uncalibrated": found["uncalibrated"]} if "uncalibrated" in found else {}),
         "intervals": {**found["intervals"], "precision": of_present["intervals"]["precision"]},
         "undefined": {key: _reason(counts, name) for key in found["undefined"]},
     }

@@ -84,7 +84,7 @@ class Objective(Protocol):
         labels: Labels,
         *,
         classes: tuple[str, ...],
-        positive: str | None,
+        positive: str,
         min_sensitivity: float,
     ) -> Calibration:
         """Choose a threshold on the validation split; `calibration` is the one stored beside the model."""
@@ -117,7 +117,9 @@ class SingleLabel:
         self, calibrated: Floats, calibration: Calibration, classes: tuple[str, ...], positive: str | None = None
     ) -> Labels:
         """Return the predicted class of each image, (N,); at the threshold if it was chosen for `positive`."""
-        name = positive or calibration.positive or classes[0]
+        name = positive or calibration.positive
+        if name is None:
+            return predicted_classes(calibrated, positive=0, threshold=None)
         return predicted_classes(calibrated, positive=classes.index(name), threshold=calibration.threshold_for(name))
 
     def epoch_metrics(self, logits: Floats, labels: Labels) -> dict[str, Any]:
@@ -135,9 +137,9 @@ class SingleLabel:
         groups: Sequence[str],
         seed: int,
     ) -> dict[str, Any]:
-        """Return the metrics; `positive` defaults to the class that the threshold was chosen for, else to the first."""
-        name = positive or calibration.positive or classes[0]
-        threshold = calibration.threshold_for(name)
+        """Return the metrics; `positive` defaults to the class that the threshold was chosen for, else to none."""
+        name = positive or calibration.positive
+        threshold = None if name is None else calibration.threshold_for(name)
         found = classification_metrics(
             probabilities,
             labels,
@@ -168,20 +170,19 @@ class SingleLabel:
         labels: Labels,
         *,
         classes: tuple[str, ...],
-        positive: str | None,
+        positive: str,
         min_sensitivity: float,
     ) -> Calibration:
         """Choose the threshold of `positive`; the temperature stays."""
-        name = positive or classes[0]
         threshold, reached = threshold_for_sensitivity(
             apply_temperature(probabilities, calibration.temperature),
             labels,
-            positive=classes.index(name),
+            positive=classes.index(positive),
             min_sensitivity=min_sensitivity,
-            name=name,
+            name=positive,
         )
-        chosen = {"positive": name, "threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
-        return calibration.model_copy(update=chosen)
+        chosen = {"threshold": threshold, "min_sensitivity": min_sensitivity, "sensitivity": reached}
+        return calibration.model_copy(update={"positive": positive, **chosen})
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class MultiLabel:
         labels: Labels,
         *,
         classes: tuple[str, ...],
-        positive: str | None,
+        positive: str,
         min_sensitivity: float,
     ) -> Calibration:
         """Choose the threshold of the label `positive`; those of the other labels stay."""
@@ -278,7 +279,7 @@ class MultiLabel:
             probabilities,
             labels,
             classes=classes,
-            label=positive or classes[0],
+            label=positive,
             min_sensitivity=min_sensitivity,
         )
 

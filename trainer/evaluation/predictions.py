@@ -35,6 +35,7 @@ class EvaluatedSplit:
         split: Split of the data set.
         classes: Class names in the order of the model's outputs.
         positive: The class that sensitivity and specificity refer to.
+        positive_stated: Whether somebody said that this is the positive class; else it is the first one.
         threshold: Decision threshold of `positive`; None means that the most probable class was predicted.
         multi_label: Whether an image has several labels: labels and decisions are then (N, C).
         thresholds: Decision threshold of each label of a multi-label model.
@@ -48,6 +49,7 @@ class EvaluatedSplit:
     threshold: float | None
     multi_label: bool = False
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    positive_stated: bool = True
 
     def threshold_of(self, positive: str) -> float | None:
         """Return the threshold of a label, or of a class if there is one label an image; None: the most probable."""
@@ -71,6 +73,7 @@ class EvaluatedSplit:
             threshold=None if threshold is None else float(threshold),
             multi_label=bool(content.get("multi_label", False)),
             thresholds={str(name): float(value) for name, value in dict(content.get("thresholds", {})).items()},
+            positive_stated=bool(content.get("positive_stated", True)),  # version 0.1.0 does not say
         )
 
     def to_json(self) -> str:
@@ -166,6 +169,7 @@ class Predictions:
                 positive=label,
                 threshold=self.about.thresholds.get(label),
                 multi_label=False,
+                positive_stated=True,
             ),
         )
 

@@ -21,6 +21,7 @@ from trainer.evaluation.evaluation_table import write_evaluation_table, write_la
 from trainer.evaluation.intervals import group_ids
 from trainer.evaluation.objective import SINGLE_LABEL, Objective, objective_of
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
+from trainer.evaluation.predictive_values import predictive_values
 from trainer.model.efficientnet import Classifier
 
 BATCH = 256  # samples per batch on each rank
@@ -141,6 +142,21 @@ def split_metrics(
     return {"split": split, **found}
 
 
+def at_prevalence(
+    outputs: ModelOutputs, classes: tuple[str, ...], calibration: Calibration, *, positive: str, prevalence: float
+) -> dict[str, Any]:
+    """Return PPV and NPV of `positive` at a prevalence, as `result.json` stores them."""
+    objective, at = outputs.objective, classes.index(positive)
+    calibrated = objective.calibrated(outputs.probabilities(), calibration, classes)
+    decisions = objective.decisions(calibrated, calibration, classes, positive)
+    units = group_ids(outputs.groups, len(outputs.labels))
+    is_positive, predicted = outputs.labels == at, decisions == at
+    if outputs.labels.ndim > 1:
+        known = outputs.labels[:, at] >= 0
+        is_positive, predicted, units = outputs.labels[known, at] == 1, decisions[known, at] == 1, units[known]
+    return {"positive": positive, **predictive_values(is_positive, predicted, units, prevalence)}
+
+
 def save_predictions(
     context: WorkerContext[Any],
     outputs: ModelOutputs,
@@ -175,6 +191,7 @@ def save_predictions(
         split=metrics["split"],
         classes=tuple(metrics["classes"]),
         positive=metrics["positive"] or index.classes[0],
+        positive_stated=bool(metrics["positive"]) and metrics.get("positive_stated", True),
         threshold=metrics.get("threshold"),
         multi_label=index.multi_label,
         thresholds={name: row["threshold"] for name, row in metrics.get("labels", {}).items()},

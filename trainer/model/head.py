@@ -36,6 +36,7 @@ class HeadConfig(BaseModel):
         color: "L" if the model was trained on gray images alone, and so takes color images as gray.
         multi_label: Whether an image can have several labels: the outputs are then the logits of sigmoids.
         head: "mlp", or how the linear head was fitted: "lda" or "logistic"; `width` and `dropout` then do not apply.
+        positive: The class that the model is meant to find; None if nobody said.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +55,13 @@ class HeadConfig(BaseModel):
     color: Literal["L", "RGB"] = "RGB"
     multi_label: bool = False
     head: HeadKind = "mlp"
+    positive: str | None = None
+
+    @model_validator(mode="after")
+    def _positive_is_a_class(self) -> Self:
+        if self.positive is not None and self.positive not in self.classes:
+            raise ValueError(f"the positive class {self.positive!r} is not one of the classes")
+        return self
 
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
@@ -81,7 +89,7 @@ class HeadConfig(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `head.json`; what only some models have is left out of the others."""
-        rare = {"multi_label": self.multi_label, "head": self.head != "mlp"}
+        rare = {"multi_label": self.multi_label, "head": self.head != "mlp", "positive": self.positive is not None}
         return self.model_dump(mode="json", exclude={name for name, is_used in rare.items() if not is_used})
 
     @classmethod

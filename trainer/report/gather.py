@@ -11,20 +11,25 @@ import numpy as np
 
 from cluster.resources import this_machine
 from data_shards.index import ShardIndex
+from data_shards.locations import local_folder
+from data_shards.pack.image_records import read_records
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
+from trainer.evaluation.metric_text import TWO, is_positive_stated, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.model.bundle import read_model
+from trainer.report.examples import ExampleImage, Pixels, random_correct, with_pictures, worst_misclassified
 from trainer.report.head_comparison import head_comparison
-from trainer.report.misclassified import MisclassifiedImage, Pixels, with_pictures, worst_misclassified
 from trainer.report.multi_label import MultiLabelReportData, worst_decisions
 from trainer.report.page import ReportData, SearchSection
+from trainer.report.source_version import source_version
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
+from trainer.specs.command_text import command_of
 from trainer.tracking.history import read_epoch_lines
 
 PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
@@ -44,6 +49,7 @@ def gather_report(
     """Return the content of a run's report."""
     index, metrics = run_index(attempt.paths, spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
+    examples = _examples(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best))
     return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,
         kind=result.kind,
@@ -54,9 +60,10 @@ def gather_report(
         index=index,
         epochs=tuple(read_epoch_lines(attempt.paths.metrics)),
         search=search or SearchSection(),
-        misclassified=_misclassified_images(
-            spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best)
-        ),
+        misclassified=tuple(one for one in examples if one.kind != "correct"),
+        correct=tuple(one for one in examples if one.kind == "correct"),
+        groups=groups_by_split(spec.shards, index),
+        command=command_of(spec),
         facts=_facts(attempt, result),
         warnings=_warnings(index, metrics, result.details),
         audit=read_audit(attempt.paths.storage, index.digest),
@@ -64,15 +71,15 @@ def gather_report(
     )
 
 
-def _misclassified_images(
+def _examples(
     location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
-) -> tuple[MisclassifiedImage, ...]:
-    """Return the misclassified images to show, with pixels and Grad-CAM overlays computed on the CPU."""
-    found = worst_decisions(predictions, metrics) if index.multi_label else _worst(predictions, metrics)
+) -> tuple[ExampleImage, ...]:
+    """Return the images to show, with pixels and Grad-CAM overlays computed on the CPU."""
+    found = worst_decisions(predictions, metrics) if index.multi_label else _chosen(predictions, metrics)
     if not found:
         return ()
     model, config, _ = read_model(folder)
-    ids = sorted({mistake.id for mistake in found})
+    ids = sorted({example.id for example in found})
     images: dict[int, tuple[str, Pixels]] = {}
     for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
         pictures = zip(batch.sources, batch.images.numpy(), strict=True)
@@ -80,11 +87,29 @@ def _misclassified_images(
     return with_pictures(found, images, model, config)
 
 
-def _worst(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[MisclassifiedImage, ...]:
+def _chosen(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[ExampleImage, ...]:
+    """Return the worst errors and some correct images. Kinds of errors are about the positive class, or one of two."""
     seen = apply_temperature(predictions.probabilities, metrics["temperature"])
-    positive = list(metrics["classes"]).index(metrics["positive"])
+    classes = list(metrics["classes"])
+    positive = classes.index(metrics["positive"])
     predicted = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
-    return worst_misclassified(predictions.ids, predictions.labels, predicted, seen, positive=positive)
+    has_kinds = is_positive_stated(metrics) or len(classes) == TWO
+    about = predictions.ids, predictions.labels, predicted, seen
+    return (*worst_misclassified(*about, positive=positive if has_kinds else None), *random_correct(*about))
+
+
+def groups_by_split(location: str, index: ShardIndex) -> dict[str, int]:
+    """Return the number of groups (patients or cases) of each split, as far as the records of the images say."""
+    folder = local_folder(location)
+    if folder is None or not index.grouped:
+        return {}
+    records, _ = read_records(folder.expanduser(), index)
+    known = {split: [records.get(shard.sha256) for shard in index.of_split(split)] for split in index.splits}
+    return {
+        split: len({image.group or image.sha256 for of_shard in found if of_shard for image in of_shard})
+        for split, found in known.items()
+        if None not in found
+    }
 
 
 def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
@@ -104,13 +129,17 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
         "Result details": {name.replace("_", " "): _text(value) for name, value in shown.items()},
         "Timing": timing,
         "Hardware": {"devices": devices, "system": f"{platform.system()} {platform.machine()}"},
-        "Software": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "Software": {
+            "nightshift source": source_version(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
     }
 
 
 def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
     split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
-    few = [f"{count} {name}" for name, count in counts.items() if count < FEW]
+    few = [f"{count} {quoted(name)}" for name, count in counts.items() if count < FEW]
     chosen_here = _has_chosen_threshold(metrics) and split == "valid"
     return [
         *(
@@ -118,6 +147,7 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
             if few
             else []
         ),
+        *_positive_warning(index, metrics),
         *(
             ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
             if chosen_here
@@ -134,6 +164,16 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
             if index.options.get("allow_leakage")
             else []
         ),
+    ]
+
+
+def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str]:
+    """Return a note if nobody said which of two classes is the one to find."""
+    if index.multi_label or is_positive_stated(metrics) or len(index.classes) != TWO:
+        return []
+    return [
+        "No positive class was stated, so both classes are treated alike. With --positive CLASS, train and evaluate "
+        "report sensitivity, specificity, operating points and a decision curve for the class that is to be found."
     ]
 
 

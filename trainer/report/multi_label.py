@@ -12,10 +12,13 @@ from sklearn.calibration import calibration_curve
 from trainer.evaluation.calibration import Calibration, Floats, LabelCalibration, Labels
 from trainer.evaluation.multi_label_calibration import apply_temperatures
 from trainer.evaluation.predictions import Predictions
-from trainer.report.charts import BINS, CURVES
-from trainer.report.misclassified import SHOWN, ErrorKind, MisclassifiedImage
-from trainer.report.page import ReportChart, ReportData
+from trainer.report.charts import ReportChart
+from trainer.report.curve_data import BINS
+from trainer.report.examples import SHOWN, ExampleImage, ExampleKind
+from trainer.report.page import ReportData
 from trainer.report.svg_chart import Axis, Line, chart, downsampled
+
+CURVES = 6  # the most labels in a chart; more curves are unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +75,19 @@ def calibrated_labels(predictions: Predictions, metrics: Mapping[str, Any]) -> F
 
 def worst_decisions(
     predictions: Predictions, metrics: Mapping[str, Any], *, limit: int = SHOWN
-) -> tuple[MisclassifiedImage, ...]:
+) -> tuple[ExampleImage, ...]:
     """Return up to `limit` wrong decisions of each kind over all labels, the most confident first.
 
     `label` and `predicted` of each are the position of the label that was decided wrongly.
     """
     seen, targets = calibrated_labels(predictions, metrics), predictions.labels
     distance = seen - np.array([metrics["labels"][name]["threshold"] for name in metrics["classes"]])
-    kinds: dict[ErrorKind, tuple[Any, Floats]] = {
+    kinds: dict[ExampleKind, tuple[Any, Floats]] = {
         "false_negative": ((targets == 1) & (distance < 0), -distance),
         "false_positive": ((targets == 0) & (distance >= 0), distance),
     }
     return tuple(
-        MisclassifiedImage(
+        ExampleImage(
             id=int(predictions.ids[row]),
             kind=kind,
             label=int(c),

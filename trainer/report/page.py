@@ -9,21 +9,34 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
+
 from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
-from trainer.evaluation.decision_text import threshold_lines
+from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.metric_text import (
+    TWO,
+    HeadlineMetric,
+    headline_metrics,
+    is_positive_stated,
+    prevalence_lines,
+    quoted,
+)
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
+from trainer.report.charts import ReportChart
+from trainer.report.class_table import ClassRow, class_rows
 from trainer.report.environment import number_text, page_environment
+from trainer.report.evaluation_charts import EvaluatedImages, evaluation_charts
+from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
-from trainer.report.misclassified import MisclassifiedImage
 from trainer.report.svg_chart import Chart
 
-HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")
+HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels an image
 LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
-OTHER_METRICS = ("balanced_accuracy", "average_precision", "loss", "brier", "ece")
+OTHER_METRICS = ("balanced_accuracy", "loss", "brier", "ece", "calibration_slope", "calibration_intercept")
 NAMES = {
     "accuracy": "Accuracy",
     "sensitivity": "Sensitivity",
@@ -34,17 +47,9 @@ NAMES = {
     "brier": "Brier score",
     "ece": "Calibration error (ECE)",
     "loss": "Loss (cross-entropy)",
+    "calibration_slope": "Calibration slope (1 is best)",
+    "calibration_intercept": "Calibration intercept (0 is best)",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportChart:
-    """A chart with title and caption; a wide chart takes the whole width of the page."""
-
-    chart: Chart
-    title: str
-    caption: str
-    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,9 @@ class ReportData:
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
         search: The part that only a search has.
         misclassified: Misclassified images, the most confident errors first.
+        correct: Examples of images that are classified correctly.
+        groups: Number of groups (patients or cases) of each split, as far as it is known.
+        command: The command that repeats the run.
         facts: Tables about the run in the order shown: timing, hardware, software.
         warnings: Limits of the metrics, shown above them.
         audit: The audit of the data set as JSON values, None if it was not audited.
@@ -89,7 +97,10 @@ class ReportData:
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
     search: SearchSection = SearchSection()
-    misclassified: Sequence[MisclassifiedImage] = ()
+    misclassified: Sequence[ExampleImage] = ()
+    correct: Sequence[ExampleImage] = ()
+    groups: Mapping[str, int] = field(default_factory=dict)
+    command: str = ""
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     audit: Mapping[str, Any] | None = None
@@ -113,10 +124,40 @@ class ReportData:
         return int((self.predictions.labels == self.positive).sum())
 
     @property
+    def is_stated(self) -> bool:
+        """Whether somebody said which class is the positive one."""
+        return is_positive_stated(self.metrics)
+
+    @property
+    def headline(self) -> Sequence[HeadlineMetric]:
+        """The first metrics."""
+        return headline_metrics(self.metrics)
+
+    @property
+    def error_titles(self) -> Sequence[tuple[str, str]]:
+        """Kind and title of the groups of misclassified images."""
+        positive, *others = sorted(self.classes, key=lambda name: name != self.metrics["positive"])
+        if self.is_stated:
+            return [
+                ("false_negative", f"False negatives: {quoted(positive)} classified as another class"),
+                ("false_positive", f"False positives: another class classified as {quoted(positive)}"),
+                ("other", "Errors between other classes"),
+            ]
+        if len(self.classes) == TWO:
+            first, second = quoted(positive), quoted(others[0])
+            return [
+                ("false_negative", f"{first} classified as {second}"),
+                ("false_positive", f"{second} classified as {first}"),
+            ]
+        return [("other", "All errors")]
+
+    @property
     def error_counts(self) -> Mapping[str, int]:
         """Number of misclassified images of each kind, including those that the report does not show."""
         matrix, m = self.metrics["confusion_matrix"], self.metrics
         correct = sum(row[c] for c, row in enumerate(matrix))
+        if not self.is_stated and len(self.classes) > TWO:
+            return {"other": int(m["n"]) - correct}
         negatives, positives = int(m["false_negatives"]), int(m["false_positives"])
         return {
             "false_negative": negatives,
@@ -126,8 +167,13 @@ class ReportData:
 
     @property
     def threshold_lines(self) -> Sequence[str]:
-        """What is known about the threshold: price, supported sensitivity, and whether the split reached it."""
-        return threshold_lines(self.metrics)
+        """What is known about the threshold, and the predictive values at the stated prevalence."""
+        return [*threshold_lines(self.metrics), *map(_capitalized, prevalence_lines(self.metrics))]
+
+    @property
+    def decision(self) -> str:
+        """The decision rule."""
+        return decision_line(self.metrics)
 
     @property
     def leakage(self) -> str:
@@ -161,21 +207,25 @@ class ReportData:
         )
 
     @cached_property
-    def curves(self) -> Mapping[str, Chart]:
-        """Reliability diagram, and ROC and precision-recall curves if the split has positives and negatives."""
-        labels, classes, positive = self.predictions.labels, self.classes, self.positive
-        probabilities = apply_temperature(self.predictions.probabilities, self.metrics.get("temperature", 1.0))
-        charts_drawn = {"reliability": charts.reliability(probabilities, labels, classes=classes, positive=positive)}
-        if not 0 < self.positive_count < len(labels):
-            return charts_drawn
-        roc_point = self.metrics["sensitivity"], self.metrics["specificity"]
-        precision = self.metrics["per_class"][self.metrics["positive"]]["precision"]
-        point = None if precision is None else (roc_point[0], precision)
-        roc = charts.roc_curves(probabilities, labels, classes=classes, positive=positive, point=roc_point)
-        precision_recall = charts.precision_recall_curves(
-            probabilities, labels, classes=classes, positive=positive, point=point
+    def images(self) -> EvaluatedImages:
+        """What the charts and the table by class are computed from."""
+        labels, units = self.predictions.labels, self.predictions.groups
+        return EvaluatedImages(
+            probabilities=apply_temperature(self.predictions.probabilities, self.metrics.get("temperature", 1.0)),
+            labels=labels,
+            units=np.arange(len(labels), dtype=np.int64) if units is None else units,
+            metrics=self.metrics,
         )
-        return {"roc": roc, "precision_recall": precision_recall, **charts_drawn}
+
+    @cached_property
+    def evaluation_charts(self) -> Sequence[ReportChart]:
+        """ROC, precision-recall, reliability diagram and decision curve, as far as the images allow them."""
+        return evaluation_charts(self.images)
+
+    @property
+    def class_rows(self) -> Sequence[ClassRow]:
+        """The metrics of each class against the rest."""
+        return class_rows(self.images)
 
 
 def write_page(lease: Lease, data: ReportData) -> None:
@@ -192,6 +242,7 @@ def render(data: ReportData) -> str:
         "thousands": thousands,
         "shown": _shown,
         "area_percent": area_percent,
+        "quoted": quoted,
     }
     template = page_environment(filters=filters).get_template(data.template)
     return template.render(
@@ -203,6 +254,10 @@ def render(data: ReportData) -> str:
         label_metrics=LABEL_METRICS,
         names=NAMES,
     )
+
+
+def _capitalized(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _percent(value: float | None) -> str:

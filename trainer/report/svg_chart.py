@@ -20,7 +20,10 @@ COLOURS = 8  # of the page's palette, `--c0` to `--c7`
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One curve. `colour` is an index into the palette; a reference line is dashed and not in the legend."""
+    """One curve. `colour` is an index into the palette; a reference line is dashed and not in the legend.
+
+    `ranges` are the ends of a vertical error bar at each point.
+    """
 
     name: str
     xs: Sequence[float]
@@ -28,6 +31,24 @@ class Line:
     colour: int = 0
     reference: bool = False
     dots: bool = False
+    ranges: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """A filled area behind the curves: its outline and its colour."""
+
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """A small text, centred above a point."""
+
+    text: str
+    x: float
+    y: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +89,10 @@ def chart(
     marks: Sequence[Mark] = (),
     square: bool = False,
     bars: Sequence[tuple[float, float, float]] = (),
+    bands: Sequence[Band] = (),
+    notes: Sequence[Note] = (),
 ) -> Chart:
-    """Draw lines, marks and bars (from, to, height in y) on two axes, equally long when `square`.
+    """Draw lines, marks, bars (from, to, height in y), bands and notes on two axes, equally long when `square`.
 
     `description` is the text for screen readers.
     """
@@ -78,7 +101,9 @@ def chart(
         [
             frame.grid(),
             *(frame.bar(*bar) for bar in bars),
+            *(frame.band(band) for band in bands),
             *(frame.line(line) for line in lines),
+            *(frame.note(note) for note in notes),
             *(frame.mark(mark) for mark in marks),
         ]
     )
@@ -158,7 +183,17 @@ class _Frame:
         )
         if not line.dots or len(points) > POINTS_SHOWN:
             return drawn
-        return Markup("").join([drawn, *(self._dot(line, x, y) for x, y in points)])
+        bars = [self._error_bar(line, x, *ends) for x, ends in zip(line.xs, line.ranges, strict=False)]
+        return Markup("").join([drawn, *bars, *(self._dot(line, x, y) for x, y in points)])
+
+    def band(self, band: Band) -> Markup:
+        path = "L".join(f"{_coordinate(self.x(x))} {_coordinate(self.y(y))}" for x, y in band.points)
+        return Markup('<path class="band" style="--c:var(--c{})" d="M{}Z"/>').format(band.colour % COLOURS, path)
+
+    def note(self, note: Note) -> Markup:
+        return Markup('<text class="small" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            _coordinate(self.x(note.x)), _coordinate(self.y(note.y) - 4), note.text
+        )
 
     def mark(self, mark: Mark) -> Markup:
         x, y = self.x(mark.x), self.y(mark.y)
@@ -192,6 +227,11 @@ class _Frame:
             _coordinate(top),
             _coordinate(self.x(end) - self.x(start) - 2),
             _coordinate(max(0.0, foot - top)),
+        )
+
+    def _error_bar(self, line: Line, x: float, low: float, high: float) -> Markup:
+        return Markup('<path class="error" style="--c:var(--c{})" d="M{} {}V{}"/>').format(
+            line.colour % COLOURS, _coordinate(self.x(x)), _coordinate(self.y(low)), _coordinate(self.y(high))
         )
 
     def _dot(self, line: Line, x: float, y: float) -> Markup:

@@ -6,7 +6,8 @@ from typing import Any
 
 import optuna
 
-from trainer.report.page import ReportChart, SearchSection
+from trainer.report.charts import ReportChart
+from trainer.report.page import SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown

@@ -15,12 +15,14 @@ class EvaluateSpec(Spec):
 
     Attributes:
         model: Run id or folder, as the user gave it or as submit resolved it.
-        positive: The class whose sensitivity and false negatives are reported; None means the first, or all labels of a
-            multi-label model.
+        positive: The class whose sensitivity and false negatives are reported; None means that of the threshold, else
+            that of the model, else none.
         min_sensitivity: Choose a decision threshold on the validation split so that sensitivity is at least this, from
             0 (exclusive) to 1, keep it beside the model under a name, and evaluate at it.
         threshold_name: The name; None means `sensitivity-` and the sensitivity.
         threshold: Name of the threshold to evaluate at; None means the default decision, the most probable class.
+        prevalence: Share of the positive class where the model is to be used, for PPV and NPV there; None means that
+            they are not reported.
         batch_size: Images per step.
         cache: Keep the features of the model's backbone in the storage.
     """
@@ -33,6 +35,7 @@ class EvaluateSpec(Spec):
     min_sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
     threshold_name: str | None = None
     threshold: str | None = None
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     cache: bool = True
 

@@ -49,6 +49,8 @@ class TrainOptions(Spec):
         best_by: The validation metric that chooses the published model.
         patience: Early stopping: end after this many epochs without a better `best_by`; None is off, and so is 0.
         cache: Keep the features of a frozen backbone in the storage.
+        positive: The class that the model is meant to find, for sensitivity and false negatives; kept with the model.
+            None means that no class is the positive one.
         workers: Number of Ray Train workers, with one GPU each, or one CPU each on a machine without GPUs.
     """
 
@@ -73,6 +75,7 @@ class TrainOptions(Spec):
     best_by: Metric = "loss"
     patience: Annotated[int, Field(ge=0)] | None = 10
     cache: bool = True
+    positive: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def required_splits(self) -> tuple[str, ...]:

@@ -91,6 +91,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         color=index.color,
         multi_label=index.multi_label,
         head=spec.head,
+        positive=spec.positive,
     )
     torch.manual_seed(spec.seed)
     model = build_model(config)

@@ -11,6 +11,7 @@ from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_pr
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.seen_images import shards_of_model
 from trainer.model.bundle import publish_model, weights_sha256
+from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256
 from trainer.training.baselines import Baseline, baselines_on_split
 from trainer.training.head_fit import HeadFit
@@ -78,10 +79,8 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
         LeaseLost: A newer attempt owns the run.
         CheckpointError: The storage is full.
     """
-    config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(setup.model.backbone)})
+    config, found = validation_outputs(setup)
     published = replace(setup, config=config)
-    extractor = published.extractor(cached=setup.spec.cache)
-    found = classifier_outputs(setup.context, extractor, setup.model, "valid")
     if not setup.context.process_group.is_rank_zero:
         return {}
     return publish_scored(published, found, "valid", origin=origin)
@@ -114,7 +113,10 @@ def publish_scored(
     calibration = found.objective.fit_calibration(
         found.probabilities(), found.labels, data=setup.index.digest, classes=classes
     )
-    metrics = {**split_metrics(found, classes, calibration, split, seed=setup.spec.seed), **(judged or {})}
+    metrics = {
+        **split_metrics(found, classes, calibration, split, positive=setup.config.positive, seed=setup.spec.seed),
+        **(judged or {}),
+    }
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
     about[SHARDS_KEY] = shards_of_model(setup.index)
@@ -123,6 +125,13 @@ def publish_scored(
     calibration.write(folder, weights, attempt.lease)
     save_predictions(context, found, setup.index, metrics=metrics, calibration=calibration, model=weights)
     return metrics
+
+
+def validation_outputs(setup: TrainingSetup) -> tuple[HeadConfig, ModelOutputs]:
+    """Return the trained model's configuration and its outputs on the validation split; every rank must call this."""
+    config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(setup.model.backbone)})
+    extractor = replace(setup, config=config).extractor(cached=setup.spec.cache)
+    return config, classifier_outputs(setup.context, extractor, setup.model, "valid")
 
 
 def _rounded(weights: list[Any]) -> list[Any]:

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from trainer.report.curve_data import net_benefit, reliability_bins, roc_band
+
+
+@pytest.fixture
+def scored():
+    random = np.random.default_rng(0)
+    hits = random.random(200) < 0.4
+    return np.clip(random.normal(0.35 + 0.3 * hits, 0.15), 0.01, 0.99), hits
+
+
+def test_the_bins_of_a_reliability_diagram_hold_every_image_with_an_interval_of_some_width(scored):
+    scores, hits = scored
+
+    found = reliability_bins(scores, hits, np.arange(200))
+
+    assert sum(one.count for one in found) == 200
+    for one in found:
+        inside = (scores > one.low) & (scores <= one.high)
+        assert (one.count, one.observed) == (inside.sum(), pytest.approx(hits[inside].mean()))
+        assert one.interval[0] <= one.observed <= one.interval[1]
+        assert one.interval[0] < one.interval[1]
+
+
+def test_the_band_of_a_roc_curve_contains_the_curve_also_without_an_error():
+    scores, hits = np.arange(40) / 40, np.arange(40) >= 20
+
+    outline = roc_band(scores, hits, np.arange(40))
+
+    assert max(x for x, y in outline if 0.5 < y < 0.9) > 0.1  # 20 negatives without an error do not show a rate of 0
+    assert (0.0, 1.0) in outline
+
+
+def test_net_benefit_counts_true_positives_minus_weighted_false_positives(scored):
+    scores, hits = scored
+    (_, false_positives), (_, true_positives) = sk.confusion_matrix(hits, scores >= 0.3)
+
+    model, everyone = net_benefit(scores, hits, np.array([0.3]), float(hits.mean()))
+
+    assert model[0] == pytest.approx(true_positives / 200 - false_positives / 200 * 0.3 / 0.7)
+    assert everyone[0] == pytest.approx(hits.mean() - (1 - hits.mean()) * 0.3 / 0.7)

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from trainer.evaluation.metric_text import headline_metrics, prevalence_lines
+from trainer.evaluation.metrics import classification_metrics
+
+TWO = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
+CLASSES = ("NORMAL", "PNEUMONIA")
+
+
+def named(metrics):
+    return [(one.name, one.of, one.value) for one in headline_metrics(metrics)]
+
+
+def test_without_a_positive_class_the_recall_of_both_classes_comes_first():
+    metrics = classification_metrics(TWO, np.array([0, 0, 1, 1]), classes=CLASSES, positive=None)
+
+    assert not metrics["positive_stated"]
+    assert named(metrics)[:2] == [("recall", 'of "NORMAL"', 0.5), ("recall", 'of "PNEUMONIA"', 1.0)]
+
+
+def test_a_stated_positive_class_has_a_sensitivity():
+    metrics = classification_metrics(TWO, np.array([0, 0, 1, 1]), classes=CLASSES, positive="PNEUMONIA")
+
+    assert metrics["positive_stated"]
+    assert named(metrics)[:2] == [
+        ("sensitivity", 'of "PNEUMONIA"', 1.0),
+        ("specificity", 'of all but "PNEUMONIA"', 0.5),
+    ]
+
+
+@pytest.mark.parametrize("positive", [None, "2"])
+def test_of_many_classes_accuracy_balanced_accuracy_and_the_lowest_recall_come_first(positive):
+    probabilities, labels = np.eye(3)[[0, 0, 1, 2, 1]], np.array([0, 0, 0, 1, 1])
+
+    found = named(classification_metrics(probabilities, labels, classes=("0", "1", "2"), positive=positive))
+
+    assert [name for name, _, _ in found[:3]] == ["accuracy", "balanced accuracy", "lowest recall"]
+    assert found[2] == ("lowest recall", 'of "1"', 0.5)
+    assert ("sensitivity", 'of "2"', None) in found or positive is None
+
+
+def test_predictive_values_are_given_with_the_prevalence_they_are_about():
+    found = {"positive": "covid", "prevalence": 0.02, "ppv": 0.5, "npv": None, "intervals": {"ppv": [0.25, 0.75]}}
+
+    assert prevalence_lines({"at_prevalence": found}) == [
+        'at a prevalence of 0.02 of "covid": PPV 0.5000 (0.2500 to 0.7500), NPV undefined'
+    ]

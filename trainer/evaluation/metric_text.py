@@ -1,0 +1,124 @@
+"""Which metrics of a result come first, and how texts name them. Pure text: the command line imports it.
+
+With a stated positive class: its sensitivity and specificity. Without one, no class is the one to find: the recall of
+both classes, or for more than two classes accuracy, balanced accuracy and the class with the lowest recall.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TWO = 2
+NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadlineMetric:
+    """One of the first metrics of a result.
+
+    Attributes:
+        name: Name of the metric, in lower case: `accuracy`, `recall`.
+        of: What it is about, such as `"covid"` in quotes; "" if it is about all images.
+        value: None if it is undefined.
+        interval: 95 % confidence interval; None where no method gives one.
+        key: Key of the metric in the result.
+        note: What limits it; "" for nothing.
+    """
+
+    name: str
+    value: float | None
+    interval: Sequence[float] | None = None
+    of: str = ""
+    key: str = ""
+    note: str = ""
+
+
+def quoted(name: object) -> str:
+    """Return the name of a class as it stands in a sentence."""
+    return f'"{name}"'
+
+
+def is_positive_stated(metrics: Mapping[str, Any]) -> bool:
+    """Whether somebody said which class is the positive one; results of version 0.1.0 do not tell and count as such."""
+    return bool(metrics.get("positive_stated", True)) and metrics.get("positive") is not None
+
+
+def has_headline(metrics: Mapping[str, Any]) -> bool:
+    """Whether a result has what `headline_metrics` needs: it is of one class an image, and not damaged."""
+    classes, rows = metrics.get("classes"), metrics.get("per_class")
+    return (
+        isinstance(classes, list)
+        and isinstance(rows, Mapping)
+        and all(isinstance(rows.get(name), Mapping) and "recall" in rows[name] for name in classes)
+        and all(key in metrics for key in NEEDED)
+    )
+
+
+def headline_metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
+    """Return the first metrics of a result of one class an image, the most important first."""
+    of_all = {key: _of_all(metrics, key) for key in ("accuracy", "balanced_accuracy", "auroc")}
+    is_stated, many = is_positive_stated(metrics), len(metrics["classes"]) > TWO
+    if not many:
+        first = _of_positive(metrics) if is_stated else [_recall(metrics, name) for name in metrics["classes"]]
+        return [*first, of_all["auroc"], of_all["accuracy"]]
+    lowest = lowest_recall(metrics)
+    return [
+        of_all["accuracy"],
+        of_all["balanced_accuracy"],
+        *([] if lowest is None else [lowest]),
+        of_all["auroc"],
+        *(_of_positive(metrics) if is_stated else []),
+    ]
+
+
+def lowest_recall(metrics: Mapping[str, Any]) -> HeadlineMetric | None:
+    """Return the recall of the class whose recall is lowest, None if no class has images."""
+    defined = [name for name, row in metrics["per_class"].items() if row["recall"] is not None]
+    if not defined:
+        return None
+    found = _recall(metrics, min(defined, key=lambda name: float(metrics["per_class"][name]["recall"])))
+    note = f"the lowest of {len(defined)} classes, partly by chance"
+    return HeadlineMetric(name="lowest recall", value=found.value, interval=found.interval, of=found.of, key="recall",
+                          note=note)  # fmt: skip
+
+
+def prevalence_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what an evaluation says about the predictive values at another prevalence."""
+    found = metrics.get("at_prevalence")
+    if not isinstance(found, Mapping):
+        return []
+    values = ", ".join(f"{name.upper()} {_with_interval(found, name)}" for name in ("ppv", "npv"))
+    return [f"at a prevalence of {found['prevalence']:g} of {quoted(found['positive'])}: {values}"]
+
+
+def _of_positive(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
+    name, intervals = quoted(metrics["positive"]), metrics.get("intervals") or {}
+    about = {"sensitivity": f"of {name}", "specificity": f"of all but {name}"}
+    return [
+        HeadlineMetric(name=key, value=metrics[key], interval=intervals.get(key), of=of, key=key)
+        for key, of in about.items()
+    ]
+
+
+def _recall(metrics: Mapping[str, Any], name: str) -> HeadlineMetric:
+    row = metrics["per_class"][name]
+    interval = (row.get("intervals") or {}).get("recall")
+    return HeadlineMetric(name="recall", value=row["recall"], interval=interval, of=f"of {quoted(name)}", key="recall")
+
+
+def _of_all(metrics: Mapping[str, Any], key: str) -> HeadlineMetric:
+    is_mean = key == "auroc" and len(metrics["classes"]) > TWO
+    return HeadlineMetric(
+        name={"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}.get(key, key),
+        value=metrics[key],
+        interval=(metrics.get("intervals") or {}).get(key),
+        key=key,
+        note=(metrics.get("undefined") or {}).get(key) or ("mean of one class against the rest" if is_mean else ""),
+    )
+
+
+def _with_interval(values: Mapping[str, Any], name: str) -> str:
+    value, interval = values[name], (values.get("intervals") or {}).get(name)
+    if value is None:
+        return "undefined"
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")

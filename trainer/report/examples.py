@@ -1,0 +1,146 @@
+"""Examples of a report: misclassified images, the most confident errors first, and correct ones, with Grad-CAM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.model.efficientnet import Classifier
+from trainer.model.head import HeadConfig
+from trainer.report.gradcam import gradcam_heatmaps, jpeg, overlay
+
+SHOWN = 12  # images of each kind of error
+CORRECT_SHOWN = 6
+
+ExampleKind = Literal["false_negative", "false_positive", "other", "correct"]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleImage:
+    """One image and its prediction.
+
+    Attributes:
+        id: Index of the image in its split.
+        kind: False negative or false positive of the positive class; "other" for errors between other classes.
+        label: Index of the true class.
+        predicted: Index of the predicted class.
+        probabilities: Of each class, after temperature scaling.
+        source: Name of the source file.
+        image: JPEG; None before `with_pictures`.
+        heatmap: JPEG of the image with the Grad-CAM heatmap of the predicted class; None before `with_pictures`.
+        evidence: The same of the true class where that is another one: what speaks for the class that was missed.
+    """
+
+    id: int
+    kind: ExampleKind
+    label: int
+    predicted: int
+    probabilities: tuple[float, ...]
+    source: str = ""
+    image: bytes | None = None
+    heatmap: bytes | None = None
+    evidence: bytes | None = None
+
+
+def worst_misclassified(
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    *,
+    positive: int | None,
+    limit: int = SHOWN,
+) -> tuple[ExampleImage, ...]:
+    """Return up to `limit` misclassified images of each kind, the most confident errors first.
+
+    `positive` is the index of the class that kinds are about; None makes all errors of the kind "other".
+    """
+    confidence = probabilities[np.arange(len(predicted)), predicted]
+    is_error = labels != predicted
+    kinds: dict[ExampleKind, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {"other": (is_error, confidence)}
+    if positive is not None:
+        missed, raised = is_error & (labels == positive), is_error & (predicted == positive)
+        kinds = {
+            "false_negative": (missed, -probabilities[:, positive]),
+            "false_positive": (raised, confidence),
+            "other": (is_error & ~missed & ~raised, confidence),
+        }
+    return tuple(
+        _example(kind, int(row), ids, labels, probabilities, predicted=int(predicted[row]))
+        for kind, (mask, badness) in kinds.items()
+        for row in _worst_rows(mask, badness, limit)
+    )
+
+
+def random_correct(
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    *,
+    seed: int = 0,
+    limit: int = CORRECT_SHOWN,
+) -> tuple[ExampleImage, ...]:
+    """Return up to `limit` correctly classified images, drawn at random and evenly from the classes."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(labels == predicted))
+    place = {int(row): int((labels[rows[:at]] == labels[row]).sum()) for at, row in enumerate(rows[: 100 * limit])}
+    chosen = sorted(place, key=lambda row: place[row])[:limit]  # the first of each class, then the second, ...
+    return tuple(
+        _example("correct", row, ids, labels, probabilities, predicted=int(labels[row]))
+        for row in sorted(chosen, key=lambda row: (labels[row], row))
+    )
+
+
+def with_pictures(
+    examples: tuple[ExampleImage, ...],
+    images: Mapping[int, tuple[str, Pixels]],
+    model: Classifier,
+    config: HeadConfig,
+) -> tuple[ExampleImage, ...]:
+    """Add pixels and Grad-CAM overlays; `images` maps an id to source file and (C, S, S) uint8 pixels."""
+    return tuple(_with_pixels(image, *images[image.id], model, config) for image in examples)
+
+
+def _example(
+    kind: ExampleKind,
+    row: int,
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    *,
+    predicted: int,
+) -> ExampleImage:
+    return ExampleImage(
+        id=int(ids[row]),
+        kind=kind,
+        label=int(labels[row]),
+        predicted=predicted,
+        probabilities=tuple(probabilities[row].tolist()),
+    )
+
+
+def _with_pixels(
+    example: ExampleImage, source: str, image: Pixels, model: Classifier, config: HeadConfig
+) -> ExampleImage:
+    device = next(model.parameters()).device
+    batch = torch.from_numpy(image)[None].to(device)
+    explained = list(dict.fromkeys([example.predicted, example.label]))
+    overlays = [
+        overlay(image, gradcam_heatmaps(model, batch, torch.tensor([c], device=device), config)[0]) for c in explained
+    ]
+    return replace(
+        example,
+        source=source,
+        image=jpeg(image),
+        heatmap=overlays[0],
+        evidence=overlays[1] if len(overlays) > 1 else None,
+    )
+
+
+def _worst_rows(mask: NDArray[np.bool_], badness: NDArray[np.float64], limit: int) -> NDArray[np.int64]:
+    rows = np.flatnonzero(mask)
+    return rows[np.argsort(-badness[rows], kind="stable")][:limit]
