@@ -87,6 +87,11 @@ class RunPaths(TrainingPaths):
         return self.folder / "spec.json"
 
     @property
+    def precision(self) -> Path:
+        """The precision of the backbone that the first workers decided on."""
+        return self.folder / "precision.json"
+
+    @property
     def job(self) -> Path:
         """How and when to queue the run: name, priority, retries. Written once with the spec."""
         return self.folder / "job.json"

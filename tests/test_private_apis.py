@@ -12,8 +12,8 @@ PACKAGES = ("cluster", "data_shards", "jobs", "trainer")
 USES = {
     "torch.nn.modules.batchnorm._BatchNorm": "trainer/training/micro_batching.py",
     "torch._foreach_copy_": "trainer/training/ema.py",
-    "torch.cpu._is_amx_tile_supported": "trainer/model/folded_backbone.py",
-    "torch.cpu._is_avx512_bf16_supported": "trainer/model/folded_backbone.py",
+    "torch.cpu._is_amx_tile_supported": "trainer/model/precision.py",
+    "torch.cpu._is_avx512_bf16_supported": "trainer/model/precision.py",
     "ray.train.v2._internal.exceptions.RayTrainError": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": "trainer/distributed/ray_logging.py",

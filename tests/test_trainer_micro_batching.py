@@ -91,7 +91,7 @@ def test_auto_is_the_default_batch_in_parts(tmp_path):
 
 
 def fits(module):
-    return lambda images: fits_in_memory(module, images, image_size=4, device=CPU, autocast=False)
+    return lambda images: fits_in_memory(module, images, image_size=4, device=CPU, precision="fp32")
 
 
 def gradients(module, step, weights, *, micro_batches):

@@ -12,6 +12,7 @@ from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
+from trainer.model.precision import grad_scaler
 from trainer.specs import TrainSpec, build
 from trainer.training.checkpointer import TrainingCheckpoint
 from trainer.training.ema import ModelEma
@@ -30,7 +31,7 @@ EPOCHS, STEPS = 2, 6  # three steps of four images in an epoch
 class Training(LoopHooks):
     """A training with EMA and two micro-batches per step, that saves a checkpoint after one of its steps."""
 
-    def __init__(self, folder, freeze, save_after=None):
+    def __init__(self, folder, freeze, precision="fp32", save_after=None):
         self.folder, self.save_after = folder, save_after
         torch.manual_seed(0)
         self.model = build_model(CONFIG)
@@ -39,7 +40,8 @@ class Training(LoopHooks):
             self.model.head, self.model.backbone, backbone_factor=0.1, weight_decay=0.01, device=CPU
         )
         self.ema = ModelEma(self.model, 0.9)
-        self.checkpoint = TrainingCheckpoint(self.model, self.optimizer, self.ema)
+        self.scaler = grad_scaler(CPU, precision)
+        self.checkpoint = TrainingCheckpoint(self.model, self.optimizer, self.ema, self.scaler)
         self.loop = TrainLoop(
             spec=build(TrainSpec, shards="memory", epochs=EPOCHS, batch_size=4, freeze=freeze, accumulate=True),
             index=INDEX,
@@ -50,6 +52,8 @@ class Training(LoopHooks):
             class_weights=None,
             hooks=self,
             micro_batches=2,
+            precision=precision,
+            scaler=self.scaler,
         )
 
     def run(self, state):
@@ -76,7 +80,8 @@ class Training(LoopHooks):
             for name in self.optimizer.state.get(parameter, {})
         }
         averaged = {f"EMA of {name}": value for name, value in self.ema.module.state_dict().items()}
-        return self.model.state_dict() | averaged | moments
+        scale = {} if self.scaler is None else {"scale of the loss": torch.tensor(self.scaler.get_scale())}
+        return self.model.state_dict() | averaged | moments | scale
 
 
 def batches(plan, start=0):
@@ -106,12 +111,12 @@ def random_step():
     return random.Random(seed).randrange(1, STEPS)
 
 
-@pytest.mark.parametrize("freeze", ["none", "3", "all"])
-def test_a_training_resumed_at_a_random_step_equals_the_uninterrupted_one(tmp_path, random_step, freeze):
-    uninterrupted = Training(tmp_path, freeze, save_after=random_step)
+@pytest.mark.parametrize(("freeze", "precision"), [("none", "fp32"), ("3", "fp32"), ("all", "fp32"), ("6", "fp16")])
+def test_a_training_resumed_at_a_random_step_equals_the_uninterrupted_one(tmp_path, random_step, freeze, precision):
+    uninterrupted = Training(tmp_path, freeze, precision, save_after=random_step)
     expected_state = uninterrupted.run(TrainState())
 
-    resumed = Training(tmp_path, freeze)
+    resumed = Training(tmp_path, freeze, precision)
     state = resumed.checkpoint.load(next(tmp_path.glob(f"step-{random_step:09d}")))
     assert state.step == random_step
     state = resumed.run(state)

@@ -2,7 +2,8 @@
 
 TrainerError
 ├── SpecError          a request that can never work
-│   └── UnknownOption  an option, or a value of one, that this version does not know
+│   ├── UnknownOption  an option, or a value of one, that this version does not know
+│   └── UnsupportedPrecision    a GPU of the run does not compute in its precision
 ├── WeightsError       a weights file is missing, damaged or for another network
 ├── CheckpointError    a checkpoint is missing, damaged or of another version
 ├── ModelMismatch      the data set and the model have different classes
@@ -24,6 +25,10 @@ class SpecError(TrainerError):
 
 class UnknownOption(SpecError):
     """A spec has an option, or a value of one, that this version does not know; a newer version may."""
+
+
+class UnsupportedPrecision(SpecError):
+    """A device of the run does not compute in its precision; raised on all ranks."""
 
 
 class WeightsError(TrainerError):

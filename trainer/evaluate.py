@@ -32,6 +32,7 @@ from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
+from trainer.model.precision import usable_config
 from trainer.model.thresholds import NamedThreshold, read_threshold
 from trainer.report.write import write_report
 from trainer.result import RunResult
@@ -102,7 +103,8 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     folder, index = model_folder(spec.model, attempt.settings), run_index(attempt.paths, spec.shards)
     model, config, manifest = read_model(folder)
     model = model.to(context.process_group.device)
-    extraction = extractor_for(context, spec.shards, index, model, config, cached=spec.cache)
+    usable = usable_config(config, context.process_group)
+    extraction = extractor_for(context, spec.shards, index, model, usable, cached=spec.cache)
     out_of_fold = bool(spec.min_sensitivity) and _chooses_out_of_fold(manifest, index)
     splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity and not out_of_fold else [spec.split])
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))

@@ -41,7 +41,7 @@ DATA_AND_MODEL = OptionGroup(
         option(TrainSpec, "image_size", "Height and width of the input image, in pixels.", metavar="PIXELS"),
         option(TrainSpec, "augment", "Augment training images: random rotation, shift, zoom and contrast."),
         AUGMENT_STRENGTH,
-        option(TrainSpec, "precision", "Precision of the backbone; auto is bf16 if the hardware supports it."),
+        option(TrainSpec, "precision", "Precision of the backbone; auto takes bf16 if it can, fp16 on older GPUs."),
         option(
             TrainSpec, "norms",
             "Batch norm statistics of trained backbone layers: kept (running statistics from the weights) or batch "

@@ -9,8 +9,9 @@ from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.training import backbone
 from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Backbone
-from trainer.model.folded_backbone import FoldedBackbone, resolve_precision
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
+from trainer.model.precision import best_precision
 from trainer.model.weights import load_backbone, read_weights
 
 IMAGES = 64
@@ -30,7 +31,7 @@ def run() -> list[Row]:
     mine = Backbone(224).eval()
     load_backbone(mine, read_weights(WEIGHTS))
     rows = []
-    for precision in dict.fromkeys([resolve_precision("auto", device, trains=False), "fp32"]):
+    for precision in dict.fromkeys([best_precision(device, trains=False), "fp32"]):
         fast = FoldedBackbone(mine, precision, device)
         expected = _peer(theirs, normalise(images[:32]))
         found = fast(images[:32], normalise)

@@ -76,7 +76,7 @@ class Stepper(LoopHooks):
             loader=self._load,
             class_weights=None,
             hooks=self,
-            autocast=self.bf16,
+            precision="bf16" if self.bf16 else "fp32",
         )
 
     def step(self) -> None:

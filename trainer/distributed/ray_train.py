@@ -26,13 +26,22 @@ from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
-from trainer.errors import InfrastructureError, OutOfMemory, Stopped, TrainerError, TrainingDiverged, WorkersLost
+from trainer.errors import (
+    InfrastructureError,
+    OutOfMemory,
+    Stopped,
+    TrainerError,
+    TrainingDiverged,
+    UnsupportedPrecision,
+    WorkersLost,
+)
 from trainer.specs import Spec
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
 MAX_START_TRIES = 6
 OUR_ERRORS = (TrainerError, ShardError, ClusterError)
-RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged)  # at the same place, so no rank waits for another
+# At the same place, so no rank waits for another.
+RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged, UnsupportedPrecision)
 
 R = TypeVar("R")
 Resource: TypeAlias = Literal["CPU", "GPU"]

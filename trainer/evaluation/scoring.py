@@ -23,6 +23,7 @@ from trainer.evaluation.objective import SINGLE_LABEL, Objective, objective_of
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
 from trainer.evaluation.predictive_values import predictive_values
 from trainer.model.efficientnet import Classifier
+from trainer.model.precision import autocast
 
 BATCH = 256  # samples per batch on each rank
 
@@ -57,7 +58,7 @@ def model_outputs(
     split: str,
     process_group: ProcessGroup,
     *,
-    autocast: bool = False,
+    precision: str = "fp32",
     at_once: int = BATCH,
 ) -> ModelOutputs:
     """Return the outputs of `module` for a whole split, on every rank. Collective: every rank must call it.
@@ -73,7 +74,7 @@ def model_outputs(
         rank=process_group.rank,
         shuffle=False,
     )
-    rows = process_group.gather_rows(_rows(module, source, plan, process_group, autocast=autocast))
+    rows = process_group.gather_rows(_rows(module, source, plan, process_group, precision))
     rows = rows[rows[:, 0].argsort()]
     first = 1 + label_columns(index)
     labels = rows[:, 1:first].long().numpy()
@@ -91,14 +92,14 @@ def label_columns(index: ShardIndex) -> int:
 
 @torch.no_grad()
 def _rows(
-    module: nn.Module, source: BatchLoader, plan: EpochPlan, process_group: ProcessGroup, *, autocast: bool
+    module: nn.Module, source: BatchLoader, plan: EpochPlan, process_group: ProcessGroup, precision: str
 ) -> Tensor:
     """Return id, label and logits of this rank's samples, `(n, columns) float64`."""
     module.eval()
     columns = 1 + label_columns(plan.index) + len(plan.index.classes)
     rows = [torch.empty(0, columns, dtype=torch.float64, device=process_group.device)]
     for step in source(plan):
-        with torch.autocast(process_group.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with autocast(process_group.device, precision):
             logits = module(step.inputs)  # (B, classes)
         labels = step.labels.double().reshape(len(step.labels), -1)
         rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))

@@ -50,7 +50,7 @@ class HeadConfig(BaseModel):
     std: tuple[float, float, float] = IMAGENET_STD
     layout: Layout = "efficientnet_pytorch"
     backbone_sha256: str = ""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     pack: EncodeOptions | None = None
     color: Literal["L", "RGB"] = "RGB"
     multi_label: bool = False

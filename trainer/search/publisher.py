@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from trainer.attempt import Attempt
-from trainer.distributed.worker import WorkerTask
+from trainer.distributed.local_gpus import gpus_of_machine
+from trainer.distributed.ray_train import run_on_workers
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
@@ -23,12 +26,13 @@ from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
 from trainer.search.trial_files import trial_folder
 from trainer.search.trials import EpochRecord
-from trainer.specs import SearchSpec
+from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.checkpointer import MODULE
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.publish import score_and_publish
 
 PUBLISH_SECONDS = 30.0  # at least, between two publications; each scores the model on the whole valid split
+BY_WORKERS = "scored_by_workers"  # in the manifest
 PAUSE_FACTOR = 10  # pause this many times as long as a publication took
 
 logger = logging.getLogger(__name__)
@@ -64,48 +68,61 @@ class BestModelPublisher:
         best = self.journal.table.best()
         if best is None:
             return
-        if (best.trial, best.epoch) == self.published:
+        on_workers = at_once and self._has_gpu_workers()
+        if self.published.covers(best, on_workers=on_workers):
             if at_once:
                 self._delete_worse(best)
         elif at_once or time.monotonic() >= self.next_at:
             began = time.monotonic()
-            self._publish(best, writes_progress=at_once)
+            self._publish(best, writes_progress=at_once, on_workers=on_workers)
             ended = time.monotonic()
-            self.published = (best.trial, best.epoch)
+            self.published = _Published(trial=best.trial, epoch=best.epoch, by_workers=on_workers)
             self.next_at = ended + max(PUBLISH_SECONDS, PAUSE_FACTOR * (ended - began))
             self._delete_worse(best)
 
-    def _published(self) -> tuple[int, int] | None:
+    def _has_gpu_workers(self) -> bool:
+        """Whether trials train the backbone on GPUs: those are free when the last trial has ended."""
+        spec = self.task.spec
+        if spec.reads_features or spec.gpus_per_worker == 0:
+            return False
+        return self.attempt.settings.ray_address is not None or gpus_of_machine() > 0
+
+    def _published(self) -> "_Published":
         try:
             folder = self.attempt.paths.best
             manifest = read_json(folder / MANIFEST_FILE)
             if not (folder / CALIBRATION_FILE).exists():  # killed between writing the two
-                return None
-            return int(manifest["trial"]), int(manifest["epoch"])
+                return _Published()
+            by_workers = manifest.get(BY_WORKERS) is True
+            return _Published(trial=int(manifest["trial"]), epoch=int(manifest["epoch"]), by_workers=by_workers)
         except (StorageError, KeyError, TypeError):
-            return None
+            return _Published()
 
-    def _publish(self, best: EpochRecord, *, writes_progress: bool) -> None:
+    def _publish(self, best: EpochRecord, *, writes_progress: bool, on_workers: bool) -> None:
+        """Score and publish a model: on this process's CPU while trials run on GPUs, at the end as the trials ran."""
         trial = self.journal.table.trials[best.trial]
         spec = self.task.spec.trial_spec(trial.config)
-        context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
-        setup = TrainingSetup.fresh(context)
-        context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
-        _load(setup.model, self._tensors(best))
         origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
-        score_and_publish(setup, origin=origin)
+        file = self._weights(best)
+        if on_workers:
+            task = WorkerTask(attempt=self.attempt, spec=spec, source=self.task.source)
+            run_on_workers(partial(publish_on_worker, file=file, origin=origin | {BY_WORKERS: True}), task)
+        else:
+            context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
+            publish_on_worker(context, file=file, origin=origin)
         logger.info("best so far: trial %d, epoch %d, valid %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
 
-    def _tensors(self, best: EpochRecord) -> dict[str, Tensor]:
+    def _weights(self, best: EpochRecord) -> Path:
+        """Return the verified file of the weights of an epoch."""
         if earlier := best.extended_from:
             folder = chosen_model(RunPaths.of(self.attempt.settings.storage, earlier))
             manifest = read_verified_manifest(folder)
             if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
                 raise CheckpointError(f"{earlier} has not published its trial {best.trial}; wait until it has ended")
-            return read_tensors(folder / MODEL_FILE)
+            return folder / MODEL_FILE
         folder = self.attempt.paths.checkpoints / str(best.report.candidate)
         read_verified_manifest(folder)
-        return read_tensors(folder / MODULE)
+        return folder / MODULE
 
     def _delete_worse(self, best: EpochRecord) -> None:
         """Delete the files of all ended trials but the best."""
@@ -116,6 +133,32 @@ class BestModelPublisher:
         worse |= {name for name in folders if not keep.startswith(f"{name}/")}
         for name in sorted(worse & _names_in(checkpoints)):  # of the worse ones of a long search, nearly all are gone
             self.attempt.lease.remove(checkpoints / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Published:
+    """The published epoch; that of no trial if nothing is published.
+
+    Attributes:
+        by_workers: Whether workers on GPUs have scored it.
+    """
+
+    trial: int = -1
+    epoch: int = -1
+    by_workers: bool = False
+
+    def covers(self, best: EpochRecord, *, on_workers: bool) -> bool:
+        """Whether the best epoch is published, and scored by workers if it should be."""
+        return (self.trial, self.epoch) == (best.trial, best.epoch) and (self.by_workers or not on_workers)
+
+
+def publish_on_worker(context: WorkerContext[TrainSpec], *, file: Path, origin: dict[str, Any]) -> None:
+    """Score the model with the weights in a file on the validation split, and publish it; every rank must call this."""
+    setup = TrainingSetup.fresh(context)
+    context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
+    _load(setup.model, read_tensors(file))
+    score_and_publish(setup, origin=origin)
+    context.process_group.barrier()
 
 
 def _names_in(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ from trainer.specs.metric import Metric
 BATCH_SIZE = 32
 
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Norms = Literal["auto", "kept", "batch"]
 HeadKind = Literal["mlp", "lda", "logistic"]
 
@@ -43,7 +43,8 @@ class TrainOptions(Spec):
         image_size: Side of the square input of the network, in pixels.
         augment: Random augmentation of the training images.
         augment_strength: Strength of rotations, shifts, zooms and contrast changes, in multiples of the default.
-        precision: "bf16" computes with autocast, "fp32" without; "auto" depends on the device.
+        precision: "bf16" and "fp16" compute with autocast, "fp16" also scales the loss; "auto" is bf16 on hardware that
+            has it, fp16 on older GPUs, else fp32.
         class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1. Of
             several labels an image: those that have and that lack a label get the same total weight.
         best_by: The validation metric that chooses the published model.

@@ -26,10 +26,11 @@ from trainer.specs import TrainSpec
 from trainer.tracking.history import epoch_lines, read_metrics
 from trainer.training.ema import ModelEma
 from trainer.training.loop import EpochMetrics
-from trainer.training.optimizer import load_optimizer, optimizer_tensors
+from trainer.training.optimizer import load_optimizer, load_scaler, optimizer_tensors, scaler_tensors
 from trainer.training.train_state import TrainState
 
 MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
+SCALER = "scaler.safetensors"
 SAVE_INTERVAL_SECONDS = 600.0  # between checkpoints within an epoch
 
 logger = logging.getLogger(__name__)
@@ -37,11 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """Everything that changes during a training except its `TrainState`: module, optimizer and EMA."""
+    """Everything that changes during a training except its `TrainState`.
+
+    Attributes:
+        scaler: Scales the loss in float16; None in other precisions.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEma
+    scaler: torch.amp.GradScaler | None = None
 
     def save(self, checkpoints: Path, state: TrainState, *, lease: Lease) -> None:
         """Write a checkpoint into the folder of all checkpoints, and remove old ones.
@@ -57,6 +63,7 @@ class TrainingCheckpoint:
                 MODULE: self.module.state_dict(),
                 OPTIMIZER: optimizer_tensors(self.optimizer),
                 **self.ema.state_files(),
+                **({} if self.scaler is None else {SCALER: scaler_tensors(self.scaler)}),
             },
             json_files={TRAIN_STATE: state.to_json()},
             manifest={"attempt": lease.attempt},
@@ -68,6 +75,8 @@ class TrainingCheckpoint:
         self.module.load_state_dict(read_tensors(checkpoint / MODULE))
         load_optimizer(self.optimizer, read_tensors(checkpoint / OPTIMIZER))
         self.ema.load(checkpoint)
+        if self.scaler is not None and (checkpoint / SCALER).exists():
+            load_scaler(self.scaler, read_tensors(checkpoint / SCALER))
         return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))
 
 
@@ -80,12 +89,17 @@ class Checkpointer:
     """
 
     def __init__(
-        self, context: WorkerContext[TrainSpec], module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma
+        self,
+        context: WorkerContext[TrainSpec],
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEma,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self.attempt, self.paths = context.task.attempt, context.task.paths
         self.folder = self.paths.checkpoints
         self.process_group, self.module, self.optimizer, self.ema = context.process_group, module, optimizer, ema
-        self.checkpoint = TrainingCheckpoint(module, optimizer, ema)
+        self.checkpoint = TrainingCheckpoint(module, optimizer, ema, scaler)
         self.saved_at = time.monotonic()
 
     def save_is_due(self) -> bool:

@@ -110,7 +110,8 @@ class TrainLoop:
         loader: Yields this rank's batches.
         class_weights: Weights of the loss, float32, as the objective of the data set takes them; None for equal ones.
         hooks: Called as the training proceeds.
-        autocast: Compute the module in bf16.
+        precision: That the module is computed in.
+        scaler: Scales the loss in float16; None: not scaled.
         epochs: The epochs (from 0) of this phase, which has its own learning rate schedule; None means all.
         micro_batches: Forward and backward passes per step.
         preemption: Reports that a node is about to be preempted: a checkpoint is saved and the training continues.
@@ -124,7 +125,8 @@ class TrainLoop:
     loader: BatchLoader
     class_weights: Tensor | None
     hooks: LoopHooks
-    autocast: bool = False
+    precision: str = "fp32"
+    scaler: torch.amp.GradScaler | None = None
     epochs: range | None = None
     micro_batches: int = 1
     preemption: PreemptionWatcher = field(default_factory=PreemptionWatcher)
@@ -138,6 +140,10 @@ class TrainLoop:
     def phase(self) -> range:
         """The epochs of this phase, from 0."""
         return range(self.spec.epochs) if self.epochs is None else self.epochs
+
+    @property
+    def _or_fp32(self) -> str:
+        return " or --precision fp32" if self.precision == "fp16" else ""
 
     def is_over(self, state: TrainState) -> bool:
         """Return whether the phase is complete; early stopping only ends the last phase."""
@@ -159,13 +165,26 @@ class TrainLoop:
         for batch in self.loader(plan, state.batch):
             lr = self._set_lr(state, plan)
             loss_sum = self._backward(batch, state)
-            nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRADIENT_NORM)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._optimizer_step()
             self.hooks.on_optimizer_step()
             state.lr, state.micro_batches = lr, self.micro_batches
             state = self._finish_step(state, loss_sum, batch)
         return self._finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
+
+    def _optimizer_step(self) -> None:
+        """Clip the gradients and take a step; a step with gradients beyond float16 is left out and the scale reduced.
+
+        Ranks have the same gradients, so they leave out the same steps.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.module.parameters(), MAX_GRADIENT_NORM)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _set_lr(self, state: TrainState, plan: EpochPlan) -> float:
         step = state.step - self.phase.start * plan.batches
@@ -183,7 +202,8 @@ class TrainLoop:
             class_weights=self.class_weights,
             objective=objective_of(self.index.multi_label),
             micro_batches=self.micro_batches,
-            autocast=self.autocast,
+            precision=self.precision,
+            scaler=self.scaler,
         )
 
     def _finish_step(self, state: TrainState, loss_sum: float, batch: DeviceBatch) -> TrainState:
@@ -203,7 +223,7 @@ class TrainLoop:
         if not math.isfinite(total_loss):
             raise TrainingDiverged(
                 f"loss is not finite (NaN or inf) at step {state.step + 1} of epoch {state.epoch + 1}; "
-                "use a lower --lr and retry: the last good checkpoint is kept"
+                f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
             )
         state = state.after_step(total_loss, batch.images)
         hooks.on_step_end(batch.images)
@@ -224,7 +244,8 @@ class TrainLoop:
         valid = self.process_group.broadcast(self.hooks.validate())
         if not math.isfinite(valid.get("loss", 0.0)):
             raise TrainingDiverged(
-                f"validation loss is not finite (NaN or inf) after epoch {state.epoch + 1}; use a lower --lr"
+                f"validation loss is not finite (NaN or inf) after epoch {state.epoch + 1}; "
+                f"use a lower --lr{self._or_fp32}"
             )
         train_loss = state.loss_sum / plan.samples
         state, is_best = state.after_epoch(valid, self.spec.best_by)

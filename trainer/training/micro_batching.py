@@ -16,6 +16,7 @@ from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import OutOfMemory
 from trainer.evaluation.objective import SINGLE_LABEL, Objective
+from trainer.model.precision import autocast
 from trainer.specs import TrainSpec
 
 MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
@@ -62,11 +63,11 @@ def choose_micro_batches(
     return count
 
 
-def fits_in_memory(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> bool:
+def fits_in_memory(module: nn.Module, images: int, *, image_size: int, device: torch.device, precision: str) -> bool:
     """Return whether a forward and backward pass of `images` images fits; the module does not change."""
     was_training = module.training
     try:
-        _run_trial_pass(module, images, image_size=image_size, device=device, autocast=autocast)
+        _run_trial_pass(module, images, image_size=image_size, device=device, precision=precision)
         fits = True
     except torch.OutOfMemoryError:
         fits = False
@@ -77,7 +78,7 @@ def fits_in_memory(module: nn.Module, images: int, *, image_size: int, device: t
     return fits
 
 
-def _run_trial_pass(module: nn.Module, images: int, *, image_size: int, device: torch.device, autocast: bool) -> None:
+def _run_trial_pass(module: nn.Module, images: int, *, image_size: int, device: torch.device, precision: str) -> None:
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     reserved = [torch.empty_like(parameter) for parameter in trainable for _ in range(EXTRA_PARAMETER_COPIES)]
     module.train()
@@ -85,7 +86,7 @@ def _run_trial_pass(module: nn.Module, images: int, *, image_size: int, device: 
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.eval()  # keeps the running statistics, does not wait for other ranks, and needs as much memory
     blank = torch.zeros(images, 3, image_size, image_size, device=device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+    with autocast(device, precision):
         logits = module(blank.contiguous(memory_format=torch.channels_last))
     torch.autograd.backward(logits.float().sum())
     reserved.clear()
@@ -99,7 +100,8 @@ def accumulate_gradients(
     class_weights: Tensor | None,
     objective: Objective = SINGLE_LABEL,
     micro_batches: int = 1,
-    autocast: bool = False,
+    precision: str = "fp32",
+    scaler: torch.amp.GradScaler | None = None,
 ) -> float:
     """Add a step's gradients to the parameters and return the sum of this rank's losses.
 
@@ -113,16 +115,18 @@ def accumulate_gradients(
         class_weights: Weights of the loss, float32, as `objective` takes them; None for equal ones.
         objective: Gives the loss of each sample.
         micro_batches: Number of forward and backward passes; equal on all ranks.
-        autocast: Compute the model in bf16.
+        precision: That the model is computed in.
+        scaler: Scales the loss in float16; None: not scaled.
     """
     loss_sum = 0.0
     pairs = zip(batch.inputs.tensor_split(micro_batches), batch.labels.tensor_split(micro_batches), strict=True)
     for number, (inputs, labels) in enumerate(pairs, 1):
         with _gradient_sync(model, enabled=number == micro_batches):
-            with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=autocast):
+            with autocast(inputs.device, precision):
                 logits = model(inputs)  # (b, classes)
             losses = objective.losses(logits.float(), labels, class_weights)
-            torch.autograd.backward(losses.sum() * loss_weight)
+            loss = losses.sum() * loss_weight
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         loss_sum += float(losses.detach().sum())
     return loss_sum
 

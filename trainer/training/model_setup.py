@@ -15,11 +15,11 @@ from trainer.data.run_data import run_index
 from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.objective import objective_of
 from trainer.model.efficientnet import Classifier, build_model
-from trainer.model.folded_backbone import resolve_precision
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256, load_backbone, read_weights
 from trainer.specs import TrainSpec
 from trainer.training.optimizer import build_optimizer
+from trainer.training.run_precision import run_precision
 
 PRETRAINED_LR_FACTOR = 0.1  # of the head's learning rate: pretrained weights need smaller steps than a new head
 
@@ -86,7 +86,7 @@ def build_fresh_model(context: WorkerContext[TrainSpec], index: ShardIndex) -> t
         dropout=spec.dropout,
         image_size=spec.image_size,
         layout=weights.layout if weights else "efficientnet_pytorch",
-        precision=resolve_precision(spec.precision, context.process_group.device, trains=spec.freeze != "all"),
+        precision=run_precision(context),
         pack=EncodeOptions.of_index(index.options),
         color=index.color,
         multi_label=index.multi_label,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 0.2  # fraction of all steps; a new head's batch norm and random weights need it to settle
+SCALER_STATE = ("scale", "_growth_tracker")  # torch's names: the factor, and steps since it last changed
 START, END = 0.04, 1e-4  # fractions of the peak, as in the one-cycle schedule, Smith & Topin 2018
 
 
@@ -66,3 +67,15 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """Return the state of a gradient scaler that changes."""
+    state = scaler.state_dict()
+    return {name: torch.tensor(float(state[name]), dtype=torch.float64) for name in SCALER_STATE}
+
+
+def load_scaler(scaler: torch.amp.GradScaler, tensors: dict[str, Tensor]) -> None:
+    """Load what `scaler_tensors` returned."""
+    scale, steps = (float(tensors[name]) for name in SCALER_STATE)
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": int(steps)})

@@ -15,6 +15,7 @@ from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.scoring import BATCH, epoch_metrics, model_outputs
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
+from trainer.model.precision import grad_scaler
 from trainer.specs import TrainSpec
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.cross_validation import cross_validate
@@ -68,7 +69,8 @@ def train_model(setup: TrainingSetup) -> TrainState:
     """
     spec = setup.spec
     module = setup.model.head if spec.freeze == "all" else setup.model
-    checkpointer = Checkpointer(setup.context, module, setup.optimizer(), ModelEma(module, spec.ema))
+    scaler = None if spec.freeze == "all" else grad_scaler(setup.device, setup.config.precision)
+    checkpointer = Checkpointer(setup.context, module, setup.optimizer(), ModelEma(module, spec.ema), scaler)
     state = checkpointer.resume()
     for epochs, frozen in phases(spec):
         if state.epoch >= min(epochs.stop, spec.last_epoch):
@@ -105,7 +107,7 @@ class TrainHooks(LoopHooks):
     checkpointer: Checkpointer
     loader: BatchLoader
     evaluated: nn.Module
-    autocast: bool
+    precision: str
     batch_size: int
 
     def on_epoch_start(self, state: TrainState) -> None:
@@ -148,7 +150,7 @@ class TrainHooks(LoopHooks):
                 setup.index,
                 "valid",
                 process_group,
-                autocast=self.autocast,
+                precision=self.precision,
                 at_once=self.batch_size,
             )
         )
@@ -166,7 +168,7 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
     spec, process_group = setup.spec, setup.context.process_group
     loader = _build_loader(setup, frozen=frozen)
     module, evaluated = (_head_if(frozen, whole) for whole in (checkpointer.module, checkpointer.ema.module))
-    autocast = setup.config.precision == "bf16" and not frozen
+    precision = "fp32" if frozen else setup.config.precision  # a head alone computes in float32
     # Validation keeps no activations for a backward pass, so twice the images of a training step fit.
     batch_size = BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
     return TrainLoop(
@@ -182,12 +184,13 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
             checkpointer=checkpointer,
             loader=loader,
             evaluated=evaluated,
-            autocast=autocast,
+            precision=precision,
             batch_size=batch_size,
         ),
-        autocast=autocast,
+        precision=precision,
+        scaler=checkpointer.checkpoint.scaler if precision == "fp16" else None,
         epochs=epochs,
-        micro_batches=1 if frozen else _micro_batches(setup, module, autocast=autocast),
+        micro_batches=1 if frozen else _micro_batches(setup, module, precision=precision),
         preemption=PreemptionWatcher(ray.train.get_preemption_info),
     )
 
@@ -197,12 +200,12 @@ def _head_if(frozen: bool, module: nn.Module) -> nn.Module:
     return module.head if frozen and isinstance(module, Classifier) else module
 
 
-def _micro_batches(setup: TrainingSetup, module: nn.Module, *, autocast: bool) -> int:
+def _micro_batches(setup: TrainingSetup, module: nn.Module, *, precision: str) -> int:
     """Return the micro-batches per step of the whole network; a CPU has enough memory for one."""
     spec, process_group = setup.spec, setup.context.process_group
     if process_group.device.type != "cuda":
         return 1
-    fits = partial(fits_in_memory, module, image_size=spec.image_size, device=process_group.device, autocast=autocast)
+    fits = partial(fits_in_memory, module, image_size=spec.image_size, device=process_group.device, precision=precision)
     plan = epoch_plan(spec, setup.index, process_group, epoch=0)
     smallest = plan.samples // plan.batches // process_group.world_size
     return choose_micro_batches(spec, process_group, fits, smallest=smallest)
