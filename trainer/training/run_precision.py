@@ -81,7 +81,7 @@ def _content(paths: RunPaths) -> dict[str, Any]:
 
 def _known(content: dict[str, Any], backbone: str) -> Computed | None:
     found = content.get(backbone)
-    return cast(Computed, found) if found in DTYPES else None
+    return cast(Computed, found) if isinstance(found, str) and found in DTYPES else None
 
 
 def _refusal(spec: TrainOptions, precision: Computed, group: ProcessGroup, rank: int) -> str:
