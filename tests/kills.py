@@ -102,7 +102,7 @@ class Campaign:
             "frozen": lambda: build(TrainSpec, shards=shards, **TINY),
             "search": lambda: build(SearchSpec, shards=shards, trials=2, **TINY),
             "export": lambda: build(ExportSpec, model=self.reference("frozen"), format="torchscript"),
-            "two workers": lambda: build(TrainSpec, shards=shards, workers=2, **TINY),
+            "two workers": lambda: build(TrainSpec, shards=shards, workers=2, freeze="none", **TINY | {"epochs": 2}),
             "all layers": lambda: build(TrainSpec, shards=shards, freeze="none", **TINY | {"epochs": 2}),
         }
 

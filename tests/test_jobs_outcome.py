@@ -239,3 +239,14 @@ def test_a_search_counts_trials_and_a_training_epochs() -> None:
 
     assert searching == "trial 3/12, 1m00s left"
     assert training == "train, epoch 2/12"
+
+
+def test_show_says_where_the_time_went(say: Say, run: RunPaths) -> None:
+    succeed(
+        run, timing={"report": 0.5, "queue": 0.31, "start": 2.0, "features": 0.25, "training": 61.0, "judging": 1.2}
+    )
+
+    out = say("show", run.run_id)[1]
+
+    times = "timing queue 0.3 s start 2.0 s features 0.2 s training 61.0 s judging 1.2 s report 0.5 s"
+    assert times in " ".join(out.split())

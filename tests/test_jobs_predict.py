@@ -1,8 +1,10 @@
 import json
+import sys
 
 import pytest
 
 from cluster.files import write_json
+from jobs.cli import predict
 from trainer.model.head import HeadConfig
 
 
@@ -64,6 +66,18 @@ def test_export_says_format_and_place(say, model, tmp_path):
             ["predict", "model", "model", "--threshold", "careful"],
             (2, "the model has no threshold 'careful'; it has: none; evaluate --min-sensitivity chooses one"),
         ),
+        (
+            ["predict", "model", "model", "--now", "--name", "x"],
+            (2, "--now makes no run, to which --name would belong; leave out one of them"),
+        ),
+        (
+            ["predict", "model", "model", "--now", "--wait"],
+            (2, "--now makes no run, to which --wait would belong; leave out one of them"),
+        ),
+        (
+            ["predict", "model", "model", "--now", "--gpus-per-worker", "1"],
+            (2, "--now predicts on the CPU; leave out --gpus-per-worker 1, or leave out --now"),
+        ),
         (["export", "model", "--threshold", "a/b"], (2, "--threshold 'a/b' is not a name; use up to 64 letters")),
         (
             ["export", "model", "--output", "no/m.pt"],
@@ -80,3 +94,27 @@ def test_what_can_never_work_is_one_line_and_queues_nothing(say, model, storage,
     assert err.startswith(f"Error: {line}")
     assert err.count("\n") == 1
     assert not list((storage / "runs").iterdir())
+
+
+def test_now_needs_no_redis_and_makes_no_run(say, model, storage, tmp_path, monkeypatch):
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+    answer = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.stdin.readline()); sys.exit(7)"
+    monkeypatch.setattr(predict, "PREDICTION", (sys.executable, "-c", answer, str(tmp_path / "request")))
+
+    code, _, _ = say("predict", "model", "model", "--now", "--json")
+
+    request = json.loads((tmp_path / "request").read_text())
+    assert code == 7
+    assert request["folder"] == str(model)
+    assert request["spec"]["images"] == [str(model)]
+    assert request["spec"]["form"] == "json"
+    assert not list((storage / "runs").iterdir())
+
+
+def test_now_refuses_a_model_that_is_not_trained_yet(say, shards, tmp_path):
+    say("train", shards, "--weights", "none", "--name", "first")
+
+    code, out, err = say("predict", "first", str(tmp_path), "--now")
+
+    assert (code, out) == (1, "")
+    assert err.endswith("has not ended, so it has no model; wait for it, or leave out --now\n")

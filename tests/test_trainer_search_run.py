@@ -1,4 +1,4 @@
-"""Whole searches with real Ray Tune, real features and real heads."""
+"""Whole searches with real features and real heads."""
 
 import json
 import random

@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
                 result = command(attempt, spec)
+                result = replace(result, timing=attempt.timing())
                 result.publish(attempt.lease)
                 tracking.result = result
         except Exception as error:

@@ -13,6 +13,7 @@ from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.read.shard_cache import limit_default_cache
+from trainer.phase_times import PhaseTimes
 
 DEFAULT_RESTARTS = 2  # for a run that was started by hand, without a queue
 
@@ -27,6 +28,9 @@ class Attempt:
         settings: Addresses and folders of this machine.
         restarts: How often Ray Train restarts the workers after one of them died, set by `--retries`. Preempted nodes
             do not count.
+        queued_seconds: From the submission to the claim of the first attempt; 0 for a run that was not queued.
+        claimed_seconds: From the claim of this attempt to the start of its process.
+        times: How long its parts took.
         began: Start of the attempt on the monotonic clock, in seconds.
     """
 
@@ -34,6 +38,9 @@ class Attempt:
     lease: Lease
     settings: Settings
     restarts: int = DEFAULT_RESTARTS
+    queued_seconds: float = 0.0
+    claimed_seconds: float = 0.0
+    times: PhaseTimes = field(default_factory=PhaseTimes)
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -47,7 +54,14 @@ class Attempt:
         paths = RunPaths(folder.absolute())
         lease = Lease.join(paths, number) if number is not None else Lease.claim(paths, after=latest_attempt(paths))
         restarts = int(read_json(paths.job)["retries"]) if paths.job.exists() else DEFAULT_RESTARTS
-        return cls(paths=paths, lease=lease, settings=settings, restarts=restarts)
+        return cls(
+            paths=paths,
+            lease=lease,
+            settings=settings,
+            restarts=restarts,
+            queued_seconds=_queued_seconds(paths),
+            claimed_seconds=_held_seconds(lease) if number is not None else 0.0,
+        )
 
     @property
     def number(self) -> int:
@@ -58,6 +72,17 @@ class Attempt:
     def seconds(self) -> float:
         """Seconds since the attempt started."""
         return time.monotonic() - self.began
+
+    def timing(self) -> dict[str, float]:
+        """Return where the time went, in seconds: queue, start, and the parts that were measured.
+
+        "start" is all that is none of the others: Python, Ray, waiting for workers and starting them again.
+        """
+        parts = self.times.seconds
+        start = max(0.0, self.claimed_seconds + self.seconds - sum(parts.values()))
+        return {
+            name: round(value, 3) for name, value in {"queue": self.queued_seconds, "start": start, **parts}.items()
+        }
 
     def fail(self, error: Exception) -> None:
         """Write `error.json` unless a newer attempt owns the run."""
@@ -70,3 +95,19 @@ class Attempt:
         return periodic_calls(
             self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the beat of attempt {self.number}"
         )
+
+
+def _held_seconds(lease: Lease) -> float:
+    try:
+        return lease.held_seconds()
+    except OSError:  # the disk is full; what fails because of it says so
+        return 0.0
+
+
+def _queued_seconds(paths: RunPaths) -> float:
+    """Return the seconds from a run's submission to the claim of its first attempt, by the file system's clock."""
+    try:
+        claimed, submitted = (paths.attempts / "1.claimed").stat(), paths.job.stat()
+    except OSError:  # it was not queued
+        return 0.0
+    return max(0.0, claimed.st_mtime - submitted.st_mtime)

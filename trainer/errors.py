@@ -9,6 +9,7 @@ TrainerError
 ├── ModelMismatch      the data set and the model have different classes
 ├── TrainingDiverged   the loss is not finite (NaN or inf)
 ├── OutOfMemory        a batch does not fit into GPU memory
+├── FeaturesMissing    features of several shards are not in the cache
 ├── InfrastructureError    a machine, a GPU, the network, Ray or the storage failed
 │   └── WorkersLost        workers died or hung more often than they may be restarted
 └── Stopped            the run was asked to stop and has saved a checkpoint
@@ -49,6 +50,10 @@ class TrainingDiverged(TrainerError):
 
 class OutOfMemory(TrainerError):
     """A batch does not fit into GPU memory."""
+
+
+class FeaturesMissing(TrainerError):
+    """Features of several shards are not in the cache, and this process is not to compute them alone."""
 
 
 class InfrastructureError(TrainerError):

@@ -9,6 +9,7 @@ from cluster.lease import Lease
 from cluster.settings import Settings
 from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
+from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.run_data import run_index, training_data
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
@@ -30,6 +31,7 @@ from trainer.evaluation.scoring import at_prevalence, classifier_outputs, save_p
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
+from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.precision import usable_config
@@ -39,6 +41,7 @@ from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, SearchSpec, build
 from trainer.specs.image_size import check_model_input
 from trainer.specs.positive import refuse_unknown_positive, refuse_without_positive
+from trainer.training.features import run_on_features
 from trainer.training.model_setup import extractor_for
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
         _check_images_to_choose_on(folder, index, spec.shards)
     weights = weights_sha256(folder)
     task = WorkerTask(attempt=attempt, spec=spec, source=folder, longest_shard=index.longest_shard)
-    outcome = run_on_workers(evaluate_on_worker, task)
+    outcome = _run(task)
     manifest = check_unchanged(folder, weights)
     version = training_data(manifest, index)
     result = RunResult(
@@ -83,6 +86,13 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
     return result
 
 
+def _run(task: WorkerTask[EvaluateSpec]) -> dict[str, Any]:
+    """Return the metrics; without the cache, each worker keeps the features that it computes to itself."""
+    if task.spec.cache:
+        return run_on_features(evaluate_on_worker, features_on_worker, task)
+    return run_on_workers(evaluate_on_worker, task)
+
+
 def model_folder(model: str, settings: Settings) -> Path:
     """Return the folder of the published model that a run id or a path refers to.
 
@@ -99,14 +109,11 @@ def model_folder(model: str, settings: Settings) -> Path:
 def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     """Evaluate the model and return its metrics; runs on each Ray Train worker."""
     spec = context.spec
-    attempt = context.task.attempt
-    folder, index = model_folder(spec.model, attempt.settings), run_index(attempt.paths, spec.shards)
+    folder = model_folder(spec.model, context.task.attempt.settings)
     model, config, manifest = read_model(folder)
-    model = model.to(context.process_group.device)
-    usable = usable_config(config, context.process_group)
-    extraction = extractor_for(context, spec.shards, index, model, usable, cached=spec.cache)
-    out_of_fold = bool(spec.min_sensitivity) and _chooses_out_of_fold(manifest, index)
-    splits = dict.fromkeys(["valid", spec.split] if spec.min_sensitivity and not out_of_fold else [spec.split])
+    out_of_fold, splits = _splits(spec, manifest, run_index(context.task.attempt.paths, spec.shards))
+    extraction = _extracted(context, model.to(context.process_group.device), config, splits)
+    index = extraction.index
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
     stored = StoredModel.of(folder, config, manifest)
@@ -138,6 +145,35 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
             logger.info("%s", line)
     save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=stored.weights)
     return metrics
+
+
+def features_on_worker(context: WorkerContext[EvaluateSpec]) -> None:
+    """Extract the features that the cache lacks; runs on each Ray Train worker."""
+    spec, attempt = context.spec, context.task.attempt
+    model, config, manifest = read_model(model_folder(spec.model, attempt.settings))
+    _, splits = _splits(spec, manifest, run_index(attempt.paths, spec.shards))
+    _extracted(context, model.to(context.process_group.device), config, splits)
+
+
+def _extracted(
+    context: WorkerContext[EvaluateSpec], model: Classifier, config: HeadConfig, splits: tuple[str, ...]
+) -> FeatureExtractor:
+    """Return the extractor after it has extracted the features of the splits to evaluate."""
+    spec = context.spec
+    index = run_index(context.task.attempt.paths, spec.shards)
+    usable = usable_config(config, context.process_group)
+    extraction = extractor_for(context, spec.shards, index, model, usable, cached=spec.cache)
+    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in splits))
+    for split in splits:
+        extraction.extract(split)
+    return extraction
+
+
+def _splits(spec: EvaluateSpec, manifest: dict[str, Any], index: ShardIndex) -> tuple[bool, tuple[str, ...]]:
+    """Return whether a threshold is chosen on predictions out of fold, and the splits that the model is run on."""
+    out_of_fold = bool(spec.min_sensitivity) and _chooses_out_of_fold(manifest, index)
+    both = spec.min_sensitivity and not out_of_fold
+    return out_of_fold, tuple(dict.fromkeys(["valid", spec.split] if both else [spec.split]))
 
 
 def _named_threshold(spec: EvaluateSpec, model: StoredModel, images: ChoiceImages | None) -> NamedThreshold | None:
@@ -222,4 +258,4 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
     )
     paths = task.attempt.paths
     count_evaluation(paths.storage, index, evaluation.split, paths.run_id)
-    return run_on_workers(evaluate_on_worker, WorkerTask(attempt=task.attempt, spec=evaluation, source=folder))
+    return _run(WorkerTask(attempt=task.attempt, spec=evaluation, source=folder))

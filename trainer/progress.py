@@ -7,6 +7,7 @@ from typing import Any
 from cluster.files import is_full
 from cluster.lease import Lease
 from cluster.run_paths import TrainingPaths
+from trainer.phase_times import PhaseTimes
 
 WRITE_SECONDS = 1.0
 
@@ -24,6 +25,7 @@ class Progress:
     done: int = 0
     epoch: int = 0
     epochs: int = 0
+    times: PhaseTimes = field(default_factory=PhaseTimes)
     _began: float = field(default_factory=time.monotonic)
     _began_at: int = 0
     _written: float = 0.0
@@ -32,6 +34,7 @@ class Progress:
         """Start a phase of `total` images, of which `done` are done."""
         self.phase, self.total, self.done, self.epoch, self.epochs = phase, total, done, epoch, epochs
         self._began, self._began_at = time.monotonic(), done
+        self.times.start(phase)
         self.write()
 
     def add(self, images: int) -> None:

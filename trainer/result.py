@@ -22,6 +22,7 @@ class RunResult:
         metrics: Metrics of that model on the split `metrics["split"]`.
         seconds: Duration of the attempt.
         model_sha256: sha256 of the weights of that model; None if there is none.
+        timing: Seconds of each part of the run: queue, start, features, training, judging, report.
         details: Further results of this kind of run; in the file its keys are at the top level.
     """
 
@@ -30,6 +31,7 @@ class RunResult:
     metrics: dict[str, Any]
     seconds: float
     model_sha256: str | None = None
+    timing: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
     def publish(self, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""`train`, the driver's part: checks the data, runs `training/worker.py` on the workers, and writes the report."""
+"""`train`, the driver's part: checks the data, runs `training/worker.py`, and writes the report."""
 
 from data_shards.index import ShardIndex
 from trainer.attempt import Attempt
@@ -14,6 +14,7 @@ from trainer.specs import TrainSpec
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_training_size
 from trainer.specs.positive import refuse_unknown_positive
+from trainer.training.features import features_on_worker, run_on_features
 from trainer.training.worker import train_on_worker
 
 MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
@@ -30,7 +31,10 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
     check_data(spec, index)
     weights = resolve_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)
-    outcome = run_on_workers(train_on_worker, task)
+    if spec.reads_features:
+        outcome = run_on_features(train_on_worker, features_on_worker, task)
+    else:
+        outcome = run_on_workers(train_on_worker, task)
     result = RunResult(
         kind=spec.kind,
         checkpoint=str(attempt.paths.best),

@@ -1,9 +1,13 @@
 """`nightshift predict`."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from cluster.settings import Settings
 from data_shards.locations import local_folder
@@ -11,10 +15,14 @@ from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
 from jobs.cli.option_types import GpusPerWorker
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
+from jobs.cli.outcome import INTERRUPTED
 from jobs.cli.submission import submit_options
-from jobs.queue.checks import model_of
-from trainer.errors import SpecError
-from trainer.specs import PredictSpec
+from jobs.errors import InvalidOption
+from jobs.queue.checks import NamedModel, checked, model_of
+from trainer.errors import CheckpointError, SpecError
+from trainer.specs import PredictSpec, build
+
+PREDICTION = (sys.executable, "-P", "-m", "trainer.inference")  # -P: never import a user's own trainer.py
 
 TABLE = OptionGroup(
     "Table",
@@ -43,15 +51,21 @@ WHERE_ONE = OptionGroup(
             metavar="0|1|auto",
         ),
         option(PredictSpec, "batch_size", "Images per batch.", metavar="N"),
+        click.option(
+            "--now", is_flag=True, help="Predict here and at once, on the CPU and without the queue; print the table."
+        ),
     ),
 )
 
 
-@command(example="nightshift predict train-20261123-203000-a1b2c3 images/ --output predictions.csv --wait")
+@command(
+    example="nightshift predict train-20261123-203000-a1b2c3 images/ --output predictions.csv --wait\n"
+    "nightshift predict train-20261123-203000-a1b2c3 film.png --now --json"
+)
 @run_argument("model")
 @click.argument("images", nargs=-1, required=True)
 @options(CONFIG, TABLE, WHERE_ONE, WHEN, OUTPUT)
-def predict(model: str, images: tuple[str, ...], output: str | None, **given: Any) -> None:
+def predict(model: str, images: tuple[str, ...], output: str | None, now: bool, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.
 
     MODEL is a training run, a search (its best model is used), a promoted name, or a folder with a published model.
@@ -62,16 +76,61 @@ def predict(model: str, images: tuple[str, ...], output: str | None, **given: An
     reason. Of a multi-label model, the decision is none or several labels, and each label has a probability and a
     decision of 1 or 0. Hidden files and system files, such as Thumbs.db, are skipped and counted.
 
-    The table is CSV. With --json it is JSON, and --wait prints it on stdout.
+    The table is CSV. With --json it is JSON, and --wait prints it on stdout. With --now, the table goes to stdout, and
+    no run is made: neither Redis nor a job worker is needed.
     """
-    submit_options(
-        PredictSpec,
-        given,
-        model=model_of(Settings.read(), model).name,
-        images=tuple(input_place(place) for place in images),
-        output=output_file(output),
-        form="json" if given["as_json"] or str(output).endswith(".json") else "csv",
-    )
+    settings = Settings.read()
+    found = model_of(settings, model)
+    asked: dict[str, Any] = {
+        "model": found.name,
+        "images": tuple(input_place(place) for place in images),
+        "output": output_file(output),
+        "form": "json" if given["as_json"] or str(output).endswith(".json") else "csv",
+    }
+    if now:
+        _predict_now(settings, found, {**_without_queue(given), **asked})
+    submit_options(PredictSpec, given, **asked)
+
+
+def _without_queue(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a prediction that needs no queue.
+
+    Raises:
+        InvalidOption: An option is about the queue, or asks for a GPU.
+    """
+    context = click.get_current_context()
+    of_run = {name for name in given if name not in PredictSpec.model_fields and name != "as_json"}
+    refused = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in of_run and context.get_parameter_source(parameter.name) != ParameterSource.DEFAULT
+    ]
+    if refused:
+        raise InvalidOption(f"--now makes no run, to which {refused[0]} would belong; leave out one of them")
+    if given["gpus_per_worker"] == 1:
+        raise InvalidOption("--now predicts on the CPU; leave out --gpus-per-worker 1, or leave out --now")
+    return {name: value for name, value in given.items() if name in PredictSpec.model_fields}
+
+
+def _predict_now(settings: Settings, model: NamedModel, options: dict[str, Any]) -> NoReturn:
+    """Predict in a process of its own, because the command line does not import torch; exit with its exit code.
+
+    Raises:
+        CheckpointError: The run of the model has not ended.
+    """
+    if model.folder is None:
+        raise CheckpointError(f"{model.name} has not ended, so it has no model; wait for it, or leave out --now")
+    spec = build(PredictSpec, **options)
+    checked(settings, spec)
+    request = {
+        "spec": spec.model_dump(mode="json", exclude={"kind"}),
+        "folder": str(model.folder),
+        "shard_cache_bytes": settings.shard_cache_bytes,
+    }
+    try:
+        sys.exit(subprocess.run(PREDICTION, input=json.dumps(request) + "\n", text=True, check=False).returncode)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def input_place(given: str) -> str:

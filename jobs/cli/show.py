@@ -21,6 +21,7 @@ from jobs.runs import state as run_state
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.start_forecast import start_forecast
 from trainer.evaluation.training_text import training_lines
+from trainer.phase_times import timing_text
 
 LABEL = 10  # characters of the first column
 KIBI = 1024
@@ -95,7 +96,9 @@ def _time_rows(record: JobRecord) -> list[Row]:
     )
     took = f" ({duration(record.result['seconds'])})" if record.result and _is_number(record.result, "seconds") else ""
     losses = f", {state.losses} lost" if state.losses else ""
-    return [("times", times + took), ("attempt", f"{state.attempt}{losses}, priority {state.priority}")]
+    rows = [("times", times + took), ("attempt", f"{state.attempt}{losses}, priority {state.priority}")]
+    timing = timing_text(record.result.get("timing")) if record.result else ""
+    return [rows[0], ("timing", timing), rows[1]] if timing else rows
 
 
 def _option_rows(record: JobRecord) -> list[Row]:

@@ -1,14 +1,16 @@
 """Keeps the audit of a data set in the storage, where reports find it by the digest of the data set."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
-from trainer.audit.audit import Audit
+
+if TYPE_CHECKING:
+    from trainer.audit.audit import Audit  # it imports the classifiers of scikit-learn, which a report does not need
 
 
-def save_audit(storage: Path, digest: str, audit: Audit) -> None:
+def save_audit(storage: Path, digest: str, audit: "Audit") -> None:
     """Write the audit atomically.
 
     Raises:

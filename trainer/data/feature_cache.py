@@ -94,6 +94,10 @@ class FeatureCache:
         """The file of one shard."""
         return self.folder / f"{shard_sha256}.safetensors"
 
+    def has(self, shard_sha256: str) -> bool:
+        """Return whether there is a file of the shard; it may be damaged."""
+        return self.path(shard_sha256).exists()
+
     def read(self, shard_sha256: str) -> Features | None:
         """Return a shard's features, or None if they are not cached.
 

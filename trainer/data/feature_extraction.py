@@ -13,7 +13,7 @@ from data_shards.read.stream import read_shard
 from trainer.data.feature_cache import FeatureCache, Features
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
-from trainer.errors import CheckpointError, Stopped
+from trainer.errors import CheckpointError, FeaturesMissing, Stopped
 from trainer.model.efficientnet import Backbone
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
@@ -29,6 +29,7 @@ class FeatureExtractor:
 
     Attributes:
         cache: Where features are kept between runs; None keeps them in this process only.
+        extracts: Whether to compute the features of several missing shards of a split.
         on_images: Called with the number of images that were processed, over all ranks.
         stop_reason: Returns why the run should stop, or None.
     """
@@ -40,6 +41,7 @@ class FeatureExtractor:
     process_group: ProcessGroup
     cache: FeatureCache | None
     loader_workers: int = 0
+    extracts: bool = True
     on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
     _loaded: dict[str, Features] = field(default_factory=dict)
@@ -49,7 +51,10 @@ class FeatureExtractor:
 
         Raises:
             Stopped: The run was asked to stop; the features of finished shards are cached.
+            FeaturesMissing: Several shards lack their features, and this extractor is not to compute them.
         """
+        if not self.extracts:
+            self._refuse_several(split)
         reason = None
         for shard in self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]:
             if reason := self.stop_reason():
@@ -58,6 +63,14 @@ class FeatureExtractor:
             self.on_images(shard.samples * self.process_group.world_size)
         if any(self.process_group.all_reduce_sum(float(reason is not None))):
             raise Stopped("stopped while computing features; those of finished shards are kept")
+
+    def _refuse_several(self, split: str) -> None:
+        missing = [shard for shard in self.index.of_split(split) if not self._has(shard)]
+        if len(missing) > 1:
+            raise FeaturesMissing(f"the features of {len(missing)} shards of the split {split!r} are not in the cache")
+
+    def _has(self, shard: Shard) -> bool:
+        return shard.sha256 in self._loaded or (self.cache is not None and self.cache.has(shard.sha256))
 
     def features_of(self, split: str) -> Features:
         """Return the features of a whole split in the order of sample ids; call `extract` first."""

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -27,6 +27,7 @@ from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import (
+    FeaturesMissing,
     InfrastructureError,
     OutOfMemory,
     Stopped,
@@ -41,7 +42,7 @@ OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and 
 MAX_START_TRIES = 6
 OUR_ERRORS = (TrainerError, ShardError, ClusterError)
 # At the same place, so no rank waits for another.
-RAISED_ON_ALL_RANKS = (Stopped, TrainingDiverged, UnsupportedPrecision)
+RAISED_ON_ALL_RANKS = (FeaturesMissing, Stopped, TrainingDiverged, UnsupportedPrecision)
 
 R = TypeVar("R")
 Resource: TypeAlias = Literal["CPU", "GPU"]
@@ -61,17 +62,41 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     """
     settings, spec = task.attempt.settings, task.spec
     if settings.ray_address is None and spec.workers == 1:
-        lease_local_gpus(task.attempt, spec)
-        result = _trainer(work, task, workers=0, gpus=0).fit().return_value
-    else:
-        with ray_session(task.attempt, spec) as gpus:
-            result = _fit(_trainer(work, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
-    if isinstance(result, Exception):
-        raise result
-    return result  # type: ignore[no-any-return]  # Ray has no types
+        return run_here(work, task)
+    with ray_session(task.attempt, spec) as gpus:
+        returned = _fit(_trainer(work, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
+    return _value(returned, task)  # type: ignore[no-any-return]  # Ray has no types
 
 
-def run_worker(config: dict[str, Any]) -> Any:
+def run_here(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -> R:
+    """Run `work` as the only worker, in this process and without Ray.
+
+    Raises:
+        InsufficientResources: This machine cannot provide the workers that were requested.
+        TrainerError, ShardError, ClusterError: Raised by `work`.
+    """
+    lease_local_gpus(task.attempt, task.spec)
+    returned = _trainer(work, task, workers=0, gpus=0).fit().return_value
+    return _value(returned, task)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a worker returned, and the seconds of each part of its work."""
+
+    value: Any
+    seconds: dict[str, float]
+
+
+def _value(returned: "Returned | Exception", task: WorkerTask[Any]) -> Any:
+    """Return what rank 0 returned, or raise its error; add the times of its parts to those of the attempt."""
+    if isinstance(returned, Exception):
+        raise returned
+    task.attempt.times.add(returned.seconds)
+    return returned.value
+
+
+def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     """Run `config["work"]` on one Ray Train worker; return its result, or an error of ours as a value.
 
     Ray restarts all workers when one raises. That helps when a worker died, but not when a shard is damaged: so a
@@ -92,10 +117,12 @@ def run_worker(config: dict[str, Any]) -> Any:
         raise
 
 
-def _run(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -> R:
+def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> Returned:
     context = WorkerContext.of(task)
     try:
-        return work(context)
+        value = work(context)
+        context.progress.times.stop()
+        return Returned(value, context.progress.times.seconds)
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(context) from error
     finally:

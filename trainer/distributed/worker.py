@@ -52,6 +52,8 @@ class WorkerTask(Generic[S_co]):
     Attributes:
         source: Weights file or model folder, found by the driver; None means random weights.
         longest_shard: Number of samples in the largest shard; other workers wait while one extracts its features.
+        extracts: Whether to compute missing features of several shards of a split; those of one shard, which cannot be
+            divided among workers, are always computed.
         trial: Where a training inside a search keeps its files; None means the run's own folder.
         gpus_of_machine: GPUs whose workers share the CPUs of this machine; 0 if only those that CUDA shows.
     """
@@ -60,6 +62,7 @@ class WorkerTask(Generic[S_co]):
     spec: S_co
     source: Path | None
     longest_shard: int = 0
+    extracts: bool = True
     trial: TrialPaths | None = None
     gpus_of_machine: int = 0
 

@@ -13,9 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.optimize import minimize_scalar
 from scipy.special import softmax
-from sklearn import metrics as sk
 
 from cluster.errors import StorageError
 from cluster.files import read_json
@@ -176,10 +174,13 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
 
 def fit_temperature(probabilities: Floats, labels: Labels) -> float:
     """Return the temperature that minimizes cross-entropy (Guo et al. 2017), within `TEMPERATURES`."""
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415 -- takes a second, and a prediction does not need it
+    from sklearn.metrics import log_loss  # noqa: PLC0415
+
     every = range(probabilities.shape[1])
 
     def loss(logarithm: float) -> float:
-        return float(sk.log_loss(labels, apply_temperature(probabilities, float(np.exp(logarithm))), labels=every))
+        return float(log_loss(labels, apply_temperature(probabilities, float(np.exp(logarithm))), labels=every))
 
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
     return round(float(np.exp(found.x)), 4)
@@ -195,11 +196,13 @@ def threshold_for_sensitivity(
     Raises:
         TrainerError: There is no image of the class `name`.
     """
+    from sklearn.metrics import roc_curve  # noqa: PLC0415 -- takes a second, and a prediction does not need it
+
     hits = labels == positive
     if not hits.any():
         raise TrainerError(f"the valid split has no {name} images to choose a threshold on; pack it with some")
     scores = probabilities[:, positive]
-    _, found, thresholds = sk.roc_curve(np.append(hits, False), np.append(scores, 0.0), drop_intermediate=False)
+    _, found, thresholds = roc_curve(np.append(hits, False), np.append(scores, 0.0), drop_intermediate=False)
     at = int(np.argmax(found >= min_sensitivity))
     lower = scores[scores < thresholds[at]].max(initial=0.0)
     return float((thresholds[at] + lower) / 2), float(found[at])

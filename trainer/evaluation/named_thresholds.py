@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from cluster.lease import Lease
 from trainer.errors import CheckpointError, SpecError
 from trainer.evaluation.calibration import Calibration, Labels, Mask
 from trainer.evaluation.multi_label_calibration import label_calibration
-from trainer.evaluation.scoring import ModelOutputs
-from trainer.evaluation.threshold_choice import supported_sensitivity
 from trainer.model.head import HeadConfig
 from trainer.model.names import MODEL_FILE
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold
+
+if TYPE_CHECKING:
+    from trainer.evaluation.scoring import ModelOutputs  # it imports ray, which a prediction does not need
 
 LOCK_SECONDS = 30.0  # another evaluation writes a small file
 SAME = 1e-6  # difference of temperatures that rounding explains
@@ -116,7 +117,7 @@ class ChoiceImages:
         data: Digest of their data set.
     """
 
-    outputs: ModelOutputs
+    outputs: "ModelOutputs"
     chosen_on: Literal["valid", "out of fold"]
     data: str
 
@@ -194,6 +195,8 @@ def _choice(
     classes: tuple[str, ...],
     positive: str,
 ) -> ThresholdChoice:
+    from trainer.evaluation.threshold_choice import supported_sensitivity  # noqa: PLC0415 -- takes a second
+
     at, valid = classes.index(positive), images.outputs
     calibrated = valid.objective.calibrated(valid.probabilities(), default, classes)
     hits, known = _is_label(valid.labels, at), _is_known(valid.labels, at)

@@ -23,15 +23,12 @@ from trainer.evaluation.calibration import (
     predicted_classes,
     threshold_for_sensitivity,
 )
-from trainer.evaluation.epoch_metrics import epoch_metrics
-from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.multi_label_calibration import (
     apply_temperatures,
     choose_threshold,
     fit_label_calibration,
     label_decisions,
 )
-from trainer.evaluation.multi_label_metrics import multi_label_epoch_metrics, multi_label_metrics
 
 IMBALANCE = 2.0  # ratio of the largest class to the smallest from which on the loss is weighted
 
@@ -124,6 +121,8 @@ class SingleLabel:
 
     def epoch_metrics(self, logits: Floats, labels: Labels) -> dict[str, Any]:
         """Return the metrics of an epoch."""
+        from trainer.evaluation.epoch_metrics import epoch_metrics  # noqa: PLC0415 -- takes a second, and a prediction does not need it
+
         return epoch_metrics(logits, labels)
 
     def metrics(
@@ -138,6 +137,8 @@ class SingleLabel:
         seed: int,
     ) -> dict[str, Any]:
         """Return the metrics; `positive` defaults to the class that the threshold was chosen for, else to none."""
+        from trainer.evaluation.metrics import classification_metrics  # noqa: PLC0415 -- takes a second
+
         name = positive or calibration.positive
         threshold = None if name is None else calibration.threshold_for(name)
         found = classification_metrics(
@@ -233,6 +234,8 @@ class MultiLabel:
 
     def epoch_metrics(self, logits: Floats, labels: Labels) -> dict[str, Any]:
         """Return the metrics of an epoch."""
+        from trainer.evaluation.multi_label_metrics import multi_label_epoch_metrics  # noqa: PLC0415 -- takes a second, and a prediction does not need it
+
         return multi_label_epoch_metrics(logits, labels)
 
     def metrics(
@@ -247,6 +250,8 @@ class MultiLabel:
         seed: int,
     ) -> dict[str, Any]:
         """Return the metrics of each label, and their macro and micro means."""
+        from trainer.evaluation.multi_label_metrics import multi_label_metrics  # noqa: PLC0415 -- takes a second, and a prediction does not need it
+
         return multi_label_metrics(
             probabilities,
             labels,

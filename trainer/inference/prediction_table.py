@@ -3,9 +3,8 @@
 import csv
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,15 +52,21 @@ def open_prediction_table(
     Raises:
         OSError: The folder is full or not writable; no partial file remains.
     """
-    csv_rows = _csv_label_rows if multi_label else _csv_rows
-    as_json = _labels_as_json if multi_label else _as_json
-    open_rows = partial(_json_rows, as_json=as_json) if path.suffix == ".json" else csv_rows
     with (
         open_draft(path) as draft,
         draft.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        open_rows(file, classes) as write,
+        open_rows(file, classes, as_json=path.suffix == ".json", multi_label=multi_label) as write,
     ):
         yield write
+
+
+def open_rows(
+    file: IO[str], classes: tuple[str, ...], *, as_json: bool, multi_label: bool
+) -> AbstractContextManager[WriteRow]:
+    """Yield a function that writes a row to an open file, as CSV or JSON; the table is complete after the block."""
+    if as_json:
+        return _json_rows(file, classes, as_json=_labels_as_json if multi_label else _as_json)
+    return _csv_label_rows(file, classes) if multi_label else _csv_rows(file, classes)
 
 
 @contextmanager

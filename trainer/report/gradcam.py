@@ -4,7 +4,6 @@ import io
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -40,6 +39,8 @@ def gradcam_heatmaps(model: Classifier, images: Tensor, predicted: Tensor, confi
 
 def overlay(image: Pixels, heatmap: Heat) -> bytes:
     """Return the image (C, S, S) overlaid with a heatmap (S, S) in colour, as JPEG."""
+    from matplotlib import colormaps  # noqa: PLC0415 -- takes a second, and many reports show no heatmap
+
     colours = colormaps["inferno"](heatmap)[..., :3] * 255  # (S, S, 3)
     opacity = STRENGTH * heatmap[..., None]
     gray = np.broadcast_to(image.transpose(1, 2, 0), colours.shape)

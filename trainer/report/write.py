@@ -30,11 +30,12 @@ def write_report(
     """
     attempt.lease.check()
     try:
-        # These imports take a second, and training does not wait for them.
-        from trainer.report.gather import gather_report  # noqa: PLC0415
-        from trainer.report.page import write_page  # noqa: PLC0415
+        with attempt.times.measure("report"):
+            # These imports take a second, and training does not wait for them.
+            from trainer.report.gather import gather_report  # noqa: PLC0415
+            from trainer.report.page import write_page  # noqa: PLC0415
 
-        write_page(attempt.lease, gather_report(attempt, spec, result, None if search is None else search()))
+            write_page(attempt.lease, gather_report(attempt, spec, result, None if search is None else search()))
     except LeaseLost:
         raise
     except Exception:

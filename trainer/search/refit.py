@@ -31,6 +31,7 @@ from trainer.search.run_trainable import EpochStepSpec
 from trainer.search.trials import EpochRecord
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import check_data
+from trainer.training.features import features_on_worker, run_on_features
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.worker import train_model
 
@@ -134,6 +135,8 @@ class Refit:
         )
         self._poll(paths)
         with periodic_calls(lambda: self._poll(paths), every_seconds=POLL_SECONDS, name="the refit's poll thread"):
+            if spec.reads_features:
+                return run_on_features(refit_on_worker, features_on_worker, task)
             return run_on_workers(refit_on_worker, task)
 
     def _poll(self, paths: TrialPaths) -> None:

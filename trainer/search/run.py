@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json_object
+from cluster.resources import cpu_count
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
@@ -16,7 +17,7 @@ from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
 from trainer.distributed.local_gpus import lease_local_gpus
 from trainer.distributed.ray_train import ray_session, run_on_workers
-from trainer.distributed.worker import WorkerContext, WorkerTask
+from trainer.distributed.worker import WorkerTask
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluate import test_metrics
 from trainer.model.bundle import weights_sha256
@@ -26,6 +27,7 @@ from trainer.report.write import write_report
 from trainer.result import RunResult
 from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
+from trainer.search.head_processes import run_head_trials
 from trainer.search.head_trainable import HeadTrainable
 from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
@@ -36,9 +38,9 @@ from trainer.search.run_trainable import RunTrainable
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials, useful_gpus
-from trainer.specs import SearchSpec, TrainSpec
+from trainer.specs import SearchSpec
 from trainer.train import check_data
-from trainer.training.model_setup import TrainingSetup
+from trainer.training.features import features_on_worker, run_on_features
 
 POLL_SECONDS = 1.0
 
@@ -66,7 +68,8 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
     controller = SearchController(spec, journal, deadline, clock, pause.run_stop_reason)
     publisher = BestModelPublisher(task, journal)
     _run(controller, task, index, pause, publisher)
-    publisher.update(at_once=True)
+    with attempt.times.measure("judging"):
+        publisher.update(at_once=True)
     _stop_if_asked(controller, attempt)
     refit = Refit(task, controller, index).run() if spec.refit else None
     return _outcome(controller, task, index, refit)
@@ -93,17 +96,24 @@ def _run(
         publisher.update()
         progress.write_if_due()
 
+    features = WorkerTask(
+        attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
+    )
+    if spec.reads_features and settings.ray_address is None and not lease_local_gpus(task.attempt, spec)[1]:
+        run_on_features(features_on_worker, features_on_worker, features)
+        with task.attempt.times.measure("training"):
+            run_head_trials(controller, task, count=spec.concurrency or cpu_count(), on_poll=on_poll)
+        return
     with ray_session(task.attempt, spec) as gpus:
         if spec.reads_features:
-            shared = WorkerTask(
-                attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
-            )
-            run_on_workers(features_on_worker, shared)
-            run_trials(controller, task, HeadTrainable, head_slots(spec, settings, gpus), on_poll)
+            run_on_workers(features_on_worker, features)
+            trainable, slots = HeadTrainable, head_slots(spec, settings, gpus)
         else:
             in_process = spec.workers == 1 and settings.ray_address is None
             trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
-            run_trials(controller, task, trainable, run_slots(spec, settings, gpus, in_process=in_process), on_poll)
+            slots = run_slots(spec, settings, gpus, in_process=in_process)
+        with task.attempt.times.measure("training"):
+            run_trials(controller, task, trainable, slots, on_poll)
 
 
 def _leases_gpus(controller: SearchController, task: WorkerTask[SearchSpec]) -> bool:
@@ -173,16 +183,6 @@ def _outcome(
 def _last_error(table: TrialTable) -> str:
     failed = [trial for trial in table.ended if trial.state == "failed"]
     return f"the last, trial {failed[-1].number}: {failed[-1].error}" if failed else "give the search more time"
-
-
-def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
-    """Extract the features that the cache lacks; return how many images were extracted or found in the cache."""
-    setup = TrainingSetup.fresh(context)
-    index, extractor = setup.index, setup.extractor(cached=True)
-    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in index.splits))
-    for split in index.splits:
-        extractor.extract(split)
-    return context.progress.done
 
 
 @dataclass

@@ -29,6 +29,7 @@ from trainer.specs.search_space import SEARCHED, Config
 State = Literal["running", "paused", "finished", "failed"]
 Outcome = Literal["paused", "finished", "failed"]
 
+RESTARTS = 2  # of a trial's process within one attempt; when it dies once more, the trial has failed
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")  # as `metrics.jsonl` names them
 
 

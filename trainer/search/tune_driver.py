@@ -24,11 +24,10 @@ from trainer.distributed.ray_train import Resource, cluster_capacity
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialStep
+from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 
 CAUSE_LENGTH = 200  # characters of Ray's message about a process that died
-RESTARTS = 2  # of a trial's process within one attempt; when it dies once more, the trial has failed
 
 HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, where drivers always find room
 

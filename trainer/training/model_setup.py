@@ -133,6 +133,7 @@ def extractor_for(
         backbone=model.backbone,
         process_group=context.process_group,
         cache=cache if cached else None,
+        extracts=context.task.extracts,
         loader_workers=context.loader_workers,
         on_images=context.add_images,
         stop_reason=context.stop.reason,

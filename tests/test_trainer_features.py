@@ -1,0 +1,107 @@
+"""Work on the features of a frozen backbone: which of it needs Ray workers, and where the time goes."""
+
+from itertools import chain, repeat
+
+import pytest
+import ray
+
+from cluster.settings import Settings
+from tests.trained import done, evaluated, train_spec
+from trainer import evaluate, phase_times, train
+from trainer.attempt import Attempt
+from trainer.distributed.ray_train import run_here
+from trainer.phase_times import PhaseTimes
+from trainer.training import features
+
+SAME = {"seed": 7, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_shards):
+    """A training on one worker, whose features are in the cache of its storage."""
+    storage = tmp_path_factory.mktemp("storage")
+    return done(storage, train_spec(digits_shards, **SAME))
+
+
+@pytest.fixture
+def extractions(monkeypatch):
+    """Record the extractions that would start Ray workers, and run them in this process."""
+    started = []
+
+    def run(work, task):
+        started.append(work.__module__)
+        return run_here(work, task)
+
+    def refuse(**_options):
+        raise AssertionError("Ray was started")
+
+    for module in (train, evaluate):  # reports take longer than these trainings
+        monkeypatch.setattr(module, "write_report", lambda *_: None)
+    monkeypatch.setattr(features, "run_on_workers", run)
+    monkeypatch.setattr(ray, "init", refuse)
+    return started
+
+
+def test_two_workers_with_cached_features_start_no_ray_and_give_the_model_of_one(trained, digits_shards, extractions):
+    paths, alone = trained
+
+    together, result = done(paths.storage, train_spec(digits_shards, **SAME, workers=2), "together")
+
+    assert extractions == []
+    assert (together.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
+    assert result.metrics == alone.metrics
+    assert result.details["workers"] == 1
+
+
+def test_several_workers_only_compute_what_the_cache_lacks(trained, tmp_path, digits_shards, extractions):
+    paths, alone = trained
+
+    together, result = done(tmp_path, train_spec(digits_shards, **SAME, workers=2), "together")
+
+    assert extractions == ["trainer.training.features"]
+    assert result.metrics == alone.metrics
+    assert (together.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
+
+
+def test_one_missing_shard_is_computed_without_workers(trained, digits_shards, extractions):
+    paths, alone = trained
+    next(iter((paths.storage / "features").glob("*/*.safetensors"))).unlink()
+
+    _, result = done(paths.storage, train_spec(digits_shards, **SAME, workers=2), "missing")
+
+    assert extractions == []
+    assert result.metrics == alone.metrics
+
+
+def test_evaluate_with_two_workers_gives_the_figures_of_one(trained, digits_shards, extractions):
+    paths, _ = trained
+
+    alone = evaluated(paths.storage, paths.best, digits_shards, name="alone", split="test")
+    together = evaluated(paths.storage, paths.best, digits_shards, name="two", split="test", workers=2)
+
+    assert extractions == []  # the first evaluation computed the features of the test split
+    assert together.metrics == alone.metrics
+
+
+def test_an_attempt_says_where_the_time_went(trained, digits_shards):
+    paths, _ = trained
+    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.storage))
+
+    train.train(attempt, train_spec(digits_shards, **SAME))  # its epochs are done: it judges and writes the report
+
+    timing = attempt.timing()
+    assert sorted(timing) == ["judging", "queue", "report", "start"]
+    assert all(seconds >= 0 for seconds in timing.values())
+    assert timing["queue"] == 0.0  # it was started by hand
+    assert sum(timing.values()) == pytest.approx(attempt.seconds, abs=1.0)
+
+
+def test_what_runs_inside_a_part_is_counted_once(monkeypatch):
+    clock = chain([10.0], repeat(17.0))
+    monkeypatch.setattr(phase_times.time, "monotonic", lambda: next(clock))
+    times = PhaseTimes()
+
+    with times.measure("judging"):
+        times.add({"features": 5.0})
+
+    assert times.seconds == {"features": 5.0, "judging": 2.0}

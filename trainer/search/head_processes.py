@@ -1,0 +1,162 @@
+"""Runs the trials of a search of heads on the CPUs of this machine, in processes that are forked from the trainer.
+
+They share its memory, so the features are read once, and nothing has to be imported. Each computes with one thread.
+On GPUs and on a cluster, Ray Tune runs the same trials (`head_trainable.py`).
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+
+import torch
+
+from cluster import guard
+from trainer.distributed.worker import WorkerTask
+from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 -- once here, not in each process
+from trainer.search.controller import SearchController
+from trainer.search.head_training import HeadTrainingData
+from trainer.search.head_trial import HeadTrial
+from trainer.search.trial_files import PauseSignal
+from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
+from trainer.specs import SearchSpec
+
+POLL_SECONDS = 0.2
+
+
+def run_head_trials(
+    controller: SearchController,
+    task: WorkerTask[SearchSpec],
+    *,
+    count: int,
+    on_poll: Callable[[], None],
+) -> None:
+    """Run trials until the controller starts no more and those that run have ended or paused.
+
+    Args:
+        controller: Decides which trials start, continue and end.
+        task: Of the search. All features must be in the cache.
+        count: Trials at once.
+        on_poll: Called several times a second while trials run.
+    """
+    data = HeadTrainingData.of(task, torch.device("cpu"))
+    _import_compiler()
+    with _processes(task, data, min(count, controller.left())) as processes:
+        while True:
+            on_poll()
+            for process in processes:
+                if process.assignment is None and (assignment := controller.next_trial()) is not None:
+                    process.start(assignment)
+            busy = {process.connection: process for process in processes if process.assignment is not None}
+            if not busy:
+                return
+            for connection in wait(list(busy), POLL_SECONDS):
+                busy[connection].take(controller)  # type: ignore[index]  # these are connections
+
+
+def _import_compiler() -> None:
+    """Let torch import its compiler, which takes seconds, once here and not in each process.
+
+    Every process that creates an optimizer imports it.
+    """
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+class HeadProcess:
+    """A forked process that trains one trial after another.
+
+    Attributes:
+        assignment: The trial that it trains, None while it waits for one.
+        connection: Carries assignments to it, and its steps back.
+    """
+
+    def __init__(self, task: WorkerTask[SearchSpec], data: HeadTrainingData) -> None:
+        self.task, self.data = task, data
+        self.assignment: TrialAssignment | None = None
+        self.deaths = 0
+        self._fork()
+
+    def start(self, assignment: TrialAssignment) -> None:
+        """Let it train a trial."""
+        self.assignment, self.deaths = assignment, 0
+        self._send(assignment)
+
+    def take(self, controller: SearchController) -> None:
+        """Take a step of the trial, or its death, to the controller, and let it continue or end."""
+        assert self.assignment is not None  # noqa: S101
+        try:
+            step: TrialStep = self.connection.recv()
+        except (EOFError, OSError):
+            self._restart(self.assignment, controller)
+            return
+        continues = controller.record(self.assignment.trial, step)
+        self._send(continues)
+        if not continues:
+            self.assignment = None
+
+    def end(self) -> None:
+        """Kill it; what its trial must keep is in a checkpoint."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def _send(self, message: TrialAssignment | bool) -> None:
+        """Send a message; that the process has died is noticed when its answer is read."""
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(message)
+
+    def _fork(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(
+            target=_train_trials, args=(self.task, self.data, other, os.getpid()), daemon=True
+        )
+        with warnings.catch_warnings():
+            # The other threads of a trainer send heartbeats and log epochs; the child uses no lock of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        other.close()
+
+    def _restart(self, assignment: TrialAssignment, controller: SearchController) -> None:
+        """Resume the trial in a new process; a trial whose process dies again and again has failed."""
+        self.end()
+        code, self.deaths = self.process.exitcode or 0, self.deaths + 1
+        self._fork()
+        if self.deaths <= RESTARTS:
+            self._send(assignment)
+            return
+        cause = f"signal {-code} ended it" if code < 0 else f"it exited with {code}"
+        controller.record(
+            assignment.trial, TrialStep(end=TrialEnd.failed(f"its process died {self.deaths} times: {cause}"))
+        )
+        self.assignment = None
+
+
+@contextmanager
+def _processes(task: WorkerTask[SearchSpec], data: HeadTrainingData, count: int) -> Iterator[list[HeadProcess]]:
+    processes = list[HeadProcess]()
+    try:
+        for _ in range(count):
+            processes.append(HeadProcess(task, data))
+        yield processes
+    finally:
+        for process in processes:
+            process.end()
+
+
+def _train_trials(task: WorkerTask[SearchSpec], data: HeadTrainingData, connection: Connection, parent: int) -> None:
+    """Train the trials that come through the connection; the process ends with its parent."""
+    guard.die_with_parent(parent, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the trainer too, which decides
+    torch.set_num_threads(1)
+    pause = PauseSignal(task.attempt.paths, task.attempt.number)
+    while True:
+        trial = HeadTrial(task, connection.recv(), lambda: data, pause)
+        continues = True
+        while continues:
+            connection.send(trial.step())
+            continues = connection.recv()
