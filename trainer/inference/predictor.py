@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trainer.data.transforms import normalised
-from trainer.distributed.process_group import ProcessGroup
 from trainer.evaluation.calibration import Calibration, Floats, Labels
 from trainer.evaluation.named_thresholds import StoredModel, read_calibration
 from trainer.evaluation.objective import Objective, objective_of
@@ -17,7 +16,7 @@ from trainer.model.bundle import read_model
 from trainer.model.efficientnet import Head, LinearHead
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
-from trainer.model.precision import usable_config
+from trainer.model.precision import is_supported
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Predictor:
         """
         model, config, manifest = read_model(folder)
         calibration = read_calibration(StoredModel.of(folder, config, manifest), threshold)
-        usable = usable_config(config, ProcessGroup(0, 1, device))
-        return cls(config, calibration, FoldedBackbone(model.backbone, usable.precision, device), model.head)
+        precision = config.precision if is_supported(config.precision, device) else "fp32"
+        return cls(config, calibration, FoldedBackbone(model.backbone, precision, device), model.head)
 
     @property
     def objective(self) -> Objective:

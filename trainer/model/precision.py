@@ -2,13 +2,15 @@
 
 import logging
 from contextlib import AbstractContextManager
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 
-from trainer.distributed.process_group import ProcessGroup
 from trainer.model.head import HeadConfig
 from trainer.specs import Precision
+
+if TYPE_CHECKING:
+    from trainer.distributed.process_group import ProcessGroup  # it imports ray, which predict --now does not need
 
 Computed: TypeAlias = Literal["fp32", "bf16", "fp16"]
 
@@ -50,7 +52,7 @@ def common_precision(requested: Precision, best: list[Computed]) -> Computed:
     return min(best, key=("fp32", "fp16", "bf16").index)  # GPUs with bf16 have fp16 too
 
 
-def usable_config(config: HeadConfig, group: ProcessGroup) -> HeadConfig:
+def usable_config(config: HeadConfig, group: "ProcessGroup") -> HeadConfig:
     """Return a published model's config with the precision that it is used with. Collective: every rank must call it.
 
     That is its own where the devices of all ranks support it, else float32, which is at least as exact.
