@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: install demo check test test-slow bench lock clean
+.PHONY: install demo check test test-slow test-gpu bench lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make demo        an end-to-end run on sample data: pack, queue, train on 2 workers, evaluate, report"
 	@echo "make check       style, types and layers"
 	@echo "make test        the tests; make test-slow also runs the slow ones"
+	@echo "make test-gpu    the tests that need NVIDIA GPUs; writes gpu-report.json"
 	@echo "make bench       the benchmarks against their peers"
 	@echo "make lock        rebuild requirements.lock from pyproject.toml"
 
@@ -43,6 +44,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m tests.gpu
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench

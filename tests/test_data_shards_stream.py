@@ -19,7 +19,7 @@ from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.write import Sample, write_shard
 from data_shards.plan import EpochPlan
-from data_shards.read.stream import open_batches, read_shard
+from data_shards.read.stream import open_batches, read_shards
 from tests.datasets import encoded, image_folder, noise, packed, sample_members, untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
@@ -153,7 +153,7 @@ def test_a_shard_is_read_in_stored_order(data_set):
     shard = index.of_split("train")[1]
     first = index.of_split("train")[0].samples
 
-    found = list(read_shard(location, shard, index, image_size=32, batch_size=3))
+    found = [batch for _, batch in read_shards(location, [shard], index, image_size=32, batch_size=3)]
 
     assert ids_of(found) == list(range(first, first + shard.samples))
 

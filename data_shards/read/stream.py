@@ -1,6 +1,7 @@
 """Batches of images for training and evaluation, decoded outside the training process. Needs torch."""
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeAlias
@@ -87,9 +88,9 @@ def open_batches(
     return _load(files, _tasks(files, plan.split, ids), image_size, loader_workers, pin_memory)
 
 
-def read_shard(
+def read_shards(
     location: str,
-    shard: Shard,
+    shards: Sequence[Shard],
     index: ShardIndex,
     *,
     image_size: int,
@@ -97,17 +98,28 @@ def read_shard(
     loader_workers: int = 0,
     pin_memory: bool = False,
     cache: ShardCache | None = None,
-) -> Iterator[Batch]:
-    """Yield the samples of one shard in stored order.
+) -> Generator[tuple[Shard, Batch], None, None]:
+    """Yield the samples of some shards of one split in stored order; each batch has samples of one shard alone.
+
+    One loader reads them all: its processes start once, and decode the next shard while the last one is used.
 
     Raises:
-        DamagedShard: The shard or a sample is not what the index says.
+        DamagedShard: A shard or a sample is not what the index says.
     """
+    if not shards:
+        return
     files = ShardFiles(location, index, cache or default_cache())
-    first = files.firsts[shard.name]
-    ids = np.arange(first, first + shard.samples, dtype=np.int64)
-    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    return _load(files, _tasks(files, shard.split, batches), image_size, loader_workers, pin_memory)
+    batches = [(shard, ids) for shard in shards for ids in _stored_order(files.firsts[shard.name], shard, batch_size)]
+    tasks = _tasks(files, shards[0].split, [ids for _, ids in batches])
+    with closing(_load(files, tasks, image_size, loader_workers, pin_memory)) as loaded:
+        for (shard, _), batch in zip(batches, loaded, strict=True):
+            yield shard, batch
+
+
+def _stored_order(first: int, shard: Shard, batch_size: int) -> Iterator[Ids]:
+    """Yield the ids of a shard's samples in batches; `first` is that of its first sample."""
+    for start in range(0, shard.samples, batch_size):
+        yield np.arange(first + start, first + min(start + batch_size, shard.samples), dtype=np.int64)
 
 
 def read_samples(
@@ -202,7 +214,7 @@ class _TaskSampler:
 
 def _load(
     files: ShardFiles, tasks: Generator[Task, None, None], image_size: int, loader_workers: int, pin_memory: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     loader: DataLoader[Any] = DataLoader(
         _Decoder(files, image_size),
         batch_size=None,

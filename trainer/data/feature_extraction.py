@@ -1,7 +1,9 @@
 """Extracts the features of a frozen backbone. Each rank takes its shards; each shard is computed once for all runs."""
 
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_shards.index import Shard, ShardIndex
-from data_shards.read.stream import read_shard
+from data_shards.read.stream import Batch, read_shards
 from trainer.data.feature_cache import FeatureCache, Features
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
@@ -18,7 +20,8 @@ from trainer.model.efficientnet import Backbone
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 
-READ_BATCH = 64  # images decoded at once; on a CPU the backbone splits them further
+READ_BATCH_CPU = 64  # images decoded at once; the backbone splits them further
+READ_BATCH_GPU = 256  # fills the GPU
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +58,10 @@ class FeatureExtractor:
         """
         if not self.extracts:
             self._refuse_several(split)
-        reason = None
-        for shard in self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]:
-            if reason := self.stop_reason():
-                break
-            self._features_of_shard(shard)
-            self.on_images(shard.samples * self.process_group.world_size)
+        own = self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]
+        missing = [shard for shard in own if not self._load_cached(shard)]
+        self._count(_samples(own) - _samples(missing))
+        reason = self.stop_reason() or self._compute_until_stopped(missing)
         if any(self.process_group.all_reduce_sum(float(reason is not None))):
             raise Stopped("stopped while computing features; those of finished shards are kept")
 
@@ -74,18 +75,31 @@ class FeatureExtractor:
 
     def features_of(self, split: str) -> Features:
         """Return the features of a whole split in the order of sample ids; call `extract` first."""
-        shards = [self._features_of_shard(shard) for shard in self.index.of_split(split)]
+        shards = self.index.of_split(split)
+        for _ in self._compute([shard for shard in shards if not self._load_cached(shard)]):
+            pass  # only where no cache brings what other ranks have computed
+        found = [self._loaded[shard.sha256] for shard in shards]
         return Features(
-            values=torch.cat([features.values for features in shards]),
-            labels=torch.cat([features.labels for features in shards]),
-            sources=tuple(name for features in shards for name in features.sources),
-            groups=tuple(name for features in shards for name in features.groups),
+            values=torch.cat([features.values for features in found]),
+            labels=torch.cat([features.labels for features in found]),
+            sources=tuple(name for features in found for name in features.sources),
+            groups=tuple(name for features in found for name in features.groups),
         )
 
-    def _features_of_shard(self, shard: Shard) -> Features:
-        if shard.sha256 not in self._loaded:
-            self._loaded[shard.sha256] = self._read_cache(shard) or self._compute(shard)
-        return self._loaded[shard.sha256]
+    def _load_cached(self, shard: Shard) -> bool:
+        """Return whether the features of a shard are in memory, after a look into the cache."""
+        if shard.sha256 not in self._loaded and (found := self._read_cache(shard)) is not None:
+            self._loaded[shard.sha256] = found
+        return shard.sha256 in self._loaded
+
+    def _compute_until_stopped(self, shards: Sequence[Shard]) -> str | None:
+        """Compute the features of shards and return why it stopped before the end; None if it did not."""
+        with closing(self._compute(shards)) as finished:
+            for shard in finished:
+                self._count(shard.samples)
+                if reason := self.stop_reason():
+                    return reason
+        return None
 
     @cached_property
     def _forward(self) -> FoldedBackbone:
@@ -101,28 +115,42 @@ class FeatureExtractor:
             logger.warning("%s; computing it again", error)
             return None
 
-    def _compute(self, shard: Shard) -> Features:
+    def _compute(self, shards: Sequence[Shard]) -> Generator[Shard, None, None]:
+        """Compute the features of shards of one split, and yield each shard when its features are stored."""
+        on_gpu = self.process_group.device.type == "cuda"
+        batches = read_shards(
+            self.location,
+            shards,
+            self.index,
+            image_size=self.config.image_size,
+            batch_size=READ_BATCH_GPU if on_gpu else READ_BATCH_CPU,
+            loader_workers=self.loader_workers,
+            pin_memory=on_gpu,
+        )
+        with closing(batches):
+            for shard, of_shard in itertools.groupby(batches, key=lambda pair: pair[0]):
+                features = self._loaded[shard.sha256] = self._features(batch for _, batch in of_shard)
+                self._write_cache(shard, features)
+                yield shard
+
+    def _features(self, batches: Iterable[Batch]) -> Features:
+        """Return the features of one shard's batches. They leave the GPU together: it waits once."""
         values: list[Tensor] = []
         labels: list[Tensor] = []
         sources: list[str] = []
         groups: list[str] = []
-        for batch in read_shard(
-            self.location,
-            shard,
-            self.index,
-            image_size=self.config.image_size,
-            batch_size=READ_BATCH,
-            loader_workers=self.loader_workers,
-        ):
-            values.append(self._forward(batch.images, partial(normalised, config=self.config)))
+        for batch in batches:
+            values.append(self._forward.on_device(batch.images, partial(normalised, config=self.config)))
             labels.append(batch.labels)
             sources += batch.sources
             groups += batch.groups
-        features = Features(
-            values=torch.cat(values), labels=torch.cat(labels), sources=tuple(sources), groups=tuple(groups)
+        return Features(
+            values=torch.cat(values).cpu(), labels=torch.cat(labels), sources=tuple(sources), groups=tuple(groups)
         )
-        self._write_cache(shard, features)
-        return features
+
+    def _count(self, images: int) -> None:
+        """Report images of this rank; the other ranks have done about as many."""
+        self.on_images(images * self.process_group.world_size)
 
     def _write_cache(self, shard: Shard, features: Features) -> None:
         if self.cache is None:
@@ -131,3 +159,7 @@ class FeatureExtractor:
             self.cache.write(shard.sha256, features)
         except OSError as error:
             logger.warning("features of %s are not cached: %s; free space in %s", shard.name, error, self.cache.root)
+
+
+def _samples(shards: Iterable[Shard]) -> int:
+    return sum(shard.samples for shard in shards)

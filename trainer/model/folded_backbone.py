@@ -34,13 +34,20 @@ class FoldedBackbone:
 
     def __call__(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `(B, 1280) float32` features of `(B, C, S, S) uint8` images, on the CPU."""
+        return self.on_device(images, normalise).cpu()
+
+    def on_device(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `(B, 1280) float32` features of `(B, C, S, S) uint8` images, on the device.
+
+        On a GPU this does not wait for them; copies of pinned images overlap with the computation before.
+        """
 
         def features(part: Tensor) -> Tensor:
-            return self._features(normalise(part.to(self.device)))
+            return self._features(normalise(part.to(self.device, non_blocking=True)))
 
         parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
-            return torch.cat([features(part) for part in parts]).cpu()
+            return torch.cat([features(part) for part in parts])
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 return torch.cat(list(pool.map(features, parts)))

@@ -1,10 +1,11 @@
 """Exponential moving average (EMA) of the weights: the model that is validated and published."""
 
+import itertools
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.model.checkpoint_folder import read_tensors
 
@@ -25,13 +26,27 @@ class ModelEma:
 
     def __init__(self, source: nn.Module, decay: float) -> None:
         self.source, self.decay = source, decay
-        self.averaged = AveragedModel(source, multi_avg_fn=self._update, use_buffers=True) if decay else None
+        self.averaged = AveragedModel(source, use_buffers=True) if decay else None
         self.module: nn.Module = self.averaged.module if self.averaged else source
+        self.updates = 0  # as `n_averaged`, but known without waiting for a GPU
 
+    @torch.no_grad()
     def update(self) -> None:
-        """Update the average after an optimizer step."""
-        if self.averaged:
-            self.averaged.update_parameters(self.source)
+        """Update the average after an optimizer step; integer buffers, which count steps, are copied."""
+        if self.averaged is None:
+            return
+        pairs = list(zip(_tensors(self.module), _tensors(self.source), strict=True))
+        copied = [pair for pair in pairs if not self.updates or not pair[0].is_floating_point()]
+        if copied:
+            averaged, current = zip(*copied, strict=True)
+            torch._foreach_copy_(averaged, current)
+        if self.updates:
+            decay = min(self.decay, (WARM_UP[0] + self.updates) / (WARM_UP[1] + self.updates))
+            moved = [pair for pair in pairs if pair[0].is_floating_point()]
+            averaged, current = map(list, zip(*moved, strict=True))
+            get_ema_multi_avg_fn(decay)(averaged, current, self.updates)  # type: ignore[no-untyped-call]  # torch has no types
+        self.updates += 1
+        self.averaged.n_averaged += 1
 
     def state_files(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of the checkpoint by file name; empty when the decay is 0."""
@@ -41,17 +56,14 @@ class ModelEma:
         """Load what `state_files` returned from the folder of a verified checkpoint."""
         if self.averaged:
             self.averaged.load_state_dict(read_tensors(checkpoint / EMA))
+            self.updates = int(self.averaged.n_averaged)
 
     def copy_to_source(self) -> None:
         """Copy the average into the module that trained, at the end of the training."""
         if self.averaged:
             self.source.load_state_dict(self.averaged.module.state_dict())
 
-    @torch.no_grad()
-    def _update(self, averaged: PARAM_LIST, current: PARAM_LIST, steps: Tensor | int) -> None:
-        """Move `averaged` towards `current`; integer buffers, which count steps, are copied."""
-        if not torch.is_floating_point(averaged[0]):
-            torch._foreach_copy_(averaged, current)
-            return
-        decay = min(self.decay, (WARM_UP[0] + int(steps)) / (WARM_UP[1] + int(steps)))
-        get_ema_multi_avg_fn(decay)(averaged, current, steps)  # type: ignore[no-untyped-call]  # torch has no types
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers."""
+    return [tensor.detach() for tensor in itertools.chain(module.parameters(), module.buffers())]

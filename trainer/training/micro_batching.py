@@ -118,7 +118,7 @@ def accumulate_gradients(
         precision: That the model is computed in.
         scaler: Scales the loss in float16; None: not scaled.
     """
-    loss_sum = 0.0
+    loss_sum = torch.zeros((), dtype=torch.float64, device=batch.inputs.device)
     pairs = zip(batch.inputs.tensor_split(micro_batches), batch.labels.tensor_split(micro_batches), strict=True)
     for number, (inputs, labels) in enumerate(pairs, 1):
         with _gradient_sync(model, enabled=number == micro_batches):
@@ -127,8 +127,8 @@ def accumulate_gradients(
             losses = objective.losses(logits.float(), labels, class_weights)
             loss = losses.sum() * loss_weight
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        loss_sum += float(losses.detach().sum())
-    return loss_sum
+        loss_sum += losses.detach().sum()
+    return float(loss_sum)  # the one place where a step waits for the GPU
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:

@@ -1,0 +1,152 @@
+"""What the GPU does: memory bandwidth, and images per second of each part of a training, on images of noise.
+
+Nothing is compared here; `python -m tests.bench gpu` sets the network beside a peer.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_shards.index import Shard, ShardIndex
+from data_shards.pack.packing import PackOptions, pack
+from data_shards.plan import EpochPlan
+from data_shards.read.stream import open_batches
+from tests.bench.data import draw_images
+from tests.bench.steps import CONFIG, Stepper, batch_of
+from trainer.data.batches import FeatureLoader
+from trainer.data.feature_extraction import FeatureExtractor
+from trainer.data.transforms import Augmentation, normalised
+from trainer.distributed.process_group import ProcessGroup
+from trainer.model.efficientnet import Backbone, build_head, build_model
+from trainer.model.folded_backbone import FoldedBackbone
+from trainer.specs import TrainSpec, build
+from trainer.training.loop import LoopHooks, TrainLoop
+from trainer.training.optimizer import build_optimizer
+from trainer.training.train_state import TrainState
+
+IMAGES = 6000
+CLASSES = 2
+STEPS = 200
+REPEATS = 20
+COPY_BYTES = 2**30
+GPU = torch.device("cuda")
+
+
+def measure() -> dict[str, Any]:
+    """Return what was measured on the first GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        location, index = _packed(Path(folder))
+        return {
+            "gpu": torch.cuda.get_device_name(0),
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "copy_gb_per_s": round(2 * COPY_BYTES / _mean_seconds(_copy()) / 1e9),
+            "decoding_images_per_s": round(_decoding(location, index)),
+            "frozen_forward_bf16_images_per_s": {size: round(_forward(size)) for size in (64, 256, 1024)},
+            "extraction_images_per_s": _extraction(location, index),
+            "augmentation_images_per_s": round(_augmentation(256)),
+            "finetuning_bf16_images_per_s": {size: round(_finetuning(size)) for size in (64, 128, 256)},
+            "head_step_microseconds": round(1e6 * _head_step()),
+            "head_step_on_the_cpu_microseconds": round(1e6 * _head_step(torch.device("cpu"))),
+        }
+
+
+def _packed(folder: Path) -> tuple[str, ShardIndex]:
+    draw_images(folder / "images", images=IMAGES, classes=CLASSES, size=224)
+    return str(folder / "shards"), pack(folder / "images", folder / "shards", PackOptions()).index
+
+
+def _copy() -> Callable[[], object]:
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=GPU)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _loader_workers() -> int:
+    return max(1, min(12, len(os.sched_getaffinity(0)) - 1))
+
+
+def _decoding(location: str, index: ShardIndex) -> float:
+    """Return images per second of the loader alone."""
+    plan = EpochPlan(index=index, split="train", batch_size=256, shuffle=False)
+    started = time.perf_counter()
+    for _ in open_batches(location, index, plan, image_size=224, loader_workers=_loader_workers(), pin_memory=True):
+        pass
+    return index.samples_in("train") / (time.perf_counter() - started)
+
+
+def _forward(images: int) -> float:
+    network = FoldedBackbone(Backbone(224, CONFIG.layout).eval(), "bf16", GPU)
+    pixels = torch.randint(0, 256, (images, 1, 224, 224), dtype=torch.uint8, device=GPU)
+    normalise = partial(normalised, config=CONFIG)
+    return images / _mean_seconds(lambda: network.on_device(pixels, normalise))
+
+
+def _extraction(location: str, index: ShardIndex) -> dict[str, int]:
+    """Return images per second of the first split, which starts the loader and loads the kernels, and of the next."""
+    extractor = FeatureExtractor(
+        location=location,
+        index=index,
+        config=CONFIG.model_copy(update={"precision": "bf16"}),
+        backbone=Backbone(224, CONFIG.layout).eval(),
+        process_group=ProcessGroup(0, 1, GPU),
+        cache=None,
+        loader_workers=_loader_workers(),
+    )
+    found = {}
+    for split in ("valid", "train"):
+        started = time.perf_counter()
+        extractor.extract(split)
+        found[split] = round(index.samples_in(split) / (time.perf_counter() - started))
+    return found
+
+
+def _augmentation(images: int) -> float:
+    augment = Augmentation()
+    pixels = torch.randint(0, 256, (images, 1, 224, 224), dtype=torch.uint8, device=GPU)
+    return images / _mean_seconds(lambda: augment(pixels), repeats=3)
+
+
+def _finetuning(images: int) -> float:
+    batch = batch_of(images, GPU)
+    stepper = Stepper(build_model(CONFIG).to(GPU), ProcessGroup(0, 1, GPU), *batch, bf16=True)
+    return images / _mean_seconds(stepper.step)
+
+
+def _head_step(device: torch.device = GPU) -> float:
+    """Return the seconds of a step of the head on 32 rows of features, all that the training loop does included."""
+    rows, labels = torch.randn(32 * STEPS, 1280, device=device), torch.arange(32 * STEPS, device=device) % CLASSES
+    half = len(rows) // 2
+    shard = Shard(
+        name="train-0.tar", split="train", samples=len(rows), per_class=(half, half), bytes=1, sha256="0" * 64
+    )
+    head = build_head(CONFIG).to(device)
+    loop = TrainLoop(
+        spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=32, patience=None),
+        index=ShardIndex(classes=CONFIG.classes, shards=(shard,)),
+        process_group=ProcessGroup(0, 1, device),
+        module=head,
+        optimizer=build_optimizer(head, None, backbone_factor=1.0, weight_decay=0.0, device=device),
+        loader=FeatureLoader({"train": rows}, {"train": labels}),
+        class_weights=None,
+        hooks=LoopHooks(),
+    )
+    state = loop.train_epoch(TrainState())
+    return _mean_seconds(lambda: loop.train_epoch(state), repeats=3) / STEPS
+
+
+def _mean_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Return the mean seconds of a call after two that are not counted; the GPU is synchronized before and after."""
+    for _ in range(2):
+        work()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
