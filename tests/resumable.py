@@ -28,7 +28,7 @@ EPOCHS, STEPS = 2, 6  # three steps of four images in an epoch
 class Training(LoopHooks):
     """A training with EMA and two micro-batches per step, that saves a checkpoint after one of its steps."""
 
-    def __init__(self, folder, freeze, precision="fp32", save_after=None, device=CPU, loader=None):
+    def __init__(self, folder, freeze, precision="fp32", *, save_after=None, device=CPU, loader=None):
         self.folder, self.save_after = folder, save_after
         torch.manual_seed(0)
         self.model = build_model(CONFIG).to(device)
