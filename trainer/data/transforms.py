@@ -66,6 +66,6 @@ class Augmentation:
 def normalised(images: Tensor, config: HeadConfig) -> Tensor:
     """Return `(B, 1 or 3, S, S) uint8` images as `(B, 3, S, S) float32`, channels last in memory."""
     constants = 255 * torch.tensor((config.mean, config.std)).view(2, 1, 3, 1, 1)
-    mean, std = constants.to(images.device, non_blocking=True)  # a GPU does not wait for them
-    scaled = (images.float() - mean) / std  # gray (B, 1, S, S) broadcasts to (B, 3, S, S)
+    mean, std = constants.to(images.device, non_blocking=True).unbind()  # a GPU does not wait for them
+    scaled = images.float().sub(mean).div(std)  # gray (B, 1, S, S) broadcasts to (B, 3, S, S)
     return scaled.contiguous(memory_format=torch.channels_last)

@@ -38,13 +38,12 @@ class ModelEma:
         pairs = list(zip(_tensors(self.module), _tensors(self.source), strict=True))
         copied = [pair for pair in pairs if not self.updates or not pair[0].is_floating_point()]
         if copied:
-            averaged, current = zip(*copied, strict=True)
-            torch._foreach_copy_(averaged, current)
+            torch._foreach_copy_([pair[0] for pair in copied], [pair[1] for pair in copied])
         if self.updates:
             decay = min(self.decay, (WARM_UP[0] + self.updates) / (WARM_UP[1] + self.updates))
             moved = [pair for pair in pairs if pair[0].is_floating_point()]
-            averaged, current = map(list, zip(*moved, strict=True))
-            get_ema_multi_avg_fn(decay)(averaged, current, self.updates)  # type: ignore[no-untyped-call]  # torch has no types
+            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types
+            average([pair[0] for pair in moved], [pair[1] for pair in moved], self.updates)
         self.updates += 1
         self.averaged.n_averaged += 1
 
