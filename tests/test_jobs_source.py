@@ -75,7 +75,7 @@ def test_a_second_pack_of_an_address_uses_the_download_of_the_first(run, web):
         (["ftp://host/x.zip"], "the scheme 'ftp' is not allowed; use a path, or an address that begins with http"),
         (["http://user:HIDDEN@:80/x.zip"], "no valid host or port"),
         (["kaggle:films"], "write kaggle:OWNER/NAME"),
-        (["absent.zip"], "Path 'absent.zip' does not exist"),
+        (["absent.zip"], "SOURCE 'absent.zip' does not exist"),
         (["http://127.0.0.1:9/x.zip", "--sha256", "abc"], "'abc' is not a sha256 of 64 hexadecimal digits"),
         (["http://127.0.0.1:9/x.zip", "--max-download", "much"], "'much' is not a size"),
         (["kaggle:owner/films", "--sha256", "0" * 64], "pin the version instead: kaggle:OWNER/NAME/versions/N"),
@@ -113,7 +113,7 @@ def test_the_error_of_a_bad_archive_names_the_address_and_not_the_copy(run, web,
     code, _, err = run("shards", "pack", f"{web.url}/{path}?token=HIDDEN", "shards")
 
     assert (code, len(lines(err))) == (1, 1)
-    assert lines(err)[0].startswith(f"Error: {web.url}/{path}?... cannot be unpacked")
+    assert lines(err)[0].startswith(f"Error: {web.url}/{path}?... cannot be downloaded: the archive is cut off")
     assert str(tmp_path) not in err
     assert "HIDDEN" not in err
 

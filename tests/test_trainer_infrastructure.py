@@ -11,6 +11,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 
 from cluster.errors import InsufficientResources
 from cluster.exit_codes import ExitCode
+from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from tests.trained import lease_in
 from trainer import __main__ as trainer_main
@@ -226,7 +227,7 @@ def test_ray_that_does_not_start_in_time_is_started_again(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * os.cpu_count(), 0.0, 0.0))
 
-    ray_train._start_ray(ray_train.this_machine(), "/tmp/x")
+    ray_train._start_ray(this_machine(), "/tmp/x")
 
     assert len(tries) == 3
 
@@ -238,7 +239,7 @@ def test_a_machine_on_which_ray_never_starts_fails_as_infrastructure(monkeypatch
     monkeypatch.setattr(ray, "init", init)
 
     with pytest.raises(InfrastructureError, match="Ray did not start in time; the machine is overloaded"):
-        ray_train._start_ray(ray_train.this_machine(), "/tmp/x")
+        ray_train._start_ray(this_machine(), "/tmp/x")
 
 
 ENDS = {

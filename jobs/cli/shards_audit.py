@@ -4,22 +4,26 @@ The audit runs in a process of its own: it needs scikit-learn, which the command
 """
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
 from click import ClickException
 
+from cluster import guard
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.predict import output_file
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo
 from jobs.cli.text_table import Column, output_width, table_text
 
 AUDIT = (sys.executable, "-P", "-m", "trainer.audit")  # -P: never import a user's own trainer.py
+GUARD = (sys.executable, "-I", "-S", guard.__file__)  # ends the audit and its decoding processes with this command
 COLUMNS = (
     Column(title="CHECK"),
     Column(title="AUROC"),
@@ -47,23 +51,24 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
     OptionGroup(
         "Output",
         (
-            click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+            click.option("--html", metavar="FILE",
                          help="Write an HTML page with the results."),
             json_option("Print the checks, the alarm and the sentence as JSON."),
         ),
     ),
 )  # fmt: skip
-def audit(shards: str, html: Path | None, as_json: bool, **limits: Any) -> None:
+def audit(shards: str, html: str | None, as_json: bool, **limits: Any) -> None:
     """Show what classifies the images in SHARDS without looking at their subject.
 
     Simple classifiers see only the image size, the file format, the outer rim, a small patch, or a thumbnail. If one
     of them does as well as a network, the network's figures do not show that it looks at the subject. Reports of later
     runs on this data set show the audit.
     """
+    page = output_file(html, "--html")
     settings = Settings.read().with_storage_ready()
     wanted = {
         "shards": shards,
-        "html": str(html) if html else None,
+        "html": page,
         "storage": str(settings.storage),
         "cache_bytes": settings.shard_cache_bytes,
         **limits,
@@ -83,23 +88,37 @@ def audit(shards: str, html: Path | None, as_json: bool, **limits: Any) -> None:
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
     """Run the audit in a process of its own and return its result as JSON values."""
+    command_line = (*GUARD, str(os.getpid()), *AUDIT)
     with (
         shown_progress("reading") as on_progress,
-        subprocess.Popen(AUDIT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        # In a session of its own: Ctrl-C reaches this command alone, which then ends the audit.
+        subprocess.Popen(
+            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
     ):
-        assert process.stdin is not None  # noqa: S101 -- for the type checker
-        assert process.stdout is not None  # noqa: S101
-        process.stdin.write(json.dumps(wanted) + "\n")
-        process.stdin.close()
-        for line in process.stdout:
-            message = json.loads(line)
-            if "error" in message:
-                raise ClickException(message["error"])
-            if "audit" in message:
-                found: dict[str, Any] = message["audit"]
-                return found
-            on_progress(message["done"], message["total"])
-    raise ClickException(f"the audit ended with exit code {process.returncode}; its output is above")
+        try:
+            return _answer(process, wanted, on_progress)
+        finally:
+            process.terminate()
+
+
+def _answer(
+    process: "subprocess.Popen[str]", wanted: dict[str, Any], on_progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Return what the audit finds; it is told its arguments on stdin and tells its progress on stdout."""
+    assert process.stdin is not None  # noqa: S101 -- for the type checker
+    assert process.stdout is not None  # noqa: S101
+    process.stdin.write(json.dumps(wanted) + "\n")
+    process.stdin.close()
+    for line in process.stdout:
+        message = json.loads(line)
+        if "error" in message:
+            raise ClickException(message["error"])
+        if "audit" in message:
+            found: dict[str, Any] = message["audit"]
+            return found
+        on_progress(message["done"], message["total"])
+    raise ClickException(f"the audit ended with exit code {process.wait()}; its output is above")
 
 
 def _row(check: dict[str, Any]) -> tuple[str, ...]:

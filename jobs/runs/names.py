@@ -57,8 +57,9 @@ def run_of(storage: Path, name: str) -> str | None:
 
 def close_name(storage: Path, text: str) -> str | None:
     """Return the name of a run that was probably meant by a text, None if no name is like it."""
-    known = [file.stem for file in (storage / "names").glob("*.json")]
-    return next(iter(difflib.get_close_matches(text, known, n=1)), None)
+    folder = storage / "names"
+    close = difflib.get_close_matches(text, [file.stem for file in folder.glob("*.json")])
+    return next((name for name in close if _owner(folder / f"{name}.json") is not None), None)  # not a damaged one
 
 
 def names_of(storage: Path, run_id: str) -> list[str]:
