@@ -10,6 +10,7 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths, TrialPaths
 from cluster.settings import Settings
 from data_shards.errors import BadIndex
+from data_shards.index import read_index
 from tests.trained import at_epoch, attempted, done, evaluated, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.data.feature_cache import FeatureCache, FeatureKey
@@ -43,14 +44,14 @@ def test_a_training_leaves_a_line_an_epoch_a_model_and_a_result(trained, digits_
     assert not model.training
 
 
-def test_a_training_on_features_shows_what_linear_heads_reach_on_the_same_images(trained):
+def test_a_training_on_features_shows_what_linear_heads_reach_on_the_same_images(trained, digits_shards):
     result = read_json(trained[0].result)
 
     assert [row["head"] for row in result["baselines"]] == ["lda", "logistic"]
     for row in result["baselines"]:
         low, high = row["intervals"]["auroc"]
         assert low < row["auroc"] <= high <= 1
-        assert row["images"] == 210
+        assert row["images"] == read_index(str(digits_shards)).samples_in("train")
     assert "Baselines on the same features" in trained[0].report.read_text()
 
 
