@@ -33,7 +33,7 @@ def test_the_report_of_a_training_shows_its_epochs_and_its_misclassified_images(
     errors = page.count('<figure class="example') - correct
     assert page.count("data:image/jpeg;base64,") == 3 * errors + 2 * correct
     assert 0 < errors <= wrong
-    assert correct == 6
+    assert correct == min(6, metrics["n"] - wrong)
     assert "best epoch:" in words
     assert "The best epoch was selected on this split" in words
 
