@@ -43,7 +43,7 @@ def features_of(paths, shards):
     cache = FeatureCache(paths.storage / "features", FeatureKey.of(config), 10**9)
     found = [cache.read(shard.sha256) for shard in read_index(str(shards)).of_split("train+valid")]
     values, labels = (torch.cat([getattr(one, name) for one in found]).numpy() for name in ("values", "labels"))
-    return values, labels, [group for one in found for group in one.groups]
+    return values.astype(np.float64), labels, [group for one in found for group in one.groups]
 
 
 def regression():
@@ -75,7 +75,7 @@ def test_the_published_head_is_trained_on_train_and_valid_together(cross_validat
     model, _, manifest = read_model(paths.best)
 
     with torch.no_grad():
-        found = softmax(model.head(torch.from_numpy(values)).double().numpy(), axis=1)
+        found = softmax(model.head(torch.from_numpy(values).float()).double().numpy(), axis=1)
     assert found == pytest.approx(regression().fit(values, labels).predict_proba(values), abs=1e-3)
     assert manifest["refit"]["images"] == len(labels)
 

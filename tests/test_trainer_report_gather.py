@@ -173,7 +173,7 @@ def test_a_threshold_needs_a_validation_split(trained, tmp_path, digits_shards):
     write_index(tmp_path, without)
 
     with pytest.raises(SpecError, match="has no split 'valid' to choose a threshold on"):
-        evaluated(storage, paths.best, tmp_path, "no-valid", min_sensitivity=0.9)
+        evaluated(storage, paths.best, tmp_path, "no-valid", positive="3", min_sensitivity=0.9)
 
 
 def test_an_evaluation_of_the_training_images_warns(trained, digits_shards):
