@@ -158,6 +158,29 @@ def test_a_shard_is_read_in_stored_order(data_set):
     assert ids_of(found) == list(range(first, first + shard.samples))
 
 
+@pytest.mark.parametrize("loader_workers", [0, 1])
+def test_shards_of_several_splits_are_read_with_their_own_samples(data_set, loader_workers):
+    location, index = data_set
+    shards = [shard for split in ("valid", "train", "test") for shard in index.of_split(split)]
+    alone = {shard.name: list(read_shards(location, [shard], index, image_size=32, batch_size=3)) for shard in shards}
+
+    found = read_shards(location, shards, index, image_size=32, batch_size=3, loader_workers=loader_workers)
+
+    names = {split: [] for split in index.splits}
+    for shard, batch in found:
+        _, expected = alone[shard.name].pop(0)
+        assert batch.sources == expected.sources
+        assert torch.equal(batch.images, expected.images)
+        assert torch.equal(batch.labels, expected.labels)
+        names[shard.split] += batch.sources
+    assert not any(alone.values())
+    for split in index.splits:
+        plan = EpochPlan(index=index, split=split, batch_size=7, shuffle=False)
+        assert names[split] == [
+            name for batch in open_batches(location, index, plan, image_size=32) for name in batch.sources
+        ]
+
+
 def test_color_images_come_in_three_channels_and_gray_ones_among_them_too(tmp_path):
     source = image_folder(tmp_path / "images", {"train/a": 3, "train/b": 3}, mode="RGB")
     image_folder(tmp_path / "images", {"train/gray": 2})

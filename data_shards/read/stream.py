@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -99,19 +99,16 @@ def read_shards(
     pin_memory: bool = False,
     cache: ShardCache | None = None,
 ) -> Generator[tuple[Shard, Batch], None, None]:
-    """Yield the samples of some shards of one split in stored order; each batch has samples of one shard alone.
+    """Yield the samples of some shards, of any splits, in stored order; each batch has samples of one shard alone.
 
     One loader reads them all: its processes start once, and decode the next shard while the last one is used.
 
     Raises:
         DamagedShard: A shard or a sample is not what the index says.
     """
-    if not shards:
-        return
     files = ShardFiles(location, index, cache or default_cache())
     batches = [(shard, ids) for shard in shards for ids in _stored_order(files.firsts[shard.name], shard, batch_size)]
-    tasks = _tasks(files, shards[0].split, [ids for _, ids in batches])
-    with closing(_load(files, tasks, image_size, loader_workers, pin_memory)) as loaded:
+    with closing(_load(files, _tasks_of_shards(files, batches), image_size, loader_workers, pin_memory)) as loaded:
         for (shard, _), batch in zip(batches, loaded, strict=True):
             yield shard, batch
 
@@ -134,6 +131,12 @@ def read_samples(
     wanted = np.asarray(ids, dtype=np.int64)
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
     return _load(files, _tasks(files, split, batches), image_size, 0, False)
+
+
+def _tasks_of_shards(files: ShardFiles, batches: Sequence[tuple[Shard, Ids]]) -> Generator[Task, None, None]:
+    """Yield what to read for each batch of a shard; ids count from the first sample of the shard's own split."""
+    for split, of_split in groupby(batches, key=lambda batch: batch[0].split):
+        yield from _tasks(files, split, [ids for _, ids in of_split])
 
 
 def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[Task, None, None]:
