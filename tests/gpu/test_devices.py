@@ -10,7 +10,7 @@ import torch
 
 from cluster.gpus import count_gpus
 from tests.gpu.marks import needs_gpus
-from trainer.model.folded_backbone import resolve_precision
+from trainer.model.precision import best_precision
 
 pytestmark = needs_gpus(1)
 
@@ -46,4 +46,4 @@ def test_cuda_visible_devices_hides_as_many_gpus_as_it_does_from_torch(monkeypat
 def test_bf16_is_chosen_where_the_card_has_it():
     has_it = torch.cuda.get_device_capability(0) >= AMPERE
 
-    assert (resolve_precision("auto", torch.device("cuda"), trains=True) == "bf16") == has_it
+    assert (best_precision(torch.device("cuda"), trains=True) == "bf16") == has_it
