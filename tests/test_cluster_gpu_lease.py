@@ -21,8 +21,11 @@ lease = wait_for_gpus(
     Path(sys.argv[1]), GpuRequest(uuids=sys.argv[2].split(","), need=int(sys.argv[3]), most=int(sys.argv[3])),
     lambda text: print(text, flush=True), limit_seconds=60, pause=lambda _: time.sleep(0.01),
 )
+started, starts = os.pipe()
 if os.fork() == 0:  # as a loader process, which may outlive its trainer
+    os.write(starts, b"1")
     time.sleep(60)
+os.read(started, 1)  # a child that has not run yet still has the copied locks
 print(*lease.uuids, flush=True)
 sys.stdin.read()
 """
