@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,28 @@ from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.prometheus import Metrics
-from jobs.runs.counters import Histogram
 from jobs.runs.state import RunState
 from tests.k8s_manifests import K8S
 from tests.stack import eventually
 from tests.test_jobs_watch import free_port, scrape
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+EVERY_KIND = ("train", "evaluate", "search", "predict", "export")
+EVERY_END = ("succeeded", "failed", "lost", "cancelled")
 
 
 def write_run(
-    settings: Settings, number: int, state: str = "succeeded", kind: str = "train", ended: bool = True
+    settings: Settings,
+    number: int,
+    state: str = "succeeded",
+    ended: bool = True,
+    end: str = "2026-11-23T01:02:00+00:00",
 ) -> None:
-    run_id = f"{kind}-20261123-00000{number}-aaaaaa"
+    run_id = f"train-20261123-00000{number}-aaaaaa"
     paths = RunPaths.of(settings.storage, run_id)
     paths.folder.mkdir(parents=True, exist_ok=True)
     times = {"created": "2026-11-23T00:00:00+00:00", "started": "2026-11-23T00:02:00+00:00"}
-    value = RunState(id=run_id, kind=kind, state=state, **times, ended="2026-11-23T01:02:00+00:00" if ended else None)  # type: ignore[arg-type]
+    value = RunState(id=run_id, kind="train", state=state, **times, ended=end if ended else None)  # type: ignore[arg-type]
     write_json(paths.state, value.to_json())
     marker = settings.storage / "pending" / run_id
     marker.parent.mkdir(exist_ok=True)
@@ -41,6 +47,12 @@ def write_run(
 def samples(registry: CollectorRegistry) -> Samples:
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def ended_runs(found: Samples) -> dict[tuple[str, str], float]:
+    """The count of each kind and state."""
+    counts = {labels: value for (name, labels), value in found.items() if name == "nightshift_runs_ended_total"}
+    return {(dict(labels)["kind"], dict(labels)["state"]): value for labels, value in counts.items()}
 
 
 @pytest.fixture
@@ -61,11 +73,20 @@ def test_runs_that_end_are_counted_by_kind_and_state_and_once(settings: Settings
     samples(registry)
     found = samples(registry)
 
-    counts = {labels: value for (name, labels), value in found.items() if name == "nightshift_runs_ended_total"}
-    assert {tuple(sorted(dict(labels).values())): value for labels, value in counts.items()} == {
-        ("succeeded", "train"): 1.0,
-        ("failed", "train"): 1.0,
+    assert ended_runs(found) == {
+        **dict.fromkeys(product(EVERY_KIND, EVERY_END), 0.0),
+        ("train", "succeeded"): 1.0,
+        ("train", "failed"): 1.0,
     }
+
+
+def test_every_series_begins_at_0_so_that_prometheus_sees_the_first_run(registry: CollectorRegistry) -> None:
+    found = samples(registry)
+
+    assert ended_runs(found) == dict.fromkeys(product(EVERY_KIND, EVERY_END), 0.0)
+    counts = [value for (name, _), value in found.items() if re.fullmatch(r"nightshift_run_\w+_seconds_count", name)]
+    assert counts == [0.0] * (len(EVERY_KIND) + len(EVERY_KIND) * len(EVERY_END))
+    assert [name for name, _ in found if name.endswith("_created")] == []
 
 
 def test_a_run_that_is_retried_is_counted_at_each_end(settings: Settings, registry: CollectorRegistry) -> None:
@@ -79,6 +100,22 @@ def test_a_run_that_is_retried_is_counted_at_each_end(settings: Settings, regist
 
     assert found["nightshift_runs_ended_total", frozenset({("kind", "train"), ("state", "failed")})] == 1.0
     assert found["nightshift_runs_ended_total", frozenset({("kind", "train"), ("state", "succeeded")})] == 1.0
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["ended before", "ended since"])
+def test_the_waiting_time_of_a_run_that_is_retried_is_counted_once(
+    settings: Settings, registry: CollectorRegistry, number: int
+) -> None:
+    write_run(settings, 1, "failed")
+    samples(registry)
+    write_run(settings, number, "running", ended=False)
+    samples(registry)
+    write_run(settings, number)
+
+    found = samples(registry)
+
+    assert found["nightshift_run_waiting_seconds_count", frozenset({("kind", "train")})] == 1.0
+    assert found["nightshift_run_running_seconds_count", frozenset({("kind", "train"), ("state", "succeeded")})] == 1.0
 
 
 def test_waiting_and_running_times_are_cumulative_histograms(settings: Settings, registry: CollectorRegistry) -> None:
@@ -95,13 +132,17 @@ def test_waiting_and_running_times_are_cumulative_histograms(settings: Settings,
     assert found["nightshift_run_running_seconds_bucket", frozenset({kind, state, ("le", "3600.0")})] == 1.0
 
 
-def test_a_value_above_all_bounds_is_counted_in_the_last_bucket() -> None:
-    histogram = Histogram()
+def test_a_time_above_all_bounds_is_counted_in_the_last_bucket(settings: Settings, registry: CollectorRegistry) -> None:
+    write_run(settings, 1)
+    write_run(settings, 2, end="2026-12-23T00:00:00+00:00")
 
-    histogram.add(10.0)
-    histogram.add(1e9)
+    found = samples(registry)
 
-    assert [histogram.buckets[place] for place in (0, -2, -1)] == [("10.0", 1.0), ("86400.0", 1.0), ("+Inf", 2.0)]
+    def running(bound: str) -> float:
+        labels = {("kind", "train"), ("state", "succeeded"), ("le", bound)}
+        return found["nightshift_run_running_seconds_bucket", frozenset(labels)]
+
+    assert [running(bound) for bound in ("10.0", "86400.0", "+Inf")] == [0.0, 1.0, 2.0]
 
 
 def test_every_name_in_an_alert_is_exported(settings: Settings, registry: CollectorRegistry) -> None:
