@@ -75,14 +75,14 @@ def serve(settings: Settings, port: int) -> None:
     """Serve the metrics on all addresses of this machine, from a thread, until the process ends.
 
     Raises:
-        Refused: The port is taken.
+        Refused: The port is taken, or needs a permission.
     """
     registry = CollectorRegistry()
     registry.register(Metrics(settings))
     try:
         start_http_server(port, registry=registry)
     except OSError as error:
-        raise Refused(f"port {port} is taken ({error.strerror}); choose another --metrics-port") from error
+        raise Refused(f"port {port} cannot be opened ({error.strerror}); choose another") from error
 
 
 def _waiting(connection: redis.Redis) -> Metric:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from itertools import product
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.cli.main import cli
 from jobs.prometheus import Metrics
 from jobs.runs.state import RunState
 from tests.k8s_manifests import K8S
@@ -172,6 +175,15 @@ def test_the_command_of_the_pod_serves_until_sigterm(settings: Settings, tmp_pat
     assert "nightshift_redis_up 1.0" in text
     assert 'nightshift_queue_oldest_waiting_seconds{priority="high"} 0.0' in text
     assert code == 0
+
+
+@pytest.mark.parametrize("command", [["k8s", "metrics", "--port"], ["worker", "--metrics-port"]], ids=" ".join)
+def test_a_port_that_is_taken_is_refused(settings: Settings, command: list[str]) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(cli, [*command, str(port)])
+
+    assert str(result.exception) == f"port {port} cannot be opened (Address already in use); choose another"
 
 
 def answers(port: int) -> bool:

@@ -110,7 +110,9 @@ def spec(file: Path, **given: Any) -> None:
 
 
 @k8s.command(example="nightshift k8s metrics --port 9100")
-@click.option("--port", default=9100, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option(
+    "--port", default=9100, show_default=True, type=click.IntRange(1, 65535), metavar="PORT", help="Port to listen on."
+)
 def metrics(port: int) -> None:
     """Serve Prometheus metrics of the queue, the job workers and all runs, until it is stopped.
 
