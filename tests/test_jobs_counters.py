@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.cli.main import cli
 from jobs.prometheus import Metrics
 from jobs.runs.state import RunState
+from tests.conftest import Say
 from tests.k8s_manifests import K8S
 from tests.stack import eventually
 from tests.test_jobs_watch import free_port, scrape
@@ -178,12 +177,13 @@ def test_the_command_of_the_pod_serves_until_sigterm(settings: Settings, tmp_pat
 
 
 @pytest.mark.parametrize("command", [["k8s", "metrics", "--port"], ["worker", "--metrics-port"]], ids=" ".join)
-def test_a_port_that_is_taken_is_refused(settings: Settings, command: list[str]) -> None:
+def test_a_port_that_is_taken_is_refused(say: Say, command: list[str]) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        result = CliRunner().invoke(cli, [*command, str(port)])
+        code, _, error = say(*command, str(port))
 
-    assert str(result.exception) == f"port {port} cannot be opened (Address already in use); choose another"
+    assert code == 1
+    assert f"port {port} cannot be opened (Address already in use); choose another\n" in error
 
 
 def answers(port: int) -> bool:
