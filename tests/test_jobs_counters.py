@@ -105,19 +105,22 @@ def test_a_run_that_is_retried_is_counted_at_each_end(settings: Settings, regist
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["ended before", "ended since"])
-def test_the_waiting_time_of_a_run_that_is_retried_is_counted_once(
+def test_the_histograms_have_only_the_first_end_of_a_run_that_is_retried(
     settings: Settings, registry: CollectorRegistry, number: int
 ) -> None:
     write_run(settings, 1, "failed")
     samples(registry)
     write_run(settings, number, "running", ended=False)
     samples(registry)
-    write_run(settings, number)
+    write_run(settings, number, end="2026-12-23T00:00:00+00:00")
 
     found = samples(registry)
 
+    def ran(state: str) -> float:
+        return found["nightshift_run_running_seconds_sum", frozenset({("kind", "train"), ("state", state)})]
+
     assert found["nightshift_run_waiting_seconds_count", frozenset({("kind", "train")})] == 1.0
-    assert found["nightshift_run_running_seconds_count", frozenset({("kind", "train"), ("state", "succeeded")})] == 1.0
+    assert (ran("failed"), ran("succeeded")) == (3600.0, 0.0)
 
 
 def test_waiting_and_running_times_are_cumulative_histograms(settings: Settings, registry: CollectorRegistry) -> None:

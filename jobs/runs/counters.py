@@ -23,6 +23,8 @@ class RunCounters:
     """Counts the runs that end after the first call; earlier ones are not counted.
 
     Every series begins at 0, because Prometheus' `increase` does not see the step from an absent series to 1.
+    The histograms have the first end of a run only: a retry keeps the times of the submission and of the first start,
+    so a later end would add the time for which the run had ended.
     """
 
     def __init__(self, storage: Path) -> None:
@@ -36,7 +38,7 @@ class RunCounters:
         self._ended = Counter("nightshift_runs_ended", text, ["kind", "state"], registry=None)
         text = "Seconds from the submission of a run to its first start, of runs that ended."
         self._waited = Histogram("nightshift_run_waiting_seconds", text, ["kind"], buckets=SECONDS, registry=None)
-        text = "Seconds from the first start of a run to its end."
+        text = "Seconds from the first start of a run to its first end."
         labels = ["kind", "state"]
         self._ran = Histogram("nightshift_run_running_seconds", text, labels, buckets=SECONDS, registry=None)
         for kind in KINDS:
@@ -70,10 +72,9 @@ class RunCounters:
 
     def _count(self, state: RunState, *, is_first_end: bool) -> None:
         self._ended.labels(state.kind, state.state).inc()
-        if state.started is None:
+        if state.started is None or not is_first_end:
             return
-        if is_first_end:  # a retry keeps the times of the submission and of the first start
-            self._waited.labels(state.kind).observe(_seconds(state.created, state.started))
+        self._waited.labels(state.kind).observe(_seconds(state.created, state.started))
         if state.ended is not None:
             self._ran.labels(state.kind, state.state).observe(_seconds(state.started, state.ended))
 
