@@ -294,9 +294,11 @@ def test_a_local_shards_folder_is_refused():
 
 
 @pytest.fixture
-def rendered_spec(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def rendered_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """A rendered run's id and a folder with the files of its downwardAPI volume."""
-    manifests = manifests_of("--gpus-per-worker", "0", "--retries", "1")
+    monkeypatch.setenv("NIGHTSHIFT_USER", "ada")
+    labels = ["--tag", "chest", "--tag", "night", "--note", "first: 'try' \U0001fa7b"]
+    manifests = manifests_of("--gpus-per-worker", "0", "--retries", "1", *labels)
     folder = tmp_path / "spec"
     folder.mkdir()
     for name, text in files_of(manifests).items():
@@ -318,5 +320,6 @@ def test_the_command_in_the_pod_creates_the_run_folder_and_reports_how_the_run_e
     assert done.returncode == 1
     assert state.state == "failed"
     assert state.attempt == 1
+    assert (state.owner, state.tags, state.note) == ("ada", ("chest", "night"), "first: 'try' \U0001fa7b")
     assert "/storage/shards/chest" in str(state.why)
     assert f"{run_id} failed" in done.stderr

@@ -11,7 +11,7 @@ from cluster.launch import LocalLauncher
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
-from jobs.cli.options import MAX_DURATION, NAME, WHERE, OptionGroup, option, options
+from jobs.cli.options import MAX_DURATION, NAME, NOTE, TAG, WHERE, OptionGroup, option, options
 from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
@@ -53,9 +53,11 @@ CLUSTER = OptionGroup(
     ),
 )  # fmt: skip
 WHEN = OptionGroup(
-    "When",
+    "Name and limits",
     (
         NAME,
+        TAG,
+        NOTE,
         MAX_DURATION,
         option(
             JobRequest,
@@ -144,9 +146,13 @@ def run(run_id: str, folder: Path) -> None:
 
 
 def take_cluster_options(given: dict[str, Any]) -> tuple[RayJobOptions, JobRequest]:
-    """Remove the options of `CLUSTER` and `WHEN` from `given` and return them, checked."""
+    """Remove the options of `CLUSTER` and `WHEN` from `given` and return them, checked.
+
+    The owner is the user of this machine, because the pod that creates the run has no user of its own.
+    """
     cluster = RayJobOptions(**{name: given.pop(name) for name in RayJobOptions.__dataclass_fields__})
-    return cluster, build_request(**{name: given.pop(name) for name in JobRequest.model_fields if name in given})
+    fields = {name: given.pop(name) for name in JobRequest.model_fields if name in given}
+    return cluster, build_request(**fields, owner=Settings.read().owner)
 
 
 def print_ray_job(spec: Spec, request: JobRequest, cluster: RayJobOptions) -> None:
