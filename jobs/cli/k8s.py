@@ -37,7 +37,7 @@ CLUSTER = OptionGroup(
                      help="Number of Ray worker pods.  [default: as many as the run needs]"),
         click.option("--gpus-per-pod", type=click.IntRange(1), metavar="N",
                      help="GPUs per worker pod. Workers in one pod communicate over NVLink or shared memory.  "
-                     "[default: --workers, at most 8]"),
+                     "[default: --workers, divided evenly over pods of at most 8]"),
         click.option("--cpus", type=click.IntRange(1), metavar="N",
                      help="CPU cores per worker pod.  [default: 4 for each GPU]"),
         click.option("--memory", help="Memory per worker pod, half of it for /dev/shm.  [default: 16Gi for each GPU]"),

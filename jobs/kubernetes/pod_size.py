@@ -16,13 +16,14 @@ MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedSize:
-    """What the user asked for; None where the size of the run decides.
+    """The worker pods that the user asked for; None where the size of the run decides.
 
     Attributes:
-        replicas: Number of pods.
-        gpus_per_pod: GPUs of each pod.
-        cpus: CPU cores of each pod.
-        memory: Memory of each pod as a Kubernetes quantity, such as 16Gi.
+        replicas: Number of pods; None: as many as the run needs.
+        gpus_per_pod: GPUs of each pod; None: the workers of a training, divided evenly over as few pods of at most 8
+            as possible.
+        cpus: CPU cores of each pod; None: 4 for each GPU.
+        memory: Memory of each pod as a Kubernetes quantity, such as 16Gi; None: 16Gi for each GPU.
     """
 
     replicas: int | None = None
@@ -81,7 +82,10 @@ def pod_size(requested: RequestedSize, *, workers: int, trials: int, with_gpus: 
 
 
 def _gpus(replicas: int | None, workers: int, total: int) -> int:
-    return min(GPUS_OF_A_NODE, workers if replicas is None else math.ceil(total / replicas))
+    """Return the GPUs of each pod: of 12 workers 6, in two pods, because two pods of 8 would leave 4 GPUs idle."""
+    if replicas is not None:
+        return min(GPUS_OF_A_NODE, math.ceil(total / replicas))
+    return math.ceil(workers / math.ceil(workers / GPUS_OF_A_NODE))
 
 
 def _require_room(workers: int, pods: int, *, gpus: int, cpus: int) -> None:
