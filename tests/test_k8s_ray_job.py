@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cluster.run_paths import RunPaths
 from jobs.cli.main import cli
+from jobs.kubernetes.pod_size import RequestedSize, pod_size
 from jobs.runs.state import read_state
 from tests.k8s_kuberay import complaints_of_kuberay, complaints_of_kueue
 from tests.k8s_manifests import Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
@@ -175,7 +176,10 @@ def test_the_workers_of_a_run_share_a_pod_unless_fewer_gpus_per_pod_or_zero_are_
     ("options", "pods_and_gpus"),
     [
         ([], (1, 2)),
+        (["--workers", "8"], (1, 8)),
+        (["--workers", "12"], (2, 6)),
         (["--workers", "16"], (2, 8)),
+        (["--workers", "24"], (3, 8)),
         (["--workers", "4", "--replicas", "1"], (1, 4)),
         (["--workers", "4", "--replicas", "4"], (4, 1)),
         (["--workers", "4", "--gpus-per-pod", "2"], (2, 2)),
@@ -227,6 +231,22 @@ def test_priorities_and_node_labels_reach_the_pods_and_kueue():
     assert all("-workers" in name for name in selectors)
 
 
+def test_node_labels_may_be_as_long_as_kubernetes_allows():
+    prefix = "p" * 100 + "." + "q" * 152  # 253 characters, the most
+    manifests = manifests_of("--node-label", f"{prefix}/{'k' * 63}={'v' * 63}", "--node-label", "empty=")
+    worker = next(pod for pod in pods(manifests) if pod.labels.get("ray.io/node-type") == "worker")
+
+    assert worker.spec["nodeSelector"] == {f"{prefix}/{'k' * 63}": "v" * 63, "empty": ""}
+    assert "is not a valid label" in str(render("--node-label", f"p{prefix}/key=value").exception)
+
+
+def test_two_pods_hold_9_to_16_workers_with_at_most_one_gpu_too_many():
+    sizes = [pod_size(RequestedSize(), workers=workers, trials=1, with_gpus=True) for workers in range(9, 17)]
+
+    assert [size.pods for size in sizes] == [2] * 8
+    assert [size.gpus for size in sizes] == [5, 5, 6, 6, 7, 7, 8, 8]
+
+
 def test_any_spec_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
     file = tmp_path / "spec.json"
     file.write_text(
@@ -258,6 +278,16 @@ def resources_of_worker(manifests: list[Manifest]) -> Manifest:
         (["--memory", "1Gi"], "--memory 1Gi is too small for a Ray worker; use at least 2Gi"),
         (["--node-label", "a100"], "'a100' is not a valid label of a node; write KEY=VALUE"),
         (["--node-label", "a=b: c"], "'a=b: c' is not a valid label of a node; write KEY=VALUE"),
+        (["--node-label", "größe=a100"], "'größe=a100' is not a valid label of a node; write KEY=VALUE"),
+        (["--node-label", "gpu=٣"], "'gpu=٣' is not a valid label of a node; write KEY=VALUE"),
+        (["--node-label", "gpu=" + "a" * 64], "is not a valid label of a node; write KEY=VALUE"),
+        (["--node-label", "a..b/gpu=a100"], "'a..b/gpu=a100' is not a valid label of a node; write KEY=VALUE"),
+        (
+            ["--node-label", "gpu=a100", "--node-label", "zone=a", "--node-label", "gpu=h100"],
+            "--node-label gpu is given 2 times; give it once",
+        ),
+        (["--gpu-resource", "-/gpu"], "'-/gpu' is not a valid resource name of a GPU; write nvidia.com/gpu"),
+        (["--image", "registry/nächte:1"], "'registry/nächte:1' is not a valid image"),
         (["--priority-class", "a b"], "'a b' is not a valid priority class; write small letters, digits and -"),
         (["--queue-priority", "low"], "--queue-priority low has no effect without --queue; add --queue NAME"),
         (

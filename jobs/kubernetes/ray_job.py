@@ -16,25 +16,24 @@ from jobs.runs.request import JobRequest
 from trainer.specs import Spec
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-IMAGE = re.compile(r"[a-z0-9][\w.:/@-]*")
-GPU_RESOURCE = re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+")
-NODE_LABEL = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?=([A-Za-z0-9]([\w.-]*[A-Za-z0-9])?)?")
+IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9_.:/@-]*")
+# Kubernetes' rule for the keys of labels and the names of resources, and for the values of labels.
+NAME_OF_63 = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+DNS_PREFIX = r"(?=[^/]{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/"
+GPU_RESOURCE = re.compile(DNS_PREFIX + NAME_OF_63)
+NODE_LABEL = re.compile(rf"({DNS_PREFIX})?{NAME_OF_63}=({NAME_OF_63})?")
 DELETED_AFTER_SECONDS = 24 * 3600.0  # how long the ended RayJob stays, with its submitter's log
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayJobOptions:
-    """The options of the Ray cluster.
+class RayJobOptions(RequestedSize):
+    """The options of the Ray cluster, with the size of its worker pods.
 
     Attributes:
         image: The image built from k8s/Dockerfile, with its tag.
         namespace: The namespace to which k8s/base was applied.
         queue: Kueue's LocalQueue; with None, KubeRay starts the cluster at once.
         gpu_resource: Resource name of a GPU: nvidia.com/gpu, or a MIG slice such as nvidia.com/mig-1g.10gb.
-        replicas: Number of worker pods; None: as many as the run needs.
-        gpus_per_pod: GPUs of each worker pod; None: those of all workers of a training, at most 8.
-        cpus: CPU cores of each worker pod; None: 4 for each GPU.
-        memory: Memory of each worker pod as a Kubernetes quantity; None: 16Gi for each GPU.
         queue_priority: Kueue's WorkloadPriorityClass.
         priority_class: PriorityClass of the pods.
         node_labels: Labels, as KEY=VALUE, of the nodes for the worker pods.
@@ -47,10 +46,6 @@ class RayJobOptions:
     namespace: str = "nightshift"
     queue: str | None = None
     gpu_resource: str = "nvidia.com/gpu"
-    replicas: int | None = None
-    gpus_per_pod: int | None = None
-    cpus: int | None = None
-    memory: str | None = None
     queue_priority: str | None = None
     priority_class: str | None = None
     node_labels: tuple[str, ...] = ()
@@ -62,7 +57,7 @@ class RayJobOptions:
         """Check every value that is written into the YAML text.
 
         Raises:
-            InvalidOption: A name or an amount is invalid, or an option has no effect without another.
+            InvalidOption: A name is invalid, a label is repeated, or an option has no effect without another.
         """
         names = "write small letters, digits and -"
         for value, form, what in (
@@ -80,11 +75,9 @@ class RayJobOptions:
             raise InvalidOption(
                 f"--queue-priority {self.queue_priority} has no effect without --queue; add --queue NAME"
             )
-
-    @property
-    def size(self) -> RequestedSize:
-        """The requested number and size of the worker pods."""
-        return RequestedSize(replicas=self.replicas, gpus_per_pod=self.gpus_per_pod, cpus=self.cpus, memory=self.memory)
+        keys = [label.partition("=")[0] for label in self.node_labels]
+        if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+            raise InvalidOption(f"--node-label {repeated[0]} is given {keys.count(repeated[0])} times; give it once")
 
 
 def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOptions) -> str:
@@ -100,7 +93,7 @@ def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOp
         content["gpus_per_worker"] = 1
     trials = content.get("concurrency") or 1
     with_gpus = bool(content["gpus_per_worker"])
-    size = pod_size(options.size, workers=content["workers"], trials=trials, with_gpus=with_gpus)
+    size = pod_size(options, workers=content["workers"], trials=trials, with_gpus=with_gpus)
     values: dict[str, Any] = {**asdict(options), "node_labels": dict(label.split("=") for label in options.node_labels)}
     # Escaping is for HTML; here every value was checked or is written as JSON.
     loader = PackageLoader("jobs.kubernetes", ".")
