@@ -247,6 +247,14 @@ def test_two_pods_hold_9_to_16_workers_with_at_most_one_gpu_too_many():
     assert [size.gpus for size in sizes] == [5, 5, 6, 6, 7, 7, 8, 8]
 
 
+def test_names_that_look_like_numbers_stay_texts():
+    job = manifests_of("--namespace", "123", "--queue", "true", "--queue-priority", "1e3", "--priority-class", "0")[0]
+
+    assert (job["metadata"]["namespace"], job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]) == ("123", "true")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "1e3"
+    assert [pod.spec["priorityClassName"] for pod in pods([job])] == ["0"] * 3
+
+
 def test_any_spec_can_be_rendered_and_a_search_has_pods_for_all_trials_at_once(tmp_path):
     file = tmp_path / "spec.json"
     file.write_text(

@@ -1,4 +1,4 @@
-"""`nightshift k8s`: render a run as a RayJob; the hidden `k8s run` is the RayJob's entrypoint."""
+"""`nightshift k8s`: render a run as a RayJob, serve metrics; the hidden `k8s run` is the RayJob's entrypoint."""
 
 import signal
 import sys
@@ -10,8 +10,8 @@ import click
 from cluster.launch import LocalLauncher
 from cluster.settings import Settings
 from jobs.cli.command import Group
-from jobs.cli.option_types import Duration
-from jobs.cli.options import MAX_DURATION, NAME, NOTE, TAG, WHERE, OptionGroup, option, options
+from jobs.cli.option_types import Duration, GpusPerWorker
+from jobs.cli.options import MAX_DURATION, NAME, NOTE, TAG, WORKERS, OptionGroup, option, options
 from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
@@ -39,10 +39,12 @@ CLUSTER = OptionGroup(
                      help="GPUs per worker pod. Workers in one pod communicate over NVLink or shared memory.  "
                      "[default: --workers, divided evenly over pods of at most 8]"),
         click.option("--cpus", type=click.IntRange(1), metavar="N",
-                     help="CPU cores per worker pod.  [default: 4 for each GPU]"),
-        click.option("--memory", help="Memory per worker pod, half of it for /dev/shm.  [default: 16Gi for each GPU]"),
+                     help="CPU cores per worker pod.  [default: 4 for each GPU, or 4 without GPUs]"),
+        click.option("--memory", metavar="QUANTITY",
+                     help="Memory per worker pod, half of it for /dev/shm.  "
+                     "[default: 16Gi for each GPU, or 16Gi without GPUs]"),
         click.option("--node-label", "node_labels", multiple=True, metavar="KEY=VALUE",
-                     help="Label of the nodes for the worker pods; can be repeated."),
+                     help="Label of the nodes for the worker pods; can be repeated, with another key."),
         click.option("--priority-class", help="Kubernetes PriorityClass of the pods.  [default: none]"),
         click.option("--openshift", is_flag=True,
                      help="Leave the pods' user ids to the namespace, as OpenShift requires."),
@@ -52,6 +54,13 @@ CLUSTER = OptionGroup(
                      help="Time to keep the Ray cluster after the run has ended."),
     ),
 )  # fmt: skip
+WHERE = OptionGroup(
+    "Where",
+    (
+        WORKERS,
+        option(TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1.", type=GpusPerWorker(), metavar="0|1|auto"),
+    ),
+)
 WHEN = OptionGroup(
     "Name and limits",
     (
@@ -72,7 +81,7 @@ WHEN = OptionGroup(
 
 @click.group(cls=Group)
 def k8s() -> None:
-    """Run on Kubernetes with a separate Ray cluster for each run."""
+    """Render runs as RayJobs, each with a Ray cluster of its own, and serve metrics on Kubernetes."""
 
 
 @k8s.group()

@@ -29,7 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "up": Entry("jobs.cli.up", "up", START, "Run Redis and job workers in the foreground until Ctrl-C."),
     "completion": Entry("jobs.cli.completion", "completion", START, "Print the shell command that enables completion."),
     "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
-    "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, verify and show WebDataset shards."),
+    "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, extend, audit, verify and show WebDataset shards."),
     "cache": Entry("jobs.cli.cache", "cache", DATA, "Show and prune cached features and downloads."),
     "train": Entry("jobs.cli.train", "train", JOBS, "Fine-tune EfficientNet-B0 on shards."),
     "evaluate": Entry("jobs.cli.evaluate", "evaluate", JOBS, "Evaluate a model on one split."),
@@ -53,7 +53,7 @@ COMMANDS: dict[str, Entry] = {
     "queue": Entry("jobs.cli.queue", "queue", OPERATE, "Show, pause and resume the job queues."),
     "worker": Entry("jobs.cli.worker", "worker", OPERATE, "Run a job worker; list and drain job workers."),
     "reconcile": Entry("jobs.cli.reconcile", "reconcile", OPERATE, "Run the reconciler once."),
-    "k8s": Entry("jobs.cli.k8s", "k8s", OPERATE, "Render a run as a Kubernetes RayJob."),
+    "k8s": Entry("jobs.cli.k8s", "k8s", OPERATE, "Render a run as a Kubernetes RayJob; serve metrics."),
 }
 
 

@@ -101,10 +101,11 @@ MAX_DURATION = click.option(
     type=Duration(),
     help="Time limit, such as 8h; a run that exceeds it fails.  [default: no limit]",
 )
+WORKERS = option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N")
 WHERE = OptionGroup(
     "Where",
     (
-        option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N"),
+        WORKERS,
         option(
             TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1 if there are GPUs, else 0.",
             type=GpusPerWorker(), metavar="0|1|auto",

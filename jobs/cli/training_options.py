@@ -41,7 +41,11 @@ DATA_AND_MODEL = OptionGroup(
         option(TrainSpec, "image_size", "Height and width of the input image, in pixels.", metavar="PIXELS"),
         option(TrainSpec, "augment", "Augment training images: random rotation, shift, zoom and contrast."),
         AUGMENT_STRENGTH,
-        option(TrainSpec, "precision", "Precision of the backbone; auto takes bf16 if it can, fp16 on older GPUs."),
+        option(
+            TrainSpec, "precision",
+            "Precision of the backbone. auto takes bf16 on GPUs that have it, and fp16 on older ones; on CPUs bf16 for "
+            "a frozen backbone if the CPU has it, else fp32.",
+        ),
         option(
             TrainSpec, "norms",
             "Batch norm statistics of trained backbone layers: kept (running statistics from the weights) or batch "

@@ -22,8 +22,9 @@ class RequestedSize:
         replicas: Number of pods; None: as many as the run needs.
         gpus_per_pod: GPUs of each pod; None: the workers of a training, divided evenly over as few pods of at most 8
             as possible.
-        cpus: CPU cores of each pod; None: 4 for each GPU.
-        memory: Memory of each pod as a Kubernetes quantity, such as 16Gi; None: 16Gi for each GPU.
+        cpus: CPU cores of each pod; None: 4 for each GPU, 4 without GPUs.
+        memory: Memory of each pod as a Kubernetes quantity, such as 32Gi; None: 16Gi for each GPU, 16Gi
+            without GPUs.
     """
 
     replicas: int | None = None
