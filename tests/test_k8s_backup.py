@@ -25,6 +25,21 @@ def tar_of_readme(option: str, storage: Path) -> list[str]:
     return [str(storage) if word == "/storage" else word for word in shlex.split(lines[0])]
 
 
+def test_the_backup_is_readable_by_its_owner_alone(tmp_path: Path):
+    (block,) = re.findall(r"```sh\n([^`]*> nightshift.tar\n)```", README)
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "group.key").write_text("secret")
+    in_pod = 'kubectl() { while [ "$1" != -- ]; do shift; done; shift; "$@"; }\n'
+
+    script = in_pod + block.replace("/storage", str(storage))
+    subprocess.run(["sh", "-euc", f"umask 022\n{script}"], cwd=tmp_path, check=True)
+
+    backup = tmp_path / "nightshift.tar"
+    assert b"secret" in backup.read_bytes()
+    assert oct(backup.stat().st_mode & 0o777) == "0o600"
+
+
 def test_a_restored_storage_with_an_empty_redis_has_all_runs_and_queues_what_had_not_ended(
     say: Say, shards: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

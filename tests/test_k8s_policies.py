@@ -387,6 +387,8 @@ def test_keda_runs_the_pod_of_the_deployment():
     scaled = one(rendered("gpu-small", ["keda"]), "ScaledJob", "job-worker")["spec"]["jobTargetRef"]["template"]["spec"]
 
     assert scaled.pop("restartPolicy") == "Never"
+    assert pod["containers"][0].pop("ports") == [{"name": "metrics", "containerPort": 9100}]
+    assert "--metrics-port" not in scaled["containers"][0]["args"]  # the pod `metrics` has all metrics
     assert without_how_it_runs(scaled) == without_how_it_runs(pod)
 
 

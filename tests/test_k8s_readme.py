@@ -56,6 +56,22 @@ def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them()
 
 
 @needs_kubectl
+def test_the_restore_stops_what_runs_with_and_without_keda():
+    section = README.split("## Backup and restore")[1].split("\n## ")[0]
+    without, with_keda = section.split("With `keda`")
+    stopped = re.compile(r"\b(deployment|statefulset|scaledjob)[/ ]([\w-]+)")
+
+    assert set(stopped.findall(without)) <= names_in(rendered("gpu-small"))
+    assert set(stopped.findall(with_keda)) <= names_in(rendered("gpu-small", ["keda"]))
+    assert ("deployment", "job-worker") in stopped.findall(without)
+    assert ("scaledjob", "job-worker") in stopped.findall(with_keda)
+
+
+def names_in(manifests: list[Manifest]) -> set[tuple[str, str]]:
+    return {(manifest["kind"].lower(), manifest["metadata"]["name"]) for manifest in manifests}
+
+
+@needs_kubectl
 def test_it_states_what_an_idle_cluster_requests():
     manifests = rendered("gpu-small")
     cores, memory = idle(manifests, "cpu"), idle(manifests, "memory") / 2**30
