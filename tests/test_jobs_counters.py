@@ -161,6 +161,15 @@ def test_every_name_in_an_alert_is_exported(settings: Settings, registry: Collec
     assert used <= exported
 
 
+def test_the_readme_of_k8s_names_each_metric(registry: CollectorRegistry) -> None:
+    exported = re.findall(r"^# TYPE (\S+)", generate_latest(registry).decode(), re.MULTILINE)
+    rows = [line for line in (K8S / "README.md").read_text().splitlines() if line.startswith("| `nightshift_")]
+
+    named = [name for row in rows for name in re.findall(r"`(nightshift_\w+)", row)]
+
+    assert sorted(named) == sorted(exported)
+
+
 def test_the_command_of_the_pod_serves_until_sigterm(settings: Settings, tmp_path: Path) -> None:
     port = free_port()
     environment = {"NIGHTSHIFT_STORAGE": str(settings.storage), "NIGHTSHIFT_REDIS_URL": str(settings.redis_url)}
