@@ -10,13 +10,14 @@ import pytest
 
 from cluster.run_paths import RunPaths
 from jobs.cli.main import cli
-from tests.k8s_manifests import ROOT
+from tests.k8s_manifests import K8S, ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"^```\n(.+?)^```", README, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
 SPANS = re.findall(r"`([^`\n]+)`", README)
 LINES = [found[1] for line in BLOCKS.splitlines() if (found := re.match(r"(?:id=\$\()?nightshift ([^)#>&]+)", line))]
-CALLS = [*LINES, *(span.removeprefix("nightshift ") for span in SPANS if re.match("nightshift [a-z]", span))]
+IN_TEXT = [*SPANS, *re.findall(r"`([^`\n]+)`", (K8S / "README.md").read_text())]
+CALLS = [*LINES, *(span.removeprefix("nightshift ") for span in IN_TEXT if re.match("nightshift [a-z]", span))]
 OTHERS = {"--logdir", "--help"}  # of TensorBoard, and of every command
 INTERNAL = {"NIGHTSHIFT_COMPLETE", "NIGHTSHIFT_RUN"}  # set by the shell's completion, and by us for child processes
 
