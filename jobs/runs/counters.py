@@ -29,7 +29,8 @@ class RunCounters:
 
     def __init__(self, storage: Path) -> None:
         """Store the folder; nothing is read before the first call."""
-        disable_created_metrics()  # a second series for each, which nobody reads; a switch of the whole process
+        # A second series for each, which nobody reads; a switch of the whole process.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.storage = storage
         self._lock = threading.Lock()  # several scrapes at a time
         self._known: set[str] | None = None  # ids of runs that are counted, or had ended before
