@@ -1,5 +1,7 @@
 """The embedded Redis: one per storage, private, found again."""
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -8,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from redis import AuthenticationError, Redis
@@ -102,6 +105,23 @@ def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False)
 
     assert eventually(lambda: not Path(f"/proc/{said.stdout.strip()}").exists())
+
+
+def test_a_stack_uses_it_on_nfs_where_a_shared_lock_needs_a_file_that_can_be_read(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def flock_of_nfs(file: IO[str], operation: int) -> None:
+        if operation & fcntl.LOCK_SH and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+
+    with embedded_redis.used_by_stack(storage) as server:
+        assert server.is_alive
+    assert embedded_redis.running(storage) is None
 
 
 def test_a_server_of_another_machine_is_refused_with_the_cure(storage: Path) -> None:

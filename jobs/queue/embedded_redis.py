@@ -132,7 +132,7 @@ def used_by_stack(storage: Path) -> Iterator[EmbeddedRedis]:
     Raises:
         QueueUnreachable, StorageError: As `ensure_running`.
     """
-    with (_private_folder(storage) / ".stacks").open("a") as stacks:
+    with (_private_folder(storage) / ".stacks").open("a+") as stacks:  # LOCK_SH on NFS needs reading
         fcntl.flock(stacks, fcntl.LOCK_SH)  # waits while a stack that was the last one stops the server
         try:
             yield ensure_running(storage, ends_with_caller=True)
