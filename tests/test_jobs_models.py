@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.files import read_json, write_json
@@ -15,7 +18,8 @@ from jobs.queue.checks import model_of
 from jobs.runs import names
 from tests import test_jobs_compare as comparing
 from tests.conftest import Say
-from tests.test_jobs_compare import OF_B, A, B
+from tests.test_jobs_compare import OF_A, OF_B, A, B
+from trainer.evaluation.predictions import read_about
 
 trained_there = comparing.say_there  # two trainings, and an evaluation of each on the test split
 
@@ -116,6 +120,94 @@ def test_without_common_evaluations_the_published_metrics_of_the_same_split_deci
     worse = f"{B} is worse than chest ({A}): auroc 0.8000 instead of 0.9000 on the 270 images of the valid split"
     assert (code == 1) is is_refused
     assert (err == f"Error: {worse}; --force promotes it\n") is is_refused
+
+
+def publish_metrics(settings: Settings, run_id: str, **metrics: Any) -> None:
+    """Let a model be published with metrics of the valid split, and never be evaluated."""
+    manifest = RunPaths.of(settings.storage, run_id).best / "manifest.json"
+    about = {"split": "valid", "n": 270, "positive": "covid", "positive_stated": True, **metrics}
+    write_json(manifest, {**read_json(manifest), "data": "d" * 64, "metrics": about})
+    RunPaths.of(settings.storage, run_id).predictions.unlink()
+    shutil.rmtree(RunPaths.of(settings.storage, OF_A if run_id == A else OF_B).folder)
+
+
+@pytest.mark.parametrize(
+    ("published", "words", "refusal"),
+    [
+        (({}, {}), [], (1, "is worse than chest")),
+        (({"positive_stated": False}, {}), [], (1, "is worse than chest")),
+        (({"positive_stated": False}, {"positive_stated": False}), [], (2, "--metric sensitivity needs a "
+         "positive class; add --positive with one of covid, normal")),
+        (({"positive_stated": False}, {"positive_stated": False}), ["--positive", "covid"], (1, "is worse than chest")),
+        (({}, {"positive": "normal"}), [], (0, "compared: no: ")),
+        (({}, {}), ["--positive", "normal"], (0, "compared: no: ")),
+        (({}, {}), ["--split", "valid"], (1, "is worse than chest")),
+        (({}, {}), ["--split", "test"], (1, f"{A} has no evaluation of the test split; run: nightshift evaluate {A} ")),
+    ],
+)  # fmt: skip
+def test_published_metrics_of_the_positive_class_are_compared_only_if_it_is_the_same(
+    there: Say,
+    settings: Settings,
+    published: tuple[dict[str, Any], dict[str, Any]],
+    words: list[str],
+    refusal: tuple[int, str],
+) -> None:
+    code, line = refusal
+    publish_metrics(settings, A, **{"sensitivity": 0.9, **published[0]})
+    publish_metrics(settings, B, **{"sensitivity": 0.8, **published[1]})
+    there("models", "promote", A, "--as", "chest")
+
+    got, _, err = there("models", "promote", B, "--as", "chest", "--metric", "sensitivity", *words)
+
+    assert (got, line in err) == (code, True), err
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--positive", "flu"], (2, "--positive 'flu' is not a class; use one of covid, normal")),
+        ([], (2, "the evaluations have different positive classes, covid, normal; choose with --positive")),
+        (["--split", "train"], (1, f"{A} has no evaluation of the train split; run: nightshift evaluate {A} /shards "
+         "--split train --wait")),
+    ],
+)  # fmt: skip
+def test_wrong_usage_or_a_split_without_evaluations_promotes_nothing(
+    there: Say, settings: Settings, words: list[str], refusal: tuple[int, str]
+) -> None:
+    code, line = refusal
+    about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
+    assert about is not None
+    comparing.change(settings.storage, OF_B, about=replace(about, positive="normal"))
+    there("models", "promote", A, "--as", "chest")
+
+    got = there("models", "promote", B, "--as", "chest", "--force", *words)
+
+    assert got == (code, "", f"Error: {line}\n")
+    assert model_of(settings, "chest").name == A
+
+
+def test_the_positive_class_that_is_named_is_compared(there: Say, settings: Settings) -> None:
+    about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
+    assert about is not None
+    comparing.change(settings.storage, OF_B, about=replace(about, positive="normal"))
+    make_second(settings, 1.0)
+    there("models", "promote", A, "--as", "chest")
+
+    words = ("--metric", "specificity", "--positive", "covid")
+    code, _, err = there("models", "promote", B, "--as", "chest", *words)
+
+    assert code == 0
+    assert err.splitlines()[1].startswith("compared: specificity 1.0000 instead of 0.")
+
+
+def test_a_metric_that_is_undefined_on_the_named_split_is_refused(there: Say, settings: Settings) -> None:
+    for run_id in (OF_A, OF_B):
+        comparing.change(settings.storage, run_id, labels=np.zeros(24, dtype=np.int64))
+    there("models", "promote", A, "--as", "chest")
+
+    got = there("models", "promote", B, "--as", "chest", "--split", "test", "--force")
+
+    assert got == (1, "", "Error: auroc is undefined on the test split; choose another --metric\n")
 
 
 def test_the_valid_split_is_compared_if_there_is_no_evaluation_of_the_test_split(

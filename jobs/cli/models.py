@@ -25,8 +25,10 @@ from jobs.runs import state as run_state
 from jobs.runs.evaluations import find_model
 from jobs.runs.promotions import Promotion
 from jobs.runs.record import model_mismatch
-from trainer.errors import CheckpointError, TrainerError
-from trainer.model.names import MANIFEST_FILE
+from trainer.errors import CheckpointError, ModelMismatch
+from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD_FILE, MANIFEST_FILE
+from trainer.specs.positive import OF_POSITIVE, refuse_unknown_positive, refuse_unstated_positive
 
 TRIED_SPLITS = (SPLITS[-1], SPLITS[1])  # test, else valid
 LIST_COLUMNS = (
@@ -41,6 +43,9 @@ PROMOTION = OptionGroup(
         click.option("--why", metavar="TEXT", help="Reason, which `models history` shows."),
         click.option("--split", metavar="SPLIT",
                      help="Split on which both models were evaluated.  [default: test, else valid]"),
+        click.option("--positive", metavar="CLASS",
+                     help="Positive class, for sensitivity, specificity and AUROC; of multi-label models, the label to "
+                     "compare them on.  [default: that of the evaluations]"),
         click.option("--metric", type=click.Choice(METRICS), default="auroc", show_default=True,
                      help="Metric in which the model may not be worse."),
         click.option("--margin", type=Share(), metavar="SHARE", default=0.0, show_default=True,
@@ -62,12 +67,13 @@ def promote(model: str, *, name: str, why: str | None, force: bool, **comparison
     """Give MODEL a name, unless it is worse than the model that has the name.
 
     Both models are compared on the images of one split that both have scored, as `nightshift compare` does, or else by
-    the metrics with which they were published, if these are of the same split. If there is no such split, they are not
-    compared, and the history says so. The name then means MODEL; jobs that were submitted
-    with it before keep their model.
+    the metrics with which they were published, if these are of the same split. If there is no such
+    split, they are not compared, and the history says so; if --split names one, MODEL is refused. The name then means
+    MODEL; jobs that were submitted with it before keep their model.
     """
     settings = Settings.read()
     found = _published(settings, model)
+    refuse_unknown_positive(comparison["positive"], HeadConfig.read(Path(found.folder) / HEAD_FILE).classes)
     known = promotions.history_of(settings.storage, name)
     before = known[-1] if known else None
     compared, is_worse = None, False
@@ -136,24 +142,36 @@ def _published(settings: Settings, text: str) -> Promotion:
 
 
 def _compared(
-    storage: Path, before: Promotion, candidate: Promotion, *, split: str | None, metric: str, margin: float
+    storage: Path,
+    before: Promotion,
+    candidate: Promotion,
+    *,
+    split: str | None,
+    positive: str | None,
+    metric: str,
+    margin: float,
 ) -> tuple[str, bool]:
-    """Return how a model compares with the one before, and whether it is worse."""
+    """Return how a model compares with the one before, and whether it is worse.
+
+    Raises:
+        Refused: They cannot be compared on the split that a person named.
+        SpecError: An option contradicts the evaluations, or the evaluations need one.
+    """
     from jobs.cli.comparison_view import compared  # noqa: PLC0415 -- takes a second, and --help does not wait for it
 
     reasons = []
     for tried in TRIED_SPLITS if split is None else (split,):
         try:
             view = compared(
-                storage, (before.model, candidate.model), split=tried, positive=None, margin=margin, metric=metric
+                storage, (before.model, candidate.model), split=tried, positive=positive, margin=margin, metric=metric
             )
-        except TrainerError as error:
+        except (CheckpointError, ModelMismatch) as error:
             reasons.append(str(error))
             continue
         result = view.comparison.candidates[0]
         figure = next(each for each in result.figures if each.name == metric)
         if figure.first is None or figure.second is None:
-            reasons.append(f"{metric} is undefined on the {tried} split")
+            reasons.append(f"{metric} is undefined on the {tried} split; choose another --metric")
             continue
         worse_in = "".join(f"; worse in {name}" for name in result.margin.worse_in)
         text = (
@@ -161,23 +179,44 @@ def _compared(
             f"{tried} split{worse_in}"
         )
         return text, not result.margin.passes
-    return _by_published_metrics(before, candidate, metric, margin) or (f"no: {reasons[0]}", False)
+    found = _by_published_metrics(before, candidate, split=split, positive=positive, metric=metric, margin=margin)
+    if found is None and split is not None:
+        raise Refused(reasons[0])
+    return found or (f"no: {reasons[0]}", False)
 
 
 def _by_published_metrics(
-    before: Promotion, candidate: Promotion, metric: str, margin: float
+    before: Promotion, candidate: Promotion, *, split: str | None, positive: str | None, metric: str, margin: float
 ) -> tuple[str, bool] | None:
-    """Compare the metrics with which two models were published; None if they are not of one split of one data set."""
+    """Compare the metrics with which two models were published.
+
+    Returns:
+        None if they are not of one data set and split, not of `split`, or of another positive class where the metric is
+        about it.
+
+    Raises:
+        SpecError: The metric is about the positive class, and nobody has said which this is.
+    """
     try:
         old, new = (read_json_object(Path(each.folder) / MANIFEST_FILE) for each in (before, candidate))
-        split, count = new["metrics"]["split"], new["metrics"]["n"]
+        data, of_split, count = new["data"], new["metrics"]["split"], new["metrics"]["n"]
+        is_same = old["data"] == data and old["metrics"]["split"] == of_split
         first, second = float(old["metrics"][metric]), float(new["metrics"][metric])
-        is_same_split = old["data"] == new["data"] and old["metrics"]["split"] == split
-    except (StorageError, KeyError, TypeError, ValueError):  # published without them, or by version 0.1.0
+        of_positive = {each["metrics"].get("positive") for each in (old, new)}
+        is_stated = any(each["metrics"].get("positive_stated", True) for each in (old, new))
+        is_multi_label = bool(new["metrics"].get("multi_label"))
+    except (StorageError, KeyError, TypeError, AttributeError, ValueError):  # published without, or by version 0.1.0
         return None
-    if not is_same_split:
+    if not is_same or split not in (None, of_split):
         return None
-    text = f"{metric} {second:.4f} instead of {first:.4f} on the {count} images of the {split} split"
+    if metric in OF_POSITIVE:
+        if positive is None and not is_stated:
+            refuse_unstated_positive(metric, HeadConfig.read(Path(candidate.folder) / HEAD_FILE).classes)
+        if len(of_positive) > 1 or positive not in (None, *of_positive):
+            return None
+    elif positive is not None and is_multi_label:  # published is the mean of all labels
+        return None
+    text = f"{metric} {second:.4f} instead of {first:.4f} on the {count} images of the {of_split} split"
     return text, not second >= first - margin
 
 

@@ -10,9 +10,9 @@ from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.bootstrap import Floats, Labels
 from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
+from trainer.specs.positive import refuse_unknown_positive, refuse_unstated_positive
 
 WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
-OF_POSITIVE = ("sensitivity", "specificity")  # metrics that are about the positive class
 Verdict = Literal["not worse", "worse", "not shown"]
 
 
@@ -129,8 +129,8 @@ def compare_predictions(
     predictions = [_of_one_label(one, positive) for one in predictions]
     classes = _classes_of(predictions)
     name, is_stated = _positive_of(predictions, classes, positive)
-    if not is_stated and metric in OF_POSITIVE:
-        raise SpecError(f"--metric {metric} needs a positive class; add --positive with one of {', '.join(classes)}")
+    if not is_stated:
+        refuse_unstated_positive(metric, classes)
     rows = _shared_rows(predictions)
     labels = predictions[0].labels[rows[0]]
     for one, at in zip(predictions, rows, strict=True):
@@ -289,8 +289,7 @@ def _positive_of(
 ) -> tuple[str, bool]:
     """Return the positive class, and whether somebody said that it is."""
     if positive is not None:
-        if positive not in classes:
-            raise SpecError(f"--positive {positive!r} is not a class; use one of {', '.join(classes)}")
+        refuse_unknown_positive(positive, classes)
         return positive, True
     about = [one.about for one in predictions if one.about is not None]
     stated = [one for one in about if one.positive_stated]

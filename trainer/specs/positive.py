@@ -4,6 +4,8 @@ from data_shards.index import ShardIndex
 from trainer.errors import SpecError
 from trainer.specs.inference import EvaluateSpec
 
+OF_POSITIVE = ("sensitivity", "specificity")  # metrics that are about the positive class
+
 
 def refuse_unknown_positive(positive: str | None, classes: tuple[str, ...]) -> None:
     """Refuse a positive class that the data set does not have.
@@ -13,6 +15,16 @@ def refuse_unknown_positive(positive: str | None, classes: tuple[str, ...]) -> N
     """
     if positive is not None and positive not in classes:
         raise SpecError(f"--positive {positive!r} is not a class; use one of {', '.join(classes)}")
+
+
+def refuse_unstated_positive(metric: str, classes: tuple[str, ...]) -> None:
+    """Refuse to compare models in a metric about the positive class where nobody has said which class this is.
+
+    Raises:
+        SpecError: The metric is about it.
+    """
+    if metric in OF_POSITIVE:
+        raise SpecError(f"--metric {metric} needs a positive class; add --positive with one of {', '.join(classes)}")
 
 
 def refuse_without_positive(spec: EvaluateSpec, of_model: str | None, index: ShardIndex) -> None:
