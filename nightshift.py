@@ -34,7 +34,7 @@ from jobs.cli.submission import SpecCollector
 from jobs.cli.trials import rows_of, table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
 from jobs.errors import InvalidOption
-from jobs.queue.checks import after_its_model, model_of
+from jobs.queue.checks import model_of
 from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
@@ -234,18 +234,14 @@ def submit(kind: Kind, **options: Any) -> str:
     command = cli.get_command(click.Context(cli), kind)
     if command is None or kind not in ("train", "evaluate", "search", "predict", "export"):
         raise InvalidOption(f"{kind!r} is not one of train, evaluate, search, predict, export")
-    collector = SpecCollector()
-    parent = click.Context(cli, obj=collector)
+    parent = click.Context(cli)
     parent.meta[CONFIG_NAME] = "submit()"
     values = option_values(command, as_text(_with_paths(options)), "submit()")
     try:
-        with command.make_context(kind, [], parent=parent, default_map=values) as context:
-            command.invoke(context)
+        spec, request = SpecCollector.invoke(command, [], parent, values)
     except click.UsageError as error:
         raise InvalidOption(usage_line(error)) from error
-    if collector.spec is None or collector.request is None:
-        raise InvalidOption(f"{kind} submits nothing with these options")
-    return queue_run(settings, collector.spec, after_its_model(settings, collector.request, collector.spec))
+    return queue_run(settings, spec, request)
 
 
 def wait(run: str, *, timeout: float | None = None) -> dict[str, Any]:

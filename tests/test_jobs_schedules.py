@@ -4,9 +4,11 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from cluster.files import write_json
 from cluster.settings import Settings
 from jobs.errors import Refused
 from jobs.queue import schedules
@@ -14,6 +16,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import state_of
+from trainer.model.head import HeadConfig
 from trainer.specs import SearchSpec, TrainSpec, build
 
 EVERY_MINUTE = "* * * * *"
@@ -137,6 +140,36 @@ def test_what_could_never_be_submitted_is_refused_at_once(
         schedules.add(settings, "nightly", cron, spec, JobRequest(**request_))
 
     assert schedules.schedules(settings) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "{shards}", "--weights", "none", "--wait"),
+        ("train", "{shards}", "--weights", "none", "--dry-run"),
+        ("predict", "{model}", "{shards}", "--now"),
+    ],
+)
+def test_an_option_that_does_something_at_once_cannot_be_scheduled(
+    say: Say, shards: str, settings: Settings, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    head = HeadConfig(classes=("a", "b"), width=8, dropout=0.1, image_size=32)
+    write_json(tmp_path / "head.json", head.to_json())
+    words = [word.format(shards=shards, model=tmp_path) for word in command]
+
+    got = say("schedule", "add", "nightly", EVERY_MINUTE, *words)
+
+    assert got == (2, "", f"Error: {command[-1]} is for a command that runs at once; leave it out here\n")
+    assert schedules.schedules(settings) == []
+
+
+def test_a_scheduled_evaluation_waits_for_the_training_of_its_model(say: Say, shards: str, settings: Settings) -> None:
+    trained = say("train", shards, "--weights", "none")[1].strip()
+
+    added = say("schedule", "add", "nightly", EVERY_MINUTE, "evaluate", trained, shards)
+
+    assert added[0] == 0
+    assert [each.request.after for each in schedules.schedules(settings)] == [(trained,)]
 
 
 def test_a_served_time_in_the_future_is_not_believed(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

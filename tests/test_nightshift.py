@@ -170,6 +170,11 @@ def test_a_wrong_option_is_refused_and_nothing_is_queued(
     assert run_state.all_ids(there.storage) == []
 
 
+def test_a_prediction_without_a_run_is_not_submitted(there: Settings, published: Path) -> None:
+    with pytest.raises(InvalidOption, match="--now is for a command that runs at once; leave it out here"):
+        nightshift.submit("predict", model=published, images=[published], now=True)
+
+
 def test_wait_returns_the_run_that_has_ended_and_gives_up_after_its_timeout(run: RunPaths) -> None:
     with pytest.raises(TimeoutError, match=f"{run.run_id} has not ended after 0 s; it goes on"):
         nightshift.wait("night", timeout=0)

@@ -16,7 +16,7 @@ from jobs.cli.config_file import CONFIG
 from jobs.cli.option_types import GpusPerWorker
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.outcome import INTERRUPTED
-from jobs.cli.submission import submit_options
+from jobs.cli.submission import SpecCollector, submit_options
 from jobs.errors import InvalidOption
 from jobs.queue.checks import NamedModel, checked, model_of
 from trainer.errors import CheckpointError, SpecError
@@ -88,6 +88,7 @@ def predict(model: str, images: tuple[str, ...], output: str | None, now: bool, 
         "form": "json" if given["as_json"] or str(output).endswith(".json") else "csv",
     }
     if now:
+        SpecCollector.refuse("--now")
         _predict_now(settings, found, {**_without_queue(given), **asked})
     submit_options(PredictSpec, given, **asked)
 

@@ -39,12 +39,8 @@ def add(ctx: click.Context, name: str, cron: str, command: tuple[str, ...]) -> N
         raise click.UsageError(f"{kind!r} cannot be scheduled; use one of {', '.join(REPEATABLE)}")
     submit_command = cli.get_command(ctx, kind)
     assert submit_command is not None  # noqa: S101 -- REPEATABLE has only commands of `cli`
-    collector = SpecCollector()
-    with submit_command.make_context(kind, arguments, parent=ctx, obj=collector) as inner:
-        submit_command.invoke(inner)
-    if collector.spec is None or collector.request is None:
-        raise click.UsageError(f"{kind} submits nothing with these options")
-    kept = schedules.add(Settings.read(), name, cron, collector.spec, collector.request)
+    spec, request = SpecCollector.invoke(submit_command, arguments, ctx)
+    kept = schedules.add(Settings.read(), name, cron, spec, request)
     click.echo(f"{name} is due next at {kept.due_at():%Y-%m-%d %H:%M %Z}", err=True)
 
 

@@ -13,6 +13,7 @@ from cluster.settings import Settings
 from jobs.cli.follow import show_progress
 from jobs.cli.options import take_request
 from jobs.cli.outcome import follow_to_end
+from jobs.errors import InvalidOption
 from jobs.queue import queues
 from jobs.queue.checks import after_its_model, checked
 from jobs.queue.connection import connect
@@ -33,8 +34,37 @@ class SpecCollector:
     It is the object of the click context in which the command is invoked.
     """
 
-    spec: Spec | None = None
-    request: JobRequest | None = None
+    found: tuple[Spec, JobRequest] | None = None
+
+    @classmethod
+    def invoke(
+        cls,
+        command: click.Command,
+        arguments: list[str],
+        parent: click.Context,
+        default_map: dict[str, Any] | None = None,
+    ) -> tuple[Spec, JobRequest]:
+        """Return the checked spec and the request of a submit command.
+
+        Raises:
+            InvalidOption: With these options the command submits no run, or does more than that.
+        """
+        collector, name = cls(), str(command.name)
+        with command.make_context(name, arguments, parent=parent, obj=collector, default_map=default_map) as context:
+            command.invoke(context)
+        if collector.found is None:
+            raise InvalidOption(f"{name} submits nothing with these options")
+        return collector.found
+
+    @classmethod
+    def refuse(cls, flag: str) -> None:
+        """Refuse an option that does something at once where a command's spec is only taken.
+
+        Raises:
+            InvalidOption: It is taken.
+        """
+        if click.get_current_context().find_object(cls):
+            raise InvalidOption(f"{flag} is for a command that runs at once; leave it out here")
 
 
 def submit_options(kind: type[Spec], given: dict[str, Any], **more: Any) -> None:
@@ -68,15 +98,19 @@ def submit_spec(
         follow: Follows a run until it ends and returns its last state.
         next_command: Which command to type next.
     """
+    for flag in (waits and "--wait", dry_run and "--dry-run"):
+        if flag:
+            SpecCollector.refuse(flag)
     spec = checked(settings, spec)
+    request = after_its_model(settings, request, spec)
     collector = click.get_current_context().find_object(SpecCollector)
     if collector:
-        collector.spec, collector.request = spec, request
+        collector.found = spec, request
         return
     if dry_run:
         click.echo(json.dumps(spec.to_json(), indent=2))
         return
-    run_id = submit(settings, spec, after_its_model(settings, request, spec))
+    run_id = submit(settings, spec, request)
     if not as_json:
         click.echo(run_id)
     elif not waits:
