@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cluster.access import restricted_umask
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
+from cluster.settings import Settings, umask_setting
 from jobs.cli.list import Filter
 from jobs.cli.main import cli
 from jobs.cli.option_values import as_text, option_values
@@ -218,7 +219,7 @@ def metrics(run: str) -> pd.DataFrame:
 
 
 def submit(kind: Kind, **options: Any) -> str:
-    """Queue a run and return its id.
+    """Queue a run and return its id; the files of the run get the permissions that `NIGHTSHIFT_UMASK` says.
 
     Args:
         kind: What to do, as the command is called.
@@ -230,18 +231,8 @@ def submit(kind: Kind, **options: Any) -> str:
         QueueUnreachable: Redis does not answer.
         ClusterError, ShardError, TrainerError, JobError: What the command line refuses too.
     """
-    settings = Settings.read()
-    command = cli.get_command(click.Context(cli), kind)
-    if command is None or kind not in ("train", "evaluate", "search", "predict", "export"):
-        raise InvalidOption(f"{kind!r} is not one of train, evaluate, search, predict, export")
-    parent = click.Context(cli)
-    parent.meta[CONFIG_NAME] = "submit()"
-    values = option_values(command, as_text(_with_paths(options)), "submit()")
-    try:
-        spec, request = SpecCollector.invoke(command, [], parent, values)
-    except click.UsageError as error:
-        raise InvalidOption(usage_line(error)) from error
-    return queue_run(settings, spec, request)
+    with restricted_umask(umask_setting()):
+        return _submit(kind, options)
 
 
 def wait(run: str, *, timeout: float | None = None) -> dict[str, Any]:
@@ -286,6 +277,21 @@ def _threshold_of(predictor: "Predictor") -> float | dict[str, float | None] | N
     if predictor.config.multi_label:
         return {name: label.threshold for name, label in labels.items()}
     return predictor.calibration.threshold
+
+
+def _submit(kind: Kind, options: dict[str, Any]) -> str:
+    settings = Settings.read()
+    command = cli.get_command(click.Context(cli), kind)
+    if command is None or kind not in ("train", "evaluate", "search", "predict", "export"):
+        raise InvalidOption(f"{kind!r} is not one of train, evaluate, search, predict, export")
+    parent = click.Context(cli)
+    parent.meta[CONFIG_NAME] = "submit()"
+    values = option_values(command, as_text(_with_paths(options)), "submit()")
+    try:
+        spec, request = SpecCollector.invoke(command, [], parent, values)
+    except click.UsageError as error:
+        raise InvalidOption(usage_line(error)) from error
+    return queue_run(settings, spec, request)
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:

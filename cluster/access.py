@@ -1,9 +1,11 @@
 """Files of a storage that several users share: who may read and write them, and what an error of permissions means."""
 
+import contextlib
 import errno
 import grp
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.mounts import is_on_network
@@ -20,6 +22,18 @@ def restrict_umask(setting: int | None) -> None:
             and group: runs, tables and shards can hold data of patients.
     """
     os.umask(os.umask(OTHERS) | OTHERS if setting is None else setting)
+
+
+@contextlib.contextmanager
+def restricted_umask(setting: int | None) -> Iterator[None]:
+    """Restrict the umask as `restrict_umask` does, for a while: the process belongs to somebody else's program."""
+    before = os.umask(OTHERS)
+    os.umask(before)
+    restrict_umask(setting)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def why_not(error: OSError, path: Path, cure: str = "") -> str:

@@ -1,6 +1,7 @@
 """`import nightshift`: predictions, tables of runs, submitting and waiting."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,22 @@ def test_submit_takes_the_options_of_the_command_line(
     state = run_state.read_state(RunPaths.of(there.storage, run_id))
     assert (spec["shards"], spec["epochs"], spec["lr"], spec["cache"]) == (shards, 7, 1e-4, False)
     assert (state.name, state.tags, state.owner) == ("night", ("a", "b"), "ada")
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(("setting", "mode"), [("", 0o750), ("077", 0o700)])
+def test_the_files_of_a_submitted_run_have_the_permissions_of_the_settings(
+    settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch, setting: str, mode: int
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+    monkeypatch.setenv("NIGHTSHIFT_UMASK", setting)
+    before = os.umask(0o022)
+
+    run_id = nightshift.submit("train", shards=shards, weights="none")
+    after = os.umask(before)
+
+    assert RunPaths.of(settings.storage, run_id).folder.stat().st_mode & 0o777 == mode
+    assert after == 0o022
 
 
 @pytest.mark.parametrize(
