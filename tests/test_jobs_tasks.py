@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,7 +15,7 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
-from jobs.queue import actions
+from jobs.queue import actions, tasks
 from jobs.queue.hang import ProgressWatch
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
@@ -163,18 +164,26 @@ class EndsByItself:
         raise AssertionError("it ends by itself")
 
 
-def test_a_pause_of_the_storage_does_not_end_a_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "request_", [JobRequest(max_duration_seconds=1e-9), JobRequest(window="00:00-00:01", timezone="UTC")]
+)
+def test_a_pause_of_the_storage_does_not_end_a_run(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request_: JobRequest
+) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
     claimed = claim_run(paths, "a worker", THIS_MACHINE)
     assert claimed is not None
     lease, progress = claimed.lease, ProgressWatch(paths, 1, 600.0)
-    watcher = _AttemptWatcher(paths, lease, claimed.request, EndsByItself(), 0.0, 0.0, progress)
+    watcher = _AttemptWatcher(paths, lease, request_, EndsByItself(), 0.0, 0.0, progress)
+    monkeypatch.setattr(tasks, "local_now", lambda _: datetime(2026, 11, 26, 12, tzinfo=UTC))
 
     def stale(*_: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     monkeypatch.setattr(Lease, "check", stale)
     monkeypatch.setattr(StopRequest, "read", stale)
+    monkeypatch.setattr(StopRequest, "publish", stale)
     monkeypatch.setattr(ProgressWatch, "_progress", stale)
 
     assert watcher.wait_for_end() == 0
+    assert caplog.text.count("cannot be written yet: [Errno 116] Stale file handle") == 1

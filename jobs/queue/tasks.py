@@ -141,6 +141,7 @@ class _AttemptWatcher:
     held_seconds: float  # before this watch
     progress: ProgressWatch
     kill_at: float | None = None
+    stop_error: str | None = None  # the last warning
 
     def wait_for_end(self) -> int | Change:
         """Return the trainer's exit code, or the change of the run if the trainer hung and was killed.
@@ -177,9 +178,18 @@ class _AttemptWatcher:
     def _check_time_limits(self, seconds: float) -> None:
         limit, window = self.request.max_duration_seconds, self.request.window
         if limit and seconds > limit:
-            StopRequest("overtime", self.lease.attempt).publish(self.paths.stop)
+            self._request_stop("overtime")
         elif window and not TimeWindow.parse(window).closes(local_now(self.request.timezone)):
-            StopRequest("window", self.lease.attempt).publish(self.paths.stop)
+            self._request_stop("window")
+
+    def _request_stop(self, reason: str) -> None:
+        """Ask the trainer to stop; called again until it has ended, so a pause of the storage only delays it."""
+        try:
+            StopRequest(reason, self.lease.attempt).publish(self.paths.stop)
+        except (OSError, StorageError) as error:
+            if self.stop_error != str(error):
+                self.stop_error = str(error)
+                log.warning("%s: its stop request (%s) cannot be written yet: %s", self.paths.run_id, reason, error)
 
     def _enforce_stop(self, now: float) -> None:
         try:
