@@ -8,14 +8,18 @@ from redis import Redis
 
 from cluster.cluster_version import record_cluster_version
 from cluster.errors import NewerVersion
+from cluster.exit_codes import ExitCode
 from cluster.files import read_json, write_json
 from cluster.launch import THIS_MACHINE
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.queue import queues
+from jobs.queue.reconciler import TOO_NEW_SECONDS, ReconcilerMemory, Repair, reconcile
 from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.queue.worker_list import VERSION_FIELD, live_workers
+from jobs.runs.outcomes import end
 from jobs.runs.request import JobRequest, read_request
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
@@ -25,18 +29,60 @@ HERE = version("nightshift")
 
 
 def test_a_run_whose_spec_is_newer_than_the_trainer_goes_back_to_the_queue_and_does_not_stop_others(
-    settings: Settings,
+    settings: Settings, redis: Redis
 ) -> None:
     newer = submit(settings, FakeSpec(ending="newer"))
     with start_stack(settings, 1, worker_command=FAKE_WORKER):
-        assert eventually(lambda: state_of(settings.storage, newer).attempt >= 2)
+        assert eventually(lambda: state_of(settings.storage, newer).too_new_for == HERE)
         other = reaches(settings.storage, submit(settings, FakeSpec()), "succeeded")
+        waiting = state_of(settings.storage, newer)
         paths = RunPaths.of(settings.storage, newer)
-        write_json(paths.spec, FakeSpec().to_json())  # as if a job worker of that version had come
+        write_json(paths.spec, FakeSpec().to_json())
+        register_version(redis, "newer-1", "9.0.0")
         state = reaches(settings.storage, newer, "succeeded")
 
     assert other.state == "succeeded"
-    assert state.losses == 0
+    assert (waiting.state, waiting.attempt, waiting.why) == ("queued", 1, "a newer version wrote it")
+    assert (state.attempt, state.losses, state.too_new_for) == (2, 0, None)
+
+
+def test_a_run_that_is_too_new_is_tried_again_when_another_version_is_there_or_after_a_while(
+    settings: Settings, redis: Redis
+) -> None:
+    register_version(redis, OURS, HERE)
+    paths, memory = RunPaths.of(settings.storage, submit(settings, FakeSpec())), ReconcilerMemory()
+
+    refuse(redis, paths)
+    at_once = [reconcile(settings, redis, memory) for _ in range(2)]
+    memory.too_new[paths.run_id].since -= TOO_NEW_SECONDS + 1
+    after_a_while = reconcile(settings, redis, memory)
+    refuse(redis, paths)
+    again = reconcile(settings, redis, memory)
+    register_version(redis, "newer-1", "9.0.0")
+    upgraded = reconcile(settings, redis, memory)
+    refuse(redis, paths)  # by a job worker of this version, which is still there
+    during_the_upgrade = reconcile(settings, redis, memory)
+    redis.delete(f"rq:worker:{OURS}")
+    at_its_end = reconcile(settings, redis, memory)
+    refuse(redis, paths)
+    by_a_new_reconciler = reconcile(settings, redis, ReconcilerMemory())
+
+    queued = [Repair(paths.run_id, "put into its queue")]
+    assert (at_once, after_a_while, again) == ([[], []], queued, [])
+    assert (upgraded, during_the_upgrade, at_its_end, by_a_new_reconciler) == (queued, [], queued, queued)
+
+
+def refuse(redis: Redis, paths: RunPaths) -> None:
+    """Let a job worker of this version take a run whose spec it does not know."""
+    queues.remove(redis, paths.run_id, "normal")
+    claimed = claim_run(paths, OURS, THIS_MACHINE)
+    assert claimed is not None
+    end(paths, claimed.lease, ExitCode.NEWER_VERSION)
+
+
+def register_version(redis: Redis, name: str, of_version: str) -> None:
+    register(redis, name, "nightshift-normal")
+    redis.hset(f"rq:worker:{name}", VERSION_FIELD, of_version)
 
 
 def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Settings) -> None:
@@ -47,7 +93,7 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
         claim_run(paths, "a worker", THIS_MACHINE)
 
     state = state_of(settings.storage, paths.run_id)
-    assert (state.state, state.attempt) == ("queued", 0)
+    assert (state.state, state.attempt, state.too_new_for) == ("queued", 0, HERE)
     assert state.why == (
         f"{paths.job} has preempt, which Nightshift {HERE} does not know; a newer version wrote it: update the job "
         "workers"
@@ -69,10 +115,8 @@ def test_a_job_worker_says_its_version_in_redis(settings: Settings, redis: Redis
 def test_doctor_names_job_workers_and_a_cluster_of_another_version(
     settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(redis, OURS, "nightshift-normal")
-    redis.hset(f"rq:worker:{OURS}", VERSION_FIELD, HERE)
-    register(redis, "newer-1", "nightshift-normal")
-    redis.hset("rq:worker:newer-1", VERSION_FIELD, "9.0.0")
+    register_version(redis, OURS, HERE)
+    register_version(redis, "newer-1", "9.0.0")
     register(redis, "older-1", "nightshift-normal")
     record_cluster_version(settings.storage)
     write_json(settings.storage / "cluster.json", {"nightshift": "0.0.9"})
@@ -90,8 +134,7 @@ def test_doctor_names_job_workers_and_a_cluster_of_another_version(
 
 
 def test_doctor_says_that_all_versions_are_the_same(settings: Settings, redis: Redis, say: Say) -> None:
-    register(redis, OURS, "nightshift-normal")
-    redis.hset(f"rq:worker:{OURS}", VERSION_FIELD, HERE)
+    register_version(redis, OURS, HERE)
 
     _, out, _ = say("doctor", "--json")
 

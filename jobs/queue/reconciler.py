@@ -30,6 +30,7 @@ log = logging.getLogger("nightshift.reconciler")
 TICK_SECONDS = 2.0
 STUCK_SECONDS = 60.0  # a run that a worker took and has not started for this long was dropped
 FULL_EVERY_SECONDS = 60.0
+TOO_NEW_SECONDS = 600.0  # between two tries of a run that is too new: the cluster may have been updated
 
 
 @dataclass
@@ -48,12 +49,14 @@ class ReconcilerMemory:
         beats: The last heartbeat of each running run.
         taken: Runs in an intermediate list, taken by a worker that has not started them.
         watched: The job worker of each run on another cluster that Redis does not know.
+        too_new: The versions of the job workers, by run that one of them did not know all of.
         warnings: The last warning logged for each run.
     """
 
     beats: dict[str, Observation] = field(default_factory=dict)
     taken: dict[str, Observation] = field(default_factory=dict)
     watched: dict[str, Observation] = field(default_factory=dict)
+    too_new: dict[str, Observation] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
 
     def warn_once(self, run_id: str, line: str) -> None:
@@ -64,7 +67,7 @@ class ReconcilerMemory:
 
     def runs(self) -> set[str]:
         """Return the ids of all observed runs."""
-        return {*self.beats, *self.taken, *self.watched}
+        return {*self.beats, *self.taken, *self.watched, *self.too_new}
 
     def unchanged_since(self, moment: float) -> set[str]:
         """Return the runs of which something has not changed since a time of this process's monotonic clock."""
@@ -73,7 +76,7 @@ class ReconcilerMemory:
 
     def forget(self, run_id: str) -> None:
         """Forget a deleted run."""
-        for group in (self.beats, self.taken, self.watched):
+        for group in (self.beats, self.taken, self.watched, self.too_new):
             group.pop(run_id, None)
 
     def seconds_unchanged(self, known: dict[str, Observation], key: str, value: object) -> float:
@@ -105,10 +108,12 @@ def reconcile(
     Raises:
         redis.RedisError: Redis went away meanwhile; nothing is lost.
     """
+    workers = live_workers(connection)
     snapshot = QueueSnapshot(
         waiting={priority: set(queues.waiting(connection, priority)) for priority in PRIORITIES},
         taken={priority: set(queues.taken(connection, priority)) for priority in PRIORITIES},
-        workers={worker.name for worker in live_workers(connection)},
+        workers={worker.name for worker in workers},
+        versions=frozenset(worker.version for worker in workers if worker.version is not None),
     )
     repairs: list[Repair] = []
     listed = run_state.all_ids(settings.storage) if every_run else run_state.pending_ids(settings.storage)
@@ -129,6 +134,7 @@ def _reconcile_run(
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
             run_state.finalize(paths)
+            memory.too_new.pop(after.id, None)
         if after.state != "running":
             memory.beats.pop(after.id, None)
             memory.watched.pop(after.id, None)
@@ -155,11 +161,13 @@ class QueueSnapshot:
         waiting: Run ids in each queue, by priority.
         taken: Run ids in each intermediate list, by priority.
         workers: Names of the live job workers.
+        versions: Their versions of Nightshift.
     """
 
     waiting: dict[str, set[str]]
     taken: dict[str, set[str]]
     workers: set[str]
+    versions: frozenset[str] = frozenset()
 
     def is_missing(self, state: RunState, memory: ReconcilerMemory) -> bool:
         """Whether a run should be queued and is not; a taken run counts as queued for `STUCK_SECONDS`."""
@@ -167,7 +175,24 @@ class QueueSnapshot:
         if state.needs_queueing and not is_waiting and state.id in self.taken[state.priority]:
             return memory.seconds_unchanged(memory.taken, state.id, state.changed) > STUCK_SECONDS
         memory.taken.pop(state.id, None)
-        return state.needs_queueing and not is_waiting
+        return state.needs_queueing and not is_waiting and not self._is_too_new(state, memory)
+
+    def _is_too_new(self, state: RunState, memory: ReconcilerMemory) -> bool:
+        """Whether a run stays out of its queue, because the job workers are those that did not know all of it.
+
+        It is tried again when other versions are there, such as in the course of a rolling upgrade, else after
+        `TOO_NEW_SECONDS`.
+        """
+        if state.too_new_for is None:
+            return False
+        known = memory.too_new.get(state.id)
+        seconds = memory.seconds_unchanged(memory.too_new, state.id, self.versions)
+        if known is None or known.value != self.versions:
+            return self.versions <= {state.too_new_for}
+        if seconds > TOO_NEW_SECONDS:
+            memory.too_new[state.id] = Observation(self.versions, time.monotonic())
+            return False
+        return True
 
 
 def _advance(

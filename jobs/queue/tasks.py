@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
@@ -100,8 +101,9 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
         try:
             request = read_request(paths)
         except NewerVersion as error:
-            if state.state == "queued" and state.why != str(error):
-                write_state(paths, state.with_changes(why=str(error)))
+            here = version("nightshift")
+            if state.state == "queued" and (state.why, state.too_new_for) != (str(error), here):
+                write_state(paths, state.with_changes(why=str(error), too_new_for=here))
             raise
         except StorageError as error:
             if state.state != "queued" or not is_damage(error):

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from cluster import guard
 from cluster.errors import LeaseLost, NewerVersion, StorageError
@@ -36,11 +37,13 @@ class Change:
         state: The next state.
         why: The reason, one line for people.
         is_loss: Whether the infrastructure ended the attempt, which counts against the run's retries.
+        too_new_for: The version of Nightshift that does not know all of the run's spec.
     """
 
     state: run_state.State
     why: str | None
     is_loss: bool = False
+    too_new_for: str | None = None
 
 
 def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
@@ -57,7 +60,8 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
             state, why if code == ExitCode.STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
         )
     if code == ExitCode.NEWER_VERSION:
-        return Change("queued", _error_line(paths, attempt) or "a newer version wrote the spec; update the job workers")
+        why = _error_line(paths, attempt) or "a newer version wrote the spec; update the job workers"
+        return Change("queued", why, too_new_for=version("nightshift"))
     return lost(paths, attempt, _cause(paths, attempt, code))
 
 
@@ -130,7 +134,10 @@ def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
 
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
     losses = state.losses + int(change.is_loss)
-    written = write_state(paths, state.with_state(change.state, change.why, losses=losses, metric=_metric(paths)))
+    after = state.with_state(
+        change.state, change.why, losses=losses, metric=_metric(paths), too_new_for=change.too_new_for
+    )
+    written = write_state(paths, after)
     paths.stop.unlink(missing_ok=True)  # last: a request whose effect is not recorded yet must stay
     return written
 

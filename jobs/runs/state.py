@@ -43,6 +43,8 @@ class RunState:
         losses: Attempts that the infrastructure ended since a person last submitted or retried the run.
         job_worker: The job worker that watches the newest attempt; None while it runs elsewhere unwatched.
         place: Where it runs, as its launcher names it.
+        too_new_for: The version of Nightshift that does not know all of its spec or request; a queued run that has one
+            waits for another version.
         own_cluster: Whether a RayJob runs it on a cluster of its own, so that it may not be queued.
         notify: URL that receives a webhook when the run ends, in runs of version 0.1.0; `webhook.json` has it today.
         tags: Words by which people find the run again.
@@ -63,6 +65,7 @@ class RunState:
     losses: int = 0
     job_worker: str | None = None
     place: str = "here"
+    too_new_for: str | None = None
     own_cluster: bool = False
     notify: str | None = None
     tags: tuple[str, ...] = ()
@@ -102,7 +105,8 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `state.json`."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name != "too_new_for" or value is not None}
 
     @property
     def has_ended(self) -> bool:
@@ -122,7 +126,7 @@ class RunState:
     def with_state(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record with another state."""
         ended = now() if state in ENDED else None
-        return self.with_changes(state=state, why=why, ended=ended, **changes)
+        return self.with_changes(**{"state": state, "why": why, "ended": ended, "too_new_for": None, **changes})
 
     def with_changes(self, **changes: Any) -> "RunState":
         """Return the record with some fields changed."""
@@ -133,7 +137,8 @@ _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {  # by exact type: JSON's true is no number; `metric` is read by `_metric`
     **dict.fromkeys(("id", "kind", "priority", "state", "place", "created"), _TEXT),
     **dict.fromkeys(
-        ("name", "why", "job_worker", "notify", "note", "owner", "started", "ended", "changed"), _OPTIONAL_TEXT
+        ("name", "why", "job_worker", "too_new_for", "notify", "note", "owner", "started", "ended", "changed"),
+        _OPTIONAL_TEXT,
     ),
     **dict.fromkeys(("attempt", "losses"), (int,)),
     "own_cluster": (bool,),
