@@ -299,7 +299,40 @@ def test_a_damaged_history_is_one_line(there: Say, settings: Settings, content: 
 
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
-    assert "models/chest.json is damaged" in err or "models/chest.json" in err
+    assert "models/chest.json is damaged" in err
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"history": []}', '{"history": [{"model": 1}]}', "[]"])
+def test_a_damaged_history_hides_no_other_model_and_no_model_is_deleted_meanwhile(
+    there: Say, settings: Settings, content: str
+) -> None:
+    there("models", "promote", A, "--as", "chest")
+    there("models", "promote", A, "--as", "lung")
+    damaged = settings.storage / "models" / "chest.json"
+    damaged.write_text(content)
+
+    code, out, err = there("models", "list", "--json")
+    of_model = there("delete", B, "--yes")
+    of_evaluation = there("delete", OF_B, "--yes")
+    forced = there("delete", B, "--yes", "--force")
+
+    assert (code, [each["name"] for each in json.loads(out)]) == (0, ["lung"])
+    assert err.startswith(f"{damaged} is damaged")
+    assert err.endswith("; restore it from a backup\n")
+    assert err.count("\n") == 1
+    assert (of_model[:2], of_evaluation[0], forced[0]) == ((1, ""), 0, 0)
+    assert of_model[2].startswith(f"Error: the model of {B} may be in use: {damaged} ")
+    assert of_model[2].endswith("; restore it from a backup; --force deletes it all the same\n")
+
+
+def test_a_model_that_was_promoted_by_its_folder_is_not_deleted_by_mistake(there: Say, settings: Settings) -> None:
+    there("models", "promote", str(RunPaths.of(settings.storage, A).best), "--as", "chest")
+
+    refused = there("delete", A, "--yes")
+
+    assert refused == (
+        1, "", f"Error: the model of {A} is in use as chest; promote another model, or give --force\n",
+    )  # fmt: skip
 
 
 def test_promoted_names_are_completed_for_models(there: Say) -> None:

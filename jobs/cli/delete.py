@@ -8,6 +8,7 @@ from jobs.cli.options import run_argument
 from jobs.errors import Refused
 from jobs.queue import actions
 from jobs.runs import state as run_state
+from jobs.runs.promotions import refuse_in_use
 
 
 @command(example="nightshift delete train-20261123-203000-a1b2c3 --yes")
@@ -28,7 +29,7 @@ def delete(run: str, yes: bool, force: bool) -> None:
     if not (force and run_state.is_damaged(paths)):
         actions.require_ended(run_state.read_state(paths))
     if not force:
-        actions.require_not_in_use(paths)
+        refuse_in_use(paths)
     if not yes and not click.confirm(f"Delete {paths.run_id} and its files?", err=True):
         raise Refused("nothing was deleted; answer y, or give --yes")
     actions.delete(paths, force=force)

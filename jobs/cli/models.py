@@ -93,13 +93,14 @@ def promote(model: str, *, name: str, why: str | None, force: bool, **comparison
 @models.command(name="list", example="nightshift models list")
 @options(OptionGroup("Output", (json_option("Print the models as JSON."),)))
 def list_models(as_json: bool) -> None:
-    """List the names in use and their models."""
-    storage = Settings.read().storage
-    newest = {name: promotions.history_of(storage, name)[-1] for name in promotions.promoted_names(storage)}
+    """List the names in use and their models. Names whose file is damaged are left out, and the files are named."""
+    newest, damaged = promotions.models_in_use(Settings.read().storage)
+    for line in damaged:
+        click.echo(terminal_text(line), err=True)
     if as_json:
         click.echo(json.dumps([{"name": name, **each.model_dump()} for name, each in newest.items()], indent=2))
         return
-    if not newest:
+    if not newest and not damaged:
         click.echo("no models; `nightshift models promote MODEL --as NAME` names one", err=True)
     click.echo(table_text(LIST_COLUMNS, [(name, *_row(each)) for name, each in newest.items()], output_width()))
 

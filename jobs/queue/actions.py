@@ -14,7 +14,7 @@ from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead
-from jobs.runs.promotions import names_of_model
+from jobs.runs.promotions import refuse_in_use
 from jobs.runs.state import RunState, changing, read_state, write_state
 
 POLL_SECONDS = 0.1
@@ -80,7 +80,7 @@ def delete(paths: RunPaths, *, force: bool = False) -> None:
     with changing(paths) as state:
         require_ended(state)
         if not force:
-            require_not_in_use(paths)
+            refuse_in_use(paths)
         run_state.remove(paths)
 
 
@@ -92,18 +92,6 @@ def require_ended(state: RunState) -> None:
     """
     if not state.has_ended:
         raise Refused(f"{state.id} {_was(state)}; cancel it first: nightshift cancel {state.id}")
-
-
-def require_not_in_use(paths: RunPaths) -> None:
-    """Refuse to delete a run whose model is in use under a name.
-
-    Raises:
-        Refused: It is.
-    """
-    if used := names_of_model(paths.storage, paths.run_id):
-        raise Refused(
-            f"the model of {paths.run_id} is in use as {', '.join(used)}; promote another model, or give --force"
-        )
 
 
 def _take_from_queue(settings: Settings, state: RunState) -> None:

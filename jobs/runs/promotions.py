@@ -5,9 +5,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cluster.errors import StorageError
-from cluster.files import read_json, read_json_object, write_json
-from cluster.run_paths import RUN_ID
-from jobs.errors import InvalidOption, NameTaken
+from cluster.files import is_damage, read_json, read_json_object, write_json
+from cluster.run_paths import RUN_ID, RunPaths
+from jobs.errors import InvalidOption, NameTaken, Refused
 from jobs.runs import names
 from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE, MODEL_FILE
@@ -41,6 +41,10 @@ class Promotion(BaseModel):
     compared: str | None = None
     forced: bool = False
 
+    def is_of(self, paths: RunPaths) -> bool:
+        """Whether the model is that of a run, promoted by its id or by its folder."""
+        return self.model == paths.run_id or Path(self.folder).resolve().is_relative_to(paths.folder.resolve())
+
 
 class _History(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -67,6 +71,10 @@ def history_of(storage: Path, name: str) -> list[Promotion]:
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise StorageError(f"{file} is damaged at {place or 'its start'}; restore it from a backup") from error
+    except StorageError as error:
+        if not is_damage(error):
+            raise
+        raise StorageError(f"{file} is damaged: it is not JSON; restore it from a backup") from error
 
 
 def add(storage: Path, name: str, promotion: Promotion, *, after: Promotion | None) -> None:
@@ -119,13 +127,28 @@ def promoted_model(storage: Path, name: str) -> Promotion | None:
     return found
 
 
-def names_of_model(storage: Path, model: str) -> list[str]:
-    """Return the names under which the model of a run is in use."""
-    found = []
+def models_in_use(storage: Path) -> tuple[dict[str, Promotion], list[str]]:
+    """Return the newest promotion of each name, and for each name whose file is damaged a line that says so."""
+    found, damaged = dict[str, Promotion](), list[str]()
     for name in promoted_names(storage):
         try:
-            if history_of(storage, name)[-1].model == model:
-                found.append(name)
-        except StorageError:  # one damaged name does not hide the others
-            continue
-    return found
+            if history := history_of(storage, name):
+                found[name] = history[-1]
+        except StorageError as error:
+            damaged.append(str(error))
+    return found, damaged
+
+
+def refuse_in_use(paths: RunPaths) -> None:
+    """Refuse to delete a run whose model is in use under a name, or may be.
+
+    Raises:
+        Refused: It is, or the file of a name is damaged.
+    """
+    models, damaged = models_in_use(paths.storage)
+    if used := [name for name, each in models.items() if each.is_of(paths)]:
+        raise Refused(
+            f"the model of {paths.run_id} is in use as {', '.join(used)}; promote another model, or give --force"
+        )
+    if damaged and paths.best.is_dir():
+        raise Refused(f"the model of {paths.run_id} may be in use: {damaged[0]}; --force deletes it all the same")
