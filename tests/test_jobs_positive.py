@@ -75,6 +75,26 @@ def test_the_command_in_a_report_repeats_the_run(say: Say, shards: str, tmp_path
     assert json.loads(say(*again, "--dry-run")[1]) == json.loads(spec)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "train {shards} --weights none --no-class-weights --batch-size auto --freeze 5 --ema 0.99",
+        "search {shards} --weights none --lr 1e-5:1e-3 --head-width 64,128 --seeds 3 --until 2099-01-01T07:00",
+    ],
+)
+def test_show_and_the_report_give_the_same_command_without_the_deadline(
+    say: Say, shards: str, settings: Settings, options: str
+) -> None:
+    run = say(*shlex.split(options.format(shards=shlex.quote(shards))))[1].strip()
+
+    shown = shlex.split(say("show", run, "--command")[1])
+    reported = shlex.split(command_of(read_spec(RunPaths.of(settings.storage, run).spec)))
+
+    assert shown[:3] == reported[:3]
+    assert sorted(shown) == sorted(reported)
+    assert "--until" not in shown
+
+
 def test_the_command_of_an_evaluation_repeats_it(say: Say, shards: str, settings: Settings) -> None:
     name, *_ = read_index(shards).classes
     run = say("train", shards, "--weights", "none")[1].strip()

@@ -10,13 +10,14 @@ import click
 from cluster.windows import local_zone_name
 from jobs.errors import InvalidOption
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainSpec
+from trainer.specs.command_text import OF_ONE_RUN
 from trainer.specs.search_space import GRID_POINTS
 
 KINDS: dict[str, type[Spec]] = {
     "train": TrainSpec, "evaluate": EvaluateSpec, "search": SearchSpec, "predict": PredictSpec, "export": ExportSpec,
 }  # fmt: skip
 NO_VALUES = frozenset({"config", "waits", "dry_run", "as_json", "help"})  # parameters that a file cannot give
-ONCE = frozenset({"name", "after", "at", "notify", "note", "owner"})  # of one run only, not of its repetition
+ONCE = OF_ONE_RUN | {"name", "after", "at", "notify", "note", "owner"}  # not of the repetition of a run
 Values = dict[str, Any]  # by the names of click's parameters: texts, or lists of texts
 
 

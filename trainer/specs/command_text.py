@@ -1,4 +1,7 @@
-"""The command line that repeats a run. Imports neither torch nor ray."""
+"""The command line that repeats a run, for its report. Imports neither torch nor ray.
+
+`nightshift show --command` prints the same options, and those of the request, from the options of the commands.
+"""
 
 import shlex
 from collections.abc import Iterator
@@ -13,8 +16,9 @@ from trainer.specs.search_space import SEARCHED, Range, Space
 from trainer.specs.train import TrainOptions
 
 ARGUMENTS = ("model", "shards")  # given by place
-# When a run may run, and what cannot be repeated: deadlines, and the trials of an earlier search.
-NOT_REPEATED = ("kind", "space", "until", "window", "timezone", "max_duration_seconds", *ARGUMENTS)
+OF_ONE_RUN = frozenset({"until"})  # a deadline is past when the run is repeated
+WHEN = ("window", "timezone", "max_duration_seconds")  # of `search`; of other runs, the request has them
+NOT_REPEATED = ("kind", "space", *OF_ONE_RUN, *WHEN, *ARGUMENTS)
 RENAMED = {"best_by": "metric", "repeats": "seeds"}  # of `search`
 
 
