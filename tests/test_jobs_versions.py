@@ -136,8 +136,11 @@ def test_doctor_names_job_workers_and_a_cluster_of_another_version(
 def test_doctor_says_that_all_versions_are_the_same(settings: Settings, redis: Redis, say: Say) -> None:
     register_version(redis, OURS, HERE)
 
+    before = redis.info("stats")["total_connections_received"]
     _, out, _ = say("doctor", "--json")
+    connections = redis.info("stats")["total_connections_received"] - before
 
+    assert connections == 1
     [found] = [check for check in json.loads(out) if check["check"] == "versions"]
     assert found["ok"]
     assert found["found"] == f"{HERE} here and on 1 job worker or cluster"

@@ -48,7 +48,8 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)
-    findings += [redis_finding(settings), ray_finding(settings), *version_findings(settings)]
+    of_redis, workers = redis_finding(settings)
+    findings += [of_redis, ray_finding(settings), *version_findings(settings, workers)]
     findings += check_processors()
     findings.append(weights_finding(settings, weights))
     if shards:
@@ -63,32 +64,48 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-def redis_finding(settings: Settings) -> CheckResult:
-    """Check that Redis answers, or that the embedded one can be started."""
+def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
+    """Check that Redis answers, or that the embedded one can be started, and return the job workers that it lists."""
     if settings.redis_url is None:
-        try:
-            server = embedded_redis.running(settings.storage)
-            found = "the embedded server answers" if server else f"embedded, started when needed ({_program()})"
-        except (JobError, StorageError) as error:
-            fault, _, cure = str(error).rpartition("; ")
-            return CheckResult(check="Redis", ok=False, found=fault or str(error), cure=cure)
-        return CheckResult(check="Redis", ok=True, found=found)
+        return _embedded_finding(settings)
+    workers: list[WorkerRecord] = []
     try:
         with connect(settings) as connection:
             version = connection.info("server").get("redis_version")
+            workers = live_workers(connection)
             refuse_other_storage(settings, connection)
     except StorageError as error:
         cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
-        return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure)
+        return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure), workers
     except (JobError, redis.RedisError) as error:
-        return CheckResult(check="Redis", ok=False, found=str(error), cure="start it or correct NIGHTSHIFT_REDIS_URL")
-    return CheckResult(check="Redis", ok=True, found=f"{without_password(settings.redis_url)}, version {version}")
+        cure = "start it or correct NIGHTSHIFT_REDIS_URL"
+        return CheckResult(check="Redis", ok=False, found=str(error), cure=cure), workers
+    found = f"{without_password(settings.redis_url)}, version {version}"
+    return CheckResult(check="Redis", ok=True, found=found), workers
 
 
-def version_findings(settings: Settings) -> list[CheckResult]:
+def _embedded_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
+    try:
+        server = embedded_redis.running(settings.storage)
+        if server is None:
+            found = f"embedded, started when needed ({_program()})"
+            return CheckResult(check="Redis", ok=True, found=found), []
+    except (JobError, StorageError) as error:
+        fault, _, cure = str(error).rpartition("; ")
+        return CheckResult(check="Redis", ok=False, found=fault or str(error), cure=cure), []
+    workers: list[WorkerRecord] = []
+    with (
+        contextlib.suppress(JobError, redis.RedisError),
+        connect(replace(settings, redis_url=server.url)) as connection,
+    ):
+        workers = live_workers(connection)
+    return CheckResult(check="Redis", ok=True, found="the embedded server answers"), workers
+
+
+def version_findings(settings: Settings, workers: list[WorkerRecord]) -> list[CheckResult]:
     """Compare the versions of Nightshift of this command line, the job workers and the cluster."""
     here = importlib.metadata.version("nightshift")
-    found = {f"job worker {worker.name}": worker.version or "0.1.0 or before" for worker in _workers(settings)}
+    found = {f"job worker {worker.name}": worker.version or "0.1.0 or before" for worker in workers}
     if settings.ray_jobs_url and (cluster := read_cluster_version(settings.storage)):
         found["the cluster, in its last run,"] = cluster
     others = {who: other for who, other in found.items() if other != here}
@@ -97,19 +114,6 @@ def version_findings(settings: Settings) -> list[CheckResult]:
         CheckResult(check="versions", ok=False, found=f"{here} here, {who} has {other}", cure=cure)
         for who, other in others.items()
     ] or [CheckResult(check="versions", ok=True, found=f"{here} here and on {_counted(len(found))}")]
-
-
-def _workers(settings: Settings) -> list[WorkerRecord]:
-    if settings.redis_url is None:
-        with contextlib.suppress(JobError, StorageError):
-            if server := embedded_redis.running(settings.storage):
-                return _workers(replace(settings, redis_url=server.url))
-        return []
-    try:
-        with connect(settings) as connection:
-            return live_workers(connection)
-    except (JobError, redis.RedisError):
-        return []  # `redis_finding` says why
 
 
 def _counted(others: int) -> str:
