@@ -30,7 +30,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
 from jobs.cli.list import Filter
 from jobs.cli.main import cli
-from jobs.cli.option_values import as_text, option_values
+from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
 from jobs.cli.trials import rows_of, table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
@@ -39,7 +39,7 @@ from jobs.queue.checks import model_of
 from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
-from trainer.errors import CheckpointError, SpecError
+from trainer.errors import SpecError
 
 if TYPE_CHECKING:  # torch takes seconds
     from trainer.data.images import ImageBatch
@@ -140,15 +140,13 @@ def load(model: str | Path, *, threshold: str | None = None) -> Model:
     from trainer.inference.predictor import Predictor  # noqa: PLC0415
 
     settings = Settings.read()
-    named = model_of(settings, str(model))
-    if named.folder is None:
-        raise CheckpointError(f"{named.name} has no model yet; wait for it: nightshift wait {named.name}")
-    predictor = Predictor.load(named.folder, torch.device("cpu"), threshold)
-    paths = RunPaths(named.folder.parent)
-    result = read_record(paths).result if named.folder == paths.best and paths.state.exists() else None
+    folder = model_of(settings, str(model)).published_folder()
+    predictor = Predictor.load(folder, torch.device("cpu"), threshold)
+    paths = RunPaths(folder.parent)
+    result = read_record(paths).result if folder == paths.best and paths.state.exists() else None
     return Model(
         name=str(model),
-        folder=named.folder,
+        folder=folder,
         classes=predictor.config.classes,
         threshold=_threshold_of(predictor),
         metrics=dict(result["metrics"]) if result else {},
@@ -282,8 +280,8 @@ def _threshold_of(predictor: "Predictor") -> float | dict[str, float | None] | N
 def _submit(kind: Kind, options: dict[str, Any]) -> str:
     settings = Settings.read()
     command = cli.get_command(click.Context(cli), kind)
-    if command is None or kind not in ("train", "evaluate", "search", "predict", "export"):
-        raise InvalidOption(f"{kind!r} is not one of train, evaluate, search, predict, export")
+    if command is None or kind not in KINDS:
+        raise InvalidOption(f"{kind!r} is not one of {', '.join(KINDS)}")
     parent = click.Context(cli)
     parent.meta[CONFIG_NAME] = "submit()"
     values = option_values(command, as_text(_with_paths(options)), "submit()")

@@ -15,10 +15,13 @@ from typing import IO
 import pytest
 from redis import AuthenticationError, Redis
 
+from cluster.settings import Settings
+from jobs.cli.doctor import redis_finding
 from jobs.errors import QueueUnreachable, Refused
 from jobs.queue import embedded_redis
 from jobs.queue.connection import refuse_plain, without_password
 from tests.stack import arguments_of, eventually
+from tests.test_jobs_worker_list import register
 
 
 @pytest.fixture
@@ -60,6 +63,16 @@ def test_it_is_found_again(place: Path) -> None:
 
     assert (second.url, second.pid) == (first.url, first.pid)
     assert (first.started_here, second.started_here) == (True, False)
+
+
+def test_doctor_finds_it_and_the_job_workers_that_it_lists(place: Path) -> None:
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as connection:
+        register(connection, "ours-1", "nightshift-normal")
+
+    finding, workers = redis_finding(Settings(storage=place))
+
+    assert (finding.ok, finding.found) == (True, "the embedded server answers")
+    assert [worker.name for worker in workers] == ["ours-1"]
 
 
 def test_four_starters_at_once_get_one_server(place: Path) -> None:

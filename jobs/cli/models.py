@@ -67,9 +67,9 @@ def promote(model: str, *, name: str, why: str | None, force: bool, **comparison
     """Give MODEL a name, unless it is worse than the model that has the name.
 
     Both models are compared on the images of one split that both have scored, as `nightshift compare` does, or else by
-    the metrics with which they were published, if these are of the same split. If there is no such
-    split, they are not compared, and the history says so; if --split names one, MODEL is refused. The name then means
-    MODEL; jobs that were submitted with it before keep their model.
+    the metrics with which they were published, if these are of the same split. If there is no such split, they are not
+    compared, and the history says so; with --split, MODEL is refused instead. The name then means MODEL; jobs that were
+    submitted with it before keep their model.
     """
     settings = Settings.read()
     found = _published(settings, model)
@@ -128,9 +128,7 @@ def _published(settings: Settings, text: str) -> Promotion:
         Refused: It is not the model that the result of its run names.
     """
     named = model_of(settings, text)
-    if named.folder is None:
-        raise CheckpointError(f"{named.name} has no model yet; wait for it: nightshift wait {named.name}")
-    folder = named.folder
+    folder = named.published_folder()
     if folder.name == "best" and (mismatch := model_mismatch(RunPaths(folder.parent))):
         raise Refused(mismatch)
     return Promotion(

@@ -162,6 +162,16 @@ class NamedModel:
         head = HeadConfig.read(folder / HEAD_FILE)
         return cls(name=name, folder=folder, head=head, positive=head.positive)
 
+    def published_folder(self) -> Path:
+        """Return where it is published.
+
+        Raises:
+            CheckpointError: Its run has not ended.
+        """
+        if self.folder is None:
+            raise CheckpointError(f"{self.name} has no model yet; wait for it: nightshift wait {self.name}")
+        return self.folder
+
 
 def model_of(settings: Settings, model: str) -> NamedModel:
     """Return the model that MODEL, a folder, a promoted name or a run, means.
