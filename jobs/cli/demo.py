@@ -22,6 +22,7 @@ from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo, table_cell
 from jobs.errors import Refused
+from jobs.queue.checks import checked, weights_file
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.runs.record import read_record
@@ -67,6 +68,7 @@ def demo(
 
     The demo starts an embedded Redis and a job worker on this machine, and stops them when it ends.
     """
+    weights = weights_file(weights)
     # Always on this machine, whatever the environment says.
     settings = replace(Settings.read(), redis_url=None, ray_jobs_url=None).with_storage_ready()
     with start_stack(settings) as stack:
@@ -140,7 +142,7 @@ def _plan_text(weights: str, own: bool) -> str:
 
 def _run(stack: Stack, spec: Spec) -> str:
     storage = stack.settings.storage
-    run_id = submit(stack.settings, spec, build_request())
+    run_id = submit(stack.settings, checked(stack.settings, spec), build_request())
     _print(f"Queued {run_id}")
     state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
     if state.state != "succeeded":
