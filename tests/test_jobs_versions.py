@@ -19,8 +19,9 @@ from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.queue.worker_list import VERSION_FIELD, live_workers
-from jobs.runs.outcomes import end
+from jobs.runs.outcomes import end, release_watch
 from jobs.runs.request import JobRequest, read_request
+from jobs.runs.start_forecast import start_forecast
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 from tests.test_jobs_worker_list import OURS, register
@@ -98,6 +99,33 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
         f"{paths.job} has preempt, which Nightshift {HERE} does not know; a newer version wrote it: update the job "
         "workers"
     )
+    later = state_of(settings.storage, submit(settings, FakeSpec()))
+    assert start_forecast(settings.storage, state) == state.why
+    assert start_forecast(settings.storage, later) == "next to start"
+
+
+def test_a_run_on_a_cluster_whose_request_is_newer_waits_for_another_job_worker(
+    settings: Settings, redis: Redis
+) -> None:
+    register_version(redis, OURS, HERE)
+    paths, memory = RunPaths.of(settings.storage, submit(settings, FakeSpec())), ReconcilerMemory()
+    queues.remove(redis, paths.run_id, "normal")
+    claim_run(paths, "newer-1", "a cluster")
+    release_watch(paths, "newer-1")
+    request = read_json(paths.job)
+    write_json(paths.job, {**request, "preempt": True})
+
+    with pytest.raises(NewerVersion):
+        claim_run(paths, OURS, "a cluster")
+    repairs = reconcile(settings, redis, memory)
+    write_json(paths.job, request)
+    claimed = claim_run(paths, "newer-2", "a cluster")
+
+    state = state_of(settings.storage, paths.run_id)
+    assert repairs == []
+    assert claimed is not None
+    assert claimed.already_running
+    assert (state.state, state.job_worker, state.why, state.too_new_for) == ("running", "newer-2", None, None)
 
 
 def test_a_request_without_options_of_this_version_is_read(settings: Settings) -> None:

@@ -102,7 +102,8 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
             request = read_request(paths)
         except NewerVersion as error:
             here = version("nightshift")
-            if state.state == "queued" and (state.why, state.too_new_for) != (str(error), here):
+            is_waiting = state.state == "queued" or state.needs_watcher
+            if is_waiting and (state.why, state.too_new_for) != (str(error), here):
                 write_state(paths, state.with_changes(why=str(error), too_new_for=here))
             raise
         except StorageError as error:
@@ -111,7 +112,7 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
             write_state(paths, state.with_state("failed", str(error)))
             return None
         if state.state == "running" and state.job_worker is None and state.place == place:
-            write_state(paths, state.with_changes(job_worker=job_worker))
+            write_state(paths, state.with_changes(job_worker=job_worker, why=None, too_new_for=None))
             return ClaimedRun(Lease.join(paths, state.attempt), request, already_running=True)
         if state.state != "queued":
             return None

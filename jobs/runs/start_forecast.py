@@ -18,6 +18,8 @@ MINUTES = 60  # of an hour
 
 def start_forecast(storage: Path, state: RunState) -> str:
     """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
+    if state.state == "queued" and state.too_new_for is not None:
+        return state.why or ""
     if state.state == "queued":
         return _in_the_queue(storage, state)
     if state.state != "scheduled":
@@ -51,7 +53,8 @@ def _scheduled(storage: Path, request: JobRequest) -> str:
 def _in_the_queue(storage: Path, state: RunState) -> str:
     pending = [_state(storage, run_id) for run_id in islice(run_state.pending_ids(storage), MOST_PENDING)]
     others = [one for one in pending if one is not None and one.id != state.id]
-    before = [one for one in others if one.state == "queued" and _order(one) < _order(state)]
+    queued = [one for one in others if one.state == "queued" and one.too_new_for is None]
+    before = [one for one in queued if _order(one) < _order(state)]
     running = [run_label(one) for one in others if one.state == "running"]
     parts = [f"{len(before)} queued {'run is' if len(before) == 1 else 'runs are'} before it"] if before else []
     if running:
