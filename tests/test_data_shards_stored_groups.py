@@ -10,9 +10,11 @@ from data_shards.errors import OptionError
 from data_shards.index import read_index
 from data_shards.pack.add import add
 from data_shards.pack.hidden_names import HiddenNames
+from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.pseudonyms import GROUP, key_fingerprint, pseudonym
+from data_shards.pack.stored_groups import with_stored_groups
 from tests.test_data_shards_add import new_images
 from tests.test_data_shards_pack import infos
 
@@ -146,8 +148,13 @@ def test_groups_that_cannot_be_stored_are_refused_before_anything_is_written(tmp
     [
         ("p0012", "p0012/scan-P0012.png", "{p0012}/scan-{P0012}.png"),
         ("p0012", "xp00123.png", "x{p0012}3.png"),  # long enough to be meant
-        ("12", "x12/12_1212.png", "x12/{12}_1212.png"),
-        ("12", "00000012_012.png", "{00000012}_012.png"),  # ChestX-ray14
+        ("12", "x12/12_1212.png", "x{12}/{12}_1212.png"),
+        ("12", "00000012_012.png", "{00000012}_{012}.png"),  # ChestX-ray14
+        ("012", "patient12_120.png", "patient{12}_120.png"),
+        ("p12", "P0012/patientp12b_p120.png", "{P0012}/patient{p12}b_p120.png"),
+        ("ab", "cab/scanAB1_ab.png", "cab/scan{AB}1_{ab}.png"),
+        ("王伟", "王伟胸片1.png", "{王伟}胸片1.png"),
+        ("İ-47110", "x/i̇-1/İ-47110.png", "x/i̇-1/{İ-47110}.png"),  # longer in lower case
         ("4711", "image 04711.png", "image {04711}.png"),
         ("image a.png", "a.png", "a.png"),  # an image without a group
     ],
@@ -163,7 +170,11 @@ def test_the_name_of_an_image_loses_the_identifier_of_its_group(group, name, hid
     ("text", "hidden"),
     [
         ("notes/4711.txt", "notes/{4711}.txt"),
-        ("notes/47112.txt", "notes/47112.txt"),
+        ("notes/47112.txt", "notes/{4711}2.txt"),
+        ("notes/004711.txt", "notes/{004711}.txt"),
+        ("reports/scanP-1.txt", "reports/scan{P-1}.txt"),
+        ("case99/99_scan.txt", "case{99}/{99}_scan.txt"),
+        ("case99/case98.txt", "case{99}/case{98}.txt"),
         ("P-1 (old).txt", "{P-1} (old).txt"),
         ("case99_x.txt", "case{99}_x.txt"),
     ],
@@ -181,6 +192,64 @@ def test_counts_and_lines_are_not_taken_for_identifiers():
     assert names.of_note("12 entries name no image, such as '12'") == (
         f"12 entries name no image, such as '{hashed('12')}'"
     )
+
+
+@pytest.mark.parametrize("expression", ["patient([0-9]+)", "^patient([0-9]+).*", "^patient([0-9]+).*[.]png$"])
+def test_every_match_of_the_expression_is_hidden_in_images_rows_and_notes(expression):
+    names = HiddenNames(KEY, GROUP, re.compile(expression), {"7"})
+    seven, other = hashed("7"), hashed("98")
+    hidden = f"patient{other}/patient{other}_1.png"
+    nearest = f"(nearest: patient{seven}/patient{seven}_1.png)"
+
+    row = names.of_row("t.csv line 7: patient98/patient98_1.png (nearest: patient7/patient7_1.png)")
+    note = names.of_note("7 rows, such as 'patient98/patient98_1.png' (nearest: patient7/patient7_1.png)")
+
+    assert names.of_image("patient7/patient7_2.png", "7") == f"patient{seven}/patient{seven}_2.png"
+    assert names.of_file("patient98/patient98_1.png") == hidden
+    assert row == f"t.csv line 7: {hidden} {nearest}"
+    assert note == f"7 rows, such as '{hidden}' {nearest}"
+    assert names.of_note("a note without an example") == "a note without an example"
+
+
+def stored(folder, table, **chosen):
+    """Return the scan of a source that a table labels, as it is stored."""
+    (folder.parent / "labels.csv").write_text("\n".join(table))
+    labels = LabelOptions(tables=(str(folder.parent / "labels.csv"),))
+    options = PackOptions(**{"split": "50/50/0", "group_key": key, "labels": labels, **chosen})
+    return with_stored_groups(scan_source(folder, options), options)
+
+
+def test_an_image_without_a_group_loses_the_identifiers_of_all_groups(tmp_path):
+    names = ["4711_1.png", "4711_2.png", "x4712.png", "slice3.png"]
+    table = ["file,patient,label", "4711_1.png,4711,a", "4711_2.png,,b", "x4712.png,,a", "slice3.png,4712,b"]
+
+    found = stored(new_images(tmp_path / "images", names), table)
+
+    assert [image.name for image in found.images] == [
+        f"{hashed('4711')}_1.png",
+        f"{hashed('4711')}_2.png",
+        "slice3.png",
+        f"x{hashed('4712')}.png",
+    ]
+    assert len({image.group for image in found.images}) == 4
+    assert found.renamed == 3
+
+
+def test_patients_in_a_table_of_labels_are_hidden_where_other_groups_are_chosen(tmp_path):
+    folder = new_images(tmp_path / "images", ["ann/s1.png", "bob/s2.png", "cara/s3.png", "cara/s4.png"])
+    (folder / "cara.txt").write_bytes(b"PK")
+    table = ["file,patient,label", "ann/s1.png,ann,a", "bob/s2.png,bob,b", "cara/s3.png,cara,a", "cara/s4.png,,b"]
+
+    found = stored(folder, table, group_by="s([0-9])")
+
+    ann, bob, cara = map(hashed, ("ann", "bob", "cara"))
+    assert [image.name for image in found.images] == [
+        f"{ann}/s{hashed('1')}.png",
+        f"{bob}/s{hashed('2')}.png",
+        f"{cara}/s{hashed('3')}.png",
+        f"{cara}/s{hashed('4')}.png",
+    ]
+    assert found.other_names == (f"{cara}.txt",)
 
 
 def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, source, storage, monkeypatch, capsys):

@@ -1,18 +1,16 @@
 """Replaces the identifiers of groups in names of files by keyed hashes. Pure."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+import unicodedata
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from data_shards.pack.pseudonyms import pseudonym
+from data_shards.pack.identifiers import Identifiers, Span
+from data_shards.pack.pseudonyms import own_group, pseudonym
 
-SHORT = 4  # characters; a shorter identifier is no part of a longer word
-EDGE = re.compile(r"(?<![^\W_])|(?![^\W_])")  # where a word starts or ends, and between other characters
-DIGITS = re.compile(r"[0-9]+")
 SUCH_AS = ", such as "  # before the example in a note
-
-Span = tuple[int, int]
+EXAMPLE = re.compile(r"(['\"]?)(.*?)\1(?: \(nearest: (.*)\))?", re.DOTALL)  # a cell, and the nearest name of an image
 
 
 @dataclass(frozen=True)
@@ -32,67 +30,70 @@ class HiddenNames:
     values: Collection[str]
 
     @cached_property
-    def _lengths(self) -> list[int]:
-        return sorted({len(value) for value in self.values if value})
+    def _all(self) -> Identifiers:
+        return Identifiers(self.values)
 
     def group(self, value: str) -> str:
         """Return the name of a group."""
         return pseudonym(value, self.keyword, self.key)
 
-    def of_image(self, name: str, group: str) -> str:
-        """Return the name of an image of a group without the group's identifier. Different names stay different."""
-        return self._replaced(name, [*self._by_expression(name), *_occurrences(name, group)])
+    def of_image(self, name: str, *groups: str) -> str:
+        """Return the name of an image of some groups without their identifiers. Different names stay different.
+
+        Nobody knows whose an image without a group is: its name loses the identifiers of all groups.
+        """
+        return self._hidden(name, self._all if own_group(name) in groups else Identifiers(groups))
 
     def of_file(self, name: str) -> str:
         """Return the name of another file without the identifier of any group."""
-        return self._replaced(name, [*self._by_expression(name), *self._known(name)])
+        return self._hidden(name, self._all)
 
     def of_row(self, line: str) -> str:
         """Return a line about a row of a table, `table line N: cell`, without the identifier of any group."""
         place, colon, cell = line.partition(": ")
-        return place + colon + self.of_file(cell)
+        return place + colon + self._of_example(cell)
 
     def of_note(self, note: str) -> str:
         """Return a note without the identifier of any group in its example; the counts in it are not identifiers."""
         text, such_as, example = note.partition(SUCH_AS)
-        return text + such_as + self.of_file(example)
+        return text + such_as + self._of_example(example)
 
-    def _by_expression(self, name: str) -> Iterator[Span]:
-        if self.expression and (match := self.expression.search(name)):
-            yield match.span(1 if self.expression.groups else 0)
+    def _of_example(self, example: str) -> str:
+        """Return a cell, which may be quoted, and the nearest name without identifiers: each is a name of its own."""
+        match = EXAMPLE.fullmatch(example)
+        if match is None:
+            return self.of_file(example)
+        quote, cell, nearest = match.groups()
+        found = "" if nearest is None else f" (nearest: {self.of_file(nearest)})"
+        return f"{quote}{self.of_file(cell)}{quote}{found}"
 
-    def _known(self, name: str) -> Iterator[Span]:
-        for start in (match.start() for match in EDGE.finditer(name)):
-            ends = (start + length for length in self._lengths if name[start : start + length] in self.values)
-            yield from ((start, end) for end in ends if _is_edge(name, end))
+    def _hidden(self, name: str, identifiers: Identifiers) -> str:
+        """Return a name without some identifiers, and without those that the expression finds in it, wherever they are.
+
+        The cells of tables may be in decomposed Unicode.
+        """
+        name = unicodedata.normalize("NFC", name)
+        spans = [*identifiers.spans(name), *(matched := self._by_expression(name))]
+        if matched:
+            spans += Identifiers({name[start:end] for start, end in matched}).spans(name)
+        return self._replaced(name, spans)
+
+    def _by_expression(self, name: str) -> list[Span]:
+        if self.expression is None:
+            return []
+        number = 1 if self.expression.groups else 0
+        return [match.span(number) for match in self.expression.finditer(name) if match[number]]
 
     def _replaced(self, name: str, spans: Iterable[Span]) -> str:
-        """Return a name with each span replaced by the hash of its text; of two that overlap the first counts."""
+        """Return a name with each span replaced by the hash of its text; those that overlap are one."""
+        joined: list[Span] = []
+        for start, end in sorted(spans):
+            if joined and start < joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((start, end))
         parts, done = [], 0
-        for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if done <= start < end:
-                parts += [name[done:start], self.group(name[start:end])]
-                done = end
+        for start, end in joined:
+            parts += [name[done:start], self.group(name[start:end])]
+            done = end
         return "".join([*parts, name[done:]])
-
-
-def _occurrences(name: str, group: str) -> Iterator[Span]:
-    """Yield where a name contains the identifier of its group, in upper or lower case, a number also with zeros."""
-    lower, value = name.lower(), group.lower()
-    if len(lower) != len(name):  # a character that has two in lower case
-        lower, value = name, group
-    start = lower.find(value) if value else -1
-    while start >= 0:
-        end = start + len(value)
-        if len(value) >= SHORT or (_is_edge(name, start) and _is_edge(name, end)):
-            yield start, end
-        start = lower.find(value, start + 1)
-    if DIGITS.fullmatch(group):
-        for match in DIGITS.finditer(name):
-            if len(match[0]) >= SHORT and match[0].lstrip("0") == group.lstrip("0"):
-                yield match.span()
-
-
-def _is_edge(name: str, place: int) -> bool:
-    """Whether a word starts or ends at a place in a name."""
-    return not (0 < place < len(name) and name[place - 1].isalnum() and name[place].isalnum())

@@ -18,6 +18,7 @@ from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_label_names
 from data_shards.pack.names import normalized_name
 from data_shards.pack.options import LabelOptions, PackOptions
+from data_shards.pack.pseudonyms import own_group
 from data_shards.pack.sources import (
     ImageFolder,
     SourceImage,
@@ -88,7 +89,7 @@ def scan_labelled_folder(
             split=splits[image.path],
             label=classes.label_of.get(image.path, ""),
             targets=classes.targets_of.get(image.path),
-            group=(image.group or f"image {name_below(layout.root, image.path)}") if labelled.has_groups else None,
+            group=(image.group or own_group(name_below(layout.root, image.path))) if labelled.has_groups else None,
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))
     ]

@@ -7,6 +7,11 @@ DIGITS = 20  # of 64; two patients in a billion share a name with a probability 
 GROUP = "group"  # keyword of groups from tables and file names; DICOM fields have their own
 
 
+def own_group(name: str) -> str:
+    """Return the group of an image that has none where others have one: the image alone."""
+    return f"image {name}"
+
+
 def pseudonym(value: str, keyword: str, key: str) -> str:
     """Return a name that stands for an identifier and cannot be turned back without the key.
 

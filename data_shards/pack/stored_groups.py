@@ -51,17 +51,21 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder
         SourceError: The table of groups cannot be used, or an image has no group.
     """
     found = _groups(folder, options)
-    images = [replace(image, group=found.of_image.get(image.name)) for image in folder.images]
+    groups = [found.of_image.get(image.name) for image in folder.images]
     if options.plain_groups or not found.of_image:
-        return replace(folder, images=tuple(images))
+        images = zip(folder.images, groups, strict=True)
+        return replace(folder, images=tuple(replace(image, group=group) for image, group in images))
     key = group_key_of(options)
     keyword = str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
-    hidden = HiddenNames(key, keyword, found.expression, found.values)
-    stored = tuple(_stored(image, image.group, hidden) if image.group else image for image in images)
+    hidden = HiddenNames(key, keyword, found.expression, found.values | folder.other_groups)
+    stored = tuple(
+        replace(image, name=_hidden_name(image, group, hidden, options), group=group and hidden.group(group))
+        for image, group in zip(folder.images, groups, strict=True)
+    )
     return replace(
         _with_hidden_lists(folder, hidden),
         images=stored,
-        renamed=sum(after.name != before.name for after, before in zip(stored, images, strict=True)),
+        renamed=sum(after.name != before.name for after, before in zip(stored, folder.images, strict=True)),
         group_key=key_fingerprint(key),
         other_groups=frozenset(),
     )
@@ -71,11 +75,14 @@ def _groups(folder: ImageFolder, options: PackOptions) -> NamedGroups:
     if options.group_by and not options.groups_in_headers:
         return groups_of([image.name for image in folder.images], options.group_by)
     of_image = {image.name: image.group for image in folder.images if image.group is not None}
-    return NamedGroups(of_image=of_image, values=folder.other_groups.union(of_image.values()), expression=None)
+    return NamedGroups(of_image=of_image, values=frozenset(of_image.values()), expression=None)
 
 
-def _stored(image: SourceImage, group: str, hidden: HiddenNames) -> SourceImage:
-    return replace(image, name=hidden.of_image(image.name, group), group=hidden.group(group))
+def _hidden_name(image: SourceImage, group: str | None, hidden: HiddenNames, options: PackOptions) -> str:
+    """Return the name of an image without the identifiers of its group, and of that in the tables of labels."""
+    if options.labels and options.groups_in_headers:  # which have taken the place of the latter
+        return hidden.of_file(image.name)
+    return hidden.of_image(image.name, *filter(None, (group, image.group)))
 
 
 def _with_hidden_lists(folder: ImageFolder, hidden: HiddenNames) -> ImageFolder:
