@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import unicodedata
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data_shards.dicom.header import read_header
 from data_shards.errors import BadImage, LeakageError, OptionError, SourceError
 from data_shards.index import read_index
 from data_shards.pack.add import add
+from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import REPORT_NAME, pack
 from data_shards.pack.pseudonyms import key_fingerprint, pseudonym
@@ -74,6 +76,18 @@ def test_the_films_of_a_patient_stay_in_one_split_under_a_name_that_does_not_tel
     assert {group for _, _, group in found} == {
         pseudonym(f"{name}-{n}", "PatientID", KEY) for name in ("covid", "normal") for n in range(6)
     }
+
+
+def test_a_patient_in_composed_and_decomposed_unicode_is_one_group(tmp_path):
+    utf8 = {"SpecificCharacterSet": "ISO_IR 192"}
+    for seed, (name, form) in enumerate((c, f) for c in "ab" for f in ("NFC", "NFD")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        patient = unicodedata.normalize(form, "José")
+        (tmp_path / name / f"{form}.dcm").write_bytes(film(seed, PatientID=patient, **utf8))
+
+    found = scan_source(tmp_path, PackOptions(split="50/50/0", processes=1, group_by=PATIENTS))
+
+    assert {image.group for image in found.images} == {unicodedata.normalize("NFC", "José")}
 
 
 def test_the_index_has_a_fingerprint_of_the_key_and_not_the_key(tmp_path):

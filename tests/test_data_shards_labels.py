@@ -490,6 +490,14 @@ def test_groups_come_from_a_column_and_an_image_without_one_is_alone(tmp_path):
     assert {image.group for image in scanned(folder, "t.csv", group_column="none").images} == {None}
 
 
+def test_a_group_in_composed_and_decomposed_unicode_is_one(tmp_path):
+    spellings = [unicodedata.normalize(form, "José") for form in ("NFC", "NFD")]
+    rows = ["image,label,patient_id", *(f"{n},{label},{one}" for one in spellings for n, label in ("ax", "by"))]
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)
+
+    assert {image.group for image in scanned(folder, "t.csv").images} == {spellings[0]}
+
+
 def test_an_image_with_two_groups_is_refused_without_their_names(tmp_path):
     rows = ["image,label,patient_id", "a,x,Smith", "a,x,Jones", "b,y,Lee"]
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)

@@ -7,13 +7,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.errors import LeakageError, SourceError
-from data_shards.pack.groups import groups_of
+from data_shards.pack.add_splits import check_groups
+from data_shards.pack.groups import groups_in_table, groups_of
+from data_shards.pack.image_records import ImageRecord
+from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.split import LabeledImage, merge_groups, parse_shares, stratified_group_split
-from tests.datasets import encoded, image_folder
+from tests.datasets import encoded, image_folder, index_of
 
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "José") for form in ("NFC", "NFD"))
 SHARES = (0.7, 0.15, 0.15)
 SPLITS = {"train/covid": 4, "train/normal": 4, "test/covid": 2, "test/normal": 2}
 
@@ -113,6 +117,28 @@ def test_groups_come_from_a_table_as_programs_write_it(tmp_path, text):
     found = groups_of(["Müller/é1.jpg", "normal/2.jpg"], str(table)).of_image
 
     assert found == {"Müller/é1.jpg": "1", "normal/2.jpg": "2"}
+
+
+def test_a_patient_in_composed_and_decomposed_unicode_is_one_group(tmp_path):
+    table = tmp_path / "patients.csv"
+    table.write_text(f"file,group\na.png,{COMPOSED}\nb.png,{DECOMPOSED}\na.png,{DECOMPOSED}\n")
+
+    found = groups_of(["a.png", "b.png"], str(table))
+
+    assert found.of_image == {"a.png": COMPOSED, "b.png": COMPOSED}
+    assert found.values == {COMPOSED}
+    assert groups_in_table(str(table), None) == [COMPOSED]
+
+
+def test_a_new_image_of_a_group_that_is_stored_in_decomposed_unicode_may_not_go_to_another_split():
+    shard = index_of([1]).shards[0]
+    record = ImageRecord(
+        source="old.png", group=DECOMPOSED, label=0, width=9, height=9, sha256="", stored_sha256="", phash=""
+    )
+    known = KnownImages(records=((shard, [record]),), hashed=0, damaged=())
+
+    with pytest.raises(LeakageError, match=rf"{COMPOSED} is in test \(new.png\) and train \(old.png\)"):
+        check_groups({"new.png": COMPOSED}, {"new.png": "test"}, known, allow_leakage=False)
 
 
 def test_an_image_that_the_csv_leaves_out_is_not_given_the_group_of_its_namesake(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import pytest
 
@@ -270,6 +271,7 @@ def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, so
     named = say("group-names", "CANARY-0", "CANARY-5")
     of_table = say("group-names", "--table", tmp_path / "table.csv")
     (tmp_path / "gaps.csv").write_text("number\n4711.0\n\n12.0\n")
+    forms = {say("group-names", unicodedata.normalize(form, "José"))[1] for form in ("NFC", "NFD")}
     spelled = say("group-names", "--table", tmp_path / "gaps.csv", "--column", "Number", "--json")
     wrong = [say("group-names"), say("group-names", "--table", "absent.csv"), say("group-names", "1", "--column", "a")]
     (storage / KEY_FILE).rename(tmp_path / "elsewhere")
@@ -284,6 +286,7 @@ def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, so
     assert {line[0] for line in lines[1:]} < {info["group"] for info in infos(shards)}
     assert {info["group"] for info in infos(shards)} < {line.split(",")[0] for line in of_table[1].splitlines()}
     assert [row["group"] for row in json.loads(spelled[1])] == ["4711", "12"]
+    assert len(forms) == 1
     assert [code for code, *_ in wrong] == [2, 2, 2]
     assert refused[0] == 2
     assert "this storage has no group.key" in refused[2]

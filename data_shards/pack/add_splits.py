@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from data_shards.errors import LeakageError
 from data_shards.index import SPLITS
 from data_shards.pack.known_images import KnownImages
+from data_shards.pack.labels.cells import group_spelling
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, find_near_duplicates
 from data_shards.pack.split import LabeledImage, Stratum, groups_in_two, merge_groups, parse_shares, place_groups
 
@@ -117,7 +118,7 @@ def _group_splits(known: KnownImages) -> dict[str, dict[str, str]]:
     splits: dict[str, dict[str, str]] = {}
     for split, record in known:
         if record.group:
-            splits.setdefault(record.group, {}).setdefault(split, record.source)
+            splits.setdefault(group_spelling(record.group), {}).setdefault(split, record.source)
     return splits
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.errors import BadImage, OptionError, SourceError
+from data_shards.pack.labels.cells import group_spelling
 from data_shards.pack.options import DICOM_PREFIX, GROUP_FIELDS, PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
 from data_shards.process_pool import map_in_processes, process_count
@@ -55,9 +56,11 @@ def with_header_facts(folder: ImageFolder, options: PackOptions) -> ImageFolder:
     found = [(image, header) for image, header, take in zip(folder.images, headers, taken, strict=True) if take]
     images = [image for image, _ in found]
     if group_field:
-        images = _grouped([(image, header[group_field]) for image, header in found], group_field, options)
+        images = _grouped(
+            [(image, group_spelling(header[group_field])) for image, header in found], group_field, options
+        )
     left = [(image, header) for image, header, take in zip(folder.images, headers, taken, strict=True) if not take]
-    groups = {header[group_field] if group_field else image.group or "" for image, header in left}
+    groups = {group_spelling(header[group_field]) if group_field else image.group or "" for image, header in left}
     return replace(
         folder,
         images=tuple(images),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.cells import is_missing, whole_numbers
+from data_shards.pack.labels.cells import group_in_cell, whole_numbers
 from data_shards.pack.labels.column_matching import match_cells
 from data_shards.pack.labels.columns import (
     GROUP_NAMES,
@@ -97,7 +97,7 @@ def groups_in_table(file: str, column: str | None) -> list[str]:
     position = usual[0] if column is None else position_of(table.columns, column, "--column", file)
     cells = table.column(position)
     numbers = whole_numbers(cells)
-    return list(dict.fromkeys(numbers.get(cell, cell) for cell in cells if not is_missing(cell)))
+    return list(dict.fromkeys(group for cell in cells if (group := group_in_cell(cell, numbers))))
 
 
 def _table(file: str, option: str) -> Table:
@@ -116,17 +116,17 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
     image, group = _columns(table, matcher)
     cells = table.column(group)
     numbers = whole_numbers(cells)
-    values = frozenset(numbers.get(cell, cell) for cell in cells if not is_missing(cell))
+    given = [group_in_cell(cell, numbers) for cell in cells]
     exact: dict[str, dict[str, int]] = defaultdict(dict)
     others: dict[str, dict[str, int]] = defaultdict(dict)
     named = table.column(image)
     images = match_cells(named, [matcher]).images
-    for number, (cell, found, matched) in enumerate(zip(named, cells, images, strict=True)):
-        if is_missing(found):
+    for number, (cell, found, matched) in enumerate(zip(named, given, images, strict=True)):
+        if found is None:
             continue
         for name in matched.images if isinstance(matched, Ambiguous) else [matched] if matched else []:
             rows = exact if name == normalized_name(cell).removeprefix("./") else others
-            rows[name].setdefault(numbers.get(found, found), number)
+            rows[name].setdefault(found, number)
 
     def find(name: str) -> str | None:
         groups = exact.get(name) or others.get(name, {})
@@ -135,7 +135,7 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
             raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
         return next(iter(groups), None)
 
-    return find, values
+    return find, frozenset(filter(None, given))
 
 
 def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:

@@ -82,6 +82,7 @@ def group_names(
     STORAGE/group.key.
     """
     from data_shards.pack.groups import groups_in_table  # noqa: PLC0415
+    from data_shards.pack.labels.cells import group_spelling  # noqa: PLC0415
 
     if bool(groups) == bool(table) or (column and not table):
         raise click.UsageError("give GROUPS, or a table with --table TABLE and its --column")
@@ -92,7 +93,7 @@ def group_names(
             f"{storage} has no group.key; set NIGHTSHIFT_STORAGE to the storage that the data set was packed with"
         )
     keyword = group_by.removeprefix(DICOM_PREFIX) if group_by else GROUP
-    values = groups_in_table(table, column) if table else groups
+    values = groups_in_table(table, column) if table else map(group_spelling, groups)
     named = [(pseudonym(value, keyword, key), value) for value in values]
     if as_json:
         click.echo(json.dumps([{"name": name, "group": value} for name, value in named], indent=2))

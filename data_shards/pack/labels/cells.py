@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from data_shards.targets import ABSENT, PRESENT, UNKNOWN
 
@@ -33,6 +33,16 @@ def loose(name: str) -> str:
 def normalized_label(label: str) -> str:
     """Return a label in composed Unicode, as the names of class folders are."""
     return unicodedata.normalize("NFC", label)
+
+
+def group_spelling(group: str) -> str:
+    """Return a group as it is compared with others, wherever it was read: one in composed and decomposed Unicode."""
+    return unicodedata.normalize("NFC", group)
+
+
+def group_in_cell(cell: str, numbers: Mapping[str, str]) -> str | None:
+    """Return the group that a cell names, None if it names none; `numbers` are the whole numbers of the column."""
+    return None if is_missing(cell) else group_spelling(numbers.get(cell, cell))
 
 
 def is_list(cell: str) -> bool:

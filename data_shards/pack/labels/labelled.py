@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import SourceError
-from data_shards.pack.labels.cells import is_missing, whole_numbers
+from data_shards.pack.labels.cells import group_in_cell, is_missing, whole_numbers
 from data_shards.pack.labels.chosen_columns import ChosenColumns, choose_columns, read_tables
 from data_shards.pack.labels.column_matching import SourceImages
 from data_shards.pack.labels.columns import listed
@@ -214,7 +214,7 @@ class _ReadTable:
     def _group_spelling(self) -> Callable[[str], str | None]:
         position = self.columns.group
         numbers = whole_numbers(self.rows.column(position)) if position is not None else {}
-        return lambda cell: None if is_missing(cell) else numbers.get(cell, cell)
+        return lambda cell: group_in_cell(cell, numbers)
 
     def _notes(self, labels: LabelOptions) -> list[str]:
         names, columns = self.rows.columns, self.columns
