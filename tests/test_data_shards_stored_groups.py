@@ -253,6 +253,19 @@ def test_patients_in_a_table_of_labels_are_hidden_where_other_groups_are_chosen(
     assert found.other_names == (f"{cara}.txt",)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_rows_of_groups_that_match_by_file_name_alone_are_counted_in_a_note(tmp_path, plain):
+    folder = new_images(tmp_path / "images", ["a/1.png", "b/2.png"])
+    table = tmp_path / "patients.csv"
+    table.write_text("file,group\na/1.png,ann\nold/2.png,bob\n")
+    options = PackOptions(split="50/50/0", group_by=str(table), group_key=key, plain_groups=plain)
+
+    found = with_stored_groups(scan_source(folder, options), options)
+
+    assert found.labels.notes == (f"{table}: 1 of 2 rows match by file name alone; their folders differ",)
+    assert [image.group for image in found.images] == (["ann", "bob"] if plain else [hashed("ann"), hashed("bob")])
+
+
 def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, source, storage, monkeypatch, capsys):
     from jobs.__main__ import main  # noqa: PLC0415
 

@@ -38,11 +38,13 @@ class NamedGroups:
         of_image: Group of each image by its name.
         values: All groups, those of rows without an image too.
         expression: The expression that finds the group in a name; None for a table.
+        notes: What was assumed.
     """
 
     of_image: dict[str, str]
     values: frozenset[str]
     expression: re.Pattern[str] | None
+    notes: tuple[str, ...] = ()
 
 
 def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
@@ -57,9 +59,9 @@ def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
         OptionError: The expression is invalid, or there is no such table.
         SourceError: The table is invalid, or an image has no group.
     """
-    expression, values = None, frozenset[str]()
+    expression, values, notes = None, frozenset[str](), tuple[str, ...]()
     if is_table(group_by):
-        find, values = _by_table(group_by, names)
+        find, values, notes = _by_table(group_by, names)
     else:
         expression = _expression(group_by)
         find = _by_expression(expression)
@@ -71,7 +73,7 @@ def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
             f"such as {', '.join(missing[:SHOWN])}; name each of them"
         )
     of_image = {name: str(group) for name, group in groups.items()}
-    return NamedGroups(of_image=of_image, values=values.union(of_image.values()), expression=expression)
+    return NamedGroups(of_image=of_image, values=values.union(of_image.values()), expression=expression, notes=notes)
 
 
 def is_table(group_by: str) -> bool:
@@ -106,10 +108,10 @@ def _table(file: str, option: str) -> Table:
     return read_table(Path(file), file, lambda _: True)
 
 
-def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
+def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str], tuple[str, ...]]:
     """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree.
 
-    The second value is all groups of the table.
+    The other values are all groups of the table, and notes.
     """
     matcher = ImageMatcher(names)
     table = _table(file, "--group-by")
@@ -120,8 +122,8 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
     exact: dict[str, dict[str, int]] = defaultdict(dict)
     others: dict[str, dict[str, int]] = defaultdict(dict)
     named = table.column(image)
-    images = match_cells(named, [matcher]).images
-    for number, (cell, found, matched) in enumerate(zip(named, given, images, strict=True)):
+    matches = match_cells(named, [matcher])
+    for number, (cell, found, matched) in enumerate(zip(named, given, matches.images, strict=True)):
         if found is None:
             continue
         for name in matched.images if isinstance(matched, Ambiguous) else [matched] if matched else []:
@@ -135,7 +137,9 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str]]:
             raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
         return next(iter(groups), None)
 
-    return find, frozenset(filter(None, given))
+    count = len(matches.by_name)
+    by_name = f"{file}: {count} of {len(named)} rows match by file name alone; their folders differ"
+    return find, frozenset(filter(None, given)), (by_name,) if count else ()
 
 
 def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:

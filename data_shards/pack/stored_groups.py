@@ -51,6 +51,8 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder
         SourceError: The table of groups cannot be used, or an image has no group.
     """
     found = _groups(folder, options)
+    if found.notes:
+        folder = replace(folder, labels=(folder.labels or LabelReport()).with_notes(found.notes))
     groups = [found.of_image.get(image.name) for image in folder.images]
     if options.plain_groups or not found.of_image:
         images = zip(folder.images, groups, strict=True)
