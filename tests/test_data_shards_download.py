@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -557,6 +558,23 @@ def test_a_file_that_is_pruned_between_its_download_and_its_use_is_downloaded_ag
     assert fetch(f"{web.url}/chest.zip")[1] == ZIP
     assert removed[0] > len(ZIP)
     assert len(web.requests) == 2
+
+
+def test_no_lock_is_held_while_another_is_asked_for(web, fetch, monkeypatch):
+    flock, held = fcntl.flock, set()
+
+    def as_on_nfs(file, operation):
+        if operation & fcntl.LOCK_UN:
+            held.discard(file)
+        elif file in held:
+            raise OSError(errno.EDEADLK, "another holder of LOCK_SH asks for LOCK_EX too")
+        else:
+            held.add(file)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", as_on_nfs)
+
+    assert fetch(f"{web.url}/chest.zip")[1] == ZIP
 
 
 def test_the_sha256_of_a_download_is_computed_once(web, fetch, monkeypatch):

@@ -114,6 +114,7 @@ class _Entry:
         with self.folder.with_name(f"{self.folder.name}.lock").open("a+") as file:  # LOCK_SH on NFS needs reading
 
             def take(operation: int) -> None:
+                fcntl.flock(file, fcntl.LOCK_UN)  # NFS would keep LOCK_SH: two that ask for LOCK_EX wait for each other
                 try:
                     fcntl.flock(file, operation | fcntl.LOCK_NB)
                 except BlockingIOError:
