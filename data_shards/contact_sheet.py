@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_shards.atomic import write_text_atomic
 from data_shards.index import ShardIndex, overview
-from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
+from data_shards.samples import Extent, read_square
 from data_shards.tar_index import key_of
 from data_shards.targets import positions_of
 

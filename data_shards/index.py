@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -141,6 +142,16 @@ class ShardIndex(BaseModel):
     def of_split(self, split: str) -> tuple[Shard, ...]:
         """The shards of a split in their order; `train+valid` gives those of train, then those of valid."""
         return tuple(shard for name in split.split(BOTH) for shard in self.shards if shard.split == name)
+
+    @property
+    def first_ids(self) -> dict[str, int]:
+        """Id in its split of the first sample of each shard, by the shard's name."""
+        seen: Counter[str] = Counter()
+        first = {}
+        for shard in self.shards:
+            first[shard.name] = seen[shard.split]
+            seen[shard.split] += shard.samples
+        return first
 
     @property
     def longest_shard(self) -> int:

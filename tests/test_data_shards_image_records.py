@@ -1,4 +1,5 @@
 import gzip
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -6,7 +7,7 @@ from PIL import Image
 from data_shards.errors import DamagedShard
 from data_shards.pack.image_records import PATTERN, read_records
 from data_shards.pack.known_images import known_images
-from tests.datasets import packed
+from tests.datasets import packed, sample_members, untrusted
 from tests.test_data_shards_pack import infos
 
 COUNTS = {"train/a": 5, "train/b": 4, "test/a": 2}
@@ -105,6 +106,26 @@ def test_a_damaged_image_without_a_record_names_its_shard_and_the_cure(data_set)
 
     with pytest.raises(DamagedShard, match=index.shards[0].name):
         known_images(shards, index, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"label": "x"}, "train-00000.tar: sample 00000000 has the label 'x', outside the 2 classes; pack again"),
+        ({"label": "2"}, "train-00000.tar: sample 00000000 has the label '2', outside the 2 classes; pack again"),
+        ({"info": b"{"}, "train-00000.tar: sample 00000000: its json cannot be read .*; pack again"),
+        ({"info": b"[]"}, "train-00000.tar: sample 00000000: its json is not an object; pack again"),
+        ({"info": b'{"width": null}'}, "00000000: the width or height in its json is no number; pack again"),
+        ({"info": b'{"height": "high"}'}, "00000000: the width or height in its json is no number; pack again"),
+    ],
+)
+def test_a_sample_that_another_program_wrote_names_its_shard_and_its_fault(tmp_path, change, fault):
+    (label, text), (info, data), image = sample_members(0)
+    changed = [(label, change.get("label", "").encode() or text), (info, change.get("info", data)), image]
+    location, index = untrusted(tmp_path / "shards", changed, samples=1)
+
+    with pytest.raises(DamagedShard, match=fault):
+        known_images(Path(location), index, processes=1)
 
 
 def test_the_shards_without_records_are_read_by_several_processes_without_the_index(data_set):

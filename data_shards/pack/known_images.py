@@ -1,13 +1,10 @@
 """The images that a data set has already: from their records, or else from the shards themselves."""
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -18,8 +15,8 @@ from data_shards.pack.image_records import ImageRecord, read_records, shards_wit
 from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.pixels import MAX_PACKED_MEGAPIXELS, decode_pixels, open_image
 from data_shards.process_pool import map_in_processes, process_count
-from data_shards.tar_index import find_byte_fault, key_of, read_table
-from data_shards.targets import Targets, parse_targets
+from data_shards.samples import Extent, StoredSample, read_sample
+from data_shards.tar_index import find_byte_fault, read_table
 
 IMAGES_PER_PROCESS = 500  # fewer are hashed in this process sooner than a new one starts
 
@@ -84,9 +81,8 @@ def _records_from(
     on_progress(0, total)
     processes = processes or process_count(total, per_process=IMAGES_PER_PROCESS)
     found: dict[int, list[ImageRecord]] = {}
-    labels_of = len(index.classes) if index.multi_label else None
-    first = _first_samples(index)
-    tasks = [(str(folder), shard, first[shard.name], labels_of) for shard in shards]
+    first, described = index.first_ids, index.model_copy(update={"shards": (), "history": ()})  # every task has a copy
+    tasks = [(str(folder), shard, first[shard.name], described) for shard in shards]
     for number, records in map_in_processes(records_of_shard, tasks, processes=processes):
         found[number] = records
         done += len(records)
@@ -94,67 +90,43 @@ def _records_from(
     return [(shard, found[number]) for number, shard in enumerate(shards)]
 
 
-def _first_samples(index: ShardIndex) -> dict[str, int]:
-    """Return the id in its split of the first sample of each shard, by the shard's name."""
-    counts: Counter[str] = Counter()
-    first = {}
-    for shard in index.shards:
-        first[shard.name] = counts[shard.split]
-        counts[shard.split] += shard.samples
-    return first
-
-
-def records_of_shard(location: str, shard: Shard, first: int, labels: int | None) -> list[ImageRecord]:
+def records_of_shard(location: str, shard: Shard, first: int, index: ShardIndex) -> list[ImageRecord]:
     """Return the records of a shard's images, made from the shard.
 
     Args:
         location: Folder of the data set.
         shard: The shard as the index describes it.
         first: Id of its first sample in its split.
-        labels: Number of labels of a multi-label data set, else None.
+        index: The index of the data set; its shards are not used.
 
     Raises:
-        DamagedShard: The shard differs from the index, or one of its images cannot be decoded.
+        DamagedShard: The shard differs from the index, or one of its samples cannot be read or decoded.
     """
     path = shard_path(location, shard.name)
     if fault := find_byte_fault(path, shard):
         raise DamagedShard(f"{fault}; copy it again, or pack the data set again")
     table = read_table(path, shard, first=first)
-    with path.open("rb") as file:
-        return [
-            _record(_members(file, edges), labels, f"{shard.name}: sample {key_of(number)}")
-            for number, edges in enumerate(table.extents.tolist(), table.first)
-        ]
+    extents = [
+        Extent(shard.name, path, number, tuple(edges)) for number, edges in enumerate(table.extents.tolist(), first)
+    ]
+    return [_record(read_sample(extent, index=index), extent.where) for extent in extents]
 
 
-def _members(file: BinaryIO, edges: Sequence[int]) -> list[bytes]:
-    """Return label, image and json of a sample."""
-    members = []
-    for start, size in zip(edges[0::2], edges[1::2], strict=True):
-        file.seek(start)
-        members.append(file.read(size))
-    return members
-
-
-def _record(members: Sequence[bytes], labels: int | None, where: str) -> ImageRecord:
-    label, image, info = members[0].decode("ascii", "replace"), members[1], json.loads(members[2])
+def _record(sample: StoredSample, where: str) -> ImageRecord:
+    try:
+        width, height = int(sample.info.get("width", 0)), int(sample.info.get("height", 0))
+    except (TypeError, ValueError) as error:
+        raise DamagedShard(f"{where}: the width or height in its json is no number; pack again") from error
     return ImageRecord(
-        source=str(info.get("source", "")),
-        group=str(info.get("group", "")),
-        label=int(label) if labels is None else _targets(label, labels, where),
-        width=int(info.get("width", 0)),
-        height=int(info.get("height", 0)),
+        source=str(sample.info.get("source", "")),
+        group=str(sample.info.get("group", "")),
+        label=sample.label,
+        width=width,
+        height=height,
         sha256="",
-        stored_sha256=hashlib.sha256(image).hexdigest(),
-        phash=perceptual_hash(_decoded(image, where)),
+        stored_sha256=hashlib.sha256(sample.image).hexdigest(),
+        phash=perceptual_hash(_decoded(sample.image, where)),
     )
-
-
-def _targets(text: str, labels: int, where: str) -> Targets:
-    found = parse_targets(text, labels)
-    if found is None:
-        raise DamagedShard(f"{where} has the targets {text!r}, not {labels} of 1, 0 and -1; pack again")
-    return found
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:

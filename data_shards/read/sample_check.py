@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_shards.errors import DamagedShard
 from data_shards.index import Shard, ShardIndex
-from data_shards.read.samples import Extent, read_square
+from data_shards.samples import Extent, read_square
 from data_shards.tar_index import key_of, read_table
 from data_shards.targets import Label, count_labels
 

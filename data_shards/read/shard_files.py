@@ -36,7 +36,7 @@ class ShardFiles:
     firsts: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "firsts", dict(_first_ids(self.index)))
+        object.__setattr__(self, "firsts", self.index.first_ids)
 
     @property
     def is_local(self) -> bool:
@@ -139,11 +139,3 @@ def tables_ahead(files: ShardFiles, shards: Sequence[Shard]) -> Iterator[Callabl
         finally:
             for future in started:
                 future.cancel()
-
-
-def _first_ids(index: ShardIndex) -> Iterator[tuple[str, int]]:
-    for split in index.splits:
-        first = 0
-        for shard in index.of_split(split):
-            yield shard.name, first
-            first += shard.samples

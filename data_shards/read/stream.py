@@ -14,9 +14,9 @@ from data_shards.errors import PlanError, RemoteError, ShardError
 from data_shards.index import Shard, ShardIndex
 from data_shards.pixels import Pixels
 from data_shards.plan import EpochPlan, Ids
-from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles, tables_ahead
+from data_shards.samples import Extent, StoredSample, read_square
 from data_shards.tar_index import SampleTable
 
 PREFETCH_BATCHES = 4  # per loader worker: enough to hide a slow file, few enough for /dev/shm

@@ -19,9 +19,9 @@ from data_shards.index import ShardIndex, read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
 from data_shards.plan import EpochPlan
-from data_shards.read.samples import Extent, read_square
 from data_shards.read.shard_files import ShardFiles
 from data_shards.read.stream import open_batches
+from data_shards.samples import Extent, read_square
 from tests.bench.data import XRAYS, require_xrays
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.bench.peers.loader import image_folder_batches, webdataset_batches

@@ -11,9 +11,9 @@ from PIL import Image
 from data_shards.index import ShardIndex
 from data_shards.pack.near_duplicates import perceptual_hash
 from data_shards.process_pool import map_in_processes, process_count
-from data_shards.read.samples import Extent, StoredSample, read_square
 from data_shards.read.shard_cache import default_cache
 from data_shards.read.shard_files import ShardFiles
+from data_shards.samples import Extent, StoredSample, read_square
 from data_shards.tar_index import key_of
 
 Features = NDArray[np.float32]
