@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,14 @@ def test_the_queued_run_and_its_entry_are_taken(old: Settings, redis: Redis) -> 
     assert read_state(paths).notify == "http://127.0.0.1:9/x"
 
 
-def test_the_schedule_submits_its_next_run(old: Settings) -> None:
+def test_the_schedule_submits_its_next_run(old: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     [schedule] = schedules.schedules(old)
-    run_ids = schedules.submit_due(old)
+    noon_of_the_next_day = datetime.combine(schedule.served.date() + timedelta(days=1), time(12), UTC)
+    monkeypatch.setattr(schedules, "local_now", lambda _: noon_of_the_next_day)
 
+    [run_id] = schedules.submit_due(old)
+
+    state = read_state(RunPaths.of(old.storage, run_id))
     assert (schedule.name, schedule.cron) == ("nightly", "0 20 * * *")
-    assert [read_state(RunPaths.of(old.storage, run_id)).state for run_id in run_ids] in ([], ["queued"])
+    assert (state.name, state.state) == (f"nightly-{schedule.served:%Y%m%d}-2000", "queued")
+    assert schedules.submit_due(old) == []
