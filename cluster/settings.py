@@ -1,7 +1,6 @@
 """Settings of this machine, read from environment variables. Only this file reads them."""
 
 import os
-import pwd
 import re
 import secrets
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.access import denial, is_writable, why_not
+from cluster.access import denial, is_writable, user_name, why_not
 from cluster.errors import SettingsError, StorageError
 from cluster.lease import DEAD_AFTER_SECONDS
 
@@ -114,12 +113,7 @@ class Settings:
     @property
     def owner(self) -> str:
         """Who submits runs: `NIGHTSHIFT_USER`, else the user of the system."""
-        if self.user is not None:
-            return self.user
-        try:
-            return pwd.getpwuid(os.getuid()).pw_name
-        except KeyError:  # a container without an entry for its user
-            return str(os.getuid())
+        return user_name(os.getuid()) if self.user is None else self.user
 
     @property
     def runs(self) -> Path:
