@@ -127,14 +127,22 @@ def test_an_add_without_the_key_of_the_data_set_is_refused_before_anything_is_wr
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"group_by": "(.)/"}, r"--group-by \(.\)/ needs a key"),
+        (
+            {"group_by": "(.)/"},
+            r"--group-by \(.\)/ needs a key for the hashes that replace identifiers, and PackOptions.group_key gives "
+            "none; give one, or store groups as they are with --plain-groups$",
+        ),
+        ({"group_by": "dicom:PatientID", "group_key": lambda: ""}, "PatientID needs a key .* gives none; give one$"),
         (
             {"group_by": "dicom:PatientID", "group_key": key, "plain_groups": True},
             "--plain-groups with --group-by dicom",
         ),
         ({"group_by": "(", "group_key": key}, "'\\(' is neither a table nor a valid regular expression .* character 1"),
         ({"group_by": "patients.tsv", "group_key": key}, "patients.tsv: there is no such file"),
-        ({"labels": LabelOptions(tables=("../table.csv",), label_column="class", allow_unmatched=True)}, "needs a key"),
+        (
+            {"labels": LabelOptions(tables=("../table.csv",), label_column="class", allow_unmatched=True)},
+            "the column of groups in the tables needs a key",
+        ),
     ],
 )
 def test_groups_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, source, options, text):

@@ -34,8 +34,11 @@ def group_key_of(options: PackOptions) -> str:
     """
     key = options.group_key() if options.group_key else None
     if not key:
+        groups = f"--group-by {options.group_by}" if options.group_by else "the column of groups in the tables"
+        plain = "" if options.groups_in_headers else ", or store groups as they are with --plain-groups"
         raise OptionError(
-            f"--group-by {options.group_by or '(column)'} needs a key (group_key) that keeps identifiers secret"
+            f"{groups} needs a key for the hashes that replace identifiers, and PackOptions.group_key gives none; "
+            f"give one{plain}"
         )
     return key
 
