@@ -159,6 +159,7 @@ def test_groups_that_cannot_be_stored_are_refused_before_anything_is_written(tmp
         ("p0012", "xp00123.png", "x{p0012}3.png"),  # long enough to be meant
         ("12", "x12/12_1212.png", "x{12}/{12}_1212.png"),
         ("12", "00000012_012.png", "{00000012}_{012}.png"),  # ChestX-ray14
+        ("2", "2/film2.jp2", "{2}/film{2}.jp2"),
         ("012", "patient12_120.png", "patient{12}_120.png"),
         ("p12", "P0012/patientp12b_p120.png", "{P0012}/patient{p12}b_p120.png"),
         ("ab", "cab/scanAB1_ab.png", "cab/scan{AB}1_{ab}.png"),
@@ -183,6 +184,9 @@ def test_the_name_of_an_image_loses_the_identifier_of_its_group(group, name, hid
         ("notes/004711.txt", "notes/{004711}.txt"),
         ("reports/scanP-1.txt", "reports/scan{P-1}.txt"),
         ("case99/99_scan.txt", "case{99}/{99}_scan.txt"),
+        ("P-1/P-1.001", "{P-1}/{P-1}.001"),
+        ("x.7z/case7.7z", "x.{7}z/case{7}.7z"),
+        ("x/scan.4711", "x/scan.{4711}"),
         ("case99/case98.txt", "case{99}/case{98}.txt"),
         ("P-1 (old).txt", "{P-1} (old).txt"),
         ("case99_x.txt", "case{99}_x.txt"),

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from data_shards.pack.identifiers import Identifiers, Span
+from data_shards.pack.names import ARCHIVE_ENDINGS
+from data_shards.pack.other_files import CONTAINER_ENDINGS, UNREAD_ENDINGS
 from data_shards.pack.pseudonyms import own_group, pseudonym
+from data_shards.pixels import IMAGE_SUFFIXES
 
 SUCH_AS = ", such as "  # before the example in a note
 EXAMPLE = re.compile(r"(['\"]?)(.*?)\1(?: \(nearest: (.*)\))?", re.DOTALL)  # a cell, and the nearest name of an image
+
+KNOWN_ENDINGS = (*IMAGE_SUFFIXES, *UNREAD_ENDINGS, *CONTAINER_ENDINGS, *ARCHIVE_ENDINGS, ".mp4")
+# What follows the last dot of a name and says its format: no patient, but 001 may be one.
+FORMATS = frozenset(ending.rpartition(".")[2] for ending in KNOWN_ENDINGS) - {"001"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class HiddenNames:
         spans = [*identifiers.spans(name), *(matched := self._by_expression(name))]
         if matched:
             spans += Identifiers({name[start:end] for start, end in matched}).spans(name)
-        return self._replaced(name, spans)
+        return self._replaced(name, [span for span in spans if span[0] < _end_of_stem(name)])
 
     def _by_expression(self, name: str) -> list[Span]:
         if self.expression is None:
@@ -97,3 +104,9 @@ class HiddenNames:
             parts += [name[done:start], self.group(name[start:end])]
             done = end
         return "".join([*parts, name[done:]])
+
+
+def _end_of_stem(name: str) -> int:
+    """Return where the ending of a name starts, such as 7z, if it says a format; else the end of the name."""
+    stem, dot, ending = name.rpartition(".")
+    return len(stem) if dot and ending.lower() in FORMATS else len(name)
