@@ -48,14 +48,14 @@ def source(tmp_path):
     return folder
 
 
-def chosen(way, folder):
+def chosen(way, folder, **others):
     table = str(folder / "table.csv")
     options = {
         "table": {"group_by": table},
         "expression": {"group_by": EXPRESSION},
         "column": {"labels": LabelOptions(tables=(table,), label_column="class", allow_unmatched=True)},
     }
-    return PackOptions(**{"split": "34/33/33", "processes": 1, "group_key": key, **options[way]})
+    return PackOptions(**{"split": "34/33/33", "processes": 1, "group_key": key, **options[way], **others})
 
 
 def contents(folder):
@@ -76,6 +76,28 @@ def test_nothing_that_a_pack_writes_has_a_patient_number(tmp_path, source, way):
     assert sorted(info["group"] for info in found) == sorted(2 * [hashed(patient) for patient in PATIENTS])
     assert len({info["source"] for info in found}) == len(NAMES)
     assert all(info["source"].split("/")[1] == info["group"] for info in found)
+
+
+def test_a_pack_hides_short_patient_numbers_wherever_they_stand(tmp_path):
+    names = [f"{'ab'[n % 2]}/patient{n}/patient{n}_{n:03}-{view}.png" for n in range(6) for view in "xy"]
+    folder = new_images(tmp_path / "images", names)
+    (folder / "patient3_report.txt").write_text("x")
+    (folder / "a/patient99_patient99.txt").write_text("x")
+
+    report = pack(folder, tmp_path / "shards", chosen("expression", tmp_path, group_by="patient([0-9]+)"))
+
+    raw = re.compile(rb"patient[0-9]{1,2}[^0-9a-f]|_00[0-9]-")
+    assert not [name for name, data in contents(tmp_path / "shards").items() if raw.search(data)]
+    assert not raw.search(str(report.to_json()).encode())
+    found = {(info["source"], info["group"]) for info in infos(tmp_path / "shards")}
+    assert found == {
+        (
+            f"{'ab'[n % 2]}/patient{hashed(str(n))}/patient{hashed(str(n))}_{hashed(f'{n:03}')}-{view}.png",
+            hashed(str(n)),
+        )
+        for n in range(6)
+        for view in "xy"
+    }
 
 
 def test_a_data_set_with_plain_groups_stores_what_earlier_versions_stored(tmp_path, source):
