@@ -27,7 +27,7 @@ def run(*arguments):
 
 def test_a_table_gives_labels_and_groups_and_the_report_says_how(tmp_path, source):
     rows = (source / "labels.csv").read_text()
-    (source / "labels.csv").write_text(f"{rows}film-1O;covid;9;PA\n")
+    (source / "labels.csv").write_text(f"{rows}film-lO;covid;9;PA\n")
 
     result = run("pack", source, tmp_path / "shards", "--labels", "labels.csv", "--split", "34/33/33", "--json")
 
@@ -39,7 +39,7 @@ def test_a_table_gives_labels_and_groups_and_the_report_says_how(tmp_path, sourc
     )
     assert "note: labels: column 'finding'\n" in result.stderr
     assert "note: groups: column 'patient_id'; --group-column none leaves it out\n" in result.stderr
-    assert "left out, rows that name no image (1):\n  labels.csv line 14: film-1O (nearest: " in result.stderr
+    assert "left out, rows that name no image (1):\n  labels.csv line 14: film-lO (nearest: " in result.stderr
     assert len(json.loads(result.stdout)["labels"]["rows_without_image"]) == 1
 
 
