@@ -17,7 +17,8 @@ from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.errors import SpecError, Stopped
 from trainer.evaluation.out_of_fold import OutOfFold
-from trainer.evaluation.training_text import training_lines
+from trainer.evaluation.scoring import epoch_metrics
+from trainer.evaluation.training_text import FIGURES, training_lines
 from trainer.model.bundle import read_model
 from trainer.report.head_comparison import head_comparison
 from trainer.training.head_fit import HeadFit
@@ -158,6 +159,29 @@ def test_folds_of_the_mlp_head_have_baselines_of_both_kinds_on_the_same_folds(ml
     assert [row["head"] for row in rows] == ["mlp", "lda", "logistic"]
     assert all(row["intervals"]["accuracy"][0] < row["accuracy"] <= row["intervals"]["accuracy"][1] for row in rows)
     assert "best_epoch" not in result.details
+
+
+def test_the_published_head_is_compared_with_the_baselines_before_temperature_scaling(mlp_folds):
+    paths, result = mlp_folds
+    _, config, _ = read_model(paths.best)
+    expected = epoch_metrics(OutOfFold.read(paths.best, config).outputs)
+
+    row = head_comparison({"head": "mlp"}, result.metrics, result.details).rows[0]
+
+    assert {name: row[name] for name in FIGURES} == {name: expected[name] for name in FIGURES}
+    assert result.metrics["temperature"] != 1
+    assert row["loss"] == pytest.approx(result.metrics["uncalibrated"]["loss"])
+
+
+def test_a_result_of_an_earlier_version_is_compared_by_what_it_says_about_the_head_before_scaling(mlp_folds):
+    _, result = mlp_folds
+    metrics = {name: value for name, value in result.metrics.items() if name != "before_scaling"}
+
+    row = head_comparison({"head": "mlp"}, metrics, result.details).rows[0]
+
+    assert (row["auroc"], row["accuracy"]) == (None, metrics["accuracy"])
+    assert row["loss"] == metrics["uncalibrated"]["loss"]
+    assert row["intervals"] == {"accuracy": metrics["intervals"]["accuracy"]}
 
 
 def test_a_data_set_without_a_valid_split_can_be_cross_validated(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 
 from trainer.evaluation.metric_text import headline_metrics, prevalence_lines
 from trainer.evaluation.metrics import classification_metrics
+from trainer.evaluation.training_text import training_lines
 
 TWO = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -46,3 +47,22 @@ def test_predictive_values_are_given_with_the_prevalence_they_are_about():
     assert prevalence_lines({"at_prevalence": found}) == [
         'at a prevalence of 0.02 of "covid": PPV 0.5000 (0.2500 to 0.7500), NPV undefined'
     ]
+
+
+def test_a_published_head_has_a_line_before_scaling_if_scaling_changed_a_figure_that_the_baselines_show():
+    row = {"auroc": 0.8, "accuracy": 0.7, "loss": 0.9, "intervals": {"auroc": [0.75, 0.85], "accuracy": [0.6, 0.8]}}
+    baseline = {"head": "lda", "auroc": 0.81, "accuracy": 0.7, "loss": 1.0, "intervals": {}}
+
+    changed, same = (
+        training_lines(
+            {
+                "metrics": {"split": "valid", "auroc": auroc, "accuracy": 0.7, "before_scaling": row},
+                "baselines": [baseline],
+            }
+        )
+        for auroc in (0.82, 0.8)
+    )
+
+    own = "accuracy 0.7000 (0.6000 to 0.8000), auroc 0.8000 (0.7500 to 0.8500)"
+    assert changed[0] == ("unscaled", f"published head before temperature scaling, as the baselines: {own}")
+    assert [label for label, _ in same] == ["baseline"]

@@ -9,6 +9,8 @@ HEADS = {
     "logistic": "logistic regression (logistic)",
 }
 SHOWN = ("accuracy", "auroc")
+FIGURES = ("auroc", "accuracy", "loss")  # that heads and repeats of folds are compared by, before temperature scaling
+BEFORE_SCALING = "before_scaling"  # key of the published head's `FIGURES`, and their intervals, in the metrics
 
 
 def judged_on(metrics: Mapping[str, Any]) -> str:
@@ -27,9 +29,9 @@ def training_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     lines = [("figures", judged_on(metrics))] if "out_of_fold" in metrics else []
     lines += [("repeats", text) for text in _range_over_repeats(result)]
-    baselines = result.get("baselines")
-    lines += [("baseline", _baseline(one)) for one in baselines or () if isinstance(one, Mapping)]
-    return lines
+    baselines = [one for one in result.get("baselines") or () if isinstance(one, Mapping)]
+    lines += [("unscaled", text) for text in _published_head(metrics)] if baselines else []
+    return lines + [("baseline", _baseline(one)) for one in baselines]
 
 
 def _range_over_repeats(result: Mapping[str, Any]) -> list[str]:
@@ -43,9 +45,26 @@ def _range_over_repeats(result: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(ranges)} over {len(rows)} repeats"]
 
 
+def _published_head(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the published head's figures where temperature scaling has changed what the baselines' lines show."""
+    row = metrics.get(BEFORE_SCALING)
+    if not isinstance(row, Mapping) or all(_is_same(row, metrics, name) for name in SHOWN):
+        return []
+    return [f"published head before temperature scaling, as the baselines: {_figures(row)}"]
+
+
 def _baseline(row: Mapping[str, Any]) -> str:
-    figures = ", ".join(_with_interval(row, name) for name in SHOWN if row.get(name) is not None)
-    return f"{HEADS.get(str(row.get('head')), row.get('head'))} on the same features: {figures}"
+    return f"{HEADS.get(str(row.get('head')), row.get('head'))} on the same features: {_figures(row)}"
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    return ", ".join(_with_interval(row, name) for name in SHOWN if row.get(name) is not None)
+
+
+def _is_same(row: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> bool:
+    """Whether both have a figure of the same four decimal places, or neither has it."""
+    texts = [None if one.get(name) is None else f"{one[name]:.4f}" for one in (row, metrics)]
+    return texts[0] == texts[1]
 
 
 def _with_interval(row: Mapping[str, Any], name: str) -> str:

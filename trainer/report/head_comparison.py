@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.evaluation.training_text import HEADS, judged_on
-
-FIGURES = ("auroc", "accuracy", "loss")
+from trainer.evaluation.training_text import BEFORE_SCALING, HEADS, judged_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +13,7 @@ class HeadComparison:
 
     Attributes:
         judged_on: The images that all figures are about.
-        rows: The published head, then the baselines: name, `FIGURES`, and `intervals`.
+        rows: The published head, then the baselines: name, `FIGURES` before temperature scaling, and `intervals`.
         repeats: `FIGURES` of each repeat of a cross-validation; empty for fewer than two.
         shown_repeat: The repeat (from 1) that the report is about; None without folds.
         images: Images that the published head was trained on; None without folds.
@@ -38,8 +36,7 @@ def head_comparison(
     baselines = details.get("baselines") or []
     if not (validation or baselines):
         return None
-    intervals = metrics.get("intervals") or {}
-    own = {"head": spec.get("head", "mlp"), "intervals": intervals, **{name: metrics.get(name) for name in FIGURES}}
+    own = {"head": spec.get("head", "mlp"), **_before_scaling(metrics)}
     repeats = validation.get("by_repeat") or []
     return HeadComparison(
         judged_on=judged_on(metrics),
@@ -49,3 +46,15 @@ def head_comparison(
         images=validation.get("images"),
         epoch_was_chosen="best_epoch" in details,
     )
+
+
+def _before_scaling(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the published head's figures before temperature scaling; None where an older result does not say one.
+
+    The temperature of one class an image changes the loss, the AUROC of more than two classes, and no accuracy.
+    """
+    if BEFORE_SCALING in metrics:
+        found: Mapping[str, Any] = metrics[BEFORE_SCALING]
+        return found
+    loss, interval = (metrics.get("uncalibrated") or {}).get("loss"), (metrics.get("intervals") or {}).get("accuracy")
+    return {"auroc": None, "accuracy": metrics.get("accuracy"), "loss": loss, "intervals": {"accuracy": interval}}

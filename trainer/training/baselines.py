@@ -19,11 +19,11 @@ from trainer.evaluation.bootstrap import ranked_classes
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.intervals import auroc_interval, group_ids, interval_json, proportion_interval
 from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, split_metrics
+from trainer.evaluation.training_text import FIGURES, SHOWN
 from trainer.specs.train import HeadKind
 from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
 
 MOST_IMAGES = 20_000  # a random sample of more: the fit takes seconds, and more images hardly change 1,281 numbers
-FIGURES = ("auroc", "accuracy", "loss")
 
 logger = logging.getLogger(__name__)
 
@@ -35,28 +35,43 @@ class Baseline:
     Attributes:
         head: How it was fitted.
         images: Number of images that it was fitted on; of a cross-validation the least over the folds.
-        figures: AUROC, accuracy and loss before temperature scaling; None where undefined.
-        intervals: 95 % confidence intervals.
+        figures: What `figures_before_scaling` returned.
     """
 
     head: HeadKind
     images: int
-    figures: Mapping[str, float | None]
-    intervals: Mapping[str, list[float] | None]
+    figures: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Return the baseline as `result.json` stores it."""
-        return {"head": self.head, "images": self.images, **self.figures, "intervals": dict(self.intervals)}
+        return {"head": self.head, "images": self.images, **self.figures}
 
     @classmethod
     def of(cls, head: HeadKind, outputs: ModelOutputs, fit: HeadFit, *, images: int) -> "Baseline":
         """Return the figures of a baseline's outputs on a split."""
+        metrics: Mapping[str, Any] = {}
         if fit.config.multi_label:
             metrics = split_metrics(outputs, fit.config.classes, Calibration(), "", seed=fit.spec.seed)
-            intervals = {name: metrics["intervals"].get(name) for name in FIGURES}
-        else:
-            metrics, intervals = epoch_metrics(outputs), _quick_intervals(outputs)
-        return cls(head=head, images=images, figures={name: metrics[name] for name in FIGURES}, intervals=intervals)
+        return cls(head=head, images=images, figures=figures_before_scaling(outputs, metrics))
+
+
+def figures_before_scaling(outputs: ModelOutputs, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that heads are compared by: no temperature is fitted on the images that judge them.
+
+    Args:
+        outputs: Of a head on the images that it is judged on.
+        metrics: What `split_metrics` returned for outputs of several labels an image, at any temperatures: they change
+            neither the order of a label's scores nor its decisions, so both intervals stay. Not read for one class.
+
+    Returns:
+        AUROC, accuracy and loss, None where undefined, and `intervals`: 95 % confidence intervals of the first two.
+    """
+    figures = epoch_metrics(outputs)
+    is_multi_label = outputs.labels.ndim > 1
+    intervals = (
+        {name: metrics["intervals"].get(name) for name in SHOWN} if is_multi_label else _quick_intervals(outputs)
+    )
+    return {**{name: figures[name] for name in FIGURES}, "intervals": intervals}
 
 
 def _quick_intervals(outputs: ModelOutputs) -> dict[str, list[float] | None]:

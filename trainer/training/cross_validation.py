@@ -23,6 +23,7 @@ from trainer.data.feature_cache import Features
 from trainer.errors import CheckpointError, Stopped
 from trainer.evaluation.out_of_fold import KEY, OUT_OF_FOLD_FILE, OutOfFold
 from trainer.evaluation.scoring import epoch_metrics
+from trainer.evaluation.training_text import FIGURES
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest, write_checkpoint_folder
 from trainer.specs import TrainSpec
 from trainer.specs.train import HeadKind
@@ -33,7 +34,6 @@ from trainer.training.model_setup import TrainingSetup
 from trainer.training.publish import TrainOutcome, publish_scored, training_details
 
 LOGITS_FILE = "logits.safetensors"
-FIGURES = ("auroc", "accuracy", "loss")  # of each repeat
 
 logger = logging.getLogger(__name__)
 

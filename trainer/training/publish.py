@@ -10,10 +10,11 @@ from torch import Tensor
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.seen_images import shards_of_model
+from trainer.evaluation.training_text import BEFORE_SCALING
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256
-from trainer.training.baselines import Baseline, baselines_on_split
+from trainer.training.baselines import Baseline, baselines_on_split, figures_before_scaling
 from trainer.training.head_fit import HeadFit
 from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.train_state import TrainState
@@ -97,6 +98,8 @@ def publish_scored(
 ) -> dict[str, Any]:
     """Fit the calibration on the outputs for a split, publish the model, and return the metrics; on rank 0.
 
+    The metrics that are returned have `BEFORE_SCALING` too, which the manifest of the model does not need.
+
     Args:
         setup: The model and its description.
         found: The outputs that the model is judged by.
@@ -124,7 +127,7 @@ def publish_scored(
     weights = weights_sha256(folder)
     calibration.write(folder, weights, attempt.lease)
     save_predictions(context, found, setup.index, metrics=metrics, calibration=calibration, model=weights)
-    return metrics
+    return {**metrics, BEFORE_SCALING: figures_before_scaling(found, metrics)}
 
 
 def validation_outputs(setup: TrainingSetup) -> tuple[HeadConfig, ModelOutputs]:
