@@ -94,6 +94,46 @@ def test_two_models_are_compared_by_their_evaluations_of_the_test_split(say_ther
     assert code == (0 if found["passes"] else 1)
 
 
+def three_classes(storage, temperatures):
+    """Replace both evaluations by those of models of three classes; return the labels and probabilities of each."""
+    labels, made = np.arange(24) % 3, []
+    for number, (run, temperature) in enumerate(zip((OF_A, OF_B), temperatures, strict=True)):
+        logits = np.random.default_rng(number).normal(scale=3, size=(24, 3)) + 2 * np.eye(3)[labels]
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        about = read_about(RunPaths.of(storage, run).predictions)
+        about = replace(about, classes=("covid", "normal", "viral"), temperature=temperature)
+        decisions = probabilities.argmax(axis=1)
+        change(storage, run, labels=labels, probabilities=probabilities, decisions=decisions, about=about)
+        made.append(probabilities)
+    return labels, made
+
+
+def test_the_auroc_of_several_classes_is_that_of_the_evaluation_after_temperature_scaling(say_there, settings):
+    labels, made = three_classes(settings.storage, (3.0, 0.5))
+    options = {"classes": ("covid", "normal", "viral"), "positive": "covid", "intervals": False}
+    expected, unscaled = (
+        [classification_metrics(p, labels, temperature=t, **options)["auroc"] for p, t in zip(made, each, strict=True)]
+        for each in ((3.0, 0.5), (1.0, 1.0))
+    )
+
+    _, out, _ = say_there("compare", A, B, "--json")
+
+    auroc = json.loads(out)["comparisons"][0]["figures"][-1]
+    assert [auroc["a"], auroc["b"]] == pytest.approx(expected, abs=1e-12)
+    assert [auroc["a"], auroc["b"]] != pytest.approx(unscaled, abs=1e-3)
+    assert not any("temperature" in note for note in json.loads(out)["notes"])
+
+
+def test_an_evaluation_of_several_classes_that_does_not_say_its_temperature_is_named(say_there, settings):
+    three_classes(settings.storage, (None, 0.5))
+
+    _, out, _ = say_there("compare", A, B, "--json")
+
+    assert any(
+        note.startswith("note: the evaluations of A do not say their temperature") for note in json.loads(out)["notes"]
+    )
+
+
 def test_the_text_names_models_figures_verdict_and_options(say_there):
     _, out, _ = say_there("compare", A, B)
 

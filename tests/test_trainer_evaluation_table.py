@@ -12,7 +12,7 @@ from trainer.errors import CheckpointError
 from trainer.evaluation.csv_cells import safe_cell
 from trainer.evaluation.evaluation_table import write_evaluation_table
 from trainer.evaluation.metrics import classification_metrics
-from trainer.evaluation.predictions import Predictions, sample_ids
+from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +99,14 @@ def test_a_trial_keeps_no_table_of_its_own():
 
 def test_the_predictions_say_which_model_judged_which_images(trained, patients):
     storage, paths = trained
-    evaluated(storage, paths.best, patients, "about", positive="normal")
+    found = evaluated(storage, paths.best, patients, "about", positive="normal")
 
     kept = Predictions.read(storage / "runs" / "about" / "predictions.safetensors")
 
     index = read_index(str(patients))
     assert kept.about.model == read_json(paths.best / "manifest.json")["files"]["model.safetensors"]
     assert (kept.about.data, kept.about.split, kept.about.positive) == (index.digest, "test", "normal")
+    assert kept.about.temperature == found.metrics["temperature"] != 1
     assert kept.samples.tobytes() == sample_ids(index, "test").tobytes()
     assert len(np.unique(kept.groups)) == 16
 
@@ -140,6 +141,16 @@ def test_damaged_predictions_are_refused_in_words_of_our_own(tmp_path, damage):
         Predictions.read(path)
 
     assert str(refused.value) == f"{path} is absent or damaged; evaluate the model again"
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_stored_temperature_that_divides_no_logit_is_damage(temperature):
+    about = EvaluatedSplit(
+        model="m", data="d", split="test", classes=("a", "b"), positive="a", threshold=None, temperature=temperature
+    )
+
+    with pytest.raises(ValueError, match="a temperature is expected"):
+        EvaluatedSplit.from_json(about.to_json())
 
 
 def test_images_that_are_added_later_do_not_change_the_identity_of_an_image(patients):

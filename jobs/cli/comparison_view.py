@@ -120,6 +120,12 @@ class ComparisonView:
             found.append(
                 "note: the decision thresholds differ: all figures but AUROC depend on them, not on the models alone"
             )
+        unscaled = [letter for letter, one in zip(self.letters, self.evaluations, strict=True) if _is_unscaled(one)]
+        if unscaled:
+            found.append(
+                f"note: the evaluations of {', '.join(unscaled)} do not say their temperature: the AUROC is before "
+                "temperature scaling, which changes it for more than two classes; evaluate again"
+            )
         if len(comparison.candidates) > 1:
             found.append("note: the intervals are not corrected for several candidates; p (Holm) is")
         return found
@@ -237,6 +243,12 @@ def differing_options(
     names = dict.fromkeys(name for spec in specs for name in spec)
     values = {name: [spec.get(name) for spec in specs] for name in names}
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def _is_unscaled(evaluation: Evaluation) -> bool:
+    """Whether an evaluation of an earlier version lacks the temperature that its AUROC depends on."""
+    about = evaluation.about
+    return about.temperature is None and not about.multi_label and len(about.classes) > 2  # noqa: PLR2004
 
 
 def p_text(p: float | None) -> str:

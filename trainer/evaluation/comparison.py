@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.bootstrap import Floats, Labels
+from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
 from trainer.specs.positive import refuse_unknown_positive, refuse_unstated_positive
@@ -78,7 +79,7 @@ class Comparison:
         labels: (N,) true classes of the shared images.
         groups: Number of groups of the shared images; None where each image is its own group.
         scored: How many images each model has scored.
-        probabilities: (N, C) of each model.
+        probabilities: (N, C) of each model, after temperature scaling where the evaluation says the temperature.
         candidates: The models after the first.
     """
 
@@ -318,7 +319,9 @@ def _shared_rows(predictions: Sequence[Predictions]) -> list[Labels]:
 
 def _scores(predictions: Predictions, rows: Labels) -> ModelScores:
     decisions = predictions.probabilities.argmax(axis=1) if predictions.decisions is None else predictions.decisions
-    return ModelScores(probabilities=predictions.probabilities[rows], predicted=decisions[rows].astype(np.int64))
+    temperature = None if predictions.about is None else predictions.about.temperature
+    probabilities = apply_temperature(predictions.probabilities[rows], 1.0 if temperature is None else temperature)
+    return ModelScores(probabilities=probabilities, predicted=decisions[rows].astype(np.int64))
 
 
 def _is_identical(first: ModelScores, second: ModelScores) -> bool:

@@ -46,7 +46,7 @@ class ModelScores:
     """What one model gave out for the shared images.
 
     Attributes:
-        probabilities: (N, C) float64, before temperature scaling, as the AUROC of `evaluate` uses them.
+        probabilities: (N, C) float64, after temperature scaling, as the AUROC of `evaluate` uses them.
         predicted: (N,) int64, the predicted classes.
     """
 

@@ -6,6 +6,7 @@ patients: an image is identified by its index in the split and by the shard it i
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ class EvaluatedSplit:
         threshold: Decision threshold of `positive`; None means that the most probable class was predicted.
         multi_label: Whether an image has several labels: labels and decisions are then (N, C).
         thresholds: Decision threshold of each label of a multi-label model.
+        temperature: Divides the logits before the metrics are computed; None for a multi-label model, whose AUROC of a
+            label does not depend on it, and in files that do not say it.
     """
 
     model: str
@@ -50,6 +53,7 @@ class EvaluatedSplit:
     multi_label: bool = False
     thresholds: Mapping[str, float] = field(default_factory=dict)
     positive_stated: bool = True
+    temperature: float | None = None
 
     def threshold_of(self, positive: str) -> float | None:
         """Return the threshold of a label, or of a class if there is one label an image; None: the most probable."""
@@ -64,9 +68,11 @@ class EvaluatedSplit:
         """
         content = json.loads(text)
         texts = {name: content[name] for name in ("model", "data", "split", "positive")}
-        classes, threshold = content["classes"], content["threshold"]
+        classes, threshold, temperature = content["classes"], content["threshold"], content.get("temperature")
         if not all(isinstance(value, str) for value in (*texts.values(), *classes)) or texts["positive"] not in classes:
             raise ValueError("a text is expected")
+        if temperature is not None and not 0 < float(temperature) < math.inf:
+            raise ValueError("a temperature is expected")
         return cls(
             **texts,
             classes=tuple(classes),
@@ -74,6 +80,7 @@ class EvaluatedSplit:
             multi_label=bool(content.get("multi_label", False)),
             thresholds={str(name): float(value) for name, value in dict(content.get("thresholds", {})).items()},
             positive_stated=bool(content.get("positive_stated", True)),  # version 0.1.0 does not say
+            temperature=None if temperature is None else float(temperature),
         )
 
     def to_json(self) -> str:

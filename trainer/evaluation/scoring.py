@@ -196,6 +196,7 @@ def save_predictions(
         threshold=metrics.get("threshold"),
         multi_label=index.multi_label,
         thresholds={name: row["threshold"] for name, row in metrics.get("labels", {}).items()},
+        temperature=metrics.get("temperature"),
     )
     calibrated = objective.calibrated(probabilities, calibration, about.classes)
     decisions = objective.decisions(calibrated, calibration, about.classes, about.positive)
