@@ -1,18 +1,23 @@
 """`predict --now`: the table on stdout, without queue, run folder and Ray."""
 
+import contextlib
 import csv
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from data_shards.pack.options import EncodeOptions
 from jobs.cli.predict import PREDICTION
-from tests.trained import done, lease_in
+from tests.trained import done, lease_in, wait_until
 from trainer.evaluation.calibration import Calibration
 from trainer.inference import __main__ as now
 from trainer.model.bundle import publish_model, weights_sha256
@@ -109,3 +114,49 @@ def test_neither_ray_nor_scikit_learn_is_imported():
     found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout == "[]\n"
+
+
+@pytest.fixture
+def running(tmp_path, model):
+    """The command with a table of more rows than stdout takes; in a process group, as on a terminal."""
+    (tmp_path / "images").mkdir()
+    for number in range(1000):
+        (tmp_path / "images" / f"{'x' * 200}{number}.png").touch()
+    (tmp_path / "tables").mkdir()
+    words = ["predict", str(model), str(tmp_path / "images"), "--now", "--output", str(tmp_path / "tables" / "a.csv")]
+    command = psutil.Popen(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield command
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(command.pid, signal.SIGKILL)
+    command.communicate()
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(running):
+    assert wait_until(lambda: any("trainer.inference" in child.cmdline() for child in running.children()), 60)
+    children = running.children(recursive=True)
+
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+
+    assert (running.returncode, err.strip()) == (130, "Error: stopped by Ctrl-C")
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+def test_a_terminated_prediction_leaves_neither_a_draft_of_the_table_nor_a_process(running, tmp_path):
+    assert wait_until(lambda: any((tmp_path / "tables").iterdir()), 120)
+    children = running.children(recursive=True)
+
+    running.terminate()
+    _, err = running.communicate(timeout=60)
+
+    assert (running.returncode, err) == (143, "")
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert list((tmp_path / "tables").iterdir()) == []

@@ -1,7 +1,5 @@
 """`nightshift predict`."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,9 +11,9 @@ from cluster.settings import Settings
 from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
+from jobs.cli.guarded_process import guarded_process
 from jobs.cli.option_types import GpusPerWorker
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
-from jobs.cli.outcome import INTERRUPTED
 from jobs.cli.submission import SpecCollector, submit_options
 from jobs.errors import InvalidOption
 from jobs.queue.checks import NamedModel, checked, model_of
@@ -128,10 +126,9 @@ def _predict_now(settings: Settings, model: NamedModel, options: dict[str, Any])
         "folder": str(model.folder),
         "shard_cache_bytes": settings.shard_cache_bytes,
     }
-    try:
-        sys.exit(subprocess.run(PREDICTION, input=json.dumps(request) + "\n", text=True, check=False).returncode)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    with guarded_process(PREDICTION, request) as process:
+        code = process.wait()
+    sys.exit(code)
 
 
 def input_place(given: str) -> str:

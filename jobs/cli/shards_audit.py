@@ -4,7 +4,6 @@ The audit runs in a process of its own: it needs scikit-learn, which the command
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +12,9 @@ from typing import Any
 import click
 from click import ClickException
 
-from cluster import guard
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.guarded_process import guarded_process
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
 from jobs.cli.progress_bar import shown_progress
@@ -23,7 +22,6 @@ from jobs.cli.terminal import echo
 from jobs.cli.text_table import Column, output_width, table_text
 
 AUDIT = (sys.executable, "-P", "-m", "trainer.audit")  # -P: never import a user's own trainer.py
-GUARD = (sys.executable, "-I", "-S", guard.__file__)  # ends the audit and its decoding processes with this command
 COLUMNS = (
     Column(title="CHECK"),
     Column(title="AUROC"),
@@ -88,28 +86,16 @@ def audit(shards: str, html: str | None, as_json: bool, **limits: Any) -> None:
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
     """Run the audit in a process of its own and return its result as JSON values."""
-    command_line = (*GUARD, str(os.getpid()), *AUDIT)
     with (
         shown_progress("reading") as on_progress,
-        # In a session of its own: Ctrl-C reaches this command alone, which then ends the audit.
-        subprocess.Popen(
-            command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        ) as process,
+        guarded_process(AUDIT, wanted, stdout=subprocess.PIPE) as process,
     ):
-        try:
-            return _answer(process, wanted, on_progress)
-        finally:
-            process.terminate()
+        return _answer(process, on_progress)
 
 
-def _answer(
-    process: "subprocess.Popen[str]", wanted: dict[str, Any], on_progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Return what the audit finds; it is told its arguments on stdin and tells its progress on stdout."""
-    assert process.stdin is not None  # noqa: S101 -- for the type checker
-    assert process.stdout is not None  # noqa: S101
-    process.stdin.write(json.dumps(wanted) + "\n")
-    process.stdin.close()
+def _answer(process: "subprocess.Popen[str]", on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Return what the audit finds; it tells its progress on stdout."""
+    assert process.stdout is not None  # noqa: S101 -- for the type checker
     for line in process.stdout:
         message = json.loads(line)
         if "error" in message:

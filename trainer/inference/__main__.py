@@ -8,18 +8,21 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 import torch
 
 from cluster.errors import ClusterError
 from cluster.files import atomic_write
+from cluster.guard import STATUS_OF_SIGNAL
 from cluster.resources import cpu_count
 from data_shards.errors import ShardError
 from data_shards.read.shard_cache import limit_default_cache
@@ -33,7 +36,6 @@ from trainer.specs import PredictSpec, build
 PROGRESS_SECONDS = 5.0
 # Names of files need not be valid UTF-8, and csv writes its own ends of lines.
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,6 @@ def main() -> int:
     except OSError as error:
         logger.error("Error: the table cannot be written (%s); free space there and retry", error.strerror)
         return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
     return 0
 
 
@@ -110,5 +110,10 @@ class _Progress:
             logger.info("%d of %d images, %.0f images/s", self.done, self.total, speed)
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(STATUS_OF_SIGNAL + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)  # so that the draft of the table is removed
     sys.exit(main())
