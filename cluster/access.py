@@ -49,6 +49,13 @@ def why_not(error: OSError, path: Path, cure: str = "") -> str:
     return f"{error.strerror}; {cure}" if cure else str(error.strerror)
 
 
+def unreadable(error: OSError, place: str) -> str:
+    """Return the line for a person's own file that cannot be read; `place` is named where `error` names no file."""
+    named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else place
+    why = error.strerror or type(error).__name__
+    return f"{named} cannot be read ({why}); check the path, its permissions and its disk"
+
+
 def denial(path: Path) -> str:
     """Return why this user may not write `path`: the owner and permissions of what denies it, and the cure."""
     place = _denying(path)

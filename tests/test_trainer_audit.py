@@ -1,6 +1,8 @@
 """`shards audit`: a planted marker, an image size or a file format that gives the class away raises an alarm."""
 
 import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
 from tests.test_trainer_report_page import report_data
+from trainer.audit import __main__ as audit_process
 from trainer.audit.audit import Audit, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
@@ -224,6 +227,44 @@ def test_a_missing_data_set_is_one_line(tmp_path, say):
     assert (code, out) == (1, "")
     assert str(tmp_path / "none" / "index.json") in err
     assert len(err.strip().splitlines()) == 1
+
+
+def request_on_stdin(monkeypatch, location, *, storage, html=None):
+    """Give the process that audits its request."""
+    request = {"shards": str(location), "html": html, "storage": str(storage), "cache_bytes": 10**9}
+    request |= {"image_size": SIDE, "processes": 1}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request) + "\n"))
+
+
+def test_a_file_that_the_system_cannot_read_is_one_line_without_an_error_number(
+    tmp_path, digits_shards, monkeypatch, capsys
+):
+    def unreadable(*_args, **_options):
+        raise OSError(errno.EIO, "Input/output error", "/data/train-00000.tar")
+
+    monkeypatch.setattr(audit_process, "audit", unreadable)
+    request_on_stdin(monkeypatch, digits_shards, storage=tmp_path)
+
+    with pytest.raises(SystemExit):
+        audit_process.main()
+
+    expected = "/data/train-00000.tar cannot be read (Input/output error); check the path, its permissions and its disk"
+    assert json.loads(capsys.readouterr().out) == {"error": expected}
+
+
+@pytest.mark.parametrize("unwritable", ["storage", "html"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, digits_shards, monkeypatch, capsys, unwritable):
+    found = Audit(checks=(), contradictions=(), images=0, total=0, sentence="")
+    monkeypatch.setattr(audit_process, "audit", lambda *_args, **_options: found)
+    (tmp_path / "file").touch()
+    below = str(tmp_path / "file" / "below")
+    request_on_stdin(monkeypatch, digits_shards, **{"storage": str(tmp_path), unwritable: below})
+
+    with pytest.raises(SystemExit):
+        audit_process.main()
+
+    expected = f"{below} cannot be written (Not a directory); check the path and its free space"
+    assert json.loads(capsys.readouterr().out) == {"error": expected}
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_an_image_is_read(tmp_path, say):

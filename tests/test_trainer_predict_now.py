@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 from data_shards.pack.options import EncodeOptions
 from jobs.cli.predict import PREDICTION
 from tests.trained import done, lease_in, wait_until
+from trainer.data.images import ImageFiles
 from trainer.evaluation.calibration import Calibration
 from trainer.inference import __main__ as now
 from trainer.model.bundle import publish_model, weights_sha256
@@ -106,6 +108,22 @@ def test_what_fails_is_one_line(tmp_path, digits, predict_now, case):
     assert found == code
     assert line in log
     assert "Traceback" not in log
+
+
+def test_images_that_the_system_cannot_read_are_not_taken_for_a_fault_of_the_table(
+    tmp_path, digits, predict_now, monkeypatch
+):
+    def unreadable(*_args, **_options):
+        raise OSError(errno.EIO, "Input/output error", "/data/train-00000.tar")
+
+    monkeypatch.setattr(ImageFiles, "batches", unreadable)
+
+    code, _, log = predict_now(digits, output=str(tmp_path / "table.csv"))
+
+    why = "(Input/output error); check the path, its permissions and its disk"
+    assert code == 1
+    assert f"Error: /data/train-00000.tar cannot be read {why}" in log
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_neither_ray_nor_scikit_learn_is_imported():

@@ -12,7 +12,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
 from trainer.evaluate import model_folder
-from trainer.inference.prediction_rows import RowCounts, check_sizes, rows_of
+from trainer.inference.prediction_rows import RowCounts, check_sizes, read_batches, rows_of
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import check_unchanged, weights_sha256
@@ -77,10 +77,9 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
 def _rows(
     context: WorkerContext[PredictSpec], parts: tuple[ImageSource, ...], predictor: Predictor
 ) -> Iterator[PredictionRow]:
-    batch_size = context.spec.batch_size
-    for part in parts:
-        for batch in part.batches(predictor.config, batch_size=batch_size, loader_workers=context.loader_workers):
-            yield from rows_of(batch, predictor)
-            context.progress.add(len(batch.files))
-            if reason := context.stop.reason():
-                raise Stopped(f"stopped ({reason}); predict starts from the beginning when it is resumed")
+    batches = read_batches(parts, context.spec, predictor.config, loader_workers=context.loader_workers)
+    for batch in batches:
+        yield from rows_of(batch, predictor)
+        context.progress.add(len(batch.files))
+        if reason := context.stop.reason():
+            raise Stopped(f"stopped ({reason}); predict starts from the beginning when it is resumed")

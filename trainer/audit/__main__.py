@@ -6,9 +6,12 @@ the result or an error.
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cluster.access import unreadable
 from data_shards.errors import ShardError
 from data_shards.index import read_index
 from data_shards.read.shard_cache import limit_default_cache
@@ -31,15 +34,25 @@ def main() -> None:
     try:
         index = read_index(location)
         found = audit(location, index, on_progress=lambda done, total: _say({"done": done, "total": total}), **wanted)
-    except (ShardError, TrainerError, OSError) as error:
+    except (ShardError, TrainerError) as error:
         _end(str(error))
-    try:
-        save_audit(Path(storage), index.digest, found)
-        if html:
-            write_page(Path(html), location, found, index.classes)
     except OSError as error:
-        _end(f"{error.filename} cannot be written ({error.strerror}); check the path and its free space")
+        _end(unreadable(error, location))
+    with _writing(storage):
+        save_audit(Path(storage), index.digest, found)
+    if html:
+        with _writing(html):
+            write_page(Path(html), location, found, index.classes)
     _say({"audit": found.to_json()})
+
+
+@contextmanager
+def _writing(place: str) -> Iterator[None]:
+    """End with a line that names `place` if the block cannot write there."""
+    try:
+        yield
+    except OSError as error:
+        _end(f"{place} cannot be written ({error.strerror}); check the path and its free space")
 
 
 def _end(fault: str) -> NoReturn:

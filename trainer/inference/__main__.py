@@ -28,7 +28,7 @@ from data_shards.errors import ShardError
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.data.images import ImageSource, image_sources
 from trainer.errors import SpecError, TrainerError
-from trainer.inference.prediction_rows import RowCounts, check_sizes, rows_of
+from trainer.inference.prediction_rows import RowCounts, check_sizes, read_batches, reading, rows_of
 from trainer.inference.prediction_table import PredictionRow, open_rows
 from trainer.inference.predictor import Predictor
 from trainer.specs import PredictSpec, build
@@ -63,9 +63,10 @@ def main() -> int:
 def _predict(spec: PredictSpec, folder: Path, shard_cache_bytes: int) -> None:
     limit_default_cache(shard_cache_bytes)
     torch.set_num_threads(cpu_count())
-    predictor = Predictor.load(folder, torch.device("cpu"), spec.threshold)
-    parts = image_sources(spec.images, spec.split)
-    check_sizes(parts, predictor.config.image_size)
+    with reading((str(folder), *spec.images)):
+        predictor = Predictor.load(folder, torch.device("cpu"), spec.threshold)
+        parts = image_sources(spec.images, spec.split)
+        check_sizes(parts, predictor.config.image_size)
     counts = RowCounts(ignored=sum(part.ignored for part in parts))
     classes, multi_label = predictor.config.classes, predictor.config.multi_label
     with ExitStack() as stack:
@@ -77,7 +78,7 @@ def _predict(spec: PredictSpec, folder: Path, shard_cache_bytes: int) -> None:
         writers = [
             stack.enter_context(open_rows(file, classes, as_json=as_json, multi_label=multi_label)) for file in files
         ]
-        for row in _rows(parts, predictor, spec.batch_size):
+        for row in _rows(parts, predictor, spec):
             counts.add(row)
             for write in writers:
                 write(row)
@@ -85,12 +86,11 @@ def _predict(spec: PredictSpec, folder: Path, shard_cache_bytes: int) -> None:
     counts.outcome(predictor)
 
 
-def _rows(parts: tuple[ImageSource, ...], predictor: Predictor, batch_size: int) -> Iterator[PredictionRow]:
+def _rows(parts: tuple[ImageSource, ...], predictor: Predictor, spec: PredictSpec) -> Iterator[PredictionRow]:
     progress = _Progress(total=sum(len(part) for part in parts))
-    for part in parts:
-        for batch in part.batches(predictor.config, batch_size=batch_size, loader_workers=0):
-            yield from rows_of(batch, predictor)
-            progress.add(len(batch.files))
+    for batch in read_batches(parts, spec, predictor.config, loader_workers=0):
+        yield from rows_of(batch, predictor)
+        progress.add(len(batch.files))
 
 
 @dataclass

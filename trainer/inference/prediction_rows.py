@@ -3,9 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.access import unreadable
+from cluster.errors import StorageError
 from data_shards.index import read_index
 from trainer.data.images import ImageBatch, ImageSource, ShardSplit
 from trainer.errors import TrainerError
@@ -14,9 +17,23 @@ from trainer.evaluation.decision_text import decision_line
 from trainer.inference.prediction_table import PredictionRow
 from trainer.inference.predictor import Predictor
 from trainer.model.head import HeadConfig
+from trainer.specs import PredictSpec
 from trainer.specs.image_size import check_model_input
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def reading(images: tuple[str, ...]) -> Iterator[None]:
+    """Name the file that cannot be read, so that its error is not taken for one of the table.
+
+    Raises:
+        StorageError: The block cannot read a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(unreadable(error, ", ".join(images))) from error
 
 
 def check_sizes(parts: tuple[ImageSource, ...], image_size: int) -> None:
@@ -27,6 +44,20 @@ def check_sizes(parts: tuple[ImageSource, ...], image_size: int) -> None:
     """
     for location in dict.fromkeys(part.location for part in parts if isinstance(part, ShardSplit)):
         check_model_input(image_size, read_index(location), location)
+
+
+def read_batches(
+    parts: tuple[ImageSource, ...], spec: PredictSpec, config: HeadConfig, *, loader_workers: int
+) -> Iterator[ImageBatch]:
+    """Yield the images of all parts in order, in batches.
+
+    Raises:
+        DamagedShard: A shard or a sample differs from the index.
+        StorageError: A file of a data set cannot be read.
+    """
+    with reading(spec.images):
+        for part in parts:
+            yield from part.batches(config, batch_size=spec.batch_size, loader_workers=loader_workers)
 
 
 def rows_of(batch: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:
