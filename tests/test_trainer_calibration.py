@@ -90,7 +90,7 @@ def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(sco
 
 
 def test_a_validation_split_without_the_class_is_refused():
-    with pytest.raises(TrainerError, match="the valid split has no covid images"):
+    with pytest.raises(TrainerError, match="there are no covid images to choose a threshold on"):
         threshold_for_sensitivity(np.array([[0.5, 0.5]]), np.array([1]), positive=0, min_sensitivity=0.9, name="covid")
 
 

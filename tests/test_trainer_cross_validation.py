@@ -120,9 +120,12 @@ def test_an_evaluation_of_the_valid_split_says_that_the_model_was_trained_on_it(
 ):
     paths, _ = cross_validated
 
-    found = evaluated(tmp_path, paths.best, digits_shards, split="valid")
+    found = evaluated(tmp_path, paths.best, digits_shards, split="valid", positive="3", min_sensitivity=0.9)
 
     assert found.details["seen"]["trained"] == found.metrics["n"]
+    report = (tmp_path / "runs" / "evaluation" / "report.html").read_text()
+    assert "The threshold was chosen on the predictions out of fold" in report
+    assert "The threshold was chosen on this split" not in report
 
 
 def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(

@@ -195,7 +195,7 @@ def test_the_report_has_a_row_for_each_label_and_no_confusion_matrix(storage, sc
     assert "Metrics by label" in page
     assert "Confusion matrix" not in page
     assert all(f'<th scope="row">{name}</th>' in page for name in (*LABELS, "macro mean", "micro mean"))
-    assert "The threshold of &#34;Effusion&#34; was chosen on the validation split" in page
+    assert "The threshold of &#34;Effusion&#34; was chosen on the valid split" in page
     assert page.count("<svg") >= 3
 
 

@@ -234,7 +234,7 @@ def test_a_label_without_present_images_gets_no_threshold():
     logits, targets = draw()
     targets[:, 0] = 0
 
-    with pytest.raises(TrainerError, match="the valid split has no effusion images to choose a threshold on"):
+    with pytest.raises(TrainerError, match="there are no effusion images to choose a threshold on"):
         chosen(Calibration(), logits, targets, "effusion", 0.9)
 
 

@@ -98,6 +98,29 @@ def test_the_summary_counts_false_negatives():
     assert f"{false_negatives} of {positives} &#34;covid&#34; images are false negatives" in text
 
 
+@pytest.mark.parametrize(
+    ("images", "split", "line"),
+    [
+        (
+            "valid",
+            "test",
+            "chosen on the valid split for a sensitivity of at least 90.0 %; the test split was not used.",
+        ),
+        ("valid", "valid", "chosen on the valid split for a sensitivity of at least 90.0 %."),
+        ("out of fold", "train", "chosen on the predictions out of fold for a sensitivity of at least 90.0 %."),
+        ("out of fold", "test", "of fold for a sensitivity of at least 90.0 %; the test split was not used."),
+    ],
+)
+def test_the_report_says_where_the_threshold_was_chosen_and_whether_its_own_split_was_used(images, split, line):
+    choice = {"positive": "covid", "chosen_on": images}
+    data = report_data()
+    metrics = {**data.metrics, "split": split, "min_sensitivity": 0.9, "threshold_choices": [choice]}
+
+    page = render(replace(data, metrics=metrics)).replace("\u202f", " ")
+
+    assert line in page
+
+
 def test_class_names_are_escaped():
     page = render(report_data(classes=("<script>alert(1)</script>", 'a"&b')))
 

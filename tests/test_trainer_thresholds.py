@@ -8,10 +8,25 @@ from scipy.stats import binom
 
 from cluster.files import write_json
 from tests.trained import lease_in
-from trainer.errors import CheckpointError, SpecError
+from trainer.errors import CheckpointError, SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
-from trainer.evaluation.decision_text import decision_line, positives_needed, threshold_lines
-from trainer.evaluation.named_thresholds import StoredModel, read_calibration, refuse_taken_name, store_named
+from trainer.evaluation.decision_text import (
+    choice_of,
+    chosen_on,
+    decision_line,
+    may_have_chosen,
+    positives_needed,
+    threshold_lines,
+)
+from trainer.evaluation.named_thresholds import (
+    ChoiceImages,
+    StoredModel,
+    choose_named,
+    read_calibration,
+    refuse_taken_name,
+    store_named,
+)
+from trainer.evaluation.scoring import ModelOutputs
 from trainer.evaluation.threshold_choice import supported_sensitivity
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold, threshold_names
@@ -214,6 +229,37 @@ def test_thresholds_of_two_labels_that_were_chosen_at_the_same_time_are_both_kep
 
     kept = read_threshold(tmp_path, "careful").classes
     assert {label: choice.threshold for label, choice in kept.items()} == {"covid": 0.2, "normal": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("images", "where"), [("valid", "the valid split"), ("out of fold", "the predictions out of fold")]
+)
+def test_a_class_without_images_to_choose_on_is_refused_with_the_place_where_they_are_missing(tmp_path, images, where):
+    outputs = ModelOutputs(logits=np.zeros((3, 2)), labels=np.ones(3, dtype=np.int64))
+    chosen_from = ChoiceImages(outputs=outputs, chosen_on=images, data="")
+
+    with pytest.raises(TrainerError, match=f"there are no covid images to choose a threshold on in {where}; pack"):
+        choose_named(stored(tmp_path), chosen_from, name="new", positive="covid", min_sensitivity=0.9)
+
+
+def test_each_label_has_the_place_where_its_own_threshold_was_chosen():
+    choices = [{"positive": "covid", "chosen_on": "valid"}, {"positive": "normal", "chosen_on": "out of fold"}]
+    metrics = {"threshold_choices": choices}
+
+    found = {label: chosen_on(choice_of(metrics, label)) for label in ("covid", "normal", "other")}
+
+    assert found == {
+        "covid": "the valid split", "normal": "the predictions out of fold", "other": "the valid split",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("images", "splits"), [("valid", ["valid"]), ("out of fold", ["train", "valid"]), (None, ["valid"])]
+)
+def test_a_threshold_may_have_been_chosen_on_images_of_these_splits(images, splits):
+    found = [split for split in ("train", "valid", "test") if may_have_chosen({"chosen_on": images}, split)]
+
+    assert found == splits
 
 
 def test_a_damaged_threshold_of_other_labels_is_replaced_and_named(tmp_path, caplog):

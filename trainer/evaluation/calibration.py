@@ -191,7 +191,7 @@ def threshold_for_sensitivity(
 ) -> tuple[float, float]:
     """Return the highest threshold whose sensitivity is at least `min_sensitivity`, and the sensitivity reached.
 
-    The threshold lies midway between two scores, so no validation image has exactly this score.
+    The threshold lies midway between two scores, so no image has exactly this score.
 
     Raises:
         TrainerError: There is no image of the class `name`.
@@ -200,7 +200,7 @@ def threshold_for_sensitivity(
 
     hits = labels == positive
     if not hits.any():
-        raise TrainerError(f"the valid split has no {name} images to choose a threshold on; pack it with some")
+        raise TrainerError(f"there are no {name} images to choose a threshold on; pack the data set with some")
     scores = probabilities[:, positive]
     _, found, thresholds = roc_curve(np.append(hits, False), np.append(scores, 0.0), drop_intermediate=False)
     at = int(np.argmax(found >= min_sensitivity))

@@ -30,7 +30,23 @@ def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 def chosen_on(choice: Mapping[str, Any]) -> str:
     """Return the images that a threshold was chosen on, in words."""
-    return "the predictions out of fold" if choice.get("chosen_on") == "out of fold" else "the valid split"
+    return "the predictions out of fold" if is_out_of_fold(choice) else "the valid split"
+
+
+def is_out_of_fold(choice: Mapping[str, Any]) -> bool:
+    """Whether a threshold was chosen on predictions out of fold."""
+    return choice.get("chosen_on") == "out of fold"
+
+
+def may_have_chosen(choice: Mapping[str, Any], split: str) -> bool:
+    """Whether the threshold may have been chosen on images of a split; out of fold they are of train and valid."""
+    return split in (("train", "valid") if is_out_of_fold(choice) else ("valid",))
+
+
+def choice_of(metrics: Mapping[str, Any], positive: str) -> Mapping[str, Any]:
+    """Return what is known about the threshold of a class or label; nothing where the result does not say it."""
+    choices = metrics.get("threshold_choices") or ()
+    return next((choice for choice in choices if choice["positive"] == positive), {})
 
 
 def positives_needed(min_sensitivity: float) -> int | None:

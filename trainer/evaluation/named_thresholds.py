@@ -10,8 +10,9 @@ import numpy as np
 
 from cluster.files import locked
 from cluster.lease import Lease
-from trainer.errors import CheckpointError, SpecError
+from trainer.errors import CheckpointError, SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration, Labels, Mask
+from trainer.evaluation.decision_text import chosen_on
 from trainer.evaluation.multi_label_calibration import label_calibration
 from trainer.model.head import HeadConfig
 from trainer.model.names import MODEL_FILE
@@ -137,6 +138,11 @@ def choose_named(
     """
     valid = images.outputs
     default, classes = read_calibration(model, None), model.config.classes
+    if not _is_label(valid.labels, classes.index(positive)).any():
+        where = chosen_on({"chosen_on": images.chosen_on})
+        raise TrainerError(
+            f"there are no {positive} images to choose a threshold on in {where}; pack the data set with some"
+        )
     chosen = valid.objective.with_threshold(
         default,
         valid.probabilities(),

@@ -18,6 +18,7 @@ from trainer.attempt import Attempt
 from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
+from trainer.evaluation.decision_text import choice_of, is_out_of_fold
 from trainer.evaluation.metric_text import TWO, is_positive_stated, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import evaluation_lines
@@ -140,7 +141,6 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
 def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
     split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
     few = [f"{count} {quoted(name)}" for name, count in counts.items() if count < FEW]
-    chosen_here = _has_chosen_threshold(metrics) and split == "valid"
     return [
         *(
             [f"The {split} split has only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
@@ -150,7 +150,7 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
         *_positive_warning(index, metrics),
         *(
             ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
-            if chosen_here
+            if split == "valid" and _has_threshold_of_valid(metrics)
             else []
         ),
         *(f"{line[0].upper()}{line[1:]}." for line in evaluation_lines(details, split) if _is_warning(line)),
@@ -177,10 +177,13 @@ def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str
     ]
 
 
-def _has_chosen_threshold(metrics: Mapping[str, Any]) -> bool:
+def _has_threshold_of_valid(metrics: Mapping[str, Any]) -> bool:
+    """Whether a threshold was chosen on the model's own predictions of the valid split, not on those out of fold."""
     if "labels" in metrics:
-        return any(row.get("min_sensitivity") for row in metrics["labels"].values())
-    return metrics["threshold"] is not None
+        chosen = [name for name, row in metrics["labels"].items() if row.get("min_sensitivity")]
+    else:
+        chosen = [] if metrics["threshold"] is None else [metrics["positive"]]
+    return any(not is_out_of_fold(choice_of(metrics, name)) for name in chosen)
 
 
 def _is_warning(line: str) -> bool:

@@ -14,7 +14,13 @@ import numpy as np
 from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
 from trainer.evaluation.calibration import apply_temperature
-from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.decision_text import (
+    choice_of,
+    chosen_on,
+    decision_line,
+    may_have_chosen,
+    threshold_lines,
+)
 from trainer.evaluation.metric_text import (
     TWO,
     HeadlineMetric,
@@ -253,6 +259,9 @@ def render(data: ReportData) -> str:
         other_metrics=OTHER_METRICS,
         label_metrics=LABEL_METRICS,
         names=NAMES,
+        choice_of=choice_of,
+        chosen_on=chosen_on,
+        may_have_chosen=may_have_chosen,
     )
 
 
