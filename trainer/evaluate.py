@@ -111,9 +111,9 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     spec = context.spec
     folder = model_folder(spec.model, context.task.attempt.settings)
     model, config, manifest = read_model(folder)
-    out_of_fold, splits = _splits(spec, manifest, run_index(context.task.attempt.paths, spec.shards))
-    extraction = _extracted(context, model.to(context.process_group.device), config, splits)
-    index = extraction.index
+    index = run_index(context.task.attempt.paths, spec.shards)
+    out_of_fold, splits = _splits(spec, manifest, index)
+    extraction = _extracted(context, model.to(context.process_group.device), config, index, splits)
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
     found = {split: classifier_outputs(context, extraction, model, split) for split in splits}
     stored = StoredModel.of(folder, config, manifest)
@@ -151,16 +151,20 @@ def features_on_worker(context: WorkerContext[EvaluateSpec]) -> None:
     """Extract the features that the cache lacks; runs on each Ray Train worker."""
     spec, attempt = context.spec, context.task.attempt
     model, config, manifest = read_model(model_folder(spec.model, attempt.settings))
-    _, splits = _splits(spec, manifest, run_index(attempt.paths, spec.shards))
-    _extracted(context, model.to(context.process_group.device), config, splits)
+    index = run_index(attempt.paths, spec.shards)
+    _, splits = _splits(spec, manifest, index)
+    _extracted(context, model.to(context.process_group.device), config, index, splits)
 
 
 def _extracted(
-    context: WorkerContext[EvaluateSpec], model: Classifier, config: HeadConfig, splits: tuple[str, ...]
+    context: WorkerContext[EvaluateSpec],
+    model: Classifier,
+    config: HeadConfig,
+    index: ShardIndex,
+    splits: tuple[str, ...],
 ) -> FeatureExtractor:
     """Return the extractor after it has extracted the features of the splits to evaluate."""
     spec = context.spec
-    index = run_index(context.task.attempt.paths, spec.shards)
     usable = usable_config(config, context.process_group)
     extraction = extractor_for(context, spec.shards, index, model, usable, cached=spec.cache)
     context.progress.start_phase("features", total=sum(index.samples_in(split) for split in splits))
