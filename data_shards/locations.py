@@ -50,7 +50,8 @@ def read_bytes(location: str, name: str) -> bytes:
     except FileNotFoundError as error:
         raise BadIndex(f"{where} does not exist; `shards pack` makes a data set") from error
     except NETWORK as error:
-        raise BadIndex(f"{where} cannot be read: {_first_line(error)}") from error
+        why = error.strerror if folder is not None and isinstance(error, OSError) else None
+        raise BadIndex(f"{where} cannot be read: {why or _first_line(error)}") from error
 
 
 def download(location: str, name: str, target: Path) -> str | None:

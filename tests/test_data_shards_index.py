@@ -3,7 +3,7 @@ import json
 import pytest
 
 from data_shards.errors import BadIndex, SourceError
-from data_shards.index import Addition, Shard, ShardIndex, overview, read_index, write_index
+from data_shards.index import INDEX_NAME, Addition, Shard, ShardIndex, overview, read_index, write_index
 from tests.datasets import packed
 
 SPLITS = {"train/a": 3, "train/b": 3}
@@ -34,6 +34,15 @@ def first_shard(content, **fields):
 
 def test_a_path_and_a_file_url_read_the_same_index(shards):
     assert read_index(str(shards)) == read_index(f"file://{shards}")
+
+
+def test_an_index_that_the_system_cannot_read_has_the_reason_without_an_error_number(tmp_path):
+    (tmp_path / INDEX_NAME).mkdir()
+
+    with pytest.raises(BadIndex) as refused:
+        read_index(str(tmp_path))
+
+    assert str(refused.value) == f"{tmp_path / INDEX_NAME} cannot be read: Is a directory"
 
 
 def test_an_absent_index_says_what_makes_one(tmp_path):
