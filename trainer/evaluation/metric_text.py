@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TWO = 2
 NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
 
 
@@ -43,6 +42,11 @@ def is_positive_stated(metrics: Mapping[str, Any]) -> bool:
     return bool(metrics.get("positive_stated", True)) and metrics.get("positive") is not None
 
 
+def is_binary(classes: Sequence[str]) -> bool:
+    """Whether there are two classes; a model of one class an image has two or more."""
+    return len(classes) == 2  # noqa: PLR2004
+
+
 def has_headline(metrics: Mapping[str, Any]) -> bool:
     """Whether a result has what `headline_metrics` needs: it is of one class an image, and not damaged."""
     classes, rows = metrics.get("classes"), metrics.get("per_class")
@@ -57,8 +61,8 @@ def has_headline(metrics: Mapping[str, Any]) -> bool:
 def headline_metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     """Return the first metrics of a result of one class an image, the most important first."""
     of_all = {key: _of_all(metrics, key) for key in ("accuracy", "balanced_accuracy", "auroc")}
-    is_stated, many = is_positive_stated(metrics), len(metrics["classes"]) > TWO
-    if not many:
+    is_stated = is_positive_stated(metrics)
+    if is_binary(metrics["classes"]):
         first = _of_positive(metrics) if is_stated else [_recall(metrics, name) for name in metrics["classes"]]
         return [*first, of_all["auroc"], of_all["accuracy"]]
     lowest = lowest_recall(metrics)
@@ -107,7 +111,7 @@ def _recall(metrics: Mapping[str, Any], name: str) -> HeadlineMetric:
 
 
 def _of_all(metrics: Mapping[str, Any], key: str) -> HeadlineMetric:
-    is_mean = key == "auroc" and len(metrics["classes"]) > TWO
+    is_mean = key == "auroc" and not is_binary(metrics["classes"])
     return HeadlineMetric(
         name={"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}.get(key, key),
         value=metrics[key],

@@ -12,8 +12,8 @@ from scipy.special import expit, logit
 from scipy.stats import t
 
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
+from trainer.evaluation.intervals import TAIL
 
-TAIL = 0.025  # probability on each side of a 95 % interval
 STEPS = 50  # of Newton's method, which needs about ten
 SEPARATED = 1e3  # a larger coefficient grows without bound: the probabilities separate the classes
 NEAREST = 1e-15  # a probability of 0 or 1 has no logit

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from trainer.evaluation.intervals import Interval, auroc_interval
-from trainer.evaluation.metric_text import TWO
+from trainer.evaluation.metric_text import is_binary
 from trainer.report.evaluation_charts import EvaluatedImages
 
 NO_RESAMPLES = np.empty(0)
@@ -37,7 +37,7 @@ class ClassRow:
 def class_rows(images: EvaluatedImages) -> list[ClassRow]:
     """Return a row for each class; of more than two classes the one with the lowest recall first."""
     rows = [_row(images, c, name) for c, name in enumerate(images.classes)]
-    if len(rows) == TWO:
+    if is_binary(images.classes):
         return rows
     return sorted(rows, key=lambda row: 2.0 if row.recall.value is None else row.recall.value)
 
@@ -62,7 +62,7 @@ def _auroc(images: EvaluatedImages, c: int, *, is_defined: bool) -> Figure:
         return Figure(value=None)
     scores, hits = images.probabilities[:, c], images.labels == c
     interval: Interval | None = auroc_interval([(scores, hits)], images.units, NO_RESAMPLES)
-    if len(images.classes) == TWO:  # the same for both classes, and the wider interval of the result
+    if is_binary(images.classes):  # the same for both classes, and the wider interval of the result
         stored = (images.metrics.get("intervals") or {}).get("auroc")
         interval = (stored[0], stored[1]) if stored else interval
     return Figure(value=float(sk.roc_auc_score(hits, scores)), interval=interval)

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
-from trainer.evaluation.metric_text import TWO, is_positive_stated, quoted
+from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.recalibration import calibrated_event
 from trainer.report.charts import ReportChart
 from trainer.report.curve_data import micro_average, net_benefit, precision_recall_band, reliability_bins, roc_band
@@ -22,7 +22,6 @@ FALSE_RATE = Axis(name="false positive rate (1 − specificity)", low=0, high=1)
 TRUE_RATE = Axis(name="true positive rate (sensitivity)", low=0, high=1)
 RECALL = Axis(name="recall (sensitivity)", low=0, high=1)
 PRECISION = Axis(name="precision (PPV)", low=0, high=1)
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +92,8 @@ def _scored(images: EvaluatedImages, c: int) -> ScoredClass:
 
 
 def _roc(images: EvaluatedImages) -> ReportChart | None:
-    is_binary = len(images.classes) == TWO
-    shown, note = ([_scored(images, images.positive)], "") if is_binary else scored_classes(images)
+    has_two = is_binary(images.classes)
+    shown, note = ([_scored(images, images.positive)], "") if has_two else scored_classes(images)
     shown = [one for one in shown if 0 < one.hits.sum() < len(one.hits)]
     if not shown:
         return None
@@ -104,7 +103,7 @@ def _roc(images: EvaluatedImages) -> ReportChart | None:
         lines.append(downsampled(one.name, false, true, colour))
     has_band = len(shown) == 1
     m, point = images.metrics, (images.metrics["sensitivity"], images.metrics["specificity"])
-    marks = [Mark(name="operating point", x=1 - point[1], y=point[0])] if is_binary and None not in point else []
+    marks = [Mark(name="operating point", x=1 - point[1], y=point[0])] if has_two and None not in point else []
     drawn = chart(
         lines, x=FALSE_RATE, y=TRUE_RATE, description="ROC curve", marks=marks, square=True,
         bands=[Band(points=roc_band(shown[0].scores, shown[0].hits, images.units))] if has_band else (),
@@ -117,7 +116,7 @@ def _roc(images: EvaluatedImages) -> ReportChart | None:
 
 def _precision_recall(images: EvaluatedImages) -> ReportChart | None:
     shown, note = scored_classes(images)
-    if images.is_stated and len(images.classes) == TWO:
+    if images.is_stated and is_binary(images.classes):
         shown = [one for one in shown if one.name == images.classes[images.positive]]
     if not shown:
         return None
@@ -150,8 +149,7 @@ def _recall_mark(images: EvaluatedImages) -> list[Mark]:
 
 def _reliability(images: EvaluatedImages) -> ReportChart:
     scores, hits = calibrated_event(images.probabilities, images.labels, images.positive)
-    is_binary = len(images.classes) == TWO
-    event = quoted(images.classes[images.positive]) if is_binary else "the predicted class"
+    event = quoted(images.classes[images.positive]) if is_binary(images.classes) else "the predicted class"
     bins = reliability_bins(scores, hits, images.units)
     drawn = chart(
         [

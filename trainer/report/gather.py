@@ -19,7 +19,7 @@ from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import apply_temperature, predicted_classes
 from trainer.evaluation.decision_text import choice_of, is_out_of_fold
-from trainer.evaluation.metric_text import TWO, is_positive_stated, quoted
+from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.model.bundle import read_model
@@ -94,7 +94,7 @@ def _chosen(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[Examp
     classes = list(metrics["classes"])
     positive = classes.index(metrics["positive"])
     predicted = predicted_classes(seen, positive=positive, threshold=metrics["threshold"])
-    has_kinds = is_positive_stated(metrics) or len(classes) == TWO
+    has_kinds = is_positive_stated(metrics) or is_binary(classes)
     about = predictions.ids, predictions.labels, predicted, seen
     return (*worst_misclassified(*about, positive=positive if has_kinds else None), *random_correct(*about))
 
@@ -169,7 +169,7 @@ def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[st
 
 def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str]:
     """Return a note if nobody said which of two classes is the one to find."""
-    if index.multi_label or is_positive_stated(metrics) or len(index.classes) != TWO:
+    if index.multi_label or is_positive_stated(metrics) or not is_binary(index.classes):
         return []
     return [
         "No positive class was stated, so both classes are treated alike. With --positive CLASS, train and evaluate "

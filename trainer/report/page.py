@@ -22,9 +22,9 @@ from trainer.evaluation.decision_text import (
     threshold_lines,
 )
 from trainer.evaluation.metric_text import (
-    TWO,
     HeadlineMetric,
     headline_metrics,
+    is_binary,
     is_positive_stated,
     prevalence_lines,
     quoted,
@@ -149,7 +149,7 @@ class ReportData:
                 ("false_positive", f"False positives: another class classified as {quoted(positive)}"),
                 ("other", "Errors between other classes"),
             ]
-        if len(self.classes) == TWO:
+        if is_binary(self.classes):
             first, second = quoted(positive), quoted(others[0])
             return [
                 ("false_negative", f"{first} classified as {second}"),
@@ -162,7 +162,7 @@ class ReportData:
         """Number of misclassified images of each kind, including those that the report does not show."""
         matrix, m = self.metrics["confusion_matrix"], self.metrics
         correct = sum(row[c] for c, row in enumerate(matrix))
-        if not self.is_stated and len(self.classes) > TWO:
+        if not (self.is_stated or is_binary(self.classes)):
             return {"other": int(m["n"]) - correct}
         negatives, positives = int(m["false_negatives"]), int(m["false_positives"])
         return {
@@ -228,7 +228,7 @@ class ReportData:
         """ROC, precision-recall, reliability diagram and decision curve, as far as the images allow them."""
         return evaluation_charts(self.images)
 
-    @property
+    @cached_property
     def class_rows(self) -> Sequence[ClassRow]:
         """The metrics of each class against the rest."""
         return class_rows(self.images)
