@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from trainer.evaluation.predictions import Predictions
 from trainer.report.examples import worst_misclassified
 from trainer.report.gradcam import jpeg, overlay
 from trainer.report.page import ReportData, render, write_page
+from trainer.report.source_version import source_version
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -119,6 +121,26 @@ def test_the_report_says_where_the_threshold_was_chosen_and_whether_its_own_spli
     page = render(replace(data, metrics=metrics)).replace("\u202f", " ")
 
     assert line in page
+
+
+def test_the_rows_of_classes_are_computed_once():
+    data = report_data()
+
+    assert data.class_rows is data.class_rows
+
+
+def test_asking_for_the_version_of_the_source_writes_nothing_into_the_checkout(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (tmp_path / "file").write_text("text")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    os.utime(tmp_path / "file", (1, 1))  # git compares the file with its index, and would store the new time there
+    before = (tmp_path / ".git" / "index").read_bytes()
+
+    version = source_version(tmp_path)
+
+    assert re.fullmatch("[0-9a-f]{12}", version)
+    assert (tmp_path / ".git" / "index").read_bytes() == before
 
 
 def test_class_names_are_escaped():

@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
     """Return the GPUs, their driver and topology, and the versions of the packages."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _output("git", "describe", "--always", "--dirty"),
+        "commit": _output("git", "--no-optional-locks", "describe", "--always", "--dirty"),
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in PACKAGES},

@@ -20,7 +20,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     """Return what git prints, None if it fails or is not installed."""
     try:
         found = subprocess.run(
-            ["git", "-C", str(root), *arguments],
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],  # another git may be at work in the checkout
             capture_output=True, text=True, timeout=SECONDS, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
