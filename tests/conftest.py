@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 from redis import Redis
 
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
 from data_shards.pack.packing import PackOptions, pack
@@ -51,6 +52,14 @@ def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Two handwritten digits that look the same are not a leak.
     pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1, allow_leakage=True))
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def digits_training(tmp_path_factory: pytest.TempPathFactory, digits_shards: Path) -> RunPaths:
+    """A training on the digits with the options of `QUICK`. Tests may add runs to its storage, and thresholds to it."""
+    from tests.trained import done, train_spec  # noqa: PLC0415 -- imports the trainer, which few tests need
+
+    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards), "training")[0]
 
 
 @pytest.fixture

@@ -13,14 +13,15 @@ from trainer.evaluation.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("storage")
+def storage(digits_training: RunPaths) -> Path:
+    """A storage that has the features of the digits already."""
+    return digits_training.storage
 
 
 @pytest.fixture(scope="module")
 def stated(storage: Path, digits_shards: Path) -> RunPaths:
     """A training with a positive class that is not the first."""
-    return done(storage, train_spec(digits_shards, positive="3"))[0]
+    return done(storage, train_spec(digits_shards, positive="3"), "stated")[0]
 
 
 def words_of(paths: RunPaths) -> str:
@@ -29,9 +30,9 @@ def words_of(paths: RunPaths) -> str:
 
 
 def test_the_model_keeps_the_positive_class_and_a_training_without_one_keeps_none(
-    storage: Path, stated: RunPaths, digits_shards: Path
+    stated: RunPaths, digits_training: RunPaths
 ) -> None:
-    neutral, _ = done(storage, train_spec(digits_shards, epochs=1), "neutral")
+    neutral = digits_training
 
     assert read_json(stated.best / "head.json")["positive"] == "3"
     assert "positive" not in read_json(neutral.best / "head.json")
@@ -45,20 +46,20 @@ def test_the_model_keeps_the_positive_class_and_a_training_without_one_keeps_non
 def test_a_later_evaluation_is_about_the_positive_class_of_the_training(
     storage: Path, stated: RunPaths, digits_shards: Path
 ) -> None:
-    found = evaluated(storage, stated.best, digits_shards, "later", min_sensitivity=0.9, prevalence=0.01).metrics
+    found = evaluated(storage, stated.best, digits_shards, "stated-later", min_sensitivity=0.9, prevalence=0.01).metrics
 
     assert (found["positive"], found["positive_stated"]) == ("3", True)
     assert list(read_json(stated.best / "thresholds" / "sensitivity-0.9.json")["classes"]) == ["3"]
     assert (found["at_prevalence"]["positive"], found["at_prevalence"]["prevalence"]) == ("3", 0.01)
     assert found["at_prevalence"]["ppv"] < found["per_class"]["3"]["precision"]
-    words = words_of(RunPaths(storage / "runs" / "later"))
+    words = words_of(RunPaths(storage / "runs" / "stated-later"))
     assert '"3" images are false negatives' in words
     assert 'At a prevalence of 0.01 of "3": PPV' in words
     assert "Decision curve" in words
 
 
 def test_an_evaluation_can_be_about_another_class(storage: Path, stated: RunPaths, digits_shards: Path) -> None:
-    found = evaluated(storage, stated.best, digits_shards, "other", positive="4").metrics
+    found = evaluated(storage, stated.best, digits_shards, "stated-other", positive="4").metrics
 
     assert (found["positive"], found["threshold"]) == ("4", None)
     assert found["sensitivity"] == found["per_class"]["4"]["recall"]
@@ -66,4 +67,4 @@ def test_an_evaluation_can_be_about_another_class(storage: Path, stated: RunPath
 
 def test_a_training_refuses_an_unknown_positive_class(storage: Path, digits_shards: Path) -> None:
     with pytest.raises(SpecError, match="--positive 'three' is not a class; use one of 0, 1"):
-        done(storage, train_spec(digits_shards, positive="three"), "unknown")
+        done(storage, train_spec(digits_shards, positive="three"), "stated-unknown")

@@ -5,15 +5,14 @@ import pytest
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.index import read_index, write_index
-from tests.trained import done, evaluated, train_spec
+from tests.trained import evaluated
 from trainer.errors import SpecError
 from trainer.evaluation.predictions import Predictions
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits_shards):
-    storage = tmp_path_factory.mktemp("storage")
-    return storage, done(storage, train_spec(digits_shards))[0]
+def trained(digits_training):
+    return digits_training.storage, digits_training
 
 
 def text_of(paths):
