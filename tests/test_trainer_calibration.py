@@ -10,11 +10,11 @@ from tests.trained import lease_in
 from trainer.errors import CheckpointError, TrainerError
 from trainer.evaluation.calibration import (
     Calibration,
-    apply_temperature,
     fit_temperature,
     predicted_classes,
     threshold_for_sensitivity,
 )
+from trainer.evaluation.temperature import apply_temperature
 
 WEIGHTS = "ab" * 32
 

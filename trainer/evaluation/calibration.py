@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.special import softmax
 
 from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.lease import Lease
 from trainer.errors import CheckpointError, TrainerError
+from trainer.evaluation.temperature import apply_temperature
 from trainer.model.names import CALIBRATION_FILE
 
 # If every validation image is classified correctly, cross-entropy is lowest at temperature 0, so bounds are needed.
@@ -161,15 +161,6 @@ def predicted_classes(probabilities: Floats, *, positive: int, threshold: float 
     others[:, positive] = -1.0
     reached = probabilities[:, positive] >= threshold
     return np.where(reached, positive, others.argmax(axis=1)).astype(np.int64)
-
-
-def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
-    """Return the probabilities (N, C) after temperature scaling: softmax of the logits divided by `temperature`."""
-    if temperature == 1:
-        return probabilities
-    with np.errstate(divide="ignore"):  # log(0) is -inf, and its probability stays 0 at any temperature
-        logits = np.log(probabilities) / temperature
-    return np.asarray(softmax(logits, axis=1), dtype=np.float64)
 
 
 def fit_temperature(probabilities: Floats, labels: Labels) -> float:

@@ -10,9 +10,10 @@ from sklearn.calibration import calibration_curve
 
 from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, ranked_classes
-from trainer.evaluation.calibration import apply_temperature, predicted_classes
+from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.intervals import class_intervals, confidence_intervals, group_ids, interval_json
 from trainer.evaluation.recalibration import calibrated_event, recalibration
+from trainer.evaluation.temperature import apply_temperature
 
 BINS = 15  # of the calibration error; Guo et al. 2017, "On Calibration of Modern Neural Networks"
 

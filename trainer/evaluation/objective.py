@@ -18,7 +18,6 @@ from trainer.evaluation.calibration import (
     Calibration,
     Floats,
     Labels,
-    apply_temperature,
     fit_calibration,
     predicted_classes,
     threshold_for_sensitivity,
@@ -29,6 +28,7 @@ from trainer.evaluation.multi_label_calibration import (
     fit_label_calibration,
     label_decisions,
 )
+from trainer.evaluation.temperature import apply_temperature
 
 IMBALANCE = 2.0  # ratio of the largest class to the smallest from which on the loss is weighted
 

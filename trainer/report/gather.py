@@ -17,11 +17,12 @@ from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
-from trainer.evaluation.calibration import apply_temperature, predicted_classes
+from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.decision_text import choice_of, is_out_of_fold
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import evaluation_lines
+from trainer.evaluation.temperature import apply_temperature
 from trainer.model.bundle import read_model
 from trainer.report.examples import ExampleImage, Pixels, random_correct, with_pictures, worst_misclassified
 from trainer.report.head_comparison import head_comparison

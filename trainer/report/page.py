@@ -13,7 +13,6 @@ import numpy as np
 
 from cluster.lease import Lease
 from data_shards.index import ShardIndex, overview
-from trainer.evaluation.calibration import apply_temperature
 from trainer.evaluation.decision_text import (
     choice_of,
     chosen_on,
@@ -30,6 +29,7 @@ from trainer.evaluation.metric_text import (
     quoted,
 )
 from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.temperature import apply_temperature
 from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
 from trainer.report.charts import ReportChart
