@@ -6,14 +6,17 @@ import pytest
 import ray
 
 from cluster.settings import Settings
-from tests.trained import done, evaluated, train_spec
+from data_shards.index import read_index
+from tests.trained import done, evaluated, new_run, train_spec
 from trainer import evaluate, phase_times, train
 from trainer.attempt import Attempt
+from trainer.data import feature_extraction
 from trainer.distributed.ray_train import run_here
 from trainer.phase_times import PhaseTimes
 from trainer.training import features
 
 SAME = {"seed": 7, "epochs": 1}
+LINEAR = {"epochs": 30, "head_width": 512, "patience": 10}  # the defaults, which a linear head does not use
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,27 @@ def test_evaluate_with_two_workers_gives_the_figures_of_one(trained, digits_shar
 
     assert extractions == ["trainer.evaluate"]  # the run of the single worker, which computes the features here
     assert together.metrics == alone.metrics
+
+
+@pytest.mark.parametrize("head", ["mlp", "lda"])
+def test_the_features_of_a_shard_are_computed_once_even_if_the_cache_holds_only_one(
+    tmp_path, digits_shards, monkeypatch, head
+):
+    read, computed = feature_extraction.read_shards, []
+
+    def spied(location, shards, *arguments, **options):
+        computed.extend(shard.name for shard in shards)
+        return read(location, shards, *arguments, **options)
+
+    monkeypatch.setattr(feature_extraction, "read_shards", spied)
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
+    spec = train_spec(digits_shards, **({"epochs": 1} if head == "mlp" else {"head": head, **LINEAR}))
+    settings = Settings(storage=tmp_path, cache_bytes=1)
+
+    result = train.train(Attempt.of(new_run(tmp_path, spec).folder, None, settings), spec)
+
+    assert sorted(computed) == sorted(shard.name for shard in read_index(str(digits_shards)).of_split("train+valid"))
+    assert result.details["baselines"]
 
 
 def test_an_attempt_says_where_the_time_went(trained, digits_shards):

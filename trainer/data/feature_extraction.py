@@ -4,7 +4,7 @@ import itertools
 import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -47,7 +47,8 @@ class FeatureExtractor:
     extracts: bool = True
     on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
-    _loaded: dict[str, Features] = field(default_factory=dict)
+    _loaded: dict[str, Features] = field(default_factory=dict)  # by the sha256 of the shard
+    _splits: dict[str, Features] = field(default_factory=dict)
 
     def extract(self, split: str) -> None:
         """Compute the missing features of a split, its shards divided among the ranks; every rank must call this.
@@ -74,17 +75,31 @@ class FeatureExtractor:
         return shard.sha256 in self._loaded or (self.cache is not None and self.cache.has(shard.sha256))
 
     def features_of(self, split: str) -> Features:
-        """Return the features of a whole split in the order of sample ids; call `extract` first."""
-        shards = self.index.of_split(split)
-        for _ in self._compute([shard for shard in shards if not self._load_cached(shard)]):
-            pass  # only where no cache brings what other ranks have computed
+        """Return the features of a whole split in the order of sample ids; call `extract` first.
+
+        They stay in memory. Where no cache brings what other ranks have computed, this rank computes it: call it on
+        every rank before a collective, so that none waits longer than the others take.
+        """
+        if split not in self._splits:
+            shards = self.index.of_split(split)
+            for _ in self._compute([shard for shard in shards if not self._load_cached(shard)]):
+                pass
+            self._splits[split] = self._joined(shards)
+        return self._splits[split]
+
+    def _joined(self, shards: Sequence[Shard]) -> Features:
+        """Return the features of shards as one. Those of each shard become views of it: they are in memory once."""
         found = [self._loaded[shard.sha256] for shard in shards]
-        return Features(
+        joined = Features(
             values=torch.cat([features.values for features in found]),
             labels=torch.cat([features.labels for features in found]),
             sources=tuple(name for features in found for name in features.sources),
             groups=tuple(name for features in found for name in features.groups),
         )
+        values = torch.split(joined.values, [len(features.labels) for features in found])
+        for shard, features, part in zip(shards, found, values, strict=True):
+            self._loaded[shard.sha256] = replace(features, values=part)
+        return joined
 
     def _load_cached(self, shard: Shard) -> bool:
         """Return whether the features of a shard are in memory, after a look into the cache."""

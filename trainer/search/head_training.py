@@ -59,7 +59,7 @@ class HeadTrainingData:
         spec = task.spec.trial_spec({})
         context = standalone_context(task, spec, device)
         setup = TrainingSetup.fresh(context)
-        index, loader = setup.index, FeatureLoader.of(setup.extractor(cached=True), ("train", "valid"), device)
+        index, loader = setup.index, FeatureLoader.of(setup.extractor, ("train", "valid"), device)
         return cls(context, index, setup.config, loader, class_weights(spec, index, device), {})
 
     @property

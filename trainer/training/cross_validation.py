@@ -198,8 +198,7 @@ def cross_validated_split(index: ShardIndex) -> str:
 
 def _prepared(setup: TrainingSetup) -> CrossValidation:
     """Compute the features, or read them from the cache."""
-    context, split = setup.context, cross_validated_split(setup.index)
-    extractor = setup.extractor(cached=setup.spec.cache)
+    context, split, extractor = setup.context, cross_validated_split(setup.index), setup.extractor
     context.progress.start_phase("features", total=setup.index.samples_in(split))
     extractor.extract(split)
     fit = HeadFit(

@@ -44,7 +44,7 @@ def run_on_features(
 def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
     """Extract the features that the cache lacks; return how many images were extracted or found in the cache."""
     setup = TrainingSetup.fresh(context)
-    index, extractor = setup.index, setup.extractor(cached=True)
+    index, extractor = setup.index, setup.extractor
     context.progress.start_phase("features", total=sum(index.samples_in(split) for split in index.splits))
     for split in index.splits:
         extractor.extract(split)

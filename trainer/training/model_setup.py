@@ -1,6 +1,7 @@
 """What a training starts from: model, optimizer, class weights, and the extractor of its features."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,9 +62,12 @@ class TrainingSetup:
         """The worker's device."""
         return self.context.process_group.device
 
-    def extractor(self, *, cached: bool) -> FeatureExtractor:
-        """Return the extractor of this data set's features under this model's backbone."""
-        return extractor_for(self.context, self.spec.shards, self.index, self.model, self.config, cached=cached)
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The one extractor of this data set's features under this model's backbone; it keeps what it has loaded."""
+        return extractor_for(
+            self.context, self.spec.shards, self.index, self.model, self.config, cached=self.spec.cache
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer over everything that trains in any phase."""

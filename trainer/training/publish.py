@@ -12,7 +12,6 @@ from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.seen_images import shards_of_model
 from trainer.evaluation.training_text import BEFORE_SCALING
 from trainer.model.bundle import publish_model, weights_sha256
-from trainer.model.head import HeadConfig
 from trainer.model.weights import backbone_sha256
 from trainer.training.baselines import Baseline, baselines_on_split, figures_before_scaling
 from trainer.training.head_fit import HeadFit
@@ -35,10 +34,11 @@ class TrainOutcome:
 
 def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
     """Publish the trained model and return its metrics; every rank must call this."""
-    context = setup.context
-    context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
+    context, index = setup.context, setup.index
+    features_of = ("valid", setup.spec.split) if _has_baselines(setup) else ("valid",)
+    context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in features_of))
     metrics = score_and_publish(setup, origin={"epoch": state.best_epoch})
-    baselines = [one.to_json() for one in _baselines(setup)] if context.process_group.is_rank_zero else []
+    baselines = [one.to_json() for one in _baselines(setup)] if _has_baselines(setup) else []
     context.process_group.barrier()
     by_steps = {"best_epoch": state.best_epoch, "micro_batches": state.micro_batches}
     details = {
@@ -61,14 +61,23 @@ def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
     }
 
 
+def _has_baselines(setup: TrainingSetup) -> bool:
+    """Whether the run has the features of both splits, and is not a trial."""
+    return setup.spec.reads_features and setup.context.task.trial is None
+
+
 def _baselines(setup: TrainingSetup) -> list[Baseline]:
-    """Return the baselines on the valid split of a run that has the features of both splits; not of a trial."""
-    spec = setup.spec
-    if not spec.reads_features or setup.context.task.trial is not None:
+    """Return the baselines on the valid split, on rank 0; every rank must call this.
+
+    The training and the publication have loaded the features on every rank. Of a training that ended in an earlier
+    attempt, all ranks together load those of the train split.
+    """
+    extractor, split = setup.extractor, setup.spec.split
+    extractor.extract(split)
+    train, valid = extractor.features_of(split), extractor.features_of("valid")
+    if not setup.context.process_group.is_rank_zero:
         return []
-    extractor = setup.extractor(cached=True)
-    train, valid = (extractor.features_of(split) for split in ("train", "valid"))
-    return baselines_on_split(HeadFit(spec=spec, config=setup.config, device=setup.device), train, valid)
+    return baselines_on_split(HeadFit(spec=setup.spec, config=setup.config, device=setup.device), train, valid)
 
 
 def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[str, Any]:
@@ -80,8 +89,7 @@ def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[s
         LeaseLost: A newer attempt owns the run.
         CheckpointError: The storage is full.
     """
-    config, found = validation_outputs(setup)
-    published = replace(setup, config=config)
+    published, found = _validation_outputs(setup)
     if not setup.context.process_group.is_rank_zero:
         return {}
     return publish_scored(published, found, "valid", origin=origin)
@@ -130,11 +138,14 @@ def publish_scored(
     return {**metrics, BEFORE_SCALING: figures_before_scaling(found, metrics)}
 
 
-def validation_outputs(setup: TrainingSetup) -> tuple[HeadConfig, ModelOutputs]:
-    """Return the trained model's configuration and its outputs on the validation split; every rank must call this."""
+def _validation_outputs(setup: TrainingSetup) -> tuple[TrainingSetup, ModelOutputs]:
+    """Return the setup of the trained model and its outputs on the validation split; every rank must call this.
+
+    Under a backbone that has not changed, that is the same setup, with the features that it has loaded.
+    """
     config = setup.config.model_copy(update={"backbone_sha256": backbone_sha256(setup.model.backbone)})
-    extractor = replace(setup, config=config).extractor(cached=setup.spec.cache)
-    return config, classifier_outputs(setup.context, extractor, setup.model, "valid")
+    trained = setup if config == setup.config else replace(setup, config=config)
+    return trained, classifier_outputs(setup.context, trained.extractor, setup.model, "valid")
 
 
 def _rounded(weights: list[Any]) -> list[Any]:

@@ -50,12 +50,11 @@ def fit_linear_model(setup: TrainingSetup) -> None:
         SpecError: A class has no image to train on.
     """
     context, split = setup.context, setup.spec.split
-    extractor = setup.extractor(cached=setup.spec.cache)
     context.progress.start_phase("features", total=setup.index.samples_in(split))
-    extractor.extract(split)
+    setup.extractor.extract(split)
+    train = setup.extractor.features_of(split)  # on every rank: where the cache cannot hold them, it computes the rest
     tensors = None
     if context.process_group.is_rank_zero:
-        train = extractor.features_of(split)
         context.progress.start_phase("train", total=len(train.labels))
         fit = HeadFit(spec=setup.spec, config=setup.config, device=torch.device("cpu"), on_images=context.progress.add)
         tensors = fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict()
@@ -239,8 +238,7 @@ def _feature_loader(setup: TrainingSetup) -> FeatureLoader:
     """Extract the features of the splits, or read them from the cache, and load them onto the device."""
     spec = setup.spec
     splits = ("train", "valid") if spec.split == "train" else (spec.split,)
-    extractor = setup.extractor(cached=True)
     setup.context.progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in splits))
     for split in splits:
-        extractor.extract(split)
-    return FeatureLoader.of(extractor, splits, setup.device)
+        setup.extractor.extract(split)
+    return FeatureLoader.of(setup.extractor, splits, setup.device)
