@@ -12,7 +12,9 @@ from data_shards.index import read_index
 from tests.searched import SimulatedSearch, search_spec
 from tests.trained import new_run
 from trainer.attempt import Attempt
+from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
+from trainer.search import publisher
 from trainer.search.head_training import standalone_context
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.run import SearchProgress
@@ -107,6 +109,24 @@ def test_a_publication_while_trials_run_leaves_the_progress_to_the_search(search
 
     assert search.attempt.paths.best.exists()
     assert not search.attempt.paths.progress.exists()
+
+
+def test_a_search_on_gpus_that_is_stopped_publishes_its_best_trial_on_its_workers(search, digits_shards, monkeypatch):
+    tasks = []
+
+    def run(work, task):
+        tasks.append(task)
+        return run_on_workers(work, task)
+
+    monkeypatch.setattr(publisher, "run_on_workers", run)
+    monkeypatch.setattr(BestModelPublisher, "_has_gpu_workers", lambda _: True)  # the worker is this process
+    search.trial(0.5)
+    write_json(search.attempt.paths.stop, {"reason": "cancel", "attempt": 1})
+
+    search.publisher.update(at_once=True)
+
+    assert read_json(search.attempt.paths.best / "manifest.json")["scored_by_workers"]
+    assert [task.longest_shard for task in tasks] == [read_index(str(digits_shards)).longest_shard]
 
 
 def test_the_models_of_worse_trials_are_deleted_once(search, monkeypatch):

@@ -262,4 +262,4 @@ def test_metrics(task: WorkerTask[SearchSpec], index: ShardIndex, folder: Path) 
     )
     paths = task.attempt.paths
     count_evaluation(paths.storage, index, evaluation.split, paths.run_id)
-    return _run(WorkerTask(attempt=task.attempt, spec=evaluation, source=folder))
+    return _run(WorkerTask(attempt=task.attempt, spec=evaluation, source=folder, longest_shard=index.longest_shard))

@@ -12,6 +12,7 @@ from torch import Tensor
 from cluster.lease import Lease
 from cluster.stop_request import StopWatcher
 from data_shards.index import ShardIndex
+from trainer.attempt import Attempt
 from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
@@ -89,13 +90,17 @@ def standalone_context(
     So is its progress, unless it `writes_progress` itself.
     """
     attempt = task.attempt
-    never = attempt.paths.scratch / "nowhere" / "stop.json"  # a stopped search still publishes its best model
     return WorkerContext(
         task=WorkerTask(attempt=attempt, spec=spec, source=task.source),
         process_group=ProcessGroup(0, 1, device),
         progress=Progress(attempt.paths, attempt.lease, writes=writes_progress),
-        stop=StopWatcher(never, attempt.number),
+        stop=no_stop(attempt),
     )
+
+
+def no_stop(attempt: Attempt) -> StopWatcher:
+    """Return a watcher that finds no request: a stopped search still publishes its best model."""
+    return StopWatcher(attempt.paths.scratch / "nowhere" / "stop.json", attempt.number)
 
 
 class HeadTraining(LoopHooks):

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from trainer.attempt import Attempt
+from trainer.data.run_data import run_index
 from trainer.distributed.local_gpus import gpus_of_machine
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
@@ -21,7 +22,7 @@ from trainer.errors import CheckpointError
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
 from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
-from trainer.search.head_training import standalone_context
+from trainer.search.head_training import no_stop, standalone_context
 from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
 from trainer.search.trial_files import trial_folder
@@ -105,7 +106,8 @@ class BestModelPublisher:
         origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
         file = self._weights(best)
         if on_workers:
-            task = WorkerTask(attempt=self.attempt, spec=spec, source=self.task.source)
+            longest = run_index(self.attempt.paths, spec.shards).longest_shard
+            task = WorkerTask(attempt=self.attempt, spec=spec, source=self.task.source, longest_shard=longest)
             run_on_workers(partial(publish_on_worker, file=file, origin=origin | {BY_WORKERS: True}), task)
         else:
             context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
@@ -153,8 +155,11 @@ class _Published:
 
 
 def publish_on_worker(context: WorkerContext[TrainSpec], *, file: Path, origin: dict[str, Any]) -> None:
-    """Score the model with the weights in a file on the validation split, and publish it; every rank must call this."""
-    setup = TrainingSetup.fresh(context)
+    """Score the model with the weights in a file on the validation split, and publish it; every rank must call this.
+
+    It is done too if the search was asked to stop: the best model so far is what a stopped search leaves.
+    """
+    setup = TrainingSetup.fresh(replace(context, stop=no_stop(context.task.attempt)))
     context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
     _load(setup.model, read_tensors(file))
     score_and_publish(setup, origin=origin)
