@@ -1,6 +1,9 @@
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
@@ -85,6 +88,42 @@ def test_each_misclassified_image_gets_its_pixels_and_source_file(model):
     ]
     assert all(one.image[:2] == one.heatmap[:2] == b"\xff\xd8" for one in pictured)
     assert all(one.image != one.heatmap for one in pictured)
+
+
+def test_the_heatmaps_of_a_batch_are_those_of_each_image_alone(model):
+    images, classes = torch.from_numpy(np.stack([spot(0, 0), spot(1, 2), spot(2, 2)])), torch.tensor([1, 0, 1])
+
+    together = gradcam_heatmaps(model, images, classes, CONFIG)
+
+    for place, heatmap in enumerate(together):
+        alone = gradcam_heatmaps(model, images[place : place + 1], classes[place : place + 1], CONFIG)[0]
+        assert heatmap == pytest.approx(alone, abs=1e-4)
+
+
+def test_examples_have_the_pictures_that_each_has_alone_though_an_image_goes_through_the_network_once(
+    model, monkeypatch
+):
+    labels, predicted = np.array([0, 1, 1]), np.array([1, 0, 1])
+    probabilities = np.array([[0.1, 0.9], [0.7, 0.3], [0.2, 0.8]])
+    found = worst_misclassified(np.array([10, 11, 12]), labels, predicted, probabilities, positive=1)
+    images = {10: ("a.png", spot(0, 0)), 11: ("b.png", spot(1, 1))}
+    alone = [with_pictures((one,), images, model, CONFIG)[0] for one in found]
+    sizes, extract = [], model.backbone.network.extract_features
+    monkeypatch.setattr(
+        model.backbone.network, "extract_features", lambda inputs: sizes.append(len(inputs)) or extract(inputs)
+    )
+
+    together = with_pictures(found, images, model, CONFIG)
+
+    assert sizes == [2]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.id, one.image, one.source) == (other.id, other.image, other.source)
+        for name in ("heatmap", "evidence"):
+            assert pixels_of(getattr(one, name)) == pytest.approx(pixels_of(getattr(other, name)), abs=3)
+
+
+def pixels_of(jpeg):
+    return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
 
 
 def test_only_the_most_confident_errors_of_each_kind_are_kept():

@@ -1,6 +1,6 @@
 """Examples of a report: misclassified images, the most confident errors first, and correct ones, with Grad-CAM."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
-from trainer.report.gradcam import gradcam_heatmaps, jpeg, overlay
+from trainer.report.gradcam import Heat, feature_maps, heatmaps_of, jpeg, overlay
 
 SHOWN = 12  # images of each kind of error
 CORRECT_SHOWN = 6
+AT_ONCE = 8  # images in the network; few on a CPU, so that a layer's activations stay in its cache
 
 ExampleKind = Literal["false_negative", "false_positive", "other", "correct"]
 Pixels = NDArray[np.uint8]
@@ -102,7 +103,25 @@ def with_pictures(
     config: HeadConfig,
 ) -> tuple[ExampleImage, ...]:
     """Add pixels and Grad-CAM overlays; `images` maps an id to source file and (C, S, S) uint8 pixels."""
-    return tuple(_with_pixels(image, *images[image.id], model, config) for image in examples)
+    ids = sorted({example.id for example in examples})
+    heatmaps = dict[tuple[int, int], Heat]()
+    for start in range(0, len(ids), AT_ONCE):
+        pixels = {id_: images[id_][1] for id_ in ids[start : start + AT_ONCE]}
+        heatmaps |= _heatmaps([example for example in examples if example.id in pixels], pixels, model, config)
+    return tuple(_with_pixels(example, *images[example.id], heatmaps) for example in examples)
+
+
+def _heatmaps(
+    examples: Sequence[ExampleImage], pixels: Mapping[int, Pixels], model: Classifier, config: HeadConfig
+) -> dict[tuple[int, int], Heat]:
+    """Return the heatmaps of examples by image and class. Each image goes through the network once, all together."""
+    device = next(model.parameters()).device
+    maps = feature_maps(model, torch.from_numpy(np.stack(list(pixels.values()))).to(device), config)
+    pairs = list(dict.fromkeys((example.id, c) for example in examples for c in (example.predicted, example.label)))
+    places = {id_: place for place, id_ in enumerate(pixels)}
+    rows = torch.tensor([places[id_] for id_, _ in pairs], device=device)
+    explained = torch.tensor([c for _, c in pairs], device=device)
+    return dict(zip(pairs, heatmaps_of(model, maps[rows], explained, side=config.image_size), strict=True))
 
 
 def _example(
@@ -124,14 +143,10 @@ def _example(
 
 
 def _with_pixels(
-    example: ExampleImage, source: str, image: Pixels, model: Classifier, config: HeadConfig
+    example: ExampleImage, source: str, image: Pixels, heatmaps: Mapping[tuple[int, int], Heat]
 ) -> ExampleImage:
-    device = next(model.parameters()).device
-    batch = torch.from_numpy(image)[None].to(device)
     explained = list(dict.fromkeys([example.predicted, example.label]))
-    overlays = [
-        overlay(image, gradcam_heatmaps(model, batch, torch.tensor([c], device=device), config)[0]) for c in explained
-    ]
+    overlays = [overlay(image, heatmaps[example.id, c]) for c in explained]
     return replace(
         example,
         source=source,

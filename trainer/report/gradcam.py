@@ -25,15 +25,24 @@ def gradcam_heatmaps(model: Classifier, images: Tensor, predicted: Tensor, confi
     `images` are (B, 1 or 3, S, S) uint8 on the device of `model`, which must be in eval mode. `predicted` (B,) int64
     is the class to explain for each image.
     """
-    with torch.no_grad():
-        maps = model.backbone.network.extract_features(normalised(images, config))  # (B, 1280, S/32, S/32)
-    maps.requires_grad_()
+    return heatmaps_of(model, feature_maps(model, images, config), predicted, side=images.shape[-1])
+
+
+@torch.no_grad()
+def feature_maps(model: Classifier, images: Tensor, config: HeadConfig) -> Tensor:
+    """Return the last feature maps (B, 1280, S/32, S/32) of images (B, 1 or 3, S, S) uint8 on the model's device."""
+    return model.backbone.network.extract_features(normalised(images, config))  # type: ignore[no-any-return]
+
+
+def heatmaps_of(model: Classifier, maps: Tensor, explained: Tensor, *, side: int) -> list[Heat]:
+    """Return the Grad-CAM heatmaps, (side, side) each, of feature maps (B, 1280, ...) for the classes (B,) int64."""
+    maps = maps.detach().requires_grad_()
     logits = model.head(maps.mean((2, 3)).float())  # (B, classes)
-    gradients = torch.autograd.grad(logits.gather(1, predicted[:, None]).sum(), maps)[0]
+    gradients = torch.autograd.grad(logits.gather(1, explained[:, None]).sum(), maps)[0]
     raw = (gradients.mean((2, 3), keepdim=True) * maps.detach()).sum(1).relu()  # (B, S/32, S/32)
     peaks = raw.amax((1, 2), keepdim=True)
     scaled = torch.where(peaks > 0, raw / peaks.clamp_min(torch.finfo(raw.dtype).tiny), raw)
-    large = torch.nn.functional.interpolate(scaled[:, None].float(), size=images.shape[-2:], mode="bicubic")
+    large = torch.nn.functional.interpolate(scaled[:, None].float(), size=(side, side), mode="bicubic")
     return list(large[:, 0].clamp(0, 1).cpu().numpy())
 
 
