@@ -7,6 +7,7 @@ import torch
 
 from cluster.files import read_json, write_json
 from cluster.lease import Lease
+from cluster.resources import Machine
 from cluster.settings import Settings
 from data_shards.index import read_index
 from tests.searched import SimulatedSearch, search_spec
@@ -119,7 +120,7 @@ def test_a_search_on_gpus_that_is_stopped_publishes_its_best_trial_on_its_worker
         return run_on_workers(work, task)
 
     monkeypatch.setattr(publisher, "run_on_workers", run)
-    monkeypatch.setattr(BestModelPublisher, "_has_gpu_workers", lambda _: True)  # the worker is this process
+    monkeypatch.setattr(BestModelPublisher, "_is_for_gpu_workers", lambda *_: True)  # the worker is this process
     search.trial(0.5)
     write_json(search.attempt.paths.stop, {"reason": "cancel", "attempt": 1})
 
@@ -127,6 +128,36 @@ def test_a_search_on_gpus_that_is_stopped_publishes_its_best_trial_on_its_worker
 
     assert read_json(search.attempt.paths.best / "manifest.json")["scored_by_workers"]
     assert [task.longest_shard for task in tasks] == [read_index(str(digits_shards)).longest_shard]
+
+
+def test_nothing_is_published_before_the_workers_of_a_search_decide_on_the_precision(search):
+    search.trial(0.5)
+    search.attempt.paths.precision.unlink()  # as if it were a trial of the search that this one extends
+    search.publisher.next_at = float("-inf")
+
+    search.publisher.update()
+    before = search.attempt.paths.best.exists(), search.attempt.paths.precision.exists()
+    write_json(search.attempt.paths.precision, {"frozen": "bf16"})
+    search.publisher.update()
+
+    assert before == (False, False)
+    assert read_json(search.attempt.paths.best / "head.json")["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("decided", "gpus", "on_workers"), [(False, 1, 1), (True, 1, 0), (False, 0, 0)])
+def test_a_search_without_trials_of_its_own_lets_its_gpus_decide_on_the_precision(
+    search, monkeypatch, decided, gpus, on_workers
+):
+    ran = []
+    monkeypatch.setattr(publisher, "run_on_workers", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr(publisher, "this_machine", lambda: Machine(cpus=2, gpus=gpus))
+    search.trial(0.5)
+    if not decided:
+        search.attempt.paths.precision.unlink()
+
+    search.publisher.update(at_once=True)
+
+    assert len(ran) == on_workers
 
 
 def test_the_models_of_worse_trials_are_deleted_once(search, monkeypatch):

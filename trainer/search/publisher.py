@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cluster.errors import StorageError
 from cluster.files import read_json
+from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
-from trainer.distributed.local_gpus import gpus_of_machine
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError
@@ -31,6 +31,7 @@ from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.checkpointer import MODULE
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.publish import score_and_publish
+from trainer.training.run_precision import is_precision_decided
 
 PUBLISH_SECONDS = 30.0  # at least, between two publications; each scores the model on the whole valid split
 BY_WORKERS = "scored_by_workers"  # in the manifest
@@ -61,6 +62,8 @@ class BestModelPublisher:
         """Publish the best epoch of the journal unless it is published; when due, or `at_once`.
 
         `at_once` is for the end of the trials: nothing else writes progress then, so the scoring of the model does.
+        Before that nothing is published until the workers have decided on the precision: a search that extends
+        another has a best model before its first worker runs, and the CPU of this process must not decide for them.
 
         Raises:
             LeaseLost: A newer attempt owns the run.
@@ -69,11 +72,11 @@ class BestModelPublisher:
         best = self.journal.table.best()
         if best is None:
             return
-        on_workers = at_once and self._has_gpu_workers()
+        on_workers = at_once and self._is_for_gpu_workers(best)
         if self.published.covers(best, on_workers=on_workers):
             if at_once:
                 self._delete_worse(best)
-        elif at_once or time.monotonic() >= self.next_at:
+        elif at_once or (time.monotonic() >= self.next_at and self._is_precision_decided(best)):
             began = time.monotonic()
             self._publish(best, writes_progress=at_once, on_workers=on_workers)
             ended = time.monotonic()
@@ -81,12 +84,20 @@ class BestModelPublisher:
             self.next_at = ended + max(PUBLISH_SECONDS, PAUSE_FACTOR * (ended - began))
             self._delete_worse(best)
 
-    def _has_gpu_workers(self) -> bool:
-        """Whether trials train the backbone on GPUs: those are free when the last trial has ended."""
+    def _is_for_gpu_workers(self, best: EpochRecord) -> bool:
+        """Whether workers on GPUs score the best model at the end, when GPUs that trained the backbone are free.
+
+        They score a model on the features of a frozen backbone too if no worker has run: then they decide on its
+        precision, for the refit.
+        """
         spec = self.task.spec
-        if spec.reads_features or spec.gpus_per_worker == 0:
+        if spec.gpus_per_worker == 0 or (spec.reads_features and self._is_precision_decided(best)):
             return False
-        return self.attempt.settings.ray_address is not None or gpus_of_machine() > 0
+        return self.attempt.settings.ray_address is not None or this_machine().gpus > 0
+
+    def _is_precision_decided(self, best: EpochRecord) -> bool:
+        config = self.journal.table.trials[best.trial].config
+        return is_precision_decided(self.attempt.paths, self.task.spec.trial_spec(config))
 
     def _published(self) -> "_Published":
         try:

@@ -26,7 +26,7 @@ def run_precision(context: WorkerContext[Any]) -> Computed:
         UnsupportedPrecision: The device of a rank does not compute in it; raised on every rank.
     """
     spec, group, attempt = context.spec, context.process_group, context.task.attempt
-    backbone = "frozen" if spec.freeze == "all" else "trained"
+    backbone = _backbone_of(spec)
     best = _best_of_ranks(group, trains=backbone == "trained")
     decided = cast(Computed | None, group.broadcast(_read(attempt.paths, backbone) if group.is_rank_zero else None))
     precision = decided or common_precision(spec.precision, best)
@@ -40,6 +40,16 @@ def run_precision(context: WorkerContext[Any]) -> Computed:
         if group.broadcast(mine) != precision:  # another trial was faster, on other hardware
             return run_precision(context)
     return precision
+
+
+def is_precision_decided(paths: RunPaths, spec: TrainOptions) -> bool:
+    """Whether workers of the run have decided on the precision of this training's backbone."""
+    return _read(paths, _backbone_of(spec)) is not None
+
+
+def _backbone_of(spec: TrainOptions) -> str:
+    """Return which decision counts: a trained backbone uses another precision on a CPU than a frozen one."""
+    return "frozen" if spec.freeze == "all" else "trained"
 
 
 def _best_of_ranks(group: ProcessGroup, *, trains: bool) -> list[Computed]:
