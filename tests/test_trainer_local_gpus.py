@@ -14,6 +14,7 @@ from cluster.gpu_lease import GpuRequest, wait_for_gpus
 from cluster.gpus import DeviceReport, TorchDevice
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
+from tests.gpu.leases import release_gpus
 from tests.trained import new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.distributed import local_gpus
@@ -111,6 +112,16 @@ def test_a_second_part_of_a_run_keeps_its_gpus_and_a_larger_one_leases_more(host
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-0,GPU-1,GPU-2"
     with pytest.raises(InsufficientResources, match="5 workers need 5 GPUs and this machine has 4; use --workers 4"):
         host.lease("d", workers=5, batch_size=40)
+
+
+def test_the_tests_of_gpus_release_what_a_run_in_their_process_has_leased(host):
+    visible = os.environ["CUDA_VISIBLE_DEVICES"]
+    host.lease("a", workers=2)
+
+    release_gpus(visible)
+
+    assert host.others_hold(4).uuids == GPUS
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_a_search_takes_the_gpus_that_are_free(host):
