@@ -15,7 +15,7 @@ from data_shards.index import read_index
 from data_shards.locations import file_system
 from data_shards.plan import EpochPlan
 from data_shards.read.shard_cache import ShardCache
-from data_shards.read.stream import open_batches
+from data_shards.read.stream import open_batches, read_samples, read_shards
 from data_shards.verify import verify
 from tests.datasets import fetch_all, packed
 
@@ -208,6 +208,32 @@ def test_a_cache_too_small_to_mix_samples_is_refused_with_the_size_it_needs(serv
         read(LOCATION, index, small)
     with pytest.raises(RemoteError, match="larger than the cache's limit of 100; raise NIGHTSHIFT_SHARD_CACHE_GB"):
         tiny.path_of(LOCATION, index.shards[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_that_holds_one_shard_is_enough_to_read_each_shard_once(server, local, tmp_path, workers):
+    index = local[1]
+    largest = max(shard.bytes for shard in index.shards)
+    small = ShardCache(tmp_path / "small", limit_bytes=largest, pause=lambda _: None)
+    tiny = ShardCache(tmp_path / "tiny", limit_bytes=largest - 1)
+    options = {"image_size": 32, "batch_size": 2, "loader_workers": workers}
+
+    found = [batch for _, batch in read_shards(LOCATION, index.of_split("train"), index, cache=small, **options)]
+
+    assert ids_of(found) == list(range(24))
+    assert {server.got[shard.name] for shard in index.of_split("train")} == {1}
+    with pytest.raises(RemoteError, match=f"below the {largest} of the largest shard; raise NIGHTSHIFT_SHARD_CACHE_GB"):
+        next(read_shards(LOCATION, index.shards, index, cache=tiny, **options))
+
+
+def test_single_samples_are_read_with_a_cache_that_holds_one_shard(server, local, tmp_path):
+    index = local[1]
+    small = ShardCache(tmp_path / "small", limit_bytes=max(shard.bytes for shard in index.shards))
+
+    found = list(read_samples(LOCATION, index, "train", range(24), image_size=32, cache=small))
+
+    assert ids_of(found) == list(range(24))
+    assert {server.got[shard.name] for shard in index.of_split("train")} == {1}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -79,21 +79,28 @@ class ShardFiles:
         """
         self.path_of(next(shard for shard in self.index.shards if shard.name == name))
 
-    def shards_ahead(self, shards: Sequence[Shard]) -> int:
-        """Return how many shards to prepare ahead: a window of them if the cache has room for two windows.
+    def shards_ahead(self, shards: Sequence[Shard], *, mixed: bool) -> int:
+        """Return how many shards to prepare ahead: a window of them if the cache has room for two windows, else none.
+
+        Args:
+            shards: In the order in which they are read.
+            mixed: Whether one batch may draw from a window of shards, or from a single one.
 
         Raises:
             RemoteError: The cache cannot hold the shards that one batch may draw from.
         """
         if self.is_local:
             return WINDOW_SHARDS
-        window = sum(sorted((shard.bytes for shard in shards), reverse=True)[:WINDOW_SHARDS])
-        if window > self.cache.limit_bytes:
+        sizes = sorted((shard.bytes for shard in shards), reverse=True)
+        window, limit = sum(sizes[:WINDOW_SHARDS]), self.cache.limit_bytes
+        needed = window if mixed else max(sizes, default=0)
+        if needed > limit:
+            what = f"{WINDOW_SHARDS} shards that are mixed at a time" if mixed else "the largest shard"
             raise RemoteError(
-                f"the cache's limit of {self.cache.limit_bytes} bytes is below the {window} of {WINDOW_SHARDS} shards "
-                f"that are mixed at a time; raise {LIMIT} or pack smaller shards"
+                f"the cache's limit of {limit} bytes is below the {needed} of {what}; raise {LIMIT} or pack smaller "
+                "shards"
             )
-        return WINDOW_SHARDS if 2 * window <= self.cache.limit_bytes else 0
+        return WINDOW_SHARDS if 2 * window <= limit else 0
 
     def _table(self, path: Path, shard: Shard) -> SampleTable:
         first, facts = self.firsts[shard.name], path.stat()
@@ -116,16 +123,12 @@ class ShardFiles:
 
 
 @contextmanager
-def tables_ahead(files: ShardFiles, shards: Sequence[Shard]) -> Iterator[Callable[[int], SampleTable]]:
+def tables_ahead(files: ShardFiles, shards: Sequence[Shard], ahead: int) -> Iterator[Callable[[int], SampleTable]]:
     """Prepare shards in background threads in the order in which they are needed.
 
-    The function that is given returns the table of a shard by its position in `shards`, and starts to prepare those
-    after it.
-
-    Raises:
-        RemoteError: The cache is too small for them.
+    The function that is given returns the table of a shard by its position in `shards`, and starts to prepare `ahead`
+    shards after it.
     """
-    ahead = files.shards_ahead(shards)
     started: list[Future[SampleTable]] = []
     with ThreadPoolExecutor(FETCHERS, thread_name_prefix="shards") as pool:
 

@@ -85,7 +85,7 @@ def open_batches(
         raise PlanError(f"start batch {start_batch} is outside the {plan.batches} batches of the epoch")
     files = ShardFiles(location, index, cache or default_cache())
     ids = [plan.ids(batch) for batch in range(start_batch, plan.batches)]
-    return _load(files, _tasks(files, plan.split, ids), image_size, loader_workers, pin_memory)
+    return _load(files, _tasks(files, plan.split, ids, mixed=True), image_size, loader_workers, pin_memory)
 
 
 def read_shards(
@@ -101,12 +101,16 @@ def read_shards(
 ) -> Generator[tuple[Shard, Batch], None, None]:
     """Yield the samples of some shards, of any splits, in stored order; each batch has samples of one shard alone.
 
-    One loader reads them all: its processes start once, and decode the next shard while the last one is used.
+    One loader reads them all: its processes start once, and decode the next shard while the last one is used. With a
+    small cache of remote shards, this process reads one after another: the processes would hold several.
 
     Raises:
         DamagedShard: A shard or a sample is not what the index says.
+        RemoteError: A remote shard cannot be fetched, or the cache cannot hold the largest one.
     """
     files = ShardFiles(location, index, cache or default_cache())
+    if not files.shards_ahead(shards, mixed=False):
+        loader_workers = 0
     batches = [(shard, ids) for shard in shards for ids in _stored_order(files.firsts[shard.name], shard, batch_size)]
     with closing(_load(files, _tasks_of_shards(files, batches), image_size, loader_workers, pin_memory)) as loaded:
         for (shard, _), batch in zip(batches, loaded, strict=True):
@@ -120,34 +124,46 @@ def _stored_order(first: int, shard: Shard, batch_size: int) -> Iterator[Ids]:
 
 
 def read_samples(
-    location: str, index: ShardIndex, split: str, ids: Sequence[int], *, image_size: int, batch_size: int = 16
+    location: str,
+    index: ShardIndex,
+    split: str,
+    ids: Sequence[int],
+    *,
+    image_size: int,
+    cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
-    """Yield the samples of a split with these ids, in this order. Other samples of their shards are not read.
+    """Yield the samples of a split with these ids, in this order, each as a batch: so a small cache is enough.
+
+    Other samples of their shards are not read.
 
     Raises:
         DamagedShard: A shard or a sample is not what the index says.
     """
-    files = ShardFiles(location, index, default_cache())
-    wanted = np.asarray(ids, dtype=np.int64)
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    return _load(files, _tasks(files, split, batches), image_size, 0, False)
+    files = ShardFiles(location, index, cache or default_cache())
+    batches = [np.asarray([sample_id], dtype=np.int64) for sample_id in ids]
+    return _load(files, _tasks(files, split, batches, mixed=False), image_size, 0, False)
 
 
 def _tasks_of_shards(files: ShardFiles, batches: Sequence[tuple[Shard, Ids]]) -> Generator[Task, None, None]:
     """Yield what to read for each batch of a shard; ids count from the first sample of the shard's own split."""
     for split, of_split in groupby(batches, key=lambda batch: batch[0].split):
-        yield from _tasks(files, split, [ids for _, ids in of_split])
+        yield from _tasks(files, split, [ids for _, ids in of_split], mixed=False)
 
 
-def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids]) -> Generator[Task, None, None]:
-    """Yield what to read for each batch, once the shards it needs are downloaded and checked."""
+def _tasks(files: ShardFiles, split: str, batches: Sequence[Ids], *, mixed: bool) -> Generator[Task, None, None]:
+    """Yield what to read for each batch, once the shards it needs are downloaded and checked.
+
+    Raises:
+        RemoteError: The cache is too small for the shards that a batch may draw from: a window if they are `mixed`.
+    """
     shards = files.index.of_split(split)
     bounds = np.cumsum([shard.samples for shard in shards])
     numbers = [np.searchsorted(bounds, ids, side="right") for ids in batches]
     first_used = dict.fromkeys(chain.from_iterable(of_batch.tolist() for of_batch in numbers))
     places = {number: place for place, number in enumerate(first_used)}
     firsts = [int(bound) - shard.samples for bound, shard in zip(bounds, shards, strict=True)]
-    with tables_ahead(files, [shards[number] for number in first_used]) as table:
+    in_order = [shards[number] for number in first_used]
+    with tables_ahead(files, in_order, files.shards_ahead(in_order, mixed=mixed)) as table:
         for ids, of_batch in zip(batches, numbers, strict=True):
             yield [
                 _extent(shards[number], table(places[number]), sample_id - firsts[number], firsts[number])
