@@ -229,16 +229,18 @@ def test_show_wraps_a_long_reason_and_names_the_cure(say: Say, run: RunPaths, mo
     assert f"nightshift retry {run.run_id}" in " ".join(" ".join(shown).split())
 
 
-def test_a_search_counts_trials_and_a_training_epochs() -> None:
+def test_a_search_counts_trials_a_training_epochs_and_a_fit_steps() -> None:
     state = RunState(id="search-20261123-203000-a1b2c3", kind="search", state="running", created="x")
 
     searching = describe(
         state, {"phase": "train", "epoch": 2, "epochs": 12, "trials": {"running": 1}, "eta_seconds": 60}
     )
     training = describe(state, {"phase": "train", "epoch": 2, "epochs": 12})
+    fitting = describe(state, {"phase": "train", "epoch": 37, "epochs": 0})
 
     assert searching == "trial 3/12, 1m00s left"
     assert training == "train, epoch 2/12"
+    assert fitting == "train, step 37"
 
 
 def test_show_says_where_the_time_went(say: Say, run: RunPaths) -> None:

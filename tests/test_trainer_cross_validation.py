@@ -21,6 +21,7 @@ from trainer.evaluation.scoring import epoch_metrics
 from trainer.evaluation.training_text import FIGURES, training_lines
 from trainer.model.bundle import read_model
 from trainer.report.head_comparison import head_comparison
+from trainer.training import head_fit
 from trainer.training.head_fit import HeadFit
 
 LINEAR = {"epochs": 30, "head_width": 512, "patience": 10}  # the defaults, which a linear head does not use
@@ -152,6 +153,29 @@ def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(
     assert result.metrics == expected.metrics
     for name in ("model.safetensors", "out_of_fold.safetensors"):
         assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+
+
+@pytest.mark.parametrize(("asked_in_fit", "is_published"), [(1, False), (2, True)], ids=["head", "baseline"])
+def test_a_training_is_stopped_while_a_linear_head_is_fitted(
+    tmp_path, digits_shards, monkeypatch, asked_in_fit, is_published
+):
+    spec = train_spec(digits_shards, head="lda", **LINEAR)
+    paths = new_run(tmp_path, spec)
+    fit, fits = head_fit.fit_linear_head, []
+
+    def asked_to_stop(kind, task):
+        fits.append(kind)
+        if len(fits) == asked_in_fit:
+            paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
+        return fit(kind, task)
+
+    monkeypatch.setattr(head_fit, "fit_linear_head", asked_to_stop)
+
+    with pytest.raises(Stopped, match=r"stopped \(cancel\) while a linear head was fitted"):
+        attempted(paths, spec)
+
+    assert len(fits) == asked_in_fit
+    assert paths.best.exists() == is_published
 
 
 def test_folds_of_the_mlp_head_have_baselines_of_both_kinds_on_the_same_folds(mlp_folds):

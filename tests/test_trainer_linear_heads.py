@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainer.errors import SpecError, TrainerError
+from trainer.errors import SpecError, Stopped, TrainerError
 from trainer.training.linear_heads import LinearTask, fit_linear_head
 
 NAMES = ("a", "b", "c", "d")
@@ -87,6 +89,19 @@ def test_images_that_all_have_the_same_features_are_refused():
 
     with pytest.raises(TrainerError, match="the images of each class have the same features"):
         fit_linear_head("lda", task)
+
+
+@pytest.mark.parametrize("head", ["lda", "logistic"])
+def test_a_fit_reports_its_steps_and_ends_with_what_the_report_raises(head):
+    steps, task = [], task_of(np.array([0, 1, 2] * 20), classes=3)
+    fit_linear_head(head, replace(task, on_step=lambda: steps.append(len(steps))))
+
+    def stop():
+        raise Stopped("asked")
+
+    with pytest.raises(Stopped, match="asked"):
+        fit_linear_head(head, replace(task, on_step=stop))
+    assert len(steps) >= 5
 
 
 def test_a_class_of_one_image_does_not_stop_lda():

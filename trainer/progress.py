@@ -14,7 +14,11 @@ WRITE_SECONDS = 1.0
 
 @dataclass
 class Progress:
-    """Counts the images of a phase and writes the file about once a second."""
+    """Counts the images of a phase and writes the file about once a second.
+
+    Attributes:
+        epoch: The current epoch; in a phase without `epochs` the number of steps, see `add_step`.
+    """
 
     paths: TrainingPaths
     lease: Lease
@@ -40,6 +44,14 @@ class Progress:
     def add(self, images: int) -> None:
         """Count processed images, over all workers."""
         self.done += images
+        self._write_if_due()
+
+    def add_step(self) -> None:
+        """Count a step that completes no image, such as an iteration of a fit whose iterations are not known before."""
+        self.epoch += 1
+        self._write_if_due()
+
+    def _write_if_due(self) -> None:
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self.write()
 

@@ -31,6 +31,8 @@ def describe(state: RunState, progress: dict[str, Any]) -> str:
         parts = [f"trial {min(progress.get('epoch', 0) + 1, progress['epochs'])}/{progress['epochs']}"]
     elif progress.get("epochs"):
         parts.append(f"epoch {progress.get('epoch', 0)}/{progress['epochs']}")
+    elif progress.get("epoch"):  # of a fit, whose number of steps is not known before
+        parts.append(f"step {progress['epoch']}")
     if progress.get("images_per_second"):
         parts.append(f"{progress['images_per_second']:.0f} images/s")
     if progress.get("eta_seconds") is not None:

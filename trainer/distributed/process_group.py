@@ -1,8 +1,9 @@
 """The group of Ray Train workers: rank, world size, device, and collective operations."""
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import InsufficientResources
+from trainer.errors import Stopped
+
+R = TypeVar("R")
 
 
 class _OwnGpuBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types
@@ -85,6 +89,23 @@ class ProcessGroup:
         box = [value if self.is_rank_zero else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def from_rank_zero(self, work: Callable[[], R]) -> R:
+        """Return on every rank what `work` returns on rank 0, where alone it runs; every worker must call it.
+
+        Raises:
+            Stopped: Raised by `work`; on every rank, so that none waits for rank 0.
+        """
+        found: R | Stopped | None = None
+        if self.is_rank_zero:
+            try:
+                found = work()
+            except Stopped as error:
+                found = error
+        returned: R | Stopped = self.broadcast(found)
+        if isinstance(returned, Stopped):
+            raise returned
+        return returned
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Concatenate the `(n, columns) float64` rows of all workers on the CPU, in the order of ranks."""

@@ -121,3 +121,8 @@ class WorkerContext(Generic[S_co]):
         """Count images that all workers together have processed, and reset the watchdog."""
         self.watchdog.reset()
         self.progress.add(images)
+
+    def add_step(self) -> None:
+        """Count a step that completes no image, and reset the watchdog."""
+        self.watchdog.reset()
+        self.progress.add_step()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.feature_cache import Features
-from trainer.errors import TrainerError
+from trainer.errors import Stopped, TrainerError
 from trainer.evaluation.bootstrap import ranked_classes
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.intervals import auroc_interval, group_ids, interval_json, proportion_interval
@@ -106,10 +106,15 @@ def linear_logits(fit: HeadFit, kind: HeadKind, values: Tensor, labels: Tensor, 
     """Return the logits `(n, C)` of a linear head for features `scored`; None, with a log line, if it cannot be fitted.
 
     It is fitted on features `values (N, 1280) float32` and `labels`, or on `MOST_IMAGES` of them.
+
+    Raises:
+        Stopped: The run was asked to stop.
     """
     rows = _sample_rows(len(labels), fit.spec.seed)
     try:
         head = fit.of_kind(kind).fit(values[rows], labels[rows], seed=fit.spec.seed)
+    except Stopped:
+        raise
     except TrainerError as error:
         logger.warning("no baseline %s: %s", kind, error)
         return None

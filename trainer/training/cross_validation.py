@@ -207,6 +207,7 @@ def _prepared(setup: TrainingSetup) -> CrossValidation:
         device=setup.device,
         stop_reason=context.stop.reason,
         on_images=context.add_images,
+        on_step=context.add_step,
     )
     return CrossValidation(setup=setup, split=split, features=extractor.features_of(split), fit=fit)
 

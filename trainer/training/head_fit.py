@@ -14,7 +14,7 @@ from data_shards.targets import PRESENT, UNKNOWN
 from trainer.data.batches import FeatureLoader
 from trainer.data.feature_cache import Features
 from trainer.distributed.process_group import ProcessGroup
-from trainer.errors import SpecError
+from trainer.errors import SpecError, Stopped
 from trainer.evaluation.objective import objective_of
 from trainer.evaluation.scoring import BATCH, ModelOutputs
 from trainer.model.efficientnet import build_head
@@ -44,7 +44,8 @@ class HeadFit:
         config: Of the model.
         device: To train on.
         stop_reason: Returns why the training should stop, or None; called at each step.
-        on_images: Called with the number of images of each step.
+        on_images: Called with the number of images of each step; of a linear head when it is fitted.
+        on_step: Called between two steps of the fit of a linear head.
     """
 
     spec: TrainSpec
@@ -52,6 +53,7 @@ class HeadFit:
     device: torch.device
     stop_reason: Callable[[], str | None] = lambda: None
     on_images: Callable[[int], None] = lambda _: None
+    on_step: Callable[[], None] = lambda: None
 
     @property
     def baseline_kinds(self) -> tuple[HeadKind, ...]:
@@ -85,9 +87,15 @@ class HeadFit:
         if self.spec.head == "mlp":
             return self._train(features, labels, index, self.spec.model_copy(update={"seed": seed, "patience": None}))
         weights = class_weights(self.spec, index, torch.device("cpu"))
-        head = fit_linear_head(self.spec.head, as_task(features, labels, self.config.classes, weights))
+        task = as_task(features, labels, self.config.classes, weights, self._step_of_fit)
+        head = fit_linear_head(self.spec.head, task)
         self.on_images(len(labels))
         return head.to(self.device)
+
+    def _step_of_fit(self) -> None:
+        if reason := self.stop_reason():
+            raise Stopped(f"stopped ({reason}) while a linear head was fitted; the next attempt fits it again")
+        self.on_step()
 
     def _train(self, features: Tensor, labels: Tensor, index: ShardIndex, spec: TrainSpec) -> nn.Module:
         _check_steps(len(labels), spec.batch_size)

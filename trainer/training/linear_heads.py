@@ -4,10 +4,13 @@ Both are fitted on standardized features. The result is a `LinearHead`: one matr
 single network. They serve as heads of their own (`train --head`), and as baselines beside a trained head.
 """
 
+# ruff: noqa: ARG002 -- the arguments are scikit-learn's
+
 import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +48,14 @@ class LinearTask:
         labels: `(N,) int64` classes, or `(N, C) int64` targets of several labels: 1 present, 0 absent, -1 unknown.
         classes: Class names.
         weights: Weights of the loss, as `Objective.loss_weights` returns them; None for equal ones.
+        on_step: Called between two steps of the fit; what it raises ends the fit.
     """
 
     features: Floats
     labels: Labels
     classes: tuple[str, ...]
     weights: Floats | None
+    on_step: Callable[[], None] = lambda: None
 
     @property
     def multi_label(self) -> bool:
@@ -72,6 +77,7 @@ def fit_linear_head(kind: HeadKind, task: LinearTask) -> LinearHead:
     Raises:
         SpecError: Discriminant analysis of several labels an image, or a class without images.
         TrainerError: The features are the same for all images.
+        Exception: Raised by the task's `on_step`.
     """
     if not task.multi_label:
         _require_every_class(task)
@@ -79,6 +85,7 @@ def fit_linear_head(kind: HeadKind, task: LinearTask) -> LinearHead:
         raise SpecError("--head lda needs one class an image, and the data set has several labels; use --head logistic")
     with threadpool_limits(1 if len(task.labels) <= FEW_IMAGES else None, user_api="blas"):
         scaler = StandardScaler().fit(task.features)
+        task.on_step()
         found = _fit_of(kind, task)(scaler.transform(task.features), task)
     return _as_head(scaler, found)
 
@@ -106,8 +113,9 @@ def _discriminant_analysis(rows: Floats, task: LinearTask) -> LinearFunction:
     priors = priors / priors.sum()
     members = [rows[task.labels == c] for c in range(count)]
     means = np.stack([of_class.mean(axis=0) for of_class in members])
-    shrunk = [_shrunk_covariance(of_class) for of_class in members]
+    shrunk = [_shrunk_covariance(of_class, task.on_step) for of_class in members]
     factor = np.concatenate([root * prior**0.5 for prior, (root, _) in zip(priors, shrunk, strict=True)])
+    task.on_step()
     covariance = factor.T @ factor
     covariance[np.diag_indices_from(covariance)] += sum(
         prior * diagonal for prior, (_, diagonal) in zip(priors, shrunk, strict=True)
@@ -121,11 +129,12 @@ def _discriminant_analysis(rows: Floats, task: LinearTask) -> LinearFunction:
     return LinearFunction(coefficients=coefficients, intercepts=np.log(priors) - (means * coefficients).sum(axis=1) / 2)
 
 
-def _shrunk_covariance(rows: Floats) -> tuple[Floats, Floats]:
+def _shrunk_covariance(rows: Floats, on_step: Callable[[], None]) -> tuple[Floats, Floats]:
     """Return a root (n, F) and a diagonal (F,) of the shrunk covariance of one class, `root.T @ root + diag(diagonal)`.
 
     It is shrunk on the scale of unit variances. That of one image is 0.
     """
+    on_step()
     if len(rows) == 1:
         return np.zeros_like(rows), np.zeros(rows.shape[1])
     scaler = StandardScaler().fit(rows)
@@ -154,7 +163,8 @@ def ledoit_wolf_shrinkage(rows: Floats) -> tuple[float, float]:
 
 def _logistic_regression(rows: Floats, task: LinearTask) -> LinearFunction:
     """Return the logistic regression of one class an image: multinomial, or for two classes binary."""
-    model = _fitted(rows, task.labels, None if task.weights is None else task.weights[task.labels])
+    weights = None if task.weights is None else task.weights[task.labels]
+    model = _fitted(rows, task.labels, weights, task.on_step)
     if len(task.classes) > 2:  # noqa: PLR2004
         return LinearFunction(coefficients=model.coef_, intercepts=model.intercept_)
     return LinearFunction(
@@ -181,13 +191,32 @@ def _of_label(rows: Floats, task: LinearTask, position: int) -> LinearFunction:
         share = logit((present + 0.5) / (total + 1))
         return LinearFunction(coefficients=np.zeros((1, rows.shape[1])), intercepts=np.array([share]))
     weights = None if task.weights is None else task.weights[targets, position]
-    model = _fitted(rows[known], targets, weights)
+    model = _fitted(rows[known], targets, weights, task.on_step)
     return LinearFunction(coefficients=model.coef_, intercepts=model.intercept_)
 
 
-def _fitted(rows: Floats, labels: Labels, weights: Floats | None) -> LogisticRegression:
+class _AfterEachIteration:
+    """A callback of scikit-learn, whose fits call it by the names of these methods."""
+
+    def __init__(self, on_step: Callable[[], None]) -> None:
+        self.on_step = on_step
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        pass
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        pass
+
+    def on_fit_task_end(self, estimator: Any, context: Any) -> None:
+        self.on_step()
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        pass
+
+
+def _fitted(rows: Floats, labels: Labels, weights: Floats | None, on_step: Callable[[], None]) -> LogisticRegression:
     """Return the fitted regression; weights are scaled to a mean of 1, so that the penalty keeps its strength."""
-    model = LogisticRegression(C=PENALTY, max_iter=MOST_ITERATIONS)
+    model = LogisticRegression(C=PENALTY, max_iter=MOST_ITERATIONS).set_callbacks(_AfterEachIteration(on_step))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(rows, labels, sample_weight=None if weights is None else weights / weights.mean())
@@ -208,11 +237,18 @@ def _as_head(scaler: StandardScaler, found: LinearFunction) -> LinearHead:
     return head.requires_grad_(False).eval()
 
 
-def as_task(features: Tensor, labels: Tensor, classes: tuple[str, ...], weights: Tensor | None) -> LinearTask:
+def as_task(
+    features: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    weights: Tensor | None,
+    on_step: Callable[[], None] = lambda: None,
+) -> LinearTask:
     """Return the task of features and labels in the form in which trainings hold them, on any device."""
     return LinearTask(
         features=features.cpu().numpy().astype(np.float64),
         labels=labels.cpu().numpy(),
         classes=classes,
         weights=None if weights is None else weights.cpu().numpy().astype(np.float64),
+        on_step=on_step,
     )

@@ -33,7 +33,11 @@ class TrainOutcome:
 
 
 def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
-    """Publish the trained model and return its metrics; every rank must call this."""
+    """Publish the trained model and return its metrics; every rank must call this.
+
+    Raises:
+        Stopped: The run was asked to stop while baselines were fitted; the model is published.
+    """
     context, index = setup.context, setup.index
     features_of = ("valid", setup.spec.split) if _has_baselines(setup) else ("valid",)
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in features_of))
@@ -67,7 +71,7 @@ def _has_baselines(setup: TrainingSetup) -> bool:
 
 
 def _baselines(setup: TrainingSetup) -> list[Baseline]:
-    """Return the baselines on the valid split, on rank 0; every rank must call this.
+    """Return the baselines on the valid split; every rank must call this.
 
     The training and the publication have loaded the features on every rank. Of a training that ended in an earlier
     attempt, all ranks together load those of the train split.
@@ -75,9 +79,15 @@ def _baselines(setup: TrainingSetup) -> list[Baseline]:
     extractor, split = setup.extractor, setup.spec.split
     extractor.extract(split)
     train, valid = extractor.features_of(split), extractor.features_of("valid")
-    if not setup.context.process_group.is_rank_zero:
-        return []
-    return baselines_on_split(HeadFit(spec=setup.spec, config=setup.config, device=setup.device), train, valid)
+    context = setup.context
+    fit = HeadFit(
+        spec=setup.spec,
+        config=setup.config,
+        device=setup.device,
+        stop_reason=context.stop.reason,
+        on_step=context.add_step,
+    )
+    return context.process_group.from_rank_zero(lambda: baselines_on_split(fit, train, valid))
 
 
 def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[str, Any]:

@@ -46,19 +46,27 @@ def fit_linear_model(setup: TrainingSetup) -> None:
     Rank 0 fits it, so that all ranks have the same weights.
 
     Raises:
-        Stopped: The run was asked to stop while features were computed.
+        Stopped: The run was asked to stop while features were computed or the head was fitted.
         SpecError: A class has no image to train on.
     """
     context, split = setup.context, setup.spec.split
     context.progress.start_phase("features", total=setup.index.samples_in(split))
     setup.extractor.extract(split)
     train = setup.extractor.features_of(split)  # on every rank: where the cache cannot hold them, it computes the rest
-    tensors = None
-    if context.process_group.is_rank_zero:
-        context.progress.start_phase("train", total=len(train.labels))
-        fit = HeadFit(spec=setup.spec, config=setup.config, device=torch.device("cpu"), on_images=context.progress.add)
-        tensors = fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict()
-    setup.model.head.load_state_dict(context.process_group.broadcast(tensors))
+    context.progress.start_phase("train", total=len(train.labels))
+    fit = HeadFit(
+        spec=setup.spec,
+        config=setup.config,
+        device=torch.device("cpu"),
+        stop_reason=context.stop.reason,
+        on_images=context.add_images,
+        on_step=context.add_step,
+    )
+
+    def fitted() -> dict[str, Tensor]:
+        return fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict()
+
+    setup.model.head.load_state_dict(context.process_group.from_rank_zero(fitted))
 
 
 def train_model(setup: TrainingSetup) -> TrainState:
