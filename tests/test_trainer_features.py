@@ -56,12 +56,16 @@ def test_two_workers_with_cached_features_start_no_ray_and_give_the_model_of_one
     assert result.details["workers"] == 1
 
 
-def test_several_workers_only_compute_what_the_cache_lacks(trained, tmp_path, digits_shards, extractions):
+def test_several_workers_only_compute_what_the_training_needs_and_the_cache_lacks(
+    trained, tmp_path, digits_shards, extractions
+):
     paths, alone = trained
 
     together, result = done(tmp_path, train_spec(digits_shards, **SAME, workers=2), "together")
 
     assert extractions == ["trainer.training.features"]
+    index, files = read_index(str(digits_shards)), (tmp_path / "features").glob("*/*.safetensors")
+    assert {file.stem for file in files} == {shard.sha256 for shard in index.of_split("train+valid")}
     assert result.metrics == alone.metrics
     assert (together.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
 

@@ -40,7 +40,7 @@ from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials, useful_gpus
 from trainer.specs import SearchSpec
 from trainer.train import check_data
-from trainer.training.features import features_on_worker, run_on_features
+from trainer.training.features import features_of_search_on_worker, run_on_features
 
 POLL_SECONDS = 1.0
 
@@ -100,13 +100,13 @@ def _run(
         attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
     )
     if spec.reads_features and settings.ray_address is None and not lease_local_gpus(task.attempt, spec)[1]:
-        run_on_features(features_on_worker, features_on_worker, features)
+        run_on_features(features_of_search_on_worker, features_of_search_on_worker, features)
         with task.attempt.times.measure("training"):
             run_head_trials(controller, task, count=spec.concurrency or cpu_count(), on_poll=on_poll)
         return
     with ray_session(task.attempt, spec) as gpus:
         if spec.reads_features:
-            run_on_workers(features_on_worker, features)
+            run_on_workers(features_of_search_on_worker, features)
             trainable, slots = HeadTrainable, head_slots(spec, settings, gpus)
         else:
             in_process = spec.workers == 1 and settings.ray_address is None

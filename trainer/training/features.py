@@ -1,16 +1,19 @@
 """Work that needs only the features of a frozen backbone: it runs in this process, and needs no Ray workers."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from data_shards.index import SPLITS
 from trainer.distributed.local_gpus import lease_local_gpus
 from trainer.distributed.ray_train import run_here, run_on_workers
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import FeaturesMissing
 from trainer.specs import TrainSpec
 from trainer.training.model_setup import TrainingSetup
+
+TRAINING_SPLITS = ("train", "valid")
 
 R = TypeVar("R")
 
@@ -42,10 +45,23 @@ def run_on_features(
 
 
 def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
-    """Extract the features that the cache lacks; return how many images were extracted or found in the cache."""
+    """Extract the features that a training needs and the cache lacks, those of train and valid.
+
+    Returns:
+        How many images were extracted or found in the cache.
+    """
+    return _extract(context, TRAINING_SPLITS)
+
+
+def features_of_search_on_worker(context: WorkerContext[TrainSpec]) -> int:
+    """Extract those of the test split too, on which a search evaluates its best model; return how many images."""
+    return _extract(context, SPLITS)
+
+
+def _extract(context: WorkerContext[TrainSpec], splits: Sequence[str]) -> int:
     setup = TrainingSetup.fresh(context)
-    index, extractor = setup.index, setup.extractor
-    context.progress.start_phase("features", total=sum(index.samples_in(split) for split in index.splits))
-    for split in index.splits:
-        extractor.extract(split)
+    present = [split for split in splits if split in setup.index.splits]
+    context.progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in present))
+    for split in present:
+        setup.extractor.extract(split)
     return context.progress.done
