@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.targets import PRESENT
 from trainer.data.feature_cache import Features
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluation.bootstrap import ranked_classes
@@ -22,8 +23,9 @@ from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, split_metric
 from trainer.evaluation.training_text import FIGURES, SHOWN
 from trainer.specs.train import HeadKind
 from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
+from trainer.training.linear_heads import Labels
 
-MOST_IMAGES = 20_000  # a random sample of more: the fit takes seconds, and more images hardly change 1,281 numbers
+MOST_IMAGES = 20_000  # a sample of more: the fit takes seconds, and more images hardly change 1,281 numbers
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ def linear_logits(fit: HeadFit, kind: HeadKind, values: Tensor, labels: Tensor, 
     Raises:
         Stopped: The run was asked to stop.
     """
-    rows = _sample_rows(len(labels), fit.spec.seed)
+    rows = sample_rows(labels, fit.spec.seed)
     try:
         head = fit.of_kind(kind).fit(values[rows], labels[rows], seed=fit.spec.seed)
     except Stopped:
@@ -121,8 +123,32 @@ def linear_logits(fit: HeadFit, kind: HeadKind, values: Tensor, labels: Tensor, 
     return head_logits(head, scored.to(fit.device))
 
 
-def _sample_rows(count: int, seed: int) -> Tensor:
-    """Return the rows to fit on, in ascending order: all, or a random sample of `MOST_IMAGES`."""
-    if count <= MOST_IMAGES:
+def sample_rows(labels: Tensor, seed: int, *, most: int = MOST_IMAGES) -> Tensor:
+    """Return the rows to fit on, in ascending order: all, or a random sample stratified by class.
+
+    Of each class it has the same share, and at least one image.
+
+    Args:
+        labels: `(N,)` classes, or `(N, C)` targets: then the strata are by the rarest label that an image has.
+        seed: Random seed.
+        most: The number of rows if there are more.
+    """
+    count = len(labels)
+    if count <= most:
         return torch.arange(count)
-    return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(count, MOST_IMAGES, replace=False)))
+    order = np.random.default_rng(seed).permutation(count)
+    strata = _strata(labels.numpy())[order]
+    share = np.empty(count)  # of its stratum that comes before a row
+    for stratum in np.unique(strata):
+        places = np.flatnonzero(strata == stratum)
+        share[places] = np.arange(len(places)) / len(places)
+    return torch.from_numpy(np.sort(order[np.argsort(share, kind="stable")[:most]]))
+
+
+def _strata(labels: Labels) -> Labels:
+    """Return the stratum of each image (N,): its class, or the rarest label that it has."""
+    if labels.ndim == 1:
+        return labels
+    present = labels == PRESENT
+    rarest_first = present[:, present.sum(axis=0).argsort(kind="stable")]
+    return np.column_stack([rarest_first, np.ones(len(labels), dtype=bool)]).argmax(axis=1)  # the last: has none
