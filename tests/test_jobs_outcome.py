@@ -2,6 +2,7 @@
 
 import json
 import threading
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,21 @@ def test_a_search_counts_trials_a_training_epochs_and_a_fit_steps() -> None:
     assert searching == "trial 3/12, 1m00s left"
     assert training == "train, epoch 2/12"
     assert fitting == "train, step 37"
+
+
+def test_a_log_has_a_line_for_each_epoch_but_not_for_each_step_of_a_fit() -> None:
+    state = RunState(id="search-20261123-203000-a1b2c3", kind="search", state="running", created="x")
+    epochs = [(state, {"phase": "train", "epoch": number, "epochs": 2}) for number in (1, 2)]
+    steps = [(state, {"phase": "evaluate", "epoch": number, "epochs": 0}) for number in range(1, 9)]
+    out = StringIO()
+
+    following._with_lines(iter([*epochs, *steps]), out)
+
+    assert [line.partition(": ")[2] for line in out.getvalue().splitlines()] == [
+        "train, epoch 1/2",
+        "train, epoch 2/2",
+        "evaluate, step 1",
+    ]
 
 
 def test_show_says_where_the_time_went(say: Say, run: RunPaths) -> None:

@@ -63,7 +63,7 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
         current = (
             state.state,
             state.attempt,
-            *(progress.get(key, "starting") for key in ("phase", "epoch") if running),
+            *((progress.get("phase", "starting"), progress.get("epochs") and progress.get("epoch")) if running else ()),
         )
         if current != printed or time.monotonic() - printed_at > LINE_EVERY_SECONDS:
             text = state.state if state.has_ended else describe(state, progress)  # the reason follows, whole
