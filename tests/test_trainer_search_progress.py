@@ -137,11 +137,11 @@ def test_nothing_is_published_before_the_workers_of_a_search_decide_on_the_preci
 
     search.publisher.update()
     before = search.attempt.paths.best.exists(), search.attempt.paths.precision.exists()
-    write_json(search.attempt.paths.precision, {"frozen": "bf16"})
+    write_json(search.attempt.paths.precision, {"frozen": "fp32"})
     search.publisher.update()
 
     assert before == (False, False)
-    assert read_json(search.attempt.paths.best / "head.json")["precision"] == "bf16"
+    assert read_json(search.attempt.paths.best / "head.json")["precision"] == "fp32"
 
 
 @pytest.mark.parametrize(("decided", "gpus", "on_workers"), [(False, 1, 1), (True, 1, 0), (False, 0, 0)])
