@@ -151,4 +151,6 @@ def _strata(labels: Labels) -> Labels:
         return labels
     present = labels == PRESENT
     rarest_first = present[:, present.sum(axis=0).argsort(kind="stable")]
-    return np.column_stack([rarest_first, np.ones(len(labels), dtype=bool)]).argmax(axis=1)  # the last: has none
+    has_none = np.ones((len(labels), 1), dtype=bool)  # the last column
+    strata: Labels = np.concatenate([rarest_first, has_none], axis=1).argmax(axis=1)
+    return strata
