@@ -28,7 +28,6 @@ import pandas as pd
 from cluster.access import restricted_umask
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
-from jobs.cli.list import Filter
 from jobs.cli.main import cli
 from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
@@ -39,6 +38,7 @@ from jobs.queue.checks import model_of
 from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
+from jobs.runs.run_filter import Filter
 from trainer.errors import SpecError
 
 if TYPE_CHECKING:  # torch takes seconds

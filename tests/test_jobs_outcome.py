@@ -11,8 +11,8 @@ from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli import follow as following
-from jobs.cli.run_view import describe
 from jobs.runs import state as run_state
+from jobs.runs.progress_text import describe
 from jobs.runs.state import RunState
 from tests.conftest import Say
 from tests.stack import eventually

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.live import Live
 
 from cluster.run_paths import RunPaths
-from jobs.cli.run_view import RunView, describe
+from jobs.cli.run_view import RunView
 from jobs.cli.terminal import terminal_text
+from jobs.runs.progress_text import describe
 from jobs.runs.record import read_progress
 from jobs.runs.state import RunState, read_state
 

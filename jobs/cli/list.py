@@ -1,24 +1,21 @@
 """`nightshift list`: read from the run folders, so it works without Redis."""
 
 import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from itertools import islice, takewhile
 from typing import Any
 
 import click
 
-from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.option_types import Duration
 from jobs.cli.options import OptionGroup, json_option, options
-from jobs.cli.run_view import describe, duration
 from jobs.cli.terminal import colored_state
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.runs import state as run_state
-from jobs.runs.record import read_progress
+from jobs.runs.progress_text import describe, duration
+from jobs.runs.record import entry_json, running_progress
+from jobs.runs.run_filter import Filter, age_seconds
 from jobs.runs.state import RunState
 
 COLUMNS = (
@@ -55,42 +52,6 @@ FILTER = OptionGroup(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Filter:
-    """Which runs to list; None and an empty tuple let every run through.
-
-    Attributes:
-        state: Their state.
-        kind: Their kind.
-        name: A part of their name, or a pattern with * and ?.
-        tags: Tags that they all have.
-        owner: Who submitted them.
-        since_seconds: The longest time since they were submitted.
-    """
-
-    state: str | None
-    kind: str | None
-    name: str | None
-    tags: tuple[str, ...]
-    owner: str | None
-    since_seconds: float | None
-
-    def is_recent(self, run: RunState) -> bool:
-        """Whether the run was submitted in the time asked for; runs come newest first."""
-        return self.since_seconds is None or _age(run) <= self.since_seconds
-
-    def matches(self, run: RunState) -> bool:
-        """Whether all else that was asked for is true of the run."""
-        pattern = None if self.name is None else self.name if set("*?") & set(self.name) else f"*{self.name}*"
-        return (
-            self.state in (None, run.state)
-            and self.kind in (None, run.kind)
-            and self.owner in (None, run.owner)
-            and set(self.tags) <= set(run.tags)
-            and (pattern is None or fnmatchcase(run.name or "", pattern))
-        )
-
-
 @command(name="list", example="nightshift list --state running\nnightshift list --tag chest --mine --since 7d")
 @options(FILTER, OptionGroup("Output", (json_option("Print the runs as JSON."),)))
 def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
@@ -98,9 +59,9 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     settings = Settings.read()
     storage, wanted = settings.storage, Filter(owner=settings.owner if mine else None, **given)
     matching = filter(wanted.matches, takewhile(wanted.is_recent, run_state.states(storage)))
-    rows = [(found, _progress(RunPaths.of(storage, found.id), found)) for found in islice(matching, limit)]
+    rows = [(found, running_progress(storage, found)) for found in islice(matching, limit)]
     if as_json:
-        click.echo(json.dumps([_row_json(found, progress) for found, progress in rows], indent=2))
+        click.echo(json.dumps([entry_json(found, progress) for found, progress in rows], indent=2))
         return
     if not rows:
         click.echo("no runs; `nightshift train SHARDS` submits one", err=True)
@@ -108,14 +69,6 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in IF_ANY or any(row[at] for row in cells)]
     columns = [COLUMNS[at] for at in shown]
     click.echo(table_text(columns, [[row[at] for at in shown] for row in cells], output_width()))
-
-
-def _progress(paths: RunPaths, state: RunState) -> dict[str, Any]:
-    return read_progress(paths) if state.state == "running" else {}
-
-
-def _row_json(state: RunState, progress: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.to_json().items() if key != "notify"} | {"progress": progress}
 
 
 def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
@@ -129,10 +82,6 @@ def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
         state.kind,
         state.state,
         metric,
-        duration(_age(state)),
+        duration(age_seconds(state)),
         " ".join(step.split()),
     )
-
-
-def _age(state: RunState) -> float:
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(state.created)).total_seconds())

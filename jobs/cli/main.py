@@ -27,6 +27,7 @@ START, DATA, JOBS, WATCH, ACT, OPERATE = "Start", "Data", "Submit jobs", "Watch 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("jobs.cli.demo", "demo", START, "Train and evaluate on sample data, from images to report."),
     "up": Entry("jobs.cli.up", "up", START, "Run Redis and job workers in the foreground until Ctrl-C."),
+    "ui": Entry("jobs.cli.ui", "ui", START, "Serve the page of runs and searches; print its address."),
     "completion": Entry("jobs.cli.completion", "completion", START, "Print the shell command that enables completion."),
     "doctor": Entry("jobs.cli.doctor", "doctor", START, "Check Redis, Ray, GPUs, storage, shards and weights."),
     "shards": Entry("jobs.cli.shards", "shards", DATA, "Pack, extend, audit, verify and show WebDataset shards."),

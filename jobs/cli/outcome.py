@@ -12,10 +12,9 @@ import click
 from cluster.run_paths import RunPaths
 from jobs.cli.terminal import terminal_text
 from jobs.runs.record import JobRecord, read_record
+from jobs.runs.result_text import decision_rows
 from jobs.runs.state import RunState
-from trainer.evaluation.decision_text import decision_line, threshold_lines
-from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics, prevalence_lines
-from trainer.evaluation.seen_images import evaluation_lines
+from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
 from trainer.evaluation.training_text import training_lines
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
@@ -26,7 +25,6 @@ CURES = {
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
     "cancelled": "continue from the last checkpoint: nightshift retry {id}",
 }
-DECIDING = ("evaluate", "predict", "export")  # kinds of runs whose result depends on a decision rule
 NEXT = {
     "train": "nightshift evaluate {id} {shards}",
     "evaluate": "nightshift predict {model} IMAGES",
@@ -82,18 +80,6 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
     return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}{after}") if line]
-
-
-def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
-    """Return the decision rule of an evaluation, prediction or export, and what is known about threshold and images."""
-    if record.result is None or record.state.kind not in DECIDING:
-        return []
-    metrics = record.result["metrics"]
-    values = metrics if record.state.kind == "evaluate" else record.result
-    rows = [("decision", decision_line(values)), *(("", line) for line in threshold_lines(metrics))]
-    seen = evaluation_lines(record.result, str(metrics.get("split"))) if record.state.kind == "evaluate" else []
-    rows += [("", line) for line in prevalence_lines(metrics)]
-    return [*rows, *((("images" if at == 0 else ""), line) for at, line in enumerate(seen))]
 
 
 def metric_with_interval(metrics: dict[str, Any], name: str) -> str:

@@ -1,10 +1,8 @@
 """`nightshift queue`: show, pause and resume the queues."""
 
 import json
-from typing import Any
 
 import click
-from redis import Redis
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
@@ -12,8 +10,7 @@ from jobs.cli.options import json_option
 from jobs.cli.terminal import echo
 from jobs.queue import queues
 from jobs.queue.connection import connect
-from jobs.queue.worker_list import live_workers
-from jobs.runs.request import PRIORITIES
+from jobs.queue.overview import queue_overview
 
 
 @click.group(cls=Group)
@@ -26,7 +23,7 @@ def queue() -> None:
 def show(as_json: bool) -> None:
     """Show the waiting runs and job workers of each queue."""
     with connect(Settings.read()) as connection:
-        found = overview(connection)
+        found = queue_overview(connection)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -51,21 +48,3 @@ def resume() -> None:
     with connect(Settings.read()) as connection:
         queues.unpause(connection)
     click.echo("The queues are open.", err=True)
-
-
-def overview(connection: Redis) -> dict[str, Any]:
-    """Return what `queue show --json` prints."""
-    serving = [worker.queues for worker in live_workers(connection)]
-    return {
-        "paused": queues.is_paused(connection),
-        "queues": [
-            {
-                "priority": priority,
-                "waiting": len(queues.waiting(connection, priority)),
-                "next": queues.waiting(connection, priority)[:1],
-                "workers": sum(priority in served for served in serving),
-            }
-            for priority in PRIORITIES
-        ],
-        "refused": queues.refused(connection),
-    }

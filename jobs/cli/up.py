@@ -1,23 +1,39 @@
 """`nightshift up`."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import click
 
+from cluster import guard
+from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.ui import PORT
+from jobs.errors import StackError
 from jobs.queue.stack import log_file, start_stack
 
+PAGE = (sys.executable, "-P", "-m", "jobs", "ui")  # -P: never import a user's own jobs.py
 
-@command(example="nightshift up --job-workers 2")
+
+@command(example="nightshift up --job-workers 2\nnightshift up --ui")
 @click.option(
-    "--job-workers", default=1, show_default=True, type=click.IntRange(1, 64), metavar="N",
+    "--job-workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    metavar="N",
     help="Number of job workers. Each one executes one run at a time.",
-)  # fmt: skip
-def up(job_workers: int) -> None:
+)
+@click.option("--ui", "with_page", is_flag=True, help="Also serve the page, as `nightshift ui` does.")
+@click.option("--ui-port", default=PORT, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
+              help="TCP port of the page; 0 chooses a free one.")  # fmt: skip
+def up(job_workers: int, *, with_page: bool, ui_port: int) -> None:
     """Run Redis and job workers in the foreground until Ctrl-C.
 
     Started with & from a terminal, the job workers write their output to STORAGE/logs/worker-N.log instead of the
@@ -31,7 +47,10 @@ def up(job_workers: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = None if is_in_background() else sys.stderr
-    with start_stack(settings, job_workers, output=output) as stack:
+    with (
+        start_stack(settings, job_workers, output=output) as stack,
+        page_process(stack.settings, ui_port) if with_page else contextlib.nullcontext() as page,
+    ):
         workers = "1 job worker" if job_workers == 1 else f"{job_workers} job workers"
         ends = (
             "Ctrl-C stops it" if output else f"`kill -INT {os.getpid()}` stops it; log: {log_file(settings.storage, 1)}"
@@ -45,7 +64,27 @@ def up(job_workers: int) -> None:
             )
         while not stop.wait(0.5):
             stack.restart_ended()
+            if page is not None and page.poll() is not None:
+                raise StackError(f"the page ended with exit code {page.returncode}; its output is above")
         click.echo("Stopping: running runs save a checkpoint and go back to the queue.", err=True)
+
+
+@contextlib.contextmanager
+def page_process(settings: Settings, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Serve the page from a process of its own while the context is open; it prints its address."""
+    starter = os.getpid()
+    process = subprocess.Popen(
+        (*PAGE, "--port", str(port)),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches this process only
+        preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
+        env=job_worker_environment(settings),
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def is_in_background() -> bool:

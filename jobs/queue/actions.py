@@ -26,6 +26,16 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
     Raises:
         Refused: It has already ended.
     """
+    found = request_cancel(settings, paths, at_once=at_once)
+    return read_state(paths) if found.state != "running" else _end_of(settings, paths, found.attempt)
+
+
+def request_cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> RunState:
+    """Ask a running run to stop, or cancel one that does not run yet; return the state that it had.
+
+    Raises:
+        Refused: It has already ended.
+    """
     with changing(paths) as found:
         if found.has_ended:
             raise Refused(f"{found.id} has already ended: it {_was(found)}")
@@ -35,8 +45,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
             write_state(paths, found.with_state("cancelled", "cancelled before it ran"))
     if found.state != "running":
         _take_from_queue(settings, found)
-        return read_state(paths)
-    return _end_of(settings, paths, found.attempt)
+    return found
 
 
 def retry(settings: Settings, paths: RunPaths) -> RunState:

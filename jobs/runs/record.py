@@ -91,6 +91,16 @@ def read_progress(paths: RunPaths) -> dict[str, Any]:
     return {name: value for name, value in progress.items() if name not in PROGRESS_NUMBERS or _is_number(value)}
 
 
+def running_progress(storage: Path, state: RunState) -> dict[str, Any]:
+    """Return the last progress report of a running run, an empty dict for any other."""
+    return read_progress(RunPaths.of(storage, state.id)) if state.state == "running" else {}
+
+
+def entry_json(state: RunState, progress: dict[str, Any]) -> dict[str, Any]:
+    """Return a run as `nightshift list --json` prints it."""
+    return {key: value for key, value in state.to_json().items() if key != "notify"} | {"progress": progress}
+
+
 def _object(path: Path) -> dict[str, Any] | None:
     """Return the JSON object of a file, None if the file is absent or damaged."""
     try:

@@ -267,9 +267,16 @@ def age_key(run_id: str) -> str:
     return run_id.partition("-")[2]
 
 
-def states(storage: Path) -> Iterator[RunState]:
-    """Yield the state of every run, newest first; a run with an unreadable `state.json` as damaged."""
+def states(storage: Path, *, before: str | None = None) -> Iterator[RunState]:
+    """Yield the state of every run, newest first; a run with an unreadable `state.json` as damaged.
+
+    Args:
+        storage: The storage.
+        before: Id of a run; only those that are listed after it are read.
+    """
     for run_id in reversed(all_ids(storage)):
+        if before is not None and age_key(run_id) >= age_key(before):
+            continue
         paths = RunPaths.of(storage, run_id)
         try:
             yield read_state(paths)

@@ -1,0 +1,1 @@
+"""The page of runs and searches that `nightshift ui` serves."""

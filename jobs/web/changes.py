@@ -1,0 +1,64 @@
+"""Server-sent events that tell an open page when what it shows has changed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from cluster.run_paths import RunPaths
+from jobs.runs.state import pending_ids
+
+LOOK_SECONDS = 1.0
+ALIVE_LOOKS = 15  # looks without a change after which a comment shows that the connection is alive
+MOST_WATCHED = 200  # runs that have not ended
+Stamp: TypeAlias = tuple[str, int, int]  # a file, its size in bytes and when it was written, in ns; 0 if absent
+
+
+async def changes(request: Request, storage: Path, run_id: str | None) -> AsyncIterator[str]:
+    """Yield a server-sent event for each change, until the browser closes the connection.
+
+    Args:
+        request: The browser's request.
+        storage: The storage.
+        run_id: The run that the page shows; None for the list of runs.
+    """
+    seen = await run_in_threadpool(stamps, storage, run_id)
+    looks = 0
+    yield "retry: 3000\n\n"  # ms after which a browser connects again
+    while not await request.is_disconnected():
+        await asyncio.sleep(LOOK_SECONDS)
+        found, looks = await run_in_threadpool(stamps, storage, run_id), looks + 1
+        if found != seen:
+            seen, looks = found, 0
+            yield "data: changed\n\n"
+        elif looks >= ALIVE_LOOKS:
+            looks = 0
+            yield ": alive\n\n"
+
+
+def stamps(storage: Path, run_id: str | None) -> tuple[Stamp, ...]:
+    """Return the sizes and times of the files that a page shows.
+
+    Args:
+        storage: The storage.
+        run_id: The run; None for the list of runs.
+    """
+    if run_id is not None:
+        paths = RunPaths.of(storage, run_id)
+        files = [paths.state, paths.progress, paths.metrics, paths.trials, paths.result, paths.report, paths.log]
+        return tuple(_stamp(file) for file in files)
+    pending = [RunPaths.of(storage, one) for one in islice(pending_ids(storage), MOST_WATCHED)]
+    files = [storage / "runs", *(file for paths in pending for file in (paths.state, paths.progress))]
+    return tuple(_stamp(file) for file in files)
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        found = file.stat()
+    except OSError:
+        return (file.name, 0, 0)
+    return (str(file), found.st_size, found.st_mtime_ns)

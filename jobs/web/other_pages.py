@@ -1,0 +1,100 @@
+"""What the page shows of the models in use, and of the queues."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from cluster.errors import StorageError
+from cluster.run_paths import RUN_ID
+from cluster.settings import Settings
+from jobs.errors import JobError
+from jobs.queue.connection import connect
+from jobs.queue.overview import queue_overview
+from jobs.queue.schedules import schedules
+from jobs.queue.worker_list import WorkerRecord, live_workers
+from jobs.runs.promotions import Promotion, history_of, promoted_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A name and its promotions.
+
+    Attributes:
+        history: The promotions, the newest first; empty if its file is damaged.
+        warning: Why the name cannot be read, None if it can.
+    """
+
+    name: str
+    history: tuple[Promotion, ...] = ()
+    warning: str | None = None
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the model in use is that of a run of this storage."""
+        return bool(self.history) and RUN_ID.fullmatch(self.history[0].model) is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the name as JSON."""
+        history = [one.model_dump(mode="json") for one in self.history]
+        return {"name": self.name, "history": history, "warning": self.warning}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePage:
+    """The queues, job workers and schedules.
+
+    Attributes:
+        queues: What `nightshift queue show --json` prints; None if Redis does not answer.
+        workers: The job workers that are alive.
+        schedules: Name, cron line, time zone, next time and newest run of each schedule.
+        warning: Why the queues cannot be read, None if they can.
+    """
+
+    queues: Mapping[str, Any] | None
+    workers: Sequence[WorkerRecord]
+    schedules: Sequence[Mapping[str, Any]]
+    warning: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the page as JSON."""
+        return {
+            "queues": self.queues,
+            "workers": [dataclasses.asdict(worker) for worker in self.workers],
+            "schedules": list(self.schedules),
+            "warning": self.warning,
+        }
+
+
+def named_models(storage: Path) -> list[NamedModel]:
+    """Return the names of the models in use with their promotions."""
+    return [_named(storage, name) for name in promoted_names(storage)]
+
+
+def queue_page(settings: Settings) -> QueuePage:
+    """Return the queues, the job workers and the schedules; without the first two if Redis does not answer."""
+    planned = [
+        {
+            "name": one.name,
+            "cron": one.cron,
+            "timezone": one.timezone,
+            "next": one.due_at().isoformat(timespec="minutes"),
+            "last_run": one.last_run,
+        }
+        for one in schedules(settings)
+    ]
+    try:
+        with connect(settings) as connection:
+            return QueuePage(queues=queue_overview(connection), workers=live_workers(connection), schedules=planned)
+    except (JobError, redis.RedisError) as error:
+        return QueuePage(queues=None, workers=(), schedules=planned, warning=str(error))
+
+
+def _named(storage: Path, name: str) -> NamedModel:
+    try:
+        return NamedModel(name=name, history=tuple(reversed(history_of(storage, name))))
+    except StorageError as error:
+        return NamedModel(name=name, warning=str(error))

@@ -1,0 +1,113 @@
+"""What the page shows of all runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+from cluster.run_paths import RUN_ID
+from jobs.errors import InvalidOption
+from jobs.runs import state as run_state
+from jobs.runs.progress_text import describe, duration, total_and_completed
+from jobs.runs.record import entry_json, running_progress
+from jobs.runs.run_filter import Filter, age_seconds
+from jobs.runs.start_forecast import start_forecast
+from jobs.runs.state import RunState
+
+RUNS_SHOWN = 50
+KINDS = ("train", "evaluate", "search", "predict", "export")
+STATES = (*run_state.STATES, run_state.DAMAGED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """A run as a row of the list.
+
+    Attributes:
+        state: Its state.
+        progress: The last progress report of a running run.
+        doing: What it does or waits for, or why it is in its state.
+        share: The completed part of a running run, 0 to 1; None while unknown.
+    """
+
+    state: RunState
+    progress: Mapping[str, Any]
+    doing: str
+    share: float | None
+
+    @property
+    def age(self) -> str:
+        """Time since the run was submitted."""
+        return duration(age_seconds(self.state))
+
+    @property
+    def metric(self) -> str:
+        """The metric that people compare runs by, "" before the run has one."""
+        return f"{self.state.metric[0]} {self.state.metric[1]:.4f}" if self.state.metric else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A page of the list of runs.
+
+    Attributes:
+        rows: The newest runs that match, at most `RUNS_SHOWN`.
+        wanted: The filter, by the name of its field.
+        older: Id of the last run on this page if there are more; None if there are none.
+    """
+
+    rows: tuple[RunRow, ...]
+    wanted: Mapping[str, str]
+    older: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the page as JSON: the runs as `nightshift list --json` prints them."""
+        return {"runs": [entry_json(row.state, dict(row.progress)) for row in self.rows], "older": self.older}
+
+
+def overview(storage: Path, query: Mapping[str, str]) -> Overview:
+    """Return the page of runs that a query asks for.
+
+    Args:
+        storage: The storage.
+        query: `state`, `kind`, `name`, `tag` and `owner` filter; `before` is the id of the last run on the page before.
+
+    Raises:
+        InvalidOption: A value is none of those that exist.
+    """
+    wanted = {name: query[name].strip() for name in ("state", "kind", "name", "tag", "owner") if query.get(name)}
+    before = query.get("before") or None
+    _check("state", wanted.get("state"), STATES)
+    _check("kind", wanted.get("kind"), KINDS)
+    if before is not None and not RUN_ID.fullmatch(before):
+        raise InvalidOption(f"before={before!r} is not a run id; follow the link to older runs")
+    found = Filter(
+        state=wanted.get("state"),
+        kind=wanted.get("kind"),
+        name=wanted.get("name"),
+        tags=(wanted["tag"],) if "tag" in wanted else (),
+        owner=wanted.get("owner"),
+        since_seconds=None,
+    )
+    states = takewhile(found.is_recent, run_state.states(storage, before=before))
+    matching = list(islice(filter(found.matches, states), RUNS_SHOWN + 1))
+    rows = tuple(run_row(storage, state) for state in matching[:RUNS_SHOWN])
+    return Overview(rows=rows, wanted=wanted, older=rows[-1].state.id if len(matching) > RUNS_SHOWN else None)
+
+
+def run_row(storage: Path, state: RunState) -> RunRow:
+    """Return a run as a row."""
+    progress = running_progress(storage, state)
+    total, completed = total_and_completed(state, progress)
+    if state.state == "running":
+        doing = describe(state, progress)
+    else:
+        doing = " ".join((start_forecast(storage, state) or state.why or "").split())
+    share = completed / total if total and state.state == "running" else None
+    return RunRow(state=state, progress=progress, doing=doing, share=share)
+
+
+def _check(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InvalidOption(f"{name}={value!r} is not one of {', '.join(choices)}; choose one of them")

@@ -1,0 +1,133 @@
+"""Serves the page until SIGINT or SIGTERM."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from cluster.settings import Settings
+from jobs.errors import InvalidOption, JobError
+from jobs.web.access import COOKIE, PARAMETER, Access
+from jobs.web.app import Page, create_app
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
+STOP_SECONDS = 2  # for open answers; streams of changes do not end by themselves
+
+
+class PageError(JobError):
+    """The page cannot be served."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where the page listens.
+
+    Attributes:
+        host: Address of an interface.
+        port: TCP port; 0 means a free one.
+        certificate: PEM file with the certificate, for TLS.
+        key: PEM file with its private key.
+        public_url: Address by which browsers reach the page through a proxy that does TLS.
+    """
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    public_url: str | None = None
+
+    def check(self) -> None:
+        """Refuse what would send the token over a network unencrypted.
+
+        Raises:
+            InvalidOption: It would, or an option is invalid or lacks another.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidOption("--tls-cert and --tls-key belong together; give both")
+        if self.public_url is not None:
+            parts = urlsplit(self.public_url)
+            if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+                raise InvalidOption(
+                    f"--public-url {self.public_url!r} is not an https address without a path; write it as "
+                    "https://nightshift.example.org"
+                )
+        if not is_loopback(self.host) and self.certificate is None and self.public_url is None:
+            raise InvalidOption(
+                f"--host {self.host} would send the token over the network unencrypted; give --tls-cert and --tls-key, "
+                "or --public-url with the https address of a proxy in front of the page"
+            )
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether browsers reach the page by https."""
+        return self.certificate is not None or self.public_url is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: Callable[[str], None]) -> None:
+    """Serve the page until SIGINT or SIGTERM.
+
+    Args:
+        settings: The storage and the queue.
+        listen: Where to listen.
+        is_read_only: Whether nobody may act.
+        on_start: Called with the address of the page, the token in it, once browsers can connect.
+
+    Raises:
+        InvalidOption: See `Listen.check`.
+        PageError: The address or the certificate cannot be used.
+    """
+    listen.check()
+    with _bound(listen) as bound:
+        port = bound.getsockname()[1]
+        access = Access(cookie=f"{COOKIE}_{port}", is_secure=listen.has_tls)
+        public = urlsplit(listen.public_url).hostname if listen.public_url else None
+        hosts = [*LOOPBACK_NAMES, listen.host, *([public] if public else [])]
+        app = create_app(Page(settings=settings, access=access, hosts=hosts, is_read_only=is_read_only))
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+            proxy_headers=False, timeout_graceful_shutdown=STOP_SECONDS,
+            ssl_certfile=listen.certificate, ssl_keyfile=listen.key,
+        )  # fmt: skip
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise PageError(
+                f"the certificate {listen.certificate} or its key cannot be used ({error.strerror})"
+            ) from error
+        on_start(f"{_origin(listen, port)}/?{PARAMETER}={access.token}")
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises the signal again
+            uvicorn.Server(config).run(sockets=[bound])
+
+
+def _origin(listen: Listen, port: int) -> str:
+    if listen.public_url:
+        return listen.public_url.rstrip("/")
+    host = f"[{listen.host}]" if ":" in listen.host else listen.host
+    return f"{'https' if listen.has_tls else 'http'}://{host}:{port}"
+
+
+def _bound(listen: Listen) -> socket.socket:
+    """Return a listening socket, so that a browser that follows the printed address at once waits for the server."""
+    try:
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        return socket.create_server((listen.host, listen.port), family=family)
+    except OSError as error:
+        raise PageError(
+            f"{listen.host} port {listen.port} cannot be opened ({os.strerror(error.errno or 0)}); choose another port"
+        ) from error
