@@ -73,7 +73,7 @@ def _trial_curves(table: TrialTable) -> ReportChart:
 
 def _parts(points: Sequence[tuple[int, float]], axis: Axis, *, name: str, colour: int) -> list[Line]:
     """Return the parts of a curve that are inside an axis, each as a line; only the first is in the legend."""
-    parts = []
+    parts = list[Line]()
     for is_inside, group in itertools.groupby(points, lambda point: axis.low <= point[1] <= axis.high):
         if is_inside:
             xs, ys = zip(*group, strict=True)
