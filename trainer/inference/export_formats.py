@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from data_shards.pack.options import EncodeOptions
 from trainer.errors import SpecError
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.multi_label_calibration import label_calibration, thresholds
@@ -67,6 +68,8 @@ def export_metadata(config: HeadConfig, calibration: Calibration, weights: str) 
         "classes": json.dumps(config.classes),
         "input": f"images: uint8 (batch, 3, {config.image_size}, {config.image_size}), RGB, not normalised",
         "pack": _pack_step(config),
+        "pack_options": json.dumps(_pack_options(config)),
+        "color": config.color,
         "resize": RESIZE,
         "image_size": str(config.image_size),
         "normalisation": "inside",
@@ -92,6 +95,12 @@ def _label_metadata(config: HeadConfig, calibration: Calibration) -> dict[str, s
         "thresholds": json.dumps(at),
         "decision": "each label whose probability is at least its threshold; none or several",
     }
+
+
+def _pack_options(config: HeadConfig) -> dict[str, int | str]:
+    """Return what `_pack_step` says, for programs; a size of 0 means that images keep theirs."""
+    pack = config.pack or EncodeOptions(image_size=0)
+    return {"image_size": pack.image_size, "encoding": pack.encoding, "quality": pack.quality}
 
 
 def _pack_step(config: HeadConfig) -> str:
