@@ -15,7 +15,7 @@ from jobs.cli.text_table import Column, output_width, table_text
 from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration
 from jobs.runs.record import entry_json, running_progress
-from jobs.runs.run_filter import Filter, age_seconds
+from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.state import RunState
 
 COLUMNS = (
@@ -30,7 +30,6 @@ COLUMNS = (
     Column(title="PROGRESS", importance=3, least=12),
 )
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
-KINDS = ("train", "evaluate", "search", "predict", "export")
 
 FILTER = OptionGroup(
     "Filter",

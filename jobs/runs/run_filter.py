@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 
 from jobs.runs.state import RunState
 
+KINDS = ("train", "evaluate", "search", "predict", "export")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:

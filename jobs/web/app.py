@@ -24,10 +24,11 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
+from jobs.runs.run_filter import KINDS
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import changes
 from jobs.web.other_pages import named_models, queue_page
-from jobs.web.overview import KINDS, STATES, overview
+from jobs.web.overview import STATES, overview
 from jobs.web.run_page import run_page
 from trainer.errors import TrainerError
 

@@ -11,12 +11,11 @@ from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.record import entry_json, running_progress
-from jobs.runs.run_filter import Filter, age_seconds
+from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.start_forecast import start_forecast
 from jobs.runs.state import RunState
 
 RUNS_SHOWN = 50
-KINDS = ("train", "evaluate", "search", "predict", "export")
 STATES = (*run_state.STATES, run_state.DAMAGED)
 
 
