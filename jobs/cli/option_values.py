@@ -35,7 +35,7 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
     kind = content.get("kind", command.name)
     if kind != command.name:
         raise InvalidOption(f"{source} is the spec of a {kind} run; use it with `nightshift {kind}`")
-    known, fields = _keys(command), KINDS[str(command.name)].model_fields
+    known, fields = _keys(command, of_spec="kind" in content), KINDS[str(command.name)].model_fields
     values: Values = {}
     if content.get("form") == "json" and kind == "predict":
         values["as_json"] = "true"
@@ -92,15 +92,19 @@ def as_text(value: Any) -> Any:
     return value if value is None else str(value)
 
 
-def _keys(command: click.Command) -> dict[str, str]:
-    """Return the parameter of each key: its name, and its options without dashes."""
-    keys = dict[str, str]()
+def _keys(command: click.Command, *, of_spec: bool) -> dict[str, str]:
+    """Return the parameter of each key: its name, and its options without dashes.
+
+    `repeats` is the name of `search --seeds` and an option of its own. A spec means the name, a person the option.
+    """
+    names, flags = dict[str, str](), dict[str, str]()
     for parameter in command.params:
         name = parameter.name or ""
         if name not in NO_VALUES:
             long = [option.removeprefix("--") for option in parameter.opts if option.startswith("--")]
-            keys.update(dict.fromkeys((name, *(option.replace("-", "_") for option in long)), name))
-    return keys
+            names[name] = name
+            flags.update(dict.fromkeys((option.replace("-", "_") for option in long), name))
+    return flags | names if of_spec else names | flags
 
 
 def _flat(content: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -89,6 +89,18 @@ SEARCH = OptionGroup(
             "--seeds", metavar="N",
         ),
         option(
+            SearchSpec, "folds",
+            "Rank by cross-validation: train each configuration as `train --folds K` does, on the features of a frozen "
+            "backbone and on the same folds of train and valid. The spread of a trial is the standard deviation over "
+            "its folds. The published model is that of `train --folds K` with the options of the best trial.",
+            metavar="K",
+        ),
+        option(
+            SearchSpec, "fold_repeats",
+            "With --folds, divide into folds R times; trials are ranked by the mean over the repeats.",
+            "--repeats", metavar="R",
+        ),
+        option(
             SearchSpec, "refit",
             "After the search, train the best configuration on the train and valid splits and publish that model.",
         ),
@@ -121,7 +133,8 @@ METRIC = OptionGroup(
     (
         option(
             SearchSpec, "best_by",
-            "Metric on the valid split that ranks trials: loss is minimized, the others are maximized.",
+            "Metric on the valid split, or with --folds out of fold, that ranks trials: loss is minimized, the others "
+            "are maximized.",
             "--metric", "--best-by",
         ),
         *VALIDATION.without(BEST_BY).options,

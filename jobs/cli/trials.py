@@ -16,6 +16,7 @@ from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from jobs.runs.record import model_mismatch
+from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.trials import TrialTable, leaderboard, read_trial_events
 
@@ -72,6 +73,7 @@ def best(search_id: str, as_json: bool) -> None:
         **{name: published[name] for name in ("trial", "epoch", "config")},
         "metric": {"name": metric, "value": published["value"]},
         "refit": published.get("refit"),
+        "cross_validation": published.get("cross_validation"),
         "checkpoint": str(paths.best),
         "result": None if result is None else result.get("metrics"),
     }
@@ -150,17 +152,29 @@ def _cells(row: dict[str, Any], varied: list[str], *, has_spread: bool) -> tuple
 def _best_as_text(found: dict[str, Any]) -> str:
     metric = found["metric"]
     lines = [
-        f"trial {found['trial']}, epoch {found['epoch']}: {metric['name']} {metric['value']:.5g} on the valid split",
+        f"trial {found['trial']}, epoch {found['epoch']}: {metric['name']} {metric['value']:.5g} {_ranked_on(found)}",
         "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                   for name, value in found["config"].items()),
         f"model {found['checkpoint']}",
     ]  # fmt: skip
     if found["refit"]:
-        lines.append(f"refitted on {' and '.join(found['refit']['splits'])}, {found['refit']['epochs']} epochs")
+        trained, epochs = "refitted", found["refit"].get("epochs")
+        if found["cross_validation"]:
+            trained, epochs = "trained", found["epoch"]
+        lines.append(f"{trained} on {' and '.join(found['refit']['splits'])}, {epochs} epochs")
     if found["result"]:
         metrics = found["result"]
-        lines.append(f"{metrics['split']}: accuracy {metrics['accuracy']:.4f}  auroc {metrics['auroc'] or 0:.4f}")
+        where = judged_on(metrics) if "out_of_fold" in metrics else metrics["split"]
+        lines.append(f"{where}: accuracy {metrics['accuracy']:.4f}  auroc {metrics['auroc'] or 0:.4f}")
     return "\n".join(lines)
+
+
+def _ranked_on(found: dict[str, Any]) -> str:
+    validation = found["cross_validation"]
+    if not validation:
+        return "on the valid split"
+    over = "" if validation["repeats"] == 1 else f", mean over {validation['repeats']} repeats"
+    return f"out of fold, {validation['folds']} folds{over}"
 
 
 def _options(rows: list[dict[str, Any]]) -> list[str]:

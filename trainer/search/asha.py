@@ -27,8 +27,8 @@ def rungs(epochs: int) -> tuple[int, ...]:
 
 
 def rungs_of(spec: SearchSpec) -> tuple[int, ...]:
-    """Return the rungs of a search; none with --no-early-stopping."""
-    return () if spec.early_stopping is False else rungs(spec.epochs)
+    """Return the rungs of a search; none with --no-early-stopping, nor of trials of folds, which report once."""
+    return () if spec.early_stopping is False or spec.folds is not None else rungs(spec.epochs)
 
 
 def survives(record: EpochRecord, table: TrialTable) -> bool:

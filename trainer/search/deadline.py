@@ -60,5 +60,5 @@ class Deadline:
 
 def seconds_of_trial(table: TrialTable, epochs: int, done: int = 0) -> float:
     """Return how long a trial needs after `done` epochs, at the speed of the slowest so far; 0 before any epoch."""
-    speeds = [trial.seconds / len(trial.reports) for trial in table.trials.values() if trial.reports]
+    speeds = [trial.seconds / trial.epochs for trial in table.trials.values() if trial.reports]
     return MARGIN * max(speeds, default=0.0) * max(0, epochs - done)

@@ -19,8 +19,7 @@ from cluster import guard
 from trainer.distributed.worker import WorkerTask
 from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 -- once here, not in each process
 from trainer.search.controller import SearchController
-from trainer.search.head_training import HeadTrainingData
-from trainer.search.head_trial import HeadTrial
+from trainer.search.frozen_trial import FrozenData, new_trial, read_data
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
@@ -43,7 +42,7 @@ def run_head_trials(
         count: Trials at once.
         on_poll: Called several times a second while trials run.
     """
-    data = HeadTrainingData.of(task, torch.device("cpu"))
+    data = read_data(task, torch.device("cpu"))
     _import_compiler()
     with _processes(task, data, min(count, controller.left())) as processes:
         while True:
@@ -74,7 +73,7 @@ class HeadProcess:
         connection: Carries assignments to it, and its steps back.
     """
 
-    def __init__(self, task: WorkerTask[SearchSpec], data: HeadTrainingData) -> None:
+    def __init__(self, task: WorkerTask[SearchSpec], data: FrozenData) -> None:
         self.task, self.data = task, data
         self.assignment: TrialAssignment | None = None
         self.deaths = 0
@@ -137,7 +136,7 @@ class HeadProcess:
 
 
 @contextmanager
-def _processes(task: WorkerTask[SearchSpec], data: HeadTrainingData, count: int) -> Iterator[list[HeadProcess]]:
+def _processes(task: WorkerTask[SearchSpec], data: FrozenData, count: int) -> Iterator[list[HeadProcess]]:
     processes = list[HeadProcess]()
     try:
         for _ in range(count):
@@ -148,14 +147,14 @@ def _processes(task: WorkerTask[SearchSpec], data: HeadTrainingData, count: int)
             process.end()
 
 
-def _train_trials(task: WorkerTask[SearchSpec], data: HeadTrainingData, connection: Connection, parent: int) -> None:
+def _train_trials(task: WorkerTask[SearchSpec], data: FrozenData, connection: Connection, parent: int) -> None:
     """Train the trials that come through the connection; the process ends with its parent."""
     guard.die_with_parent(parent, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the trainer too, which decides
     torch.set_num_threads(1)
     pause = PauseSignal(task.attempt.paths, task.attempt.number)
     while True:
-        trial = HeadTrial(task, connection.recv(), lambda: data, pause)
+        trial = new_trial(task, connection.recv(), lambda: data, pause)
         continues = True
         while continues:
             connection.send(trial.step())

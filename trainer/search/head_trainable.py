@@ -10,19 +10,18 @@ import torch
 from ray import tune
 
 from trainer.distributed.worker import WorkerTask
-from trainer.search.head_training import HeadTrainingData
-from trainer.search.head_trial import HeadTrial
+from trainer.search.frozen_trial import FrozenData, new_trial, read_data
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialAssignment
 from trainer.specs import SearchSpec
 
 GATHER_SECONDS = 30.0  # a process that a busy cluster starts later than this joins later
 
-_data_by_run: dict[str, HeadTrainingData] = {}  # of this process: an actor runs many trials and reads features once
+_data_by_run: dict[str, FrozenData] = {}  # of this process: an actor runs many trials and reads features once
 
 
 class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
-    """One configuration, trained once for each repeat; only numbers go through Ray."""
+    """One configuration, trained once for each repeat or fold; only numbers go through Ray."""
 
     def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:
         """Start or resume the trial of `config`."""
@@ -33,7 +32,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process."""
-        self.trial = HeadTrial(self.task, TrialAssignment.from_tune(new_config), self._data, self.pause)
+        self.trial = new_trial(self.task, TrialAssignment.from_tune(new_config), self._data, self.pause)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -43,13 +42,13 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """
         return self.trial.step().to_tune()
 
-    def _data(self) -> HeadTrainingData:
+    def _data(self) -> FrozenData:
         return _data_by_run.get(str(self.task.attempt.paths.folder)) or self._read_data()
 
-    def _read_data(self) -> HeadTrainingData:
+    def _read_data(self) -> FrozenData:
         """Read the features, and wait until the other processes of the search have read them too."""
         gpus, actor = ray.get_gpu_ids(), ray.get_runtime_context().get_actor_id()
-        data = HeadTrainingData.of(self.task, torch.device("cuda" if gpus else "cpu"))
+        data = read_data(self.task, torch.device("cuda" if gpus else "cpu"))
         attempt = self.task.attempt
         _data_by_run[str(attempt.paths.folder)] = data
         wait_for_processes(attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.pause.reason)

@@ -48,24 +48,16 @@ class HeadTrial:
         So the process can run the next trial.
         """
         self.reports: list[TrialReport] = []
-        end = self._train()
+        end = end_of(self._train_until_asked, trial=self.assignment.trial)
         return TrialStep(reports=tuple(self.reports), end=end)
 
-    def _train(self) -> TrialEnd | None:
+    def _train_until_asked(self) -> TrialEnd | None:
         try:
             return self._train_epochs()
         except Stopped:
             for head in self.heads:
                 head.save_last_epoch()
-            return TrialEnd.paused()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            return TrialEnd.failed("out of GPU memory; use a lower --concurrency or a smaller --head-width")
-        except TrainerError as error:
-            return TrialEnd.failed(str(error))
-        except Exception as error:  # a bug that one configuration triggers must not end the search
-            logger.exception("trial %s failed because of a bug", self.assignment.trial)
-            return TrialEnd.failed(f"{type(error).__name__}: {error}")
+            raise
 
     def _train_epochs(self) -> TrialEnd | None:
         """Train up to a rung or the end, or for REPORT_SECONDS: a message costs Tune more time than a short epoch."""
@@ -124,3 +116,19 @@ class HeadTrial:
             epoch=best.state.epoch,
             lease=attempt.lease,
         )
+
+
+def end_of(train: Callable[[], TrialEnd | None], *, trial: int) -> TrialEnd | None:
+    """Return what `train` returns; its error is the end of the trial, not of the process."""
+    try:
+        return train()
+    except Stopped:
+        return TrialEnd.paused()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return TrialEnd.failed("out of GPU memory; use a lower --concurrency or a smaller --head-width")
+    except TrainerError as error:
+        return TrialEnd.failed(str(error))
+    except Exception as error:  # a bug that one configuration triggers must not end the search
+        logger.exception("trial %s failed because of a bug", trial)
+        return TrialEnd.failed(f"{type(error).__name__}: {error}")

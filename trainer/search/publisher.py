@@ -29,6 +29,7 @@ from trainer.search.trial_files import trial_folder
 from trainer.search.trials import EpochRecord
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.checkpointer import MODULE
+from trainer.training.cross_validation import publish_judged
 from trainer.training.model_setup import TrainingSetup
 from trainer.training.publish import score_and_publish
 from trainer.training.run_precision import is_precision_decided
@@ -123,7 +124,8 @@ class BestModelPublisher:
         else:
             context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
             publish_on_worker(context, file=file, origin=origin)
-        logger.info("best so far: trial %d, epoch %d, valid %s %.5f", best.trial, best.epoch, spec.best_by, best.value)
+        ranked = f"{'valid' if spec.folds is None else 'out-of-fold'} {self.task.spec.best_by}"
+        logger.info("best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, ranked, best.value)
 
     def _weights(self, best: EpochRecord) -> Path:
         """Return the verified file of the weights of an epoch."""
@@ -168,9 +170,14 @@ class _Published:
 def publish_on_worker(context: WorkerContext[TrainSpec], *, file: Path, origin: dict[str, Any]) -> None:
     """Score the model with the weights in a file on the validation split, and publish it; every rank must call this.
 
-    It is done too if the search was asked to stop: the best model so far is what a stopped search leaves.
+    It is done too if the search was asked to stop: the best model so far is what a stopped search leaves. A model of
+    folds is published with the predictions out of fold beside the file.
     """
     setup = TrainingSetup.fresh(replace(context, stop=no_stop(context.task.attempt)))
+    if context.spec.folds is not None:
+        _load(setup.model, read_tensors(file))
+        publish_judged(setup, file.parent, origin=origin)
+        return
     context.progress.start_phase("evaluate", total=setup.index.samples_in("valid"))
     _load(setup.model, read_tensors(file))
     score_and_publish(setup, origin=origin)

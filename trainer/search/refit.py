@@ -22,6 +22,7 @@ from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import OutOfMemory, SpecError, Stopped, TrainingDiverged
 from trainer.evaluate import test_metrics
 from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.out_of_fold import KEY as CROSS_VALIDATION
 from trainer.model.bundle import publish_model, read_model, weights_sha256
 from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE
 from trainer.model.weights import backbone_sha256
@@ -176,9 +177,10 @@ def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
 def published_refit(paths: RunPaths) -> dict[str, Any] | None:
     """Return the facts of the refit in the published model's manifest; None if that model is not a refit."""
     try:
-        found = read_json(paths.best / MANIFEST_FILE).get("refit")
+        manifest = read_json(paths.best / MANIFEST_FILE)
     except StorageError:
         return None
+    found = None if CROSS_VALIDATION in manifest else manifest.get("refit")  # no refit of a model in `chosen/`
     return dict(found) if found and (paths.best / CALIBRATION_FILE).exists() else None
 
 

@@ -40,8 +40,10 @@ def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, floa
     if not table.reports():
         return ()
     better = "higher" if HIGHER_IS_BETTER[table.metric] else "lower"
-    caption = f"best valid {table.metric} so far; {better} is better"
-    found = [ReportChart(chart=_optimization_history(table), title="Optimization history", caption=caption)]
+    ranked_by = f"{'valid' if spec.folds is None else 'out-of-fold'} {table.metric}"
+    caption = f"best {ranked_by} so far; {better} is better"
+    history = _optimization_history(table, ranked_by)
+    found = [ReportChart(chart=history, title="Optimization history", caption=caption)]
     if shares:
         caption = "share of the variance between trials that each option explains"
         title = "Hyperparameter importance (fANOVA)"
@@ -53,7 +55,7 @@ def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, floa
         numbers = isinstance(dimension, Range) or all(isinstance(value, int | float) for value in dimension)
         if numbers:
             title = f"Slice plot: {name.replace('_', ' ')}"
-            found.append(ReportChart(chart=_slice(table, name), title=title, caption=DOTS))
+            found.append(ReportChart(chart=_slice(table, name, ranked_by), title=title, caption=DOTS))
     return tuple(found)
 
 
@@ -76,12 +78,13 @@ def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:
     Args:
         table: The trials; those copied from an earlier search cost nothing.
         spec: The search.
-        images: Number of images in the train and valid splits, which one epoch sends through the backbone.
+        images: Number of images that one epoch of one training sends through the backbone: those of the train and valid
+            splits, with folds those of all but one fold.
     """
     own = [trial for trial in table.trials.values() if trial.extended_from is None]
-    epochs = sum(len(trial.reports) for trial in own) * spec.repeats
+    epochs = sum(trial.epochs for trial in own) * spec.trainings_per_trial
     seconds = sum(trial.seconds for trial in own)
-    saved = sum(spec.epochs - trial.epochs for trial in own if trial.why == "rung") * spec.repeats
+    saved = sum(spec.epochs - trial.epochs for trial in own if trial.why == "rung") * spec.trainings_per_trial
     return {
         "epochs": epochs,
         "training_hours": round(seconds / 3600, 4),
@@ -92,7 +95,7 @@ def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:
     }
 
 
-def _optimization_history(table: TrialTable) -> Chart:
+def _optimization_history(table: TrialTable, ranked_by: str) -> Chart:
     reports = table.reports()
     best, began = reports[0], _minutes(reports[0])
     xs, ys = [0.0], [best.value]
@@ -106,13 +109,13 @@ def _optimization_history(table: TrialTable) -> Chart:
     return chart(
         [Line(name="best so far", xs=xs, ys=ys)],
         x=_axis("minutes", xs, least=0.0),
-        y=_axis(f"valid {table.metric}", ys),
+        y=_axis(ranked_by, ys),
         description=f"best {table.metric} so far over time, final value {best.value:.4g}",
         marks=[mark],
     )
 
 
-def _slice(table: TrialTable, name: str) -> Chart:
+def _slice(table: TrialTable, name: str, ranked_by: str) -> Chart:
     log = name in LOGARITHMIC
     tops = [(trial, trial.best(table.metric)) for trial in table.ranked()]
     points = [
@@ -128,7 +131,7 @@ def _slice(table: TrialTable, name: str) -> Chart:
     return chart(
         lines,
         x=_axis(label, [x for x, _, _ in shown]),
-        y=_axis(f"best valid {table.metric}", [y for _, y, _ in shown]),
+        y=_axis(f"best {ranked_by}", [y for _, y, _ in shown]),
         description=f"best {table.metric} of each trial over {label}",
     )
 

@@ -18,9 +18,11 @@ from trainer.data.run_data import run_index
 from trainer.distributed.local_gpus import lease_local_gpus
 from trainer.distributed.ray_train import ray_session, run_on_workers
 from trainer.distributed.worker import WorkerTask
-from trainer.errors import Stopped, TrainerError
+from trainer.errors import SpecError, Stopped, TrainerError
 from trainer.evaluate import test_metrics
+from trainer.evaluation.out_of_fold import KEY
 from trainer.model.bundle import weights_sha256
+from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.weights import resolve_weights
 from trainer.progress import WRITE_SECONDS, Progress
 from trainer.report.write import write_report
@@ -40,7 +42,8 @@ from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials, useful_gpus
 from trainer.specs import SearchSpec
 from trainer.train import check_data
-from trainer.training.features import features_of_search_on_worker, run_on_features
+from trainer.training.cross_validation import cross_validated_split
+from trainer.training.features import features_of_search_on_worker, features_on_worker, run_on_features
 
 POLL_SECONDS = 1.0
 
@@ -59,6 +62,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
     for config in spec.space.corners():
         check_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)
+    refuse_other_images(spec, index, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=resolve_weights(spec.weights, attempt.settings.storage))
     journal = TrialJournal.opened(attempt.lease, spec.best_by, clock())
     if spec.extend:
@@ -88,7 +92,7 @@ def _run(
     spec, settings = task.spec, task.attempt.settings
     if settings.ray_address is None and not _leases_gpus(controller, task):
         return
-    progress = SearchProgress(task.attempt, controller, index.samples_in("train"))
+    progress = SearchProgress(task.attempt, controller, images_per_epoch(spec, index))
 
     def on_poll() -> None:
         if controller.must_pause():
@@ -99,14 +103,15 @@ def _run(
     features = WorkerTask(
         attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
     )
+    extract = features_of_search_on_worker if spec.folds is None else features_on_worker  # no test split with folds
     if spec.reads_features and settings.ray_address is None and not lease_local_gpus(task.attempt, spec)[1]:
-        run_on_features(features_of_search_on_worker, features_of_search_on_worker, features)
+        run_on_features(extract, extract, features)
         with task.attempt.times.measure("training"):
             run_head_trials(controller, task, count=spec.concurrency or cpu_count(), on_poll=on_poll)
         return
     with ray_session(task.attempt, spec) as gpus:
         if spec.reads_features:
-            run_on_workers(features_of_search_on_worker, features)
+            run_on_workers(extract, features)
             trainable, slots = HeadTrainable, head_slots(spec, settings, gpus)
         else:
             in_process = spec.workers == 1 and settings.ray_address is None
@@ -151,13 +156,18 @@ def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
 def _outcome(
     controller: SearchController, task: WorkerTask[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
 ) -> RunResult:
-    """Evaluate the best model on the test split, or on valid where there is none."""
+    """Evaluate the best model on the test split, or on valid where there is none; that of folds is judged already."""
     attempt, spec, table = task.attempt, task.spec, controller.journal.table
     best = table.best()
     if best is None:
-        raise TrainerError(f"no trial finished an epoch; {_last_error(table)}")
+        what = "an epoch" if spec.folds is None else "its folds"
+        raise TrainerError(f"no trial finished {what}; {_last_error(table)}")
     weights = weights_sha256(attempt.paths.best)
-    metrics = test_metrics(task, index, attempt.paths.best)
+    if spec.folds is None:
+        metrics, judged = test_metrics(task, index, attempt.paths.best), {}
+    else:  # the test split stays untouched
+        manifest = read_verified_manifest(attempt.paths.best)
+        metrics, judged = manifest["metrics"], {KEY: manifest[KEY]}
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
         kind=spec.kind,
@@ -168,16 +178,46 @@ def _outcome(
         details={
             "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
             | {"config": table.trials[best.trial].config},
+            **judged,
             "refit": refit,
             "trials": counts,
             "ending": controller.ending(),
             "importance": importance(table, spec),
-            "cost": cost(table, spec, index.samples_in("train") + index.samples_in("valid")),
+            "cost": cost(table, spec, _images_through_backbone(spec, index)),
         },
     )
     shares = result.details["importance"]
     write_report(attempt, spec, result, lambda: search_section(table, spec, shares))
     return result
+
+
+def refuse_other_images(spec: SearchSpec, index: ShardIndex, storage: Path) -> None:
+    """Refuse to extend a search with folds on a data set that has other images now: the folds would be others.
+
+    Raises:
+        SpecError: It has.
+    """
+    if spec.extend is None or spec.folds is None:
+        return
+    before = read_json_object(RunPaths.of(storage, spec.extend).data)["digest"]
+    if before != index.digest:
+        raise SpecError(
+            f"--extend {spec.extend}: {spec.shards} has other images now, and other folds; start a new search"
+        )
+
+
+def images_per_epoch(spec: SearchSpec, index: ShardIndex) -> int:
+    """Return how many images one epoch of a trial trains on; with folds, of all its trainings together."""
+    if spec.folds is None:
+        return index.samples_in("train")
+    return index.samples_in(cross_validated_split(index)) * (spec.folds - 1) * spec.fold_repeats
+
+
+def _images_through_backbone(spec: SearchSpec, index: ShardIndex) -> int:
+    """Return how many images one epoch of one training would send through the backbone without cached features."""
+    if spec.folds is None:
+        return index.samples_in("train") + index.samples_in("valid")
+    return images_per_epoch(spec, index) // spec.trainings_per_trial
 
 
 def _last_error(table: TrialTable) -> str:
@@ -200,7 +240,7 @@ class SearchProgress:
     _has_begun: bool = False
 
     def __post_init__(self) -> None:
-        self._began, self._before = time.monotonic(), len(self.controller.journal.table.reports())
+        self._began, self._before = time.monotonic(), self.controller.journal.table.epochs
 
     def write_if_due(self) -> None:
         """Write the file unless it was written within the last second."""
@@ -210,7 +250,7 @@ class SearchProgress:
 
     def _content(self) -> dict[str, object]:
         table, spec = self.controller.journal.table, self.controller.spec
-        done = sum(len(trial.reports) for trial in table.trials.values())
+        done = table.epochs
         seconds = max(time.monotonic() - self._began, 1e-9)
         speed = (done - self._before) / seconds
         best, ended = table.best(), len(table.ended)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -23,15 +24,34 @@ def repeat_folder(checkpoints: Path, trial: int, repeat: int) -> Path:
     return trial_folder(checkpoints, trial) / f"repeat-{repeat}"
 
 
-def write_candidate(checkpoints: Path, tensors: Mapping[str, Tensor], *, trial: int, epoch: int, lease: Lease) -> str:
-    """Save the weights of an epoch that may be the best of the search; return the name of their folder."""
+def write_candidate(
+    checkpoints: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    trial: int,
+    epoch: int,
+    lease: Lease,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> str:
+    """Save the weights of an epoch that may be the best of the search; return the name of their folder.
+
+    Args:
+        checkpoints: Of the search.
+        tensors: The weights.
+        trial: Number of the trial.
+        epoch: Number of the epoch.
+        lease: Of the attempt that writes.
+        beside: Further files of the folder.
+        about: Goes into its manifest.
+    """
     name = f"candidate-{trial:06d}-{epoch:06d}"
     write_checkpoint_folder(
         checkpoints / name,
         lease=lease,
-        tensors={MODULE: tensors},
+        tensors={MODULE: tensors, **(beside or {})},
         json_files={},
-        manifest={"attempt": lease.attempt},
+        manifest={"attempt": lease.attempt, **(about or {})},
     )
     return name
 

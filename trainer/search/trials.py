@@ -63,7 +63,7 @@ class TrialReport:
 
     Attributes:
         value: The metric that ranks; the mean over the repeats.
-        spread: Standard deviation of `value` over the repeats; None for a single one.
+        spread: Standard deviation of `value` over the repeats, or of the metric over the folds; None for a single one.
         candidate: Folder of the epoch's model below `checkpoints/`; None where it was not saved.
         seconds: Duration of the epoch, of all repeats together.
     """
@@ -197,9 +197,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def undefined_metric(metric: str) -> str:
-    """Return the error of a trial whose metric is undefined on the valid split."""
-    return f"{metric} is undefined on the valid split; choose another --metric"
+def undefined_metric(metric: str, where: str = "on the valid split") -> str:
+    """Return the error of a trial whose metric is undefined on the images that rank trials."""
+    return f"{metric} is undefined {where}; choose another --metric"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +361,11 @@ class TrialTable:
     def unfinished(self) -> list[Trial]:
         """The trials that began and have not ended, by number."""
         return sorted((t for t in self.trials.values() if t.ended is None), key=lambda trial: trial.number)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs all trials have finished."""
+        return sum(trial.epochs for trial in self.trials.values())
 
     @property
     def finished(self) -> int:

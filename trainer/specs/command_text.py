@@ -19,7 +19,7 @@ ARGUMENTS = ("model", "shards")  # given by place
 OF_ONE_RUN = frozenset({"until"})  # a deadline is past when the run is repeated
 WHEN = ("window", "timezone", "max_duration_seconds")  # of `search`; of other runs, the request has them
 NOT_REPEATED = ("kind", "space", *OF_ONE_RUN, *WHEN, *ARGUMENTS)
-RENAMED = {"best_by": "metric", "repeats": "seeds"}  # of `search`
+RENAMED = {"best_by": "metric", "repeats": "seeds", "fold_repeats": "repeats"}  # of `search`
 
 
 def command_of(spec: TrainOptions | EvaluateSpec) -> str:

@@ -12,7 +12,7 @@ from cluster.windows import TimeWindow
 from trainer.errors import SpecError
 from trainer.specs.base import build
 from trainer.specs.search_space import Config, Space
-from trainer.specs.train import TrainOptions, TrainSpec
+from trainer.specs.train import EPOCH_CHOICE_OPTIONS, TrainOptions, TrainSpec
 
 T = TypeVar("T")
 
@@ -27,6 +27,10 @@ class SearchSpec(TrainOptions):
         concurrency: Maximum number of concurrent trials; None means as many as the machine or cluster has room for.
         early_stopping: Stop the worse trials at each rung (ASHA); None means only where trials are long enough.
         repeats: Trainings of each configuration with different seeds; their mean ranks it.
+        folds: Each trial is a cross-validation of K folds over train and valid, as `TrainSpec.folds`, and is ranked by
+            its predictions out of fold. The published model is that of a training with the best trial's options. None
+            is off.
+        fold_repeats: Number of times that the images are divided into folds anew; the mean ranks a trial.
         max_failures: The search fails when more trials than this fail.
         until: Deadline. No trial starts that cannot finish by then; running trials pause then, and the search ends.
         max_duration_seconds: A deadline relative to the first start of the search.
@@ -43,6 +47,8 @@ class SearchSpec(TrainOptions):
     concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
     early_stopping: bool | None = None
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    fold_repeats: Annotated[int, Field(ge=1, le=100)] = 1
     max_failures: Annotated[int, Field(ge=0)] = 10
     until: AwareDatetime | None = None
     max_duration_seconds: Annotated[float, Field(gt=0)] | None = None
@@ -64,7 +70,20 @@ class SearchSpec(TrainOptions):
             SpecError: The configuration is out of range.
         """
         shared = {name: getattr(self, name) for name in TrainOptions.model_fields}
+        if self.folds is not None:  # all epochs are trained: the metric ranks trials, and chooses no epoch
+            shared = {name: value for name, value in shared.items() if name not in EPOCH_CHOICE_OPTIONS}
+            shared |= {"folds": self.folds, "repeats": self.fold_repeats}
         return build(TrainSpec, **shared | config)
+
+    @property
+    def trainings_per_trial(self) -> int:
+        """How many heads or networks each trial trains: one for each seed, or for each fold of each repeat."""
+        return self.repeats if self.folds is None else self.folds * self.fold_repeats
+
+    @property
+    def required_splits(self) -> tuple[str, ...]:
+        """The splits that a data set must have; folds need no valid split."""
+        return super().required_splits if self.folds is None else ("train",)
 
     @field_validator("window")
     @classmethod
@@ -77,6 +96,31 @@ class SearchSpec(TrainOptions):
         if name is not None and name not in zoneinfo.available_timezones():
             raise ValueError(f"timezone {name!r} is unknown; write an IANA name such as Europe/Berlin")
         return name
+
+    @model_validator(mode="after")
+    def _folds_fit_the_search(self) -> Self:
+        if self.folds is None:
+            if self.fold_repeats > 1:
+                raise ValueError(
+                    f"--repeats {self.fold_repeats} repeats the folds of --folds; add --folds 5, or use "
+                    f"--seeds {self.fold_repeats} to train each configuration with several seeds"
+                )
+            return self
+        option = f"--folds {self.folds}"
+        if self.repeats > 1:
+            raise ValueError(
+                f"{option} trains each fold with a seed of its own; use --repeats {self.repeats} instead of "
+                f"--seeds {self.repeats}"
+            )
+        if self.early_stopping:
+            raise ValueError(f"{option} trains all folds of a trial for all epochs; leave out --early-stopping")
+        if self.refit:
+            raise ValueError(f"{option} publishes a model that is trained on train and valid; leave out --refit")
+        if not self.cache:
+            raise ValueError(f"{option} reads the cached features in each trial; leave out --no-cache")
+        if self.patience != type(self).model_fields["patience"].default:
+            raise ValueError(f"{option} trains all epochs of each fold: --patience has no effect; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _every_trial_can_run(self) -> Self:

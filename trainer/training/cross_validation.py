@@ -7,9 +7,12 @@ Nested cross-validation on chest X-rays found no head that is better if it is th
 With repeats, the images are divided anew for each. The metrics are those of one of them, the one with the median loss:
 each image counts once, and is scored by one head, as the published model scores new images. The mean of several heads'
 predictions would be better than the one head that is published.
+
+The trials of `search --folds` are cross-validated in the same way (`trainer/search/fold_trial.py`).
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,23 @@ from trainer.training.publish import TrainOutcome, publish_scored, training_deta
 LOGITS_FILE = "logits.safetensors"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The predictions out of fold of all repeats.
+
+    Attributes:
+        repeats: Of each division into folds.
+        figures: What `epoch_metrics` returned for each.
+        shown: The repeat with the median loss, which the metrics are about.
+        about: What manifest and `result.json` say about the cross-validation.
+    """
+
+    repeats: Sequence[OutOfFold]
+    figures: Sequence[Mapping[str, Any]]
+    shown: OutOfFold
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +93,25 @@ class CrossValidation:
             seed=(self.spec.seed + repeat) % 2**32,
             classes=self.fit.config.classes,
         )
+
+    def divisions(self) -> list[Labels]:
+        """Return the fold of each image, (N,), in each repeat."""
+        return [self.divide(repeat) for repeat in range(self.spec.repeats)]
+
+    def judge(self, divisions: Sequence[Labels]) -> Judged:
+        """Train a head without each fold of each repeat, and return the predictions out of fold."""
+        repeats = [self.out_of_fold(repeat, folds) for repeat, folds in enumerate(divisions)]
+        figures = [epoch_metrics(repeat.outputs) for repeat in repeats]
+        chosen = median_repeat([float(one["loss"]) for one in figures])
+        about = {
+            "folds": self.spec.folds,
+            "repeats": self.spec.repeats,
+            "splits": self.split.split(BOTH),
+            "images": len(self.features.labels),
+            "shown_repeat": chosen + 1,
+            "by_repeat": [{name: one[name] for name in FIGURES} for one in figures],
+        }
+        return Judged(repeats=repeats, figures=figures, shown=repeats[chosen], about=about)
 
     def out_of_fold(self, repeat: int, folds: Labels) -> OutOfFold:
         """Train a head without each fold, and return the predictions for the images of the fold."""
@@ -163,27 +202,37 @@ def cross_validate(setup: TrainingSetup) -> TrainOutcome:
         Stopped: The run was asked to stop; the predictions of finished folds are kept.
         SpecError: The data set cannot be divided into the folds.
     """
-    validation = _prepared(setup)
+    validation = prepared(setup)
     spec, features = setup.spec, validation.features
-    divisions = [validation.divide(repeat) for repeat in range(spec.repeats)]
-    setup.context.progress.start_phase("train", total=_images_to_train(spec, divisions))
-    repeats = [validation.out_of_fold(repeat, folds) for repeat, folds in enumerate(divisions)]
-    figures = [epoch_metrics(repeat.outputs) for repeat in repeats]
-    chosen = median_repeat([float(one["loss"]) for one in figures])
+    divisions = validation.divisions()
+    setup.context.progress.start_phase("train", total=images_to_train(spec, divisions))
+    judged = validation.judge(divisions)
     head = validation.train_head(torch.arange(len(features.labels)), seed=spec.seed)
     setup.model.head.load_state_dict(head.state_dict())
-    about = {
-        "folds": spec.folds,
-        "repeats": spec.repeats,
-        "splits": validation.split.split(BOTH),
-        "images": len(features.labels),
-        "shown_repeat": chosen + 1,
-        "by_repeat": [{name: one[name] for name in FIGURES} for one in figures],
-    }
-    metrics = _publish(validation, repeats[chosen], about)
-    baselines = [one.to_json() for one in validation.baselines(divisions[chosen])]
-    details = {**training_details(setup, validation.split), KEY: about, "baselines": baselines}
+    metrics = _publish(validation, judged.shown, judged.about)
+    baselines = [one.to_json() for one in validation.baselines(judged.shown.folds)]
+    details = {**training_details(setup, validation.split), KEY: judged.about, "baselines": baselines}
     return TrainOutcome(metrics=metrics, details=details)
+
+
+def publish_judged(setup: TrainingSetup, judged: Path, *, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Publish the setup's model, whose head was trained on all images, and return the metrics out of fold.
+
+    Args:
+        setup: The model; its spec is that of a training with folds.
+        judged: Folder with the predictions out of fold, and what its manifest says about them: that of a candidate of a
+            search, or of a published model.
+        origin: Goes into the manifest.
+
+    Raises:
+        CheckpointError: The folder is damaged, or its predictions are not about these images.
+    """
+    validation, about = prepared(setup), read_verified_manifest(judged)[KEY]
+    stored = read_tensors(judged / OUT_OF_FOLD_FILE)
+    if not torch.equal(stored["labels"], validation.features.labels.to(stored["labels"])):
+        raise CheckpointError(f"{judged} is about other images than {setup.spec.shards} has; run the search again")
+    outputs = head_outputs(validation.fit, validation.features, stored["logits"].numpy())
+    return _publish(validation, OutOfFold(outputs=outputs, folds=stored["folds"].numpy()), about, origin)
 
 
 def median_repeat(losses: list[float]) -> int:
@@ -196,7 +245,7 @@ def cross_validated_split(index: ShardIndex) -> str:
     return BOTH.join(split for split in ("train", "valid") if split in index.splits)
 
 
-def _prepared(setup: TrainingSetup) -> CrossValidation:
+def prepared(setup: TrainingSetup) -> CrossValidation:
     """Compute the features, or read them from the cache."""
     context, split, extractor = setup.context, cross_validated_split(setup.index), setup.extractor
     context.progress.start_phase("features", total=setup.index.samples_in(split))
@@ -212,13 +261,15 @@ def _prepared(setup: TrainingSetup) -> CrossValidation:
     return CrossValidation(setup=setup, split=split, features=extractor.features_of(split), fit=fit)
 
 
-def _images_to_train(spec: TrainSpec, divisions: list[Labels]) -> int:
+def images_to_train(spec: TrainSpec, divisions: list[Labels]) -> int:
     """Return how many images all folds of all repeats, and the published head, train on, over all epochs."""
     of_folds = sum(len(folds) * (int(folds.max()) + 1) - len(folds) for folds in divisions)
     return (of_folds + len(divisions[0])) * (spec.epochs if spec.trains_by_steps else 1)
 
 
-def _publish(validation: CrossValidation, found: OutOfFold, about: dict[str, Any]) -> dict[str, Any]:
+def _publish(
+    validation: CrossValidation, found: OutOfFold, about: dict[str, Any], origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     judged = {"out_of_fold": {"folds": about["folds"], "repeats": about["repeats"]}}
     calibrated_by = "predictions out of fold of the same images"
     refit = {"splits": about["splits"], "images": about["images"], "calibrated_by": calibrated_by}
@@ -226,7 +277,7 @@ def _publish(validation: CrossValidation, found: OutOfFold, about: dict[str, Any
         validation.setup,
         found.outputs,
         validation.split,
-        origin={"refit": refit, KEY: about},
+        origin={"refit": refit, KEY: about, **(origin or {})},
         judged=judged,
         beside={OUT_OF_FOLD_FILE: found.tensors()},
     )
