@@ -62,6 +62,7 @@ def test_a_prevalence_needs_a_positive_class_and_lies_between_0_and_1(say: Say, 
         "train {shards} --weights none --no-class-weights --batch-size auto --freeze 5 --head-epochs 3 --ema 0.99",
         "search {shards} --weights none --trials 5",
         "search {shards} --weights none --lr 1e-5:1e-3 --dropout 0.3 --head-width 64,128 --seeds 3 --metric auroc",
+        "search {shards} --weights none --folds 5 --repeats 3 --metric auroc",
         "search {shards} --weights none --algorithm grid --trials 4 --lr 1e-4:1e-3:4 --dropout 0.1 --head-width 64",
     ],
 )

@@ -302,3 +302,46 @@ def test_a_search_that_is_followed_on_a_terminal_tells_once_of_damaged_lines(
     err = capsys.readouterr().err
     assert "TRIAL" in err
     assert err.count("are damaged and left out") + err.count("is damaged and left out") == 1
+
+
+def test_repeats_are_those_of_folds_for_a_person_and_the_seeds_in_a_spec(
+    say: Say, settings: Settings, digits_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "night.yaml").write_text("folds: 5\nrepeats: 3\n")
+    words = ("search", str(digits_shards), "--weights", "none", "--dry-run")
+
+    folds = json.loads(say(*words, "--config", str(tmp_path / "night.yaml"))[1])
+    seeds = json.loads(say(*words, "--seeds", "3")[1])
+    (tmp_path / "spec.json").write_text(json.dumps(seeds))
+    again = json.loads(say("search", "--config", str(tmp_path / "spec.json"), "--dry-run")[1])
+
+    assert (folds["folds"], folds["fold_repeats"], folds["repeats"]) == (5, 3, 1)
+    assert (again["fold_repeats"], again["repeats"]) == (1, 3)
+    refused = say(*words, "--repeats", "3")
+    assert refused[0] == 2
+    assert refused[2].startswith("Error: --repeats 3 repeats the folds of --folds; add --folds 5, or use --seeds 3")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--folds", "4"), "--folds 4 cannot extend {id}, which has 5"),
+        (("--repeats", "2"), "--repeats 2 cannot extend {id}, which has 1"),
+        (("--seed", "7"), "--seed 7 cannot extend {id}, which has 0"),
+        (("--seeds", "2"), "--seeds 2 cannot extend {id}, which has 1"),
+    ],
+)
+def test_a_search_with_other_folds_is_not_extended(
+    say: Say, settings: Settings, digits_shards: Path, options: tuple[str, ...], message: str
+) -> None:
+    paths = RunPaths.of(
+        settings.storage, say("search", str(digits_shards), "--weights", "none", "--folds", "5")[1].strip()
+    )
+    play(paths, 0.8)
+    end(paths)
+
+    code, _, err = say("search", "--extend", paths.run_id, "--trials", "+5", *options)
+
+    assert (code, err) == (2, f"Error: {message.format(id=paths.run_id)}\n")
+    same = say("search", "--extend", paths.run_id, "--trials", "+5", "--folds", "5", "--seed", "0", "--dry-run")
+    assert (same[0], json.loads(same[1])["folds"]) == (0, 5)

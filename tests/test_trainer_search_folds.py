@@ -4,6 +4,7 @@ import os
 import signal
 import statistics
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -13,22 +14,25 @@ from cluster.settings import Settings
 from tests.multi_label import pack_multi_label
 from tests.searched import search_spec, table_of
 from tests.trained import done, new_run
+from trainer import train
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
-from trainer.errors import SpecError
+from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.out_of_fold import OutOfFold
+from trainer.evaluation.scoring import ModelOutputs, epoch_metrics
 from trainer.model.bundle import read_model
 from trainer.search import run
-from trainer.search.fold_trial import FoldData, FoldTrial
+from trainer.search.fold_trial import FoldData, FoldTrial, report_of
 from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.run import refuse_other_images
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialAssignment
+from trainer.training.cross_validation import Judged
 from trainer.training.head_fit import HeadFit
 
 SEARCH, OTHER = (f"search-20261123-00000{number}-abcdef" for number in range(2))
-FOLDS = {"folds": 2, "fold_repeats": 2, "epochs": 3, "lr": 0.01, "patience": 10, "seed": 3, "best_by": "auroc"}
+FOLDS = {"folds": 2, "fold_repeats": 2, "epochs": 2, "batch_size": 16, "patience": 10, "seed": 3}
 SPACE = {"head_width": (8, 16)}
 
 
@@ -66,7 +70,9 @@ def searched(tmp_path_factory, digits_shards):
 def trained(searched):
     """`train --folds` with the options of the best trial."""
     paths, spec, result, _ = searched
-    return done(paths.storage, spec.trial_spec(result.details["best"]["config"]), "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "write_report", lambda *_: None)
+        return done(paths.storage, spec.trial_spec(result.details["best"]["config"]), "train")
 
 
 def test_a_killed_search_goes_on_with_the_finished_folds(searched):
@@ -74,7 +80,7 @@ def test_a_killed_search_goes_on_with_the_finished_folds(searched):
 
     trials = table_of(paths, spec).trials
 
-    assert [(trial.state, trial.why, trial.epochs) for trial in trials.values()] == [("finished", "epochs", 3)] * 2
+    assert [(trial.state, trial.why, trial.epochs) for trial in trials.values()] == [("finished", "epochs", 2)] * 2
     first = fits[0][0]
     assert fits[:6] == [[first, seed] for seed in ("3", "4", "4", "5", "6", "3")]  # the last is the head to publish
     assert not list(paths.checkpoints.glob("trial-*"))
@@ -87,9 +93,9 @@ def test_the_value_of_a_trial_is_the_mean_over_the_repeats_of_train_with_the_sam
     best = table_of(paths, spec).best()
 
     by_repeat = expected.details["cross_validation"]["by_repeat"]
-    assert best.value == pytest.approx(statistics.fmean(row["auroc"] for row in by_repeat), abs=1e-6)
-    assert best.report.valid_loss == pytest.approx(statistics.fmean(row["loss"] for row in by_repeat), abs=1e-6)
-    assert 0 < best.report.spread < 0.5
+    assert len({row["loss"] for row in by_repeat}) == 2
+    assert best.value == pytest.approx(statistics.fmean(row["loss"] for row in by_repeat), abs=1e-6)
+    assert best.report.valid_auroc == pytest.approx(statistics.fmean(row["auroc"] for row in by_repeat), abs=1e-6)
     assert result.details["best"]["value"] == best.value
 
 
@@ -117,7 +123,7 @@ def test_the_result_and_the_report_say_out_of_fold_and_the_test_split_is_not_eva
     assert (result.metrics["split"], result.metrics["out_of_fold"]) == ("train+valid", {"folds": 2, "repeats": 2})
     assert result.details["cross_validation"]["folds"] == 2
     assert "out of fold, 2 folds x 2 repeats, train+valid" in paths.report.read_text()
-    assert "out-of-fold auroc" in paths.report.read_text()
+    assert "out-of-fold loss" in paths.report.read_text()
     assert not (paths.storage / "evaluations").exists()
 
 
@@ -147,7 +153,7 @@ def test_a_search_with_folds_does_not_extend_one_on_other_images(searched, tmp_p
 
 def test_a_trial_that_pauses_keeps_its_folds_and_one_that_is_not_better_saves_no_model(tmp_path, monkeypatch):
     shards, _ = pack_multi_label(tmp_path, {"train": 40, "valid": 16})
-    spec = folds_spec(shards, fold_repeats=1, batch_size=16)
+    spec = folds_spec(shards, fold_repeats=1)
     attempt = Attempt.of(new_run(tmp_path, spec, SEARCH).folder, None, Settings(storage=tmp_path))
     task, pause = WorkerTask(attempt=attempt, spec=spec, source=None), PauseSignal(attempt.paths, attempt.number)
     config = {"head_width": 8}
@@ -158,6 +164,7 @@ def test_a_trial_that_pauses_keeps_its_folds_and_one_that_is_not_better_saves_no
         return fit(self, features, labels, seed=seed)
 
     monkeypatch.setattr(HeadFit, "fit", recorded)
+    monkeypatch.setattr(train, "write_report", lambda *_: None)
 
     def step(value_to_beat):
         assignment = TrialAssignment(trial=0, config=config, value_to_beat=value_to_beat)
@@ -166,15 +173,49 @@ def test_a_trial_that_pauses_keeps_its_folds_and_one_that_is_not_better_saves_no
     monkeypatch.setattr(pause, "reason", lambda: "window" if fits else None)
     paused = step(None)
     monkeypatch.setattr(pause, "reason", lambda: None)
-    worse, better = step(1.0), step(None)
+    worse, better = step(0.0), step(None)
 
     assert (paused.reports, paused.end.outcome) == ((), "paused")
     assert fits == [3, 3, 4, 3]  # the first fold again, which was paused; the second; the head of the better trial
     assert (worse.end.why, worse.reports[0].candidate) == ("epochs", None)
-    assert better.reports[0].candidate == "candidate-000000-000003"
+    assert better.reports[0].candidate == "candidate-000000-000002"
     assert better.reports[0].value == worse.reports[0].value
     _, result = done(tmp_path, spec.trial_spec(config), "train")
-    assert better.reports[0].value == pytest.approx(result.metrics["auroc"], abs=1e-6)
+    (expected,) = result.details["cross_validation"]["by_repeat"]
+    assert better.reports[0].value == pytest.approx(expected["loss"], abs=1e-6)
+
+
+def judged_of(*repeats):
+    """The predictions of two classes: of each repeat, which of them are right in each of two folds."""
+    found = []
+    for repeat in repeats:
+        right = np.concatenate([np.asarray(fold, dtype=bool) for fold in repeat])
+        labels = np.arange(len(right)) % 2
+        logits = np.eye(2)[np.where(right, labels, 1 - labels)]
+        folds = np.concatenate([np.full(len(fold), number) for number, fold in enumerate(repeat)])
+        found.append(OutOfFold(outputs=ModelOutputs(logits=logits, labels=labels), folds=folds))
+    figures = [epoch_metrics(one.outputs) for one in found]
+    return Judged(repeats=found, figures=figures, shown=found[0], about={})
+
+
+def test_a_trial_is_ranked_by_the_mean_of_the_repeats_and_its_spread_is_that_of_all_folds():
+    judged = judged_of(([1, 1, 1, 1], [1, 1, 0, 0]), ([1, 0, 0, 0], [1, 1, 1, 0]))
+
+    report = report_of(judged, folds_spec("shards", best_by="accuracy"))
+
+    assert (report.epoch, report.value, report.valid_accuracy) == (2, (6 / 8 + 4 / 8) / 2, 5 / 8)
+    assert report.spread == statistics.pstdev([1, 0.5, 0.25, 0.75])
+
+
+def test_a_metric_that_one_fold_does_not_define_has_no_spread_and_one_that_none_defines_no_value():
+    of_one_class = judged_of(([1, 1], [1]))
+    spec = folds_spec("shards", best_by="auroc")
+
+    report = report_of(of_one_class, spec)
+
+    assert (report.value, report.spread) == (1.0, None)
+    with pytest.raises(TrainerError, match="auroc is undefined out of fold; choose another --metric"):
+        report_of(judged_of(([1], [])), spec)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def prepared(setup: TrainingSetup) -> CrossValidation:
     return CrossValidation(setup=setup, split=split, features=extractor.features_of(split), fit=fit)
 
 
-def images_to_train(spec: TrainSpec, divisions: list[Labels]) -> int:
+def images_to_train(spec: TrainSpec, divisions: Sequence[Labels]) -> int:
     """Return how many images all folds of all repeats, and the published head, train on, over all epochs."""
     of_folds = sum(len(folds) * (int(folds.max()) + 1) - len(folds) for folds in divisions)
     return (of_folds + len(divisions[0])) * (spec.epochs if spec.trains_by_steps else 1)
