@@ -11,6 +11,7 @@ import torch
 
 from cluster.files import read_json
 from cluster.settings import Settings
+from jobs.web.search_page import leaderboard_of
 from tests.multi_label import pack_multi_label
 from tests.searched import search_spec, table_of
 from tests.trained import done, new_run
@@ -124,6 +125,8 @@ def test_the_result_and_the_report_say_out_of_fold_and_the_test_split_is_not_eva
     assert result.details["cross_validation"]["folds"] == 2
     assert "out of fold, 2 folds x 2 repeats, train+valid" in paths.report.read_text()
     assert "out-of-fold loss" in paths.report.read_text()
+    (chart,) = leaderboard_of(paths, "loss", folds=2).charts
+    assert chart.caption == "loss out of fold, 2 folds"
     assert not (paths.storage / "evaluations").exists()
 
 

@@ -23,8 +23,11 @@ def training_charts(epochs: Sequence[Mapping[str, Any]], best_by: str) -> tuple[
     )
 
 
-def search_charts(table: TrialTable) -> tuple[ReportChart, ...]:
-    """Return the best value so far, and the curve of each trial; none before the first epoch of a trial."""
+def search_charts(table: TrialTable, *, folds: int | None = None) -> tuple[ReportChart, ...]:
+    """Return the best value so far, and the curve of each trial; none before the first epoch of a trial.
+
+    Trials of `folds` report once, so they have no curves.
+    """
     records = table.reports()
     if not records:
         return ()
@@ -37,15 +40,14 @@ def search_charts(table: TrialTable) -> tuple[ReportChart, ...]:
     counts = list(range(1, len(bests) + 1))
     so_far = chart(
         [Line(name="best so far", xs=counts, ys=bests)],
-        x=Axis(name="epochs of all trials", low=0, high=max(2, len(bests)), whole=True),
+        x=Axis(name="epochs of all trials" if folds is None else "trials", low=0, high=max(2, len(bests)), whole=True),
         y=_axis(table.metric, bests),
-        description=f"best {table.metric} so far, by epochs of all trials",
+        description=f"best {table.metric} so far, by {'epochs of all trials' if folds is None else 'trials'}",
         marks=[Mark(name=f"{bests[-1]:.4g}", x=counts[-1], y=bests[-1])],
     )
-    return (
-        ReportChart(chart=so_far, title="Best so far", caption=f"{table.metric} on the valid split"),
-        _trial_curves(table),
-    )
+    where = "on the valid split" if folds is None else f"out of fold, {folds} folds"
+    best = ReportChart(chart=so_far, title="Best so far", caption=f"{table.metric} {where}")
+    return (best, _trial_curves(table)) if folds is None else (best,)
 
 
 def _trial_curves(table: TrialTable) -> ReportChart:

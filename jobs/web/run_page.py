@@ -117,7 +117,8 @@ def run_page(paths: RunPaths) -> RunPage:
     """
     record = read_record(paths)
     is_search = record.spec.get("kind") == "search" and isinstance(record.spec.get("best_by"), str)
-    search = leaderboard_of(paths, str(record.spec["best_by"])) if is_search else None
+    folds = record.spec.get("folds")
+    search = leaderboard_of(paths, str(record.spec["best_by"]), folds=folds) if is_search else None
     found = (record.damage, model_mismatch(paths), search.warning if search else None)
     return RunPage(
         row=run_row(paths.storage, record.state),

@@ -37,12 +37,13 @@ class Leaderboard:
         return [name for name in names if name in ALWAYS_SHOWN or len({str(row.get(name)) for row in self.rows}) > 1]
 
 
-def leaderboard_of(paths: RunPaths, metric: str) -> Leaderboard:
+def leaderboard_of(paths: RunPaths, metric: str, *, folds: int | None = None) -> Leaderboard:
     """Return the trials of a search.
 
     Args:
         paths: The search.
         metric: Name of the metric that ranks.
+        folds: Number of folds of each trial; None if the valid split ranks.
     """
     found = read_trial_events(paths.trials)
     table = TrialTable.fold(found.lines, metric)
@@ -50,6 +51,6 @@ def leaderboard_of(paths: RunPaths, metric: str) -> Leaderboard:
     return Leaderboard(
         metric=metric,
         rows=tuple(leaderboard(table, published)),
-        charts=search_charts(table),
+        charts=search_charts(table, folds=folds),
         warning=found.warning,
     )
