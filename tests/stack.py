@@ -14,6 +14,7 @@ from jobs.queue import embedded_redis
 from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec
 
+PATIENCE_SECONDS = 600.0  # for what takes seconds on an idle machine: a busy one must not fail a test
 FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
 
 
@@ -28,7 +29,7 @@ class FakeSpec(Spec):
     leaves_child: bool = False
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
     """Return whether a condition becomes true within `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -42,9 +43,10 @@ def state_of(storage: Path, run_id: str) -> RunState:
     return read_state(RunPaths.of(storage, run_id))
 
 
-def reaches(storage: Path, run_id: str, *states: str, seconds: float = 30.0) -> RunState:
+def reaches(storage: Path, run_id: str, *states: str) -> RunState:
     """Return the run's state once it is one of `states`; fail with its last state on a timeout."""
-    assert eventually(lambda: state_of(storage, run_id).state in states, seconds), state_of(storage, run_id)
+    reached = eventually(lambda: state_of(storage, run_id).state in states, PATIENCE_SECONDS)
+    assert reached, state_of(storage, run_id)
     return state_of(storage, run_id)
 
 

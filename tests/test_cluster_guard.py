@@ -26,11 +26,11 @@ def sleepers() -> list[str]:
 
 
 def test_it_ends_with_the_exit_code_of_its_command() -> None:
-    assert guarded("exit 3").wait(timeout=10) == 3
+    assert guarded("exit 3").wait(timeout=100) == 3
 
 
 def test_it_tells_a_signal_from_an_exit_code() -> None:
-    assert guarded("kill -9 $$").wait(timeout=10) == guard.STATUS_OF_SIGNAL + signal.SIGKILL
+    assert guarded("kill -9 $$").wait(timeout=100) == guard.STATUS_OF_SIGNAL + signal.SIGKILL
 
 
 def test_a_command_that_does_not_exist_is_127() -> None:
@@ -46,7 +46,7 @@ def test_what_the_command_leaves_behind_ends_with_it() -> None:
     leash = guarded(RUNAWAYS + "sleep 0.3")
     assert eventually(lambda: len(sleepers()) >= 2, seconds=5)
 
-    code = leash.wait(timeout=10)
+    code = leash.wait(timeout=100)
 
     assert code == 0
     assert sleepers() == []
@@ -58,7 +58,7 @@ def test_sigterm_ends_all_of_it_at_once() -> None:
 
     leash.terminate()
 
-    assert leash.wait(timeout=5) == guard.STATUS_OF_SIGNAL + signal.SIGTERM
+    assert leash.wait(timeout=100) == guard.STATUS_OF_SIGNAL + signal.SIGTERM
     assert sleepers() == []
 
 
@@ -89,7 +89,7 @@ def test_both_ways_of_finding_descendants_agree() -> None:
         by_lists = guard.descendants(shell.pid)
         by_parents = guard._parents_inverted()[shell.pid]
         guard.end_descendants(shell.pid, grace_seconds=1)
-        shell.wait(timeout=5)
+        shell.wait(timeout=100)
 
     assert sorted(by_lists) == sorted(by_parents)
 

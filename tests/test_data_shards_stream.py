@@ -246,7 +246,7 @@ def test_three_ranks_over_seven_uneven_shards_train_in_step_and_evaluate_every_s
         )
         for rank in range(3)
     ]
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
 
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert outputs == ["7 True\n", "", ""]

@@ -100,7 +100,7 @@ def test_a_window_that_only_one_clock_sees_open_neither_loses_nor_repeats_the_ru
             assert eventually(lambda: len(live_workers(redis)) == 4)
             run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.1), JobRequest(window=window))
             waits = state_of(settings.storage, run_id).state
-            state = reaches(settings.storage, run_id, "succeeded", seconds=60)
+            state = reaches(settings.storage, run_id, "succeeded")
 
     assert waits == "scheduled"
     assert (state.attempt, state.losses) == (1, 0)

@@ -179,7 +179,7 @@ def test_the_command_of_the_pod_serves_until_sigterm(settings: Settings, tmp_pat
         assert eventually(lambda: answers(port), seconds=60)
         text = scrape(port)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=100)
     finally:
         process.kill()
 

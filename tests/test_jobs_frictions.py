@@ -104,7 +104,7 @@ def on_a_terminal(settings: Settings, *words: str, **environment: str) -> str:
     env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     env |= {"NIGHTSHIFT_STORAGE": str(settings.storage), "NIGHTSHIFT_REDIS_URL": str(settings.redis_url)} | environment
     subprocess.run(
-        [sys.executable, "-P", "-m", "jobs", *words], stdout=writing, stderr=writing, env=env, check=True, timeout=60
+        [sys.executable, "-P", "-m", "jobs", *words], stdout=writing, stderr=writing, env=env, check=True, timeout=600
     )
     os.close(writing)
     text = os.read(reading, 65_536).decode()

@@ -255,7 +255,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
         worker.terminate()  # the work-horse waits for the lock and has not claimed the run
         time.sleep(1)
 
-    assert worker.wait(timeout=40) == 0
+    assert worker.wait(timeout=100) == 0
     assert (state_of(settings.storage, paths.run_id).state, processes_of(paths.run_id)) == ("queued", [])
 
 
@@ -269,7 +269,7 @@ def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
     time.sleep(1.2)  # RQ takes a second request within a second for the same one
     drain(redis, worker.name)
 
-    assert stack.workers[0].wait(timeout=20) == 0
+    assert stack.workers[0].wait(timeout=100) == 0
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 0)
     assert state.why == "handed back by a job worker that was stopped"

@@ -81,7 +81,7 @@ def test_when_one_stack_ends_another_on_the_storage_keeps_its_runs_and_its_addre
         assert eventually(lambda: not serving.is_alive)
         second.restart_ended()
         run_id = submit(alone, FakeSpec())
-        state = reaches(storage, run_id, "succeeded", seconds=60)
+        state = reaches(storage, run_id, "succeeded")
         served = embedded_redis.running(storage)
 
     assert serving.owner == first.pid

@@ -109,7 +109,7 @@ def test_a_burst_worker_sends_the_webhook_of_its_last_run(
     monkeypatch.setenv("NIGHTSHIFT_WEBHOOK_HOSTS", "127.0.0.1")
     submit(notifying, FakeSpec(), JobRequest(notify=address(listener)))
 
-    subprocess.run([*FAKE_WORKER, "--burst"], env=job_worker_environment(notifying), check=True, timeout=60)
+    subprocess.run([*FAKE_WORKER, "--burst"], env=job_worker_environment(notifying), check=True, timeout=600)
 
     assert [json.loads(body)["state"] for _, body in listener.heard] == ["succeeded"]
 

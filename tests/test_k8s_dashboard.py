@@ -71,7 +71,7 @@ def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[
         yield port, heard
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=15)
+        process.wait(timeout=100)
         behind.shutdown()
         behind.server_close()
 

@@ -351,7 +351,7 @@ def test_the_command_in_the_pod_creates_the_run_folder_and_reports_how_the_run_e
 
     done = subprocess.run(
         [sys.executable, "-m", "jobs", "k8s", "run", run_id, "--spec-folder", str(folder)],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
     state = read_state(RunPaths.of(tmp_path / "storage", run_id))

@@ -162,7 +162,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(running):
     children = running.children(recursive=True)
 
     os.killpg(running.pid, signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
 
     assert (running.returncode, err.strip()) == (130, "Error: stopped by Ctrl-C")
     assert psutil.wait_procs(children, timeout=60)[1] == []
@@ -173,7 +173,7 @@ def test_a_terminated_prediction_leaves_neither_a_draft_of_the_table_nor_a_proce
     children = running.children(recursive=True)
 
     running.terminate()
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=600)
 
     assert (running.returncode, err) == (143, "")
     assert psutil.wait_procs(children, timeout=60)[1] == []

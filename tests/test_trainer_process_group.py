@@ -29,7 +29,7 @@ def found():
         )
         for rank in "01"
     ]
-    outputs = [rank.communicate(timeout=120) for rank in process_group]
+    outputs = [rank.communicate(timeout=600) for rank in process_group]
     assert [rank.returncode for rank in process_group] == [0, 0], outputs
     return json.loads(outputs[0][0])
 
@@ -70,6 +70,6 @@ def test_a_rank_without_rows_takes_part(found):
 
 @pytest.mark.slow
 def test_a_worker_knows_of_the_gpus_that_it_is_not_shown():
-    done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, text=True, timeout=600, check=True)
 
     assert done.stdout.split() == ["3"]

@@ -230,7 +230,7 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
             CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
             f"--window-size={width},900", "--dump-dom", "--enable-logging=stderr", (tmp_path / "report.html").as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
 
     reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
