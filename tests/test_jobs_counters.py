@@ -195,6 +195,7 @@ def test_a_port_that_is_taken_is_refused(say: Say, command: list[str]) -> None:
         code, _, error = say(*command, str(port))
 
     assert code == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()  # the process can be stopped as before
     assert f"port {port} cannot be opened (Address already in use); choose another\n" in error
 
 

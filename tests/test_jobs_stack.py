@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,7 +15,8 @@ from jobs.errors import StackError
 from jobs.queue import embedded_redis
 from jobs.queue.stack import log_file, start_stack
 from jobs.queue.submit import submit
-from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, eventually, reaches, state_of
+from tests.conftest import Say
+from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, children_of, eventually, reaches, state_of
 
 NIGHTSHIFT = [sys.executable, "-P", "-m", "jobs"]
 
@@ -32,34 +34,67 @@ def processes_in(storage: Path) -> list[str]:
     return found
 
 
-def up(storage: Path) -> "subprocess.Popen[str]":
-    order = [*NIGHTSHIFT, "up", "--job-workers", "2"]
-    process = subprocess.Popen(
-        order, env={**os.environ, "NIGHTSHIFT_STORAGE": str(storage)}, stderr=subprocess.PIPE, text=True
-    )
+def up(storage: Path, *more: str) -> "subprocess.Popen[str]":
+    order, env = [*NIGHTSHIFT, "up", "--job-workers", "2", *more], {**os.environ, "NIGHTSHIFT_STORAGE": str(storage)}
+    process = subprocess.Popen(order, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("Nightshift is up: 2 job workers, storage ")
     return process
 
 
+def page_of(process: "subprocess.Popen[str]") -> int:
+    """The process that serves the page, once it has printed its address."""
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("http://127.0.0.1:")
+    return next(pid for pid in children_of(process.pid) if b"ui" in arguments_of(pid))
+
+
 def test_ctrl_c_ends_all_of_up(storage: Path) -> None:
-    with up(storage) as process:
+    with up(storage, "--ui", "--ui-port", "0") as process:
+        page_of(process)
         lived = len(processes_in(storage))
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 
-    assert lived >= 4  # itself, two workers, Redis
+    assert lived >= 5  # itself, two workers, Redis, the page
     assert process.returncode == 0
     assert processes_in(storage) == []
     assert not (storage / "redis" / "url").exists()
 
 
 def test_kill_9_of_up_ends_its_children_too(storage: Path) -> None:
-    with up(storage) as process:
+    with up(storage, "--ui", "--ui-port", "0") as process:
+        page_of(process)
         process.kill()
 
-    assert eventually(lambda: not processes_in(storage), seconds=15)
+    assert eventually(lambda: not processes_in(storage))
+
+
+def test_a_page_that_dies_is_served_again_and_at_last_given_up_while_job_workers_go_on(storage: Path) -> None:
+    with up(storage, "--ui", "--ui-port", "0") as process:
+        workers = [pid for pid in children_of(process.pid) if b"worker" in arguments_of(pid)]
+        for _ in range(3):
+            os.kill(page_of(process), signal.SIGKILL)
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        still = [pid for pid in children_of(process.pid) if b"worker" in arguments_of(pid)]
+        process.terminate()
+
+    assert said == (
+        "The page ended 3 times, last with exit code -9; job workers go on; `nightshift ui` serves the page again.\n"
+    )
+    assert len(workers) == 2
+    assert still == workers
+
+
+def test_a_port_of_the_page_that_is_taken_starts_nothing(say: Say) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = say("up", "--ui", "--ui-port", str(port))
+
+    line = f"Error: port {port} cannot be opened for the page (Address already in use); choose another --ui-port\n"
+    assert said == (1, "", line)
 
 
 def test_a_stack_ends_the_server_that_a_plain_command_left_running(storage: Path) -> None:

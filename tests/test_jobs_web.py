@@ -24,6 +24,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from jobs.web.access import Access
 from jobs.web.app import Page, create_app
+from jobs.web.changes import stamps
 from tests.browser import CHROMIUM, RENDERED, Browser, open_browser
 from tests.conftest import Say
 from tests.stack import FakeSpec, eventually
@@ -76,7 +77,7 @@ def serving(settings: Settings) -> Iterator[Callable[..., Client]]:
     running = []
 
     def start(**changes: object) -> Client:
-        values = {"settings": settings, "access": Access(token=TOKEN), "hosts": ["127.0.0.1"], **changes}
+        values = {"settings": settings, "access": Access(token=TOKEN), "hosts": ["127.0.0.1", "::1"], **changes}
         bound = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(Page(**values)), log_level="error", lifespan="off", ws="none",
                                                timeout_graceful_shutdown=1))  # fmt: skip
@@ -114,7 +115,7 @@ def search_of(settings: Settings, values: list[list[float]]) -> RunPaths:
     """A running search with these values of each trial by epoch."""
     paths = queued(settings, name="night")
     write_json(paths.spec, {"kind": "search", "best_by": "loss"})
-    with_state(paths, "running", attempt=1)
+    with_state(paths, "running", attempt=1, kind="search")
     lines = []
     for number, epochs in enumerate(values):
         config = {"lr": 10.0**-number, "dropout": 0.1 * number, "head_width": 128}
@@ -138,7 +139,7 @@ def test_without_the_token_every_address_answers_401(client, path):
     assert answer.text == "Open the address that `nightshift ui` printed: it contains the token of this page.\n"
 
 
-@pytest.mark.parametrize("act", ["cancel", "retry"])
+@pytest.mark.parametrize("act", ["cancel", "kill", "retry"])
 def test_without_the_token_no_act_is_taken(client, settings, act):
     paths = queued(settings)
 
@@ -155,7 +156,7 @@ def test_the_token_in_the_address_becomes_a_cookie_and_leaves_the_address(client
 
     assert answer.status == 303
     assert answer.headers["location"] == "/?state=queued"
-    assert answer.headers["set-cookie"] == f"nightshift_token={TOKEN}; HttpOnly; Path=/; SameSite=strict"
+    assert answer.headers["set-cookie"] == f"nightshift_token={TOKEN}; HttpOnly; Path=/; SameSite=lax"
     assert client.get("/?state=queued").status == 200
 
 
@@ -180,8 +181,18 @@ def test_a_program_gives_the_token_as_a_bearer_token(client):
     assert client.ask("GET", "/", headers=asked | {"authorization": f"Basic {TOKEN}"}).status == 401
 
 
-def test_another_site_whose_name_leads_here_is_refused(client):
-    assert client.get("/", host="evil.example").status == 400
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "[::2]", "a[", ""])
+def test_another_site_whose_name_leads_here_is_refused(client, host):
+    answer = client.get("/", host=host)
+
+    assert answer.status == 400
+    assert answer.text.startswith(f"{host} is not an address of this page; open the one that `nightshift ui` printed")
+    assert "content-security-policy" in answer.headers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8280", "[::1]:8280", "GPU-1:443"])
+def test_an_address_of_the_page_may_have_any_port_and_case(serving, host):
+    assert serving(hosts=["127.0.0.1", "::1", "gpu-1"]).get("/", host=host).status == 200
 
 
 @pytest.mark.parametrize("path", ADDRESSES)
@@ -218,14 +229,40 @@ def test_a_queued_run_is_cancelled_by_the_form_of_the_page(client, settings):
     assert run_state.read_state(paths).state == "cancelled"
 
 
-@pytest.mark.parametrize(("fields", "now"), [({}, False), ({"now": "1"}, True)])
-def test_a_running_run_is_asked_to_stop(client, settings, fields, now):
+@pytest.mark.parametrize(
+    ("act", "text", "left"),
+    [("cancel", "Cancel requested: the run stops after its next checkpoint.", ["kill"]),
+     ("kill", "Kill requested.", ["kill"])],
+)  # fmt: skip
+def test_a_running_run_is_asked_to_stop_and_the_page_says_so(client, settings, act, text, left):
     paths = queued(settings)
     with_state(paths, "running", attempt=1)
 
-    client.post(f"/runs/{paths.run_id}/cancel", form_token=form_token(client, paths), **fields)
+    client.post(f"/runs/{paths.run_id}/{act}", form_token=form_token(client, paths))
 
-    assert StopRequest.read(paths.stop, 1) == StopRequest("cancel", 1, now=now)
+    page = client.get(f"/runs/{paths.run_id}").text
+    assert StopRequest.read(paths.stop, 1) == StopRequest("cancel", 1, now=act == "kill")
+    assert text in page
+    assert re.findall(r'action="/runs/[^/]+/(\w+)"', page) == left
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "buttons"),
+    [
+        ("train", "queued", ["Cancel"]),
+        ("train", "running", ["Cancel after the next checkpoint", "Kill"]),
+        ("evaluate", "running", ["Cancel", "Kill"]),
+        ("search", "cancelled", ["Retry from the last checkpoint"]),
+        ("predict", "lost", ["Retry"]),
+        ("train", "succeeded", []),
+        ("train", "paused", ["Cancel"]),
+    ],
+)
+def test_the_buttons_are_those_that_the_state_allows(client, settings, kind, state, buttons):
+    paths = queued(settings)
+    with_state(paths, state, attempt=1, kind=kind)
+
+    assert re.findall(r"<button>([^<]+)</button>", client.get(f"/runs/{paths.run_id}").text) == buttons
 
 
 def test_a_failed_run_is_queued_again(client, settings):
@@ -239,7 +276,7 @@ def test_a_failed_run_is_queued_again(client, settings):
 
 
 @pytest.mark.parametrize("forged", ["", "0" * 64, Access(token="another").form_token, "é"])
-@pytest.mark.parametrize("act", ["cancel", "retry"])
+@pytest.mark.parametrize("act", ["cancel", "kill", "retry"])
 def test_an_act_without_the_form_token_of_the_page_is_refused(client, settings, act, forged):
     paths = queued(settings)
     before = paths.state.read_bytes()
@@ -290,7 +327,7 @@ def test_json_has_what_the_commands_print(client, settings, say: Say):
 
     assert client.json("/")["runs"] == json.loads(say("list", "--json")[1])
     assert page.pop("trials") == json.loads(say("trials", search.run_id, "--json")[1])
-    assert page.pop("log") == ""
+    assert (page.pop("log"), page.pop("warnings")) == ("", [])
     assert page == json.loads(say("show", search.run_id, "--json")[1])
     assert client.json("/queue")["queues"] == json.loads(say("queue", "show", "--json")[1])
 
@@ -350,6 +387,121 @@ def test_a_damaged_run_is_in_the_list_and_its_page_says_the_cure(client, setting
     assert client.get(f"/runs/{good.run_id}").status == 200
     assert answer.status == 500
     assert f"`nightshift delete --force {damaged.run_id}` deletes the run" in answer.text
+
+
+GOOD = {"accuracy": 0.9, "split": "test", "n": 10}
+RESULTS = [
+    {**GOOD, "accuracy": "high"}, {**GOOD, "accuracy": float("nan")}, {**GOOD, "accuracy": [1]},
+    {**GOOD, "intervals": []}, {**GOOD, "intervals": {"accuracy": [0.1]}}, {**GOOD, "intervals": {"accuracy": "ab"}},
+    {**GOOD, "out_of_fold": {}}, {**GOOD, "at_prevalence": {}}, {**GOOD, "threshold_choices": [1]},
+    {**GOOD, "classes": [["a"]], "per_class": {}}, {**GOOD, "labels": [1]}, {**GOOD, "multi_label": True},
+]  # fmt: skip
+FILES = [
+    *[("result.json", json.dumps({"kind": "train", "seconds": 1.0, "metrics": metrics})) for metrics in RESULTS],
+    ("result.json", '{"kind": "train", "seconds": NaN, "metrics": {}}'),
+    ("result.json", '{"kind": "train", "seconds": 1, "metrics": {"accuracy": 0.5}, "baselines": 5}'),
+    ("result.json", '{"kind": "train", "seconds": 1, "metrics": {}, "cross_validation": [1], "timing": [2]}'),
+    ("metrics.jsonl", '{"epoch": 1, "valid_accuracy": 95, "attempt": 1}\n'),
+    ("metrics.jsonl", '{"epoch": 1, "valid_loss": 1.75e308, "train_loss": -1.7e308, "attempt": 1}\n'),
+    ("metrics.jsonl", '{"epoch": 1, "valid_loss": ' + "9" * 400 + ', "attempt": 1}\n'),
+    ("spec.json", '{"kind": "train", "best_by": "f1", "epochs": []}'),
+    ("spec.json", '["kind"]'),
+    ("progress.json", '{"epoch": 1, "epochs": 2, "phase": [], "total": 5, "done": NaN, "other": NaN}'),
+    ("job.json", '{"priority": {"a": 1}}'),
+    ("best/manifest.json", '{"files": 3}'),
+    ("stop.json", "[]"),
+    ("log.txt", "\udce9\r\x1b[31mred"),
+]
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+@pytest.mark.parametrize(("name", "content"), FILES, ids=range(len(FILES)))
+def test_a_run_with_a_damaged_file_is_shown_and_hides_no_other_run(client, settings, name, content, state):
+    paths = queued(settings)
+    write_json(
+        paths.metrics.with_name("metrics.jsonl"), {"epoch": 1, "valid_loss": 1.0, "train_loss": 1.0, "attempt": 1}
+    )
+    with_state(paths, state, attempt=1)
+    file = paths.folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content.encode(errors="surrogateescape"))
+
+    answers = [client.get(path) for path in ("/", f"/runs/{paths.run_id}")]
+    programs = [client.get(path, accept="application/json") for path in ("/", f"/runs/{paths.run_id}")]
+
+    assert [answer.status for answer in (*answers, *programs)] == [200] * 4
+    assert all(paths.run_id in answer.text for answer in answers)
+    assert [answer.json() is not None for answer in programs] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "started", "trial": 7, "config": {}, "attempt": 1}',
+        '{"event": "started", "trial": 7, "config": {"lr": 1e999}, "attempt": 1}',
+        '{"event": "epoch", "trial": 0, "epoch": 9, "value": 1.7e308, "attempt": 1}',
+        '{"event": "epoch", "trial": 0, "epoch": 9, "value": -1.7e308, "seconds": 1e300, "attempt": 1}',
+        '{"event": "epoch", "trial": 0, "epoch": ' + "9" * 30 + ', "value": 1.0, "attempt": 1}',
+    ],
+    ids=range(5),
+)
+def test_a_search_with_odd_trials_is_shown(client, settings, line):
+    search = search_of(settings, [[2.0, 1.0], [3.0]])
+    with search.trials.open("a") as file:
+        file.write(line + "\n")
+
+    page, program = (
+        client.get(f"/runs/{search.run_id}"),
+        client.get(f"/runs/{search.run_id}", accept="application/json"),
+    )
+
+    assert (page.status, program.status) == (200, 200)
+    assert program.json()["id"] == search.run_id
+
+
+def test_a_search_by_an_unknown_metric_says_which_file_is_damaged(client, settings):
+    search = search_of(settings, [[2.0]])
+    write_json(search.spec, {"kind": "search", "best_by": "f1"})
+
+    assert (
+        "trials.jsonl is damaged (KeyError), and what it tells is not shown"
+        in client.get(f"/runs/{search.run_id}").text
+    )
+
+
+def test_a_reason_that_is_not_utf_8_is_shown(client, settings):
+    paths = queued(settings)
+    with_state(paths, "failed", "cannot read b\udce9.png")
+
+    assert "cannot read b?.png" in client.get("/").text
+    assert client.json("/")["runs"][0]["why"] == "cannot read b\udce9.png"
+
+
+def test_a_run_that_failed_shows_no_figures(client, settings):
+    paths = queued(settings)
+    write_json(paths.result, {"kind": "train", "seconds": 1.0, "metrics": {"accuracy": 0.9, "split": "test"}})
+    with_state(paths, "failed", "it was replaced")
+
+    assert "Main metrics" not in client.get(f"/runs/{paths.run_id}").text
+
+
+def test_only_the_end_of_a_long_log_is_sent_and_what_a_progress_bar_shows_last(client, settings):
+    paths = queued(settings)
+    paths.log.write_text("first\n" + "".join(f"\r{share} %" for share in range(20_000)) + "\nlast\n")
+
+    assert client.json(f"/runs/{paths.run_id}")["log"] == "last\n"
+
+
+def test_a_stray_file_among_the_pending_runs_does_no_harm(client, settings):
+    (settings.storage / "pending").mkdir(exist_ok=True)
+    (settings.storage / "pending" / ".nfs0001").touch()
+
+    assert stamps(settings.storage, None) == stamps(settings.storage, None)
+    assert client.get("/changes").status == 200
+
+
+def test_events_of_a_run_that_does_not_exist_are_not_found(client):
+    assert client.get("/runs/train-20260102-030405-abcdef/changes").status == 404
 
 
 def test_the_report_can_run_nothing_and_load_nothing(client, settings):
@@ -414,17 +566,25 @@ def test_the_command_prints_the_address_and_ends_at_ctrl_c(settings):
     assert (address.scheme, address.hostname, address.path) == ("http", "127.0.0.1", "/")
     assert client.ask("GET", "/").status == 401
     assert client.ask("GET", f"/?{address.query}").status == 303
+    bearer = {"authorization": f"Bearer {address.query.removeprefix('token=')}"}
+    connection = http.client.HTTPConnection("127.0.0.1", address.port)
+    connection.request("GET", "/changes", headers=bearer)  # an open page
+    stream = connection.getresponse()
+    assert stream.readline() == b"retry: 3000\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == ""
+    stream.close()
+    connection.close()
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 would send the token over the network unencrypted; give --tls-cert and "
-         "--tls-key, or --public-url with the https address of a proxy in front of the page"),
-        (["--host", "gpu-1"], "--host gpu-1 would send the token over the network unencrypted; give --tls-cert"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is every address of this machine; add --public-url with the https"),
+        (["--host", "::", "--tls-cert", __file__, "--tls-key", __file__], "--host :: is every address of this machine"),
+        (["--public-url", "https://[x"], "--public-url 'https://[x' is not an https address without a path"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 would send the token over the network unencrypted"),
         (["--tls-cert", __file__], "--tls-cert and --tls-key belong together; give both"),
         (["--public-url", "http://gpu-1"], "--public-url 'http://gpu-1' is not an https address without a path"),
         (["--public-url", "https://gpu-1/page"], "--public-url 'https://gpu-1/page' is not an https address"),
@@ -449,7 +609,18 @@ def test_a_port_that_is_taken_and_a_file_that_is_no_certificate_are_one_line(say
         f"Error: 127.0.0.1 port {port} cannot be opened (Address already in use); choose another port\n",
     )
     assert certificate_said[0] == 1
-    assert f"the certificate {__file__} or its key cannot be used" in certificate_said[2]
+    assert certificate_said[2] == (
+        f"Error: --tls-cert {__file__} and --tls-key {__file__} are not a certificate and its key in PEM format, or "
+        "the key is encrypted; give files that your web server could use\n"
+    )
+
+
+def test_a_host_that_is_not_of_this_machine_is_one_line(say: Say):
+    code, _, error = say("ui", "--host", "nowhere.invalid", "--public-url", "https://gpu-1")
+
+    assert (code, error) == (
+        1, "Error: --host nowhere.invalid has no address; give a name or IP address of this machine\n"
+    )  # fmt: skip
 
 
 # In a browser
@@ -470,11 +641,50 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
     browser.size(width, 900)
     browser.errors.clear()
 
-    for path in ("/", "/models", "/queue", f"/runs/{search.run_id}", "/nothing"):
+    for path in ("/", "/models", "/queue", f"/runs/{search.run_id}"):
         browser.open(f"http://127.0.0.1:{client.port}{path}?token={TOKEN}")
         assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
-    assert [text for text in browser.errors if "404" not in text] == []
+        assert browser.errors == [], path
+
+
+def test_a_link_on_another_site_opens_the_page(browser, client):
+    other = f"http://localhost:{client.port}/static/page.js"  # another site: the page's is 127.0.0.1
+    browser.open(other)
+    link = f"http://127.0.0.1:{client.port}/?token={TOKEN}"
+
+    browser.evaluate(f"location.href = '{link}'")
+
+    assert eventually(lambda: browser.evaluate("document.querySelector('h1')?.textContent") == "Runs")
+
+
+def test_a_page_that_nobody_sees_gives_its_connection_back(browser, client, settings):
+    paths = queued(settings)
+    browser.open(f"http://127.0.0.1:{client.port}/?token={TOKEN}")
+    live = "document.getElementById('connection')?.textContent"
+    assert eventually(lambda: browser.evaluate(live) == "Live")
+
+    hide = "Object.defineProperty(document, 'hidden', {value: %s, configurable: true}); "
+    changed = "document.dispatchEvent(new Event('visibilitychange'))"
+    browser.evaluate(hide % "true" + changed)
+    assert browser.evaluate("source === null")
+    with_state(paths, "failed", "disk full")
+    browser.evaluate(hide % "false" + changed)
+
+    assert eventually(lambda: browser.evaluate("document.querySelector('.runs .state')?.textContent") == "failed")
+
+
+def test_the_focus_stays_on_the_button_while_the_run_goes_on(browser, client, settings):
+    paths = queued(settings, name="night")
+    with_state(paths, "running", attempt=1)
+    browser.open(f"http://127.0.0.1:{client.port}/runs/{paths.run_id}?token={TOKEN}")
+    assert eventually(lambda: browser.evaluate("document.getElementById('connection')?.textContent") == "Live")
+    browser.evaluate("[...document.querySelectorAll('.acts button')].at(-1).focus()")
+
+    write_json(paths.progress, {"phase": "train", "epoch": 2, "epochs": 5, "done": 1, "total": 4, "attempt": 1})
+
+    assert eventually(lambda: "epoch 2/5" in browser.evaluate("document.querySelector('.summary').textContent"))
+    assert browser.evaluate("document.activeElement.textContent") == "Kill"
 
 
 def test_an_open_page_follows_its_run_and_keeps_the_focus(browser, client, settings):

@@ -288,6 +288,7 @@ def running_audit(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after a shell's `&`
     )
     children = []
     while not children and command.poll() is None:

@@ -10,8 +10,8 @@ from sklearn import metrics as sk
 
 from cluster.files import read_json, read_lines
 from cluster.settings import Settings
-from jobs.cli.outcome import label_lines
 from jobs.queue.checks import checked
+from jobs.runs.result_text import label_lines
 from tests.datasets import packed
 from tests.multi_label import LABELS, pack_multi_label
 from tests.trained import QUICK, done, evaluated, new_run, train_spec

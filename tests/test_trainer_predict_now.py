@@ -150,6 +150,7 @@ def running(tmp_path, model):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after a shell's `&`
     )
     yield command
     with contextlib.suppress(ProcessLookupError):

@@ -130,9 +130,13 @@ def metrics(port: int) -> None:
     One process for the whole cluster: each value is exported once, and also while no job worker is alive.
     """
     ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # as process 1 of a container it would otherwise ignore them
-    serve(Settings.read(), port)
-    signal.sigwait(ends)
+    # As process 1 of a container it would otherwise ignore them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        serve(Settings.read(), port)
+        signal.sigwait(ends)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @k8s.command(hidden=True)

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,14 +12,13 @@ import click
 from cluster.run_paths import RunPaths
 from jobs.cli.terminal import terminal_text
 from jobs.runs.record import JobRecord, read_record
-from jobs.runs.result_text import decision_rows
+from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
 from jobs.runs.state import RunState
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
 from trainer.evaluation.training_text import training_lines
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
-SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
 CURES = {
     "failed": "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})",
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
@@ -82,11 +81,6 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}{after}") if line]
 
 
-def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
-    """Return a metric with its 95 % interval, such as `auroc 0.9812 (0.9634 to 0.9945)`."""
-    return _with_interval(name, metrics[name], (metrics.get("intervals") or {}).get(name))
-
-
 def metrics_line(metrics: dict[str, Any]) -> str:
     """Return the split of a result and its first metrics with their intervals, "" without metrics."""
     if has_headline(metrics):
@@ -106,21 +100,7 @@ def metrics_line(metrics: dict[str, Any]) -> str:
 
 def _headline_text(metric: HeadlineMetric) -> str:
     name = metric.key if metric.key in SHOWN_METRICS else metric.name
-    return _with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
-
-
-def _with_interval(name: str, value: float | None, low_high: Sequence[float] | None) -> str:
-    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
-    return f"{name} {value:.4f}{interval}"
-
-
-def label_lines(metrics: dict[str, Any]) -> list[str]:
-    """Return a line for each label of a multi-label evaluation: its metrics where it is known."""
-    return [
-        f"{'':<8} {name}: {', '.join(metric_with_interval(row, n) for n in SHOWN_OF_LABEL if row.get(n) is not None)}"
-        f" ({row['positives']} of {row['n']} known, {row['unknown']} unknown)"
-        for name, row in (metrics.get("labels") or {}).items()
-    ]
+    return with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
 
 
 def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:

@@ -12,14 +12,14 @@ from jobs.cli.command import command
 from jobs.cli.main import cli
 from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
-from jobs.cli.outcome import CURES, label_lines, metrics_line
+from jobs.cli.outcome import CURES, metrics_line
 from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.result_text import decision_rows
+from jobs.runs.result_text import decision_rows, label_lines
 from jobs.runs.start_forecast import start_forecast
 from trainer.evaluation.training_text import training_lines
 from trainer.phase_times import timing_text

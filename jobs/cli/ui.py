@@ -21,7 +21,8 @@ ADDRESS = OptionGroup(
         click.option("--tls-cert", "certificate", type=FILE, metavar="FILE", help="PEM file with a certificate."),
         click.option("--tls-key", "key", type=FILE, metavar="FILE", help="PEM file with its private key."),
         click.option("--public-url", metavar="URL",
-                     help="https address of a proxy that browsers use, such as https://nightshift.example.org."),
+                     help="https address that browsers use, of a proxy or of this machine, such as "
+                     "https://nightshift.example.org."),
     ),
 )  # fmt: skip
 READ_ONLY = click.option("--read-only", "is_read_only", is_flag=True, help="Show runs without buttons to change them.")

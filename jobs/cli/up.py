@@ -3,10 +3,10 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import click
 
@@ -18,6 +18,7 @@ from jobs.cli.ui import PORT
 from jobs.errors import StackError
 from jobs.queue.stack import log_file, start_stack
 
+MAX_DEATHS = 3  # of the page; another start would not help
 PAGE = (sys.executable, "-P", "-m", "jobs", "ui")  # -P: never import a user's own jobs.py
 
 
@@ -47,9 +48,11 @@ def up(job_workers: int, *, with_page: bool, ui_port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = None if is_in_background() else sys.stderr
+    if with_page:
+        refuse_taken(ui_port)
     with (
         start_stack(settings, job_workers, output=output) as stack,
-        page_process(stack.settings, ui_port) if with_page else contextlib.nullcontext() as page,
+        PageProcess(stack.settings, ui_port) if with_page else contextlib.nullcontext() as page,
     ):
         workers = "1 job worker" if job_workers == 1 else f"{job_workers} job workers"
         ends = (
@@ -64,27 +67,65 @@ def up(job_workers: int, *, with_page: bool, ui_port: int) -> None:
             )
         while not stop.wait(0.5):
             stack.restart_ended()
-            if page is not None and page.poll() is not None:
-                raise StackError(f"the page ended with exit code {page.returncode}; its output is above")
+            if page is not None:
+                page.restart_ended()
         click.echo("Stopping: running runs save a checkpoint and go back to the queue.", err=True)
 
 
-@contextlib.contextmanager
-def page_process(settings: Settings, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Serve the page from a process of its own while the context is open; it prints its address."""
-    starter = os.getpid()
-    process = subprocess.Popen(
-        (*PAGE, "--port", str(port)),
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches this process only
-        preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
-        env=job_worker_environment(settings),
-    )
+def refuse_taken(port: int) -> None:
+    """Refuse a port of the page that another process has.
+
+    Raises:
+        StackError: It has.
+    """
     try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise StackError(
+            f"port {port} cannot be opened for the page ({os.strerror(error.errno or 0)}); choose another --ui-port"
+        ) from error
+
+
+class PageProcess:
+    """The page in a process of its own, which prints its address: job workers go on when it ends."""
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self.settings, self.port, self.deaths = settings, port, 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "PageProcess":
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+    def restart_ended(self) -> None:
+        """Start the page again if it has ended by itself, `MAX_DEATHS` times; call it repeatedly."""
+        if self.process is None or self.process.poll() is None:
+            return
+        self.deaths += 1
+        if self.deaths < MAX_DEATHS:
+            self._start()
+            return
+        click.echo(
+            f"The page ended {self.deaths} times, last with exit code {self.process.returncode}; job workers go on; "
+            "`nightshift ui` serves the page again.",
+            err=True,
+        )
+        self.process = None
+
+    def _start(self) -> None:
+        starter = os.getpid()
+        self.process = subprocess.Popen(
+            (*PAGE, "--port", str(self.port)),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process only
+            preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
+            env=job_worker_environment(self.settings),
+        )
 
 
 def is_in_background() -> bool:

@@ -40,6 +40,8 @@ def total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[floa
     if not total or state.state != "running":
         return None, 0
     within = min(1.0, progress.get("done", 0) / total)
+    if "trials" in progress and epochs:  # of a search: trials that ended early count as whole ones
+        return 1, max(within, min(1.0, progress.get("epoch", 0) / epochs))
     if progress.get("phase") == "train" and epochs:
         return epochs, max(0, progress.get("epoch", 1) - 1) + within
     return 1, within

@@ -59,8 +59,12 @@ class JobRecord:
         }
 
 
-def read_record(paths: RunPaths) -> JobRecord:
+def read_record(paths: RunPaths, *, with_files: bool = True) -> JobRecord:
     """Return all that is known about a run.
+
+    Args:
+        paths: The run.
+        with_files: Add up the sizes of its files, which takes long for a large search.
 
     Raises:
         UnknownRun: It does not exist.
@@ -73,7 +77,7 @@ def read_record(paths: RunPaths) -> JobRecord:
         progress=read_progress(paths),
         metrics=epoch_lines(metrics),
         result=_result(paths),
-        files=_files(paths.folder),
+        files=_files(paths.folder) if with_files else {},
         damage=metrics.warning,
     )
 

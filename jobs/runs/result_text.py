@@ -1,10 +1,14 @@
-"""What limits the figures of a run, in words."""
+"""The figures of a run with their intervals, and what limits them, in words."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from jobs.runs.record import JobRecord
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.metric_text import prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
 
+SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
 DECIDING = ("evaluate", "predict", "export")  # kinds of runs whose result depends on a decision rule
 
 
@@ -18,3 +22,23 @@ def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
     seen = evaluation_lines(record.result, str(metrics.get("split"))) if record.state.kind == "evaluate" else []
     rows += [("", line) for line in prevalence_lines(metrics)]
     return [*rows, *((("images" if at == 0 else ""), line) for at, line in enumerate(seen))]
+
+
+def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
+    """Return a metric with its 95 % interval, such as `auroc 0.9812 (0.9634 to 0.9945)`."""
+    return with_interval(name, metrics[name], (metrics.get("intervals") or {}).get(name))
+
+
+def label_lines(metrics: dict[str, Any]) -> list[str]:
+    """Return a line for each label of a multi-label evaluation: its metrics where it is known."""
+    return [
+        f"{'':<8} {name}: {', '.join(metric_with_interval(row, n) for n in SHOWN_OF_LABEL if row.get(n) is not None)}"
+        f" ({row['positives']} of {row['n']} known, {row['unknown']} unknown)"
+        for name, row in (metrics.get("labels") or {}).items()
+    ]
+
+
+def with_interval(name: str, value: float | None, low_high: Sequence[float] | None) -> str:
+    """Return a value with its 95 % interval, if it has one."""
+    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
+    return f"{name} {value:.4f}{interval}"

@@ -1,5 +1,6 @@
 """When a run that waits will start, and what it waits for, in words; read from the storage, without Redis."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,18 @@ MOST_NAMED = 2  # running runs that a line names
 MINUTES = 60  # of an hour
 
 
-def start_forecast(storage: Path, state: RunState) -> str:
-    """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
+def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] | None = None) -> str:
+    """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state.
+
+    Args:
+        storage: The storage.
+        state: The run.
+        pending: What `pending_states` returned; None reads it if it is needed.
+    """
     if state.state == "queued" and state.too_new_for is not None:
         return state.why or ""
     if state.state == "queued":
-        return _in_the_queue(storage, state)
+        return _in_the_queue(state, pending_states(storage) if pending is None else pending)
     if state.state != "scheduled":
         return ""
     try:
@@ -29,6 +36,12 @@ def start_forecast(storage: Path, state: RunState) -> str:
     except StorageError:
         return state.why or ""
     return _scheduled(storage, request) or state.why or ""
+
+
+def pending_states(storage: Path) -> list[RunState]:
+    """Return the states of the oldest `MOST_PENDING` runs that have not ended, without damaged ones."""
+    found = (_state(storage, run_id) for run_id in islice(run_state.pending_ids(storage), MOST_PENDING))
+    return [state for state in found if state is not None]
 
 
 def run_label(state: RunState) -> str:
@@ -50,9 +63,8 @@ def _scheduled(storage: Path, request: JobRequest) -> str:
     return ""
 
 
-def _in_the_queue(storage: Path, state: RunState) -> str:
-    pending = [_state(storage, run_id) for run_id in islice(run_state.pending_ids(storage), MOST_PENDING)]
-    others = [one for one in pending if one is not None and one.id != state.id]
+def _in_the_queue(state: RunState, pending: Sequence[RunState]) -> str:
+    others = [one for one in pending if one.id != state.id]
     queued = [one for one in others if one.state == "queued" and one.too_new_for is None]
     before = [one for one in queued if _order(one) < _order(state)]
     running = [run_label(one) for one in others if one.state == "running"]

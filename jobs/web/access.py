@@ -8,17 +8,22 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trainer.evaluation.csv_cells import escaped_controls
+
 TOKEN_BYTES = 32
 COOKIE = "nightshift_token"
 PARAMETER = "token"
 DENIED = "Open the address that `nightshift ui` printed: it contains the token of this page.\n"
+WRONG_HOST = (
+    "{host} is not an address of this page; open the one that `nightshift ui` printed, or start it with --public-url\n"
+)
 # No inline script and nothing from another host; no other site may show the page in a frame. Charts choose their
 # colours by inline style attributes.
 POLICY = (
@@ -64,10 +69,14 @@ class Access:
 
 
 class RequireToken:
-    """ASGI middleware that answers 401 without the token, and adds the headers that restrict the browser."""
+    """ASGI middleware that answers 401 without the token, and adds the headers that restrict the browser.
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
+    Another site whose name leads to this machine (DNS rebinding) is refused: `hosts` are the names and addresses by
+    which a browser may ask.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, hosts: tuple[str, ...]) -> None:
+        self.app, self.access, self.hosts = app, access, {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -87,6 +96,9 @@ class RequireToken:
 
     def _answer(self, request: Request) -> Response | None:
         """Return what ends the request: a redirect that stores the token, or 401; None to pass it on."""
+        host = request.headers.get("host", "")
+        if _name_of(host) not in self.hosts:
+            return PlainTextResponse(WRONG_HOST.format(host=escaped_controls(host)), status_code=400)
         given = request.query_params.get(PARAMETER)
         if given is not None and self.access.opens(given) and request.method == "GET":
             return self._with_cookie(request)
@@ -102,10 +114,19 @@ class RequireToken:
         query = f"?{urlencode(rest)}" if rest else ""
         path = "/" + request.url.path.lstrip("/")  # two slashes would lead to another host
         answer = RedirectResponse(f"{path}{query}", status_code=303)
+        # "strict" would not send it after a click on a link in a chat or a notebook; acts need the form token anyway.
         answer.set_cookie(
-            self.access.cookie, self.access.token, httponly=True, samesite="strict", secure=self.access.is_secure
+            self.access.cookie, self.access.token, httponly=True, samesite="lax", secure=self.access.is_secure
         )
         return answer
+
+
+def _name_of(host: str) -> str | None:
+    """Return the name or address in a Host header, without port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _is_equal(given: str, expected: str) -> bool:

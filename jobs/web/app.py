@@ -1,8 +1,13 @@
 """The page as an ASGI application: each address gives HTML to people and JSON to programs."""
 
 import functools
+import json
+import logging
+import math
+import os
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,9 +17,8 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -27,6 +31,7 @@ from jobs.queue import actions
 from jobs.runs.run_filter import KINDS
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import changes
+from jobs.web.damage import WRONG_SHAPE
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
 from jobs.web.run_page import run_page
@@ -38,6 +43,7 @@ MOST_FORM_BYTES = 4096
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 REPORT_STYLE = Path(trainer.report.__file__).with_name("report.css")
+log = logging.getLogger("nightshift.web")
 NOT_FOUND, NOT_ALLOWED, CONFLICT, WRONG, UNAVAILABLE, FAILED = 404, 403, 409, 400, 503, 500
 
 
@@ -51,12 +57,14 @@ class Page:
         hosts: Names of this machine by which a browser may ask, without ports: another site's name that resolves to
             this machine is refused.
         is_read_only: Whether nobody may act.
+        is_stopping: Set when the server stops: streams of events do not end by themselves.
     """
 
     settings: Settings
     access: Access
     hosts: Sequence[str]
     is_read_only: bool = False
+    is_stopping: threading.Event = field(default_factory=threading.Event)
 
 
 class NotAllowed(Exception):
@@ -73,6 +81,7 @@ def create_app(page: Page) -> Starlette:
         Route("/runs/{run_id}/changes", handlers.changes),
         Route("/runs/{run_id}/report", handlers.report),
         Route("/runs/{run_id}/cancel", handlers.cancel, methods=["POST"]),
+        Route("/runs/{run_id}/kill", handlers.kill, methods=["POST"]),
         Route("/runs/{run_id}/retry", handlers.retry, methods=["POST"]),
         Route("/models", handlers.models),
         Route("/queue", handlers.queue),
@@ -81,10 +90,8 @@ def create_app(page: Page) -> Starlette:
     ]
     errors = {ClusterError: handlers.error, JobError: handlers.error, TrainerError: handlers.error,
               NotAllowed: handlers.error, OSError: handlers.error, HTTPException: handlers.error}  # fmt: skip
-    middleware = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(page.hosts)),
-        Middleware(RequireToken, access=page.access),
-    ]
+    errors |= dict.fromkeys(WRONG_SHAPE, handlers.error)
+    middleware = [Middleware(RequireToken, access=page.access, hosts=tuple(page.hosts))]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
 
 
@@ -109,7 +116,11 @@ class _Handlers:
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
     def run(self, request: Request) -> Response:
-        found = run_page(self._paths(request))
+        paths = self._paths(request)
+        try:
+            found = run_page(paths, with_files=wants_json(request))
+        except FileNotFoundError as error:  # deleted while it was read
+            raise UnknownRun(f"run {paths.run_id} does not exist; the page of runs lists those that do") from error
         return self._answer(request, "run.html.j2", found.to_json, found=found)
 
     def models(self, request: Request) -> Response:
@@ -131,20 +142,26 @@ class _Handlers:
 
     async def changes(self, request: Request) -> Response:
         run_id = request.path_params.get("run_id")
-        if run_id is not None:
-            RunPaths.of(self.storage, run_id)
-        return StreamingResponse(changes(request, self.storage, run_id), media_type="text/event-stream")
+        if run_id is not None and not await run_in_threadpool(self._paths(request).folder.is_dir):
+            raise UnknownRun(f"run {run_id} does not exist; the page of runs lists those that do")
+        events = changes(request, self.storage, run_id, self.page.is_stopping)
+        return StreamingResponse(events, media_type="text/event-stream")
 
     async def cancel(self, request: Request) -> Response:
-        fields = await self._checked_form(request)
-        at_once = fields.get("now") == ["1"]
-        return await self._act(request, lambda paths: actions.request_cancel(self.settings, paths, at_once=at_once))
+        await self._check_form(request)
+        return await self._act(request, lambda paths: actions.request_cancel(self.settings, paths))
+
+    async def kill(self, request: Request) -> Response:
+        await self._check_form(request)
+        return await self._act(request, lambda paths: actions.request_cancel(self.settings, paths, at_once=True))
 
     async def retry(self, request: Request) -> Response:
-        await self._checked_form(request)
+        await self._check_form(request)
         return await self._act(request, lambda paths: actions.retry(self.settings, paths))
 
     async def error(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, WRONG_SHAPE):
+            log.error("%s cannot be shown", request.url.path, exc_info=error)
         text, code = " ".join(_text(error).split()), _status(error)
         return self._answer(request, "error.html.j2", lambda: {"error": text}, text=text, status=code)
 
@@ -156,8 +173,8 @@ class _Handlers:
         await run_in_threadpool(act, paths)
         return RedirectResponse(f"/runs/{paths.run_id}", status_code=303)
 
-    async def _checked_form(self, request: Request) -> dict[str, list[str]]:
-        """Return the fields of a form of this page.
+    async def _check_form(self, request: Request) -> None:
+        """Refuse what is not a form of this page.
 
         Raises:
             NotAllowed: The page is read-only, or the form is not one of this page.
@@ -171,22 +188,32 @@ class _Handlers:
             body += part
             if len(body) > MOST_FORM_BYTES:
                 raise NotAllowed(f"the form is longer than {MOST_FORM_BYTES} bytes; use the buttons of the page")
-        fields = parse_qs(body.decode(errors="replace"))
-        given = request.headers.get(FORM_HEADER) or next(iter(fields.get(FORM_FIELD, [])), None)
+        in_form = parse_qs(body.decode(errors="replace")).get(FORM_FIELD, [])
+        given = request.headers.get(FORM_HEADER) or next(iter(in_form), None)
         if not self.page.access.allows_act(given):
             raise NotAllowed("the form does not have this page's form token; load the page again and use its buttons")
-        return fields
 
     def _answer(
         self, request: Request, template: str, to_json: Callable[[], Any], *, status: int = 200, **content: Any
     ) -> Response:
         if wants_json(request):
-            return JSONResponse(to_json(), status_code=status)
+            text = json.dumps(without_nan(to_json()), allow_nan=False)
+            return Response(text, status_code=status, media_type="application/json")
         html = _templates().get_template(template).render(
             content, status=status, path=request.url.path, form_token=self.page.access.form_token,
             is_read_only=self.page.is_read_only,
         )  # fmt: skip
-        return HTMLResponse(html, status_code=status)
+        # A file's name that is not UTF-8 has characters that cannot be encoded.
+        return Response(html.encode(errors="replace"), status_code=status, media_type="text/html")
+
+
+def without_nan(content: Any) -> Any:
+    """Return the content with null for numbers that JSON does not have, such as the loss of a diverged training."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def wants_json(request: Request) -> bool:
@@ -198,6 +225,10 @@ def wants_json(request: Request) -> bool:
 def _text(error: Exception) -> str:
     if isinstance(error, HTTPException):  # Starlette's own: an address that does not exist, or a wrong method
         return f"{error.detail}; follow the links of the page"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the storage'} cannot be read ({os.strerror(error.errno or 0)}); check the storage"
+    if isinstance(error, WRONG_SHAPE):
+        return f"a file that this page shows is damaged ({type(error).__name__}); the log of `nightshift ui` has more"
     return str(error)
 
 

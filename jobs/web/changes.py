@@ -1,6 +1,7 @@
 """Server-sent events that tell an open page when what it shows has changed."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TypeAlias
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from cluster.run_paths import RunPaths
+from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs.state import pending_ids
 
 LOOK_SECONDS = 1.0
@@ -18,18 +19,21 @@ MOST_WATCHED = 200  # runs that have not ended
 Stamp: TypeAlias = tuple[str, int, int]  # a file, its size in bytes and when it was written, in ns; 0 if absent
 
 
-async def changes(request: Request, storage: Path, run_id: str | None) -> AsyncIterator[str]:
+async def changes(
+    request: Request, storage: Path, run_id: str | None, is_stopping: threading.Event
+) -> AsyncIterator[str]:
     """Yield a server-sent event for each change, until the browser closes the connection.
 
     Args:
         request: The browser's request.
         storage: The storage.
         run_id: The run that the page shows; None for the list of runs.
+        is_stopping: Set when the server stops.
     """
     seen = await run_in_threadpool(stamps, storage, run_id)
     looks = 0
     yield "retry: 3000\n\n"  # ms after which a browser connects again
-    while not await request.is_disconnected():
+    while not is_stopping.is_set() and not await request.is_disconnected():
         await asyncio.sleep(LOOK_SECONDS)
         found, looks = await run_in_threadpool(stamps, storage, run_id), looks + 1
         if found != seen:
@@ -50,10 +54,19 @@ def stamps(storage: Path, run_id: str | None) -> tuple[Stamp, ...]:
     if run_id is not None:
         paths = RunPaths.of(storage, run_id)
         files = [paths.state, paths.progress, paths.metrics, paths.trials, paths.result, paths.report, paths.log]
+        files.append(paths.stop)
         return tuple(_stamp(file) for file in files)
-    pending = [RunPaths.of(storage, one) for one in islice(pending_ids(storage), MOST_WATCHED)]
+    known = (name for name in _pending(storage) if RUN_ID.fullmatch(name))
+    pending = [RunPaths.of(storage, run) for run in islice(known, MOST_WATCHED)]
     files = [storage / "runs", *(file for paths in pending for file in (paths.state, paths.progress))]
     return tuple(_stamp(file) for file in files)
+
+
+def _pending(storage: Path) -> list[str]:
+    try:
+        return pending_ids(storage)
+    except OSError:  # the storage is away for a moment
+        return []
 
 
 def _stamp(file: Path) -> Stamp:

@@ -12,11 +12,11 @@ from trainer.specs.metric import loss_of
 TRIALS_DRAWN = 100  # more curves than this cannot be told apart
 
 
-def training_charts(epochs: Sequence[Mapping[str, Any]], best_by: str) -> tuple[ReportChart, ...]:
-    """Return the curves of a training, none before the first epoch."""
+def training_charts(epochs: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> tuple[ReportChart, ...]:
+    """Return the curves of a training with this spec, none before the first epoch."""
     if not epochs:
         return ()
-    best = best_epoch(epochs, best_by)
+    best = best_epoch(epochs, str(spec.get("best_by", "loss")))
     return (
         ReportChart(chart=loss_curves(epochs, best), title="Loss", caption="by epoch"),
         ReportChart(chart=validation_curves(epochs, best), title="Validation", caption="accuracy and AUROC by epoch"),

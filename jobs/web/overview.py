@@ -1,6 +1,6 @@
 """What the page shows of all runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
@@ -12,8 +12,9 @@ from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.record import entry_json, running_progress
 from jobs.runs.run_filter import KINDS, Filter, age_seconds
-from jobs.runs.start_forecast import start_forecast
+from jobs.runs.start_forecast import pending_states, start_forecast
 from jobs.runs.state import RunState
+from jobs.web.damage import shown_or
 
 RUNS_SHOWN = 50
 STATES = (*run_state.STATES, run_state.DAMAGED)
@@ -91,20 +92,35 @@ def overview(storage: Path, query: Mapping[str, str]) -> Overview:
     )
     states = takewhile(found.is_recent, run_state.states(storage, before=before))
     matching = list(islice(filter(found.matches, states), RUNS_SHOWN + 1))
-    rows = tuple(run_row(storage, state) for state in matching[:RUNS_SHOWN])
+    pending = pending_states(storage) if any(state.state == "queued" for state in matching) else ()
+    rows = tuple(run_row(storage, state, pending) for state in matching[:RUNS_SHOWN])
     return Overview(rows=rows, wanted=wanted, older=rows[-1].state.id if len(matching) > RUNS_SHOWN else None)
 
 
-def run_row(storage: Path, state: RunState) -> RunRow:
-    """Return a run as a row."""
+def run_row(storage: Path, state: RunState, pending: Sequence[RunState] | None = None) -> RunRow:
+    """Return a run as a row.
+
+    Args:
+        storage: The storage.
+        state: The run.
+        pending: What `pending_states` returned, for the forecast of a queued run; None reads it.
+    """
+    warnings = list[str]()
     progress = running_progress(storage, state)
+    unknown: tuple[str, float | None] = ("", None)
+    doing, share = shown_or(unknown, "progress.json", warnings, lambda: _progress(state, progress))
+    if state.state in ("queued", "scheduled"):
+        doing = start_forecast(storage, state, pending)
+    text = doing or "; ".join(warnings) or state.why or ""
+    return RunRow(state=state, progress=progress, doing=" ".join(text.split()), share=share)
+
+
+def _progress(state: RunState, progress: dict[str, Any]) -> tuple[str, float | None]:
+    """Return what a running run does, and the completed share."""
+    if state.state != "running":
+        return "", None
     total, completed = total_and_completed(state, progress)
-    if state.state == "running":
-        doing = describe(state, progress)
-    else:
-        doing = " ".join((start_forecast(storage, state) or state.why or "").split())
-    share = completed / total if total and state.state == "running" else None
-    return RunRow(state=state, progress=progress, doing=doing, share=share)
+    return describe(state, progress), min(1.0, max(0.0, completed / total)) if total else None
 
 
 def _check(name: str, value: str | None, choices: tuple[str, ...]) -> None:

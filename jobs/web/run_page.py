@@ -1,16 +1,20 @@
 """What the page shows of one run."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cluster import logs
 from cluster.run_paths import RunPaths
+from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.result_text import decision_rows
+from jobs.runs.result_text import decision_rows, label_lines
+from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
+from jobs.web.damage import shown_or
 from jobs.web.overview import RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
@@ -18,11 +22,29 @@ from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.phase_times import timing_text
 from trainer.report.charts import ReportChart
 
-LOG_LINES = 200
+LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log
 COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Ray colors its log
-PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: several labels an image, or damaged
+PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: several labels an image
 OF_PERSONS = ("name", "note", "tags", "kind")  # shown elsewhere
 RETRIED = ("failed", "lost", "cancelled")
+WITH_CHECKPOINTS = ("train", "search")  # kinds that go on from a checkpoint
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The figures of a result.
+
+    Attributes:
+        metrics: The first ones.
+        judged_on: The images that they are about.
+        lines: What limits them: folds, baselines, the decision rule, images seen before; the labels of a multi-label
+            model.
+    """
+
+    metrics: Sequence[HeadlineMetric] = ()
+    judged_on: str = ""
+    lines: Sequence[Row] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +55,11 @@ class RunPage:
         row: The run as in the list.
         record: All that is known about it.
         search: The trials of a search; None for any other run.
-        metrics: The first metrics of its result.
+        figures: Of its result; empty unless it succeeded.
         charts: Curves by epoch.
+        facts: Owner, tags, note, times and attempts, in words.
+        options: The spec, an option a row.
+        stopping: That a cancel was requested, in words; "" if none was.
         log: The end of its log.
         has_report: Whether it has a report.
         warnings: Damaged files of the run, in a line each.
@@ -43,104 +68,127 @@ class RunPage:
     row: RunRow
     record: JobRecord
     search: Leaderboard | None
-    metrics: tuple[HeadlineMetric, ...]
+    figures: Figures
     charts: tuple[ReportChart, ...]
+    facts: Sequence[Row]
+    options: Sequence[Row]
+    stopping: str
     log: str
     has_report: bool
-    warnings: tuple[str, ...]
+    warnings: Sequence[str]
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
-        """Owner, tags, note, times and attempts, in words."""
-        state, result = self.row.state, self.record.result or {}
-        seconds = result.get("seconds")
-        rows = [
-            ("owner", state.owner or ""),
-            ("tags", ", ".join(state.tags)),
-            ("note", " ".join((state.note or "").split())),
-            ("submitted", _moment(state.created)),
-            ("started", _moment(state.started)),
-            ("ended", _moment(state.ended)),
-            ("duration", duration(seconds) if isinstance(seconds, int | float) else ""),
-            ("timing", timing_text(result.get("timing"))),
-            ("attempt", f"{state.attempt}" + (f", {state.losses} lost" if state.losses else "")),
-            ("priority", state.priority),
-            ("job worker", state.job_worker or ""),
-            ("model", str(result.get("checkpoint") or "")),
-        ]
-        return [(name, value) for name, value in rows if value]
-
-    @property
-    def judged_on(self) -> str:
-        """The images that the first metrics are about, "" without metrics."""
-        return judged_on(self.record.result["metrics"]) if self.record.result and self.metrics else ""
-
-    @property
-    def limits(self) -> list[tuple[str, str]]:
-        """What limits the figures of the result: folds, baselines, the decision rule, images that were seen before."""
-        if self.record.result is None:
+    def buttons(self) -> list[tuple[str, str, str]]:
+        """What can be done: the last part of the address, the text, and a question to ask before ("" for none)."""
+        state, goes_on = self.row.state, self.row.state.kind in WITH_CHECKPOINTS
+        if state.state in RETRIED:
+            return [("retry", "Retry from the last checkpoint" if goes_on else "Retry", "")]
+        if state.has_ended:
             return []
-        return [*training_lines(self.record.result), *decision_rows(self.record)]
-
-    @property
-    def options(self) -> list[tuple[str, str]]:
-        """The spec, an option a row."""
-        values = {**self.record.spec, **{key: value for key, value in self.record.request.items() if value}}
-        return [
-            (name, _option_text(value))
-            for name, value in values.items()
-            if name not in OF_PERSONS and value is not None
-        ]
-
-    @property
-    def can_be_cancelled(self) -> bool:
-        """Whether cancel makes sense."""
-        return not self.row.state.has_ended
-
-    @property
-    def can_be_retried(self) -> bool:
-        """Whether retry makes sense."""
-        return self.row.state.state in RETRIED
+        if state.state != "running":
+            return [("cancel", "Cancel", "")]
+        cancel = [] if self.stopping else [("cancel", "Cancel after the next checkpoint" if goes_on else "Cancel", "")]
+        lost = "since its last checkpoint" if goes_on else "so far"
+        return [*cancel, ("kill", "Kill", f"Kill the run? What it did {lost} is lost.")]
 
     def to_json(self) -> dict[str, Any]:
         """Return the run as `nightshift show --json` prints it, with the trials of a search and the end of the log."""
         trials = {} if self.search is None else {"trials": list(self.search.rows)}
-        return {**self.record.to_json(), **trials, "log": self.log}
+        return {**self.record.to_json(), **trials, "log": self.log, "warnings": list(self.warnings)}
 
 
-def run_page(paths: RunPaths) -> RunPage:
+def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
     """Return what the page shows of a run.
+
+    Args:
+        paths: The run.
+        with_files: Add the sizes of its files, which takes long for a large search.
 
     Raises:
         UnknownRun: It does not exist.
         StorageError: Its `state.json` is damaged.
     """
-    record = read_record(paths)
-    is_search = record.spec.get("kind") == "search" and isinstance(record.spec.get("best_by"), str)
-    folds = record.spec.get("folds")
-    search = leaderboard_of(paths, str(record.spec["best_by"]), folds=folds) if is_search else None
-    found = (record.damage, model_mismatch(paths), search.warning if search else None)
+    record, warnings = read_record(paths, with_files=with_files), list[str]()
+    if record.damage:
+        warnings.append(record.damage)
+    if mismatch := shown_or(None, "best/manifest.json", warnings, lambda: model_mismatch(paths)):
+        warnings.append(mismatch)
+    spec, state, is_search = record.spec, record.state, record.state.kind == "search"
+    search = None
+    if is_search:
+        search = shown_or(None, "trials.jsonl", warnings, lambda: leaderboard_of(paths, spec))
+        warnings += [search.warning] if search and search.warning else []
+    charts: tuple[ReportChart, ...] = ()
+    if not is_search:
+        charts = shown_or(charts, "metrics.jsonl", warnings, lambda: training_charts(record.metrics, spec))
     return RunPage(
-        row=run_row(paths.storage, record.state),
+        row=run_row(paths.storage, state),
         record=record,
         search=search,
-        metrics=tuple(_metrics(record.result)),
-        charts=() if is_search else training_charts(record.metrics, str(record.spec.get("best_by", "loss"))),
-        log=COLOR_CODES.sub("", logs.tail(paths.log, LOG_LINES)[0]),
+        figures=shown_or(Figures(), "result.json", warnings, lambda: _figures(record)),
+        charts=charts,
+        facts=shown_or([], "result.json", warnings, lambda: _facts(record)),
+        options=_options({**spec, **{key: value for key, value in record.request.items() if value}}),
+        stopping=_stopping(paths, state),
+        log=_end_of(paths.log),
         has_report=paths.report.is_file(),
-        warnings=tuple(text for text in found if text),
+        warnings=list(dict.fromkeys(warnings)),
     )
 
 
-def _metrics(result: Mapping[str, Any] | None) -> list[HeadlineMetric]:
-    metrics = (result or {}).get("metrics") or {}
+def _figures(record: JobRecord) -> Figures:
+    if record.result is None or record.state.state != "succeeded":
+        return Figures()
+    metrics = record.result["metrics"]
+    found = _metrics(metrics)
+    judged = f"{judged_on(metrics)}, {metrics['n']} images" if metrics.get("n") else judged_on(metrics)
+    if metrics.get("multi_label") and not metrics.get("positive"):
+        judged += f"; means of the labels, {metrics['known']} known targets"
+    lines = [*training_lines(record.result), *decision_rows(record)]
+    lines += [("labels" if at == 0 else "", line.strip()) for at, line in enumerate(label_lines(metrics))]
+    return Figures(metrics=found, judged_on=judged if found else "", lines=lines)
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     if has_headline(metrics):
-        return headline_metrics(metrics)
-    intervals = metrics.get("intervals") or {}
+        found = headline_metrics(metrics)
+    else:
+        intervals = metrics.get("intervals") or {}
+        found = [
+            HeadlineMetric(name=name, value=metrics[name], interval=intervals.get(name), key=name)
+            for name in PLAIN_METRICS
+            if metrics.get(name) is not None
+        ]
+    for one in found:
+        numbers = [*([] if one.value is None else [one.value]), *(one.interval or ())]
+        if not all(math.isfinite(number) for number in numbers) or len(one.interval or (0, 0)) != 2:  # noqa: PLR2004
+            raise ValueError(f"{one.name} is no number with an interval")
+    return found
+
+
+def _facts(record: JobRecord) -> list[Row]:
+    state, result = record.state, record.result or {}
+    seconds = result.get("seconds")
+    rows = [
+        ("owner", state.owner or ""),
+        ("tags", ", ".join(state.tags)),
+        ("note", " ".join((state.note or "").split())),
+        ("submitted", _moment(state.created)),
+        ("started", _moment(state.started)),
+        ("ended", _moment(state.ended)),
+        ("duration", duration(seconds) if isinstance(seconds, int | float) else ""),
+        ("timing", timing_text(result.get("timing"))),
+        ("attempt", f"{state.attempt}" + (f", {state.losses} lost" if state.losses else "")),
+        ("priority", state.priority),
+        ("job worker", state.job_worker or ""),
+        ("model", str(result.get("checkpoint") or "")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _options(values: Mapping[str, Any]) -> list[Row]:
     return [
-        HeadlineMetric(name=name, value=metrics[name], interval=intervals.get(name), key=name)
-        for name in PLAIN_METRICS
-        if isinstance(metrics.get(name), int | float)
+        (name, _option_text(value)) for name, value in values.items() if name not in OF_PERSONS and value is not None
     ]
 
 
@@ -148,6 +196,33 @@ def _option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _stopping(paths: RunPaths, state: RunState) -> str:
+    request = StopRequest.read(paths.stop, state.attempt) if state.state == "running" else None
+    if request is None or request.reason != CANCEL:
+        return ""
+    if request.now:
+        return "Kill requested."
+    if state.kind in WITH_CHECKPOINTS:
+        return "Cancel requested: the run stops after its next checkpoint."
+    return "Cancel requested."
+
+
+def _end_of(log: Path) -> str:
+    """Return the last lines of a log; of a line that a progress bar has overwritten, what it shows last."""
+    try:
+        with log.open("rb") as file:
+            start = max(0, file.seek(0, 2) - LOG_BYTES)
+            file.seek(start)
+            raw = file.read(LOG_BYTES)
+    except FileNotFoundError:
+        return ""
+    lines = raw.decode(errors="replace").split("\n")
+    whole = lines[1:] if start and len(lines) > 1 else lines
+    shown = [COLOR_CODES.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in whole]
+    ends_with_newline = 1 if shown[-1] == "" else 0
+    return "\n".join(shown[-(LOG_LINES + ends_with_newline) :])
 
 
 def _moment(text: str | None) -> str:

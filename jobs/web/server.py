@@ -4,10 +4,12 @@ import contextlib
 import ipaddress
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from types import FrameType
+from urllib.parse import SplitResult, urlsplit
 
 import uvicorn
 
@@ -16,8 +18,9 @@ from jobs.errors import InvalidOption, JobError
 from jobs.web.access import COOKIE, PARAMETER, Access
 from jobs.web.app import Page, create_app
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
-STOP_SECONDS = 2  # for open answers; streams of changes do not end by themselves
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- refused without an address that browsers can use
+STOP_SECONDS = 5  # for open answers
 
 
 class PageError(JobError):
@@ -33,7 +36,8 @@ class Listen:
         port: TCP port; 0 means a free one.
         certificate: PEM file with the certificate, for TLS.
         key: PEM file with its private key.
-        public_url: Address by which browsers reach the page through a proxy that does TLS.
+        public_url: https address by which browsers reach the page, if it is another one: that of a proxy that does TLS,
+            or this machine's name.
     """
 
     host: str
@@ -51,12 +55,17 @@ class Listen:
         if (self.certificate is None) != (self.key is None):
             raise InvalidOption("--tls-cert and --tls-key belong together; give both")
         if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
+            parts = _parts(self.public_url)
+            if parts is None or parts.scheme != "https" or parts.path.strip("/") or parts.query or parts.fragment:
                 raise InvalidOption(
                     f"--public-url {self.public_url!r} is not an https address without a path; write it as "
                     "https://nightshift.example.org"
                 )
+        if self.host in WILDCARDS and self.public_url is None:
+            raise InvalidOption(
+                f"--host {self.host} is every address of this machine; add --public-url with the https address that "
+                f"browsers use, such as https://{socket.gethostname()}:{self.port}"
+            )
         if not is_loopback(self.host) and self.certificate is None and self.public_url is None:
             raise InvalidOption(
                 f"--host {self.host} would send the token over the network unencrypted; give --tls-cert and --tls-key, "
@@ -67,6 +76,15 @@ class Listen:
     def has_tls(self) -> bool:
         """Whether browsers reach the page by https."""
         return self.certificate is not None or self.public_url is not None
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Return the parts of an address, None if it has no valid host and port."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def is_loopback(host: str) -> bool:
@@ -98,9 +116,9 @@ def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: C
         access = Access(cookie=f"{COOKIE}_{port}", is_secure=listen.has_tls)
         public = urlsplit(listen.public_url).hostname if listen.public_url else None
         hosts = [*LOOPBACK_NAMES, listen.host, *([public] if public else [])]
-        app = create_app(Page(settings=settings, access=access, hosts=hosts, is_read_only=is_read_only))
+        page = Page(settings=settings, access=access, hosts=hosts, is_read_only=is_read_only)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+            create_app(page), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
             proxy_headers=False, timeout_graceful_shutdown=STOP_SECONDS,
             ssl_certfile=listen.certificate, ssl_keyfile=listen.key,
         )  # fmt: skip
@@ -108,11 +126,24 @@ def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: C
             config.load()
         except OSError as error:  # ssl.SSLError is one
             raise PageError(
-                f"the certificate {listen.certificate} or its key cannot be used ({error.strerror})"
+                f"--tls-cert {listen.certificate} and --tls-key {listen.key} are not a certificate and its key in PEM "
+                "format, or the key is encrypted; give files that your web server could use"
             ) from error
         on_start(f"{_origin(listen, port)}/?{PARAMETER}={access.token}")
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises the signal again
-            uvicorn.Server(config).run(sockets=[bound])
+            _Server(config, page.is_stopping).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events of open pages when it is asked to stop: they do not end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, is_stopping: threading.Event) -> None:
+        super().__init__(config)
+        self.is_stopping = is_stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.is_stopping.set()
+        super().handle_exit(sig, frame)
 
 
 def _origin(listen: Listen, port: int) -> str:
@@ -128,6 +159,10 @@ def _bound(listen: Listen) -> socket.socket:
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         return socket.create_server((listen.host, listen.port), family=family)
     except OSError as error:
+        if error.errno is not None and error.errno < 0:  # of getaddrinfo
+            raise PageError(
+                f"--host {listen.host} has no address; give a name or IP address of this machine"
+            ) from error
         raise PageError(
             f"{listen.host} port {listen.port} cannot be opened ({os.strerror(error.errno or 0)}); choose another port"
         ) from error

@@ -1,53 +1,75 @@
 "use strict";
 // Keeps an open page current: the server tells of each change, and the parts marked data-live are replaced.
+const LIVE = "Live", LOST = "No connection: the page shows an earlier state";
 const connection = document.getElementById("connection");
-let loading = false, again = false;
+let source = null, loading = false, again = false, allowedAt = 0;
 
-function followLog() {
-  for (const log of document.querySelectorAll("[data-follow]")) log.scrollTop = log.scrollHeight;
-}
+// A focused element is found again by what it is called.
+const nameOf = element => element.getAttribute("href") || element.getAttribute("aria-label") || element.textContent;
 
 function replacePart(part, fresh) {
   if (part.isEqualNode(fresh)) return;
   const wasAtEnd = part.scrollHeight - part.scrollTop - part.clientHeight < 30, place = part.scrollTop;
+  const across = [...part.querySelectorAll(".scroll")].map(one => one.scrollLeft);
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
-  const key = focused && (focused.getAttribute("href") || focused.closest("form")?.getAttribute("action"));
   part.replaceWith(fresh);
   if (fresh.dataset.follow !== undefined) fresh.scrollTop = wasAtEnd ? fresh.scrollHeight : place;
+  fresh.querySelectorAll(".scroll").forEach((one, index) => { one.scrollLeft = across[index] || 0; });
   if (!focused) return;
-  const same = [...fresh.querySelectorAll("a[href], form[action] button")]
-    .find(one => (one.getAttribute("href") || one.closest("form").getAttribute("action")) === key);
-  (same || (fresh.tabIndex >= 0 ? fresh : null))?.focus({preventScroll: true});
+  const candidates = [fresh, ...fresh.querySelectorAll("a[href], button, [tabindex]")];
+  candidates.find(one => one.tabIndex >= 0 && nameOf(one) === nameOf(focused))?.focus({preventScroll: true});
+}
+
+async function load() {
+  const started = performance.now();
+  const answer = await fetch(location.href, {headers: {accept: "text/html"}});
+  if (!answer.ok) { connection.textContent = `Error ${answer.status}: load the page again`; return; }
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of document.querySelectorAll("[data-live]")) {
+    const other = fresh.getElementById(part.id);
+    if (other) replacePart(part, other);
+  }
+  connection.textContent = LIVE;
+  allowedAt = performance.now() + 4 * (performance.now() - started); // a slow page is loaded less often
 }
 
 async function refresh() {
-  if (loading) { again = true; return; }
+  again = true;
+  if (loading) return;
   loading = true;
   try {
-    do {
+    while (again && source) {
+      const wait = allowedAt - performance.now();
+      if (wait > 0) await new Promise(done => setTimeout(done, wait));
       again = false;
-      const answer = await fetch(location.href, {headers: {accept: "text/html"}});
-      if (!answer.ok) { connection.textContent = `Error ${answer.status}: load the page again`; return; }
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      for (const part of document.querySelectorAll("[data-live]")) {
-        const other = fresh.getElementById(part.id);
-        if (other) replacePart(part, other);
-      }
-    } while (again);
-  } catch {
-    connection.textContent = "No connection: the page shows an earlier state";
-  } finally { loading = false; }
+      await load();
+    }
+  } catch { connection.textContent = LOST; } finally { loading = false; }
 }
 
-if (document.body.dataset.changes) {
-  const source = new EventSource(document.body.dataset.changes);
-  let wasLost = false;
-  source.onopen = () => { connection.textContent = "Live"; if (wasLost) refresh(); wasLost = false; };
+// A browser has few connections to a server: a page that nobody sees gives its own back.
+function listen() {
+  if (document.hidden) {
+    source?.close();
+    source = null;
+    return;
+  }
+  if (source || !document.body.dataset.changes) return;
+  source = new EventSource(document.body.dataset.changes);
+  source.onopen = refresh;
   source.onmessage = refresh;
-  source.onerror = () => { wasLost = true; connection.textContent = "No connection: the page shows an earlier state"; };
+  source.onerror = event => {
+    const isClosed = event.target.readyState === EventSource.CLOSED;
+    connection.textContent = isClosed ? "Closed: open the address that `nightshift ui` printed" : LOST;
+  };
 }
+
+document.addEventListener("visibilitychange", listen);
+window.addEventListener("pageshow", listen);
+window.addEventListener("pagehide", () => { source?.close(); source = null; });
 document.addEventListener("submit", event => {
   const question = event.target.dataset.question;
   if (question && !window.confirm(question)) event.preventDefault();
 });
-followLog();
+for (const log of document.querySelectorAll("[data-follow]")) log.scrollTop = log.scrollHeight;
+listen();
