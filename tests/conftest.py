@@ -17,6 +17,19 @@ from jobs.queue import embedded_redis
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
+# The files that take longest. They begin first, so that at the end not one process works on such a file alone.
+LONGEST_FILES = (
+    "test_jobs_multi_label", "test_jobs_full_disk", "test_jobs_real_runs", "test_jobs_demo", "test_trainer_worker",
+    "test_trainer_search_run_trainable", "test_jobs_faults", "test_trainer_export", "test_trainer_multi_label",
+    "test_trainer_train", "test_trainer_audit", "test_jobs_clocks", "test_jobs_damage", "test_jobs_web",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of `LONGEST_FILES` first; all others keep their order."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 # A busy machine must not fail a test: no test here is about time.
 hypothesis.settings.register_profile("untimed", deadline=None)
