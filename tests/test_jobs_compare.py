@@ -121,7 +121,9 @@ def test_the_auroc_of_several_classes_is_that_of_the_evaluation_after_temperatur
     auroc = json.loads(out)["comparisons"][0]["figures"][-1]
     assert [auroc["a"], auroc["b"]] == pytest.approx(expected, abs=1e-12)
     assert [auroc["a"], auroc["b"]] != pytest.approx(unscaled, abs=1e-3)
-    assert not any("temperature" in note for note in json.loads(out)["notes"])
+    notes = json.loads(out)["notes"]
+    assert "note: AUROC is the mean over the classes, of each against the rest" in notes
+    assert not any("temperature" in note for note in notes)
 
 
 def test_an_evaluation_of_several_classes_that_does_not_say_its_temperature_is_named(say_there, settings):

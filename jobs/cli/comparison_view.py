@@ -25,7 +25,7 @@ from trainer.evaluation.comparison import (
     comparison_json,
     margin_sentence,
 )
-from trainer.evaluation.metric_text import quoted
+from trainer.evaluation.metric_text import is_binary, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.report.comparison_page import ComparisonPage, render_comparison
 
@@ -111,9 +111,11 @@ class ComparisonView:
             found.append(f"note: the models share {comparison.images} images; each has scored: {counts}")
         if not comparison.positive_stated:
             found.append(
-                f"note: no positive class was stated: sensitivity, specificity and AUROC are about "
+                f"note: no positive class was stated: sensitivity and specificity are about "
                 f"{quoted(comparison.positive)}, the first class; choose one with --positive"
             )
+        if not is_binary(comparison.classes):
+            found.append("note: AUROC is the mean over the classes, of each against the rest")
         if self.evaluations[0].about.split == "valid":
             found.append("note: models are chosen on the valid split: their figures there are optimistic")
         if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:
