@@ -27,7 +27,8 @@ def test_a_multi_label_run_reaches_the_figures_of_scikit_learn_on_its_own_table(
         trained = done(say("train", str(shards), *TRAINING, "--wait"))
         chosen = ["--positive", "Nodule", "--min-sensitivity", "0.9"]
         scored = done(say("evaluate", trained, str(shards), *chosen, "--wait"))
-        done(say("predict", trained, str(shards), "--split", "test", "--output", str(table), "--wait"))
+        rule = ["--threshold", "sensitivity-0.9"]  # predictions decide as the evaluation does
+        done(say("predict", trained, str(shards), "--split", "test", *rule, "--output", str(table), "--wait"))
         done(say("export", trained, "--output", str(exported), "--wait"))
         metrics = json.loads(say("show", scored, "--json")[1])["result"]["metrics"]
     rows = rows_of(settings.storage / "runs" / scored / "predictions.csv")
