@@ -31,7 +31,7 @@ from cluster.settings import Settings, umask_setting
 from jobs.cli.main import cli
 from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
-from jobs.cli.trials import rows_of, table_of
+from jobs.cli.trials import table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
 from jobs.errors import InvalidOption
 from jobs.queue.checks import model_of
@@ -39,6 +39,7 @@ from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
 from jobs.runs.run_filter import Filter
+from jobs.runs.trial_rows import rows_of
 from trainer.errors import SpecError
 
 if TYPE_CHECKING:  # torch takes seconds

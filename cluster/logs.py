@@ -1,6 +1,7 @@
 """Read a run's log from the storage: the last lines, and new ones as they are written."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 POLL_SECONDS = 0.3
 BLOCK_BYTES = 65_536
 NEWLINE = 0x0A
+COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Ray colors its log
 
 
 def tail(path: Path, lines: int | None) -> tuple[str, int]:
@@ -19,6 +21,30 @@ def tail(path: Path, lines: int | None) -> tuple[str, int]:
         start = 0 if lines is None else _start_of_tail(file.fileno(), end, lines)
         file.seek(start)
         return file.read(end - start).decode(errors="replace"), end
+
+
+def shown_end(path: Path, *, lines: int, most_bytes: int) -> str:
+    """Return the last lines of a log as a terminal would show them, without colors.
+
+    Of a line that a progress bar has overwritten, this is what it shows last. A log that does not exist is empty.
+
+    Args:
+        path: The log.
+        lines: Most lines.
+        most_bytes: Bytes of the log that are read, from its end.
+    """
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+            file.seek(start)
+            raw = file.read(most_bytes)
+    except FileNotFoundError:
+        return ""
+    found = raw.decode(errors="replace").split("\n")
+    whole = found[1:] if start and len(found) > 1 else found
+    shown = [COLOR_CODES.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in whole]
+    ends_with_newline = 1 if shown[-1] == "" else 0
+    return "\n".join(shown[-(lines + ends_with_newline) :])
 
 
 def follow(path: Path, position: int, ended: Callable[[], bool]) -> Iterator[str]:

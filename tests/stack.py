@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from cluster.run_paths import RunPaths
 from jobs.queue import embedded_redis
@@ -37,6 +41,20 @@ def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
             return True
         time.sleep(0.02)
     return holds()
+
+
+def command_in_group(*words: str, storage: Path) -> psutil.Popen:
+    """Start `nightshift WORDS` in a process group of its own, as a terminal does, with Ctrl-C as a terminal has it."""
+    return psutil.Popen(
+        [sys.executable, "-m", "jobs", *words],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"NIGHTSHIFT_STORAGE": str(storage)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after a shell's `&`
+    )
 
 
 def state_of(storage: Path, run_id: str) -> RunState:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
+from tests.stack import command_in_group
 from tests.test_trainer_report_page import report_data
 from trainer.audit import __main__ as audit_process
 from trainer.audit.audit import Audit, audit
@@ -280,16 +280,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_an_image_is_read(tmp_pa
 def running_audit(tmp_path):
     """The command with its process that audits, which has just started; in a process group, as on a terminal."""
     location = packed(tmp_path, *digits(3, 7, seed=5))
-    command = psutil.Popen(
-        [sys.executable, "-m", "jobs", "shards", "audit", location],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after a shell's `&`
-    )
+    command = command_in_group("shards", "audit", location, storage=tmp_path / "storage")
     children = []
     while not children and command.poll() is None:
         children = [child for child in command.children() if "trainer.audit" in child.cmdline()]

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from trainer.inference.export_formats import EXPORT_FORMATS, ExportedModel, Torc
 from trainer.inference.predictor import Predictor
 from trainer.model.bundle import read_model
 from trainer.specs import ExportSpec, build
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,22 @@ def test_another_program_computes_the_probabilities_of_predict(trained, exported
     expected = predictor.probabilities(torch.from_numpy(digits[:count]))
     tolerance = 1e-4 if predictor.config.precision == "fp32" else 0.05
     assert found == pytest.approx(expected, abs=tolerance)
+
+
+def test_the_example_of_another_program_prints_the_probabilities_of_the_file(exported, digits_shards):
+    model = exported["onnx"][0].exported("onnx")
+    images = sorted(str(file) for file in (digits_shards.parent / "images" / "test" / "3").iterdir())[:2]
+
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "predict_onnx.py", model, *images], capture_output=True, text=True, check=True
+    )
+
+    gray = np.stack([np.asarray(Image.open(file)) for file in images])
+    expected = probabilities("onnx", model, np.broadcast_to(gray[:, None], (2, 3, 32, 32)).copy())
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row.pop("file") for row in found] == images
+    assert [list(row) for row in found] == [list("0123456789")] * 2
+    assert np.array([list(row.values()) for row in found]) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +17,7 @@ from PIL import Image
 
 from data_shards.pack.options import EncodeOptions
 from jobs.cli.predict import PREDICTION
+from tests.stack import command_in_group
 from tests.trained import done, lease_in, wait_until
 from trainer.data.images import ImageFiles
 from trainer.evaluation.calibration import Calibration
@@ -142,16 +142,7 @@ def running(tmp_path, model):
         (tmp_path / "images" / f"{'x' * 200}{number}.png").touch()
     (tmp_path / "tables").mkdir()
     words = ["predict", str(model), str(tmp_path / "images"), "--now", "--output", str(tmp_path / "tables" / "a.csv")]
-    command = psutil.Popen(
-        [sys.executable, "-m", "jobs", *words],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"NIGHTSHIFT_STORAGE": str(tmp_path / "storage")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored after a shell's `&`
-    )
+    command = command_in_group(*words, storage=tmp_path / "storage")
     yield command
     with contextlib.suppress(ProcessLookupError):
         os.killpg(command.pid, signal.SIGKILL)

@@ -2,7 +2,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data_shards.index import Shard, ShardIndex
+from tests.browser import CHROMIUM
 from tests.trained import lease_in
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metrics import classification_metrics
@@ -20,9 +20,6 @@ from trainer.report.gradcam import jpeg, overlay
 from trainer.report.page import ReportData, render, write_page
 from trainer.report.source_version import source_version
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 PROBE = """<script>
 const images = [...document.images];
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;

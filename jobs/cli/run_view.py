@@ -1,6 +1,5 @@
 """What a terminal shows of a run that is followed: spinner, name, bar, progress, and what it waits for."""
 
-import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,6 @@ from jobs.runs.state import RunState
 
 BAR_WIDTH = 20
 FORECAST_SECONDS = 2.0  # between two looks at the queue
-COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Ray colors its log
 
 
 class RunView:
@@ -66,7 +64,7 @@ class RunView:
             return self.forecast
         if state.state == "running" and _is_starting(progress):
             newest = logs.tail(RunPaths.of(self.storage, state.id).log, 1)[0]
-            return COLOR_CODES.sub("", newest).strip()
+            return logs.COLOR_CODES.sub("", newest).strip()
         return ""
 
 

@@ -44,9 +44,10 @@ from jobs.cli.training_options import (
     VALIDATION,
     WEIGHT_DECAY,
 )
-from jobs.cli.trials import leaderboard_text, rows_of, table_of
+from jobs.cli.trials import leaderboard_text, table_of
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
+from jobs.runs.trial_rows import rows_of
 from trainer.specs import SearchSpec, TrainOptions
 from trainer.specs.search_space import Range, Space
 

@@ -16,11 +16,17 @@ from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from jobs.runs.record import model_mismatch
+from jobs.runs.trial_rows import cell, columns_of, rows_of
 from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
-from trainer.search.trials import TrialTable, leaderboard, read_trial_events
+from trainer.search.trials import TrialTable, read_trial_events
 
-ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns of the table even where all trials have the same value
+# Of the columns, by the key of their values: what is left out first on a narrow terminal; None: never.
+IMPORTANCE = {
+    "trial": None, "metric": None, "state": None, "why": 5, "spread": 3, "best_epoch": 2, "epochs": 2, "seconds": 1,
+}  # fmt: skip
+OF_OPTIONS = 4
+LEAST = {"why": 8}  # width to which a column may be cut
 
 
 @command(example="nightshift trials search-20261123-203000-a1b2c3 --sort seconds")
@@ -103,12 +109,6 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
     return TrialTable.fold(found.lines, str(spec["best_by"]))
 
 
-def rows_of(paths: RunPaths, table: TrialTable) -> list[dict[str, Any]]:
-    """Return a row per trial, the best first."""
-    published = str(paths.best) if (paths.best / MANIFEST_FILE).is_file() else None
-    return leaderboard(table, published)
-
-
 def published_best(paths: RunPaths) -> dict[str, Any] | None:
     """Return the manifest of the published model, None if no model is published."""
     try:
@@ -119,34 +119,12 @@ def published_best(paths: RunPaths) -> dict[str, Any] | None:
 
 def leaderboard_text(rows: list[dict[str, Any]], metric: str, width: int | None) -> str:
     """Return the rows as a table without the options that are equal in all trials."""
-    varied = [name for name in _options(rows) if name in ALWAYS_SHOWN or len({str(row[name]) for row in rows}) > 1]
-    has_spread = any(row["spread"] is not None for row in rows)
-    columns = (
-        Column(title="TRIAL"),
-        *(Column(title=name.upper(), importance=4) for name in varied),
-        Column(title=metric.upper()),
-        *([Column(title="SPREAD", importance=3)] if has_spread else []),
-        Column(title="EPOCH", importance=2),
-        Column(title="EPOCHS", importance=2),
-        Column(title="SECONDS", importance=1),
-        Column(title="STATE"),
-        Column(title="WHY", importance=5, least=8),
-    )
-    return table_text(columns, [_cells(row, varied, has_spread=has_spread) for row in rows], width)
-
-
-def _cells(row: dict[str, Any], varied: list[str], *, has_spread: bool) -> tuple[str, ...]:
-    return (
-        str(row["trial"]),
-        *(_short(row[name]) for name in varied),
-        _short(row["metric"]),
-        *([_short(row["spread"])] if has_spread else []),
-        _short(row["best_epoch"]),
-        str(row["epochs"]),
-        f"{row['seconds']:.1f}",
-        row["state"],
-        " ".join((row["error"] or row["why"] or "").split()),
-    )
+    shown = columns_of(rows, metric)
+    columns = [
+        Column(title=heading.upper(), importance=IMPORTANCE.get(key, OF_OPTIONS), least=LEAST.get(key))
+        for heading, key in shown
+    ]
+    return table_text(columns, [tuple(cell(row, key) for _, key in shown) for row in rows], width)
 
 
 def _best_as_text(found: dict[str, Any]) -> str:
@@ -175,14 +153,3 @@ def _ranked_on(found: dict[str, Any]) -> str:
         return "on the valid split"
     over = "" if validation["repeats"] == 1 else f", mean over {validation['repeats']} repeats"
     return f"out of fold, {validation['folds']} folds{over}"
-
-
-def _options(rows: list[dict[str, Any]]) -> list[str]:
-    known = {"trial", "metric", "spread", "best_epoch", "epochs", "seconds", "state", "why", "error", "checkpoint"}
-    return [name for name in (rows[0] if rows else {}) if name not in known]
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

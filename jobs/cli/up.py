@@ -10,13 +10,11 @@ import threading
 
 import click
 
-from cluster import guard
-from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.ui import PORT
 from jobs.errors import StackError
-from jobs.queue.stack import log_file, start_stack
+from jobs.queue.stack import log_file, start_child, start_stack
 
 MAX_DEATHS = 3  # of the page; another start would not help
 PAGE = (sys.executable, "-P", "-m", "jobs", "ui")  # -P: never import a user's own jobs.py
@@ -118,14 +116,7 @@ class PageProcess:
         self.process = None
 
     def _start(self) -> None:
-        starter = os.getpid()
-        self.process = subprocess.Popen(
-            (*PAGE, "--port", str(self.port)),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this process only
-            preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
-            env=job_worker_environment(self.settings),
-        )
+        self.process = start_child((*PAGE, "--port", str(self.port)), self.settings)
 
 
 def is_in_background() -> bool:

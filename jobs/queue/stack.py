@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cluster import guard
 from cluster.process_env import job_worker_environment
@@ -107,19 +107,29 @@ def start_stack(
 def _start_worker(
     settings: Settings, number: int, output: TextIO | None, command: tuple[str, ...]
 ) -> "subprocess.Popen[bytes]":
-    starter = os.getpid()
     path = log_file(settings.storage, number)
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output or file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process only, which then stops them in order
-            preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
-            env=job_worker_environment(settings),
-        )
+        return start_child(command, settings, stdout=output or file, stderr=subprocess.STDOUT)
+
+
+def start_child(command: Sequence[str], settings: Settings, **streams: Any) -> "subprocess.Popen[bytes]":
+    """Start a process that uses the same storage and Redis and gets SIGTERM when this process ends.
+
+    Args:
+        command: The command.
+        settings: The storage and the address of Redis.
+        streams: `stdout` and `stderr` of `subprocess.Popen`; by default those of this process.
+    """
+    starter = os.getpid()
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C reaches this process only, which then stops its children in order
+        preexec_fn=lambda: guard.die_with_parent(starter, signal.SIGTERM),  # noqa: PLW1509, no thread runs yet
+        env=job_worker_environment(settings),
+        **streams,
+    )
 
 
 def log_file(storage: Path, number: int) -> Path:

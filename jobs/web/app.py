@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 import trainer.report
+from cluster.access import unreadable
 from cluster.errors import ClusterError, UnknownRun
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -90,7 +90,7 @@ def create_app(page: Page) -> Starlette:
     ]
     errors = {ClusterError: handlers.error, JobError: handlers.error, TrainerError: handlers.error,
               NotAllowed: handlers.error, OSError: handlers.error, HTTPException: handlers.error}  # fmt: skip
-    errors |= dict.fromkeys(WRONG_SHAPE, handlers.error)
+    errors |= dict.fromkeys((*WRONG_SHAPE, ClientDisconnect), handlers.error)
     middleware = [Middleware(RequireToken, access=page.access, hosts=tuple(page.hosts))]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
 
@@ -226,7 +226,7 @@ def _text(error: Exception) -> str:
     if isinstance(error, HTTPException):  # Starlette's own: an address that does not exist, or a wrong method
         return f"{error.detail}; follow the links of the page"
     if isinstance(error, OSError):
-        return f"{error.filename or 'the storage'} cannot be read ({os.strerror(error.errno or 0)}); check the storage"
+        return unreadable(error, "the storage")
     if isinstance(error, WRONG_SHAPE):
         return f"a file that this page shows is damaged ({type(error).__name__}); the log of `nightshift ui` has more"
     return str(error)

@@ -1,12 +1,11 @@
 """What the page shows of one run."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.progress_text import duration
@@ -22,8 +21,7 @@ from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.phase_times import timing_text
 from trainer.report.charts import ReportChart
 
-LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log
-COLOR_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Ray colors its log
+LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
 PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: several labels an image
 OF_PERSONS = ("name", "note", "tags", "kind")  # shown elsewhere
 RETRIED = ("failed", "lost", "cancelled")
@@ -130,7 +128,7 @@ def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
         facts=shown_or([], "result.json", warnings, lambda: _facts(record)),
         options=_options({**spec, **{key: value for key, value in record.request.items() if value}}),
         stopping=_stopping(paths, state),
-        log=_end_of(paths.log),
+        log=logs.shown_end(paths.log, lines=LOG_LINES, most_bytes=LOG_BYTES),
         has_report=paths.report.is_file(),
         warnings=list(dict.fromkeys(warnings)),
     )
@@ -207,22 +205,6 @@ def _stopping(paths: RunPaths, state: RunState) -> str:
     if state.kind in WITH_CHECKPOINTS:
         return "Cancel requested: the run stops after its next checkpoint."
     return "Cancel requested."
-
-
-def _end_of(log: Path) -> str:
-    """Return the last lines of a log; of a line that a progress bar has overwritten, what it shows last."""
-    try:
-        with log.open("rb") as file:
-            start = max(0, file.seek(0, 2) - LOG_BYTES)
-            file.seek(start)
-            raw = file.read(LOG_BYTES)
-    except FileNotFoundError:
-        return ""
-    lines = raw.decode(errors="replace").split("\n")
-    whole = lines[1:] if start and len(lines) > 1 else lines
-    shown = [COLOR_CODES.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in whole]
-    ends_with_newline = 1 if shown[-1] == "" else 0
-    return "\n".join(shown[-(LOG_LINES + ends_with_newline) :])
 
 
 def _moment(text: str | None) -> str:

@@ -15,10 +15,10 @@ import uvicorn
 
 from cluster.settings import Settings
 from jobs.errors import InvalidOption, JobError
+from jobs.queue.connection import LOOPBACK
 from jobs.web.access import COOKIE, PARAMETER, Access
 from jobs.web.app import Page, create_app
 
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- refused without an address that browsers can use
 STOP_SECONDS = 5  # for open answers
 
@@ -115,7 +115,7 @@ def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: C
         port = bound.getsockname()[1]
         access = Access(cookie=f"{COOKIE}_{port}", is_secure=listen.has_tls)
         public = urlsplit(listen.public_url).hostname if listen.public_url else None
-        hosts = [*LOOPBACK_NAMES, listen.host, *([public] if public else [])]
+        hosts = [*LOOPBACK, listen.host, *([public] if public else [])]
         page = Page(settings=settings, access=access, hosts=hosts, is_read_only=is_read_only)
         config = uvicorn.Config(
             create_app(page), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
