@@ -342,6 +342,25 @@ def test_a_joined_table_with_two_answers_is_refused(tmp_path):
             folder, "images.csv", "labels.csv")  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"label_column": "edema"}, "labels.csv line 3 has -1 in the column 'edema'; say what it means"),
+        ({"label_columns": ("mass",), "multi_label": True}, "labels.csv line 3 has 'large' in the column 'mass'"),
+        ({"label_column": "finding", "split_column": "fold"}, "images.csv line 2: 'seven'"),
+    ],
+)
+def test_a_fault_in_a_joined_table_is_told_with_the_name_and_line_of_that_table(tmp_path, options, says):
+    folder = source(
+        tmp_path,
+        ["a.png", "b.png"],
+        images_csv=["image,study,fold", "a,1,seven", "b,2,test"],
+        labels_csv=["study,edema,mass,finding", "2,1,1,x", "1,-1,large,y", "3,0,0,x"],
+    )
+
+    refused(says, folder, "images.csv", "labels.csv", **options)
+
+
 def test_tables_without_a_common_column_are_refused(tmp_path):
     folder = source(tmp_path, ["a.png", "b.png"], i_csv=["image,x", "a,1", "b,2"], l_csv=["case,label", "1,x"])
 

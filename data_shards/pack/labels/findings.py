@@ -88,7 +88,7 @@ def _refuse_unexplained(rows: Rows, column: Sequence[str], position: int, option
     number = next((n for n, cell in enumerate(column) if BINARY.get(cell.casefold()) == UNKNOWN), None)
     if number is not None and options.uncertain is None:
         raise SourceError(
-            f"{rows.place(number)} has -1 in the column {rows.columns[position]!r}; say what it means with "
+            f"{rows.place(number, position)} has -1 in the column {rows.columns[position]!r}; say what it means with "
             "--uncertain mask, positive or negative"
         )
 
@@ -132,7 +132,7 @@ def _refuse_other_values(rows: Rows, column: Sequence[str], position: int) -> No
     for number, cell in enumerate(column):
         if not is_missing(cell) and cell.casefold() not in BINARY:
             raise SourceError(
-                f"{rows.place(number)} has {cell!r} in the column {rows.columns[position]!r}; a column of "
+                f"{rows.place(number, position)} has {cell!r} in the column {rows.columns[position]!r}; a column of "
                 "--label-columns holds 1, 0, -1 or nothing; leave it out, or use --label-column"
             )
 

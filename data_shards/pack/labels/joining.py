@@ -20,6 +20,7 @@ class Rows:
         tables: The tables that the rows come from, of which those that were joined are no part.
         origins: Of each row the position of its table in `tables`, and the number of its row there.
         without_partner: Number of rows that a joined table has no row for, by the name of that table.
+        joined: The tables that were joined, in the order of their columns.
     """
 
     where: str
@@ -28,9 +29,14 @@ class Rows:
     tables: tuple[Table, ...]
     origins: list[tuple[int, int]]
     without_partner: dict[str, int] = field(default_factory=dict)
+    joined: tuple["JoinedRows", ...] = ()
 
-    def place(self, number: int) -> str:
-        """Return where a row stands, for an error."""
+    def place(self, number: int, position: int = 0) -> str:
+        """Return where the cell of a row and a column stands, for an error."""
+        for joined in self.joined:
+            partner = joined.partners[number]
+            if joined.begin <= position < joined.begin + joined.width and partner is not None:
+                return joined.rows.place(partner)
         table, row = self.origins[number]
         return self.tables[table].place(row)
 
@@ -41,6 +47,23 @@ class Rows:
     def column(self, position: int) -> list[str]:
         """Return the cells of a column."""
         return [row[position] for row in self.rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedRows:
+    """The rows of a table that was joined.
+
+    Attributes:
+        rows: The rows of that table.
+        begin: Position of the first of its columns.
+        width: Number of its columns.
+        partners: The number of its row for each row of the whole table, None where it has no such row.
+    """
+
+    rows: Rows
+    begin: int
+    width: int
+    partners: list[int | None]
 
 
 def group_by_columns(tables: Sequence[Table]) -> list[list[Table]]:
@@ -83,16 +106,19 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
         )
     theirs = [position for position, name in enumerate(other.columns) if loose(name) not in keys]
     found = _by_key(other, keys, theirs)
-    blank = ("",) * len(theirs)
     own = _positions(rows.columns, keys)
-    added = [found.get(tuple(row[position] for position in own)) for row in rows.rows]
+    partners = [found.get(tuple(row[position] for position in own)) for row in rows.rows]
+    blank = ("",) * len(theirs)
+    added = [blank if number is None else tuple(other.rows[number][p] for p in theirs) for number in partners]
+    joined = JoinedRows(rows=other, begin=len(rows.columns), width=len(theirs), partners=partners)
     return Rows(
         where=rows.where,
         columns=rows.columns + tuple(other.columns[position] for position in theirs),
-        rows=[row + (more or blank) for row, more in zip(rows.rows, added, strict=True)],
+        rows=[row + more for row, more in zip(rows.rows, added, strict=True)],
         tables=rows.tables,
         origins=rows.origins,
-        without_partner=rows.without_partner | {other.where: added.count(None)},
+        without_partner=rows.without_partner | {other.where: partners.count(None)},
+        joined=(*rows.joined, joined),
     )
 
 
@@ -101,7 +127,8 @@ def _positions(columns: Sequence[str], names: Sequence[str]) -> list[int]:
     return [at[name] for name in names]
 
 
-def _by_key(other: Rows, keys: Sequence[str], theirs: Sequence[int]) -> dict[tuple[str, ...], tuple[str, ...]]:
+def _by_key(other: Rows, keys: Sequence[str], theirs: Sequence[int]) -> dict[tuple[str, ...], int]:
+    """Return the number of the first row of each key."""
     found: dict[tuple[str, ...], tuple[tuple[str, ...], int]] = {}
     positions = _positions(other.columns, keys)
     for number, row in enumerate(other.rows):
@@ -113,4 +140,4 @@ def _by_key(other: Rows, keys: Sequence[str], theirs: Sequence[int]) -> dict[tup
                 f"tables are joined by ({listed(other.columns[p] for p in positions)}), but differ elsewhere; "
                 "remove one"
             )
-    return {key: values for key, (values, _) in found.items()}
+    return {key: number for key, (_, number) in found.items()}

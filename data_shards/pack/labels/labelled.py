@@ -181,7 +181,7 @@ class _ReadTable:
         for path, numbers in stating.items():
             found = vote([f for n in numbers if (f := self.findings[n])], self.readers, multi_label=self.multi_label)
             if found.findings is None:
-                places = " and ".join(self.rows.place(number) for number in numbers[:3])
+                places = " and ".join(self.rows.place(number, self.columns.labels[0]) for number in numbers[:3])
                 raise SourceError(f"{normalized_name(path)} {found.fault} ({places})")
             voted[path] = found.findings
         return voted
@@ -199,11 +199,11 @@ class _ReadTable:
                 try:
                     value = read(self.rows.rows[number][position])
                 except ValueError as error:
-                    raise SourceError(f"{self.rows.place(number)}: {error}") from error
+                    raise SourceError(f"{self.rows.place(number, position)}: {error}") from error
                 if value:
                     first.setdefault(value, number)
             if len(first) > 1:
-                places = " and ".join(map(self.rows.place, list(first.values())[:2]))
+                places = " and ".join(self.rows.place(number, position) for number in list(first.values())[:2])
                 raise SourceError(
                     f"{places} give {normalized_name(path)} different values in the column "
                     f"{self.rows.columns[position]!r}, its {what}; correct one of them"
