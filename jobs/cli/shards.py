@@ -336,7 +336,9 @@ def show(shards: str, as_json: bool, html: Path | None, per_class: int) -> None:
 def _print_report(report: "PackReport", shards: Path) -> None:
     index = report.index
     counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
-    click.echo(f"packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards", err=True)
+    classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
+    files = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
+    click.echo(f"packed {counts} images of {classes} into {files}", err=True)
     _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
     _print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
     _print_left_out(report.folder)
