@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_shards.atomic import write_text_atomic
+from data_shards.columns import KeptColumn
 from data_shards.errors import BadIndex
 from data_shards.locations import read_bytes
 from data_shards.targets import TargetCounts
@@ -22,6 +23,7 @@ BOTH = "+"  # joins names of splits, such as train+valid; no name of a split con
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
+LATER_FIELDS = ("history", "columns")  # only an index that uses them has them
 MULTI_LABEL_FIELDS = ("multi_label", "unknown")  # only the index of a multi-label data set has them
 
 
@@ -92,6 +94,7 @@ class ShardIndex(BaseModel):
     Attributes:
         classes: Class names; a label is a position in this tuple. In a multi-label data set the names of the labels.
         multi_label: Whether each image has a target for each class instead of one class.
+        columns: Columns of the label table whose values are stored with the images.
         color: "L" when every image is gray, else "RGB".
         image_size: Short side of the stored images in pixels, or less for smaller source images; 0: unchanged.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
@@ -115,6 +118,7 @@ class ShardIndex(BaseModel):
     options: dict[str, str | int | float | bool | None] = {}
     history: tuple[Addition, ...] = ()
     multi_label: bool = False
+    columns: tuple[KeptColumn, ...] = ()
     digest: str = ""
 
     @model_validator(mode="after")
@@ -201,7 +205,7 @@ class ShardIndex(BaseModel):
 
         A field that came later than the first data sets is there only if it is used, so that their digests stay.
         """
-        content = self.model_dump(mode="json", exclude=None if self.history else {"history"})
+        content = self.model_dump(mode="json", exclude={name for name in LATER_FIELDS if not getattr(self, name)})
         if not self.multi_label:
             for fields in (content, *content["shards"]):
                 for name in MULTI_LABEL_FIELDS:
@@ -261,6 +265,7 @@ def overview(index: ShardIndex) -> dict[str, Any]:
     return {
         "classes": list(index.classes),
         **({"multi_label": True} if index.multi_label else {}),
+        **({"columns": {column.name: list(column.bands) for column in index.columns}} if index.columns else {}),
         "color": index.color,
         "image_size": index.image_size,
         "grouped": index.grouped,

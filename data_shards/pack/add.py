@@ -160,7 +160,8 @@ class _Adding:
         known = find_known_images(good, labels, images, self.work.encoded)
         new = _without(good, known)
         assigned = self._assign(folder, new, groups, images)
-        samples = self._samples(new, assigned.splits, labels, groups)
+        columns = {image.name: image.columns for image in folder.images}
+        samples = self._samples(new, assigned.splits, labels, groups, columns)
         shards = self._write(samples)
         report = AddReport(
             before=self.before,
@@ -223,11 +224,13 @@ class _Adding:
         splits: Mapping[str, str],
         labels: Mapping[str, Label],
         groups: Mapping[str, str],
+        columns: Mapping[str, Mapping[str, str]],
     ) -> dict[str, list[Sample]]:
         """Return the samples of each split in the order in which they are stored."""
         samples: dict[str, list[Sample]] = {}
         for entry in sorted(new, key=lambda entry: sort_key(entry.name)):
-            sample = sample_of(entry, self.work.encoded, labels[entry.name], groups.get(entry.name))
+            name = entry.name
+            sample = sample_of(entry, self.work.encoded, labels[name], groups.get(name), columns[name])
             samples.setdefault(splits[entry.name], []).append(sample)
         return samples
 

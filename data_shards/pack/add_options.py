@@ -51,6 +51,7 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
         _check_key(index, options.group_key() if options.group_key else None)
     if options.labels is None:
         return options
+    _check_columns(options.labels, index)
     return replace(options, labels=_with_stored(options.labels, index))
 
 
@@ -63,7 +64,15 @@ def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
         unchosen = _without(unchosen, ("label_column", "label_columns"))
     if not index.grouped:
         unchosen["group_column"] = "none"
-    return replace(labels, **unchosen)
+    return replace(labels, **unchosen, keep_columns=index.columns)
+
+
+def _check_columns(labels: LabelOptions, index: ShardIndex) -> None:
+    if labels.keep_columns and set(labels.keep_columns) != set(index.columns):
+        given, before = (", ".join(map(str, columns)) or "none" for columns in (labels.keep_columns, index.columns))
+        raise OptionError(
+            f"--keep-column {given}: the data set keeps {before}; leave the option out, or pack a new data set"
+        )
 
 
 def _where(given: Conditions, stored: Conditions) -> Conditions:

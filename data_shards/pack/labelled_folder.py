@@ -89,6 +89,7 @@ def scan_labelled_folder(
             split=splits[image.path],
             label=classes.label_of.get(image.path, ""),
             targets=classes.targets_of.get(image.path),
+            columns=image.columns,
             group=(image.group or own_group(name_below(layout.root, image.path))) if labelled.has_groups else None,
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from data_shards.columns import KeptColumn
 from data_shards.dicom import DicomFrame
 
 MEGABYTE = 1_000_000
@@ -65,6 +66,7 @@ class LabelOptions:
         label_separator: What parts several labels in a cell; None: "|"; "": a cell is one label.
         group_column: Column of groups, such as patients; None finds it, "none" uses none.
         split_column: Column of splits; None finds it, "none" uses none.
+        keep_columns: Columns whose values are stored with the images, for metrics by subgroup.
         uncertain: What -1 means: unknown, 1 or 0; None refuses it.
         blank: What a blank cell of `label_columns` means; None: 0, with several labels an image unknown.
         readers: Several rows of one image: they must agree, are voted, are joined, or are refused.
@@ -78,6 +80,7 @@ class LabelOptions:
     label_separator: str | None = None
     group_column: str | None = None
     split_column: str | None = None
+    keep_columns: tuple[KeptColumn, ...] = ()
     uncertain: Uncertain | None = None
     blank: Blank | None = None
     readers: Readers = "agree"
@@ -164,6 +167,7 @@ def _as_text(value: Any) -> int | str:
 def _labels_to_index(labels: LabelOptions) -> dict[str, Any]:
     """Return the options of labels that were given; `tables` is the option `--labels`."""
     given = {name: value for name, value in asdict(labels).items() if value != LABEL_DEFAULTS[name]}
+    given.pop("keep_columns", None)  # the index has a field for them
     given["labels"] = ",".join(Path(table).name for table in given.pop("tables"))
     return {name: ",".join(value) if isinstance(value, tuple) else value for name, value in given.items()}
 

@@ -9,6 +9,7 @@ from statistics import median_low
 from typing import Any
 
 from data_shards.atomic import write_text_atomic
+from data_shards.columns import KeptColumn
 from data_shards.errors import SourceError
 from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.pack.archives import is_archive
@@ -20,7 +21,7 @@ from data_shards.pack.chunks import (
     split_into_chunks,
 )
 from data_shards.pack.image_records import records_of, remove_records, write_records
-from data_shards.pack.label_checks import require_known_targets
+from data_shards.pack.label_checks import refuse_identifying_values, require_known_targets
 from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import PackOptions
 from data_shards.pack.sources import ImageFolder, SourceImage, require_training_images
@@ -120,6 +121,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
 
 def _scan(folder: Path, options: PackOptions, source: Path | None = None) -> ImageFolder:
     image_folder = with_stored_groups(scan_source(folder, options, source=source), options)
+    refuse_identifying_values(image_folder)
     if options.multi_label:
         require_known_targets(image_folder.images, image_folder.classes)
     check_assignable(image_folder.images, options, image_folder.label_names)
@@ -178,9 +180,11 @@ def _write(
 ) -> ShardIndex:
     classes = image_folder.classes
     samples: dict[str, list[Sample]] = {}
-    labels = {image.name: label_of(image, classes) for image in image_folder.images}
+    images = {image.name: image for image in image_folder.images}
     for entry in sorted(good, key=lambda entry: sort_key(entry.name)):
-        sample = sample_of(entry, work.encoded, labels[entry.name], assignment.groups.get(entry.name))
+        image = images[entry.name]
+        label, group = label_of(image, classes), assignment.groups.get(entry.name)
+        sample = sample_of(entry, work.encoded, label, group, image.columns)
         samples.setdefault(assignment.splits[entry.name], []).append(sample)
     shards: list[Shard] = []
     for split in sorted(samples):
@@ -195,7 +199,8 @@ def _write(
     _remove_unlisted(work.target, shards)
     write_records(work.target, records_of(shards, samples))
     key = {"group_key": image_folder.group_key} if image_folder.group_key else {}
-    return _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups))
+    columns = options.labels.keep_columns if options.labels else ()
+    return _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups), columns=columns)
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:
@@ -210,6 +215,7 @@ def _index(
     options: Mapping[str, Any],
     *,
     grouped: bool,
+    columns: tuple[KeptColumn, ...],
 ) -> ShardIndex:
     return ShardIndex(
         classes=classes,
@@ -221,19 +227,21 @@ def _index(
         heights=span_of([entry.height for entry in good]),
         options=dict(options),
         multi_label=options.get("multi_label", False),
+        columns=columns,
     ).sealed()
 
 
-def sample_of(entry: ChunkEntry, encoded: Path, label: Label, group: str | None) -> Sample:
+def sample_of(entry: ChunkEntry, encoded: Path, label: Label, group: str | None, columns: Mapping[str, str]) -> Sample:
     """Return the sample to write of an encoded image; `encoded` is the folder of the chunks."""
     info = {"source": entry.name, "width": entry.width, "height": entry.height, "crc32": entry.crc32}
+    stated = {name: value for name, value in columns.items() if value}
     return Sample(
         content=encoded / entry.content,
         start=entry.start,
         size=entry.size,
         suffix=entry.suffix,
         label=label,
-        info=info if group is None else {**info, "group": group},
+        info=info | ({} if group is None else {"group": group}) | ({"columns": stated} if stated else {}),
         sha256=entry.sha256,
         phash=entry.phash,
     )

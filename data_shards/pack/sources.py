@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -36,6 +36,7 @@ class SourceImage:
         group: Its group (patient or case), if the labels come from tables with a column of groups; else None.
         targets: In a multi-label data set a value for each of the folder's classes, in their order: `PRESENT`,
             `ABSENT` or `UNKNOWN` of `data_shards.targets`; else None.
+        columns: Its value in each column that is kept, "" where the table has none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SourceImage:
     label: str = ""
     targets: Targets | None = None
     group: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ class Batch:
         ids: int64 (B,), the samples' ids in their split.
         groups: Patient or case of each sample, "" if the data set has no groups.
         sources: Names of the files that the samples came from.
+        columns: Value of each sample in the kept columns, by their names; a column without a value is left out.
     """
 
     images: torch.Tensor
@@ -42,6 +43,7 @@ class Batch:
     ids: torch.Tensor
     groups: tuple[str, ...]
     sources: tuple[str, ...]
+    columns: tuple[dict[str, str], ...]
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, for asynchronous copies to a GPU. The DataLoader calls this."""
@@ -201,6 +203,7 @@ class _Decoder(Dataset[Any]):
             ids=torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64),
             groups=tuple(str(sample.info.get("group", "")) for sample in samples),
             sources=tuple(str(sample.info.get("source", "")) for sample in samples),
+            columns=tuple(_columns(sample) for sample in samples),
         )
 
     def _read(self, extent: Extent) -> tuple[StoredSample, Pixels]:
@@ -212,6 +215,11 @@ class _Decoder(Dataset[Any]):
             except FileNotFoundError:
                 self.files.fetch_again(extent.shard)
         raise RemoteError(f"{extent.where} was evicted from the cache {FETCHES} times; raise {LIMIT}")
+
+
+def _columns(sample: StoredSample) -> dict[str, str]:
+    found = sample.info.get("columns")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 class _TaskSampler:

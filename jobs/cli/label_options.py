@@ -1,10 +1,13 @@
 """The options of `shards pack` that read labels from tables: their types, and which of them fit together."""
 
+import math
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import click
 
+from data_shards.columns import KeptColumn
 from data_shards.index import SPLITS
 from data_shards.pack.names import split_of
 from data_shards.pack.options import DICOM_PREFIX, LabelOptions
@@ -36,6 +39,33 @@ class ColumnValue(click.ParamType[tuple[str, str]]):
         if not equals or not column.strip():
             self.fail(f"{value!r} is not a column and a value; write COLUMN=VALUE", param, ctx)
         return column.strip(), text.strip()
+
+
+class Column(click.ParamType[KeptColumn]):
+    """A column to keep, or one of numbers and the bounds of bands with = between them."""
+
+    name = "COLUMN[=BOUNDS]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> KeptColumn:
+        """Return the column with its bounds."""
+        if isinstance(value, KeptColumn):
+            return value
+        column, equals, text = str(value).partition("=")
+        if not column.strip():
+            self.fail(f"{value!r} has no column; write COLUMN or COLUMN=40,60,80", param, ctx)
+        bounds = [_number(one) for one in text.split(",")] if equals else []
+        known = [one for one in bounds if one is not None]
+        if len(known) < len(bounds) or any(low >= high for low, high in pairwise(known)):
+            self.fail(f"{value!r} does not end with rising numbers; write COLUMN=40,60,80", param, ctx)
+        return KeptColumn(name=column.strip(), bounds=tuple(known))
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 class SplitFile(click.ParamType[tuple[str, str]]):
@@ -81,7 +111,7 @@ def label_options(choices: dict[str, Any]) -> LabelOptions | None:
 
 
 def _option(name: str) -> str:
-    return "--labels" if name == "tables" else f"--{name.replace('_', '-')}"
+    return {"tables": "--labels", "keep_columns": "--keep-column"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _texts(value: Any) -> tuple[str, ...]:

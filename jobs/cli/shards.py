@@ -22,7 +22,7 @@ from data_shards.pack.options import (
 )
 from data_shards.pack.other_files import by_kind
 from jobs.cli.command import Group
-from jobs.cli.label_options import ColumnValue, NameList, SplitFile, label_options
+from jobs.cli.label_options import Column, ColumnValue, NameList, SplitFile, label_options
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
@@ -90,6 +90,9 @@ LABELS = OptionGroup(
                      "[default: found by usual names]"),
         click.option("--split-column", metavar="COLUMN",
                      help="Column of splits; none ignores it.  [default: found by usual names]"),
+        click.option("--keep-column", "keep_columns", multiple=True, type=Column(), metavar="COLUMN[=BOUNDS]",
+                     help="Store the values of this column, such as sex or site, with the images; evaluations then "
+                     "have metrics by subgroup. age=40,60,80 cuts numbers into bands. Can be repeated."),
         click.option("--allow-unmatched", is_flag=True,
                      help="Pack even if many rows name no image and many images have no row."),
     ),
@@ -361,6 +364,12 @@ def _print_added(report: "AddReport", shards: str) -> None:
     _print_list("color images, read as gray like all others of the data set", report.color)
     if before.grouped and "group_key" not in before.options:
         click.echo("note: groups are stored as they are, like the others of the data set", err=True)
+    if added and before.columns and report.folder.labels is None:
+        echo(
+            f"note: the new images have no value in the kept columns {', '.join(map(str, before.columns))}; "
+            "values come from --labels TABLE",
+            err=True,
+        )
     if report.hashed:
         click.echo(
             f"note: {report.hashed:,} old images had no record; they were read from the shards, and have one now",

@@ -27,6 +27,8 @@ def print_overview(location: str, index: ShardIndex) -> None:
         f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
         f"{_span(index.heights)} high in the source; stored {_stored(index)}"
     )
+    if index.columns:
+        console.print(table_cell(f"kept columns: {', '.join(map(str, index.columns))}"), soft_wrap=True)
     for addition in facts["history"]:
         counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
         line = f"added {addition['time']}: {counts}, to digest {addition['digest_before']}"

@@ -7,6 +7,7 @@ from jobs.runs.record import JobRecord
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.metric_text import prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
+from trainer.evaluation.subgroup_text import subgroup_lines
 
 SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
 DECIDING = ("evaluate", "predict", "export")  # kinds of runs whose result depends on a decision rule
@@ -21,7 +22,13 @@ def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
     rows = [("decision", decision_line(values)), *(("", line) for line in threshold_lines(metrics))]
     seen = evaluation_lines(record.result, str(metrics.get("split"))) if record.state.kind == "evaluate" else []
     rows += [("", line) for line in prevalence_lines(metrics)]
-    return [*rows, *((("images" if at == 0 else ""), line) for at, line in enumerate(seen))]
+    subgroups = subgroup_lines(metrics)
+    return [*rows, *_block("images", seen), *_block("subgroup", subgroups)]
+
+
+def _block(title: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return lines as rows, of which only the first has the title."""
+    return [(title if at == 0 else "", line) for at, line in enumerate(lines)]
 
 
 def metric_with_interval(metrics: dict[str, Any], name: str) -> str:

@@ -7,7 +7,8 @@ a stale file is never read, and concurrent writers of a file write the same byte
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,14 @@ class Features:
         labels: `(n,) int64`.
         sources: Names of the files that the samples were packed from, for reports; never logged.
         groups: Patient or case of each sample; "" where unknown.
+        columns: Value of each sample in each kept column, by its name; "" where there is none.
     """
 
     values: Tensor
     labels: Tensor
     sources: tuple[str, ...]
     groups: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +139,17 @@ def _read(path: Path) -> Features:
         raise ValueError("its content does not match its sha256")
     names = json.loads(found["names"].numpy().tobytes())
     return Features(
-        values=found["values"], labels=found["labels"], sources=tuple(names["sources"]), groups=tuple(names["groups"])
+        values=found["values"],
+        labels=found["labels"],
+        sources=tuple(names["sources"]),
+        groups=tuple(names["groups"]),
+        columns={name: tuple(values) for name, values in names.get("columns", {}).items()},
     )
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
-    names = json.dumps({"sources": features.sources, "groups": features.groups}).encode()
+    columns = {"columns": dict(features.columns)} if features.columns else {}
+    names = json.dumps({"sources": features.sources, "groups": features.groups, **columns}).encode()
     return {
         "values": features.values.contiguous(),
         "labels": features.labels,

@@ -95,6 +95,7 @@ class FeatureExtractor:
             labels=torch.cat([features.labels for features in found]),
             sources=tuple(name for features in found for name in features.sources),
             groups=tuple(name for features in found for name in features.groups),
+            columns={column.name: _column(found, column.name) for column in self.index.columns},
         )
         values = torch.split(joined.values, [len(features.labels) for features in found])
         for shard, features, part in zip(shards, found, values, strict=True):
@@ -154,13 +155,20 @@ class FeatureExtractor:
         labels: list[Tensor] = []
         sources: list[str] = []
         groups: list[str] = []
+        columns: dict[str, list[str]] = {column.name: [] for column in self.index.columns}
         for batch in batches:
             values.append(self._forward.on_device(batch.images, partial(normalised, config=self.config)))
             labels.append(batch.labels)
             sources += batch.sources
             groups += batch.groups
+            for name, of_shard in columns.items():
+                of_shard += [of_image.get(name, "") for of_image in batch.columns]
         return Features(
-            values=torch.cat(values).cpu(), labels=torch.cat(labels), sources=tuple(sources), groups=tuple(groups)
+            values=torch.cat(values).cpu(),
+            labels=torch.cat(labels),
+            sources=tuple(sources),
+            groups=tuple(groups),
+            columns={name: tuple(of_shard) for name, of_shard in columns.items()},
         )
 
     def _count(self, images: int) -> None:
@@ -174,6 +182,11 @@ class FeatureExtractor:
             self.cache.write(shard.sha256, features)
         except OSError as error:
             logger.warning("features of %s are not cached: %s; free space in %s", shard.name, error, self.cache.root)
+
+
+def _column(found: Iterable[Features], name: str) -> tuple[str, ...]:
+    """Return the values of a kept column over the features of several shards."""
+    return tuple(value for one in found for value in one.columns.get(name) or ("",) * len(one.sources))
 
 
 def _samples(shards: Iterable[Shard]) -> int:

@@ -1,7 +1,7 @@
 """Run a model over a split on all ranks, and compute the metrics of its outputs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class ModelOutputs:
         labels: `(N,) int64` classes, or `(N, classes) int64` targets of a multi-label data set.
         groups: Patient or case of each sample, "" where unknown; an empty tuple if not requested.
         sources: Name of the file that each sample was packed from, for tables; an empty tuple if not requested.
+        columns: Value of each sample in each kept column, "" where there is none, by the name of the column.
         objective: Loss, decisions and metrics of these labels.
     """
 
@@ -44,6 +45,7 @@ class ModelOutputs:
     labels: NDArray[np.int64]
     groups: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     objective: Objective = SINGLE_LABEL
 
     def probabilities(self) -> NDArray[np.float64]:
@@ -118,7 +120,7 @@ def classifier_outputs(
     source = FeatureLoader.of(extraction, [split], context.process_group.device)
     found = model_outputs(model.head, source, extraction.index, split, context.process_group)
     features = extraction.features_of(split)
-    return replace(found, groups=features.groups, sources=features.sources)
+    return replace(found, groups=features.groups, sources=features.sources, columns=features.columns)
 
 
 def split_metrics(
@@ -141,6 +143,37 @@ def split_metrics(
         seed=seed,
     )
     return {"split": split, **found}
+
+
+def subgroups(
+    outputs: ModelOutputs,
+    index: ShardIndex,
+    calibration: Calibration,
+    metrics: Mapping[str, Any],
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the metrics by subgroup under their key in `result.json`; nothing if the data set keeps no column.
+
+    `metrics` is what `split_metrics` returned for the outputs.
+    """
+    if not index.columns:
+        return {}
+    from trainer.evaluation.subgroups import DecidedImages, subgroup_rows  # noqa: PLC0415 -- scikit-learn takes a second
+
+    classes = tuple(metrics["classes"])
+    stated = metrics["positive"] if metrics.get("positive_stated", True) else None
+    calibrated = outputs.objective.calibrated(outputs.probabilities(), calibration, classes)
+    images = DecidedImages(
+        labels=outputs.labels,
+        decisions=outputs.objective.decisions(calibrated, calibration, classes, metrics["positive"]),
+        probabilities=calibrated,
+        units=group_ids(outputs.groups, len(outputs.labels)),
+        classes=classes,
+        positive=stated,
+        seed=seed,
+    )
+    return {"subgroups": subgroup_rows(images, index.columns, outputs.columns)}
 
 
 def at_prevalence(
@@ -219,6 +252,7 @@ def save_predictions(
             labels=outputs.labels,
             probabilities=calibrated,
             decisions=decisions,
+            columns=outputs.columns,
             open_draft=lease.atomic_write,
         )
 

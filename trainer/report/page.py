@@ -29,6 +29,7 @@ from trainer.evaluation.metric_text import (
     quoted,
 )
 from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.subgroup_text import NOTE, TOO_FEW, SubgroupTable, subgroup_tables
 from trainer.evaluation.temperature import apply_temperature
 from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
@@ -138,6 +139,11 @@ class ReportData:
     def headline(self) -> Sequence[HeadlineMetric]:
         """The first metrics."""
         return headline_metrics(self.metrics)
+
+    @property
+    def subgroups(self) -> Sequence[SubgroupTable]:
+        """A table of metrics by subgroup for each column that the data set keeps."""
+        return subgroup_tables(self.metrics)
 
     @property
     def error_titles(self) -> Sequence[tuple[str, str]]:
@@ -259,6 +265,8 @@ def render(data: ReportData) -> str:
         other_metrics=OTHER_METRICS,
         label_metrics=LABEL_METRICS,
         names=NAMES,
+        subgroup_note=NOTE,
+        too_few=TOO_FEW,
         choice_of=choice_of,
         chosen_on=chosen_on,
         may_have_chosen=may_have_chosen,

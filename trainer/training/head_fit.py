@@ -146,12 +146,13 @@ def head_logits(head: nn.Module, features: Tensor) -> Floats:
 
 
 def head_outputs(fit: HeadFit, features: Features, logits: Floats) -> ModelOutputs:
-    """Return the outputs of a head for features with their labels, groups and sources."""
+    """Return the outputs of a head for features with their labels, groups, sources and kept columns."""
     return ModelOutputs(
         logits=logits,
         labels=features.labels.numpy(),
         groups=features.groups,
         sources=features.sources,
+        columns=features.columns,
         objective=objective_of(fit.config.multi_label),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics
+from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics, subgroups
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.seen_images import shards_of_model
 from trainer.evaluation.training_text import BEFORE_SCALING
@@ -138,6 +138,7 @@ def publish_scored(
         **split_metrics(found, classes, calibration, split, positive=setup.config.positive, seed=setup.spec.seed),
         **(judged or {}),
     }
+    metrics |= subgroups(found, setup.index, calibration, metrics, seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
     about[SHARDS_KEY] = shards_of_model(setup.index)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_shards.columns import KeptColumn
 from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import group_in_cell, is_missing, whole_numbers
 from data_shards.pack.labels.chosen_columns import ChosenColumns, choose_columns, read_tables
@@ -13,6 +14,7 @@ from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.conditions import fulfilled
 from data_shards.pack.labels.findings import Findings, findings_of_cells, findings_of_columns, vote
 from data_shards.pack.labels.joining import Rows
+from data_shards.pack.labels.kept_columns import kept_note, kept_positions, kept_values
 from data_shards.pack.labels.row_matching import MatchedRows, match_rows
 from data_shards.pack.names import normalized_name, split_of
 from data_shards.pack.options import LabelOptions, PackOptions
@@ -58,12 +60,14 @@ class LabelledImage:
         findings: Its labels.
         split: The split that a column gives it, None without one.
         group: Its group, None without one.
+        columns: Its value in each column that is kept.
     """
 
     path: str
     findings: Findings
     split: str | None
     group: str | None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +157,15 @@ class _ReadTable:
         spelling = self._group_spelling()
         groups = self._one_of_each(used, self.columns.group, "group", spelling)
         cells = [] if self.columns.group is None else self.rows.column(self.columns.group)
+        kept = self._kept_columns(labels, {path: used[path] for path in voted})
         images = tuple(
-            LabelledImage(path=path, findings=findings, split=splits.get(path), group=groups.get(path))
+            LabelledImage(
+                path=path,
+                findings=findings,
+                split=splits.get(path),
+                group=groups.get(path),
+                columns={column.name: values[path] for column, values in kept},
+            )
             for path, findings in voted.items()
         )
         names = self.rows.columns
@@ -166,7 +177,7 @@ class _ReadTable:
             has_groups=self.columns.group is not None,
             groups=frozenset(filter(None, map(spelling, cells))),
             report=LabelReport(
-                notes=tuple(self._notes(labels)),
+                notes=(*self._notes(labels), *(kept_note(column, list(values.values())) for column, values in kept)),
                 rows_without_image=self.matched.rows_without_image,
                 images_without_row=tuple(map(normalized_name, self.matched.images_without_row)),
                 images_without_label=tuple(normalized_name(path) for path in used if used[path] and not stating[path]),
@@ -210,6 +221,19 @@ class _ReadTable:
                 )
             found |= dict.fromkeys([path] if first else [], next(iter(first), ""))
         return found
+
+    def _kept_columns(
+        self, labels: LabelOptions, used: Mapping[str, Sequence[int]]
+    ) -> list[tuple[KeptColumn, dict[str, str]]]:
+        """Return each column that is kept, with the value of each image."""
+        holding = {
+            "names of the images": (self.columns.image,),
+            "labels": self.columns.labels,
+            "groups": () if self.columns.group is None else (self.columns.group,),
+            "splits": () if self.columns.split is None else (self.columns.split,),
+        }
+        positions = kept_positions(self.rows, labels.keep_columns, holding)
+        return [(one, kept_values(self.rows, one, positions[one.name], used)) for one in labels.keep_columns]
 
     def _group_spelling(self) -> Callable[[str], str | None]:
         position = self.columns.group
