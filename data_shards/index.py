@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_shards.about import About
 from data_shards.atomic import write_text_atomic
 from data_shards.columns import KeptColumn
 from data_shards.errors import BadIndex
@@ -23,7 +24,7 @@ BOTH = "+"  # joins names of splits, such as train+valid; no name of a split con
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
-LATER_FIELDS = ("history", "columns")  # only an index that uses them has them
+LATER_FIELDS = ("history", "columns", "about")  # only an index that uses them has them
 MULTI_LABEL_FIELDS = ("multi_label", "unknown")  # only the index of a multi-label data set has them
 
 
@@ -103,6 +104,7 @@ class ShardIndex(BaseModel):
         options: The options of `shards pack`.
         history: The additions to the data set in their order; empty for one that is as it was packed.
         digest: sha256 over everything above, the shards' sha256 included: it identifies the data set.
+        about: What people state about the data set; no part of the digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,6 +122,7 @@ class ShardIndex(BaseModel):
     multi_label: bool = False
     columns: tuple[KeptColumn, ...] = ()
     digest: str = ""
+    about: About | None = None
 
     @model_validator(mode="after")
     def _shards_fit(self) -> Self:
@@ -219,6 +222,7 @@ class ShardIndex(BaseModel):
     def _digest(self) -> str:
         content = self.to_json()
         del content["digest"]
+        content.pop("about", None)
         for addition in content.get("history", ()):
             del addition["time"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -272,6 +276,7 @@ def overview(index: ShardIndex) -> dict[str, Any]:
         "widths": dict(zip(("least", "median", "greatest"), index.widths, strict=True)),
         "heights": dict(zip(("least", "median", "greatest"), index.heights, strict=True)),
         "digest": index.digest,
+        "about": index.about.model_dump() if index.about else None,
         "options": index.options,
         "splits": {split: _of_split(index, split) for split in index.splits},
         "history": [_of_addition(index, number) for number in range(len(index.history))],

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from data_shards.about import About
 from data_shards.columns import KeptColumn
 from data_shards.dicom import DicomFrame
 
@@ -110,6 +111,7 @@ class PackOptions:
             shards, about eight, so that several workers can share it.
         max_bad: Share of the images that may be unreadable.
         allow_leakage: Pack although the same image or group is in two splits.
+        about: What is stated about the data set.
         processes: Processes that decode; None starts one per core. The shards do not depend on it.
     """
 
@@ -128,6 +130,7 @@ class PackOptions:
     shard_bytes: int = 64 * MEGABYTE
     max_bad: float = 0.01
     allow_leakage: bool = False
+    about: About | None = None
     processes: int | None = None
 
     def takes(self, label: str) -> bool:
@@ -146,7 +149,7 @@ class PackOptions:
         """
         stored = asdict(self)
         stored |= stored.pop("encode")
-        del stored["processes"], stored["labels"], stored["group_key"], stored["plain_groups"]
+        del stored["processes"], stored["labels"], stored["group_key"], stored["plain_groups"], stored["about"]
         if self.group_by and self.group_by.lower().endswith(TABLE_ENDINGS):
             stored["group_by"] = Path(self.group_by).name
         stored["split_files"] = tuple((split, Path(path).name) for split, path in self.split_files)

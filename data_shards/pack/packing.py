@@ -200,7 +200,8 @@ def _write(
     write_records(work.target, records_of(shards, samples))
     key = {"group_key": image_folder.group_key} if image_folder.group_key else {}
     columns = options.labels.keep_columns if options.labels else ()
-    return _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups), columns=columns)
+    index = _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups), columns=columns)
+    return index.model_copy(update={"about": options.about})
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:

@@ -36,8 +36,10 @@ CONFIG_OPTION = click.option(
 CONFIG = OptionGroup("Configuration", (CONFIG_OPTION,))
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, *, what: str = "config file", example: str = "epochs: 20") -> dict[str, Any]:
     """Return the keys of a config file; every value is a text, None, a list or an object.
+
+    `what` and `example` are what errors call the file, and a line that it may have.
 
     Raises:
         InvalidOption: The file cannot be read, or is not a list of keys and values.
@@ -46,19 +48,19 @@ def read_config(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(LARGEST_BYTES + 1)
         if len(data) > LARGEST_BYTES:
-            raise InvalidOption(f"{path} is larger than {LARGEST_BYTES // 1_000_000} MB; it is not a config file")
+            raise InvalidOption(f"{path} is larger than {LARGEST_BYTES // 1_000_000} MB; it is not a {what}")
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidOption(f"{path} is not a text in UTF-8; save it as UTF-8") from error
     except OSError as error:
-        raise InvalidOption(f"config file {path} cannot be read: {error.strerror}; check the path") from error
-    content = _parsed(path, text)
+        raise InvalidOption(f"{what} {path} cannot be read: {error.strerror}; check the path") from error
+    content = _parsed(path, text, example)
     if not isinstance(content, dict):
-        raise InvalidOption(f"{path} has no keys and values; write lines such as epochs: 20")
+        raise InvalidOption(f"{path} has no keys and values; write lines such as {example}")
     return {str(key): _or_none(value) for key, value in content.items()}
 
 
-def _parsed(path: Path, text: str) -> Any:
+def _parsed(path: Path, text: str, example: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             with contextlib.suppress(ValueError):  # a flow mapping of YAML
@@ -72,7 +74,7 @@ def _parsed(path: Path, text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise InvalidOption(f"{path} is not valid YAML{line}; write lines such as epochs: 20") from error
+        raise InvalidOption(f"{path} is not valid YAML{line}; write lines such as {example}") from error
 
 
 def _texts(node: Any, depth: int = 0) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from cluster.settings import Settings
+from data_shards.about import About
 from data_shards.errors import LeakageError
 from data_shards.index import overview, read_index
 from data_shards.pack.options import (
@@ -27,6 +28,7 @@ from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
+from jobs.cli.shards_describe import AboutFile, describe
 from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing, print_groups
 from jobs.cli.shards_overview import print_overview
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
@@ -193,12 +195,23 @@ ADD_OUTPUT = OptionGroup(
 )  # fmt: skip
 
 
+ABOUT = OptionGroup(
+    "Description",
+    (
+        click.option("--about", type=AboutFile(), metavar="FILE",
+                     help="YAML file that describes the data set, with any of the keys "
+                     f"{', '.join(About.model_fields)}. `shards show` and reports show it."),
+    ),
+)  # fmt: skip
+
+
 @click.group(cls=Group)
 def shards() -> None:
-    """Pack, extend, audit, verify and show data sets as WebDataset shards."""
+    """Pack, extend, audit, describe, verify and show data sets as WebDataset shards."""
 
 
 shards.add_command(audit)
+shards.add_command(describe)
 shards.add_command(group_names)
 
 
@@ -211,7 +224,7 @@ shards.add_command(group_names)
 )
 @click.argument("source", type=SourceType())
 @click.argument("shards", type=click.Path(path_type=Path))
-@options(CLASSES, LABELS, SPLITTING, ENCODING, DOWNLOAD, SHARDING)
+@options(CLASSES, LABELS, SPLITTING, ENCODING, ABOUT, DOWNLOAD, SHARDING)
 def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | None, **choices: Any) -> None:
     """Pack the images in SOURCE into shards in a new folder.
 

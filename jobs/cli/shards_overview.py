@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data_shards.about import about_rows
+from data_shards.columns import NOT_STATED
 from data_shards.index import ShardIndex, overview
 from data_shards.targets import TargetCounts
 from jobs.cli.terminal import table_cell
@@ -29,6 +31,8 @@ def print_overview(location: str, index: ShardIndex) -> None:
     )
     if index.columns:
         console.print(table_cell(f"kept columns: {', '.join(map(str, index.columns))}"), soft_wrap=True)
+    for title, text in about_rows(index.about) if index.about else [("description", NOT_STATED)]:
+        console.print(table_cell(f"{title}: {text}"), soft_wrap=True)
     for addition in facts["history"]:
         counts = ", ".join(f"{count:,} {split}" for split, count in addition["samples"].items())
         line = f"added {addition['time']}: {counts}, to digest {addition['digest_before']}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cluster.lease import Lease
+from data_shards.about import about_rows
 from data_shards.index import ShardIndex, overview
 from trainer.evaluation.decision_text import (
     choice_of,
@@ -139,6 +140,11 @@ class ReportData:
     def headline(self) -> Sequence[HeadlineMetric]:
         """The first metrics."""
         return headline_metrics(self.metrics)
+
+    @property
+    def about(self) -> list[tuple[str, str]]:
+        """What is stated about the data set."""
+        return about_rows(self.index.about)
 
     @property
     def subgroups(self) -> Sequence[SubgroupTable]:
