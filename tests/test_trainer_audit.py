@@ -30,7 +30,8 @@ from trainer.audit.describe import edge_cells, edge_patches
 from trainer.audit.page import write_page
 from trainer.audit.saved import read_audit
 from trainer.errors import SpecError
-from trainer.report.page import area_percent, render
+from trainer.report.environment import area_percent
+from trainer.report.page import render
 
 SIDE = 32  # pixels
 MARK = "constant mark near the edge"

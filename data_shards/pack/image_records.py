@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from data_shards.atomic import atomic_path
 from data_shards.index import Shard, ShardIndex
+from data_shards.locations import local_folder
 from data_shards.pack.write import Sample
 from data_shards.targets import Label
 
@@ -103,6 +104,20 @@ def read_records(folder: Path, index: ShardIndex) -> tuple[Records, list[str]]:
             damaged.append(path.name)
     sizes = {shard.sha256: shard.samples for shard in index.shards}
     return {sha256: records for sha256, records in found.items() if sizes.get(sha256) == len(records)}, damaged
+
+
+def groups_by_split(location: str, index: ShardIndex) -> dict[str, int]:
+    """Return the number of groups (patients or cases) of each split, as far as the records of the images say."""
+    folder = local_folder(location)
+    if folder is None or not index.grouped:
+        return {}
+    records, _ = read_records(folder.expanduser(), index)
+    known = {split: [records.get(shard.sha256) for shard in index.of_split(split)] for split in index.splits}
+    return {
+        split: len({image.group or image.sha256 for of_shard in found if of_shard for image in of_shard})
+        for split, found in known.items()
+        if None not in found
+    }
 
 
 def remove_records(folder: Path) -> None:

@@ -14,6 +14,7 @@ from data_shards.index import SPLITS
 from jobs.cli.command import Group
 from jobs.cli.compare import METRICS
 from jobs.cli.completion import complete_model
+from jobs.cli.models_card import card
 from jobs.cli.option_types import Share
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.terminal import terminal_text
@@ -57,7 +58,10 @@ PROMOTION = OptionGroup(
 
 @click.group(cls=Group)
 def models() -> None:
-    """Give names to models in use. Commands accept such a name as MODEL."""
+    """Give names to models in use, and write their cards. Commands accept such a name as MODEL."""
+
+
+models.add_command(card)
 
 
 @models.command(example='nightshift models promote train-20261123-203000-a1b2c3 --as chest --why "more films"')

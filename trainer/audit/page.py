@@ -4,8 +4,7 @@ from pathlib import Path
 
 from cluster.files import write_text
 from trainer.audit.audit import Audit
-from trainer.report.environment import page_environment
-from trainer.report.page import area_percent, thousands
+from trainer.report.environment import area_percent, page_environment, thousands
 
 
 def write_page(file: Path, location: str, audit: Audit, classes: tuple[str, ...]) -> None:

@@ -29,3 +29,13 @@ def number_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else str(value)
+
+
+def area_percent(area: float) -> float:
+    """Return the place of an AUROC on a scale from 0.5 to 1, in percent; below 0.5 it is at the start."""
+    return round(100 * min(1.0, max(0.0, 2 * area - 1)), 2)
+
+
+def thousands(value: int) -> str:
+    """Return a count with a thin space between thousands."""
+    return f"{value:,}".replace(",", "\u202f")

@@ -11,21 +11,19 @@ import numpy as np
 
 from cluster.resources import this_machine
 from data_shards.index import ShardIndex
-from data_shards.locations import local_folder
-from data_shards.pack.image_records import read_records
+from data_shards.pack.image_records import groups_by_split
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.audit.saved import read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import predicted_classes
-from trainer.evaluation.decision_text import choice_of, is_out_of_fold
-from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
+from trainer.evaluation.metric_text import is_binary, is_positive_stated
 from trainer.evaluation.predictions import Predictions
-from trainer.evaluation.seen_images import evaluation_lines
 from trainer.evaluation.temperature import apply_temperature
 from trainer.model.bundle import read_model
 from trainer.report.examples import ExampleImage, Pixels, random_correct, with_pictures, worst_misclassified
 from trainer.report.head_comparison import head_comparison
+from trainer.report.limits import limits
 from trainer.report.multi_label import MultiLabelReportData, worst_decisions
 from trainer.report.page import ReportData, SearchSection
 from trainer.report.source_version import source_version
@@ -42,7 +40,6 @@ OWN_SECTIONS = (
     "baselines",
     "cross_validation",
 )  # details that the report shows in sections of their own, or as warnings
-FEW = 30  # images of a class; with fewer, one error changes recall by more than 3 percentage points
 
 
 def gather_report(
@@ -67,7 +64,7 @@ def gather_report(
         groups=groups_by_split(spec.shards, index),
         command=command_of(spec),
         facts=_facts(attempt, result),
-        warnings=_warnings(index, metrics, result.details),
+        warnings=limits(index, metrics, result.details),
         audit=read_audit(attempt.paths.storage, index.digest),
         heads=head_comparison(spec.to_json(), metrics, result.details),
     )
@@ -100,20 +97,6 @@ def _chosen(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[Examp
     return (*worst_misclassified(*about, positive=positive if has_kinds else None), *random_correct(*about))
 
 
-def groups_by_split(location: str, index: ShardIndex) -> dict[str, int]:
-    """Return the number of groups (patients or cases) of each split, as far as the records of the images say."""
-    folder = local_folder(location)
-    if folder is None or not index.grouped:
-        return {}
-    records, _ = read_records(folder.expanduser(), index)
-    known = {split: [records.get(shard.sha256) for shard in index.of_split(split)] for split in index.splits}
-    return {
-        split: len({image.group or image.sha256 for of_shard in found if of_shard for image in of_shard})
-        for split, found in known.items()
-        if None not in found
-    }
-
-
 def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
     epochs = read_epoch_lines(attempt.paths.metrics)
     machine = this_machine()
@@ -137,62 +120,6 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
             **{name: version(name) for name in PACKAGES},
         },
     }
-
-
-def _warnings(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
-    split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
-    few = [f"{count} {quoted(name)}" for name, count in counts.items() if count < FEW]
-    return [
-        *(
-            [f"The {split} split has only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
-            if few
-            else []
-        ),
-        *_positive_warning(index, metrics),
-        *(
-            ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
-            if split == "valid" and _has_threshold_of_valid(metrics)
-            else []
-        ),
-        *(f"{line[0].upper()}{line[1:]}." for line in evaluation_lines(details, split) if _is_warning(line)),
-        *(
-            ["The best epoch was selected on this split: its metrics are optimistic. Evaluate on a test split."]
-            if _selected_epoch(metrics, details)
-            else []
-        ),
-        *(
-            ["The data set was packed with --allow-leakage: an image or group may be in more than one split."]
-            if index.options.get("allow_leakage")
-            else []
-        ),
-    ]
-
-
-def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str]:
-    """Return a note if nobody said which of two classes is the one to find."""
-    if index.multi_label or is_positive_stated(metrics) or not is_binary(index.classes):
-        return []
-    return [
-        "No positive class was stated, so both classes are treated alike. With --positive CLASS, train and evaluate "
-        "report sensitivity, specificity, operating points and a decision curve for the class that is to be found."
-    ]
-
-
-def _has_threshold_of_valid(metrics: Mapping[str, Any]) -> bool:
-    """Whether a threshold was chosen on the model's own predictions of the valid split, not on those out of fold."""
-    if "labels" in metrics:
-        chosen = [name for name, row in metrics["labels"].items() if row.get("min_sensitivity")]
-    else:
-        chosen = [] if metrics["threshold"] is None else [metrics["positive"]]
-    return any(not is_out_of_fold(choice_of(metrics, name)) for name in chosen)
-
-
-def _is_warning(line: str) -> bool:
-    return line.startswith(("warning", "the test split"))
-
-
-def _selected_epoch(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
-    return metrics["split"] == "valid" and "best_epoch" in details
 
 
 def _text(value: Any) -> str:

@@ -36,10 +36,11 @@ from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
 from trainer.report.charts import ReportChart
 from trainer.report.class_table import ClassRow, class_rows
-from trainer.report.environment import number_text, page_environment
+from trainer.report.environment import area_percent, number_text, page_environment, thousands
 from trainer.report.evaluation_charts import EvaluatedImages, evaluation_charts
 from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
+from trainer.report.limits import leakage_text
 from trainer.report.svg_chart import Chart
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels an image
@@ -196,10 +197,7 @@ class ReportData:
     @property
     def leakage(self) -> str:
         """Whether packing found or allowed images or groups in more than one split."""
-        allowed = self.index.options.get("allow_leakage")
-        if allowed is None:
-            return "not checked"
-        return "allowed when packing (--allow-leakage)" if allowed else "none: no image or group is in two splits"
+        return leakage_text(self.index)
 
     @property
     def additions(self) -> list[str]:
@@ -290,16 +288,6 @@ def _percent(value: float | None) -> str:
 def _shown(value: float | None, name: str) -> str:
     """Return a main metric or an end of its interval in the unit of the metric: AUROC is no percentage."""
     return number_text(value) if name == "auroc" else _percent(value)
-
-
-def area_percent(area: float) -> float:
-    """Return the place of an AUROC on a scale from 0.5 to 1, in percent; below 0.5 it is at the start."""
-    return round(100 * min(1.0, max(0.0, 2 * area - 1)), 2)
-
-
-def thousands(value: int) -> str:
-    """Return a count with a thin space between thousands."""
-    return f"{value:,}".replace(",", "\u202f")
 
 
 def _data_uri(content: bytes) -> str:

@@ -1,0 +1,121 @@
+"""Finds what is known about a model for its card: its run, its data set, its evaluations and its thresholds."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cluster.files import read_json_object
+from cluster.run_paths import RunPaths
+from data_shards.errors import ShardError
+from data_shards.index import ShardIndex, read_index
+from data_shards.pack.image_records import groups_by_split
+from jobs.runs.evaluations import EvaluatedModel, evaluations_of, find_model
+from jobs.runs.promotions import models_in_use
+from jobs.runs.record import read_record
+from trainer.audit.saved import read_audit
+from trainer.errors import SpecError
+from trainer.evaluation.metric_text import has_headline
+from trainer.model.head import HeadConfig
+from trainer.model.names import HEAD_FILE, MANIFEST_FILE
+from trainer.model.thresholds import read_threshold, threshold_names
+from trainer.report.limits import limits
+from trainer.report.model_card import CardFigures, ModelCard, render_card
+from trainer.specs import EvaluateSpec, TrainOptions, read_spec
+from trainer.specs.command_text import command_of
+
+__all__ = ["model_card", "render_card"]
+
+PACKAGES = ("nightshift", "torch", "efficientnet_pytorch")
+SHOWN_OPTIONS = (
+    "epochs", "patience", "batch_size", "lr", "weights", "freeze", "augment", "class_weights", "folds", "seed",
+)  # fmt: skip
+SPLITS = ("test", "valid", "train+valid")  # whose figures the card has, in this order
+
+
+def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
+    """Return the content of the card of the model that is published in a folder.
+
+    Raises:
+        CheckpointError: The model is damaged, or a threshold is not of its weights.
+        StorageError: Its manifest or the result of an evaluation cannot be read.
+    """
+    found = find_model(storage, str(folder))
+    manifest = read_json_object(folder / MANIFEST_FILE)
+    spec = _spec(found.origin)
+    shards = str(getattr(spec, "shards", ""))
+    index = _index(shards, str(manifest.get("data")))
+    in_use, _ = models_in_use(storage)
+    return ModelCard(
+        name=name,
+        names=[known for known, promotion in in_use.items() if promotion.weights == found.weights],
+        weights=found.weights,
+        config=HeadConfig.read(folder / HEAD_FILE),
+        trained=_ended(found.origin),
+        shards=shards,
+        index=index,
+        groups=groups_by_split(shards, index) if index else {},
+        spec={name: value for name, value in spec.to_json().items() if name in SHOWN_OPTIONS} if spec else {},
+        command=command_of(spec) if spec else "",
+        figures=_figures(storage, found, str(manifest.get("data")), index),
+        thresholds=[read_threshold(folder, each, weights=found.weights) for each in threshold_names(folder)],
+        audit=read_audit(storage, index.digest) if index else None,
+        versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+    )
+
+
+def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex | None) -> list[CardFigures]:
+    """Return what the newest run that judged the model on each split of each data set measured."""
+    figures = []
+    for split in SPLITS:
+        newest = {each.about.data: each for each in reversed(evaluations_of(storage, model, split))}
+        for evaluation in newest.values():
+            result = read_json_object(evaluation.paths.result)
+            metrics = result.get("metrics")
+            if not isinstance(metrics, dict) or not _is_complete(metrics):
+                continue
+            spec = _spec(evaluation.paths)
+            shards = str(getattr(spec, "shards", ""))
+            judged = _index(shards, evaluation.about.data)
+            known = index is not None and index.version_with(evaluation.about.data) is not None
+            later = judged is not None and judged.version_with(data) is not None
+            figures.append(
+                CardFigures(
+                    run=evaluation.paths.run_id,
+                    ended=_ended(evaluation.paths),
+                    shards=shards,
+                    metrics=metrics,
+                    limits=limits(judged, metrics, result) if judged else [],
+                    is_external=evaluation.about.data != data and not known and not later,
+                )
+            )
+    return figures
+
+
+def _spec(paths: RunPaths | None) -> TrainOptions | EvaluateSpec | None:
+    """Return the spec of a run, None if it cannot be read."""
+    if paths is None:
+        return None
+    try:
+        spec = read_spec(paths.spec)
+    except SpecError:
+        return None
+    return spec if isinstance(spec, TrainOptions | EvaluateSpec) else None
+
+
+def _index(shards: str, digest: str) -> ShardIndex | None:
+    """Return a data set as it was when it had a digest, None if it cannot be read."""
+    try:
+        return read_index(shards).version_with(digest) if shards else None
+    except ShardError:
+        return None
+
+
+def _ended(paths: RunPaths | None) -> str:
+    return "" if paths is None else str(read_record(paths, with_files=False).state.ended or "")
+
+
+def _is_complete(metrics: Mapping[str, Any]) -> bool:
+    """Whether a result has what a card shows: it is not damaged."""
+    return {"split", "n"} <= metrics.keys() and ("labels" in metrics or has_headline(metrics))

@@ -1,0 +1,50 @@
+"""`nightshift models card`."""
+
+from pathlib import Path
+
+import click
+
+from cluster.files import write_text
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.cli.command import command
+from jobs.cli.options import OptionGroup, options, run_argument
+from jobs.cli.predict import output_file
+from jobs.cli.terminal import echo
+from jobs.errors import Refused
+from jobs.queue.checks import model_of
+from jobs.runs.record import model_mismatch
+
+CARD_FILE = "card.html"
+FILE = OptionGroup(
+    "File",
+    (click.option("--output", metavar="FILE", help=f"Path of the card.  [default: {CARD_FILE} beside the model]"),),
+)
+
+
+@command(example="nightshift models card train-20261123-203000-a1b2c3 --output card.html")
+@run_argument("model")
+@options(FILE)
+def card(model: str, output: str | None) -> None:
+    """Write the card of MODEL as an HTML page, and print its path.
+
+    The card has the intended use, the data, the figures of the newest evaluation of each split with their intervals,
+    subgroups, thresholds, what limits the figures, the command that repeats the training, and the items of TRIPOD+AI,
+    STARD-AI and CLAIM that it fills or leaves open. What nobody stated is "not stated"; `shards describe` states what
+    is known of the data set.
+    """
+    from jobs.cli.card_view import model_card, render_card  # noqa: PLC0415 -- --help does not wait for it
+
+    settings = Settings.read()
+    target = output_file(output)
+    named = model_of(settings, model)
+    folder = named.published_folder()
+    if folder.name == "best" and (mismatch := model_mismatch(RunPaths(folder.parent))):
+        raise Refused(mismatch)
+    path = Path(target) if target else folder / CARD_FILE
+    page = render_card(model_card(settings.storage, folder, named.name))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written: {error.strerror}; give another file with --output") from error
+    echo(str(path))

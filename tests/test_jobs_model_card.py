@@ -1,0 +1,158 @@
+"""`nightshift models card`: a page about a model, with what nobody stated."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.files import read_json, write_json
+from cluster.run_paths import RunPaths
+from data_shards.about import About
+from data_shards.columns import KeptColumn
+from data_shards.index import Shard, ShardIndex, write_index
+from tests.test_jobs_compare import OF_A, A, predictions_of, succeed
+from tests.trained import lease_in
+from trainer.evaluation.metrics import classification_metrics
+from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
+from trainer.model.head import HeadConfig
+from trainer.report import checklists
+from trainer.report.checklists import ITEMS, filled_items
+
+TEMPLATE = Path(checklists.__file__).with_name("model_card.html.j2")
+WEIGHTS, SITE = "0" * 64, KeptColumn(name="site")
+ABOUT = About(source="<script>films</script>", intended_use="triage, research alone")
+
+
+def write_data(folder, about=ABOUT):
+    """Write the index of a data set with 24 images of each split."""
+    shards = [
+        Shard(name=f"{split}-0.tar", split=split, samples=24, per_class=(12, 12), bytes=1, sha256=f"{n}" * 64)
+        for n, split in enumerate(("train", "valid", "test"))
+    ]
+    index = ShardIndex(
+        classes=("covid", "normal"),
+        shards=tuple(shards),
+        columns=(SITE,),
+        options={"allow_leakage": False},
+        grouped=True,
+    ).sealed()
+    folder.mkdir()
+    write_index(folder, index.model_copy(update={"about": about}))
+    return index
+
+
+def judged(seed, split, index):
+    """Return predictions of a split, and the metrics that a result has of them."""
+    found = predictions_of(seed, split, WEIGHTS)
+    metrics = classification_metrics(found.probabilities, found.labels, classes=index.classes, positive="covid")
+    images = DecidedImages(
+        labels=found.labels,
+        decisions=found.decisions,
+        probabilities=found.probabilities,
+        units=np.arange(24),
+        classes=index.classes,
+        positive="covid",
+        seed=0,
+    )
+    rows = subgroup_rows(images, [SITE], {"site": ("north",) * 14 + ("south",) * 8 + ("",) * 2})
+    about = found.about.__class__(**{**vars(found.about), "data": index.digest})
+    return found.__class__(**{**vars(found), "about": about}), metrics | {"split": split, "subgroups": rows}
+
+
+@pytest.fixture
+def data(settings):
+    return settings.storage / "data"
+
+
+@pytest.fixture
+def there(say, settings, data):
+    """A training and an evaluation of its model on the test split."""
+    index = write_data(data)
+    train, evaluate = succeed(settings.storage, A, "train"), succeed(settings.storage, OF_A, "evaluate")
+    write_json(train.spec, {"kind": "train", "shards": str(data), "lr": 1e-3, "positive": "covid"})
+    train.best.mkdir()
+    head = HeadConfig(classes=index.classes, width=512, dropout=0.4, image_size=224, positive="covid")
+    write_json(train.best / "head.json", head.model_dump(mode="json"))
+    write_json(train.best / "manifest.json",
+               {"files": {"model.safetensors": WEIGHTS}, "run": A, "data": index.digest})  # fmt: skip
+    write_json(evaluate.spec, {"kind": "evaluate", "model": A, "shards": str(data), "split": "test"})
+    for paths, split, details in ((train, "valid", {"best_epoch": 3}), (evaluate, "test", {"evaluations_of_split": 7})):
+        predictions, metrics = judged(len(split), split, index)
+        predictions.write(paths.predictions, lease_in(paths.folder))
+        write_json(paths.result, {"kind": paths.run_id.partition("-")[0], "metrics": metrics, **details})
+    return say
+
+
+def page_of(say, settings, *options):
+    code, out, err = say("models", "card", A, *options)
+    assert (code, err) == (0, "")
+    return Path(out.strip()).read_text(encoding="utf-8")
+
+
+def test_a_card_has_figures_with_intervals_data_limits_subgroups_and_the_command(there, settings, data):
+    page = page_of(there, settings)
+
+    auroc = read_json(RunPaths.of(settings.storage, OF_A).result)["metrics"]["auroc"]
+    assert (RunPaths.of(settings.storage, A).best / "card.html").is_file()
+    assert "triage, research alone" in page
+    assert page.index("Test split, 24 images") < page.index("Valid split, 24 images")
+    assert f'<td class="n">{auroc:.4g}</td>' in page
+    assert "The test split has only 12 " in page.replace("&#34;", '"')
+    assert "7 times" in page
+    assert "Metrics are optimistic" in page or "its metrics are optimistic" in page
+    assert '<th scope="row">north</th>' in page
+    assert "too few to say" in page
+    assert f"nightshift train {data} --lr 0.001 --positive covid" in page
+    assert "none: no image or group is in two splits" in page
+
+
+def test_text_from_outside_is_escaped_and_what_nobody_stated_is_said(there, settings):
+    page = page_of(there, settings)
+
+    assert "&lt;script&gt;films&lt;/script&gt;" in page
+    assert "<script" not in page
+    assert '<dt>Ethics approval and consent</dt><dd class="open">not stated</dd>' in page
+    rows = page.split("<h2>Reporting guidelines</h2>")[1]
+    assert '<th scope="row">Source of the data</th><td>5a</td><td>–</td><td>yes</td><td>Data</td>' in rows
+    assert '<th scope="row">Ethics approval</th><td>17</td><td>–</td><td>–</td><td class="open">not stated</td>' in rows
+
+
+def test_a_card_says_so_if_the_data_set_and_the_evaluations_are_gone(there, settings, data):
+    (data / "index.json").unlink()
+    for run in (A, OF_A):
+        RunPaths.of(settings.storage, run).predictions.unlink()
+
+    page = page_of(there, settings, "--output", str(settings.storage / "a.html"))
+
+    assert "cannot be read as it was when the model was trained" in page
+    assert "No run of this storage has measured the model." in page
+    assert (
+        '<th scope="row">Performance with confidence intervals</th><td>23a</td><td>24</td><td>yes</td><td class="open">'
+        in page
+    )
+
+
+def test_a_description_that_came_later_is_on_the_card(there, settings, data, tmp_path):
+    (tmp_path / "dataset.yaml").write_text("ethics: approved 2021-17\n")
+
+    there("shards", "describe", str(data), str(tmp_path / "dataset.yaml"))
+
+    assert "approved 2021-17" in page_of(there, settings)
+
+
+def test_a_card_that_cannot_be_written_is_refused_in_one_line(there, settings):
+    code, out, err = there("models", "card", A, "--output", str(settings.storage / "none" / "card.html"))
+
+    assert (code, out) == (2, "")
+    assert "cannot be written; name a file in a folder that exists" in err
+
+
+def test_every_item_of_the_guidelines_is_open_until_something_fills_it():
+    assert all(one.is_open for one in filled_items(set()))
+    assert {one.item.topic for one in filled_items({"index"}) if not one.is_open} == {
+        item.topic for item in ITEMS if item.needs == "index"
+    }
+    sections = re.findall("<h2>(.+?)</h2>", TEMPLATE.read_text() + TEMPLATE.with_name("subgroups.html.j2").read_text())
+    assert {item.where for item in ITEMS if item.where} <= set(sections)
+    assert all(bool(item.needs) == bool(item.where) for item in ITEMS)

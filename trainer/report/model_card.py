@@ -1,0 +1,210 @@
+"""The card of a published model: intended use, data, figures, decisions, limits, and the guidelines' items it fills.
+
+Self-contained HTML like the report of a run, without torch and scikit-learn, because the command line renders it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_shards.about import about_rows
+from data_shards.columns import NOT_STATED
+from data_shards.index import ShardIndex
+from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.metric_text import (
+    HeadlineMetric,
+    headline_metrics,
+    is_binary,
+    is_positive_stated,
+    prevalence_lines,
+    quoted,
+)
+from trainer.evaluation.subgroup_text import NOTE, TOO_FEW, SubgroupTable, subgroup_tables
+from trainer.evaluation.training_text import judged_on
+from trainer.model.head import HeadConfig
+from trainer.model.thresholds import NamedThreshold
+from trainer.report.checklists import FilledItem, filled_items
+from trainer.report.environment import area_percent, number_text, page_environment, thousands
+from trainer.report.limits import leakage_text
+
+OTHER_METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "calibration_slope": "calibration slope",
+}
+LABEL_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+NO_PERCENTAGES = frozenset({"auroc", "average_precision", "brier", "calibration_slope"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFigures:
+    """What one run measured of the model.
+
+    Attributes:
+        run: Id of the run.
+        ended: When it ended, RFC 3339 in UTC; "" if that is not known.
+        shards: Location of the data set.
+        metrics: The metrics in its result.
+        limits: What limits them, a sentence each.
+        is_external: Whether the images are of another data set than the model's.
+    """
+
+    run: str
+    ended: str
+    shards: str
+    metrics: Mapping[str, Any]
+    limits: Sequence[str]
+    is_external: bool = False
+
+    @property
+    def title(self) -> str:
+        """The images that were judged."""
+        return f"{judged_on(self.metrics)}, {self.metrics['n']:,} images" + (
+            " of another data set than the model's" if self.is_external else ""
+        )
+
+    @property
+    def rows(self) -> list[HeadlineMetric]:
+        """The metrics, the most important first."""
+        if "labels" in self.metrics:
+            return [
+                _metric(row, key, name, of=quoted(label))
+                for label, row in self.metrics["labels"].items()
+                for key, name in LABEL_METRICS.items()
+            ]
+        first = headline_metrics(self.metrics)
+        shown = {one.key for one in first}
+        others = [_metric(self.metrics, key, name) for key, name in OTHER_METRICS.items() if key not in shown]
+        return [*first, *self._predictive_values(), *(one for one in others if one.value is not None)]
+
+    def _predictive_values(self) -> list[HeadlineMetric]:
+        """Return PPV and NPV at the share of positives among these images."""
+        classes = self.metrics["classes"]
+        if not (is_positive_stated(self.metrics) and is_binary(classes)):
+            return []
+        positive = self.metrics["positive"]
+        other = next(name for name in classes if name != positive)
+        rows = self.metrics["per_class"]
+        note = "at the share of positives among these images"
+        return [
+            _metric(rows[name], "precision", title, of=f"of {quoted(positive)}", note=note)
+            for name, title in ((positive, "PPV"), (other, "NPV"))
+        ]
+
+    @property
+    def lines(self) -> list[str]:
+        """Decision rule, what is known about its threshold, and predictive values at a stated prevalence."""
+        return [
+            f"decision: {decision_line(self.metrics)}",
+            *threshold_lines(self.metrics),
+            *prevalence_lines(self.metrics),
+        ]
+
+    @property
+    def subgroups(self) -> list[SubgroupTable]:
+        """The metrics by subgroup."""
+        return subgroup_tables(self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Content of the card.
+
+    Attributes:
+        name: Id of the run that published the model, or its folder.
+        names: Names under which it is in use.
+        weights: sha256 of its weights.
+        config: Its configuration.
+        trained: When its training ended, RFC 3339 in UTC; "" if that is not known.
+        shards: Location of the data set that it was trained on, "" if that is not known.
+        index: That data set, as it was then; None if it cannot be read.
+        groups: Number of groups of each split, as far as it is known.
+        spec: The options of the training; empty if its run is not in the storage.
+        command: The command that repeats the training, likewise "".
+        figures: What runs measured, the test split first.
+        thresholds: The model's thresholds.
+        audit: The audit of the data set as JSON values; None if it was not audited.
+        versions: Version of each package that wrote the card.
+    """
+
+    name: str
+    names: Sequence[str]
+    weights: str
+    config: HeadConfig
+    trained: str
+    shards: str
+    index: ShardIndex | None
+    groups: Mapping[str, int] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    figures: Sequence[CardFigures] = ()
+    thresholds: Sequence[NamedThreshold] = ()
+    audit: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def intended_use(self) -> str:
+        """What the data set is stated to be meant for."""
+        return (self.index and self.index.about and self.index.about.intended_use) or NOT_STATED
+
+    @property
+    def about(self) -> list[tuple[str, str]]:
+        """What is stated about the data set."""
+        return about_rows(self.index.about if self.index else None)
+
+    @property
+    def leakage(self) -> str:
+        """Whether packing found or allowed images or groups in more than one split."""
+        return leakage_text(self.index) if self.index else NOT_STATED
+
+    @property
+    def items(self) -> list[FilledItem]:
+        """The items of the guidelines, filled or open."""
+        return filled_items(self._known())
+
+    def _known(self) -> set[str]:
+        found = {"model"}
+        if self.index is not None:
+            stated = self.index.about.model_dump() if self.index.about else {}
+            found |= {"index", *(name for name, text in stated.items() if text)}
+            found |= {"group_key"} & self.index.options.keys()
+        facts = {
+            "spec": self.spec,
+            "audit": self.audit,
+            "metrics": self.figures,
+            "subgroups": any(one.subgroups for one in self.figures),
+            "matrix": any("confusion_matrix" in one.metrics for one in self.figures),
+            "external": any(one.is_external for one in self.figures),
+        }
+        return found | {name for name, value in facts.items() if value}
+
+
+def render_card(card: ModelCard) -> str:
+    """Return the card as HTML."""
+    filters: dict[str, Callable[..., Any]] = {
+        "number": number_text,
+        "figure": figure_text,
+        "shown": figure_text,
+        "quoted": quoted,
+        "thousands": thousands,
+        "area_percent": area_percent,
+    }
+    return (
+        page_environment(filters=filters)
+        .get_template("model_card.html.j2")
+        .render(card=card, subgroup_note=NOTE, too_few=TOO_FEW, not_stated=NOT_STATED)
+    )
+
+
+def figure_text(value: float | None, key: str) -> str:
+    """Return a value in the unit of its metric."""
+    if value is None:
+        return "undefined"
+    return number_text(float(value)) if key in NO_PERCENTAGES else f"{100 * value:.1f}\u202f%"
+
+
+def _metric(row: Mapping[str, Any], key: str, name: str, *, of: str = "", note: str = "") -> HeadlineMetric:
+    interval = (row.get("intervals") or {}).get(key)
+    return HeadlineMetric(name=name, of=of, value=row.get(key), interval=interval, key=key, note=note)
