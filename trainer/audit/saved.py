@@ -1,24 +1,24 @@
-"""Keeps the audit of a data set in the storage, where reports find it by the digest of the data set."""
+"""Keeps the audit of a data set in the storage, where reports and model cards find it by the digest of the data set.
+
+Imports nothing of the audit itself: it needs scikit-learn.
+"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json, write_json
 
-if TYPE_CHECKING:
-    from trainer.audit.audit import Audit  # it imports the classifiers of scikit-learn, which a report does not need
 
-
-def save_audit(storage: Path, digest: str, audit: "Audit") -> None:
-    """Write the audit atomically.
+def save_audit(storage: Path, digest: str, audit: dict[str, Any]) -> None:
+    """Write the audit, as JSON values, atomically.
 
     Raises:
         OSError: The storage is full or not writable.
     """
     path = _path(storage, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, audit.to_json())
+    write_json(path, audit)
 
 
 def read_audit(storage: Path, digest: str) -> dict[str, Any] | None:
