@@ -58,6 +58,12 @@ def test_values_of_kept_columns_are_those_of_the_table_and_numbers_are_cut_into_
         ("image,label,age", "{number}", "age", "give bounds of bands, such as --keep-column age=40,60,80"),
         ("image,label,sex", "", "sex", "the column has no value for any of the images"),
         ("image,label,sex", "F", "age=40", "--keep-column age: t.csv has no such column"),
+        (
+            "image,label,age",
+            "{number}",
+            f"age={','.join(map(str, range(20)))}",
+            "21 bands are more than 20; give fewer",
+        ),
         ("image,label,sex", "F", "sex=40", "t.csv line 2 has no number in the column 'sex'"),
     ],
 )

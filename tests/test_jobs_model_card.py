@@ -105,6 +105,7 @@ def test_a_card_has_figures_with_intervals_data_limits_subgroups_and_the_command
     assert "too few to say" in page
     assert f"nightshift train {data} --lr 0.001 --positive covid" in page
     assert "none: no image or group is in two splits" in page
+    assert "<dt>class weights</dt><dd><code>automatic</code></dd>" in page
 
 
 def test_text_from_outside_is_escaped_and_what_nobody_stated_is_said(there, settings):

@@ -29,7 +29,6 @@ from trainer.evaluation.named_thresholds import (
 from trainer.evaluation.out_of_fold import OutOfFold, is_cross_validated
 from trainer.evaluation.scoring import at_prevalence, classifier_outputs, save_predictions, split_metrics, subgroups
 from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
-from trainer.evaluation.subgroup_text import subgroup_lines
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.efficientnet import Classifier
@@ -142,12 +141,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     if context.process_group.is_rank_zero:
         if spec.min_sensitivity and named is not None:
             _store(named, stored, str(positive), context.task.attempt.lease)
-        lines = (
-            f"decision: {decision_line(metrics)}",
-            *threshold_lines(metrics),
-            *prevalence_lines(metrics),
-            *subgroup_lines(metrics),
-        )
+        lines = (f"decision: {decision_line(metrics)}", *threshold_lines(metrics), *prevalence_lines(metrics))
         for line in lines:
             logger.info("%s", line)
     save_predictions(context, found[spec.split], index, metrics=metrics, calibration=calibration, model=stored.weights)

@@ -56,7 +56,7 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         shards=shards,
         index=index,
         groups=groups_by_split(shards, index) if index else {},
-        spec={name: value for name, value in spec.to_json().items() if name in SHOWN_OPTIONS} if spec else {},
+        spec=_options(spec) if spec else {},
         command=command_of(spec) if spec else "",
         figures=_figures(storage, found, str(manifest.get("data")), index),
         thresholds=[read_threshold(folder, each, weights=found.weights) for each in threshold_names(folder)],
@@ -102,6 +102,12 @@ def _spec(paths: RunPaths | None) -> TrainOptions | EvaluateSpec | None:
     except SpecError:
         return None
     return spec if isinstance(spec, TrainOptions | EvaluateSpec) else None
+
+
+def _options(spec: TrainOptions | EvaluateSpec) -> dict[str, Any]:
+    """Return the options of a training that a card shows."""
+    found = {name: value for name, value in spec.to_json().items() if name in SHOWN_OPTIONS}
+    return found | ({"class_weights": "automatic"} if found.get("class_weights") is None else {})
 
 
 def _index(shards: str, digest: str) -> ShardIndex | None:

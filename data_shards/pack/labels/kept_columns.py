@@ -107,6 +107,8 @@ def _check_values(column: KeptColumn, values: Sequence[str]) -> None:
     if not values:
         raise OptionError(f"{option}: the column has no value for any of the images; leave the option out")
     if column.bounds:
+        if len(column.bands) > MOST_VALUES:
+            raise OptionError(f"{option}: {len(column.bands)} bands are more than {MOST_VALUES}; give fewer bounds")
         return
     if any(map(DATE.fullmatch, distinct)):
         raise OptionError(
