@@ -53,16 +53,27 @@ def test_a_probability_of_zero_stays_zero():
     assert apply_temperature(np.array([[0.0, 1.0]]), 3.0).tolist() == [[0.0, 1.0]]
 
 
-def test_the_threshold_is_the_highest_that_reaches_the_sensitivity():
+def test_the_threshold_reaches_the_sensitivity_at_the_fewest_false_positives():
     scores = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.1])
     labels = np.array([0, 0, 0, 0, 1, 1])
     probabilities = np.stack([scores, 1 - scores], axis=1)
 
+    half = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=0.5, name="covid")
     three_of_four = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=0.75, name="covid")
-    all_of_them = threshold_for_sensitivity(probabilities, labels, positive=0, min_sensitivity=0.99, name="covid")
 
-    assert three_of_four == (pytest.approx(0.45), 0.75)
-    assert all_of_them == (pytest.approx(0.2), 1.0)
+    assert half == (pytest.approx(0.75), 0.5)  # the third costs a false positive
+    assert three_of_four == (pytest.approx(0.2), 1.0)  # the fourth costs nothing more
+
+
+def test_a_threshold_finds_all_images_of_the_class_where_that_costs_no_false_positive():
+    covid, normal = [0.99] * 14 + [0.6], [0.02, 0.01]
+    probabilities = np.stack([covid + normal, 1 - np.array(covid + normal)], axis=1)
+
+    found = threshold_for_sensitivity(
+        probabilities, np.array([0] * 15 + [1] * 2), positive=0, min_sensitivity=0.9, name="covid"
+    )
+
+    assert found == (pytest.approx(0.31), 1.0)
 
 
 @given(
@@ -70,7 +81,9 @@ def test_the_threshold_is_the_highest_that_reaches_the_sensitivity():
     flips=st.integers(0, 2**40),
     min_sensitivity=st.floats(0.01, 1.0),
 )
-def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(scores, flips, min_sensitivity):
+def test_the_threshold_always_reaches_the_sensitivity_and_no_other_finds_more_or_alarms_less(
+    scores, flips, min_sensitivity
+):
     at = np.array(scores) / 64
     labels = np.array([(flips >> bit) & 1 for bit in range(len(scores))])
     labels[0] = 0
@@ -80,13 +93,17 @@ def test_the_threshold_always_reaches_the_sensitivity_and_no_higher_one_does(sco
         probabilities, labels, positive=0, min_sensitivity=min_sensitivity, name="x"
     )
 
-    def sensitivity(cut):
-        return recall_score(labels == 0, predicted_classes(probabilities, positive=0, threshold=cut) == 0)
+    def judged(cut):
+        called = predicted_classes(probabilities, positive=0, threshold=cut) == 0
+        return recall_score(labels == 0, called), int((called & (labels == 1)).sum())
 
-    assert sensitivity(threshold) == pytest.approx(reached)
+    sensitivity, alarms = judged(threshold)
+    assert sensitivity == pytest.approx(reached)
     assert reached >= min_sensitivity
-    higher = at[at >= threshold].min()
-    assert sensitivity(np.nextafter(higher, 2)) < min_sensitivity
+    others = [judged(cut) for cut in [*at, 0.0] if judged(cut)[0] >= min_sensitivity]
+    assert alarms == min(other for _, other in others)
+    assert reached == pytest.approx(max(share for share, other in others if other == alarms))
+    assert threshold not in at or threshold == 0
 
 
 def test_a_validation_split_without_the_class_is_refused():

@@ -27,7 +27,7 @@ from trainer.evaluation.named_thresholds import (
     store_named,
 )
 from trainer.evaluation.scoring import ModelOutputs
-from trainer.evaluation.threshold_choice import supported_sensitivity
+from trainer.evaluation.threshold_choice import requested_positives, supported_sensitivity
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold, threshold_names
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, build
@@ -165,6 +165,26 @@ def test_the_supported_sensitivity_holds_in_19_of_20_splits():
         held += 1 - threshold >= supported_sensitivity(np.arange(40) < 38, ())
 
     assert 0.94 <= held / 2000 <= 0.96
+
+
+def test_the_supported_sensitivity_holds_where_the_threshold_finds_more_than_was_requested():
+    random = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(2000):
+        positives = 1 - random.random(25)  # uniform scores; negatives lie below 0.38 and below 0.12
+        requested = requested_positives(positives, 0.8)
+        cut = 0.38 if (positives >= 0.38).mean() >= 0.8 else 0.12 if (positives >= 0.12).mean() >= 0.8 else 0.0
+        exceeded += 1 - cut < supported_sensitivity(positives >= cut, (), requested=requested)
+
+    assert exceeded / 2000 <= 0.05  # 7.5 % with the bound of the number that was found
+
+
+def test_more_positives_than_requested_support_more():
+    found = np.ones(1000, dtype=bool)
+
+    bound = supported_sensitivity(found, (), requested=np.arange(1000) < 900)
+
+    assert bound == pytest.approx(0.025 ** (1 / 1000))
 
 
 @pytest.mark.parametrize(("wanted", "needed"), [(0.99, 299), (0.95, 59), (0.5, 5), (1.0, None)])

@@ -24,9 +24,9 @@ EVALUATION = OptionGroup(
         ),
         option(
             EvaluateSpec, "min_sensitivity",
-            "Minimum sensitivity, such as 0.99: choose a threshold on the valid split that reaches it (of a "
-            "multi-label model that of the label --positive), keep it beside the model under a name, and evaluate at "
-            "it. The default decision stays as it is.  [default: off]",
+            "Minimum sensitivity, such as 0.99: choose the threshold that reaches it on the valid split with the "
+            "fewest false positives (of a multi-label model that of the label --positive), keep it beside the model "
+            "under a name, and evaluate at it. The default decision stays as it is.  [default: off]",
             metavar="SHARE",
         ),
         option(

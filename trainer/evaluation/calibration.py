@@ -180,20 +180,29 @@ def fit_temperature(probabilities: Floats, labels: Labels) -> float:
 def threshold_for_sensitivity(
     probabilities: Floats, labels: Labels, *, positive: int, min_sensitivity: float, name: str
 ) -> tuple[float, float]:
-    """Return the highest threshold whose sensitivity is at least `min_sensitivity`, and the sensitivity reached.
+    """Return the threshold with the fewest false positives that reaches `min_sensitivity`, and the sensitivity reached.
 
-    The threshold lies midway between two scores, so no image has exactly this score.
+    Of the thresholds with as many false positives, it is the lowest: a lower one finds more of the class at no cost. It
+    lies midway between the lowest score that it includes and the next lower one (0 if there is none), as the thresholds
+    of pROC do (Robin et al. 2011, BMC Bioinformatics 12), so no image has exactly this score.
 
     Raises:
         TrainerError: There is no image of the class `name`.
     """
-    from sklearn.metrics import roc_curve  # noqa: PLC0415 -- takes a second, and a prediction does not need it
-
     hits = labels == positive
     if not hits.any():
         raise TrainerError(f"there are no {name} images to choose a threshold on; pack the data set with some")
     scores = probabilities[:, positive]
-    _, found, thresholds = roc_curve(np.append(hits, False), np.append(scores, 0.0), drop_intermediate=False)
-    at = int(np.argmax(found >= min_sensitivity))
-    lower = scores[scores < thresholds[at]].max(initial=0.0)
-    return float((thresholds[at] + lower) / 2), float(found[at])
+    cuts = np.unique(scores)[::-1]  # of equal scores, all are included or none
+    found = _at_or_above(scores[hits], cuts) / hits.sum()
+    false_positives = _at_or_above(scores[~hits], cuts)
+    first = int(np.argmax(found >= min_sensitivity))
+    last = int(np.searchsorted(false_positives, false_positives[first], side="right")) - 1
+    lower = float(cuts[last + 1]) if last + 1 < len(cuts) else 0.0
+    midway = (float(cuts[last]) + lower) / 2
+    return midway if midway > lower else float(cuts[last]), float(found[last])
+
+
+def _at_or_above(scores: Floats, cuts: Floats) -> NDArray[np.int64]:
+    """Return how many of the scores are at or above each of the cuts."""
+    return np.asarray(len(scores) - np.searchsorted(np.sort(scores), cuts, side="left"), dtype=np.int64)

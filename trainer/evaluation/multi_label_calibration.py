@@ -73,9 +73,9 @@ def choose_threshold(
     label: str,
     min_sensitivity: float,
 ) -> Calibration:
-    """Choose the highest threshold of one label that reaches a sensitivity on the validation split.
+    """Choose the threshold of one label that reaches a sensitivity on the validation split at the least cost.
 
-    The temperatures and the thresholds of the other labels stay.
+    See `threshold_for_sensitivity`. The temperatures and the thresholds of the other labels stay.
 
     Raises:
         TrainerError: No image of the split is known to have the label.

@@ -201,7 +201,10 @@ def _choice(
     classes: tuple[str, ...],
     positive: str,
 ) -> ThresholdChoice:
-    from trainer.evaluation.threshold_choice import supported_sensitivity  # noqa: PLC0415 -- takes a second
+    from trainer.evaluation.threshold_choice import (  # noqa: PLC0415 -- takes a second
+        requested_positives,
+        supported_sensitivity,
+    )
 
     at, valid = classes.index(positive), images.outputs
     calibrated = valid.objective.calibrated(valid.probabilities(), default, classes)
@@ -213,14 +216,15 @@ def _choice(
     misses = known & ~hits
     groups = [group for group, is_hit in zip(valid.groups, hits, strict=True) if is_hit] if valid.groups else []
     own = label_calibration(chosen, positive) if chosen.labels else chosen
-    assert own.threshold is not None  # noqa: S101 -- just chosen
+    assert own.threshold is not None and own.min_sensitivity is not None  # noqa: S101, PT018 -- just chosen
+    requested = requested_positives(calibrated[hits, at], own.min_sensitivity)
     return ThresholdChoice(
         threshold=own.threshold,
         temperature=_temperature(default, positive),
         min_sensitivity=own.min_sensitivity,
         sensitivity=float(by_chosen[hits].mean()),
         positives=int(hits.sum()),
-        lower_bound=supported_sensitivity(by_chosen[hits], groups),
+        lower_bound=supported_sensitivity(by_chosen[hits], groups, requested=requested),
         negatives=int(misses.sum()),
         false_positives=int(by_chosen[misses].sum()),
         default_sensitivity=float(by_default[hits].mean()),

@@ -18,7 +18,8 @@ class EvaluateSpec(Spec):
         positive: The class whose sensitivity and false negatives are reported; None means that of the threshold, else
             that of the model, else none.
         min_sensitivity: Choose a decision threshold on the validation split so that sensitivity is at least this, from
-            0 (exclusive) to 1, keep it beside the model under a name, and evaluate at it.
+            0 (exclusive) to 1, with the fewest false positives, keep it beside the model under a name, and evaluate at
+            it.
         threshold_name: The name; None means `sensitivity-` and the sensitivity.
         threshold: Name of the threshold to evaluate at; None means the default decision, the most probable class.
         prevalence: Share of the positive class where the model is to be used, for PPV and NPV there; None means that
