@@ -177,6 +177,12 @@ def test_best_shows_the_published_trial_or_says_that_there_is_none_yet(say: Say,
     assert (found["trial"], found["epoch"], found["metric"]) == (0, 1, {"name": "auroc", "value": 0.8})
     assert found["checkpoint"] == str(search.best)
     assert say("best", search.run_id)[1].startswith("trial 0, epoch 1: auroc 0.8 on the valid split\n")
+    choice = {"sentence": "trial 0 is published", "correction": "auroc 0.8; corrected 0.7", "warning": "too few"}
+    write_json(search.result, {"metrics": None, "choice": choice})
+    assert say("best", search.run_id)[1].endswith(
+        "\ntrial 0 is published\nauroc 0.8; corrected 0.7\nwarning: too few\n"
+    )
+    assert json.loads(say("best", search.run_id, "--json")[1])["choice"] == choice
 
 
 def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, search: RunPaths) -> None:

@@ -8,7 +8,8 @@ from cluster.files import append_line, read_lines
 from tests.searched import NOON, SimulatedSearch, search_spec
 from tests.trained import new_run
 from trainer.search.asha import rungs, survives
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable, leaderboard
+from trainer.search.leaderboard import leaderboard
+from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable
 
 CONFIG = {"lr": 1e-3, "dropout": 0.1, "head_width": 8}
 

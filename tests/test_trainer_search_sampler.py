@@ -79,6 +79,30 @@ def test_the_first_trial_has_the_defaults_of_train_if_they_lie_in_the_space():
     assert suggest(outside, 0, TrialTable("loss")) in outside.space
 
 
+def test_the_first_trial_of_a_grid_has_the_defaults_if_they_are_a_point_and_each_point_is_tried_once():
+    space = Space(dropout=(0.2, 0.4), lr=(5e-3, 5e-4), head_width=None)
+    spec, table = search(algorithm="grid", trials=4, space=space), TrialTable("loss")
+
+    for number in range(4):
+        table.add({"event": "started", "trial": number, "config": suggest(spec, number, table)})
+
+    configs = [tuple(trial.config.values()) for trial in table.trials.values()]
+    assert configs[0] == (5e-4, 0.4)
+    assert sorted(configs) == [(5e-4, 0.2), (5e-4, 0.4), (5e-3, 0.2), (5e-3, 0.4)]
+    assert (spec.excluded_defaults, search(algorithm="grid").excluded_defaults) == ({}, {"lr": 5e-4, "dropout": 0.4})
+
+
+def test_a_search_that_extends_one_without_the_defaults_tries_them_first():
+    spec, table = search(extend="search-20261123-000000-abcdef"), TrialTable("loss")
+    table.add({"event": "started", "trial": 0, "config": {"lr": 1e-3, "dropout": 0.1, "head_width": 128}})
+
+    config = suggest(spec, 1, table)
+    table.add({"event": "started", "trial": 1, "config": config})
+
+    assert config == {name: spec.default_config[name] for name in spec.space.dimensions}
+    assert not spec.is_default(suggest(spec, 2, table))
+
+
 def test_every_suggestion_lies_in_the_space():
     spec = search(space=Space(weight_decay=Range(low=1e-6, high=1e-2, log=True), batch_size=(16, 32)), trials=40)
     table = TrialTable("loss")

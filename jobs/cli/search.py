@@ -105,6 +105,11 @@ SEARCH = OptionGroup(
             SearchSpec, "refit",
             "After the search, train the best configuration on the train and valid splits and publish that model.",
         ),
+        option(
+            SearchSpec, "choose",
+            "Trial to publish: default keeps the trial with the defaults of `train` unless the best one is better by "
+            "more than one standard error of their difference on the same images; best takes the best trial.",
+        ),
         click.option(
             "--extend", metavar="ID",
             help="Start from the trials and options of another search, which must have ended.",

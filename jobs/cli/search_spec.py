@@ -71,6 +71,8 @@ def _extended(settings: Settings, shards: str | None, given: dict[str, Any], typ
     total = _total_trials(paths.run_id, given["trials"], len(configs), is_typed="trials" in typed)
     changed = _with_space({name: given[name] for name in typed}, SEARCHABLE & typed)
     limits = {name: given[name] for name in ("until", "window", "timezone", "max_duration_seconds")}
+    varied = [name for name, dimension in changed["space"].items() if dimension is not None]
+    before = {name: value for name, value in before.items() if name not in varied}  # the default trial has the default
     merged = {**before, **changed, **limits, "space": {**before["space"], **changed["space"]}}
     spec = build(SearchSpec, **merged | {"trials": total, "extend": paths.run_id})
     added = total - len(configs)

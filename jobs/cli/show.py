@@ -23,6 +23,7 @@ from jobs.runs.result_text import decision_rows, label_lines
 from jobs.runs.start_forecast import start_forecast
 from trainer.evaluation.training_text import training_lines
 from trainer.phase_times import timing_text
+from trainer.search.choice_text import choice_lines
 
 LABEL = 10  # characters of the first column
 KIBI = 1024
@@ -127,7 +128,7 @@ def _result_rows(record: JobRecord) -> list[Row]:
     lines = [metrics_line(metrics), *label_lines(metrics)]
     rows += [("result" if at == 0 else "", " ".join(line.split())) for at, line in enumerate(lines) if line]
     rows += [("", line) for line in _confusion_lines(metrics)]
-    return [*rows, *training_lines(record.result), *decision_rows(record)]
+    return [*rows, *choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
 
 
 def _confusion_lines(metrics: dict[str, Any]) -> list[str]:

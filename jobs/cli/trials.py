@@ -19,6 +19,7 @@ from jobs.runs.record import model_mismatch
 from jobs.runs.trial_rows import cell, columns_of, rows_of
 from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
+from trainer.search.choice_text import choice_lines
 from trainer.search.trials import TrialTable, read_trial_events
 
 # Of the columns, by the key of their values: what is left out first on a narrow terminal; None: never.
@@ -44,6 +45,8 @@ LEAST = {"why": 8}  # width to which a column may be cut
 def trials(search_id: str, sort: str, as_json: bool) -> None:
     """Show the leaderboard of a running or finished search.
 
+    "(default)" marks the default trial: it has the defaults of `train` in all options that vary.
+
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
     paths = run_state.find(Settings.read().storage, search_id)
@@ -63,7 +66,7 @@ def trials(search_id: str, sort: str, as_json: bool) -> None:
 @run_argument("search_id", metavar="SEARCH")
 @options(OptionGroup("Output", (json_option("Print the trial as JSON."),)))
 def best(search_id: str, as_json: bool) -> None:
-    """Show the best trial of a running or finished search, and its published model.
+    """Show the trial that a search has published: the best so far, or the one that it chose at its end, and why.
 
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
@@ -81,6 +84,7 @@ def best(search_id: str, as_json: bool) -> None:
         "refit": published.get("refit"),
         "cross_validation": published.get("cross_validation"),
         "checkpoint": str(paths.best),
+        "choice": None if result is None else result.get("choice"),
         "result": None if result is None else result.get("metrics"),
     }
     click.echo(json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found)))
@@ -144,6 +148,7 @@ def _best_as_text(found: dict[str, Any]) -> str:
         metrics = found["result"]
         where = judged_on(metrics) if "out_of_fold" in metrics else metrics["split"]
         lines.append(f"{where}: accuracy {metrics['accuracy']:.4f}  auroc {metrics['auroc'] or 0:.4f}")
+    lines += [f"warning: {text}" if label == "warning" else text for label, text in choice_lines(found)]
     return "\n".join(lines)
 
 

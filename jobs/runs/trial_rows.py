@@ -1,15 +1,22 @@
 """The leaderboard of a search as rows and columns of text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from cluster.errors import StorageError
+from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from trainer.model.names import MANIFEST_FILE
-from trainer.search.trials import TrialTable, leaderboard
+from trainer.search.leaderboard import leaderboard
+from trainer.search.trials import TrialTable
+from trainer.specs import SearchSpec
+from trainer.specs.search_space import Config
 
 ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns even where all trials have the same value
 NO_OPTIONS = frozenset(
-    {"trial", "metric", "spread", "best_epoch", "epochs", "seconds", "state", "why", "error", "checkpoint"}
+    {"trial", "metric", "spread", "best_epoch", "epochs", "seconds", "state", "why", "error", "checkpoint", "default"}
 )
 
 
@@ -22,8 +29,20 @@ class TrialColumn(NamedTuple):
 
 def rows_of(paths: RunPaths, table: TrialTable) -> list[dict[str, Any]]:
     """Return a row per trial as `nightshift trials --json` prints it, the best first."""
-    published = str(paths.best) if (paths.best / MANIFEST_FILE).is_file() else None
-    return leaderboard(table, published)
+    try:
+        number = read_json_object(paths.best / MANIFEST_FILE).get("trial")
+    except StorageError:  # nothing is published yet
+        return leaderboard(table, is_default=_is_default(paths))
+    published = number if isinstance(number, int) else None
+    return leaderboard(table, str(paths.best), published=published, is_default=_is_default(paths))
+
+
+def _is_default(paths: RunPaths) -> Callable[[Config], bool]:
+    """Return what tells the default trial of a search; none where its spec cannot be read."""
+    try:
+        return SearchSpec.model_validate(read_json_object(paths.spec)).is_default
+    except (StorageError, ValidationError):
+        return lambda _: False
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], metric: str) -> list[TrialColumn]:
@@ -46,6 +65,8 @@ def columns_of(rows: Sequence[Mapping[str, Any]], metric: str) -> list[TrialColu
 
 def cell(row: Mapping[str, Any], key: str) -> str:
     """Return a value of a row as text."""
+    if key == "trial":
+        return f"{row['trial']} (default)" if row.get("default") else str(row["trial"])
     if key == "why":
         return " ".join((row["error"] or row["why"] or "").split())
     value = row.get(key)

@@ -20,6 +20,7 @@ from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headlin
 from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.phase_times import timing_text
 from trainer.report.charts import ReportChart
+from trainer.search.choice_text import choice_lines
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
 PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: several labels an image
@@ -142,7 +143,7 @@ def _figures(record: JobRecord) -> Figures:
     judged = f"{judged_on(metrics)}, {metrics['n']} images" if metrics.get("n") else judged_on(metrics)
     if metrics.get("multi_label") and not metrics.get("positive"):
         judged += f"; means of the labels, {metrics['known']} known targets"
-    lines = [*training_lines(record.result), *decision_rows(record)]
+    lines = [*choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
     lines += [("labels" if at == 0 else "", line.strip()) for at, line in enumerate(label_lines(metrics))]
     return Figures(metrics=found, judged_on=judged if found else "", lines=lines)
 

@@ -53,7 +53,7 @@ def weighted_metrics(weights: Floats, probabilities: Floats, labels: Labels, *, 
     """Return each metric under each row of `weights` (R, N), as arrays (R,); NaN where it is undefined."""
     classes = probabilities.shape[1]
     is_class = labels[:, None] == np.arange(classes)  # (N, C)
-    areas = [_areas(weights, probabilities[:, c], is_class[:, c]) for c in ranked_classes(classes, positive)]
+    areas = [weighted_areas(weights, probabilities[:, c], is_class[:, c]) for c in ranked_classes(classes, positive)]
     auroc, average_precision = np.stack(areas).transpose(1, 0, 2)  # each (C or 1, R)
     losses = -np.log(np.clip(probabilities, np.finfo(np.float64).eps, 1.0))[np.arange(len(labels)), labels]
     halves = 2 if classes == 2 else 1  # noqa: PLR2004 - scikit-learn halves the Brier score of two classes
@@ -98,7 +98,7 @@ def mean_of_defined(values: Floats) -> Floats:
     return mean
 
 
-def _areas(weights: Floats, scores: Floats, hits: Mask) -> tuple[Floats, Floats]:
+def weighted_areas(weights: Floats, scores: Floats, hits: Mask) -> tuple[Floats, Floats]:
     """Return the area under the ROC curve (trapezoids) and the average precision (steps), each (R,)."""
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # equal scores are one point of the curve

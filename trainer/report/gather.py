@@ -39,6 +39,7 @@ OWN_SECTIONS = (
     "seen",
     "baselines",
     "cross_validation",
+    "choice",
 )  # details that the report shows in sections of their own, or as warnings
 
 

@@ -66,10 +66,12 @@ class SearchSection:
     """The part that only the report of a search has.
 
     Attributes:
+        notes: Which trial was published and why, and what the value of the best one is worth.
         leaderboard: The best trials, one row each, all with the same columns.
         charts: Progress of the search, option importance and trials.
     """
 
+    notes: Sequence[str] = ()
     leaderboard: Sequence[Mapping[str, Any]] = ()
     charts: Sequence[ReportChart] = ()
 

@@ -11,7 +11,7 @@ from trainer.search.journal import TrialJournal
 from trainer.search.sampler import suggest
 from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
 from trainer.specs import SearchSpec
-from trainer.specs.search_space import SEARCHED, Config
+from trainer.specs.search_space import Config
 
 Ending = Literal["stop", "failures", "until", "max_duration", "window", "done"]
 
@@ -51,7 +51,7 @@ class SearchController:
         if number >= self.spec.trials or not self._has_time_for(0):
             return None
         varied = suggest(self.spec, number, self.journal.table)
-        return self._start(number, {name: getattr(self.spec, name) for name in SEARCHED} | varied)
+        return self._start(number, self.spec.default_config | varied)
 
     def record(self, number: int, step: TrialStep) -> bool:
         """Write a trial's message to the journal and return whether the trial continues."""
@@ -62,7 +62,10 @@ class SearchController:
         if not step.reports:
             return True
         record = self.journal.table.trials[number].reports[step.reports[-1].epoch]
-        if record.epoch in rungs_of(self.spec) and not survives(record, self.journal.table):
+        stops = record.epoch in rungs_of(self.spec) and not self._keeps_model_of(
+            self.journal.table.trials[number].config
+        )
+        if stops and not survives(record, self.journal.table):
             return self._end(number, TrialEnd.finished("rung"))
         return True
 
@@ -99,8 +102,14 @@ class SearchController:
         if report.epoch not in self.journal.table.trials[number].reports:
             self.journal.report(number, report, self.clock())
 
+    def _keeps_model_of(self, config: Config) -> bool:
+        """Whether this is the default trial, which the best one is compared with: it is trained to its end."""
+        return self.spec.choose == "default" and self.spec.is_default(config)
+
     def _start(self, number: int, config: Config) -> TrialAssignment:
-        best = self.journal.table.best()
+        table = self.journal.table
+        own = table.trials[number].best(table.metric) if number in table.trials else None
+        best = own if self._keeps_model_of(config) else table.best()
         value = None if best is None else best.value
         assignment = TrialAssignment(trial=number, config=config, value_to_beat=value)
         self.journal.start(assignment, self.clock())

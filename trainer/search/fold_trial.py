@@ -19,6 +19,7 @@ from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.evaluation.out_of_fold import KEY, OUT_OF_FOLD_FILE, OutOfFold
 from trainer.evaluation.scoring import epoch_metrics
+from trainer.evaluation.trial_outputs import EpochOutputs, write_trial_outputs
 from trainer.progress import Progress
 from trainer.search.head_training import standalone_context
 from trainer.search.head_trial import end_of
@@ -110,7 +111,10 @@ class FoldTrial:
         total = images_to_train(validation.spec, data.divisions)
         validation.setup.context.progress.start_phase("train", total=total)
         judged = validation.judge(data.divisions)
-        report = report_of(judged, self.task.spec)
+        report, attempt = report_of(judged, self.task.spec), self.task.attempt
+        about = EpochOutputs(trial=self.assignment.trial, epoch=report.epoch, value=report.value)
+        outputs = [repeat.outputs for repeat in judged.repeats]
+        write_trial_outputs(attempt.paths.checkpoints, about, outputs, attempt.lease, has_groups=True)
         candidate = self._candidate(validation, judged, report.value)
         self.reports.append(replace(report, candidate=candidate, seconds=time.monotonic() - began))
         return TrialEnd.finished("epochs")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainer.attempt import Attempt
 from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.evaluation.scoring import epoch_metrics, model_outputs
+from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, model_outputs
 from trainer.model.checkpoint_folder import latest_valid_checkpoint
 from trainer.model.efficientnet import Backbone, Head, LinearHead, build_head
 from trainer.model.head import HeadConfig
@@ -39,6 +39,7 @@ class HeadTrainingData:
     Attributes:
         config: The model's, with the width and dropout of the search's own options.
         loader: Features of the train and valid splits, on the device.
+        groups: Patient or case of each image of the valid split.
         weights: Class weights of the loss, or None.
         start: By seed, the state of the random number generator with which `train` builds the head.
     """
@@ -47,6 +48,7 @@ class HeadTrainingData:
     index: ShardIndex
     config: HeadConfig
     loader: FeatureLoader
+    groups: tuple[str, ...]
     weights: Tensor | None
     start: dict[int, Tensor]
 
@@ -61,7 +63,8 @@ class HeadTrainingData:
         context = standalone_context(task, spec, device)
         setup = TrainingSetup.fresh(context)
         index, loader = setup.index, FeatureLoader.of(setup.extractor, ("train", "valid"), device)
-        return cls(context, index, setup.config, loader, class_weights(spec, index, device), {})
+        groups = setup.extractor.features_of("valid").groups
+        return cls(context, index, setup.config, loader, groups, class_weights(spec, index, device), {})
 
     @property
     def device(self) -> torch.device:
@@ -126,6 +129,7 @@ class HeadTraining(LoopHooks):
         self.checkpoint = TrainingCheckpoint(self.module, self.optimizer, self.ema)
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.validated: dict[str, Any] = {}
+        self.outputs: ModelOutputs | None = None
         self.line: dict[str, Any] = {}
         self._stop_reason = stop_reason
         self.loop = self._loop()
@@ -192,9 +196,8 @@ class HeadTraining(LoopHooks):
     def validate(self) -> dict[str, Any]:
         """Score the valid split."""
         data = self.data
-        self.validated = epoch_metrics(
-            model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
-        )
+        found = model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
+        self.outputs, self.validated = replace(found, groups=data.groups), epoch_metrics(found)
         return self.validated
 
     def save_checkpoint(self, state: TrainState, is_best: bool) -> None:  # noqa: ARG002 -- the search keeps the best

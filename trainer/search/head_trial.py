@@ -9,6 +9,8 @@ import torch
 
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import Stopped, TrainerError
+from trainer.evaluation.scoring import ModelOutputs
+from trainer.evaluation.trial_outputs import EpochOutputs, best_written_value, write_trial_outputs
 from trainer.search.asha import rungs_of
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.trial_files import PauseSignal, repeat_folder, write_candidate
@@ -41,6 +43,8 @@ class HeadTrial:
         self.task, self.assignment, self.data, self.pause = task, assignment, data, pause
         self.value_to_beat = assignment.value_to_beat
         self.heads: list[HeadTraining] = []
+        self.best_value = best_written_value(task.attempt.paths.checkpoints, assignment.trial)
+        self.best_outputs: tuple[EpochOutputs, list[ModelOutputs]] | None = None  # of the best epoch, not written yet
 
     def step(self) -> TrialStep:
         """Train until there is something to report; an error of the trial becomes its result.
@@ -49,6 +53,7 @@ class HeadTrial:
         """
         self.reports: list[TrialReport] = []
         end = end_of(self._train_until_asked, trial=self.assignment.trial)
+        self._write_outputs()
         return TrialStep(reports=tuple(self.reports), end=end)
 
     def _train_until_asked(self) -> TrialEnd | None:
@@ -80,7 +85,18 @@ class HeadTrial:
             raise TrainerError(undefined_metric(self.task.spec.best_by))
         epoch = max(head.state.epoch for head in self.heads)
         report = TrialReport.of_repeats(lines, epoch=epoch, values=values, candidate=None)
+        if is_better(report.value, self.best_value, self.task.spec.best_by):
+            outputs = [head.outputs for head in self.heads if head.outputs is not None]
+            self.best_value = report.value
+            self.best_outputs = EpochOutputs(trial=self.assignment.trial, epoch=epoch, value=report.value), outputs
         return replace(report, candidate=self._candidate(report.value, values))
+
+    def _write_outputs(self) -> None:
+        """Keep the outputs of the best epoch; before its report is in the journal, so that none is without them."""
+        if self.best_outputs is not None:
+            (about, outputs), attempt = self.best_outputs, self.task.attempt
+            write_trial_outputs(attempt.paths.checkpoints, about, outputs, attempt.lease, has_groups=True)
+            self.best_outputs = None
 
     def _new_heads(self) -> list[HeadTraining]:
         data = self.data()

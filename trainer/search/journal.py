@@ -11,6 +11,7 @@ from cluster.files import read_json
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
+from trainer.evaluation.trial_outputs import copy_trial_outputs
 from trainer.search.trials import Trial, TrialAssignment, TrialEnd, TrialReport, TrialTable, read_trial_events
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ def copy_trials(journal: TrialJournal, earlier: RunPaths, now: datetime) -> None
     for trial in TrialTable.fold(read_trial_events(earlier.trials).lines, metric).extendable:
         known = journal.table.trials.get(trial.number)
         if known is None or known.ended is None:
+            copy_trial_outputs(earlier.checkpoints, trial.number, journal.lease.paths.checkpoints, journal.lease)
             _copy(trial, journal, earlier.run_id, now)
 
 

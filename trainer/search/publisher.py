@@ -14,19 +14,24 @@ from cluster.errors import StorageError
 from cluster.files import read_json
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
+from data_shards.read.stream import read_shards
 from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError
+from trainer.evaluation.intervals import Labels, group_ids
+from trainer.evaluation.trial_outputs import TrialOutputs, read_trial_outputs
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
 from trainer.model.names import CALIBRATION_FILE, MANIFEST_FILE, MODEL_FILE
+from trainer.progress import Progress
+from trainer.search.choice import Choice, choose
 from trainer.search.head_training import no_stop, standalone_context
 from trainer.search.journal import TrialJournal
 from trainer.search.refit import chosen_model
 from trainer.search.trial_files import trial_folder
-from trainer.search.trials import EpochRecord
+from trainer.search.trials import EpochRecord, TrialTable, read_trial_events
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.checkpointer import MODULE
 from trainer.training.cross_validation import publish_judged
@@ -36,6 +41,7 @@ from trainer.training.run_precision import is_precision_decided
 
 PUBLISH_SECONDS = 30.0  # at least, between two publications; each scores the model on the whole valid split
 BY_WORKERS = "scored_by_workers"  # in the manifest
+SMALL, BATCH = 32, 256  # side and number of the images that are decoded where only their groups are needed
 PAUSE_FACTOR = 10  # pause this many times as long as a publication took
 
 logger = logging.getLogger(__name__)
@@ -59,8 +65,10 @@ class BestModelPublisher:
         """The attempt it publishes for."""
         return self.task.attempt
 
-    def update(self, *, at_once: bool = False) -> None:
+    def update(self, *, at_once: bool = False, chosen: EpochRecord | None = None) -> None:
         """Publish the best epoch of the journal unless it is published; when due, or `at_once`.
+
+        `chosen` is the epoch that the search has chosen at its end, which need not be the best.
 
         `at_once` is for the end of the trials: nothing else writes progress then, so the scoring of the model does.
         Before that nothing is published until the workers have decided on the precision: a search that extends
@@ -70,20 +78,46 @@ class BestModelPublisher:
             LeaseLost: A newer attempt owns the run.
             CheckpointError: The storage is full.
         """
-        best = self.journal.table.best()
+        best = chosen or self.journal.table.best()
         if best is None:
             return
         on_workers = at_once and self._is_for_gpu_workers(best)
         if self.published.covers(best, on_workers=on_workers):
             if at_once:
-                self._delete_worse(best)
+                self._delete_worse()
         elif at_once or (time.monotonic() >= self.next_at and self._is_precision_decided(best)):
             began = time.monotonic()
             self._publish(best, writes_progress=at_once, on_workers=on_workers)
             ended = time.monotonic()
             self.published = _Published(trial=best.trial, epoch=best.epoch, by_workers=on_workers)
             self.next_at = ended + max(PUBLISH_SECONDS, PAUSE_FACTOR * (ended - began))
-            self._delete_worse(best)
+            self._delete_worse()
+
+    def choose(self) -> Choice | None:
+        """Return which trial to publish, at the end of the trials; None if no trial has a value.
+
+        Raises:
+            LeaseLost: A newer attempt owns the run.
+        """
+        table, spec, paths = self.journal.table, self.task.spec, self.attempt.paths
+        progress = Progress(paths, self.attempt.lease)
+        progress.start_phase("choose", total=0)
+
+        def outputs_of(record: EpochRecord) -> TrialOutputs | None:
+            return read_trial_outputs(paths.checkpoints, record.trial, record.epoch)
+
+        return choose(table, spec, outputs_of, self._groups_of_valid, progress.add_step)
+
+    def _groups_of_valid(self) -> Labels:
+        """Return the index of each image's group of the valid split, (N,); from the shards."""
+        spec = self.task.spec
+        index = run_index(self.attempt.paths, spec.shards)
+        count, names = index.samples_in("valid"), list[str]()
+        if index.grouped:
+            shards = index.of_split("valid")
+            for _, batch in read_shards(spec.shards, shards, index, image_size=SMALL, batch_size=BATCH):
+                names += batch.groups
+        return group_ids(names, count)
 
     def _is_for_gpu_workers(self, best: EpochRecord) -> bool:
         """Whether workers on GPUs score the best model at the end, when GPUs that trained the backbone are free.
@@ -130,22 +164,40 @@ class BestModelPublisher:
     def _weights(self, best: EpochRecord) -> Path:
         """Return the verified file of the weights of an epoch."""
         if earlier := best.extended_from:
-            folder = chosen_model(RunPaths.of(self.attempt.settings.storage, earlier))
-            manifest = read_verified_manifest(folder)
-            if (manifest.get("trial"), manifest.get("epoch")) != (best.trial, best.epoch):
-                raise CheckpointError(f"{earlier} has not published its trial {best.trial}; wait until it has ended")
-            return folder / MODEL_FILE
+            return self._weights_in(RunPaths.of(self.attempt.settings.storage, earlier), best)
         folder = self.attempt.paths.checkpoints / str(best.report.candidate)
         read_verified_manifest(folder)
         return folder / MODULE
 
-    def _delete_worse(self, best: EpochRecord) -> None:
-        """Delete the files of all ended trials but the best."""
-        checkpoints, keep = self.attempt.paths.checkpoints, str(best.report.candidate)
-        candidates = {record.report.candidate for record in self.journal.table.reports()}
-        worse = {name for name in candidates if name and name != keep and "/" not in name}
-        folders = {trial_folder(checkpoints, trial.number).name for trial in self.journal.table.ended}
-        worse |= {name for name in folders if not keep.startswith(f"{name}/")}
+    def _weights_in(self, earlier: RunPaths, best: EpochRecord) -> Path:
+        """Return the file of the weights in an earlier search: its published model, or one that it kept beside it."""
+        folder = chosen_model(earlier)
+        manifest = read_verified_manifest(folder)
+        if (manifest.get("trial"), manifest.get("epoch")) == (best.trial, best.epoch):
+            return folder / MODEL_FILE
+        trial = TrialTable.fold(read_trial_events(earlier.trials).lines, self.task.spec.best_by).trials.get(best.trial)
+        record = None if trial is None else trial.reports.get(best.epoch)
+        if record is not None and record.extended_from:
+            return self._weights_in(RunPaths.of(earlier.storage, record.extended_from), best)
+        candidate = None if record is None else record.report.candidate
+        if candidate is None or not (earlier.checkpoints / candidate).is_dir():
+            raise CheckpointError(
+                f"{earlier.run_id} has not kept the model of its trial {best.trial}; wait until it has ended"
+            )
+        read_verified_manifest(earlier.checkpoints / candidate)
+        return earlier.checkpoints / candidate / MODULE
+
+    def _delete_worse(self) -> None:
+        """Delete the files of all ended trials but the best, and the default one if the search may choose it."""
+        table, checkpoints = self.journal.table, self.attempt.paths.checkpoints
+        keeps_default = self.task.spec.choose == "default"
+        default = [one for one in table.trials.values() if keeps_default and self.task.spec.is_default(one.config)]
+        records = [table.best(), *(trial.best(table.metric) for trial in default)]
+        keep = {record.report.candidate for record in records if record and record.report.candidate}
+        candidates = {record.report.candidate for record in table.reports()}
+        worse = {name for name in candidates - keep if name and "/" not in name}
+        folders = {trial_folder(checkpoints, trial.number).name for trial in table.ended}
+        worse |= folders - {name.split("/")[0] for name in keep}
         for name in sorted(worse & _names_in(checkpoints)):  # of the worse ones of a long search, nearly all are gone
             self.attempt.lease.remove(checkpoints / name)
 

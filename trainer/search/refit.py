@@ -57,11 +57,12 @@ class RefitSpec(EpochStepSpec):
 
 @dataclass
 class Refit:
-    """Runs after the last trial of a search with --refit."""
+    """Runs after the last trial of a search with --refit; `best` is the epoch that the search has chosen."""
 
     task: WorkerTask[SearchSpec]
     controller: SearchController
     index: ShardIndex
+    best: EpochRecord
 
     @property
     def attempt(self) -> Attempt:
@@ -74,9 +75,7 @@ class Refit:
         Raises:
             Stopped: The run was asked to stop, or its window closed; a checkpoint is saved.
         """
-        best = self.controller.journal.table.best()
-        if best is None:
-            return {}
+        best = self.best
         if (done := published_refit(self.attempt.paths)) is not None:
             return self._with_chosen(done)
         if why := self._no_time_left():

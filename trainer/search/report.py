@@ -9,9 +9,11 @@ import optuna
 from trainer.report.charts import ReportChart
 from trainer.report.page import SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
+from trainer.search.choice_text import choice_lines
+from trainer.search.leaderboard import leaderboard
 from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown
-from trainer.search.trials import EpochRecord, TrialTable, leaderboard
+from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, is_better
 from trainer.specs.search_space import LOGARITHMIC, Range
@@ -22,17 +24,35 @@ COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs",
 ENOUGH = 4  # complete trials; with fewer, importance is noise
 
 
-def search_section(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> SearchSection:
-    """Return the search's part of its report; `shares` is the importance of each option."""
-    return SearchSection(leaderboard=_leaderboard(table, spec), charts=search_charts(table, spec, shares))
+def search_section(
+    table: TrialTable, spec: SearchSpec, shares: Mapping[str, float], choice: Mapping[str, Any]
+) -> SearchSection:
+    """Return the search's part of its report.
+
+    Args:
+        table: The trials.
+        spec: The search.
+        shares: The importance of each option.
+        choice: Which trial was chosen, and why, as `result.json` has it.
+    """
+    return SearchSection(
+        notes=[f"{text[0].upper()}{text[1:]}." for _, text in choice_lines({"choice": choice})],
+        leaderboard=_leaderboard(table, spec),
+        charts=search_charts(table, spec, shares),
+    )
 
 
 def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
-    rows = leaderboard(table)[:TRIALS_SHOWN]
+    rows = [_marked(row) for row in leaderboard(table, is_default=spec.is_default)[:TRIALS_SHOWN]]
     reported = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
     varied = [name for name in spec.space.dimensions if name not in reported]
     reported[-3:-3] = varied  # before epochs, seconds and state
     return [{column: row.get(column) for column in reported} for row in rows]
+
+
+def _marked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the leaderboard that says whether it is the default trial."""
+    return {**row, "trial": f"{row['trial']} (default)" if row["default"] else row["trial"]}
 
 
 def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, float]) -> tuple[ReportChart, ...]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.errors import StorageError
 from cluster.files import read_json_object
 from cluster.resources import cpu_count
@@ -27,10 +29,13 @@ from trainer.model.weights import resolve_weights
 from trainer.progress import WRITE_SECONDS, Progress
 from trainer.report.write import write_report
 from trainer.result import RunResult
+from trainer.search.choice import Choice
+from trainer.search.choice_text import choice_lines
 from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
 from trainer.search.head_processes import run_head_trials
 from trainer.search.head_trainable import HeadTrainable
+from trainer.search.head_training import standalone_context
 from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.refit import Refit, refuse_impossible_refit
@@ -42,10 +47,12 @@ from trainer.search.trials import TrialTable
 from trainer.search.tune_driver import head_slots, run_slots, run_trials, useful_gpus
 from trainer.specs import SearchSpec
 from trainer.train import check_data
-from trainer.training.cross_validation import cross_validated_split
+from trainer.training.cross_validation import beside_baselines, cross_validated_split
 from trainer.training.features import features_of_search_on_worker, features_on_worker, run_on_features
+from trainer.training.model_setup import TrainingSetup
 
 POLL_SECONDS = 1.0
+STOPS = ("stop", "window", "failures")  # endings after which the search is not complete
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +80,15 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
     publisher = BestModelPublisher(task, journal)
     _run(controller, task, index, pause, publisher)
     with attempt.times.measure("judging"):
-        publisher.update(at_once=True)
+        # A search that stops leaves the best model so far; it chooses at its end.
+        choice = None if controller.ending() in STOPS else publisher.choose()
+        publisher.update(at_once=True, chosen=None if choice is None else choice.chosen)
     _stop_if_asked(controller, attempt)
-    refit = Refit(task, controller, index).run() if spec.refit else None
-    return _outcome(controller, task, index, refit)
+    if choice is None:
+        what = "an epoch" if spec.folds is None else "its folds"
+        raise TrainerError(f"no trial finished {what}; {_last_error(journal.table)}")
+    refit = Refit(task, controller, index, choice.chosen).run() if spec.refit else None
+    return _outcome(controller, task, index, choice, refit)
 
 
 def _run(
@@ -154,20 +166,28 @@ def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
 
 
 def _outcome(
-    controller: SearchController, task: WorkerTask[SearchSpec], index: ShardIndex, refit: dict[str, Any] | None
+    controller: SearchController,
+    task: WorkerTask[SearchSpec],
+    index: ShardIndex,
+    choice: Choice,
+    refit: dict[str, Any] | None,
 ) -> RunResult:
-    """Evaluate the best model on the test split, or on valid where there is none; that of folds is judged already."""
+    """Judge the published model on the test split, or on valid where there is none; that of folds is judged already."""
     attempt, spec, table = task.attempt, task.spec, controller.journal.table
-    best = table.best()
-    if best is None:
-        what = "an epoch" if spec.folds is None else "its folds"
-        raise TrainerError(f"no trial finished {what}; {_last_error(table)}")
+    best = choice.chosen
+    chosen = choice.to_json(spec, index, "valid" if spec.folds is None else cross_validated_split(index))
+    for _, line in choice_lines({"choice": chosen}):
+        logger.info("%s", line)
     weights = weights_sha256(attempt.paths.best)
     if spec.folds is None:
         metrics, judged = test_metrics(task, index, attempt.paths.best), {}
     else:  # the test split stays untouched
         manifest = read_verified_manifest(attempt.paths.best)
-        metrics, judged = manifest["metrics"], {KEY: manifest[KEY]}
+        trial = spec.trial_spec(table.trials[best.trial].config)
+        setup = TrainingSetup.fresh(standalone_context(task, trial, torch.device("cpu"), writes_progress=True))
+        with attempt.times.measure("judging"):
+            judged = {KEY: manifest[KEY], **beside_baselines(setup, attempt.paths.best, manifest["metrics"])}
+        metrics = judged.pop("metrics")
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}
     result = RunResult(
         kind=spec.kind,
@@ -178,6 +198,7 @@ def _outcome(
         details={
             "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
             | {"config": table.trials[best.trial].config},
+            "choice": chosen,
             **judged,
             "refit": refit,
             "trials": counts,
@@ -187,7 +208,7 @@ def _outcome(
         },
     )
     shares = result.details["importance"]
-    write_report(attempt, spec, result, lambda: search_section(table, spec, shares))
+    write_report(attempt, spec, result, lambda: search_section(table, spec, shares, chosen))
     return result
 
 

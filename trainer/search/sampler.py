@@ -26,19 +26,29 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     """Return the varied options of trial `number`, given the trials that began before it.
 
-    The first trial has the defaults of `train` if they lie in the space, so that the best trial is never worse than
-    them on the metric that ranks.
+    The first trial has the defaults of `train` unless the space excludes them, so that the best trial is never worse
+    than them on the metric that ranks, and can be compared with them. With `--choose best`, a grid keeps its order.
 
     Raises:
         SpecError: The grid has no point left.
     """
+    defaults = {name: getattr(spec, name) for name in spec.space.dimensions}
+    if _tries_defaults(spec, number, table):
+        return defaults
     if spec.algorithm == "grid":
         return _next_of_grid(spec, table)
-    defaults = {name: getattr(spec, name) for name in spec.space.dimensions}
-    if number == 0 and defaults in spec.space:
-        return defaults
     study = study_of_trials(spec, table, _sampler(spec, number))
     return dict(study.ask(_distributions(spec.space)).params)
+
+
+def _tries_defaults(spec: SearchSpec, number: int, table: TrialTable) -> bool:
+    """Whether the next trial is the one with the defaults: the first, or the first own one of an extended search."""
+    if spec.excluded_defaults:
+        return False
+    if spec.choose == "best":
+        return number == 0 and spec.algorithm != "grid"
+    is_first = number == 0 or spec.extend is not None
+    return is_first and not any(spec.is_default(trial.config) for trial in table.trials.values())
 
 
 def study_of_trials(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:

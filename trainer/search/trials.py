@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from cluster.attempt_lines import AttemptLines, read_attempt_lines
 from trainer.specs.metric import loss_of
-from trainer.specs.search_space import SEARCHED, Config
+from trainer.specs.search_space import Config
 
 State = Literal["running", "paused", "finished", "failed"]
 Outcome = Literal["paused", "finished", "failed"]
@@ -399,32 +399,3 @@ class TrialTable:
 def best_of(records: Iterable[EpochRecord], metric: str) -> EpochRecord | None:
     """Return the best of `records`; of equals the earlier."""
     return min(records, key=lambda record: (loss_of(record.value, metric), record.sequence), default=None)
-
-
-def leaderboard(table: TrialTable, best_folder: str | None = None) -> list[dict[str, Any]]:
-    """Return one row per trial as `nightshift trials --json` prints it, the best first.
-
-    Args:
-        table: The trials.
-        best_folder: Where the best trial's model is published, if it is.
-    """
-    best = table.best()
-    rows = []
-    for trial in table.ranked():
-        top = trial.best(table.metric)
-        rows.append(
-            {
-                "trial": trial.number,
-                **{name: trial.config[name] for name in SEARCHED if name in trial.config},
-                "metric": None if top is None else top.value,
-                "spread": None if top is None else top.report.spread,
-                "best_epoch": None if top is None else top.epoch,
-                "epochs": trial.epochs,
-                "seconds": round(trial.seconds, 3),
-                "state": trial.state,
-                "why": trial.why,
-                "error": trial.error,
-                "checkpoint": best_folder if best is not None and best.trial == trial.number else None,
-            }
-        )
-    return rows

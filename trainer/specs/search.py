@@ -11,7 +11,7 @@ from cluster.errors import SettingsError
 from cluster.windows import TimeWindow
 from trainer.errors import SpecError
 from trainer.specs.base import build
-from trainer.specs.search_space import Config, Space
+from trainer.specs.search_space import SEARCHED, Config, Space
 from trainer.specs.train import EPOCH_CHOICE_OPTIONS, TrainOptions, TrainSpec
 
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class SearchSpec(TrainOptions):
         timezone: IANA time zone of `window`; None means the machine's.
         extend: Id of an earlier search whose trials become the first trials of this one.
         refit: Train the best configuration again on the train and valid splits together, and publish that model.
+        choose: Which trial is published: "default" keeps the trial with the defaults of `train` unless the best trial
+            is better by more than one standard error of their difference, "best" takes the best trial.
     """
 
     kind: Literal["search"] = "search"
@@ -56,6 +58,7 @@ class SearchSpec(TrainOptions):
     timezone: str | None = None
     extend: str | None = None
     refit: bool = False
+    choose: Literal["default", "best"] = "default"
 
     @property
     def reads_features(self) -> bool:
@@ -74,6 +77,23 @@ class SearchSpec(TrainOptions):
             shared = {name: value for name, value in shared.items() if name not in EPOCH_CHOICE_OPTIONS}
             shared |= {"folds": self.folds, "repeats": self.fold_repeats}
         return build(TrainSpec, **shared | config)
+
+    @property
+    def default_config(self) -> Config:
+        """The configuration of the default trial: the defaults of `train` where an option varies, else its value."""
+        return {name: getattr(self, name) for name in SEARCHED}
+
+    @property
+    def excluded_defaults(self) -> Config:
+        """The defaults of `train` that no trial can have, by option: outside of its range, or no point of the grid."""
+        dimensions = self.space.grid_axes if self.algorithm == "grid" else self.space.dimensions
+        return {name: getattr(self, name) for name, values in dimensions.items() if getattr(self, name) not in values}
+
+    def is_default(self, config: Config) -> bool:
+        """Whether a trial has the configuration of the default trial; one of an older version may lack options."""
+        return not self.excluded_defaults and all(
+            config.get(name, value) == value for name, value in self.default_config.items()
+        )
 
     @property
     def trainings_per_trial(self) -> int:

@@ -118,8 +118,13 @@ class Space(BaseModel):
             name in config and config[name] in dimension for name, dimension in self.dimensions.items()
         )
 
+    @property
+    def grid_axes(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each varying option that the grid has, by name."""
+        return {name: value.grid() if isinstance(value, Range) else value for name, value in self.dimensions.items()}
+
     def _axes(self) -> list[tuple[Any, ...]]:
-        return [value.grid() if isinstance(value, Range) else value for value in self.dimensions.values()]
+        return list(self.grid_axes.values())
 
 
 def parse_dimension(name: str, text: str) -> Range | tuple[str, ...] | str:

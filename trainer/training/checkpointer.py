@@ -6,13 +6,17 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from cluster.files import read_json
 from cluster.lease import Lease
+from cluster.run_paths import TrialPaths
 from trainer.distributed.worker import WorkerContext
+from trainer.evaluation.scoring import ModelOutputs
+from trainer.evaluation.trial_outputs import EpochOutputs, trial_of, write_trial_outputs
 from trainer.model.checkpoint_folder import (
     CHECKPOINTS_TO_KEEP,
     latest_valid_checkpoint,
@@ -32,6 +36,8 @@ from trainer.training.train_state import TrainState
 MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
 SCALER = "scaler.safetensors"
 SAVE_INTERVAL_SECONDS = 600.0  # between checkpoints within an epoch
+
+Validated: TypeAlias = tuple[ModelOutputs, dict[str, Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +92,7 @@ class Checkpointer:
     Attributes:
         module: Everything that trains in any phase.
         ema: Average of the module; an epoch's best model is a copy of it.
+        validated: Outputs and metrics of the last validation; None before the first.
     """
 
     def __init__(
@@ -101,6 +108,8 @@ class Checkpointer:
         self.process_group, self.module, self.optimizer, self.ema = context.process_group, module, optimizer, ema
         self.checkpoint = TrainingCheckpoint(module, optimizer, ema, scaler)
         self.saved_at = time.monotonic()
+        self.best_by = context.spec.best_by
+        self.validated: Validated | None = None
 
     def save_is_due(self) -> bool:
         """Return whether the last checkpoint is older than the interval."""
@@ -115,6 +124,7 @@ class Checkpointer:
         """
         lease = self.attempt.lease
         if is_best:
+            self._keep_outputs(state)
             best = {MODULE: self.ema.module.state_dict()}
             write_checkpoint_folder(
                 self._best(state), lease=lease, tensors=best, json_files={}, manifest={"attempt": lease.attempt}
@@ -153,6 +163,15 @@ class Checkpointer:
         """
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self.attempt.lease.append_line(self.paths.metrics, {**metrics.to_json(), "time": now})
+
+    def _keep_outputs(self, state: TrainState) -> None:
+        """Keep the outputs of the best epoch of a search's trial: the search compares its trials by them."""
+        trial = trial_of(self.paths.folder) if isinstance(self.paths, TrialPaths) else None
+        if trial is None or self.validated is None:
+            return
+        outputs, metrics = self.validated
+        about = EpochOutputs(trial=trial, epoch=state.best_epoch, value=float(metrics[self.best_by]))
+        write_trial_outputs(self.paths.folder.parent, about, [outputs], self.attempt.lease, has_groups=False)
 
     def _best(self, state: TrainState) -> Path:
         return self.folder / f"best-{state.best_epoch:06d}"

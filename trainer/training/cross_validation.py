@@ -26,11 +26,11 @@ from trainer.data.feature_cache import Features
 from trainer.errors import CheckpointError, Stopped
 from trainer.evaluation.out_of_fold import KEY, OUT_OF_FOLD_FILE, OutOfFold
 from trainer.evaluation.scoring import epoch_metrics
-from trainer.evaluation.training_text import FIGURES
+from trainer.evaluation.training_text import BEFORE_SCALING, FIGURES
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest, write_checkpoint_folder
 from trainer.specs import TrainSpec
 from trainer.specs.train import HeadKind
-from trainer.training.baselines import MOST_IMAGES, Baseline, linear_logits
+from trainer.training.baselines import MOST_IMAGES, Baseline, figures_before_scaling, linear_logits
 from trainer.training.fold_assignment import Labels, assign_folds
 from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
 from trainer.training.model_setup import TrainingSetup
@@ -233,6 +233,26 @@ def publish_judged(setup: TrainingSetup, judged: Path, *, origin: Mapping[str, A
         raise CheckpointError(f"{judged} is about other images than {setup.spec.shards} has; run the search again")
     outputs = head_outputs(validation.fit, validation.features, stored["logits"].numpy())
     return _publish(validation, OutOfFold(outputs=outputs, folds=stored["folds"].numpy()), about, origin)
+
+
+def beside_baselines(setup: TrainingSetup, folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return linear heads beside a published model of folds, on the same folds, as `train --folds` reports them.
+
+    Args:
+        setup: Its spec is that of a training with folds.
+        folder: Of the published model.
+        metrics: Of the model, out of fold.
+
+    Returns:
+        The keys of `result.json`: `metrics` with the model's own figures before temperature scaling, and `baselines`.
+
+    Raises:
+        CheckpointError: The predictions out of fold beside the model are damaged.
+    """
+    validation, found = prepared(setup), OutOfFold.read(folder, setup.config)
+    own = figures_before_scaling(head_outputs(validation.fit, validation.features, found.outputs.logits), metrics)
+    baselines = [one.to_json() for one in validation.baselines(found.folds)]
+    return {"metrics": {**metrics, BEFORE_SCALING: own}, "baselines": baselines}
 
 
 def median_repeat(losses: list[float]) -> int:

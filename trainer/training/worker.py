@@ -149,18 +149,18 @@ class TrainHooks(LoopHooks):
         setup = self.setup
         if setup.spec.split != "train":
             return {}
-        process_group = setup.context.process_group
-        return epoch_metrics(
-            model_outputs(
-                self.evaluated,
-                self.loader,
-                setup.index,
-                "valid",
-                process_group,
-                precision=self.precision,
-                at_once=self.batch_size,
-            )
+        found = model_outputs(
+            self.evaluated,
+            self.loader,
+            setup.index,
+            "valid",
+            setup.context.process_group,
+            precision=self.precision,
+            at_once=self.batch_size,
         )
+        metrics = epoch_metrics(found)
+        self.checkpointer.validated = found, metrics
+        return metrics
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
         """Append to `metrics.jsonl`."""

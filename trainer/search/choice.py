@@ -1,0 +1,231 @@
+"""Which trial a search publishes, and what the best trial's value is worth: a bootstrap over the outputs of all trials.
+
+The best of many trials is best partly by chance on the images that rank them. So the default trial is kept unless the
+best trial is better by more than one standard error of their paired difference: the one-standard-error rule (Breiman,
+Friedman, Olshen & Stone 1984, Classification and Regression Trees, section 3.4.3), with the defaults as the simple
+model.
+
+The value of the best trial is corrected for the choice as BBC-CV does (Tsamardinos, Greasidou & Borboudakis 2018,
+Machine Learning 107, algorithm 2): in each resample of the images the best trial on the images that are drawn is
+chosen, and its value is taken on those that are not drawn. The mean of these values is the corrected value, and their
+2.5 and 97.5 percentiles are the interval. Groups are drawn whole. The choice of each trial's epoch is not corrected.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from data_shards.index import ShardIndex
+from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
+from trainer.evaluation.trial_outputs import TrialOutputs
+from trainer.evaluation.weighted_ranking import weighted_values
+from trainer.search.choice_text import choice_sentence, correction_sentence, few_images_sentence
+from trainer.search.trials import EpochRecord, TrialTable
+from trainer.specs import SearchSpec
+from trainer.specs.metric import HIGHER_IS_BETTER, loss_of
+
+RESAMPLES = 1000
+FEWEST_RESAMPLES = 200
+WORK_LIMIT = 400_000_000  # logits of all trials x resamples: about half a minute on one core
+ENOUGH_IMAGES = 100  # of the positive class; with fewer, the ranking of trials is mostly chance
+TWO = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """The value of the best trial, corrected for the choice among `trials`, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    trials: int
+    resamples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The trial that a search publishes, and why.
+
+    Attributes:
+        best: Best epoch of all trials.
+        default: Best epoch of the default trial; None if there is none that was trained to its end.
+        reason: Why there is no `default`, or why it was not compared with `best`; "" if it was.
+        difference: By how much `best` is better than `default`, in the unit of the metric; None if not compared.
+        standard_error: Of the difference; None if it is undefined.
+        keeps_default: Whether `default` is published.
+        correction: None if there is one trial, or outputs are missing.
+        trials: Number of trials with a value.
+    """
+
+    best: EpochRecord
+    default: EpochRecord | None = None
+    reason: str = ""
+    difference: float | None = None
+    standard_error: float | None = None
+    keeps_default: bool = False
+    correction: Correction | None = None
+    trials: int = 1
+
+    @property
+    def chosen(self) -> EpochRecord:
+        """The epoch that is published."""
+        return self.default if self.keeps_default and self.default is not None else self.best
+
+    def to_json(self, spec: SearchSpec, index: ShardIndex, split: str) -> dict[str, Any]:
+        """Return the choice as `result.json` has it, with the sentences that say it.
+
+        Args:
+            spec: The search.
+            index: Of the data set.
+            split: The images that rank the trials.
+        """
+        found = {
+            "choose": spec.choose,
+            "trial": self.chosen.trial,
+            "best_trial": self.best.trial,
+            "best_value": self.best.value,
+            "default_trial": None if self.default is None else self.default.trial,
+            "default_value": None if self.default is None else self.default.value,
+            "difference": self.difference,
+            "standard_error": self.standard_error,
+            "keeps_default": self.keeps_default,
+            "reason": self.reason,
+            "trials": self.trials,
+            "corrected": None if self.correction is None else asdict(self.correction),
+        }
+        ranked_by = f"{'validation' if spec.folds is None else 'out-of-fold'} {spec.best_by}"
+        return found | {
+            "sentence": choice_sentence(found, ranked_by),
+            "correction": correction_sentence(found, ranked_by),
+            "warning": few_images(spec, index, split),
+        }
+
+
+def choose(
+    table: TrialTable,
+    spec: SearchSpec,
+    outputs_of: Callable[[EpochRecord], TrialOutputs | None],
+    groups: Callable[[], Labels],
+    on_step: Callable[[], None] = lambda: None,
+) -> Choice | None:
+    """Return which trial is published; None if none has a value. The same journal and outputs give the same choice.
+
+    Args:
+        table: The trials.
+        spec: The search.
+        outputs_of: Returns the outputs of an epoch, None if they were not kept.
+        groups: Returns the index of each image's group, (N,), for outputs without groups.
+        on_step: Called when some resamples of a trial are done.
+    """
+    records = {number: record for number, trial in table.trials.items() if (record := trial.best(table.metric))}
+    best = table.best()
+    if best is None:
+        return None
+    default, reason = _default_of(table, spec)
+    if default is not None and default.value == best.value and spec.choose == "default":
+        best = default  # of equals, it needs no reason
+    kept = {number: found for number, record in records.items() if (found := outputs_of(record)) is not None}
+    needs_all = len(records) > 1 and len(kept) == len(records)
+    is_compared = default is not None and default.trial != best.trial and spec.choose == "default"
+    pair = [best.trial, default.trial] if is_compared and default is not None else []
+    used = kept if needs_all else {number: kept[number] for number in pair if number in kept}
+    is_pair_known = bool(pair) and all(number in used for number in pair)
+    if pair and not is_pair_known:
+        reason = "the predictions of one of them were not kept"
+    values = _resampled(used, spec, groups, on_step) if (needs_all or is_pair_known) and _fit_together(used) else None
+    if values is None and is_pair_known:
+        reason = "their predictions are not about the same images"
+    correction = _correction(values, spec.best_by) if values is not None and needs_all else None
+    choice = Choice(best=best, default=default, reason=reason, correction=correction, trials=len(records))
+    if values is None or not is_pair_known or default is None:
+        return choice
+    differences = values[best.trial].inside - values[default.trial].inside
+    differences = differences[np.isfinite(differences)]
+    error = float(differences.std(ddof=1)) if len(differences) >= TWO else None
+    difference = loss_of(default.value, spec.best_by) - loss_of(best.value, spec.best_by)
+    return Choice(
+        best=best,
+        default=default,
+        difference=difference,
+        standard_error=error,
+        keeps_default=error is None or difference <= error,
+        correction=correction,
+        trials=len(records),
+    )
+
+
+def few_images(spec: SearchSpec, index: ShardIndex, split: str) -> str:
+    """Return a warning if there are too few images of the positive or of the smallest class, else ""."""
+    if index.multi_label:
+        counts = {name: n.present for name, n in zip(index.classes, index.targets_in(split), strict=True)}
+    else:
+        counts = dict(zip(index.classes, index.per_class_in(split), strict=True))
+    name = spec.positive if spec.positive in counts else min(counts, key=lambda one: counts[one])
+    return "" if counts[name] >= ENOUGH_IMAGES else few_images_sentence(name, counts[name], split, ENOUGH_IMAGES)
+
+
+def _default_of(table: TrialTable, spec: SearchSpec) -> tuple[EpochRecord | None, str]:
+    """Return the best epoch of the default trial; or None, and why there is none to compare with."""
+    if excluded := spec.excluded_defaults:
+        what = "no point of the grid has" if spec.algorithm == "grid" else "the search space excludes"
+        return None, f"{what} " + ", ".join(f"{name} {value}" for name, value in excluded.items())
+    found = [trial for trial in table.trials.values() if spec.is_default(trial.config)]
+    ended = [trial for trial in found if trial.state == "finished" and not trial.was_stopped_early]
+    record = ended[0].best(table.metric) if ended else None
+    if record is not None:
+        return record, ""
+    failed = [trial for trial in found if trial.state == "failed"]
+    return None, f"trial {failed[0].number} with them failed" if failed else "no trial with them was trained to its end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resampled:
+    """A trial's values on the images that are drawn and on those that are not, each (R,)."""
+
+    inside: Floats
+    outside: Floats
+
+
+def _fit_together(outputs: Mapping[int, TrialOutputs]) -> bool:
+    first, *others = outputs.values()
+    return all(
+        one.logits.shape == first.logits.shape and np.array_equal(one.labels, first.labels) for one in others
+    )  # fmt: skip
+
+
+def _resampled(
+    outputs: Mapping[int, TrialOutputs], spec: SearchSpec, groups: Callable[[], Labels], on_step: Callable[[], None]
+) -> dict[int, _Resampled]:
+    first = next(iter(outputs.values()))
+    units = groups() if first.units is None else first.units
+    count = int(np.clip(WORK_LIMIT // (first.logits.size * len(outputs)), FEWEST_RESAMPLES, RESAMPLES))
+    inside, outside = ({number: list[Floats]() for number in outputs} for _ in range(2))
+    for weights in resample_weights(units, count, np.random.default_rng(spec.seed)):
+        left_out = (weights == 0).astype(np.float64)
+        for number, one in outputs.items():
+            for found, rows in ((inside, weights), (outside, left_out)):
+                of_trainings = [weighted_values(rows, logits, one.labels, spec.best_by) for logits in one.logits]
+                found[number].append(np.mean(of_trainings, axis=0))
+            on_step()
+    return {
+        number: _Resampled(inside=np.concatenate(inside[number]), outside=np.concatenate(outside[number]))
+        for number in outputs
+    }
+
+
+def _correction(values: Mapping[int, _Resampled], metric: str) -> Correction | None:
+    """Return the corrected value: of equal trials in a resample, the one of the lower number is chosen."""
+    inside, outside = (
+        np.stack([getattr(values[number], part) for number in sorted(values)]) for part in ("inside", "outside")
+    )
+    losses = np.where(np.isfinite(inside), -inside if HIGHER_IS_BETTER[metric] else inside, np.inf)
+    chosen = outside[losses.argmin(axis=0), np.arange(inside.shape[1])]
+    found = chosen[np.isfinite(chosen) & np.isfinite(losses.min(axis=0))]
+    if len(found) < FEWEST_RESAMPLES // TWO:
+        return None
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Correction(
+        value=float(found.mean()), low=float(low), high=float(high), trials=len(values), resamples=len(found)
+    )
