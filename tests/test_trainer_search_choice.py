@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from cluster.files import read_json
+from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
 from jobs.runs.trial_rows import rows_of
 from tests.multi_label import pack_multi_label
-from tests.searched import attempt_at, events_of, search_spec
+from tests.searched import NOON, attempt_at, events_of, search_spec
 from tests.searched import table_of as journal_of
 from tests.trained import lease_in, new_run
+from trainer.attempt import Attempt
+from trainer.distributed.worker import WorkerTask
 from trainer.evaluation.objective import objective_of
 from trainer.evaluation.scoring import ModelOutputs
 from trainer.evaluation.trial_outputs import (
@@ -26,7 +29,9 @@ from trainer.evaluation.weighted_ranking import weighted_values
 from trainer.search import publisher, run
 from trainer.search.choice import choose, few_images
 from trainer.search.choice_text import choice_lines
+from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.leaderboard import leaderboard
+from trainer.search.publisher import BestModelPublisher
 from trainer.search.trials import TrialTable
 
 DEFAULT, OTHER = 512, 256  # widths of the head
@@ -62,6 +67,10 @@ def outputs_of(*right, units=None):
     return TrialOutputs(
         logits=logits, labels=labels, units=np.arange(len(labels)) if units is None else np.asarray(units)
     )
+
+
+def kept_outputs(paths):
+    return lambda record: read_trial_outputs(paths.checkpoints, record.trial, record.epoch)
 
 
 def chosen(values, outputs, spec=None, **how):
@@ -181,6 +190,7 @@ def test_the_lines_say_claim_correction_and_too_few_images():
          f"{corrected['value']:.4g} ({corrected['low']:.4g} to {corrected['high']:.4g})"),
         ("warning", 'valid has 20 images of "covid", fewer than 100: which trial is best is mostly noise'),
     ]  # fmt: skip
+    assert few_images(spec, INDEX, "valid+test").startswith('valid and test have 20 images of "covid"')
     assert few_images(spec_of(positive="normal"), INDEX, "valid") == ""
     assert choice_lines({"best": {}}) == []
 
@@ -228,6 +238,7 @@ def test_a_search_publishes_what_it_chooses_and_chooses_alike_in_its_next_attemp
     monkeypatch.setattr(run, "write_report", lambda *_: None)
 
     def attempted():
+        paths.result.unlink(missing_ok=True)  # as if the attempt before had been killed before its end
         details = attempt_at(paths, spec).details
         return details["choice"], details["best"]["trial"], read_json(paths.best / "manifest.json")["trial"]
 
@@ -245,3 +256,12 @@ def test_a_search_publishes_what_it_chooses_and_chooses_alike_in_its_next_attemp
         (1, False, False),
         (0, True, True),
     ]
+
+    extended = new_run(tmp_path, spec.model_copy(update={"extend": paths.run_id}), "search-20261123-000001-abcdef")
+    attempt = Attempt.of(extended.folder, None, Settings(storage=tmp_path))
+    journal = TrialJournal.opened(attempt.lease, spec.best_by, NOON)
+    copy_trials(journal, paths, NOON)
+    publishing = BestModelPublisher(WorkerTask(attempt=attempt, spec=spec, source=None), journal)
+    assert publishing.choose() == publisher.choose(journal.table, spec, kept_outputs(paths), list)
+    publishing.update(at_once=True)
+    assert read_json(extended.best / "manifest.json")["trial"] == 1  # kept beside the published trial 0

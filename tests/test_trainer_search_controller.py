@@ -61,7 +61,7 @@ def test_a_search_killed_anywhere_makes_the_same_trials_and_decisions(tmp_path_f
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.floats(0, 1), torn=st.integers(0, 60))
 def test_a_search_resumes_from_a_journal_cut_anywhere_even_within_a_line(tmp_path_factory, cut, torn):
-    spec = search_spec("shards", trials=8, epochs=9)
+    spec = search_spec("shards", trials=8, epochs=9, space={"head_width": (8, 16, 512)})  # 512 is the default
     undisturbed, killed = (new_run(tmp_path_factory.mktemp(name), spec) for name in ("undisturbed", "killed"))
     play(SimulatedSearch(undisturbed, spec))
     lines = undisturbed.trials.read_text().splitlines(keepends=True)
@@ -85,6 +85,21 @@ def test_early_stopping_is_on_for_long_trials_and_off_on_request(tmp_path):
     lag = [search.whole(search.start(), [0.9] * 9) for search in (long, short, disabled)]
     assert lag == [3, 5, 9]
     assert long.controller.journal.table.trials[1].why == "rung"
+
+
+@pytest.mark.parametrize(("choose", "epochs", "beat"), [("default", 9, None), ("best", 3, 0.5)])
+def test_the_default_trial_is_not_stopped_early_and_keeps_its_own_best_model(tmp_path, choose, epochs, beat):
+    search = simulated_search(tmp_path, epochs=9, space={"head_width": (8, 512)}, choose=choose, algorithm="random")
+    default, other = search.start(), search.start()
+    search.whole(other, [0.5] * 9)
+
+    assert search.whole(default, [0.9] * 9) == epochs
+    again = SimulatedSearch(new_run(tmp_path / "again", search.spec), search.spec)
+    again.start()
+    again.epoch(again.start(), 1, 0.5)
+    again.pause(0)
+    again.controller.paused.clear()
+    assert again.controller.next_trial().value_to_beat == beat
 
 
 def test_every_epoch_of_a_message_is_recorded(tmp_path):

@@ -36,10 +36,15 @@ def test_a_fine_tuning_search_completes_on_two_cpus(tmp_path, digits_shards, opt
     table, manifest = table_of(paths, spec), read_json(paths.best / "manifest.json")
     assert (table.finished, table.failed) == (spec.trials, 0)
     assert {trial.why for trial in table.ended} <= {"epochs", "rung"}
-    assert (manifest["trial"], manifest["epoch"]) == (table.best().trial, table.best().epoch)
-    assert read_json(paths.result)["metrics"]["split"] == "test"
+    result = read_json(paths.result)
+    choice = result["choice"]
+    assert (choice["best_trial"], choice["default_trial"], choice["reason"]) == (table.best().trial, 0, "")
+    assert choice["corrected"]["trials"] == spec.trials
+    assert manifest["trial"] == choice["trial"]
+    assert manifest["epoch"] == table.trials[choice["trial"]].best(table.metric).epoch
+    assert result["metrics"]["split"] == "test"
     left = {folder.name for folder in paths.checkpoints.glob("trial-*")}
-    assert left <= {f"trial-{table.best().trial:06d}"}
+    assert left <= {f"trial-{number:06d}" for number in (0, table.best().trial)}
 
 
 @pytest.mark.slow

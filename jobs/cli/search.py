@@ -93,7 +93,7 @@ SEARCH = OptionGroup(
             SearchSpec, "folds",
             "Rank by cross-validation: train each configuration as `train --folds K` does, on the features of a frozen "
             "backbone and on the same folds of train and valid. The spread of a trial is the standard deviation over "
-            "its folds. The published model is that of `train --folds K` with the options of the best trial.",
+            "its folds. The published model is that of `train --folds K` with the options of the chosen trial.",
             metavar="K",
         ),
         option(
@@ -103,7 +103,7 @@ SEARCH = OptionGroup(
         ),
         option(
             SearchSpec, "refit",
-            "After the search, train the best configuration on the train and valid splits and publish that model.",
+            "After the search, train the chosen configuration on the train and valid splits and publish that model.",
         ),
         option(
             SearchSpec, "choose",

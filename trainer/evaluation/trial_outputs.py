@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from cluster.lease import Lease
+from trainer.errors import CheckpointError
 from trainer.evaluation.intervals import group_ids
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def write_trial_outputs(
 
     Raises:
         LeaseLost: A newer attempt owns the run.
+        CheckpointError: The storage is full.
     """
     first = outputs[0]
     arrays = {
@@ -73,8 +75,11 @@ def write_trial_outputs(
     if has_groups:
         arrays["units"] = group_ids(first.groups, len(first.labels)).astype(np.int32)
     path = _path(checkpoints, about.trial, about.epoch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lease.write_bytes(path, save(arrays, metadata={VALUE: repr(about.value)}), durable=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease.write_bytes(path, save(arrays, metadata={VALUE: repr(about.value)}), durable=False)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}; free space there") from error
     for old in _files(checkpoints, about.trial)[:-KEPT]:
         lease.remove(old)
 

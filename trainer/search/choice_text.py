@@ -52,10 +52,9 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
 
 def few_images_sentence(name: str, count: int, split: str, enough: int) -> str:
     """Return the warning that the images that rank the trials are too few."""
-    images = "image" if count == 1 else "images"
-    return (
-        f"{split} has {count} {images} of {quoted(name)}, fewer than {enough}: which trial is best is mostly noise"
-    )  # fmt: skip
+    images, where = "image" if count == 1 else "images", split.replace("+", " and ")
+    where += " have" if where != split else " has"
+    return f"{where} {count} {images} of {quoted(name)}, fewer than {enough}: which trial is best is mostly noise"
 
 
 def choice_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:

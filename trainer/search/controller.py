@@ -61,11 +61,10 @@ class SearchController:
             return self._end(number, step.end)
         if not step.reports:
             return True
-        record = self.journal.table.trials[number].reports[step.reports[-1].epoch]
-        stops = record.epoch in rungs_of(self.spec) and not self._keeps_model_of(
-            self.journal.table.trials[number].config
-        )
-        if stops and not survives(record, self.journal.table):
+        trial = self.journal.table.trials[number]
+        record = trial.reports[step.reports[-1].epoch]
+        is_judged = record.epoch in rungs_of(self.spec) and not self._is_compared(trial.config)
+        if is_judged and not survives(record, self.journal.table):
             return self._end(number, TrialEnd.finished("rung"))
         return True
 
@@ -102,14 +101,14 @@ class SearchController:
         if report.epoch not in self.journal.table.trials[number].reports:
             self.journal.report(number, report, self.clock())
 
-    def _keeps_model_of(self, config: Config) -> bool:
-        """Whether this is the default trial, which the best one is compared with: it is trained to its end."""
+    def _is_compared(self, config: Config) -> bool:
+        """Whether the best trial is compared with this one: it is trained to its end, and keeps its own best model."""
         return self.spec.choose == "default" and self.spec.is_default(config)
 
     def _start(self, number: int, config: Config) -> TrialAssignment:
         table = self.journal.table
         own = table.trials[number].best(table.metric) if number in table.trials else None
-        best = own if self._keeps_model_of(config) else table.best()
+        best = own if self._is_compared(config) else table.best()
         value = None if best is None else best.value
         assignment = TrialAssignment(trial=number, config=config, value_to_beat=value)
         self.journal.start(assignment, self.clock())

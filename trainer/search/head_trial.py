@@ -52,9 +52,14 @@ class HeadTrial:
         So the process can run the next trial.
         """
         self.reports: list[TrialReport] = []
-        end = end_of(self._train_until_asked, trial=self.assignment.trial)
-        self._write_outputs()
+        end = end_of(self._train_and_keep_outputs, trial=self.assignment.trial)
         return TrialStep(reports=tuple(self.reports), end=end)
+
+    def _train_and_keep_outputs(self) -> TrialEnd | None:
+        try:
+            return self._train_until_asked()
+        finally:
+            self._write_outputs()
 
     def _train_until_asked(self) -> TrialEnd | None:
         try:

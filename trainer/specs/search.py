@@ -28,7 +28,7 @@ class SearchSpec(TrainOptions):
         early_stopping: Stop the worse trials at each rung (ASHA); None means only where trials are long enough.
         repeats: Trainings of each configuration with different seeds; their mean ranks it.
         folds: Each trial is a cross-validation of K folds over train and valid, as `TrainSpec.folds`, and is ranked by
-            its predictions out of fold. The published model is that of a training with the best trial's options. None
+            its predictions out of fold. The published model is that of a training with the chosen trial's options. None
             is off.
         fold_repeats: Number of times that the images are divided into folds anew; the mean ranks a trial.
         max_failures: The search fails when more trials than this fail.
@@ -37,7 +37,7 @@ class SearchSpec(TrainOptions):
         window: Daily time window in which the search runs, as `20:00-07:00`; it resumes when the window opens again.
         timezone: IANA time zone of `window`; None means the machine's.
         extend: Id of an earlier search whose trials become the first trials of this one.
-        refit: Train the best configuration again on the train and valid splits together, and publish that model.
+        refit: Train the chosen configuration again on the train and valid splits together, and publish that model.
         choose: Which trial is published: "default" keeps the trial with the defaults of `train` unless the best trial
             is better by more than one standard error of their difference, "best" takes the best trial.
     """
