@@ -20,7 +20,8 @@ from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError
-from trainer.evaluation.intervals import Labels, group_ids
+from trainer.evaluation.bootstrap import Labels
+from trainer.evaluation.intervals import group_ids
 from trainer.evaluation.trial_outputs import TrialOutputs, read_trial_outputs
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
