@@ -208,6 +208,7 @@ def test_trials_outside_of_a_grid_take_none_of_its_points(say: Say, settings: Se
 
     assert code == 0, err
     assert read_spec(RunPaths.of(settings.storage, out.strip()).spec).trials == 4
+    assert "no trial has the defaults of train: no point of the grid has lr 0.0005; the best trial will be" in err
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,9 @@ def test_without_the_outputs_of_a_trial_the_value_is_not_corrected():
     choice = chosen([0.85, 0.9, 0.8], {0: outputs_of(first(340)), 1: outputs_of(first(360))}, spec)
 
     assert (choice.correction, choice.chosen.trial) == (None, 1)
-    assert choice.to_json(spec, INDEX, "valid")["correction"].endswith("not all trials have kept their predictions")
+    assert choice.to_json(spec, INDEX, "valid")["correction"].endswith("the predictions of 1 of 3 trials were not kept")
+    one_group = {number: outputs_of(first(340), units=np.zeros(400, dtype=int)) for number in range(2)}
+    assert chosen([0.85, 0.9], one_group).uncorrected == "too few images or groups to leave some out"
 
 
 def test_outputs_are_read_as_they_were_written_and_only_the_newest_are_kept(tmp_path):

@@ -48,6 +48,7 @@ from jobs.cli.trials import leaderboard_text, table_of
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from jobs.runs.trial_rows import rows_of
+from trainer.search.choice_text import excluded_text
 from trainer.specs import SearchSpec, TrainOptions
 from trainer.specs.search_space import Range, Space
 
@@ -207,6 +208,9 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
     limits = {"window": window, "max_duration_seconds": seconds, "timezone": local_zone_name() if window else None}
     typed = {name for name in given if ctx.get_parameter_source(name) in GIVEN}
     spec = search_spec(settings, shards, given | limits, typed, starts_at=request.at)
+    if spec.choose == "default" and (excluded := spec.excluded_defaults):
+        why = excluded_text(excluded, spec.algorithm)
+        click.echo(f"no trial has the defaults of train: {why}; the best trial will be published", err=True)
     submit_spec(
         settings,
         spec,

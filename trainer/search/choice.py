@@ -12,7 +12,7 @@ chosen, and its value is taken on those that are not drawn. The mean of these va
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from data_shards.index import ShardIndex
 from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
 from trainer.evaluation.trial_outputs import TrialOutputs
 from trainer.evaluation.weighted_ranking import weighted_values
-from trainer.search.choice_text import choice_sentence, correction_sentence, few_images_sentence
+from trainer.search.choice_text import choice_sentence, correction_sentence, excluded_text, few_images_sentence
 from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, loss_of
@@ -55,7 +55,8 @@ class Choice:
         difference: By how much `best` is better than `default`, in the unit of the metric; None if not compared.
         standard_error: Of the difference; None if it is undefined.
         keeps_default: Whether `default` is published.
-        correction: None if there is one trial, or outputs are missing.
+        correction: Of the value of `best`; None if there is nothing to correct, or it cannot be.
+        uncorrected: Why it cannot be corrected; "" if it was, or of a single trial.
         trials: Number of trials with a value.
     """
 
@@ -66,6 +67,7 @@ class Choice:
     standard_error: float | None = None
     keeps_default: bool = False
     correction: Correction | None = None
+    uncorrected: str = ""
     trials: int = 1
 
     @property
@@ -93,6 +95,7 @@ class Choice:
             "keeps_default": self.keeps_default,
             "reason": self.reason,
             "trials": self.trials,
+            "uncorrected": self.uncorrected,
             "corrected": None if self.correction is None else asdict(self.correction),
         }
         ranked_by = f"{'validation' if spec.folds is None else 'out-of-fold'} {spec.best_by}"
@@ -138,22 +141,22 @@ def choose(
     if values is None and is_pair_known:
         reason = "their predictions are not about the same images"
     correction = _correction(values, spec.best_by) if values is not None and needs_all else None
-    choice = Choice(best=best, default=default, reason=reason, correction=correction, trials=len(records))
+    choice = Choice(
+        best=best,
+        default=default,
+        reason=reason,
+        correction=correction,
+        uncorrected=_uncorrected(correction, trials=len(records), kept=len(kept), is_sampled=values is not None),
+        trials=len(records),
+    )
     if values is None or not is_pair_known or default is None:
         return choice
     differences = values[best.trial].inside - values[default.trial].inside
     differences = differences[np.isfinite(differences)]
     error = float(differences.std(ddof=1)) if len(differences) >= TWO else None
     difference = loss_of(default.value, spec.best_by) - loss_of(best.value, spec.best_by)
-    return Choice(
-        best=best,
-        default=default,
-        difference=difference,
-        standard_error=error,
-        keeps_default=error is None or difference <= error,
-        correction=correction,
-        trials=len(records),
-    )
+    keeps_default = error is None or difference <= error
+    return replace(choice, difference=difference, standard_error=error, keeps_default=keeps_default)
 
 
 def few_images(spec: SearchSpec, index: ShardIndex, split: str) -> str:
@@ -166,11 +169,19 @@ def few_images(spec: SearchSpec, index: ShardIndex, split: str) -> str:
     return "" if counts[name] >= ENOUGH_IMAGES else few_images_sentence(name, counts[name], split, ENOUGH_IMAGES)
 
 
+def _uncorrected(correction: Correction | None, *, trials: int, kept: int, is_sampled: bool) -> str:
+    """Return why the value of the best of several trials is not corrected, "" if it is."""
+    if correction is not None or trials < TWO:
+        return ""
+    if kept < trials:
+        return f"the predictions of {trials - kept} of {trials} trials were not kept"
+    return "too few images or groups to leave some out" if is_sampled else "the predictions are about other images"
+
+
 def _default_of(table: TrialTable, spec: SearchSpec) -> tuple[EpochRecord | None, str]:
     """Return the best epoch of the default trial; or None, and why there is none to compare with."""
     if excluded := spec.excluded_defaults:
-        what = "no point of the grid has" if spec.algorithm == "grid" else "the search space excludes"
-        return None, f"{what} " + ", ".join(f"{name} {value}" for name, value in excluded.items())
+        return None, excluded_text(excluded, spec.algorithm)
     found = [trial for trial in table.trials.values() if spec.is_default(trial.config)]
     ended = [trial for trial in found if trial.state == "finished" and not trial.was_stopped_early]
     record = ended[0].best(table.metric) if ended else None

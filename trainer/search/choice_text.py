@@ -36,6 +36,12 @@ def _compared(choice: Mapping[str, Any], ranked_by: str) -> str:
     return f"trial {default} is published, the default trial: trial {best} is {by}, {why}; --choose best publishes it"
 
 
+def excluded_text(excluded: Mapping[str, Any], algorithm: str) -> str:
+    """Return why no trial can have the defaults of `train`: those that the search space excludes, by option."""
+    what = "no point of the grid has" if algorithm == "grid" else "the search space excludes"
+    return f"{what} " + ", ".join(f"{name} {value}" for name, value in excluded.items())
+
+
 def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
     """Return what the value of the best trial is worth after the choice among all, "" if there was no choice."""
     trials, corrected = choice["trials"], choice["corrected"]
@@ -43,7 +49,7 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
         return ""
     claim = f"{ranked_by} {choice['best_value']:.4g} of trial {choice['best_trial']}, the best of {trials} trials"
     if corrected is None:
-        return f"{claim}; not corrected for the choice, because not all trials have kept their predictions"
+        return f"{claim}; not corrected for the choice: {choice['uncorrected']}"
     return (
         f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} "
         f"({corrected['low']:.4g} to {corrected['high']:.4g})"
