@@ -75,6 +75,11 @@ class Choice:
         """The epoch that is published."""
         return self.default if self.keeps_default and self.default is not None else self.best
 
+    def without_default_model(self, best: EpochRecord) -> "Choice":
+        """Return the choice of the best epoch where the model of the default trial is not there."""
+        why = "its model was not kept"
+        return replace(self, best=best, reason=why, difference=None, standard_error=None, keeps_default=False)
+
     def to_json(self, spec: SearchSpec, index: ShardIndex, split: str) -> dict[str, Any]:
         """Return the choice as `result.json` has it, with the sentences that say it.
 

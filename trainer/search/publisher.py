@@ -107,7 +107,18 @@ class BestModelPublisher:
         def outputs_of(record: EpochRecord) -> TrialOutputs | None:
             return read_trial_outputs(paths.checkpoints, record.trial, record.epoch)
 
-        return choose(table, spec, outputs_of, self._groups_of_valid, progress.add_step)
+        choice, best = choose(table, spec, outputs_of, self._groups_of_valid, progress.add_step), table.best()
+        if choice is None or best is None or choice.chosen == best or self._has_weights(choice.chosen):
+            return choice
+        return choice.without_default_model(best)
+
+    def _has_weights(self, record: EpochRecord) -> bool:
+        """Whether the model of an epoch was kept; a search that this one extends may have kept its best alone."""
+        try:
+            self._weights(record)
+        except CheckpointError:
+            return False
+        return True
 
     def _groups_of_valid(self) -> Labels:
         """Return the index of each image's group of the valid split, (N,); from the shards."""
