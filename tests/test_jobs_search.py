@@ -47,6 +47,7 @@ def test_search_prints_its_id_alone_and_stores_a_checked_spec(
     code, out, err = say(
         "search", str(digits_shards), "--weights", "none", "--trials", "8", "--lr", "1e-4:1e-2", "--head-width", "64",
         "--dropout", "0.1,0.3", "--batch-size", "16,32", "--seeds", "3", "--epochs", "20",
+        "--choose", "best",
     )  # fmt: skip
 
     spec = read_spec(RunPaths.of(settings.storage, out.strip()).spec)
@@ -55,6 +56,8 @@ def test_search_prints_its_id_alone_and_stores_a_checked_spec(
     assert f"`nightshift trials {out.strip()}` shows the leaderboard" in err
     assert isinstance(spec, SearchSpec)
     assert (spec.trials, spec.repeats, spec.epochs, spec.head_width) == (8, 3, 20, 64)
+    forked = json.loads(say("fork", out.strip(), "--set", "choose=default", "--dry-run")[1])
+    assert (spec.choose, forked["choose"]) == ("best", "default")
     assert spec.space.head_width is None
     assert (spec.space.lr.low, spec.space.lr.high, spec.space.lr.log) == (1e-4, 1e-2, True)
     assert (spec.space.dropout, spec.space.batch_size) == ((0.1, 0.3), (16, 32))

@@ -179,6 +179,16 @@ def test_a_sentence_says_what_was_chosen_and_why(how, options, sentence):
     assert sentence in found["sentence"]
 
 
+def test_the_best_is_published_if_the_model_of_the_default_trial_was_not_kept():
+    spec, outputs = spec_of(), {0: outputs_of(first(340)), 1: outputs_of(first(360))}
+    kept = chosen([0.85, 0.86], outputs, spec)
+
+    found = kept.without_default_model(kept.best)
+
+    assert (kept.chosen.trial, found.chosen.trial, found.correction) == (0, 1, kept.correction)
+    assert found.to_json(spec, INDEX, "valid")["sentence"].endswith("default trial 0: its model was not kept")
+
+
 def test_the_lines_say_claim_correction_and_too_few_images():
     spec, outputs = spec_of(), {0: outputs_of(first(340)), 1: outputs_of(first(360))}
 
