@@ -18,6 +18,14 @@ def shared_memory_bytes(folder: Path | None = None) -> int | None:
         return None
 
 
+def free_shared_memory(folder: Path | None = None) -> int | None:
+    """Return the free bytes of /dev/shm; None if there is none."""
+    try:
+        return shutil.disk_usage(folder or SHARED_MEMORY).free
+    except OSError:
+        return None
+
+
 def require_shared_memory(folder: Path | None = None) -> None:
     """Refuse a run on GPUs where batches do not fit into shared memory: its loaders would die with "Bus error".
 

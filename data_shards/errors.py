@@ -11,6 +11,7 @@ ShardError
 │   └── DownloadFailed   a file cannot be downloaded from an address
 ├── OptionError      an option, or a combination of options, cannot be used
 ├── PlanError        an epoch cannot be planned as requested
+├── SharedMemoryFull shared memory has no space for the batches of loader processes
 └── LeakageError     the same image or group is in two splits
 """
 
@@ -65,6 +66,10 @@ class OptionError(ShardError):
 
 class PlanError(ShardError):
     """An epoch cannot be planned as requested."""
+
+
+class SharedMemoryFull(ShardError):
+    """Shared memory (/dev/shm) has no space for the batches of loader processes."""
 
 
 class LeakageError(ShardError):

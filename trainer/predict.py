@@ -77,7 +77,13 @@ def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
 def _rows(
     context: WorkerContext[PredictSpec], parts: tuple[ImageSource, ...], predictor: Predictor
 ) -> Iterator[PredictionRow]:
-    batches = read_batches(parts, context.spec, predictor.config, loader_workers=context.loader_workers)
+    batches = read_batches(
+        parts,
+        context.spec,
+        predictor.config,
+        loader_workers=context.loader_workers,
+        prefetch_bytes=context.prefetch_bytes,
+    )
     for batch in batches:
         yield from rows_of(batch, predictor)
         context.progress.add(len(batch.files))

@@ -14,12 +14,13 @@ from data_shards.errors import PlanError, RemoteError, ShardError
 from data_shards.index import Shard, ShardIndex
 from data_shards.pixels import Pixels
 from data_shards.plan import EpochPlan, Ids
+from data_shards.read.loader_processes import LoaderProcesses, share
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles, tables_ahead
 from data_shards.samples import Extent, StoredSample, read_square
 from data_shards.tar_index import SampleTable
 
-PREFETCH_BATCHES = 4  # per loader worker: enough to hide a slow file, few enough for /dev/shm
+PREFETCH_BATCHES = 4  # per loader worker: enough to hide a slow file
 FETCHES = 3  # downloads of one shard if other jobs on this machine evict it from the cache each time
 
 Task: TypeAlias = list[Extent]  # what one batch reads
@@ -61,6 +62,7 @@ def open_batches(
     loader_workers: int = 0,
     start_batch: int = 0,
     pin_memory: bool = False,
+    prefetch_bytes: int | None = None,
     cache: ShardCache | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's batches of an epoch in the plan's order, from `start_batch` on.
@@ -76,6 +78,7 @@ def open_batches(
         loader_workers: Processes that decode; 0 decodes in this process.
         start_batch: The first batch to yield; a run resumed in the middle of an epoch sets it.
         pin_memory: Whether to put the batches into page-locked memory.
+        prefetch_bytes: Limit of the batches that loader workers have ready in shared memory; None is no limit.
         cache: Cache of remote shards; None uses this user's on this machine.
 
     Raises:
@@ -87,7 +90,9 @@ def open_batches(
         raise PlanError(f"start batch {start_batch} is outside the {plan.batches} batches of the epoch")
     files = ShardFiles(location, index, cache or default_cache())
     ids = [plan.ids(batch) for batch in range(start_batch, plan.batches)]
-    return _load(files, _tasks(files, plan.split, ids, mixed=True), image_size, loader_workers, pin_memory)
+    largest = max(map(len, ids), default=0)
+    loaders = _loaders(loader_workers, prefetch_bytes, index, images=largest, image_size=image_size)
+    return _load(files, _tasks(files, plan.split, ids, mixed=True), image_size, loaders, pin_memory)
 
 
 def read_shards(
@@ -99,6 +104,7 @@ def read_shards(
     batch_size: int,
     loader_workers: int = 0,
     pin_memory: bool = False,
+    prefetch_bytes: int | None = None,
     cache: ShardCache | None = None,
 ) -> Generator[tuple[Shard, Batch], None, None]:
     """Yield the samples of some shards, of any splits, in stored order; each batch has samples of one shard alone.
@@ -114,7 +120,9 @@ def read_shards(
     if not files.shards_ahead(shards, mixed=False):
         loader_workers = 0
     batches = [(shard, ids) for shard in shards for ids in _stored_order(files.firsts[shard.name], shard, batch_size)]
-    with closing(_load(files, _tasks_of_shards(files, batches), image_size, loader_workers, pin_memory)) as loaded:
+    largest = min(batch_size, max((shard.samples for shard in shards), default=0))
+    loaders = _loaders(loader_workers, prefetch_bytes, index, images=largest, image_size=image_size)
+    with closing(_load(files, _tasks_of_shards(files, batches), image_size, loaders, pin_memory)) as loaded:
         for (shard, _), batch in zip(batches, loaded, strict=True):
             yield shard, batch
 
@@ -143,7 +151,8 @@ def read_samples(
     """
     files = ShardFiles(location, index, cache or default_cache())
     batches = [np.asarray([sample_id], dtype=np.int64) for sample_id in ids]
-    return _load(files, _tasks(files, split, batches, mixed=False), image_size, 0, False)
+    alone = LoaderProcesses(0, PREFETCH_BATCHES)
+    return _load(files, _tasks(files, split, batches, mixed=False), image_size, alone, False)
 
 
 def _tasks_of_shards(files: ShardFiles, batches: Sequence[tuple[Shard, Ids]]) -> Generator[Task, None, None]:
@@ -191,16 +200,19 @@ class _Decoder(Dataset[Any]):
             return error
 
     def _decoded(self, task: Task) -> Batch:
-        channels = 1 if self.files.index.color == "L" else 3
-        pixels = np.empty((len(task), channels, self.image_size, self.image_size), dtype=np.uint8)
+        pixels = np.empty((len(task), _channels(self.files.index), self.image_size, self.image_size), dtype=np.uint8)
         samples = []
         for row, extent in enumerate(task):
             sample, pixels[row] = self._read(extent)
             samples.append(sample)
+        images = torch.from_numpy(pixels)
+        labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+        ids = torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64)
+        share(images, labels, ids)
         return Batch(
-            images=torch.from_numpy(pixels),
-            labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-            ids=torch.tensor([extent.sample_id + extent.shift for extent in task], dtype=torch.int64),
+            images=images,
+            labels=labels,
+            ids=ids,
             groups=tuple(str(sample.info.get("group", "")) for sample in samples),
             sources=tuple(str(sample.info.get("source", "")) for sample in samples),
             columns=tuple(_columns(sample) for sample in samples),
@@ -239,15 +251,32 @@ class _TaskSampler:
             yield error
 
 
+def _channels(index: ShardIndex) -> int:
+    """Return the color channels of the images of a batch."""
+    return 1 if index.color == "L" else 3
+
+
+def _loaders(
+    loader_workers: int, prefetch_bytes: int | None, index: ShardIndex, *, images: int, image_size: int
+) -> LoaderProcesses:
+    """Return the loader processes whose batches, of at most so many images, fit into shared memory."""
+    batch_bytes = images * _channels(index) * image_size**2
+    return LoaderProcesses(loader_workers, PREFETCH_BATCHES).within(prefetch_bytes, batch_bytes=batch_bytes)
+
+
 def _load(
-    files: ShardFiles, tasks: Generator[Task, None, None], image_size: int, loader_workers: int, pin_memory: bool
+    files: ShardFiles,
+    tasks: Generator[Task, None, None],
+    image_size: int,
+    loaders: LoaderProcesses,
+    pin_memory: bool,
 ) -> Generator[Batch, None, None]:
     loader: DataLoader[Any] = DataLoader(
         _Decoder(files, image_size),
         batch_size=None,
         sampler=_TaskSampler(tasks),
-        num_workers=loader_workers,
-        prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
+        num_workers=loaders.count,
+        prefetch_factor=loaders.prefetch_factor,
         pin_memory=pin_memory,
     )
     try:

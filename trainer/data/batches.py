@@ -72,6 +72,7 @@ class ImageLoader:
     """Loads batches of images from shards.
 
     Attributes:
+        prefetch_bytes: Limit of the batches in shared memory; None is no limit.
         prepare: Turns `(B, C, S, S) uint8` on the device into the module's input; its second argument says whether to
             augment.
     """
@@ -80,6 +81,7 @@ class ImageLoader:
     index: ShardIndex
     image_size: int
     loader_workers: int
+    prefetch_bytes: int | None
     device: torch.device
     prepare: Callable[[Tensor, bool], Tensor]
 
@@ -91,6 +93,7 @@ class ImageLoader:
             plan,
             image_size=self.image_size,
             loader_workers=self.loader_workers,
+            prefetch_bytes=self.prefetch_bytes,
             start_batch=start,
         )
         for number, batch in enumerate(opened, start):

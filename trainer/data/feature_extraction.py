@@ -32,6 +32,7 @@ class FeatureExtractor:
 
     Attributes:
         cache: Where features are kept between runs; None keeps them in this process only.
+        prefetch_bytes: Limit of the batches of images in shared memory; None is no limit.
         extracts: Whether to compute the features of several missing shards of a split.
         on_images: Called with the number of images that were processed, over all ranks.
         stop_reason: Returns why the run should stop, or None.
@@ -44,6 +45,7 @@ class FeatureExtractor:
     process_group: ProcessGroup
     cache: FeatureCache | None
     loader_workers: int = 0
+    prefetch_bytes: int | None = None
     extracts: bool = True
     on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
@@ -141,6 +143,7 @@ class FeatureExtractor:
             image_size=self.config.image_size,
             batch_size=READ_BATCH_GPU if on_gpu else READ_BATCH_CPU,
             loader_workers=self.loader_workers,
+            prefetch_bytes=self.prefetch_bytes,
             pin_memory=on_gpu,
         )
         with closing(batches):

@@ -22,12 +22,14 @@ from data_shards.locations import local_folder
 from data_shards.pack.encode import encoded_like_packed
 from data_shards.pixels import MAX_MEGAPIXELS, Pixels, decode_square, is_image_file, read_image_file
 from data_shards.plan import EpochPlan
+from data_shards.read.loader_processes import LoaderProcesses, share
 from data_shards.read.stream import open_batches, read_samples
 from trainer.data.folder_scan import scan_folder
 from trainer.errors import SpecError
 from trainer.model.head import HeadConfig
 
 PREFETCH_BATCHES = 2  # per loader worker
+CHANNELS = 3  # of a decoded file
 SAMPLES = 16  # images that an exported file is compared with its model on
 
 
@@ -60,14 +62,22 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, config: HeadConfig, *, batch_size: int, loader_workers: int) -> Iterator[ImageBatch]:
+    def batches(
+        self, config: HeadConfig, *, batch_size: int, loader_workers: int, prefetch_bytes: int | None = None
+    ) -> Iterator[ImageBatch]:
         """Yield the images as the model's training data had them; an unreadable file has an error instead of pixels."""
-        yield from DataLoader(
+        batch_bytes = min(batch_size, len(self.paths)) * CHANNELS * config.image_size**2
+        loaders = LoaderProcesses(loader_workers, PREFETCH_BATCHES).within(prefetch_bytes, batch_bytes=batch_bytes)
+        loader = DataLoader(
             _DecodeDataset(self.paths, batch_size, config),
             batch_size=None,
-            num_workers=loader_workers,
-            prefetch_factor=PREFETCH_BATCHES if loader_workers else None,
+            num_workers=loaders.count,
+            prefetch_factor=loaders.prefetch_factor,
         )
+        for batch in loader:
+            if isinstance(batch, ShardError):
+                raise batch
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,9 @@ class ShardSplit:
         """Number of files that were left out: none."""
         return 0
 
-    def batches(self, config: HeadConfig, *, batch_size: int, loader_workers: int) -> Iterator[ImageBatch]:
+    def batches(
+        self, config: HeadConfig, *, batch_size: int, loader_workers: int, prefetch_bytes: int | None = None
+    ) -> Iterator[ImageBatch]:
         """Yield the samples with the names of the files that they were packed from.
 
         Raises:
@@ -98,8 +110,14 @@ class ShardSplit:
         """
         index = self.index
         plan = EpochPlan(index=index, split=self.split, batch_size=batch_size, shuffle=False)
-        image_size = config.image_size
-        for batch in open_batches(self.location, index, plan, image_size=image_size, loader_workers=loader_workers):
+        for batch in open_batches(
+            self.location,
+            index,
+            plan,
+            image_size=config.image_size,
+            loader_workers=loader_workers,
+            prefetch_bytes=prefetch_bytes,
+        ):
             yield ImageBatch(files=batch.sources, errors=(None,) * len(batch.sources), pixels=batch.images)
 
 
@@ -150,9 +168,18 @@ class _DecodeDataset(Dataset[Any]):
     def __len__(self) -> int:
         return math.ceil(len(self.paths) / self.batch_size)
 
-    def __getitem__(self, number: int) -> ImageBatch:
+    def __getitem__(self, number: int) -> ImageBatch | ShardError:
+        """Return a batch, or the error of a loader worker, which is not raised with its traceback."""
         if number >= len(self):
             raise IndexError(number)
+        try:
+            batch = self._decoded(number)
+            share(batch.pixels)
+        except ShardError as error:
+            return error
+        return batch
+
+    def _decoded(self, number: int) -> ImageBatch:
         files = tuple(map(str, self.paths[number * self.batch_size : (number + 1) * self.batch_size]))
         found = [self._read(file) for file in files]
         pixels = [image for image in found if not isinstance(image, str)]
@@ -160,7 +187,9 @@ class _DecodeDataset(Dataset[Any]):
         return ImageBatch(
             files=files,
             errors=tuple(error if isinstance(error, str) else None for error in found),
-            pixels=torch.from_numpy(np.stack(pixels)) if pixels else torch.empty((0, 3, side, side), dtype=torch.uint8),
+            pixels=torch.from_numpy(np.stack(pixels))
+            if pixels
+            else torch.empty((0, CHANNELS, side, side), dtype=torch.uint8),
         )
 
     def _read(self, file: str) -> Pixels | str:

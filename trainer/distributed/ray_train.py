@@ -24,12 +24,12 @@ from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
+from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import (
     FeaturesMissing,
     InfrastructureError,
-    OutOfMemory,
     Stopped,
     TrainerError,
     TrainingDiverged,
@@ -124,7 +124,7 @@ def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> 
         context.progress.times.stop()
         return Returned(value, context.progress.times.seconds)
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(context) from error
+        raise out_of_memory(context) from error
     finally:
         context.watchdog.cancel()
 
@@ -132,14 +132,6 @@ def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> 
 def _keep(error: Exception, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, " ".join(str(error).split()))
-
-
-def _out_of_memory(context: WorkerContext[Any]) -> OutOfMemory:
-    size, process_group = context.spec.batch_size, context.process_group
-    return OutOfMemory(
-        f"a batch of {size} images over {process_group.world_size} workers does not fit into the memory of "
-        f"{process_group.device}; use --batch-size {size // 2} or more workers"
-    )
 
 
 def _trainer(

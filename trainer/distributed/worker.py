@@ -12,6 +12,7 @@ import torch
 
 from cluster.resources import cpu_count
 from cluster.run_paths import TrainingPaths, TrialPaths
+from cluster.shared_memory import free_shared_memory, require_shared_memory
 from cluster.stop_request import StopWatcher
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.attempt import Attempt
@@ -92,6 +93,8 @@ class WorkerContext(Generic[S_co]):
         """Return the context of the Ray Train worker that calls this."""
         process_group, attempt = ProcessGroup.of_this_worker(on_cpu=task.spec.gpus_per_worker == 0), task.attempt
         limit_default_cache(attempt.settings.shard_cache_bytes)
+        if process_group.device.type == "cuda":
+            require_shared_memory()  # of this machine; the driver may be on another
         if process_group.world_size == 1 and process_group.device.type == "cpu":
             torch.set_num_threads(cpu_count())
         return cls(
@@ -114,8 +117,18 @@ class WorkerContext(Generic[S_co]):
         """DataLoader processes for this worker; 0 on a CPU, where the network needs all cores."""
         if self.process_group.device.type == "cpu":
             return 0
-        sharing = max(self.process_group.workers_on_node, self.task.gpus_of_machine)
-        return max(1, min(MAX_LOADER_WORKERS, cpu_count() // sharing - 1))
+        return max(1, min(MAX_LOADER_WORKERS, cpu_count() // self._sharing - 1))
+
+    @property
+    def prefetch_bytes(self) -> int | None:
+        """Shared memory that the prefetched batches of this worker may fill: half of the free one, over all workers."""
+        free = free_shared_memory()
+        return None if free is None else free // (2 * self._sharing)
+
+    @property
+    def _sharing(self) -> int:
+        """Workers that share this machine, those of other runs included."""
+        return max(self.process_group.workers_on_node, self.task.gpus_of_machine)
 
     def add_images(self, images: int) -> None:
         """Count images that all workers together have processed, and reset the watchdog."""

@@ -88,7 +88,7 @@ def _predict(spec: PredictSpec, folder: Path, shard_cache_bytes: int) -> None:
 
 def _rows(parts: tuple[ImageSource, ...], predictor: Predictor, spec: PredictSpec) -> Iterator[PredictionRow]:
     progress = _Progress(total=sum(len(part) for part in parts))
-    for batch in read_batches(parts, spec, predictor.config, loader_workers=0):
+    for batch in read_batches(parts, spec, predictor.config):
         yield from rows_of(batch, predictor)
         progress.add(len(batch.files))
 

@@ -47,7 +47,12 @@ def check_sizes(parts: tuple[ImageSource, ...], image_size: int) -> None:
 
 
 def read_batches(
-    parts: tuple[ImageSource, ...], spec: PredictSpec, config: HeadConfig, *, loader_workers: int
+    parts: tuple[ImageSource, ...],
+    spec: PredictSpec,
+    config: HeadConfig,
+    *,
+    loader_workers: int = 0,
+    prefetch_bytes: int | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield the images of all parts in order, in batches.
 
@@ -57,7 +62,9 @@ def read_batches(
     """
     with reading(spec.images):
         for part in parts:
-            yield from part.batches(config, batch_size=spec.batch_size, loader_workers=loader_workers)
+            yield from part.batches(
+                config, batch_size=spec.batch_size, loader_workers=loader_workers, prefetch_bytes=prefetch_bytes
+            )
 
 
 def rows_of(batch: ImageBatch, predictor: Predictor) -> Iterator[PredictionRow]:

@@ -139,6 +139,7 @@ def extractor_for(
         cache=cache if cached else None,
         extracts=context.task.extracts,
         loader_workers=context.loader_workers,
+        prefetch_bytes=context.prefetch_bytes,
         on_images=context.add_images,
         stop_reason=context.stop.reason,
     )

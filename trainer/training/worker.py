@@ -237,6 +237,7 @@ def _build_loader(setup: TrainingSetup, *, frozen: bool) -> BatchLoader:
         index=setup.index,
         image_size=spec.image_size,
         loader_workers=setup.context.loader_workers,
+        prefetch_bytes=setup.context.prefetch_bytes,
         device=process_group.device,
         prepare=prepare,
     )
