@@ -54,7 +54,7 @@ def test_patience_begins_with_the_phase():
 
 
 def test_a_step_counts_images_and_losses_until_the_epoch_ends():
-    state = TrainState().after_step(6.0, 4).after_step(2.0, 3)
+    state = TrainState().after_step(4).after_step(3).with_losses([6.0, 2.0])
 
     assert (state.step, state.batch, state.images, state.loss_sum) == (2, 2, 7, 8.0)
     ended, _ = state.after_epoch({"loss": 1.0}, "loss")

@@ -1,4 +1,4 @@
-"""How often a training step makes the CPU wait for the GPU."""
+"""How often training steps make the CPU wait for the GPU."""
 
 import warnings
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu.marks import needs_gpus
-from tests.resumable import STEPS, Training, batches
+from tests.resumable import EPOCHS, Training, batches
 from trainer.training.train_state import TrainState
 
 pytestmark = needs_gpus(1)
@@ -17,7 +17,7 @@ GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize("freeze", ["none", "all"])
-def test_a_step_waits_for_the_gpu_once(tmp_path, freeze):
+def test_the_steps_of_an_epoch_wait_for_the_gpu_twice(tmp_path, freeze):
     ready = {}
 
     def loader(plan, start=0):
@@ -38,4 +38,4 @@ def test_a_step_waits_for_the_gpu_once(tmp_path, freeze):
             torch.cuda.set_sync_debug_mode("default")
 
     places = Counter(Path(each.filename).name for each in waits if "called a synchronizing" in str(each.message))
-    assert places == {"micro_batching.py": STEPS}
+    assert places == {"step_gatherer.py": 2 * EPOCHS}  # after the first step and after the last, as these are fast

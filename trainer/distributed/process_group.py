@@ -78,9 +78,12 @@ class ProcessGroup:
         """Return the sums of `values` over all workers; every worker must call it."""
         if self.world_size == 1:
             return list(values)
-        sums = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
-        return [float(value) for value in sums.tolist()]
+        return self.all_reduce_tensor(torch.tensor(values, dtype=torch.float64, device=self.device))
+
+    def all_reduce_tensor(self, values: Tensor) -> list[float]:
+        """Return the sums of the `(n,) float64` tensors of all workers, which are overwritten; all must call it."""
+        dist.all_reduce(values)
+        return [float(value) for value in values.tolist()]
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0; every worker must call it."""
@@ -118,11 +121,16 @@ class ProcessGroup:
         dist.all_gather(parts, padded)
         return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]).cpu()
 
-    def distributed(self, module: nn.Module) -> nn.Module:
-        """Return the module in DistributedDataParallel (DDP), which averages gradients over ranks."""
+    def distributed(self, module: nn.Module, *, broadcasts_buffers: bool = True) -> nn.Module:
+        """Return the module in DistributedDataParallel (DDP), which averages gradients over ranks.
+
+        `broadcasts_buffers`: Before each forward pass that trains, all ranks take the buffers of rank 0.
+        """
         if self.world_size == 1:
             return module
-        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+        parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)  # here, rank 0's buffers in any case
+        parallel.broadcast_buffers = broadcasts_buffers  # the argument has another name in each version of torch
+        return parallel
 
     def barrier(self) -> None:
         """Wait until every worker has called this."""

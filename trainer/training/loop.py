@@ -16,10 +16,12 @@ from trainer.data.batches import BatchLoader, DeviceBatch, seed_draws, step_seed
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.evaluation.objective import objective_of
+from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.specs import TrainSpec
 from trainer.training.micro_batching import accumulate_gradients
 from trainer.training.optimizer import set_lr
 from trainer.training.preemption import PreemptionWatcher
+from trainer.training.step_gatherer import Requests, StepGatherer
 from trainer.training.train_state import TrainState
 
 MAX_GRADIENT_NORM = 1.0  # for clipping; bounds the first steps from random weights
@@ -77,14 +79,14 @@ class LoopHooks:
         """Called on every rank after each optimizer step."""
 
     def on_step_end(self, images: int) -> None:
-        """Called on every rank when all ranks have taken a step of `images` images in total."""
+        """Called on every rank after each step, which has `images` images over all ranks."""
 
     def stop_reason(self) -> str | None:
-        """Called on rank 0 after each step: return why the training should stop, or None."""
+        """Called on rank 0 after one or more steps: return why the training should stop, or None."""
         return None
 
     def checkpoint_is_due(self) -> bool:
-        """Called on rank 0 after each step: return whether to save a checkpoint in the middle of the epoch."""
+        """Called on rank 0 after one or more steps: return whether to save a checkpoint in the middle of the epoch."""
         return False
 
     def validate(self) -> dict[str, Any]:
@@ -134,7 +136,11 @@ class TrainLoop:
     @cached_property
     def model(self) -> nn.Module:
         """The module, in DDP where there are several ranks."""
-        return self.process_group.distributed(self.module)
+        return self.process_group.distributed(self.module, broadcasts_buffers=ranks_differ_in_buffers(self.module))
+
+    @cached_property
+    def _gatherer(self) -> StepGatherer:
+        return StepGatherer(self.process_group)
 
     @property
     def phase(self) -> range:
@@ -162,13 +168,17 @@ class TrainLoop:
         self.hooks.on_epoch_start(state)
         started, images_before = time.monotonic(), state.images
         self.model.train()
+        self._gatherer.start()
         for batch in self.loader(plan, state.batch):
             lr = self._set_lr(state, plan)
-            loss_sum = self._backward(batch, state)
+            self._gatherer.add(self._backward(batch, state))
             self._optimizer_step()
             self.hooks.on_optimizer_step()
             state.lr, state.micro_batches = lr, self.micro_batches
-            state = self._finish_step(state, loss_sum, batch)
+            self.hooks.on_step_end(batch.images)
+            state = self._gather_if_due(state.after_step(batch.images))
+        if not self._gatherer.is_empty:
+            state = self._gather(state, self._requests())
         return self._finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
 
     def _optimizer_step(self) -> None:
@@ -190,8 +200,8 @@ class TrainLoop:
         step = state.step - self.phase.start * plan.batches
         return set_lr(self.optimizer, self.spec.lr, step, len(self.phase) * plan.batches)
 
-    def _backward(self, batch: DeviceBatch, state: TrainState) -> float:
-        """Compute the gradients of a step and return the sum of this rank's losses."""
+    def _backward(self, batch: DeviceBatch, state: TrainState) -> Tensor:
+        """Compute the gradients of a step and return the sum of this rank's losses, () float64."""
         # The random numbers of dropout depend only on seed, step and rank, so a checkpoint needs no generator state.
         seed_draws(step_seed(self.spec.seed, state.step, self.process_group.rank), self.process_group.device)
         return accumulate_gradients(
@@ -206,33 +216,41 @@ class TrainLoop:
             scaler=self.scaler,
         )
 
-    def _finish_step(self, state: TrainState, loss_sum: float, batch: DeviceBatch) -> TrainState:
-        """Return the state after a step of all ranks; save a checkpoint or stop if any of them asks for it.
+    def _requests(self) -> Requests:
+        """Return what this rank asks for: nothing, unless it is rank 0."""
+        if not self.process_group.is_rank_zero:
+            return Requests()
+        return Requests(self.hooks.stop_reason(), self.hooks.checkpoint_is_due(), self.preemption.should_poll())
+
+    def _gather_if_due(self, state: TrainState) -> TrainState:
+        """Gather if it is time to, or at once if the only rank asks for something."""
+        if not self._gatherer.is_due and self.process_group.world_size > 1:
+            return state
+        requests = self._requests()
+        return self._gather(state, requests) if self._gatherer.is_due or requests else state
+
+    def _gather(self, state: TrainState, requests: Requests) -> TrainState:
+        """Return the state with the losses of all ranks; save a checkpoint or stop if any of them asks for it.
 
         Raises:
             Stopped: The run was asked to stop; a checkpoint is saved.
-            TrainingDiverged: The loss is not finite.
+            TrainingDiverged: A loss is not finite.
         """
-        is_rank_zero, hooks = self.process_group.is_rank_zero, self.hooks
-        reason = hooks.stop_reason() if is_rank_zero else None
-        due = is_rank_zero and hooks.checkpoint_is_due()
-        poll = is_rank_zero and self.preemption.should_poll()
-        total_loss, stops, dues, polls = self.process_group.all_reduce_sum(
-            loss_sum, float(reason is not None), float(due), float(poll)
-        )
-        if not math.isfinite(total_loss):
-            raise TrainingDiverged(
-                f"loss is not finite (NaN or inf) at step {state.step + 1} of epoch {state.epoch + 1}; "
-                f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
-            )
-        state = state.after_step(total_loss, batch.images)
-        hooks.on_step_end(batch.images)
-        if stops or dues or (polls and self.preemption.poll()):
-            if is_rank_zero:
-                hooks.save_checkpoint(state, False)
+        losses, gathered = self._gatherer.gather(requests)
+        for step, loss in enumerate(losses, state.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"loss is not finite (NaN or inf) at step {step} of epoch {state.epoch + 1}; "
+                    f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
+                )
+        state = state.with_losses(losses)
+        if gathered.stops or gathered.saves or (gathered.polls and self.preemption.poll()):
+            if self.process_group.is_rank_zero:
+                self.hooks.save_checkpoint(state, False)
             self.process_group.barrier()
-        if stops:
-            raise Stopped(f"stopped ({self.process_group.broadcast(reason)}) after step {state.step}, checkpoint saved")
+        if gathered.stops:
+            reason = self.process_group.broadcast(requests.stop_reason)
+            raise Stopped(f"stopped ({reason}) after step {state.step}, checkpoint saved")
         return state
 
     def _finish_epoch(self, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
@@ -279,3 +297,22 @@ def epoch_plan(spec: TrainSpec, index: ShardIndex, process_group: ProcessGroup, 
         seed=spec.seed,
         epoch=epoch,
     )
+
+
+def ranks_differ_in_buffers(module: nn.Module) -> bool:
+    """Return whether the ranks of a training compute buffers of their own, so that they have to take those of rank 0.
+
+    They do in batch norms that train on the images of one rank. All others are equal on all ranks: those that keep
+    their running statistics, and those whose statistics are over all ranks.
+    """
+    was_training = module.training
+    module.train()
+    differ = any(
+        isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        and norm.training
+        and norm.track_running_stats
+        and not isinstance(norm, nn.SyncBatchNorm | SyncBatchNorm1d)
+        for norm in module.modules()
+    )
+    module.train(was_training)
+    return differ

@@ -19,6 +19,7 @@ from trainer.evaluation.objective import SINGLE_LABEL, Objective
 from trainer.model.precision import autocast
 from trainer.specs import TrainSpec
 
+FEW_IMAGES = 64  # on a GPU: with fewer, it computes a layer faster than the CPU can ask for the next
 MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
 
 # The memory test allocates this many copies of the trainable parameters, for what the first real step adds:
@@ -26,6 +27,18 @@ MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
 EXTRA_PARAMETER_COPIES = 3
 
 logger = logging.getLogger(__name__)
+
+
+def warn_of_small_batches(spec: TrainSpec, process_group: ProcessGroup) -> None:
+    """Say on rank 0 that GPUs get too few images in a step to be busy."""
+    images = spec.batch_size // spec.workers
+    if process_group.device.type != "cuda" or not process_group.is_rank_zero or images >= FEW_IMAGES:
+        return
+    fewer = " or fewer --workers" if spec.workers > 1 else ""
+    logger.warning(
+        "each GPU gets %d images in a step, and with fewer than %d it is often idle; a larger --batch-size%s is faster",
+        *(images, FEW_IMAGES, fewer),
+    )
 
 
 def choose_micro_batches(
@@ -102,8 +115,8 @@ def accumulate_gradients(
     micro_batches: int = 1,
     precision: str = "fp32",
     scaler: torch.amp.GradScaler | None = None,
-) -> float:
-    """Add a step's gradients to the parameters and return the sum of this rank's losses.
+) -> Tensor:
+    """Add a step's gradients to the parameters and return the sum of this rank's losses, () float64 on the device.
 
     The gradients do not depend on the number of micro-batches, and ranks exchange them once. The exception is batch
     norm that uses batch statistics: it normalises each micro-batch by itself (in the head: over all ranks).
@@ -128,7 +141,7 @@ def accumulate_gradients(
             loss = losses.sum() * loss_weight
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         loss_sum += losses.detach().sum()
-    return float(loss_sum)  # the one place where a step waits for the GPU
+    return loss_sum
 
 
 def _gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:

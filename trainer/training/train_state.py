@@ -1,7 +1,9 @@
 """The state of a training between two steps: plain numbers, saved with each checkpoint."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from typing import Any
 
 from trainer.specs.metric import is_better
@@ -33,15 +35,13 @@ class TrainState:
     lr: float = 0.0
     micro_batches: int = 1
 
-    def after_step(self, loss_sum: float, images: int) -> "TrainState":
-        """Return the state after one more step."""
-        return replace(
-            self,
-            step=self.step + 1,
-            batch=self.batch + 1,
-            images=self.images + images,
-            loss_sum=self.loss_sum + loss_sum,
-        )
+    def after_step(self, images: int) -> "TrainState":
+        """Return the state after one more step, whose loss is not known yet."""
+        return replace(self, step=self.step + 1, batch=self.batch + 1, images=self.images + images)
+
+    def with_losses(self, losses: Sequence[float]) -> "TrainState":
+        """Return the state with the losses of the last steps, added one after another in the order of the steps."""
+        return replace(self, loss_sum=reduce(operator.add, losses, self.loss_sum))
 
     def after_epoch(self, metrics: Mapping[str, Any], best_by: str) -> tuple["TrainState", bool]:
         """Return the state at the start of the next epoch, and whether the completed epoch is the best so far.

@@ -22,7 +22,7 @@ from trainer.training.cross_validation import cross_validate
 from trainer.training.ema import ModelEma
 from trainer.training.head_fit import HeadFit, one_thread
 from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop, epoch_plan
-from trainer.training.micro_batching import choose_micro_batches, fits_in_memory
+from trainer.training.micro_batching import choose_micro_batches, fits_in_memory, warn_of_small_batches
 from trainer.training.model_setup import TrainingSetup, class_weights
 from trainer.training.preemption import PreemptionWatcher
 from trainer.training.publish import TrainOutcome, publish_best
@@ -176,6 +176,8 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
     loader = _build_loader(setup, frozen=frozen)
     module, evaluated = (_head_if(frozen, whole) for whole in (checkpointer.module, checkpointer.ema.module))
     precision = "fp32" if frozen else setup.config.precision  # a head alone computes in float32
+    if not frozen:
+        warn_of_small_batches(spec, process_group)
     # Validation keeps no activations for a backward pass, so twice the images of a training step fit.
     batch_size = BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
     return TrainLoop(
