@@ -1,8 +1,12 @@
-"""What an out-of-memory error says for each kind of run; no GPU is needed."""
+"""What an out-of-memory error says for each kind of run, and the shared memory of a worker; no GPU is needed."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cluster.errors import InsufficientResources
+from cluster.settings import Settings
 from tests.trained import lease_in, train_spec
 from trainer.distributed import ray_train
 from trainer.distributed.memory_errors import out_of_memory
@@ -79,3 +83,26 @@ def test_the_error_of_a_worker_without_memory_names_the_cure(tmp_path, monkeypat
 
     with pytest.raises(OutOfMemory, match="a training step of 32 images over 1 worker does not fit"):
         ray_train._run(work, context.task)
+
+
+@pytest.mark.parametrize(("neighbours", "gpus_of_machine", "expected"), [(1, 0, 400), (4, 0, 100), (2, 8, 50)])
+def test_a_worker_prefetches_into_its_part_of_half_of_the_free_shared_memory(
+    monkeypatch, neighbours, gpus_of_machine, expected
+):
+    monkeypatch.setattr("trainer.distributed.worker.free_shared_memory", lambda: 800)
+    task = WorkerTask(attempt=None, spec=train_spec("x"), source=None, gpus_of_machine=gpus_of_machine)
+
+    context = WorkerContext(task=task, process_group=ProcessGroup(0, 1, GPU, neighbours), progress=None, stop=None)
+
+    assert context.prefetch_bytes == expected
+
+
+def test_a_worker_refuses_a_machine_with_the_shared_memory_that_docker_gives(tmp_path, monkeypatch):
+    monkeypatch.setattr(ProcessGroup, "of_this_worker", lambda on_cpu: ProcessGroup(0, 2, GPU))
+    monkeypatch.setattr("cluster.shared_memory.shared_memory_bytes", lambda _: 64 * 2**20)
+    attempt = SimpleNamespace(settings=Settings(storage=tmp_path))
+
+    with pytest.raises(
+        InsufficientResources, match="/dev/shm has 64 MiB and loader processes need 128 MiB; start the "
+    ):
+        WorkerContext.of(WorkerTask(attempt=attempt, spec=train_spec("x"), source=None))
