@@ -15,9 +15,9 @@ from jobs.cli.option_types import Share
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import terminal_text
+from trainer.specs.metric import COMPARED
 
 MOST_MODELS = 26  # named A to Z
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
 MARGIN_HELP = (
     "Non-inferiority margin, such as 0.02: the largest loss in --metric that you accept. Choose it before you look at "
     "the figures."
@@ -32,7 +32,7 @@ COMPARISON = OptionGroup(
         ),
         click.option("--margin", type=Share(), metavar="SHARE", default=0.02, show_default=True, help=MARGIN_HELP),
         click.option(
-            "--metric", type=click.Choice(METRICS), default="auroc", show_default=True,
+            "--metric", type=click.Choice(COMPARED), default="auroc", show_default=True,
             help="Metric that --margin is about.",
         ),
         click.option(
@@ -71,15 +71,18 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict:
 
     Multi-label models are compared on the label --positive, on the images where it is known.
     """
-    from jobs.cli.comparison_view import compared  # noqa: PLC0415 -- takes a second, and --help does not wait for it
+    # These take a second, and --help does not wait for them.
+    from jobs.cli.comparison_view import comparison_text  # noqa: PLC0415
+    from jobs.runs.comparison import compared  # noqa: PLC0415
+    from trainer.report.comparison_page import render_comparison  # noqa: PLC0415
 
     if not 2 <= len(models) <= MOST_MODELS:  # noqa: PLR2004
         raise click.UsageError(f"{len(models)} models are given; give 2 to {MOST_MODELS}, the reference first")
     page = None if html is None else output_file(html, "--html")
     view = compared(Settings.read().storage, models, **given)
     if page is not None:
-        write_text(Path(page), view.html())
-    click.echo(json.dumps(view.to_json(), indent=2) if as_json else terminal_text(view.text()))
+        write_text(Path(page), render_comparison(view.page()))
+    click.echo(json.dumps(view.to_json(), indent=2) if as_json else terminal_text(comparison_text(view)))
     if page is not None:
         click.echo(f"page     {page}", err=True)
     passes = view.comparison.passes and (view.comparison.is_shown or not strict)

@@ -1,256 +1,59 @@
-"""What `nightshift compare` prints: finds the evaluations, compares them, and shows text, JSON or a page."""
+"""The text that `nightshift compare` prints."""
 
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cluster.run_paths import RunPaths
 from jobs.cli.text_table import Column, output_width, table_text
-from jobs.runs.evaluations import (
-    EvaluatedModel,
-    Evaluation,
-    evaluations_of,
-    find_model,
-    spec_of,
-    with_most_in_common,
-)
-from trainer.errors import CheckpointError
-from trainer.evaluation.comparison import (
-    WORDS,
-    Candidate,
-    Comparison,
-    compare_predictions,
-    comparison_json,
-    margin_sentence,
-)
-from trainer.evaluation.metric_text import is_binary, quoted
-from trainer.evaluation.predictions import Predictions
-from trainer.report.comparison_page import ComparisonPage, render_comparison
-
-NOT_OPTIONS = ("kind", "shards", "workers", "gpus_per_worker", "cache")
+from jobs.runs.comparison import ComparisonView
+from trainer.evaluation.comparison import WORDS, Candidate
 
 
-@dataclass(frozen=True, kw_only=True)
-class ComparisonView:
-    """A comparison as text, JSON and page.
-
-    Attributes:
-        names: What a person called each model, the reference first.
-        evaluations: Of each model.
-        options: Value of each model, for options that differ.
-    """
-
-    names: tuple[str, ...]
-    evaluations: tuple[Evaluation, ...]
-    comparison: Comparison
-    options: dict[str, list[Any]]
-
-    @property
-    def letters(self) -> list[str]:
-        """The letter of each model."""
-        return [chr(ord("A") + number) for number in range(len(self.names))]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
-        comparison = self.comparison
-        return {
-            "split": self.evaluations[0].about.split,
-            "images": comparison.images,
-            "groups": comparison.groups,
-            "classes": list(comparison.classes),
-            "positive": comparison.positive,
-            "models": [
-                {"model": name, "evaluation": one.paths.run_id, "scored": scored}
-                for name, one, scored in zip(self.names, self.evaluations, comparison.scored, strict=True)
-            ],
-            "comparisons": [
-                {"a": self.names[0], "b": name, **found}
-                for name, found in zip(self.names[1:], comparison_json(comparison), strict=True)
-            ],
-            "options": self.options,
-            "notes": self.notes(),
-            "passes": comparison.passes,
-            "shown": comparison.is_shown,
-        }
-
-    def text(self) -> str:
-        """Return what the command prints."""
-        parts = [self.headline(), *(f"{letter}  {name}" for letter, name in self._models())]
-        for letter, candidate in self._candidates():
-            parts += ["", self._figures(letter, candidate), "", self._sentence(letter, candidate)]
-        parts += ["", self._options_table(), *self.notes()]
-        return "\n".join(part for part in parts if part is not None)
-
-    def html(self) -> str:
-        """Return the page of `--html`."""
-        return render_comparison(
-            ComparisonPage(
-                comparison=self.comparison,
-                headline=self.headline(),
-                models=tuple(self._models()),
-                sentences=tuple(self._sentence(letter, candidate) for letter, candidate in self._candidates()),
-                options=self.options,
-                notes=tuple(self.notes()),
-            )
-        )
-
-    def headline(self) -> str:
-        """Return the split and the number of images."""
-        comparison = self.comparison
-        groups = "" if comparison.groups is None else f" of {comparison.groups} groups"
-        return f"{self.evaluations[0].about.split} split: {comparison.images} images{groups}"
-
-    def notes(self) -> list[str]:
-        """Return what limits the figures, a line each."""
-        comparison = self.comparison
-        found = []
-        if any(scored != comparison.images for scored in comparison.scored):
-            counts = ", ".join(f"{letter} {n}" for letter, n in zip(self.letters, comparison.scored, strict=True))
-            found.append(f"note: the models share {comparison.images} images; each has scored: {counts}")
-        if not comparison.positive_stated:
-            found.append(
-                f"note: no positive class was stated: sensitivity and specificity are about "
-                f"{quoted(comparison.positive)}, the first class; choose one with --positive"
-            )
-        if not is_binary(comparison.classes):
-            found.append("note: AUROC is the mean over the classes, of each against the rest")
-        if self.evaluations[0].about.split == "valid":
-            found.append("note: models are chosen on the valid split: their figures there are optimistic")
-        if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:
-            found.append(
-                "note: the decision thresholds differ: all figures but AUROC depend on them, not on the models alone"
-            )
-        unscaled = [letter for letter, one in zip(self.letters, self.evaluations, strict=True) if _is_unscaled(one)]
-        if unscaled:
-            found.append(
-                f"note: the evaluations of {', '.join(unscaled)} do not say their temperature: the AUROC is before "
-                "temperature scaling, which changes it for more than two classes; evaluate again"
-            )
-        if len(comparison.candidates) > 1:
-            found.append("note: the intervals are not corrected for several candidates; p (Holm) is")
-        return found
-
-    def _models(self) -> list[tuple[str, str]]:
-        rows = zip(self.letters, self.names, self.evaluations, strict=True)
-        return [
-            (letter, name if name == one.paths.run_id else f"{name} ({one.paths.run_id})") for letter, name, one in rows
-        ]
-
-    def _candidates(self) -> list[tuple[str, Candidate]]:
-        return list(zip(self.letters[1:], self.comparison.candidates, strict=True))
-
-    def _sentence(self, letter: str, candidate: Candidate) -> str:
-        return margin_sentence(candidate, self.letters[0], letter)
-
-    def _figures(self, letter: str, candidate: Candidate) -> str:
-        several = len(self.comparison.candidates) > 1
-        titles = [
-            "figure",
-            "A",
-            letter,
-            f"{letter} - A",
-            "95 % interval",
-            "p",
-            *(["p (Holm)"] if several else []),
-            "test",
-        ]
-        rows = []
-        for figure, adjusted in zip(candidate.figures, candidate.adjusted, strict=True):
-            of_class = f" of {self.comparison.positive}" if figure.name == "sensitivity" else ""
-            interval = "-" if figure.interval is None else " to ".join(f"{end:+.4f}" for end in figure.interval)
-            rows.append(
-                [
-                    WORDS.get(figure.name, figure.name) + of_class,
-                    _number(figure.first),
-                    _number(figure.second),
-                    "-" if figure.difference is None else f"{figure.difference:+.4f}",
-                    interval,
-                    p_text(figure.p),
-                    *([p_text(adjusted)] if several else []),
-                    figure.test or "-",
-                ]
-            )
-        columns = [Column(title=title, importance=1 if title == "test" else None) for title in titles]
-        return table_text(columns, rows, output_width())
-
-    def _options_table(self) -> str:
-        if not self.options:
-            return "options that differ: none known"
-        rows = [[name, *(_shown(value) for value in values)] for name, values in self.options.items()]
-        columns = [Column(title="options that differ"), *(Column(title=letter, least=12) for letter in self.letters)]
-        return table_text(columns, rows, output_width())
+def comparison_text(view: ComparisonView) -> str:
+    """Return what the command prints."""
+    parts = [view.headline(), *(f"{letter}  {name}" for letter, name in view.models())]
+    for letter, candidate in view.candidates():
+        parts += ["", _figures(view, letter, candidate), "", view.sentence(letter, candidate)]
+    parts += ["", _options_table(view), *view.notes()]
+    return "\n".join(part for part in parts if part is not None)
 
 
-def compared(
-    storage: Path, models: Sequence[str], *, split: str | None, positive: str | None, margin: float, metric: str
-) -> ComparisonView:
-    """Compare models on the images that all of them have scored.
-
-    Raises:
-        CheckpointError: A model does not exist, has no evaluation of the split, or they share no image.
-        ModelMismatch: The models have different classes.
-        SpecError: An option contradicts the evaluations.
-    """
-    found, evaluations = _evaluations(storage, models, split)
-    predictions = [Predictions.read(one.paths.predictions) for one in evaluations]
-    comparison = compare_predictions(predictions, positive=positive, metric=metric, margin=margin)
-    return ComparisonView(
-        names=tuple(models),
-        evaluations=tuple(evaluations),
-        comparison=comparison,
-        options=differing_options(found, evaluations, comparison.positive),
-    )
-
-
-def _evaluations(
-    storage: Path, models: Sequence[str], split: str | None
-) -> tuple[list[EvaluatedModel], list[Evaluation]]:
-    """Return the models and one evaluation of each.
-
-    Raises:
-        CheckpointError: A model has no evaluation of the split.
-    """
-    found = [find_model(storage, model) for model in models]
-    given = [model.evaluation.about.split for model in found if model.evaluation is not None]
-    chosen = split or (given[0] if given else "test")
-    candidates = [evaluations_of(storage, model, chosen) for model in found]
-    for model, of_model in zip(found, candidates, strict=True):
-        if not of_model:
-            raise CheckpointError(
-                f"{model.name} has no evaluation of the {chosen} split; run: nightshift evaluate "
-                f"{shlex.quote(model.name)} {shlex.quote(_shards_of(model.origin))} --split {chosen} --wait"
-            )
-    return found, with_most_in_common(candidates)
-
-
-def _shards_of(origin: RunPaths | None) -> str:
-    return str(spec_of(origin).get("shards", "SHARDS"))
-
-
-def differing_options(
-    models: Sequence[EvaluatedModel], evaluations: Sequence[Evaluation], positive: str
-) -> dict[str, list[Any]]:
-    """Return by option the value of each model, for options of the training and of the decision that differ."""
-    specs = [
-        {
-            **{name: value for name, value in spec_of(model.origin).items() if name not in NOT_OPTIONS},
-            "training data": spec_of(model.origin).get("shards"),
-            "decision threshold": evaluation.about.threshold_of(positive),
-            "evaluated data": evaluation.about.data[:16],
-        }
-        for model, evaluation in zip(models, evaluations, strict=True)
+def _figures(view: ComparisonView, letter: str, candidate: Candidate) -> str:
+    several = len(view.comparison.candidates) > 1
+    titles = [
+        "figure",
+        "A",
+        letter,
+        f"{letter} - A",
+        "95 % interval",
+        "p",
+        *(["p (Holm)"] if several else []),
+        "test",
     ]
-    names = dict.fromkeys(name for spec in specs for name in spec)
-    values = {name: [spec.get(name) for spec in specs] for name in names}
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+    rows = []
+    for figure, adjusted in zip(candidate.figures, candidate.adjusted, strict=True):
+        of_class = f" of {view.comparison.positive}" if figure.name == "sensitivity" else ""
+        interval = "-" if figure.interval is None else " to ".join(f"{end:+.4f}" for end in figure.interval)
+        rows.append(
+            [
+                WORDS.get(figure.name, figure.name) + of_class,
+                _number(figure.first),
+                _number(figure.second),
+                "-" if figure.difference is None else f"{figure.difference:+.4f}",
+                interval,
+                p_text(figure.p),
+                *([p_text(adjusted)] if several else []),
+                figure.test or "-",
+            ]
+        )
+    columns = [Column(title=title, importance=1 if title == "test" else None) for title in titles]
+    return table_text(columns, rows, output_width())
 
 
-def _is_unscaled(evaluation: Evaluation) -> bool:
-    """Whether an evaluation of an earlier version lacks the temperature that its AUROC depends on."""
-    about = evaluation.about
-    return about.temperature is None and not about.multi_label and len(about.classes) > 2  # noqa: PLR2004
+def _options_table(view: ComparisonView) -> str:
+    if not view.options:
+        return "options that differ: none known"
+    rows = [[name, *(_shown(value) for value in values)] for name, values in view.options.items()]
+    columns = [Column(title="options that differ"), *(Column(title=letter, least=12) for letter in view.letters)]
+    return table_text(columns, rows, output_width())
 
 
 def p_text(p: float | None) -> str:
