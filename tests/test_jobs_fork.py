@@ -139,6 +139,35 @@ def test_list_selects_by_tag_owner_name_and_age(
     assert say("list")[1].splitlines()[1].split()[:4] == [two, "day-1", "chest", "bob"]
 
 
+def test_tags_and_note_of_a_run_are_edited(say: Say, shards: str) -> None:
+    say("train", shards, "--weights", "none", "--name", "night", "--tag", "chest", "--tag", "draft")
+
+    changed = say("edit", "night", "--tag", "baseline", "--remove-tag", "draft", "--note", "first:\ntry")
+    again = say("edit", "night", "--note", "", "--json")
+
+    assert changed == (0, "tags  chest, baseline\nnote  first: try\n", "")
+    assert json.loads(again[1]) == {"tags": ["chest", "baseline"], "note": None}
+
+
+WRONG_EDITS: list[tuple[tuple[str, ...], int, str]] = [
+    ((), 2, "nothing is to be changed; give --tag, --remove-tag or --note"),
+    (("--tag", "a b"), 2, "tag 'a b' is not valid; use up to 63 letters, digits, dots, dashes and underscores"),
+    (("--remove-tag", "day"), 1, "has no tag 'day'; it has chest"),
+    (("--tag", "x", "--remove-tag", "x"), 2, "--tag and --remove-tag both name x; give it to one of them"),
+]
+
+
+def test_a_wrong_edit_is_one_line_and_changes_nothing(say: Say, settings: Settings, shards: str) -> None:
+    run_id = say("train", shards, "--weights", "none", "--tag", "chest")[1].strip()
+    before = RunPaths.of(settings.storage, run_id).state.read_bytes()
+
+    for words, code, error in WRONG_EDITS:
+        found = say("edit", run_id, *words)
+
+        assert (found[0], error in found[2]) == (code, True), found
+        assert RunPaths.of(settings.storage, run_id).state.read_bytes() == before
+
+
 def test_a_run_without_tags_and_owner_is_listed_as_before(say: Say, settings: Settings, shards: str) -> None:
     paths = RunPaths.of(settings.storage, say("train", shards, "--weights", "none")[1].strip())
     stored = json.loads(paths.state.read_text())

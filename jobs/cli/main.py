@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "cancel": Entry("jobs.cli.cancel", "cancel", ACT, "Stop a run after its next checkpoint, or immediately."),
     "retry": Entry("jobs.cli.retry", "retry", ACT, "Queue a failed, lost or cancelled run again."),
     "resume": Entry("jobs.cli.retry", "retry", ACT, "Alias of retry."),
+    "edit": Entry("jobs.cli.edit", "edit", ACT, "Change the tags and the note of a run."),
     "delete": Entry("jobs.cli.delete", "delete", ACT, "Delete a run and its files."),
     "schedule": Entry("jobs.cli.schedule", "schedule", OPERATE, "Submit runs on a cron schedule."),
     "queue": Entry("jobs.cli.queue", "queue", OPERATE, "Show, pause and resume the job queues."),

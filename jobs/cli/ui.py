@@ -36,6 +36,9 @@ def ui(*, is_read_only: bool, **address: Any) -> None:
     The address contains a token; without it the page answers 401. The token is new at each start. Programs get the
     same addresses as JSON: `curl -H "Authorization: Bearer TOKEN" -H "Accept: application/json" ADDRESS`.
     """
-    from jobs.web.server import Listen, serve  # noqa: PLC0415 -- --help does not wait for it
+    # --help does not wait for these.
+    from jobs.cli.fork import submit_fork  # noqa: PLC0415
+    from jobs.web.server import Listen, serve  # noqa: PLC0415
 
-    serve(Settings.read().with_storage_ready(), Listen(**address), is_read_only=is_read_only, on_start=click.echo)
+    settings = Settings.read().with_storage_ready()
+    serve(settings, Listen(**address), fork=submit_fork, is_read_only=is_read_only, on_start=click.echo)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import jinja2
 from starlette.applications import Starlette
@@ -23,26 +22,27 @@ from starlette.staticfiles import StaticFiles
 
 import trainer.report
 from cluster.access import unreadable
-from cluster.errors import ClusterError, UnknownRun
+from cluster.errors import ClusterError, InsufficientResources, UnknownRun
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from data_shards.errors import ShardError
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
 from jobs.runs.run_filter import KINDS
+from jobs.web import forms
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import changes
 from jobs.web.damage import WRONG_SHAPE
+from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
 from jobs.web.run_page import run_page
-from trainer.errors import TrainerError
+from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
 
-FORM_FIELD = "form_token"
-FORM_HEADER = "x-form-token"
-MOST_FORM_BYTES = 4096
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 REPORT_STYLE = Path(trainer.report.__file__).with_name("report.css")
+OURS = (ClusterError, ShardError, TrainerError, JobError)  # errors whose text is one line for people
 log = logging.getLogger("nightshift.web")
 NOT_FOUND, NOT_ALLOWED, CONFLICT, WRONG, UNAVAILABLE, FAILED = 404, 403, 409, 400, 503, 500
 
@@ -56,6 +56,7 @@ class Page:
         access: Who may use it.
         hosts: Names of this machine by which a browser may ask, without ports: another site's name that resolves to
             this machine is refused.
+        fork: Submits a run again with changes; None: nobody may fork a run.
         is_read_only: Whether nobody may act.
         is_stopping: Set when the server stops: streams of events do not end by themselves.
     """
@@ -63,12 +64,9 @@ class Page:
     settings: Settings
     access: Access
     hosts: Sequence[str]
+    fork: Fork | None = None
     is_read_only: bool = False
     is_stopping: threading.Event = field(default_factory=threading.Event)
-
-
-class NotAllowed(Exception):
-    """A request that the page refuses."""
 
 
 def create_app(page: Page) -> Starlette:
@@ -83,14 +81,16 @@ def create_app(page: Page) -> Starlette:
         Route("/runs/{run_id}/cancel", handlers.cancel, methods=["POST"]),
         Route("/runs/{run_id}/kill", handlers.kill, methods=["POST"]),
         Route("/runs/{run_id}/retry", handlers.retry, methods=["POST"]),
+        Route("/runs/{run_id}/fork", handlers.fork, methods=["GET", "POST"]),
+        Route("/runs/{run_id}/edit", handlers.edit, methods=["GET", "POST"]),
+        Route("/runs/{run_id}/promote", handlers.promote, methods=["GET", "POST"]),
         Route("/models", handlers.models),
         Route("/queue", handlers.queue),
         Route("/static/report.css", handlers.report_style),
         Mount("/static", StaticFiles(packages=[("jobs.web", "static")])),
     ]
-    errors = {ClusterError: handlers.error, JobError: handlers.error, TrainerError: handlers.error,
-              NotAllowed: handlers.error, OSError: handlers.error, HTTPException: handlers.error}  # fmt: skip
-    errors |= dict.fromkeys((*WRONG_SHAPE, ClientDisconnect), handlers.error)
+    kinds = (*OURS, NotAllowed, OSError, HTTPException, *WRONG_SHAPE, ClientDisconnect)
+    errors = dict.fromkeys(kinds, handlers.error)
     middleware = [Middleware(RequireToken, access=page.access, hosts=tuple(page.hosts))]
     return Starlette(routes=routes, middleware=middleware, exception_handlers=errors)
 
@@ -159,10 +159,32 @@ class _Handlers:
         await self._check_form(request)
         return await self._act(request, lambda paths: actions.retry(self.settings, paths))
 
+    async def fork(self, request: Request) -> Response:
+        submit = self.page.fork
+        if submit is None:
+            raise NotAllowed("this page forks no runs; use `nightshift fork`")
+        return await self._form(
+            request,
+            "fork.html.j2",
+            forms.fork_page,
+            lambda paths, fields: forms.fork(self.settings, paths, fields, submit),
+        )
+
+    async def edit(self, request: Request) -> Response:
+        return await self._form(request, "edit.html.j2", forms.edit_page, forms.edit)
+
+    async def promote(self, request: Request) -> Response:
+        return await self._form(
+            request,
+            "promote.html.j2",
+            forms.promote_page,
+            lambda paths, fields: forms.promote(self.settings, paths, fields),
+        )
+
     async def error(self, request: Request, error: Exception) -> Response:
         if isinstance(error, WRONG_SHAPE):
             log.error("%s cannot be shown", request.url.path, exc_info=error)
-        text, code = " ".join(_text(error).split()), _status(error)
+        text, code = _line(error), _status(error)
         return self._answer(request, "error.html.j2", lambda: {"error": text}, text=text, status=code)
 
     def _paths(self, request: Request) -> RunPaths:
@@ -173,25 +195,29 @@ class _Handlers:
         await run_in_threadpool(act, paths)
         return RedirectResponse(f"/runs/{paths.run_id}", status_code=303)
 
-    async def _check_form(self, request: Request) -> None:
-        """Refuse what is not a form of this page.
+    async def _check_form(self, request: Request) -> dict[str, str]:
+        return await read_form(request, self.page.access, is_read_only=self.page.is_read_only)
 
-        Raises:
-            NotAllowed: The page is read-only, or the form is not one of this page.
-        """
-        if self.page.is_read_only:
-            raise NotAllowed(
-                "this page is read-only; use the command line, or start `nightshift ui` without --read-only"
-            )
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_FORM_BYTES:
-                raise NotAllowed(f"the form is longer than {MOST_FORM_BYTES} bytes; use the buttons of the page")
-        in_form = parse_qs(body.decode(errors="replace")).get(FORM_FIELD, [])
-        given = request.headers.get(FORM_HEADER) or next(iter(in_form), None)
-        if not self.page.access.allows_act(given):
-            raise NotAllowed("the form does not have this page's form token; load the page again and use its buttons")
+    async def _form(
+        self,
+        request: Request,
+        template: str,
+        show: Callable[[RunPaths, forms.Fields], FormPage],
+        act: Callable[[RunPaths, forms.Fields], str],
+    ) -> Response:
+        """Show a form; take it when it is sent, and show it again if that is refused."""
+        forms.refuse_read_only(is_read_only=self.page.is_read_only)
+        paths, fields, text, status = self._paths(request), dict[str, str](), "", 200
+        if request.method == "POST":
+            fields = await self._check_form(request)
+            try:
+                return RedirectResponse(await run_in_threadpool(act, paths, fields), status_code=303)
+            except OURS as error:
+                if wants_json(request):
+                    raise
+                text, status = _line(error), _status(error)
+        found = await run_in_threadpool(show, paths, fields)
+        return self._answer(request, template, found.to_json, status=status, found=found, error=text)
 
     def _answer(
         self, request: Request, template: str, to_json: Callable[[], Any], *, status: int = 200, **content: Any
@@ -201,7 +227,7 @@ class _Handlers:
             return Response(text, status_code=status, media_type="application/json")
         html = _templates().get_template(template).render(
             content, status=status, path=request.url.path, form_token=self.page.access.form_token,
-            is_read_only=self.page.is_read_only,
+            is_read_only=self.page.is_read_only, can_fork=self.page.fork is not None,
         )  # fmt: skip
         # A file's name that is not UTF-8 has characters that cannot be encoded.
         return Response(html.encode(errors="replace"), status_code=status, media_type="text/html")
@@ -222,6 +248,10 @@ def wants_json(request: Request) -> bool:
     return "application/json" in accepted and "text/html" not in accepted
 
 
+def _line(error: Exception) -> str:
+    return " ".join(_text(error).split())
+
+
 def _text(error: Exception) -> str:
     if isinstance(error, HTTPException):  # Starlette's own: an address that does not exist, or a wrong method
         return f"{error.detail}; follow the links of the page"
@@ -236,5 +266,6 @@ def _status(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.status_code
     codes = {UnknownRun: NOT_FOUND, NotAllowed: NOT_ALLOWED, InvalidOption: WRONG, Refused: CONFLICT,
-             QueueUnreachable: UNAVAILABLE}  # fmt: skip
+             QueueUnreachable: UNAVAILABLE, SpecError: WRONG, CheckpointError: CONFLICT, ModelMismatch: CONFLICT,
+             WeightsError: CONFLICT, ShardError: CONFLICT, InsufficientResources: CONFLICT}  # fmt: skip
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)

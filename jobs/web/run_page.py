@@ -18,6 +18,7 @@ from jobs.web.overview import RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
 from trainer.evaluation.training_text import judged_on, training_lines
+from trainer.model.names import HEAD_FILE
 from trainer.phase_times import timing_text
 from trainer.report.charts import ReportChart
 from trainer.search.choice_text import choice_lines
@@ -61,6 +62,7 @@ class RunPage:
         stopping: That a cancel was requested, in words; "" if none was.
         log: The end of its log.
         has_report: Whether it has a report.
+        has_model: Whether it has published a model.
         warnings: Damaged files of the run, in a line each.
     """
 
@@ -74,6 +76,7 @@ class RunPage:
     stopping: str
     log: str
     has_report: bool
+    has_model: bool
     warnings: Sequence[str]
 
     @property
@@ -131,6 +134,7 @@ def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
         stopping=_stopping(paths, state),
         log=logs.shown_end(paths.log, lines=LOG_LINES, most_bytes=LOG_BYTES),
         has_report=paths.report.is_file(),
+        has_model=state.state == "succeeded" and (paths.best / HEAD_FILE).is_file(),
         warnings=list(dict.fromkeys(warnings)),
     )
 

@@ -18,6 +18,7 @@ from jobs.errors import InvalidOption, JobError
 from jobs.queue.connection import LOOPBACK
 from jobs.web.access import COOKIE, PARAMETER, Access
 from jobs.web.app import Page, create_app
+from jobs.web.forms import Fork
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 -- refused without an address that browsers can use
 STOP_SECONDS = 5  # for open answers
@@ -97,12 +98,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: Callable[[str], None]) -> None:
+def serve(
+    settings: Settings, listen: Listen, *, fork: Fork, is_read_only: bool, on_start: Callable[[str], None]
+) -> None:
     """Serve the page until SIGINT or SIGTERM.
 
     Args:
         settings: The storage and the queue.
         listen: Where to listen.
+        fork: Submits a run again with changes.
         is_read_only: Whether nobody may act.
         on_start: Called with the address of the page, the token in it, once browsers can connect.
 
@@ -116,7 +120,7 @@ def serve(settings: Settings, listen: Listen, *, is_read_only: bool, on_start: C
         access = Access(cookie=f"{COOKIE}_{port}", is_secure=listen.has_tls)
         public = urlsplit(listen.public_url).hostname if listen.public_url else None
         hosts = [*LOOPBACK, listen.host, *([public] if public else [])]
-        page = Page(settings=settings, access=access, hosts=hosts, is_read_only=is_read_only)
+        page = Page(settings=settings, access=access, hosts=hosts, fork=fork, is_read_only=is_read_only)
         config = uvicorn.Config(
             create_app(page), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
             proxy_headers=False, timeout_graceful_shutdown=STOP_SECONDS,
