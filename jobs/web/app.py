@@ -32,6 +32,7 @@ from jobs.runs.run_filter import KINDS
 from jobs.web import forms
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import changes
+from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_page
 from jobs.web.damage import WRONG_SHAPE
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
@@ -41,7 +42,7 @@ from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerErr
 
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-REPORT_STYLE = Path(trainer.report.__file__).with_name("report.css")
+REPORT_STYLES = [Path(trainer.report.__file__).with_name(name) for name in ("report.css", "comparison.css")]
 OURS = (ClusterError, ShardError, TrainerError, JobError)  # errors whose text is one line for people
 log = logging.getLogger("nightshift.web")
 NOT_FOUND, NOT_ALLOWED, CONFLICT, WRONG, UNAVAILABLE, FAILED = 404, 403, 409, 400, 503, 500
@@ -84,9 +85,10 @@ def create_app(page: Page) -> Starlette:
         Route("/runs/{run_id}/fork", handlers.fork, methods=["GET", "POST"]),
         Route("/runs/{run_id}/edit", handlers.edit, methods=["GET", "POST"]),
         Route("/runs/{run_id}/promote", handlers.promote, methods=["GET", "POST"]),
+        Route("/compare", handlers.compare),
         Route("/models", handlers.models),
         Route("/queue", handlers.queue),
-        Route("/static/report.css", handlers.report_style),
+        *(Route(f"/static/{style.name}", _file_of(style)) for style in REPORT_STYLES),
         Mount("/static", StaticFiles(packages=[("jobs.web", "static")])),
     ]
     kinds = (*OURS, NotAllowed, OSError, HTTPException, *WRONG_SHAPE, ClientDisconnect)
@@ -123,6 +125,19 @@ class _Handlers:
             raise UnknownRun(f"run {paths.run_id} does not exist; the page of runs lists those that do") from error
         return self._answer(request, "run.html.j2", found.to_json, found=found)
 
+    def compare(self, request: Request) -> Response:
+        query = request.query_params
+        if "run" in query:
+            return RedirectResponse(chosen_address(query.getlist("run")), status_code=303)
+        try:
+            found, text, status = compare_page(self.storage, query), "", 200
+        except OURS as error:
+            if wants_json(request):
+                raise
+            found = ComparePage(fields={name: query.get(name, "") for name in FIELDS})
+            text, status = _line(error), _status(error)
+        return self._answer(request, "compare.html.j2", found.to_json, status=status, found=found, error=text)
+
     def models(self, request: Request) -> Response:
         found = named_models(self.storage)
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
@@ -136,9 +151,6 @@ class _Handlers:
         if not paths.report.is_file():
             raise UnknownRun(f"{paths.run_id} has no report; a run writes it when it succeeds")
         return FileResponse(paths.report, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
-
-    def report_style(self, _request: Request) -> Response:
-        return FileResponse(REPORT_STYLE)
 
     async def changes(self, request: Request) -> Response:
         run_id = request.path_params.get("run_id")
@@ -246,6 +258,10 @@ def wants_json(request: Request) -> bool:
     """Whether a program asks: it accepts JSON and not HTML."""
     accepted = request.headers.get("accept", "")
     return "application/json" in accepted and "text/html" not in accepted
+
+
+def _file_of(file: Path) -> Callable[[Request], Response]:
+    return lambda _request: FileResponse(file)
 
 
 def _line(error: Exception) -> str:

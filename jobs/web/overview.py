@@ -17,6 +17,7 @@ from jobs.runs.state import RunState
 from jobs.web.damage import shown_or
 
 RUNS_SHOWN = 50
+COMPARABLE = ("train", "search", "evaluate")  # kinds of runs
 STATES = (*run_state.STATES, run_state.DAMAGED)
 
 
@@ -42,6 +43,11 @@ class RunRow:
         return duration(age_seconds(self.state))
 
     @property
+    def is_comparable(self) -> bool:
+        """Whether the run may have a model or an evaluation."""
+        return self.state.state == "succeeded" and self.state.kind in COMPARABLE
+
+    @property
     def metric(self) -> str:
         """The metric that people compare runs by, "" before the run has one."""
         return f"{self.state.metric[0]} {self.state.metric[1]:.4f}" if self.state.metric else ""
@@ -60,6 +66,11 @@ class Overview:
     rows: tuple[RunRow, ...]
     wanted: Mapping[str, str]
     older: str | None
+
+    @property
+    def has_comparable(self) -> bool:
+        """Whether there are two runs to compare."""
+        return sum(row.is_comparable for row in self.rows) > 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the page as JSON: the runs as `nightshift list --json` prints them."""

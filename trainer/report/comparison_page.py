@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from trainer.evaluation.comparison import Comparison
 from trainer.evaluation.paired import PairedFigure
@@ -46,9 +47,18 @@ class ComparisonPage:
 
 def render_comparison(page: ComparisonPage) -> str:
     """Return the page as HTML."""
+    return _rendered("comparison.html.j2", page)
+
+
+def comparison_body(page: ComparisonPage) -> Markup:
+    """Return the content of the page, for another page around it that has `report.css` and `comparison.css`."""
+    return Markup(_rendered("comparison_body.html.j2", page))  # noqa: S704 -- by a template that escapes
+
+
+def _rendered(template: str, page: ComparisonPage) -> str:
     environment = page_environment(filters={"number": number_text, "signed": _signed, "p": _p})
     reach = _reach(page.comparison)
-    return environment.get_template("comparison.html.j2").render(
+    return environment.get_template(template).render(
         page=page,
         comparison=page.comparison,
         names=NAMES,

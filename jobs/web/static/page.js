@@ -11,12 +11,14 @@ function replacePart(part, fresh) {
   if (part.isEqualNode(fresh)) return;
   const wasAtEnd = part.scrollHeight - part.scrollTop - part.clientHeight < 30, place = part.scrollTop;
   const across = [...part.querySelectorAll(".scroll")].map(one => one.scrollLeft);
+  const chosen = new Set([...part.querySelectorAll("input:checked")].map(one => one.value));
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   part.replaceWith(fresh);
   if (fresh.dataset.follow !== undefined) fresh.scrollTop = wasAtEnd ? fresh.scrollHeight : place;
   fresh.querySelectorAll(".scroll").forEach((one, index) => { one.scrollLeft = across[index] || 0; });
+  fresh.querySelectorAll("input[type=checkbox]").forEach(one => { one.checked = chosen.has(one.value); });
   if (!focused) return;
-  const candidates = [fresh, ...fresh.querySelectorAll("a[href], button, [tabindex]")];
+  const candidates = [fresh, ...fresh.querySelectorAll("a[href], button, input, [tabindex]")];
   candidates.find(one => one.tabIndex >= 0 && nameOf(one) === nameOf(focused))?.focus({preventScroll: true});
 }
 
