@@ -28,6 +28,7 @@ from jobs.web.changes import stamps
 from tests.browser import CHROMIUM, RENDERED, Browser, open_browser
 from tests.conftest import Say
 from tests.stack import FakeSpec, eventually
+from trainer.specs import SearchSpec, build
 
 TOKEN = "the-token-of-the-test"
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -111,19 +112,20 @@ def form_token(client: Client, paths: RunPaths) -> str:
     return re.search(r'name="form_token" value="([0-9a-f]+)"', client.get(f"/runs/{paths.run_id}").text)[1]
 
 
-def search_of(settings: Settings, values: list[list[float]]) -> RunPaths:
-    """A running search with these values of each trial by epoch."""
-    paths = queued(settings, name="night")
-    write_json(paths.spec, {"kind": "search", "best_by": "loss"})
+def search_of(settings: Settings, values: list[list[float]], *, finished: int = 0, name: str = "night") -> RunPaths:
+    """A running search with these values of each trial by epoch; the first trials have finished."""
+    paths = queued(settings, name=name)
+    write_json(paths.spec, build(SearchSpec, shards="/shards", best_by="loss").to_json())
     with_state(paths, "running", attempt=1, kind="search")
     lines = []
     for number, epochs in enumerate(values):
-        config = {"lr": 10.0**-number, "dropout": 0.1 * number, "head_width": 128}
+        config = {"lr": 10.0 ** -(2 + number % 3), "dropout": 0.1 * (number % 6), "head_width": 128}
         lines.append({"event": "started", "trial": number, "config": config, "attempt": 1})
         lines += [
             {"event": "epoch", "trial": number, "epoch": epoch, "value": value, "seconds": 1.0, "attempt": 1}
             for epoch, value in enumerate(epochs, 1)
         ]
+        lines += [{"event": "finished", "trial": number, "why": "epochs", "attempt": 1}] if number < finished else []
     paths.trials.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return paths
 
@@ -534,6 +536,19 @@ def test_values_far_from_the_best_are_left_out_of_the_curves_and_counted(client,
 
     assert "loss by epoch, 3 worse values are outside the axis" in page  # 2.0, 1e6 and 1e9: best values are 1.0 and 1.5
     assert page.count('class="dot"') == 2
+
+
+def test_the_page_of_a_search_shows_what_its_options_do_once_enough_trials_have_ended(client, settings):
+    few = search_of(settings, [[2.0], [1.0], [1.5], [3.0]], finished=1, name="few")
+    many = search_of(settings, [[1.0 + number % 3] for number in range(9)], finished=9)
+
+    pages = [client.get(f"/runs/{paths.run_id}").text for paths in (few, many)]
+
+    assert 'aria-label="4 trials over lr, dropout, head_width, loss"' in pages[0]
+    assert "The importance of the options is shown from 4 trials that ran all their epochs; there is 1." in pages[0]
+    assert 'aria-label="9 trials over lr, dropout, head_width, loss"' in pages[1]
+    assert "of loss between the 9 trials that ran all their epochs which each option explains" in pages[1]
+    assert re.search(r'aria-label="lr \d+ percent, dropout \d+ percent, head_width 0 percent"', pages[1])
 
 
 def test_a_change_of_the_run_is_told_to_an_open_page(client, settings):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cluster.errors import ClusterError
+from trainer.errors import TrainerError
 
 T = TypeVar("T")
 # What code raises on JSON of another shape: a missing key, a text for a number, a number out of range.
@@ -24,7 +25,7 @@ def shown_or(empty: T, file: str, warnings: list[str], show: Callable[[], T]) ->
     """
     try:
         return show()
-    except ClusterError as error:
+    except (ClusterError, TrainerError) as error:
         warnings.append(str(error))
     except WRONG_SHAPE as error:
         log.debug("%s has another shape", file, exc_info=error)

@@ -119,7 +119,7 @@ def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
     search = None
     if is_search:
         search = shown_or(None, "trials.jsonl", warnings, lambda: leaderboard_of(paths, spec))
-        warnings += [search.warning] if search and search.warning else []
+        warnings += search.warnings if search else []
     charts: tuple[ReportChart, ...] = ()
     if not is_search:
         charts = shown_or(charts, "metrics.jsonl", warnings, lambda: training_charts(record.metrics, spec))

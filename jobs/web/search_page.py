@@ -7,6 +7,8 @@ from typing import Any
 from cluster.run_paths import RunPaths
 from jobs.runs.trial_rows import TrialColumn, cell, columns_of, rows_of
 from jobs.web.charts import search_charts
+from jobs.web.damage import shown_or
+from jobs.web.option_charts import option_charts
 from trainer.report.charts import ReportChart
 from trainer.search.trials import TrialTable, read_trial_events
 from trainer.specs.metric import loss_of
@@ -21,8 +23,9 @@ class Leaderboard:
         rows: A row a trial as `nightshift trials --json` prints it, the best first.
         columns: Those of the table.
         cells: The cells of each row.
-        charts: The best value so far, and the curve of each trial.
-        warning: Which lines of the journal are damaged, None if none are.
+        charts: The best value so far, the curve of each trial, and what the options do.
+        missing: Why a chart is missing, "" if none is.
+        warnings: Which files are damaged, in a line each.
     """
 
     metric: str
@@ -30,7 +33,8 @@ class Leaderboard:
     columns: Sequence[TrialColumn]
     cells: Sequence[Sequence[str]]
     charts: tuple[ReportChart, ...]
-    warning: str | None
+    missing: str
+    warnings: Sequence[str]
 
 
 def leaderboard_of(paths: RunPaths, spec: Mapping[str, Any]) -> Leaderboard:
@@ -49,11 +53,15 @@ def leaderboard_of(paths: RunPaths, spec: Mapping[str, Any]) -> Leaderboard:
     table = TrialTable.fold(found.lines, metric)
     rows = rows_of(paths, table)
     columns = columns_of(rows, metric)
+    warnings = [found.warning] if found.warning else []
+    nothing: tuple[tuple[ReportChart, ...], str] = ((), "")
+    of_options, missing = shown_or(nothing, "spec.json", warnings, lambda: option_charts(paths, table))
     return Leaderboard(
         metric=metric,
         rows=tuple(rows),
         columns=columns,
         cells=[[cell(row, column.key) for column in columns] for row in rows],
-        charts=search_charts(table, folds=spec.get("folds")),
-        warning=found.warning,
+        charts=(*search_charts(table, folds=spec.get("folds")), *of_options),
+        missing=missing,
+        warnings=warnings,
     )

@@ -13,7 +13,7 @@ from trainer.search.choice_text import choice_lines
 from trainer.search.leaderboard import leaderboard
 from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown
-from trainer.search.trials import EpochRecord, TrialTable
+from trainer.search.trials import EpochRecord, Trial, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, is_better
 from trainer.specs.search_space import LOGARITHMIC, Range
@@ -84,12 +84,16 @@ def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
 
     fANOVA: Hutter, Hoos and Leyton-Brown, 2014. Only trials that ran all their epochs count.
     """
-    complete = [trial for trial in table.ended if trial.state == "finished" and not trial.was_stopped_early]
-    if len(complete) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
+    if len(complete_trials(table)) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
     shares = optuna.importance.get_param_importances(study_of_trials(spec, table), evaluator=evaluator)
     return {name: round(float(share), 4) for name, share in shares.items()}
+
+
+def complete_trials(table: TrialTable) -> list[Trial]:
+    """Return the trials that ran all their epochs, or stopped by their own patience."""
+    return [trial for trial in table.ended if trial.state == "finished" and not trial.was_stopped_early]
 
 
 def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:

@@ -54,10 +54,13 @@ class _Axis:
         return [(f"{value:.3g}", self.position(value)) for value in (self.low, middle, self.high)]
 
 
-def parallel_coordinates(table: TrialTable, spec: SearchSpec) -> Chart:
-    """Draw each trial as a line through its options to its best value; better trials are higher and stronger."""
+def parallel_coordinates(table: TrialTable, spec: SearchSpec, *, most: int | None = None) -> Chart:
+    """Draw each trial as a line through its options to its best value; better trials are higher and stronger.
+
+    With `most`, only so many of the best are drawn.
+    """
     varied = spec.space.dimensions
-    trials = [t for t in table.ranked() if t.best(table.metric) and all(name in t.config for name in varied)]
+    trials = [t for t in table.ranked() if t.best(table.metric) and all(name in t.config for name in varied)][:most]
     values = [top.value for trial in trials if (top := trial.best(table.metric))]
     axes = [_axis(name, dimension, trials) for name, dimension in varied.items()]
     low, high = range_shown(values)
