@@ -143,6 +143,22 @@ class Settings:
             raise StorageError(f"storage {self.storage} is not writable: {denial(denied[0])}")
         return self
 
+    def with_storage_readable(self) -> "Settings":
+        """Return the settings if the runs of the storage can be listed; write nothing.
+
+        Raises:
+            StorageError: They cannot.
+        """
+        try:
+            with os.scandir(self.runs) as runs:
+                next(runs, None)
+        except OSError as error:
+            raise StorageError(
+                f"storage {self.storage} cannot be read: {self.runs}: {error.strerror}; set NIGHTSHIFT_STORAGE to a "
+                "folder that has runs and that this user may read"
+            ) from error
+        return self
+
     def denied_folders(self, names: tuple[str, ...]) -> list[Path]:
         """Return those of some folders of the storage that exist and that this user may not write."""
         return [folder for name in names if (folder := self.storage / name).is_dir() and not is_writable(folder)]

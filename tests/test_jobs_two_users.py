@@ -20,6 +20,10 @@ from jobs.queue.submit import publish, submit
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState, now, read_state
 from jobs.runs.webhook_outbox import stored_url
+from jobs.web.other_pages import queue_page
+from jobs.web.overview import overview
+from jobs.web.run_index import RunIndex
+from jobs.web.run_page import run_page
 from tests.stack import FakeSpec
 from tests.users import User, needs_root
 
@@ -166,3 +170,33 @@ def test_other_users_get_no_permission_unless_the_setting_gives_it(
     restrict_umask(setting)
 
     assert os.umask(own) == after
+
+
+@needs_root
+def test_a_read_only_page_serves_a_storage_that_it_cannot_write_to(shared: Settings) -> None:
+    run_id = ALICE.call(lambda: submit_for_team(shared))
+    for path in (shared.storage, *shared.storage.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o022)
+    settings = replace(shared, redis_url=None)  # the embedded Redis, which does not run
+    before = sorted(modes_in(shared.storage))
+
+    def show() -> list[object]:
+        runs = overview(RunIndex(settings.with_storage_readable().storage), {})
+        shown = run_page(RunPaths.of(settings.storage, run_id), with_files=True)
+        return [runs.rows[0].state.id == run_id, shown.row.state.name, queue_page(settings, is_read_only=True).warning]
+
+    said, refused = BOB.call(show), BOB.call(settings.with_storage_ready)
+
+    assert said == str([True, "night", "no Redis runs for this storage; `nightshift up` starts it"])
+    assert refused.startswith(f"StorageError: storage {settings.storage} is not writable: ")
+    assert sorted(modes_in(shared.storage)) == before
+
+
+def test_a_storage_without_runs_is_one_line_for_a_read_only_page(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as refused:
+        Settings(storage=tmp_path).with_storage_readable()
+
+    assert str(refused.value) == (
+        f"storage {tmp_path} cannot be read: {tmp_path}/runs: No such file or directory; set NIGHTSHIFT_STORAGE to a "
+        "folder that has runs and that this user may read"
+    )

@@ -25,7 +25,12 @@ ADDRESS = OptionGroup(
                      "https://nightshift.example.org."),
     ),
 )  # fmt: skip
-READ_ONLY = click.option("--read-only", "is_read_only", is_flag=True, help="Show runs without buttons to change them.")
+READ_ONLY = click.option(
+    "--read-only",
+    "is_read_only",
+    is_flag=True,
+    help="Show runs without buttons to change them; the storage need not be writable, and Redis is not started.",
+)
 
 
 @command(example="nightshift ui\nnightshift ui --port 0 --read-only")
@@ -40,5 +45,6 @@ def ui(*, is_read_only: bool, **address: Any) -> None:
     from jobs.cli.fork import submit_fork  # noqa: PLC0415
     from jobs.web.server import Listen, serve  # noqa: PLC0415
 
-    settings = Settings.read().with_storage_ready()
+    settings = Settings.read()
+    settings = settings.with_storage_readable() if is_read_only else settings.with_storage_ready()
     serve(settings, Listen(**address), fork=submit_fork, is_read_only=is_read_only, on_start=click.echo)

@@ -6,6 +6,7 @@ does not have to read the ten thousand runs that have ended.
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -259,7 +260,8 @@ def all_ids(storage: Path) -> list[str]:
     folder = storage / "runs"
     if not folder.is_dir():
         return []
-    return sorted((entry.name for entry in folder.iterdir() if RUN_ID.fullmatch(entry.name)), key=age_key)
+    # Not `iterdir`: a hundred thousand paths take longer than all else here.
+    return sorted(filter(RUN_ID.fullmatch, os.listdir(folder)), key=age_key)  # noqa: PTH208
 
 
 def age_key(run_id: str) -> str:
@@ -277,13 +279,20 @@ def states(storage: Path, *, before: str | None = None) -> Iterator[RunState]:
     for run_id in reversed(all_ids(storage)):
         if before is not None and age_key(run_id) >= age_key(before):
             continue
-        paths = RunPaths.of(storage, run_id)
-        try:
-            yield read_state(paths)
-        except UnknownRun:  # deleted just before
-            continue
-        except StorageError as error:
-            yield _damaged(run_id, str(error).replace(f"{paths.folder}/", ""))
+        state = state_or_damaged(storage, run_id)
+        if state is not None:
+            yield state
+
+
+def state_or_damaged(storage: Path, run_id: str) -> RunState | None:
+    """Return the state of a run; as damaged if its `state.json` is unreadable; None if the run does not exist."""
+    paths = RunPaths.of(storage, run_id)
+    try:
+        return read_state(paths)
+    except UnknownRun:  # deleted just before
+        return None
+    except StorageError as error:
+        return _damaged(run_id, str(error).replace(f"{paths.folder}/", ""))
 
 
 def _damaged(run_id: str, why: str) -> RunState:

@@ -37,6 +37,7 @@ from jobs.web.damage import WRONG_SHAPE
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
+from jobs.web.run_index import RunIndex
 from jobs.web.run_page import run_page
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
 
@@ -68,6 +69,11 @@ class Page:
     fork: Fork | None = None
     is_read_only: bool = False
     is_stopping: threading.Event = field(default_factory=threading.Event)
+
+    @functools.cached_property
+    def index(self) -> RunIndex:
+        """The states of all runs."""
+        return RunIndex(self.settings.storage)
 
 
 def create_app(page: Page) -> Starlette:
@@ -114,7 +120,7 @@ class _Handlers:
         self.page, self.settings, self.storage = page, page.settings, page.settings.storage
 
     def runs(self, request: Request) -> Response:
-        found = overview(self.storage, request.query_params)
+        found = overview(self.page.index, request.query_params)
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
     def run(self, request: Request) -> Response:
@@ -143,7 +149,7 @@ class _Handlers:
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
 
     def queue(self, request: Request) -> Response:
-        found = queue_page(self.settings)
+        found = queue_page(self.settings, is_read_only=self.page.is_read_only)
         return self._answer(request, "queue.html.j2", found.to_json, found=found)
 
     def report(self, request: Request) -> Response:

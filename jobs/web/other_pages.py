@@ -8,10 +8,12 @@ from typing import Any
 
 import redis
 
+from cluster.access import unreadable
 from cluster.errors import StorageError
 from cluster.run_paths import RUN_ID
 from cluster.settings import Settings
-from jobs.errors import JobError
+from jobs.errors import JobError, QueueUnreachable
+from jobs.queue import embedded_redis
 from jobs.queue.connection import connect
 from jobs.queue.overview import queue_overview
 from jobs.queue.schedules import schedules
@@ -74,8 +76,13 @@ def named_models(storage: Path) -> list[NamedModel]:
     return [_named(storage, name) for name in promoted_names(storage)]
 
 
-def queue_page(settings: Settings) -> QueuePage:
-    """Return the queues, the job workers and the schedules; without the first two if Redis does not answer."""
+def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
+    """Return the queues, the job workers and the schedules; without the first two if Redis does not answer.
+
+    Args:
+        settings: The storage and the queue.
+        is_read_only: Whether an embedded Redis that does not run is left so.
+    """
     planned = [
         {
             "name": one.name,
@@ -87,10 +94,26 @@ def queue_page(settings: Settings) -> QueuePage:
         for one in schedules(settings)
     ]
     try:
-        with connect(settings) as connection:
+        with connect(_with_running_redis(settings) if is_read_only else settings) as connection:
             return QueuePage(queues=queue_overview(connection), workers=live_workers(connection), schedules=planned)
-    except (JobError, redis.RedisError) as error:
+    except (JobError, StorageError, redis.RedisError) as error:
         return QueuePage(queues=None, workers=(), schedules=planned, warning=str(error))
+    except OSError as error:
+        return QueuePage(queues=None, workers=(), schedules=planned, warning=unreadable(error, "the address of Redis"))
+
+
+def _with_running_redis(settings: Settings) -> Settings:
+    """Return the settings with the address of the embedded Redis, which is not started.
+
+    Raises:
+        QueueUnreachable: It does not run, or belongs to another user.
+    """
+    if settings.redis_url:
+        return settings
+    server = embedded_redis.running(settings.storage)
+    if server is None:
+        raise QueueUnreachable("no Redis runs for this storage; `nightshift up` starts it")
+    return dataclasses.replace(settings, redis_url=server.url)
 
 
 def _named(storage: Path, name: str) -> NamedModel:

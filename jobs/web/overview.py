@@ -15,6 +15,7 @@ from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.start_forecast import pending_states, start_forecast
 from jobs.runs.state import RunState
 from jobs.web.damage import shown_or
+from jobs.web.run_index import RunIndex
 
 RUNS_SHOWN = 50
 COMPARABLE = ("train", "search", "evaluate")  # kinds of runs
@@ -77,11 +78,11 @@ class Overview:
         return {"runs": [entry_json(row.state, dict(row.progress)) for row in self.rows], "older": self.older}
 
 
-def overview(storage: Path, query: Mapping[str, str]) -> Overview:
+def overview(index: RunIndex, query: Mapping[str, str]) -> Overview:
     """Return the page of runs that a query asks for.
 
     Args:
-        storage: The storage.
+        index: The runs.
         query: `state`, `kind`, `name`, `tag` and `owner` filter; `before` is the id of the last run on the page before.
 
     Raises:
@@ -101,8 +102,9 @@ def overview(storage: Path, query: Mapping[str, str]) -> Overview:
         owner=wanted.get("owner"),
         since_seconds=None,
     )
-    states = takewhile(found.is_recent, run_state.states(storage, before=before))
+    states = takewhile(found.is_recent, index.states(before=before))
     matching = list(islice(filter(found.matches, states), RUNS_SHOWN + 1))
+    storage = index.storage
     pending = pending_states(storage) if any(state.state == "queued" for state in matching) else ()
     rows = tuple(run_row(storage, state, pending) for state in matching[:RUNS_SHOWN])
     return Overview(rows=rows, wanted=wanted, older=rows[-1].state.id if len(matching) > RUNS_SHOWN else None)

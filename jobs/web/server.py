@@ -134,6 +134,8 @@ def serve(
                 "format, or the key is encrypted; give files that your web server could use"
             ) from error
         on_start(f"{_origin(listen, port)}/?{PARAMETER}={access.token}")
+        # So that the first filter over many runs does not wait for all of them to be read.
+        threading.Thread(target=page.index.fill, args=(page.is_stopping,), daemon=True).start()
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises the signal again
             _Server(config, page.is_stopping).run(sockets=[bound])
 
