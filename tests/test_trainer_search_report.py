@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.searched import search_spec
-from trainer.search.report import cost, importance, search_charts
+from trainer.search.importance import importance
+from trainer.search.report import cost, search_charts
 from trainer.search.trial_charts import parallel_coordinates
 from trainer.search.trials import TrialTable
 

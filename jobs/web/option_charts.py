@@ -51,7 +51,7 @@ def option_charts(paths: RunPaths, table: TrialTable) -> tuple[tuple[ReportChart
 def _with_importance(
     paths: RunPaths, table: TrialTable, spec: SearchSpec, lines: ReportChart
 ) -> tuple[tuple[ReportChart, ...], str]:
-    from trainer.search.report import ENOUGH, complete_trials  # noqa: PLC0415 -- Optuna takes a second to import
+    from trainer.search.importance import ENOUGH, complete_trials  # noqa: PLC0415 -- Optuna takes a second to import
 
     complete = complete_trials(table)
     if len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
@@ -73,6 +73,6 @@ def _with_importance(
 
 @lru_cache(maxsize=SEARCHES_KEPT)
 def _shares(search: _Ended) -> Mapping[str, float]:
-    from trainer.search.report import importance  # noqa: PLC0415
+    from trainer.search.importance import importance  # noqa: PLC0415
 
     return importance(search.table, search.spec)

@@ -4,16 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import optuna
-
 from trainer.report.charts import ReportChart
 from trainer.report.page import SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.search.choice_text import choice_lines
 from trainer.search.leaderboard import leaderboard
-from trainer.search.sampler import study_of_trials
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown
-from trainer.search.trials import EpochRecord, Trial, TrialTable
+from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, is_better
 from trainer.specs.search_space import LOGARITHMIC, Range
@@ -21,7 +18,6 @@ from trainer.specs.search_space import LOGARITHMIC, Range
 DOTS = "one dot per trial, orange if ASHA stopped it early; the worst tenth is drawn at the edge"
 TRIALS_SHOWN = 15  # the best; `nightshift trials` shows all
 COLUMNS = ("trial", "metric", "spread", "lr", "dropout", "head_width", "epochs", "seconds", "state")
-ENOUGH = 4  # complete trials; with fewer, importance is noise
 
 
 def search_section(
@@ -77,23 +73,6 @@ def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, floa
             title = f"Slice plot: {name.replace('_', ' ')}"
             found.append(ReportChart(chart=_slice(table, name, ranked_by), title=title, caption=DOTS))
     return tuple(found)
-
-
-def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
-    """Return the share of the variance between trials that each option explains (fANOVA); empty for too few trials.
-
-    fANOVA: Hutter, Hoos and Leyton-Brown, 2014. Only trials that ran all their epochs count.
-    """
-    if len(complete_trials(table)) < ENOUGH or len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
-    shares = optuna.importance.get_param_importances(study_of_trials(spec, table), evaluator=evaluator)
-    return {name: round(float(share), 4) for name, share in shares.items()}
-
-
-def complete_trials(table: TrialTable) -> list[Trial]:
-    """Return the trials that ran all their epochs, or stopped by their own patience."""
-    return [trial for trial in table.ended if trial.state == "finished" and not trial.was_stopped_early]
 
 
 def cost(table: TrialTable, spec: SearchSpec, images: int) -> dict[str, Any]:

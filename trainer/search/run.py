@@ -36,10 +36,11 @@ from trainer.search.deadline import Clock, Deadline
 from trainer.search.head_processes import run_head_trials
 from trainer.search.head_trainable import HeadTrainable
 from trainer.search.head_training import standalone_context
+from trainer.search.importance import importance
 from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.refit import Refit, refuse_impossible_refit
-from trainer.search.report import cost, importance, search_section
+from trainer.search.report import cost, search_section
 from trainer.search.run_repeats import RepeatedRunTrainable
 from trainer.search.run_trainable import RunTrainable
 from trainer.search.trial_files import PauseSignal
