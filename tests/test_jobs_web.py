@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -32,7 +34,14 @@ from trainer.specs import SearchSpec, build
 
 TOKEN = "the-token-of-the-test"
 MARKUP = "<img src=x onerror=alert(1)>"
-ADDRESSES = ["/", "/models", "/queue", "/changes", "/static/page.js", "/static/report.css", "/nothing"]
+AXE = os.environ.get("AXE_CORE")
+OF_LABEL = {"auroc": 0.9, "sensitivity": None, "specificity": 0.8, "intervals": {"auroc": [0.8, 0.95]}}
+MULTI_LABEL = {
+    "accuracy": 0.9, "auroc": 0.85, "loss": 0.3, "split": "test", "n": 40, "known": 70, "multi_label": True,
+    "classes": ["effusion", "nodule"],
+    "labels": {name: {**OF_LABEL, "n": 35, "positives": 7, "unknown": 5} for name in ("effusion", "nodule")},
+}  # fmt: skip
+ADDRESSES = ["/", "/compare", "/models", "/queue", "/changes", "/static/page.js", "/static/report.css", "/nothing"]
 
 
 @dataclass
@@ -479,6 +488,19 @@ def test_a_reason_that_is_not_utf_8_is_shown(client, settings):
     assert client.json("/")["runs"][0]["why"] == "cannot read b\udce9.png"
 
 
+def test_the_labels_of_a_multi_label_run_are_a_table(client, settings):
+    paths = queued(settings)
+    write_json(paths.result, {"kind": "train", "seconds": 1.0, "metrics": MULTI_LABEL})
+    with_state(paths, "succeeded", kind="train")
+
+    page = client.get(f"/runs/{paths.run_id}").text
+
+    assert "test split, 40 images; means of the labels, 70 known targets" in page
+    cells = ["0.9000 (0.8000 to 0.9500)", "undefined", "0.8000", "7 of 35", "5"]
+    row = '<tr><th scope="row">nodule</th>' + "".join(f'<td class="n">{text}</td>' for text in cells) + "</tr>"
+    assert row in page
+
+
 def test_a_run_that_failed_shows_no_figures(client, settings):
     paths = queued(settings)
     write_json(paths.result, {"kind": "train", "seconds": 1.0, "metrics": {"accuracy": 0.9, "split": "test"}})
@@ -542,12 +564,15 @@ def test_the_page_of_a_search_shows_what_its_options_do_once_enough_trials_have_
     few = search_of(settings, [[2.0], [1.0], [1.5], [3.0]], finished=1, name="few")
     many = search_of(settings, [[1.0 + number % 3] for number in range(9)], finished=9)
 
-    pages = [client.get(f"/runs/{paths.run_id}").text for paths in (few, many)]
+    equal = search_of(settings, [[1.0]] * 5, finished=5, name="equal")
+
+    pages = [client.get(f"/runs/{paths.run_id}").text for paths in (few, many, equal)]
 
     assert 'aria-label="4 trials over lr, dropout, head_width, loss"' in pages[0]
     assert "The importance of the options is shown from 4 trials that ran all their epochs; there is 1." in pages[0]
     assert 'aria-label="9 trials over lr, dropout, head_width, loss"' in pages[1]
     assert "of loss between the 9 trials that ran all their epochs which each option explains" in pages[1]
+    assert "the 5 trials that ran all their epochs do not differ in loss." in pages[2]
     assert re.search(r'aria-label="lr \d+ percent, dropout \d+ percent, head_width 0 percent"', pages[1])
 
 
@@ -663,6 +688,31 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
         assert browser.errors == [], path
 
 
+@pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js of the npm package axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault_of_accessibility_on_any_page(browser, serving, settings, scheme):
+    client = serving(fork=lambda *_: "")
+    search = search_of(settings, [[1.0 + number % 3] for number in range(9)], finished=9)
+    done, other = queued(settings, tags=("chest",), note="first"), queued(settings)
+    for paths in (done, other):
+        with_state(paths, "succeeded", kind="train")
+    write_json(done.result, {"kind": "train", "seconds": 1.0, "metrics": MULTI_LABEL})
+    acts = [f"/runs/{done.run_id}/{act}" for act in ("fork", "edit", "promote")]
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    for width in (400, 1400):
+        browser.size(width, 900)
+        for path in ("/", "/compare", "/models", "/queue", f"/runs/{search.run_id}", f"/runs/{done.run_id}", *acts):
+            browser.open(f"http://127.0.0.1:{client.port}{path}?token={TOKEN}")
+            assert eventually(
+                lambda p=path: browser.evaluate(
+                    f"location.pathname === {p!r} && {RENDERED} && !!document.querySelector('main')"
+                )
+            )
+            browser.evaluate(Path(AXE).read_text())
+            assert browser.evaluate("axe.run().then(found => found.violations.map(one => one.help))") == [], path
+
+
 def test_a_link_on_another_site_opens_the_page(browser, client):
     other = f"http://localhost:{client.port}/static/page.js"  # another site: the page's is 127.0.0.1
     browser.open(other)
@@ -702,12 +752,15 @@ def test_the_focus_stays_on_the_button_while_the_run_goes_on(browser, client, se
     assert browser.evaluate("document.activeElement.textContent") == "Kill"
 
 
-def test_an_open_page_follows_its_run_and_keeps_the_focus(browser, client, settings):
+def test_an_open_page_follows_its_run_and_keeps_the_focus_and_the_chosen_runs(browser, client, settings):
+    for run in (queued(settings), queued(settings)):
+        with_state(run, "succeeded", kind="train")
     paths = queued(settings, name="night")
     browser.open(f"http://127.0.0.1:{client.port}/?token={TOKEN}")
     row = "document.querySelector('.runs .state')?.textContent"
     assert eventually(lambda: browser.evaluate(row) == "queued")
     assert eventually(lambda: browser.evaluate("document.getElementById('connection').textContent") == "Live")
+    browser.evaluate("document.querySelector('.runs input').checked = true")
     browser.evaluate("document.querySelector('.runs a').focus()")
 
     with_state(paths, "failed", "disk full")
@@ -715,6 +768,7 @@ def test_an_open_page_follows_its_run_and_keeps_the_focus(browser, client, setti
     assert eventually(lambda: browser.evaluate(row) == "failed")
     assert browser.evaluate("document.querySelector('.doing').textContent").strip() == "disk full"
     assert browser.evaluate("document.activeElement.textContent") == "night"
+    assert browser.evaluate("[...document.querySelectorAll('.runs input')].map(one => one.checked)") == [True, False]
 
 
 def test_the_button_of_the_page_cancels_the_run(browser, client, settings):

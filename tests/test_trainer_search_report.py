@@ -77,6 +77,19 @@ def test_importance_finds_the_only_option_that_matters():
     assert shares["lr"] > 0.5
 
 
+@pytest.mark.parametrize("changes", [{"value": 0.0}, {"config": {"lr": 9.0, "dropout": 0.1, "head_width": 8}}])
+def test_trials_that_do_not_differ_or_lie_outside_of_the_space_give_no_importance(changes):
+    spec, table = search_spec("shards"), TrialTable("loss")
+
+    for number in range(6):
+        config = {"lr": 10.0 ** -(2 + number % 3), "dropout": 0.1 * number, "head_width": 8}
+        table.add({"event": "started", "trial": number, "config": changes.get("config", config)})
+        table.add({"event": "epoch", "trial": number, "epoch": 1, "value": changes.get("value", float(number))})
+        table.add({"event": "finished", "trial": number, "why": "epochs"})
+
+    assert importance(table, spec) == {}
+
+
 def test_the_cost_counts_epochs_backbone_passes_and_savings():
     spec = search_spec("shards", epochs=9)
 

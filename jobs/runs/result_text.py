@@ -10,6 +10,7 @@ from trainer.evaluation.seen_images import evaluation_lines
 from trainer.evaluation.subgroup_text import subgroup_lines
 
 SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
+LABEL_HEADINGS = ("Label", "AUROC", "Sensitivity", "Specificity", "Positive of known", "Unknown")
 DECIDING = ("evaluate", "predict", "export")  # kinds of runs whose result depends on a decision rule
 
 
@@ -43,6 +44,23 @@ def label_lines(metrics: dict[str, Any]) -> list[str]:
         f" ({row['positives']} of {row['n']} known, {row['unknown']} unknown)"
         for name, row in (metrics.get("labels") or {}).items()
     ]
+
+
+def label_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of a row for each label, in the order of `LABEL_HEADINGS`."""
+    return [
+        (
+            name,
+            *(_cell(row.get(metric), (row.get("intervals") or {}).get(metric)) for metric in SHOWN_OF_LABEL),
+            f"{row['positives']} of {row['n']}",
+            str(row["unknown"]),
+        )
+        for name, row in (metrics.get("labels") or {}).items()
+    ]
+
+
+def _cell(value: float | None, low_high: Sequence[float] | None) -> str:
+    return "undefined" if value is None else with_interval("", value, low_high).strip()
 
 
 def with_interval(name: str, value: float | None, low_high: Sequence[float] | None) -> str:

@@ -53,15 +53,12 @@ def _with_importance(
 ) -> tuple[tuple[ReportChart, ...], str]:
     from trainer.search.importance import ENOUGH, complete_trials  # noqa: PLC0415 -- Optuna takes a second to import
 
-    complete = complete_trials(table)
+    complete = complete_trials(table, spec)
     if len(spec.space.dimensions) < 2:  # noqa: PLR2004 -- a single option explains all
         return (lines,), ""
     shares = _shares(_Ended(str(paths.folder), tuple(trial.number for trial in complete), table, spec))
     if not shares:
-        count = "there is 1" if len(complete) == 1 else f"there are {len(complete)}"
-        return (
-            lines,
-        ), f"The importance of the options is shown from {ENOUGH} trials that ran all their epochs; {count}."
+        return (lines,), _why_no_importance(len(complete), ENOUGH, table.metric)
     bars = ReportChart(
         chart=importance_bars(shares),
         title="Importance of the options (fANOVA)",
@@ -69,6 +66,15 @@ def _with_importance(
         f"which each option explains; an estimate by a random forest, shown from {ENOUGH} trials and rough below 30",
     )
     return (lines, bars), ""
+
+
+def _why_no_importance(complete: int, enough: int, metric: str) -> str:
+    if complete >= enough:
+        return (
+            f"No option has an importance: the {complete} trials that ran all their epochs do not differ in {metric}."
+        )
+    count = "there is 1" if complete == 1 else f"there are {complete}"
+    return f"The importance of the options is shown from {enough} trials that ran all their epochs; {count}."
 
 
 @lru_cache(maxsize=SEARCHES_KEPT)

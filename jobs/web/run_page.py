@@ -10,7 +10,7 @@ from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.result_text import decision_rows, label_lines
+from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, label_rows
 from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
 from jobs.web.damage import shown_or
@@ -38,13 +38,14 @@ class Figures:
     Attributes:
         metrics: The first ones.
         judged_on: The images that they are about.
-        lines: What limits them: folds, baselines, the decision rule, images seen before; the labels of a multi-label
-            model.
+        lines: What limits them: folds, baselines, the decision rule, images seen before.
+        labels: The cells of a row for each label of a multi-label model, with their headings first.
     """
 
     metrics: Sequence[HeadlineMetric] = ()
     judged_on: str = ""
     lines: Sequence[Row] = ()
+    labels: Sequence[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,13 @@ def _figures(record: JobRecord) -> Figures:
     if metrics.get("multi_label") and not metrics.get("positive"):
         judged += f"; means of the labels, {metrics['known']} known targets"
     lines = [*choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
-    lines += [("labels" if at == 0 else "", line.strip()) for at, line in enumerate(label_lines(metrics))]
-    return Figures(metrics=found, judged_on=judged if found else "", lines=lines)
+    labels = label_rows(metrics)
+    return Figures(
+        metrics=found,
+        judged_on=judged if found else "",
+        lines=lines,
+        labels=[LABEL_HEADINGS, *labels] if labels else [],
+    )
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
@@ -158,7 +164,9 @@ def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     else:
         intervals = metrics.get("intervals") or {}
         found = [
-            HeadlineMetric(name=name, value=metrics[name], interval=intervals.get(name), key=name)
+            HeadlineMetric(
+                name="AUROC" if name == "auroc" else name, value=metrics[name], interval=intervals.get(name), key=name
+            )
             for name in PLAIN_METRICS
             if metrics.get(name) is not None
         ]
