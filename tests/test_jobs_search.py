@@ -4,7 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from cluster.files import append_line, read_json, write_json
 from cluster.resources import this_machine
@@ -152,6 +155,27 @@ def test_trials_can_be_sorted_by_any_column(say: Say, search: RunPaths) -> None:
     assert [row["trial"] for row in rows] == [2, 1, 0]
     assert code == 2
     assert err.startswith("Error: 'colour' is not a column; sort by metric, trial, lr,")
+
+
+def test_trials_writes_a_file_that_optuna_opens_and_refuses_to_overwrite_it(
+    say: Say, search: RunPaths, tmp_path: Path
+) -> None:
+    play(search, 0.5, 0.75)
+    file = tmp_path / "night.log"
+
+    code, out, err = say("trials", search.run_id, "--json", "--optuna", str(file))
+    content = file.read_bytes()
+    again = say("trials", search.run_id, "--optuna", str(file))
+    nowhere = say("trials", search.run_id, "--optuna", str(tmp_path / "absent" / "night.log"))
+
+    assert (code, len(json.loads(out))) == (0, 2)
+    assert err == f"{file} has 2 trials; `optuna-dashboard {file}` shows them\n"
+    study = optuna.load_study(study_name=search.run_id, storage=JournalStorage(JournalFileBackend(str(file))))
+    assert (study.best_value, study.best_params["lr"]) == (0.75, 1e-3)
+    assert again[::2] == (1, f"Error: --optuna {file} exists and is not overwritten; choose another name\n")
+    assert file.read_bytes() == content
+    assert nowhere[0] == 2
+    assert "night.log cannot be written; name a file in a folder that exists" in nowhere[2]
 
 
 def test_trials_of_a_run_that_is_no_search_are_refused(say: Say, digits_shards: Path) -> None:

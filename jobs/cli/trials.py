@@ -1,6 +1,8 @@
 """`nightshift trials` and `best`: the leaderboard of a search. Imports neither torch nor ray."""
 
 import json
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +13,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo, terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
@@ -21,6 +24,7 @@ from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.choice_text import choice_lines
 from trainer.search.trials import TrialTable, read_trial_events
+from trainer.specs import SearchSpec, read_spec
 
 # Of the columns, by the key of their values: what is left out first on a narrow terminal; None: never.
 IMPORTANCE = {
@@ -38,11 +42,13 @@ LEAST = {"why": 8}  # width to which a column may be cut
         (
             click.option("--sort", default="metric", show_default=True, metavar="COLUMN",
                          help="Column to sort by; metric lists the best trial first."),
+            click.option("--optuna", metavar="FILE",
+                         help="Also write the trials to a new Optuna journal, which optuna-dashboard FILE shows."),
             json_option("Print the trials as JSON."),
         ),
     )
 )  # fmt: skip
-def trials(search_id: str, sort: str, as_json: bool) -> None:
+def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None:
     """Show the leaderboard of a running or finished search.
 
     "(default)" marks the default trial: it has the defaults of `train` in all options that vary.
@@ -50,16 +56,33 @@ def trials(search_id: str, sort: str, as_json: bool) -> None:
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
     paths = run_state.find(Settings.read().storage, search_id)
+    target = output_file(optuna, "--optuna")
     table = table_of(paths)
     rows, metric = rows_of(paths, table), table.metric
     if sort != "metric":
         if rows and sort not in rows[0]:
             raise InvalidOption(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
         rows.sort(key=lambda row: (row[sort] is None, row[sort]))
+    if target is not None:
+        _write_optuna_file(Path(target), paths, table)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     click.echo(leaderboard_text(rows, metric, output_width()))
+
+
+def _write_optuna_file(target: Path, paths: RunPaths, table: TrialTable) -> None:
+    from trainer.search.optuna_file import write_optuna_file  # noqa: PLC0415 -- Optuna takes a second to load
+
+    spec, state = read_spec(paths.spec), run_state.read_state(paths)
+    if not isinstance(spec, SearchSpec):
+        raise Refused(f"{paths.spec} is not the spec of a search")
+    submitted = datetime.fromisoformat(state.created)
+    write_optuna_file(target, paths, spec, table, submitted=submitted, has_ended=state.has_ended)
+    count = len(table.trials)
+    echo(
+        f"{target} has {count} {'trial' if count == 1 else 'trials'}; `optuna-dashboard {target}` shows them", err=True
+    )
 
 
 @command(example="nightshift best search-20261123-203000-a1b2c3")

@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainer.errors import SpecError
@@ -38,7 +39,7 @@ def suggest(spec: SearchSpec, number: int, table: TrialTable) -> Config:
     if spec.algorithm == "grid":
         return _next_of_grid(spec, table)
     study = study_of_trials(spec, table, _sampler(spec, number))
-    return dict(study.ask(_distributions(spec.space)).params)
+    return dict(study.ask(distributions_of(spec.space)).params)
 
 
 def _tries_defaults(spec: SearchSpec, number: int, table: TrialTable) -> bool:
@@ -53,8 +54,8 @@ def _tries_defaults(spec: SearchSpec, number: int, table: TrialTable) -> bool:
 
 def study_of_trials(spec: SearchSpec, table: TrialTable, sampler: BaseSampler | None = None) -> optuna.Study:
     """Return an Optuna study with all trials that lie in the space."""
-    study = optuna.create_study(sampler=sampler, direction="maximize" if HIGHER_IS_BETTER[spec.best_by] else "minimize")
-    distributions = _distributions(spec.space)
+    study = optuna.create_study(sampler=sampler, direction=optuna_direction(spec.best_by))
+    distributions = distributions_of(spec.space)
     for trial in [*table.ended, *table.unfinished]:
         if trial.config in spec.space:  # an extended search may have trials outside of a narrower space
             study.add_trial(_frozen_trial(trial, distributions, spec.best_by))
@@ -69,7 +70,8 @@ def _sampler(spec: SearchSpec, number: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True)
 
 
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+    """Return the space as Optuna's distributions, by the name of the option."""
     return {
         name: FloatDistribution(value.low, value.high, log=value.log)
         if isinstance(value, Range)
@@ -78,14 +80,23 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
     }
 
 
-def _frozen_trial(trial: Trial, distributions: dict[str, BaseDistribution], metric: str) -> FrozenTrial:
-    """Return a trial as Optuna stores it; one stopped at a rung is PRUNED, which TPE ranks below complete ones."""
+def optuna_direction(metric: str) -> StudyDirection:
+    """Return the direction of a study that ranks by a metric."""
+    return StudyDirection.MAXIMIZE if HIGHER_IS_BETTER[metric] else StudyDirection.MINIMIZE
+
+
+def optuna_outcome(trial: Trial, metric: str) -> tuple[TrialState, float | None]:
+    """Return state and value of a trial; one stopped at a rung is PRUNED, which TPE ranks below complete ones."""
     best = trial.best(metric)
-    state, value = TrialState.RUNNING, None
     if trial.state == "failed" or (trial.state == "finished" and best is None):
-        state = TrialState.FAIL
-    elif trial.state == "finished" and best is not None:
-        state, value = TrialState.PRUNED if trial.was_stopped_early else TrialState.COMPLETE, best.value
+        return TrialState.FAIL, None
+    if trial.state == "finished" and best is not None:
+        return TrialState.PRUNED if trial.was_stopped_early else TrialState.COMPLETE, best.value
+    return TrialState.RUNNING, None
+
+
+def _frozen_trial(trial: Trial, distributions: dict[str, BaseDistribution], metric: str) -> FrozenTrial:
+    state, value = optuna_outcome(trial, metric)
     return create_trial(
         state=state,
         value=value,

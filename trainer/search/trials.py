@@ -18,7 +18,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -262,6 +262,8 @@ class Trial:
         why: See `TrialEnd`.
         error: See `TrialEnd`.
         extended_from: Id of the earlier search that it ran in; None for the search's own.
+        started_at: When it first started; None where the journal has no time. A copy has the time of copying.
+        ended_at: When it ended, like `started_at`.
     """
 
     number: int
@@ -272,6 +274,8 @@ class Trial:
     why: str | None = None
     error: str | None = None
     extended_from: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
 
     @property
     def epochs(self) -> int:
@@ -318,16 +322,16 @@ class TrialTable:
         """Apply one event of the journal."""
         kind, number = event.get("event"), event.get("trial")
         if kind == "started" and isinstance(number, int):
-            trial = self.trials.setdefault(number, Trial(number, dict(event["config"])))
+            trial = self.trials.setdefault(number, Trial(number, dict(event["config"]), started_at=_time(event)))
             trial.state = "running" if trial.ended is None else trial.state
         elif number in self.trials and self.trials[number].ended is None:  # else a late line of a superseded attempt
             if kind == "epoch":
                 self._add_report(self.trials[number], event)
             elif kind in ("paused", "finished", "failed"):
-                self._add_end(self.trials[number], TrialEnd.from_json(event))
+                self._add_end(self.trials[number], TrialEnd.from_json(event), _time(event))
 
     def _add_report(self, trial: Trial, event: Mapping[str, Any]) -> None:
-        report, time = TrialReport.from_json(event), event.get("time")
+        report = TrialReport.from_json(event)
         if report.epoch in trial.reports:
             return
         self._reports += 1
@@ -336,15 +340,15 @@ class TrialTable:
             sequence=self._reports,
             trial=trial.number,
             report=report,
-            recorded_at=None if time is None else datetime.fromisoformat(time),
+            recorded_at=_time(event),
             extended_from=trial.extended_from,
         )
 
-    def _add_end(self, trial: Trial, end: TrialEnd) -> None:
+    def _add_end(self, trial: Trial, end: TrialEnd, time: datetime | None) -> None:
         trial.state = end.outcome
         if end.outcome != "paused":
             self._ends += 1
-            trial.ended, trial.why, trial.error = self._ends, end.why, end.error
+            trial.ended, trial.why, trial.error, trial.ended_at = self._ends, end.why, end.error, time
 
     @property
     def ended(self) -> list[Trial]:
@@ -394,6 +398,13 @@ class TrialTable:
             return (math.inf, trial.number) if best is None else (loss_of(best.value, self.metric), best.sequence)
 
         return sorted(self.trials.values(), key=rank)
+
+
+def _time(event: Mapping[str, Any]) -> datetime | None:
+    if "time" not in event:
+        return None
+    time = datetime.fromisoformat(event["time"])
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def best_of(records: Iterable[EpochRecord], metric: str) -> EpochRecord | None:
