@@ -21,9 +21,10 @@ LOCAL_RAY = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 MLFLOW = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # each retry logs a line; the tracker retries anyway
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # each retry logs a line; the sender retries anyway
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it can contain a password
     "GIT_PYTHON_REFRESH": "quiet",
 }
 SECRETS = ("NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET")  # the trainer does not need them
@@ -44,6 +45,17 @@ def job_worker_environment(settings: Settings, environment: Mapping[str, str] | 
     if settings.redis_url:
         env["NIGHTSHIFT_REDIS_URL"] = settings.redis_url
     return env
+
+
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of the process that sends runs to MLflow: that of a job worker with these settings."""
+    artifacts = ",".join(settings.mlflow_artifacts) or "none"
+    return {
+        **MLFLOW,
+        **job_worker_environment(settings),
+        "MLFLOW_TRACKING_URI": settings.mlflow_uri or "",
+        "NIGHTSHIFT_MLFLOW_ARTIFACTS": artifacts,
+    }
 
 
 def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:
@@ -81,6 +93,6 @@ def set_ray_address(address: str) -> None:
 
 
 def set_mlflow_defaults() -> None:
-    """Set defaults for MLflow's client, so that a slow server does not delay a run. Values that are set are kept."""
+    """Set defaults for MLflow's client, so that a slow server delays no other run. Values that are set are kept."""
     for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)

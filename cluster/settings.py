@@ -26,6 +26,7 @@ DATA_FOLDERS = (
     "audits",
     "logs",
     "models",
+    "mlflow",
 )  # what some commands write to
 CACHE_GIGABYTES = 50
 SHARD_CACHE_GIGABYTES = 10
@@ -57,6 +58,7 @@ class Settings:
         shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).
         user: Who submits runs (`NIGHTSHIFT_USER`); None: the user of the system.
         mlflow_uri: MLflow tracking server (`MLFLOW_TRACKING_URI`); it may contain a password.
+        mlflow_artifacts: What is uploaded there: "model" and "report" (`NIGHTSHIFT_MLFLOW_ARTIFACTS`).
     """
 
     storage: Path
@@ -77,6 +79,7 @@ class Settings:
     shard_cache_bytes: int = SHARD_CACHE_GIGABYTES * 10**9
     user: str | None = None
     mlflow_uri: str | None = field(default=None, repr=False)
+    mlflow_artifacts: tuple[str, ...] = ("model",)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -108,6 +111,7 @@ class Settings:
             shard_cache_bytes=_gigabytes(env, "NIGHTSHIFT_SHARD_CACHE_GB", SHARD_CACHE_GIGABYTES),
             user=_user(env),
             mlflow_uri=env.get("MLFLOW_TRACKING_URI", "").strip() or None,
+            mlflow_artifacts=_mlflow_artifacts(env),
         )
 
     @property
@@ -201,6 +205,18 @@ def _ray_token(env: Mapping[str, str]) -> str | None:
         return Path(path).read_text(encoding="utf-8").strip() if path else None
     except OSError as error:
         raise SettingsError(f"RAY_AUTH_TOKEN_PATH {path} cannot be read ({error.strerror})") from error
+
+
+def _mlflow_artifacts(env: Mapping[str, str]) -> tuple[str, ...]:
+    value = env.get("NIGHTSHIFT_MLFLOW_ARTIFACTS", "").strip() or "model"
+    words = tuple(word.strip() for word in value.split(","))
+    if words == ("none",):
+        return ()
+    if unknown := [word for word in words if word not in ("model", "report")]:
+        raise SettingsError(
+            f"NIGHTSHIFT_MLFLOW_ARTIFACTS {unknown[0]!r} is unknown; write model, report, model,report or none"
+        )
+    return words
 
 
 def _user(env: Mapping[str, str]) -> str | None:

@@ -1,20 +1,17 @@
-"""TensorBoard and MLflow get every epoch once, and a server that does not answer costs a run nothing."""
+"""TensorBoard gets every epoch once; for MLflow a run is only marked, so that no server costs a run anything."""
 
 import contextlib
-import logging
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.exit_codes import ExitCode
-from cluster.files import append_line, read_json, write_json, write_text
+from cluster.files import append_line, write_json, write_text
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -22,6 +19,7 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec, PredictSpec, TrainSpec
+from trainer.tracking.mlflow import marks
 from trainer.tracking.tracking import track_run
 
 SPEC = TrainSpec(shards="s3://key:hunter2@bucket/shards", weights="none", epochs=3)
@@ -32,13 +30,6 @@ def paths(storage: Path) -> RunPaths:
     found = RunPaths.of(storage, "train-20261123-020000-abc123")
     found.folder.mkdir()
     return found
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """MLflow's file store, which its client refuses unless a variable allows it."""
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    return (tmp_path / "mlruns").as_uri()
 
 
 def epoch(paths: RunPaths, number: int, loss: float, attempt: int = 1) -> None:
@@ -150,93 +141,39 @@ def test_a_full_disk_loses_the_event_files_and_not_the_run(paths: RunPaths, capl
     with track_run(attempt_at(paths), SPEC):
         epoch(paths, 1, 0.5)
 
-    assert caplog.messages == ["TensorBoard cannot be reached to log this run (FileExistsError); retrying"]
+    assert caplog.messages == ["TensorBoard cannot log this run (FileExistsError); retrying"]
 
 
-def test_mlflow_gets_the_spec_the_epochs_and_the_final_metrics_once(paths: RunPaths, server: str) -> None:
-    stopped_after_two_epochs(paths, attempt_at(paths, server))
-    interrupted = mlflow_run(server).info.status
-    second = attempt_at(paths, server)
-    with track_run(second, SPEC) as tracking:
-        epoch(paths, 3, 0.125, attempt=2)
-        tracking.result = result(second)
-
-    run = mlflow_run(server)
-    assert (interrupted, run.info.status, run.data.tags["nightshift.run"]) == ("KILLED", "FINISHED", paths.run_id)
-    assert (run.data.params["epochs"], run.data.params["shards"]) == ("3", "s3://bucket/shards")
-    assert {name: run.data.metrics[name] for name in ("final/accuracy", "final/n")} == {
-        "final/accuracy": 0.9, "final/n": 40,
-    }  # fmt: skip
-    assert history(server, run.info.run_id, "valid_loss") == [(1, 0.5), (2, 0.25), (3, 0.125)]
-
-
-def test_mlflow_marks_a_failed_run_as_failed(paths: RunPaths, server: str) -> None:
-    with pytest.raises(ValueError, match="a bug"), track_run(attempt_at(paths, server), SPEC):
-        raise ValueError("a bug")
-
-    assert mlflow_run(server).info.status == "FAILED"
-
-
-@pytest.fixture
-def silent_port() -> Iterator[int]:
-    """A server that accepts connections and never answers."""
+def test_a_run_is_marked_for_mlflow_and_connects_to_no_server(paths: RunPaths) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]
+        attempt = attempt_at(paths, f"http://me:hunter2@127.0.0.1:{listening.getsockname()[1]}")
+
+        with track_run(attempt, SPEC):
+            epoch(paths, 1, 0.5)
+
+        listening.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    assert [file.name for file in marks(paths.storage).iterdir()] == [paths.run_id]
+    assert "hunter2" not in repr(attempt)
 
 
-def test_an_unreachable_server_is_logged_once_without_its_password(
-    paths: RunPaths, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr("trainer.tracking.tracking.POLL_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    attempt = attempt_at(paths, f"http://me:hunter2@127.0.0.1:{port}")
-
-    with track_run(attempt, SPEC) as tracking:
-        for number in (1, 2, 3):
-            epoch(paths, number, 0.5)
-            time.sleep(0.2)
-        tracking.result = result(attempt)
-
-    reported = "MLflow at 127.0.0.1 cannot be reached to log this run (MlflowException); retrying"
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [reported]
-    assert "hunter2" not in caplog.text + repr(attempt) + repr(tracking)
-    assert len(curve(paths.events, "lr")) == 3
-
-
-def test_a_server_that_never_answers_does_not_delay_the_run(
-    paths: RunPaths, silent_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainer.tracking.tracking.FINISH_TIMEOUT_SECONDS", 1.0)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    began = time.monotonic()
-
-    with track_run(attempt_at(paths, f"http://127.0.0.1:{silent_port}"), SPEC):
-        epoch(paths, 1, 0.5)
-
-    assert time.monotonic() - began < 20  # loading the client takes seconds on a busy machine
-
-
-def test_names_of_images_are_not_sent_to_mlflow(paths: RunPaths, server: str, tmp_path: Path) -> None:
+def test_a_prediction_is_not_marked_because_its_spec_names_images(paths: RunPaths) -> None:
     spec: AnySpec = PredictSpec(model="train-20261123-010000-abc123", images=("/scans/patient-name.png",))
 
-    with track_run(attempt_at(paths, server), spec):
+    with track_run(attempt_at(paths, "http://127.0.0.1:1"), spec):
         pass
 
-    assert not (tmp_path / "mlruns").exists()
+    assert not marks(paths.storage).exists()
 
 
-def mlflow_run(server: str):
-    client = MlflowClient(tracking_uri=server)
-    experiment = client.get_experiment_by_name("nightshift")
-    [run] = client.search_runs([experiment.experiment_id])
-    return run
+def test_a_mark_that_cannot_be_written_fails_no_run(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:
+    marks(paths.storage).write_text("in the way")
 
+    with track_run(attempt_at(paths, "http://127.0.0.1:1"), SPEC):
+        epoch(paths, 1, 0.5)
 
-def history(server: str, run_id: str, name: str) -> list[tuple[int, float]]:
-    found = MlflowClient(tracking_uri=server).get_metric_history(run_id, name)
-    return [(metric.step, metric.value) for metric in found]
+    assert caplog.messages == ["MLflow gets nothing of this run (File exists)"]
 
 
 def wait_for(holds, seconds: float = 20) -> None:
@@ -248,10 +185,9 @@ def wait_for(holds, seconds: float = 20) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_training_logs_each_epoch_once(
-    storage: Path, digits_shards: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    storage: Path, digits_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     paths = RunPaths.of(storage, "train-20261123-020000-abc123")
     paths.folder.mkdir()
     options = {"weights": "none", "freeze": "none", "image_size": 32, "epochs": 3}
@@ -265,10 +201,6 @@ def test_a_resumed_training_logs_each_epoch_once(
     epochs = [1, 2, 3]
     assert (first.returncode, second.returncode) == (-9, 0)
     assert [step for step, _ in curve(paths.events, "valid_accuracy")] == epochs
-    run = mlflow_run(server)
-    assert run.info.status == "FINISHED"
-    assert [step for step, _ in history(server, run.info.run_id, "valid_accuracy")] == epochs
-    assert run.data.metrics["final/accuracy"] == read_json(paths.result)["metrics"]["accuracy"]
 
 
 TRACK_WITH_A_QUESTION = """

@@ -11,6 +11,7 @@ from jobs.cli.command import command
 from jobs.cli.options import json_option
 from jobs.queue import reconciler
 from jobs.queue.connection import connect
+from jobs.queue.mlflow_sender import send_once
 from jobs.queue.reconciler import ReconcilerMemory, Repair
 from jobs.queue.schedules import submit_due
 from jobs.queue.webhook_sender import deliver
@@ -24,7 +25,7 @@ def reconcile(as_json: bool) -> None:
     """Run the reconciler once. Job workers run it continuously.
 
     The reconciler queues runs that are missing from the queue, submits due schedules, ends attempts without a
-    heartbeat, and sends pending webhooks.
+    heartbeat, sends pending webhooks, and sends runs to MLflow.
     """
     settings = Settings.read()
     connection, memory = connect(settings), ReconcilerMemory()
@@ -33,6 +34,7 @@ def reconcile(as_json: bool) -> None:
     deliver(settings)
     if later := _watch_heartbeats(settings, connection, memory):
         deliver(settings)
+    send_once(settings)
     _print([*repairs, *later], as_json)
 
 

@@ -32,10 +32,11 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
 from jobs.errors import QueueUnreachable
-from jobs.queue import embedded_redis, tasks
+from jobs.queue import embedded_redis, mlflow_sender, tasks
 from jobs.queue.connection import connect
 from jobs.queue.entries import RunEntry
 from jobs.queue.leader_lock import LeaderLock
+from jobs.queue.mlflow_sender import MlflowSender
 from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
 from jobs.queue.reconciler import reconciler_thread
 from jobs.queue.storage_check import ready_storage
@@ -142,7 +143,8 @@ class JobWorker(rq.Worker):
 
     def _finalize_run(self, run_id: str) -> None:
         """Mark the attempt dead if its work-horse died, and end the processes that the work-horse left."""
-        guard.end_descendants(os.getpid(), grace_seconds=0, spare=embedded_redis.started_here())
+        spare = embedded_redis.started_here() | mlflow_sender.started_here()
+        guard.end_descendants(os.getpid(), grace_seconds=0, spare=spare)
         try:
             paths = RunPaths.of(self.settings.storage, run_id)
             state = run_state.read_state(paths)
@@ -243,6 +245,7 @@ def work(
             with (
                 reconciler_thread(settings, worker.name),
                 _webhook_sender(settings, worker.name),
+                MlflowSender(settings),
                 contextlib.suppress(redis.RedisError),
             ):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
@@ -271,8 +274,7 @@ def launcher_for(settings: Settings) -> Launcher:
     """Return the launcher of trainers: on the Ray cluster that the settings name, otherwise on this machine."""
     if settings.ray_jobs_url is None:
         return LocalLauncher()
-    shown_on = settings.mlflow_uri
-    # Ray shows a job's environment to all who may list its jobs: an address with a password is set on the cluster.
-    environment = (("MLFLOW_TRACKING_URI", shown_on),) if shown_on and "@" not in shown_on else ()
+    # The trainer marks its run and does not connect; and Ray shows a job's environment to all who may list its jobs.
+    environment = (("MLFLOW_TRACKING_URI", "sent-by-job-workers"),) if settings.mlflow_uri else ()
     jobs = RayJobs(settings.ray_jobs_url, settings.ray_token)
     return RayJobLauncher(jobs, settings.lease_seconds, environment=environment)

@@ -1,96 +1,241 @@
-"""A run on an MLflow tracking server: the spec as parameters, the metrics of each epoch, the final metrics.
+"""Runs, trials and models on an MLflow tracking server. The trainer only marks its run; job workers send it.
 
-The tag `nightshift.run` identifies the run, so that all attempts of a run log to one MLflow run.
+The tag `nightshift.run` identifies a run, so that all its attempts log to one MLflow run. Each trial of a search is a
+child run. A promoted model is a version of a registered model, and the alias `champion` is the one in use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from cluster.process_env import set_mlflow_defaults
-from trainer.tracking.history import EpochHistory
+from trainer.errors import TrainerError
+from trainer.tracking.history import EpochMetrics
 
 EXPERIMENT = "nightshift"
 RUN_TAG = "nightshift.run"
+TRIAL_TAG = "nightshift.trial"
+WEIGHTS_TAG = "nightshift.weights"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, as are the next two
+USER_TAG = "mlflow.user"
+NAME_TAG = "mlflow.runName"
+ALIAS = "champion"
+MODEL_FOLDER = "model"  # of the artifacts
 METRICS_PER_REQUEST = 1000  # the server's limit
 MAX_PARAMETER_LENGTH = 500  # characters; newer servers take more
+RUNS_PER_PAGE = 1000
+
+Status: TypeAlias = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+FINAL: tuple[Status, ...] = ("FINISHED", "FAILED", "KILLED")
+UNCHANGING: tuple[Status, ...] = ("FINISHED", "FAILED")  # a search that is resumed continues the trials it had to end
+
+
+class NoArtifactStore(TrainerError):
+    """The server expects its clients to write artifacts into its own file system."""
+
+
+def mark_for_mlflow(storage: Path, run_id: str) -> None:
+    """Mark a run that job workers send to the tracking server until it has ended and all of it has arrived.
+
+    Raises:
+        OSError: The storage cannot be written.
+    """
+    folder = marks(storage)
+    folder.mkdir(exist_ok=True)
+    (folder / run_id).touch()
+
+
+def marks(storage: Path) -> Path:
+    """Return the folder with a file for each run that `mark_for_mlflow` marked."""
+    return storage / "mlflow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowLog:
+    """What MLflow shows of a run or of a trial.
+
+    Attributes:
+        name: Its name in lists.
+        tags: Tags by name.
+        parameters: Options by name; None is left out.
+        epochs: In order.
+        metrics: At the end; what is no number is left out.
+        status: In MLflow's words.
+        started: Unix time in milliseconds; None is the time at which it is sent.
+        ended: The same; None while it runs.
+    """
+
+    name: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, Any] = field(repr=False)
+    epochs: tuple[EpochMetrics, ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    status: Status = "RUNNING"
+    started: int | None = None
+    ended: int | None = None
 
 
 @dataclass
-class MlflowRun:
-    """One run on a tracking server. Every method may raise any error of the client or the network.
+class _Sent:
+    """An MLflow run, and what the server has of it.
 
     Attributes:
-        uri: Tracking server, with its credentials; never logged.
-        run_id: Id of the run in nightshift.
-        spec: The spec of the run as JSON.
+        last_epoch: None where the server was not asked yet.
+    """
+
+    id: str
+    status: str
+    last_epoch: int | None = None
+
+
+@dataclass
+class MlflowServer:
+    """A tracking server. Every method may raise any error of the client or the network.
+
+    Attributes:
+        uri: Its address, with its credentials; never logged.
     """
 
     uri: str = field(repr=False)
-    run_id: str
-    spec: dict[str, Any] = field(repr=False)
     _client: Any = None
-    _mlflow_run_id: str = ""
-    _last_logged: dict[str, int] = field(default_factory=dict)
+    _experiment: str = ""
+    _runs: dict[str, _Sent] = field(default_factory=dict)
+    _trials: dict[str, dict[str, _Sent]] = field(default_factory=dict)
 
-    def log_epochs(self, history: EpochHistory) -> None:
-        """Send the epochs that the server does not have yet."""
-        from mlflow.entities import Metric  # noqa: PLC0415
+    def begin_run(self, run_id: str, log: MlflowLog) -> str:
+        """Create a run unless the server has it; return its id in MLflow."""
+        self._connect()
+        if run_id not in self._runs:
+            known = self._search(RUN_TAG, run_id)
+            self._runs[run_id] = _sent(known[0]) if known else self._create({RUN_TAG: run_id}, log)
+        return self._runs[run_id].id
 
-        self._begin()
-        metrics = []
-        for series, epochs in history.items():
-            last_logged = self._last_logged_epoch(series, epochs[0].metrics)
-            metrics += [
-                Metric(_key(series, name), value, round(epoch.timestamp * 1000), epoch.epoch)
-                for epoch in epochs
-                if epoch.epoch > last_logged
-                for name, value in epoch.metrics.items()
-            ]
-        for start in range(0, len(metrics), METRICS_PER_REQUEST):
-            self._client.log_batch(self._mlflow_run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
-        self._last_logged |= {series: epochs[-1].epoch for series, epochs in history.items()}
+    def log_run(self, run_id: str, log: MlflowLog) -> None:
+        """Send what the server lacks of a run that `begin_run` has created."""
+        self._send(self._runs[run_id], log)
 
-    def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Send the final metrics and the status: FINISHED, FAILED or KILLED."""
-        self._begin()
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._client.log_metric(self._mlflow_run_id, f"final/{name}", float(value))
-        self._client.set_terminated(self._mlflow_run_id, status)
+    def log_trial(self, parent: str, number: int, log: MlflowLog) -> None:
+        """Send what the server lacks of a trial of the search whose id in MLflow is `parent`."""
+        if parent not in self._trials:
+            known = self._search(PARENT_TAG, parent)
+            self._trials[parent] = {str(run.data.tags.get(TRIAL_TAG)): _sent(run) for run in known}
+        trials, key = self._trials[parent], str(number)
+        if key not in trials:
+            trials[key] = self._create({PARENT_TAG: parent, TRIAL_TAG: key}, log)
+        if trials[key].status != log.status or log.status not in UNCHANGING:
+            self._send(trials[key], log)
 
-    def _begin(self) -> None:
-        """Find the MLflow run of an earlier attempt, or create it."""
-        if self._mlflow_run_id:
+    def upload(self, mlflow_id: str, files: Sequence[tuple[Path, str | None]]) -> None:
+        """Upload files, each into a folder of the run's artifacts.
+
+        Raises:
+            NoArtifactStore: The server takes no uploads.
+        """
+        place = urlsplit(self._client.get_run(mlflow_id).info.artifact_uri).scheme
+        if urlsplit(self.uri).scheme in ("http", "https") and place in ("", "file"):
+            raise NoArtifactStore("the server takes no uploads; start it with --serve-artifacts, or with a bucket")
+        for file, folder in files:
+            self._client.log_artifact(mlflow_id, str(file), folder)
+
+    def register(self, name: str, mlflow_id: str, tags: Mapping[str, str]) -> None:
+        """Make the uploaded model of a run the version of a registered model that has the alias `champion`.
+
+        Args:
+            name: Of the registered model.
+            mlflow_id: Id of the run in MLflow.
+            tags: Of the version. A version with the same tag `nightshift.weights` is used again.
+        """
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name='{name}'")
+        same = [each for each in versions if each.tags.get(WEIGHTS_TAG) == tags[WEIGHTS_TAG]]
+        if not same:
+            source = f"{self._client.get_run(mlflow_id).info.artifact_uri}/{MODEL_FOLDER}"
+            created = self._client.create_model_version(
+                name, source, run_id=mlflow_id, tags=dict(tags), await_creation_for=None
+            )
+            same = [created]
+        self._client.set_registered_model_alias(name, ALIAS, same[0].version)
+
+    def _connect(self) -> None:
+        if self._client is not None:
             return
         set_mlflow_defaults()
-        from mlflow.entities import Param  # noqa: PLC0415
         from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds, and few users have a server
 
-        self._client = MlflowClient(tracking_uri=self.uri)
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
-        same_run = f"tags.`{RUN_TAG}` = '{self.run_id}'"
-        earlier = self._client.search_runs([experiment], filter_string=same_run, max_results=1)
-        tags = {RUN_TAG: self.run_id}
-        run = earlier[0] if earlier else self._client.create_run(experiment, tags=tags, run_name=self.run_id)
-        self._client.update_run(run.info.run_id, status="RUNNING")
-        if not earlier:
-            parameters = [Param(name, _parameter(value)) for name, value in self.spec.items() if value is not None]
-            self._client.log_batch(run.info.run_id, params=parameters)
-        self._mlflow_run_id = run.info.run_id
+        client = MlflowClient(tracking_uri=self.uri)
+        known = client.get_experiment_by_name(EXPERIMENT)
+        self._experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
+        self._client = client
 
-    def _last_logged_epoch(self, series: str, metrics: Mapping[str, float]) -> int:
-        """Return the last epoch that the server has, also from an earlier attempt."""
-        if series not in self._last_logged:
-            logged = self._client.get_metric_history(self._mlflow_run_id, _key(series, next(iter(metrics))))
-            self._last_logged[series] = max((metric.step for metric in logged), default=0)
-        return self._last_logged[series]
+    def _search(self, tag: str, value: str) -> list[Any]:
+        found, token = list[Any](), None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], f"tags.`{tag}` = '{value}'", max_results=RUNS_PER_PAGE, page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _create(self, tags: Mapping[str, str], log: MlflowLog) -> _Sent:
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        run = self._client.create_run(
+            self._experiment, start_time=log.started, tags={**log.tags, **tags}, run_name=log.name
+        )
+        parameters = [Param(name, _parameter(value)) for name, value in log.parameters.items() if value is not None]
+        self._client.log_batch(run.info.run_id, params=parameters)
+        return _Sent(run.info.run_id, run.info.status, last_epoch=0)
+
+    def _send(self, sent: _Sent, log: MlflowLog) -> None:
+        """Send new epochs; then, at the end, the final metrics; and the status last, when all of it is there."""
+        metrics = self._new_epochs(sent, log)
+        if log.status in FINAL and sent.status not in FINAL:
+            metrics += _metrics({f"final/{name}": value for name, value in log.metrics.items()}, log.ended or 0, 0)
+        for start in range(0, len(metrics), METRICS_PER_REQUEST):
+            self._client.log_batch(sent.id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+        if log.epochs:
+            sent.last_epoch = log.epochs[-1].epoch
+        if log.status != sent.status:
+            if log.status in FINAL:
+                self._client.set_terminated(sent.id, log.status, end_time=log.ended)
+            else:
+                self._client.update_run(sent.id, status=log.status)
+            sent.status = log.status
+
+    def _new_epochs(self, sent: _Sent, log: MlflowLog) -> list[Any]:
+        if not log.epochs:
+            return []
+        if sent.last_epoch is None:
+            logged = self._client.get_metric_history(sent.id, next(iter(log.epochs[0].metrics)))
+            sent.last_epoch = max((metric.step for metric in logged), default=0)
+        new = [epoch for epoch in log.epochs if epoch.epoch > sent.last_epoch]
+        return [
+            metric for epoch in new for metric in _metrics(epoch.metrics, round(epoch.timestamp * 1000), epoch.epoch)
+        ]
 
 
-def _key(series: str, name: str) -> str:
-    return f"{series}/{name}" if series else name
+def _sent(run: Any) -> _Sent:
+    return _Sent(run.info.run_id, run.info.status)
+
+
+def _metrics(values: Mapping[str, Any], milliseconds: int, step: int) -> list[Any]:
+    from mlflow.entities import Metric  # noqa: PLC0415
+
+    return [
+        Metric(name, float(value), milliseconds, step)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def _parameter(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""Logs a run to TensorBoard and MLflow while it runs: a thread that reads the run's files and cannot fail the run."""
+"""Logs a run to TensorBoard while it runs: a thread that reads the run's files and cannot fail the run.
+
+For MLflow the run is only marked: job workers send it, so that no server can delay it.
+"""
 
 import logging
 import threading
@@ -8,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import methodcaller
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from cluster.errors import LeaseLost
 from trainer.attempt import Attempt
@@ -16,12 +18,12 @@ from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec
 from trainer.tracking.history import EpochHistory, read_epoch_history
-from trainer.tracking.mlflow import MlflowRun
+from trainer.tracking.mlflow import mark_for_mlflow
 from trainer.tracking.tensorboard import TensorBoardWriter
 
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 60.0  # after a failure
-FINISH_TIMEOUT_SECONDS = 30.0  # how long the end of a run waits for a slow server
+FINISH_TIMEOUT_SECONDS = 30.0  # how long the end of a run waits for a slow disk
 TRACKED_KINDS = ("train", "search", "evaluate")  # the specs of other kinds may hold names of images
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Tracker(Protocol):
         """Log all epochs so far."""
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Log the final metrics and the status in MLflow's words: FINISHED, FAILED or KILLED."""
+        """Log the final metrics and the status: FINISHED, FAILED or KILLED."""
 
 
 @dataclass
@@ -56,9 +58,8 @@ class RetryingTracker:
         try:
             call(self.tracker)
         except Exception as error:  # no failure of a tracker may fail the run
-            if self._failed_at is None:  # without the error's text, which may hold a URL with a password
-                hint = "install nightshift[mlflow]" if isinstance(error, ImportError) else "retrying"
-                logger.warning("%s cannot be reached to log this run (%s); %s", self.name, type(error).__name__, hint)
+            if self._failed_at is None:
+                logger.warning("%s cannot log this run (%s); retrying", self.name, type(error).__name__)
             self._failed_at = time.monotonic()
 
 
@@ -68,7 +69,7 @@ class Tracking:
 
     Attributes:
         result: Set when the run succeeds.
-        status: Status of the run at its end, in MLflow's words.
+        status: Status of the run at its end.
     """
 
     attempt: Attempt
@@ -103,6 +104,7 @@ class Tracking:
 @contextmanager
 def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
     """Track a run while the block executes; the caller sets `result` on the yielded object."""
+    _mark(attempt, spec)
     tracking = Tracking(attempt, _trackers(attempt, spec))
     thread = threading.Thread(target=tracking.run, name="tracking", daemon=True)
     thread.start()
@@ -119,8 +121,13 @@ def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
 def _trackers(attempt: Attempt, spec: AnySpec) -> list[RetryingTracker]:
     if spec.kind not in TRACKED_KINDS:
         return []
-    trackers = [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
-    if uri := attempt.settings.mlflow_uri:
-        name = f"MLflow at {urlsplit(uri).hostname or 'its storage'}"
-        trackers.append(RetryingTracker(name, MlflowRun(uri, attempt.paths.run_id, spec.to_json())))
-    return trackers
+    return [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
+
+
+def _mark(attempt: Attempt, spec: AnySpec) -> None:
+    if spec.kind not in TRACKED_KINDS or attempt.settings.mlflow_uri is None:
+        return
+    try:
+        mark_for_mlflow(attempt.paths.storage, attempt.paths.run_id)
+    except OSError as error:
+        logger.warning("MLflow gets nothing of this run (%s)", error.strerror)
