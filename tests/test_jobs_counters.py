@@ -1,5 +1,6 @@
 """Metrics of ended runs, as Prometheus' own client writes and reads them, and the alerts that use the names."""
 
+import json
 import re
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -159,6 +161,54 @@ def test_every_name_in_an_alert_is_exported(settings: Settings, registry: Collec
 
     assert len(rules) == 6
     assert used <= exported
+
+
+def dashboard_panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((K8S / "components/prometheus/dashboard.json").read_text())["panels"]
+    return found
+
+
+def test_each_query_of_the_dashboard_uses_exported_names_with_their_labels(
+    settings: Settings, registry: CollectorRegistry
+) -> None:
+    write_run(settings, 1)
+    write_run(settings, 2, state="running", ended=False)
+    labels = {"nightshift_job_workers": {"state"}}  # absent while none is alive
+    for name, own in samples(registry):
+        labels.setdefault(name, set()).update(dict(own))
+    queries = [target["expr"] for panel in dashboard_panels() for target in panel["targets"]]
+
+    assert len(queries) == 14
+    for query in queries:
+        [name] = re.findall(r"\bnightshift_\w+", query)
+        selected = re.findall(r"(\w+)=", re.search(r"\{(.*?)\}", query)[1])  # type: ignore[index]
+        grouped = [label.strip() for group in re.findall(r"by \((.*?)\)", query) for label in group.split(",")]
+        assert name in labels, query
+        assert {*selected, *grouped} - {"namespace"} <= labels[name], query  # of the pod, from Prometheus
+        assert query.count("(") == query.count(")")
+
+
+def test_every_metric_is_on_the_dashboard(registry: CollectorRegistry) -> None:
+    exported = set(re.findall(r"^# TYPE (\S+)", generate_latest(registry).decode(), re.MULTILINE))
+    queries = " ".join(target["expr"] for panel in dashboard_panels() for target in panel["targets"])
+
+    used = {name.removesuffix("_bucket") for name in re.findall(r"\bnightshift_\w+", queries)}
+
+    assert used == exported
+
+
+def test_the_panels_of_the_dashboard_cover_nothing_of_each_other() -> None:
+    places = [panel["gridPos"] for panel in dashboard_panels()]
+    cells = [
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24  # the columns of Grafana's grid
+    assert sorted(panel["id"] for panel in dashboard_panels()) == list(range(1, len(places) + 1))
 
 
 def test_the_readme_of_k8s_names_each_metric(registry: CollectorRegistry) -> None:
