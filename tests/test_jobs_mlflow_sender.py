@@ -285,6 +285,16 @@ def test_a_server_that_never_answers_does_not_hold_the_job_worker(
     assert sender._thread not in threading.enumerate()
 
 
+def test_a_job_worker_that_ends_by_itself_sends_its_run_first(store: Settings) -> None:
+    end(new_run(store, TRAIN_ID, SPEC))
+
+    with MlflowSender(store, sends_last=True):
+        pass
+
+    assert [run.info.status for run in runs(store)] == ["FINISHED"]
+    assert not is_due(store)
+
+
 def test_reconcile_sends_where_no_job_worker_does(say: Say, settings: Settings, store: Settings) -> None:
     end(new_run(store, TRAIN_ID, SPEC))
 

@@ -245,7 +245,7 @@ def work(
             with (
                 reconciler_thread(settings, worker.name),
                 _webhook_sender(settings, worker.name),
-                MlflowSender(settings),
+                MlflowSender(settings, sends_last=burst or max_jobs is not None),
                 contextlib.suppress(redis.RedisError),
             ):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")

@@ -52,7 +52,8 @@ log = logging.getLogger("nightshift.mlflow_sender")
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 60.0  # after a failure
 ONCE_SECONDS = 60.0  # of `nightshift reconcile`
-FINISH_SECONDS = 5.0  # how long a job worker that ends waits for what is being sent
+FINISH_SECONDS = 5.0  # how long a job worker that is stopped waits for what is being sent
+LAST_SECONDS = 30.0  # how long one that ends by itself waits, as after each run with KEDA
 # Without `out_of_fold.safetensors`: predictions for single images stay in the storage.
 MODEL_FILES = (MODEL_FILE, HEAD_FILE, MANIFEST_FILE, CALIBRATION_FILE)
 STATUS: dict[str, Status] = {"succeeded": "FINISHED", "failed": "FAILED", "lost": "FAILED", "cancelled": "KILLED"}
@@ -68,11 +69,17 @@ def started_here() -> frozenset[int]:
 
 
 class MlflowSender:
-    """A thread of a job worker that starts the process while there is something to send."""
+    """A thread of a job worker that starts the process while there is something to send.
 
-    def __init__(self, settings: Settings) -> None:
+    Attributes:
+        settings: The settings.
+        sends_last: Whether it sends what is due before it ends: the job worker ends when its queues are empty.
+    """
+
+    def __init__(self, settings: Settings, *, sends_last: bool = False) -> None:
         """Prepare the thread; entering the context starts it."""
-        self.settings = settings
+        self.settings, self.sends_last = settings, sends_last
+        self.finish_seconds = LAST_SECONDS if sends_last else FINISH_SECONDS
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
 
@@ -84,12 +91,15 @@ class MlflowSender:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end.set()
         if self._thread.is_alive():
-            self._thread.join(2 * FINISH_SECONDS)
+            self._thread.join(2 * self.finish_seconds)
 
     def _run(self) -> None:
-        pause = POLL_SECONDS
-        while not self._end.wait(pause):
+        pause, is_last = POLL_SECONDS, False
+        while not is_last:
+            is_last = self._end.wait(pause)
             pause = POLL_SECONDS
+            if is_last and not self.sends_last:
+                return
             with contextlib.suppress(ClusterError, OSError):  # such as: another job worker has the process
                 if is_due(self.settings):
                     marks(self.settings.storage).mkdir(exist_ok=True)
@@ -105,7 +115,7 @@ class MlflowSender:
             try:
                 while process.poll() is None and not self._end.wait(0.2):
                     pass
-                return process.wait(FINISH_SECONDS)
+                return process.wait(self.finish_seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 return process.wait()
