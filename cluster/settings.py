@@ -57,6 +57,7 @@ class Settings:
         cache_bytes: Size limit of the feature cache (`NIGHTSHIFT_CACHE_GB`).
         shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).
         user: Who submits runs (`NIGHTSHIFT_USER`); None: the user of the system.
+        runs_per_owner: How many runs of one owner may run at the same time (`NIGHTSHIFT_RUNS_PER_OWNER`); None: all.
         mlflow_uri: MLflow tracking server (`MLFLOW_TRACKING_URI`); it may contain a password.
         mlflow_artifacts: What is uploaded there: "model" and "report" (`NIGHTSHIFT_MLFLOW_ARTIFACTS`).
     """
@@ -78,6 +79,7 @@ class Settings:
     cache_bytes: int = CACHE_GIGABYTES * 10**9
     shard_cache_bytes: int = SHARD_CACHE_GIGABYTES * 10**9
     user: str | None = None
+    runs_per_owner: int | None = None
     mlflow_uri: str | None = field(default=None, repr=False)
     mlflow_artifacts: tuple[str, ...] = ("model",)
 
@@ -110,6 +112,7 @@ class Settings:
             cache_bytes=_gigabytes(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES),
             shard_cache_bytes=_gigabytes(env, "NIGHTSHIFT_SHARD_CACHE_GB", SHARD_CACHE_GIGABYTES),
             user=_user(env),
+            runs_per_owner=_runs_per_owner(env),
             mlflow_uri=env.get("MLFLOW_TRACKING_URI", "").strip() or None,
             mlflow_artifacts=_mlflow_artifacts(env),
         )
@@ -231,6 +234,13 @@ def _count(env: Mapping[str, str], name: str) -> int | None:
     if value and not value.isdecimal():
         raise SettingsError(f"{name} {value!r} is not a whole number; correct it or unset it")
     return int(value) if value else None
+
+
+def _runs_per_owner(env: Mapping[str, str]) -> int | None:
+    limit = _count(env, "NIGHTSHIFT_RUNS_PER_OWNER")
+    if limit == 0:
+        raise SettingsError("NIGHTSHIFT_RUNS_PER_OWNER 0 lets no run start; write 1 or more, or unset it")
+    return limit
 
 
 def _positive(env: Mapping[str, str], name: str, default: float, unit: str) -> float:

@@ -32,6 +32,7 @@ NOT_OF_A_RUN = {  # settings of the queue and of the permanent cluster, and thos
     "NIGHTSHIFT_RAY_JOBS_URL",
     "NIGHTSHIFT_STORAGE",
     "NIGHTSHIFT_CLUSTER_GPUS",
+    "NIGHTSHIFT_RUNS_PER_OWNER",
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN",
     "RAY_AUTH_TOKEN_PATH",

@@ -21,6 +21,7 @@ from jobs.queue.schedules import submit_due
 from jobs.queue.worker_list import live_workers
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, release_watch
+from jobs.runs.owner_limit import OwnerRuns
 from jobs.runs.request import PRIORITIES, read_request
 from jobs.runs.state import RunState, changing, read_state, write_state
 from jobs.runs.waits import start_blocker
@@ -117,19 +118,31 @@ def reconcile(
     )
     repairs: list[Repair] = []
     listed = run_state.all_ids(settings.storage) if every_run else run_state.pending_ids(settings.storage)
+    owners = None if settings.runs_per_owner is None else OwnerRuns.read(settings.storage, settings.runs_per_owner)
+    if owners is not None:  # the slots of an owner go to the highest priority, and then to the oldest run
+        listed = sorted(listed, key=lambda run_id: owners.priorities.get(run_id, 0))
     for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # an observed run may have lost its marker
         if RUN_ID.fullmatch(run_id):
-            repairs += _reconcile_run(settings, connection, RunPaths.of(settings.storage, run_id), memory, snapshot)
+            paths = RunPaths.of(settings.storage, run_id)
+            repairs += _reconcile_run(settings, connection, paths, memory, snapshot, owners)
     return repairs
 
 
-def _reconcile_run(
-    settings: Settings, connection: redis.Redis, paths: RunPaths, memory: ReconcilerMemory, snapshot: "QueueSnapshot"
+def _reconcile_run(  # noqa: PLR0917
+    settings: Settings,
+    connection: redis.Redis,
+    paths: RunPaths,
+    memory: ReconcilerMemory,
+    snapshot: "QueueSnapshot",
+    owners: OwnerRuns | None,
 ) -> list[Repair]:
     repairs: list[Repair] = []
     try:
         before = read_state(paths)
-        after = _advance(paths, before, memory, settings.lease_seconds, snapshot.workers)
+        if before.state in ("scheduled", "paused"):
+            after = _queue_if_due(paths, before, owners) or before
+        else:
+            after = _advance(paths, before, memory, settings.lease_seconds, snapshot.workers)
         if after.state != before.state:
             repairs.append(Repair(paths.run_id, f"{before.state} to {after.state}"))
         if after.has_ended:
@@ -198,18 +211,18 @@ class QueueSnapshot:
 def _advance(
     paths: RunPaths, state: RunState, memory: ReconcilerMemory, lease_seconds: float, workers: set[str]
 ) -> RunState:
-    if state.state in ("scheduled", "paused"):
-        return _queue_if_due(paths, state) or state
     if state.state == "running":
         return _mark_dead(paths, state, memory, lease_seconds) or _release_watch(paths, state, memory, workers) or state
     return state
 
 
-def _queue_if_due(paths: RunPaths, state: RunState) -> RunState | None:
+def _queue_if_due(paths: RunPaths, state: RunState, owners: OwnerRuns | None) -> RunState | None:
     """Queue a run that nothing blocks any more; cancel one that waits for a run which will never succeed."""
     request = read_request(paths)
     storage = paths.storage
     blocker = start_blocker(storage, request)
+    if blocker is None and owners is not None:
+        blocker = owners.queue_blocker(state)
     with changing(paths) as now:
         if now.state != state.state:
             return None
@@ -217,6 +230,8 @@ def _queue_if_due(paths: RunPaths, state: RunState) -> RunState | None:
             return write_state(paths, now.with_state("cancelled", blocker.why))
         if blocker:
             return write_state(paths, now.with_state(now.state, blocker.why)) if now.why != blocker.why else now
+        if owners is not None:
+            owners.add_queued(now)
         return write_state(paths, now.with_state("queued"))
 
 

@@ -17,9 +17,10 @@ from cluster.windows import TimeWindow, local_now
 from jobs.queue.hang import ProgressWatch
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end, lost, mark_succeeded
+from jobs.runs.owner_limit import owner_slot
 from jobs.runs.request import JobRequest, read_request
-from jobs.runs.state import changing, write_state
-from jobs.runs.waits import start_blocker
+from jobs.runs.state import RunState, changing, write_state
+from jobs.runs.waits import StartBlocker, start_blocker
 
 log = logging.getLogger("nightshift.tasks")
 
@@ -40,7 +41,7 @@ def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str)
         NewerVersion: A newer version of Nightshift wrote the run's files; the run stays queued.
     """
     paths = RunPaths.of(settings.storage, run_id)
-    claimed = claim_run(paths, job_worker, launcher.place)
+    claimed = claim_run(paths, job_worker, launcher.place, runs_per_owner=settings.runs_per_owner)
     if claimed is None:
         log.info("%s is not queued, or has to wait; nothing to do", run_id)
         return
@@ -95,7 +96,7 @@ class ClaimedRun:
     already_running: bool = False
 
 
-def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None:
+def claim_run(paths: RunPaths, job_worker: str, place: str, *, runs_per_owner: int | None = None) -> ClaimedRun | None:
     """Claim the next attempt of a queued run, or an unwatched running attempt; otherwise return None."""
     with changing(paths) as state:
         try:
@@ -117,10 +118,26 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
         if state.state != "queued":
             return None
         if blocker := start_blocker(paths.storage, request):  # its window closed while it waited in the queue
-            write_state(paths, state.with_state("scheduled" if state.attempt == 0 else "paused", blocker.why))
+            _send_away(paths, state, blocker)
             return None
         if paths.result.exists():  # an attempt that was declared dead had published after all
             mark_succeeded(paths, state)
+            return None
+        return _claim_attempt(paths, state, request, job_worker, place, runs_per_owner=runs_per_owner)
+
+
+def _claim_attempt(
+    paths: RunPaths,
+    state: RunState,
+    request: JobRequest,
+    job_worker: str,
+    place: str,
+    *,
+    runs_per_owner: int | None,
+) -> ClaimedRun | None:
+    with owner_slot(paths.storage, state, runs_per_owner) as blocker:
+        if blocker:
+            _send_away(paths, state, blocker)
             return None
         lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
         paths.stop.unlink(missing_ok=True)  # it was meant for an earlier attempt
@@ -129,7 +146,12 @@ def claim_run(paths: RunPaths, job_worker: str, place: str) -> ClaimedRun | None
             paths,
             state.with_state("running", attempt=lease.attempt, job_worker=job_worker, place=place, started=started),
         )
-        return ClaimedRun(lease, request)
+    return ClaimedRun(lease, request)
+
+
+def _send_away(paths: RunPaths, state: RunState, blocker: StartBlocker) -> None:
+    """Take a run that may not start out of its queue; the reconciler queues it again."""
+    write_state(paths, state.with_state("scheduled" if state.attempt == 0 else "paused", blocker.why))
 
 
 @dataclass
