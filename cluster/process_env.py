@@ -22,7 +22,7 @@ LOCAL_RAY = {
 }
 MLFLOW = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # each retry logs a line; the sender retries anyway
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds, also until the server has stored a model
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it can contain a password
     "GIT_PYTHON_REFRESH": "quiet",

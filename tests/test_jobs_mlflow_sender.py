@@ -199,6 +199,35 @@ def test_each_trial_is_a_child_run_and_is_sent_once(store: Settings) -> None:
     assert len(runs(store)) == 3
 
 
+def test_a_run_that_the_server_has_without_its_options_gets_them(store: Settings) -> None:
+    new_run(store, TRAIN_ID, SPEC)
+    experiment = client(store).create_experiment("nightshift")
+    client(store).create_run(experiment, tags={"nightshift.run": TRAIN_ID})  # and then the server went away
+
+    sent(store)
+
+    [run] = runs(store)
+    assert run.data.params["epochs"] == "3"
+
+
+def test_a_run_that_somebody_deleted_in_mlflow_is_sent_again(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_sender, "RETRY_SECONDS", 0.0)
+    paths = new_run(store, TRAIN_ID, SPEC)
+    sending = Sending(store, MlflowServer(str(store.mlflow_uri)))
+    sending.send_due()
+    [deleted] = runs(store)
+    client(store).delete_run(deleted.info.run_id)
+    epoch(paths, 1, 0.5)
+    end(paths)
+
+    left = [sending.send_due(), sending.send_due()]
+
+    [run] = runs(store)
+    assert left == [True, False]
+    assert (run.info.run_id != deleted.info.run_id, run.info.status) == (True, "FINISHED")
+    assert history(store, run, "valid_loss") == [(1, 0.5)]
+
+
 def promote(settings: Settings, paths: RunPaths, when: str, weights: str) -> None:
     before = promotions.history_of(settings.storage, "chest")
     found = Promotion(model=paths.run_id, folder=str(paths.best), weights=weights, who="ann", when=when)
@@ -285,7 +314,8 @@ def test_a_server_that_never_answers_does_not_hold_the_job_worker(
     assert sender._thread not in threading.enumerate()
 
 
-def test_a_job_worker_that_ends_by_itself_sends_its_run_first(store: Settings) -> None:
+def test_a_job_worker_that_ends_by_itself_sends_its_run_first(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_sender, "LAST_SECONDS", 300.0)  # a busy machine needs long to load the client
     end(new_run(store, TRAIN_ID, SPEC))
 
     with MlflowSender(store, sends_last=True):

@@ -149,6 +149,9 @@ def promotions_due(settings: Settings) -> dict[str, Promotion]:
 def main(arguments: list[str]) -> int:
     """Send until nothing is left, or until the process with this id, the job worker, ends."""
     guard.die_with_parent(int(arguments[0]), signal.SIGTERM)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C in a terminal reaches this process too; the job worker decides
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its lines can contain the address with the password
     settings = Settings.read()
@@ -192,6 +195,7 @@ class Sending:
             send()
         except Exception as error:  # of any kind: one run must not keep the others from being sent
             self._failed_at[what] = time.monotonic()
+            self.server.forget()
             # Without the error's text, which may hold an address with a password.
             cure = "install nightshift[mlflow]" if isinstance(error, ImportError) else "it is tried again"
             self._warn(f"{_shown(self.settings)} did not take {what} ({type(error).__name__}); {cure}")

@@ -102,14 +102,20 @@ class MlflowServer:
     _client: Any = None
     _experiment: str = ""
     _runs: dict[str, _Sent] = field(default_factory=dict)
-    _trials: dict[str, dict[str, _Sent]] = field(default_factory=dict)
+    _trials: dict[str, dict[str, Any]] = field(default_factory=dict)  # each as `_Sent`, or as the server returned it
+
+    def forget(self) -> None:
+        """Forget what the server has, so that it is asked again: somebody may have deleted a run there."""
+        self._client = None
+        self._runs.clear()
+        self._trials.clear()
 
     def begin_run(self, run_id: str, log: MlflowLog) -> str:
         """Create a run unless the server has it; return its id in MLflow."""
         self._connect()
         if run_id not in self._runs:
             known = self._search(RUN_TAG, run_id)
-            self._runs[run_id] = _sent(known[0]) if known else self._create({RUN_TAG: run_id}, log)
+            self._runs[run_id] = self._found(known[0], log) if known else self._create({RUN_TAG: run_id}, log)
         return self._runs[run_id].id
 
     def log_run(self, run_id: str, log: MlflowLog) -> None:
@@ -120,10 +126,12 @@ class MlflowServer:
         """Send what the server lacks of a trial of the search whose id in MLflow is `parent`."""
         if parent not in self._trials:
             known = self._search(PARENT_TAG, parent)
-            self._trials[parent] = {str(run.data.tags.get(TRIAL_TAG)): _sent(run) for run in known}
+            self._trials[parent] = {str(run.data.tags.get(TRIAL_TAG)): run for run in known}
         trials, key = self._trials[parent], str(number)
         if key not in trials:
             trials[key] = self._create({PARENT_TAG: parent, TRIAL_TAG: key}, log)
+        elif not isinstance(trials[key], _Sent):
+            trials[key] = self._found(trials[key], log)
         if trials[key].status != log.status or log.status not in UNCHANGING:
             self._send(trials[key], log)
 
@@ -187,14 +195,22 @@ class MlflowServer:
                 return found
 
     def _create(self, tags: Mapping[str, str], log: MlflowLog) -> _Sent:
-        from mlflow.entities import Param  # noqa: PLC0415
-
         run = self._client.create_run(
             self._experiment, start_time=log.started, tags={**log.tags, **tags}, run_name=log.name
         )
+        self._log_parameters(run, log)
+        return _Sent(run.info.run_id, run.info.status, last_epoch=0)
+
+    def _found(self, run: Any, log: MlflowLog) -> _Sent:
+        if not run.data.params:  # the server went away after it had created the run
+            self._log_parameters(run, log)
+        return _Sent(run.info.run_id, run.info.status)
+
+    def _log_parameters(self, run: Any, log: MlflowLog) -> None:
+        from mlflow.entities import Param  # noqa: PLC0415
+
         parameters = [Param(name, _parameter(value)) for name, value in log.parameters.items() if value is not None]
         self._client.log_batch(run.info.run_id, params=parameters)
-        return _Sent(run.info.run_id, run.info.status, last_epoch=0)
 
     def _send(self, sent: _Sent, log: MlflowLog) -> None:
         """Send new epochs; then, at the end, the final metrics; and the status last, when all of it is there."""
@@ -222,10 +238,6 @@ class MlflowServer:
         return [
             metric for epoch in new for metric in _metrics(epoch.metrics, round(epoch.timestamp * 1000), epoch.epoch)
         ]
-
-
-def _sent(run: Any) -> _Sent:
-    return _Sent(run.info.run_id, run.info.status)
 
 
 def _metrics(values: Mapping[str, Any], milliseconds: int, step: int) -> list[Any]:
