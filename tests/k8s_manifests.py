@@ -18,7 +18,7 @@ K8S = ROOT / "k8s"
 OVERLAYS = ("kind", "gpu-small", "gpu-large")
 EXAMPLE = "example"  # an overlay as a site writes it over ours
 COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which an overlay must list them
-ALONE = ("openshift", "pull-secret", "prometheus")  # orthogonal to the others
+ALONE = ("openshift", "pull-secret", "prometheus", "quota")  # orthogonal to the others
 GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue copies the size that they set
 CLIENTS = ("job-worker", "cli", "reconcile")  # the pods that connect to the queue
 

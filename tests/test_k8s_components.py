@@ -71,6 +71,35 @@ def test_kueue_admits_as_many_runs_with_one_gpu_as_the_nodes_have_gpus(overlay, 
     assert [name for name, amount in on_cpus.items() if amount > quota[name]] == []
 
 
+@pytest.mark.parametrize(
+    ("overlay", "components", "gpus", "slices"),
+    [
+        ("kind", (), 0, 0),
+        ("gpu-small", (), 4, 0),
+        ("gpu-small", ("mig",), 0, 7),
+        ("gpu-large", ("kueue",), 32, 0),
+        ("gpu-small", ("rayjobs",), 4, 0),
+    ],
+)
+def test_the_quota_of_the_namespace_is_the_gpus_of_its_nodes(overlay, components, gpus, slices):
+    before_rayjobs = [name for name in components if name != "rayjobs"]
+    listed = (*before_rayjobs, "quota", *(set(components) - set(before_rayjobs)))
+
+    hard = one(rendered(overlay, listed), "ResourceQuota", "nightshift")["spec"]["hard"]
+
+    assert hard == {"requests.nvidia.com/gpu": str(gpus), "requests.nvidia.com/mig-1g.10gb": str(slices)}
+
+
+def test_the_permanent_cluster_fits_into_the_quota_of_its_namespace():
+    manifests = rendered("gpu-large", ["quota"])
+    hard = one(manifests, "ResourceQuota", "nightshift")["spec"]["hard"]
+
+    group = one(manifests, "RayCluster", "ray")["spec"]["workerGroupSpecs"][0]
+    each = group["template"]["spec"]["containers"][0]["resources"]["requests"]["nvidia.com/gpu"]
+
+    assert group["maxReplicas"] * number(each) == number(hard["requests.nvidia.com/gpu"])
+
+
 def test_kueue_admits_a_run_on_all_gpus_of_the_small_node_in_one_pod_and_none_beside_it():
     quota = quotas(rendered("gpu-small", ["kueue"]))
 

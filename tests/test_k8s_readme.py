@@ -50,7 +50,7 @@ def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them()
 
     assert [name for name in named if (K8S / "components" / name).is_dir()] == [
         "keda", "dashboard", "prometheus", "tls", "s3", "airgap", "pull-secret", "mig", "time-slicing", "kueue",
-        "rayjobs", "openshift",
+        "quota", "rayjobs", "openshift",
     ]  # fmt: skip
     assert {folder.name for folder in (K8S / "components").iterdir()} <= set(named)
 
