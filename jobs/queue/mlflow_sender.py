@@ -149,11 +149,8 @@ def promotions_due(settings: Settings) -> dict[str, Promotion]:
 def main(arguments: list[str]) -> int:
     """Send until nothing is left, or until the process with this id, the job worker, ends."""
     guard.die_with_parent(int(arguments[0]), signal.SIGTERM)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C in a terminal reaches this process too; the job worker decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the job worker decides
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its lines can contain the address with the password
     settings = Settings.read()
     if settings.mlflow_uri is None:
         return 0

@@ -4,6 +4,7 @@ The tag `nightshift.run` identifies a run, so that all its attempts log to one M
 child run. A promoted model is a version of a registered model, and the alias `champion` is the one in use.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,7 @@ class MlflowServer:
         set_mlflow_defaults()
         from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds, and few users have a server
 
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # its lines can contain the address with the password
         client = MlflowClient(tracking_uri=self.uri)
         known = client.get_experiment_by_name(EXPERIMENT)
         self._experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
