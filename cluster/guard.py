@@ -61,11 +61,12 @@ def _walk(of: int) -> tuple[list[int], set[int]]:
     while below:
         below = [child for pid in below for child in children_of(pid)]
         found += below
-    gone = {pid for pid in found if not _is_alive(pid)}
+    gone = {pid for pid in found if not is_alive(pid)}
     return [pid for pid in found if pid not in gone], gone
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     return _state_and_parent(Path(f"/proc/{pid}/stat"))[0] not in ("Z", "")
 
 
@@ -157,8 +158,13 @@ def _wait_for(pid: int) -> int:
     while True:
         ended, status = os.waitpid(-1, 0)
         if ended == pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else STATUS_OF_SIGNAL - code
+            return exit_code_of(status)
+
+
+def exit_code_of(status: int) -> int:
+    """Return the exit code of a process that ended with a wait status, 128 + N if signal N ended it."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else STATUS_OF_SIGNAL - code
 
 
 def main(parent: int, command: list[str]) -> int:

@@ -14,11 +14,13 @@ from typing import Protocol
 
 from cluster import guard, stack_dumps
 from cluster.errors import LaunchError
+from cluster.fork_server import AttemptRequest
 from cluster.process_env import trainer_environment
 from cluster.run_paths import RunPaths
 
 TRAINER = (sys.executable, "-P", "-m", "trainer")  # -P: never import a user's own trainer.py
 DUMP_SECONDS = 1.0  # until the stacks are in the log
+KILL_SECONDS = 10.0  # until a guard that was asked to end is killed
 THIS_MACHINE = "here"  # here, trainers end together with the job worker that started them
 
 
@@ -77,8 +79,8 @@ class LocalLauncher:
 
     def start(self, paths: RunPaths, attempt: int) -> "LocalRun":
         """Start the trainer; its output is appended to the run's log."""
-        command = [*self.command, str(paths.folder), "--attempt", str(attempt)]
-        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
+        request = self.request(paths, attempt)
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *request.command]
         try:
             with paths.log.open("ab") as log:
                 process = subprocess.Popen(
@@ -87,12 +89,23 @@ class LocalLauncher:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    cwd=self.folder or paths.storage,
-                    env=trainer_environment(paths.storage, paths.run_id),
+                    cwd=request.folder,
+                    env=request.environment,
                 )
         except OSError as error:
             raise LaunchError(f"{paths.run_id}: the trainer cannot be started: {error}") from error
         return LocalRun(process)
+
+    def request(self, paths: RunPaths, attempt: int) -> AttemptRequest:
+        """Return how the trainer of an attempt is started."""
+        arguments = [str(paths.folder), "--attempt", str(attempt)]
+        return AttemptRequest(
+            arguments=arguments,
+            command=[*self.command, *arguments],
+            folder=str(self.folder or paths.storage),
+            environment=trainer_environment(paths.storage, paths.run_id),
+            run_id=paths.run_id,
+        )
 
     def attach(self, paths: RunPaths, attempt: int) -> "LocalRun":
         """Raise `LaunchError`: a trainer on this machine ends together with the job worker that started it."""
@@ -116,19 +129,24 @@ class LocalRun:
 
     def dump_stacks(self) -> None:
         """Ask each process that listens for it to write its stacks, and give them time to do so."""
-        asked = [pid for pid in guard.descendants(self.process.pid) if stack_dumps.is_enabled_in(pid)]
-        for pid in asked:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, stack_dumps.SIGNAL)
-        if asked:
-            time.sleep(DUMP_SECONDS)
+        dump_stacks_below(self.process.pid)
 
     def kill(self) -> None:
         """Terminate the guard, which kills all its descendants first."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=KILL_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def dump_stacks_below(guard_pid: int) -> None:
+    """Let all processes below a guard write their stacks that listen for it, and give them time to do so."""
+    asked = [pid for pid in guard.descendants(guard_pid) if stack_dumps.is_enabled_in(pid)]
+    for pid in asked:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, stack_dumps.SIGNAL)
+    if asked:
+        time.sleep(DUMP_SECONDS)

@@ -58,6 +58,22 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+def environment_of_process() -> dict[str, str]:
+    """Return a copy of the environment of this process."""
+    return dict(os.environ)
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Give this process exactly this environment."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def keep_arrow_single_threaded() -> None:
+    """Let pyarrow's allocator start no thread of its own; call it before pyarrow is imported."""
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+
+
 def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:
     """Return the value of `CUDA_VISIBLE_DEVICES`, None if it is not set."""
     return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")

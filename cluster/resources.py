@@ -8,6 +8,11 @@ from cluster.errors import InsufficientResources
 from cluster.gpus import CPU_CURE, count_gpus
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+MEMORY = Path("/proc/meminfo")
+CGROUP_MEMORY = (  # the limit of a container, what it uses, and the part of that which the kernel can drop
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +93,24 @@ def cpu_count() -> int:
     except (OSError, ValueError):
         return available
     return available if quota == "max" else max(1, min(available, round(int(quota) / int(period))))
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that new processes can use, of the machine and its container; None if not known."""
+    found = [_numbers(MEMORY).get("MemAvailable:", -1) * 1024]
+    for folder, limit, used, droppable in CGROUP_MEMORY:
+        try:
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
+        except (OSError, ValueError):  # there is no limit, which reads as "max"
+            continue
+        found.append(free + _numbers(folder / "memory.stat").get(droppable, 0))
+    return min((size for size in found if size >= 0), default=None)
+
+
+def _numbers(table: Path) -> dict[str, int]:
+    """Return the second words of a file's lines by the first ones."""
+    try:
+        rows = [line.split() for line in table.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}

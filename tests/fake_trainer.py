@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+from cluster import stack_dumps
 from cluster.files import append_line, write_json
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 
 
 def main(folder: str, attempt: int) -> int:
+    stack_dumps.enable()
     paths = RunPaths(Path(folder))
     spec = json.loads(paths.spec.read_text())
     lease = Lease.join(paths, attempt)

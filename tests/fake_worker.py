@@ -1,4 +1,4 @@
-"""A job worker as `nightshift worker` starts it, but with the fake trainer: `python -m tests.fake_worker`."""
+"""A job worker as `nightshift worker` starts it, but with the fake trainer: `python -m tests.fake_worker [--warm]`."""
 
 import logging
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 from cluster.launch import Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.settings import Settings
+from cluster.warm_launch import ForkServer, WarmLauncher
 from jobs.queue.job_worker import work
+from tests.fake_fork_server import fork_server
 
 FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
 ROOT = str(Path(__file__).parent.parent)
@@ -16,7 +18,11 @@ ROOT = str(Path(__file__).parent.parent)
 def launcher(settings: Settings) -> Launcher:
     if "--ray" not in sys.argv:
         module = sys.argv[sys.argv.index("--trainer") + 1] if "--trainer" in sys.argv else FAKE_TRAINER[-1]
-        return LocalLauncher((*FAKE_TRAINER[:-1], module), folder=Path(ROOT))
+        real = module == "trainer"
+        cold = LocalLauncher() if real else LocalLauncher((*FAKE_TRAINER[:-1], module), folder=Path(ROOT))
+        if "--warm" not in sys.argv:
+            return cold
+        return WarmLauncher(ForkServer(settings.storage) if real else fork_server(settings.storage, module), cold)
     jobs = RayJobs(str(settings.ray_jobs_url), settings.ray_token)
     return RayJobLauncher(jobs, settings.lease_seconds, FAKE_TRAINER, (("PYTHONPATH", ROOT),))
 

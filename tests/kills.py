@@ -1,9 +1,10 @@
 """A campaign of kills: `python -m tests.kills [--kills 1000] [--seed N] [--seconds N] [--real]`.
 
 Tiny runs go through two job workers while processes of every kind are killed (SIGKILL) or stopped for a while
-(SIGSTOP): those that submit, pack and reconcile, job workers, work-horses, guards, trainers, trainers that publish, and
-Redis. It prints figures as JSON and exits 1 unless every run succeeded and published once, every file is whole, no
-process is left, and each model equals that of an uninterrupted run of the same spec bit for bit (`kills_report.py`).
+(SIGSTOP): those that submit, pack and reconcile, job workers, their fork servers, work-horses, guards, trainers,
+trainers that publish, and Redis. It prints figures as JSON and exits 1 unless every run succeeded and published once,
+every file is whole, no process is left, and each model equals that of an uninterrupted run of the same spec bit for bit
+(`kills_report.py`).
 
 The runs are those of `kills_trainer.py`, which take a tenth of a second. With `--real` they are trainings, searches and
 exports of the real trainer, and Ray's workers, raylets and GCS are hit too.
@@ -56,9 +57,9 @@ STOP_SECONDS = (0.2, 7.0)  # of a stopped process: shorter and longer than the l
 LEASE_SECONDS = 5.0
 SHARE_OF_STOPS = 0.25
 FORKS = ("submit", "pack", "reconciler")
-OF_RUNS = ("job worker", "work-horse", "guard", "trainer", "publish")
+OF_RUNS = ("job worker", "fork server", "work-horse", "guard", "trainer", "publish")
 OF_REAL_RUNS = (*OF_RUNS, "Ray worker", "raylet", "GCS", "search", "export")
-WORKER = (*FAKE_WORKER, "--trainer", "tests.kills_trainer")
+WORKER = (*FAKE_WORKER, "--warm", "--trainer")
 STEPS = 8
 RETRIES = 100
 TINY = {"weights": "none", "image_size": 32, "epochs": 3, "head_width": 8, "batch_size": 16, "gpus_per_worker": 0}
@@ -189,12 +190,16 @@ class Campaign:
         """Return the processes of a kind below a job worker."""
         below = {pid: command_of(pid) for pid in guard.descendants(worker)}
         horses = [pid for pid, command in below.items() if WORKER[2] in command]
+        servers = [pid for pid, command in below.items() if "fork_server " in command and "guard.py" not in command]
+        if kind == "fork server":
+            return servers
         marks = {"guard": "guard.py", "Ray worker": "ray::", "raylet": "raylet/raylet ", "GCS": "gcs_server"}
         if kind == "work-horse":
             return horses
         if kind in marks:
             return [pid for pid, command in below.items() if command and marks[kind] in command]
-        own = [pid for pid, command in below.items() if command and pid not in horses and "guard.py" not in command]
+        others = {*horses, *servers}
+        own = [pid for pid, command in below.items() if command and pid not in others and "guard.py" not in command]
         if kind in ("search", "export"):
             return own
         return [pid for pid in own if "trainer " in below[pid]]
@@ -254,7 +259,9 @@ def run_campaign(folder: Path, kills: int, seed: int, seconds: float, *, real: b
     pack(data / "images", data / "shards", PACKING)
     settings = Settings(storage=storage, lease_seconds=LEASE_SECONDS).with_storage_ready()
     began = time.monotonic()
-    with start_stack(settings, WORKERS, worker_command=WORKER) as stack:
+    with start_stack(
+        settings, WORKERS, worker_command=(*WORKER, "trainer" if real else "tests.kills_trainer")
+    ) as stack:
         here = replace(settings, redis_url=stack.settings.redis_url)
         campaign = Campaign(here, stack, data, random.Random(seed), real)
         for kind in campaign.specs():

@@ -6,8 +6,10 @@ import signal
 import psutil
 import pytest
 
+from cluster import guard, warm_launch
 from cluster.files import read_json, read_lines
-from cluster.lease import latest_attempt
+from cluster.lease import Lease, latest_attempt
+from cluster.warm_launch import ForkServer, WarmLauncher
 from tests.trained import done, evaluated, new_run, train_spec, trainer_process, wait_until
 
 pytestmark = pytest.mark.timeout(400)
@@ -16,13 +18,23 @@ SAME = {"seed": 7, "epochs": 20, "cache": False}
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory, digits_shards):
-    """A training on two workers that ended by itself, and what listened while it ran."""
+def warm(tmp_path_factory):
+    """A launcher of trainers that are forks of a process which has imported torch and Ray."""
+    guard.adopt_orphans()  # as a job worker does
+    with pytest.MonkeyPatch.context() as patch, ForkServer(tmp_path_factory.mktemp("storage")) as fork_server:
+        patch.setattr(warm_launch, "OWN_VARIABLES", (*warm_launch.OWN_VARIABLES, "PYTEST_"))
+        yield WarmLauncher(fork_server, answer_seconds=300)
+
+
+@pytest.fixture(scope="module")
+def two_workers(warm, tmp_path_factory, digits_shards):
+    """A training on two workers that ended by itself, and what listened while it ran. Its trainer is forked."""
     storage = tmp_path_factory.mktemp("storage")
     paths = new_run(storage, train_spec(digits_shards, workers=2, **SAME))
-    process = trainer_process(paths)
-    began = {child.pid for child in descendants_when(process, paths.metrics.exists)}
-    assert process.wait(300) == 0, paths.log.read_text()
+    trainer = warm.start(paths, Lease.claim(paths, after=0).attempt)
+    assert wait_until(lambda: trainer.wait(0.02) is not None or paths.metrics.exists(), 300)
+    began = {child.pid for child in psutil.Process(trainer.guard_pid).children(recursive=True)}
+    assert trainer.wait(300) == 0, paths.log.read_text()
     return paths, began
 
 
@@ -53,6 +65,19 @@ def test_no_process_is_left_behind(two_workers):
 
     assert len(began) > 2
     assert not [pid for pid in began if psutil.pid_exists(pid)]
+
+
+def test_a_forked_trainer_publishes_the_same_model_as_a_process_that_was_not_forked(
+    warm, tmp_path, digits_shards, digits_training
+):
+    paths = new_run(tmp_path, train_spec(digits_shards))
+    trainer = warm.start(paths, Lease.claim(paths, after=0).attempt)
+
+    code = trainer.wait(300)
+
+    assert code == 0, paths.log.read_text()
+    assert trainer.cold is None
+    assert model_of(paths) == model_of(digits_training)
 
 
 @pytest.mark.slow

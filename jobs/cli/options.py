@@ -90,6 +90,9 @@ def json_option(what: str = "Print the result as JSON.") -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=what)
 
 
+COLD = click.option(
+    "--cold", is_flag=True, help="Import torch and Ray anew for each run, and keep no process that has imported them."
+)
 NAME = click.option("--name", help="Unique name of the run; commands accept it instead of the run id.")
 TAG = click.option(
     "--tag", "tags", multiple=True, metavar="TAG", help="Tag, for `nightshift list --tag`; can be repeated."

@@ -12,9 +12,10 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.options import COLD
 from jobs.cli.ui import PORT
 from jobs.errors import StackError
-from jobs.queue.stack import log_file, start_child, start_stack
+from jobs.queue.stack import WORKER, log_file, start_child, start_stack
 
 MAX_DEATHS = 3  # of the page; another start would not help
 PAGE = (sys.executable, "-P", "-m", "jobs", "ui")  # -P: never import a user's own jobs.py
@@ -32,14 +33,16 @@ PAGE = (sys.executable, "-P", "-m", "jobs", "ui")  # -P: never import a user's o
 @click.option("--ui", "with_page", is_flag=True, help="Also serve the page, as `nightshift ui` does.")
 @click.option("--ui-port", default=PORT, show_default=True, type=click.IntRange(0, 65535), metavar="PORT",
               help="TCP port of the page; 0 chooses a free one.")  # fmt: skip
-def up(job_workers: int, *, with_page: bool, ui_port: int) -> None:
+@COLD
+def up(job_workers: int, *, with_page: bool, ui_port: int, cold: bool) -> None:
     """Run Redis and job workers in the foreground until Ctrl-C.
 
     Started with & from a terminal, the job workers write their output to STORAGE/logs/worker-N.log instead of the
     terminal.
 
     On Ctrl-C, running runs save a checkpoint and return to the queue, then all processes stop. Ray is started for each
-    run, not by this command.
+    run, not by this command. Each job worker keeps a process that has imported torch and Ray, in 1 GB of memory, and
+    starts its runs as forks of it, without the seconds that these imports take.
     """
     settings = Settings.read()
     stop = threading.Event()
@@ -49,7 +52,9 @@ def up(job_workers: int, *, with_page: bool, ui_port: int) -> None:
     if with_page:
         refuse_taken(ui_port)
     with (
-        start_stack(settings, job_workers, output=output) as stack,
+        start_stack(
+            settings, job_workers, output=output, worker_command=(*WORKER, "--cold") if cold else WORKER
+        ) as stack,
         PageProcess(stack.settings, ui_port) if with_page else contextlib.nullcontext() as page,
     ):
         workers = "1 job worker" if job_workers == 1 else f"{job_workers} job workers"

@@ -7,7 +7,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
-from jobs.cli.options import json_option
+from jobs.cli.options import COLD, json_option
 from jobs.cli.terminal import echo, log_to_terminal
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.prometheus import serve
@@ -50,6 +50,7 @@ COLUMNS = (
     metavar="PORT",
     help="Serve Prometheus metrics on this port.  [default: off]",
 )
+@COLD
 @click.pass_context
 def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limits: Any) -> None:
     """Run a job worker, which executes queued runs one at a time.

@@ -2,6 +2,7 @@
 
 It forks a work-horse for each run. The work-horse needs no Redis; the parent updates Redis before and after it.
 When the parent dies, the kernel kills the work-horse, and the trainer's guard ends the trainer and its children.
+Trainers of this machine are forks of the job worker's fork server, which has imported torch and Ray.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
+from cluster.warm_launch import ForkServer, WarmLauncher
 from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, mlflow_sender, tasks
 from jobs.queue.connection import connect
@@ -60,9 +62,17 @@ DRAIN_SECONDS = 120.0  # from SIGTERM until a trainer that saves no checkpoint i
 class JobWorker(rq.Worker):
     """One job worker that serves a set of queues."""
 
-    def __init__(self, settings: Settings, priorities: Sequence[str], launcher: Launcher, drain_seconds: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        priorities: Sequence[str],
+        launcher: Launcher,
+        drain_seconds: float,
+        fork_server: ForkServer | None = None,
+    ) -> None:
         """Connect to Redis; `work` starts working."""
         self.settings, self.launcher, self.drain_seconds = settings, launcher, drain_seconds
+        self.fork_server = fork_server
         self.drained = False
         super().__init__(
             [PREFIX + priority for priority in priorities],
@@ -96,11 +106,16 @@ class JobWorker(rq.Worker):
         """Run one run in a work-horse of its own and finalize its state afterwards."""
         execution = self.prepare_execution(job)
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        if self.fork_server is not None:
+            self.fork_server.refresh()
+            self.fork_server.count_run()
         self.fork_work_horse(job, queue)
         exit_code = self._wait_for_work_horse(job, execution)
         self._finalize_run(job.id)
         self._clear_entry(job, execution, requeue=exit_code != HORSE_FAILED)
         self.set_state(rq.worker.WorkerStatus.IDLE)
+        if self.fork_server is not None and not self.drained:
+            self.fork_server.refresh()
 
     def main_work_horse(self, job: RunEntry, _queue: RunQueue) -> None:  # type: ignore[override]
         """Run the run in the work-horse, then exit without returning."""
@@ -143,8 +158,9 @@ class JobWorker(rq.Worker):
 
     def _finalize_run(self, run_id: str) -> None:
         """Mark the attempt dead if its work-horse died, and end the processes that the work-horse left."""
-        spare = embedded_redis.started_here() | mlflow_sender.started_here()
-        guard.end_descendants(os.getpid(), grace_seconds=0, spare=spare)
+        stay = embedded_redis.started_here() | mlflow_sender.started_here()
+        stay |= set(self.fork_server.pids if self.fork_server else ())
+        guard.end_descendants(os.getpid(), grace_seconds=0, spare=stay)
         try:
             paths = RunPaths.of(self.settings.storage, run_id)
             state = run_state.read_state(paths)
@@ -233,14 +249,31 @@ def work(
     max_jobs: int | None = None,
     launcher: Launcher | None = None,
     drain_seconds: float = DRAIN_SECONDS,
+    cold: bool = False,
 ) -> None:
-    """Work until SIGTERM or SIGINT, or until the queues are empty with `burst`; reconnect when Redis comes back."""
+    """Work until SIGTERM or SIGINT, or until the queues are empty with `burst`; reconnect when Redis comes back.
+
+    Args:
+        settings: Of this machine.
+        priorities: The queues to take runs from.
+        burst: Whether to end when they are empty.
+        max_jobs: How many runs to run at most.
+        launcher: Starts trainers; by default that of the settings.
+        drain_seconds: From SIGTERM until a trainer that saves no checkpoint is ended.
+        cold: Whether each trainer of this machine imports torch and Ray anew, instead of being forked. The only trainer
+            of a job worker does so in any case.
+    """
     guard.adopt_orphans()
-    make = partial(JobWorker, settings, priorities, launcher or launcher_for(settings), drain_seconds)
+    launcher = launcher or launcher_for(settings, cold=cold or max_jobs == 1)
+    fork_server = launcher.fork_server if isinstance(launcher, WarmLauncher) else None
+    make = partial(JobWorker, settings, priorities, launcher, drain_seconds, fork_server)
     first = make()  # a wrong address fails at once
     ready_storage(settings, first.connection)
     worker: JobWorker | None = first
-    with contextlib.suppress(StopRequested):  # SIGTERM between two connection attempts
+    with (
+        contextlib.suppress(StopRequested),  # SIGTERM between two connection attempts
+        contextlib.nullcontext() if fork_server is None else fork_server,
+    ):
         while worker is not None:
             with (
                 reconciler_thread(settings, worker.name),
@@ -270,10 +303,10 @@ def _reconnected(worker: JobWorker, make: Callable[[], JobWorker]) -> JobWorker 
     return None if worker.drained else fresh
 
 
-def launcher_for(settings: Settings) -> Launcher:
+def launcher_for(settings: Settings, *, cold: bool = True) -> Launcher:
     """Return the launcher of trainers: on the Ray cluster that the settings name, otherwise on this machine."""
     if settings.ray_jobs_url is None:
-        return LocalLauncher()
+        return LocalLauncher() if cold else WarmLauncher(ForkServer(settings.storage))
     # The trainer marks its run and does not connect; and Ray shows a job's environment to all who may list its jobs.
     environment = (("MLFLOW_TRACKING_URI", "sent-by-job-workers"),) if settings.mlflow_uri else ()
     jobs = RayJobs(settings.ray_jobs_url, settings.ray_token)

@@ -1,0 +1,77 @@
+"""`python -P -m trainer.fork_server`: a fork server whose attempts are those of `python -P -m trainer`.
+
+It has imported torch, Ray and everything else that an attempt needs, and has not used any of it: no thread runs and
+CUDA is untouched.
+"""
+
+import logging
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.fork_server import run_fork_server
+from cluster.process_env import keep_arrow_single_threaded, set_local_ray_environment
+from cluster.settings import Settings
+
+
+def preload() -> str | None:
+    """Import what attempts of all kinds need; return why a fork of this process could not use it, or None."""
+    import matplotlib.colors  # noqa: PLC0415, F401
+    import torch  # noqa: PLC0415
+    import torch.utils.tensorboard  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    import trainer.__main__  # noqa: PLC0415
+    import trainer.evaluate  # noqa: PLC0415
+    import trainer.export  # noqa: PLC0415
+    import trainer.predict  # noqa: PLC0415
+    import trainer.search.run  # noqa: PLC0415
+    import trainer.train  # noqa: F401, PLC0415
+
+    Image.preinit()  # imports the readers of the usual formats
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # imports torch's compiler, which takes seconds
+    if torch.cuda.is_initialized() or _uses_gpu():  # type: ignore[no-untyped-call]
+        return "an import has started CUDA, which no fork can use"
+    if logging.getLogger().handlers:
+        return "an import has configured the log, which is done by each attempt"
+    return None
+
+
+def _uses_gpu() -> bool:
+    """Whether this process has opened a device of the NVIDIA driver."""
+    files = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]  # one was that of the folder
+    return any(str(file.readlink()).startswith("/dev/nvidia") for file in files)
+
+
+def attempt(arguments: list[str]) -> int:
+    """Run an attempt in a fork, with the state that a process has after its imports, and return its exit code."""
+    import numpy as np  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    import trainer.__main__  # noqa: PLC0415
+
+    sys.argv = [trainer.__main__.__file__, *arguments]
+    # Python's own generator seeds itself after a fork. NumPy's must not be the same in all attempts; torch's is, in any
+    # process: it begins with a constant.
+    np.random.seed()
+    torch.default_generator.manual_seed(torch.default_generator.initial_seed())
+    multiprocessing.current_process().authkey = os.urandom(32)
+    return trainer.__main__.main(arguments)
+
+
+def main() -> int:
+    """Run the fork server; return its exit code, or that of an attempt in a fork."""
+    try:
+        if Settings.read().ray_address is None:
+            set_local_ray_environment()  # as an attempt does, which then creates a token of its own
+    except ClusterError as error:
+        sys.stderr.write(f"attempts start cold: {error}\n")
+        return 1
+    keep_arrow_single_threaded()
+    return run_fork_server(preload, attempt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
