@@ -113,9 +113,12 @@ def _threads() -> str | None:
 
 def _serve(channel: socket.socket, worker: int, imported: Mapping[str, str], main: Main) -> int:
     while True:
-        message, files, _, _ = socket.recv_fds(channel, 1, FILES)
-        if not message:
+        try:
+            message, files, _, _ = socket.recv_fds(channel, 1, FILES)
+        except ConnectionError:
             return 0  # the job worker has ended
+        if not message:
+            return 0
         if len(files) == FILES and _fork() == 0:
             channel.close()
             request = _as_trainer(files[0], files[1], worker, imported)

@@ -29,7 +29,8 @@ FORK_SERVER = (sys.executable, "-P", "-m", "trainer.fork_server")  # -P: never i
 MIN_MEMORY_BYTES = 4 * 10**9  # the fork server takes 1 GB, which its attempts share
 MAX_RUNS = 100  # then a new one takes over, whatever these have left in it
 MAX_FAILURES = 3  # fork servers that end before they are ready; the next would too
-ANSWER_SECONDS = 60.0  # a fork server that has just been started first imports everything
+ANSWER_SECONDS = 60.0
+IMPORT_SECONDS = 300.0  # of a fork server that has just been started: a cold attempt has to import the same
 SEND_SECONDS = 10.0
 OWN_VARIABLES = ("NIGHTSHIFT_", "RQ_")  # read by each attempt or set for each run, and read by no import
 
@@ -56,7 +57,6 @@ class ForkServer:
         self.why_not = "no fork server was started"
         self._environment: dict[str, str] = {}
         self._code = CodeVersion()
-        self._is_ready = False
         self._runs = self._failures = 0
 
     def __enter__(self) -> "ForkServer":
@@ -71,6 +71,15 @@ class ForkServer:
         """The process that stays when a run ends."""
         return (self.process.pid,) if self.process is not None and self.process.poll() is None else ()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has imported everything, or had when it ended."""
+        try:
+            # The byte stays where it is: the job worker and each work-horse look for it.
+            return self.channel is not None and self.channel.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == READY
+        except OSError:
+            return False
+
     def count_run(self) -> None:
         """Count a run that was started from it."""
         self._runs += 1
@@ -84,14 +93,13 @@ class ForkServer:
             self.why_not = f"the fork server cannot be started ({error.strerror})"
 
     def _refresh(self) -> None:
-        self._listen()
         code = CodeVersion.of_installation()
         if self.pids and code == self._code and self._runs < MAX_RUNS:
             return
         if self.process is not None:
             if not self.pids:
                 log.warning("the fork server has ended")
-                self._failures = 0 if self._is_ready else self._failures + 1
+                self._failures = 0 if self.is_ready else self._failures + 1
             else:
                 log.info("the fork server is replaced: %s", "the code has changed" if code != self._code else "its age")
         if code != self._code:
@@ -144,13 +152,7 @@ class ForkServer:
                 cwd=self.storage,
                 env=self._environment,
             )
-        self._is_ready, self._runs = False, 0
-
-    def _listen(self) -> None:
-        """Find out whether it has imported everything."""
-        if self.channel is not None:
-            with contextlib.suppress(OSError):  # it has said nothing, or has ended
-                self._is_ready |= self.channel.recv(1, socket.MSG_DONTWAIT) == READY
+        self._runs = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class WarmLauncher:
     Attributes:
         fork_server: Of this job worker.
         cold: Starts them where it cannot.
+        answer_seconds: How long to wait for the answer of a fork server that has imported everything.
     """
 
     fork_server: ForkServer
@@ -195,7 +198,8 @@ class WarmLauncher:
         except OSError as error:
             ours.close()
             return start_cold(f"the fork server cannot be reached ({error.strerror})")
-        return WarmRun(ours, request, start_cold, time.monotonic() + self.answer_seconds)
+        seconds = self.answer_seconds if self.fork_server.is_ready else IMPORT_SECONDS
+        return WarmRun(ours, request, start_cold, time.monotonic() + seconds)
 
     def attach(self, paths: RunPaths, attempt: int) -> LocalRun:
         """Raise `LaunchError`, as trainers on this machine end together with their job worker."""

@@ -198,6 +198,7 @@ def test_a_fork_server_that_does_not_answer_is_not_waited_for_and_starts_nothing
 ) -> None:
     paths = new_run(storage, FakeSpec())
     eager = WarmLauncher(warm.fork_server, warm.cold, answer_seconds=0.3)
+    assert eventually(lambda: warm.fork_server.is_ready, 30)
     os.kill(warm.fork_server.pids[0], signal.SIGSTOP)
 
     code = code_of(eager.start(paths, Lease.claim(paths, after=0).attempt))

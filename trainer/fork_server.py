@@ -39,10 +39,10 @@ def preload() -> str | None:
     return None
 
 
-def _uses_gpu() -> bool:
+def _uses_gpu(files: Path = Path("/proc/self/fd")) -> bool:
     """Whether this process has opened a device of the NVIDIA driver."""
-    files = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]  # one was that of the folder
-    return any(str(file.readlink()).startswith("/dev/nvidia") for file in files)
+    links = [file for file in files.iterdir() if file.is_symlink()]  # one is gone: that of the folder itself
+    return any(str(file.readlink()).startswith("/dev/nvidia") for file in links)
 
 
 def attempt(arguments: list[str]) -> int:
