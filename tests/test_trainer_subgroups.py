@@ -115,6 +115,11 @@ def test_of_many_values_the_rarest_are_counted_together():
     assert subgroup_lines(metrics | {"subgroups": rows})[-1] == "site: 15 images with other values"
 
 
+@pytest.mark.parametrize("subgroups", [None, [], "damage", ["damage"], [{}]])
+def test_results_of_earlier_versions_and_damaged_ones_have_no_subgroups(subgroups):
+    assert subgroup_lines({"subgroups": subgroups}) == []
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Images of two classes with a site and a column whose value is a formula and HTML."""

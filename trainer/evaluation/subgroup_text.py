@@ -8,6 +8,7 @@ from data_shards.columns import NOT_STATED
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 
 TOO_FEW = "too few to say"
+NEEDED = {"column", "value", "n", "groups", "positives", "intervals"}  # of each row
 NOTE = (
     "Differences between subgroups are partly chance: the more subgroups, the more differ. The intervals are not "
     "corrected for their number."
@@ -57,7 +58,11 @@ class SubgroupTable:
 
 def subgroup_tables(metrics: Mapping[str, Any]) -> list[SubgroupTable]:
     """Return a table for each kept column of a result; none if the data set has no such columns."""
-    rows = metrics.get("subgroups") or []
+    rows = metrics.get("subgroups")
+    if not rows or not isinstance(rows, list):
+        return []
+    if not all(isinstance(row, Mapping) and row.keys() >= NEEDED for row in rows):
+        return []  # damaged
     names, positive = _figure_names(metrics), _positive(metrics)
     return [
         SubgroupTable(
