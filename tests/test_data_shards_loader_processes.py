@@ -83,12 +83,22 @@ def test_a_small_shared_memory_holds_the_batches_within_the_limit(data_set, read
 
 @pytest.mark.parametrize("read", [of_a_split, of_files])
 def test_batches_beyond_shared_memory_end_in_an_error_that_names_the_cure(data_set, read):
-    options = {"image_size": SIZE, "loader_workers": PROCESSES}
+    options = {"image_size": 4 * SIZE, "loader_workers": PROCESSES}  # not even one batch fits
 
     error = in_small_shared_memory(lambda: read(*data_set, **options))
 
     assert isinstance(error, SharedMemoryFull)
     assert "give the container more (--shm-size)" in str(error)
+
+
+def test_a_batch_without_a_readable_image_passes_through_shared_memory(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    config = HeadConfig(classes=("a", "b"), width=8, dropout=0.0, image_size=SIZE)
+
+    [batch] = ImageFiles((str(tmp_path / "text.png"),)).batches(config, batch_size=BATCH, loader_workers=1)
+
+    assert len(batch.pixels) == 0
+    assert batch.errors[0] is not None
 
 
 def in_small_shared_memory(read):
