@@ -63,8 +63,7 @@ def share(*tensors: Tensor) -> None:
         return
     try:
         for tensor in tensors:
-            if tensor.numel():  # nothing takes no shared memory, and cannot be mapped
-                tensor.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
+            tensor.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
     except RuntimeError as error:
         raise SharedMemoryFull(
             "shared memory (/dev/shm) is full, so that loader processes cannot pass on images; free it: `df /dev/shm` "
