@@ -24,7 +24,7 @@ from tests.test_jobs_web import TOKEN, Answer, Client, queued, with_state
 serving = page.serving
 say_there = comparing.say_there
 FORM_TOKEN = Access(token=TOKEN).form_token
-SPLIT_ERROR = r'role="alert">([^<]*)<'
+ERROR_LINE = r'role="alert">([^<]*)<'
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def sent(client: Client, paths: RunPaths, act: str, **fields: str) -> Answer:
 
 
 def error_of(answer: Answer) -> str:
-    return re.search(SPLIT_ERROR, answer.text)[1].replace("&#39;", "'")
+    return re.search(ERROR_LINE, answer.text)[1].replace("&#39;", "'")
 
 
 # Fork
