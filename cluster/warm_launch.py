@@ -26,7 +26,7 @@ from cluster.resources import available_memory
 from cluster.run_paths import RunPaths
 
 FORK_SERVER = (sys.executable, "-P", "-m", "trainer.fork_server")  # -P: never import a user's own trainer.py
-MIN_MEMORY_BYTES = 4 * 10**9  # the fork server takes 1 GB, which its attempts share
+MIN_MEMORY_BYTES = 4 * 10**9  # the fork server takes 1 GB, and the attempt as much as without it
 MAX_RUNS = 100  # then a new one takes over, whatever these have left in it
 MAX_FAILURES = 3  # fork servers that end before they are ready; the next would too
 ANSWER_SECONDS = 60.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster import guard, warm_launch
+from cluster import guard, resources, warm_launch
 from cluster.code_version import CodeVersion
 from cluster.files import read_json
 from cluster.launch import LocalRun
@@ -293,6 +293,24 @@ def test_no_fork_server_is_started_where_memory_is_short(storage: Path) -> None:
         assert server.pids == ()
     assert code == 0
     assert "GB of memory are available and a fork server is started from 1000000000 GB on" in paths.log.read_text()
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("3000", 3000 - 2000 + 500), ("max", 7168)])
+def test_the_available_memory_is_that_of_the_machine_or_of_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
+) -> None:
+    files = {
+        "meminfo": "MemTotal: 9 kB\nMemAvailable: 7 kB\n",
+        "max": limit,
+        "now": "2000",
+        "memory.stat": "idle 500\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(resources, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(resources, "CGROUP_MEMORY", ((tmp_path, "max", "now", "idle"),))
+
+    assert resources.available_memory() == expected
 
 
 def test_the_code_is_another_after_a_change_of_a_file_or_an_installation(

@@ -27,10 +27,18 @@ def warm(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_workers(warm, tmp_path_factory, digits_shards):
-    """A training on two workers that ended by itself, and what listened while it ran. Its trainer is forked."""
-    storage = tmp_path_factory.mktemp("storage")
-    paths = new_run(storage, train_spec(digits_shards, workers=2, **SAME))
+def forked(warm, tmp_path_factory, digits_shards):
+    """A short training whose trainer was forked, and how it ran; before imports change this process' environment."""
+    paths = new_run(tmp_path_factory.mktemp("storage"), train_spec(digits_shards))
+    trainer = warm.start(paths, Lease.claim(paths, after=0).attempt)
+    assert trainer.wait(300) == 0, paths.log.read_text()
+    return paths, trainer
+
+
+@pytest.fixture(scope="module")
+def two_workers(warm, forked, tmp_path_factory, digits_shards):
+    """A training on two workers that ended by itself, and what listened while it ran. Its trainer was forked too."""
+    paths = new_run(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, workers=2, **SAME))
     trainer = warm.start(paths, Lease.claim(paths, after=0).attempt)
     assert wait_until(lambda: trainer.wait(0.02) is not None or paths.metrics.exists(), 300)
     began = {child.pid for child in psutil.Process(trainer.guard_pid).children(recursive=True)}
@@ -67,15 +75,9 @@ def test_no_process_is_left_behind(two_workers):
     assert not [pid for pid in began if psutil.pid_exists(pid)]
 
 
-def test_a_forked_trainer_publishes_the_same_model_as_a_process_that_was_not_forked(
-    warm, tmp_path, digits_shards, digits_training
-):
-    paths = new_run(tmp_path, train_spec(digits_shards))
-    trainer = warm.start(paths, Lease.claim(paths, after=0).attempt)
+def test_a_forked_trainer_publishes_the_same_model_as_a_process_that_was_not_forked(forked, digits_training):
+    paths, trainer = forked
 
-    code = trainer.wait(300)
-
-    assert code == 0, paths.log.read_text()
     assert trainer.cold is None
     assert model_of(paths) == model_of(digits_training)
 
