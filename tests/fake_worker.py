@@ -30,4 +30,5 @@ def launcher(settings: Settings) -> Launcher:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     here = Settings.read()
-    work(here, launcher=launcher(here), burst="--burst" in sys.argv, drain_seconds=5)
+    seconds = float(sys.argv[sys.argv.index("--drain-seconds") + 1]) if "--drain-seconds" in sys.argv else 5.0
+    work(here, launcher=launcher(here), burst="--burst" in sys.argv, drain_seconds=seconds)

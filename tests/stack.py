@@ -23,12 +23,13 @@ FAKE_WORKER = (sys.executable, "-m", "tests.fake_worker")
 
 
 class FakeSpec(Spec):
-    """A spec for `tests/fake_trainer.py`."""
+    """A spec for `tests/fake_trainer.py`; with `holds`, it waits after its first step for a file `go` in its folder."""
 
     kind: Literal["train"] = "train"
     steps: int = 1
     step_seconds: float = 0.0
     ending: Literal["succeed", "fail", "crash", "nothing", "newer"] = "succeed"
+    holds: bool = False
     stubborn: bool = False
     leaves_child: bool = False
 

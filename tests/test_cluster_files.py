@@ -115,10 +115,11 @@ def test_drafts_of_killed_processes_are_removed_and_other_files_stay(tmp_path):
 
 def test_a_killed_write_leaves_a_draft_that_is_recognised(tmp_path):
     target = tmp_path / "model.pth"
-    if os.fork() == 0:
+    writer = os.fork()
+    if writer == 0:
         with atomic_write(target):
             os._exit(0)
-    os.wait()
+    os.waitpid(writer, 0)
     assert len(names(tmp_path)) == 1
 
     remove_drafts(target)

@@ -15,6 +15,7 @@ from typing import IO
 import pytest
 from redis import AuthenticationError, Redis
 
+from cluster.guard import is_alive
 from cluster.settings import Settings
 from jobs.cli.doctor import redis_finding
 from jobs.errors import QueueUnreachable, Refused
@@ -117,7 +118,7 @@ def test_it_ends_with_the_process_that_asked_for_that(storage: Path) -> None:
 
     said = subprocess.run([sys.executable, "-c", code, str(storage)], capture_output=True, text=True, check=False)
 
-    assert eventually(lambda: not Path(f"/proc/{said.stdout.strip()}").exists())
+    assert eventually(lambda: not is_alive(int(said.stdout)))
 
 
 def test_a_stack_uses_it_on_nfs_where_a_shared_lock_needs_a_file_that_can_be_read(

@@ -47,7 +47,7 @@ def test_a_config_file_gives_options_and_the_command_line_comes_first(
     assert (state.tags, state.note, state.state) == (("chest", "v2"), "first: try", "scheduled")
 
 
-SEARCH = ("--trials", "9", "--lr", "1e-4:1e-2:7", "--head-width", "64,128", "--seeds", "2", "--patience", "0")
+SEARCH = ("--trials", "9", "--lr", "1e-4:1e-2:7", "--head-width", "128,512", "--seeds", "2", "--patience", "0")
 
 
 @pytest.mark.parametrize("command", ["train", "search", "evaluate", "predict"])

@@ -26,7 +26,17 @@ from jobs.queue.worker_list import drain, live_workers
 from jobs.runs.outcomes import Change, end, lost, mark_dead
 from jobs.runs.request import JobRequest
 from jobs.runs.state import changing, write_state
-from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, processes_of, reaches, restart_redis, state_of
+from tests.stack import (
+    FAKE_WORKER,
+    PATIENCE_SECONDS,
+    FakeSpec,
+    children_of,
+    eventually,
+    processes_of,
+    reaches,
+    restart_redis,
+    state_of,
+)
 
 SEGMENTATION_FAULT, WORKERS_LOST = 128 + 11, 75
 
@@ -259,17 +269,17 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
     assert (state_of(settings.storage, paths.run_id).state, processes_of(paths.run_id)) == ("queued", [])
 
 
-def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(
-    stack: Stack, settings: Settings, redis: Redis
-) -> None:
-    run_id = start_run(settings, FakeSpec(steps=20, step_seconds=4.5))  # less than the drain, more than the pause below
-    [worker] = live_workers(redis)
+def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(settings: Settings, redis: Redis) -> None:
+    with start_stack(settings, 1, worker_command=(*FAKE_WORKER, "--drain-seconds", "600")) as stack:
+        run_id = start_run(settings, FakeSpec(steps=20, holds=True))
+        [worker] = live_workers(redis)
 
-    drain(redis, worker.name)
-    time.sleep(1.2)  # RQ takes a second request within a second for the same one
-    drain(redis, worker.name)
+        drain(redis, worker.name)
+        time.sleep(1.2)  # RQ takes a second request within a second for the same one
+        drain(redis, worker.name)
+        (RunPaths.of(settings.storage, run_id).folder / "go").touch()
 
-    assert stack.workers[0].wait(timeout=100) == 0
+        assert stack.workers[0].wait(timeout=PATIENCE_SECONDS) == 0
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 0)
     assert state.why == "handed back by a job worker that was stopped"

@@ -18,7 +18,7 @@ SPANS = re.findall(r"`([^`\n]+)`", README)
 LINES = [found[1] for line in BLOCKS.splitlines() if (found := re.match(r"(?:id=\$\()?nightshift ([^)#>&]+)", line))]
 IN_TEXT = [*SPANS, *re.findall(r"`([^`\n]+)`", (K8S / "README.md").read_text())]
 CALLS = [*LINES, *(span.removeprefix("nightshift ") for span in IN_TEXT if re.match("nightshift [a-z]", span))]
-OTHERS = {"--logdir", "--help"}  # of TensorBoard, and of every command
+OTHERS = {"--logdir", "--shm-size", "--help"}  # of TensorBoard, of Docker, and of every command
 INTERNAL = {"NIGHTSHIFT_COMPLETE", "NIGHTSHIFT_RUN"}  # set by the shell's completion, and by us for child processes
 
 

@@ -129,7 +129,7 @@ def test_the_result_and_the_report_say_out_of_fold_and_the_test_split_is_not_eva
     assert result.details["cross_validation"]["folds"] == 2
     assert "out of fold, 2 folds x 2 repeats, train+valid" in paths.report.read_text()
     assert "out-of-fold loss" in paths.report.read_text()
-    (chart,) = leaderboard_of(paths, {"best_by": "loss", "folds": 2}).charts
+    chart = leaderboard_of(paths, {"best_by": "loss", "folds": 2}).charts[0]
     assert chart.caption == "loss out of fold, 2 folds"
     assert not (paths.storage / "evaluations").exists()
 

@@ -308,10 +308,10 @@ def ranks_differ_in_buffers(module: nn.Module) -> bool:
     was_training = module.training
     module.train()
     differ = any(
-        isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)  # nn.SyncBatchNorm is neither
         and norm.training
         and norm.track_running_stats
-        and not isinstance(norm, nn.SyncBatchNorm | SyncBatchNorm1d)
+        and not isinstance(norm, SyncBatchNorm1d)
         for norm in module.modules()
     )
     module.train(was_training)
