@@ -276,6 +276,7 @@ class WarmRun:
         *lines, self._received = (self._received + data).split(b"\n")
         for word, number in (line.split() for line in lines):
             if word == b"exit":
+                self._await_guard_end()  # or it would be left for a moment after the attempt has ended
                 self._finish(int(number))
                 return
             self.guard_pid = int(number)
@@ -288,10 +289,13 @@ class WarmRun:
         if self.guard_pid is None:
             self._give_up("the fork server has ended")
             return
-        until = time.monotonic() + KILL_SECONDS
-        while guard.is_alive(self.guard_pid) and time.monotonic() < until:
-            time.sleep(0.01)  # its end ends its trainer
+        self._await_guard_end()  # its end ends its trainer
         self._finish(guard.STATUS_OF_SIGNAL + signal.SIGKILL)
+
+    def _await_guard_end(self) -> None:
+        until = time.monotonic() + KILL_SECONDS
+        while self.guard_pid is not None and guard.is_alive(self.guard_pid) and time.monotonic() < until:
+            time.sleep(0.001)
 
     def _finish(self, code: int) -> None:
         self.code = code
