@@ -1,14 +1,17 @@
 """A job worker as `nightshift worker` starts it, but with the fake trainer: `python -m tests.fake_worker [--warm]`."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
+
+from rq.exceptions import StopRequested
 
 from cluster.launch import Launcher, LocalLauncher
 from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.settings import Settings
 from cluster.warm_launch import ForkServer, WarmLauncher
-from jobs.queue.job_worker import work
+from jobs.queue.job_worker import JobWorker, work
 from tests.fake_fork_server import fork_server
 
 FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
@@ -27,7 +30,20 @@ def launcher(settings: Settings) -> Launcher:
     return RayJobLauncher(jobs, settings.lease_seconds, FAKE_TRAINER, (("PYTHONPATH", ROOT),))
 
 
+def lose_first_stop() -> None:
+    """Let the first exception that stops an idle worker be ignored, as redis-py may do."""
+    shutdown = JobWorker._shutdown
+
+    def ignored(worker: JobWorker) -> None:
+        with contextlib.suppress(StopRequested):
+            shutdown(worker)  # type: ignore[no-untyped-call]
+
+    JobWorker._shutdown = ignored  # type: ignore[assignment, method-assign]
+
+
 if __name__ == "__main__":
+    if "--lose-first-stop" in sys.argv:
+        lose_first_stop()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     here = Settings.read()
     seconds = float(sys.argv[sys.argv.index("--drain-seconds") + 1]) if "--drain-seconds" in sys.argv else 5.0

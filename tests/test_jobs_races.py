@@ -285,6 +285,20 @@ def test_a_worker_that_is_drained_twice_still_saves_a_checkpoint(settings: Setti
     assert state.why == "handed back by a job worker that was stopped"
 
 
+def test_an_idle_worker_stops_though_a_library_has_ignored_the_exception_that_stops_it(
+    settings: Settings, redis: Redis
+) -> None:
+    def states() -> list[bytes | None]:
+        return [redis.hget(f"rq:worker:{worker.name}", "state") for worker in live_workers(redis)]
+
+    with start_stack(settings, 1, worker_command=(*FAKE_WORKER, "--lose-first-stop")) as stack:
+        assert eventually(lambda: states() == [b"idle"])
+
+        stack.workers[0].terminate()
+
+        assert stack.workers[0].wait(timeout=100) == 0
+
+
 @pytest.mark.slow
 def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Settings) -> None:
     run_id = start_run(settings, FakeSpec(steps=200, step_seconds=0.1))

@@ -41,6 +41,7 @@ from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.mlflow_sender import MlflowSender
 from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
 from jobs.queue.reconciler import reconciler_thread
+from jobs.queue.stop_reminder import StopReminder
 from jobs.queue.storage_check import ready_storage
 from jobs.queue.webhook_sender import deliver
 from jobs.queue.worker_list import VERSION_FIELD
@@ -73,7 +74,7 @@ class JobWorker(rq.Worker):
         """Connect to Redis; `work` starts working."""
         self.settings, self.launcher, self.drain_seconds = settings, launcher, drain_seconds
         self.fork_server = fork_server
-        self.drained = False
+        self.drained = self.is_leaving = False
         super().__init__(
             [PREFIX + priority for priority in priorities],
             name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
@@ -223,8 +224,23 @@ class JobWorker(rq.Worker):
             elif state.state == "running" and state.job_worker == self.name:
                 StopRequest("drain", state.attempt, seconds=self.drain_seconds).publish(paths.stop)
 
+    def misses_stop(self) -> bool:
+        """Whether the worker was told to stop while it was idle, and still waits for runs."""
+        return self.drained and not self.is_leaving and self.get_state() != rq.worker.WorkerStatus.BUSY
+
+    def teardown(self) -> None:
+        """Sign off at the end of the work."""
+        self.is_leaving = True
+        super().teardown()  # type: ignore[no-untyped-call]
+
     def request_force_stop(self, signum: int, _frame: FrameType | None) -> None:
-        """Continue to drain on a second SIGTERM: a checkpoint is worth the wait; SIGKILL ends the worker at once."""
+        """Continue to drain on a second SIGTERM: a checkpoint is worth the wait; SIGKILL ends the worker at once.
+
+        Raises:
+            StopRequested: The worker has missed the first one.
+        """
+        if self.misses_stop():
+            raise StopRequested
         log.info("signal %d: already draining, for %.0f seconds at most", signum, self.drain_seconds)
 
     def set_shutdown_requested_date(self) -> None:
@@ -279,6 +295,7 @@ def work(
                 reconciler_thread(settings, worker.name),
                 _webhook_sender(settings, worker.name),
                 MlflowSender(settings, sends_last=burst or max_jobs is not None),
+                StopReminder(worker.misses_stop),
                 contextlib.suppress(redis.RedisError),
             ):
                 worker.work(burst=burst, max_jobs=max_jobs, logging_level="WARNING")
