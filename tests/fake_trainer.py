@@ -23,13 +23,13 @@ def main(folder: str, attempt: int) -> int:
     if spec["leaves_child"]:
         subprocess.Popen(["sleep", "600"], start_new_session=True)
     for step in range(steps_done(paths), spec["steps"]):
+        while spec.get("holds") and step > 0 and not (paths.folder / "go").exists():
+            lease.heartbeat()
+            time.sleep(0.02)
         if paths.stop.exists() and not spec["stubborn"]:
             return 3
         lease.heartbeat()
         time.sleep(spec["step_seconds"])
-        while spec.get("holds") and step > 0 and not (paths.folder / "go").exists():
-            lease.heartbeat()
-            time.sleep(0.02)
         append_line(paths.folder / "steps.jsonl", {"step": step, "attempt": attempt})
         progress = {"phase": "train", "epoch": step + 1, "epochs": spec["steps"], "done": 1, "total": 1}
         write_json(paths.progress, {**progress, "images_per_second": 10.0, "eta_seconds": 1.0, "attempt": attempt})
