@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 NOT_STATED = "not stated"  # what texts call the images without a value; they store ""
+MOST_VALUES = 20  # of a column; a table of more subgroups says nothing, and more values may identify patients
 NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?")
 YEARS = re.compile(r"([0-9]{1,3})Y")  # an age as DICOM writes it (VR AS)
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
-from data_shards.columns import KeptColumn
+from data_shards.columns import MOST_VALUES, KeptColumn
 from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.packing import pack
 from tests.datasets import noise
@@ -17,7 +17,7 @@ from tests.trained import evaluated, lease_in
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.data.feature_extraction import _column
 from trainer.evaluation.subgroup_text import subgroup_lines
-from trainer.evaluation.subgroups import MOST_VALUES, DecidedImages, subgroup_rows
+from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
 from trainer.model.bundle import publish_model
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig

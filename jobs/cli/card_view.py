@@ -21,11 +21,9 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MANIFEST_FILE
 from trainer.model.thresholds import read_threshold, threshold_names
 from trainer.report.limits import limits
-from trainer.report.model_card import CardFigures, ModelCard, render_card
+from trainer.report.model_card import CardFigures, ModelCard
 from trainer.specs import EvaluateSpec, TrainOptions, read_spec
 from trainer.specs.command_text import command_of
-
-__all__ = ["model_card", "render_card"]
 
 PACKAGES = ("nightshift", "torch", "efficientnet_pytorch")
 SHOWN_OPTIONS = (

@@ -15,7 +15,7 @@ from jobs.cli.option_types import Share
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import terminal_text
-from trainer.specs.metric import COMPARED
+from trainer.specs.metric import COMPARED, MARGIN
 
 MOST_MODELS = 26  # named A to Z
 MARGIN_HELP = (
@@ -30,7 +30,7 @@ COMPARISON = OptionGroup(
             "--positive", metavar="CLASS",
             help="Positive class, for sensitivity, specificity and AUROC.  [default: that of the evaluations]",
         ),
-        click.option("--margin", type=Share(), metavar="SHARE", default=0.02, show_default=True, help=MARGIN_HELP),
+        click.option("--margin", type=Share(), metavar="SHARE", default=MARGIN, show_default=True, help=MARGIN_HELP),
         click.option(
             "--metric", type=click.Choice(COMPARED), default="auroc", show_default=True,
             help="Metric that --margin is about.",

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from cluster.files import write_text
-from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, options, run_argument
@@ -13,7 +12,6 @@ from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo
 from jobs.errors import Refused
 from jobs.queue.checks import model_of
-from jobs.runs.record import model_mismatch
 
 CARD_FILE = "card.html"
 FILE = OptionGroup(
@@ -33,14 +31,13 @@ def card(model: str, output: str | None) -> None:
     STARD-AI and CLAIM that it fills or leaves open. What nobody stated is "not stated"; `shards describe` states what
     is known of the data set.
     """
-    from jobs.cli.card_view import model_card, render_card  # noqa: PLC0415 -- --help does not wait for it
+    from jobs.cli.card_view import model_card  # noqa: PLC0415 -- --help does not wait for it
+    from trainer.report.model_card import render_card  # noqa: PLC0415
 
     settings = Settings.read()
     target = output_file(output)
     named = model_of(settings, model)
     folder = named.published_folder()
-    if folder.name == "best" and (mismatch := model_mismatch(RunPaths(folder.parent))):
-        raise Refused(mismatch)
     path = Path(target) if target else folder / CARD_FILE
     page = render_card(model_card(settings.storage, folder, named.name))
     try:

@@ -17,11 +17,13 @@ from cluster.settings import Settings
 from data_shards.errors import BadIndex, PlanError
 from data_shards.index import INDEX_NAME, ShardIndex, read_index
 from data_shards.locations import local_folder
+from jobs.errors import Refused
 from jobs.queue.connection import LOOPBACK
 from jobs.queue.weights_file import refuse_other_network, refuse_unavailable_imagenet
 from jobs.runs import state as run_state
 from jobs.runs.names import close_name
 from jobs.runs.promotions import promoted_model, promoted_names
+from jobs.runs.record import model_mismatch
 from jobs.runs.request import JobRequest
 from trainer.errors import CheckpointError, SpecError, WeightsError
 from trainer.model.head import HeadConfig
@@ -167,9 +169,12 @@ class NamedModel:
 
         Raises:
             CheckpointError: Its run has not ended.
+            Refused: It is not the model that the result of its run names.
         """
         if self.folder is None:
             raise CheckpointError(f"{self.name} has no model yet; wait for it: nightshift wait {self.name}")
+        if self.folder.name == "best" and (mismatch := model_mismatch(RunPaths(self.folder.parent))):
+            raise Refused(mismatch)
         return self.folder
 
 

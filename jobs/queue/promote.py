@@ -4,7 +4,6 @@ from pathlib import Path
 
 from cluster.errors import StorageError
 from cluster.files import read_json_object
-from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import SPLITS
 from jobs.errors import Refused
@@ -13,7 +12,6 @@ from jobs.runs import promotions
 from jobs.runs import state as run_state
 from jobs.runs.evaluations import find_model
 from jobs.runs.promotions import Promotion
-from jobs.runs.record import model_mismatch
 from trainer.errors import CheckpointError, ModelMismatch
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MANIFEST_FILE
@@ -80,8 +78,6 @@ def _published(settings: Settings, text: str) -> Promotion:
     """
     named = model_of(settings, text)
     folder = named.published_folder()
-    if folder.name == "best" and (mismatch := model_mismatch(RunPaths(folder.parent))):
-        raise Refused(mismatch)
     return Promotion(
         model=named.name,
         folder=str(folder),

@@ -12,10 +12,9 @@ from cluster.run_paths import RUN_ID
 from jobs.errors import InvalidOption
 from jobs.runs.names import NAME
 from jobs.runs.state import age_key
-from trainer.specs.metric import COMPARED
+from trainer.specs.metric import COMPARED, MARGIN
 
 FIELDS = ("a", "b", "split", "positive", "metric", "margin")
-MARGIN = 0.02  # as of the command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,7 @@ def compare_page(storage: Path, query: Mapping[str, str]) -> ComparePage:
     for name in ("a", "b"):
         if not NAME.fullmatch(fields[name]):  # a folder of this machine is nobody's business
             raise InvalidOption(f"{name}={fields[name]!r} is neither a run id nor a name; the list of runs shows both")
-    metric = fields["metric"] or COMPARED[0]
-    if metric not in COMPARED:
-        raise InvalidOption(f"metric={metric!r} is not one of {', '.join(COMPARED)}; choose one of them")
+    metric = metric_in(fields)
     # Takes a second, and the other pages do not wait for it.
     from jobs.runs.comparison import compared  # noqa: PLC0415
     from trainer.report.comparison_page import comparison_body  # noqa: PLC0415
@@ -88,6 +85,18 @@ def compare_page(storage: Path, query: Mapping[str, str]) -> ComparePage:
         metric=metric,
     )
     return ComparePage(fields=fields, found=view.to_json(), body=comparison_body(view.page()))
+
+
+def metric_in(fields: Mapping[str, str]) -> str:
+    """Return the metric that a form or a query chooses, the usual one if it does not.
+
+    Raises:
+        InvalidOption: There is no such metric.
+    """
+    metric = fields.get("metric") or COMPARED[0]
+    if metric not in COMPARED:
+        raise InvalidOption(f"metric={metric!r} is not one of {', '.join(COMPARED)}; choose one of them")
+    return metric
 
 
 def _margin(text: str) -> float:

@@ -17,6 +17,7 @@ from jobs.runs import promotions
 from jobs.runs.labels import change_labels
 from jobs.runs.state import RunState, read_state
 from jobs.web.access import Access
+from jobs.web.compare_page import metric_in
 from trainer.specs.metric import COMPARED
 
 FORM_FIELD = "form_token"
@@ -149,9 +150,7 @@ def promote_page(paths: RunPaths, fields: Fields) -> FormPage:
 
 def promote(settings: Settings, paths: RunPaths, fields: Fields) -> str:
     """Give the model of a run a name, and return the address of the models."""
-    metric = fields.get("metric") or COMPARED[0]
-    if metric not in COMPARED:
-        raise InvalidOption(f"metric={metric!r} is not one of {', '.join(COMPARED)}; choose one of them")
+    metric = metric_in(fields)
     if not _given(fields, "name"):
         raise InvalidOption("the name of the model is missing; write it, such as chest")
     promote_model(

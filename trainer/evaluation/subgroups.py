@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from sklearn import metrics as sk
 
-from data_shards.columns import KeptColumn
+from data_shards.columns import MOST_VALUES, KeptColumn
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics
 from trainer.evaluation.intervals import (
     Interval,
@@ -23,7 +23,6 @@ from trainer.evaluation.intervals import (
 )
 from trainer.evaluation.metric_text import is_binary
 
-MOST_VALUES = 20  # of a column; additions to a data set may bring more
 FEWEST_PAIRS = 5  # independent positives and negatives; DeLong's variance of fewer says nothing
 LARGE = 5000  # images from which on the bootstrap does not widen DeLong's interval, and would take minutes
 NO_RESAMPLES = np.empty(0)
@@ -64,7 +63,8 @@ def subgroup_rows(
 ) -> list[dict[str, Any]]:
     """Return a row for each value of each column, and for each label if an image has several, as JSON values.
 
-    `value` is None for the images without one. Of a column with more than `MOST_VALUES` values, the rows are about
+    `value` is None for the images without one. Of a column with more than `MOST_VALUES` values, as additions to a data
+    set may bring, the rows are about
     those with most images; `left_out` of each row of the column counts the images of the others.
 
     Args:

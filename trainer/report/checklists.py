@@ -8,7 +8,7 @@ Radiology: Artificial Intelligence 6(4), cited by topic.
 from collections.abc import Collection
 from dataclasses import dataclass
 
-OPEN = "not stated"
+from data_shards.columns import NOT_STATED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,9 @@ class FilledItem:
     @property
     def is_open(self) -> bool:
         """Whether the card leaves it open."""
-        return self.where == OPEN
+        return self.where == NOT_STATED
 
 
 def filled_items(known: Collection[str]) -> list[FilledItem]:
     """Return each item with what fills it; `known` has the names of what is known about the model."""
-    return [FilledItem(item=item, where=item.where if item.needs in known else OPEN) for item in ITEMS]
+    return [FilledItem(item=item, where=item.where if item.needs in known else NOT_STATED) for item in ITEMS]

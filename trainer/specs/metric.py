@@ -7,6 +7,7 @@ Metric = Literal["loss", "accuracy", "balanced_accuracy", "auroc"]
 HIGHER_IS_BETTER: dict[str, bool] = {"loss": False, "accuracy": True, "balanced_accuracy": True, "auroc": True}
 # By which two models are compared.
 COMPARED = ("auroc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+MARGIN = 0.02  # of `nightshift compare`, unless another one is given
 
 
 def is_better(value: float | None, other: float | None, metric: str) -> bool:

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from data_shards.columns import NOT_STATED, KeptColumn, number_in
+from data_shards.columns import MOST_VALUES, NOT_STATED, KeptColumn, number_in
 from data_shards.errors import OptionError, SourceError
 from data_shards.pack.labels.cells import is_missing, loose, whole_numbers
 from data_shards.pack.labels.columns import GROUP_NAMES, IMAGE_NAMES, position_of
 from data_shards.pack.labels.joining import Rows
 
-MOST_VALUES = 20  # of a column; a table of more subgroups says nothing, and more values may identify patients
 MOST_CHARACTERS = 80  # of a value; a longer text is a remark about one patient
 # Names of what identifies a person or an examination (HIPAA, 45 CFR 164.514), without blanks, dashes and underscores.
 IDENTIFYING_NAMES = frozenset({
