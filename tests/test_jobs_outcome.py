@@ -57,6 +57,16 @@ def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> 
     ]
 
 
+def test_the_end_of_a_search_says_which_trial_is_published_and_why(say: Say, run: RunPaths) -> None:
+    sentence = "trial 0 is published, the default trial: trial 4 is better by 0.001, not more than one standard error"
+    correction = "validation loss 0.21 of trial 4, the best of 12 trials; corrected for choosing among 12 trials 0.22"
+    succeed(run, choice={"sentence": sentence, "correction": correction, "warning": ""})
+
+    said = say("wait", "first-night")[2].splitlines()
+
+    assert said[2:4] == [f"chosen   {sentence}", f"best     {correction}"]
+
+
 def test_the_next_command_quotes_a_path_for_a_shell(say: Say, shards: str, settings: Settings) -> None:
     spaced = Path(shards).rename(Path(shards).with_name("chest films; 2026"))
     run = RunPaths.of(settings.storage, say("train", str(spaced), "--weights", "none", "--name", "spaced")[1].strip())

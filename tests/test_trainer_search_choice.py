@@ -189,14 +189,14 @@ def test_the_best_is_published_if_the_model_of_the_default_trial_was_not_kept():
     assert found.to_json(spec, INDEX, "valid")["sentence"].endswith("default trial 0: its model was not kept")
 
 
-def test_the_lines_say_claim_correction_and_too_few_images():
+def test_the_lines_say_best_value_correction_and_too_few_images():
     spec, outputs = spec_of(), {0: outputs_of(first(340)), 1: outputs_of(first(360))}
 
     choice = chosen([0.85, 0.9], outputs).to_json(spec, INDEX, "valid")
 
     corrected = choice["corrected"]
     assert choice_lines({"choice": choice})[1:] == [
-        ("claim", "validation accuracy 0.9 of trial 1, the best of 2 trials; corrected for choosing among 2 trials "
+        ("best", "validation accuracy 0.9 of trial 1, the best of 2 trials; corrected for choosing among 2 trials "
          f"{corrected['value']:.4g} ({corrected['low']:.4g} to {corrected['high']:.4g})"),
         ("warning", 'valid has 20 images of "covid", fewer than 100: which trial is best is mostly noise'),
     ]  # fmt: skip

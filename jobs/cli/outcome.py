@@ -16,6 +16,7 @@ from jobs.runs.result_text import decision_rows, label_lines, metric_with_interv
 from jobs.runs.state import RunState
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
 from trainer.evaluation.training_text import training_lines
+from trainer.search.choice_text import choice_lines
 
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
@@ -68,7 +69,8 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
     metrics = record.result.get("metrics") or {}
     lines = [metrics_line(metrics), *label_lines(metrics)]
-    lines += [f"{label:<8} {line}" for label, line in (*training_lines(record.result), *decision_rows(record))]
+    details = (*choice_lines(record.result), *training_lines(record.result), *decision_rows(record))
+    lines += [f"{label:<8} {line}" for label, line in details]
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]

@@ -68,5 +68,5 @@ def choice_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     choice = result.get("choice")
     if not isinstance(choice, Mapping):
         return []
-    texts = (("chosen", "sentence"), ("claim", "correction"), ("warning", "warning"))
+    texts = (("chosen", "sentence"), ("best", "correction"), ("warning", "warning"))
     return [(label, str(choice[key])) for label, key in texts if choice.get(key)]
