@@ -35,7 +35,7 @@ def predict_onnx() -> ModuleType:
 
 
 def test_the_page_of_examples_names_each_file() -> None:
-    linked = set(re.findall(r"\(examples/([^)]+)\)", (DOCS / "README.md").read_text()))
+    linked = set(re.findall(r"\(examples/([^)]+)\)", (DOCS / "examples.md").read_text()))
 
     assert linked == {file.name for file in EXAMPLES.iterdir() if not file.name.startswith((".", "__"))}
 

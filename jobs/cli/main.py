@@ -120,7 +120,7 @@ def cli(ctx: click.Context) -> None:
     """Fine-tune image classifiers on a cluster's GPUs, from a job queue.
 
     Environment variables set the storage, the queue and the Ray cluster: NIGHTSHIFT_STORAGE, NIGHTSHIFT_REDIS_URL,
-    NIGHTSHIFT_RAY_JOBS_URL. README.md lists all of them.
+    NIGHTSHIFT_RAY_JOBS_URL. The settings page of the user guide lists all of them.
     """
     if not wants_color():
         ctx.color = False
