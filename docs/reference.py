@@ -12,7 +12,7 @@ from cluster.environment_variables import VARIABLES
 from jobs.cli.command import HELP_NAMES
 from jobs.cli.main import cli
 
-WIDTH = 100  # columns of the help texts
+WIDTH = 88  # columns of the help texts, as many as a page of the guide has
 
 
 def commands() -> str:

@@ -193,6 +193,10 @@ def test_its_reference_of_commands_is_what_help_prints() -> None:
     for words, _ in all_commands(cli):
         called = " ".join(("nightshift", *words))
         help_text = CliRunner().invoke(
-            cli, [*words, "--help"], prog_name="nightshift", terminal_width=100, max_content_width=100
+            cli,
+            [*words, "--help"],
+            prog_name="nightshift",
+            terminal_width=reference.WIDTH,
+            max_content_width=reference.WIDTH,
         )
         assert f"\n## {called}\n\n```text\n{help_text.output.rstrip()}\n```\n" in text

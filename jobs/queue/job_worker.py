@@ -37,6 +37,7 @@ from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, mlflow_sender, tasks
 from jobs.queue.connection import connect
 from jobs.queue.entries import RunEntry
+from jobs.queue.gpu_history import gpu_sampler
 from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.mlflow_sender import MlflowSender
 from jobs.queue.queues import PREFIX, RunQueue, enqueue, is_paused
@@ -295,6 +296,7 @@ def work(
                 reconciler_thread(settings, worker.name),
                 _webhook_sender(settings, worker.name),
                 MlflowSender(settings, sends_last=burst or max_jobs is not None),
+                gpu_sampler(settings, worker.name),
                 StopReminder(worker.misses_stop),
                 contextlib.suppress(redis.RedisError),
             ):

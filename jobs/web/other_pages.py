@@ -15,10 +15,13 @@ from cluster.settings import Settings
 from jobs.errors import JobError, QueueUnreachable
 from jobs.queue import embedded_redis
 from jobs.queue.connection import connect
+from jobs.queue.gpu_history import GpuHistory, gpu_histories
 from jobs.queue.overview import queue_overview
 from jobs.queue.schedules import schedules
 from jobs.queue.worker_list import WorkerRecord, live_workers
 from jobs.runs.promotions import Promotion, history_of, promoted_names
+from jobs.web.gpu_charts import gpu_charts
+from trainer.report.charts import ReportChart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class QueuePage:
     Attributes:
         queues: What `nightshift queue show --json` prints; None if Redis does not answer.
         workers: The job workers that are alive.
+        gpus: The GPUs of the job workers' machines over the last hour.
         schedules: Name, cron line, time zone, next time and newest run of each schedule.
         warning: Why the queues cannot be read, None if they can.
     """
@@ -59,13 +63,20 @@ class QueuePage:
     queues: Mapping[str, Any] | None
     workers: Sequence[WorkerRecord]
     schedules: Sequence[Mapping[str, Any]]
+    gpus: Sequence[GpuHistory] = ()
     warning: str | None = None
+
+    @property
+    def charts(self) -> tuple[ReportChart, ...]:
+        """A chart for each GPU."""
+        return gpu_charts(self.gpus)
 
     def to_json(self) -> dict[str, Any]:
         """Return the page as JSON."""
         return {
             "queues": self.queues,
             "workers": [dataclasses.asdict(worker) for worker in self.workers],
+            "gpus": [gpu.to_json() for gpu in self.gpus],
             "schedules": list(self.schedules),
             "warning": self.warning,
         }
@@ -95,7 +106,12 @@ def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
     ]
     try:
         with connect(_with_running_redis(settings) if is_read_only else settings) as connection:
-            return QueuePage(queues=queue_overview(connection), workers=live_workers(connection), schedules=planned)
+            return QueuePage(
+                queues=queue_overview(connection),
+                workers=live_workers(connection),
+                schedules=planned,
+                gpus=gpu_histories(connection),
+            )
     except (JobError, StorageError, redis.RedisError) as error:
         return QueuePage(queues=None, workers=(), schedules=planned, warning=str(error))
     except OSError as error:
