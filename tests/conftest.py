@@ -1,5 +1,13 @@
 """Fixtures that tests of several packages share."""
 
+import os
+
+# Before torch is loaded, also by child processes: several test processes share few cores, and a thread of torch that
+# spins until the other threads of its process get a core took 10 times the CPU of the work itself. Tensors of tests are
+# too small for threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where the trainer sets the number of threads itself
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
