@@ -1,6 +1,7 @@
 """The Jinja environment of every HTML page. Imports nothing heavy: the command line renders a page too."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -9,10 +10,17 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 def page_environment(*packages: str, filters: Mapping[str, Callable[..., Any]]) -> Environment:
     """Return an environment that escapes HTML and refuses undefined names.
 
+    It is the same for the same arguments, so that a process compiles each template once.
+
     Args:
         packages: Packages whose folders hold templates, besides `trainer.report`; they come first.
-        filters: The page's own filters by name.
+        filters: The page's own filters by name: functions of a module, which live as long as it.
     """
+    return _environment(packages, tuple(filters.items()))
+
+
+@cache
+def _environment(packages: tuple[str, ...], filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Environment:
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, ".") for package in (*packages, "trainer.report")]),
         autoescape=True,
@@ -20,7 +28,7 @@ def page_environment(*packages: str, filters: Mapping[str, Callable[..., Any]]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= dict(filters)
     return environment
 
 
