@@ -9,7 +9,7 @@ from cluster.files import write_json
 from cluster.launch import THIS_MACHINE
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.queue import schedules, webhook_sender
+from jobs.queue import actions, schedules, webhook_sender
 from jobs.queue.queues import waiting
 from jobs.queue.reconciler import ReconcilerMemory, reconcile
 from jobs.queue.submit import submit
@@ -32,21 +32,27 @@ RUN_FILES = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `cancel --now` wait a moment for the heartbeat of the run, which nothing sends."""
+    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "0.02")
+    monkeypatch.setattr(actions, "POLL_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("short_wait")
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_any_content_of_any_file_of_a_run_concerns_that_run_only(
-    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch, name: str
+    settings: Settings, redis: Redis, say: Say, name: str
 ) -> None:
-    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "0.3")
-
     for content in WRONG:
         commands_survive(settings, redis, say, name, content)
 
 
+@pytest.mark.usefixtures("short_wait")
 @pytest.mark.parametrize("name", ["state.json", "job.json", "progress.json", "stop.json", "result.json"])
 def test_a_wrong_type_in_any_field_of_a_run_concerns_that_run_only(
-    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch, name: str
+    settings: Settings, redis: Redis, say: Say, name: str
 ) -> None:
-    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "0.3")
     result_file = {"metrics": {"accuracy": 0.5, "loss": 0.1}, "checkpoint": "best"}
     sound = result_file if name == "result.json" else json.loads((running(settings).folder / name).read_text())
 
