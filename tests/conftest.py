@@ -84,6 +84,15 @@ def digits_training(tmp_path_factory: pytest.TempPathFactory, digits_shards: Pat
 
 
 @pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no reports, for tests that only compare trainings: a report takes a third of such a training."""
+    from trainer import evaluate, train  # noqa: PLC0415 -- imports torch, which few tests need
+
+    for module in (evaluate, train):
+        monkeypatch.setattr(module, "write_report", lambda *_: None)
+
+
+@pytest.fixture
 def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
     """Run a command in this process; return its exit code, stdout and stderr."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))

@@ -20,11 +20,21 @@ from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
 from trainer.model.bundle import read_model
 from trainer.training.worker import train_on_worker
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits_shards):
+    """A training with its report."""
     storage = tmp_path_factory.mktemp("storage")
     return done(storage, train_spec(digits_shards, seed=7))
+
+
+@pytest.fixture
+def storage(trained, tmp_path):
+    """A storage without runs that has the features of the trainings with this seed."""
+    shutil.copytree(trained[0].storage / "features", tmp_path / "features")
+    return tmp_path
 
 
 def test_a_training_leaves_a_line_an_epoch_a_model_and_a_result(trained, digits_shards):
@@ -81,19 +91,19 @@ def test_without_the_cache_the_result_is_the_same(trained, tmp_path, digits_shar
     assert streamed.metrics["loss"] == pytest.approx(cached.metrics["loss"], rel=1e-3)
 
 
-def test_evaluating_the_published_model_reproduces_the_figures_stored_with_it(trained, tmp_path, digits_shards):
+def test_evaluating_the_published_model_reproduces_the_figures_stored_with_it(trained, storage, digits_shards):
     paths, _ = trained
     stored = read_json(paths.best / "manifest.json")["metrics"]
 
-    found = evaluated(tmp_path, paths.best, digits_shards, split="valid", seed=7)
+    found = evaluated(storage, paths.best, digits_shards, split="valid", seed=7)
 
     assert json.loads(json.dumps(found.metrics)) == stored
 
 
-def test_a_run_stopped_in_an_epoch_goes_on_to_the_very_same_model(trained, tmp_path, digits_shards, monkeypatch):
+def test_a_run_stopped_in_an_epoch_goes_on_to_the_very_same_model(trained, storage, digits_shards, monkeypatch):
     uninterrupted, _ = trained
     spec = train_spec(digits_shards, seed=7)
-    paths = new_run(tmp_path, spec)
+    paths = new_run(storage, spec)
     at_epoch(monkeypatch, 1, lambda: paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1})))
 
     with pytest.raises(Stopped, match=r"stopped \(cancel\) after step 8, checkpoint saved"):
@@ -113,10 +123,10 @@ def test_a_run_stopped_while_it_computes_features_says_so(tmp_path, digits_shard
         attempted(paths, spec)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(trained, tmp_path, digits_shards, caplog):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(trained, storage, digits_shards, caplog):
     uninterrupted, _ = trained
     spec = train_spec(digits_shards, seed=7)
-    paths, _ = done(tmp_path, spec)
+    paths, _ = done(storage, spec)
     newest = max(paths.checkpoints.glob("step-*"))
     with (newest / "module.safetensors").open("r+b") as file:
         file.truncate(1000)
@@ -128,9 +138,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(trained, tmp_p
     assert [line["epoch"] for line in read_lines(paths.metrics)] == [1, 2]
 
 
-def test_a_run_that_resumes_names_the_damaged_lines_of_its_metrics_and_drops_them(tmp_path, digits_shards, caplog):
+def test_a_run_that_resumes_names_the_damaged_lines_of_its_metrics_and_drops_them(storage, digits_shards, caplog):
     spec = train_spec(digits_shards, seed=7)
-    paths, _ = done(tmp_path, spec)
+    paths, _ = done(storage, spec)
     with paths.metrics.open("a") as file:
         file.write('{"epoch": \n')
 
@@ -140,8 +150,8 @@ def test_a_run_that_resumes_names_the_damaged_lines_of_its_metrics_and_drops_the
     assert [json.loads(line)["epoch"] for line in paths.metrics.read_text().splitlines()] == [1, 2]
 
 
-def test_patience_ends_a_training_that_gets_no_better(tmp_path, digits_shards):
-    paths, result = done(tmp_path, train_spec(digits_shards, epochs=50, lr=1e-9, patience=2, best_by="accuracy"))
+def test_patience_ends_a_training_that_gets_no_better(storage, digits_shards):
+    paths, result = done(storage, train_spec(digits_shards, seed=7, epochs=50, lr=1e-9, patience=2, best_by="accuracy"))
 
     epochs = [line["epoch"] for line in read_lines(paths.metrics)]
 
@@ -159,9 +169,9 @@ def test_steps_too_small_for_batch_norm_are_refused(tmp_path, digits_shards):
         done(tmp_path, train_spec(digits_shards, batch_size=4, workers=2))
 
 
-def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards, monkeypatch):
-    spec = train_spec(digits_shards)
-    paths = new_run(tmp_path, spec)
+def test_an_attempt_that_was_overtaken_publishes_nothing(storage, digits_shards, monkeypatch):
+    spec = train_spec(digits_shards, seed=7)
+    paths = new_run(storage, spec)
     at_epoch(monkeypatch, 1, lambda: Lease.claim(paths, after=1))
 
     with pytest.raises(LeaseLost, match="attempt 2 has taken over from attempt 1"):
@@ -172,14 +182,14 @@ def test_an_attempt_that_was_overtaken_publishes_nothing(tmp_path, digits_shards
     assert not list(paths.checkpoints.glob("step-*"))
 
 
-def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path, digits_shards):
+def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_checkpoint(storage, digits_shards):
     spec = train_spec(digits_shards, seed=7, epochs=1)
-    paths, _ = done(tmp_path, spec, "first")
-    spoil_features(tmp_path)
+    paths, _ = done(storage, spec, "first")
+    spoil_features(storage)
     longer = train_spec(digits_shards, seed=7)
-    (tmp_path / "runs" / "second").mkdir()
-    shutil.copytree(paths.checkpoints, tmp_path / "runs" / "second" / "checkpoints")
-    resumed = RunPaths(tmp_path / "runs" / "second")
+    (storage / "runs" / "second").mkdir()
+    shutil.copytree(paths.checkpoints, storage / "runs" / "second" / "checkpoints")
+    resumed = RunPaths(storage / "runs" / "second")
 
     with pytest.raises(
         TrainingDiverged, match=r"loss is not finite \(NaN or inf\) at step \d+ of epoch 2; use a lower --lr"
@@ -191,9 +201,9 @@ def test_a_loss_that_is_no_number_stops_at_its_step_and_keeps_the_last_good_chec
     assert not resumed.best.exists()
 
 
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_says_the_cure(tmp_path, digits_shards, monkeypatch):
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_says_the_cure(storage, digits_shards, monkeypatch):
     spec = train_spec(digits_shards, seed=7, head_width=512)
-    paths = new_run(tmp_path, spec)
+    paths = new_run(storage, spec)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_up():
@@ -226,10 +236,10 @@ def as_tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def test_a_training_inside_a_search_publishes_in_its_own_folder_alone(tmp_path, digits_shards):
-    spec = train_spec(digits_shards, epochs=1)
-    paths = new_run(tmp_path, spec)
-    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
+def test_a_training_inside_a_search_publishes_in_its_own_folder_alone(storage, digits_shards):
+    spec = train_spec(digits_shards, seed=7, epochs=1)
+    paths = new_run(storage, spec)
+    attempt = Attempt.of(paths.folder, None, Settings(storage=storage))
     trial = TrialPaths(paths.checkpoints / "trial-000000")
 
     run_on_workers(train_on_worker, WorkerTask(attempt=attempt, spec=spec, source=None, trial=trial))
