@@ -12,6 +12,8 @@ from trainer.errors import SpecError, Stopped
 from trainer.model.checkpoint_folder import read_tensors
 from trainer.training.worker import phases
 
+pytestmark = pytest.mark.usefixtures("without_reports")
+
 TUNING = {"freeze": "5", "head_epochs": 2, "epochs": 4, "ema": 0.9, "seed": 7}
 STEPS = 7  # an epoch of 210 digits has
 FROZEN, TRAINED = "backbone.network._blocks.0.", "backbone.network._blocks.15."  # of the first stage and the last
