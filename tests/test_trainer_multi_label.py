@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
+from torch import nn
 
 from cluster.files import read_json, read_lines
 from cluster.settings import Settings
@@ -19,12 +20,18 @@ from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import ModelMismatch, SpecError
 from trainer.evaluation.comparison import compare_predictions
+from trainer.evaluation.named_thresholds import StoredModel, read_calibration
 from trainer.evaluation.predictions import Predictions
-from trainer.inference.export_formats import EXPORT_FORMATS
+from trainer.export import verify_export
+from trainer.inference.export_formats import ExportedModel, Onnx, TorchScript, export_metadata
 from trainer.inference.predictor import Predictor
+from trainer.model.bundle import read_model
+from trainer.model.head import FEATURES
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, build
 from trainer.training.head_fit import one_thread
+
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 OPTIONS = {"epochs": 6, "lr": 5e-3, "seed": 3, "class_weights": None}
 
@@ -38,6 +45,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data):
+    """A training with its report."""
     storage = tmp_path_factory.mktemp("storage")
     return done(storage, train_spec(data, **OPTIONS), "train-20260102-030405-abcdef")
 
@@ -78,11 +86,11 @@ def test_a_training_publishes_a_model_of_sigmoids_with_a_temperature_for_each_la
         assert best[f"valid_{name}"] == pytest.approx(result.metrics[name], abs=1e-6)
 
 
-def test_a_training_is_repeated_bit_for_bit_from_cached_and_from_streamed_features(trained, tmp_path, data):
+def test_a_training_is_repeated_bit_for_bit_from_cached_and_from_streamed_features(storage, trained, data):
     paths, _ = trained
 
-    again, _ = done(tmp_path, train_spec(data, **OPTIONS))
-    streamed, _ = done(tmp_path, train_spec(data, **OPTIONS, cache=False), "streamed")
+    again, _ = done(storage, train_spec(data, **OPTIONS), "again")
+    streamed, _ = done(storage, train_spec(data, **OPTIONS, cache=False), "streamed")
 
     assert (again.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
     assert read_json(streamed.result)["metrics"]["loss"] == pytest.approx(
@@ -172,17 +180,32 @@ def test_the_json_of_predict_lists_the_labels_of_each_image(storage, trained, da
     assert all(row["probabilities"].keys() == set(LABELS) for row in rows)
 
 
-@pytest.mark.parametrize("form", sorted(EXPORT_FORMATS))
-def test_an_exported_file_computes_the_probabilities_of_predict(storage, trained, scored, data, form):
+def test_an_exported_file_computes_the_probabilities_of_predict(storage, trained, scored):
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
 
-    spec = build(ExportSpec, model=str(trained[0].best), format=form, threshold="sensitivity-0.9")
-    paths, _ = done(storage, spec, f"export-{form}")
-    file = paths.exported(EXPORT_FORMATS[form].ending)
-    metadata = EXPORT_FORMATS[form].metadata(file)
+    spec = build(ExportSpec, model=str(trained[0].best), format="torchscript", threshold="sensitivity-0.9")
+    file = done(storage, spec, "export")[0].exported("pt")
 
     expected = Predictor.load(trained[0].best, torch.device("cpu")).probabilities(images)
-    assert EXPORT_FORMATS[form].run(file, images) == pytest.approx(expected, abs=1e-4)
+    assert TorchScript().run(file, images) == pytest.approx(expected, abs=1e-4)
+    assert_labels_in(TorchScript().metadata(file), scored)
+
+
+def test_an_onnx_file_computes_the_probability_of_each_label(trained, scored, tmp_path):
+    model, config, manifest = read_model(trained[0].best)
+    # One layer: the tests of `export` have the backbone, which takes a third of a minute.
+    model.backbone.network = nn.Sequential(nn.Conv2d(3, FEATURES, 32), nn.ReLU())
+    calibration = read_calibration(StoredModel.of(trained[0].best, config, manifest), "sensitivity-0.9")
+    exported, metadata = ExportedModel(model, config, calibration), export_metadata(config, calibration, "")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+
+    Onnx().write(exported, images[:2], metadata, tmp_path / "model.onnx")
+
+    assert verify_export(Onnx(), tmp_path / "model.onnx", exported, metadata, images) < 1e-5
+    assert_labels_in(Onnx().metadata(tmp_path / "model.onnx"), scored)
+
+
+def assert_labels_in(metadata, scored):
     thresholds = json.loads(metadata["thresholds"])
     assert json.loads(metadata["classes"]) == list(LABELS) == list(thresholds)
     assert thresholds["Effusion"] == scored.metrics["labels"]["Effusion"]["threshold"]
@@ -223,11 +246,11 @@ def test_fine_tuning_with_an_average_of_the_weights_runs(storage, data):
     assert result.metrics["multi_label"] is True
 
 
-def test_two_models_are_compared_on_one_label_where_it_is_known(storage, trained, scored, data, tmp_path):
-    other, _ = done(tmp_path, train_spec(data, **(OPTIONS | {"epochs": 1})))
-    worse = evaluated(tmp_path, other.best, data, "worse")
+def test_two_models_are_compared_on_one_label_where_it_is_known(storage, scored, data):
+    other, _ = done(storage, train_spec(data, **(OPTIONS | {"epochs": 1})), "other")
+    worse = evaluated(storage, other.best, data, "worse")
     first = Predictions.read(storage / "runs" / "scored" / "predictions.safetensors")
-    second = Predictions.read(tmp_path / "runs" / "worse" / "predictions.safetensors")
+    second = Predictions.read(storage / "runs" / "worse" / "predictions.safetensors")
 
     found = compare_predictions([first, second], positive="Nodule", metric="auroc", margin=0.02)
 
