@@ -8,6 +8,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where the trainer sets the number of threads itself
 
+import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,10 +54,13 @@ def storage(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(storage: Path) -> Iterator[Settings]:
-    """Settings with a separate embedded Redis, which stops when the test ends."""
+    """Settings with a separate embedded Redis, which ends with the test."""
     server = embedded_redis.ensure_running(storage)
     yield Settings(storage=storage, redis_url=server.url, lease_seconds=3.0)
-    embedded_redis.stop(storage)
+    if left := embedded_redis.running(storage):  # perhaps another process than at the start
+        os.kill(left.pid, signal.SIGKILL)  # it looks for a SIGTERM ten times a second only
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(left.pid, 0)
 
 
 @pytest.fixture
