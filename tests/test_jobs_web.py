@@ -1,5 +1,6 @@
 """The page, served by a real server over loopback, and looked at in a real browser."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -81,6 +82,23 @@ class Client:
         return self.get(path, accept="application/json").json()
 
 
+class QuickServer(uvicorn.Server):
+    """A server that ends at once when nobody is connected, where uvicorn waits two tenths of a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # sets the default headers
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+
+
 @pytest.fixture
 def serving(settings: Settings) -> Iterator[Callable[..., Client]]:
     """Serve the page of the storage from a thread."""
@@ -89,8 +107,9 @@ def serving(settings: Settings) -> Iterator[Callable[..., Client]]:
     def start(**changes: object) -> Client:
         values = {"settings": settings, "access": Access(token=TOKEN), "hosts": ["127.0.0.1", "::1"], **changes}
         bound = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(Page(**values)), log_level="error", lifespan="off", ws="none",
-                                               timeout_graceful_shutdown=1))  # fmt: skip
+        config = uvicorn.Config(create_app(Page(**values)), log_level="error", lifespan="off", ws="none",
+                                timeout_graceful_shutdown=1)  # fmt: skip
+        server = QuickServer(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         running.append((server, thread, bound))
