@@ -58,6 +58,7 @@ def test_a_later_evaluation_is_about_the_positive_class_of_the_training(
     assert "Decision curve" in words
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_an_evaluation_can_be_about_another_class(storage: Path, stated: RunPaths, digits_shards: Path) -> None:
     found = evaluated(storage, stated.best, digits_shards, "stated-other", positive="4").metrics
 

@@ -52,6 +52,7 @@ def named(paths, name="sensitivity-0.9"):
     return read_json(paths.best / "thresholds" / f"{name}.json")
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_the_threshold_comes_from_the_validation_split_whichever_split_is_evaluated(trained, digits_shards):
     storage, paths = trained
     stored = []
@@ -63,6 +64,7 @@ def test_the_threshold_comes_from_the_validation_split_whichever_split_is_evalua
     assert stored[0]["classes"]["3"]["sensitivity"] >= 0.9
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_choosing_a_threshold_changes_neither_the_calibration_nor_later_evaluations(trained, digits_shards):
     storage, paths = trained
     calibration = (paths.best / "calibration.json").read_bytes()
@@ -91,6 +93,7 @@ def test_the_report_shows_the_chosen_threshold_and_the_default_side_by_side(trai
     assert "The threshold was chosen on this split" in words
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_later_evaluation_uses_a_threshold_when_it_is_named(trained, digits_shards):
     storage, paths = trained
     chosen = evaluated(
@@ -125,6 +128,7 @@ def test_an_evaluation_says_price_support_and_whether_the_split_reached_the_sens
     assert "that takes 299 positives without a miss" in words
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_name_of_another_class_is_not_replaced(trained, digits_shards):
     storage, paths = trained
     evaluated(storage, paths.best, digits_shards, "three", positive="3", min_sensitivity=0.8)
@@ -133,6 +137,7 @@ def test_a_name_of_another_class_is_not_replaced(trained, digits_shards):
         evaluated(storage, paths.best, digits_shards, "four", positive="4", min_sensitivity=0.8)
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_threshold_of_another_class_than_the_positive_one_is_refused(trained, digits_shards):
     storage, paths = trained
     evaluated(storage, paths.best, digits_shards, "of-three", positive="3", min_sensitivity=0.7)
@@ -141,6 +146,7 @@ def test_a_threshold_of_another_class_than_the_positive_one_is_refused(trained, 
         evaluated(storage, paths.best, digits_shards, "of-four", positive="4", threshold="sensitivity-0.7")
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_an_evaluation_saves_the_predictions_of_each_image(trained, digits_shards):
     storage, paths = trained
 
@@ -151,6 +157,7 @@ def test_an_evaluation_saves_the_predictions_of_each_image(trained, digits_shard
     assert kept.probabilities.sum(axis=1) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_model_folder_that_is_not_writable_does_not_fail_the_evaluation(trained, digits_shards, caplog):
     storage, paths = trained
     blocked = paths.best / "thresholds" / "blocked.json"
