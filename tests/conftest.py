@@ -27,11 +27,13 @@ from jobs.queue import embedded_redis
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
-# The files that take longest. They begin first, so that at the end not one process works on such a file alone.
+# The files that take longest, those with slow tests before others. They begin first, so that at the end not one process
+# works on such a file alone.
 LONGEST_FILES = (
-    "test_jobs_multi_label", "test_jobs_full_disk", "test_jobs_real_runs", "test_jobs_demo", "test_trainer_worker",
-    "test_trainer_search_run_trainable", "test_jobs_faults", "test_trainer_export", "test_trainer_multi_label",
-    "test_trainer_train", "test_trainer_audit", "test_jobs_clocks", "test_jobs_damage", "test_jobs_web",
+    "test_trainer_search_run_trainable", "test_trainer_worker", "test_jobs_demo", "test_trainer_search_run",
+    "test_trainer_search_refit", "test_jobs_faults", "test_trainer_training_phases", "test_jobs_real_runs",
+    "test_jobs_full_disk", "test_trainer_export", "test_trainer_multi_label", "test_jobs_clocks", "test_jobs_web",
+    "test_trainer_train", "test_trainer_predict", "test_jobs_multi_label", "test_trainer_audit",
 )  # fmt: skip
 
 
