@@ -99,7 +99,7 @@ def wait_for_gpus(
                     return lease
                 free = len(lease.uuids)
                 lease.release()
-            text = _reason(request.need, free)
+            text = waiting_text(request.need, free)
             if now() >= until:
                 raise InsufficientResources(
                     f"the run was {text} for {limit_seconds:g} s; see `nightshift list` and `nvidia-smi` for what uses "
@@ -112,9 +112,10 @@ def wait_for_gpus(
             _unlock(turn)
 
 
-def _reason(need: int, free: int | None) -> str:
-    gpus = "1 GPU" if need == 1 else f"{need} GPUs"
-    return f"waiting for {gpus} ({'behind another run' if free is None else f'{free} free'})"
+def waiting_text(need: int, free: int | None, resource: str = "GPU") -> str:
+    """Return what a run waits for, such as "waiting for 2 GPUs (1 free)"; `free` is None behind another run."""
+    what = f"1 {resource}" if need == 1 else f"{need} {resource}s"
+    return f"waiting for {what} ({'behind another run' if free is None else f'{free} free'})"
 
 
 def _take_free(folder: Path, request: GpuRequest) -> GpuLease:

@@ -49,8 +49,8 @@ class Settings:
         lease_seconds: An attempt without a heartbeat for this long is dead (`NIGHTSHIFT_LEASE_SECONDS`).
         ray_address: The cluster that this process is a job of, set by Ray (`RAY_ADDRESS`); None: no cluster.
         gpu_locks: Folder of this machine for the locks of its GPUs (`NIGHTSHIFT_GPU_LOCKS`).
-        gpu_wait_seconds: A run fails that has waited for GPUs of this machine longer than this
-            (`NIGHTSHIFT_GPU_WAIT_SECONDS`).
+        gpu_wait_seconds: A run fails that has waited for GPUs of this machine, or for room on a Ray cluster, longer
+            than this (`NIGHTSHIFT_GPU_WAIT_SECONDS`).
         cluster_gpus: GPUs of the Ray cluster, including nodes that its autoscaler can add
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: those of the nodes that are up.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).

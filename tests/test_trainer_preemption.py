@@ -1,22 +1,15 @@
 """The notice that a machine goes: heard once for each machine, and worth a checkpoint."""
 
 import json
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 from ray.train import PreemptionInfo
 
 from cluster.files import read_json
 from cluster.run_paths import TrialPaths
 from cluster.settings import Settings
+from tests.ray_cluster import Cluster
 from tests.trained import new_run, train_spec, trainer_process, wait_until
 from trainer.attempt import DEFAULT_RESTARTS, Attempt
 from trainer.distributed.worker import WorkerTask
@@ -81,6 +74,7 @@ def test_a_run_that_was_never_queued_has_restarts_too(tmp_path):
 def cluster():
     """A Ray cluster whose head has no CPU and whose only other machine has two."""
     found = Cluster()
+    found.add_machine(cpus=2)
     yield found
     found.kill()
 
@@ -103,7 +97,7 @@ def training(cluster, tmp_path, digits_shards):
 def test_a_training_whose_machine_is_drained_saves_a_checkpoint_and_goes_on(cluster, training):
     paths, process = training
 
-    cluster.drain_the_machine()
+    cluster.drain(cluster.machine_with_cpus())
 
     assert wait_until(lambda: process.poll() is not None or saved_batches(paths), 60), paths.log.read_text()
     assert saved_batches(paths)[0] > 0
@@ -111,55 +105,6 @@ def test_a_training_whose_machine_is_drained_saves_a_checkpoint_and_goes_on(clus
     assert wait_until(lambda: process.poll() is not None or images_seen(paths) > saved_at, 60)
     assert process.poll() is None, paths.log.read_text()
     assert len(saved_batches(paths)) == 1
-
-
-class Cluster:
-    """Two machines of Ray that are processes here."""
-
-    def __init__(self):
-        self.folder = Path(f"/tmp/ns-ray-{secrets.token_hex(3)}")  # Ray's own sockets allow no long path
-        self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-        self.address = f"127.0.0.1:{free_port()}"
-        port = self.address.rpartition(":")[2]
-        self.ray(
-            "start", "--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={self.folder}", "--include-dashboard=0"
-        )
-        self.ray("start", f"--address={self.address}", "--num-cpus=2")
-        self.machine = self.machine_with_cpus()
-
-    def ray(self, *order):
-        return self.run(str(Path(sys.executable).parent / "ray"), *order)
-
-    def run(self, *order):
-        environment = {**os.environ, **self.token, "RAY_USAGE_STATS_ENABLED": "0"}
-        return subprocess.run(order, env=environment, check=True, capture_output=True, text=True).stdout
-
-    def machine_with_cpus(self):
-        ask = (
-            f"import ray; ray.init('{self.address}', logging_level='ERROR'); print(*(n['NodeID'] for n in ray.nodes() "
-        )
-        return self.run(sys.executable, "-c", ask + "if n['Resources'].get('CPU')))").split()[-1]
-
-    def drain_the_machine(self):
-        """Tell the cluster, as a cloud does, that the machine with CPUs goes in two minutes."""
-        reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=120")
-        self.ray("drain-node", f"--address={self.address}", f"--node-id={self.machine}", *reason)
-
-    def kill(self):
-        """End every process that knows the token."""
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("RAY_AUTH_TOKEN") == self.token["RAY_AUTH_TOKEN"]:
-                    process.kill()
-            except psutil.Error:
-                continue
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def images_seen(paths):

@@ -11,7 +11,7 @@ from cluster.launch import LocalLauncher
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.option_types import Duration, GpusPerWorker
-from jobs.cli.options import MAX_DURATION, NAME, NOTE, TAG, WORKERS, OptionGroup, option, options
+from jobs.cli.options import MAX_DURATION, MIN_WORKERS, NAME, NOTE, TAG, WORKERS, OptionGroup, option, options
 from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text
@@ -58,6 +58,7 @@ WHERE = OptionGroup(
     "Where",
     (
         WORKERS,
+        MIN_WORKERS,
         option(TrainSpec, "gpus_per_worker", "GPUs per worker; auto is 1.", type=GpusPerWorker(), metavar="0|1|auto"),
     ),
 )

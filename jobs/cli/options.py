@@ -105,6 +105,12 @@ MAX_DURATION = click.option(
     help="Time limit, such as 8h; a run that exceeds it fails.  [default: no limit]",
 )
 WORKERS = option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N")
+MIN_WORKERS = option(
+    TrainSpec, "min_workers",
+    "On a Ray cluster: start with N workers or more, and continue with N or more when machines leave; new machines are "
+    "used within a minute or two.  [default: always --workers]",
+    metavar="N",
+)  # fmt: skip
 WHERE = OptionGroup(
     "Where",
     (

@@ -6,10 +6,12 @@ import click
 
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.options import OUTPUT, WHEN, WHERE, options
+from jobs.cli.options import MIN_WORKERS, OUTPUT, WHEN, WHERE, WORKERS, OptionGroup, options
 from jobs.cli.submission import submit_options
 from jobs.cli.training_options import TRAINING
 from trainer.specs import TrainSpec
+
+WORKER_OPTIONS = OptionGroup(WHERE.heading, (WORKERS, MIN_WORKERS, *WHERE.options[1:]))
 
 
 @command(
@@ -17,7 +19,7 @@ from trainer.specs import TrainSpec
     "nightshift train shards/chest --head logistic --folds 5 --repeats 3"
 )
 @click.argument("shards")
-@options(CONFIG, *TRAINING, WHERE, WHEN, OUTPUT)
+@options(CONFIG, *TRAINING, WORKER_OPTIONS, WHEN, OUTPUT)
 def train(shards: str, **given: Any) -> None:
     """Fine-tune EfficientNet-B0 on SHARDS and print the run id.
 

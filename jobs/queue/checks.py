@@ -30,6 +30,7 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import read_threshold
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
+from trainer.specs.elastic import refuse_elastic_workers_here
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_model_input, check_training_size
 from trainer.specs.positive import refuse_unknown_positive, refuse_without_positive
@@ -48,6 +49,7 @@ def checked(settings: Settings, spec: Spec) -> Spec:
         SpecError: The data set has no such split, or its images are smaller than the input.
     """
     if runs_here(settings):
+        refuse_elastic_workers_here(spec, on_cluster=False)
         refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=this_machine())
     elif settings.cluster_gpus is not None and (
         spec.gpus_per_worker == 1 or (spec.gpus_per_worker == "auto" and settings.cluster_gpus)

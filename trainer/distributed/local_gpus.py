@@ -14,8 +14,7 @@ from cluster.resources import Machine, gpus_per_worker, refuse_impossible, this_
 from cluster.shared_memory import require_shared_memory
 from cluster.stop_request import StopWatcher
 from trainer.attempt import Attempt
-from trainer.errors import Stopped
-from trainer.progress import Progress
+from trainer.distributed.visible_wait import VisibleWait
 from trainer.specs import Spec
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def lease_local_gpus(
     missing = spec.workers - len(_held.uuids)
     if missing > 0:
         _held.visible = _held.visible or count_gpus().uuids
-        wait = _Wait(attempt, stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason)
+        wait = VisibleWait(attempt, stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason)
         _lease(wait, need=missing, most=max(missing, (most or 0) - len(_held.uuids)))
     return Machine(cpus=machine.cpus, gpus=len(_held.uuids)), 1
 
@@ -91,7 +90,7 @@ def _machine() -> Machine:
     return Machine(cpus=machine.cpus, gpus=len(_held.visible), hidden_gpus=max(0, hidden))
 
 
-def _lease(wait: "_Wait", *, need: int, most: int) -> None:
+def _lease(wait: VisibleWait, *, need: int, most: int) -> None:
     """Lease GPUs on which torch runs; those on which it does not are left out, with a warning."""
     settings = wait.attempt.settings
     usable = [uuid for uuid in _held.visible if uuid not in _held.uuids]
@@ -114,25 +113,3 @@ def _lease(wait: "_Wait", *, need: int, most: int) -> None:
     _held.leases.append(lease)
     show_gpus(_held.uuids)
     wait.ended()
-
-
-@dataclass
-class _Wait:
-    """Says in the run's progress what it waits for, and ends the wait when the run has to stop."""
-
-    attempt: Attempt
-    stop_reason: Callable[[], str | None]
-    text: str = ""
-
-    def __call__(self, text: str) -> None:
-        if reason := self.stop_reason():
-            raise Stopped(f"stopped ({reason}) while {text}")
-        if text != self.text:
-            self.text = text
-            logger.info("%s", text)
-            Progress(self.attempt.paths, self.attempt.lease).start_phase(text, total=0)
-
-    def ended(self) -> None:
-        """Return to the phase "starting" if there was a wait."""
-        if self.text:
-            Progress(self.attempt.paths, self.attempt.lease).write()

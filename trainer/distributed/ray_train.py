@@ -20,12 +20,15 @@ from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.resources import Machine, refuse_fewer_gpus
 from cluster.settings import Settings
+from cluster.stop_request import StopWatcher
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
+from trainer.distributed.cluster_wait import wait_for_room
 from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
 from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
+from trainer.distributed.visible_wait import VisibleWait
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import (
     FeaturesMissing,
@@ -37,9 +40,11 @@ from trainer.errors import (
     WorkersLost,
 )
 from trainer.specs import Spec
+from trainer.specs.elastic import refuse_elastic_workers_here
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
 MAX_START_TRIES = 6
+RESIZE_SECONDS = 60.0  # how often Ray looks for room for more workers of an elastic group
 OUR_ERRORS = (TrainerError, ShardError, ClusterError)
 # At the same place, so no rank waits for another.
 RAISED_ON_ALL_RANKS = (FeaturesMissing, Stopped, TrainingDiverged, UnsupportedPrecision)
@@ -58,13 +63,16 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     Raises:
         InsufficientResources: This machine can never provide the workers.
         WorkersLost: Workers died or hung more often than they may be restarted.
+        SpecError: The number of workers may change, and there is no cluster.
         TrainerError, ShardError, ClusterError: Raised by a worker.
     """
     settings, spec = task.attempt.settings, task.spec
+    refuse_elastic_workers_here(spec, on_cluster=settings.ray_address is not None)
     if settings.ray_address is None and spec.workers == 1:
         return run_here(work, task)
     with ray_session(task.attempt, spec) as gpus:
-        returned = _fit(_trainer(work, task, workers=spec.workers, gpus=gpus), task.attempt.restarts)
+        workers = (spec.required_workers, spec.workers) if spec.is_elastic else spec.workers
+        returned = _fit(_trainer(work, task, workers=workers, gpus=gpus), task.attempt.restarts)
     return _value(returned, task)  # type: ignore[no-any-return]  # Ray has no types
 
 
@@ -135,14 +143,17 @@ def _keep(error: Exception, file: Path) -> None:
 
 
 def _trainer(
-    work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co], *, workers: int, gpus: int
+    work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co], *, workers: int | tuple[int, int], gpus: int
 ) -> TorchTrainer:
+    """Return Ray's trainer of so many workers; a pair is the smallest and the largest number (an elastic group)."""
     attempt = task.attempt
     return TorchTrainer(
         run_worker,
         train_loop_config={"work": work, "task": replace(task, gpus_of_machine=gpus_of_machine())},
         torch_config=GroupConfig(timeout_s=round(task.hang_seconds)),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=bool(gpus), elastic_resize_monitor_interval_s=RESIZE_SECONDS
+        ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{attempt.number}",
             storage_path=str(task.paths.scratch),
@@ -180,7 +191,9 @@ def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
     try:
         if settings.ray_address is not None:
             ray.init(address=settings.ray_address, log_to_driver=True)
-            yield _cluster_gpus(settings, spec)
+            gpus = _cluster_gpus(settings, spec)
+            _wait_for_cluster(attempt, spec, gpus)
+            yield gpus
             return
         machine, gpus = lease_local_gpus(attempt, spec)
         # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
@@ -190,6 +203,18 @@ def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
             _shutdown_ray()
     finally:
         _shutdown_ray()
+
+
+def _wait_for_cluster(attempt: Attempt, spec: Spec, gpus: int) -> None:
+    """Wait until the cluster has room for the workers without which the run does not start.
+
+    Raises:
+        InsufficientResources: It had none for `NIGHTSHIFT_GPU_WAIT_SECONDS`.
+        Stopped: The run was asked to stop while it waited.
+    """
+    wait = VisibleWait(attempt, StopWatcher(attempt.paths.stop, attempt.number).reason)
+    wait_for_room(spec.required_workers, gpus, wait, limit_seconds=attempt.settings.gpu_wait_seconds)
+    wait.ended()
 
 
 def _start_ray(machine: Machine, folder: str) -> None:
@@ -246,7 +271,9 @@ def _cluster_gpus(settings: Settings, spec: Spec) -> int:
         return int(spec.gpus_per_worker)
     have = cluster_capacity(settings, "GPU")
     if have:
-        refuse_fewer_gpus(spec.workers, have, "the cluster has", ", or set NIGHTSHIFT_CLUSTER_GPUS if it can add nodes")
+        refuse_fewer_gpus(
+            spec.required_workers, have, "the cluster has", ", or set NIGHTSHIFT_CLUSTER_GPUS if it can add nodes"
+        )
     return int(have > 0)
 
 

@@ -1,6 +1,7 @@
 """What the driver sends to each Ray Train worker, and what that worker knows about itself."""
 
 import faulthandler
+import logging
 import math
 import sys
 import time
@@ -24,6 +25,8 @@ SECONDS_PER_IMAGE = 0.2  # decoding and forward of a 224 pixel image on one old 
 MAX_LOADER_WORKERS = 12  # about as many cores as it takes to decode X-rays for one GPU
 DUMP_AT_FRACTION = 0.8  # of the collectives' timeout: the stacks must be in the log before the process ends
 REARM_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 S_co = TypeVar("S_co", bound=TrainOptions | EvaluateSpec | PredictSpec, covariant=True)
 
@@ -97,6 +100,8 @@ class WorkerContext(Generic[S_co]):
             require_shared_memory()  # of this machine; the driver may be on another
         if process_group.world_size == 1 and process_group.device.type == "cpu":
             torch.set_num_threads(cpu_count())
+        if task.spec.is_elastic and process_group.is_rank_zero:
+            logger.info("the training goes on with %d of %d workers", process_group.world_size, task.spec.workers)
         return cls(
             task=task,
             process_group=process_group,

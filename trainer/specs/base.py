@@ -44,6 +44,16 @@ class Spec(BaseModel):
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
     gpus_per_worker: GpusPerWorker = "auto"
 
+    @property
+    def required_workers(self) -> int:
+        """Number of workers without which the run does not start."""
+        return self.workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.required_workers < self.workers
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values, including `kind`."""
         return self.model_dump(mode="json")

@@ -140,12 +140,24 @@ class TrainSpec(TrainOptions):
         folds: Cross-validation: K folds over train and valid, with groups kept whole. The predictions out of fold give
             the metrics and the temperature; the published model is trained on all images of both splits. None is off.
         repeats: Number of times that the images are divided into folds anew.
+        min_workers: On a Ray cluster: start with so many workers, and go on with so many when machines go, up to
+            `workers` when they come; None means always `workers`.
     """
 
     kind: Literal["train"] = "train"
     head: HeadKind = "mlp"
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    min_workers: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _min_workers_are_some_of_the_workers(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"--min-workers {self.min_workers} is more than --workers {self.workers}; "
+                f"use --workers {self.min_workers} or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _linear_head_is_fitted_once(self) -> Self:
@@ -179,6 +191,11 @@ class TrainSpec(TrainOptions):
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
                 raise ValueError(f"{why}: --{name.replace('_', '-')} has no effect; leave it out")
+
+    @property
+    def required_workers(self) -> int:
+        """Number of workers without which the training does not start."""
+        return self.min_workers or self.workers
 
     @property
     def trains_by_steps(self) -> bool:

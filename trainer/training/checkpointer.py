@@ -36,6 +36,7 @@ from trainer.training.train_state import TrainState
 MODULE, OPTIMIZER, TRAIN_STATE = "module.safetensors", "optimizer.safetensors", "position.json"
 SCALER = "scaler.safetensors"
 SAVE_INTERVAL_SECONDS = 600.0  # between checkpoints within an epoch
+ELASTIC_INTERVAL_SECONDS = 60.0  # the same, where each machine that comes or goes starts the workers again
 
 Validated: TypeAlias = tuple[ModelOutputs, dict[str, Any]]
 
@@ -109,11 +110,12 @@ class Checkpointer:
         self.checkpoint = TrainingCheckpoint(module, optimizer, ema, scaler)
         self.saved_at = time.monotonic()
         self.best_by = context.spec.best_by
+        self.interval = ELASTIC_INTERVAL_SECONDS if context.spec.is_elastic else SAVE_INTERVAL_SECONDS
         self.validated: Validated | None = None
 
     def save_is_due(self) -> bool:
         """Return whether the last checkpoint is older than the interval."""
-        return time.monotonic() - self.saved_at >= SAVE_INTERVAL_SECONDS
+        return time.monotonic() - self.saved_at >= self.interval
 
     def save(self, state: TrainState, is_best: bool) -> None:
         """Save a checkpoint, and the EMA as the best model when `is_best`.

@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 
 def warn_of_small_batches(spec: TrainSpec, process_group: ProcessGroup) -> None:
     """Say on rank 0 that GPUs get too few images in a step to be busy."""
-    images = spec.batch_size // spec.workers
+    images = spec.batch_size // process_group.world_size
     if process_group.device.type != "cuda" or not process_group.is_rank_zero or images >= FEW_IMAGES:
         return
-    fewer = " or fewer --workers" if spec.workers > 1 else ""
+    fewer = " or fewer --workers" if process_group.world_size > 1 else ""
     logger.warning(
         "each GPU gets %d images in a step, and with fewer than %d it is often idle; a larger --batch-size%s is faster",
         *(images, FEW_IMAGES, fewer),
@@ -55,7 +55,7 @@ def choose_micro_batches(
     Raises:
         OutOfMemory: The step does not fit and must not be split, or not even the smallest micro-batch fits.
     """
-    per_rank, count = math.ceil(spec.batch_size / spec.workers), 1
+    per_rank, count = math.ceil(spec.batch_size / process_group.world_size), 1
     while any(process_group.all_reduce_sum(float(not fits(math.ceil(per_rank / count))))):
         count *= 2
         if smallest // count < MIN_MICRO_BATCH:
@@ -64,7 +64,7 @@ def choose_micro_batches(
                 f"{process_group.device}; use a smaller --image-size, or freeze more stages with --freeze"
             )
     if count > 1 and not spec.accumulate:
-        workers = spec.workers
+        workers = process_group.world_size
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
             f"{process_group.device}; use --batch-size {max(2, per_rank // count) * workers}, which fits, or "

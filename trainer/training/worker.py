@@ -179,7 +179,9 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
     if not frozen:
         warn_of_small_batches(spec, process_group)
     # Validation keeps no activations for a backward pass, so twice the images of a training step fit.
-    batch_size = BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / spec.workers)
+    batch_size = (
+        BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / process_group.world_size)
+    )
     return TrainLoop(
         spec=spec,
         index=setup.index,
