@@ -66,7 +66,7 @@ VARIABLES = (
     ),
     Variable(
         name="NIGHTSHIFT_GPU_WAIT_SECONDS",
-        meaning="a run fails that has waited for GPUs of its machine, or for room for its workers on a Ray cluster, for "
+        meaning="a run fails that has waited for GPUs of its machine, or for room on a Ray cluster, for "
         "longer than this",
         unset=f"{GPU_WAIT_SECONDS:.0f}",
     ),
