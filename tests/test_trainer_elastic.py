@@ -24,7 +24,7 @@ ELASTIC = {"workers": 4, "min_workers": 3}
 EQUAL_FOR_ANY_WORKERS = {"freeze": "none", "dropout": 0.0, "batch_size": 20, "lr": 1e-4, "gpus_per_worker": 0}
 TRAINER = (
     "import sys; from trainer.distributed import ray_train; ray_train.RESIZE_SECONDS = 2.0; "
-    "from trainer.__main__ import main; main(sys.argv[1:])"
+    "from trainer.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
