@@ -40,6 +40,7 @@ def trained(tmp_path_factory, digits_shards):
     return paths, shards, features
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_training_on_a_data_set_with_new_images_computes_the_features_of_the_new_shards_alone(trained):
     paths, shards, before = trained
     index = read_index(str(shards))
@@ -86,10 +87,11 @@ def test_a_model_of_this_version_or_of_other_data_is_not_mentioned(trained):
     assert training_data({}, index) is None
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_training_that_is_resumed_after_images_were_added_equals_an_undisturbed_one(tmp_path, shards, monkeypatch):
     spec = train_spec(shards, epochs=3)
-    undisturbed, _ = done(tmp_path / "undisturbed", spec)
-    paths = new_run(tmp_path / "disturbed", spec)
+    undisturbed, _ = done(tmp_path / "storage", spec, "undisturbed")
+    paths = new_run(tmp_path / "storage", spec, "disturbed")
     stop_at_epoch(monkeypatch, paths, 1)
     with pytest.raises(Stopped):
         attempted(paths, spec)
