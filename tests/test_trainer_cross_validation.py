@@ -129,12 +129,11 @@ def test_an_evaluation_of_the_valid_split_says_that_the_model_was_trained_on_it(
     assert "The threshold was chosen on this split" not in report
 
 
-def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(
-    mlp_folds, tmp_path, digits_shards, monkeypatch
-):
+@pytest.mark.usefixtures("without_reports")
+def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(mlp_folds, digits_shards, monkeypatch):
     uninterrupted, expected = mlp_folds
     spec = train_spec(digits_shards, **MLP_FOLDS)
-    paths = new_run(tmp_path, spec)
+    paths = new_run(uninterrupted.storage, spec, "stopped")
     fit, fitted = HeadFit.fit, []
 
     def stopped_in_the_second(self, features, labels, *, seed):
@@ -211,6 +210,7 @@ def test_a_result_of_an_earlier_version_is_compared_by_what_it_says_about_the_he
     assert row["intervals"] == {"accuracy": metrics["intervals"]["accuracy"]}
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_data_set_without_a_valid_split_can_be_cross_validated(tmp_path):
     shards, _ = packed(tmp_path, {"train/covid": 8, "train/normal": 9, "test/covid": 2, "test/normal": 2})
 
@@ -221,6 +221,7 @@ def test_a_data_set_without_a_valid_split_can_be_cross_validated(tmp_path):
     assert found.metrics["threshold_choices"][0]["positives"] == 8
 
 
+@pytest.mark.usefixtures("without_reports")
 def test_a_multi_label_model_is_cross_validated_with_a_regression_for_each_label(tmp_path):
     shards, index = pack_multi_label(tmp_path, {"train": 60, "valid": 24, "test": 12})
 
