@@ -65,10 +65,13 @@ def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead:
 
 
 def test_a_dead_attempt_is_found_dead_by_any_clock(settings: Settings, ahead: Clock, behind: Clock) -> None:
-    run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.1))
+    run_id = submit(settings, FakeSpec(steps=2, holds=True))
+    folder = RunPaths.of(settings.storage, run_id).folder
     with behind.workers(settings) as stack:
-        assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+        assert eventually((folder / "steps.jsonl").exists)
         stack.workers[0].kill()
+        assert eventually(lambda: not processes_of(run_id))
+    (folder / "go").touch()
 
     with ahead.workers(settings):
         state = reaches(settings.storage, run_id, "succeeded")
@@ -79,11 +82,13 @@ def test_a_dead_attempt_is_found_dead_by_any_clock(settings: Settings, ahead: Cl
 def test_a_clock_that_is_put_forward_and_back_in_mid_run_changes_nothing(settings: Settings, ahead: Clock) -> None:
     ahead.put(0)
     with ahead.workers(settings):
-        run_id = submit(settings, FakeSpec(steps=80, step_seconds=0.1), JobRequest(max_duration_seconds=60))
-        assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+        run_id = submit(settings, FakeSpec(steps=2, holds=True), JobRequest(max_duration_seconds=60))
+        folder = RunPaths.of(settings.storage, run_id).folder
+        assert eventually((folder / "steps.jsonl").exists)
         for seconds in (FIVE_MINUTES, -FIVE_MINUTES, 0):
             ahead.put(seconds)
             time.sleep(1)
+        (folder / "go").touch()
         state = reaches(settings.storage, run_id, "succeeded", "failed", "lost")
 
     assert (state.state, state.attempt, state.losses) == ("succeeded", 1, 0)
