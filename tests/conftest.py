@@ -87,7 +87,7 @@ def digits_training(tmp_path_factory: pytest.TempPathFactory, digits_shards: Pat
     """A training on the digits with the options of `QUICK`. Tests may add runs to its storage, and thresholds to it."""
     from tests.trained import done, train_spec  # noqa: PLC0415 -- imports the trainer, which few tests need
 
-    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards), "training")[0]
+    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards), "train-20260102-030405-abcdef")[0]
 
 
 @pytest.fixture

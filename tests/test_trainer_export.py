@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from cluster.files import read_json, sha256_of
-from tests.trained import done, evaluated, train_spec
+from tests.trained import done, evaluated
 from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
 from trainer.export import verify_export
@@ -24,12 +25,13 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, digits_shards):
+def trained(tmp_path_factory, digits_training, digits_shards):
     """The storage and folder of a model with a threshold for the digit 3."""
     storage = tmp_path_factory.mktemp("storage")
-    paths, _ = done(storage, train_spec(digits_shards), "train-20260102-030405-abcdef")
-    evaluated(storage, paths.best, digits_shards, positive="3", min_sensitivity=0.9)
-    return storage, paths.best
+    run = shutil.copytree(digits_training.folder, storage / "runs" / "train-20260102-030405-abcdef")
+    shutil.copytree(digits_training.storage / "features", storage / "features")
+    evaluated(storage, run / "best", digits_shards, positive="3", min_sensitivity=0.9)
+    return storage, run / "best"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,15 @@ def exported(trained):
         )
         for form in EXPORT_FORMATS
     }
+
+
+@pytest.fixture(scope="module")
+def unnamed(trained, tmp_path_factory):
+    """The run and result of an export without a named threshold, and the path that the file was also written to."""
+    storage, model = trained
+    output = tmp_path_factory.mktemp("output") / "model.pt"
+    spec = build(ExportSpec, model=str(model), format="torchscript", output=str(output))
+    return *done(storage, spec, "default"), output
 
 
 @pytest.fixture
@@ -117,10 +128,8 @@ def test_the_result_has_the_largest_difference_from_the_model(exported, form):
     assert result.details["sha256"] == sha256_of(paths.exported(EXPORT_FORMATS[form].ending))
 
 
-def test_without_a_name_the_file_carries_the_default_decision(trained):
-    storage, model = trained
-
-    paths, result = done(storage, build(ExportSpec, model=str(model), format="torchscript"), "default")
+def test_without_a_name_the_file_carries_the_default_decision(unnamed):
+    paths, result, _ = unnamed
 
     metadata = TorchScript().metadata(paths.exported("pt"))
     assert (metadata["positive"], metadata["threshold"], metadata["threshold_name"]) == ("", "", "")
@@ -128,13 +137,10 @@ def test_without_a_name_the_file_carries_the_default_decision(trained):
     assert (result.details["threshold"], result.details["threshold_name"]) == (None, None)
 
 
-def test_the_file_is_copied_to_the_output_path(trained, tmp_path):
-    storage, model = trained
-    output = tmp_path / "model.pt"
+def test_the_file_is_copied_to_the_output_path(unnamed):
+    paths, _, output = unnamed
 
-    done(storage, build(ExportSpec, model=str(model), format="torchscript", output=str(output)), "copied")
-
-    assert output.read_bytes() == (storage / "runs" / "copied" / "model.pt").read_bytes()
+    assert output.read_bytes() == paths.exported("pt").read_bytes()
 
 
 def test_without_sample_images_nothing_is_exported(trained, tmp_path):
