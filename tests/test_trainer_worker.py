@@ -14,7 +14,7 @@ from tests.trained import done, evaluated, new_run, train_spec, trainer_process,
 
 pytestmark = pytest.mark.timeout(400)
 # Without the cache the workers compute the features in each epoch: long enough to be killed in the middle.
-SAME = {"seed": 7, "epochs": 20, "cache": False}
+SAME = {"seed": 7, "epochs": 8, "cache": False}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_two_workers_train_as_one_does(two_workers, tmp_path, digits_shards):
     assert together["workers"] == 2
     assert sorted(together["timing"]) == ["judging", "queue", "report", "start", "training"]
     assert together["metrics"]["loss"] == pytest.approx(alone.metrics["loss"], rel=0.05)
-    assert [line["epoch"] for line in read_lines(paths.metrics)] == list(range(1, 21))
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == list(range(1, 9))
 
 
 def test_one_worker_scores_the_model_of_two_as_they_did(two_workers, tmp_path, digits_shards):
