@@ -1,10 +1,14 @@
 """Checks of CPUs, GPUs and shared memory for `nightshift doctor`: what was found and, for a fault, the cure."""
 
+import resource
+from pathlib import Path
+
 from cluster.gpus import CPU_CURE, GIGABYTE, DeviceReport, TorchDevice, ask_torch, driver_cure, gpu_modes
 from cluster.health import CheckResult
 from cluster.resources import Machine, this_machine
 from cluster.shared_memory import CURE, LEAST_BYTES, SHARED_MEMORY, shared_memory_bytes
 
+RDMA_DEVICES = Path("/dev/infiniband")
 MODE_CURES = {
     "compute mode exclusive": "run `nvidia-smi --compute-mode=DEFAULT`: a search runs several trials on a GPU",
     "compute mode prohibited": "run `nvidia-smi --compute-mode=DEFAULT`",
@@ -19,6 +23,8 @@ def check_processors() -> list[CheckResult]:
         report = ask_torch()
         found += [_torch(report), *(_device(number, device) for number, device in enumerate(report.devices))]
         found += [*map(_mode, gpu_modes()), _shared_memory()]
+        if RDMA_DEVICES.exists():
+            found.append(_locked_memory())
     return found
 
 
@@ -59,3 +65,12 @@ def _shared_memory() -> CheckResult:
         return CheckResult(check="shared memory", ok=False, found=f"{SHARED_MEMORY} does not exist", cure=CURE)
     cure = CURE if size < LEAST_BYTES else None
     return CheckResult(check="shared memory", ok=cure is None, found=f"{size >> 20} MiB", cure=cure)
+
+
+def _locked_memory() -> CheckResult:
+    """Check the limit of memory that NCCL may lock for RDMA; without RDMA it locks none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return CheckResult(check="locked memory", ok=True, found="no limit, as RDMA needs")
+    cure = "set LimitMEMLOCK=infinity in containerd.service of the node, or `ulimit -l unlimited` outside a container"
+    return CheckResult(check="locked memory", ok=False, found=f"limited to {limit >> 10} KiB; RDMA fails", cure=cure)

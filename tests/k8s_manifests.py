@@ -18,7 +18,7 @@ K8S = ROOT / "k8s"
 OVERLAYS = ("kind", "gpu-small", "gpu-large")
 EXAMPLE = "example"  # an overlay as a site writes it over ours
 COMPONENTS = ("keda", "dashboard", "tls", "s3", "airgap", "kueue")  # in the order in which an overlay must list them
-ALONE = ("openshift", "pull-secret", "prometheus", "quota")  # orthogonal to the others
+ALONE = ("openshift", "pull-secret", "prometheus", "dcgm", "quota")  # orthogonal to the others
 GPU_COMPONENTS = ("mig", "time-slicing")  # alternatives, for clusters with GPUs; kueue copies the size that they set
 CLIENTS = ("job-worker", "cli", "reconcile")  # the pods that connect to the queue
 
@@ -56,7 +56,7 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
     chosen += [("gpu-small", (a, b)) for i, a in enumerate(COMPONENTS) for b in COMPONENTS[i + 1 :]]
     for name in GPU_COMPONENTS:
         chosen += [("gpu-small", (name, "kueue")), ("gpu-large", (*COMPONENTS[:-1], name, "kueue"))]
-    return chosen
+    return [*chosen, ("gpu-large", ("rdma",)), ("gpu-small", ("dashboard", "ingress"))]
 
 
 def ray_clusters(manifests: Sequence[Manifest]) -> list[Manifest]:

@@ -1,5 +1,6 @@
 """GPUs that are counted, and that torch can or cannot use; no GPU is needed."""
 
+import resource
 import stat
 import sys
 
@@ -243,6 +244,24 @@ def test_doctor_names_what_torch_cannot_use_with_the_cure(nvidia_smi, probed, mo
     assert found["GPU mode"].cure.startswith("run `nvidia-smi --compute-mode=DEFAULT`")
     assert "--shm-size" in found["shared memory"].cure
     assert all(finding.cure for finding in found.values())
+
+
+def test_doctor_names_a_limit_of_locked_memory_only_where_there_is_rdma(nvidia_smi, probed, monkeypatch, tmp_path):
+    probed(REPORT)
+    monkeypatch.setattr("cluster.gpu_health.RDMA_DEVICES", tmp_path / "infiniband")
+
+    def locked_memory(limit):
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+        return [finding for finding in check_processors() if finding.check == "locked memory"]
+
+    without = locked_memory(8 << 20)
+    (tmp_path / "infiniband").mkdir()
+    (limited,), (unlimited,) = locked_memory(8 << 20), locked_memory(resource.RLIM_INFINITY)
+
+    assert without == []
+    assert (limited.ok, limited.found) == (False, "limited to 8192 KiB; RDMA fails")
+    assert "LimitMEMLOCK=infinity" in limited.cure
+    assert unlimited.ok
 
 
 def test_doctor_says_that_the_driver_does_not_answer(nvidia_smi):

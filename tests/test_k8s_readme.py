@@ -49,8 +49,8 @@ def test_every_component_is_named_in_the_order_in_which_the_tests_combine_them()
     named = [name for pair in table for name in pair if name]
 
     assert [name for name in named if (K8S / "components" / name).is_dir()] == [
-        "keda", "dashboard", "prometheus", "tls", "s3", "airgap", "pull-secret", "mig", "time-slicing", "kueue",
-        "quota", "rayjobs", "openshift",
+        "keda", "dashboard", "ingress", "prometheus", "dcgm", "tls", "s3", "airgap", "pull-secret", "mig",
+        "time-slicing", "kueue", "quota", "rayjobs", "rdma", "openshift",
     ]  # fmt: skip
     assert {folder.name for folder in (K8S / "components").iterdir()} <= set(named)
 
