@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo check test test-slow test-gpu bench docs lock clean
+.PHONY: install demo check test test-slow test-gpu bench docs chart lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-gpu    the tests that need NVIDIA GPUs; writes gpu-report.json"
 	@echo "make bench       the benchmarks against their peers"
 	@echo "make docs        the user guide as pages, in build/docs"
+	@echo "make chart       rebuild the Helm chart k8s/chart from the kustomize manifests"
 	@echo "make lock        rebuild requirements.lock from pyproject.toml"
 
 install: $(READY)
@@ -56,6 +57,9 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
+
+chart: $(READY)
+	$(BIN)/python -m k8s.make_chart
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.lock

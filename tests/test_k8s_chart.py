@@ -1,0 +1,168 @@
+"""The Helm chart: rendered by Helm itself, object by object the same as kustomize."""
+
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from k8s.chart_values import COMPONENTS as SWITCHES
+from k8s.make_chart import digest, manifests_of
+from tests.k8s_helm import needs_helm, template
+from tests.k8s_kuberay import complaints_of_kuberay
+from tests.k8s_manifests import K8S, ROOT, Manifest, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_policies import POLICIES
+from tests.k8s_scheduling import SCHEDULING
+from tests.k8s_wiring import WIRING
+
+CHART = K8S / "chart"
+ADDING = ("keda", "dashboard", "prometheus", "dcgm")
+EVERYTHING = (*ADDING, "tls", "s3", "airgap", "mig", "kueue", "quota", "openshift")
+LARGE = ("keda", "dashboard", "tls", "s3", "time-slicing", "quota", "rdma")
+
+
+def test_the_chart_was_made_of_the_manifests_as_they_are():
+    made_of = (CHART / "sources.sha256").read_text().strip()
+
+    assert made_of == digest(), "run `make chart` and commit k8s/chart"
+
+
+def test_the_chart_has_the_version_of_the_project_and_the_images_of_kustomize():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    images = yaml.safe_load((K8S / "images" / "kustomization.yaml").read_text())["images"]
+
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    assert {i["name"]: i["tag"] for i in values["images"].values()} == {i["name"]: i["newTag"] for i in images}
+    assert set(values["components"]) == set(SWITCHES.values()) - {"ingress"}
+
+
+def helm(*options: str) -> list[Manifest]:
+    """Render the chart in the namespace nightshift, unless the options name another."""
+    done = template(*(("-n", "nightshift") if "-n" not in options else ()), *options)
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if manifest]
+
+
+def objects(manifests: list[Manifest]) -> dict[tuple[str, str], Any]:
+    """Return manifests by kind and name without what only Helm or only kustomize has."""
+    found = manifests_of(yaml.dump_all(manifests, Dumper=yaml.CSafeDumper))
+    for pod in pods(list(found.values())):
+        pod.spec.pop("imagePullSecrets", None)  # a value in Helm, a service account in kustomize
+        pod.annotations.pop("checksum/config", None)  # in kustomize, the name of the ConfigMap has the hash
+    found["PersistentVolumeClaim", "storage"]["metadata"].pop("annotations", None)
+    return found
+
+
+def switched_on(*components: str) -> list[str]:
+    return [word for name in components for word in ("--set", f"components.{SWITCHES[name]}=true")]
+
+
+def kustomized(overlay: str, components: tuple[str, ...] = ()) -> dict[tuple[str, str], Any]:
+    """Return kustomize's objects, for a chart that is rendered with the default names of the images."""
+    return objects(rendered(overlay, components))
+
+
+@needs_helm
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("overlay", "components"),
+    [("gpu-small", ()), ("gpu-small", EVERYTHING), ("gpu-large", LARGE), ("kind", ("rayjobs",))],
+    ids=["default", "everything", "large", "rayjobs"],
+)
+def test_helm_and_kustomize_render_the_same_objects(overlay, components):
+    made = objects(helm("--set", f"size={overlay}", *switched_on(*components)))
+
+    expected = kustomized(overlay, components)
+    assert made.keys() == expected.keys()
+    assert [key for key in made if made[key] != expected[key]] == []
+
+
+@needs_helm
+@needs_kubectl
+def test_the_example_values_render_what_the_example_overlay_renders():
+    manifests = helm("-n", "team-a", "-f", str(CHART / "example-values.yaml"))
+    secrets = {str(pod.spec.get("imagePullSecrets")) for pod in pods(manifests)}
+
+    made, expected = objects(manifests), kustomized("example")
+
+    assert made.keys() == expected.keys()
+    assert [key for key in made if made[key] != expected[key]] == []
+    assert secrets == {"[{'name': 'team-a-registry'}]"}
+
+
+@needs_helm
+def test_the_values_of_a_site_reach_every_place_that_states_them():
+    sizes = {"workers.maxReplicas": 3, "workers.gpus": 2, "jobWorkers.replicas": 5}
+    texts = {"workers.requests.memory": "30Gi", "workers.sharedMemory": "9Gi", "quota.cpu": "77"}
+    options = [w for n, v in sizes.items() for w in ("--set", f"{n}={v}")]
+    options += [w for n, v in texts.items() for w in ("--set-string", f"{n}={v}")]
+
+    manifests = helm(*options, *switched_on("dashboard", "kueue", "quota"), "--set", "ingress.host=gpu.example.com")
+
+    group = one(manifests, "RayCluster", "ray")["spec"]["workerGroupSpecs"][0]
+    container = group["template"]["spec"]["containers"][0]
+    flavor = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]["flavors"][0]
+    quotas = {resource["name"]: resource["nominalQuota"] for resource in flavor["resources"]}
+    hard = one(manifests, "ResourceQuota", "nightshift")["spec"]["hard"]
+    assert [group[name] for name in ("replicas", "minReplicas", "maxReplicas")] == [3, 3, 3]
+    assert [container["resources"][side]["nvidia.com/gpu"] for side in ("requests", "limits")] == [2, 2]
+    assert container["resources"]["requests"]["memory"] == "30Gi"
+    assert group["template"]["spec"]["volumes"][1]["emptyDir"]["sizeLimit"] == "9Gi"
+    assert one(manifests, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_CLUSTER_GPUS"] == "6"
+    assert (quotas["nvidia.com/gpu"], quotas["cpu"], hard["requests.nvidia.com/gpu"]) == ("6", "77", "6")
+    assert one(manifests, "Deployment", "job-worker")["spec"]["replicas"] == 5
+    (ingress,) = of_kind(manifests, "Ingress")
+    assert (
+        [rule["host"] for rule in ingress["spec"]["rules"]] == ingress["spec"]["tls"][0]["hosts"] == ["gpu.example.com"]
+    )
+
+
+@needs_helm
+def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
+    manifests = helm(*switched_on(*ADDING, "tls", "kueue"))
+    namespace = yaml.safe_load((K8S / "base" / "namespace.yaml").read_text())
+    namespace["metadata"]["labels"]["app.kubernetes.io/part-of"] = "nightshift"
+
+    found = [text for policy in (*POLICIES, *WIRING, *SCHEDULING) for text in policy([namespace, *manifests])]
+
+    assert found == complaints_of_kuberay(manifests) == []
+    claim = one(manifests, "PersistentVolumeClaim", "storage")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+@needs_helm
+def test_a_changed_setting_replaces_the_pods_that_read_it():
+    plain, other = helm(), helm("--set-string", "settings.NIGHTSHIFT_HANG_SECONDS=7")
+
+    changed = [
+        pod.name
+        for pod, again in zip(pods(plain), pods(other), strict=True)
+        if pod.annotations.get("checksum/config") != again.annotations.get("checksum/config")
+    ]
+
+    assert changed == [pod.name for pod in pods(plain) if pod.kind != "CronJob"]
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        ("size=gpu-smal", "size"),
+        ("components.kueu=true", "kueu"),
+        ("settings.NIGHTSHIFT_HANG_SECOND=5", "NIGHTSHIFT_HANG_SECOND"),
+        ("storage.size=big", "size"),
+        ("workers.gpus=0", "gpus"),
+        ("components.rdma=true", "set size to gpu-large"),
+        ("components.mig=true,components.timeSlicing=true", "are alternatives; set one of them to false"),
+        ("size=kind,workers.gpus=1", "size kind has no GPUs"),
+        ("components.mig=true,workers.gpus=2", "set workers.gpus to null"),
+        ("ingress.host=a.example.com", "set components.dashboard to true"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(option, complaint):
+    done = template("--set", option)
+
+    assert done.returncode == 1
+    assert complaint in done.stderr
