@@ -13,12 +13,15 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue.queues import remove, waiting
 from jobs.queue.reconciler import ReconcilerMemory, reconcile
+from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.runs.request import PRIORITIES, JobRequest
 from jobs.runs.state import changing, write_state
+from jobs.web.overview import overview
+from jobs.web.run_index import RunIndex
 from tests.conftest import Say
-from tests.stack import FakeSpec, state_of
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 
 LIMIT = 2
 
@@ -145,3 +148,32 @@ def test_a_limit_of_0_is_refused() -> None:
 
     assert str(refused.value) == "NIGHTSHIFT_RUNS_PER_OWNER 0 lets no run start; write 1 or more, or unset it"
     assert Settings.read({"NIGHTSHIFT_RUNS_PER_OWNER": ""}).runs_per_owner is None
+
+
+def test_real_job_workers_run_one_run_of_each_owner_and_at_last_all(
+    say: Say, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_RUNS_PER_OWNER", "1")
+    one_each = replace(settings, runs_per_owner=1)
+    alice, bob = ([held(one_each, owner) for _ in range(2)] for owner in ("alice", "bob"))
+
+    with start_stack(one_each, 3, worker_command=FAKE_WORKER):
+        blocked = eventually(lambda: states(one_each, [*alice, *bob]) == ["running", "scheduled"] * 2)
+        row = next(row for row in overview(RunIndex(one_each.storage), {}).rows if row.state.id == alice[1])
+        shown = [say("list")[1], say("show", alice[1])[1], row.doing]
+        for run_id in (*alice, *bob):
+            (RunPaths.of(one_each.storage, run_id).folder / "go").touch()
+        ended = [reaches(one_each.storage, run_id, "succeeded", "failed", "lost") for run_id in (*alice, *bob)]
+
+    assert blocked, states(one_each, [*alice, *bob])
+    assert ["waits: alice has 1 of 1 runs running" in text for text in shown] == [True] * 3
+    assert [(state.state, state.attempt) for state in ended] == [("succeeded", 1)] * 4
+    for first, second in (ended[:2], ended[2:]):
+        assert first.ended is not None
+        assert second.started is not None
+        assert first.ended <= second.started
+
+
+def held(settings: Settings, owner: str) -> str:
+    """Submit a run that does not end before its folder has a file `go`."""
+    return submit(settings, FakeSpec(holds=True, steps=2), JobRequest.model_validate({"owner": owner}))

@@ -29,6 +29,7 @@ def complaints_of_image(text: str) -> list[str]:
     if "--all-extras" in build or "--extra dev" in build:
         found.append("it installs the tools of development")
     found += [f"it cannot do what the extra {name} is for" for name in EXTRAS if f"--extra {name}" not in build]
+    found += complaints_of_mirror(text, build)
     if not re.search(r"uv==\d", build):
         found.append("its installer is not pinned")
     if "UV_COMPILE_BYTECODE=1" not in build:
@@ -40,6 +41,18 @@ def complaints_of_image(text: str) -> list[str]:
         found.append("torch sees no GPU")
     if 'ENTRYPOINT ["nightshift"]' not in last:
         found.append("it does not start the command")
+    return found
+
+
+def complaints_of_mirror(text: str, build: str) -> list[str]:
+    """Return why packages do not come from the mirror that a build argument names, or a secret stays in the image."""
+    found = []
+    if re.search(r"https?://", re.sub(r"^#.*$", "", text, flags=re.MULTILINE)):
+        found.append("it names a package mirror, which a build argument must name")
+    if build.count("${UV_INDEX_URL:+") != len(re.findall(r"pip install (?!.*--no-deps)", build)):
+        found.append("a package does not come from the mirror")
+    if re.search(r"^(ARG|ENV) .*(PASSWORD|TOKEN|SECRET)", text, re.MULTILINE):
+        found.append("a build argument, which the image's history keeps, holds a secret")
     return found
 
 
@@ -61,6 +74,9 @@ def test_the_image_supports_a_read_only_container_with_any_user_id():
         (" --extra onnx", ""),
         ("uv==0.13.9", "uv"),
         ("UV_COMPILE_BYTECODE=1 ", ""),
+        ("ARG UV_INDEX_URL=\n", "ARG UV_INDEX_URL=https://mirror.example.org/simple\n"),
+        ('${UV_INDEX_URL:+--default-index "$UV_INDEX_URL"} ', ""),
+        ("ARG UV_INDEX_URL=\n", "ARG UV_INDEX_URL=\nARG MIRROR_PASSWORD\n"),
         ("HOME=/tmp USER=nightshift", "HOME=/root"),
         ("compute,utility", "utility"),
         ('ENTRYPOINT ["nightshift"]', 'ENTRYPOINT ["bash"]'),
