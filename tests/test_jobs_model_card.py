@@ -115,8 +115,8 @@ def test_text_from_outside_is_escaped_and_what_nobody_stated_is_said(there, sett
     assert "<script" not in page
     assert '<dt>Ethics approval and consent</dt><dd class="open">not stated</dd>' in page
     rows = page.split("<h2>Reporting guidelines</h2>")[1]
-    assert '<th scope="row">Source of the data</th><td>5a</td><td>–</td><td>yes</td><td>Data</td>' in rows
-    assert '<th scope="row">Ethics approval</th><td>17</td><td>–</td><td>–</td><td class="open">not stated</td>' in rows
+    assert '<th scope="row">Source of the data</th><td>5a</td><td>11</td><td>7</td><td>Data</td>' in rows
+    assert '<th scope="row">Ethics approval</th><td>17</td><td>6</td><td>–</td><td class="open">not stated</td>' in rows
 
 
 def test_a_card_says_so_if_the_data_set_and_the_evaluations_are_gone(there, settings, data):
@@ -129,7 +129,7 @@ def test_a_card_says_so_if_the_data_set_and_the_evaluations_are_gone(there, sett
     assert "cannot be read as it was when the model was trained" in page
     assert "No run of this storage has measured the model." in page
     assert (
-        '<th scope="row">Performance with confidence intervals</th><td>23a</td><td>24</td><td>yes</td><td class="open">'
+        '<th scope="row">Performance with confidence intervals</th><td>23a</td><td>31</td><td>38</td><td class="open">'
         in page
     )
 
@@ -157,3 +157,13 @@ def test_every_item_of_the_guidelines_is_open_until_something_fills_it():
     sections = re.findall("<h2>(.+?)</h2>", TEMPLATE.read_text() + TEMPLATE.with_name("subgroups.html.j2").read_text())
     assert {item.where for item in ITEMS if item.where} <= set(sections)
     assert all(bool(item.needs) == bool(item.where) for item in ITEMS)
+
+
+def test_every_cited_number_is_one_of_the_guideline():
+    last = {"tripod": 27, "stard": 40, "claim": 44}
+
+    for item in ITEMS:
+        for guideline, most in last.items():
+            cited = getattr(item, guideline)
+            assert all(re.fullmatch(r"([1-9]\d?)[a-g]?", number) for number in cited.split(", ") if cited)
+            assert all(int(number.rstrip("abcdefg")) <= most for number in cited.split(", ") if cited)
