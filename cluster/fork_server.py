@@ -35,6 +35,7 @@ from typing import NoReturn, TypeAlias
 from cluster import guard
 from cluster.exit_codes import ExitCode
 from cluster.process_env import environment_of_process, replace_environment
+from cluster.process_exit import end_process
 from cluster.process_title import show_command, show_variable
 
 READY = b"1"  # what the fork server sends when it has imported everything
@@ -77,7 +78,7 @@ def run_fork_server(preload: Callable[[], str | None], main: Main) -> int:
         main: Runs an attempt and returns its exit code.
 
     Returns:
-        The exit code, also in the trainer of an attempt, which is a fork of this process and ends as any Python does.
+        The exit code. The trainer of an attempt, a fork of this process, ends in this function.
     """
     worker, descriptor = int(sys.argv[1]), int(sys.argv[2])
     channel = socket.socket(fileno=descriptor)
@@ -123,8 +124,8 @@ def _serve(channel: socket.socket, worker: int, imported: Mapping[str, str], mai
             channel.close()
             request = _as_trainer(files[0], files[1], worker, imported)
             try:
-                return main(request.arguments)
-            finally:
+                return end_process(main(request.arguments))
+            finally:  # after an exception
                 gc.unfreeze()  # Python collects everything at its end, and libraries report what is left
         for file in files:
             os.close(file)  # a work-horse whose attempt was not forked sees the end of its socket

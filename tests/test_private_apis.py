@@ -10,6 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("cluster", "data_shards", "jobs", "trainer")
 USES = {
+    "atexit._run_exitfuncs": "cluster/process_exit.py",
+    "threading._shutdown": "cluster/process_exit.py",
     "torch.nn.modules.batchnorm._BatchNorm": "trainer/training/micro_batching.py",
     "torch._foreach_copy_": "trainer/training/ema.py",
     "torch.cpu._is_amx_tile_supported": "trainer/model/precision.py",

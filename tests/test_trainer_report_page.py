@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from jinja2 import Environment
 from PIL import Image
 
 from data_shards.index import Shard, ShardIndex
@@ -17,7 +18,8 @@ from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.report.examples import worst_misclassified
 from trainer.report.gradcam import jpeg, overlay
-from trainer.report.page import ReportData, render, write_page
+from trainer.report.multi_label import MultiLabelReportData
+from trainer.report.page import ReportData, compile_templates, render, write_page
 from trainer.report.source_version import source_version
 
 PROBE = """<script>
@@ -138,6 +140,16 @@ def test_asking_for_the_version_of_the_source_writes_nothing_into_the_checkout(t
 
     assert re.fullmatch("[0-9a-f]{12}", version)
     assert (tmp_path / ".git" / "index").read_bytes() == before
+
+
+def test_a_process_that_has_compiled_the_templates_compiles_none_for_a_report(monkeypatch):
+    compile_templates(ReportData.template, MultiLabelReportData.template)
+    compiled = []
+    monkeypatch.setattr(Environment, "compile", lambda _, source, *others, **named: compiled.append(source))
+
+    page = render(report_data())
+
+    assert (compiled, page[:15]) == ([], "<!doctype html>")
 
 
 def test_class_names_are_escaped():

@@ -19,6 +19,7 @@ from cluster.errors import ClusterError, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.process_env import set_local_ray_environment
+from cluster.process_exit import end_process
 from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
                 result = command(attempt, spec)
-                result = replace(result, timing=attempt.timing())
+                result = replace(result, seconds=round(attempt.seconds, 3), timing=attempt.timing())
                 result.publish(attempt.lease)
                 tracking.result = result
         except Exception as error:
@@ -132,4 +133,4 @@ def _infrastructure_error(error: Exception) -> TrainerError | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_process(main()))

@@ -27,9 +27,13 @@ def preload() -> str | None:
     import trainer.evaluate  # noqa: PLC0415
     import trainer.export  # noqa: PLC0415
     import trainer.predict  # noqa: PLC0415
+    import trainer.report.gather  # noqa: PLC0415
     import trainer.search.run  # noqa: PLC0415
     import trainer.train  # noqa: F401, PLC0415
+    from trainer.report.multi_label import MultiLabelReportData  # noqa: PLC0415
+    from trainer.report.page import ReportData, compile_templates  # noqa: PLC0415
 
+    compile_templates(ReportData.template, MultiLabelReportData.template)
     Image.preinit()  # imports the readers of the usual formats
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # imports torch's compiler, which takes seconds
     if torch.cuda.is_initialized() or _uses_gpu():  # type: ignore[no-untyped-call]

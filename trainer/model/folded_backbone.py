@@ -43,21 +43,28 @@ class FoldedBackbone:
         """
 
         def features(part: Tensor) -> Tensor:
-            return self._features(normalise(part.to(self.device, non_blocking=True)))
+            return self._maps(part, normalise).mean((2, 3), dtype=torch.float32)
 
+        return self._in_parts(images, features)
+
+    def feature_maps(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the last feature maps `(B, 1280, S/32, S/32)` of `(B, C, S, S) uint8` images, on the device."""
+        return self._in_parts(images, lambda part: self._maps(part, normalise))
+
+    def _in_parts(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
-            return torch.cat([features(part) for part in parts])
+            return torch.cat([compute(part) for part in parts])
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return torch.cat(list(pool.map(features, parts)))
+                return torch.cat(list(pool.map(compute, parts)))
         finally:
             torch.set_num_threads(threads)  # the last value also applies to threads that start later
 
-    @torch.no_grad()  # not inference_mode: autograd saves these features as inputs of a head that trains
-    def _features(self, images: Tensor) -> Tensor:
-        maps = self.network.extract_features(images.to(self.dtype))  # (b, 1280, S/32, S/32)
-        return maps.mean((2, 3), dtype=torch.float32)  # type: ignore[no-any-return]
+    @torch.no_grad()  # not inference_mode: autograd saves features as inputs of a head that trains
+    def _maps(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        on_device = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+        return self.network.extract_features(on_device)  # type: ignore[no-any-return]  # (b, 1280, S/32, S/32)
 
 
 def _fold_network(network: EfficientNet) -> EfficientNet:

@@ -14,7 +14,6 @@ from trainer.report.gradcam import Heat, feature_maps, heatmaps_of, jpeg, overla
 
 SHOWN = 12  # images of each kind of error
 CORRECT_SHOWN = 6
-AT_ONCE = 8  # images in the network; few on a CPU, so that a layer's activations stay in its cache
 
 ExampleKind = Literal["false_negative", "false_positive", "other", "correct"]
 Pixels = NDArray[np.uint8]
@@ -103,11 +102,8 @@ def with_pictures(
     config: HeadConfig,
 ) -> tuple[ExampleImage, ...]:
     """Add pixels and Grad-CAM overlays; `images` maps an id to source file and (C, S, S) uint8 pixels."""
-    ids = sorted({example.id for example in examples})
-    heatmaps = dict[tuple[int, int], Heat]()
-    for start in range(0, len(ids), AT_ONCE):
-        pixels = {id_: images[id_][1] for id_ in ids[start : start + AT_ONCE]}
-        heatmaps |= _heatmaps([example for example in examples if example.id in pixels], pixels, model, config)
+    pixels = {id_: images[id_][1] for id_ in sorted({example.id for example in examples})}
+    heatmaps = _heatmaps(examples, pixels, model, config) if examples else {}
     return tuple(_with_pixels(example, *images[example.id], heatmaps) for example in examples)
 
 

@@ -1,6 +1,7 @@
 """Grad-CAM (Selvaraju et al. 2017) on the last feature maps, as an overlay on the image."""
 
 import io
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Classifier
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 
 STRENGTH = 0.6  # opacity of the overlay where the heatmap is 1
@@ -28,10 +30,11 @@ def gradcam_heatmaps(model: Classifier, images: Tensor, predicted: Tensor, confi
     return heatmaps_of(model, feature_maps(model, images, config), predicted, side=images.shape[-1])
 
 
-@torch.no_grad()
 def feature_maps(model: Classifier, images: Tensor, config: HeadConfig) -> Tensor:
     """Return the last feature maps (B, 1280, S/32, S/32) of images (B, 1 or 3, S, S) uint8 on the model's device."""
-    return model.backbone.network.extract_features(normalised(images, config))  # type: ignore[no-any-return]
+    return FoldedBackbone(model.backbone, "fp32", images.device).feature_maps(
+        images, partial(normalised, config=config)
+    )
 
 
 def heatmaps_of(model: Classifier, maps: Tensor, explained: Tensor, *, side: int) -> list[Heat]:

@@ -6,10 +6,11 @@
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, meta
 
 from cluster.lease import Lease
 from data_shards.about import about_rows
@@ -251,8 +252,9 @@ def write_page(lease: Lease, data: ReportData) -> None:
     lease.write_text(lease.paths.report, render(data))
 
 
-def render(data: ReportData) -> str:
-    """Return the report as HTML."""
+@cache
+def report_environment() -> Environment:
+    """Return the environment of reports, which keeps the templates that it has compiled."""
     filters: dict[str, Callable[..., str | float]] = {
         "percent": _percent,
         "number": number_text,
@@ -262,20 +264,37 @@ def render(data: ReportData) -> str:
         "area_percent": area_percent,
         "quoted": quoted,
     }
-    template = page_environment(filters=filters).get_template(data.template)
-    return template.render(
-        data=data,
-        m=data.metrics,
-        judged_on=judged_on(data.metrics),
-        headlines=HEADLINES,
-        other_metrics=OTHER_METRICS,
-        label_metrics=LABEL_METRICS,
-        names=NAMES,
-        subgroup_note=NOTE,
-        too_few=TOO_FEW,
-        choice_of=choice_of,
-        chosen_on=chosen_on,
-        may_have_chosen=may_have_chosen,
+    return page_environment(filters=filters)
+
+
+def compile_templates(*templates: str) -> None:
+    """Compile templates and all that they refer to, for the reports of this process and of its forks."""
+    environment = report_environment()
+    for template in templates:
+        environment.get_template(template)
+        source, _, _ = PackageLoader("trainer.report", ".").get_source(environment, template)
+        compile_templates(*filter(None, meta.find_referenced_templates(environment.parse(source))))
+
+
+def render(data: ReportData) -> str:
+    """Return the report as HTML."""
+    return (
+        report_environment()
+        .get_template(data.template)
+        .render(
+            data=data,
+            m=data.metrics,
+            judged_on=judged_on(data.metrics),
+            headlines=HEADLINES,
+            other_metrics=OTHER_METRICS,
+            label_metrics=LABEL_METRICS,
+            names=NAMES,
+            subgroup_note=NOTE,
+            too_few=TOO_FEW,
+            choice_of=choice_of,
+            chosen_on=chosen_on,
+            may_have_chosen=may_have_chosen,
+        )
     )
 
 
