@@ -269,12 +269,15 @@ def test_a_log_has_a_line_for_each_epoch_but_not_for_each_step_of_a_fit() -> Non
     ]
 
 
-def test_show_says_where_the_time_went(say: Say, run: RunPaths) -> None:
-    succeed(
-        run, timing={"report": 0.5, "queue": 0.31, "start": 2.0, "features": 0.25, "training": 61.0, "judging": 1.2}
-    )
+def test_show_says_where_the_time_went_and_the_parts_add_up_to_the_time_since_the_submit(
+    say: Say, run: RunPaths
+) -> None:
+    succeed(run, timing={"report": 5.5, "queue": 0.3, "start": 2.0, "features": 0.2, "training": 61.0, "judging": 1.2})
+    with run_state.changing(run) as state:
+        times = {"created": "2026-11-23T10:00:00.000Z", "started": "2026-11-23T10:00:00.250Z"}
+        run_state.write_state(run, state.with_changes(**times, ended="2026-11-23T10:01:13.500Z"))
 
-    out = say("show", run.run_id)[1]
+    out = " ".join(say("show", run.run_id)[1].split())
 
-    times = "timing queue 0.3 s start 2.0 s features 0.2 s training 61.0 s judging 1.2 s report 0.5 s"
-    assert times in " ".join(out.split())
+    parts = "timing queue 0.3 s start 2.0 s features 0.2 s training 61.0 s judging 1.2 s report 5.5 s other 3.3 s"
+    assert f"ended 2026-11-23 10:01:13Z (1m13s) {parts}" in out

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-ORDER = ("queue", "start", "features", "training", "judging", "predicting", "report")  # in which people read them
+OTHER = "other"  # earlier attempts, waits between them, and the end of the process
+SHORTEST_OTHER_SECONDS = 0.1
+ORDER = ("queue", "start", "features", "training", "judging", "predicting", "report", OTHER)  # for people
 LONGEST_SECONDS = 1e9  # a larger number is damage
 PARTS = {"features": "features", "train": "training", "evaluate": "judging", "predict": "predicting"}  # by phase
 
@@ -48,11 +50,18 @@ class PhaseTimes:
             self.add({part: time.monotonic() - began - (sum(self.seconds.values()) - before)})
 
 
-def timing_text(timing: object) -> str:
-    """Return the timing in a `result.json` as text, such as `queue 0.3 s  start 2.1 s`; "" if there is none."""
+def timing_text(timing: object, whole: float | None = None) -> str:
+    """Return the timing in a `result.json` as text, such as `queue 0.3 s  start 2.1 s`; "" if there is none.
+
+    `whole` are the seconds from submit to the end of the run; what the parts do not explain of them is "other".
+    """
     if not isinstance(timing, Mapping):
         return ""
-    return "  ".join(f"{name} {timing[name]:.1f} s" for name in ORDER if _is_seconds(timing.get(name)))
+    known = {name: timing[name] for name in ORDER if _is_seconds(timing.get(name))}
+    other = 0.0 if whole is None else whole - sum(known.values())
+    if known and other >= SHORTEST_OTHER_SECONDS:
+        known[OTHER] = other
+    return "  ".join(f"{name} {seconds:.1f} s" for name, seconds in known.items())
 
 
 def _is_seconds(value: object) -> bool:

@@ -17,12 +17,11 @@ from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
 from jobs.runs import state as run_state
-from jobs.runs.progress_text import describe, duration
+from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.result_text import decision_rows, label_lines
+from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
 from jobs.runs.start_forecast import start_forecast
 from trainer.evaluation.training_text import training_lines
-from trainer.phase_times import timing_text
 from trainer.search.choice_text import choice_lines
 
 LABEL = 10  # characters of the first column
@@ -96,10 +95,10 @@ def _time_rows(record: JobRecord) -> list[Row]:
         for what, text in (("submitted", state.created), ("started", state.started), ("ended", state.ended))
         if text
     )
-    took = f" ({duration(record.result['seconds'])})" if record.result and _is_number(record.result, "seconds") else ""
+    took = f" ({text})" if (text := duration_text(state)) else ""
     losses = f", {state.losses} lost" if state.losses else ""
     rows = [("times", times + took), ("attempt", f"{state.attempt}{losses}, priority {state.priority}")]
-    timing = timing_text(record.result.get("timing")) if record.result else ""
+    timing = timing_of(record)
     return [rows[0], ("timing", timing), rows[1]] if timing else rows
 
 
@@ -185,10 +184,6 @@ def _size(count: int) -> str:
     while number >= KIBI and len(units) > 1:
         number, units = number / KIBI, units[1:]
     return f"{number:.0f} {units[0]}" if units[0] == "B" else f"{number:.1f} {units[0]}"
-
-
-def _is_number(values: dict[str, Any], name: str) -> bool:
-    return isinstance(values.get(name), int | float)
 
 
 def _pairs(values: dict[str, Any]) -> str:

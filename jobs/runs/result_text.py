@@ -1,13 +1,17 @@
 """The figures of a run with their intervals, and what limits them, in words."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
+from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord
+from jobs.runs.state import RunState
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.metric_text import prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.evaluation.subgroup_text import subgroup_lines
+from trainer.phase_times import timing_text
 
 SHOWN_OF_LABEL = ("auroc", "sensitivity", "specificity")  # of each label of a multi-label model
 LABEL_HEADINGS = ("Label", "AUROC", "Sensitivity", "Specificity", "Positive of known", "Unknown")
@@ -25,6 +29,24 @@ def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
     rows += [("", line) for line in prevalence_lines(metrics)]
     subgroups = subgroup_lines(metrics)
     return [*rows, *_block("images", seen), *_block("subgroup", subgroups)]
+
+
+def duration_text(state: RunState) -> str:
+    """Return how long a run took from the start of its first attempt to its end, "" if it has not ended."""
+    seconds = _seconds_between(state.started, state.ended)
+    return "" if seconds is None else duration(seconds)
+
+
+def timing_of(record: JobRecord) -> str:
+    """Return the seconds of each part of a run that succeeded, which add up to those since it was submitted."""
+    whole = _seconds_between(record.state.created, record.state.ended)
+    return timing_text((record.result or {}).get("timing"), whole)
+
+
+def _seconds_between(start: str | None, end: str | None) -> float | None:
+    if start is None or end is None:
+        return None
+    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
 
 
 def _block(title: str, lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,9 +8,8 @@ from typing import Any
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
-from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, label_rows
+from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
 from jobs.web.damage import shown_or
@@ -19,7 +18,6 @@ from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
 from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.model.names import HEAD_FILE
-from trainer.phase_times import timing_text
 from trainer.report.charts import ReportChart
 from trainer.search.choice_text import choice_lines
 
@@ -179,7 +177,6 @@ def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
 
 def _facts(record: JobRecord) -> list[Row]:
     state, result = record.state, record.result or {}
-    seconds = result.get("seconds")
     rows = [
         ("owner", state.owner or ""),
         ("tags", ", ".join(state.tags)),
@@ -187,8 +184,8 @@ def _facts(record: JobRecord) -> list[Row]:
         ("submitted", _moment(state.created)),
         ("started", _moment(state.started)),
         ("ended", _moment(state.ended)),
-        ("duration", duration(seconds) if isinstance(seconds, int | float) else ""),
-        ("timing", timing_text(result.get("timing"))),
+        ("duration", duration_text(state)),
+        ("timing", timing_of(record)),
         ("attempt", f"{state.attempt}" + (f", {state.losses} lost" if state.losses else "")),
         ("priority", state.priority),
         ("job worker", state.job_worker or ""),
