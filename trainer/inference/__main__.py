@@ -23,6 +23,7 @@ import torch
 from cluster.errors import ClusterError
 from cluster.files import atomic_write
 from cluster.guard import STATUS_OF_SIGNAL
+from cluster.process_exit import end_process
 from cluster.resources import cpu_count
 from data_shards.errors import ShardError
 from data_shards.read.shard_cache import limit_default_cache
@@ -116,4 +117,4 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _leave)  # so that the draft of the table is removed
-    sys.exit(main())
+    sys.exit(end_process(main()))

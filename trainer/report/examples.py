@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Classifier
 from trainer.model.head import HeadConfig
-from trainer.report.gradcam import Heat, feature_maps, heatmaps_of, jpeg, overlay
+from trainer.report.gradcam import Heat, folded_backbone, heatmaps_of, jpeg, overlay
 
+AT_ONCE = 16  # images whose feature maps are in memory: two micro-batches of the backbone
 SHOWN = 12  # images of each kind of error
 CORRECT_SHOWN = 6
 
@@ -102,22 +106,27 @@ def with_pictures(
     config: HeadConfig,
 ) -> tuple[ExampleImage, ...]:
     """Add pixels and Grad-CAM overlays; `images` maps an id to source file and (C, S, S) uint8 pixels."""
-    pixels = {id_: images[id_][1] for id_ in sorted({example.id for example in examples})}
-    heatmaps = _heatmaps(examples, pixels, model, config) if examples else {}
+    ids, folded = sorted({example.id for example in examples}), folded_backbone(model)
+    heatmaps = dict[tuple[int, int], Heat]()
+    for start in range(0, len(ids), AT_ONCE):
+        pixels = {id_: images[id_][1] for id_ in ids[start : start + AT_ONCE]}
+        shown = [example for example in examples if example.id in pixels]
+        maps = folded.feature_maps(
+            torch.from_numpy(np.stack(list(pixels.values()))), partial(normalised, config=config)
+        )
+        heatmaps |= _heatmaps(shown, list(pixels), maps, model, side=config.image_size)
     return tuple(_with_pixels(example, *images[example.id], heatmaps) for example in examples)
 
 
 def _heatmaps(
-    examples: Sequence[ExampleImage], pixels: Mapping[int, Pixels], model: Classifier, config: HeadConfig
+    examples: Sequence[ExampleImage], ids: Sequence[int], maps: Tensor, model: Classifier, *, side: int
 ) -> dict[tuple[int, int], Heat]:
-    """Return the heatmaps of examples by image and class. Each image goes through the network once, all together."""
-    device = next(model.parameters()).device
-    maps = feature_maps(model, torch.from_numpy(np.stack(list(pixels.values()))).to(device), config)
+    """Return the heatmaps of examples by image and class, from the feature maps of the images with these ids."""
     pairs = list(dict.fromkeys((example.id, c) for example in examples for c in (example.predicted, example.label)))
-    places = {id_: place for place, id_ in enumerate(pixels)}
-    rows = torch.tensor([places[id_] for id_, _ in pairs], device=device)
-    explained = torch.tensor([c for _, c in pairs], device=device)
-    return dict(zip(pairs, heatmaps_of(model, maps[rows], explained, side=config.image_size), strict=True))
+    places = {id_: place for place, id_ in enumerate(ids)}
+    rows = torch.tensor([places[id_] for id_, _ in pairs], device=maps.device)
+    explained = torch.tensor([c for _, c in pairs], device=maps.device)
+    return dict(zip(pairs, heatmaps_of(model, maps[rows], explained, side=side), strict=True))
 
 
 def _example(

@@ -27,14 +27,13 @@ def gradcam_heatmaps(model: Classifier, images: Tensor, predicted: Tensor, confi
     `images` are (B, 1 or 3, S, S) uint8 on the device of `model`, which must be in eval mode. `predicted` (B,) int64
     is the class to explain for each image.
     """
-    return heatmaps_of(model, feature_maps(model, images, config), predicted, side=images.shape[-1])
+    maps = folded_backbone(model).feature_maps(images, partial(normalised, config=config))
+    return heatmaps_of(model, maps, predicted, side=images.shape[-1])
 
 
-def feature_maps(model: Classifier, images: Tensor, config: HeadConfig) -> Tensor:
-    """Return the last feature maps (B, 1280, S/32, S/32) of images (B, 1 or 3, S, S) uint8 on the model's device."""
-    return FoldedBackbone(model.backbone, "fp32", images.device).feature_maps(
-        images, partial(normalised, config=config)
-    )
+def folded_backbone(model: Classifier) -> FoldedBackbone:
+    """Return the backbone that computes feature maps for heatmaps, on the device of the model."""
+    return FoldedBackbone(model.backbone, "fp32", next(model.parameters()).device)
 
 
 def heatmaps_of(model: Classifier, maps: Tensor, explained: Tensor, *, side: int) -> list[Heat]:
