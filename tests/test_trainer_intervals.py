@@ -3,6 +3,7 @@ import pytest
 from scipy.stats import binomtest, norm, t
 from sklearn.metrics import roc_auc_score
 
+from trainer.evaluation.bootstrap import weighted_metrics
 from trainer.evaluation.intervals import (
     auroc_interval,
     class_intervals,
@@ -121,3 +122,10 @@ def test_each_class_has_intervals_of_recall_and_precision():
 
 def test_equal_bootstrap_values_give_no_interval():
     assert percentile_interval(np.full(200, 0.5)) is None
+
+
+def test_a_resample_without_images_has_no_loss():
+    found = weighted_metrics(np.zeros((1, 2)), np.array([[0.2, 0.8], [0.6, 0.4]]), np.array([1, 0]), positive=1)
+
+    assert np.isnan(found["loss"]).all()
+    assert np.isnan(found["brier"]).all()

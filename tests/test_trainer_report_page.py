@@ -16,6 +16,7 @@ from tests.trained import lease_in
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import Predictions
+from trainer.report.environment import number_text, percent_text
 from trainer.report.examples import worst_misclassified
 from trainer.report.gradcam import jpeg, overlay
 from trainer.report.multi_label import MultiLabelReportData
@@ -245,3 +246,18 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
     reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
     assert reported == {"images": 2 * len(data.misclassified), "broken": 0, "overflow": 0, "charts": 6, "errors": []}
     assert "CONSOLE" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "percent", "number"),
+    [
+        (1.0, "100.0\u202f%", "1"),
+        (0.99996, ">99.9\u202f%", ">0.9999"),
+        (0.9994, "99.9\u202f%", "0.9994"),
+        (0.00004, "<0.1\u202f%", "4e-05"),
+        (0.0, "0.0\u202f%", "0"),
+        (None, "–", "–"),
+    ],
+)
+def test_only_all_and_none_are_shown_as_all_and_none(value, percent, number):
+    assert (percent_text(value), number_text(value)) == (percent, number)

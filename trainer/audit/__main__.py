@@ -39,7 +39,7 @@ def main() -> None:
     except OSError as error:
         _end(unreadable(error, location))
     with _writing(storage):
-        save_audit(Path(storage), index.digest, found.to_json())
+        save_audit(Path(storage), index.digest, found.to_json(), found.scores)
     if html:
         with _writing(html):
             write_page(Path(html), location, found, index.classes)

@@ -1,7 +1,7 @@
 """Audits a data set: what classifies its images without looking at their subject, and which labels contradict."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from data_shards.index import ShardIndex
 from data_shards.pack.near_duplicates import ImageHash, find_near_duplicates
 from trainer.audit.cross_validation import Folds, best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import ImageSet, describe
+from trainer.audit.saved import AuditScores
 from trainer.errors import SpecError
 from trainer.evaluation.bootstrap import ranked_classes
 from trainer.evaluation.intervals import auroc_interval, group_ids
@@ -80,6 +81,7 @@ class Audit:
         checks: In order of AUROC, the greatest first.
         images: Images that were read.
         total: Images of the data set.
+        scores: What the classifiers gave out for each image; None in an audit that is read back.
     """
 
     checks: tuple[Check, ...]
@@ -87,6 +89,7 @@ class Audit:
     images: int
     total: int
     sentence: str
+    scores: AuditScores | None = None
 
     @property
     def alarm(self) -> bool:
@@ -94,8 +97,10 @@ class Audit:
         return any(check.alarm for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the audit as JSON values."""
-        return {**asdict(self), "alarm": self.alarm}
+        """Return the audit as JSON values, without the scores."""
+        found = asdict(replace(self, scores=None))
+        del found["scores"]
+        return {**found, "alarm": self.alarm}
 
 
 def audit(
@@ -128,30 +133,34 @@ def audit(
             f"{location}: none of the {len(images.labels)} images that were read is of class {', '.join(missing)}; "
             "use a larger --max-images"
         )
-    checks = tuple(sorted(_checks(images, index.classes, folds), key=lambda check: -check.auroc))
+    scores = _scores(images, folds, len(index.classes))
+    units = group_ids(images.groups, len(images.labels))
+    found = [_check(name, one, images.labels, units, index.classes) for name, one in scores.items()]
+    checks = tuple(sorted(found, key=lambda check: -check.auroc))
     return Audit(
         checks=checks,
         contradictions=_contradictions(images, index.classes),
         images=len(images.labels),
         total=images.total,
         sentence=_sentence(checks, len(index.classes)),
+        scores=AuditScores(samples=images.samples, labels=images.labels, units=units, scores=scores),
     )
 
 
-def _checks(images: ImageSet, classes: tuple[str, ...], folds: Folds) -> list[Check]:
-    return [
-        _check(
-            name, SCORERS.get(name, classifier_scores)(features, images.labels, folds, len(classes)), images, classes
-        )
+def _scores(images: ImageSet, folds: Folds, classes: int) -> dict[str, Floats]:
+    """Return the scores of each check, (N, classes), by its name."""
+    return {
+        name: SCORERS.get(name, classifier_scores)(features, images.labels, folds, classes)
         for name, features in images.features.items()
-    ]
+    }
 
 
-def _check(name: str, scores: Floats, images: ImageSet, classes: tuple[str, ...]) -> Check:
+def _check(
+    name: str, scores: Floats, labels: NDArray[np.int64], units: NDArray[np.int64], classes: tuple[str, ...]
+) -> Check:
     ranked = ranked_classes(len(classes), 1)
     known = ~np.isnan(scores).any(axis=1)
-    units, labels = group_ids(images.groups, len(images.labels))[known], images.labels[known]
-    units = np.unique(units, return_inverse=True)[1]
+    labels, units = labels[known], np.unique(units[known], return_inverse=True)[1]
     areas, limits = _areas(scores[known], labels), []
     for chosen in (ranked, *([label] for label in ranked)):
         scored = [(scores[known, label], labels == label) for label in chosen]

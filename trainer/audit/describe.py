@@ -15,6 +15,7 @@ from data_shards.read.shard_cache import default_cache
 from data_shards.read.shard_files import ShardFiles
 from data_shards.samples import Extent, StoredSample, read_square
 from data_shards.tar_index import key_of
+from trainer.evaluation.predictions import sample_ids
 
 Features = NDArray[np.float32]
 Gray = NDArray[np.uint8]
@@ -37,6 +38,7 @@ class ImageSet:
         labels: (N,) int64, the classes.
         groups: Patient or case of each image, "" where unknown.
         keys: Split and key of each image, such as "train 000012".
+        samples: (N, 16) uint8, identity of each image: see `sample_ids`.
         hashes: Perceptual hash of each image in hexadecimal, "" for an image without structure.
         features: (N, F) float32 of each check, by the check's name.
         total: Images in the data set; more than N if only a sample was read.
@@ -45,6 +47,7 @@ class ImageSet:
     labels: NDArray[np.int64]
     groups: tuple[str, ...]
     keys: tuple[str, ...]
+    samples: NDArray[np.uint8]
     hashes: tuple[str, ...]
     features: dict[str, Features]
     total: int
@@ -81,10 +84,11 @@ def describe(
         DamagedShard, RemoteError: A shard or sample is not what the index says, or cannot be fetched.
     """
     extents = [(split, extent) for split in index.splits for extent in _extents(location, index, split)]
+    samples = np.concatenate([sample_ids(index, split) for split in index.splits])
     total = len(extents)
     if total > limit:
-        drawn = np.random.default_rng(0).choice(total, limit, replace=False)
-        extents = [extents[place] for place in sorted(drawn.tolist())]
+        drawn = np.sort(np.random.default_rng(0).choice(total, limit, replace=False))
+        extents, samples = [extents[place] for place in drawn], samples[drawn]
     parts = [extents[start : start + CHUNK] for start in range(0, len(extents), CHUNK)]
     tasks = [([extent for _, extent in part], index, size) for part in parts]
     done, found = 0, dict[int, list[_Described]]()
@@ -98,6 +102,7 @@ def describe(
         labels=np.array([image.label for image in images], dtype=np.int64),
         groups=tuple(image.group for image in images),
         keys=tuple(f"{split} {key_of(extent.sample_id + extent.shift)}" for split, extent in extents),
+        samples=samples,
         hashes=tuple(image.digest for image in images),
         features={name: np.stack([image.features[name] for image in images]) for name in images[0].features},
         total=total,

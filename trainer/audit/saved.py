@@ -1,23 +1,54 @@
 """Keeps the audit of a data set in the storage, where reports and model cards find it by the digest of the data set.
 
-Imports nothing of the audit itself: it needs scikit-learn.
+Beside it are the scores of its classifiers, with which a report compares a model on the same images. Imports nothing of
+the audit itself: it needs scikit-learn.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
 from cluster.errors import StorageError
-from cluster.files import read_json, write_json
+from cluster.files import read_json, write_bytes, write_json
+
+SAMPLES, LABELS, UNITS, CHECK = "samples", "labels", "units", "check "  # names of the tensors in a file of scores
 
 
-def save_audit(storage: Path, digest: str, audit: dict[str, Any]) -> None:
-    """Write the audit, as JSON values, atomically.
+@dataclass(frozen=True, kw_only=True)
+class AuditScores:
+    """What the classifiers of an audit gave out for each image, fitted without the image's fold.
+
+    Attributes:
+        samples: (N, 16) uint8, identity of each image: see `trainer.evaluation.predictions.sample_ids`.
+        labels: (N,) int64, the classes.
+        units: (N,) int64, index of each image's group.
+        scores: (N, classes) float64 of each check, by its name; NaN where no fold scored the image.
+    """
+
+    samples: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    units: NDArray[np.int64]
+    scores: Mapping[str, NDArray[np.float64]]
+
+
+def save_audit(storage: Path, digest: str, audit: dict[str, Any], scores: AuditScores | None = None) -> None:
+    """Write the audit, as JSON values, and its scores, each atomically.
 
     Raises:
         OSError: The storage is full or not writable.
     """
     path = _path(storage, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if scores is not None:
+        tensors: dict[str, NDArray[Any]] = {SAMPLES: scores.samples, LABELS: scores.labels, UNITS: scores.units}
+        checks = {f"{CHECK}{name}": np.ascontiguousarray(one) for name, one in scores.scores.items()}
+        write_bytes(_scores_path(storage, digest), save({**tensors, **checks}))
     write_json(path, audit)
 
 
@@ -28,6 +59,24 @@ def read_audit(storage: Path, digest: str) -> dict[str, Any] | None:
     except (StorageError, OSError):
         return None
     return found if isinstance(found, dict) and {"checks", "sentence", "images", "total"} <= found.keys() else None
+
+
+def read_scores(storage: Path, digest: str) -> AuditScores | None:
+    """Return the scores of an audit, None if there are none that can be read."""
+    try:
+        with safe_open(_scores_path(storage, digest), framework="numpy") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+        count = len(found[LABELS])
+        checks = {name.removeprefix(CHECK): one for name, one in found.items() if name.startswith(CHECK)}
+        if any(len(one) != count for one in found.values()) or any(one.ndim != 2 for one in checks.values()):  # noqa: PLR2004
+            return None
+        return AuditScores(samples=found[SAMPLES], labels=found[LABELS], units=found[UNITS], scores=checks)
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def _scores_path(storage: Path, digest: str) -> Path:
+    return _path(storage, digest).with_suffix(".safetensors")
 
 
 def _path(storage: Path, digest: str) -> Path:

@@ -84,8 +84,9 @@ def resample_weights(
 
 
 def _mean(weights: Floats, values: Floats) -> Floats:
-    """Return the weighted mean of `values` (N,) under each row of weights, as (R,)."""
-    mean: Floats = weights @ values / weights.sum(axis=1)
+    """Return the weighted mean of `values` (N,) under each row of weights, as (R,); NaN without samples."""
+    total = weights.sum(axis=1)
+    mean: Floats = np.divide(weights @ values, total, out=np.full(len(weights), np.nan), where=total > 0)
     return mean
 
 

@@ -106,6 +106,15 @@ def paired_figures(
     )
 
 
+def paired_auroc(first: Floats, second: Floats, labels: Labels, units: Labels, *, positive: int) -> PairedFigure:
+    """Return the AUROC of two models' probabilities (N, C) on the same images, and their difference, without bootstrap.
+
+    `labels` (N,) are the classes, `units` (N,) the index of each image's group, from 0.
+    """
+    reference, candidate = (ModelScores(probabilities=one, predicted=labels) for one in (first, second))
+    return _auroc(reference, candidate, labels, units, positive=positive, resampled=np.empty(0))
+
+
 def difference_interval(differences: Floats, units: Labels) -> Interval | None:
     """Return the interval of the mean of `differences` (n,), each -1, 0 or 1, between paired proportions.
 

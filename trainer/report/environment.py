@@ -33,10 +33,23 @@ def _environment(packages: tuple[str, ...], filters: tuple[tuple[str, Callable[.
 
 
 def number_text(value: Any) -> str:
-    """Return a value with four digits if it is a float, a dash if there is none."""
+    """Return a value with four digits if it is a float, a dash if there is none. Only 1 itself is shown as 1."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        text = f"{value:.4g}"
+        return ">0.9999" if text == "1" and value < 1 else text
     return "–" if value is None else str(value)
+
+
+def percent_text(value: float | None) -> str:
+    """Return a share in percent, a dash if there is none. Only 0 and 1 are shown as 0.0 % and 100.0 %."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:.1f}"
+    if text == "100.0" and value < 1:
+        text = ">99.9"
+    elif text == "0.0" and value > 0:
+        text = "<0.1"
+    return f"{text}\u202f%"
 
 
 def area_percent(area: float) -> float:

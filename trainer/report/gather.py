@@ -21,6 +21,7 @@ from trainer.evaluation.metric_text import is_binary, is_positive_stated
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.temperature import apply_temperature
 from trainer.model.bundle import read_model
+from trainer.report.beside_audit import JudgedModel, beside_audit
 from trainer.report.examples import ExampleImage, Pixels, random_correct, with_pictures, worst_misclassified
 from trainer.report.head_comparison import head_comparison
 from trainer.report.limits import limits
@@ -49,7 +50,9 @@ def gather_report(
     """Return the content of a run's report."""
     index, metrics = run_index(attempt.paths, spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
-    examples = _examples(spec.shards, index, metrics, predictions, Path(result.checkpoint or attempt.paths.best))
+    folder = Path(result.checkpoint or attempt.paths.best)
+    examples = _examples(spec.shards, index, metrics, predictions, folder)
+    audit = read_audit(attempt.paths.storage, index.digest)
     return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,
         kind=result.kind,
@@ -66,7 +69,10 @@ def gather_report(
         command=command_of(spec),
         facts=_facts(attempt, result),
         warnings=limits(index, metrics, result.details),
-        audit=read_audit(attempt.paths.storage, index.digest),
+        audit=audit,
+        beside=beside_audit(attempt.paths.storage, spec.shards, index, JudgedModel(folder, metrics, predictions))
+        if audit
+        else None,
         heads=head_comparison(spec.to_json(), metrics, result.details),
     )
 

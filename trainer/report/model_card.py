@@ -24,7 +24,7 @@ from trainer.evaluation.training_text import judged_on
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold
 from trainer.report.checklists import FilledItem, filled_items
-from trainer.report.environment import area_percent, number_text, page_environment, thousands
+from trainer.report.environment import area_percent, number_text, page_environment, percent_text, thousands
 from trainer.report.limits import leakage_text
 
 OTHER_METRICS = {
@@ -202,7 +202,7 @@ def figure_text(value: float | None, key: str) -> str:
     """Return a value in the unit of its metric."""
     if value is None:
         return "undefined"
-    return number_text(float(value)) if key in NO_PERCENTAGES else f"{100 * value:.1f}\u202f%"
+    return number_text(float(value)) if key in NO_PERCENTAGES else percent_text(value)
 
 
 def _metric(row: Mapping[str, Any], key: str, name: str, *, of: str = "", note: str = "") -> HeadlineMetric:

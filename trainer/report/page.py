@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, meta
 from cluster.lease import Lease
 from data_shards.about import about_rows
 from data_shards.index import ShardIndex, overview
+from trainer.audit.beside_model import AuditBesideModel
+from trainer.audit.regions import region_lines
 from trainer.evaluation.decision_text import (
     choice_of,
     chosen_on,
@@ -37,7 +39,7 @@ from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
 from trainer.report.charts import ReportChart
 from trainer.report.class_table import ClassRow, class_rows
-from trainer.report.environment import area_percent, number_text, page_environment, thousands
+from trainer.report.environment import area_percent, number_text, page_environment, percent_text, thousands
 from trainer.report.evaluation_charts import EvaluatedImages, evaluation_charts
 from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
@@ -97,6 +99,7 @@ class ReportData:
         facts: Tables about the run in the order shown: timing, hardware, software.
         warnings: Limits of the metrics, shown above them.
         audit: The audit of the data set as JSON values, None if it was not audited.
+        beside: The model beside the audit, None without an audit.
         heads: The head beside baselines; None for a run without them.
     """
 
@@ -116,6 +119,7 @@ class ReportData:
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     audit: Mapping[str, Any] | None = None
+    beside: AuditBesideModel | None = None
     heads: HeadComparison | None = None
 
     template: ClassVar[str] = "report.html.j2"
@@ -203,6 +207,11 @@ class ReportData:
         return leakage_text(self.index)
 
     @property
+    def region_lines(self) -> Sequence[str]:
+        """What the model does with rim and center of the images."""
+        return region_lines(self.beside.regions) if self.beside and self.beside.regions else []
+
+    @property
     def additions(self) -> list[str]:
         """Each addition to the data set, in words."""
         return [
@@ -256,7 +265,7 @@ def write_page(lease: Lease, data: ReportData) -> None:
 def report_environment() -> Environment:
     """Return the environment of reports, which keeps the templates that it has compiled."""
     filters: dict[str, Callable[..., str | float]] = {
-        "percent": _percent,
+        "percent": percent_text,
         "number": number_text,
         "data_uri": _data_uri,
         "thousands": thousands,
@@ -302,13 +311,9 @@ def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}\u202f%"
-
-
 def _shown(value: float | None, name: str) -> str:
     """Return a main metric or an end of its interval in the unit of the metric: AUROC is no percentage."""
-    return number_text(value) if name == "auroc" else _percent(value)
+    return number_text(value) if name == "auroc" else percent_text(value)
 
 
 def _data_uri(content: bytes) -> str:
