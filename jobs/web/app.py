@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from jobs.queue import actions
 from jobs.runs.run_filter import KINDS
 from jobs.web import forms
 from jobs.web.access import Access, RequireToken
-from jobs.web.changes import changes
+from jobs.web.changes import Looks, changes
 from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_page
 from jobs.web.damage import WRONG_SHAPE
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
@@ -39,6 +39,7 @@ from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
 from jobs.web.run_index import RunIndex
 from jobs.web.run_page import run_page
+from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
 
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
@@ -118,12 +119,19 @@ class _Handlers:
 
     def __init__(self, page: Page) -> None:
         self.page, self.settings, self.storage = page, page.settings, page.settings.storage
+        self.looks, self.shared = Looks(self.storage), SharedWork()
 
     def runs(self, request: Request) -> Response:
+        return self.shared.result(_asked(request), lambda: self._runs(request))
+
+    def _runs(self, request: Request) -> Response:
         found = overview(self.page.index, request.query_params)
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
     def run(self, request: Request) -> Response:
+        return self.shared.result(_asked(request), lambda: self._run(request))
+
+    def _run(self, request: Request) -> Response:
         paths = self._paths(request)
         try:
             found = run_page(paths, with_files=wants_json(request))
@@ -149,6 +157,9 @@ class _Handlers:
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
 
     def queue(self, request: Request) -> Response:
+        return self.shared.result(_asked(request), lambda: self._queue(request))
+
+    def _queue(self, request: Request) -> Response:
         found = queue_page(self.settings, is_read_only=self.page.is_read_only)
         return self._answer(request, "queue.html.j2", found.to_json, found=found)
 
@@ -162,7 +173,7 @@ class _Handlers:
         run_id = request.path_params.get("run_id")
         if run_id is not None and not await run_in_threadpool(self._paths(request).folder.is_dir):
             raise UnknownRun(f"run {run_id} does not exist; the page of runs lists those that do")
-        events = changes(request, self.storage, run_id, self.page.is_stopping)
+        events = changes(request, self.looks, run_id, self.page.is_stopping)
         return StreamingResponse(events, media_type="text/event-stream")
 
     async def cancel(self, request: Request) -> Response:
@@ -264,6 +275,11 @@ def wants_json(request: Request) -> bool:
     """Whether a program asks: it accepts JSON and not HTML."""
     accepted = request.headers.get("accept", "")
     return "application/json" in accepted and "text/html" not in accepted
+
+
+def _asked(request: Request) -> Hashable:
+    """Return what two requests have in common that get the same answer."""
+    return request.url.path, request.url.query, wants_json(request)
 
 
 def _file_of(file: Path) -> Callable[[Request], Response]:

@@ -19,28 +19,52 @@ MOST_WATCHED = 200  # runs that have not ended
 Stamp: TypeAlias = tuple[str, int, int]  # a file, its size in bytes and when it was written, in ns; 0 if absent
 
 
+class Looks:
+    """Looks at the storage once a second for all open pages that show the same, and not once for each of them."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+        self._coming = dict[str | None, asyncio.Task[tuple[Stamp, ...]]]()
+
+    async def next(self, run_id: str | None) -> tuple[Stamp, ...]:
+        """Wait for the next look, which is at most `LOOK_SECONDS` away, and return the stamps that it found.
+
+        Args:
+            run_id: The run that the page shows; None for the list of runs.
+        """
+        if run_id not in self._coming:
+            self._coming[run_id] = asyncio.create_task(self._look(run_id))
+        return await asyncio.shield(self._coming[run_id])  # other pages wait too if this one is closed
+
+    async def _look(self, run_id: str | None) -> tuple[Stamp, ...]:
+        try:
+            await asyncio.sleep(LOOK_SECONDS)
+            return await run_in_threadpool(stamps, self.storage, run_id)
+        finally:
+            del self._coming[run_id]
+
+
 async def changes(
-    request: Request, storage: Path, run_id: str | None, is_stopping: threading.Event
+    request: Request, looks: Looks, run_id: str | None, is_stopping: threading.Event
 ) -> AsyncIterator[str]:
     """Yield a server-sent event for each change, until the browser closes the connection.
 
     Args:
         request: The browser's request.
-        storage: The storage.
+        looks: Of the storage.
         run_id: The run that the page shows; None for the list of runs.
         is_stopping: Set when the server stops.
     """
-    seen = await run_in_threadpool(stamps, storage, run_id)
-    looks = 0
+    seen = await run_in_threadpool(stamps, looks.storage, run_id)
+    unchanged = 0
     yield "retry: 3000\n\n"  # ms after which a browser connects again
     while not is_stopping.is_set() and not await request.is_disconnected():
-        await asyncio.sleep(LOOK_SECONDS)
-        found, looks = await run_in_threadpool(stamps, storage, run_id), looks + 1
+        found, unchanged = await looks.next(run_id), unchanged + 1
         if found != seen:
-            seen, looks = found, 0
+            seen, unchanged = found, 0
             yield "data: changed\n\n"
-        elif looks >= ALIVE_LOOKS:
-            looks = 0
+        elif unchanged >= ALIVE_LOOKS:
+            unchanged = 0
             yield ": alive\n\n"
 
 
