@@ -74,7 +74,8 @@ def refuse_fewer_gpus(workers: int, gpus: int, where: str, more: str = "") -> No
     """
     if gpus < workers:
         cure = f"use --workers {gpus} or --gpus-per-worker 0" if gpus else "use --gpus-per-worker 0"
-        raise InsufficientResources(f"{workers} workers need {workers} GPUs and {where} {gpus}; {cure}{more}")
+        needed = "1 worker needs 1 GPU" if workers == 1 else f"{workers} workers need {workers} GPUs"
+        raise InsufficientResources(f"{needed} and {where} {gpus}; {cure}{more}")
 
 
 def _refuse_missing_gpus(workers: int, machine: Machine, *, asked: bool) -> None:

@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
         _exit(f"{path} cannot be used: {why_not(error, path.absolute(), 'check the path')}", FAILED)
     except click.Abort:
         _exit("stopped by Ctrl-C", 128 + 2)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group of commands, such as `nightshift queue`
+        click.echo(error.message, err=True)
+        sys.exit(USAGE)
     except click.UsageError as error:
         _exit(usage_line(error), error.exit_code)
     except click.ClickException as error:

@@ -141,6 +141,11 @@ def test_workers_get_the_gpus_that_are_there(requested, workers, each):
     assert gpus_per_worker(requested, workers, machine) == each
 
 
+def test_one_worker_without_its_gpu_is_one_and_not_many():
+    with pytest.raises(InsufficientResources, match=r"^1 worker needs 1 GPU and this machine has 0; use --gpus-per-w"):
+        refuse_impossible(workers=1, gpus_per_worker=1, machine=Machine(cpus=4, gpus=0))
+
+
 @pytest.mark.parametrize("requested", ["auto", 1])
 def test_more_workers_than_gpus_are_refused_instead_of_running_on_cpus(requested):
     machine = Machine(cpus=64, gpus=8, hidden_gpus=2)

@@ -316,7 +316,7 @@ def test_the_newest_evaluation_of_the_same_data_is_used(say_there, settings):
 @pytest.mark.parametrize(
     ("arguments", "refusal"),
     [
-        ([A], (2, "1 models are given; give 2 to 26, the reference first")),
+        ([A], (2, "1 model is given; give 2 to 26, the reference first")),
         ([A, "nothing"], (1, "nothing is neither a model nor an evaluation; give a run id")),
         ([A, "evaluate-2026"], (1, "2 run ids begin with 'evaluate-2026', such as ")),
         ([A, B, "--positive", "flu"], (2, "--positive 'flu' is not a class; use one of covid, normal")),

@@ -45,6 +45,10 @@ def settings(storage: Path) -> Settings:
         ("shards pack nope out", "SOURCE 'nope' does not exist; check the path"),
         ("shards pack S out --split 70/15", "--split 70/15 is not three shares of train, valid and test; "
          "write 70/15/15"),
+        ("completion", "SHELL is missing; `nightshift completion --help` shows how to use it"),
+        ("completion bahs", "SHELL 'bahs' is not one of bash, zsh, fish; did you mean bash?"),
+        ("train S --weights none --gpus-per-worker 0 --workers 2 --batch-size 1",
+         "batch_size 1 does not split evenly over 2 workers; use a multiple of 2"),
         ("k8s render train S", "--image is missing; `nightshift k8s render train --help` shows how to use it"),
     ],
 )  # fmt: skip
@@ -54,6 +58,15 @@ def test_a_slip_is_one_line_in_our_words_and_exits_with_2(say: Say, shards: str,
     code, out, err = say(*words)
 
     assert (code, out, err) == (2, "", f"Error: {line}\n")
+
+
+@pytest.mark.parametrize("group", ["queue", "models", "shards", "k8s render"])
+def test_a_group_without_a_command_prints_its_help_as_help_does(say: Say, group: str) -> None:
+    code, out, err = say(*group.split())
+
+    assert (code, out) == (2, "")
+    assert err == say(*group.split(), "--help")[1]
+    assert "\nCommands:\n" in err
 
 
 def test_misspelt_weights_get_a_suggestion(say: Say, shards: str) -> None:

@@ -77,7 +77,8 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict:
     from trainer.report.comparison_page import render_comparison  # noqa: PLC0415
 
     if not 2 <= len(models) <= MOST_MODELS:  # noqa: PLR2004
-        raise click.UsageError(f"{len(models)} models are given; give 2 to {MOST_MODELS}, the reference first")
+        count = "1 model is given" if len(models) == 1 else f"{len(models)} models are given"
+        raise click.UsageError(f"{count}; give 2 to {MOST_MODELS}, the reference first")
     page = None if html is None else output_file(html, "--html")
     view = compared(Settings.read().storage, models, **given)
     if page is not None:

@@ -18,7 +18,7 @@ LINES = {
 
 
 @command(example="nightshift completion bash >> ~/.bashrc")
-@click.argument("shell", type=click.Choice(tuple(LINES)))
+@click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(tuple(LINES)))
 def completion(shell: str) -> None:
     """Print the shell command that enables completion of commands, options, run ids and run names.
 

@@ -126,7 +126,7 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
     spec = read_json_object(paths.spec)
     if spec.get("kind") != "search":
         raise Refused(
-            f"{paths.run_id} is a {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
+            f"{paths.run_id} is of kind {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
         )
     found = read_trial_events(paths.trials)
     if found.warning and found.warning not in (said or ()):

@@ -65,7 +65,8 @@ def _name(error: click.BadParameter) -> str:
         return f"{name} in {context.meta.get(CONFIG_NAME, 'the configuration')}:"
     if isinstance(parameter, click.Option):
         return max(parameter.opts, key=len) if len(parameter.opts) == 1 else parameter.opts[0]
-    return parameter.make_metavar(context).strip("[].") if context else name.upper()
+    place = parameter.make_metavar(context).strip("[].") if context else ""
+    return place if place.isupper() else name.upper()
 
 
 CONFIG_NAME = "nightshift.config"  # key of a context's `meta`: where the values of its `default_map` come from
