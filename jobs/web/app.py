@@ -119,7 +119,7 @@ class _Handlers:
 
     def __init__(self, page: Page) -> None:
         self.page, self.settings, self.storage = page, page.settings, page.settings.storage
-        self.looks, self.shared = Looks(self.storage), SharedWork()
+        self.looks, self.shared = Looks(self.storage), SharedWork[Response]()
 
     def runs(self, request: Request) -> Response:
         return self.shared.result(_asked(request), lambda: self._runs(request))
