@@ -56,6 +56,16 @@ def test_a_certificate_of_another_host_is_refused(over_tls: Settings) -> None:
         connect(replace(over_tls, redis_url=elsewhere))
 
 
+def test_a_rotated_password_is_told_from_a_redis_that_is_away(settings: Settings) -> None:
+    password = str(settings.redis_url).split(":")[2].split("@")[0]
+    old = str(settings.redis_url).replace(password, "the-old-one")
+
+    with pytest.raises(QueueUnreachable, match=r"refuses the user or the password; .* restart what") as refusal:
+        connect(replace(settings, redis_url=old))
+
+    assert "the-old-one" not in str(refusal.value)
+
+
 def certify(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nightshift test")])

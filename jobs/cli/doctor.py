@@ -78,8 +78,8 @@ def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
         cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
         return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure), workers
     except (JobError, redis.RedisError) as error:
-        cure = "start it or correct NIGHTSHIFT_REDIS_URL"
-        return CheckResult(check="Redis", ok=False, found=str(error), cure=cure), workers
+        found, _, cure = str(error).rpartition("; ")
+        return CheckResult(check="Redis", ok=False, found=found or cure, cure=cure), workers
     found = f"{without_password(settings.redis_url)}, version {version}"
     return CheckResult(check="Redis", ok=True, found=found), workers
 

@@ -37,6 +37,11 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
         raise QueueUnreachable(
             f"the address of Redis, {without_password(url)}, has an invalid part; correct NIGHTSHIFT_REDIS_URL"
         ) from error
+    except redis.AuthenticationError as error:
+        raise QueueUnreachable(
+            f"Redis at {without_password(url)} refuses the user or the password; correct NIGHTSHIFT_REDIS_URL, or "
+            "restart what still has the old one (on Kubernetes: `kubectl rollout restart statefulset,deployment`)"
+        ) from error
     except redis.ResponseError as error:
         full = "MISCONF" in str(error)
         cure = "free space on its disk" if full else "correct NIGHTSHIFT_REDIS_URL"
