@@ -12,6 +12,13 @@ from cluster.mounts import is_on_network
 
 OTHERS = 0o007  # the permissions of everybody but a file's owner and group
 TEAM_UMASK = "007"
+CURES = {  # of faults that another folder of the same storage has, too
+    errno.EROFS: "mount it writable, or repair its server; then restart what mounts it",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.ESTALE: "restart what mounts it: the server has another file system now",
+    errno.EIO: "repair its disk or its server",
+}
 
 
 def restrict_umask(setting: int | None) -> None:
@@ -42,11 +49,11 @@ def why_not(error: OSError, path: Path, cure: str = "") -> str:
     Args:
         error: Its error.
         path: The file or folder.
-        cure: What to do unless permissions are the cause.
+        cure: What to do unless the error has a cure of its own; "" names none.
     """
     if error.errno in (errno.EACCES, errno.EPERM):
         return denial(path)
-    return f"{error.strerror}; {cure}" if cure else str(error.strerror)
+    return f"{error.strerror}; {CURES.get(error.errno or 0, cure)}" if cure else str(error.strerror)
 
 
 def unreadable(error: OSError, place: str) -> str:

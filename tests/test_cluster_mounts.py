@@ -1,9 +1,11 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from cluster import health, mounts
+from cluster.access import why_not
 from cluster.mounts import mount_of
 
 TABLE = """\
@@ -81,3 +83,15 @@ def test_the_cure_of_an_export_that_belongs_to_root_is_its_owner_on_the_file_ser
     assert "belongs to user root" in checks[0].found
     assert cure in str(checks[0].cure)
     assert ("another NIGHTSHIFT_STORAGE does not help" in str(checks[0].cure)) == (kind == "nfs4")
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.EROFS, "Read-only file system; mount it writable, or repair its server; then restart what mounts it"),
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.ENOTDIR, "Not a directory; set NIGHTSHIFT_STORAGE"),
+    ],
+)
+def test_a_storage_that_cannot_be_written_has_the_cure_of_its_error(number: int, cure: str, tmp_path: Path):
+    assert why_not(OSError(number, os.strerror(number)), tmp_path, "set NIGHTSHIFT_STORAGE") == cure
