@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cluster.errors import StorageError
+from cluster.files import read_content
 
 Line: TypeAlias = dict[str, Any]
 
@@ -51,7 +52,7 @@ def read_attempt_lines(path: Path, is_valid: Callable[[Line], bool]) -> AttemptL
         StorageError: The file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_content(path)
     except FileNotFoundError:
         return AttemptLines(path=path)
     except OSError as error:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +23,8 @@ from cluster.errors import StorageError
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
 LOCK_POLL_SECONDS = 0.01
+# Errors of a file that is missing, or of a folder, a loop of links or a socket in place of it.
+_DAMAGES = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 OpenDraft: TypeAlias = Callable[[Path], AbstractContextManager[Path]]  # yields the path of a draft of a file
 _JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
@@ -119,6 +122,23 @@ def copy_atomically(source: Path, target: Path, *, write: "OpenDraft" = atomic_w
         ) from error
 
 
+def read_content(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: It is absent or unreadable.
+        StorageError: It is no file: the read of a FIFO could wait for ever, and that of a device never end.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise StorageError(f"{path} cannot be read: it is not a regular file")
+        return file.read()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
 
@@ -126,7 +146,7 @@ def read_json(path: Path) -> Any:
         StorageError: The file is absent, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_content(path).decode())
     except FileNotFoundError as error:
         raise StorageError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
@@ -150,7 +170,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def is_damage(error: StorageError) -> bool:
     """Whether an error of reading a file means that its content is damaged or missing, not that the storage is away."""
     cause = error.__cause__
-    return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
+    return not isinstance(cause, OSError) or cause.errno in _DAMAGES
 
 
 def append_line(path: Path, value: Any) -> None:

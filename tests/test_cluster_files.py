@@ -12,6 +12,7 @@ from cluster.files import (
     atomic_folder,
     atomic_write,
     copy_atomically,
+    is_damage,
     locked,
     read_json,
     remove_drafts,
@@ -157,3 +158,23 @@ def test_a_lock_that_a_stopped_process_holds_is_reported_and_not_waited_for(tmp_
         f"another process has held {lock} for 0.05 s; it may be stopped: "
         f"find it with `lslocks` or `fuser {lock}`, then continue or end it"
     )
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop of links", "dangling link"])
+def test_what_is_no_file_is_damage_and_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "state.json"
+    make = {
+        "fifo": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+        "loop of links": lambda: path.symlink_to(path),
+        "dangling link": lambda: path.symlink_to(tmp_path / "gone"),
+    }
+    make[kind]()
+
+    with pytest.raises(StorageError) as caught:
+        read_json(path)
+
+    assert str(path) in str(caught.value)
+    assert is_damage(caught.value)

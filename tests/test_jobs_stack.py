@@ -149,7 +149,7 @@ def test_a_users_own_jobs_py_and_trainer_py_are_never_run(
 ) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    for name in ("jobs", "trainer", "cluster", "data_shards"):
+    for name in ("jobs", "trainer", "cluster", "data_shards", "random", "sitecustomize"):
         (project / f"{name}.py").write_text(f"open({str(project / 'ran')!r}, 'a').write(__name__)")
     monkeypatch.chdir(project)
     run_id = submit(settings, FakeSpec())  # the real trainer does not know its options

@@ -87,6 +87,18 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
         read_verified_manifest(tmp_path / "step-1")
 
 
+@pytest.mark.parametrize("files", [None, {}, [], "model.safetensors", 5, {"model.safetensors": 5}, {"": "0" * 64}])
+def test_a_checkpoint_whose_manifest_names_no_file_is_damaged(tmp_path, files):
+    for step in (1, 2):
+        write(step_folder(tmp_path, step))
+    (step_folder(tmp_path, 2) / "manifest.json").write_text(json.dumps({"version": 1, "files": files}))
+
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_verified_manifest(step_folder(tmp_path, 2))
+
+    assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
+
+
 def test_a_pickle_is_not_read_as_tensors(tmp_path):
     torch.save({"weight": torch.ones(3)}, tmp_path / "model.safetensors")
 

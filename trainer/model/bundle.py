@@ -46,7 +46,7 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         CheckpointError: The folder is not a published model, is damaged, or has another version.
     """
-    return str(read_verified_manifest(folder)["files"][MODEL_FILE])
+    return str(_manifest(folder)["files"][MODEL_FILE])
 
 
 def check_unchanged(folder: Path, weights: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def check_unchanged(folder: Path, weights: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It was replaced since its metrics were computed, or is damaged.
     """
-    manifest = read_verified_manifest(folder)
+    manifest = _manifest(folder)
     if manifest["files"][MODEL_FILE] != weights:
         raise CheckpointError(f"{folder} was replaced while this run read it; start the run again")
     return manifest
@@ -68,11 +68,7 @@ def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
         CheckpointError: The folder is not a published model, is damaged, has another version, or is not the model that
             the result of its run names.
     """
-    manifest = read_verified_manifest(folder)
-    if missing := {MODEL_FILE, HEAD_FILE} - manifest["files"].keys():
-        raise CheckpointError(
-            f"{folder} is not a published model: its manifest has no {min(missing)}; give the folder best/ of a run"
-        )
+    manifest = _manifest(folder)
     if mismatch := result_mismatch(folder, str(manifest["files"][MODEL_FILE])):
         raise CheckpointError(mismatch)
     config = HeadConfig.read(folder / HEAD_FILE)
@@ -86,3 +82,12 @@ def read_model(folder: Path) -> tuple[Classifier, HeadConfig, dict[str, Any]]:
             f"{folder}: {MODEL_FILE} does not fit {HEAD_FILE}: {str(error).splitlines()[-1].strip()}"
         ) from error
     return model.to(memory_format=torch.channels_last).eval(), config, manifest
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_verified_manifest(folder)
+    if missing := {MODEL_FILE, HEAD_FILE} - manifest["files"].keys():
+        raise CheckpointError(
+            f"{folder} is not a published model: its manifest has no {min(missing)}; give the folder best/ of a run"
+        )
+    return manifest

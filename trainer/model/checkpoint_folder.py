@@ -69,7 +69,10 @@ def read_verified_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
         raise CheckpointError(f"{folder} has version {found} and this program reads version {VERSION}")
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{folder} is damaged: {MANIFEST_FILE} names no files")
+    for name, expected in files.items():
         path = folder / Path(name).name
         if not path.is_file() or sha256_of(path) != expected:
             raise CheckpointError(f"{folder} is damaged: {name} does not match its sha256 in {MANIFEST_FILE}")

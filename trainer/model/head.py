@@ -1,11 +1,12 @@
 """`head.json`: the configuration that rebuilds a published model. Imports neither torch nor ray."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.errors import StorageError
+from cluster.files import read_json
 from data_shards.index import ShardIndex
 from data_shards.pack.options import EncodeOptions
 from trainer.errors import CheckpointError, ModelMismatch
@@ -100,12 +101,12 @@ class HeadConfig(BaseModel):
             CheckpointError: The file does not exist, is damaged or has another version.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise CheckpointError(
                 f"{path} is damaged or has another version: {where}: {first['msg']}; export or publish the model again"
             ) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as a model's configuration: {error}") from error
+        except StorageError as error:
+            raise CheckpointError(f"{error}; it should be the configuration of a model") from error

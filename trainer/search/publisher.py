@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import StorageError
-from cluster.files import read_json
+from cluster.files import read_json_object
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from data_shards.read.stream import read_shards
@@ -149,12 +149,12 @@ class BestModelPublisher:
     def _published(self) -> "_Published":
         try:
             folder = self.attempt.paths.best
-            manifest = read_json(folder / MANIFEST_FILE)
+            manifest = read_json_object(folder / MANIFEST_FILE)
             if not (folder / CALIBRATION_FILE).exists():  # killed between writing the two
                 return _Published()
             by_workers = manifest.get(BY_WORKERS) is True
             return _Published(trial=int(manifest["trial"]), epoch=int(manifest["epoch"]), by_workers=by_workers)
-        except (StorageError, KeyError, TypeError):
+        except (StorageError, KeyError, TypeError, ValueError, OverflowError):
             return _Published()
 
     def _publish(self, best: EpochRecord, *, writes_progress: bool, on_workers: bool) -> None:

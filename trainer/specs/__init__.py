@@ -1,11 +1,12 @@
 """Specs: what a run is requested to do, validated and frozen, as JSON. Imports neither torch nor ray."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from cluster.errors import StorageError
+from cluster.files import read_json
 from trainer.errors import SpecError, UnknownOption
 from trainer.specs.base import Spec, build, one_line
 from trainer.specs.inference import EvaluateSpec, ExportSpec, PredictSpec
@@ -30,9 +31,9 @@ def read_spec(path: Path) -> AnySpec:
         SpecError: The file is missing, is not JSON, or is not a spec.
     """
     try:
-        return _ANY.validate_python(json.loads(path.read_text(encoding="utf-8")))
+        return _ANY.validate_python(read_json(path))
     except ValidationError as error:
         kind = UnknownOption if _OF_NEWER_VERSIONS & {fault["type"] for fault in error.errors()} else SpecError
         raise kind(f"{path}: {one_line(error)}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path} cannot be read as a spec: {error}") from error
+    except StorageError as error:
+        raise SpecError(f"{error}; it should be the spec of a run") from error
