@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -122,21 +123,28 @@ def copy_atomically(source: Path, target: Path, *, write: "OpenDraft" = atomic_w
         ) from error
 
 
-def read_content(path: Path) -> bytes:
-    """Return the content of a file.
+def open_file(path: Path) -> BufferedReader:
+    """Open a file for reading.
 
     Raises:
         OSError: It is absent or unreadable.
         StorageError: It is no file: the read of a FIFO could wait for ever, and that of a device never end.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise StorageError(f"{path} cannot be read: it is not a regular file")
-        return file.read()
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 -- the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise StorageError(f"{path} cannot be read: it is not a regular file")
+    return file
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_content(path: Path) -> bytes:
+    """Return the content of a file; raises what `open_file` raises."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def read_json(path: Path) -> Any:
@@ -149,8 +157,14 @@ def read_json(path: Path) -> Any:
         return json.loads(read_content(path).decode())
     except FileNotFoundError as error:
         raise StorageError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path} cannot be read: it is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise StorageError(f"{path} cannot be read: line {error.lineno} is not JSON") from error
+    except ValueError as error:  # more digits than Python converts
+        raise StorageError(f"{path} cannot be read: it holds a number of thousands of digits") from error
     except RecursionError as error:
         raise StorageError(f"{path} cannot be read: its JSON is nested too deeply") from error
 

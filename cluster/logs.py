@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.files import open_file
+
 POLL_SECONDS = 0.3
 BLOCK_BYTES = 65_536
 NEWLINE = 0x0A
@@ -16,7 +18,7 @@ def tail(path: Path, lines: int | None) -> tuple[str, int]:
     """Return the last `lines` lines (None: all) and the byte offset after them. A log that does not exist is empty."""
     if not path.exists():
         return "", 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         end = file.seek(0, 2)
         start = 0 if lines is None else _start_of_tail(file.fileno(), end, lines)
         file.seek(start)
@@ -34,7 +36,7 @@ def shown_end(path: Path, *, lines: int, most_bytes: int) -> str:
         most_bytes: Bytes of the log that are read, from its end.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - most_bytes)
             file.seek(start)
             raw = file.read(most_bytes)
@@ -52,7 +54,7 @@ def follow(path: Path, position: int, ended: Callable[[], bool]) -> Iterator[str
     while True:
         over = ended()  # before reading, so that text written before the end is still read
         if path.exists():
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(position)
                 added = file.read()
             if added:

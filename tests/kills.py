@@ -52,6 +52,7 @@ from trainer.specs import ExportSpec, SearchSpec, Spec, TrainSpec, build
 
 WORKERS = 2
 KILLS_A_RUN = 4  # then it may end
+CHOICES = 3  # kinds of process that are drawn for a kill; that which was hit least is taken
 PAUSE_SECONDS = (0.05, 0.8)  # between two kills
 STOP_SECONDS = (0.2, 7.0)  # of a stopped process: shorter and longer than the lease
 LEASE_SECONDS = 5.0
@@ -135,7 +136,8 @@ class Campaign:
         """Kill or stop one process of a random kind, if there is one."""
         self.stack.restart_ended()
         of_runs = OF_REAL_RUNS if self.real else OF_RUNS
-        kind = self.draw.choice((*FORKS, "Redis", *of_runs, *of_runs))  # most are not there at most moments
+        kinds = self.draw.sample((*FORKS, "Redis", *of_runs), CHOICES)
+        kind = min(kinds, key=self.hits_of)  # most are not there at most moments
         if kind in FORKS:
             self.kill_fork(kind)
         elif kind == "Redis":
@@ -144,6 +146,10 @@ class Campaign:
         else:
             self.hit_run(kind)
         time.sleep(self.draw.uniform(*PAUSE_SECONDS))
+
+    def hits_of(self, kind: str) -> int:
+        """Return how often a kind was hit."""
+        return sum(count for hit, count in self.kills.items() if hit.startswith(f"{kind}, "))
 
     def hit(self, kind: str, pid: int) -> None:
         """Send a process SIGKILL, or SIGSTOP and later SIGCONT."""

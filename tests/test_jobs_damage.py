@@ -1,6 +1,9 @@
 """One damaged file is the trouble of one run: no command ends in a traceback, and every other run goes on."""
 
 import json
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -62,16 +65,38 @@ def test_a_wrong_type_in_any_field_of_a_run_concerns_that_run_only(
             commands_survive(settings, redis, say, name, json.dumps({**sound, "id": "OWN-ID", field: wrong}).encode())
 
 
-def commands_survive(settings: Settings, redis: Redis, say: Say, name: str, content: bytes) -> None:
-    """Damage one file of a running run; every command ends in 0 or 1 with at most one line of error."""
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself"])
+def test_something_else_in_place_of_a_file_of_a_run_concerns_that_run_only(
+    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "0.3")
+    make = {"fifo": os.mkfifo, "folder": Path.mkdir, "link to itself": lambda path: path.symlink_to(path)}[kind]
+
+    for name in (*RUN_FILES, "log.txt") if kind == "fifo" else ("state.json", "log.txt"):
+        commands_survive(settings, redis, say, name, make)
+
+
+def commands_survive(
+    settings: Settings, redis: Redis, say: Say, name: str, damage: bytes | Callable[[Path], object]
+) -> None:
+    """Damage one file of a running run; every command ends in 0 or 1 with at most one line of error.
+
+    Args:
+        damage: The content of the file, or a function that makes something else in its place.
+    """
     redis.flushall()
     paths, sound = running(settings), submit(settings, FakeSpec())
-    content = content.replace(b"OWN-ID", paths.run_id.encode())
     redis.flushall()
-    (paths.folder / name).write_bytes(content)
+    file = paths.folder / name
+    if isinstance(damage, bytes):
+        file.write_bytes(damage.replace(b"OWN-ID", paths.run_id.encode()))
+    else:
+        file.unlink(missing_ok=True)
+        damage(file)
 
     listed = [run["id"] for run in json.loads(result(say, "list", "--json"))]
-    for command in (["list"], ["show", paths.run_id], ["show", "--json", paths.run_id]):
+    for command in (["list"], ["show", paths.run_id], ["show", "--json", paths.run_id], ["logs", paths.run_id]):
         result(say, *command)
     reconcile(settings, redis, ReconcilerMemory(), every_run=True)
     result(say, "cancel", "--now", paths.run_id)
@@ -81,7 +106,7 @@ def commands_survive(settings: Settings, redis: Redis, say: Say, name: str, cont
     assert {paths.run_id, sound} <= set(listed)
     assert sound in waiting(redis, "normal")
     assert state_of(settings.storage, sound).state == "queued"
-    assert not paths.folder.exists(), content[:80]
+    assert not paths.folder.exists(), (name, damage)
     run_state.remove(RunPaths.of(settings.storage, sound))
 
 
@@ -122,6 +147,37 @@ def test_a_damaged_run_is_listed_with_the_name_of_its_file_and_deleted_by_force(
     assert deleted[::2] == (0, f"{run_id} is deleted\n")
     assert names.run_of(settings.storage, "mine") is None
     assert say("list", "--json") == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"accuracy": 0.5, "intervals": 7}, {"accuracy": "high", "loss": 1.0, "intervals": {"loss": [1]}},
+     {"classes": ["a", "b"], "per_class": {"a": {"intervals": -1}}, "positive": "a", "auroc": 0.5}],
+)  # fmt: skip
+def test_figures_that_cannot_be_read_are_left_out_and_named(
+    settings: Settings, say: Say, metrics: dict[str, object]
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    write_json(paths.result, {"metrics": metrics, "checkpoint": "the model"})
+    with run_state.changing(paths) as found:
+        run_state.write_state(paths, found.with_state("succeeded"))
+
+    shown, waited = say("show", paths.run_id), say("wait", paths.run_id)
+
+    assert (shown[0], waited[0]) == (0, 0), shown + waited
+    for text in (shown[1], waited[2]):
+        assert "result.json is damaged (" in text
+        assert "and what it tells is not shown" in text
+
+
+def test_links_in_the_folder_of_a_run_are_not_followed(settings: Settings, say: Say) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    (paths.folder / "above").symlink_to(paths.folder.parent)
+    (paths.folder / "itself").symlink_to("itself")
+
+    shown = json.loads(say("show", "--json", paths.run_id)[1])["files"]
+
+    assert (shown["above/"], shown["itself"]) == (len(str(paths.folder.parent)), len("itself"))
 
 
 def test_a_run_that_is_not_damaged_is_not_deleted_by_force_while_it_waits(settings: Settings, say: Say) -> None:

@@ -167,3 +167,18 @@ def test_every_cited_number_is_one_of_the_guideline():
             cited = getattr(item, guideline)
             assert all(re.fullmatch(r"([1-9]\d?)[a-g]?", number) for number in cited.split(", ") if cited)
             assert all(int(number.rstrip("abcdefg")) <= most for number in cited.split(", ") if cited)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n", "many"), ("auroc", []), ("subgroups", [{"column": 1}]), ("intervals", 7)]
+)
+def test_a_damaged_result_is_named_in_one_line(there, settings, key, value):
+    file = RunPaths.of(settings.storage, OF_A).result
+    result = read_json(file)
+    write_json(file, {**result, "metrics": {**result["metrics"], key: value}})
+
+    code, _, err = there("models", "card", A)
+
+    assert code == 1
+    assert err.startswith(f"Error: result.json of {OF_A} is damaged (")
+    assert err.endswith(f"); restore it from a backup, or delete the run: nightshift delete {OF_A}\n")

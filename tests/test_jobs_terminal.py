@@ -49,13 +49,13 @@ def test_a_cell_of_a_table_is_one_line_without_escape_sequences() -> None:
     assert table.splitlines() == ["CLASS", "covid\\x1b[2J", "a b"]
 
 
-@pytest.mark.parametrize("command", [("logs",), ("show",), ("list",), ("wait",)], ids=" ".join)
+@pytest.mark.parametrize("command", [("logs",), ("show",), ("list",), ("wait",), ("edit", "--note", "x")], ids=" ".join)
 def test_no_command_prints_an_escape_sequence_of_a_run(say: Say, settings: Settings, command: tuple[str, ...]) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
     paths.log.write_text(f"epoch 1{CLEAR_SCREEN}{TITLE}\n")
     write_json(paths.result, {"metrics": {"split": f"valid{TITLE}", "n": 3, "loss": 0.5}, "checkpoint": CLEAR_SCREEN})
     with run_state.changing(paths) as found:
-        run_state.write_state(paths, found.with_state("succeeded", f"why{CLEAR_SCREEN}"))
+        run_state.write_state(paths, found.with_state("succeeded", f"why{CLEAR_SCREEN}", tags=(f"tag{TITLE}",)))
 
     code, out, err = say(*command, *([] if command == ("list",) else [paths.run_id]))
 

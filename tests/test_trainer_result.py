@@ -4,7 +4,7 @@ from shutil import copytree
 import pytest
 import torch
 
-from cluster.files import read_json, write_json
+from cluster.files import read_json, sha256_of, write_json
 from data_shards.index import read_index
 from tests.trained import attempted, lease_in, new_run
 from trainer.errors import CheckpointError
@@ -48,6 +48,23 @@ def replaced(run, models):
     """The same run with another model in `best/`."""
     copytree(models[1], run.best, dirs_exist_ok=True)
     return run
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("width", 4 * 10**9), ("width", 2**64), ("image_size", 10**9), ("mean", [float("nan")] * 3), ("std", [0, 0, 0]),
+     ("classes", ["a", "a", *"bcdefghi"]), ("classes", "digits"), ("dropout", float("inf"))],
+)  # fmt: skip
+def test_a_model_whose_configuration_could_not_be_trained_is_refused(tmp_path, models, key, value):
+    folder = tmp_path / "best"
+    copytree(models[0], folder)
+    head, manifest = read_json(folder / "head.json"), read_json(folder / "manifest.json")
+    write_json(folder / "head.json", {**head, key: value})
+    manifest["files"]["head.json"] = sha256_of(folder / "head.json")
+    write_json(folder / "manifest.json", manifest)
+
+    with pytest.raises(CheckpointError, match=r"head\.json is damaged or has another version: "):
+        read_model(folder)
 
 
 def test_a_result_names_the_weights_of_its_model(run):

@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 
+from cluster.errors import LeaseLost
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.index import read_index, write_index
 from data_shards.pack.add import add
 from tests.datasets import image_folder
-from tests.trained import attempted, done, evaluated, new_run, stop_at_epoch, train_spec
+from tests.trained import attempted, done, evaluated, lease_in, new_run, stop_at_epoch, train_spec
 from trainer.data.images import ShardSplit
 from trainer.data.run_data import run_index, training_data
 from trainer.errors import SpecError, Stopped
@@ -105,21 +106,34 @@ def test_a_training_that_is_resumed_after_images_were_added_equals_an_undisturbe
 
 def test_a_run_keeps_its_version_of_the_data_set_in_all_its_processes(tmp_path, shards):
     paths = new_run(tmp_path / "storage", train_spec(shards))
-    first = run_index(paths, str(shards))
+    first = run_index(lease_in(paths.folder), str(shards))
 
     grow(shards, tmp_path / "new")
 
-    assert run_index(paths, str(shards)) == first != read_index(str(shards))
+    assert run_index(lease_in(paths.folder), str(shards)) == first != read_index(str(shards))
     assert read_json(paths.data) == {"shards": str(shards), "digest": first.digest}
+
+
+def test_an_attempt_that_was_superseded_does_not_change_the_version_of_the_data_set(tmp_path, shards):
+    paths = new_run(tmp_path / "storage", train_spec(shards))
+    stopped = lease_in(paths.folder)
+    newer = run_index(lease_in(paths.folder), str(shards))
+    paths.data.unlink()  # the older attempt had looked for it before the newer one wrote it
+
+    with pytest.raises(LeaseLost):
+        run_index(stopped, str(shards))
+
+    assert not paths.data.exists()
+    assert newer == read_index(str(shards))
 
 
 def test_a_run_whose_data_set_was_packed_again_uses_the_new_one_and_says_so(tmp_path, shards, caplog):
     paths = new_run(tmp_path / "storage", train_spec(shards))
-    run_index(paths, str(shards))
+    run_index(lease_in(paths.folder), str(shards))
     write_index(shards, read_index(str(shards)).model_copy(update={"options": {"seed": 5}}).sealed())
 
     with caplog.at_level(logging.WARNING):
-        found = run_index(paths, str(shards))
+        found = run_index(lease_in(paths.folder), str(shards))
 
     assert found == read_index(str(shards))
     assert "was packed again after the run started; the run uses it as it is" in caplog.text
@@ -131,7 +145,7 @@ def test_a_damaged_note_of_the_version_is_written_again(tmp_path, shards, conten
     paths = new_run(tmp_path / "storage", train_spec(shards))
     paths.data.write_text(content)
 
-    index = run_index(paths, str(shards))
+    index = run_index(lease_in(paths.folder), str(shards))
 
     assert read_json(paths.data)["digest"] == index.digest
 

@@ -57,7 +57,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
         CheckpointError: The model is absent, damaged or of an unsupported version.
     """
     folder = model_folder(spec.model, attempt.settings)
-    index = run_index(attempt.paths, spec.shards)
+    index = run_index(attempt.lease, spec.shards)
     config = HeadConfig.read(folder / HEAD_FILE)
     _check_compatible(spec, config, index)
     _check_threshold(spec, folder, config)
@@ -111,7 +111,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
     spec = context.spec
     folder = model_folder(spec.model, context.task.attempt.settings)
     model, config, manifest = read_model(folder)
-    index = run_index(context.task.attempt.paths, spec.shards)
+    index = run_index(context.task.attempt.lease, spec.shards)
     out_of_fold, splits = _splits(spec, manifest, index)
     extraction = _extracted(context, model.to(context.process_group.device), config, index, splits)
     context.progress.start_phase("evaluate", total=sum(index.samples_in(split) for split in splits))
@@ -152,7 +152,7 @@ def features_on_worker(context: WorkerContext[EvaluateSpec]) -> None:
     """Extract the features that the cache lacks; runs on each Ray Train worker."""
     spec, attempt = context.spec, context.task.attempt
     model, config, manifest = read_model(model_folder(spec.model, attempt.settings))
-    index = run_index(attempt.paths, spec.shards)
+    index = run_index(attempt.lease, spec.shards)
     _, splits = _splits(spec, manifest, index)
     _extracted(context, model.to(context.process_group.device), config, index, splits)
 

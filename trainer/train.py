@@ -27,7 +27,7 @@ def train(attempt: Attempt, spec: TrainSpec) -> RunResult:
         SpecError: This training is impossible on this data set.
         Stopped: The run was asked to stop; a checkpoint is saved.
     """
-    index = run_index(attempt.paths, spec.shards)
+    index = run_index(attempt.lease, spec.shards)
     check_data(spec, index)
     weights = resolve_weights(spec.weights, attempt.settings.storage)
     task = WorkerTask(attempt=attempt, spec=spec, source=weights, longest_shard=index.longest_shard)

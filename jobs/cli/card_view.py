@@ -11,6 +11,7 @@ from cluster.run_paths import RunPaths
 from data_shards.errors import ShardError
 from data_shards.index import ShardIndex, read_index
 from data_shards.pack.image_records import groups_by_split
+from jobs.runs.damage import refused_if_damaged
 from jobs.runs.evaluations import EvaluatedModel, evaluations_of, find_model
 from jobs.runs.promotions import models_in_use
 from jobs.runs.record import read_record
@@ -78,8 +79,8 @@ def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex 
             judged = _index(shards, evaluation.about.data)
             known = index is not None and index.version_with(evaluation.about.data) is not None
             later = judged is not None and judged.version_with(data) is not None
-            figures.append(
-                CardFigures(
+            with refused_if_damaged("result.json", evaluation.paths.run_id):
+                one = CardFigures(
                     run=evaluation.paths.run_id,
                     ended=_ended(evaluation.paths),
                     shards=shards,
@@ -87,7 +88,8 @@ def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex 
                     limits=limits(judged, metrics, result) if judged else [],
                     is_external=evaluation.about.data != data and not known and not later,
                 )
-            )
+                one.check()
+            figures.append(one)
     return figures
 
 

@@ -7,7 +7,7 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import TAG, OptionGroup, json_option, options, run_argument
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import echo
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.labels import change_labels
@@ -40,5 +40,5 @@ def edit(run: str, *, tags: tuple[str, ...], removed: tuple[str, ...], note: str
     if as_json:
         click.echo(json.dumps({"tags": state.tags, "note": state.note}, indent=2))
         return
-    click.echo(f"tags  {', '.join(state.tags) or '-'}")
-    click.echo(f"note  {terminal_text(' '.join((state.note or '').split())) or '-'}")
+    echo(f"tags  {', '.join(state.tags) or '-'}")
+    echo(f"note  {' '.join((state.note or '').split()) or '-'}")

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +11,7 @@ import click
 
 from cluster.run_paths import RunPaths
 from jobs.cli.terminal import terminal_text
+from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
 from jobs.runs.state import RunState
@@ -67,10 +68,9 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if state.state != "succeeded" or record.result is None:
         reason = f": {' '.join(state.why.split())}" if state.why else ""
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
-    metrics = record.result.get("metrics") or {}
-    lines = [metrics_line(metrics), *label_lines(metrics)]
-    details = (*choice_lines(record.result), *training_lines(record.result), *decision_rows(record))
-    lines += [f"{label:<8} {line}" for label, line in details]
+    metrics, warnings = record.result.get("metrics") or {}, list[str]()
+    lines = shown_or([], "result.json", warnings, lambda: _figure_lines(record, record.result or {}, metrics))
+    lines += warnings
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
@@ -81,6 +81,11 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
     return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}{after}") if line]
+
+
+def _figure_lines(record: JobRecord, result: Mapping[str, Any], metrics: dict[str, Any]) -> list[str]:
+    details = (*choice_lines(result), *training_lines(result), *decision_rows(record))
+    return [metrics_line(metrics), *label_lines(metrics), *(f"{label:<8} {line}" for label, line in details)]
 
 
 def metrics_line(metrics: dict[str, Any]) -> str:

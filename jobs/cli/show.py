@@ -17,6 +17,7 @@ from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width
 from jobs.errors import Refused
 from jobs.runs import state as run_state
+from jobs.runs.damage import shown_or
 from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
@@ -30,6 +31,7 @@ PLACES = ("shards", "model", "images")  # options that `data` and `model` show
 OF_PERSONS = ("name", "note", "tags")  # have rows of their own
 NO_OPTIONS = ("kind", "space", "timezone")
 COMMAND = click.option("--command", "as_command", is_flag=True, help="Print the command that repeats the run.")
+RESULT = "result.json"
 Row = tuple[str, str]
 
 
@@ -98,7 +100,7 @@ def _time_rows(record: JobRecord) -> list[Row]:
     took = f" ({text})" if (text := duration_text(state)) else ""
     losses = f", {state.losses} lost" if state.losses else ""
     rows = [("times", times + took), ("attempt", f"{state.attempt}{losses}, priority {state.priority}")]
-    timing = timing_of(record)
+    timing = shown_or("", RESULT, [], lambda: timing_of(record))
     return [rows[0], ("timing", timing), rows[1]] if timing else rows
 
 
@@ -119,15 +121,18 @@ def _option_rows(record: JobRecord) -> list[Row]:
 
 
 def _result_rows(record: JobRecord) -> list[Row]:
-    rows = [("last", _pairs(record.metrics[-1]))] if record.metrics else []
-    if not record.result:
-        return rows
-    metrics = record.result["metrics"]
-    rows.append(("model", str(record.result.get("checkpoint") or "-")))
+    last, warnings = [("last", _pairs(record.metrics[-1]))] if record.metrics else [], list[str]()
+    figures = shown_or([], RESULT, warnings, lambda: _figure_rows(record, record.result)) if record.result else []
+    return [*last, *figures, *(("result", warning) for warning in warnings)]
+
+
+def _figure_rows(record: JobRecord, result: dict[str, Any]) -> list[Row]:
+    metrics = result["metrics"]
+    rows = [("model", str(result.get("checkpoint") or "-"))]
     lines = [metrics_line(metrics), *label_lines(metrics)]
     rows += [("result" if at == 0 else "", " ".join(line.split())) for at, line in enumerate(lines) if line]
     rows += [("", line) for line in _confusion_lines(metrics)]
-    return [*rows, *choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
+    return [*rows, *choice_lines(result), *training_lines(result), *decision_rows(record)]
 
 
 def _confusion_lines(metrics: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from jobs.cli.terminal import echo, terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
+from jobs.runs.damage import refused_if_damaged
 from jobs.runs.record import model_mismatch
 from jobs.runs.trial_rows import cell, columns_of, rows_of
 from trainer.evaluation.training_text import judged_on
@@ -25,6 +26,7 @@ from trainer.model.names import MANIFEST_FILE
 from trainer.search.choice_text import choice_lines
 from trainer.search.trials import TrialTable, read_trial_events
 from trainer.specs import SearchSpec, read_spec
+from trainer.specs.metric import loss_of
 
 # Of the columns, by the key of their values: what is left out first on a narrow terminal; None: never.
 IMPORTANCE = {
@@ -58,7 +60,8 @@ def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None
     paths = run_state.find(Settings.read().storage, search_id)
     target = output_file(optuna, "--optuna")
     table = table_of(paths)
-    rows, metric = rows_of(paths, table), table.metric
+    with refused_if_damaged("trials.jsonl", paths.run_id):
+        rows, metric = rows_of(paths, table), table.metric
     if sort != "metric":
         if rows and sort not in rows[0]:
             raise InvalidOption(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
@@ -100,17 +103,19 @@ def best(search_id: str, as_json: bool) -> None:
     if mismatch := model_mismatch(paths):
         raise Refused(mismatch)
     result = read_json_object(paths.result) if paths.result.exists() else None
-    found = {
-        "search": paths.run_id,
-        **{name: published[name] for name in ("trial", "epoch", "config")},
-        "metric": {"name": metric, "value": published["value"]},
-        "refit": published.get("refit"),
-        "cross_validation": published.get("cross_validation"),
-        "checkpoint": str(paths.best),
-        "choice": None if result is None else result.get("choice"),
-        "result": None if result is None else result.get("metrics"),
-    }
-    click.echo(json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found)))
+    with refused_if_damaged("best/manifest.json or result.json", paths.run_id):
+        found = {
+            "search": paths.run_id,
+            **{name: published[name] for name in ("trial", "epoch", "config")},
+            "metric": {"name": metric, "value": published["value"]},
+            "refit": published.get("refit"),
+            "cross_validation": published.get("cross_validation"),
+            "checkpoint": str(paths.best),
+            "choice": None if result is None else result.get("choice"),
+            "result": None if result is None else result.get("metrics"),
+        }
+        text = json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found))
+    click.echo(text)
 
 
 def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
@@ -133,7 +138,10 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
         echo(found.warning, err=True)
         if said is not None:
             said.add(found.warning)
-    return TrialTable.fold(found.lines, str(spec["best_by"]))
+    with refused_if_damaged("spec.json", paths.run_id):
+        metric = str(spec["best_by"])
+        loss_of(0.0, metric)  # a metric that exists
+    return TrialTable.fold(found.lines, metric)
 
 
 def published_best(paths: RunPaths) -> dict[str, Any] | None:

@@ -133,7 +133,9 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def _bytes(path: Path) -> int:
+    """Return the bytes of a file or folder without what its links point to, which may be a loop."""
     try:
-        return sum(_bytes(entry) for entry in path.iterdir()) if path.is_dir() else path.stat().st_size
+        is_folder = path.is_dir() and not path.is_symlink()
+        return sum(_bytes(entry) for entry in path.iterdir()) if is_folder else path.lstat().st_size
     except FileNotFoundError:  # removed meanwhile
         return 0

@@ -28,12 +28,12 @@ from cluster.settings import Settings
 from data_shards.errors import ShardError
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
+from jobs.runs.damage import WRONG_SHAPE
 from jobs.runs.run_filter import KINDS
 from jobs.web import forms
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import Looks, changes
 from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_page
-from jobs.web.damage import WRONG_SHAPE
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview

@@ -9,12 +9,12 @@ from typing import Any
 from cluster.run_paths import RUN_ID
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
+from jobs.runs.damage import shown_or
 from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.record import entry_json, running_progress
 from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.start_forecast import pending_states, start_forecast
 from jobs.runs.state import RunState
-from jobs.web.damage import shown_or
 from jobs.web.run_index import RunIndex
 
 RUNS_SHOWN = 50

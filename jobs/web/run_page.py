@@ -8,11 +8,11 @@ from typing import Any
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
+from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
-from jobs.web.damage import shown_or
 from jobs.web.overview import RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.run_paths import RunPaths
+from jobs.runs.damage import shown_or
 from jobs.runs.trial_rows import TrialColumn, cell, columns_of, rows_of
 from jobs.web.charts import search_charts
-from jobs.web.damage import shown_or
 from jobs.web.option_charts import option_charts
 from trainer.report.charts import ReportChart
 from trainer.search.trials import TrialTable, read_trial_events

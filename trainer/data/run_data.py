@@ -4,14 +4,15 @@ import logging
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json_object, write_json
+from cluster.files import read_json_object
+from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
 
 logger = logging.getLogger(__name__)
 
 
-def run_index(paths: RunPaths, location: str) -> ShardIndex:
+def run_index(lease: Lease, location: str) -> ShardIndex:
     """Return the index of a run's data set as it was when the run started.
 
     Its digest is kept in the run folder, so that all workers, trials and later attempts use the same images. After the
@@ -19,14 +20,15 @@ def run_index(paths: RunPaths, location: str) -> ShardIndex:
 
     Raises:
         BadIndex: The index cannot be read.
+        LeaseLost: A newer attempt owns the run.
     """
     index = read_index(location)
-    started = _started_with(paths, location)
+    started = _started_with(lease.paths, location)
     found = index.version_with(started) if started else None
     if started and found is None:
         logger.warning("%s was packed again after the run started; the run uses it as it is", location)
     if found is None:
-        write_json(paths.data, {"shards": location, "digest": index.digest})
+        lease.write_json(lease.paths.data, {"shards": location, "digest": index.digest})
     return found or index
 
 

@@ -19,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Layout = Literal["efficientnet_pytorch", "torchvision"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class HeadConfig(BaseModel):
@@ -44,11 +46,11 @@ class HeadConfig(BaseModel):
 
     version: Literal[1] = 1
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    width: Annotated[int, Field(ge=4, multiple_of=4)]
+    width: Annotated[int, Field(ge=4, le=65_536, multiple_of=4)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    image_size: Annotated[int, Field(ge=32)]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    image_size: Annotated[int, Field(ge=32, le=8192)]
+    mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
     layout: Layout = "efficientnet_pytorch"
     backbone_sha256: str = ""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -68,6 +70,8 @@ class HeadConfig(BaseModel):
     def _classes_differ(self) -> Self:
         if len(self.classes) == 1 and not self.multi_label:
             raise ValueError("a model of one class an image needs two classes or more")
+        if len({*self.classes}) < len(self.classes):
+            raise ValueError("a class is named twice")
         return self
 
     def check_data(self, index: ShardIndex, shards: str) -> None:

@@ -48,7 +48,7 @@ def gather_report(
     attempt: Attempt, spec: TrainOptions | EvaluateSpec, result: RunResult, search: SearchSection | None
 ) -> ReportData:
     """Return the content of a run's report."""
-    index, metrics = run_index(attempt.paths, spec.shards), result.metrics
+    index, metrics = run_index(attempt.lease, spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
     folder = Path(result.checkpoint or attempt.paths.best)
     examples = _examples(spec.shards, index, metrics, predictions, folder)

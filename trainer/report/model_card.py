@@ -19,7 +19,7 @@ from trainer.evaluation.metric_text import (
     prevalence_lines,
     quoted,
 )
-from trainer.evaluation.subgroup_text import NOTE, TOO_FEW, SubgroupTable, subgroup_tables
+from trainer.evaluation.subgroup_text import NOTE, TOO_FEW, SubgroupTable, subgroup_lines, subgroup_tables
 from trainer.evaluation.training_text import judged_on
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold
@@ -106,6 +106,17 @@ class CardFigures:
     def subgroups(self) -> list[SubgroupTable]:
         """The metrics by subgroup."""
         return subgroup_tables(self.metrics)
+
+    def check(self) -> None:
+        """Read all that a card shows of the metrics.
+
+        Raises:
+            TypeError, ValueError, LookupError, AttributeError, ArithmeticError: They have another shape.
+        """
+        for row in self.rows:
+            for value in (row.value, *(row.interval or ())):
+                figure_text(value, row.key)
+        _ = (self.title, self.lines, subgroup_lines(self.metrics))
 
 
 @dataclass(frozen=True, kw_only=True)

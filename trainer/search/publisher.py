@@ -123,7 +123,7 @@ class BestModelPublisher:
     def _groups_of_valid(self) -> Labels:
         """Return the index of each image's group of the valid split, (N,); from the shards."""
         spec = self.task.spec
-        index = run_index(self.attempt.paths, spec.shards)
+        index = run_index(self.attempt.lease, spec.shards)
         count, names = index.samples_in("valid"), list[str]()
         if index.grouped:
             shards = index.of_split("valid")
@@ -164,7 +164,7 @@ class BestModelPublisher:
         origin: dict[str, Any] = {"trial": best.trial, "epoch": best.epoch, "value": best.value, "config": trial.config}
         file = self._weights(best)
         if on_workers:
-            longest = run_index(self.attempt.paths, spec.shards).longest_shard
+            longest = run_index(self.attempt.lease, spec.shards).longest_shard
             task = WorkerTask(attempt=self.attempt, spec=spec, source=self.task.source, longest_shard=longest)
             run_on_workers(partial(publish_on_worker, file=file, origin=origin | {BY_WORKERS: True}), task)
         else:

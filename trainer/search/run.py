@@ -66,7 +66,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
         Stopped: The run was asked to stop, or its time window closed; running trials have saved checkpoints.
         TrainerError: Too many trials failed, or none finished an epoch.
     """
-    index = run_index(attempt.paths, spec.shards)
+    index = run_index(attempt.lease, spec.shards)
     for config in spec.space.corners():
         check_data(spec.trial_spec(config), index)
     refuse_impossible_refit(spec, index)

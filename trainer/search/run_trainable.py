@@ -91,7 +91,7 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
 def task_in(trial: TrialPaths, task: WorkerTask[SearchSpec], spec: TrainSpec) -> WorkerTask[TrainSpec]:
     """Return the task of training `spec` in a folder of its own."""
-    longest = run_index(task.attempt.paths, spec.shards).longest_shard
+    longest = run_index(task.attempt.lease, spec.shards).longest_shard
     return WorkerTask(attempt=task.attempt, spec=spec, source=task.source, longest_shard=longest, trial=trial)
 
 

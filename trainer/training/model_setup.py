@@ -48,7 +48,7 @@ class TrainingSetup:
             ShardError: The data set cannot be read.
             WeightsError: The weights are missing, damaged or do not fit.
         """
-        index = run_index(context.task.attempt.paths, context.spec.shards)
+        index = run_index(context.task.attempt.lease, context.spec.shards)
         model, config = build_fresh_model(context, index)
         return cls(context=context, index=index, model=model, config=config)
 

@@ -1,17 +1,18 @@
-"""Files of a run that have another shape than expected: a part of the page is left out, and a line says which."""
+"""Files of a run that have another shape than expected: what they tell is left out, and a line says so."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StorageError
 from trainer.errors import TrainerError
 
 T = TypeVar("T")
 # What code raises on JSON of another shape: a missing key, a text for a number, a number out of range.
 WRONG_SHAPE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
-log = logging.getLogger("nightshift.web")
+log = logging.getLogger("nightshift.damage")
 
 
 def shown_or(empty: T, file: str, warnings: list[str], show: Callable[[], T]) -> T:
@@ -20,7 +21,7 @@ def shown_or(empty: T, file: str, warnings: list[str], show: Callable[[], T]) ->
     Args:
         empty: What to show instead.
         file: Name of the file.
-        warnings: The lines of the page.
+        warnings: Lines for people.
         show: Reads the file's content.
     """
     try:
@@ -31,3 +32,24 @@ def shown_or(empty: T, file: str, warnings: list[str], show: Callable[[], T]) ->
         log.debug("%s has another shape", file, exc_info=error)
         warnings.append(f"{file} is damaged ({type(error).__name__}), and what it tells is not shown")
     return empty
+
+
+@contextmanager
+def refused_if_damaged(files: str, run_id: str) -> Iterator[None]:
+    """Refuse to show files of another shape than the block expects.
+
+    Args:
+        files: Their names.
+        run_id: Their run.
+
+    Raises:
+        StorageError: The block met another shape.
+    """
+    try:
+        yield
+    except WRONG_SHAPE as error:
+        log.debug("%s of %s", files, run_id, exc_info=error)
+        raise StorageError(
+            f"{files} of {run_id} is damaged ({type(error).__name__}); restore it from a backup, or delete the run: "
+            f"nightshift delete {run_id}"
+        ) from error
