@@ -1,7 +1,7 @@
 """A soak of the queue: `python -m tests.queue_soak [RUNS] [WORKERS]`.
 
-Short runs through job workers while, every few seconds, a random work-horse, trainer, worker or the Redis is killed.
-Prints figures as JSON and exits 1 unless every run succeeded and was published once, and nothing is left.
+Short runs through job workers with fork servers while, every few seconds, a random process of them or the Redis is
+killed. Prints figures as JSON and exits 1 unless every run succeeded and was published once, and nothing is left.
 """
 
 import json
@@ -22,10 +22,11 @@ from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
-from tests.stack import FAKE_WORKER, FakeSpec, children_of, lines_of, processes_of, restart_redis, state_of
+from tests.kills import Campaign
+from tests.stack import FAKE_WORKER, FakeSpec, lines_of, processes_of, restart_redis, state_of
 
 PAUSE_SECONDS = (2.0, 5.0)
-VICTIMS = ("horse", "trainer", "worker", "redis")
+VICTIMS = ("work-horse", "guard", "trainer", "fork server", "worker", "redis")
 LIMIT_SECONDS = 1800.0
 
 
@@ -35,7 +36,7 @@ def main(runs: int, workers: int) -> int:
         settings = Settings(storage=Path(folder), lease_seconds=5.0).with_storage_ready()
         server = embedded_redis.ensure_running(settings.storage)
         settings = replace(settings, redis_url=server.url)
-        with start_stack(settings, workers, worker_command=FAKE_WORKER) as stack:
+        with start_stack(settings, workers, worker_command=(*FAKE_WORKER, "--warm")) as stack:
             ids = [submit(settings, FakeSpec(steps=4, step_seconds=0.1), JobRequest(retries=20)) for _ in range(runs)]
             figures = soak(settings, stack, draw)
         figures |= verdict(settings, ids)
@@ -46,24 +47,35 @@ def main(runs: int, workers: int) -> int:
 
 def soak(settings: Settings, stack: Stack, draw: random.Random) -> dict[str, object]:
     kills: Counter[str] = Counter()
-    sizes: dict[int, list[tuple[int, int]]] = {}
+    workers: dict[int, list[tuple[int, int]]] = {}
+    fork_servers: dict[int, list[tuple[int, int]]] = {}
     began = time.monotonic()
     while run_state.pending_ids(settings.storage) and time.monotonic() - began < LIMIT_SECONDS:
         time.sleep(draw.uniform(*PAUSE_SECONDS))
         stack.restart_ended()
         for worker in stack.workers:
-            sizes.setdefault(worker.pid, []).append(size_of(worker.pid))
+            workers.setdefault(worker.pid, []).append(size_of(worker.pid))
+            for pid in Campaign.processes(worker.pid, "fork server"):
+                fork_servers.setdefault(pid, []).append(size_of(pid))
         kills[kill(settings, stack, draw.choice(VICTIMS), draw)] += 1
-    lived = max(sizes.values(), key=len)
-    baseline = lived[min(2, len(lived) - 1)]  # its first run imports what it needs
     return {
         "seconds": round(time.monotonic() - began),
         "kills": dict(kills),
-        "workers in all": len(sizes),
-        "longest lived worker, looks": len(lived),
-        "its MB and file handles, early": baseline,
-        "its MB and file handles, last": lived[-1],
-        "its MB and file handles, most": (max(mb for mb, _ in lived), max(files for _, files in lived)),
+        "workers in all": len(workers),
+        "longest lived worker": lived(workers),
+        "fork servers in all": len(fork_servers),
+        "longest lived fork server": lived(fork_servers),
+    }
+
+
+def lived(sizes: dict[int, list[tuple[int, int]]]) -> dict[str, object]:
+    """Return the MB and file handles of the process that was looked at most often."""
+    looks = max(sizes.values(), key=len)
+    return {
+        "looks": len(looks),
+        "early": looks[min(2, len(looks) - 1)],  # its first run imports what it needs
+        "last": looks[-1],
+        "most": (max(mb for mb, _ in looks), max(files for _, files in looks)),
     }
 
 
@@ -74,9 +86,7 @@ def kill(settings: Settings, stack: Stack, victim: str, draw: random.Random) -> 
         return victim
     if victim == "redis":
         return kill_redis(settings)
-    below = children_of(worker.pid)
-    if victim == "trainer":
-        below = [pid for work_horse in below for guard in children_of(work_horse) for pid in children_of(guard)]
+    below = Campaign.processes(worker.pid, victim)
     if not below:
         return "nobody"
     try:

@@ -169,13 +169,12 @@ def test_every_cited_number_is_one_of_the_guideline():
             assert all(int(number.rstrip("abcdefg")) <= most for number in cited.split(", ") if cited)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("n", "many"), ("auroc", []), ("subgroups", [{"column": 1}]), ("intervals", 7)]
-)
+@pytest.mark.parametrize(("key", "value"), [("n", "many"), ("auroc", "high"), ("subgroups", None), ("intervals", 7)])
 def test_a_damaged_result_is_named_in_one_line(there, settings, key, value):
     file = RunPaths.of(settings.storage, OF_A).result
     result = read_json(file)
-    write_json(file, {**result, "metrics": {**result["metrics"], key: value}})
+    rows = [{**row, "intervals": 7} for row in result["metrics"]["subgroups"]]
+    write_json(file, {**result, "metrics": {**result["metrics"], key: value or rows}})
 
     code, _, err = there("models", "card", A)
 

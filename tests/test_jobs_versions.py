@@ -1,6 +1,7 @@
 """Versions of Nightshift that meet on one storage: refusals that name them, and runs that go back to the queue."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 import pytest
@@ -102,6 +103,17 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
     later = state_of(settings.storage, submit(settings, FakeSpec()))
     assert start_forecast(settings.storage, state) == state.why
     assert start_forecast(settings.storage, later) == "next to start"
+
+
+def test_a_scheduled_run_whose_request_is_newer_is_listed_with_the_reason(settings: Settings, say: Say) -> None:
+    later = datetime.now(UTC) + timedelta(days=1)
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec(), JobRequest(at=later)))
+    write_json(paths.job, {**read_json(paths.job), "preempt": True})
+
+    listed, shown = say("list"), say("show", paths.run_id)
+
+    assert (listed[0], shown[0]) == (0, 0), listed + shown
+    assert "has preempt, which Nightshift" in shown[1]
 
 
 def test_a_run_on_a_cluster_whose_request_is_newer_waits_for_another_job_worker(

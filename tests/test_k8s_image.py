@@ -106,3 +106,13 @@ def test_every_package_of_the_project_is_in_the_image():
 
 def test_the_image_is_built_with_the_readme_and_the_license_that_the_package_names():
     assert f"COPY {' '.join((PROJECT['readme'], *PROJECT['license-files']))} ./\n" in DOCKERFILE
+
+
+def test_the_image_has_every_module_of_the_project() -> None:
+    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
+    ignored = (K8S / "Dockerfile.dockerignore").read_text().splitlines()
+
+    copied = {file for line in re.findall(r"^COPY (.+) \./$", DOCKERFILE, re.MULTILINE) for file in line.split()}
+
+    assert {f"{module}.py" for module in modules} <= copied
+    assert [module for module in modules if f"!{module}.py" not in ignored] == []

@@ -317,7 +317,12 @@ def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
     assert area_percent(area) == percent
 
 
-@pytest.mark.parametrize("content", [None, "no json", "[]", "{}"])
+@pytest.mark.parametrize("content", [
+    None, "no json", "[]", "{}", '{"checks": 7, "sentence": "s", "images": 1, "total": 1}',
+    '{"checks": [{"name": "rim", "auroc": NaN}], "sentence": "s", "images": 1, "total": 1}',
+    '{"checks": [{"name": "rim", "auroc": 0.5, "low": 0.4}], "sentence": "s", "images": 1, "total": 1}',
+    '{"checks": [], "sentence": "s", "images": "many", "total": 1}',
+])  # fmt: skip
 def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
     if content is not None:
         (tmp_path / "audits").mkdir()

@@ -80,7 +80,9 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
-    return [line for line in (*lines, f"next     {NEXT[state.kind].format_map(known)}{after}") if line]
+    return [
+        line for line in (*lines, f"next     {NEXT.get(state.kind, NEXT['predict']).format_map(known)}{after}") if line
+    ]
 
 
 def _figure_lines(record: JobRecord, result: Mapping[str, Any], metrics: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from cluster.errors import StorageError, UnknownRun
+from cluster.errors import NewerVersion, StorageError, UnknownRun
 from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow, local_now
 from jobs.runs import state as run_state
@@ -33,6 +33,8 @@ def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] |
         return ""
     try:
         request = read_request(RunPaths.of(storage, state.id))
+    except NewerVersion as error:
+        return str(error)
     except StorageError:
         return state.why or ""
     return _scheduled(storage, request) or state.why or ""

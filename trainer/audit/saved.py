@@ -19,6 +19,8 @@ from cluster.files import read_json, write_bytes, write_json
 
 SAMPLES, LABELS, UNITS, CHECK = "samples", "labels", "units", "check "  # names of the tensors in a file of scores
 
+LARGEST = 10.0  # of an AUROC and its limits; a larger one is damage
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditScores:
@@ -58,7 +60,25 @@ def read_audit(storage: Path, digest: str) -> dict[str, Any] | None:
         found = read_json(_path(storage, digest))
     except (StorageError, OSError):
         return None
-    return found if isinstance(found, dict) and {"checks", "sentence", "images", "total"} <= found.keys() else None
+    return found if isinstance(found, dict) and _is_complete(found) else None
+
+
+def _is_complete(audit: dict[str, Any]) -> bool:
+    """Whether an audit has what the pages that show it need."""
+    checks = audit.get("checks")
+    has_counts = all(type(audit.get(name)) is int for name in ("images", "total"))
+    has_checks = isinstance(checks, list) and all(isinstance(check, dict) and _is_check(check) for check in checks)
+    return has_counts and has_checks and isinstance(audit.get("sentence"), str)
+
+
+def _is_check(check: dict[str, Any]) -> bool:
+    low, high = check.get("low"), check.get("high")
+    has_interval = (low is None and high is None) or (_is_figure(low) and _is_figure(high))
+    return _is_figure(check.get("auroc")) and has_interval and isinstance(check.get("name"), str)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < LARGEST  # NaN fails the comparison too
 
 
 def read_scores(storage: Path, digest: str) -> AuditScores | None:
