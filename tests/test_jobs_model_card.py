@@ -169,7 +169,10 @@ def test_every_cited_number_is_one_of_the_guideline():
             assert all(int(number.rstrip("abcdefg")) <= most for number in cited.split(", ") if cited)
 
 
-@pytest.mark.parametrize(("key", "value"), [("n", "many"), ("auroc", "high"), ("subgroups", None), ("intervals", 7)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n", "many"), ("auroc", "high"), ("subgroups", None), ("intervals", 7), ("confusion_matrix", [[1, "b"]])],
+)
 def test_a_damaged_result_is_named_in_one_line(there, settings, key, value):
     file = RunPaths.of(settings.storage, OF_A).result
     result = read_json(file)

@@ -68,9 +68,9 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if state.state != "succeeded" or record.result is None:
         reason = f": {' '.join(state.why.split())}" if state.why else ""
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
-    metrics, warnings = record.result.get("metrics") or {}, list[str]()
-    lines = shown_or([], "result.json", warnings, lambda: _figure_lines(record, record.result or {}, metrics))
-    lines += warnings
+    result, metrics = record.result, record.result.get("metrics") or {}
+    nothing, warnings = list[str](), list[str]()
+    lines = shown_or(nothing, "result.json", warnings, lambda: _figure_lines(record, result, metrics)) + warnings
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
     lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]

@@ -116,7 +116,10 @@ class CardFigures:
         for row in self.rows:
             for value in (row.value, *(row.interval or ())):
                 figure_text(value, row.key)
-        _ = (self.title, self.lines, subgroup_lines(self.metrics))
+        counts = [count for row in self.metrics.get("confusion_matrix") or () for count in row]
+        for row in (row for table in self.subgroups for row in table.rows):
+            counts += [row.images, row.groups, *([] if row.positives is None else [row.positives])]
+        _ = (self.title, self.lines, subgroup_lines(self.metrics), [thousands(count) for count in counts])
 
 
 @dataclass(frozen=True, kw_only=True)
