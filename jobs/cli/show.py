@@ -121,9 +121,11 @@ def _option_rows(record: JobRecord) -> list[Row]:
 
 
 def _result_rows(record: JobRecord) -> list[Row]:
-    last, warnings = [("last", _pairs(record.metrics[-1]))] if record.metrics else [], list[str]()
-    figures = shown_or([], RESULT, warnings, lambda: _figure_rows(record, record.result)) if record.result else []
-    return [*last, *figures, *(("result", warning) for warning in warnings)]
+    rows: list[Row] = [("last", _pairs(record.metrics[-1]))] if record.metrics else []
+    nothing, warnings, result = list[Row](), list[str](), record.result
+    if result:
+        rows += shown_or(nothing, RESULT, warnings, lambda: _figure_rows(record, result))
+    return [*rows, *(("result", warning) for warning in warnings)]
 
 
 def _figure_rows(record: JobRecord, result: dict[str, Any]) -> list[Row]:

@@ -117,8 +117,8 @@ class CardFigures:
             for value in (row.value, *(row.interval or ())):
                 figure_text(value, row.key)
         counts = [count for row in self.metrics.get("confusion_matrix") or () for count in row]
-        for row in (row for table in self.subgroups for row in table.rows):
-            counts += [row.images, row.groups, *([] if row.positives is None else [row.positives])]
+        for group in (group for table in self.subgroups for group in table.rows):
+            counts += [group.images, group.groups, *([] if group.positives is None else [group.positives])]
         _ = (self.title, self.lines, subgroup_lines(self.metrics), [thousands(count) for count in counts])
 
 
