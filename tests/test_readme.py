@@ -22,7 +22,8 @@ from tests.k8s_manifests import K8S, ROOT
 DOCS = ROOT / "docs"
 FILES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 GUIDE = "\n".join(file.read_text() for file in FILES)
-BLOCKS = "\n".join(re.findall(r"^```\n(.+?)^```", GUIDE, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+FENCED = re.findall(r"^```([^\n]*)\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)  # language and text of each block
+BLOCKS = "\n".join(text for language, text in FENCED if not language).replace("\\\n", " ")
 PROSE = re.sub(r"^```.*?^```", "", GUIDE, flags=re.DOTALL | re.MULTILINE)
 SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 LINES = re.findall(r"(?:^|\$\(|\| )nightshift ([^)#>&|\n]+)", BLOCKS, re.MULTILINE)
@@ -68,10 +69,10 @@ def resolve(words: list[str]) -> click.Command:
 
 @pytest.mark.parametrize("call", sorted(set(LINES)))
 def test_every_command_to_type_is_complete_and_has_valid_values(call: str) -> None:
-    words = shlex.split(call)
+    words = shlex.split(call.replace("HEX", "0" * 64))
     command = resolve(words)
 
-    with click.Context(command, **HELP_NAMES) as context:
+    with click.Context(command, **{**HELP_NAMES, **command.context_settings}) as context:
         values, rest, _ = command.make_parser(context).parse_args(words)
 
         assert rest == []
@@ -80,6 +81,10 @@ def test_every_command_to_type_is_complete_and_has_valid_values(call: str) -> No
             assert value or not parameter.required, f"{parameter.name} is missing"
             if isinstance(value, str | list | tuple) and not isinstance(parameter.type, click.Path | click.File):
                 parameter.type_cast_value(context, value)
+
+
+def test_the_commands_of_all_blocks_are_checked() -> None:
+    assert len(set(LINES)) > 40
 
 
 @pytest.mark.parametrize("call", sorted(set(CALLS)))
