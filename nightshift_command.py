@@ -32,8 +32,9 @@ def own_packages_first(search: Sequence[str], named: str) -> list[str]:
     """
     theirs = [os.path.abspath(folder) for folder in named.split(os.pathsep)]  # noqa: PTH100 -- as Python does
     scripts = str(Path(sys.argv[0]).parent)  # the folder of the command itself, which Python puts first
-    if str(Path(os.__file__).parent) in theirs:  # the command was started by another one
-        return [folder for folder in search if folder != scripts]
+    library = str(Path(os.__file__).parent)
+    if library in theirs:  # the command was started by another one; somebody may have added folders since
+        theirs = theirs[: theirs.index(library)]
     ours = [folder for folder in search if folder and folder not in (*theirs, scripts)]
     return list(dict.fromkeys((*ours, ROOT, *theirs)))
 

@@ -138,7 +138,12 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    try:
+        return os.open(path, flags | os.O_NONBLOCK)
+    except BlockingIOError:  # a file server holds a lease on the file, and gives it back to whoever waits
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise
+        return os.open(path, flags)
 
 
 def read_content(path: Path) -> bytes:

@@ -46,6 +46,8 @@ def test_the_folders_of_pythonpath_come_last_and_a_second_time_changes_nothing()
 
     first = own_packages_first(search, "/home/ann/project:/home/ann/data")
     second = own_packages_first(first, os.pathsep.join(first))
+    third = own_packages_first(["/home/ann/later", *first], os.pathsep.join(("/home/ann/later", *first)))
 
     assert first == [library, f"{library}/site-packages", ROOT, "/home/ann/project", "/home/ann/data"]
     assert second == first
+    assert third == [*first, "/home/ann/later"]

@@ -109,7 +109,7 @@ def groups(paths):
 
     All machines of the cluster share a folder here, so each of them sends the same line to the run's log.
     """
-    found = re.findall(r"goes on with (\d) of 4 workers", paths.log.read_text())
+    found = re.findall(r"training with (\d) of at most 4 workers", paths.log.read_text())
     return [int(number) for number, _ in itertools.groupby(found)]
 
 

@@ -43,7 +43,7 @@ def wait_for_room(
     with _reservation([{resource: 1.0}] * workers) as reserved:
         placed = reserved.wait(PLACED)
         while not placed:
-            text = waiting_text(workers, int(ray.available_resources().get(resource, 0)), resource)
+            text = waiting_text(workers, _free(resource), resource)
             if now() >= until:
                 raise InsufficientResources(
                     f"the run was {text} of the Ray cluster for {limit_seconds:g} s; see `ray status` for what uses "
@@ -51,6 +51,10 @@ def wait_for_room(
                 )
             on_wait(text)
             placed = reserved.wait(POLL_SECONDS)
+
+
+def _free(resource: str) -> int:
+    return int(ray.available_resources().get(resource, 0))
 
 
 @contextmanager

@@ -178,11 +178,20 @@ def _fit(trainer: TorchTrainer, max_restarts: int) -> Any:
 
 
 @contextmanager
-def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
+def ray_session(attempt: Attempt, spec: Spec, *, stop_reason: Callable[[], str | None] | None = None) -> Iterator[int]:
     """Connect to the cluster, or start Ray on this machine; yield the number of GPUs per worker.
 
     Inside another such block, or in an actor, the Ray that runs already is used and not shut down. A Ray on this
     machine has the GPUs that the run leases.
+
+    Args:
+        attempt: The run; its progress says what it waits for.
+        spec: How many workers there are, and whether they use GPUs.
+        stop_reason: Returns why to stop waiting for a cluster, or None; by default the request to stop the run.
+
+    Raises:
+        InsufficientResources: The cluster or this machine has no room for the workers.
+        Stopped: The run was asked to stop while it waited.
     """
     settings = attempt.settings
     if ray.is_initialized():
@@ -192,7 +201,9 @@ def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
         if settings.ray_address is not None:
             ray.init(address=settings.ray_address, log_to_driver=True)
             gpus = _cluster_gpus(settings, spec)
-            _wait_for_cluster(attempt, spec, gpus)
+            _wait_for_cluster(
+                attempt, spec, gpus, stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason
+            )
             yield gpus
             return
         machine, gpus = lease_local_gpus(attempt, spec)
@@ -205,14 +216,14 @@ def ray_session(attempt: Attempt, spec: Spec) -> Iterator[int]:
         _shutdown_ray()
 
 
-def _wait_for_cluster(attempt: Attempt, spec: Spec, gpus: int) -> None:
+def _wait_for_cluster(attempt: Attempt, spec: Spec, gpus: int, stop_reason: Callable[[], str | None]) -> None:
     """Wait until the cluster has room for the workers without which the run does not start.
 
     Raises:
         InsufficientResources: It had none for `NIGHTSHIFT_GPU_WAIT_SECONDS`.
         Stopped: The run was asked to stop while it waited.
     """
-    wait = VisibleWait(attempt, StopWatcher(attempt.paths.stop, attempt.number).reason)
+    wait = VisibleWait(attempt, stop_reason)
     wait_for_room(spec.required_workers, gpus, wait, limit_seconds=attempt.settings.gpu_wait_seconds)
     wait.ended()
 

@@ -101,7 +101,7 @@ class WorkerContext(Generic[S_co]):
         if process_group.world_size == 1 and process_group.device.type == "cpu":
             torch.set_num_threads(cpu_count())
         if task.spec.is_elastic and process_group.is_rank_zero:
-            logger.info("the training goes on with %d of %d workers", process_group.world_size, task.spec.workers)
+            logger.info("training with %d of at most %d workers", process_group.world_size, task.spec.workers)
         return cls(
             task=task,
             process_group=process_group,

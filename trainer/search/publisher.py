@@ -19,7 +19,7 @@ from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, Stopped
 from trainer.evaluation.bootstrap import Labels
 from trainer.evaluation.intervals import group_ids
 from trainer.evaluation.trial_outputs import TrialOutputs, read_trial_outputs
@@ -166,8 +166,12 @@ class BestModelPublisher:
         if on_workers:
             longest = run_index(self.attempt.lease, spec.shards).longest_shard
             task = WorkerTask(attempt=self.attempt, spec=spec, source=self.task.source, longest_shard=longest)
-            run_on_workers(partial(publish_on_worker, file=file, origin=origin | {BY_WORKERS: True}), task)
-        else:
+            try:
+                run_on_workers(partial(publish_on_worker, file=file, origin=origin | {BY_WORKERS: True}), task)
+            except Stopped as reason:  # while it waited for room on the cluster
+                logger.info("%s; the best model is scored on this machine", reason)
+                on_workers = False
+        if not on_workers:
             context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
             publish_on_worker(context, file=file, origin=origin)
         ranked = f"{'valid' if spec.folds is None else 'out-of-fold'} {self.task.spec.best_by}"

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +124,12 @@ def _run(
         with task.attempt.times.measure("training"):
             run_head_trials(controller, task, count=spec.concurrency or cpu_count(), on_poll=on_poll)
         return
-    with ray_session(task.attempt, spec) as gpus:
+    with ExitStack() as session:
+        try:
+            gpus = session.enter_context(ray_session(task.attempt, spec, stop_reason=_stop_reason_of(controller)))
+        except Stopped as reason:  # while it waited for room on the cluster
+            logger.info("%s", reason)
+            return
         if spec.reads_features:
             run_on_workers(extract, features)
             trainable, slots = HeadTrainable, head_slots(spec, settings, gpus)
@@ -136,16 +143,22 @@ def _run(
 
 def _leases_gpus(controller: SearchController, task: WorkerTask[SearchSpec]) -> bool:
     """Lease the GPUs that the trials can use; return False if the search has to stop before there are any."""
-
-    def stop_reason() -> str | None:
-        return controller.stop_reason() or ("the search has reached its deadline" if controller.must_pause() else None)
-
+    stop_reason = _stop_reason_of(controller)
     try:
         lease_local_gpus(task.attempt, task.spec, most=useful_gpus(task.spec), stop_reason=stop_reason)
     except Stopped as reason:
         logger.info("%s", reason)
         return False
     return True
+
+
+def _stop_reason_of(controller: SearchController) -> Callable[[], str | None]:
+    """Return a function that says why the search has to stop waiting, or None."""
+
+    def stop_reason() -> str | None:
+        return controller.stop_reason() or ("the search has reached its deadline" if controller.must_pause() else None)
+
+    return stop_reason
 
 
 def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
