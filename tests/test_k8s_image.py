@@ -8,7 +8,8 @@ from tests.k8s_manifests import K8S, ROOT
 DOCKERFILE = (K8S / "Dockerfile").read_text()
 RUN_TIME = "FROM ${PYTHON_IMAGE}\n"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"].keys() - {"dev"}
+NEEDLESS = {"dev", "docs"}  # the image is neither for development nor for building the guide
+EXTRAS = PROJECT["optional-dependencies"].keys() - NEEDLESS
 
 
 def complaints_of_image(text: str) -> list[str]:
@@ -26,7 +27,7 @@ def complaints_of_image(text: str) -> list[str]:
         found.append("it keeps pip")
     if "--require-hashes --constraint requirements.lock" not in build:
         found.append("it installs what no hash holds")
-    if "--all-extras" in build or "--extra dev" in build:
+    if re.search(r"--all-extras|--extra (dev|docs)\b", build):
         found.append("it installs the tools of development")
     found += [f"it cannot do what the extra {name} is for" for name in EXTRAS if f"--extra {name}" not in build]
     found += complaints_of_mirror(text, build)
@@ -71,6 +72,7 @@ def test_the_image_supports_a_read_only_container_with_any_user_id():
         ("WORKDIR /tmp\n", "RUN apt-get install -y gcc\n"),
         ("--require-hashes ", ""),
         ("--extra s3", "--extra s3 --extra dev"),
+        ("--extra s3", "--extra s3 --extra docs"),
         (" --extra onnx", ""),
         ("uv==0.13.9", "uv"),
         ("UV_COMPILE_BYTECODE=1 ", ""),
