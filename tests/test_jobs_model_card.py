@@ -173,14 +173,27 @@ def test_every_cited_number_is_one_of_the_guideline():
     ("key", "value"),
     [("n", "many"), ("auroc", "high"), ("subgroups", None), ("intervals", 7), ("confusion_matrix", [[1, "b"]])],
 )
-def test_a_damaged_result_is_named_in_one_line(there, settings, key, value):
+def test_a_damaged_result_is_left_out_of_the_card_and_named_in_one_line(there, settings, key, value):
     file = RunPaths.of(settings.storage, OF_A).result
     result = read_json(file)
     rows = [{**row, "intervals": 7} for row in result["metrics"]["subgroups"]]
     write_json(file, {**result, "metrics": {**result["metrics"], key: value or rows}})
 
-    code, _, err = there("models", "card", A)
+    code, out, err = there("models", "card", A)
 
-    assert code == 1
-    assert err.startswith(f"Error: result.json of {OF_A} is damaged (")
-    assert err.endswith(f"); restore it from a backup, or delete the run: nightshift delete {OF_A}\n")
+    assert code == 0
+    assert re.fullmatch(rf"result\.json of {OF_A} is damaged \(\w+\), and what it tells is not shown\n", err)
+    page = Path(out.strip()).read_text(encoding="utf-8")
+    assert "Valid split, 24 images" in page
+    assert "Test split, 24 images" not in page
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"metrics": {"accuracy": 0.5}}'])
+def test_a_result_without_the_figures_of_a_split_is_left_out_of_the_card(there, settings, content):
+    RunPaths.of(settings.storage, OF_A).result.write_text(content)
+
+    code, out, err = there("models", "card", A)
+
+    assert (code, err.count("\n")) == (0, 1)
+    assert OF_A in err
+    assert "Valid split, 24 images" in Path(out.strip()).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """The page, served by a real server over loopback, and looked at in a real browser."""
 
 import asyncio
+import html
 import http.client
 import json
 import os
@@ -489,14 +490,16 @@ def test_a_search_with_odd_trials_is_shown(client, settings, line):
     assert program.json()["id"] == search.run_id
 
 
-def test_a_search_by_an_unknown_metric_says_which_file_is_damaged(client, settings):
+def test_a_search_by_an_unknown_metric_is_of_a_newer_version_and_not_damaged(client, settings, say):
     search = search_of(settings, [[2.0]])
     write_json(search.spec, {"kind": "search", "best_by": "f1"})
 
-    assert (
-        "trials.jsonl is damaged (KeyError), and what it tells is not shown"
-        in client.get(f"/runs/{search.run_id}").text
-    )
+    page, (code, _, err) = client.get(f"/runs/{search.run_id}").text, say("trials", search.run_id)
+
+    expected = f"{search.run_id} is ranked by 'f1', which this version does not know; update Nightshift"
+    assert expected in html.unescape(page)
+    assert "is damaged" not in page
+    assert (code, err) == (1, f"Error: {expected}\n")
 
 
 def test_a_reason_that_is_not_utf_8_is_shown(client, settings):

@@ -172,7 +172,7 @@ def test_scores_are_kept_beside_the_audit_and_damaged_ones_are_none(tmp_path):
 
 
 def test_a_trained_model_stands_beside_the_audit_of_its_data(tmp_path, digits_training, digits_shards):
-    index = read_index(digits_shards)
+    index = read_index(str(digits_shards))
     judged = JudgedModel(
         digits_training.best,
         read_json(digits_training.result)["metrics"],

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from cluster.run_paths import RunPaths
 from data_shards.errors import ShardError
 from data_shards.index import ShardIndex, read_index
 from data_shards.pack.image_records import groups_by_split
-from jobs.runs.damage import refused_if_damaged
-from jobs.runs.evaluations import EvaluatedModel, evaluations_of, find_model
+from jobs.cli.terminal import echo
+from jobs.runs.damage import shown_or
+from jobs.runs.evaluations import EvaluatedModel, Evaluation, evaluations_of, find_model
 from jobs.runs.promotions import models_in_use
 from jobs.runs.record import read_record
 from trainer.audit.saved import read_audit
@@ -38,7 +40,7 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
 
     Raises:
         CheckpointError: The model is damaged, or a threshold is not of its weights.
-        StorageError: Its manifest or the result of an evaluation cannot be read.
+        StorageError: Its manifest cannot be read.
     """
     found = find_model(storage, str(folder))
     manifest = read_json_object(folder / MANIFEST_FILE)
@@ -65,32 +67,48 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
 
 
 def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex | None) -> list[CardFigures]:
-    """Return what the newest run that judged the model on each split of each data set measured."""
-    figures = []
+    """Return what the newest run that judged the model on each split of each data set measured.
+
+    A run whose result is damaged is left out, with a line on stderr.
+    """
+    figures, warnings = [], list[str]()
     for split in SPLITS:
         newest = {each.about.data: each for each in reversed(evaluations_of(storage, model, split))}
         for evaluation in newest.values():
-            result = read_json_object(evaluation.paths.result)
-            metrics = result.get("metrics")
-            if not isinstance(metrics, dict) or not _is_complete(metrics):
-                continue
-            spec = _spec(evaluation.paths)
-            shards = str(getattr(spec, "shards", ""))
-            judged = _index(shards, evaluation.about.data)
-            known = index is not None and index.version_with(evaluation.about.data) is not None
-            later = judged is not None and judged.version_with(data) is not None
-            with refused_if_damaged("result.json", evaluation.paths.run_id):
-                one = CardFigures(
-                    run=evaluation.paths.run_id,
-                    ended=_ended(evaluation.paths),
-                    shards=shards,
-                    metrics=metrics,
-                    limits=limits(judged, metrics, result) if judged else [],
-                    is_external=evaluation.about.data != data and not known and not later,
-                )
-                one.check()
-            figures.append(one)
+            file, read = f"result.json of {evaluation.paths.run_id}", partial(_figures_of, evaluation, data, index)
+            if (one := shown_or(None, file, warnings, read)) is not None:
+                figures.append(one)
+    for text in warnings:
+        echo(text, err=True)
     return figures
+
+
+def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> CardFigures:
+    """Return what a run measured.
+
+    Raises:
+        StorageError: Its result cannot be read.
+        TypeError, ValueError, LookupError, AttributeError, ArithmeticError: Its result has another shape.
+    """
+    result = read_json_object(evaluation.paths.result)
+    metrics = result["metrics"]
+    if not _is_complete(metrics):
+        raise ValueError("the metrics are not those of a split")
+    spec = _spec(evaluation.paths)
+    shards = str(getattr(spec, "shards", ""))
+    judged = _index(shards, evaluation.about.data)
+    known = index is not None and index.version_with(evaluation.about.data) is not None
+    later = judged is not None and judged.version_with(data) is not None
+    one = CardFigures(
+        run=evaluation.paths.run_id,
+        ended=_ended(evaluation.paths),
+        shards=shards,
+        metrics=metrics,
+        limits=limits(judged, metrics, result) if judged else [],
+        is_external=evaluation.about.data != data and not known and not later,
+    )
+    one.check()
+    return one
 
 
 def _spec(paths: RunPaths | None) -> TrainOptions | EvaluateSpec | None:

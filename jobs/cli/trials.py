@@ -20,13 +20,12 @@ from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import refused_if_damaged
 from jobs.runs.record import model_mismatch
-from jobs.runs.trial_rows import cell, columns_of, rows_of
+from jobs.runs.trial_rows import cell, columns_of, ranking_metric, rows_of
 from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.choice_text import choice_lines
 from trainer.search.trials import TrialTable, read_trial_events
 from trainer.specs import SearchSpec, read_spec
-from trainer.specs.metric import loss_of
 
 # Of the columns, by the key of their values: what is left out first on a narrow terminal; None: never.
 IMPORTANCE = {
@@ -127,6 +126,8 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
 
     Raises:
         Refused: The run is not a search.
+        NewerVersion: This version does not know the metric that ranks the trials.
+        StorageError: Its `spec.json` is damaged.
     """
     spec = read_json_object(paths.spec)
     if spec.get("kind") != "search":
@@ -139,8 +140,7 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
         if said is not None:
             said.add(found.warning)
     with refused_if_damaged("spec.json", paths.run_id):
-        metric = str(spec["best_by"])
-        loss_of(0.0, metric)  # a metric that exists
+        metric = ranking_metric(paths, spec)
     return TrialTable.fold(found.lines, metric)
 
 

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from cluster.errors import StorageError
+from cluster.errors import NewerVersion, StorageError
 from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.leaderboard import leaderboard
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec
+from trainer.specs.metric import HIGHER_IS_BETTER
 from trainer.specs.search_space import Config
 
 ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns even where all trials have the same value
@@ -25,6 +26,23 @@ class TrialColumn(NamedTuple):
 
     heading: str
     key: str
+
+
+def ranking_metric(paths: RunPaths, spec: Mapping[str, Any]) -> str:
+    """Return the metric by which a search ranks its trials.
+
+    Raises:
+        NewerVersion: This version does not know the metric.
+        KeyError, TypeError: The spec names none.
+    """
+    metric = spec["best_by"]
+    if not isinstance(metric, str):
+        raise TypeError("the name of a metric is no text")
+    if metric not in HIGHER_IS_BETTER:
+        raise NewerVersion(
+            f"{paths.run_id} is ranked by {metric!r}, which this version does not know; update Nightshift"
+        )
+    return metric
 
 
 def rows_of(paths: RunPaths, table: TrialTable) -> list[dict[str, Any]]:

@@ -6,12 +6,11 @@ from typing import Any
 
 from cluster.run_paths import RunPaths
 from jobs.runs.damage import shown_or
-from jobs.runs.trial_rows import TrialColumn, cell, columns_of, rows_of
+from jobs.runs.trial_rows import TrialColumn, cell, columns_of, ranking_metric, rows_of
 from jobs.web.charts import search_charts
 from jobs.web.option_charts import option_charts
 from trainer.report.charts import ReportChart
 from trainer.search.trials import TrialTable, read_trial_events
-from trainer.specs.metric import loss_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,10 @@ def leaderboard_of(paths: RunPaths, spec: Mapping[str, Any]) -> Leaderboard:
 
     Raises:
         StorageError: The journal cannot be read.
+        NewerVersion: This version does not know the metric that ranks the trials.
         KeyError, TypeError, ValueError: The spec or the journal is damaged.
     """
-    found, metric = read_trial_events(paths.trials), str(spec["best_by"])
-    loss_of(0.0, metric)  # a metric that exists
+    found, metric = read_trial_events(paths.trials), ranking_metric(paths, spec)
     table = TrialTable.fold(found.lines, metric)
     rows = rows_of(paths, table)
     columns = columns_of(rows, metric)
