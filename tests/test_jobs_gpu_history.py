@@ -19,6 +19,8 @@ serving, client = page.serving, page.client
 GIB = 2**30
 TWO = "0, NVIDIA H100 80GB HBM3, 37, 20480, 81920\\n1, NVIDIA H100 80GB HBM3, 0, 0, 81920"
 ODD = "0, NVIDIA A100, [N/A], 1024, 40960\\n1, NVIDIA A100, [Unknown Error], [Unknown Error], [Unknown Error]"
+HUGE = f'{{"at": 9e9, "gpus": [{{"index": {"9" * 400}, "name": "", "utilization": 0, "used_bytes": 0, "memory_bytes": 1}}]}}'
+HUGE_TIME = f'{{"at": {"9" * 400}, "gpus": []}}'
 
 
 @pytest.fixture
@@ -65,15 +67,28 @@ def test_an_hour_of_measurements_is_kept_and_what_is_malformed_is_skipped(redis:
     record(redis, "gpu-1", now - 3700)
     record(redis, "gpu-1", now - 70)
     record(redis, "gpu-1", now - 5)
-    redis.lpush(PREFIX + "gpu-1", "[]", '{"at": 1, "gpus": [{}]}', '{"at": "x", "gpus": []}', b"\xff")
+    malformed = ("[]", '{"at": 1, "gpus": [{}]}', '{"at": "x", "gpus": []}', b"\xff", "[" * 100_000, HUGE, HUGE_TIME)
+    redis.lpush(PREFIX + "gpu-1", *malformed)
 
     histories = gpu_histories(redis, now)
 
-    assert redis.llen(PREFIX + "gpu-1") == KEPT_SAMPLES + 4  # 4 that others have added
+    assert redis.llen(PREFIX + "gpu-1") == KEPT_SAMPLES + len(malformed)
     assert [(one.machine, one.index) for one in histories] == [("gpu-1", 0), ("gpu-1", 1)]
     assert [(round(age), gpu.utilization) for age, gpu in histories[0].points] == [(70, 0.37), (5, 0.37)]
     assert 0 < redis.ttl(PREFIX + "gpu-1") <= 3600
     assert 0 < redis.ttl(MACHINES) <= 3600
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_a_machine_that_is_gone_for_an_hour_is_forgotten_while_another_one_measures(redis: Redis) -> None:
+    now = time.time()
+    record(redis, "gone", now - 3601)
+    record(redis, "still-here", now - 3000)
+
+    record(redis, "new", now)
+
+    assert redis.zrange(MACHINES, 0, -1) == [b"still-here", b"new"]
+    assert {one.machine for one in gpu_histories(redis, now)} == {"still-here", "new"}
 
 
 @pytest.mark.usefixtures("nvidia_smi")

@@ -20,7 +20,7 @@ from jobs.queue.leader_lock import LeaderLock
 SAMPLE_SECONDS = 10.0
 KEPT_SECONDS = 3600
 KEPT_SAMPLES = int(KEPT_SECONDS / SAMPLE_SECONDS)
-MACHINES = "nightshift:gpu-machines"
+MACHINES = "nightshift:gpu-measured"  # sorted set of the machines, by the time of their newest sample
 PREFIX = "nightshift:gpu-use:"  # of a list for each machine, the newest sample first
 
 
@@ -41,7 +41,7 @@ class Sample:
         """Return a sample that `record` wrote.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError: It is none.
+            ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError: It is none.
         """
         value: dict[str, Any] = json.loads(text)
         gpus = tuple(_checked(GpuUse(**one)) for one in value["gpus"])
@@ -101,9 +101,11 @@ def record(connection: redis.Redis, machine: str, now: float | None = None) -> N
     gpus = gpu_use()
     if not gpus:
         return
-    text = json.dumps({"at": time.time() if now is None else now, "gpus": [asdict(one) for one in gpus]})
+    moment = time.time() if now is None else now
+    text = json.dumps({"at": moment, "gpus": [asdict(one) for one in gpus]})
     with connection.pipeline() as pipe:
-        pipe.sadd(MACHINES, machine)
+        pipe.zadd(MACHINES, {machine: moment})
+        pipe.zremrangebyscore(MACHINES, "-inf", moment - KEPT_SECONDS)
         pipe.lpush(PREFIX + machine, text)
         pipe.ltrim(PREFIX + machine, 0, KEPT_SAMPLES - 1)
         pipe.expire(PREFIX + machine, KEPT_SECONDS)
@@ -115,7 +117,7 @@ def gpu_histories(connection: redis.Redis, now: float | None = None) -> list[Gpu
     """Return the GPUs that were measured in the last hour, by machine and number; malformed values are skipped."""
     moment = time.time() if now is None else now
     found: list[GpuHistory] = []
-    for machine in sorted(_text(name) for name in connection.smembers(MACHINES)):
+    for machine in sorted(_text(name) for name in connection.zrange(MACHINES, 0, -1)):
         samples = [
             (moment - sample.at, sample)
             for text in connection.lrange(PREFIX + machine, 0, KEPT_SAMPLES - 1)
@@ -136,7 +138,7 @@ def _histories(machine: str, samples: Sequence[tuple[float, Sample]]) -> list[Gp
 def _sample(text: bytes | str) -> Sample | None:
     try:
         return Sample.from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -145,6 +147,7 @@ def _checked(gpu: GpuUse) -> GpuUse:
 
     Raises:
         TypeError: They have not.
+        OverflowError: A number is larger than any float.
     """
     numbers = (gpu.index, gpu.used_bytes, gpu.memory_bytes, 0 if gpu.utilization is None else gpu.utilization)
     if not isinstance(gpu.name, str) or not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
