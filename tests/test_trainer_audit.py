@@ -317,10 +317,17 @@ def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
     assert area_percent(area) == percent
 
 
+CHECK = {"name": "rim", "explanation": "x", "auroc": 0.5, "low": 0.4, "high": 0.6, "alarm": False}
+
+
 @pytest.mark.parametrize("content", [
     None, "no json", "[]", "{}", '{"checks": 7, "sentence": "s", "images": 1, "total": 1}',
     '{"checks": [{"name": "rim", "auroc": NaN}], "sentence": "s", "images": 1, "total": 1}',
     '{"checks": [{"name": "rim", "auroc": 0.5, "low": 0.4}], "sentence": "s", "images": 1, "total": 1}',
+    '{"checks": [{"name": "rim", "auroc": 0.5}], "sentence": "s", "images": 1, "total": 1}',
+    *(json.dumps({"checks": [{name: value for name, value in CHECK.items() if name != missing}], "sentence": "s",
+                  "images": 1, "total": 1}) for missing in CHECK),
+    json.dumps({"checks": [{**CHECK, "alarm": "no"}], "sentence": "s", "images": 1, "total": 1}),
     '{"checks": [], "sentence": "s", "images": "many", "total": 1}',
 ])  # fmt: skip
 def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
@@ -329,6 +336,14 @@ def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
         (tmp_path / "audits" / "digest.json").write_text(content)
 
     assert read_audit(tmp_path, "digest") is None
+
+
+def test_an_audit_that_is_complete_is_read(tmp_path):
+    kept = {"checks": [CHECK, {**CHECK, "low": None, "high": None}], "sentence": "s", "images": 1, "total": 1}
+    (tmp_path / "audits").mkdir()
+    (tmp_path / "audits" / "digest.json").write_text(json.dumps(kept))
+
+    assert read_audit(tmp_path, "digest") == kept
 
 
 def test_the_report_shows_the_audit_beside_the_model_or_says_how_to_make_one():

@@ -1,6 +1,7 @@
 """The model beside the audit of its data set: paired differences, rim and center blanked, Grad-CAM in the rim."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from data_shards.index import read_index
 from tests.test_trainer_report_page import report_data
 from trainer.audit.beside_model import AuditBesideModel, ModelMinusCheck, compare_with_checks
 from trainer.audit.regions import (
+    CPU,
     ModelRegions,
     RegionFigure,
     chosen_images,
@@ -24,8 +26,10 @@ from trainer.audit.regions import (
     rim,
 )
 from trainer.audit.saved import AuditScores, read_scores, save_audit
+from trainer.data.transforms import normalised
 from trainer.evaluation.predictions import Predictions
 from trainer.model.efficientnet import build_model
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 from trainer.report.beside_audit import JudgedModel, beside_audit
 from trainer.report.page import render
@@ -78,27 +82,30 @@ def test_the_interval_of_a_mean_is_students_and_groups_widen_it():
     assert mean_interval(values, np.zeros(30, dtype=np.int64)) is None
 
 
-def test_a_model_that_sees_only_the_center_has_an_auroc_of_a_half_where_the_rim_alone_is_left():
+def test_a_model_that_sees_the_center_has_an_auroc_of_1_and_of_a_half_where_the_rim_alone_is_left():
     torch.manual_seed(0)
     config = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE, precision="fp16")
     model = build_model(config).eval()
     model.head = torch.nn.Linear(1280, 2)
-    with torch.no_grad():
-        model.head.weight[0], model.head.weight[1] = -1e3, 1e3
     labels = np.tile([0, 1], 6)
     images = np.full((12, 1, SIDE, SIDE), 50, dtype=np.uint8)  # a rim that is the same in all images
     images[:, :, 8:-8, 8:-8] = np.where(labels == 1, 250, 10)[:, None, None, None]
+    features = FoldedBackbone(model.backbone, "fp32", CPU)(torch.from_numpy(images), partial(normalised, config=config))
+    step = features[1] - features[0]
+    with torch.no_grad():  # from the dark images towards the bright ones, so that the model tells them apart
+        model.head.weight[1], model.head.weight[0] = 10 * step / step.square().sum(), 0
+        model.head.bias[1], model.head.bias[0] = -(model.head.weight[1] @ (features[0] + features[1])) / 2, 0
     batches = [SimpleNamespace(images=torch.from_numpy(images[start : start + 5])) for start in (0, 5, 10)]
 
     found = measure_regions(model, config, batches, labels, np.arange(12) // 2, positive=1, temperature=1.0, total=500)
 
     areas = {one.name: one.auroc for one in found.figures}
     assert areas["outer rim alone"] == 0.5
-    assert areas["whole image"] in (0, 1)
-    assert areas["without the outer rim"] in (0, 1)
+    assert areas["whole image"] == areas["without the outer rim"] == 1
     assert (found.images, found.total, found.cells) == (12, 500, 2)
     assert found.rim_area == 0.4375
-    assert found.without_heat == 12 or 0 < found.heat_in_rim < 1
+    assert found.without_heat == 6  # the class dark has no weights
+    assert found.heat_in_rim == pytest.approx(found.rim_area, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +140,7 @@ def scores_of(count, classes=2, seed=0):
     first, second = random.dirichlet(np.ones(classes), count), random.dirichlet(np.ones(classes), count)
     second[:5] = np.nan
     labels = random.integers(0, classes, count)
-    return AuditScores(
-        samples=samples, labels=labels, units=np.arange(count), scores={"image size": first, "outer rim": second}
-    )
+    return AuditScores(samples=samples, labels=labels, scores={"image size": first, "outer rim": second})
 
 
 def test_the_difference_is_of_the_aurocs_on_the_images_that_both_have_scored():
@@ -157,18 +162,46 @@ def test_the_difference_is_of_the_aurocs_on_the_images_that_both_have_scored():
     assert compare_with_checks(scores, scores.samples[:0], model[:0], np.arange(0), positive=1) == {}
 
 
-def test_scores_are_kept_beside_the_audit_and_damaged_ones_are_none(tmp_path):
+def test_scores_are_kept_beside_the_audit(tmp_path):
     scores = scores_of(9)
 
     save_audit(tmp_path, "digest", {"checks": []}, scores)
-    found = read_scores(tmp_path, "digest")
-    (tmp_path / "audits" / "cut.safetensors").write_bytes(b"cut off")
+    found = read_scores(tmp_path, "digest", 2)
 
     assert found.scores.keys() == scores.scores.keys()
     np.testing.assert_array_equal(found.scores["outer rim"], scores.scores["outer rim"])
     np.testing.assert_array_equal(found.samples, scores.samples)
-    assert read_scores(tmp_path, "none") is None
-    assert read_scores(tmp_path, "cut") is None
+    np.testing.assert_array_equal(found.labels, scores.labels)
+    assert read_scores(tmp_path, "none", 2) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"samples": np.zeros((9, 4), np.uint8)},
+        {"samples": np.zeros((9, 16), np.int64)},
+        {"samples": np.zeros((8, 16), np.uint8)},
+        {"samples": np.zeros((), np.uint8)},
+        {"labels": np.zeros(9)},
+        {"labels": np.zeros((9, 1), np.int64)},
+        {"labels": np.full(9, 2)},
+        {"scores": {"image size": np.zeros(9)}},
+        {"scores": {"image size": np.zeros((9, 3))}},
+        {"scores": {"image size": np.zeros((9, 2), np.int64)}},
+        {"scores": {"image size": np.full((9, 2), np.inf)}},
+    ],
+)
+def test_scores_of_another_shape_or_type_are_none(tmp_path, damage):
+    save_audit(tmp_path, "digest", {}, replace(scores_of(9), **damage))
+
+    assert read_scores(tmp_path, "digest", 2) is None
+
+
+def test_a_file_of_scores_that_is_cut_off_is_none(tmp_path):
+    (tmp_path / "audits").mkdir()
+    (tmp_path / "audits" / "cut.safetensors").write_bytes(b"cut off")
+
+    assert read_scores(tmp_path, "cut", 2) is None
 
 
 def test_a_trained_model_stands_beside_the_audit_of_its_data(tmp_path, digits_training, digits_shards):
@@ -178,15 +211,19 @@ def test_a_trained_model_stands_beside_the_audit_of_its_data(tmp_path, digits_tr
         read_json(digits_training.result)["metrics"],
         Predictions.read(digits_training.predictions),
     )
-    labels, seen = judged.predictions.labels, judged.predictions.probabilities
-    scores = AuditScores(samples=judged.predictions.samples, labels=labels, units=judged.units, scores={"same": seen})
+    labels = judged.predictions.labels
+    check = np.random.default_rng(0).dirichlet(np.ones(10), len(labels))
+    scores = AuditScores(samples=judged.predictions.samples, labels=labels, scores={"rim": check})
     save_audit(tmp_path, index.digest, {}, scores)
 
     found = beside_audit(tmp_path, str(digits_shards), index, judged)
 
-    assert found.differences["same"].difference == pytest.approx(0, abs=0.02)  # but for the temperature
-    assert found.differences["same"].images == len(labels)
-    assert found.regions.figures[0].auroc == pytest.approx(found.differences["same"].model, abs=0.02)
+    difference, auroc = found.differences["rim"], judged.metrics["auroc"]
+    assert difference.check == pytest.approx(roc_auc_score(labels, check, multi_class="ovr"))
+    assert difference.model == pytest.approx(auroc)
+    assert difference.difference == pytest.approx(auroc - difference.check)
+    assert difference.images == len(labels) == 47
+    assert found.regions.figures[0].auroc == pytest.approx(auroc, abs=0.02)
     assert (found.regions.images, found.regions.total) == (min(200, len(labels)), len(labels))
     assert found.regions.rim_area == rim(32).mean()
     folds = replace(judged, metrics={**judged.metrics, "out_of_fold": {"folds": 5, "repeats": 1}})

@@ -143,7 +143,7 @@ def audit(
         images=len(images.labels),
         total=images.total,
         sentence=_sentence(checks, len(index.classes)),
-        scores=AuditScores(samples=images.samples, labels=images.labels, units=units, scores=scores),
+        scores=AuditScores(samples=images.samples, labels=images.labels, scores=scores),
     )
 
 

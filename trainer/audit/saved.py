@@ -17,7 +17,8 @@ from safetensors.numpy import save
 from cluster.errors import StorageError
 from cluster.files import read_json, write_bytes, write_json
 
-SAMPLES, LABELS, UNITS, CHECK = "samples", "labels", "units", "check "  # names of the tensors in a file of scores
+SAMPLES, LABELS, CHECK = "samples", "labels", "check "  # names of the tensors in a file of scores
+IDENTITY_BYTES = 16  # of an image
 
 LARGEST = 10.0  # of an AUROC and its limits; a larger one is damage
 
@@ -29,13 +30,11 @@ class AuditScores:
     Attributes:
         samples: (N, 16) uint8, identity of each image: see `trainer.evaluation.predictions.sample_ids`.
         labels: (N,) int64, the classes.
-        units: (N,) int64, index of each image's group.
         scores: (N, classes) float64 of each check, by its name; NaN where no fold scored the image.
     """
 
     samples: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    units: NDArray[np.int64]
     scores: Mapping[str, NDArray[np.float64]]
 
 
@@ -48,7 +47,7 @@ def save_audit(storage: Path, digest: str, audit: dict[str, Any], scores: AuditS
     path = _path(storage, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
     if scores is not None:
-        tensors: dict[str, NDArray[Any]] = {SAMPLES: scores.samples, LABELS: scores.labels, UNITS: scores.units}
+        tensors: dict[str, NDArray[Any]] = {SAMPLES: scores.samples, LABELS: scores.labels}
         checks = {f"{CHECK}{name}": np.ascontiguousarray(one) for name, one in scores.scores.items()}
         write_bytes(_scores_path(storage, digest), save({**tensors, **checks}))
     write_json(path, audit)
@@ -72,27 +71,45 @@ def _is_complete(audit: dict[str, Any]) -> bool:
 
 
 def _is_check(check: dict[str, Any]) -> bool:
-    low, high = check.get("low"), check.get("high")
+    if not {"name", "explanation", "auroc", "low", "high", "alarm"} <= check.keys():
+        return False
+    has_texts = isinstance(check["name"], str) and isinstance(check["explanation"], str)
+    low, high = check["low"], check["high"]
     has_interval = (low is None and high is None) or (_is_figure(low) and _is_figure(high))
-    return _is_figure(check.get("auroc")) and has_interval and isinstance(check.get("name"), str)
+    return has_texts and has_interval and _is_figure(check["auroc"]) and isinstance(check["alarm"], bool)
 
 
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < LARGEST  # NaN fails the comparison too
 
 
-def read_scores(storage: Path, digest: str) -> AuditScores | None:
-    """Return the scores of an audit, None if there are none that can be read."""
+def read_scores(storage: Path, digest: str, classes: int) -> AuditScores | None:
+    """Return the scores of an audit of this number of classes, None if there are none that can be read."""
     try:
         with safe_open(_scores_path(storage, digest), framework="numpy") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
-        count = len(found[LABELS])
-        checks = {name.removeprefix(CHECK): one for name, one in found.items() if name.startswith(CHECK)}
-        if any(len(one) != count for one in found.values()) or any(one.ndim != 2 for one in checks.values()):  # noqa: PLR2004
-            return None
-        return AuditScores(samples=found[SAMPLES], labels=found[LABELS], units=found[UNITS], scores=checks)
-    except (OSError, SafetensorError, KeyError):
+        scores = AuditScores(
+            samples=found[SAMPLES],
+            labels=found[LABELS],
+            scores={name.removeprefix(CHECK): one for name, one in found.items() if name.startswith(CHECK)},
+        )
+    except (OSError, SafetensorError, KeyError, TypeError):  # TypeError: numbers that numpy does not have
         return None
+    return scores if _are_complete(scores, classes) else None
+
+
+def _are_complete(scores: AuditScores, classes: int) -> bool:
+    """Whether all arrays have the types and shapes that a comparison needs, and values of their range."""
+    labels, count = scores.labels, scores.labels.size
+    return (
+        (scores.samples.dtype, scores.samples.shape) == (np.uint8, (count, IDENTITY_BYTES))
+        and (labels.dtype, labels.shape) == (np.int64, (count,))
+        and bool(((labels >= 0) & (labels < classes)).all())
+        and all(
+            (one.dtype, one.shape) == (np.float64, (count, classes)) and not np.isinf(one).any()
+            for one in scores.scores.values()
+        )
+    )
 
 
 def _scores_path(storage: Path, digest: str) -> Path:

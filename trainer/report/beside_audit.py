@@ -48,7 +48,7 @@ def beside_audit(storage: Path, location: str, index: ShardIndex, judged: Judged
     if index.multi_label or predictions.samples is None:
         return None
     seen = apply_temperature(predictions.probabilities, metrics["temperature"])
-    scores = read_scores(storage, index.digest)
+    scores = read_scores(storage, index.digest, len(index.classes))
     return AuditBesideModel(
         differences={}
         if scores is None
