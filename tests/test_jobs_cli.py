@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 import pytest
+from redis import ResponseError
 
 from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.cli import doctor
 from jobs.cli.main import COMMANDS, cli
 from jobs.runs import state as run_state
 from tests.conftest import Say
@@ -233,6 +235,22 @@ def test_doctor_names_a_fault_and_its_cure(say: Say, monkeypatch: pytest.MonkeyP
     assert healthy[0] == 0
     assert code == 1
     assert (fault["check"], fault["cure"]) == ("Redis", "start it or correct NIGHTSHIFT_REDIS_URL")
+
+
+@pytest.mark.parametrize("name", ["connect", "live_workers"])
+def test_doctor_has_a_cure_for_an_answer_of_redis_that_names_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ResponseError("LOADING Redis is loading the dataset in memory")
+
+    monkeypatch.setattr(doctor, name, fail)
+
+    finding, workers = doctor.redis_finding(settings)
+
+    assert (finding.ok, workers) == (False, [])
+    assert finding.found == "LOADING Redis is loading the dataset in memory"
+    assert finding.cure == "start it or correct NIGHTSHIFT_REDIS_URL"
 
 
 def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:

@@ -1,5 +1,6 @@
 """The use of GPUs over time, from nvidia-smi to the queue page; a script takes the place of nvidia-smi."""
 
+import json
 import stat
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ serving, client = page.serving, page.client
 GIB = 2**30
 TWO = "0, NVIDIA H100 80GB HBM3, 37, 20480, 81920\\n1, NVIDIA H100 80GB HBM3, 0, 0, 81920"
 ODD = "0, NVIDIA A100, [N/A], 1024, 40960\\n1, NVIDIA A100, [Unknown Error], [Unknown Error], [Unknown Error]"
-HUGE = f'{{"at": 9e9, "gpus": [{{"index": {"9" * 400}, "name": "", "utilization": 0, "used_bytes": 0, "memory_bytes": 1}}]}}'
-HUGE_TIME = f'{{"at": {"9" * 400}, "gpus": []}}'
+SOUND = {"index": 0, "name": "", "utilization": 0, "used_bytes": 0, "memory_bytes": 1}
+HUGE = json.dumps({"at": 9e9, "gpus": [{**SOUND, "index": 10**399}]})
+HUGE_TIME = json.dumps({"at": 10**399, "gpus": [SOUND]})
 
 
 @pytest.fixture

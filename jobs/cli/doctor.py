@@ -78,8 +78,7 @@ def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
         cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
         return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure), workers
     except (JobError, redis.RedisError) as error:
-        found, _, cure = str(error).rpartition("; ")
-        return CheckResult(check="Redis", ok=False, found=found or cure, cure=cure), workers
+        return _redis_fault(error, "start it or correct NIGHTSHIFT_REDIS_URL"), workers
     found = f"{without_password(settings.redis_url)}, version {version}"
     return CheckResult(check="Redis", ok=True, found=found), workers
 
@@ -91,8 +90,7 @@ def _embedded_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecor
             found = f"embedded, started when needed ({_program()})"
             return CheckResult(check="Redis", ok=True, found=found), []
     except (JobError, StorageError) as error:
-        fault, _, cure = str(error).rpartition("; ")
-        return CheckResult(check="Redis", ok=False, found=fault or str(error), cure=cure), []
+        return _redis_fault(error, "name another Redis server in NIGHTSHIFT_REDIS_URL"), []
     workers: list[WorkerRecord] = []
     with (
         contextlib.suppress(JobError, redis.RedisError),
@@ -100,6 +98,13 @@ def _embedded_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecor
     ):
         workers = live_workers(connection)
     return CheckResult(check="Redis", ok=True, found="the embedded server answers"), workers
+
+
+def _redis_fault(error: Exception, otherwise: str) -> CheckResult:
+    """Return what an error says as fault and cure; the cure is `otherwise` where the error has none."""
+    fault, _, cure = str(error).rpartition("; ")
+    found, cure = (fault, cure) if fault else (str(error), otherwise)
+    return CheckResult(check="Redis", ok=False, found=found, cure=cure)
 
 
 def version_findings(settings: Settings, workers: list[WorkerRecord]) -> list[CheckResult]:
