@@ -242,3 +242,19 @@ def test_the_report_shows_the_differences_and_what_the_model_does_with_the_rim()
     assert "on the same 60 images" in page
     assert "more than the 44 % that the area of the rim alone would give" in page
     assert "this model minus it" not in render(replace(report_data(), audit=kept))
+
+
+def test_the_report_says_the_number_of_images_of_each_check_where_they_differ():
+    checks = [
+        {"name": name, "explanation": "x", "auroc": 0.9, "low": None, "high": None, "alarm": False}
+        for name in ("image size", "outer rim")
+    ]
+    kept = {"checks": checks, "sentence": "No alarm.", "images": 60, "total": 60}
+    of_size = ModelMinusCheck(check=0.95, model=0.94, difference=-0.01, interval=None, images=60)
+    differences = {"image size": of_size, "outer rim": replace(of_size, images=41)}
+
+    page = render(replace(report_data(), audit=kept, beside=AuditBesideModel(differences=differences)))
+
+    assert "difference of the AUROCs on the images that both have scored (" in page
+    assert "<small>60 images</small>" in page
+    assert "<small>41 images</small>" in page
