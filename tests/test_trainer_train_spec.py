@@ -2,8 +2,9 @@
 
 import pytest
 
-from trainer.errors import SpecError
-from trainer.specs import TrainSpec, build
+from trainer.errors import CheckpointError, SpecError
+from trainer.model.head import HeadConfig
+from trainer.specs import TrainSpec, build, read_spec
 
 
 def test_a_training_runs_30_epochs_and_stops_after_10_without_a_better_one():
@@ -41,3 +42,13 @@ def test_options_without_effect_on_linear_heads_and_folds_are_refused(options, m
 
 def test_a_linear_head_has_no_batches_to_divide_over_its_workers():
     assert build(TrainSpec, shards="shards", head="lda", workers=3).workers == 3
+
+
+def test_a_missing_spec_has_a_cure(tmp_path):
+    with pytest.raises(SpecError, match=r"does not exist; restore it from a backup, or submit the run again$"):
+        read_spec(tmp_path / "spec.json")
+
+
+def test_a_missing_configuration_of_a_model_has_a_cure(tmp_path):
+    with pytest.raises(CheckpointError, match=r"head\.json does not exist; export or publish the model again$"):
+        HeadConfig.read(tmp_path / "head.json")

@@ -26,12 +26,11 @@ CURES = {
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
     "cancelled": "continue from the last checkpoint: nightshift retry {id}",
 }
+SHOW = "nightshift show {id}"
 NEXT = {
     "train": "nightshift evaluate {id} {shards}",
     "evaluate": "nightshift predict {model} IMAGES",
     "search": "nightshift trials {id}",
-    "predict": "nightshift show {id}",
-    "export": "nightshift show {id}",
 }
 
 
@@ -80,9 +79,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
-    return [
-        line for line in (*lines, f"next     {NEXT.get(state.kind, NEXT['predict']).format_map(known)}{after}") if line
-    ]
+    return [line for line in (*lines, f"next     {NEXT.get(state.kind, SHOW).format_map(known)}{after}") if line]
 
 
 def _figure_lines(record: JobRecord, result: Mapping[str, Any], metrics: dict[str, Any]) -> list[str]:

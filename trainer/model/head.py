@@ -113,4 +113,4 @@ class HeadConfig(BaseModel):
                 f"{path} is damaged or has another version: {where}: {first['msg']}; export or publish the model again"
             ) from error
         except StorageError as error:
-            raise CheckpointError(f"{error}; it should be the configuration of a model") from error
+            raise CheckpointError(f"{error}; export or publish the model again") from error

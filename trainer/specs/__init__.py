@@ -36,4 +36,4 @@ def read_spec(path: Path) -> AnySpec:
         kind = UnknownOption if _OF_NEWER_VERSIONS & {fault["type"] for fault in error.errors()} else SpecError
         raise kind(f"{path}: {one_line(error)}") from error
     except StorageError as error:
-        raise SpecError(f"{error}; it should be the spec of a run") from error
+        raise SpecError(f"{error}; restore it from a backup, or submit the run again") from error
