@@ -3,7 +3,8 @@
 import subprocess
 from dataclasses import dataclass
 
-NVIDIA_SMI_SECONDS = 20.0
+from cluster.gpus import query
+
 FIELDS = "index,name,utilization.gpu,memory.used,memory.total"
 MEBIBYTE = 2**20
 
@@ -29,9 +30,8 @@ class GpuUse:
 
 def gpu_use() -> tuple[GpuUse, ...]:
     """Return the use of all GPUs of this machine; none without a driver, or if it does not answer."""
-    command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+        answer = query(FIELDS)
     except (subprocess.TimeoutExpired, OSError):
         return ()
     found = map(_parsed, answer.stdout.splitlines() if answer.returncode == 0 else [])

@@ -94,14 +94,24 @@ class DeviceReport:
         return cls(devices=devices, architectures=tuple(value.pop("architectures")), **value)
 
 
+def query(fields: str) -> subprocess.CompletedProcess[str]:
+    """Return the answer of nvidia-smi about these fields of all GPUs: a line for each, comma-separated, without units.
+
+    Raises:
+        subprocess.TimeoutExpired: It does not answer in time.
+        OSError: There is no driver.
+    """
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+
+
 def count_gpus() -> GpuCount:
     """Return which GPUs this process may use, by nvidia-smi and `CUDA_VISIBLE_DEVICES`, without CUDA or torch."""
     variable = cuda_visible_devices()
     if variable is not None and not _entries(variable):
         return GpuCount()
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+        answer = query("uuid")
     except subprocess.TimeoutExpired:
         return GpuCount(fault=f"nvidia-smi does not answer within {NVIDIA_SMI_SECONDS:.0f} s")
     except OSError:  # there is no driver
@@ -115,9 +125,8 @@ def count_gpus() -> GpuCount:
 
 def gpu_modes() -> tuple[str, ...]:
     """Return what is unusual about the modes of the GPUs, such as "MIG enabled"; what is unknown is left out."""
-    command = ["nvidia-smi", "--query-gpu=compute_mode,mig.mode.current", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=False)
+        answer = query("compute_mode,mig.mode.current")
     except (subprocess.TimeoutExpired, OSError):
         return ()
     words = {word.strip() for line in answer.stdout.splitlines() for word in line.split(",")}

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from cluster.errors import ClusterError
 from cluster.run_paths import RunPaths
 from jobs.runs import state as run_state
-from jobs.runs.state import ENDED, RunState
+from jobs.runs.state import ENDED, RunState, seconds_between
 from trainer.specs import AnySpec
 
 SECONDS = (10.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)  # upper bounds, of a job to a night
@@ -75,10 +74,6 @@ class RunCounters:
         self._ended.labels(state.kind, state.state).inc()
         if state.started is None or not is_first_end:
             return
-        self._waited.labels(state.kind).observe(_seconds(state.created, state.started))
+        self._waited.labels(state.kind).observe(seconds_between(state.created, state.started))
         if state.ended is not None:
-            self._ran.labels(state.kind, state.state).observe(_seconds(state.started, state.ended))
-
-
-def _seconds(start: str, end: str) -> float:
-    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
+            self._ran.labels(state.kind, state.state).observe(seconds_between(state.started, state.ended))

@@ -1,12 +1,11 @@
 """The figures of a run with their intervals, and what limits them, in words."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord
-from jobs.runs.state import RunState
+from jobs.runs.state import RunState, seconds_between
 from trainer.evaluation.decision_text import decision_line, threshold_lines
 from trainer.evaluation.metric_text import prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
@@ -33,20 +32,16 @@ def decision_rows(record: JobRecord) -> list[tuple[str, str]]:
 
 def duration_text(state: RunState) -> str:
     """Return how long a run took from the start of its first attempt to its end, "" if it has not ended."""
-    seconds = _seconds_between(state.started, state.ended)
-    return "" if seconds is None else duration(seconds)
+    if state.started is None or state.ended is None:
+        return ""
+    return duration(seconds_between(state.started, state.ended))
 
 
 def timing_of(record: JobRecord) -> str:
     """Return the seconds of each part of a run that succeeded, which add up to those since it was submitted."""
-    whole = _seconds_between(record.state.created, record.state.ended)
+    state = record.state
+    whole = None if state.ended is None else seconds_between(state.created, state.ended)
     return timing_text((record.result or {}).get("timing"), whole)
-
-
-def _seconds_between(start: str | None, end: str | None) -> float | None:
-    if start is None or end is None:
-        return None
-    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
 
 
 def _block(title: str, lines: Sequence[str]) -> list[tuple[str, str]]:

@@ -161,6 +161,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def seconds_between(start: str, end: str) -> float:
+    """Return the seconds from one time of a state to another, 0 where the clock was set back."""
+    return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
+
+
 def read_state(paths: RunPaths) -> RunState:
     """Return the state of a run.
 

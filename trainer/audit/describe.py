@@ -132,10 +132,10 @@ def _describe(sample: StoredSample, pixels: NDArray[np.uint8]) -> _Described:
         "file format": _file_format(sample.image),
         "file size": [np.log(len(sample.image)), len(sample.image) / (width * height)],
         "brightness histogram": np.concatenate([np.bincount(band.ravel() // 8, minlength=BINS) for band in pixels]),
-        "outer rim": fine[_outside(len(fine), len(fine) // RIM)],
+        "outer rim": fine[outside(len(fine), len(fine) // RIM)],
         "constant mark near the edge": edge_cells(square),
         "one patch near the edge": edge_patches(square),
-        "everything but the center": thumbnail[_outside(THUMBNAIL, THUMBNAIL // 4)],
+        "everything but the center": thumbnail[outside(THUMBNAIL, THUMBNAIL // 4)],
         "8 x 8 thumbnail": _reduced(gray, THUMBNAIL // 2).ravel(),
     }
     if not isinstance(sample.label, int):
@@ -183,6 +183,13 @@ def edge_cells(square: Gray) -> Features:
     return np.concatenate(values).round().astype(np.float32)
 
 
+def outside(side: int, margin: int) -> NDArray[np.bool_]:
+    """Return which pixels of a square, (side, side), are less than `margin` from an edge."""
+    mask = np.ones((side, side), dtype=bool)
+    mask[margin:-margin, margin:-margin] = False
+    return mask
+
+
 def _in_outer_half(count: int, edge: int, start: int, side: int) -> NDArray[np.bool_]:
     """Return which cells of a grid, (count, count), have their center less than a quarter of the side from an edge."""
     centers = start + edge * (np.arange(count) + 0.5)
@@ -192,12 +199,6 @@ def _in_outer_half(count: int, edge: int, start: int, side: int) -> NDArray[np.b
 
 def _reduced(image: Image.Image, side: int) -> Gray:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX))
-
-
-def _outside(side: int, margin: int) -> NDArray[np.bool_]:
-    mask = np.ones((side, side), dtype=bool)
-    mask[margin:-margin, margin:-margin] = False
-    return mask
 
 
 def _file_format(data: bytes) -> list[float]:

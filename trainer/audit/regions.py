@@ -15,7 +15,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from data_shards.read.stream import Batch
-from trainer.audit.describe import RIM
+from trainer.audit.describe import RIM, outside
 from trainer.data.transforms import normalised
 from trainer.evaluation.bootstrap import Floats, Labels, ranked_classes
 from trainer.evaluation.intervals import FEWEST_GROUPS, TAIL, Interval, auroc_influence, auroc_interval
@@ -131,10 +131,7 @@ def measure_regions(
 
 def rim(side: int) -> NDArray[np.bool_]:
     """Return which pixels of a square are in its rim, (side, side)."""
-    margin = side // RIM
-    found = np.ones((side, side), dtype=bool)
-    found[margin:-margin, margin:-margin] = False
-    return found
+    return outside(side, side // RIM)
 
 
 def heat_share(heatmap: NDArray[np.float32], region: NDArray[np.bool_]) -> float:
