@@ -117,7 +117,8 @@ def gpu_histories(connection: redis.Redis, now: float | None = None) -> list[Gpu
     """Return the GPUs that were measured in the last hour, by machine and number; malformed values are skipped."""
     moment = time.time() if now is None else now
     found: list[GpuHistory] = []
-    for machine in sorted(_text(name) for name in connection.zrange(MACHINES, 0, -1)):
+    names = [name for name in connection.zrange(MACHINES, 0, -1) if isinstance(name, bytes | str)]
+    for machine in sorted(map(_text, names)):
         samples = [
             (moment - sample.at, sample)
             for text in connection.lrange(PREFIX + machine, 0, KEPT_SAMPLES - 1)

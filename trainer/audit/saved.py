@@ -102,14 +102,17 @@ def _are_complete(scores: AuditScores, classes: int) -> bool:
     """Whether all arrays have the types and shapes that a comparison needs, and values of their range."""
     labels, count = scores.labels, scores.labels.size
     return (
-        (scores.samples.dtype, scores.samples.shape) == (np.uint8, (count, IDENTITY_BYTES))
-        and (labels.dtype, labels.shape) == (np.int64, (count,))
+        _is_array(scores.samples, np.uint8, (count, IDENTITY_BYTES))
+        and _is_array(labels, np.int64, (count,))
         and bool(((labels >= 0) & (labels < classes)).all())
         and all(
-            (one.dtype, one.shape) == (np.float64, (count, classes)) and not np.isinf(one).any()
-            for one in scores.scores.values()
+            _is_array(one, np.float64, (count, classes)) and not np.isinf(one).any() for one in scores.scores.values()
         )
     )
+
+
+def _is_array(array: NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> bool:
+    return array.dtype == kind and array.shape == shape
 
 
 def _scores_path(storage: Path, digest: str) -> Path:
