@@ -215,6 +215,10 @@ def name_of(node: Node) -> str | None:
 
 def helpers(ray: Node) -> str:
     """Return the helper templates: the number of GPUs of the cluster, from values and from the size."""
+    if (
+        isinstance(ray, Branch) and ray.switch == "rayjobs"
+    ):  # without the cluster, the quota of RayJobs is that of the size
+        ray = ray.off
     replicas, gpus = _at(ray, (*GROUP, "maxReplicas")), _at(ray, (*RESOURCES, "limits", GPU))
     lines = [
         '{{- define "nightshift.maxReplicas" -}}',

@@ -120,6 +120,20 @@ def test_the_values_of_a_site_reach_every_place_that_states_them():
 
 
 @needs_helm
+@pytest.mark.parametrize(
+    ("values", "gpus"),
+    [("workers.maxReplicas=3", "12"), ("workers.gpus=2", "2"), ("size=gpu-large,workers.gpus=2", "8")],
+)
+def test_without_the_permanent_cluster_the_quota_of_rayjobs_is_that_of_the_size(values, gpus):
+    manifests = helm("--set", values, *switched_on("rayjobs", "kueue", "quota"))
+
+    flavor = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]["flavors"][0]
+    assert {"name": "nvidia.com/gpu", "nominalQuota": gpus} in flavor["resources"]
+    assert one(manifests, "ResourceQuota", "nightshift")["spec"]["hard"]["requests.nvidia.com/gpu"] == gpus
+    assert one(manifests, "ConfigMap", "nightshift")["data"]["NIGHTSHIFT_CLUSTER_GPUS"] == "0"
+
+
+@needs_helm
 def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
     manifests = helm(*switched_on(*ADDING, "tls", "kueue"))
     namespace = yaml.safe_load((K8S / "base" / "namespace.yaml").read_text())
