@@ -122,6 +122,19 @@ def test_requests_without_the_password_and_requests_that_change_something_are_re
     assert heard == []
 
 
+@needs_nginx
+def test_the_start_page_redirects_without_the_port_of_nginx(windows, secret):
+    port, _ = windows
+    basic = base64.b64encode(f"nightshift:{secret['password']}".encode()).decode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+    connection.request("GET", "/", headers={"Authorization": f"Basic {basic}", "Host": "gpu.example.com"})
+    answer = connection.getresponse()
+    connection.close()
+
+    assert (answer.status, answer.headers["Location"]) == (302, "/rq/")
+
+
 @pytest.mark.parametrize(
     ("resolv", "lines"),
     [
