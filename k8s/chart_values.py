@@ -22,10 +22,15 @@ CONDITIONS = {
 }
 IMAGES = {"nightshift": "nightshift", "redis": "valkey/valkey", "nginx": "nginxinc/nginx-unprivileged"}
 NAMESPACE = "RELEASE-NAMESPACE"
-CHECKSUM = "CONFIG-CHECKSUM"
+# ConfigMap -> the text that stands for its checksum. It is an annotation of the pods that read the ConfigMap alone.
+CHECKSUMS = {name: f"CHECKSUM-OF-{name.upper()}" for name in ("nightshift", "redis", "dashboard")}
+READERS = {("StatefulSet", "redis"): "redis", ("Deployment", "dashboard"): "dashboard"}  # all others read `nightshift`
 SENTINELS = {
     NAMESPACE: "{{ .Release.Namespace }}",
-    CHECKSUM: '{{ include (print $.Template.BasePath "/config.yaml") . | sha256sum }}',
+    **{
+        checksum: f'{{{{ include (print $.Template.BasePath "/config-{name}.yaml") . | sha256sum }}}}'
+        for name, checksum in CHECKSUMS.items()
+    },
     "nightshift.example.org": "{{ .Values.ingress.host }}",
     **{f"{name.upper()}-IMAGE": f"{{{{ .Values.images.{name}.name }}}}" for name in IMAGES},
     **{f"{name.upper()}-TAG": f"{{{{ .Values.images.{name}.tag }}}}" for name in IMAGES},
@@ -144,8 +149,9 @@ def overridden(kind: str, name: str, tree: Node) -> Node:
         secret = Override(".Values.pullSecret", "[{name: {{ .Values.pullSecret | quote }} }]", MISSING)
         tree = changed(tree, (*template_path, "spec", "imagePullSecrets"), lambda _, s=secret: s)  # type: ignore[misc]
         if kind != "CronJob":  # its next pod reads the ConfigMap anew
-            checksum = (*template_path, "metadata", "annotations", "checksum/config")
-            tree = changed(tree, checksum, lambda _: Literal(CHECKSUM))
+            annotation = (*template_path, "metadata", "annotations", "checksum/config")
+            checksum = Literal(CHECKSUMS[READERS.get((kind, name), "nightshift")])
+            tree = changed(tree, annotation, lambda _, c=checksum: c)  # type: ignore[misc]
     if (kind, name) == ("PersistentVolumeClaim", "storage"):  # `helm uninstall` must not delete models and shards
         tree = changed(tree, ("metadata", "annotations"), lambda _: Literal({"helm.sh/resource-policy": "keep"}))
     return Branch(PRIORITIES, tree, MISSING) if kind == "PriorityClass" else tree

@@ -162,7 +162,7 @@ def write(found: dict[tuple[str, str], Node]) -> None:
 
 def _file(kind: str, name: str) -> str:
     if kind == "ConfigMap":
-        return "dashboards.yaml" if name.startswith("grafana-") else "config.yaml"
+        return "dashboards.yaml" if name.startswith("grafana-") else f"config-{name}.yaml"
     return f"{kind.lower()}.yaml"
 
 

@@ -23,9 +23,9 @@ HELM = os.environ.get("HELM") or shutil.which("helm") or ""
 needs_helm = pytest.mark.skipif(not HELM, reason="helm is not installed; it renders k8s/chart")
 
 
-def template(*options: str) -> "subprocess.CompletedProcess[str]":
+def template(*options: str, chart: Path = K8S / "chart") -> "subprocess.CompletedProcess[str]":
     """Render the chart as `helm template nightshift k8s/chart` with these options."""
-    command = [HELM, "template", "nightshift", str(K8S / "chart"), *options]
+    command = [HELM, "template", "nightshift", str(chart), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -1,6 +1,8 @@
 """The Helm chart: rendered by Helm itself, object by object the same as kustomize."""
 
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from k8s.chart_values import COMPONENTS as SWITCHES
 from k8s.make_chart import digest, manifests_of
 from tests.k8s_helm import needs_helm, template
 from tests.k8s_kuberay import complaints_of_kuberay
-from tests.k8s_manifests import K8S, ROOT, Manifest, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_manifests import K8S, ROOT, Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_policies import POLICIES
 from tests.k8s_scheduling import SCHEDULING
 from tests.k8s_wiring import WIRING
@@ -38,9 +40,9 @@ def test_the_chart_has_the_version_of_the_project_and_the_images_of_kustomize():
     assert set(values["components"]) == set(SWITCHES.values()) - {"ingress"}
 
 
-def helm(*options: str) -> list[Manifest]:
+def helm(*options: str, chart: Path = CHART) -> list[Manifest]:
     """Render the chart in the namespace nightshift, unless the options name another."""
-    done = template(*(("-n", "nightshift") if "-n" not in options else ()), *options)
+    done = template(*(("-n", "nightshift") if "-n" not in options else ()), *options, chart=chart)
     assert done.returncode == 0, done.stderr
     return [manifest for manifest in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if manifest]
 
@@ -147,8 +149,12 @@ def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
 
 
 @needs_helm
-def test_a_changed_setting_replaces_the_pods_that_read_it():
-    plain, other = helm(), helm("--set-string", "settings.NIGHTSHIFT_HANG_SECONDS=7")
+@pytest.mark.parametrize("name", ["nightshift", "redis", "dashboard"])
+def test_a_changed_configmap_replaces_the_pods_that_read_it_alone(name, tmp_path):
+    chart = shutil.copytree(CHART, tmp_path / "chart")
+    file = chart / "templates" / f"config-{name}.yaml"
+    file.write_text(file.read_text().replace("\ndata:\n", "\ndata:\n  ANOTHER: line\n"))
+    plain, other = helm(*switched_on("dashboard")), helm(*switched_on("dashboard"), chart=chart)
 
     changed = [
         pod.name
@@ -156,7 +162,19 @@ def test_a_changed_setting_replaces_the_pods_that_read_it():
         if pod.annotations.get("checksum/config") != again.annotations.get("checksum/config")
     ]
 
-    assert changed == [pod.name for pod in pods(plain) if pod.kind != "CronJob"]
+    # The next pod of a CronJob reads the ConfigMap anew.
+    assert changed == [pod.name for pod in pods(plain) if name in configmaps_of(pod) and pod.kind != "CronJob"] != []
+
+
+def configmaps_of(pod: Pod) -> list[str]:
+    """Return the names of the ConfigMaps that a pod reads, from its environment or as files."""
+    sources = [source for c in pod.containers for source in c.get("envFrom", [])]
+    return [
+        found["name"]
+        for place in (*sources, *pod.spec.get("volumes", []))
+        for kind, found in place.items()
+        if kind in ("configMapRef", "configMap")
+    ]
 
 
 @needs_helm
