@@ -55,6 +55,10 @@ TEMPLATES: dict[str, tuple[tuple[str | int, ...], ...]] = {
 }
 RESIZED = "or .Values.workers.maxReplicas .Values.workers.gpus"
 ALL_GPUS = '{{ include "nightshift.clusterGpus" . | quote }}'
+PULLED = (
+    "or .Values.pullSecret .Values.components.airgap",
+    '[{name: {{ .Values.pullSecret | default "registry" | quote }} }]',
+)
 FieldPath = Sequence[str | int]
 Change = Callable[[Node], Node]
 
@@ -146,7 +150,7 @@ def overridden(kind: str, name: str, tree: Node) -> Node:
     for path, (condition, template) in ADDED.get((kind, name), []):
         tree = changed(tree, path, lambda _, c=condition, t=template: Override(c, t, MISSING))  # type: ignore[misc]
     for template_path in TEMPLATES.get(kind, ()):
-        secret = Override(".Values.pullSecret", "[{name: {{ .Values.pullSecret | quote }} }]", MISSING)
+        secret = Override(*PULLED, MISSING)
         tree = changed(tree, (*template_path, "spec", "imagePullSecrets"), lambda _, s=secret: s)  # type: ignore[misc]
         if kind != "CronJob":  # its next pod reads the ConfigMap anew
             annotation = (*template_path, "metadata", "annotations", "checksum/config")

@@ -51,19 +51,27 @@ def objects(manifests: list[Manifest]) -> dict[tuple[str, str], Any]:
     """Return manifests by kind and name without what only Helm or only kustomize has."""
     found = manifests_of(yaml.dump_all(manifests, Dumper=yaml.CSafeDumper))
     for pod in pods(list(found.values())):
-        pod.spec.pop("imagePullSecrets", None)  # a value in Helm, a service account in kustomize
+        pod.spec.pop("imagePullSecrets", None)  # compared by pull_secrets
         pod.annotations.pop("checksum/config", None)  # in kustomize, the name of the ConfigMap has the hash
     found["PersistentVolumeClaim", "storage"]["metadata"].pop("annotations", None)
     return found
 
 
+def pull_secrets(manifests: list[Manifest]) -> dict[str, list[str]]:
+    """Return the pull secrets of each pod: its own ones, or in kustomize those of the service account `default`."""
+    account = next((a for a in of_kind(manifests, "ServiceAccount") if a["metadata"]["name"] == "default"), {})
+    return {
+        pod.name: [
+            secret["name"]
+            for secret in pod.spec.get("imagePullSecrets", [])
+            or (account.get("imagePullSecrets", []) if "serviceAccountName" not in pod.spec else [])
+        ]
+        for pod in pods(manifests)
+    }
+
+
 def switched_on(*components: str) -> list[str]:
     return [word for name in components for word in ("--set", f"components.{SWITCHES[name]}=true")]
-
-
-def kustomized(overlay: str, components: tuple[str, ...] = ()) -> dict[tuple[str, str], Any]:
-    """Return kustomize's objects, for a chart that is rendered with the default names of the images."""
-    return objects(rendered(overlay, components))
 
 
 @needs_helm
@@ -74,9 +82,10 @@ def kustomized(overlay: str, components: tuple[str, ...] = ()) -> dict[tuple[str
     ids=["default", "everything", "large", "rayjobs"],
 )
 def test_helm_and_kustomize_render_the_same_objects(overlay, components):
-    made = objects(helm("--set", f"size={overlay}", *switched_on(*components)))
+    ours, theirs = helm("--set", f"size={overlay}", *switched_on(*components)), rendered(overlay, components)
 
-    expected = kustomized(overlay, components)
+    assert pull_secrets(ours) == pull_secrets(theirs)
+    made, expected = objects(ours), objects(theirs)
     assert made.keys() == expected.keys()
     assert [key for key in made if made[key] != expected[key]] == []
 
@@ -84,14 +93,13 @@ def test_helm_and_kustomize_render_the_same_objects(overlay, components):
 @needs_helm
 @needs_kubectl
 def test_the_example_values_render_what_the_example_overlay_renders():
-    manifests = helm("-n", "team-a", "-f", str(CHART / "example-values.yaml"))
-    secrets = {str(pod.spec.get("imagePullSecrets")) for pod in pods(manifests)}
+    ours, theirs = helm("-n", "team-a", "-f", str(CHART / "example-values.yaml")), rendered("example")
 
-    made, expected = objects(manifests), kustomized("example")
-
+    assert pull_secrets(ours) == pull_secrets(theirs)
+    assert {name for names in pull_secrets(ours).values() for name in names} == {"team-a-registry"}
+    made, expected = objects(ours), objects(theirs)
     assert made.keys() == expected.keys()
     assert [key for key in made if made[key] != expected[key]] == []
-    assert secrets == {"[{'name': 'team-a-registry'}]"}
 
 
 @needs_helm
