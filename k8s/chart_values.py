@@ -13,12 +13,14 @@ COMPONENTS = {  # in the order in which an overlay lists them -> the name among 
     "time-slicing": "timeSlicing",
     **{name: name for name in ("kueue", "quota", "rayjobs", "rdma", "openshift")},
 }
-PRIORITIES = "priority-classes"  # a switch of the chart alone: two releases cannot own the same PriorityClass
+CLUSTER_OBJECTS = "cluster-objects"  # a switch of the chart alone: two releases cannot own the same object
+CLUSTER_KINDS = ("ClusterQueue", "PriorityClass", "ResourceFlavor")
+KEEP = {"helm.sh/resource-policy": "keep"}
 CONDITIONS = {
     **{size: f'eq .Values.size "{size}"' for size in SIZES},
     **{name: f".Values.components.{value}" for name, value in COMPONENTS.items()},
     "ingress": ".Values.ingress.host",
-    PRIORITIES: ".Values.priorityClasses",
+    CLUSTER_OBJECTS: ".Values.clusterObjects",
 }
 IMAGES = {"nightshift": "nightshift", "redis": "valkey/valkey", "nginx": "nginxinc/nginx-unprivileged"}
 NAMESPACE = "RELEASE-NAMESPACE"
@@ -157,8 +159,10 @@ def overridden(kind: str, name: str, tree: Node) -> Node:
             checksum = Literal(CHECKSUMS[READERS.get((kind, name), "nightshift")])
             tree = changed(tree, annotation, lambda _, c=checksum: c)  # type: ignore[misc]
     if (kind, name) == ("PersistentVolumeClaim", "storage"):  # `helm uninstall` must not delete models and shards
-        tree = changed(tree, ("metadata", "annotations"), lambda _: Literal({"helm.sh/resource-policy": "keep"}))
-    return Branch(PRIORITIES, tree, MISSING) if kind == "PriorityClass" else tree
+        return changed(tree, ("metadata", "annotations"), lambda _: Literal(KEEP))
+    if kind in CLUSTER_KINDS:  # nor what the releases of other teams use
+        return Branch(CLUSTER_OBJECTS, changed(tree, ("metadata", "annotations"), lambda _: Literal(KEEP)), MISSING)
+    return tree
 
 
 def _replaced(kind: str, name: str) -> Iterator[tuple[FieldPath, tuple[str, str]]]:

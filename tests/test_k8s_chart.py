@@ -19,6 +19,7 @@ from tests.k8s_wiring import WIRING
 
 CHART = K8S / "chart"
 ADDING = ("keda", "dashboard", "prometheus", "dcgm")
+KEEP = {"helm.sh/resource-policy": "keep"}
 EVERYTHING = (*ADDING, "tls", "s3", "airgap", "mig", "kueue", "quota", "openshift")
 LARGE = ("keda", "dashboard", "tls", "s3", "time-slicing", "quota", "rdma")
 
@@ -53,7 +54,9 @@ def objects(manifests: list[Manifest]) -> dict[tuple[str, str], Any]:
     for pod in pods(list(found.values())):
         pod.spec.pop("imagePullSecrets", None)  # compared by pull_secrets
         pod.annotations.pop("checksum/config", None)  # in kustomize, the name of the ConfigMap has the hash
-    found["PersistentVolumeClaim", "storage"]["metadata"].pop("annotations", None)
+    for manifest in found.values():
+        if manifest["metadata"].get("annotations") == KEEP:  # Helm alone
+            del manifest["metadata"]["annotations"]
     return found
 
 
@@ -153,7 +156,19 @@ def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
 
     assert found == complaints_of_kuberay(manifests) == []
     claim = one(manifests, "PersistentVolumeClaim", "storage")
-    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert claim["metadata"]["annotations"] == KEEP
+
+
+@needs_helm
+def test_one_release_owns_the_objects_of_the_whole_cluster_and_keeps_them():
+    options = ("--set", "size=gpu-large", *switched_on("kueue"))
+    owner, other = helm(*options), helm(*options, "--set", "clusterObjects=false")
+
+    of_the_cluster = [m for kind in ("ClusterQueue", "PriorityClass", "ResourceFlavor") for m in of_kind(owner, kind)]
+
+    assert len(of_the_cluster) == 4
+    assert [m["metadata"]["annotations"] for m in of_the_cluster] == [KEEP] * len(of_the_cluster)
+    assert other == [manifest for manifest in owner if manifest not in of_the_cluster]
 
 
 @needs_helm
