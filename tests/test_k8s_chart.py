@@ -108,7 +108,8 @@ def test_the_example_values_render_what_the_example_overlay_renders():
 @needs_helm
 def test_the_values_of_a_site_reach_every_place_that_states_them():
     sizes = {"workers.maxReplicas": 3, "workers.gpus": 2, "jobWorkers.replicas": 5}
-    texts = {"workers.requests.memory": "30Gi", "workers.sharedMemory": "9Gi", "quota.cpu": "77"}
+    texts = {"workers.requests.memory": "30Gi", "workers.limits.memory": "30.0Gi", "workers.sharedMemory": "9Gi"}
+    texts |= {"quota.cpu": "77", "quota.memory": "500Gi", "quota.ephemeralStorage": "90Gi"}
     options = [w for n, v in sizes.items() for w in ("--set", f"{n}={v}")]
     options += [w for n, v in texts.items() for w in ("--set-string", f"{n}={v}")]
 
@@ -138,7 +139,9 @@ def test_the_values_of_a_site_reach_every_place_that_states_them():
     [("workers.maxReplicas=3", "12"), ("workers.gpus=2", "2"), ("size=gpu-large,workers.gpus=2", "8")],
 )
 def test_without_the_permanent_cluster_the_quota_of_rayjobs_is_that_of_the_size(values, gpus):
-    manifests = helm("--set", values, *switched_on("rayjobs", "kueue", "quota"))
+    quota = "quota.cpu=77000m,quota.memory=500Gi,quota.ephemeralStorage=90Gi"
+
+    manifests = helm("--set", values, "--set", quota, *switched_on("rayjobs", "kueue", "quota"))
 
     flavor = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]["flavors"][0]
     assert {"name": "nvidia.com/gpu", "nominalQuota": gpus} in flavor["resources"]
@@ -213,11 +216,14 @@ def configmaps_of(pod: Pod) -> list[str]:
         ("components.mig=true,components.timeSlicing=true", "are alternatives; set one of them to false"),
         ("size=kind,workers.gpus=1", "size kind has no GPUs"),
         ("components.mig=true,workers.gpus=2", "set workers.gpus to null"),
+        ("components.kueue=true,workers.maxReplicas=9", "set quota.cpu, quota.memory and quota.ephemeralStorage"),
+        ("workers.requests.memory=2Gi,workers.limits.memory=2000Mi", "requests.memory 2Gi is more than workers.limits"),
+        ("workers.requests.cpu=8,workers.limits.cpu=7500m", "workers.requests.cpu 8 is more than workers.limits.cpu"),
         ("ingress.host=a.example.com", "set components.dashboard to true"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(option, complaint):
-    done = template("--set", option)
+    done = template("--set-string" if "requests" in option else "--set", option)
 
     assert done.returncode == 1
     assert complaint in done.stderr
