@@ -213,6 +213,7 @@ def configmaps_of(pod: Pod) -> list[str]:
         ("storage.size=big", "size"),
         ("workers.gpus=0", "gpus"),
         ("components.rdma=true", "set size to gpu-large"),
+        ("size=gpu-large,components.rdma=true,components.rayjobs=true", "rdma is for the permanent cluster"),
         ("components.mig=true,components.timeSlicing=true", "are alternatives; set one of them to false"),
         ("size=kind,workers.gpus=1", "size kind has no GPUs"),
         ("components.mig=true,workers.gpus=2", "set workers.gpus to null"),

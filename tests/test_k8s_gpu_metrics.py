@@ -74,11 +74,12 @@ def test_the_exporter_of_the_gpu_operator_is_scraped_and_its_labels_are_kept():
 
 
 @needs_kubectl
-def test_rdma_adds_a_resource_and_leaves_the_pods_restricted():
+def test_rdma_adds_a_resource_and_nccls_transport_and_leaves_the_pods_restricted():
     plain, rdma = ({m["metadata"]["name"]: m for m in rendered("gpu-large", names)} for names in ((), ("rdma",)))
     worker = rdma["ray"]["spec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
 
     for amounts in worker["resources"].values():
         assert amounts.pop("rdma/rdma_shared_device_a") == 1
+    assert worker["env"].pop() == {"name": "NCCL_NET", "value": "IB"}
 
     assert rdma == plain  # every other field, capabilities and the label of the namespace included

@@ -6,6 +6,10 @@ import pytest
 from tests.k8s_manifests import K8S, ROOT
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
+RDMA_DRIVERS = (
+    "RUN apt-get update && apt-get install -y --no-install-recommends libibverbs1 ibverbs-providers"
+    " && rm -rf /var/lib/apt/lists/*\n"
+)
 RUN_TIME = "FROM ${PYTHON_IMAGE}\n"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDLESS = {"dev", "docs"}  # the image is neither for development nor for building the guide
@@ -21,7 +25,9 @@ def complaints_of_image(text: str) -> list[str]:
     users = re.findall(r"^USER (\S+)", last, re.MULTILINE)
     if not users or not re.fullmatch(r"[1-9]\d*(:\d+)?", users[-1]):
         found.append("it runs as root, or as a name that Kubernetes cannot tell from root")
-    if re.search(r"\b(apt-get|gcc|make|uv|pip install)\b", last):
+    if RDMA_DRIVERS not in last:
+        found.append("NCCL uses TCP instead of InfiniBand")
+    if re.search(r"\b(apt-get|gcc|make|uv|pip install)\b", last.replace(RDMA_DRIVERS, "")):
         found.append("it brings build tools to run time")
     if not re.search(r"rm -rf .*site-packages/pip", last):
         found.append("it keeps pip")
@@ -70,6 +76,7 @@ def test_the_image_supports_a_read_only_container_with_any_user_id():
         ("COPY --from=build", "COPY"),
         ("RUN rm -rf /usr/local/lib/python3.11/site-packages/pip*", "RUN true"),
         ("WORKDIR /tmp\n", "RUN apt-get install -y gcc\n"),
+        (" ibverbs-providers", ""),
         ("--require-hashes ", ""),
         ("--extra s3", "--extra s3 --extra dev"),
         ("--extra s3", "--extra s3 --extra docs"),
