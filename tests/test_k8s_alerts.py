@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is not installed; it is in Debian's package prometheus"
 )
 ERRORS_OF_PROGRAMS = (0, 13, 31, 43, 45)
-ERRORS_OF_HARDWARE = (48, 64, 74, 79, 95, 119, 120)
+ERRORS_OF_HARDWARE = (46, 48, 62, 64, 74, 79, 95, 119, 120, 140, 143)
 # Component, alert, its series over 30 hours in steps of 5 minutes, and the labels of the alerts that fire at the end.
 CASES: list[tuple[str, str, dict[str, str], list[dict[str, str]]]] = [
     ("prometheus", "NightshiftMetricsAbsent", {}, [{}]),
@@ -59,6 +59,9 @@ CASES: list[tuple[str, str, dict[str, str], list[dict[str, str]]]] = [
         {f'DCGM_FI_DEV_XID_ERRORS{{gpu="{n}"}}': f"{n}x360" for n in (*ERRORS_OF_PROGRAMS, *ERRORS_OF_HARDWARE)},
         [{"gpu": str(number)} for number in ERRORS_OF_HARDWARE],
     ),
+    # A program's error replaces that of the hardware in the exporter.
+    ("dcgm", "NightshiftGpuBroken", {'DCGM_FI_DEV_XID_ERRORS{gpu="48"}': "0x250 48x2 45x357"}, [{"gpu": "48"}]),
+    ("dcgm", "NightshiftGpuBroken", {'DCGM_FI_DEV_XID_ERRORS{gpu="48"}': "48x2 45x357"}, []),
 ]
 
 

@@ -27,7 +27,7 @@ LABELS = {
     "pod",
 }
 ERRORS_OF_PROGRAMS = (0, 13, 31, 43, 45)
-ERRORS_OF_HARDWARE = (48, 64, 74, 79, 95, 119, 120)
+ERRORS_OF_HARDWARE = (46, 48, 62, 64, 74, 79, 95, 119, 120, 140, 143)
 
 
 def dashboard() -> dict[str, Any]:
