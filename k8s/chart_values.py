@@ -47,6 +47,7 @@ GROUP = ("spec", "workerGroupSpecs", 0)
 WORKER = (*GROUP, "template", "spec")
 RESOURCES = (*WORKER, "containers", 0, "resources")
 HEAD = ("spec", "headGroupSpec", "template", "spec", "containers", 0, "resources")
+CONTROLLER = ("spec", "ingress", 0, "from", 0, "namespaceSelector", "matchLabels")
 QUOTA = ("spec", "resourceGroups", 0, "flavors", 0, "resources")
 TEMPLATES: dict[str, tuple[tuple[str | int, ...], ...]] = {
     "Deployment": (("spec", "template"),),
@@ -136,6 +137,7 @@ REPLACED: dict[tuple[str, str], list[tuple[FieldPath, tuple[str, str]]]] = {
         (("data", "NIGHTSHIFT_CLUSTER_GPUS"), (f"and (not .Values.components.rayjobs) ({RESIZED})", ALL_GPUS))
     ],
     ("Ingress", "dashboard"): [(("spec", "ingressClassName"), text("ingress.className"))],
+    ("NetworkPolicy", "dashboard"): [((*CONTROLLER, "kubernetes.io/metadata.name"), text("ingress.namespace"))],
 }
 ADDED: dict[tuple[str, str], list[tuple[FieldPath, tuple[str, str]]]] = {
     ("PersistentVolumeClaim", "storage"): [(("spec", "storageClassName"), text("storage.class"))],

@@ -150,6 +150,17 @@ def test_without_the_permanent_cluster_the_quota_of_rayjobs_is_that_of_the_size(
 
 
 @needs_helm
+def test_the_dashboards_admit_the_ingress_controller_of_the_site():
+    values = "ingress.host=gpu.example.com,ingress.className=traefik,ingress.namespace=traefik"
+
+    manifests = helm("--set", values, *switched_on("dashboard"))
+
+    (source,) = one(manifests, "NetworkPolicy", "dashboard")["spec"]["ingress"][0]["from"]
+    assert source == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "traefik"}}}
+    assert one(manifests, "Ingress", "dashboard")["spec"]["ingressClassName"] == "traefik"
+
+
+@needs_helm
 def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
     manifests = helm(*switched_on(*ADDING, "tls", "kueue"))
     namespace = yaml.safe_load((K8S / "base" / "namespace.yaml").read_text())
