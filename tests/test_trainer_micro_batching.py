@@ -51,6 +51,17 @@ def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(tmp_path):
     )
 
 
+def test_the_size_that_fits_is_one_for_all_workers_while_some_are_missing(tmp_path):
+    spec = train_spec(tmp_path, batch_size=64, workers=4, min_workers=3)
+
+    class Three(ProcessGroup):
+        def all_reduce_sum(self, *values):
+            return list(values)
+
+    with pytest.raises(OutOfMemory, match=r"64 images over 3 workers does not fit .* use --batch-size 32, which fits"):
+        choose_micro_batches(spec, Three(0, 3, torch.device("cpu")), fits(Cramped(16)), smallest=21)
+
+
 def test_images_of_which_not_even_two_fit_are_refused(tmp_path):
     spec = train_spec(tmp_path, batch_size="auto")
 

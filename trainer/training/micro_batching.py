@@ -65,9 +65,11 @@ def choose_micro_batches(
             )
     if count > 1 and not spec.accumulate:
         workers = process_group.world_size
+        fits_all = max(2, per_rank // count) * workers
+        fitting = max(2, fits_all // spec.workers) * spec.workers  # a group that lacks workers keeps the spec's rule
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
-            f"{process_group.device}; use --batch-size {max(2, per_rank // count) * workers}, which fits, or "
+            f"{process_group.device}; use --batch-size {fitting}, which fits, or "
             f"--accumulate to split each step into {count} micro-batches"
         )
     if count > 1 and process_group.is_rank_zero:
