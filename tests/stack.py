@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,13 @@ class FakeSpec(Spec):
     holds: bool = False
     stubborn: bool = False
     leaves_child: bool = False
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:

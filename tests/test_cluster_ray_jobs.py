@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from jobs.queue import actions
 from jobs.queue.job_worker import launcher_for
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
+from tests.stack import FakeSpec, eventually, free_port, lines_of, processes_of, reaches, state_of
 
 pytestmark = pytest.mark.slow
 
@@ -158,9 +157,3 @@ def start_run(settings: Settings, seconds: float = 60) -> str:
 def reaches_loss(settings: Settings, run_id: str) -> int:
     assert eventually(lambda: state_of(settings.storage, run_id).losses > 0, seconds=60)
     return state_of(settings.storage, run_id).losses
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

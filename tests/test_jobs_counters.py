@@ -22,8 +22,8 @@ from jobs.prometheus import Metrics
 from jobs.runs.state import RunState
 from tests.conftest import Say
 from tests.k8s_manifests import K8S
-from tests.stack import eventually
-from tests.test_jobs_watch import free_port, scrape
+from tests.stack import eventually, free_port
+from tests.test_jobs_watch import scrape
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 EVERY_KIND = ("train", "evaluate", "search", "predict", "export")

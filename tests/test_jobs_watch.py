@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -26,7 +25,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState
 from tests.conftest import Say
-from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
+from tests.stack import FAKE_WORKER, FakeSpec, eventually, free_port, reaches, state_of
 
 
 @pytest.fixture
@@ -174,9 +173,3 @@ def test_an_address_to_notify_is_not_shown(settings: Settings, say: Say) -> None
 def scrape(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         return str(answer.read().decode())
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -15,8 +15,7 @@ import pytest
 
 from tests.k8s_manifests import K8S
 from tests.k8s_namespaces import secrets_made
-from tests.stack import eventually
-from tests.test_jobs_watch import free_port
+from tests.stack import eventually, free_port
 
 CONF = (K8S / "components/dashboard/nginx.conf").read_text()
 START = (K8S / "components/dashboard/start.sh").read_text()

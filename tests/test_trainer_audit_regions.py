@@ -28,6 +28,7 @@ from trainer.audit.regions import (
 from trainer.audit.saved import AuditScores, read_scores, save_audit
 from trainer.data.transforms import normalised
 from trainer.evaluation.predictions import Predictions
+from trainer.model.bundle import read_model
 from trainer.model.efficientnet import build_model
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
@@ -207,7 +208,7 @@ def test_a_file_of_scores_that_is_cut_off_is_none(tmp_path):
 def test_a_trained_model_stands_beside_the_audit_of_its_data(tmp_path, digits_training, digits_shards):
     index = read_index(str(digits_shards))
     judged = JudgedModel(
-        digits_training.best,
+        partial(read_model, digits_training.best),
         read_json(digits_training.result)["metrics"],
         Predictions.read(digits_training.predictions),
     )

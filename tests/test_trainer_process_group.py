@@ -1,11 +1,12 @@
 """Two real processes under gloo, of which one holds 5 and the other 4 of a step's 9 samples."""
 
 import json
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.stack import free_port
 
 GPUS = """
 import ray
@@ -18,9 +19,7 @@ ray.shutdown()
 
 @pytest.fixture(scope="module")
 def found():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     process_group = [
         subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "tests.ranks_script", rank, port],

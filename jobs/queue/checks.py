@@ -30,7 +30,7 @@ from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import read_threshold
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainOptions
-from trainer.specs.elastic import refuse_elastic_workers_here
+from trainer.specs.base import refuse_elastic_workers_here
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_model_input, check_training_size
 from trainer.specs.positive import refuse_unknown_positive, refuse_without_positive

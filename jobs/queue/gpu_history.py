@@ -16,6 +16,7 @@ import redis
 from cluster.gpu_use import GpuUse, gpu_use
 from cluster.settings import Settings
 from jobs.queue.leader_lock import LeaderLock
+from jobs.queue.queues import text_of
 
 SAMPLE_SECONDS = 10.0
 KEPT_SECONDS = 3600
@@ -118,7 +119,7 @@ def gpu_histories(connection: redis.Redis, now: float | None = None) -> list[Gpu
     moment = time.time() if now is None else now
     found: list[GpuHistory] = []
     names = [name for name in connection.zrange(MACHINES, 0, -1) if isinstance(name, bytes | str)]
-    for machine in sorted(map(_text, names)):
+    for machine in sorted(map(text_of, names)):
         samples = [
             (moment - sample.at, sample)
             for text in connection.lrange(PREFIX + machine, 0, KEPT_SAMPLES - 1)
@@ -154,7 +155,3 @@ def _checked(gpu: GpuUse) -> GpuUse:
     if not isinstance(gpu.name, str) or not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
         raise TypeError("no measurement of a GPU")
     return gpu
-
-
-def _text(name: bytes | str) -> str:
-    return name if isinstance(name, str) else name.decode(errors="replace")

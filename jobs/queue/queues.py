@@ -67,7 +67,7 @@ class RunQueue(rq.Queue):
     def next_entry(self) -> RunEntry | None:
         """Return the queue's first valid entry; foreign entries before it are removed from the queue and logged."""
         while (moved := self.connection.lmove(self.key, self.intermediate_queue_key)) is not None:
-            entry_id = _text(moved)
+            entry_id = text_of(moved)
             try:
                 entry = fetch_entry(self.connection, entry_id)
             except (HostileJob, NoSuchJobError, ValueError, UnicodeError) as error:
@@ -116,18 +116,18 @@ def remove(connection: Redis, run_id: str, priority: str) -> None:
 
 def waiting(connection: Redis, priority: str) -> list[str]:
     """Return the ids in a queue, the next one first."""
-    return [_text(item) for item in connection.lrange(queue(connection, priority).key, 0, -1)]
+    return [text_of(item) for item in connection.lrange(queue(connection, priority).key, 0, -1)]
 
 
 def taken(connection: Redis, priority: str) -> list[str]:
     """Return the ids in a queue's intermediate list: taken by a worker whose work-horse has not started."""
     key = queue(connection, priority).intermediate_queue_key
-    return [_text(item) for item in connection.lrange(key, 0, -1)]
+    return [text_of(item) for item in connection.lrange(key, 0, -1)]
 
 
 def refused(connection: Redis) -> list[str]:
     """Return the ids of the last foreign entries that were removed, the newest first."""
-    return [_text(item) for item in connection.lrange(REFUSED, 0, -1)]
+    return [text_of(item) for item in connection.lrange(REFUSED, 0, -1)]
 
 
 def pause(connection: Redis) -> None:
@@ -146,7 +146,8 @@ def is_paused(connection: Redis) -> bool:
     return bool(is_suspended(connection))
 
 
-def _text(item: bytes | str) -> str:
+def text_of(item: bytes | str) -> str:
+    """Return what Redis holds as text, whether or not the connection decodes it."""
     return item.decode(errors="replace") if isinstance(item, bytes) else item
 
 

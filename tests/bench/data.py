@@ -1,10 +1,17 @@
 """Data for the benchmarks: the X-rays and weights in ../shared, and any number of random images."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from cluster.settings import Settings
+from data_shards.pack.options import PackOptions
+from data_shards.pack.packing import pack
+from jobs.queue.stack import Stack, start_stack
 from tests.bench.measure import Absent
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -17,6 +24,21 @@ def require_xrays() -> None:
     for place in (XRAYS, WEIGHTS):
         if not place.exists():
             raise Absent(f"needs {place.relative_to(SHARED.parent)} beside the checkout")
+
+
+@contextmanager
+def xrays_on_a_stack() -> Iterator[tuple[Path, Stack]]:
+    """Pack the X-rays into `shards` of a new folder and run a stack beside them; yield both.
+
+    Raises:
+        Absent: The X-rays or the weights are missing.
+    """
+    require_xrays()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        pack(XRAYS, folder / "shards", PackOptions(shard_bytes=1_500_000))
+        with start_stack(Settings(storage=folder / "storage")) as stack:
+            yield folder, stack
 
 
 def draw_images(folder: Path, *, images: int, classes: int, size: int) -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,13 +17,10 @@ from pathlib import Path
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.pack.options import PackOptions
-from data_shards.pack.packing import pack
-from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.runs.state import read_state
 from tests.bench.command import NIGHTSHIFT
-from tests.bench.data import WEIGHTS, XRAYS, require_xrays
+from tests.bench.data import WEIGHTS, XRAYS, xrays_on_a_stack
 from tests.bench.measure import Absent, Row, in_turn, row, seconds
 from tests.bench.training import EPOCHS
 from tests.bench.training import PEER as LOOP
@@ -42,14 +38,10 @@ ADDRESS = re.compile(r"http://\S+")
 
 def run(*, pairs: int = PAIRS) -> list[Row]:
     """Measure each job and its peer in turn."""
-    require_xrays()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        pack(XRAYS, folder / "shards", PackOptions(shard_bytes=1_500_000))
-        with start_stack(Settings(storage=folder / "storage")) as stack:
-            bench = Standing(folder, stack.settings, pairs)
-            bench.warm_up()
-            return [bench.warm(), *bench.two_workers(), bench.evaluate(), bench.predict(), bench.page()]
+    with xrays_on_a_stack() as (folder, stack):
+        bench = Standing(folder, stack.settings, pairs)
+        bench.warm_up()
+        return [bench.warm(), *bench.two_workers(), bench.evaluate(), bench.predict(), bench.page()]
 
 
 @dataclass

@@ -7,7 +7,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +18,9 @@ from rq.serializers import JSONSerializer
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from data_shards.pack.options import PackOptions
-from data_shards.pack.packing import pack
-from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.runs.state import read_state
-from tests.bench.data import WEIGHTS, XRAYS, require_xrays
+from tests.bench.data import WEIGHTS, XRAYS, xrays_on_a_stack
 from tests.bench.measure import Row, in_turn, row
 from tests.bench.peers import plain_rq
 from tests.stack import eventually
@@ -37,23 +33,19 @@ COMMAND = "python -m tests.bench start"
 
 def run(*, pairs: int = PAIRS) -> list[Row]:
     """Compare with a job that imports torch and ray, and with one that trains through Ray."""
-    require_xrays()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        pack(XRAYS, folder / "shards", PackOptions(shard_bytes=1_500_000))
-        with start_stack(Settings(storage=folder / "storage")) as stack:
-            bench = Bench(stack.settings, folder / "shards")
-            with bench.peer_worker() as worker:
-                bench.ours()  # fills the feature cache
-                rows = [
-                    bench.beside(plain_rq.first_step, "plain rq worker whose job imports torch and ray", pairs),
-                    bench.beside(
-                        plain_rq.first_step_with_ray, "the same job through a Ray Train worker", max(1, pairs - 1)
-                    ),
-                ]
-                worker.terminate()
-                worker.wait()
-        return rows
+    with xrays_on_a_stack() as (folder, stack):
+        bench = Bench(stack.settings, folder / "shards")
+        with bench.peer_worker() as worker:
+            bench.ours()  # fills the feature cache
+            rows = [
+                bench.beside(plain_rq.first_step, "plain rq worker whose job imports torch and ray", pairs),
+                bench.beside(
+                    plain_rq.first_step_with_ray, "the same job through a Ray Train worker", max(1, pairs - 1)
+                ),
+            ]
+            worker.terminate()
+            worker.wait()
+    return rows
 
 
 @dataclass

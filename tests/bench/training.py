@@ -6,20 +6,16 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
 from data_shards.index import read_index
-from data_shards.pack.options import PackOptions
-from data_shards.pack.packing import pack
-from jobs.queue.stack import Stack, start_stack
+from jobs.queue.stack import Stack
 from jobs.queue.submit import submit
 from jobs.runs.state import read_state
-from tests.bench.data import WEIGHTS, XRAYS, require_xrays
+from tests.bench.data import WEIGHTS, XRAYS, xrays_on_a_stack
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.stack import eventually
 from tests.trained import done, evaluated
@@ -34,16 +30,12 @@ PEER = "the tutorial's training loop with its errors corrected: ImageFolder, eag
 
 def run(*, epochs: int = EPOCHS, pairs: int = PAIRS) -> list[Row]:
     """Measure Nightshift in four ways and compare each with the same runs of the peer."""
-    require_xrays()
     logging.disable(logging.INFO)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        pack(XRAYS, folder / "shards", PackOptions(shard_bytes=1_500_000))
-        with start_stack(Settings(storage=folder / "standing")) as stack:
-            bench = Bench(folder, stack, epochs)
-            bench.submitted(seed=0)
-            bench.in_this_process("first", seed=0)  # warm-up: imports and page cache
-            in_turn(bench.ours, bench.peer, pairs=pairs)
+    with xrays_on_a_stack() as (folder, stack):
+        bench = Bench(folder, stack, epochs)
+        bench.submitted(seed=0)
+        bench.in_this_process("first", seed=0)  # warm-up: imports and page cache
+        in_turn(bench.ours, bench.peer, pairs=pairs)
         return bench.rows()
 
 

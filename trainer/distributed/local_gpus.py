@@ -12,7 +12,6 @@ from cluster.gpus import ask_torch, count_gpus, require_usable_gpus
 from cluster.process_env import show_gpus
 from cluster.resources import Machine, gpus_per_worker, refuse_impossible, this_machine
 from cluster.shared_memory import require_shared_memory
-from cluster.stop_request import StopWatcher
 from trainer.attempt import Attempt
 from trainer.distributed.visible_wait import VisibleWait
 from trainer.specs import Spec
@@ -71,7 +70,7 @@ def lease_local_gpus(
     missing = spec.workers - len(_held.uuids)
     if missing > 0:
         _held.visible = _held.visible or count_gpus().uuids
-        wait = VisibleWait(attempt, stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason)
+        wait = VisibleWait(attempt, stop_reason)
         _lease(wait, need=missing, most=max(missing, (most or 0) - len(_held.uuids)))
     return Machine(cpus=machine.cpus, gpus=len(_held.uuids)), 1
 

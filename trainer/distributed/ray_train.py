@@ -20,7 +20,6 @@ from cluster.errors import ClusterError
 from cluster.files import read_json, write_json
 from cluster.resources import Machine, refuse_fewer_gpus
 from cluster.settings import Settings
-from cluster.stop_request import StopWatcher
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.cluster_wait import wait_for_room
@@ -40,7 +39,7 @@ from trainer.errors import (
     WorkersLost,
 )
 from trainer.specs import Spec
-from trainer.specs.elastic import refuse_elastic_workers_here
+from trainer.specs.base import refuse_elastic_workers_here
 
 OBJECT_STORE_BYTES = 128 * 2**20  # nothing large goes through Ray; samples and checkpoints are files
 MAX_START_TRIES = 6
@@ -201,9 +200,7 @@ def ray_session(attempt: Attempt, spec: Spec, *, stop_reason: Callable[[], str |
         if settings.ray_address is not None:
             ray.init(address=settings.ray_address, log_to_driver=True)
             gpus = _cluster_gpus(settings, spec)
-            _wait_for_cluster(
-                attempt, spec, gpus, stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason
-            )
+            _wait_for_cluster(attempt, spec, gpus, VisibleWait(attempt, stop_reason))
             yield gpus
             return
         machine, gpus = lease_local_gpus(attempt, spec)
@@ -216,14 +213,13 @@ def ray_session(attempt: Attempt, spec: Spec, *, stop_reason: Callable[[], str |
         _shutdown_ray()
 
 
-def _wait_for_cluster(attempt: Attempt, spec: Spec, gpus: int, stop_reason: Callable[[], str | None]) -> None:
+def _wait_for_cluster(attempt: Attempt, spec: Spec, gpus: int, wait: VisibleWait) -> None:
     """Wait until the cluster has room for the workers without which the run does not start.
 
     Raises:
         InsufficientResources: It had none for `NIGHTSHIFT_GPU_WAIT_SECONDS`.
         Stopped: The run was asked to stop while it waited.
     """
-    wait = VisibleWait(attempt, stop_reason)
     wait_for_room(spec.required_workers, gpus, wait, limit_seconds=attempt.settings.gpu_wait_seconds)
     wait.ended()
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from cluster.stop_request import StopWatcher
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.progress import Progress
@@ -11,19 +11,18 @@ from trainer.progress import Progress
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class VisibleWait:
     """Says in the run's progress what it waits for, and ends the wait when the run has to stop.
 
     Attributes:
         attempt: The run that waits.
-        stop_reason: Returns why to stop waiting, or None.
         text: What it waits for; empty before the first wait.
     """
 
-    attempt: Attempt
-    stop_reason: Callable[[], str | None]
-    text: str = ""
+    def __init__(self, attempt: Attempt, stop_reason: Callable[[], str | None] | None = None) -> None:
+        """`stop_reason` returns why to stop waiting, or None; by default it is the request to stop the run."""
+        self.attempt, self.text = attempt, ""
+        self.stop_reason = stop_reason or StopWatcher(attempt.paths.stop, attempt.number).reason
 
     def __call__(self, text: str) -> None:
         """Say what the run waits for, such as "waiting for 2 GPUs (1 free)"; call it every few seconds.

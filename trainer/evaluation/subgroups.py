@@ -64,8 +64,8 @@ def subgroup_rows(
     """Return a row for each value of each column, and for each label if an image has several, as JSON values.
 
     `value` is None for the images without one. Of a column with more than `MOST_VALUES` values, as additions to a data
-    set may bring, the rows are about
-    those with most images; `left_out` of each row of the column counts the images of the others.
+    set may bring, the rows are about those with most images; `left_out` of each row of the column counts the images of
+    the others.
 
     Args:
         images: The images of the split.

@@ -1,9 +1,9 @@
 """The model of a run beside the audit of its data set: paired differences, rim and center, Grad-CAM."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,17 @@ from trainer.audit.regions import ModelRegions, chosen_images, measure_regions, 
 from trainer.audit.saved import read_scores
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.temperature import apply_temperature
-from trainer.model.bundle import read_model
+from trainer.model.efficientnet import Classifier
+from trainer.model.head import HeadConfig
+
+ReadModel: TypeAlias = Callable[[], tuple[Classifier, HeadConfig, dict[str, Any]]]  # as `read_model` returns it
 
 
 @dataclass(frozen=True)
 class JudgedModel:
-    """A published model in its folder, the metrics of one split, and the predictions that they come from."""
+    """A published model, the metrics of one split, and the predictions that they come from."""
 
-    folder: Path
+    read: ReadModel
     metrics: Mapping[str, Any]
     predictions: Predictions
 
@@ -59,7 +62,7 @@ def beside_audit(storage: Path, location: str, index: ShardIndex, judged: Judged
 
 def _regions(location: str, index: ShardIndex, judged: JudgedModel) -> ModelRegions:
     """Return what the model does with rim and center of some images of the split."""
-    model, config, _ = read_model(judged.folder)
+    model, config, _ = judged.read()
     predictions, metrics = judged.predictions, judged.metrics
     rows = chosen_images(predictions.labels, probed_count(config.image_size))
     ids = predictions.ids[rows].tolist()

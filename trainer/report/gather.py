@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from trainer.evaluation.metric_text import is_binary, is_positive_stated
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.temperature import apply_temperature
 from trainer.model.bundle import read_model
-from trainer.report.beside_audit import JudgedModel, beside_audit
+from trainer.report.beside_audit import JudgedModel, ReadModel, beside_audit
 from trainer.report.examples import ExampleImage, Pixels, random_correct, with_pictures, worst_misclassified
 from trainer.report.head_comparison import head_comparison
 from trainer.report.limits import limits
@@ -50,8 +51,8 @@ def gather_report(
     """Return the content of a run's report."""
     index, metrics = run_index(attempt.lease, spec.shards), result.metrics
     predictions = Predictions.read(attempt.paths.predictions)
-    folder = Path(result.checkpoint or attempt.paths.best)
-    examples = _examples(spec.shards, index, metrics, predictions, folder)
+    model = cache(partial(read_model, Path(result.checkpoint or attempt.paths.best)))  # read once, if at all
+    examples = _examples(spec.shards, index, metrics, predictions, model)
     audit = read_audit(attempt.paths.storage, index.digest)
     return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,
@@ -70,7 +71,7 @@ def gather_report(
         facts=_facts(attempt, result),
         warnings=limits(index, metrics, result.details),
         audit=audit,
-        beside=beside_audit(attempt.paths.storage, spec.shards, index, JudgedModel(folder, metrics, predictions))
+        beside=beside_audit(attempt.paths.storage, spec.shards, index, JudgedModel(model, metrics, predictions))
         if audit
         else None,
         heads=head_comparison(spec.to_json(), metrics, result.details),
@@ -78,19 +79,19 @@ def gather_report(
 
 
 def _examples(
-    location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, folder: Path
+    location: str, index: ShardIndex, metrics: Mapping[str, Any], predictions: Predictions, model: ReadModel
 ) -> tuple[ExampleImage, ...]:
     """Return the images to show, with pixels and Grad-CAM overlays computed on the CPU."""
     found = worst_decisions(predictions, metrics) if index.multi_label else _chosen(predictions, metrics)
     if not found:
         return ()
-    model, config, _ = read_model(folder)
+    classifier, config, _ = model()
     ids = sorted({example.id for example in found})
     images: dict[int, tuple[str, Pixels]] = {}
     for batch in read_samples(location, index, metrics["split"], ids, image_size=config.image_size):
         pictures = zip(batch.sources, batch.images.numpy(), strict=True)
         images |= dict(zip(batch.ids.tolist(), pictures, strict=True))
-    return with_pictures(found, images, model, config)
+    return with_pictures(found, images, classifier, config)
 
 
 def _chosen(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[ExampleImage, ...]:

@@ -6,7 +6,7 @@
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -261,7 +261,6 @@ def write_page(lease: Lease, data: ReportData) -> None:
     lease.write_text(lease.paths.report, render(data))
 
 
-@cache
 def report_environment() -> Environment:
     """Return the environment of reports, which keeps the templates that it has compiled."""
     filters: dict[str, Callable[..., str | float]] = {

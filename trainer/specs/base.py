@@ -1,4 +1,4 @@
-"""The base class of all specs, and one-line errors for invalid options."""
+"""The base class of all specs, what holds for all of them, and one-line errors for invalid options."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -69,6 +69,19 @@ def build(kind: type[S], **options: Any) -> S:
         return kind(**options)
     except ValidationError as error:
         raise SpecError(one_line(error)) from error
+
+
+def refuse_elastic_workers_here(spec: Spec, *, on_cluster: bool) -> None:
+    """Refuse `--min-workers` for a run on one machine.
+
+    Raises:
+        SpecError: The run may have fewer workers, and runs on no Ray cluster.
+    """
+    if spec.is_elastic and not on_cluster:
+        raise SpecError(
+            f"--min-workers {spec.required_workers} needs a Ray cluster, whose machines come and go; on one machine "
+            "leave it out"
+        )
 
 
 def one_line(error: ValidationError) -> str:
