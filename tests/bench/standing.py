@@ -23,14 +23,13 @@ from tests.bench.command import NIGHTSHIFT
 from tests.bench.data import WEIGHTS, XRAYS, xrays_on_a_stack
 from tests.bench.measure import Absent, Row, in_turn, row, seconds
 from tests.bench.training import EPOCHS
-from tests.bench.training import PEER as LOOP
 from tests.stack import eventually
 from trainer.phase_times import timing_text
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 PAIRS = 3
 PREDICTED = 25  # images of `predict --now`
-WARM_GOAL, TWO_WORKERS_GOAL, EVALUATE_GOAL, PREDICT_GOAL = 60.0, 1 / 1.5, 2.0, 0.5
+TWO_WORKERS_GOAL, EVALUATE_GOAL, PREDICT_GOAL = 1 / 1.5, 2.0, 0.5
 COMMAND = "python -m tests.bench standing"
 TENSORBOARD = str(Path(sys.executable).parent / "tensorboard")
 ADDRESS = re.compile(r"http://\S+")
@@ -41,7 +40,7 @@ def run(*, pairs: int = PAIRS) -> list[Row]:
     with xrays_on_a_stack() as (folder, stack):
         bench = Standing(folder, stack.settings, pairs)
         bench.warm_up()
-        return [bench.warm(), *bench.two_workers(), bench.evaluate(), bench.predict(), bench.page()]
+        return [*bench.two_workers(), bench.evaluate(), bench.predict(), bench.page()]
 
 
 @dataclass
@@ -62,16 +61,6 @@ class Standing:
         log = self._submitted(self._training()).log.read_text()
         if "starts cold" in log:
             raise Absent(f"runs are not forked here: {log.splitlines()[0]}")
-
-    def warm(self) -> Row:
-        """Compare with the tutorial's loop."""
-        order = [sys.executable, "-m", "tests.bench.peers.training"]
-        order += [str(XRAYS), str(WEIGHTS), str(self.folder / "peer.pt"), str(EPOCHS), "0"]
-        return self._row(
-            lambda: self._seconds_of(self._training()), lambda: seconds(lambda: _say(order)),
-            what="submit to succeeded, frozen, cache warm, 1 worker", beside=LOOP, goal=WARM_GOAL,
-            parity=f"{EPOCHS} epochs of the same head; ours also has the report",
-        )  # fmt: skip
 
     def two_workers(self) -> list[Row]:
         """Compare two workers with one: of a frozen training, which starts none, and of one that trains all layers."""

@@ -19,11 +19,12 @@ from tests.bench.data import WEIGHTS, XRAYS, xrays_on_a_stack
 from tests.bench.measure import Row, in_turn, row, seconds
 from tests.stack import eventually
 from tests.trained import done, evaluated
+from trainer.phase_times import timing_text
 from trainer.specs import TrainSpec, build
 
 EPOCHS = 10
 PAIRS = 3
-WHOLE_GOAL, COLD_GOAL, WARM_GOAL = 4.0, 8.0, 40.0
+SUBMIT_COLD_GOAL, SUBMIT_WARM_GOAL, COLD_GOAL, WARM_GOAL = 25.0, 60.0, 8.0, 40.0
 COMMAND = "python -m tests.bench training"
 PEER = "the tutorial's training loop with its errors corrected: ImageFolder, eager float32, backbone in eval mode"
 
@@ -47,6 +48,7 @@ class Bench:
     stack: Stack
     epochs: int
     taken: dict[str, list[float]] = field(default_factory=dict)
+    timings: list[str] = field(default_factory=list)
 
     def ours(self) -> float:
         """Train with and without cached features: through the queue from submit, and in this process."""
@@ -62,12 +64,14 @@ class Bench:
         return 0.0
 
     def submitted(self, seed: int) -> float:
-        """Return the seconds from submit until the best model is published; the stack is already running."""
+        """Return the seconds from submit until the run succeeded; the stack is already running."""
         settings, began = self.stack.settings, time.time()
         paths = RunPaths.of(settings.storage, submit(settings, self._spec(seed)))
         assert eventually(lambda: read_state(paths).has_ended, 600)
         assert read_state(paths).state == "succeeded", read_state(paths)
-        return (paths.best / "manifest.json").stat().st_mtime - began
+        taken = time.time() - began
+        self.timings.append(timing_text(json.loads(paths.result.read_text())["timing"], taken))
+        return taken
 
     def in_this_process(self, storage: str, seed: int, name: str = "run") -> float:
         """Return the seconds of a whole run, report included; torch and ray are already imported."""
@@ -91,12 +95,12 @@ class Bench:
         accuracies = [statistics.median(self.taken[name]) for name in ("accuracy", "peer's accuracy")]
         parity = "test accuracy {:.3f} and {:.3f}, median over the seeds".format(*accuracies)
         words = {"beside": PEER, "unit": "s", "parity": parity, "command": COMMAND, "more_is_better": False}
-        whole = "submit to published best model, stack already running"
+        whole = "submit to succeeded, stack already running"
         work = "training without startup, report included"
         apart = "the peer runs as a separate process"
         lines = (
-            ("submit, cold", "peer's whole", f"{whole}, cache cold", WHOLE_GOAL, f"{images}; {apart}"),
-            ("submit, warm", "peer's whole", f"{whole}, cache warm", None, ""),
+            ("submit, cold", "peer's whole", f"{whole}, cache cold", SUBMIT_COLD_GOAL, f"{images}; {apart}"),
+            ("submit, warm", "peer's whole", f"{whole}, cache warm", SUBMIT_WARM_GOAL, f"timing of the last run: {self.timings[-1]}"),
             ("cold", "peer's work", f"{work}, cache cold", COLD_GOAL, "both sides have all modules imported"),
             ("warm", "peer's work", f"{work}, cache warm", WARM_GOAL, ""),
         )
