@@ -86,7 +86,7 @@ def run_fork_server(preload: Callable[[], str | None], main: Main) -> int:
     guard.die_with_parent(worker, signal.SIGKILL)
     show_command(sys.orig_argv[:-1])  # without the padding
     before = environment_of_process()
-    if fault := preload() or _threads():
+    if fault := preload() or fault_of_forks():
         print(f"attempts start cold: {fault}", file=sys.stderr, flush=True)  # noqa: T201
         return 1
     imported = {name: value for name, value in environment_of_process().items() if before.get(name) != value}
@@ -97,9 +97,10 @@ def run_fork_server(preload: Callable[[], str | None], main: Main) -> int:
     return _serve(channel, worker, imported, main)
 
 
-def _threads() -> str | None:
-    """Return why a fork would be unsafe: a lock that another thread holds stays locked in the fork for ever.
+def fault_of_forks() -> str | None:
+    """Return why a fork of this process would be unsafe, or None.
 
+    A lock that another thread holds stays locked in the fork for ever.
     OpenBLAS has threads as soon as it is loaded; it ends them before each fork and starts them again when it computes.
     So the threads are counted after a fork without any use.
     """

@@ -1,8 +1,9 @@
 """Environment variables of the processes that we start, and of the libraries in this one."""
 
+import contextlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster.settings import Settings
@@ -11,6 +12,12 @@ LOCAL_RAY = {
     "RAY_AUTH_MODE": "token",
     "RAY_COLOR_PREFIX": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a hanging worker would not respond later either
+    # Ray Train's processes have environments of their own, so none could use a worker that Ray has started for any job,
+    # one for each CPU, and `ray.init` would wait for all of them.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until the end of the workers is noticed; Ray's own is 2
+    "RAY_enable_pipe_based_agent_to_parent_health_check": "1",  # the agents may be no children of the raylet
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that relative paths of a spec also work in a worker
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine needs minutes to start its workers
@@ -69,9 +76,29 @@ def replace_environment(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
+@contextlib.contextmanager
+def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables during the block."""
+    before = environment_of_process()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+            if name in before:
+                os.environ[name] = before[name]
+
+
 def keep_arrow_single_threaded() -> None:
     """Let pyarrow's allocator start no thread of its own; call it before pyarrow is imported."""
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+
+
+def openmp_threads() -> int | None:
+    """Return the value of `OMP_NUM_THREADS`, None if it is not set to a number."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdecimal() and int(value) else None
 
 
 def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:

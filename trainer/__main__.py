@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cluster.process_exit import end_process
 from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
+from trainer.distributed.ray_fork_server import start_fork_server
 from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption
 from trainer.progress import Progress
 from trainer.result import RunResult
@@ -46,14 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (ClusterError, OSError) as error:
         logger.error("%s", error)
         return ExitCode.USAGE
+    try:
+        spec = read_spec(attempt.paths.spec)
+        if attempt.settings.ray_address is None:
+            set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
+            if isinstance(spec, SearchSpec) or spec.workers > 1:
+                start_fork_server(partial(command_for, spec))  # before the first thread
+    except Exception as error:
+        return _handle_error(attempt, error)
     with attempt.sending_heartbeats():
         try:
             Progress(attempt.paths, attempt.lease).write()
-            spec = read_spec(attempt.paths.spec)
             if attempt.settings.ray_address is not None:
                 record_cluster_version(attempt.settings.storage)
-            else:
-                set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
                 result = command(attempt, spec)

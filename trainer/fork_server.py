@@ -14,10 +14,12 @@ from cluster.errors import ClusterError
 from cluster.fork_server import run_fork_server
 from cluster.process_env import keep_arrow_single_threaded, set_local_ray_environment
 from cluster.settings import Settings
+from trainer.distributed.ray_fork_server import fault_of_ray_forks, import_ray_for_forks
 
 
 def preload() -> str | None:
     """Import what attempts of all kinds need; return why a fork of this process could not use it, or None."""
+    import_ray_for_forks()
     import matplotlib.colors  # noqa: PLC0415, F401
     import torch  # noqa: PLC0415
     import torch.utils.tensorboard  # noqa: PLC0415
@@ -40,6 +42,8 @@ def preload() -> str | None:
         return "an import has started CUDA, which no fork can use"
     if logging.getLogger().handlers:
         return "an import has configured the log, which is done by each attempt"
+    if fault := fault_of_ray_forks():
+        sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
     return None
 
 

@@ -27,6 +27,7 @@ from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
 from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
+from trainer.distributed.ray_fork_server import forking_python
 from trainer.distributed.visible_wait import VisibleWait
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import (
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -> R:
     """Run `work` on the requested number of Ray Train workers and return the result of rank 0.
 
-    A single worker on this machine runs in this process, which saves the half minute that starting actors takes.
+    A single worker on this machine runs in this process, which saves the seconds that starting Ray takes.
 
     Raises:
         InsufficientResources: This machine can never provide the workers.
@@ -232,15 +233,16 @@ def _start_ray(machine: Machine, folder: str) -> None:
     """
     for tries_left in reversed(range(start_tries())):
         try:
-            ray.init(
-                num_cpus=machine.cpus,
-                num_gpus=machine.gpus,
-                include_dashboard=False,
-                runtime_env={"worker_process_setup_hook": "trainer.distributed.ray_logging.quieten_ray"},
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=True,
-                _temp_dir=folder,
-            )
+            with forking_python(folder):
+                ray.init(
+                    num_cpus=machine.cpus,
+                    num_gpus=machine.gpus,
+                    include_dashboard=False,
+                    runtime_env={"worker_process_setup_hook": "trainer.distributed.ray_logging.quieten_ray"},
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=True,
+                    _temp_dir=folder,
+                )
             return
         except Exception as error:
             meaning = infrastructure_error(error)

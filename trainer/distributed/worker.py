@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from cluster.process_env import openmp_threads
 from cluster.resources import cpu_count
 from cluster.run_paths import TrainingPaths, TrialPaths
 from cluster.shared_memory import free_shared_memory, require_shared_memory
@@ -100,6 +101,8 @@ class WorkerContext(Generic[S_co]):
             require_shared_memory()  # of this machine; the driver may be on another
         if process_group.world_size == 1 and process_group.device.type == "cpu":
             torch.set_num_threads(cpu_count())
+        elif threads := openmp_threads():
+            torch.set_num_threads(threads)  # Ray set it for this worker, maybe after torch was imported
         if task.spec.is_elastic and process_group.is_rank_zero:
             logger.info("training with %d of at most %d workers", process_group.world_size, task.spec.workers)
         return cls(
