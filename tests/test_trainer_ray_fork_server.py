@@ -109,7 +109,7 @@ def test_a_fork_ends_when_the_process_that_asked_for_it_is_killed_and_as_the_for
 
 
 def test_the_scripts_that_are_forked_exist_in_the_installed_ray():
-    assert [script for script in (*SCRIPTS, WORKER) if not Path(ray.__file__).with_name(script).exists()] == []
+    assert [script for script in (*SCRIPTS, WORKER) if not (Path(ray.__file__).parent / script).exists()] == []
 
 
 def test_without_a_fork_server_the_client_becomes_python(tmp_path):

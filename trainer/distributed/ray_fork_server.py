@@ -45,6 +45,7 @@ from trainer.distributed.ray_fork_client import FORKED, STREAMS
 
 WORKER = "_private/workers/default_worker.py"
 WORKER_SETUP = "_private/workers/setup_worker.py"
+SETUP_MODULE = "ray._private.workers.setup_worker"
 SCRIPTS = (
     WORKER_SETUP,
     "_private/log_monitor.py",
@@ -320,7 +321,7 @@ def _prepared(preload: Callable[[], object], selector: selectors.BaseSelector) -
     """Import what forks need."""
     import_ray_for_forks()
     preload()
-    for module in ("ray._private.workers.setup_worker", "ray.train.torch"):
+    for module in (SETUP_MODULE, "ray.train.torch"):
         importlib.import_module(module)
     if fault := fault_of_ray_forks():
         sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
@@ -394,19 +395,15 @@ def _seed() -> None:
 
 def _run_worker(arguments: list[str]) -> None:
     """Apply the runtime environment and run the worker, in one process instead of Ray's two."""
-    from ray._private.runtime_env.context import RuntimeEnvContext  # noqa: PLC0415
-    from ray._private.utils import update_envs  # noqa: PLC0415
-    from ray._private.workers import setup_worker  # noqa: PLC0415
-    from ray.core.generated.common_pb2 import Language  # noqa: PLC0415
-
-    options, rest = setup_worker.parser.parse_known_args(arguments)
-    context = RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}")
+    setup, utils = sys.modules[SETUP_MODULE], importlib.import_module("ray._private.utils")
+    options, rest = setup.parser.parse_known_args(arguments)
+    context = setup.RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}")
     is_plain = not context.command_prefix and not context.override_worker_entrypoint
     if options.language != "PYTHON" or not is_plain or context.py_executable != sys.executable:
-        context.exec_worker(rest, Language.Value(options.language))
+        context.exec_worker(rest, setup.Language.Value(options.language))
     if not rest[0].endswith(WORKER):
         raise ValueError(f"{rest[0]} is not Ray's worker")
-    update_envs(context.env_vars)
+    utils.update_envs(context.env_vars)
     _run(rest[0], rest[1:])
 
 
