@@ -40,7 +40,7 @@ class Worker:
         process = psutil.Process()
         return {
             "parents": [parent.pid for parent in process.parents()], "variable": os.environ["VARIABLE"],
-            "niceness": process.nice(), "task": ray.get_runtime_context().get_task_id(),
+            "niceness": process.nice(), "title": process.cmdline()[0], "task": ray.get_runtime_context().get_task_id(),
         }
 
 with tempfile.TemporaryDirectory(prefix="ns-") as folder:
@@ -76,6 +76,7 @@ def test_workers_of_ray_are_forks_with_an_environment_and_identifiers_of_their_o
     assert all(shown["server"] in worker["parents"] for worker in (first, second))
     assert (first["variable"], second["variable"]) == ("0", "1")
     assert first["task"] != second["task"]
+    assert first["title"].strip() == "ray::Worker.about"  # as `ps` shows it
     assert first["niceness"] == psutil.Process().nice() + 15  # what Ray adds for its workers
     assert len(shown["processes"]) > 5
     assert eventually(lambda: not _living(shown["processes"]))

@@ -366,7 +366,8 @@ def _become(request: _Request) -> NoReturn:
         os.setpriority(os.PRIO_PROCESS, 0, request.niceness)
         Path("/proc/self/oom_score_adj").write_text(request.oom_score)
         replace_environment(request.environment)
-        show_command([sys.executable, *request.arguments])
+        if not request.script.endswith(WORKER_SETUP):  # Ray shows what a worker does, in the place of our arguments
+            show_command([sys.executable, *request.arguments])
         _seed()
         after = request.arguments[request.arguments.index(request.script) + 1 :]
         if request.script.endswith(WORKER_SETUP):
