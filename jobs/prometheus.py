@@ -1,7 +1,7 @@
 """Prometheus metrics of queues, job workers and runs, at `k8s metrics` and at `worker --metrics-port`."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import redis
@@ -19,7 +19,8 @@ from jobs.queue.connection import connect
 from jobs.queue.worker_list import live_workers
 from jobs.runs import state as run_state
 from jobs.runs.counters import RunCounters
-from jobs.runs.request import PRIORITIES
+from jobs.runs.gpu_seconds import GpuSeconds
+from jobs.runs.state import PRIORITIES, RunState
 
 
 class Metrics(Collector):
@@ -29,12 +30,43 @@ class Metrics(Collector):
         """Store the settings; nothing is read before the first scrape."""
         self.settings = settings
         self.counters = RunCounters(settings.storage)
+        self.gpu_seconds = GpuSeconds(settings.storage)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics; without Redis, `nightshift_redis_up` is 0 and the queue metrics are absent."""
-        pending = [run_id for run_id in run_state.pending_ids(self.settings.storage) if RUN_ID.fullmatch(run_id)]
-        yield from self._runs(pending)
+        """Yield the metrics.
+
+        Without Redis, `nightshift_redis_up` is 0 and the metrics of the queue are absent; without the storage,
+        `nightshift_storage_up` is 0, the metrics of pending runs are absent, and the counters stay as they are.
+        """
+        pending = self._pending()
+        states = [state for state in (pending or {}).values() if state is not None]
+        up = GaugeMetricFamily("nightshift_storage_up", "Whether the folder of the runs can be listed.")
+        up.add_metric([], int(pending is not None))
+        yield up
+        if pending is not None:
+            yield from _runs(states)
         yield from self.counters.metrics(pending)
+        yield from self.gpu_seconds.metrics(states)
+        yield from self._queue()
+
+    def _pending(self) -> dict[str, RunState | None] | None:
+        """Return the runs that have not ended, None for one that cannot be read; None without the storage."""
+        storage = self.settings.storage
+        try:
+            ids = [run_id for run_id in run_state.pending_ids(storage) if RUN_ID.fullmatch(run_id)]
+            found = {run_id: self._state(run_id) for run_id in ids}
+            self.settings.with_storage_readable()  # last: a storage that is away looks like one without runs
+        except (ClusterError, OSError):
+            return None
+        return found
+
+    def _state(self, run_id: str) -> RunState | None:
+        try:
+            return run_state.read_state(RunPaths.of(self.settings.storage, run_id))
+        except ClusterError:
+            return None
+
+    def _queue(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("nightshift_redis_up", "Whether Redis answers.")
         try:
             with connect(self.settings) as connection:
@@ -46,29 +78,6 @@ class Metrics(Collector):
         up.add_metric([], 1)
         yield up
         yield from found
-
-    def _runs(self, pending: list[str]) -> Iterator[Metric]:
-        """Count the runs that have not ended; those that have are too many to read at each scrape."""
-        counts: Counter[tuple[str, str]] = Counter()
-        oldest: dict[str, float] = {}
-        for run_id in pending:
-            try:
-                state = run_state.read_state(RunPaths.of(self.settings.storage, run_id))
-            except ClusterError:
-                continue
-            counts[state.state, state.kind] += 1
-            if state.state == "queued":
-                age = (datetime.now(UTC) - datetime.fromisoformat(state.changed or state.created)).total_seconds()
-                oldest[state.priority] = max(age, oldest.get(state.priority, 0.0))
-        runs = GaugeMetricFamily("nightshift_runs", "Runs that have not ended.", labels=["state", "kind"])
-        for labels, count in sorted(counts.items()):
-            runs.add_metric(labels, count)
-        yield runs
-        text = "Seconds for which the longest waiting run is queued; 0 if none is."
-        waiting = GaugeMetricFamily("nightshift_queue_oldest_waiting_seconds", text, labels=["priority"])
-        for priority in PRIORITIES:
-            waiting.add_metric([priority], oldest.get(priority, 0.0))
-        yield waiting
 
 
 def serve(settings: Settings, port: int) -> None:
@@ -83,6 +92,26 @@ def serve(settings: Settings, port: int) -> None:
         start_http_server(port, registry=registry)
     except OSError as error:
         raise Refused(f"port {port} cannot be opened ({error.strerror}); choose another") from error
+
+
+def _runs(pending: Iterable[RunState]) -> Iterator[Metric]:
+    """Count the runs that have not ended; those that have are too many to read at each scrape."""
+    counts: Counter[tuple[str, str]] = Counter()
+    oldest: dict[str, float] = {}
+    for state in pending:
+        counts[state.state, state.kind] += 1
+        if state.state == "queued":
+            age = (datetime.now(UTC) - datetime.fromisoformat(state.changed or state.created)).total_seconds()
+            oldest[state.priority] = max(age, oldest.get(state.priority, 0.0))
+    runs = GaugeMetricFamily("nightshift_runs", "Runs that have not ended.", labels=["state", "kind"])
+    for labels, count in sorted(counts.items()):
+        runs.add_metric(labels, count)
+    yield runs
+    text = "Seconds for which the longest waiting run is queued; 0 if none is."
+    waiting = GaugeMetricFamily("nightshift_queue_oldest_waiting_seconds", text, labels=["priority"])
+    for priority in PRIORITIES:
+        waiting.add_metric([priority], oldest.get(priority, 0.0))
+    yield waiting
 
 
 def _waiting(connection: redis.Redis) -> Metric:

@@ -139,11 +139,16 @@ REPLACED: dict[tuple[str, str], list[tuple[FieldPath, tuple[str, str]]]] = {
     ("Ingress", "dashboard"): [(("spec", "ingressClassName"), text("ingress.className"))],
     ("NetworkPolicy", "dashboard"): [((*CONTROLLER, "kubernetes.io/metadata.name"), text("ingress.namespace"))],
 }
+MONITORS = (
+    ("PodMonitor", ("nightshift", "ray", "dcgm-exporter")),
+    ("PrometheusRule", ("nightshift", "nightshift-gpus")),
+)
 ADDED: dict[tuple[str, str], list[tuple[FieldPath, tuple[str, str]]]] = {
     ("PersistentVolumeClaim", "storage"): [(("spec", "storageClassName"), text("storage.class"))],
     ("StatefulSet", "redis"): [
         (("spec", "volumeClaimTemplates", 0, "spec", "storageClassName"), text("redisStorage.class"))
     ],
+    **{(kind, name): [(("metadata", "labels"), block("monitorLabels"))] for kind, names in MONITORS for name in names},
 }
 
 

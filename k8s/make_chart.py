@@ -57,7 +57,7 @@ def is_possible(choice: Choice) -> bool:
     return not (
         {"mig", "time-slicing"} <= choice
         or ("kind" in choice and choice & OF_GPUS)
-        or ("rdma" in choice and "gpu-large" not in choice)
+        or ("rdma" in choice and ("gpu-large" not in choice or "rayjobs" in choice))
         or ("ingress" in choice and "dashboard" not in choice)
     )
 

@@ -19,7 +19,8 @@ from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.prometheus import Metrics
-from jobs.runs.state import RunState
+from jobs.runs.gpu_seconds import LONGEST_SECONDS, GpuSeconds
+from jobs.runs.state import RunState, pending_ids, read_state
 from tests.conftest import Say
 from tests.k8s_manifests import K8S
 from tests.stack import eventually, free_port
@@ -36,12 +37,13 @@ def write_run(
     state: str = "succeeded",
     ended: bool = True,
     end: str = "2026-11-23T01:02:00+00:00",
+    **changes: Any,
 ) -> None:
     run_id = f"train-20261123-00000{number}-aaaaaa"
     paths = RunPaths.of(settings.storage, run_id)
     paths.folder.mkdir(parents=True, exist_ok=True)
     times = {"created": "2026-11-23T00:00:00+00:00", "started": "2026-11-23T00:02:00+00:00"}
-    value = RunState(id=run_id, kind="train", state=state, **times, ended=end if ended else None)  # type: ignore[arg-type]
+    value = RunState(id=run_id, kind="train", state=state, **times, ended=end if ended else None, **changes)  # type: ignore[arg-type]
     write_json(paths.state, value.to_json())
     marker = settings.storage / "pending" / run_id
     marker.parent.mkdir(exist_ok=True)
@@ -152,6 +154,111 @@ def test_a_time_above_all_bounds_is_counted_in_the_last_bucket(settings: Setting
     assert [running(bound) for bound in ("10.0", "86400.0", "+Inf")] == [0.0, 1.0, 2.0]
 
 
+@pytest.mark.parametrize("state", ["running", "lost"])
+def test_each_lost_attempt_is_counted_once_by_kind_and_from_0_after_a_retry(
+    settings: Settings, registry: CollectorRegistry, state: str
+) -> None:
+    lost = ("nightshift_attempts_lost_total", frozenset({("kind", "train")}))
+    write_run(settings, 1, "running", ended=False, losses=1)
+    first = samples(registry)[lost]
+    write_run(settings, 1, state, ended=state == "lost", losses=3)
+    samples(registry)
+    third = samples(registry)[lost]
+    write_run(settings, 1, "running", ended=False, losses=0)
+    samples(registry)
+    write_run(settings, 1, losses=1)
+
+    assert (first, third, samples(registry)[lost]) == (1.0, 3.0, 4.0)
+
+
+def test_attempts_that_were_lost_before_the_first_scrape_are_not_counted(settings: Settings) -> None:
+    write_run(settings, 1, "running", ended=False, losses=2)
+    registry = CollectorRegistry()
+    registry.register(Metrics(settings))
+
+    before = samples(registry)
+    write_run(settings, 1, "lost", losses=3)
+
+    lost = ("nightshift_attempts_lost_total", frozenset({("kind", "train")}))
+    assert (before[lost], samples(registry)[lost]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({"features": {"cached": 30, "computed": 12}}, (30.0, 12.0)),
+        ({}, (0.0, 0.0)),  # of version 0.1.0
+        ({"features": {"cached": -1, "computed": "12"}}, (0.0, 0.0)),
+    ],
+)
+def test_images_are_counted_by_whether_their_features_were_in_the_cache(
+    settings: Settings,
+    registry: CollectorRegistry,
+    features: dict[str, Any],
+    expected: tuple[float, float],
+) -> None:
+    write_run(settings, 1)
+    write_json(RunPaths.of(settings.storage, "train-20261123-000001-aaaaaa").result, {"metrics": {}} | features)
+
+    found = samples(registry)
+
+    counts = [found["nightshift_feature_images_total", frozenset({("source", s)})] for s in ("cached", "computed")]
+    assert tuple(counts) == expected
+
+
+def test_gpu_seconds_are_those_of_the_workers_by_owner_between_scrapes(settings: Settings) -> None:
+    write_run(settings, 1, "running", ended=False, owner="ada", attempt=2)
+    write_run(settings, 2, "running", ended=False, owner="ada", attempt=1)
+    write_run(settings, 3, "queued", ended=False, owner="bo")
+    write_run(settings, 4, "running", ended=False, attempt=1)
+    gpus = {1: {"gpus": 4, "attempt": 2}, 2: {"gpus": 0.5, "attempt": 1}, 4: {"gpus": 8, "attempt": 0}}
+    for number, progress in gpus.items():
+        write_json(RunPaths.of(settings.storage, f"train-20261123-00000{number}-aaaaaa").progress, progress)
+    states = [read_state(RunPaths.of(settings.storage, run_id)) for run_id in pending_ids(settings.storage)]
+    moments = iter([100.0, 130.0, 190.0, 9999.0])
+    seconds = GpuSeconds(settings.storage, lambda: next(moments))
+
+    found = [{s.labels["owner"]: s.value for s in seconds.metrics(states)[0].samples} for _ in range(4)]
+
+    # Attempt 1 of the run without an owner has not written its progress yet. The last gap is longer than any interval.
+    assert [each["ada"] for each in found] == [0.0, 4.5 * 30, 4.5 * 90, 4.5 * (90 + LONGEST_SECONDS)]
+    assert found[-1] == {"ada": 4.5 * (90 + LONGEST_SECONDS), "bo": 0.0, "": 0.0}
+
+
+@pytest.mark.parametrize("gpus", ["4", -1, 1e12, float("nan"), None])
+def test_damaged_numbers_of_gpus_are_no_gpus(settings: Settings, gpus: object) -> None:
+    write_run(settings, 1, "running", ended=False, attempt=1)
+    paths = RunPaths.of(settings.storage, "train-20261123-000001-aaaaaa")
+    paths.progress.write_text(json.dumps({"gpus": gpus, "attempt": 1}))
+    moments = iter([0.0, 30.0])
+    seconds = GpuSeconds(settings.storage, lambda: next(moments))
+
+    seconds.metrics([read_state(paths)])
+
+    assert [sample.value for sample in seconds.metrics([read_state(paths)])[0].samples] == [0.0]
+
+
+def test_a_storage_that_is_away_is_named_and_counts_nothing_again_when_it_is_back(
+    settings: Settings, registry: CollectorRegistry
+) -> None:
+    write_run(settings, 1, losses=1)
+    write_run(settings, 2, "running", ended=False, losses=1)
+    before = samples(registry)
+    away = settings.storage.rename(settings.storage.with_name("away"))
+    settings.storage.mkdir()
+    without = samples(registry)
+    settings.storage.rmdir()
+    away.rename(settings.storage)
+
+    after = samples(registry)
+
+    up = ("nightshift_storage_up", frozenset[tuple[str, str]]())
+    assert (before[up], without[up], after[up]) == (1.0, 0.0, 1.0)
+    counted = {key: value for key, value in before.items() if re.search(r"_(total|count|sum)$", key[0])}
+    assert {key: without[key] for key in counted} == {key: after[key] for key in counted} == counted
+    assert not any(name == "nightshift_runs" for name, _ in without)
+
+
 def test_every_name_in_an_alert_is_exported(settings: Settings, registry: CollectorRegistry) -> None:
     write_run(settings, 1)
     exported = {name for name, _ in samples(registry)} | {"nightshift_job_workers"}  # absent while none is alive
@@ -159,7 +266,7 @@ def test_every_name_in_an_alert_is_exported(settings: Settings, registry: Collec
 
     used = {name for rule in rules for name in re.findall(r"\bnightshift_\w+", rule["expr"])}
 
-    assert len(rules) == 6
+    assert len(rules) == 8
     assert used <= exported
 
 
@@ -178,7 +285,7 @@ def test_each_query_of_the_dashboard_uses_exported_names_with_their_labels(
         labels.setdefault(name, set()).update(dict(own))
     queries = [target["expr"] for panel in dashboard_panels() for target in panel["targets"]]
 
-    assert len(queries) == 14
+    assert len(queries) == 19
     for query in queries:
         [name] = re.findall(r"\bnightshift_\w+", query)
         selected = re.findall(r"(\w+)=", re.search(r"\{(.*?)\}", query)[1])  # type: ignore[index]

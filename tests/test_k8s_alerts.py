@@ -21,6 +21,8 @@ CASES: list[tuple[str, str, dict[str, str], list[dict[str, str]]]] = [
     ("prometheus", "NightshiftMetricsAbsent", {"nightshift_redis_up": "1x360"}, []),
     ("prometheus", "NightshiftRedisDown", {"nightshift_redis_up": "1x180 0x180"}, [{}]),
     ("prometheus", "NightshiftRedisDown", {"nightshift_redis_up": "1x360"}, []),
+    ("prometheus", "NightshiftStorageDown", {"nightshift_storage_up": "1x180 0x180"}, [{}]),
+    ("prometheus", "NightshiftStorageDown", {"nightshift_storage_up": "1x360"}, []),
     # While no job worker is alive, nightshift_job_workers has no series.
     ("prometheus", "NightshiftNoJobWorker", {'nightshift_queue_waiting{priority="high"}': "2x360"}, [{}]),
     (
@@ -53,6 +55,8 @@ CASES: list[tuple[str, str, dict[str, str], list[dict[str, str]]]] = [
     ("prometheus", "NightshiftQueuesPaused", {"nightshift_queues_paused": "0x120 1x240"}, []),
     ("prometheus", "NightshiftRunsLost", {'nightshift_runs_ended_total{state="lost"}': "0x354 1x5"}, [{}]),
     ("prometheus", "NightshiftRunsLost", {'nightshift_runs_ended_total{state="failed"}': "0x354 1x5"}, []),
+    ("prometheus", "NightshiftAttemptsLost", {'nightshift_attempts_lost_total{kind="train"}': "0x354 3x5"}, [{}]),
+    ("prometheus", "NightshiftAttemptsLost", {'nightshift_attempts_lost_total{kind="train"}': "0x354 2x5"}, []),
     (
         "dcgm",
         "NightshiftGpuBroken",

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from k8s.chart_values import COMPONENTS as SWITCHES
-from k8s.make_chart import digest, manifests_of
+from k8s.chart_values import SIZES
+from k8s.make_chart import digest, is_possible, manifests_of
 from tests.k8s_helm import needs_helm, template
 from tests.k8s_kuberay import complaints_of_kuberay
 from tests.k8s_manifests import K8S, ROOT, Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
@@ -186,6 +187,38 @@ def test_one_release_owns_the_objects_of_the_whole_cluster_and_keeps_them():
 
 
 @needs_helm
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"gpu-large", "rdma", "rayjobs"},
+        {"gpu-small", "rdma"},
+        {"kind", "mig"},
+        {"gpu-small", "mig", "time-slicing"},
+        {"gpu-small", "ingress"},
+    ],
+    ids="+".join,
+)
+def test_the_chart_refuses_what_it_was_not_made_of(choice):
+    size, components = choice & set(SIZES), choice - set(SIZES) - {"ingress"}
+    host = ["--set", "ingress.host=a.example.com"] if "ingress" in choice else []
+
+    done = template("--set", f"size={size.pop()}", *switched_on(*components), *host)
+
+    assert (done.returncode, is_possible(frozenset(choice))) == (1, False)
+
+
+@needs_helm
+def test_the_labels_by_which_prometheus_selects_are_on_all_its_objects():
+    labels = ("--set", "monitorLabels.release=kube-prometheus-stack")
+
+    manifests = helm(*labels, *switched_on("prometheus", "dcgm"))
+
+    found = [m for kind in ("PodMonitor", "PrometheusRule") for m in of_kind(manifests, kind)]
+    assert len(found) == 5
+    assert {m["metadata"]["labels"]["release"] for m in found} == {"kube-prometheus-stack"}
+
+
+@needs_helm
 @pytest.mark.parametrize("name", ["nightshift", "redis", "dashboard"])
 def test_a_changed_configmap_replaces_the_pods_that_read_it_alone(name, tmp_path):
     chart = shutil.copytree(CHART, tmp_path / "chart")
@@ -233,6 +266,8 @@ def configmaps_of(pod: Pod) -> list[str]:
         ("workers.requests.memory=2Gi,workers.limits.memory=2000Mi", "requests.memory 2Gi is more than workers.limits"),
         ("workers.requests.cpu=8,workers.limits.cpu=7500m", "workers.requests.cpu 8 is more than workers.limits.cpu"),
         ("ingress.host=a.example.com", "set components.dashboard to true"),
+        ("monitorLabels.release=prometheus", "monitorLabels are of the components prometheus and dcgm"),
+        ("components.prometheus=true,monitorLabels.release=two words", "release"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(option, complaint):

@@ -13,6 +13,7 @@ from trainer.attempt import Attempt
 from trainer.data import feature_extraction
 from trainer.distributed.ray_train import run_here
 from trainer.phase_times import PhaseTimes
+from trainer.result import FeatureCounts
 from trainer.training import features
 
 SAME = {"seed": 7, "epochs": 1}
@@ -45,6 +46,12 @@ def extractions(monkeypatch):
     return started
 
 
+def images_of(shards):
+    """Return the number of images whose features a training needs."""
+    index = read_index(str(shards))
+    return index.samples_in("train") + index.samples_in("valid")
+
+
 def test_two_workers_with_cached_features_start_no_ray_and_give_the_model_of_one(trained, digits_shards, extractions):
     paths, alone = trained
 
@@ -54,6 +61,7 @@ def test_two_workers_with_cached_features_start_no_ray_and_give_the_model_of_one
     assert (together.best / "model.safetensors").read_bytes() == (paths.best / "model.safetensors").read_bytes()
     assert result.metrics == alone.metrics
     assert result.details["workers"] == 1
+    assert result.features == FeatureCounts(cached=images_of(digits_shards))
 
 
 def test_several_workers_only_compute_what_the_training_needs_and_the_cache_lacks(
@@ -64,6 +72,7 @@ def test_several_workers_only_compute_what_the_training_needs_and_the_cache_lack
     together, result = done(tmp_path, train_spec(digits_shards, **SAME, workers=2), "together")
 
     assert extractions == ["trainer.training.features"]
+    assert result.features == FeatureCounts(computed=images_of(digits_shards))
     index, files = read_index(str(digits_shards)), (tmp_path / "features").glob("*/*.safetensors")
     assert {file.stem for file in files} == {shard.sha256 for shard in index.of_split("train+valid")}
     assert result.metrics == alone.metrics

@@ -5,6 +5,7 @@ import os
 import stat
 
 import pytest
+import torch
 from ray.air._internal.device_manager.nvidia_gpu import CUDATorchDeviceManager
 from ray.train import ScalingConfig
 from ray.train.v2._internal.callbacks.accelerators import AcceleratorSetupCallback
@@ -19,7 +20,8 @@ from tests.trained import new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.distributed import local_gpus
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
-from trainer.distributed.process_group import GroupConfig
+from trainer.distributed.process_group import GroupConfig, ProcessGroup
+from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
 from trainer.search.tune_driver import useful_gpus
 from trainer.specs import SearchSpec, build
@@ -222,3 +224,14 @@ def nccl_device():
         return 0  # a torch whose NCCL is not bound to a device
     options = type("Options", (), {"enable_reconfigure": False, "process_group": None})
     return c10d._nccl2_device(options).index
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 3), ("cpu", 0)])
+def test_the_progress_states_the_gpus_of_all_workers(tmp_path, monkeypatch, device, gpus):
+    monkeypatch.setattr(ProcessGroup, "of_this_worker", lambda on_cpu: ProcessGroup(0, 3, torch.device(device)))
+    monkeypatch.setattr("trainer.distributed.worker.require_shared_memory", lambda: None)
+    attempt = Attempt.of(new_run(tmp_path, train_spec("x")).folder, None, Settings(storage=tmp_path))
+
+    WorkerContext.of(WorkerTask(attempt=attempt, spec=train_spec("x"), source=None)).progress.write()
+
+    assert json.loads(attempt.paths.progress.read_text())["gpus"] == gpus

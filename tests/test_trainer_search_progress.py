@@ -66,8 +66,9 @@ def search(tmp_path, digits_shards):
 
 
 def said_by(search):
-    SearchProgress(search.attempt, search.simulated.controller, 100).write_if_due()
-    return search.phase
+    SearchProgress(search.attempt, search.simulated.controller, 100, gpus_per_trial=0.25).write_if_due()
+    progress = read_json(search.attempt.paths.progress)
+    return progress["phase"], progress["gpus"]
 
 
 def test_a_search_is_starting_until_a_worker_of_a_trial_runs(search):
@@ -80,7 +81,7 @@ def test_a_search_is_starting_until_a_worker_of_a_trial_runs(search):
     still_waiting = said_by(search)
     write_json(folder / "progress.json", {"attempt": 1, "phase": "starting"})
 
-    assert (waiting, still_waiting, said_by(search)) == ("starting", "starting", "train")
+    assert (waiting, still_waiting, said_by(search)) == (("starting", 0), ("starting", 0), ("train", 0.25))
 
 
 def test_a_search_has_started_when_a_trial_has_reported(search):

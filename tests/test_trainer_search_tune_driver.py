@@ -60,7 +60,7 @@ def test_as_many_trainings_run_at_once_as_the_cluster_can_have_room_for(on_clust
 
     slots = run_slots(spec, on_cluster(have, settings), 1, in_process=False)
 
-    assert (slots.count, dict(slots.resources)) == (count, {HEAD_NODE: 0.001})
+    assert (slots.count, dict(slots.resources), slots.gpus) == (count, {HEAD_NODE: 0.001}, spec.workers)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_heads_share_the_gpus_that_the_cluster_can_have(on_cluster, have, settin
 
     slots = head_slots(build(SearchSpec, shards="s", trials=64), on_cluster(have, settings), 1)
 
-    assert (slots.count, slots.resources["GPU"]) == (count, share)
+    assert (slots.count, slots.resources["GPU"], slots.gpus) == (count, share, share)
 
 
 class DyingTrainable(tune.Trainable):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def attempted(paths: RunPaths, spec: Spec) -> RunResult:
     """Run the next attempt in this process and publish its result."""
     settings = Settings(storage=paths.storage)
     attempt = Attempt.of(paths.folder, None, settings)
-    result = command_for(spec)(attempt, spec)
+    result = replace(command_for(spec)(attempt, spec), features=attempt.features)
     result.publish(attempt.lease)
     return result
 

@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
             with track_run(attempt, spec) as tracking:
                 result = command(attempt, spec)
-                result = replace(result, seconds=round(attempt.seconds, 3), timing=attempt.timing())
+                seconds, timing = round(attempt.seconds, 3), attempt.timing()
+                result = replace(result, seconds=seconds, timing=timing, features=attempt.features)
                 result.publish(attempt.lease)
                 tracking.result = result
         except Exception as error:

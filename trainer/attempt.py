@@ -14,6 +14,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.phase_times import PhaseTimes
+from trainer.result import FeatureCounts
 
 DEFAULT_RESTARTS = 2  # for a run that was started by hand, without a queue
 
@@ -31,6 +32,7 @@ class Attempt:
         queued_seconds: From the submission to the claim of the first attempt; 0 for a run that was not queued.
         claimed_seconds: From the claim of this attempt to the start of its process.
         times: How long its parts took.
+        features: Where its features of the frozen backbone came from.
         began: Start of the attempt on the monotonic clock, in seconds.
     """
 
@@ -41,6 +43,7 @@ class Attempt:
     queued_seconds: float = 0.0
     claimed_seconds: float = 0.0
     times: PhaseTimes = field(default_factory=PhaseTimes)
+    features: FeatureCounts = field(default_factory=FeatureCounts)
     began: float = field(default_factory=time.monotonic)
 
     @classmethod

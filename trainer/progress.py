@@ -8,6 +8,7 @@ from cluster.files import is_full
 from cluster.lease import Lease
 from cluster.run_paths import TrainingPaths
 from trainer.phase_times import PhaseTimes
+from trainer.result import FeatureCounts
 
 WRITE_SECONDS = 1.0
 
@@ -18,6 +19,8 @@ class Progress:
 
     Attributes:
         epoch: The current epoch; in a phase without `epochs` the number of steps, see `add_step`.
+        gpus: GPUs that the workers of the run use.
+        features: Where the features that were read came from.
     """
 
     paths: TrainingPaths
@@ -29,7 +32,9 @@ class Progress:
     done: int = 0
     epoch: int = 0
     epochs: int = 0
+    gpus: int = 0
     times: PhaseTimes = field(default_factory=PhaseTimes)
+    features: FeatureCounts = field(default_factory=FeatureCounts)
     _began: float = field(default_factory=time.monotonic)
     _began_at: int = 0
     _written: float = 0.0
@@ -87,5 +92,6 @@ class Progress:
             "images_per_second": round(speed, 1),
             "eta_seconds": None if eta is None else round(eta, 1),
             "attempt": self.lease.attempt,
+            "gpus": self.gpus,
             **({} if self.hang_seconds is None else {"hang_seconds": self.hang_seconds}),
         }

@@ -12,6 +12,29 @@ from cluster.run_paths import RunPaths
 SHOWN_DIGITS = 12  # of a sha256 in an error
 
 
+@dataclass
+class FeatureCounts:
+    """Where an attempt's features of the frozen backbone came from.
+
+    Attributes:
+        cached: Images whose features were in the cache.
+        computed: Images that went through the backbone.
+    """
+
+    cached: int = 0
+    computed: int = 0
+
+    def add(self, cached: int, computed: int) -> None:
+        """Count images of a split."""
+        self.cached += cached
+        self.computed += computed
+
+    def add_first(self, other: "FeatureCounts") -> None:
+        """Take over the counts of the first workers; later ones of the attempt read what those have computed."""
+        if not self.cached and not self.computed:
+            self.add(other.cached, other.computed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """The outcome of a run.
@@ -23,6 +46,7 @@ class RunResult:
         seconds: Duration of the attempt.
         model_sha256: sha256 of the weights of that model; None if there is none.
         timing: Seconds of each part of the run: queue, start, features, training, judging, report.
+        features: Where the features of the frozen backbone came from.
         details: Further results of this kind of run; in the file its keys are at the top level.
     """
 
@@ -32,6 +56,7 @@ class RunResult:
     seconds: float
     model_sha256: str | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    features: FeatureCounts = field(default_factory=FeatureCounts)
     details: dict[str, Any] = field(default_factory=dict)
 
     def publish(self, lease: Lease) -> None:

@@ -13,7 +13,7 @@ from trainer.result import result_mismatch
 from trainer.tracking.history import epoch_lines, read_metrics
 
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
-PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds"})
+PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds", "gpus"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from trainer.errors import CheckpointError, FeaturesMissing, Stopped
 from trainer.model.efficientnet import Backbone
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
+from trainer.result import FeatureCounts
 
 READ_BATCH_CPU = 64  # images decoded at once; the backbone splits them further
 READ_BATCH_GPU = 256  # fills the GPU
@@ -34,6 +35,7 @@ class FeatureExtractor:
         cache: Where features are kept between runs; None keeps them in this process only.
         prefetch_bytes: Limit of the batches of images in shared memory; None is no limit.
         extracts: Whether to compute the features of several missing shards of a split.
+        counts: Of the images over all ranks, by where their features came from.
         on_images: Called with the number of images that were processed, over all ranks.
         stop_reason: Returns why the run should stop, or None.
     """
@@ -47,6 +49,7 @@ class FeatureExtractor:
     loader_workers: int = 0
     prefetch_bytes: int | None = None
     extracts: bool = True
+    counts: FeatureCounts = field(default_factory=FeatureCounts)
     on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
     _loaded: dict[str, Features] = field(default_factory=dict)  # by the sha256 of the shard
@@ -62,10 +65,16 @@ class FeatureExtractor:
         if not self.extracts:
             self._refuse_several(split)
         own = self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]
+        unread = [shard for shard in own if shard.sha256 not in self._loaded]
         missing = [shard for shard in own if not self._load_cached(shard)]
         self._count(_samples(own) - _samples(missing))
         reason = self.stop_reason() or self._compute_until_stopped(missing)
-        if any(self.process_group.all_reduce_sum(float(reason is not None))):
+        computed = _samples(missing)
+        stops, *images = self.process_group.all_reduce_sum(
+            float(reason is not None), _samples(unread) - computed, computed
+        )
+        self.counts.add(*map(int, images))
+        if stops:
             raise Stopped("stopped while computing features; those of finished shards are kept")
 
     def _refuse_several(self, split: str) -> None:

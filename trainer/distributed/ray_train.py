@@ -39,6 +39,7 @@ from trainer.errors import (
     UnsupportedPrecision,
     WorkersLost,
 )
+from trainer.result import FeatureCounts
 from trainer.specs import Spec
 from trainer.specs.base import refuse_elastic_workers_here
 
@@ -90,10 +91,11 @@ def run_here(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -
 
 @dataclass(frozen=True)
 class Returned:
-    """What a worker returned, and the seconds of each part of its work."""
+    """What a worker returned, the seconds of each part of its work, and where the features that it read came from."""
 
     value: Any
     seconds: dict[str, float]
+    features: FeatureCounts
 
 
 def _value(returned: "Returned | Exception", task: WorkerTask[Any]) -> Any:
@@ -101,6 +103,7 @@ def _value(returned: "Returned | Exception", task: WorkerTask[Any]) -> Any:
     if isinstance(returned, Exception):
         raise returned
     task.attempt.times.add(returned.seconds)
+    task.attempt.features.add_first(returned.features)
     return returned.value
 
 
@@ -130,7 +133,7 @@ def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> 
     try:
         value = work(context)
         context.progress.times.stop()
-        return Returned(value, context.progress.times.seconds)
+        return Returned(value, context.progress.times.seconds, context.progress.features)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(context) from error
     finally:

@@ -109,7 +109,11 @@ class WorkerContext(Generic[S_co]):
             task=task,
             process_group=process_group,
             progress=Progress(
-                task.paths, attempt.lease, writes=process_group.is_rank_zero, hang_seconds=task.hang_seconds
+                task.paths,
+                attempt.lease,
+                writes=process_group.is_rank_zero,
+                hang_seconds=task.hang_seconds,
+                gpus=process_group.world_size if process_group.device.type == "cuda" else 0,
             ),
             stop=StopWatcher(task.paths.stop, attempt.number),
             watchdog=Watchdog(task.hang_seconds),

@@ -137,6 +137,7 @@ def _run(
             in_process = spec.workers == 1 and settings.ray_address is None
             trainable = RunTrainable if spec.repeats == 1 else RepeatedRunTrainable
             slots = run_slots(spec, settings, gpus, in_process=in_process)
+        progress.gpus_per_trial = slots.gpus
         with task.attempt.times.measure("training"):
             run_trials(controller, task, trainable, slots, on_poll)
 
@@ -266,11 +267,15 @@ class SearchProgress:
 
     Its phase is "starting" until a trial of this attempt has made progress: the trials may wait for machines that the
     cluster starts.
+
+    Attributes:
+        gpus_per_trial: GPUs of a running trial, those of its workers included.
     """
 
     attempt: Attempt
     controller: SearchController
     images_per_epoch: int
+    gpus_per_trial: float = 0.0
     _written: float = float("-inf")
     _has_begun: bool = False
 
@@ -300,6 +305,7 @@ class SearchProgress:
             "images_per_second": round(speed * self.images_per_epoch, 1),
             "eta_seconds": None if left is None or not speed else round(left / speed, 1),
             "attempt": self.attempt.number,
+            "gpus": round(len(self.controller.running) * self.gpus_per_trial, 3) if self._has_begun else 0,
             "trials": {"running": len(self.controller.running), "finished": table.finished, "failed": table.failed},
             "best": None if best is None else {"trial": best.trial, "epoch": best.epoch, "value": best.value},
         }

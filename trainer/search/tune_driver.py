@@ -46,11 +46,13 @@ class Slots:
         count: Trials at once.
         resources: Of one trial, by Ray's names.
         threads: CPU threads of one trial's process.
+        gpus: GPUs of one trial, those of its workers included.
     """
 
     count: int
     resources: Mapping[str, float]
     threads: int
+    gpus: float = 0.0
 
 
 def run_trials(
@@ -194,7 +196,8 @@ def head_slots(spec: SearchSpec, settings: Settings, gpus: int) -> Slots:
     if gpus:
         there = max(1, cluster_capacity(settings, "GPU"))  # a cluster may have no GPU node at the moment
         count = min(spec.concurrency or HEADS_PER_GPU * there, spec.trials)
-        return Slots(count=count, resources={"GPU": gpu_share(count, there)}, threads=1)
+        share = gpu_share(count, there)
+        return Slots(count=count, resources={"GPU": share}, threads=1, gpus=share)
     cpus = max(1, cluster_capacity(settings, "CPU"))
     count = min(spec.concurrency or cpus, spec.trials)
     return Slots(count=count, resources={"CPU": min(1.0, int(1000 * cpus / count) / 1000)}, threads=1)
@@ -216,8 +219,9 @@ def run_slots(spec: SearchSpec, settings: Settings, gpus: int, *, in_process: bo
     room = max(1, have // spec.workers)
     if in_process:
         count = min(spec.concurrency or (room if gpus else 1), room, spec.trials)
-        return Slots(count=count, resources={resource: max(1, have) // count}, threads=1)
+        each = max(1, have) // count
+        return Slots(count=count, resources={resource: each}, threads=1, gpus=each if gpus else 0.0)
     # A cluster of unknown size may add nodes for as many trials as were asked for; they wait for it without harm.
     may_grow = settings.ray_address is not None and not (gpus and settings.cluster_gpus is not None)
     count = min(spec.concurrency or room, spec.trials) if may_grow else min(spec.concurrency or room, room, spec.trials)
-    return Slots(count=count, resources={HEAD_NODE: 0.001}, threads=1)
+    return Slots(count=count, resources={HEAD_NODE: 0.001}, threads=1, gpus=float(spec.workers * gpus))

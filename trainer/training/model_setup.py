@@ -138,6 +138,7 @@ def extractor_for(
         process_group=context.process_group,
         cache=cache if cached else None,
         extracts=context.task.extracts,
+        counts=context.progress.features,
         loader_workers=context.loader_workers,
         prefetch_bytes=context.prefetch_bytes,
         on_images=context.add_images,
