@@ -26,7 +26,9 @@ from jobs.queue.submit import submit
 from jobs.queue.worker_list import drain, live_workers
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
+from tests import kills_report
 from tests.cutting_proxy import CuttingProxy
+from tests.kills_trainer import ChainSpec
 from tests.stack import (
     FAKE_WORKER,
     FakeSpec,
@@ -211,6 +213,32 @@ def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(
     for run_id in queued:
         reaches(settings.storage, run_id, "succeeded")
         assert_published_once(settings, run_id, by_attempt=1)
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_during_a_run_costs_one_attempt(settings: Settings, tmp_path: Path) -> None:
+    share = replace(settings, storage=tmp_path / "share")  # apart from the embedded Redis
+    worker = (*FAKE_WORKER, "--trainer", "tests.kills_trainer")
+    with start_stack(share, 1, worker_command=worker):
+        alone, run_id = (submit(share, ChainSpec(chain=100)) for _ in range(2))
+        assert eventually(RunPaths.of(share.storage, run_id).progress.exists)
+
+        away = share.storage.rename(tmp_path / "away")  # as after an unmount
+        share.storage.mkdir()
+        assert eventually(lambda: not processes_of(run_id))
+        time.sleep(2 * share.lease_seconds)
+        written = list(share.storage.iterdir())
+        share.storage.rmdir()
+        away.rename(share.storage)
+
+        state = reaches(share.storage, run_id, "succeeded", "failed", "lost")
+        after = submit(share, ChainSpec(chain=1))
+        reaches(share.storage, after, "succeeded", "failed", "lost")
+
+    assert written == []
+    assert (state.state, state.attempt, state.losses) == ("succeeded", 2, 1)
+    figures = kills_report.verdict(share.storage, {alone: "chain", run_id: "chain", after: "short"})
+    assert kills_report.is_clean(figures), figures
 
 
 def test_eight_submitters_of_one_name_make_one_run(settings: Settings) -> None:

@@ -106,3 +106,31 @@ def test_it_names_the_driver_and_the_cards_that_the_locked_torch_needs():
     assert "(CUDA 13)" in README
     assert "compute capability 7.5" in README
     assert "exec POD -- nightshift doctor" in README
+
+
+@pytest.mark.parametrize(
+    ("message", "source"),
+    [
+        ("refuses the user or the password", "jobs/queue/connection.py"),
+        ("does not answer", "jobs/queue/connection.py"),
+        ("refuses to serve (", "jobs/queue/connection.py"),
+        ("is not the storage of this queue", "jobs/queue/storage_check.py"),
+        ("refuses access (HTTP ", "jobs/cli/doctor.py"),
+        ("a newer version wrote the spec", "jobs/runs/outcomes.py"),
+        ("belongs to user ", "cluster/access.py"),
+        ("may not write there", "cluster/access.py"),
+        ("is not writable: ", "cluster/settings.py"),
+        ("free space", "cluster/health.py"),
+        ("the storage is full", "jobs/runs/outcomes.py"),
+        ("was lost (", "jobs/runs/outcomes.py"),
+        ("no sign of life for ", "jobs/queue/reconciler.py"),
+        ("waiting for ", "cluster/gpu_lease.py"),
+        (" runs running", "jobs/runs/owner_limit.py"),
+        ("; RDMA fails", "cluster/gpu_health.py"),
+    ],
+)
+def test_the_table_of_faults_quotes_what_the_commands_print(message, source):
+    table = README.split("## Troubleshooting")[1].split("\n## ")[0]
+
+    assert message in table
+    assert message in (ROOT / source).read_text()

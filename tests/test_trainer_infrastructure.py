@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 import ray
@@ -13,6 +14,7 @@ from cluster.errors import InsufficientResources
 from cluster.exit_codes import ExitCode
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
+from data_shards.errors import ShardError
 from tests.trained import lease_in
 from trainer import __main__ as trainer_main
 from trainer.attempt import Attempt, Settings
@@ -258,3 +260,24 @@ def test_the_exit_code_says_whether_to_retry_and_error_json_says_why(tmp_path, e
 
     assert found == code
     assert str(infrastructure_error(error) or error) in (tmp_path / "error.json").read_text()
+
+
+@pytest.mark.parametrize("error", [ShardError("shards does not exist"), FileNotFoundError(2, "no such file")])
+def test_an_error_while_the_storage_is_away_is_no_fault_of_the_run(tmp_path, error):
+    storage = tmp_path / "storage"
+    lease = lease_in(storage / "runs" / "run")
+    attempt = Attempt(paths=lease.paths, lease=lease, settings=Settings(storage=storage))
+    storage.rename(tmp_path / "away")
+    storage.mkdir()  # the folder that it was mounted at
+
+    code = trainer_main._handle_error(attempt, error)
+
+    assert (code, list(storage.iterdir())) == (ExitCode.WORKERS_LOST, [])
+
+
+def test_the_error_of_a_run_that_was_deleted_is_not_that_of_its_storage(tmp_path):
+    lease = lease_in(tmp_path / "runs" / "run")
+    attempt = Attempt(paths=lease.paths, lease=lease, settings=Settings(storage=tmp_path))
+    shutil.rmtree(lease.paths.folder)
+
+    assert trainer_main._handle_error(attempt, ShardError("shards does not exist")) == ExitCode.FAILED

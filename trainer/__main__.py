@@ -21,6 +21,7 @@ from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.process_env import set_local_ray_environment
 from cluster.process_exit import end_process
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
@@ -107,6 +108,9 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
             f"Nightshift {version('nightshift')} of the trainer does not know all of the spec ({error}); a newer "
             "version wrote it: update the job workers and the cluster"
         )
+    if away := _storage_away(attempt.paths):
+        logger.error("%s", error)
+        error = away
     if isinstance(error, TrainerError | ShardError | ClusterError):
         logger.error("%s", error)
     else:
@@ -123,6 +127,17 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
     if isinstance(error, NewerVersion):
         return ExitCode.NEWER_VERSION
     return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
+
+
+def _storage_away(paths: RunPaths) -> InfrastructureError | None:
+    """Return an error if the storage is away: its files look as if somebody had deleted them."""
+    try:
+        is_there = paths.folder.parent.is_dir()
+    except OSError:
+        is_there = False
+    if is_there:
+        return None
+    return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
 
 
 def _storage_full(error: Exception) -> StorageError | None:

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -141,8 +141,9 @@ def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> 
 
 
 def _keep(error: Exception, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, " ".join(str(error).split()))
+    with suppress(OSError):  # the storage is away or full: the restarted workers find out themselves
+        file.parent.mkdir(exist_ok=True)  # no parents: an unmounted storage stays empty
+        write_json(file, " ".join(str(error).split()))
 
 
 def _trainer(
