@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo check test test-slow test-gpu bench docs chart lock clean
+.PHONY: install demo check test test-slow test-gpu bench docs chart sbom lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make bench       the benchmarks against their peers"
 	@echo "make docs        the user guide as pages, in build/docs"
 	@echo "make chart       rebuild the Helm chart k8s/chart from the kustomize manifests"
+	@echo "make sbom        a bill of materials (CycloneDX) of the packages in .venv, in build/sbom.json"
 	@echo "make lock        rebuild requirements.lock from pyproject.toml"
 
 install: $(READY)
@@ -60,6 +61,12 @@ docs: $(READY)
 
 chart: $(READY)
 	$(BIN)/python -m k8s.make_chart
+
+# uvx runs the tool in an environment of its own, so that it is not among the packages that it lists.
+sbom: $(READY)
+	mkdir -p build
+	$(BIN)/uvx --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-file build/sbom.json $(BIN)/python
+	@echo "build/sbom.json"
 
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.lock
