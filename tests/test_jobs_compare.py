@@ -278,6 +278,19 @@ def test_the_valid_split_is_compared_by_the_evaluation_at_the_end_of_each_traini
     assert code in {0, 1}
 
 
+def test_a_comparison_out_of_fold_and_without_a_class_says_so(say_there, settings):
+    for run_id in (A, B):
+        about = read_about(RunPaths.of(settings.storage, run_id).predictions)
+        change(settings.storage, run_id, about=replace(about, split="train+valid"), labels=np.ones(24, dtype=np.int64))
+
+    notes = json.loads(say_there("compare", A, B, "--split", "train+valid", "--json")[1])["notes"]
+
+    assert notes[0].startswith("note: the figures are out of fold: each image was scored by a head")
+    assert notes[1] == (
+        'note: no shared image is of "covid": means over the classes are without it, and what needs it is undefined'
+    )
+
+
 def test_a_model_without_an_evaluation_gets_the_command_that_makes_one(say_there, settings):
     shutil.rmtree(settings.storage / "runs" / OF_B)
 

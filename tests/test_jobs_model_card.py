@@ -18,6 +18,7 @@ from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
 from trainer.model.head import HeadConfig
 from trainer.report import checklists
 from trainer.report.checklists import ITEMS, filled_items
+from trainer.report.model_card import CardFigures
 
 TEMPLATE = Path(checklists.__file__).with_name("model_card.html.j2")
 WEIGHTS, SITE = "0" * 64, KeptColumn(name="site")
@@ -106,6 +107,30 @@ def test_a_card_has_figures_with_intervals_data_limits_subgroups_and_the_command
     assert f"nightshift train {data} --lr 0.001 --positive covid" in page
     assert "none: no image or group is in two splits" in page
     assert "<dt>class weights</dt><dd><code>automatic</code></dd>" in page
+
+
+def test_a_card_gives_the_number_of_images_that_a_metric_of_a_label_is_about():
+    row = {"n": 30, "positives": 12, "unknown": 4, "auroc": 0.9, "sensitivity": 0.8, "specificity": None}
+    metrics = {"split": "test", "n": 34, "labels": {"mass": row}}
+
+    figures = CardFigures(run="r", ended="", shards="s", metrics=metrics, limits=())
+
+    assert [(one.name, one.of, one.note) for one in figures.rows] == [
+        ("AUROC", '"mass"', "12 present, 18 absent, 4 unknown"),
+        ("sensitivity", '"mass"', "12 present"),
+        ("specificity", '"mass"', "18 absent"),
+    ]
+
+
+def test_a_card_says_what_is_undefined_and_what_calibration_is_about():
+    probabilities, labels = np.eye(3)[[0, 0, 1, 1]] * 0.7 + 0.1, np.array([0, 0, 0, 1])
+    metrics = classification_metrics(probabilities, labels, classes=("a", "b", "c"), positive=None)
+    figures = CardFigures(run="r", ended="", shards="s", metrics={"split": "test", **metrics}, limits=())
+
+    notes = {one.name: one.note for one in figures.rows}
+
+    assert notes["average precision"] == "macro average without c: this split has no such images"
+    assert notes["calibration error (ECE)"] == notes["calibration slope"] == "of the most probable class"
 
 
 def test_text_from_outside_is_escaped_and_what_nobody_stated_is_said(there, settings):

@@ -50,10 +50,52 @@ def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> 
 
     assert (code, out) == (0, "")
     assert err.splitlines()[1:] == [
-        "test     accuracy 0.9722 (0.9556 to 0.9861), auroc 0.9991 (0.9982 to 0.9998), loss 0.1234 (360 images)",
+        "test     accuracy 0.9722 (0.9556 to 0.9861), auroc 0.9991 (0.9982 to 0.9998), loss 0.1234 (360 images; "
+        "95 % intervals in brackets)",
         f"model    {run.best}",
         f"report   {run.report}",
         f"next     nightshift evaluate {run.run_id} {shards}",
+    ]
+
+
+def test_what_is_undefined_is_said_with_the_reason(say: Say, run: RunPaths) -> None:
+    recall = {"recall": None, "precision": None, "f1": None, "support": 0, "intervals": {}}
+    succeed(
+        run,
+        metrics={
+            "split": "test", "n": 4, "classes": ["covid", "normal"], "positive": "covid", "positive_stated": False,
+            "accuracy": 0.75, "balanced_accuracy": 0.75, "auroc": None, "sensitivity": None, "specificity": 0.75,
+            "loss": 0.5, "per_class": {"covid": recall, "normal": {**recall, "recall": 0.75}},
+            "undefined": {"auroc": "undefined: all images of this split are normal"},
+        },
+    )  # fmt: skip
+
+    line = say("wait", "first-night")[2].splitlines()[1]
+
+    assert line == (
+        'test     recall of "covid" undefined [this split has no such images], recall of "normal" 0.7500, '
+        "auroc undefined [all images of this split are normal], accuracy 0.7500, loss 0.5000 (4 images)"
+    )
+
+
+def test_the_figures_of_several_labels_say_what_they_are_means_of(say: Say, run: RunPaths) -> None:
+    label = {"n": 3, "positives": 1, "unknown": 1, "auroc": None, "sensitivity": 1.0, "specificity": 0.5}
+    succeed(
+        run,
+        metrics={
+            "split": "test", "n": 4, "known": 3, "multi_label": True, "classes": ["mass"], "positive": "mass",
+            "accuracy": 0.75, "auroc": None, "sensitivity": 1.0, "specificity": 0.5, "loss": 0.5,
+            "labels": {"mass": label}, "macro": {"labels": {"auroc": 0}},
+        },
+    )  # fmt: skip
+
+    said = say("wait", "first-night")[2].splitlines()
+
+    assert said[1:3] == [
+        'test     micro accuracy 0.7500, macro auroc undefined [mean of 0 of 1 labels], sensitivity of "mass" 1.0000, '
+        'specificity of "mass" 0.5000, micro loss 0.5000 (4 images, 3 known targets; macro: mean of the labels, micro: '
+        "all known targets)",
+        "         mass: auroc undefined, sensitivity 1.0000, specificity 0.5000 (1 of 3 known, 1 unknown)",
     ]
 
 

@@ -210,6 +210,8 @@ def test_best_shows_the_published_trial_or_says_that_there_is_none_yet(say: Say,
         "\ntrial 0 is published\nauroc 0.8; corrected 0.7\nwarning: too few\n"
     )
     assert json.loads(say("best", search.run_id, "--json")[1])["choice"] == choice
+    write_json(search.result, {"metrics": {"split": "test", "n": 4, "accuracy": 0.75, "auroc": None}})
+    assert say("best", search.run_id)[1].endswith("\ntest: accuracy 0.7500 (4 images)\n")
 
 
 def test_extend_keeps_the_options_and_adds_trials(say: Say, settings: Settings, search: RunPaths) -> None:

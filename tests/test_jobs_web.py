@@ -517,7 +517,7 @@ def test_the_labels_of_a_multi_label_run_are_a_table(client, settings):
 
     page = client.get(f"/runs/{paths.run_id}").text
 
-    assert "test split, 40 images; means of the labels, 70 known targets" in page
+    assert "test split, 40 images, 70 known targets; macro: mean of the labels, micro: all known targets" in page
     cells = ["0.9000 (0.8000 to 0.9500)", "undefined", "0.8000", "7 of 35", "5"]
     row = '<tr><th scope="row">nodule</th>' + "".join(f'<td class="n">{text}</td>' for text in cells) + "</tr>"
     assert row in page

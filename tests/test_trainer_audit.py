@@ -21,14 +21,17 @@ from sklearn.metrics import roc_auc_score
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
+from jobs.cli import shards_audit
 from tests.stack import command_in_group
+from tests.test_jobs_compare import predictions_of
 from tests.test_trainer_report_page import report_data
+from tests.trained import lease_in
 from trainer.audit import __main__ as audit_process
-from trainer.audit.audit import Audit, audit
+from trainer.audit.audit import Audit, Check, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
 from trainer.audit.page import write_page
-from trainer.audit.saved import read_audit
+from trainer.audit.saved import AuditScores, read_audit
 from trainer.errors import SpecError
 from trainer.report.environment import area_percent
 from trainer.report.page import render
@@ -230,9 +233,10 @@ def test_a_missing_data_set_is_one_line(tmp_path, say):
     assert len(err.strip().splitlines()) == 1
 
 
-def request_on_stdin(monkeypatch, location, *, storage, html=None):
+def request_on_stdin(monkeypatch, location, *, storage, html=None, predictions=None):
     """Give the process that audits its request."""
     request = {"shards": str(location), "html": html, "storage": str(storage), "cache_bytes": 10**9}
+    request |= {"predictions": predictions}
     request |= {"image_size": SIDE, "processes": 1}
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request) + "\n"))
 
@@ -251,6 +255,74 @@ def test_a_file_that_the_system_cannot_read_is_one_line_without_an_error_number(
 
     expected = "/data/train-00000.tar cannot be read (Input/output error); check the path, its permissions and its disk"
     assert json.loads(capsys.readouterr().out) == {"error": expected}
+
+
+def scored_audit(labels, checks):
+    """An audit whose checks gave the images these scores of the second class."""
+    samples = np.arange(len(labels), dtype=np.uint8)[:, None] + np.ones((len(labels), 16), dtype=np.uint8)
+    scores = {name: np.stack([1 - one, one], axis=1) for name, one in checks.items()}
+    found = AuditScores(samples=samples, labels=labels, scores=scores)
+    checks = tuple(
+        Check(name=name, explanation="x", auroc=0.6, low=0.5, high=0.7, worst_class="b", worst_auroc=0.6, alarm=False)
+        for name in checks
+    )
+    return Audit(checks=checks, contradictions=(), images=24, total=24, sentence="No alarm.", scores=found)
+
+
+def test_an_audit_compares_a_model_with_each_check_on_the_same_images(tmp_path, digits_shards, monkeypatch, capsys):
+    model = predictions_of(0, "test", "w" * 64)
+    weak = np.linspace(0, 1, 24)
+    found = scored_audit(model.labels, {"rim": weak, "size": np.zeros(24)})
+    monkeypatch.setattr(audit_process, "audit", lambda *_args, **_options: found)
+    model.write(tmp_path / "p.safetensors", lease_in(tmp_path))
+    page = tmp_path / "a.html"
+    request_on_stdin(
+        monkeypatch, digits_shards, storage=tmp_path, html=str(page), predictions=str(tmp_path / "p.safetensors")
+    )
+
+    audit_process.main()
+
+    beside = json.loads(capsys.readouterr().out)["audit"]["model"]
+    rim = beside["differences"]["rim"]
+    hits = model.labels == 0
+    assert (beside["split"], beside["classes"], [*beside["differences"]]) == ("test", ["covid", "normal"], ["rim"])
+    assert rim["model"] == pytest.approx(roc_auc_score(hits, model.probabilities[:, 0]))
+    assert rim["check"] == pytest.approx(roc_auc_score(hits, 1 - weak))
+    assert rim["interval"][0] < rim["difference"] == pytest.approx(rim["model"] - rim["check"])
+    assert "images of the test split that both have scored" in page.read_text()
+
+
+def test_the_terminal_shows_a_model_beside_the_checks(say, monkeypatch):
+    check = {**CHECK, "name": "image size"}
+    one = {"check": 0.5, "model": 0.9, "difference": 0.4, "interval": [0.3, 0.5], "images": 24}
+    beside = {"split": "test", "classes": ["a", "b"], "differences": {"rim": one}}
+    found = {"checks": [CHECK, check], "contradictions": [], "images": 24, "total": 24, "sentence": "s"}
+    found |= {"model": beside}
+    monkeypatch.setattr(shards_audit, "_run", lambda _: found)
+    monkeypatch.setattr(shards_audit, "_predictions", lambda *_: "p.safetensors")
+
+    code, out, _ = say("shards", "audit", "shards", "--model", "night")
+
+    rows = [line.split("  ") for line in out.splitlines()]
+    cells = [[cell.strip() for cell in row if cell] for row in rows]
+    assert code == 0
+    assert cells[1][4:6] == ["0.900", "+0.400 (+0.300 to +0.500)"]
+    assert cells[2][4:6] == ["-", "-"]
+    assert "night: its AUROC on 24 images of the test split" in out
+
+
+def test_a_model_that_was_not_evaluated_on_the_data_set_gets_the_command_that_does_it(say, shards, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "head.json").write_text("{}")
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": "0" * 64}}))
+
+    code, out, err = say("shards", "audit", shards, "--model", str(tmp_path / "model"))
+
+    assert (code, out) == (1, "")
+    assert err == (
+        f"Error: {tmp_path / 'model'} has no evaluation of {shards}; run: nightshift evaluate {tmp_path / 'model'} "
+        f"{shards} --wait\n"
+    )
 
 
 @pytest.mark.parametrize("unwritable", ["storage", "html"])

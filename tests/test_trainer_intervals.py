@@ -12,6 +12,7 @@ from trainer.evaluation.intervals import (
     mean_interval,
     percentile_interval,
     proportion_interval,
+    variance_freedom,
 )
 
 NOTHING = np.array([])
@@ -69,7 +70,9 @@ def test_the_interval_of_the_auroc_is_delong_on_the_logit_scale():
     above = (scores[hits][:, None] > scores[~hits]).astype(float)
     area = roc_auc_score(hits, scores)
     error = np.sqrt(above.mean(axis=1).var(ddof=1) / 20 + above.mean(axis=0).var(ddof=1) / 40)
-    reach = t.ppf(0.975, 19) * error / (area * (1 - area))
+    squares = np.concatenate([(above.mean(axis=1) - area) ** 2 / 20 / 19, (above.mean(axis=0) - area) ** 2 / 40 / 39])
+    freedom = 2 / (np.square(squares).sum() / squares.sum() ** 2 - 1 / 60)
+    reach = t.ppf(0.975, min(19, freedom)) * error / (area * (1 - area))
     expected = [1 / (1 + np.exp(-(np.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1)]
 
     assert auroc_interval([(scores, hits)], own_groups(60), NOTHING) == pytest.approx(expected)
@@ -129,3 +132,84 @@ def test_a_resample_without_images_has_no_loss():
 
     assert np.isnan(found["loss"]).all()
     assert np.isnan(found["brier"]).all()
+
+
+@pytest.mark.parametrize("errors", [1, 2, 3])
+def test_an_error_never_makes_the_interval_of_grouped_images_start_higher(errors):
+    groups, correct = np.repeat(np.arange(12), 2), np.ones(24, dtype=bool)
+    without = proportion_interval(correct, groups)
+    correct[: 2 * errors : 2] = False
+
+    low, high = proportion_interval(correct, groups)
+    wrong_low, wrong_high = proportion_interval(~correct, groups)
+
+    assert effective_sample_size(correct, groups) > 12  # one error a group tells nothing of a design effect
+    assert low <= without[0] == pytest.approx(0.025 ** (1 / 12))
+    assert high < 1
+    assert (wrong_low, wrong_high) == pytest.approx((1 - high, 1 - low))
+
+
+def test_a_reversed_order_gives_an_exact_upper_bound():
+    scores, hits = np.arange(50) / 50, np.arange(50) < 20
+
+    assert auroc_interval([(scores, hits)], own_groups(50), NOTHING) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+
+
+def test_a_separated_class_with_few_images_widens_the_interval_of_the_mean_auroc():
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [3, 60, 60])
+    scores = random.normal(size=(123, 3)) + 2 * np.eye(3)[labels]
+    scores[:, 0] = labels == 0
+    ranked = [(scores[:, c], labels == c) for c in range(3)]
+
+    low, high = auroc_interval(ranked, own_groups(123), NOTHING)
+
+    reach = 1 - 0.025 ** (1 / 3)  # of three images in the right order
+    mean = np.mean([roc_auc_score(hits, scored) for scored, hits in ranked])
+    assert mean - low > reach / 3
+    assert high < 1
+
+
+def test_equal_scores_give_no_interval_of_the_auroc():
+    hits = np.arange(20) < 10
+
+    assert auroc_interval([(np.zeros(20), hits), (np.zeros(20), ~hits)], own_groups(20), NOTHING) is None
+
+
+@pytest.mark.parametrize("negatives", [100, 10_000])
+def test_a_single_positive_image_leaves_the_auroc_open_however_many_negatives_there_are(negatives):
+    scores = np.append(np.arange(negatives), 0.9 * negatives - 0.5)
+    hits = np.arange(negatives + 1) == negatives
+
+    found = auroc_interval([(scores, hits)], own_groups(negatives + 1), np.full(9, 0.9))
+
+    assert found == pytest.approx((0.025 * 0.9, 1 - 0.025 * 0.1))
+
+
+def test_a_single_positive_image_gives_no_interval_of_the_average_precision():
+    probabilities = np.column_stack([np.linspace(0.9, 0.1, 50), np.linspace(0.1, 0.9, 50)])
+    labels = (np.arange(50) == 45).astype(np.int64)
+
+    found = confidence_intervals(probabilities, labels, probabilities.argmax(axis=1), positive=1)
+
+    assert found["average_precision"] is None
+
+
+def test_the_interval_of_the_loss_of_few_images_is_that_of_student():
+    losses = np.array([0.1, 0.2, 0.9])
+    probabilities = np.column_stack([np.exp(-losses), 1 - np.exp(-losses)])
+    labels = np.zeros(3, dtype=np.int64)
+
+    low, high = confidence_intervals(probabilities, labels, labels, positive=0)["loss"]
+
+    reach = t.ppf(0.975, 2) * losses.std(ddof=1) / 3**0.5
+    assert (low, high) == pytest.approx((0, losses.mean() + reach), rel=0.1)
+
+
+def test_a_variance_that_few_groups_carry_has_few_degrees_of_freedom():
+    normal, carried = np.random.default_rng(0).normal(size=20_000), np.zeros(1000)
+    carried[:3] = 1
+
+    assert variance_freedom(normal) == pytest.approx(20_000, rel=0.1)
+    assert variance_freedom(carried) == pytest.approx(6, rel=0.01)
+    assert variance_freedom(np.ones(5)) == float("inf")

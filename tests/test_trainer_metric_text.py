@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.metric_text import headline_metrics, prevalence_lines
+from trainer.evaluation.metric_text import headline_metrics, label_headline, prevalence_lines
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.training_text import training_lines
 
@@ -45,7 +45,8 @@ def test_predictive_values_are_given_with_the_prevalence_they_are_about():
     found = {"positive": "covid", "prevalence": 0.02, "ppv": 0.5, "npv": None, "intervals": {"ppv": [0.25, 0.75]}}
 
     assert prevalence_lines({"at_prevalence": found}) == [
-        'at a prevalence of 0.02 of "covid": PPV 0.5000 (0.2500 to 0.7500), NPV undefined'
+        'at a prevalence of 0.02 of "covid": PPV 0.5000 (95 % interval 0.2500 to 0.7500), NPV undefined, '
+        "if sensitivity and specificity are the same there"
     ]
 
 
@@ -66,3 +67,54 @@ def test_a_published_head_has_a_line_before_scaling_if_scaling_changed_a_figure_
     own = "accuracy 0.7000 (0.6000 to 0.8000), auroc 0.8000 (0.7500 to 0.8500)"
     assert changed[0] == ("unscaled", f"published head before temperature scaling, as the baselines: {own}")
     assert [label for label, _ in same] == ["baseline"]
+
+
+def test_the_mean_auroc_of_many_classes_is_called_so_and_an_undefined_recall_says_why():
+    probabilities, labels = np.eye(3)[[0, 0, 1, 1]], np.array([0, 0, 0, 1])
+
+    found = {one.name: one for one in headline_metrics(
+        classification_metrics(probabilities, labels, classes=("0", "1", "2"), positive="2", intervals=False)
+    )}  # fmt: skip
+
+    assert found["mean AUROC"].note == "macro average without 2: this split has no such images"
+    assert found["balanced accuracy"].note == "mean recall without 2: this split has no such images"
+    assert (found["sensitivity"].value, found["sensitivity"].note) == (None, "this split has no such images")
+    assert found["specificity"].note == ""
+
+
+@pytest.mark.parametrize(
+    ("positive", "names"),
+    [
+        (None, ["micro accuracy", "macro AUROC", "macro sensitivity", "macro specificity", "micro loss"]),
+        ("a", ["micro accuracy", "macro AUROC", 'sensitivity of "a"', 'specificity of "a"', "micro loss"]),
+    ],
+)
+def test_the_first_metrics_of_several_labels_say_what_they_are_means_of(positive, names):
+    metrics = {
+        "classes": ["a", "b"], "positive": positive, "accuracy": 0.9, "auroc": 0.8, "sensitivity": None,
+        "specificity": 1.0, "loss": 0.2, "macro": {"labels": {"auroc": 1, "sensitivity": 2}},
+        "intervals": {"auroc": [0.7, 0.9]},
+    }  # fmt: skip
+
+    found = label_headline(metrics)
+
+    assert [f"{one.name} {one.of}".strip() for one in found] == names
+    assert (found[1].value, found[1].interval, found[1].note) == (0.8, [0.7, 0.9], "mean of 1 of 2 labels")
+    assert [one.note for one in found if one is not found[1]] == [""] * 4
+
+
+@pytest.mark.parametrize(
+    ("classes", "multi_label", "text"),
+    [
+        (["a", "b"], False, "accuracy 0.7000, auroc undefined"),
+        (["a", "b", "c"], False, "accuracy 0.7000, mean auroc undefined"),
+        (["a", "b", "c"], True, "micro accuracy 0.7000, macro auroc undefined"),
+    ],
+)
+def test_the_figures_of_a_baseline_say_what_they_are_means_of(classes, multi_label, text):
+    baseline = {"head": "lda", "auroc": None, "accuracy": 0.7, "loss": 1.0, "intervals": {}}
+    metrics = {"split": "valid", "classes": classes, "multi_label": multi_label}
+
+    (line,) = training_lines({"metrics": metrics, "baselines": [baseline]})
+
+    assert line == ("baseline", f"linear discriminant analysis (lda) on the same features: {text}")

@@ -120,7 +120,9 @@ def test_a_class_without_images_is_named_in_the_reason():
 
     found = classification_metrics(probabilities[kept], labels[kept], classes=THREE, positive=None, intervals=False)
 
-    assert found["undefined"]["auroc"] == "macro average without fox: this split has no such images"
+    for name in ("auroc", "average_precision"):
+        assert found["undefined"][name] == "macro average without fox: this split has no such images"
+    assert found["undefined"]["balanced_accuracy"] == "mean recall without fox: this split has no such images"
     assert found["per_class"]["fox"]["recall"] is None
 
 

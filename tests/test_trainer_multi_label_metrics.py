@@ -269,3 +269,27 @@ def test_the_configuration_of_one_class_an_image_has_no_field_for_labels():
 
     assert "multi_label" not in config.to_json()
     assert config.model_copy(update={"multi_label": True}).to_json()["multi_label"] is True
+
+
+def test_a_label_without_an_error_widens_the_interval_of_the_macro_mean():
+    logits, targets = draw(400, unknown=0.0)
+    targets[:, 2] = np.arange(400) < 3  # three images, all found
+    logits[:, 2] = np.where(targets[:, 2] == 1, 3.0, -3.0)
+
+    found = measured(logits, targets)
+
+    reach = 1 - 0.025 ** (1 / 3)  # of three images without an error
+    for metric in ("sensitivity", "auroc"):
+        low, high = found["macro"]["intervals"][metric]
+        assert found["macro"][metric] - low > reach / 3
+        assert high > found["macro"][metric]
+
+
+def test_of_labels_without_any_error_the_macro_mean_has_an_interval():
+    _, targets = draw(60, unknown=0.0)
+
+    found = measured(np.where(targets == 1, 2.0, -2.0), targets)
+
+    assert found["macro"]["sensitivity"] == 1
+    low, high = found["macro"]["intervals"]["sensitivity"]
+    assert 0.8 < low < high == 1

@@ -219,3 +219,13 @@ def test_equally_good_models_differ_significantly_in_5_percent_of_simulations(cl
         found["auroc"] += auroc_test([(first, hits)], [(second, hits)], hits.astype(int), units)[3] < 0.05
 
     assert all(35 <= count <= 65 for count in found.values()), found
+
+
+def test_a_single_positive_image_gives_no_interval_of_the_difference_of_aurocs():
+    (first, second), _ = random_models(3)
+    labels = (np.arange(90) > 0).astype(np.int64)
+
+    auroc = paired_figures(first, second, labels, np.arange(90), positive=0)[-1]
+
+    assert auroc.difference is not None
+    assert (auroc.interval, auroc.p, auroc.test) == (None, None, None)

@@ -53,3 +53,14 @@ def test_of_more_than_two_classes_the_event_is_a_correct_prediction():
 
     assert scores.tolist() == [0.6, 0.5]
     assert hits.tolist() == [True, False]
+
+
+def test_two_events_give_a_slope_without_an_interval(outcomes):
+    scores, _, _ = outcomes
+    hits = np.isin(np.arange(300), [np.argmax(scores), np.argmin(scores)])
+
+    found = recalibration(scores, hits, np.arange(300))
+
+    assert found["calibration_slope"].value is not None
+    assert found["calibration_slope"].interval is None
+    assert found["calibration_intercept"].interval is not None

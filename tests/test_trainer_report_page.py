@@ -19,6 +19,7 @@ from trainer.evaluation.predictions import Predictions
 from trainer.report.environment import number_text, percent_text
 from trainer.report.examples import worst_misclassified
 from trainer.report.gradcam import jpeg, overlay
+from trainer.report.head_comparison import HeadComparison
 from trainer.report.multi_label import MultiLabelReportData
 from trainer.report.page import ReportData, compile_templates, render, write_page
 from trainer.report.source_version import source_version
@@ -205,6 +206,59 @@ def test_a_split_of_one_class_gives_a_report():
     assert "This split has no &#34;covid&#34; images" in page
     assert "all images of this split are normal" in page
     assert "ROC curve" not in page
+
+
+def judged_as(data, labels, **options):
+    """The report of other true classes."""
+    predictions = replace(data.predictions, labels=labels)
+    metrics = classification_metrics(predictions.probabilities, labels, classes=data.classes, **options)
+    return replace(data, predictions=predictions, metrics={"split": "test", **metrics})
+
+
+def words_of(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).replace("\u202f", " ").replace("&#34;", '"')
+
+
+def test_a_class_without_images_has_neither_errors_nor_shares():
+    data = report_data(count=6)
+
+    page = render(judged_as(data, np.ones(6, dtype=np.int64), positive=None))
+
+    assert 'This split has no "covid" images, ' in words_of(page)
+    assert "0 of 0" not in page
+    assert "<b>0</b><span>–</span>" in page
+    assert "Balanced accuracy <small>mean recall without covid: this split has no such images</small>" in page
+    assert "Calibration slope (1 is best)</dt><dd>–</dd>" in page
+
+
+def test_what_is_a_mean_over_classes_is_called_so():
+    data = report_data(count=90, classes=("a", "b", "c"), threshold=None)
+
+    words = words_of(render(judged_as(data, data.predictions.labels % 2, positive=None)))
+
+    assert "Mean AUROC" in words
+    assert "macro average without c: this split has no such images" in words
+    assert "observed frequency of the most probable class" in words
+
+
+@pytest.mark.parametrize(
+    ("grouped", "sentence"),
+    [
+        (True, "trained without its fold, and no group is in two folds."),
+        (False, "Groups are unknown: if a patient has several images, they may be in several folds"),
+    ],
+)
+def test_only_known_groups_are_said_to_be_in_one_fold(grouped, sentence):
+    data = report_data()
+    figures = {"auroc": 0.9, "accuracy": 0.8, "loss": 0.5, "intervals": {"accuracy": [0.7, 0.9]}}
+    own, linear = {"head": "mlp", "name": "three-layer"}, {"head": "lda", "name": "linear", "images": 48}
+    rows = [{**own, **figures}, {**linear, **figures}]
+    heads = HeadComparison(judged_on="out of fold", rows=rows, images=60)
+
+    words = words_of(render(replace(data, heads=heads, index=data.index.model_copy(update={"grouped": grouped}))))
+
+    assert sentence in words
+    assert "linear fitted on at least 48 images" in words
 
 
 def test_predictions_are_read_back_as_they_were_written(tmp_path):

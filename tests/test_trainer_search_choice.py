@@ -197,7 +197,7 @@ def test_the_lines_say_best_value_correction_and_too_few_images():
     corrected = choice["corrected"]
     assert choice_lines({"choice": choice})[1:] == [
         ("best", "validation accuracy 0.9 of trial 1, the best of 2 trials; corrected for choosing among 2 trials "
-         f"{corrected['value']:.4g} ({corrected['low']:.4g} to {corrected['high']:.4g})"),
+         f"{corrected['value']:.4g} (95 % interval {corrected['low']:.4g} to {corrected['high']:.4g})"),
         ("warning", 'valid has 20 images of "covid", fewer than 100: which trial is best is mostly noise'),
     ]  # fmt: skip
     assert few_images(spec, INDEX, "valid+test").startswith('valid and test have 20 images of "covid"')

@@ -5,7 +5,7 @@ import pytest
 
 from tests.searched import search_spec
 from trainer.search.importance import importance
-from trainer.search.report import cost, search_charts
+from trainer.search.report import cost, search_charts, search_section
 from trainer.search.trial_charts import parallel_coordinates
 from trainer.search.trials import TrialTable
 
@@ -113,3 +113,14 @@ def test_trials_copied_from_an_extended_search_cost_nothing():
         table.add({"event": "finished", "trial": number, "why": "rung", "from": "search-x"})
 
     assert cost(table, spec, images=300) == whole
+
+
+def test_the_leaderboard_of_a_report_names_its_figures_and_says_how_many_trials_it_leaves_out():
+    spec = search_spec("shards", epochs=9)
+    table = table_of(spec, 17)
+
+    found = search_section(table, spec, {}, {"sentence": "trial 0 is published"})
+
+    assert [*found.leaderboard[0]][:2] == ["trial", "valid loss"]
+    assert found.notes == ["Trial 0 is published.", "Shown are the best 15 of 17 trials."]
+    assert len(found.leaderboard) == 15

@@ -180,3 +180,17 @@ def test_cached_features_keep_the_columns_and_those_of_earlier_versions_have_non
     assert cache.read("0" * 64).columns == {"site": ("north", "")}
     assert cache.read("1" * 64).columns == {}
     assert _column([cache.read(digit * 64) for digit in "01"], "site") == ("north", "", "", "")
+
+
+def test_of_several_classes_the_auroc_of_the_positive_one_is_named_after_it():
+    row = subgroup_rows(
+        decided(np.tile([0, 1, 2], 20), np.random.default_rng(1).dirichlet((1, 1, 1), 60), classes=("a", "b", "c"),
+                positive="b"),
+        [SITE],
+        {"site": ("x",) * 60},
+    )[0]  # fmt: skip
+    metrics = {"classes": ["a", "b", "c"], "positive": "b", "positive_stated": True, "subgroups": [row]}
+
+    (line,) = subgroup_lines(metrics)
+
+    assert f'AUROC of "b" {row["auroc"]:.4f} (' in line

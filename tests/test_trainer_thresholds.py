@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from cluster.files import write_json
+from tests.datasets import index_of
 from tests.trained import lease_in
 from trainer.errors import CheckpointError, SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
@@ -25,6 +26,7 @@ from trainer.evaluation.named_thresholds import (
     read_calibration,
     refuse_taken_name,
     store_named,
+    threshold_evidence,
 )
 from trainer.evaluation.scoring import ModelOutputs
 from trainer.evaluation.threshold_choice import requested_positives, supported_sensitivity
@@ -282,6 +284,26 @@ def test_a_threshold_may_have_been_chosen_on_images_of_these_splits(images, spli
     assert found == splits
 
 
+def test_a_threshold_of_another_data_set_was_not_chosen_on_the_split_of_the_same_name(tmp_path):
+    index = index_of([4], split="valid")
+    metrics = {"split": "valid", "sensitivity": 0.95}
+    own, other = (
+        threshold_evidence(
+            NamedThreshold(model=WEIGHTS, name="careful", classes={
+                "covid": ThresholdChoice(threshold=0.2, temperature=1.0, min_sensitivity=0.9, data=data)
+            }), metrics, index,
+        )[0]
+        for data in (index.digest, "0" * 64)
+    )  # fmt: skip
+
+    assert (chosen_on(own), chosen_on(other)) == ("the valid split", "the valid split of another data set")
+    assert (may_have_chosen(own, "valid"), may_have_chosen(other, "valid")) == (True, False)
+    assert [threshold_lines({"threshold_choices": [one]})[-1] for one in (own, other)] == [
+        '"covid": the valid split, on which the threshold was chosen, reaches 0.9: its sensitivity is 0.9500',
+        '"covid": the valid split reaches 0.9: its sensitivity is 0.9500',
+    ]
+
+
 def test_a_damaged_threshold_of_other_labels_is_replaced_and_named(tmp_path, caplog):
     (tmp_path / "thresholds").mkdir()
     (tmp_path / "thresholds" / "careful.json").write_text("{")
@@ -291,3 +313,11 @@ def test_a_damaged_threshold_of_other_labels_is_replaced_and_named(tmp_path, cap
     assert list(read_threshold(tmp_path, "careful").classes) == ["covid"]
     assert "careful.json is damaged" in caplog.text
     assert "the thresholds of its other labels are not kept" in caplog.text
+
+
+def test_a_miss_never_supports_more_than_none_does():
+    groups = [f"patient {n // 2}" for n in range(24)]
+
+    without, with_one = (supported_sensitivity(np.arange(24) >= misses, groups) for misses in (0, 1))
+
+    assert with_one <= without == pytest.approx(0.05 ** (1 / 12))

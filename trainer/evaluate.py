@@ -137,7 +137,7 @@ def evaluate_on_worker(context: WorkerContext[EvaluateSpec]) -> dict[str, Any]:
             found[spec.split], config.classes, calibration, positive=str(positive), prevalence=spec.prevalence
         )
     if named is not None:
-        metrics |= {"threshold_name": named.name, "threshold_choices": threshold_evidence(named, metrics)}
+        metrics |= {"threshold_name": named.name, "threshold_choices": threshold_evidence(named, metrics, index)}
     if context.process_group.is_rank_zero:
         if spec.min_sensitivity and named is not None:
             _store(named, stored, str(positive), context.task.attempt.lease)

@@ -32,7 +32,8 @@ PACKAGES = ("nightshift", "torch", "efficientnet_pytorch")
 SHOWN_OPTIONS = (
     "epochs", "patience", "batch_size", "lr", "weights", "freeze", "augment", "class_weights", "folds", "seed",
 )  # fmt: skip
-SPLITS = ("test", "valid", "train+valid")  # whose figures the card has, in this order
+SPLITS = ("test", "valid", "train+valid", "train")  # whose figures the card has, in this order
+UNREADABLE = "The data set of these images cannot be read as it was then, so what limits the metrics is not known."
 
 
 def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
@@ -73,7 +74,8 @@ def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex 
     """
     figures, warnings = [], list[str]()
     for split in SPLITS:
-        newest = {each.about.data: each for each in reversed(evaluations_of(storage, model, split))}
+        found = [one for one in evaluations_of(storage, model, split) if split != "train" or _is_own(one, model)]
+        newest = {each.about.data: each for each in reversed(found)}
         for evaluation in newest.values():
             file, read = f"result.json of {evaluation.paths.run_id}", partial(_figures_of, evaluation, data, index)
             if (one := shown_or(None, file, warnings, read)) is not None:
@@ -81,6 +83,11 @@ def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex 
     for text in warnings:
         echo(text, err=True)
     return figures
+
+
+def _is_own(evaluation: Evaluation, model: EvaluatedModel) -> bool:
+    """Whether the run that trained a model has judged it: on train alone, by its predictions out of fold."""
+    return model.origin is not None and evaluation.paths.folder == model.origin.folder
 
 
 def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> CardFigures:
@@ -104,7 +111,7 @@ def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> 
         ended=_ended(evaluation.paths),
         shards=shards,
         metrics=metrics,
-        limits=limits(judged, metrics, result) if judged else [],
+        limits=limits(judged, metrics, result) if judged else [UNREADABLE],
         is_external=evaluation.about.data != data and not known and not later,
     )
     one.check()

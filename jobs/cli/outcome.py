@@ -15,7 +15,13 @@ from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
 from jobs.runs.state import RunState
-from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
+from trainer.evaluation.metric_text import (
+    MEANS,
+    HeadlineMetric,
+    has_headline,
+    headline_metrics,
+    label_headline,
+)
 from trainer.evaluation.training_text import training_lines
 from trainer.search.choice_text import choice_lines
 
@@ -89,24 +95,34 @@ def _figure_lines(record: JobRecord, result: Mapping[str, Any], metrics: dict[st
 
 def metrics_line(metrics: dict[str, Any]) -> str:
     """Return the split of a result and its first metrics with their intervals, "" without metrics."""
+    label = "folds" if "out_of_fold" in metrics else metrics.get("split", "metrics")
+    text = metrics_text(metrics)
+    return f"{label:<8} {text}" if text else ""
+
+
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """Return the first metrics of a result with their intervals, and what they are of; "" without metrics."""
     if has_headline(metrics):
-        found = [*headline_metrics(metrics), HeadlineMetric(name="loss", value=metrics.get("loss"))]
-        values = [_headline_text(metric) for metric in found if metric.value is not None]
+        loss = [HeadlineMetric(name="loss", value=metrics["loss"])] if "loss" in metrics else []
+        values = [_headline_text(metric) for metric in (*headline_metrics(metrics), *loss)]
+    elif metrics.get("multi_label"):
+        values = [_headline_text(metric) for metric in label_headline(metrics)]
     else:
         names = [name for name in SHOWN_METRICS if isinstance(metrics.get(name), int | float)]
         values = [metric_with_interval(metrics, name) for name in names]
     if not values:
         return ""
-    count = f" ({metrics['n']} images)" if metrics.get("n") else ""
-    if metrics.get("multi_label") and not metrics.get("positive"):
-        count = f" (means of the labels; {metrics['n']} images, {metrics['known']} known targets)"
-    label = "folds" if "out_of_fold" in metrics else metrics.get("split", "metrics")
-    return f"{label:<8} {', '.join(values)}{count}"
+    about = [f"{metrics['n']} images"] if metrics.get("n") else []
+    if metrics.get("multi_label"):
+        about = [f"{metrics['n']} images, {metrics['known']} known targets", MEANS]
+    about += ["95 % intervals in brackets"] if any((metrics.get("intervals") or {}).values()) else []
+    return ", ".join(values) + (f" ({'; '.join(about)})" if about else "")
 
 
 def _headline_text(metric: HeadlineMetric) -> str:
-    name = metric.key if metric.key in SHOWN_METRICS else metric.name
-    return with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
+    name = metric.name.replace("AUROC", "auroc")
+    text = with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
+    return f"{text} [{metric.note.removeprefix('undefined: ')}]" if metric.note else text
 
 
 def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:

@@ -4,9 +4,11 @@ The audit runs in a process of its own: it needs scikit-learn, which the command
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +16,7 @@ from click import ClickException
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.completion import complete_model
 from jobs.cli.guarded_process import guarded_process
 from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
@@ -29,6 +32,9 @@ COLUMNS = (
     Column(title="ALARM"),
     Column(title="WHAT IS LOOKED AT", importance=1),
 )
+MODEL_COLUMNS = (Column(title="MODEL"), Column(title="MODEL - CHECK"))
+TWO = 2  # classes: of more, the AUROC is a mean
+SPLITS = ("test", "valid", "train+valid")  # of which a model has been judged, in the order of preference
 SHOWN = 20  # contradictions on the terminal; --json has all of them
 
 
@@ -44,6 +50,9 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
                          help="Maximum number of images to read; from a larger data set, a random sample is drawn."),
             click.option("--processes", type=click.IntRange(1), metavar="N",
                          help="Number of decoding processes.  [default: one per CPU core]"),
+            click.option("--model", metavar="MODEL", shell_complete=complete_model,
+                         help="Also compare the AUROC of a model that was evaluated on SHARDS with each check, on the "
+                         "same images: a run, a promoted name, a folder or an evaluation."),
         ),
     ),
     OptionGroup(
@@ -55,12 +64,12 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
         ),
     ),
 )  # fmt: skip
-def audit(shards: str, html: str | None, as_json: bool, **limits: Any) -> None:
+def audit(shards: str, model: str | None, html: str | None, as_json: bool, **limits: Any) -> None:
     """Show what classifies the images in SHARDS without looking at their subject.
 
     Simple classifiers see only the image size, the file format, the outer rim, a small patch, or a thumbnail. If one
     of them does as well as a network, the network's figures do not show that it looks at the subject. Reports of later
-    runs on this data set show the audit.
+    runs on this data set show the audit beside their model, and so does --model.
     """
     page = output_file(html, "--html")
     settings = Settings.read().with_storage_ready()
@@ -69,6 +78,7 @@ def audit(shards: str, html: str | None, as_json: bool, **limits: Any) -> None:
         "html": page,
         "storage": str(settings.storage),
         "cache_bytes": settings.shard_cache_bytes,
+        "predictions": None if model is None else _predictions(settings.storage, model, shards),
         **limits,
     }
     found = _run(wanted)
@@ -77,11 +87,16 @@ def audit(shards: str, html: str | None, as_json: bool, **limits: Any) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(table_text(COLUMNS, [_row(check) for check in found["checks"]], output_width()))
+    differences = found["model"]["differences"] if model else {}
+    columns = [*COLUMNS[:4], *(MODEL_COLUMNS if model else ()), COLUMNS[4]]
+    rows = [_row(check, _model_cells(differences.get(check["name"])) if model else ()) for check in found["checks"]]
+    click.echo(table_text(columns, rows, output_width()))
     _print_contradictions(found["contradictions"])
     if found["images"] < found["total"]:
         click.echo(f"a random sample of {found['images']:,} of {found['total']:,} images was read", err=True)
     echo(found["sentence"])
+    if model:
+        echo(_model_sentence(model, found["model"]))
 
 
 def _run(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +122,51 @@ def _answer(process: "subprocess.Popen[str]", on_progress: Callable[[int, int], 
     raise ClickException(f"the audit ended with exit code {process.wait()}; its output is above")
 
 
-def _row(check: dict[str, Any]) -> tuple[str, ...]:
+def _row(check: dict[str, Any], of_model: tuple[str, ...]) -> tuple[str, ...]:
     interval = "" if check["low"] is None else f"{check['low']:.3f} to {check['high']:.3f}"
-    return check["name"], f"{check['auroc']:.3f}", interval, "yes" if check["alarm"] else "no", check["explanation"]
+    alarm = "yes" if check["alarm"] else "no"
+    return check["name"], f"{check['auroc']:.3f}", interval, alarm, *of_model, check["explanation"]
+
+
+def _model_cells(beside: dict[str, Any] | None) -> tuple[str, str]:
+    if beside is None:
+        return "-", "-"
+    low_high = beside["interval"]
+    interval = f" ({low_high[0]:+.3f} to {low_high[1]:+.3f})" if low_high else ""
+    return f"{beside['model']:.3f}", f"{beside['difference']:+.3f}{interval}"
+
+
+def _model_sentence(model: str, found: dict[str, Any]) -> str:
+    """Return what the columns about a model are, in one sentence."""
+    counts = sorted({one["images"] for one in found["differences"].values()})
+    if not counts:
+        return f"{model} was evaluated on none of the images that the audit has read"
+    of_mean = "mean AUROC over the classes" if len(found["classes"]) > TWO else "AUROC"
+    images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return (
+        f"{model}: its {of_mean} on {images} images of the {found['split']} split, and the difference to that of the "
+        "check on the same images, with its 95 % interval. One that contains 0 does not show that the model knows more."
+    )
+
+
+def _predictions(storage: Path, model: str, shards: str) -> str:
+    """Return the file of a model's newest predictions on the data set, of the test split if there are such.
+
+    Raises:
+        CheckpointError: There is no such model, or it was not evaluated on the data set.
+    """
+    # These take a moment, and an audit without a model does not wait for them.
+    from data_shards.index import read_index  # noqa: PLC0415
+    from jobs.runs.evaluations import evaluations_of, find_model  # noqa: PLC0415
+    from trainer.errors import CheckpointError  # noqa: PLC0415
+
+    digest, found = read_index(shards).digest, find_model(storage, model)
+    splits = SPLITS if found.evaluation is None else (found.evaluation.about.split,)
+    for evaluation in (one for split in splits for one in evaluations_of(storage, found, split)):
+        if evaluation.about.data == digest:
+            return str(evaluation.paths.predictions)
+    command_line = f"nightshift evaluate {shlex.quote(model)} {shlex.quote(shards)} --wait"
+    raise CheckpointError(f"{model} has no evaluation of {shards}; run: {command_line}")
 
 
 def _print_contradictions(pairs: list[dict[str, Any]]) -> None:

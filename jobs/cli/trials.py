@@ -13,6 +13,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.outcome import metrics_text
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo, terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
@@ -178,7 +179,7 @@ def _best_as_text(found: dict[str, Any]) -> str:
     if found["result"]:
         metrics = found["result"]
         where = judged_on(metrics) if "out_of_fold" in metrics else metrics["split"]
-        lines.append(f"{where}: accuracy {metrics['accuracy']:.4f}  auroc {metrics['auroc'] or 0:.4f}")
+        lines.append(f"{where}: {metrics_text(metrics)}")
     lines += [f"warning: {text}" if label == "warning" else text for label, text in choice_lines(found)]
     return "\n".join(lines)
 

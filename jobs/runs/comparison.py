@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run_paths import RunPaths
+from data_shards.index import BOTH
 from jobs.runs.evaluations import (
     EvaluatedModel,
     Evaluation,
@@ -28,6 +29,12 @@ from trainer.evaluation.predictions import Predictions
 from trainer.report.comparison_page import ComparisonPage
 
 NOT_OPTIONS = ("kind", "shards", "workers", "gpus_per_worker", "cache")
+SPLIT_NOTES = {
+    "valid": "models are chosen on the valid split: their figures there are optimistic",
+    "train": "models are trained on the train split: their figures there are optimistic, unless they are out of fold",
+    BOTH: "the figures are out of fold: each image was scored by a head that was trained without its fold, and the "
+    "models themselves are trained on all of these images",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +111,7 @@ class ComparisonView:
             )
         if not is_binary(comparison.classes):
             found.append("note: AUROC is the mean over the classes, of each against the rest")
-        if self.evaluations[0].about.split == "valid":
-            found.append("note: models are chosen on the valid split: their figures there are optimistic")
+        found += self._split_notes()
         if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:
             found.append(
                 "note: the decision thresholds differ: all figures but AUROC depend on them, not on the models alone"
@@ -118,6 +124,19 @@ class ComparisonView:
             )
         if len(comparison.candidates) > 1:
             found.append("note: the intervals are not corrected for several candidates; p (Holm) is")
+        return found
+
+    def _split_notes(self) -> list[str]:
+        """Return what the split limits: images that models may have seen, and classes without images."""
+        split = self.evaluations[0].about.split
+        note = SPLIT_NOTES.get(BOTH if BOTH in split else split)
+        found = [] if note is None else [f"note: {note}"]
+        present = set(self.comparison.labels.tolist())
+        if absent := [name for c, name in enumerate(self.comparison.classes) if c not in present]:
+            found.append(
+                f"note: no shared image is of {', '.join(map(quoted, absent))}: means over the classes are without it, "
+                "and what needs it is undefined"
+            )
         return found
 
     def models(self) -> list[tuple[str, str]]:

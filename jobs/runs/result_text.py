@@ -51,13 +51,13 @@ def _block(title: str, lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def metric_with_interval(metrics: dict[str, Any], name: str) -> str:
     """Return a metric with its 95 % interval, such as `auroc 0.9812 (0.9634 to 0.9945)`."""
-    return with_interval(name, metrics[name], (metrics.get("intervals") or {}).get(name))
+    return with_interval(name, metrics.get(name), (metrics.get("intervals") or {}).get(name))
 
 
 def label_lines(metrics: dict[str, Any]) -> list[str]:
     """Return a line for each label of a multi-label evaluation: its metrics where it is known."""
     return [
-        f"{'':<8} {name}: {', '.join(metric_with_interval(row, n) for n in SHOWN_OF_LABEL if row.get(n) is not None)}"
+        f"{'':<8} {name}: {', '.join(metric_with_interval(row, metric) for metric in SHOWN_OF_LABEL)}"
         f" ({row['positives']} of {row['n']} known, {row['unknown']} unknown)"
         for name, row in (metrics.get("labels") or {}).items()
     ]
@@ -77,10 +77,12 @@ def label_rows(metrics: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _cell(value: float | None, low_high: Sequence[float] | None) -> str:
-    return "undefined" if value is None else with_interval("", value, low_high).strip()
+    return with_interval("", value, low_high).strip()
 
 
 def with_interval(name: str, value: float | None, low_high: Sequence[float] | None) -> str:
-    """Return a value with its 95 % interval, if it has one."""
+    """Return a value with its 95 % interval, if it has one; "undefined" where there is no value."""
+    if value is None:
+        return f"{name} undefined"
     interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
     return f"{name} {value:.4f}{interval}"

@@ -15,14 +15,20 @@ from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
 from jobs.web.overview import RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
-from trainer.evaluation.metric_text import HeadlineMetric, has_headline, headline_metrics
+from trainer.evaluation.metric_text import (
+    MEANS,
+    HeadlineMetric,
+    has_headline,
+    headline_metrics,
+    label_headline,
+)
 from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.model.names import HEAD_FILE
 from trainer.report.charts import ReportChart
 from trainer.search.choice_text import choice_lines
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
-PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: several labels an image
+PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: one of an earlier version
 OF_PERSONS = ("name", "note", "tags", "kind")  # shown elsewhere
 RETRIED = ("failed", "lost", "cancelled")
 WITH_CHECKPOINTS = ("train", "search")  # kinds that go on from a checkpoint
@@ -144,8 +150,8 @@ def _figures(record: JobRecord) -> Figures:
     metrics = record.result["metrics"]
     found = _metrics(metrics)
     judged = f"{judged_on(metrics)}, {metrics['n']} images" if metrics.get("n") else judged_on(metrics)
-    if metrics.get("multi_label") and not metrics.get("positive"):
-        judged += f"; means of the labels, {metrics['known']} known targets"
+    if metrics.get("multi_label"):
+        judged += f", {metrics['known']} known targets; {MEANS}"
     lines = [*choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
     labels = label_rows(metrics)
     return Figures(
@@ -159,6 +165,8 @@ def _figures(record: JobRecord) -> Figures:
 def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     if has_headline(metrics):
         found = headline_metrics(metrics)
+    elif metrics.get("multi_label"):
+        found = label_headline(metrics)
     else:
         intervals = metrics.get("intervals") or {}
         found = [

@@ -30,7 +30,13 @@ def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 def chosen_on(choice: Mapping[str, Any]) -> str:
     """Return the images that a threshold was chosen on, in words."""
-    return "the predictions out of fold" if is_out_of_fold(choice) else "the valid split"
+    images = "the predictions out of fold" if is_out_of_fold(choice) else "the valid split"
+    return images if is_of_judged_data(choice) else f"{images} of another data set"
+
+
+def is_of_judged_data(choice: Mapping[str, Any]) -> bool:
+    """Whether a threshold was chosen on images of the evaluated data set; results that do not say it count as such."""
+    return choice.get("of_judged_data") is not False
 
 
 def is_out_of_fold(choice: Mapping[str, Any]) -> bool:
@@ -40,7 +46,7 @@ def is_out_of_fold(choice: Mapping[str, Any]) -> bool:
 
 def may_have_chosen(choice: Mapping[str, Any], split: str) -> bool:
     """Whether the threshold may have been chosen on images of a split; out of fold they are of train and valid."""
-    return split in (("train", "valid") if is_out_of_fold(choice) else ("valid",))
+    return is_of_judged_data(choice) and split in (("train", "valid") if is_out_of_fold(choice) else ("valid",))
 
 
 def choice_of(metrics: Mapping[str, Any], positive: str) -> Mapping[str, Any]:
@@ -82,7 +88,8 @@ def _reached(choice: Mapping[str, Any]) -> str:
         return ""
     split, wanted, judged = choice["judged_split"], choice["min_sensitivity"], choice["judged_sensitivity"]
     verb = "reaches" if reached else "does not reach"
-    chosen = ", on which the threshold was chosen," if split == choice.get("chosen_on", "valid") else ""
+    is_own = is_of_judged_data(choice) and split == choice.get("chosen_on", "valid")
+    chosen = ", on which the threshold was chosen," if is_own else ""
     return (
         f"{quoted(choice['positive'])}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"
     )

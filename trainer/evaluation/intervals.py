@@ -4,9 +4,10 @@
   images is reduced to an effective sample size (Korn & Graubard 1998).
 - Balanced accuracy: the recalls' intervals combined by MOVER (Zou & Donner 2008).
 - AUROC: DeLong et al. 1988 on the logit scale, with groups Obuchowski 1997, or the bootstrap, whichever is wider. If
-  every positive image has a higher score than every negative one: an exact lower bound.
+  every positive image has a higher score than every negative one, or a lower one: an exact bound.
 - Average precision: the bootstrap standard error on the logit scale, or the bootstrap, whichever is wider.
-- Loss, Brier score: the bootstrap.
+- Loss, Brier score: the bootstrap standard error with Student's t for the number of groups, or the bootstrap, whichever
+  is wider.
 
 An interval is None if no method applies: it is never of zero width. `python -m tests.bench coverage` measures how often
 the intervals contain the true value.
@@ -52,17 +53,18 @@ def confidence_intervals(
     resampled = bootstrap_metrics(probabilities, labels, units, positive=positive, seed=seed)
     once = weighted_metrics(np.ones((1, len(labels))), probabilities, labels, positive=positive)
     scored = [(probabilities[:, c], labels == c) for c in ranked_classes(probabilities.shape[1], positive)]
+    freedom = ranking_freedom([(hits, units) for _, hits in scored])
     found: dict[str, Interval | None] = {
-        "loss": percentile_interval(resampled["loss"]),
+        "loss": loss_interval(once["loss"][0], resampled["loss"], units),
         "accuracy": proportion_interval(correct, units),
         "balanced_accuracy": mean_interval(recalls),
         "sensitivity": proportion_interval((predicted == positive)[is_positive], units[is_positive]),
         "specificity": proportion_interval((predicted != positive)[~is_positive], units[~is_positive]),
         "auroc": auroc_interval(scored, units, resampled["auroc"]),
         "average_precision": standard_error_interval(
-            once["average_precision"][0], resampled["average_precision"], len(np.unique(units)) - 1
+            once["average_precision"][0], resampled["average_precision"], freedom
         ),
-        "brier": percentile_interval(resampled["brier"]),
+        "brier": loss_interval(once["brier"][0], resampled["brier"], units),
     }
     return {name: interval_json(interval) for name, interval in found.items()}
 
@@ -88,13 +90,19 @@ def group_ids(groups: Sequence[str] | None, count: int) -> Labels:
 def proportion_interval(successes: Mask, units: Labels, *, tail: float = TAIL) -> Interval | None:
     """Return the interval of the share of `successes` (n,), with group indices `units` (n,); None if n is 0.
 
-    Clopper-Pearson for independent samples. With groups: the same with the effective sample size. `tail` is the
+    Clopper-Pearson for independent samples. With groups: the same with the effective sample size, but an end is never
+    nearer to the rate than without any error (or any success), where samples of a group count as fully dependent: a few
+    errors say too little about the design effect to make the interval narrower than none does. `tail` is the
     probability on each side.
     """
     if not len(successes):
         return None
-    count = effective_sample_size(successes, units)
-    return clopper_pearson(float(successes.mean()) * count, count, tail=tail)
+    count, dependent = effective_sample_size(successes, units), dependent_sample_size(units)
+    low, high = clopper_pearson(float(successes.mean()) * count, count, tail=tail)
+    if dependent == len(units):
+        return low, high
+    without_error, without_success = (clopper_pearson(n, dependent, tail=tail) for n in (dependent, 0.0))
+    return min(low, without_error[0]), max(high, without_success[1])
 
 
 def clopper_pearson(successes: float, count: float, *, tail: float = TAIL) -> Interval:
@@ -112,31 +120,40 @@ def effective_sample_size(successes: Mask | Floats, units: Labels, *, variance: 
 
     n divided by the design effect, the cluster-robust variance over the binomial variance (Rao & Scott 1992, eq. 2),
     times the ratio of squared t quantiles for the degrees of freedom of samples and of groups (Korn & Graubard 1998,
-    Survey Methodology 24). Between n and the size for fully dependent samples of a group. If all samples are equal, the
-    design effect cannot be estimated, and samples of a group count as fully dependent.
+    Survey Methodology 24). At most n. If all samples are equal, the design effect cannot be estimated, and samples of a
+    group count as fully dependent.
     """
     sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
     count, number = len(units), len(sizes)
     if number == count:
         return float(count)
-    dependent = count**2 / float(np.square(sizes).sum())
     rate = float(successes.mean())
     binomial = (rate * (1 - rate) if variance is None else variance) / count
     if binomial == 0 or number < FEWEST_GROUPS:
-        return dependent
+        return dependent_sample_size(units)
     sums = np.bincount(np.unique(units, return_inverse=True)[1], weights=successes - rate)
     robust = number / (number - 1) * float(np.square(sums).sum()) / count**2
     quantiles = float(t.ppf(1 - TAIL, count - 1) / t.ppf(1 - TAIL, number - 1))
     return min(float(count), count * binomial / max(robust, binomial) * quantiles**2)
 
 
+def dependent_sample_size(units: Labels) -> float:
+    """Return the effective number of samples if those of a group all equal each other (Kish 1965)."""
+    sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
+    return len(units) ** 2 / float(np.square(sizes).sum())
+
+
 def mean_interval(proportions: Sequence[tuple[Mask, Labels]]) -> Interval | None:
     """Return the interval of the mean of independent proportions by MOVER (Zou & Donner 2008, Stat Med 27)."""
     pairs = [(float(successes.mean()), proportion_interval(successes, units)) for successes, units in proportions]
-    known = [(rate, interval) for rate, interval in pairs if interval is not None]
-    mean = sum(rate for rate, _ in known) / len(known)
-    below = sum((rate - low) ** 2 for rate, (low, _) in known) ** 0.5 / len(known)
-    above = sum((high - rate) ** 2 for rate, (_, high) in known) ** 0.5 / len(known)
+    return mover_interval([(rate, interval) for rate, interval in pairs if interval is not None])
+
+
+def mover_interval(known: Sequence[tuple[float, Interval]]) -> Interval:
+    """Return the interval of the mean of independent shares by MOVER, from each share and its interval."""
+    mean = sum(share for share, _ in known) / len(known)
+    below = sum((share - low) ** 2 for share, (low, _) in known) ** 0.5 / len(known)
+    above = sum((high - share) ** 2 for share, (_, high) in known) ** 0.5 / len(known)
     return max(0.0, mean - below), min(1.0, mean + above)
 
 
@@ -144,18 +161,43 @@ def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampl
     """Return the interval of the mean AUROC over `scored`: (scores, whether positive) of each class, each (N,).
 
     DeLong's variance, with groups Obuchowski's (Biometrics 53, 1997), on the logit scale with Student's t for the
-    number of groups; or the percentiles of `resampled`, whichever is wider.
+    number of groups and for how few of them carry the variance; or the percentiles of `resampled`, whichever is wider.
+    A class that separates all images, or has images of one group alone, has no variance by either: it has an exact
+    bound, which a mean takes by MOVER.
     """
     known = [(scores, hits) for scores, hits in scored if 0 < hits.sum() < len(hits)]
     if not known:
         return None
     area, influence = auroc_influence(known, units)
     pairs = min(independent_pairs(hits, units) for _, hits in known)
-    if area == 1:
-        # Distinct groups give that many independent pairs of a positive and a negative, all in the right order.
-        return float(TAIL ** (1 / pairs)), 1.0
+    # Distinct groups give that many independent pairs of a positive and a negative, all in the same order.
+    bound = float(TAIL ** (1 / pairs))
+    if area in (0, 1):
+        return (bound, 1.0) if area == 1 else (0.0, 1 - bound)
+    is_exact = [_has_no_variance(one, units) for one in known]
+    if is_exact == [True]:  # the area is a single draw of a share whose mean is the AUROC (Markov's inequality)
+        return TAIL * area, 1 - TAIL * (1 - area)
     error = float(np.sqrt(np.square(influence).sum()))
-    return wider(logit_interval(area, error, max(1, pairs - 1)), percentile_interval(resampled))
+    freedom = max(1.0, min(pairs - 1, variance_freedom(influence)))
+    found = wider(logit_interval(area, error, freedom), percentile_interval(resampled))
+    return wider(found, _mean_auroc_interval(known, units)) if any(is_exact) else found
+
+
+def _has_no_variance(scored: tuple[Floats, Mask], units: Labels) -> bool:
+    """Whether a class has positives or negatives of one group alone, or separates all images."""
+    return fewest_groups(scored[1], units) < FEWEST_GROUPS or auroc_influence([scored], units)[0] in (0, 1)
+
+
+def _mean_auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels) -> Interval:
+    """Return the interval of the mean AUROC from the intervals of its classes (MOVER)."""
+    areas = [auroc_influence([one], units)[0] for one in scored]
+    own = [auroc_interval([one], units, np.empty(0)) for one in scored]
+    return mover_interval([(area, found or (area, area)) for area, found in zip(areas, own, strict=True)])
+
+
+def fewest_groups(hits: Mask, units: Labels) -> int:
+    """Return the number of groups of the positives, or of the negatives if that is lower."""
+    return min(len(np.unique(units[hits])), len(np.unique(units[~hits])))
 
 
 def auroc_influence(scored: Sequence[tuple[Floats, Mask]], units: Labels) -> tuple[float, Floats]:
@@ -170,7 +212,19 @@ def auroc_influence(scored: Sequence[tuple[Floats, Mask]], units: Labels) -> tup
     return area, np.mean(influences, axis=0)
 
 
-def logit_interval(value: float, error: float, freedom: int) -> Interval | None:
+def variance_freedom(influence: Floats) -> float:
+    """Return the degrees of freedom of a variance that is the sum of squared contributions of groups, (groups,).
+
+    Twice its square over its own variance (Satterthwaite 1946), which the fourth moments of the contributions estimate:
+    of normal ones the number of groups, and few where a few groups carry the variance, as the misranked ones do if the
+    AUROC is near 1.
+    """
+    squares = np.square(influence)
+    excess = float(np.square(squares).sum() / max(squares.sum() ** 2, np.finfo(np.float64).tiny)) - 1 / len(squares)
+    return 2 / excess if excess > 0 else float("inf")
+
+
+def logit_interval(value: float, error: float, freedom: float) -> Interval | None:
     """Return the t interval of `value` with standard error `error` on the logit scale; None at 0 and 1."""
     if not 0 < value < 1 or not error > 0:
         return None
@@ -188,15 +242,42 @@ def percentile_interval(resampled: Floats) -> Interval | None:
 
 
 def standard_error_interval(value: float, resampled: Floats, freedom: int) -> Interval | None:
-    """Return the interval from the bootstrap's standard error on the logit scale, or its percentiles: the wider one."""
+    """Return the interval from the bootstrap's standard error on the logit scale, or its percentiles: the wider one.
+
+    None without a degree of freedom.
+    """
+    if freedom < 1:
+        return None
     defined = resampled[~np.isnan(resampled)]
     error = float(defined.std(ddof=1)) if len(defined) > 1 else 0.0
-    return wider(logit_interval(value, error, max(1, freedom)), percentile_interval(resampled))
+    return wider(logit_interval(value, error, freedom), percentile_interval(resampled))
+
+
+def loss_interval(value: float, resampled: Floats, units: Labels) -> Interval | None:
+    """Return the interval of a mean loss: of Student's t with the bootstrap's standard error, or its percentiles.
+
+    The wider one is taken: the percentiles of few groups are too near to each other. `units` are the group indices.
+    """
+    defined, groups = resampled[~np.isnan(resampled)], len(np.unique(units))
+    if groups < FEWEST_GROUPS or len(defined) < 2:  # noqa: PLR2004 -- a standard deviation needs two
+        return None
+    error = float(defined.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
+    reach = float(t.ppf(1 - TAIL, groups - 1)) * error
+    return wider((max(0.0, value - reach), value + reach), percentile_interval(resampled))
+
+
+def ranking_freedom(classes: Sequence[tuple[Mask, Labels]]) -> int:
+    """Return the degrees of freedom of a mean over classes of what ranks positives and negatives: groups minus 1.
+
+    The groups are those of the positives or of the negatives of the class that has the fewest. `classes` has for each
+    which images (n,) are positive and their group indices (n,); one without positives or negatives does not count.
+    """
+    return min((fewest_groups(hits, units) for hits, units in classes if 0 < hits.sum() < len(hits)), default=1) - 1
 
 
 def wider(first: Interval | None, second: Interval | None) -> Interval | None:
-    """Return the interval with the greater width."""
-    known = [interval for interval in (first, second) if interval is not None]
+    """Return the interval with the greater width; None if neither has any."""
+    known = [interval for interval in (first, second) if interval is not None and interval[0] < interval[1]]
     return max(known, key=lambda interval: interval[1] - interval[0], default=None)
 
 

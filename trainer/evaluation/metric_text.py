@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
+RATES = ("sensitivity", "specificity")
+NO_IMAGES = "this split has no such images"
+MEANS = "macro: mean of the labels, micro: all known targets"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +89,49 @@ def lowest_recall(metrics: Mapping[str, Any]) -> HeadlineMetric | None:
                           note=note)  # fmt: skip
 
 
+def label_headline(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
+    """Return the first metrics of a result of several labels an image, and what each is a mean of.
+
+    Macro is the mean of the labels, micro that of all known targets together. With a positive label, sensitivity and
+    specificity are its own.
+    """
+    label, intervals = metrics.get("positive"), metrics.get("intervals") or {}
+    counts, labels = (metrics.get("macro") or {}).get("labels") or {}, len(metrics.get("classes") or ())
+    names = {"accuracy": "micro accuracy", "auroc": "macro AUROC"}
+    names |= {key: key if label else f"macro {key}" for key in RATES} | {"loss": "micro loss"}
+    found = []
+    for key, name in names.items():
+        is_left_out = name.startswith("macro") and key in counts and counts[key] < labels
+        note = f"mean of {counts[key]} of {labels} labels" if is_left_out else ""
+        of = f"of {quoted(label)}" if label and key in RATES else ""
+        found.append(
+            HeadlineMetric(name=name, of=of, value=metrics.get(key), interval=intervals.get(key), key=key, note=note)
+        )
+    return [one for one in found if one.key in metrics]
+
+
 def prevalence_lines(metrics: Mapping[str, Any]) -> list[str]:
     """Return what an evaluation says about the predictive values at another prevalence."""
     found = metrics.get("at_prevalence")
     if not isinstance(found, Mapping):
         return []
     values = ", ".join(f"{name.upper()} {_with_interval(found, name)}" for name in ("ppv", "npv"))
-    return [f"at a prevalence of {found['prevalence']:g} of {quoted(found['positive'])}: {values}"]
+    where = f"at a prevalence of {found['prevalence']:g} of {quoted(found['positive'])}"
+    return [f"{where}: {values}, if sensitivity and specificity are the same there"]
 
 
 def _of_positive(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     name, intervals = quoted(metrics["positive"]), metrics.get("intervals") or {}
     about = {"sensitivity": f"of {name}", "specificity": f"of all but {name}"}
     return [
-        HeadlineMetric(name=key, value=metrics[key], interval=intervals.get(key), of=of, key=key)
+        HeadlineMetric(
+            name=key,
+            value=metrics[key],
+            interval=intervals.get(key),
+            of=of,
+            key=key,
+            note=_without_images(metrics[key]),
+        )
         for key, of in about.items()
     ]
 
@@ -107,13 +139,25 @@ def _of_positive(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
 def _recall(metrics: Mapping[str, Any], name: str) -> HeadlineMetric:
     row = metrics["per_class"][name]
     interval = (row.get("intervals") or {}).get("recall")
-    return HeadlineMetric(name="recall", value=row["recall"], interval=interval, of=f"of {quoted(name)}", key="recall")
+    return HeadlineMetric(
+        name="recall",
+        value=row["recall"],
+        interval=interval,
+        of=f"of {quoted(name)}",
+        key="recall",
+        note=_without_images(row["recall"]),
+    )
+
+
+def _without_images(value: float | None) -> str:
+    return NO_IMAGES if value is None else ""
 
 
 def _of_all(metrics: Mapping[str, Any], key: str) -> HeadlineMetric:
     is_mean = key == "auroc" and not is_binary(metrics["classes"])
+    auroc = "mean AUROC" if is_mean else "AUROC"
     return HeadlineMetric(
-        name={"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}.get(key, key),
+        name={"auroc": auroc, "balanced_accuracy": "balanced accuracy"}.get(key, key),
         value=metrics[key],
         interval=(metrics.get("intervals") or {}).get(key),
         key=key,
@@ -125,4 +169,4 @@ def _with_interval(values: Mapping[str, Any], name: str) -> str:
     value, interval = values[name], (values.get("intervals") or {}).get(name)
     if value is None:
         return "undefined"
-    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
+    return f"{value:.4f}" + (f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")

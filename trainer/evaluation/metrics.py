@@ -12,6 +12,7 @@ from trainer.errors import ModelMismatch, TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, ranked_classes
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.intervals import class_intervals, confidence_intervals, group_ids, interval_json
+from trainer.evaluation.metric_text import NO_IMAGES
 from trainer.evaluation.recalibration import calibrated_event, recalibration
 from trainer.evaluation.temperature import apply_temperature
 
@@ -47,7 +48,8 @@ def classification_metrics(
         intervals: Whether to add 95 % confidence intervals: `intervals`, and of each class in `per_class`.
 
     Returns:
-        A metric that is undefined for these samples is None, and `undefined` gives the reason.
+        A metric that is undefined for these samples is None, and `undefined` gives the reason. It also names the
+        classes that a mean over the classes leaves out, because there are no such images.
 
     Raises:
         TrainerError: There are no samples, or a probability is not finite.
@@ -58,6 +60,7 @@ def classification_metrics(
     before, probabilities = probabilities, apply_temperature(probabilities, temperature)
     predicted = predicted_classes(probabilities, positive=at, threshold=threshold)
     ranking, undefined = _ranking(probabilities, labels, classes, at)
+    undefined = _without_recall(labels, classes) | undefined
     found: dict[str, Any] = {
         "n": len(labels),
         "classes": list(classes),
@@ -175,12 +178,19 @@ def _ranking(
         reason = f"undefined: all images of this split are {classes[present[0]]}"
         return {"auroc": None, "average_precision": None}, {"auroc": reason, "average_precision": reason}
     absent = [classes[c] for c in chosen if c not in present]
-    reasons = {"auroc": f"macro average without {', '.join(absent)}: this split has no such images"} if absent else {}
+    reason = f"macro average without {', '.join(absent)}: {NO_IMAGES}"
+    reasons = dict.fromkeys(("auroc", "average_precision"), reason) if absent else {}
     means = {
         "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c]) for c in ranked]),
         "average_precision": np.mean([sk.average_precision_score(labels == c, probabilities[:, c]) for c in ranked]),
     }
     return {name: float(value) for name, value in means.items()}, reasons
+
+
+def _without_recall(labels: Labels, classes: tuple[str, ...]) -> dict[str, str]:
+    """Return which classes the balanced accuracy leaves out, under its key; nothing if the split has all classes."""
+    absent = [name for c, name in enumerate(classes) if c not in labels]
+    return {"balanced_accuracy": f"mean recall without {', '.join(absent)}: {NO_IMAGES}"} if absent else {}
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -25,12 +25,16 @@ from trainer.evaluation.bootstrap import (
 )
 from trainer.evaluation.calibration import Calibration, LabelCalibration
 from trainer.evaluation.intervals import (
+    Interval,
     Intervals,
     group_ids,
     interval_json,
-    percentile_interval,
+    loss_interval,
+    mover_interval,
     proportion_interval,
+    ranking_freedom,
     standard_error_interval,
+    wider,
 )
 from trainer.evaluation.metrics import classification_metrics, position_of
 from trainer.evaluation.multi_label_calibration import (
@@ -47,6 +51,7 @@ RATES = ("sensitivity", "specificity", "balanced_accuracy", "accuracy")
 LIKELIHOOD = ("loss", "brier", "ece")
 RECALIBRATION = ("calibration_slope", "calibration_intercept")
 AVERAGED = (*RANKING, *RATES, *LIKELIHOOD)
+COMBINED = ("auroc", "sensitivity", "specificity", "balanced_accuracy")  # labels without errors have intervals
 
 
 def multi_label_metrics(
@@ -97,7 +102,7 @@ def multi_label_metrics(
     units = group_ids(groups, len(targets))
     macro, micro = _macro(labels), _micro(calibrated, targets, decisions)
     resampled = _bootstrap(calibrated, targets, decisions, units, seed)
-    macro["intervals"] = _macro_intervals(macro, resampled, units)
+    macro["intervals"] = _macro_intervals(macro, labels, targets, resampled, units)
     micro["intervals"] = _micro_intervals(micro, targets, decisions, resampled, units)
     return {
         "n": len(targets),
@@ -317,15 +322,28 @@ def _weighted_share(weights: Floats, found: Mask, among: Mask) -> Floats:
     return share
 
 
-def _macro_intervals(macro: dict[str, Any], resampled: dict[str, MetricValues], units: Labels) -> Intervals:
-    """Return the intervals of the macro means: from the bootstrap's standard error, or its percentiles."""
-    freedom = len(np.unique(units)) - 1
-    return {
-        metric: interval_json(
-            None if macro[metric] is None else standard_error_interval(macro[metric], values, freedom)
-        )
-        for metric, values in resampled["macro"].items()
-    }
+def _macro_intervals(
+    macro: dict[str, Any],
+    labels: dict[str, dict[str, Any]],
+    targets: Labels,
+    resampled: dict[str, MetricValues],
+    units: Labels,
+) -> Intervals:
+    """Return the intervals of the macro means: from the bootstrap's standard error, or its percentiles.
+
+    Of shares and AUROC, the labels' own intervals are combined too (MOVER), and the wider interval is taken: in the
+    bootstrap a label without an error does not vary.
+    """
+    of_labels = ranking_freedom([(targets[k, c] == 1, units[k]) for c, k in enumerate((targets >= 0).T)])
+    found: dict[str, Interval | None] = {}
+    for metric, values in resampled["macro"].items():
+        freedom = of_labels if metric == "average_precision" else len(np.unique(units)) - 1
+        bootstrap = None if macro[metric] is None else standard_error_interval(macro[metric], values, freedom)
+        rows = [row for row in labels.values() if row[metric] is not None]
+        own = [(row[metric], row["intervals"].get(metric) or (row[metric],) * 2) for row in rows]
+        is_combined = own and metric in COMBINED
+        found[metric] = wider(bootstrap, mover_interval(own)) if is_combined else bootstrap
+    return {metric: interval_json(interval) for metric, interval in found.items()}
 
 
 def _micro_intervals(
@@ -333,7 +351,7 @@ def _micro_intervals(
 ) -> Intervals:
     images, columns = np.nonzero(targets >= 0)
     hits, found, unit_of = targets[images, columns] == 1, decisions[images, columns] == 1, units[images]
-    freedom = len(np.unique(units)) - 1
+    freedom = ranking_freedom([(hits, unit_of)])
     ranking = {
         metric: None if micro[metric] is None else standard_error_interval(micro[metric], values, freedom)
         for metric, values in resampled["micro"].items()
@@ -341,8 +359,8 @@ def _micro_intervals(
     }
     found_intervals = {
         **ranking,
-        "loss": percentile_interval(resampled["micro"]["loss"]),
-        "brier": percentile_interval(resampled["micro"]["brier"]),
+        "loss": loss_interval(micro["loss"], resampled["micro"]["loss"], unit_of),
+        "brier": loss_interval(micro["brier"], resampled["micro"]["brier"], unit_of),
         "accuracy": proportion_interval(found == hits, unit_of),
         "sensitivity": proportion_interval(found[hits], unit_of[hits]),
         "specificity": proportion_interval(~found[~hits], unit_of[~hits]),

@@ -19,6 +19,7 @@ from trainer.model.names import MODEL_FILE
 from trainer.model.thresholds import NamedThreshold, ThresholdChoice, read_threshold
 
 if TYPE_CHECKING:
+    from data_shards.index import ShardIndex
     from trainer.evaluation.scoring import ModelOutputs  # it imports ray, which a prediction does not need
 
 LOCK_SECONDS = 30.0  # another evaluation writes a small file
@@ -170,14 +171,20 @@ def store_named(named: NamedThreshold, model: StoredModel, positive: str, lease:
         named.model_copy(update={"classes": classes}).write(model.folder, lease)
 
 
-def threshold_evidence(named: NamedThreshold | None, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what `result.json` says about each threshold that an evaluation used, with what the split reached."""
+def threshold_evidence(
+    named: NamedThreshold | None, metrics: dict[str, Any], index: "ShardIndex"
+) -> list[dict[str, Any]]:
+    """Return what `result.json` says about each threshold that an evaluation used, with what the split reached.
+
+    `index` is that of the evaluated data set; `of_judged_data` says whether the threshold was chosen on images of it.
+    """
     found = []
     for label, choice in (named.classes if named else {}).items():
         judged = (metrics["labels"][label] if "labels" in metrics else metrics)["sensitivity"]
         wanted = choice.min_sensitivity
         reached = None if judged is None or wanted is None else judged >= wanted
         evidence = {"judged_split": metrics["split"], "judged_sensitivity": judged, "reached": reached}
+        evidence["of_judged_data"] = not choice.data or index.version_with(choice.data) is not None
         found.append({"positive": label, **choice.model_dump(mode="json"), **evidence})
     return found
 

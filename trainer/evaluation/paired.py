@@ -27,11 +27,13 @@ from trainer.evaluation.bootstrap import (
     weighted_metrics,
 )
 from trainer.evaluation.intervals import (
+    FEWEST_GROUPS,
     TAIL,
     Interval,
     auroc_influence,
     auroc_interval,
     effective_sample_size,
+    fewest_groups,
     percentile_interval,
     wider,
 )
@@ -248,6 +250,8 @@ def _auroc(
         return PairedFigure(name="auroc", first=None, second=None)
     scored = [[(model.probabilities[:, c], labels == c) for c in ranked] for model in (first, second)]
     area_first, area_second, interval, p, test = auroc_test(scored[0], scored[1], labels, units)
+    if any(fewest_groups(hits, units) < FEWEST_GROUPS for _, hits in scored[0]):  # one group has no variance
+        return PairedFigure(name="auroc", first=area_first, second=area_second)
     interval = wider(interval, percentile_interval(resampled)) or _perfect_interval(scored, units)
     return PairedFigure(name="auroc", first=area_first, second=area_second, interval=interval, p=p, test=test)
 

@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from scipy.stats import t
 
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
-from trainer.evaluation.intervals import TAIL
+from trainer.evaluation.intervals import TAIL, fewest_groups
 
 STEPS = 50  # of Newton's method, which needs about ten
 SEPARATED = 1e3  # a larger coefficient grows without bound: the probabilities separate the classes
@@ -40,7 +40,8 @@ def calibrated_event(probabilities: Floats, labels: Labels, positive: int) -> tu
 def recalibration(scores: Floats, hits: Mask, units: Labels) -> dict[str, Estimate]:
     """Return `calibration_slope` and `calibration_intercept`.
 
-    Both are undefined without events or without non-events; the slope too where the scores separate them.
+    Both are undefined without events or without non-events; the slope too where the scores separate them. An interval
+    needs more groups with events, and without, than coefficients.
 
     Args:
         scores: (N,) predicted probabilities of an event.
@@ -67,7 +68,7 @@ def _last_coefficient(design: Floats, offset: Floats, hits: Mask, units: Labels)
     scores = np.zeros((int(units.max()) + 1, design.shape[1]))
     np.add.at(scores, units, design * (hits - predicted)[:, None])
     groups = len(np.unique(units))
-    if groups <= design.shape[1]:
+    if fewest_groups(hits, units) <= design.shape[1]:  # a few events say nothing about the variance of a coefficient
         return Estimate(value=float(beta[-1]))
     covariance = bread @ (scores.T @ scores) @ bread * groups / (groups - 1)
     reach = float(t.ppf(1 - TAIL, groups - 1) * np.sqrt(covariance[-1, -1]))

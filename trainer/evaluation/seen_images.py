@@ -47,10 +47,11 @@ def seen_images(manifest: Mapping[str, Any], index: ShardIndex, split: str) -> d
 
 def evaluation_lines(details: Mapping[str, Any], split: str) -> list[str]:
     """Return in words what the details of an evaluation say about the images of its split."""
-    return [line for line in (_seen_line(details), _count_line(details, split)) if line]
+    return [line for line in (seen_line(details), _count_line(details, split)) if line]
 
 
-def _seen_line(details: Mapping[str, Any]) -> str:
+def seen_line(details: Mapping[str, Any]) -> str:
+    """Return in words whether the model has seen the evaluated images; "" if the details do not say it."""
     if "seen" not in details:
         return ""
     seen = details["seen"]

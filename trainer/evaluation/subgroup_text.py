@@ -10,8 +10,8 @@ from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 TOO_FEW = "too few to say"
 NEEDED = {"column", "value", "n", "groups", "positives", "intervals"}  # of each row
 NOTE = (
-    "Differences between subgroups are partly chance: the more subgroups, the more differ. The intervals are not "
-    "corrected for their number."
+    "Differences between subgroups are partly chance: the more subgroups, the more differ. The 95 % intervals are "
+    "not corrected for their number."
 )
 
 
@@ -109,8 +109,12 @@ def _subgroup(row: Mapping[str, Any], names: Mapping[str, str]) -> Subgroup:
 
 def _figure_names(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return the metrics of a row in their order, with their names."""
-    if metrics.get("multi_label") or is_positive_stated(metrics):
-        return {"sensitivity": "sensitivity", "specificity": "specificity", "auroc": "AUROC"}
+    names = {"sensitivity": "sensitivity", "specificity": "specificity", "auroc": "AUROC"}
+    if metrics.get("multi_label"):
+        return names
+    if is_positive_stated(metrics):
+        is_mean = not is_binary(metrics["classes"])  # the AUROC of the whole split, and this one is of one class
+        return names | ({"auroc": f"AUROC of {quoted(metrics['positive'])}"} if is_mean else {})
     if is_binary(metrics["classes"]):
         first, second = map(quoted, metrics["classes"])
         return {"sensitivity": f"recall of {first}", "specificity": f"recall of {second}", "auroc": "AUROC"}

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from trainer.evaluation.decision_text import ALPHA
-from trainer.evaluation.intervals import effective_sample_size, group_ids
+from trainer.evaluation.intervals import group_ids, proportion_interval
 
 Mask = NDArray[np.bool_]
 
@@ -24,7 +23,7 @@ Mask = NDArray[np.bool_]
 def supported_sensitivity(found: Mask, groups: Sequence[str], *, requested: Mask | None = None) -> float:
     """Return the lower bound of the sensitivity on new images, with 95 % confidence.
 
-    With groups, positives of one patient count as their effective number.
+    With groups, positives of one patient count as their effective number, as in `proportion_interval`.
 
     Args:
         found: (n,), which positives lie at or above the threshold.
@@ -48,6 +47,5 @@ def requested_positives(scores: NDArray[np.float64], min_sensitivity: float) -> 
 
 
 def _lower_bound(found: Mask, groups: Sequence[str], alpha: float) -> float:
-    count = effective_sample_size(found, group_ids(groups, len(found)))
-    reached = float(found.mean()) * count
-    return float(beta.ppf(alpha, reached, count - reached + 1)) if reached > 0 else 0.0
+    units = group_ids(groups, len(found))
+    return (proportion_interval(found, units, tail=alpha) or (0.0, 1.0))[0]

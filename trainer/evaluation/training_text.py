@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.evaluation.metric_text import is_binary
+
 HEADS = {
     "mlp": "three-layer head (mlp)",
     "lda": "linear discriminant analysis (lda)",
@@ -28,37 +30,46 @@ def training_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(metrics, Mapping):
         return []
     lines = [("figures", judged_on(metrics))] if "out_of_fold" in metrics else []
-    lines += [("repeats", text) for text in _range_over_repeats(result)]
+    names = _names(metrics)
+    lines += [("repeats", text) for text in _range_over_repeats(result, names)]
     baselines = [one for one in result.get("baselines") or () if isinstance(one, Mapping)]
-    lines += [("unscaled", text) for text in _published_head(metrics)] if baselines else []
-    return lines + [("baseline", _baseline(one)) for one in baselines]
+    lines += [("unscaled", text) for text in _published_head(metrics, names)] if baselines else []
+    return lines + [("baseline", _baseline(one, names)) for one in baselines]
 
 
-def _range_over_repeats(result: Mapping[str, Any]) -> list[str]:
+def _names(metrics: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the names of `SHOWN` for the kind of labels: what they are means of."""
+    if metrics.get("multi_label"):
+        return {"accuracy": "micro accuracy", "auroc": "macro auroc"}
+    classes = metrics.get("classes") or ()
+    return {"accuracy": "accuracy", "auroc": "mean auroc" if classes and not is_binary(classes) else "auroc"}
+
+
+def _range_over_repeats(result: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     rows = (result.get("cross_validation") or {}).get("by_repeat") or []
     if len(rows) < 2:  # noqa: PLR2004 -- a range needs two
         return []
     ranges = []
     for name in SHOWN:
         values = [row[name] for row in rows if row.get(name) is not None]
-        ranges += [f"{name} {min(values):.4f} to {max(values):.4f}"] if values else []
+        ranges += [f"{names[name]} {min(values):.4f} to {max(values):.4f}"] if values else []
     return [f"{', '.join(ranges)} over {len(rows)} repeats"]
 
 
-def _published_head(metrics: Mapping[str, Any]) -> list[str]:
+def _published_head(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Return the published head's figures where temperature scaling has changed what the baselines' lines show."""
     row = metrics.get(BEFORE_SCALING)
     if not isinstance(row, Mapping) or all(_is_same(row, metrics, name) for name in SHOWN):
         return []
-    return [f"published head before temperature scaling, as the baselines: {_figures(row)}"]
+    return [f"published head before temperature scaling, as the baselines: {_figures(row, names)}"]
 
 
-def _baseline(row: Mapping[str, Any]) -> str:
-    return f"{HEADS.get(str(row.get('head')), row.get('head'))} on the same features: {_figures(row)}"
+def _baseline(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return f"{HEADS.get(str(row.get('head')), row.get('head'))} on the same features: {_figures(row, names)}"
 
 
-def _figures(row: Mapping[str, Any]) -> str:
-    return ", ".join(_with_interval(row, name) for name in SHOWN if row.get(name) is not None)
+def _figures(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return ", ".join(_with_interval(row, name, names[name]) for name in SHOWN if name in row)
 
 
 def _is_same(row: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> bool:
@@ -67,6 +78,8 @@ def _is_same(row: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> b
     return texts[0] == texts[1]
 
 
-def _with_interval(row: Mapping[str, Any], name: str) -> str:
+def _with_interval(row: Mapping[str, Any], name: str, title: str) -> str:
+    if row[name] is None:
+        return f"{title} undefined"
     low_high = (row.get("intervals") or {}).get(name)
-    return f"{name} {row[name]:.4f}" + (f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")
+    return f"{title} {row[name]:.4f}" + (f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")

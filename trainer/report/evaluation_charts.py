@@ -110,7 +110,8 @@ def _roc(images: EvaluatedImages) -> ReportChart | None:
     )  # fmt: skip
     about = f" of {quoted(shown[0].name)}" if has_band else ", mean of one class against the rest"
     band = "band: 95 % confidence at each threshold" if has_band else note
-    caption = f"AUROC {number_text(m['auroc'])}{about}" + (f"; {band}" if band else "")
+    limit = (m.get("undefined") or {}).get("auroc", "")
+    caption = "; ".join(text for text in (f"AUROC {number_text(m['auroc'])}{about}", limit, band) if text)
     return ReportChart(chart=drawn, title="ROC curve" if has_band else "ROC curves", caption=caption)
 
 
@@ -149,7 +150,7 @@ def _recall_mark(images: EvaluatedImages) -> list[Mark]:
 
 def _reliability(images: EvaluatedImages) -> ReportChart:
     scores, hits = calibrated_event(images.probabilities, images.labels, images.positive)
-    event = quoted(images.classes[images.positive]) if is_binary(images.classes) else "the predicted class"
+    event = quoted(images.classes[images.positive]) if is_binary(images.classes) else "the most probable class"
     bins = reliability_bins(scores, hits, images.units)
     drawn = chart(
         [

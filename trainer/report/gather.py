@@ -20,6 +20,7 @@ from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metric_text import is_binary, is_positive_stated
 from trainer.evaluation.predictions import Predictions
+from trainer.evaluation.seen_images import seen_line
 from trainer.evaluation.temperature import apply_temperature
 from trainer.model.bundle import read_model
 from trainer.report.beside_audit import JudgedModel, ReadModel, beside_audit
@@ -70,6 +71,7 @@ def gather_report(
         command=command_of(spec),
         facts=_facts(attempt, result),
         warnings=limits(index, metrics, result.details),
+        seen=seen_line(result.details),
         audit=audit,
         beside=beside_audit(attempt.paths.storage, spec.shards, index, JudgedModel(model, metrics, predictions))
         if audit

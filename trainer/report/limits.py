@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from data_shards.index import ShardIndex
-from trainer.evaluation.decision_text import choice_of, is_out_of_fold
+from data_shards.index import BOTH, ShardIndex
+from trainer.evaluation.decision_text import choice_of, is_of_judged_data, is_out_of_fold
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.seen_images import evaluation_lines
 
@@ -13,14 +13,9 @@ FEW = 30  # images of a class; with fewer, one error changes recall by more than
 
 def limits(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
     """Return what limits the metrics of a result, a sentence each."""
-    split, counts = metrics["split"], dict(zip(index.classes, index.per_class_in(metrics["split"]), strict=True))
-    few = [f"{count} {quoted(name)}" for name, count in counts.items() if count < FEW]
+    split = metrics["split"]
     return [
-        *(
-            [f"The {split} split has only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
-            if few
-            else []
-        ),
+        *_few_images(index, split),
         *_positive_warning(index, metrics),
         *(
             ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
@@ -28,17 +23,34 @@ def limits(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, 
             else []
         ),
         *(f"{line[0].upper()}{line[1:]}." for line in evaluation_lines(details, split) if _is_warning(line)),
-        *(
-            ["The best epoch was selected on this split: its metrics are optimistic. Evaluate on a test split."]
-            if _selected_epoch(metrics, details)
-            else []
-        ),
+        *_chosen_on_these_images(metrics, details),
         *(
             ["The data set was packed with --allow-leakage: an image or group may be in more than one split."]
             if index.options.get("allow_leakage")
             else []
         ),
     ]
+
+
+def _few_images(index: ShardIndex, split: str) -> list[str]:
+    """Return a note on the classes, or of several labels the states of a label, with few images."""
+    if index.multi_label:
+        counts = {
+            f"{count} {state} {quoted(name)}": count
+            for name, n in zip(index.classes, index.targets_in(split), strict=True)
+            for count, state in ((n.present, "with"), (n.absent, "without"))
+        }
+    else:
+        counts = {f"{n} {quoted(name)}": n for name, n in zip(index.classes, index.per_class_in(split), strict=True)}
+    few = [text for text, count in counts.items() if count < FEW]
+    if not few:
+        return []
+    splits = split.split(BOTH)
+    where = f"{' and '.join(splits)} {'splits have' if len(splits) > 1 else 'split has'}"
+    if index.multi_label:
+        found = f"The {where} few images for some labels: {', '.join(few)}"
+        return [f"{found}. The metrics of these labels are imprecise, see their intervals."]
+    return [f"The {where} only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
 
 
 def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str]:
@@ -52,20 +64,42 @@ def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str
 
 
 def _has_threshold_of_valid(metrics: Mapping[str, Any]) -> bool:
-    """Whether a threshold was chosen on the model's own predictions of the valid split, not on those out of fold."""
+    """Whether a threshold was chosen on the model's own predictions of this valid split, not on those out of fold."""
     if "labels" in metrics:
         chosen = [name for name, row in metrics["labels"].items() if row.get("min_sensitivity")]
     else:
         chosen = [] if metrics["threshold"] is None else [metrics["positive"]]
-    return any(not is_out_of_fold(choice_of(metrics, name)) for name in chosen)
+    choices = [choice_of(metrics, name) for name in chosen]
+    return any(is_of_judged_data(choice) and not is_out_of_fold(choice) for choice in choices)
 
 
 def _is_warning(line: str) -> bool:
-    return line.startswith(("warning", "the test split"))
+    return line.startswith(("warning", "the test split", "it is not known"))
 
 
-def _selected_epoch(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> bool:
-    return metrics["split"] == "valid" and "best_epoch" in details
+def _chosen_on_these_images(metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
+    """Return what a training or a search chose on the images that its metrics are about."""
+    is_own = "precision" in details or "choice" in details  # of a training or a search; an evaluation says what it saw
+    out_of_fold = "out_of_fold" in metrics
+    if not (out_of_fold or (metrics["split"] == "valid" and (is_own or "best_epoch" in details))):
+        return []
+    where = "the predictions out of fold" if out_of_fold else "this split"
+    trials = _number_of_trials(details)
+    has_epoch = not out_of_fold and (trials > 0 or "best_epoch" in details)
+    chosen = [
+        *([f"The trial was chosen among {trials} on {where}"] if trials > 1 else []),
+        *(["The best epoch was selected on this split"] if has_epoch else []),
+    ]
+    return [
+        *(f"{what}: its metrics are optimistic. Evaluate on a test split." for what in chosen),
+        f"The temperature was fitted on {where}: loss, Brier score and calibration are optimistic.",
+    ]
+
+
+def _number_of_trials(details: Mapping[str, Any]) -> int:
+    """Return how many trials a search chose among; 0 for a result of another kind."""
+    choice = details.get("choice")
+    return int(choice.get("trials", 1)) if isinstance(choice, Mapping) else 0
 
 
 def leakage_text(index: ShardIndex) -> str:
@@ -73,4 +107,8 @@ def leakage_text(index: ShardIndex) -> str:
     allowed = index.options.get("allow_leakage")
     if allowed is None:
         return "not checked"
-    return "allowed when packing (--allow-leakage)" if allowed else "none: no image or group is in two splits"
+    if allowed:
+        return "allowed when packing (--allow-leakage)"
+    if index.grouped:
+        return "none: no image or group is in two splits"
+    return "no image is in two splits; groups are unknown: a patient with several images may be in two"

@@ -70,14 +70,15 @@ class CardFigures:
         """The metrics, the most important first."""
         if "labels" in self.metrics:
             return [
-                _metric(row, key, name, of=quoted(label))
+                _metric(row, key, name, of=quoted(label), note=_label_note(row, key))
                 for label, row in self.metrics["labels"].items()
                 for key, name in LABEL_METRICS.items()
             ]
         first = headline_metrics(self.metrics)
         shown = {one.key for one in first}
-        others = [_metric(self.metrics, key, name) for key, name in OTHER_METRICS.items() if key not in shown]
-        return [*first, *self._predictive_values(), *(one for one in others if one.value is not None)]
+        keys = [key for key in OTHER_METRICS if key not in shown and key in self.metrics]
+        others = [_metric(self.metrics, key, OTHER_METRICS[key], note=_note(self.metrics, key)) for key in keys]
+        return [*first, *self._predictive_values(), *others]
 
     def _predictive_values(self) -> list[HeadlineMetric]:
         """Return PPV and NPV at the share of positives among these images."""
@@ -217,6 +218,26 @@ def figure_text(value: float | None, key: str) -> str:
     if value is None:
         return "undefined"
     return number_text(float(value)) if key in NO_PERCENTAGES else percent_text(value)
+
+
+def _note(metrics: Mapping[str, Any], key: str) -> str:
+    """Return what a metric of one class an image is about where its name does not say it."""
+    if limit := (metrics.get("undefined") or {}).get(key):
+        return str(limit)
+    event = f"of {quoted(metrics['positive'])}" if is_binary(metrics["classes"]) else ""
+    notes = {
+        "average_precision": event or "mean of each class against the rest",
+        "ece": "of the most probable class",
+        "calibration_slope": event or "of the most probable class",
+    }
+    return notes.get(key, "")
+
+
+def _label_note(row: Mapping[str, Any], key: str) -> str:
+    """Return how many images a metric of a label is about."""
+    present, unknown = row["positives"], f", {row['unknown']} unknown" if row["unknown"] else ""
+    counts = {"sensitivity": f"{present} present", "specificity": f"{row['n'] - present} absent"}
+    return counts.get(key, f"{present} present, {row['n'] - present} absent{unknown}")
 
 
 def _metric(row: Mapping[str, Any], key: str, name: str, *, of: str = "", note: str = "") -> HeadlineMetric:

@@ -1,6 +1,6 @@
 """The report of a multi-label model: a row, curves and wrong decisions of each label instead of a confusion matrix."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -32,6 +32,11 @@ class MultiLabelReportData(ReportData):
         """Number of wrong decisions of each kind, over all labels."""
         micro = self.metrics["micro"]
         return {"false_negative": int(micro["false_negatives"]), "false_positive": int(micro["false_positives"])}
+
+    @property
+    def without_curves(self) -> Sequence[str]:
+        """The labels that have no curves: all images where they are known have them, or none has."""
+        return [name for name, row in self.metrics["labels"].items() if not 0 < row["positives"] < row["n"]]
 
     @cached_property
     def label_charts(self) -> tuple[ReportChart, ...]:

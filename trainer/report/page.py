@@ -98,6 +98,7 @@ class ReportData:
         command: The command that repeats the run.
         facts: Tables about the run in the order shown: timing, hardware, software.
         warnings: Limits of the metrics, shown above them.
+        seen: Whether the model was trained or chosen on these images; "" if the result does not say it.
         audit: The audit of the data set as JSON values, None if it was not audited.
         beside: The model beside the audit, None without an audit.
         heads: The head beside baselines; None for a run without them.
@@ -118,6 +119,7 @@ class ReportData:
     command: str = ""
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    seen: str = ""
     audit: Mapping[str, Any] | None = None
     beside: AuditBesideModel | None = None
     heads: HeadComparison | None = None

@@ -52,7 +52,7 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
         return f"{claim}; not corrected for the choice: {choice['uncorrected']}"
     return (
         f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} "
-        f"({corrected['low']:.4g} to {corrected['high']:.4g})"
+        f"(95 % interval {corrected['low']:.4g} to {corrected['high']:.4g})"
     )
 
 

@@ -8,6 +8,7 @@ from trainer.report.charts import ReportChart
 from trainer.report.page import SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
 from trainer.search.choice_text import choice_lines
+from trainer.search.importance import complete_trials
 from trainer.search.leaderboard import leaderboard
 from trainer.search.trial_charts import importance_bars, parallel_coordinates, range_shown
 from trainer.search.trials import EpochRecord, TrialTable
@@ -32,7 +33,7 @@ def search_section(
         choice: Which trial was chosen, and why, as `result.json` has it.
     """
     return SearchSection(
-        notes=[f"{text[0].upper()}{text[1:]}." for _, text in choice_lines({"choice": choice})],
+        notes=[*(f"{text[0].upper()}{text[1:]}." for _, text in choice_lines({"choice": choice})), *_left_out(table)],
         leaderboard=_leaderboard(table, spec),
         charts=search_charts(table, spec, shares),
     )
@@ -43,7 +44,20 @@ def _leaderboard(table: TrialTable, spec: SearchSpec) -> list[dict[str, Any]]:
     reported = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
     varied = [name for name in spec.space.dimensions if name not in reported]
     reported[-3:-3] = varied  # before epochs, seconds and state
-    return [{column: row.get(column) for column in reported} for row in rows]
+    over = "repeats" if spec.folds is None else "folds"
+    titles = {"metric": _ranked_by(spec), "spread": f"standard deviation over {over}"}
+    return [{titles.get(column, column): row.get(column) for column in reported} for row in rows]
+
+
+def _left_out(table: TrialTable) -> list[str]:
+    """Return how many trials the leaderboard of the report leaves out, if it does."""
+    count = len(table.ranked())
+    return [f"Shown are the best {TRIALS_SHOWN} of {count} trials."] if count > TRIALS_SHOWN else []
+
+
+def _ranked_by(spec: SearchSpec) -> str:
+    """Return the metric that ranks trials, and the images that it is about."""
+    return f"{'valid' if spec.folds is None else 'out-of-fold'} {spec.best_by}"
 
 
 def _marked(row: dict[str, Any]) -> dict[str, Any]:
@@ -56,12 +70,16 @@ def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, floa
     if not table.reports():
         return ()
     better = "higher" if HIGHER_IS_BETTER[table.metric] else "lower"
-    ranked_by = f"{'valid' if spec.folds is None else 'out-of-fold'} {table.metric}"
+    ranked_by = _ranked_by(spec)
     caption = f"best {ranked_by} so far; {better} is better"
     history = _optimization_history(table, ranked_by)
     found = [ReportChart(chart=history, title="Optimization history", caption=caption)]
     if shares:
-        caption = "share of the variance between trials that each option explains"
+        complete = len(complete_trials(table, spec))
+        caption = (
+            f"share of the variance between the {complete} trials that ran all their epochs which each option "
+            "explains; an estimate by a random forest, rough below 30 trials"
+        )
         title = "Hyperparameter importance (fANOVA)"
         found.append(ReportChart(chart=importance_bars(shares), title=title, caption=caption))
     caption = "one line per trial, stronger for better ones; the better end of the last axis is at the top"
