@@ -1,6 +1,7 @@
 """`nightshift models card`: a page about a model, with what nobody stated."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from cluster.run_paths import RunPaths
 from data_shards.about import About
 from data_shards.columns import KeptColumn
 from data_shards.index import Shard, ShardIndex, write_index
-from tests.test_jobs_compare import OF_A, A, predictions_of, succeed
+from tests.test_jobs_compare import OF_A, A, change, predictions_of, succeed
 from tests.trained import lease_in
 from trainer.evaluation.metrics import classification_metrics
+from trainer.evaluation.predictions import read_about
 from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
 from trainer.model.head import HeadConfig
 from trainer.report import checklists
@@ -106,6 +108,7 @@ def test_a_card_has_figures_with_intervals_data_limits_subgroups_and_the_command
     assert "too few to say" in page
     assert f"nightshift train {data} --lr 0.001 --positive covid" in page
     assert "none: no image or group is in two splits" in page
+    assert page.count("<h2>Metrics by subgroup</h2>") == 2
     assert "<dt>class weights</dt><dd><code>automatic</code></dd>" in page
 
 
@@ -131,6 +134,18 @@ def test_a_card_says_what_is_undefined_and_what_calibration_is_about():
 
     assert notes["average precision"] == "macro average without c: this split has no such images"
     assert notes["calibration error (ECE)"] == notes["calibration slope"] == "of the most probable class"
+
+
+def test_a_model_that_was_cross_validated_on_train_alone_has_its_figures(there, settings):
+    paths = RunPaths.of(settings.storage, A)
+    change(settings.storage, A, about=replace(read_about(paths.predictions), split="train"))
+    result = read_json(paths.result)
+    judged_so = {"split": "train", "out_of_fold": {"folds": 3, "repeats": 1}}
+    write_json(paths.result, {**result, "metrics": {**result["metrics"], **judged_so}})
+
+    page = page_of(there, settings)
+
+    assert "Out of fold, 3 folds x 1 repeat, train, 24 images" in page
 
 
 def test_text_from_outside_is_escaped_and_what_nobody_stated_is_said(there, settings):

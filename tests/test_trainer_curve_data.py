@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from trainer.report.curve_data import net_benefit, reliability_bins, roc_band
+from trainer.report.curve_data import net_benefit, precision_recall_steps, reliability_bins, roc_band
 
 
 @pytest.fixture
@@ -42,3 +42,19 @@ def test_net_benefit_counts_true_positives_minus_weighted_false_positives(scored
 
     assert model[0] == pytest.approx(true_positives / 200 - false_positives / 200 * 0.3 / 0.7)
     assert everyone[0] == pytest.approx(hits.mean() - (1 - hits.mean()) * 0.3 / 0.7)
+
+
+def test_the_area_below_the_steps_of_precision_and_recall_is_the_average_precision():
+    random = np.random.default_rng(0)
+    hits = random.random(60) < 0.3
+    scores = np.round(random.normal(size=60) + hits, 1)  # some scores tie
+
+    recall, precision = precision_recall_steps(hits, scores)
+
+    assert np.trapezoid(precision, recall) == pytest.approx(sk.average_precision_score(hits, scores))
+
+
+def test_equal_scores_have_the_precision_of_chance_at_every_recall():
+    recall, precision = precision_recall_steps(np.arange(10) < 3, np.zeros(10))
+
+    assert (recall.tolist(), precision.tolist()) == ([0, 1], [0.3, 0.3])

@@ -213,3 +213,9 @@ def test_a_variance_that_few_groups_carry_has_few_degrees_of_freedom():
     assert variance_freedom(normal) == pytest.approx(20_000, rel=0.1)
     assert variance_freedom(carried) == pytest.approx(6, rel=0.01)
     assert variance_freedom(np.ones(5)) == float("inf")
+
+
+def test_losses_that_differ_by_rounding_alone_have_no_interval():
+    probabilities, labels = np.tile([0.3, 0.7], (20, 1)), np.zeros(20, dtype=np.int64)
+
+    assert confidence_intervals(probabilities, labels, labels, positive=0)["loss"] is None

@@ -64,3 +64,12 @@ def test_two_events_give_a_slope_without_an_interval(outcomes):
     assert found["calibration_slope"].value is not None
     assert found["calibration_slope"].interval is None
     assert found["calibration_intercept"].interval is not None
+
+
+def test_scores_that_differ_by_rounding_alone_have_no_slope():
+    scores, hits = 0.53 + 1e-9 * (np.arange(50) % 3), np.arange(50) % 5 < 2
+
+    found = recalibration(scores, hits, np.arange(50))
+
+    assert found["calibration_slope"] == Estimate()
+    assert found["calibration_intercept"].interval is not None

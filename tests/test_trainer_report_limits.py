@@ -36,8 +36,7 @@ def metrics_of(split, **others):
         (
             "valid", {}, {"choice": {"trials": 9}},
             [
-                OPTIMISTIC.format("The trial was chosen among 9 on this split"),
-                OPTIMISTIC.format("The best epoch was selected on this split"),
+                OPTIMISTIC.format("The trial was chosen among 9 and the best epoch was selected on this split"),
                 TEMPERATURE.format("this split"),
             ],
         ),

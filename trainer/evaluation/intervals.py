@@ -23,6 +23,7 @@ from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics
 
 TAIL = 0.025  # probability on each side of a 95 % interval
 FEWEST_GROUPS = 2  # a variance between groups needs two of them
+NO_SPREAD = 1e-9  # standard error of a loss below which images differ by rounding alone
 
 Interval = tuple[float, float]
 Intervals = dict[str, list[float] | None]
@@ -262,6 +263,8 @@ def loss_interval(value: float, resampled: Floats, units: Labels) -> Interval | 
     if groups < FEWEST_GROUPS or len(defined) < 2:  # noqa: PLR2004 -- a standard deviation needs two
         return None
     error = float(defined.std(ddof=1)) * (groups / (groups - 1)) ** 0.5
+    if error < NO_SPREAD:
+        return None
     reach = float(t.ppf(1 - TAIL, groups - 1)) * error
     return wider((max(0.0, value - reach), value + reach), percentile_interval(resampled))
 

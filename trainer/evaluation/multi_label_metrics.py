@@ -51,7 +51,7 @@ RATES = ("sensitivity", "specificity", "balanced_accuracy", "accuracy")
 LIKELIHOOD = ("loss", "brier", "ece")
 RECALIBRATION = ("calibration_slope", "calibration_intercept")
 AVERAGED = (*RANKING, *RATES, *LIKELIHOOD)
-COMBINED = ("auroc", "sensitivity", "specificity", "balanced_accuracy")  # labels without errors have intervals
+COMBINED = ("auroc", *RATES)  # labels without errors have intervals
 
 
 def multi_label_metrics(
@@ -313,6 +313,7 @@ def _weighted_label(weights: Floats, scores: Floats, hits: Mask, found: Mask) ->
         "sensitivity": sensitivity,
         "specificity": specificity,
         "balanced_accuracy": (sensitivity + specificity) / 2,
+        "accuracy": _weighted_share(weights, found == hits, np.ones_like(hits)),
     }
 
 

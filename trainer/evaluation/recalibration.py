@@ -17,6 +17,7 @@ from trainer.evaluation.intervals import TAIL, fewest_groups
 STEPS = 50  # of Newton's method, which needs about ten
 SEPARATED = 1e3  # a larger coefficient grows without bound: the probabilities separate the classes
 NEAREST = 1e-15  # a probability of 0 or 1 has no logit
+NO_SPREAD = 1e-6  # standard deviation of logits below which they differ by rounding alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ def calibrated_event(probabilities: Floats, labels: Labels, positive: int) -> tu
 def recalibration(scores: Floats, hits: Mask, units: Labels) -> dict[str, Estimate]:
     """Return `calibration_slope` and `calibration_intercept`.
 
-    Both are undefined without events or without non-events; the slope too where the scores separate them. An interval
-    needs more groups with events, and without, than coefficients.
+    Both are undefined without events or without non-events; the slope too where the scores separate them
+    or are all equal. An interval needs more groups with events, and without, than coefficients.
 
     Args:
         scores: (N,) predicted probabilities of an event.
@@ -51,9 +52,10 @@ def recalibration(scores: Floats, hits: Mask, units: Labels) -> dict[str, Estima
     if not 0 < hits.sum() < len(hits):
         return {"calibration_slope": Estimate(), "calibration_intercept": Estimate()}
     x = logit(np.clip(scores, NEAREST, 1 - NEAREST))
-    ones = np.ones((len(x), 1))
+    ones, centered = np.ones((len(x), 1)), x - x.mean()  # which leaves the slope, and keeps the two apart
+    slope = _last_coefficient(np.column_stack([ones, centered]), np.zeros(len(x)), hits, units)
     return {
-        "calibration_slope": _last_coefficient(np.column_stack([ones, x]), np.zeros(len(x)), hits, units),
+        "calibration_slope": slope if centered.std() > NO_SPREAD else Estimate(),
         "calibration_intercept": _last_coefficient(ones, x, hits, units),
     }
 

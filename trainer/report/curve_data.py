@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn import metrics as sk
 
 from trainer.evaluation.bootstrap import Floats, Labels, Mask
 from trainer.evaluation.intervals import Interval, proportion_interval
@@ -96,6 +97,16 @@ def net_benefit(scores: Floats, hits: Mask, thresholds: Floats, prevalence: floa
     model = true * prevalence - false * (1 - prevalence) * odds
     everyone = prevalence - (1 - prevalence) * odds
     return model, everyone
+
+
+def precision_recall_steps(hits: Mask, scores: Floats) -> tuple[Floats, Floats]:
+    """Return recall and precision of the steps whose area is the average precision, both (T,).
+
+    Between two thresholds nothing is known of the precision, so it is not interpolated: a straight line would show what
+    no threshold reaches (Davis & Goadrich 2006, ICML), above all where many scores are equal.
+    """
+    precision, recall, _ = sk.precision_recall_curve(hits, scores, drop_intermediate=True)
+    return np.repeat(recall[::-1], 2)[1:-1], np.repeat(precision[-2::-1], 2)
 
 
 def micro_average(probabilities: Floats, labels: Labels) -> tuple[Floats, Mask]:

@@ -12,7 +12,14 @@ from trainer.evaluation.bootstrap import Floats, Labels, Mask
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.recalibration import calibrated_event
 from trainer.report.charts import ReportChart
-from trainer.report.curve_data import micro_average, net_benefit, precision_recall_band, reliability_bins, roc_band
+from trainer.report.curve_data import (
+    micro_average,
+    net_benefit,
+    precision_recall_band,
+    precision_recall_steps,
+    reliability_bins,
+    roc_band,
+)
 from trainer.report.environment import number_text
 from trainer.report.svg_chart import COLOURS, Axis, Band, Line, Mark, Note, chart, downsampled
 
@@ -126,8 +133,7 @@ def _precision_recall(images: EvaluatedImages) -> ReportChart | None:
         share = float(shown[0].hits.mean())
         lines.append(Line(name="chance", xs=UNIT, ys=(share, share), reference=True))
     for colour, one in enumerate(shown):
-        precision, recall, _ = sk.precision_recall_curve(one.hits, one.scores, drop_intermediate=True)
-        lines.append(downsampled(one.name, recall[::-1], precision[::-1], colour))
+        lines.append(downsampled(one.name, *precision_recall_steps(one.hits, one.scores), colour))
     drawn = chart(
         lines, x=RECALL, y=PRECISION, description="Precision-recall curve",
         marks=_recall_mark(images) if has_band else (),

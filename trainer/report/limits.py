@@ -87,11 +87,16 @@ def _chosen_on_these_images(metrics: Mapping[str, Any], details: Mapping[str, An
     trials = _number_of_trials(details)
     has_epoch = not out_of_fold and (trials > 0 or "best_epoch" in details)
     chosen = [
-        *([f"The trial was chosen among {trials} on {where}"] if trials > 1 else []),
-        *(["The best epoch was selected on this split"] if has_epoch else []),
+        *([f"the trial was chosen among {trials}"] if trials > 1 else []),
+        *(["the best epoch was selected"] if has_epoch else []),
     ]
+    what = " and ".join(chosen)
     return [
-        *(f"{what}: its metrics are optimistic. Evaluate on a test split." for what in chosen),
+        *(
+            [f"{what[0].upper()}{what[1:]} on {where}: its metrics are optimistic. Evaluate on a test split."]
+            if what
+            else []
+        ),
         f"The temperature was fitted on {where}: loss, Brier score and calibration are optimistic.",
     ]
 

@@ -13,7 +13,7 @@ from trainer.evaluation.calibration import Calibration, Floats, LabelCalibration
 from trainer.evaluation.multi_label_calibration import apply_temperatures
 from trainer.evaluation.predictions import Predictions
 from trainer.report.charts import ReportChart
-from trainer.report.curve_data import BINS
+from trainer.report.curve_data import BINS, precision_recall_steps
 from trainer.report.examples import SHOWN, ExampleImage, ExampleKind
 from trainer.report.page import ReportData
 from trainer.report.svg_chart import Axis, Line, chart, downsampled
@@ -116,8 +116,7 @@ def _roc(name: str, hits: Labels, scores: Floats, colour: int) -> Line:
 
 
 def _precision_recall(name: str, hits: Labels, scores: Floats, colour: int) -> Line:
-    precision, recall, _ = sk.precision_recall_curve(hits, scores, drop_intermediate=True)
-    return downsampled(name, recall[::-1], precision[::-1], colour)
+    return downsampled(name, *precision_recall_steps(hits, scores), colour)
 
 
 def _reliability(name: str, hits: Labels, scores: Floats, colour: int) -> Line:

@@ -25,6 +25,7 @@ from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError, Stopped, TrainerError
 from trainer.evaluate import test_metrics
 from trainer.evaluation.out_of_fold import KEY
+from trainer.evaluation.seen_images import count_evaluation
 from trainer.model.bundle import weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.weights import resolve_weights
@@ -194,8 +195,11 @@ def _outcome(
     for _, line in choice_lines({"choice": chosen}):
         logger.info("%s", line)
     weights = weights_sha256(attempt.paths.best)
+    judged: dict[str, Any]
     if spec.folds is None:
-        metrics, judged = test_metrics(task, index, attempt.paths.best), {}
+        metrics = test_metrics(task, index, attempt.paths.best)
+        count = count_evaluation(attempt.paths.storage, index, metrics["split"], attempt.paths.run_id)
+        judged = {"evaluations_of_split": count}
     else:  # the test split stays untouched
         manifest = read_verified_manifest(attempt.paths.best)
         trial = spec.trial_spec(table.trials[best.trial].config)
