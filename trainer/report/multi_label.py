@@ -116,7 +116,7 @@ def _roc(name: str, hits: Labels, scores: Floats, colour: int) -> Line:
 
 
 def _precision_recall(name: str, hits: Labels, scores: Floats, colour: int) -> Line:
-    return downsampled(name, *precision_recall_steps(hits, scores), colour)
+    return downsampled(name, *precision_recall_steps(hits == 1, scores), colour)
 
 
 def _reliability(name: str, hits: Labels, scores: Floats, colour: int) -> Line:
