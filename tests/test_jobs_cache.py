@@ -17,9 +17,7 @@ def stored(storage, monkeypatch):
     config = HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64)
     found = FeatureCache(cache_folder(storage), FeatureKey.of(config), 10**9)
     for shard in ("a" * 64, "b" * 64):
-        features = Features(
-            values=torch.zeros(2, 1280), labels=torch.tensor([0, 1]), sources=("x", "y"), groups=("", "")
-        )
+        features = Features.of(torch.zeros(2, 1280), torch.tensor([0, 1]), sources=("x", "y"), groups=("", ""))
         found.write(shard, features)
     return found
 

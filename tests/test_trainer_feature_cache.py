@@ -19,9 +19,9 @@ def cache(tmp_path):
 
 
 def features(n=3, fill=0.5):
-    return Features(
-        values=torch.full((n, 1280), fill),
-        labels=torch.arange(n) % 2,
+    return Features.of(
+        torch.full((n, 1280), fill),
+        torch.arange(n) % 2,
         sources=tuple(f"{i}.jpg" for i in range(n)),
         groups=("patient",) * n,
     )

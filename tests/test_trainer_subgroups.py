@@ -1,7 +1,6 @@
 """Metrics by subgroup: of a kept column's values, with intervals, in result, table, terminal and report."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from data_shards.pack.packing import pack
 from tests.datasets import noise
 from tests.trained import evaluated, lease_in
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
-from trainer.data.feature_extraction import _column
+from trainer.data.split_features import SplitFeatures
 from trainer.evaluation.subgroup_text import subgroup_lines
 from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
 from trainer.model.bundle import publish_model
@@ -163,23 +162,17 @@ def test_an_evaluation_gives_subgroups_in_result_table_and_report(tmp_path, data
 
 
 def test_cached_features_keep_the_columns_and_those_of_earlier_versions_have_none(tmp_path):
-    features = Features(
-        values=torch.zeros(2, 4),
-        labels=torch.zeros(2, dtype=torch.int64),
-        sources=("a", "b"),
-        groups=("", ""),
-        columns={"site": ("north", "")},
-    )
+    tensors, names = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64)), {"sources": ("a", "b"), "groups": ("", "")}
     cache = FeatureCache(
         tmp_path, FeatureKey.of(HeadConfig(classes=("a", "b"), width=8, dropout=0.0, image_size=32)), 10**9
     )
 
-    cache.write("0" * 64, features)
-    cache.write("1" * 64, replace(features, columns={}))
+    cache.write("0" * 64, Features.of(*tensors, **names, columns={"site": ("north", "")}))
+    cache.write("1" * 64, Features.of(*tensors, **names))
 
-    assert cache.read("0" * 64).columns == {"site": ("north", "")}
-    assert cache.read("1" * 64).columns == {}
-    assert _column([cache.read(digit * 64) for digit in "01"], "site") == ("north", "", "", "")
+    found = SplitFeatures(shards=tuple(cache.read(digit * 64) for digit in "01"), column_names=("site",))
+    assert [shard.columns for shard in found.shards] == [{"site": ("north", "")}, {}]
+    assert found.columns == {"site": ("north", "", "", "")}
 
 
 def test_of_several_classes_the_auroc_of_the_positive_one_is_named_after_it():

@@ -132,7 +132,7 @@ def _head_step(device: torch.device = GPU) -> float:
         process_group=ProcessGroup(0, 1, device),
         module=head,
         optimizer=build_optimizer(head, None, backbone_factor=1.0, weight_decay=0.0, device=device),
-        loader=FeatureLoader({"train": rows}, {"train": labels}),
+        loader=FeatureLoader({"train": rows}, {"train": labels}, device),
         class_weights=None,
         hooks=LoopHooks(),
     )

@@ -1,6 +1,6 @@
 """Loaders of a rank's batches: features from memory, or images from shards. Also seeds the random numbers of a step."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
 from trainer.data.feature_extraction import FeatureExtractor
+from trainer.data.split_features import FeatureRows
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,31 @@ class BatchLoader(Protocol):
 
 @dataclass(frozen=True)
 class FeatureLoader:
-    """Loads batches of features from memory; a sample's id is its row.
+    """Loads batches of features; a sample's id is its row.
 
     Attributes:
-        values: Features by split, `(N, 1280) float32` on the device.
-        labels: Labels by split, `(N,) int64` on the device.
+        values: Features by split, `(N, 1280) float32`: on the device, or read from their files.
+        labels: Labels by split, `(N,) int64`, where the features are.
+        device: The device of the batches.
     """
 
-    values: dict[str, Tensor]
-    labels: dict[str, Tensor]
+    values: Mapping[str, FeatureRows]
+    labels: Mapping[str, Tensor]
+    device: torch.device
 
     @classmethod
     def of(cls, extractor: FeatureExtractor, splits: Iterable[str], device: torch.device) -> "FeatureLoader":
-        """Load the features of splits onto the device; call `extract` for each of them first."""
+        """Return a loader for many epochs: a GPU with the memory holds all; call `extract` for each split first."""
         features = {split: extractor.features_of(split) for split in splits}
-        return cls(
-            values={split: found.values.to(device) for split, found in features.items()},
-            labels={split: found.labels.to(device) for split, found in features.items()},
-        )
+        values = {split: found.values.to(device) for split, found in features.items()}
+        labels = {split: found.labels.to(values[split].device) for split, found in features.items()}
+        return cls(values=values, labels=labels, device=device)
+
+    @classmethod
+    def once(cls, extractor: FeatureExtractor, split: str, device: torch.device) -> "FeatureLoader":
+        """Return a loader for one epoch: each rank reads its own rows alone; call `extract` first."""
+        features = extractor.features_of(split)
+        return cls(values={split: features.values}, labels={split: features.labels}, device=device)
 
     def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield rows of the split."""
@@ -64,7 +72,8 @@ class FeatureLoader:
         for batch in range(start, plan.batches):
             ids = torch.from_numpy(plan.ids(batch))
             rows = ids.to(values.device)
-            yield DeviceBatch(values[rows], labels[rows], ids, plan.images_in_step(batch))
+            inputs, targets = values[rows].to(self.device), labels[rows].to(self.device)
+            yield DeviceBatch(inputs, targets, ids, plan.images_in_step(batch))
 
 
 @dataclass(frozen=True)

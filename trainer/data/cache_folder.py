@@ -1,5 +1,6 @@
 """The folder of the feature cache: lists its entries and evicts old ones. Imports neither torch nor ray."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +47,23 @@ def cache_entries(root: Path) -> tuple[CacheEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.used))
 
 
-def evict(root: Path, limit_bytes: int, *, needed: int = 0) -> int:
+def evict(root: Path, limit_bytes: int, *, needed: int = 0, used_before: float = math.inf) -> int:
     """Remove the least recently used files until `needed` more bytes fit under the limit; return the bytes freed.
 
-    Safe while others read and write: a reader that misses a file computes the features again.
+    Safe while others read and write: a reader that misses a file computes the features again. One that has mapped a
+    file keeps it, except over NFS, where a file that another machine removes is gone.
+
+    Args:
+        root: Folder of the cache.
+        limit_bytes: Maximum size of all files.
+        needed: Size of what is to be written.
+        used_before: Only files that were last used before this time, in seconds since the Unix epoch, are removed.
     """
     files = sorted(_all_files(root), key=lambda file: file.used)
     surplus = sum(file.bytes for file in files) + needed - limit_bytes
     freed = 0
     for file in files:
-        if freed >= surplus:
+        if freed >= surplus or file.used >= used_before:
             break
         file.path.unlink(missing_ok=True)
         freed += file.bytes

@@ -4,12 +4,16 @@ The file name is the shard's sha256, and the folder name is the digest of everyt
 a stale file is never read, and concurrent writers of a file write the same bytes.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,30 +22,67 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cluster.files import write_bytes, write_json
-from trainer.data.cache_folder import evict
+from cluster.mounts import is_on_network
+from trainer.data.cache_folder import cache_entries, evict
 from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
 
 FORMAT = 1
+MARK_SECONDS = 600.0  # between two marks of features in use
+IN_USE_SECONDS = 2 * MARK_SECONDS  # after the last mark: features may be in use so long
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features and labels of the samples of one shard, in the order of the shard.
+    """Features and labels of the samples of one shard, in the order of the shard, as their file has them.
 
     Attributes:
         values: `(n, 1280) float32`.
-        labels: `(n,) int64`.
-        sources: Names of the files that the samples were packed from, for reports; never logged.
-        groups: Patient or case of each sample; "" where unknown.
-        columns: Value of each sample in each kept column, by its name; "" where there is none.
+        labels: `(n,) int64`, or `(n, C)` targets of a multi-label data set.
+        names: `(bytes,) uint8`, the JSON of what the properties return: strings take memory only while they are read.
     """
 
     values: Tensor
     labels: Tensor
-    sources: tuple[str, ...]
-    groups: tuple[str, ...]
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        values: Tensor,
+        labels: Tensor,
+        *,
+        sources: tuple[str, ...],
+        groups: tuple[str, ...],
+        columns: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> "Features":
+        """Return the features of samples; the arguments are the attributes and properties."""
+        kept = {"columns": dict(columns)} if columns else {}
+        names = json.dumps({"sources": sources, "groups": groups, **kept}).encode()
+        return cls(
+            values=values.contiguous(),
+            labels=labels,
+            names=torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the files that the samples were packed from, for reports; never logged."""
+        return tuple(self._decoded["sources"])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Patient or case of each sample; "" where unknown."""
+        return tuple(self._decoded["groups"])
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Value of each sample in each kept column, by its name; "" where there is none."""
+        return {name: tuple(values) for name, values in self._decoded.get("columns", {}).items()}
+
+    @property
+    def _decoded(self) -> dict[str, Any]:
+        return dict(json.loads(self.names.numpy().tobytes()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +145,15 @@ class FeatureCache:
     def read(self, shard_sha256: str) -> Features | None:
         """Return a shard's features, or None if they are not cached.
 
+        They are views of the memory-mapped file, which stays on the disk while they are used, evicted or not.
+
         Raises:
             CheckpointError: The file was damaged and is removed.
         """
         path = self.path(shard_sha256)
         try:
             features = _read(path)
-            os.utime(path)  # marks it as recently used
+            os.utime(path)
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, OSError) as error:
@@ -118,17 +161,40 @@ class FeatureCache:
             raise CheckpointError(f"{path} was damaged and is removed: {error}") from error
         return features
 
+    def mark_used(self, shards_sha256: Iterable[str]) -> None:
+        """Mark files as recently used, so that others are evicted first; those that are not there are left out."""
+        for shard_sha256 in shards_sha256:
+            with contextlib.suppress(OSError):
+                os.utime(self.path(shard_sha256))
+
     def write(self, shard_sha256: str, features: Features) -> None:
         """Write a shard's features; a reader sees the whole file or none.
 
         Raises:
-            OSError: The storage is full or not writable; no draft is left.
+            OSError: The storage is full or not writable, or the limit is full of features in use; no draft is left.
         """
         content = save(_tensors(features), metadata={"sha256": _digest(_tensors(features))})
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "key.json", asdict(self.key))
-        evict(self.root, self.limit_bytes, needed=len(content))
+        self._make_room(len(content))
         write_bytes(self.path(shard_sha256), content)
+
+    def _make_room(self, needed: int) -> None:
+        """Evict other features; over a network not those in use, because their readers would die of a bus error.
+
+        Raises:
+            OSError: The limit is full of features in use.
+        """
+        if not self._is_on_network:
+            evict(self.root, self.limit_bytes, needed=needed)
+            return
+        evict(self.root, self.limit_bytes, needed=needed, used_before=time.time() - IN_USE_SECONDS)
+        if sum(entry.bytes for entry in cache_entries(self.root)) + needed > self.limit_bytes:
+            raise OSError(f"the limit of {self.limit_bytes / 1e9:g} GB is full of features in use")
+
+    @cached_property
+    def _is_on_network(self) -> bool:
+        return is_on_network(self.root)
 
 
 def _read(path: Path) -> Features:
@@ -137,24 +203,13 @@ def _read(path: Path) -> Features:
         expected = (file.metadata() or {}).get("sha256")
     if _digest(found) != expected:
         raise ValueError("its content does not match its sha256")
-    names = json.loads(found["names"].numpy().tobytes())
-    return Features(
-        values=found["values"],
-        labels=found["labels"],
-        sources=tuple(names["sources"]),
-        groups=tuple(names["groups"]),
-        columns={name: tuple(values) for name, values in names.get("columns", {}).items()},
-    )
+    if not {"sources", "groups"} <= json.loads(found["names"].numpy().tobytes()).keys():
+        raise ValueError("it has no names")
+    return Features(values=found["values"], labels=found["labels"], names=found["names"])
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
-    columns = {"columns": dict(features.columns)} if features.columns else {}
-    names = json.dumps({"sources": features.sources, "groups": features.groups, **columns}).encode()
-    return {
-        "values": features.values.contiguous(),
-        "labels": features.labels,
-        "names": torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
-    }
+    return {"values": features.values, "labels": features.labels, "names": features.names}
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -2,9 +2,11 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from data_shards.index import Shard, ShardIndex
 from data_shards.read.stream import Batch, read_shards
-from trainer.data.feature_cache import FeatureCache, Features
+from trainer.data.feature_cache import MARK_SECONDS, FeatureCache, Features
+from trainer.data.split_features import SplitFeatures
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import CheckpointError, FeaturesMissing, Stopped
@@ -53,7 +56,8 @@ class FeatureExtractor:
     on_images: Callable[[int], None] = lambda _: None
     stop_reason: Callable[[], str | None] = lambda: None
     _loaded: dict[str, Features] = field(default_factory=dict)  # by the sha256 of the shard
-    _splits: dict[str, Features] = field(default_factory=dict)
+    _splits: dict[str, SplitFeatures] = field(default_factory=dict)
+    _marked_at: float = field(default_factory=time.monotonic)
 
     def extract(self, split: str) -> None:
         """Compute the missing features of a split, its shards divided among the ranks; every rank must call this.
@@ -85,33 +89,29 @@ class FeatureExtractor:
     def _has(self, shard: Shard) -> bool:
         return shard.sha256 in self._loaded or (self.cache is not None and self.cache.has(shard.sha256))
 
-    def features_of(self, split: str) -> Features:
-        """Return the features of a whole split in the order of sample ids; call `extract` first.
+    def features_of(self, split: str) -> SplitFeatures:
+        """Return the features of a whole split; call `extract` first.
 
-        They stay in memory. Where no cache brings what other ranks have computed, this rank computes it: call it on
-        every rank before a collective, so that none waits longer than the others take.
+        Those that the cache holds are read from its files when they are used; the others are in memory. Where no cache
+        brings what other ranks have computed, this rank computes it: call it on every rank before a collective, so that
+        none waits longer than the others take.
         """
         if split not in self._splits:
             shards = self.index.of_split(split)
             for _ in self._compute([shard for shard in shards if not self._load_cached(shard)]):
                 pass
-            self._splits[split] = self._joined(shards)
+            self._splits[split] = SplitFeatures(
+                shards=tuple(self._loaded[shard.sha256] for shard in shards),
+                column_names=tuple(column.name for column in self.index.columns),
+                on_read=self._mark_if_due,
+            )
         return self._splits[split]
 
-    def _joined(self, shards: Sequence[Shard]) -> Features:
-        """Return the features of shards as one. Those of each shard become views of it: they are in memory once."""
-        found = [self._loaded[shard.sha256] for shard in shards]
-        joined = Features(
-            values=torch.cat([features.values for features in found]),
-            labels=torch.cat([features.labels for features in found]),
-            sources=tuple(name for features in found for name in features.sources),
-            groups=tuple(name for features in found for name in features.groups),
-            columns={column.name: _column(found, column.name) for column in self.index.columns},
-        )
-        values = torch.split(joined.values, [len(features.labels) for features in found])
-        for shard, features, part in zip(shards, found, values, strict=True):
-            self._loaded[shard.sha256] = replace(features, values=part)
-        return joined
+    def _mark_if_due(self) -> None:
+        """Mark the files of all features as used: after hours of training they would be the first to be evicted."""
+        if self.cache is not None and time.monotonic() - self._marked_at >= MARK_SECONDS:
+            self._marked_at = time.monotonic()
+            self.cache.mark_used(self._loaded)
 
     def _load_cached(self, shard: Shard) -> bool:
         """Return whether the features of a shard are in memory, after a look into the cache."""
@@ -143,7 +143,10 @@ class FeatureExtractor:
             return None
 
     def _compute(self, shards: Sequence[Shard]) -> Generator[Shard, None, None]:
-        """Compute the features of shards of one split, and yield each shard when its features are stored."""
+        """Compute the features of shards, and yield each shard when its features are computed.
+
+        A thread stores them while those of the next shard are computed; all are stored when the generator ends.
+        """
         on_gpu = self.process_group.device.type == "cuda"
         batches = read_shards(
             self.location,
@@ -155,11 +158,22 @@ class FeatureExtractor:
             prefetch_bytes=self.prefetch_bytes,
             pin_memory=on_gpu,
         )
-        with closing(batches):
+        stored: Future[None] | None = None
+        with closing(batches), ThreadPoolExecutor(1, "stores features") as thread:
             for shard, of_shard in itertools.groupby(batches, key=lambda pair: pair[0]):
-                features = self._loaded[shard.sha256] = self._features(batch for _, batch in of_shard)
-                self._write_cache(shard, features)
+                features = self._features(batch for _, batch in of_shard)
+                if stored is not None:
+                    stored.result()  # so that at most two shards are in memory
+                stored = thread.submit(self._store, shard, features)
                 yield shard
+            if stored is not None:
+                stored.result()
+
+    def _store(self, shard: Shard, features: Features) -> None:
+        """Write features into the cache and keep them: as their file, or in memory where that is not possible."""
+        self._loaded[shard.sha256] = features
+        if self._write_cache(shard, features):
+            self._loaded[shard.sha256] = self._read_cache(shard) or features
 
     def _features(self, batches: Iterable[Batch]) -> Features:
         """Return the features of one shard's batches. They leave the GPU together: it waits once."""
@@ -175,9 +189,9 @@ class FeatureExtractor:
             groups += batch.groups
             for name, of_shard in columns.items():
                 of_shard += [of_image.get(name, "") for of_image in batch.columns]
-        return Features(
-            values=torch.cat(values).cpu(),
-            labels=torch.cat(labels),
+        return Features.of(
+            torch.cat(values).cpu(),
+            torch.cat(labels),
             sources=tuple(sources),
             groups=tuple(groups),
             columns={name: tuple(of_shard) for name, of_shard in columns.items()},
@@ -187,18 +201,19 @@ class FeatureExtractor:
         """Report images of this rank; the other ranks have done about as many."""
         self.on_images(images * self.process_group.world_size)
 
-    def _write_cache(self, shard: Shard, features: Features) -> None:
+    def _write_cache(self, shard: Shard, features: Features) -> bool:
+        """Return whether the features were written."""
         if self.cache is None:
-            return
+            return False
         try:
             self.cache.write(shard.sha256, features)
         except OSError as error:
-            logger.warning("features of %s are not cached: %s; free space in %s", shard.name, error, self.cache.root)
-
-
-def _column(found: Iterable[Features], name: str) -> tuple[str, ...]:
-    """Return the values of a kept column over the features of several shards."""
-    return tuple(value for one in found for value in one.columns.get(name) or ("",) * len(one.sources))
+            logger.warning(
+                "features of %s are not cached: %s; free space in %s, or raise NIGHTSHIFT_CACHE_GB",
+                *(shard.name, error, self.cache.root),
+            )
+            return False
+        return True
 
 
 def _samples(shards: Iterable[Shard]) -> int:

@@ -117,7 +117,7 @@ def classifier_outputs(
     workers.
     """
     extraction.extract(split)
-    source = FeatureLoader.of(extraction, [split], context.process_group.device)
+    source = FeatureLoader.once(extraction, split, context.process_group.device)
     found = model_outputs(model.head, source, extraction.index, split, context.process_group)
     features = extraction.features_of(split)
     return replace(found, groups=features.groups, sources=features.sources, columns=features.columns)

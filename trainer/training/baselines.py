@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_shards.targets import PRESENT
-from trainer.data.feature_cache import Features
+from trainer.data.split_features import FeatureRows, SplitFeatures
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluation.bootstrap import ranked_classes
 from trainer.evaluation.calibration import Calibration
@@ -88,7 +88,7 @@ def _quick_intervals(outputs: ModelOutputs) -> dict[str, list[float] | None]:
     return {name: interval_json(interval) for name, interval in found.items()}
 
 
-def baselines_on_split(fit: HeadFit, train: Features, scored: Features) -> list[Baseline]:
+def baselines_on_split(fit: HeadFit, train: SplitFeatures, scored: SplitFeatures) -> list[Baseline]:
     """Return the figures of linear heads that are fitted on a split and scored on another.
 
     Args:
@@ -104,7 +104,9 @@ def baselines_on_split(fit: HeadFit, train: Features, scored: Features) -> list[
     ]
 
 
-def linear_logits(fit: HeadFit, kind: HeadKind, values: Tensor, labels: Tensor, scored: Tensor) -> Floats | None:
+def linear_logits(
+    fit: HeadFit, kind: HeadKind, values: FeatureRows, labels: Tensor, scored: FeatureRows
+) -> Floats | None:
     """Return the logits `(n, C)` of a linear head for features `scored`; None, with a log line, if it cannot be fitted.
 
     It is fitted on features `values (N, 1280) float32` and `labels`, or on `MOST_IMAGES` of them.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.index import BOTH, ShardIndex
-from trainer.data.feature_cache import Features
+from trainer.data.split_features import SplitFeatures
 from trainer.errors import CheckpointError, Stopped
 from trainer.evaluation.out_of_fold import KEY, OUT_OF_FOLD_FILE, OutOfFold
 from trainer.evaluation.scoring import epoch_metrics
@@ -71,7 +71,7 @@ class CrossValidation:
 
     setup: TrainingSetup
     split: str
-    features: Features
+    features: SplitFeatures
     fit: HeadFit
 
     @property
@@ -138,9 +138,9 @@ class CrossValidation:
             found = linear_logits(
                 self.fit,
                 kind,
-                self.features.values[outside],
+                self.features.values.select(outside),
                 self.features.labels[outside],
-                self.features.values[inside],
+                self.features.values.select(inside),
             )
             if found is None:
                 return None
@@ -156,7 +156,7 @@ class CrossValidation:
         try:
             if reason := self.fit.stop_reason():
                 raise Stopped(reason)
-            return self.fit.fit(self.features.values[rows], self.features.labels[rows], seed=seed)
+            return self.fit.fit(self.features.values.select(rows), self.features.labels[rows], seed=seed)
         except Stopped as error:
             raise Stopped("stopped between two steps; the predictions of the finished folds are kept") from error
 
@@ -172,7 +172,7 @@ class CrossValidation:
         features = self.features
         seed = self.spec.seed + repeat * self.fold_count() + fold
         head = self.train_head(outside, seed=seed)
-        logits = head_logits(head, features.values[inside].to(self.fit.device))
+        logits = head_logits(head, features.values.select(inside).to(self.fit.device))
         write_checkpoint_folder(
             folder,
             lease=self.setup.context.task.attempt.lease,

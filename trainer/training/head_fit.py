@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data_shards.index import Shard, ShardIndex
 from data_shards.targets import PRESENT, UNKNOWN
 from trainer.data.batches import FeatureLoader
-from trainer.data.feature_cache import Features
+from trainer.data.split_features import FeatureRows, SplitFeatures
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import SpecError, Stopped
 from trainer.evaluation.objective import objective_of
@@ -70,7 +70,7 @@ class HeadFit:
             on_images=lambda _: None,
         )
 
-    def fit(self, features: Tensor, labels: Tensor, *, seed: int) -> nn.Module:
+    def fit(self, features: FeatureRows, labels: Tensor, *, seed: int) -> nn.Module:
         """Return a head in eval mode, on the device.
 
         Args:
@@ -97,11 +97,11 @@ class HeadFit:
             raise Stopped(f"stopped ({reason}) while a linear head was fitted; the next attempt fits it again")
         self.on_step()
 
-    def _train(self, features: Tensor, labels: Tensor, index: ShardIndex, spec: TrainSpec) -> nn.Module:
+    def _train(self, features: FeatureRows, labels: Tensor, index: ShardIndex, spec: TrainSpec) -> nn.Module:
         _check_steps(len(labels), spec.batch_size)
         torch.manual_seed(spec.seed)
         head = build_head(self.config).to(self.device)
-        ema = ModelEma(head, spec.ema)
+        ema, values = ModelEma(head, spec.ema), features.to(self.device)
         loop = TrainLoop(
             spec=spec,
             index=index,
@@ -110,7 +110,7 @@ class HeadFit:
             optimizer=build_optimizer(
                 head, None, backbone_factor=1.0, weight_decay=spec.weight_decay, device=self.device
             ),
-            loader=FeatureLoader({SPLIT: features.to(self.device)}, {SPLIT: labels.to(self.device)}),
+            loader=FeatureLoader({SPLIT: values}, {SPLIT: labels.to(values.device)}, self.device),
             class_weights=class_weights(spec, index, self.device),
             hooks=_Hooks(ema=ema, fit=self),
         )
@@ -140,12 +140,14 @@ class _Hooks(LoopHooks):
 
 
 @torch.no_grad()
-def head_logits(head: nn.Module, features: Tensor) -> Floats:
-    """Return the logits `(n, C) float64` of a head in eval mode for features `(n, 1280)` on its device."""
-    return torch.cat([head(part).double().cpu() for part in torch.split(features, BATCH)]).numpy()
+def head_logits(head: nn.Module, features: FeatureRows) -> Floats:
+    """Return the logits `(n, C) float64` of a head in eval mode for features `(n, 1280)`."""
+    device = next(head.parameters()).device
+    parts = (features[start : start + BATCH] for start in range(0, len(features), BATCH))
+    return torch.cat([head(part.to(device)).double().cpu() for part in parts]).numpy()
 
 
-def head_outputs(fit: HeadFit, features: Features, logits: Floats) -> ModelOutputs:
+def head_outputs(fit: HeadFit, features: SplitFeatures, logits: Floats) -> ModelOutputs:
     """Return the outputs of a head for features with their labels, groups, sources and kept columns."""
     return ModelOutputs(
         logits=logits,

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from trainer.data.split_features import FeatureRows, StoredRows
 from trainer.errors import SpecError, TrainerError
 from trainer.model.efficientnet import LinearHead
 from trainer.specs.train import HeadKind
@@ -238,7 +239,7 @@ def _as_head(scaler: StandardScaler, found: LinearFunction) -> LinearHead:
 
 
 def as_task(
-    features: Tensor,
+    features: FeatureRows,
     labels: Tensor,
     classes: tuple[str, ...],
     weights: Tensor | None,
@@ -246,7 +247,9 @@ def as_task(
 ) -> LinearTask:
     """Return the task of features and labels in the form in which trainings hold them, on any device."""
     return LinearTask(
-        features=features.cpu().numpy().astype(np.float64),
+        features=features.as_float64()
+        if isinstance(features, StoredRows)
+        else features.cpu().numpy().astype(np.float64),
         labels=labels.cpu().numpy(),
         classes=classes,
         weights=None if weights is None else weights.cpu().numpy().astype(np.float64),
