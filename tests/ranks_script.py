@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
-from trainer.errors import Stopped
 from trainer.model.efficientnet import Head
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.training.micro_batching import accumulate_gradients
@@ -36,10 +35,8 @@ def main() -> None:
     found = {
         "total": process_group.all_reduce_sum(1.0, float(rank)),
         "from_leader": process_group.broadcast({"said by": rank}),
-        "returned": process_group.from_rank_zero(lambda: {"computed by": rank}),
         "gathered": gather_rows.squeeze(1).tolist(),
         "no_rows": process_group.gather_rows(torch.ones(rank, 2, dtype=torch.float64)).tolist(),
-        "stopped": process_group.all_reduce_sum(float(is_stopped(process_group))),
         "gradient_error": largest_error(together["gradients"], alone["gradients"]),
         "parts_error": largest_error(in_parts["gradients"], alone_at_once["gradients"]),
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
@@ -48,20 +45,6 @@ def main() -> None:
     dist.destroy_process_group()
     if rank == 0:
         print(json.dumps(found))
-
-
-def is_stopped(process_group):
-    """Return whether a stop on rank 0 is raised on this rank."""
-    try:
-        process_group.from_rank_zero(stop)
-    except Stopped:
-        return True
-    return False
-
-
-def stop():
-    """Stop, as rank 0 does when the run was asked to while it fits a head alone."""
-    raise Stopped("asked")
 
 
 def gradients(rows, labels, *, parallel, micro_batches=1, kept=False):

@@ -4,17 +4,24 @@ from itertools import chain, repeat
 
 import pytest
 import ray
+import torch
 
 from cluster.settings import Settings
+from cluster.stop_request import StopWatcher
 from data_shards.index import read_index
 from tests.trained import done, evaluated, new_run, train_spec
 from trainer import evaluate, phase_times, train
 from trainer.attempt import Attempt
 from trainer.data import feature_extraction
+from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.ray_train import run_here
+from trainer.distributed.worker import WorkerContext, WorkerTask
+from trainer.model.precision import best_precision
 from trainer.phase_times import PhaseTimes
 from trainer.result import FeatureCounts
+from trainer.progress import Progress
 from trainer.training import features
+from trainer.training.worker import train_on_worker
 
 SAME = {"seed": 7, "epochs": 1}
 LINEAR = {"epochs": 30, "head_width": 512, "patience": 10}  # the defaults, which a linear head does not use
@@ -118,6 +125,53 @@ def test_the_features_of_a_shard_are_computed_once_even_if_the_cache_holds_only_
 
     assert sorted(computed) == sorted(shard.name for shard in read_index(str(digits_shards)).of_split("train+valid"))
     assert result.details["baselines"]
+
+
+class OneOfTwo(ProcessGroup):
+    """A worker of two whose other one has the same hardware and asks for nothing."""
+
+    def all_reduce_sum(self, *values):
+        return list(values)
+
+    def broadcast(self, value):
+        return value if self.is_rank_zero else best_precision(self.device, trains=False)
+
+
+def test_one_of_two_workers_trains_the_head_as_one_does_and_the_other_only_computes_features(
+    trained, tmp_path, digits_shards, monkeypatch
+):
+    paths, alone = trained
+    spec = train_spec(digits_shards, **SAME, workers=2)
+    attempt = Attempt.of(new_run(tmp_path, spec).folder, None, Settings(storage=tmp_path))
+    read, computed = feature_extraction.read_shards, []
+
+    def spied(location, shards, *arguments, **options):
+        computed.append([shard.name for shard in shards])
+        return read(location, shards, *arguments, **options)
+
+    def work_of(rank):
+        return train_on_worker(
+            WorkerContext(
+                task=WorkerTask(attempt=attempt, spec=spec, source=None),
+                process_group=OneOfTwo(rank, 2, torch.device("cpu")),
+                progress=Progress(attempt.paths, attempt.lease, writes=rank == 0),
+                stop=StopWatcher(attempt.paths.stop, attempt.number),
+            )
+        )
+
+    monkeypatch.setattr(feature_extraction, "read_shards", spied)
+
+    second = work_of(1)
+    is_published = attempt.paths.best.exists()
+    first = work_of(0)
+
+    assert (second.metrics, second.details, is_published) == ({}, {}, False)
+    assert first.metrics == alone.metrics
+    weights = [folder / "model.safetensors" for folder in (attempt.paths.best, paths.best)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    all_shards = [shard.name for shard in read_index(str(digits_shards)).of_split("train+valid")]
+    assert sorted(chain.from_iterable(computed)) == sorted(all_shards)
+    assert len([shards for shards in computed if shards]) > 1
 
 
 def test_an_attempt_says_where_the_time_went(trained, digits_shards):

@@ -54,11 +54,6 @@ def test_what_the_leader_says_reaches_all(found):
     assert found["from_leader"] == {"said by": 0}
 
 
-def test_what_rank_0_computes_alone_reaches_all_and_so_does_its_stop(found):
-    assert found["returned"] == {"computed by": 0}
-    assert found["stopped"] == [2.0]
-
-
 def test_rows_of_all_ranks_come_together_in_order(found):
     assert found["gathered"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
 

@@ -105,6 +105,12 @@ MAX_DURATION = click.option(
     help="Time limit, such as 8h; a run that exceeds it fails.  [default: no limit]",
 )
 WORKERS = option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N")
+TRAINING_WORKERS = option(
+    TrainSpec, "workers",
+    "Number of Ray Train workers (data-parallel processes).  With --freeze all, one of them trains the head, and the "
+    "others only compute features.",
+    metavar="N",
+)  # fmt: skip
 MIN_WORKERS = option(
     TrainSpec, "min_workers",
     "On a Ray cluster: start with N workers or more, and continue with N or more when machines leave; new machines are "

@@ -6,12 +6,12 @@ import click
 
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.options import MIN_WORKERS, OUTPUT, WHEN, WHERE, WORKERS, OptionGroup, options
+from jobs.cli.options import MIN_WORKERS, OUTPUT, TRAINING_WORKERS, WHEN, WHERE, OptionGroup, options
 from jobs.cli.submission import submit_options
 from jobs.cli.training_options import TRAINING
 from trainer.specs import TrainSpec
 
-WORKER_OPTIONS = OptionGroup(WHERE.heading, (WORKERS, MIN_WORKERS, *WHERE.options[1:]))
+WORKER_OPTIONS = OptionGroup(WHERE.heading, (TRAINING_WORKERS, MIN_WORKERS, *WHERE.options[1:]))
 
 
 @command(

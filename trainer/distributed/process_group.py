@@ -1,9 +1,8 @@
 """The group of Ray Train workers: rank, world size, device, and collective operations."""
 
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 import ray.train
@@ -15,9 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.errors import InsufficientResources
-from trainer.errors import Stopped
-
-R = TypeVar("R")
 
 
 class _OwnGpuBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types
@@ -45,12 +41,14 @@ class ProcessGroup:
 
     Attributes:
         workers_on_node: The most workers that may share this machine: the local world size or its number of GPUs.
+        is_whole: Whether it has all workers that Ray started, as Ray's own collectives need.
     """
 
     rank: int
     world_size: int
     device: torch.device
     workers_on_node: int = 1
+    is_whole: bool = True
 
     @classmethod
     def of_this_worker(cls, *, on_cpu: bool) -> "ProcessGroup":
@@ -74,6 +72,10 @@ class ProcessGroup:
         """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
+    def only_rank_zero(self) -> "ProcessGroup":
+        """Return the group of rank 0 alone, which waits for no other worker; for rank 0."""
+        return replace(self, world_size=1, is_whole=self.world_size == 1)
+
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Return the sums of `values` over all workers; every worker must call it."""
         if self.world_size == 1:
@@ -92,23 +94,6 @@ class ProcessGroup:
         box = [value if self.is_rank_zero else None]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
-
-    def from_rank_zero(self, work: Callable[[], R]) -> R:
-        """Return on every rank what `work` returns on rank 0, where alone it runs; every worker must call it.
-
-        Raises:
-            Stopped: Raised by `work`; on every rank, so that none waits for rank 0.
-        """
-        found: R | Stopped | None = None
-        if self.is_rank_zero:
-            try:
-                found = work()
-            except Stopped as error:
-                found = error
-        returned: R | Stopped = self.broadcast(found)
-        if isinstance(returned, Stopped):
-            raise returned
-        return returned
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Concatenate the `(n, columns) float64` rows of all workers on the CPU, in the order of ranks."""

@@ -32,8 +32,7 @@ from trainer.search.run_trainable import EpochStepSpec
 from trainer.search.trials import EpochRecord
 from trainer.specs import SearchSpec, TrainSpec, build
 from trainer.train import check_data
-from trainer.training.features import features_on_worker, run_on_features
-from trainer.training.model_setup import TrainingSetup
+from trainer.training.features import features_on_worker, run_on_features, setup_of_training
 from trainer.training.worker import train_model
 
 POLL_SECONDS = 0.5
@@ -212,7 +211,9 @@ def _publish_as(
 
 def refit_on_worker(context: WorkerContext[RefitSpec]) -> int:
     """Train, and publish the model of the last epoch in the task's own folder; return the number of training images."""
-    setup = TrainingSetup.fresh(context)
+    setup = setup_of_training(context)
+    if setup is None:
+        return 0
     train_model(setup)
     index, model = setup.index, setup.model
     if context.process_group.is_rank_zero:
@@ -220,5 +221,5 @@ def refit_on_worker(context: WorkerContext[RefitSpec]) -> int:
         attempt, paths = context.task.attempt, context.task.paths
         about = {"run": attempt.paths.run_id, "data": index.digest}
         publish_model(paths.best, model, config, manifest=about, lease=attempt.lease)
-    context.process_group.barrier()
+    setup.context.process_group.barrier()
     return index.samples_in(SPLIT)

@@ -203,6 +203,11 @@ class TrainSpec(TrainOptions):
         return self.head == "mlp"
 
     @property
+    def trains_on_rank_zero(self) -> bool:
+        """Whether one worker trains the head; the others only compute features."""
+        return self.reads_features or not self.trains_by_steps
+
+    @property
     def required_splits(self) -> tuple[str, ...]:
         """The splits that a data set must have; folds need no valid split."""
         return ("train", "valid") if self.folds is None else ("train",)

@@ -1,4 +1,7 @@
-"""Work that needs only the features of a frozen backbone: it runs in this process, and needs no Ray workers."""
+"""Work that needs only the features of a frozen backbone: it runs in one process, and other workers only compute them.
+
+A step of a head is too short to be divided: with 8 ranks it is 6 collectives, and a few images on each rank.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,8 +28,8 @@ def run_on_features(
 ) -> R:
     """Run `work` in this process; Ray workers only compute features, if those of several shards are missing.
 
-    So the result is the same for any number of workers. On several GPUs and on a Ray cluster, `work` runs on the
-    workers too: this process must not take a GPU that workers need later, and the head node of a cluster has none.
+    So the result is the same for any number of workers. On several GPUs and on a Ray cluster, `work` starts on all
+    workers: this process must not take a GPU that workers need later, and the head node of a cluster has none.
 
     Args:
         work: What uses the features.
@@ -50,18 +53,37 @@ def features_on_worker(context: WorkerContext[TrainSpec]) -> int:
     Returns:
         How many images were extracted or found in the cache.
     """
-    return _extract(context, TRAINING_SPLITS)
+    return _extract(TrainingSetup.fresh(context), TRAINING_SPLITS)
 
 
 def features_of_search_on_worker(context: WorkerContext[TrainSpec]) -> int:
     """Extract those of the test split too, on which a search evaluates its best model; return how many images."""
-    return _extract(context, SPLITS)
+    return _extract(TrainingSetup.fresh(context), SPLITS)
 
 
-def _extract(context: WorkerContext[TrainSpec], splits: Sequence[str]) -> int:
-    setup = TrainingSetup.fresh(context)
-    present = [split for split in splits if split in setup.index.splits]
-    context.progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in present))
+def setup_of_training(context: WorkerContext[TrainSpec]) -> TrainingSetup | None:
+    """Return the setup of a training on this rank, None if it has nothing to train; every rank must call this.
+
+    Rank 0 trains a head on features alone; before, all ranks together extract these. A rank that gets None is done: it
+    must not wait for rank 0 in a collective, because the training can take longer than their timeout.
+
+    Raises:
+        Stopped: The run was asked to stop; the features of finished shards are cached.
+    """
+    setup, group = TrainingSetup.fresh(context), context.process_group
+    if group.world_size == 1 or not context.spec.trains_on_rank_zero:
+        return setup
+    if context.spec.cache:
+        _extract(setup, TRAINING_SPLITS)
+    if not group.is_rank_zero:
+        return None
+    logger.info("one worker trains the head; the other %d were only needed for features", group.world_size - 1)
+    return replace(setup, context=replace(context, process_group=group.only_rank_zero()))
+
+
+def _extract(setup: TrainingSetup, splits: Sequence[str]) -> int:
+    present, progress = [split for split in splits if split in setup.index.splits], setup.context.progress
+    progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in present))
     for split in present:
         setup.extractor.extract(split)
-    return context.progress.done
+    return progress.done

@@ -71,11 +71,7 @@ def _has_baselines(setup: TrainingSetup) -> bool:
 
 
 def _baselines(setup: TrainingSetup) -> list[Baseline]:
-    """Return the baselines on the valid split; every rank must call this.
-
-    The training and the publication have loaded the features on every rank. Of a training that ended in an earlier
-    attempt, all ranks together load those of the train split.
-    """
+    """Return the baselines on the valid split; a training on features runs in a group of one worker."""
     extractor, split = setup.extractor, setup.spec.split
     extractor.extract(split)
     train, valid = extractor.features_of(split), extractor.features_of("valid")
@@ -87,7 +83,7 @@ def _baselines(setup: TrainingSetup) -> list[Baseline]:
         stop_reason=context.stop.reason,
         on_step=context.add_step,
     )
-    return context.process_group.from_rank_zero(lambda: baselines_on_split(fit, train, valid))
+    return baselines_on_split(fit, train, valid)
 
 
 def score_and_publish(setup: TrainingSetup, *, origin: dict[str, Any]) -> dict[str, Any]:

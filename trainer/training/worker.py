@@ -20,6 +20,7 @@ from trainer.specs import TrainSpec
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.cross_validation import cross_validate
 from trainer.training.ema import ModelEma
+from trainer.training.features import setup_of_training
 from trainer.training.head_fit import HeadFit, one_thread
 from trainer.training.loop import EpochMetrics, LoopHooks, TrainLoop, epoch_plan
 from trainer.training.micro_batching import choose_micro_batches, fits_in_memory, warn_of_small_batches
@@ -30,8 +31,13 @@ from trainer.training.train_state import TrainState
 
 
 def train_on_worker(context: WorkerContext[TrainSpec]) -> TrainOutcome:
-    """Train, publish the best model and return its metrics; runs on each Ray Train worker."""
-    setup = TrainingSetup.fresh(context)
+    """Train, publish the best model and return its metrics; runs on each Ray Train worker.
+
+    A head on features is trained on rank 0 alone; the outcome of the other ranks is then empty.
+    """
+    setup = setup_of_training(context)
+    if setup is None:
+        return TrainOutcome(metrics={}, details={})
     if context.spec.folds is not None:
         return cross_validate(setup)
     if not context.spec.trains_by_steps:
@@ -41,9 +47,7 @@ def train_on_worker(context: WorkerContext[TrainSpec]) -> TrainOutcome:
 
 
 def fit_linear_model(setup: TrainingSetup) -> None:
-    """Fit the linear head of the model on the train split; every rank must call this.
-
-    Rank 0 fits it, so that all ranks have the same weights.
+    """Fit the linear head of the model on the train split, in a group of one worker.
 
     Raises:
         Stopped: The run was asked to stop while features were computed or the head was fitted.
@@ -52,7 +56,7 @@ def fit_linear_model(setup: TrainingSetup) -> None:
     context, split = setup.context, setup.spec.split
     context.progress.start_phase("features", total=setup.index.samples_in(split))
     setup.extractor.extract(split)
-    train = setup.extractor.features_of(split)  # on every rank: where the cache cannot hold them, it computes the rest
+    train = setup.extractor.features_of(split)
     context.progress.start_phase("train", total=len(train.labels))
     fit = HeadFit(
         spec=setup.spec,
@@ -62,11 +66,7 @@ def fit_linear_model(setup: TrainingSetup) -> None:
         on_images=context.add_images,
         on_step=context.add_step,
     )
-
-    def fitted() -> dict[str, Tensor]:
-        return fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict()
-
-    setup.model.head.load_state_dict(context.process_group.from_rank_zero(fitted))
+    setup.model.head.load_state_dict(fit.fit(train.values, train.labels, seed=setup.spec.seed).state_dict())
 
 
 def train_model(setup: TrainingSetup) -> TrainState:
@@ -202,7 +202,7 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
         scaler=checkpointer.checkpoint.scaler if precision == "fp16" else None,
         epochs=epochs,
         micro_batches=1 if frozen else _micro_batches(setup, module, precision=precision),
-        preemption=PreemptionWatcher(ray.train.get_preemption_info),
+        preemption=PreemptionWatcher(ray.train.get_preemption_info) if process_group.is_whole else PreemptionWatcher(),
     )
 
 
