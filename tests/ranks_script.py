@@ -42,8 +42,11 @@ def main() -> None:
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
         "gradient_scale": max(float(value.abs().max()) for value in alone["gradients"].values()),
     }
-    dist.destroy_process_group()
-    if rank == 0:
+    dissolved = process_group.dissolved()
+    if rank == 0:  # the other rank ends
+        again = gradients(rows, labels, parallel=False)
+        found["dissolved"] = [dissolved.world_size, dissolved.is_whole]
+        found["error_after"] = largest_error(again["gradients"], alone["gradients"])
         print(json.dumps(found))
 
 

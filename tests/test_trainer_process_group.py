@@ -54,6 +54,11 @@ def test_what_the_leader_says_reaches_all(found):
     assert found["from_leader"] == {"said by": 0}
 
 
+def test_a_rank_that_goes_on_alone_computes_as_one_process_and_waits_for_no_other(found):
+    assert found["dissolved"] == [1, False]
+    assert found["error_after"] == 0.0
+
+
 def test_rows_of_all_ranks_come_together_in_order(found):
     assert found["gathered"] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
 

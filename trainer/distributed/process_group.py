@@ -72,9 +72,14 @@ class ProcessGroup:
         """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
-    def only_rank_zero(self) -> "ProcessGroup":
-        """Return the group of rank 0 alone, which waits for no other worker; for rank 0."""
-        return replace(self, world_size=1, is_whole=self.world_size == 1)
+    def dissolved(self) -> "ProcessGroup":
+        """End torch's process group and return the group of this worker alone; every worker must call it.
+
+        While torch's group exists, batch norms that train use it by themselves, and would wait for the other workers.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return replace(self, rank=0, world_size=1, is_whole=self.world_size == 1)
 
     def all_reduce_sum(self, *values: float) -> list[float]:
         """Return the sums of `values` over all workers; every worker must call it."""

@@ -75,10 +75,11 @@ def setup_of_training(context: WorkerContext[TrainSpec]) -> TrainingSetup | None
         return setup
     if context.spec.cache:
         _extract(setup, TRAINING_SPLITS)
+    alone = group.dissolved()
     if not group.is_rank_zero:
         return None
     logger.info("one worker trains the head; the other %d were only needed for features", group.world_size - 1)
-    return replace(setup, context=replace(context, process_group=group.only_rank_zero()))
+    return replace(setup, context=replace(context, process_group=alone))
 
 
 def _extract(setup: TrainingSetup, splits: Sequence[str]) -> int:
