@@ -128,16 +128,19 @@ def test_features_that_are_evicted_while_a_training_reads_them_stay_readable(ext
 def test_features_that_a_training_reads_stay_the_most_recently_used(extractor, monkeypatch):
     extractor.extract("train")
     values = extractor.features_of("train").values
+    on_gpu = FeatureLoader.of(extractor, ["train"], torch.device("meta"))  # which reads no file in its steps
     path = extractor.cache.path(extractor.index.shards[0].sha256)
-    long_ago(path)
-    values[0:1]
-    before = path.stat().st_mtime
-    monkeypatch.setattr(feature_extraction, "MARK_SECONDS", 0.0)
+    plan = EpochPlan(index=extractor.index, split="train", batch_size=3)
+    marked = []
 
-    values[0:1]
+    for seconds in (600.0, 0.0):
+        monkeypatch.setattr(feature_extraction, "MARK_SECONDS", seconds)
+        for read in (lambda: values[0:1], lambda: list(on_gpu(plan))):
+            long_ago(path)
+            read()
+            marked.append(path.stat().st_mtime > time.time() - 60)
 
-    assert before == 1000
-    assert path.stat().st_mtime > time.time() - 60
+    assert marked == [False, False, True, True]
 
 
 def test_features_in_use_are_not_evicted_over_a_network(extractor, monkeypatch):
@@ -174,7 +177,7 @@ def test_features_are_written_while_those_of_the_next_shard_are_computed_and_the
 
     def delayed(self, shard_sha256, features):
         with_next = min(len(overlapped) + 2, len(shards))
-        overlapped.append(wait_until(lambda: len(computed) >= with_next, 20))
+        overlapped.append(wait_until(lambda: len(computed) >= with_next, 120))
         write(self, shard_sha256, features)
 
     monkeypatch.setattr(extractor, "_features", counted)

@@ -46,11 +46,13 @@ class FeatureLoader:
         values: Features by split, `(N, 1280) float32`: on the device, or read from their files.
         labels: Labels by split, `(N,) int64`, where the features are.
         device: The device of the batches.
+        on_batch: Called before each batch.
     """
 
     values: Mapping[str, FeatureRows]
     labels: Mapping[str, Tensor]
     device: torch.device
+    on_batch: Callable[[], None] = lambda: None
 
     @classmethod
     def of(cls, extractor: FeatureExtractor, splits: Iterable[str], device: torch.device) -> "FeatureLoader":
@@ -58,7 +60,7 @@ class FeatureLoader:
         features = {split: extractor.features_of(split) for split in splits}
         values = {split: found.values.to(device) for split, found in features.items()}
         labels = {split: found.labels.to(values[split].device) for split, found in features.items()}
-        return cls(values=values, labels=labels, device=device)
+        return cls(values=values, labels=labels, device=device, on_batch=extractor.mark_if_due)
 
     @classmethod
     def once(cls, extractor: FeatureExtractor, split: str, device: torch.device) -> "FeatureLoader":
@@ -70,6 +72,7 @@ class FeatureLoader:
         """Yield rows of the split."""
         values, labels = self.values[plan.split], self.labels[plan.split]
         for batch in range(start, plan.batches):
+            self.on_batch()
             ids = torch.from_numpy(plan.ids(batch))
             rows = ids.to(values.device)
             inputs, targets = values[rows].to(self.device), labels[rows].to(self.device)

@@ -103,12 +103,15 @@ class FeatureExtractor:
             self._splits[split] = SplitFeatures(
                 shards=tuple(self._loaded[shard.sha256] for shard in shards),
                 column_names=tuple(column.name for column in self.index.columns),
-                on_read=self._mark_if_due,
+                on_read=self.mark_if_due,
             )
         return self._splits[split]
 
-    def _mark_if_due(self) -> None:
-        """Mark the files of all features as used: after hours of training they would be the first to be evicted."""
+    def mark_if_due(self) -> None:
+        """Mark the files of all features as used, every ten minutes.
+
+        After hours of training they would else be the first to be evicted, and the published model is scored on them.
+        """
         if self.cache is not None and time.monotonic() - self._marked_at >= MARK_SECONDS:
             self._marked_at = time.monotonic()
             self.cache.mark_used(self._loaded)
