@@ -39,6 +39,7 @@ from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
 from jobs.runs.run_filter import Filter
+from jobs.runs.run_index import RunIndex
 from jobs.runs.trial_rows import rows_of
 from trainer.errors import SpecError
 
@@ -172,14 +173,14 @@ def runs(
         tag: Only runs with this tag.
         owner: Only runs that this user submitted.
     """
-    wanted = Filter(
-        state=state, kind=kind, name=name, tags=() if tag is None else (tag,), owner=owner, since_seconds=None
-    )
+    wanted = Filter(state=state, kind=kind, name=name, tags=() if tag is None else (tag,), owner=owner)
+    index = RunIndex(Settings.read().storage)
     columns = ["id", "name", "kind", "state", "why", "tags", "note", "owner", "created", "started", "ended"]
     rows = []
-    for run in filter(wanted.matches, run_state.states(Settings.read().storage)):
+    for run in index.states(wanted):
         metric, value = run.metric or (None, None)
         rows.append((*(getattr(run, column) for column in columns), metric, value))
+    index.save()
     table = pd.DataFrame(rows, columns=[*columns, "metric", "value"])
     for column in ("created", "started", "ended"):
         table[column] = pd.to_datetime(table[column], utc=True, format="ISO8601")

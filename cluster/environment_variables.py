@@ -135,7 +135,7 @@ VARIABLES = (
     ),
     Variable(
         name="TMPDIR",
-        meaning="local files of this machine: the cache of remote shards, and Ray's files",
+        meaning="local files of this machine: the cache of remote shards, the index of runs, and Ray's files",
         unset="`/tmp`",
     ),
 )

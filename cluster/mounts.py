@@ -1,10 +1,12 @@
 """How the storage is mounted: whether its locks reach other machines."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 MOUNT_TABLE = Path("/proc/self/mountinfo")
+LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "overlay")
 NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse.ceph", "lustre", "glusterfs", "fuse.glusterfs")
 
 
@@ -24,6 +26,11 @@ class Mount:
     def is_network(self) -> bool:
         """Whether other machines can mount it too."""
         return self.type in NETWORK_TYPES
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the times of files are those of this machine's clock, and a change is seen at once."""
+        return self.type in LOCAL_TYPES
 
     @property
     def local_lock(self) -> str | None:
@@ -47,7 +54,7 @@ def mount_of(folder: Path, table: str | None = None) -> Mount | None:
     except OSError:
         return None
     found, depth = None, -1
-    place = folder.resolve()
+    place = Path(os.path.realpath(folder))  # `resolve` raises RuntimeError on a loop of links
     for line in lines:
         before, dash, after = line.partition(" - ")
         words, rest = before.split(), after.split()

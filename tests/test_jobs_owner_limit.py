@@ -17,9 +17,9 @@ from jobs.queue.stack import start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.runs.request import PRIORITIES, JobRequest
+from jobs.runs.run_index import RunIndex
 from jobs.runs.state import changing, write_state
 from jobs.web.overview import overview
-from jobs.web.run_index import RunIndex
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 

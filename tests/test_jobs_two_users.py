@@ -18,11 +18,11 @@ from cluster.settings import Settings, umask_setting
 from jobs.queue import actions, embedded_redis
 from jobs.queue.submit import publish, submit
 from jobs.runs.request import JobRequest
+from jobs.runs.run_index import RunIndex
 from jobs.runs.state import RunState, now, read_state
 from jobs.runs.webhook_outbox import stored_url
 from jobs.web.other_pages import queue_page
 from jobs.web.overview import overview
-from jobs.web.run_index import RunIndex
 from jobs.web.run_page import run_page
 from tests.stack import FakeSpec
 from tests.users import User, needs_root

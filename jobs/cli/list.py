@@ -1,7 +1,8 @@
 """`nightshift list`: read from the run folders, so it works without Redis."""
 
 import json
-from itertools import islice, takewhile
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration
 from jobs.runs.record import entry_json, running_progress
 from jobs.runs.run_filter import KINDS, Filter, age_seconds
+from jobs.runs.run_index import RunIndex
 from jobs.runs.state import RunState
 
 COLUMNS = (
@@ -57,11 +59,20 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     """List runs, newest first, with state, progress, best metric and age."""
     settings = Settings.read()
     storage, wanted = settings.storage, Filter(owner=settings.owner if mine else None, **given)
-    matching = filter(wanted.matches, takewhile(wanted.is_recent, run_state.states(storage)))
-    rows = [(found, running_progress(storage, found)) for found in islice(matching, limit)]
+    index = RunIndex(storage, _announce)
+    rows = [(found, running_progress(storage, found)) for found in islice(index.states(wanted), limit)]
     if as_json:
         click.echo(json.dumps([entry_json(found, progress) for found, progress in rows], indent=2))
-        return
+    else:
+        _print_table(rows)
+    index.save()
+
+
+def _announce(runs: int) -> None:
+    click.echo(f"reading {runs:,} runs; the next list reads only those that change", err=True)
+
+
+def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]]) -> None:
     if not rows:
         click.echo("no runs; `nightshift train SHARDS` submits one", err=True)
     cells = [_row(found, progress) for found, progress in rows]

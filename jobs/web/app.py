@@ -30,6 +30,7 @@ from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
 from jobs.runs.damage import WRONG_SHAPE
 from jobs.runs.run_filter import KINDS
+from jobs.runs.run_index import RunIndex
 from jobs.web import forms
 from jobs.web.access import Access, RequireToken
 from jobs.web.changes import Looks, changes
@@ -37,7 +38,6 @@ from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_p
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
-from jobs.web.run_index import RunIndex
 from jobs.web.run_page import run_page
 from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError

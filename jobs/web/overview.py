@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from jobs.runs.damage import shown_or
 from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.record import entry_json, running_progress
 from jobs.runs.run_filter import KINDS, Filter, age_seconds
+from jobs.runs.run_index import RunIndex
 from jobs.runs.start_forecast import pending_states, start_forecast
 from jobs.runs.state import RunState
-from jobs.web.run_index import RunIndex
 
 RUNS_SHOWN = 50
 COMPARABLE = ("train", "search", "evaluate")  # kinds of runs
@@ -100,10 +100,9 @@ def overview(index: RunIndex, query: Mapping[str, str]) -> Overview:
         name=wanted.get("name"),
         tags=(wanted["tag"],) if "tag" in wanted else (),
         owner=wanted.get("owner"),
-        since_seconds=None,
     )
-    states = takewhile(found.is_recent, index.states(before=before))
-    matching = list(islice(filter(found.matches, states), RUNS_SHOWN + 1))
+    matching = list(islice(index.states(found, before=before), RUNS_SHOWN + 1))
+    index.save()
     storage = index.storage
     pending = pending_states(storage) if any(state.state == "queued" for state in matching) else ()
     rows = tuple(run_row(storage, state, pending) for state in matching[:RUNS_SHOWN])

@@ -7,16 +7,20 @@ is constant.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from cluster.files import write_json
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.pack.add import add
 from data_shards.pack.hash_search import HASH_BITS
@@ -26,6 +30,7 @@ from data_shards.pack.packing import pack
 from jobs.queue import embedded_redis
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
+from jobs.runs.run_index import SETTLED_SECONDS
 from tests.bench.data import draw_images
 from tests.bench.measure import Row, row, seconds
 from tests.stack import FakeSpec
@@ -51,6 +56,8 @@ WHAT = {
 }
 PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1, "additions": 2}
 COPIES, CHANGED_BITS = 100, 32  # one image in so many has a copy, with so many other bits
+LISTED = 100_000  # runs in the storage of `indexed_list`
+GOAL_OF_INDEX = 5.0
 GOAL = 0.9  # linear or constant, with a tolerance for noise of the machine
 IMAGE_SIZE = 64
 QUICK = {"weights": "none", "image_size": IMAGE_SIZE, "epochs": 3, "head_width": 64}
@@ -59,7 +66,7 @@ COMMAND = "python -m tests.bench growth"
 
 def run() -> list[Row]:
     """Measure each kind at all sizes, alternately."""
-    return [line for kind, pairs in PAIRS.items() for line in _rows(kind, pairs)]
+    return [*(line for kind, pairs in PAIRS.items() for line in _rows(kind, pairs)), indexed_list()]
 
 
 def _rows(kind: str, pairs: int) -> list[Row]:
@@ -93,6 +100,52 @@ def _apart(kind: str, size: int) -> dict[str, float]:
     order = [sys.executable, "-m", "tests.bench.growth", kind, str(size)]
     reported = subprocess.run(order, check=True, stdout=subprocess.PIPE).stdout
     return json.loads(reported.splitlines()[-1])
+
+
+def indexed_list(count: int = LISTED, pairs: int = 2) -> Row:
+    """Measure `nightshift list` with a filter that few of many runs pass, as a process, with and without the index."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage, local = Path(folder, "storage"), Path(folder, "local")
+        local.mkdir()
+        _write_ended_runs(storage, count)
+        time.sleep(SETTLED_SECONDS)
+        environment = {**os.environ, "NIGHTSHIFT_STORAGE": str(storage), "TMPDIR": str(local)}
+        said = []
+
+        def listed() -> float:
+            start = time.perf_counter()
+            order = [sys.executable, "-m", "jobs", "list", "--tag", "rare", "--json"]
+            said.append(subprocess.run(order, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+            return time.perf_counter() - start
+
+        def without_index() -> float:
+            for file in local.rglob("*.index"):
+                file.unlink()
+            return listed()
+
+        reads, looks = zip(*((without_index(), listed()) for _ in range(pairs)), strict=True)
+        found = {len(json.loads(text)) for text in said}
+        return row(
+            list(looks), list(reads), what=f"list: `nightshift list --tag` of {count:,} runs, with the index",
+            beside="without: it reads every run and writes the index", unit="s", goal=GOAL_OF_INDEX, command=COMMAND,
+            parity=f"{found} runs in all lists" if len(set(said)) == 1 else "the lists differ", more_is_better=False,
+        )  # fmt: skip
+
+
+def _write_ended_runs(storage: Path, count: int) -> None:
+    """Write the folders of runs that have ended; one in 5,000 has the tag `rare`."""
+    Settings(storage=storage).with_storage_ready()
+    for number in range(count):
+        day, second = divmod(number, 86_400)
+        clock = f"{second // 3600:02d}{second // 60 % 60:02d}{second % 60:02d}"
+        paths = RunPaths.of(storage, f"train-{20250101 + day}-{clock}-{number % 10**6:06d}")
+        state = run_state.RunState(
+            id=paths.run_id, kind="train", state="succeeded", name=f"night-{number}", owner=f"owner{number % 40}",
+            attempt=1, tags=("chest", "rare") if number % 5000 == 0 else ("chest",), metric=("auroc", 0.9),
+            created="2025-01-01T00:00:00.000Z", started="2025-01-01T00:00:01.000Z", ended="2025-01-01T00:09:00.000Z",
+        )  # fmt: skip
+        paths.folder.mkdir()
+        write_json(paths.state, state.to_json(), durable=False)
 
 
 def images(folder: Path, count: int, *, classes: int = 2) -> Callable[[], object]:
