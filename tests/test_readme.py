@@ -31,6 +31,7 @@ IN_TEXT = [*SPANS, *re.findall(r"`([^`\n]+)`", (K8S / "README.md").read_text())]
 CALLS = [span.removeprefix("nightshift ") for span in IN_TEXT if re.match("nightshift [a-z]", span)]
 OTHERS = {"--logdir", "--shm-size", "--help"}  # of TensorBoard, of Docker, and of every command
 INTERNAL = {"NIGHTSHIFT_COMPLETE", "NIGHTSHIFT_RUN"}  # set by the shell's completion, and by us for child processes
+WIDEST = 150  # columns of a line, tables included
 SHORT = 40  # characters; shorter sentences may stand twice
 FOREIGN = re.compile(  # what a browser would load by itself
     r"""src=["']?(?:https?:)?//[^\s"'>]+|<link[^>]+href=["']?(?:https?:)?//[^\s"'>]+|url\(["']?(?:https?:)?//|@import"""
@@ -149,6 +150,17 @@ def test_no_sentence_stands_twice() -> None:
     twice = [text for text, count in Counter(sentences).items() if count > 1 and len(text) > SHORT]
 
     assert twice == []
+
+
+def test_no_line_is_too_wide_for_an_editor() -> None:
+    wide = [
+        f"{file.name}:{number}"
+        for file in (*FILES, ROOT / "CONTRIBUTING.md")
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if len(line) > WIDEST
+    ]
+
+    assert wide == []
 
 
 def test_the_links_of_the_readme_lead_to_files() -> None:

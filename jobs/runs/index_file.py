@@ -106,7 +106,8 @@ def read_rows(storage: Path) -> dict[str, IndexRow]:
     with _without_garbage_collection():
         cells, *contents = body.decode().split("\n")
         return {
-            run_id: IndexRow(*row, content) for (run_id, *row), content in zip(json.loads(cells), contents, strict=True)
+            run_id: IndexRow._make([*row, content])
+            for (run_id, *row), content in zip(json.loads(cells), contents, strict=True)
         }
 
 
