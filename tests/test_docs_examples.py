@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,12 @@ from data_shards.pack.encode import encoded_like_packed
 from data_shards.pack.options import EncodeOptions
 from data_shards.pixels import decode_square
 from jobs.queue.schedules import schedules
-from jobs.queue.stack import start_stack
 from tests.conftest import Say
+from tests.datasets import image_folder
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS / "examples"
+README = DOCS.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -96,29 +98,53 @@ def test_another_program_prepares_images_as_predict_does(
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(digits_shards: Path, tmp_path: Path) -> None:
-    settings = Settings(storage=tmp_path / "storage")
+def test_the_first_commands_of_readme_and_guide_run_and_then_the_notebook(tmp_path: Path) -> None:
+    image_folder(tmp_path / "photos", {"covid": 24, "normal": 24})
+    image_folder(tmp_path / "new_photos", {".": 3}, mode="RGB")
+    typed = dict.fromkeys(
+        (*commands_of(README, "Use it"), *commands_of(DOCS / "getting_started.md", "Your own images"))
+    )
+    command_that_needs_no_internet(tmp_path / "bin" / "nightshift")
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     checks = "\nprint(ended['state'], len(nightshift.trials(search)), model.classes, flush=True)"
+    (tmp_path / "notebook.py").write_text(source + checks)
+    script = ["trap 'kill $!; wait $!' EXIT", *typed, f"{shlex.quote(sys.executable)} -P notebook.py"]
 
-    with start_stack(settings) as stack:
-        environment = {
+    done = subprocess.run(
+        ["bash", "-e", "-c", "\n".join(script)],
+        env={
             **os.environ,
-            "NIGHTSHIFT_STORAGE": str(settings.storage),
-            "NIGHTSHIFT_REDIS_URL": str(stack.settings.redis_url),
-            "SHARDS": str(digits_shards),
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "NIGHTSHIFT_STORAGE": str(tmp_path / "storage"),
             "PYTHONPATH": str(DOCS.parent),
             "WEIGHTS": "none",
-        }
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", source + checks],
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
+        },
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"succeeded 4 {tuple('0123456789')}\n"
+    assert [line.split()[1] for line in typed] == ["up", "shards", "train", "evaluate", "predict", "show"]
+    assert len(re.findall(r"image-00\d\.png", done.stdout)) == 3
+    assert done.stdout.splitlines()[-1] == "succeeded 4 ('covid', 'normal')"
+
+
+def commands_of(file: Path, section: str) -> list[str]:
+    """The commands of the first block of a section, without comments."""
+    block = re.search(rf"^## {section}$.*?^```\n(.*?)^```", file.read_text(), re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return [line.partition(" #")[0].strip() for line in block[1].splitlines()]
+
+
+def command_that_needs_no_internet(file: Path) -> None:
+    """Write the command `nightshift` with random weights in place of those that `train` downloads."""
+    installed = Path(sys.executable).with_name("nightshift")
+    file.parent.mkdir()
+    file.write_text(f"""#!/bin/sh
+[ "$1" = train ] && set -- "$@" --weights none
+exec {shlex.quote(str(installed))} "$@"
+""")
+    file.chmod(0o755)
