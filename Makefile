@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo check test test-slow test-gpu bench docs chart sbom lock clean
+.PHONY: install demo check test test-slow test-gpu bench docs pictures chart sbom lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-gpu    the tests that need NVIDIA GPUs; writes gpu-report.json"
 	@echo "make bench       the benchmarks against their peers"
 	@echo "make docs        the user guide as pages, in build/docs"
+	@echo "make pictures    take the pictures of the user guide again; needs Chromium"
 	@echo "make chart       rebuild the Helm chart k8s/chart from the kustomize manifests"
 	@echo "make sbom        a bill of materials (CycloneDX) of the packages in .venv, in build/sbom.json"
 	@echo "make lock        rebuild requirements.lock from pyproject.toml"
@@ -58,6 +59,9 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
+
+pictures: $(READY)
+	$(BIN)/python -m tests.pictures
 
 chart: $(READY)
 	$(BIN)/python -m k8s.make_chart

@@ -26,6 +26,7 @@ from tests.datasets import image_folder
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS / "examples"
 README = DOCS.parent / "README.md"
+LARGEST_PICTURE = 100_000  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,11 @@ def command_that_needs_no_internet(file: Path) -> None:
 exec {shlex.quote(str(installed))} "$@"
 """)
     file.chmod(0o755)
+
+
+def test_the_guide_shows_each_picture_and_all_are_small() -> None:
+    shown = {name for file in DOCS.glob("*.md") for name in re.findall(r"\]\(pictures/([^)]+)\)", file.read_text())}
+    stored = {file.name: file.stat().st_size for file in (DOCS / "pictures").iterdir()}
+
+    assert shown == stored.keys()
+    assert {name for name, size in stored.items() if size > LARGEST_PICTURE} == set()
