@@ -18,8 +18,8 @@ from trainer.distributed.ray_train import run_here
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.model.precision import best_precision
 from trainer.phase_times import PhaseTimes
-from trainer.result import FeatureCounts
 from trainer.progress import Progress
+from trainer.result import FeatureCounts
 from trainer.training import features
 from trainer.training.worker import train_on_worker
 

@@ -100,7 +100,13 @@ class Bench:
         apart = "the peer runs as a separate process"
         lines = (
             ("submit, cold", "peer's whole", f"{whole}, cache cold", SUBMIT_COLD_GOAL, f"{images}; {apart}"),
-            ("submit, warm", "peer's whole", f"{whole}, cache warm", SUBMIT_WARM_GOAL, f"timing of the last run: {self.timings[-1]}"),
+            (
+                "submit, warm",
+                "peer's whole",
+                f"{whole}, cache warm",
+                SUBMIT_WARM_GOAL,
+                f"timing of the last run: {self.timings[-1]}",
+            ),
             ("cold", "peer's work", f"{work}, cache cold", COLD_GOAL, "both sides have all modules imported"),
             ("warm", "peer's work", f"{work}, cache warm", WARM_GOAL, ""),
         )
