@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from k8s.chart_values import COMPONENTS as SWITCHES
-from k8s.chart_values import SIZES
 from k8s.make_chart import digest, is_possible, manifests_of
 from tests.k8s_helm import needs_helm, template
 from tests.k8s_kuberay import complaints_of_kuberay
