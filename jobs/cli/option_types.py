@@ -9,7 +9,6 @@ import click
 from cluster.errors import SettingsError
 from cluster.windows import TimeWindow, local_now, next_at, resolve, seconds_of, time_of_day, zone_of
 from data_shards.errors import SourceError
-from data_shards.pack.split import parse_shares
 
 TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}")
 
@@ -58,6 +57,8 @@ class SplitShares(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text, checked."""
+        from data_shards.pack.split import parse_shares  # noqa: PLC0415 -- keeps other commands fast
+
         try:
             parse_shares(str(value))
         except SourceError as error:
