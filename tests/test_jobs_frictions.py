@@ -163,7 +163,7 @@ def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Se
 
     assert lines[:2] == [run.run_id, "state     succeeded"]
     assert "options   --weights none  --epochs 7" in lines
-    assert "result    valid accuracy 0.7500 (0.5000 to 0.9000) (9 images)" in lines
+    assert "result    valid accuracy 0.7500 (0.5000 to 0.9000) (9 images; 95 % intervals in brackets)" in lines
     assert "          true covid: 3 as covid, 1 as normal" in lines
     assert "          true normal: 5 as normal" in lines
 
