@@ -23,7 +23,7 @@ from trainer.specs import EvaluateSpec, SearchSpec, Spec, TrainSpec, build
 
 FEW, MANY, EPOCHS = 8, 64, 20
 MEASURED = {"trials": 2, "epochs": 2}  # of the plain peer; the full search would take an hour
-PLAIN_GOAL, STRONG_GOAL = 40.0, 5.0
+PLAIN_GOAL, STRONG_GOAL = 40.0, 4.0
 TRAININGS, TRAININGS_GOAL, PAIRS = 3, 1.0, 3  # a search must take less time than this many trainings
 COMMAND = "python -m tests.bench search"
 
