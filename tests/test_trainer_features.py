@@ -149,12 +149,16 @@ def test_one_of_two_workers_trains_the_head_as_one_does_and_the_other_only_compu
         computed.append([shard.name for shard in shards])
         return read(location, shards, *arguments, **options)
 
+    counts = []
+
     def work_of(rank):
+        progress = Progress(attempt.paths, attempt.lease, writes=rank == 0)
+        counts.append(progress.features)
         return train_on_worker(
             WorkerContext(
                 task=WorkerTask(attempt=attempt, spec=spec, source=None),
                 process_group=OneOfTwo(rank, 2, torch.device("cpu")),
-                progress=Progress(attempt.paths, attempt.lease, writes=rank == 0),
+                progress=progress,
                 stop=StopWatcher(attempt.paths.stop, attempt.number),
             )
         )
@@ -172,6 +176,8 @@ def test_one_of_two_workers_trains_the_head_as_one_does_and_the_other_only_compu
     all_shards = [shard.name for shard in read_index(str(digits_shards)).of_split("train+valid")]
     assert sorted(chain.from_iterable(computed)) == sorted(all_shards)
     assert len([shards for shards in computed if shards]) > 1
+    assert sum(count.computed for count in counts) == images_of(digits_shards)
+    assert [count.cached for count in counts] == [0, 0]
 
 
 def test_an_attempt_says_where_the_time_went(trained, digits_shards):

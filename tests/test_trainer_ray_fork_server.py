@@ -27,11 +27,12 @@ with forking_python(sys.argv[1]):
 sys.stdin.read()
 """
 RAY = """
-import json, os, sys, tempfile
+import json, os, resource, sys, tempfile
 from cluster.process_env import set_local_ray_environment
 from trainer.distributed.ray_fork_server import forking_python, start_fork_server
 
 set_local_ray_environment()
+resource.setrlimit(resource.RLIMIT_NOFILE, (1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 start_fork_server(lambda: None)
 import psutil, ray
 
@@ -40,7 +41,9 @@ class Worker:
         process = psutil.Process()
         return {
             "parents": [parent.pid for parent in process.parents()], "variable": os.environ["VARIABLE"],
-            "niceness": process.nice(), "title": process.cmdline()[0], "task": ray.get_runtime_context().get_task_id(),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "niceness": process.nice(), "title": process.cmdline()[0],
+            "task": ray.get_runtime_context().get_task_id(),
         }
 
 with tempfile.TemporaryDirectory(prefix="ns-") as folder:
@@ -52,7 +55,8 @@ with tempfile.TemporaryDirectory(prefix="ns-") as folder:
     about = ray.get([worker.about.remote() for worker in workers])
     server = min(child.pid for child in psutil.Process().children())
     ours = [child.pid for child in psutil.Process().children(recursive=True)]
-    print(json.dumps({"workers": about, "server": server, "processes": ours}), flush=True)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    print(json.dumps({"workers": about, "server": server, "processes": ours, "files": files}), flush=True)
     os.kill(os.getpid(), 9)
 """
 
@@ -78,6 +82,7 @@ def test_workers_of_ray_are_forks_with_an_environment_and_identifiers_of_their_o
     assert first["task"] != second["task"]
     assert first["title"].strip() == "ray::Worker.about"  # as `ps` shows it
     assert first["niceness"] == psutil.Process().nice() + 15  # what Ray adds for its workers
+    assert first["files"] == shown["files"] > [1000, 0]  # Ray raises the limit when it starts
     assert len(shown["processes"]) > 5
     assert eventually(lambda: not _living(shown["processes"]))
 
@@ -120,6 +125,14 @@ def test_without_a_fork_server_the_client_becomes_python(tmp_path):
     )
 
     assert ended.stdout == f"{os.getpid()}\n"
+
+
+def test_python_stays_python_where_no_program_can_be_started(tmp_path):
+    shown = _output_of(
+        "import os\nos.access = lambda *_: False  # as below a mount with noexec\n" + SERVER, str(tmp_path), text=""
+    )
+
+    assert shown.strip() == sys.executable
 
 
 def test_a_process_that_has_imported_ray_before_starts_no_fork_server(tmp_path):

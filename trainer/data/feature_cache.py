@@ -153,12 +153,12 @@ class FeatureCache:
         path = self.path(shard_sha256)
         try:
             features = _read(path)
-            os.utime(path)
         except FileNotFoundError:
             return None
         except (SafetensorError, ValueError, KeyError, OSError) as error:
             path.unlink(missing_ok=True)
             raise CheckpointError(f"{path} was damaged and is removed: {error}") from error
+        self.mark_used([shard_sha256])
         return features
 
     def mark_used(self, shards_sha256: Iterable[str]) -> None:
@@ -168,7 +168,9 @@ class FeatureCache:
                 os.utime(self.path(shard_sha256))
 
     def write(self, shard_sha256: str, features: Features) -> None:
-        """Write a shard's features; a reader sees the whole file or none.
+        """Write a shard's features, unless another process has; a reader sees the whole file or none.
+
+        A file that others have mapped is not replaced: over a network they would die of a bus error.
 
         Raises:
             OSError: The storage is full or not writable, or the limit is full of features in use; no draft is left.
@@ -177,6 +179,8 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "key.json", asdict(self.key))
         self._make_room(len(content))
+        if self.has(shard_sha256):
+            return
         write_bytes(self.path(shard_sha256), content)
 
     def _make_room(self, needed: int) -> None:

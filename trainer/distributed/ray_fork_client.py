@@ -8,6 +8,7 @@ Ray's processes end this one when they want to end the fork, which ends with it;
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -33,19 +34,10 @@ def main(address: str, python: str, arguments: list[str]) -> None:
 def status_of_fork(address: str, arguments: list[str]) -> int | None:
     """Return the wait status of a fork that has ended, None if there was no fork."""
     parent = os.getppid()
-    blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
-    request = {
-        "arguments": arguments,
-        "folder": os.getcwd(),  # noqa: PTH109 -- pathlib takes long to import
-        "environment": dict(os.environ),
-        "blocked": blocked,
-        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-        "oom_score": _oom_score(),
-    }
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.connect(address)
-            line = json.dumps(request).encode() + b"\n"
+            line = json.dumps(_request(arguments)).encode() + b"\n"
             socket.send_fds(server, [line[:1]], STREAMS)
             server.sendall(line[1:])
             if server.recv(1) != FORKED:
@@ -58,6 +50,19 @@ def status_of_fork(address: str, arguments: list[str]) -> int | None:
                     return signal.SIGKILL  # which the fork server does to the fork when this process has ended
     except OSError:
         return None
+
+
+def _request(arguments: list[str]) -> dict[str, object]:
+    """Return what the fork takes over from this process."""
+    return {
+        "arguments": arguments,
+        "folder": os.getcwd(),  # noqa: PTH109 -- pathlib takes long to import
+        "environment": dict(os.environ),
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+        "oom_score": _oom_score(),
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+    }
 
 
 def _oom_score() -> str:

@@ -22,6 +22,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import runpy
 import selectors
 import shlex
@@ -59,6 +60,8 @@ JOB = "01000000"  # the id of the first job of any Ray, that of the trainer whic
 # Ray's library reads these when it is imported. A worker ends when the process of `RAY_RAYLET_PID` has; process 1 has
 # not, and a fork ends with its client, which ends with the raylet.
 READ_AT_IMPORT = {"RAY_JOB_ID": JOB, "RAY_RAYLET_PID": "1"}
+
+REQUEST_SECONDS = 10.0  # a client that is stopped within its request must not block the others
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +117,10 @@ def _random_task_in_fork() -> bytes:
     ray, (ours, theirs) = sys.modules["ray"], os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(theirs, ray.TaskID.for_fake_task(ray.JobID.from_int(1)).binary())
-        os._exit(0)
+        try:
+            os.write(theirs, ray.TaskID.for_fake_task(ray.JobID.from_int(1)).binary())
+        finally:
+            os._exit(0)
     os.close(theirs)
     with open(ours, "rb") as drawn:  # noqa: PTH123 -- a number
         identifier = drawn.read()
@@ -172,17 +177,26 @@ def forking_python(folder: str) -> Iterator[None]:
         command = shlex.join([python, "-I", "-S", ray_fork_client.__file__, str(address), python])
         client.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         client.chmod(0o700)
-        try:
-            socket.send_fds(_State.control, [b"1"], [listener.fileno()])
-        except OSError:  # it has ended, and said why
-            _State.control = None
-            yield
-            return
-    sys.executable = str(client)
+        # Below a mount with noexec nothing can be started.
+        is_served = os.access(client, os.X_OK) and _was_sent(listener)
     try:
+        if is_served:
+            sys.executable = str(client)
         yield
     finally:
         sys.executable = python
+
+
+def _was_sent(listener: socket.socket) -> bool:
+    """Send the fork server the socket on which clients ask; return whether it lives."""
+    if _State.control is None:
+        return False
+    try:
+        socket.send_fds(_State.control, [b"1"], [listener.fileno()])
+    except OSError:  # it has ended, and said why
+        _State.control = None
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +207,7 @@ class _Request:
         blocked: Numbers of the signals that are blocked.
         niceness: As `nice` shows it.
         oom_score: Content of `/proc/self/oom_score_adj`.
+        open_files: Soft and hard limit of open files; Ray raises the soft one.
         streams: File descriptors of stdin, stdout and stderr, in this process.
     """
 
@@ -202,6 +217,7 @@ class _Request:
     blocked: list[int]
     niceness: int
     oom_score: str
+    open_files: tuple[int, int]
     streams: list[int]
 
     @property
@@ -236,10 +252,15 @@ class _Forks:
 
     def accept(self, listener: socket.socket) -> None:
         """Fork what a client asks for."""
-        client, _ = listener.accept()
+        try:
+            client, _ = listener.accept()
+        except OSError:  # too many open files: the client, which gets no answer, asks again or ends
+            return
         request = None
-        with contextlib.suppress(ConnectionError):  # the client has ended
+        with contextlib.suppress(OSError):  # the client has ended, or does not go on
+            client.settimeout(REQUEST_SECONDS)
             request = _Request.received_from(client)
+            client.settimeout(None)
         if request is None:
             client.close()
             return
@@ -365,6 +386,7 @@ def _become(request: _Request) -> NoReturn:
         os.chdir(request.folder)
         os.setpriority(os.PRIO_PROCESS, 0, request.niceness)
         Path("/proc/self/oom_score_adj").write_text(request.oom_score)
+        resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
         replace_environment(request.environment)
         if not request.script.endswith(WORKER_SETUP):  # Ray shows what a worker does, in the place of our arguments
             show_command([sys.executable, *request.arguments])

@@ -13,6 +13,7 @@ from trainer.distributed.local_gpus import lease_local_gpus
 from trainer.distributed.ray_train import run_here, run_on_workers
 from trainer.distributed.worker import S_co, WorkerContext, WorkerTask
 from trainer.errors import FeaturesMissing
+from trainer.result import FeatureCounts
 from trainer.specs import TrainSpec
 from trainer.training.model_setup import TrainingSetup
 
@@ -79,7 +80,11 @@ def setup_of_training(context: WorkerContext[TrainSpec]) -> TrainingSetup | None
     if not group.is_rank_zero:
         return None
     logger.info("one worker trains the head; the other %d were only needed for features", group.world_size - 1)
-    return replace(setup, context=replace(context, process_group=alone))
+    found = replace(setup, context=replace(context, process_group=alone))
+    if context.spec.cache:
+        # It has what this rank has computed, also where the cache could not keep it; all images are counted already.
+        found.__dict__["extractor"] = replace(setup.extractor, process_group=alone, counts=FeatureCounts())
+    return found
 
 
 def _extract(setup: TrainingSetup, splits: Sequence[str]) -> int:
