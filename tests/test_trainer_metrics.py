@@ -118,7 +118,7 @@ def test_equal_scores_are_the_reason_for_an_auroc_without_an_interval():
     found = classification_metrics(np.full((6, 2), 0.5), np.arange(6) % 2, classes=COVID, positive="covid")
 
     assert (found["auroc"], found["intervals"]["auroc"]) == (0.5, None)
-    assert found["undefined"] == {"auroc": "no interval: all images have the same score"}
+    assert found["undefined"] == {"auroc": "all images have the same score"}
 
 
 def test_a_class_without_images_is_named_in_the_reason():

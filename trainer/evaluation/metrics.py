@@ -181,7 +181,7 @@ def _ranking(
     reason = f"macro average without {', '.join(absent)}: {NO_IMAGES}"
     reasons = dict.fromkeys(("auroc", "average_precision"), reason) if absent else {}
     if not np.ptp(probabilities[:, ranked], axis=0).any():
-        reasons.setdefault("auroc", "no interval: all images have the same score")
+        reasons.setdefault("auroc", "all images have the same score")
     means = {
         "auroc": np.mean([sk.roc_auc_score(labels == c, probabilities[:, c]) for c in ranked]),
         "average_precision": np.mean([sk.average_precision_score(labels == c, probabilities[:, c]) for c in ranked]),
