@@ -38,6 +38,15 @@ def test_features_come_back_as_they_were_kept(cache):
     assert found.groups == ("patient",) * 3
 
 
+def test_a_file_that_another_process_has_written_is_not_replaced_under_its_readers(cache):
+    cache.write(SHARD, features())
+    kept = cache.path(SHARD).stat().st_ino
+
+    cache.write(SHARD, features())
+
+    assert cache.path(SHARD).stat().st_ino == kept
+
+
 def test_what_was_never_kept_is_none(cache):
     assert cache.read(SHARD) is None
 

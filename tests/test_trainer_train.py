@@ -229,6 +229,7 @@ def spoil_features(storage):
     for file in folder.glob("*.safetensors"):
         features = cache.read(file.stem)
         features.values[0, 0] = float("nan")
+        file.unlink()  # what is stored is not replaced
         cache.write(file.stem, features)
 
 
