@@ -5,8 +5,6 @@ CUDA is untouched.
 """
 
 import logging
-import multiprocessing
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from cluster.errors import ClusterError
 from cluster.fork_server import run_fork_server
 from cluster.process_env import keep_arrow_single_threaded, set_local_ray_environment
 from cluster.settings import Settings
-from trainer.distributed.ray_fork_server import fault_of_ray_forks, import_ray_for_forks
+from trainer.distributed.ray_fork_server import can_fork_ray, import_ray_for_forks, seed_fork
 
 
 def preload() -> str | None:
@@ -42,8 +40,7 @@ def preload() -> str | None:
         return "an import has started CUDA, which no fork can use"
     if logging.getLogger().handlers:
         return "an import has configured the log, which is done by each attempt"
-    if fault := fault_of_ray_forks():
-        sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
+    can_fork_ray()
     return None
 
 
@@ -55,17 +52,10 @@ def _uses_gpu(files: Path = Path("/proc/self/fd")) -> bool:
 
 def attempt(arguments: list[str]) -> int:
     """Run an attempt in a fork, with the state that a process has after its imports, and return its exit code."""
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
     import trainer.__main__  # noqa: PLC0415
 
     sys.argv = [trainer.__main__.__file__, *arguments]
-    # Python's own generator seeds itself after a fork. NumPy's must not be the same in all attempts; torch's is, in any
-    # process: it begins with a constant.
-    np.random.seed()
-    torch.default_generator.manual_seed(torch.default_generator.initial_seed())
-    multiprocessing.current_process().authkey = os.urandom(32)
+    seed_fork()
     return trainer.__main__.main(arguments)
 
 

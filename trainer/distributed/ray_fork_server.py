@@ -31,7 +31,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +87,7 @@ def import_ray_for_forks() -> None:
     identifier = actor.ActorClassID
 
     class FromSystem(identifier):  # type: ignore[misc, valid-type]  # Ray has no types
-        """Random identifiers for the actors that modules declare, without Ray's generator: see `fault_of_ray_forks`."""
+        """Identifiers of the actors that modules declare, not from Ray's generator: see `_fault_of_ray_forks`."""
 
         @classmethod
         def from_random(cls) -> Any:
@@ -97,8 +97,19 @@ def import_ray_for_forks() -> None:
     _State.imported = True
 
 
-def fault_of_ray_forks() -> str | None:
-    """Return why forks of this process must not be Ray's workers, or None; it has imported all that they need.
+def can_fork_ray() -> bool:
+    """Return whether forks of this process can be Ray's processes; it has imported all that they need.
+
+    If they cannot, a line on stderr says why, and Ray starts its processes as always.
+    """
+    if fault := _fault_of_ray_forks():
+        sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
+        sys.stderr.flush()
+    return fault is None
+
+
+def _fault_of_ray_forks() -> str | None:
+    """Return why forks of this process must not be Ray's processes, or None.
 
     A generator of random numbers that is seeded before a fork gives all forks the same numbers. Ray's are its
     identifiers: two tasks of one identifier end a worker. So no import may use the generator, and this looks whether
@@ -166,7 +177,7 @@ def forking_python(folder: str) -> Iterator[None]:
     Args:
         folder: A private folder that lasts as long as Ray.
     """
-    if _State.control is None:
+    if (control := _State.control) is None:
         yield
         return
     own = Path(tempfile.mkdtemp(prefix="forks-", dir=folder))  # Ray may be started again in the same folder
@@ -178,7 +189,7 @@ def forking_python(folder: str) -> Iterator[None]:
         client.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         client.chmod(0o700)
         # Below a mount with noexec nothing can be started.
-        is_served = os.access(client, os.X_OK) and _was_sent(listener)
+        is_served = os.access(client, os.X_OK) and _was_sent(listener, control)
     try:
         if is_served:
             sys.executable = str(client)
@@ -187,12 +198,10 @@ def forking_python(folder: str) -> Iterator[None]:
         sys.executable = python
 
 
-def _was_sent(listener: socket.socket) -> bool:
+def _was_sent(listener: socket.socket, control: socket.socket) -> bool:
     """Send the fork server the socket on which clients ask; return whether it lives."""
-    if _State.control is None:
-        return False
     try:
-        socket.send_fds(_State.control, [b"1"], [listener.fileno()])
+        socket.send_fds(control, [b"1"], [listener.fileno()])
     except OSError:  # it has ended, and said why
         _State.control = None
         return False
@@ -225,17 +234,24 @@ class _Request:
         """The Python file that is to run."""
         return next((argument for argument in self.arguments if not argument.startswith("-")), "")
 
+    @property
+    def is_of_worker(self) -> bool:
+        """Whether it becomes a worker of Ray."""
+        return self.script.endswith(WORKER_SETUP)
+
     @classmethod
     def received_from(cls, client: socket.socket) -> "_Request | None":
         """Read a request to its end; None if the client ended before."""
         first, streams, _, _ = socket.recv_fds(client, 1, len(STREAMS))
-        with client.makefile("rb") as lines:
-            line = first + lines.readline()
-        if len(streams) < len(STREAMS) or not line.endswith(b"\n"):
-            for stream in streams:
-                os.close(stream)
-            return None
-        return cls(**json.loads(line), streams=list(streams))
+        line = b""
+        try:
+            with client.makefile("rb") as lines:
+                line = first + lines.readline()
+        finally:
+            is_whole = len(streams) == len(STREAMS) and line.endswith(b"\n")
+            if not is_whole:
+                _close(streams)
+        return cls(**json.loads(line), streams=streams) if is_whole else None
 
 
 @dataclass
@@ -244,17 +260,18 @@ class _Forks:
 
     Attributes:
         scripts: The files that may run.
+        selector: Waits for the end of clients.
     """
 
     scripts: frozenset[str]
-    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    selector: selectors.BaseSelector
     clients: dict[int, socket.socket] = field(default_factory=dict)
 
     def accept(self, listener: socket.socket) -> None:
         """Fork what a client asks for."""
         try:
             client, _ = listener.accept()
-        except OSError:  # too many open files: the client, which gets no answer, asks again or ends
+        except OSError:  # too many open files: the client waits until some are closed
             return
         request = None
         with contextlib.suppress(OSError):  # the client has ended, or does not go on
@@ -270,8 +287,7 @@ class _Forks:
                 pid = os.fork()
         if pid == 0:
             _become(request)
-        for stream in request.streams:
-            os.close(stream)
+        _close(request.streams)
         if pid is None:
             client.close()
             return
@@ -344,9 +360,7 @@ def _prepared(preload: Callable[[], object], selector: selectors.BaseSelector) -
     preload()
     for module in (SETUP_MODULE, "ray.train.torch"):
         importlib.import_module(module)
-    if fault := fault_of_ray_forks():
-        sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
-        sys.stderr.flush()
+    if not can_fork_ray():
         os._exit(0)
     gc.collect()
     gc.freeze()  # the collector of a fork does not touch, and so not copy, what is shared
@@ -388,11 +402,11 @@ def _become(request: _Request) -> NoReturn:
         Path("/proc/self/oom_score_adj").write_text(request.oom_score)
         resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
         replace_environment(request.environment)
-        if not request.script.endswith(WORKER_SETUP):  # Ray shows what a worker does, in the place of our arguments
+        if not request.is_of_worker:  # Ray shows what a worker does, in the place of our arguments
             show_command([sys.executable, *request.arguments])
-        _seed()
+        seed_fork()
         after = request.arguments[request.arguments.index(request.script) + 1 :]
-        if request.script.endswith(WORKER_SETUP):
+        if request.is_of_worker:
             _run_worker(after)
         else:
             _run(request.script, after)
@@ -406,14 +420,21 @@ def _become(request: _Request) -> NoReturn:
         os._exit(code)
 
 
-def _seed() -> None:
-    """Give this process random numbers of its own, as far as those of a process that starts differ.
+def seed_fork() -> None:
+    """Give this process, a fork, the random numbers of a process that starts; call it when torch is imported.
 
-    Python's own generator seeds itself after a fork, and torch's begins with a constant in each process.
+    Python's own generator seeds itself after a fork. NumPy's must not be the same in all forks; torch's is, in any
+    process: it begins with a constant.
     """
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
+    numpy, generator = sys.modules["numpy"], sys.modules["torch"].default_generator
+    numpy.random.seed()
+    generator.manual_seed(generator.initial_seed())
     multiprocessing.current_process().authkey = os.urandom(32)
+
+
+def _close(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _run_worker(arguments: list[str]) -> None:
