@@ -36,6 +36,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (1000, resource.getrlimit(resource.RL
 start_fork_server(lambda: None)
 import psutil, ray
 
+(server,) = [child.pid for child in psutil.Process().children()]
+
 class Worker:
     def about(self):
         process = psutil.Process()
@@ -53,7 +55,6 @@ with tempfile.TemporaryDirectory(prefix="ns-") as folder:
         ray.remote(Worker).options(runtime_env={"env_vars": {"VARIABLE": str(number)}}).remote() for number in (0, 1)
     ]
     about = ray.get([worker.about.remote() for worker in workers])
-    server = min(child.pid for child in psutil.Process().children())
     ours = [child.pid for child in psutil.Process().children(recursive=True)]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     print(json.dumps({"workers": about, "server": server, "processes": ours, "files": files}), flush=True)
