@@ -5,9 +5,15 @@ import torch
 from click.testing import CliRunner
 
 from jobs.cli.cache import cache
+from trainer.data import cache_folder as cache_module
 from trainer.data.cache_folder import cache_folder
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.model.head import HeadConfig
+
+
+@pytest.fixture
+def over_network(monkeypatch):
+    monkeypatch.setattr(cache_module, "is_on_network", lambda _: True)
 
 
 @pytest.fixture
@@ -45,6 +51,14 @@ def test_prune_within_the_limit_removes_nothing(stored):
     result = CliRunner().invoke(cache, ["prune"])
 
     assert result.output == "0.000 GB freed\n"
+    assert stored.read("a" * 64) is not None
+
+
+def test_prune_leaves_features_in_use_over_a_network_and_says_so(stored, over_network):
+    result = CliRunner().invoke(cache, ["prune", "--all"])
+
+    assert result.stdout == "0.000 GB freed\n"
+    assert "GB of features stay: they were used in the last 20 minutes, and runs that read them" in result.stderr
     assert stored.read("a" * 64) is not None
 
 

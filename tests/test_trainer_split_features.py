@@ -19,7 +19,7 @@ from tests.datasets import index_of
 from tests.trained import new_run, train_spec, wait_until
 from trainer import train
 from trainer.attempt import Attempt
-from trainer.data import feature_cache, feature_extraction
+from trainer.data import cache_folder, feature_cache, feature_extraction
 from trainer.data.batches import FeatureLoader
 from trainer.data.cache_folder import evict
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
@@ -144,7 +144,8 @@ def test_features_that_a_training_reads_stay_the_most_recently_used(extractor, m
 
 
 def test_features_in_use_are_not_evicted_over_a_network(extractor, monkeypatch):
-    monkeypatch.setattr(feature_cache, "is_on_network", lambda _: True)
+    for module in (cache_folder, feature_cache):
+        monkeypatch.setattr(module, "is_on_network", lambda _: True)
     size = extractor.cache.path(extractor.index.shards[0].sha256).stat().st_size
     small = FeatureCache(extractor.cache.root, extractor.cache.key, size)
 

@@ -15,7 +15,7 @@ from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
 from jobs.cli.options import json_option
 from jobs.cli.terminal import table_cell
-from trainer.data.cache_folder import CacheEntry, cache_entries, cache_folder, evict
+from trainer.data.cache_folder import IN_USE_SECONDS, CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
 DOWNLOADS_UNUSED = "30d"
@@ -79,9 +79,17 @@ def prune(keep_gigabytes: float | None, unused_seconds: float, everything: bool)
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
     limit = settings.cache_bytes if keep_gigabytes is None else int(keep_gigabytes * GIGABYTE)
-    freed = evict(cache_folder(settings.storage), 0 if everything else limit)
+    features, most = cache_folder(settings.storage), 0 if everything else limit
+    freed = evict(features, most)
+    left = sum(entry.bytes for entry in cache_entries(features))
     freed += prune_kept_files(settings.downloads, 0.0 if everything else unused_seconds)
     click.echo(f"{freed / GIGABYTE:.3f} GB freed")
+    if left > most:
+        click.echo(
+            f"{left / GIGABYTE:.3f} GB of features stay: they were used in the last {IN_USE_SECONDS / 60:.0f} minutes, "
+            "and runs that read them over the network would end; try again later",
+            err=True,
+        )
 
 
 def _entry_json(entry: CacheEntry) -> dict[str, Any]:

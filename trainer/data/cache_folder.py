@@ -1,6 +1,7 @@
 """The folder of the feature cache: lists its entries and evicts old ones. Imports neither torch nor ray."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import read_json
+from cluster.mounts import is_on_network
+
+MARK_SECONDS = 600.0  # between two marks of features in use
+IN_USE_SECONDS = 2 * MARK_SECONDS  # after the last mark: features may be in use so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +52,14 @@ def cache_entries(root: Path) -> tuple[CacheEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.used))
 
 
-def evict(root: Path, limit_bytes: int, *, needed: int = 0, used_before: float = math.inf) -> int:
+def evict(root: Path, limit_bytes: int, *, needed: int = 0) -> int:
     """Remove the least recently used files until `needed` more bytes fit under the limit; return the bytes freed.
 
     Safe while others read and write: a reader that misses a file computes the features again. One that has mapped a
-    file keeps it, except over NFS, where a file that another machine removes is gone.
-
-    Args:
-        root: Folder of the cache.
-        limit_bytes: Maximum size of all files.
-        needed: Size of what is to be written.
-        used_before: Only files that were last used before this time, in seconds since the Unix epoch, are removed.
+    file keeps it, except over NFS, where a file that another machine removes is gone, and its reader dies of a bus
+    error: there files in use stay, so that less may be freed.
     """
+    used_before = time.time() - IN_USE_SECONDS if is_on_network(root) else math.inf
     files = sorted(_all_files(root), key=lambda file: file.used)
     surplus = sum(file.bytes for file in files) + needed - limit_bytes
     freed = 0

@@ -8,10 +8,8 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,6 @@ from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
 
 FORMAT = 1
-MARK_SECONDS = 600.0  # between two marks of features in use
-IN_USE_SECONDS = 2 * MARK_SECONDS  # after the last mark: features may be in use so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,21 +180,15 @@ class FeatureCache:
         write_bytes(self.path(shard_sha256), content)
 
     def _make_room(self, needed: int) -> None:
-        """Evict other features; over a network not those in use, because their readers would die of a bus error.
+        """Evict other features.
 
         Raises:
-            OSError: The limit is full of features in use.
+            OSError: The limit is full of features in use, which are not evicted over a network.
         """
-        if not self._is_on_network:
-            evict(self.root, self.limit_bytes, needed=needed)
-            return
-        evict(self.root, self.limit_bytes, needed=needed, used_before=time.time() - IN_USE_SECONDS)
-        if sum(entry.bytes for entry in cache_entries(self.root)) + needed > self.limit_bytes:
+        evict(self.root, self.limit_bytes, needed=needed)
+        is_full = sum(entry.bytes for entry in cache_entries(self.root)) + needed > self.limit_bytes
+        if is_full and is_on_network(self.root):
             raise OSError(f"the limit of {self.limit_bytes / 1e9:g} GB is full of features in use")
-
-    @cached_property
-    def _is_on_network(self) -> bool:
-        return is_on_network(self.root)
 
 
 def _read(path: Path) -> Features:

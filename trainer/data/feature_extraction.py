@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data_shards.index import Shard, ShardIndex
 from data_shards.read.stream import Batch, read_shards
-from trainer.data.feature_cache import MARK_SECONDS, FeatureCache, Features
+from trainer.data.cache_folder import MARK_SECONDS
+from trainer.data.feature_cache import FeatureCache, Features
 from trainer.data.split_features import SplitFeatures
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
