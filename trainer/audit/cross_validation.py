@@ -19,6 +19,7 @@ CONSTANT_PERCENTILES = (5, 50, 95)  # of the images of a class, for which a mark
 CONSTANT_LEVELS = 12  # gray levels, of which JPEG changes a few
 BACKGROUND_LEVELS = 16  # gray levels by which a mark differs from the background
 COLUMNS = 500  # features ranked at a time, to bound the memory
+TWO = 2  # classes
 FEW_FEATURES = 8  # up to so many features, a forest also finds what is not linear
 
 Floats = NDArray[np.float64]
@@ -101,14 +102,17 @@ def _one_feature_scores(
 
 
 def _constant(features: Features, labels: Labels, classes: int) -> NDArray[np.bool_]:
-    """Return which features are constant in a class at a value that is not the most frequent one, (classes, F)."""
+    """Return which features are constant in a class at a value that is not the most frequent one, (classes, F).
+
+    Of two classes, those that are constant in either: they tell both apart, and an audit judges one of them.
+    """
     values, counts = np.unique(features, return_counts=True)
     background = values[counts.argmax()]
     found = np.zeros((classes, features.shape[1]), dtype=bool)
     for label in range(classes):
         low, middle, high = np.percentile(features[labels == label], CONSTANT_PERCENTILES, axis=0)
         found[label] = (high - low <= CONSTANT_LEVELS) & (np.abs(middle - background) > BACKGROUND_LEVELS)
-    return found
+    return np.broadcast_to(found.any(axis=0), found.shape) if classes == TWO else found
 
 
 def _areas(features: Features, labels: Labels, classes: int) -> Floats:
