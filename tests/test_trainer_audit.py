@@ -22,6 +22,7 @@ from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
 from jobs.cli import shards_audit
+from tests.processes import command_line
 from tests.stack import command_in_group
 from tests.test_jobs_compare import predictions_of
 from tests.test_trainer_report_page import report_data
@@ -357,7 +358,7 @@ def running_audit(tmp_path):
     command = command_in_group("shards", "audit", location, storage=tmp_path / "storage")
     children = []
     while not children and command.poll() is None:
-        children = [child for child in command.children() if "trainer.audit" in child.cmdline()]
+        children = [child for child in command.children() if "trainer.audit" in command_line(child)]
         time.sleep(0.01)
     yield command, children[0]
     with contextlib.suppress(ProcessLookupError):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data_shards.pack.options import EncodeOptions
 from jobs.cli.predict import PREDICTION
+from tests.processes import command_line
 from tests.stack import command_in_group
 from tests.trained import done, lease_in, wait_until
 from trainer.data.images import ImageFiles
@@ -150,7 +151,7 @@ def running(tmp_path, model):
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line(running):
-    assert wait_until(lambda: any("trainer.inference" in child.cmdline() for child in running.children()), 60)
+    assert wait_until(lambda: any("trainer.inference" in command_line(child) for child in running.children()), 60)
     children = running.children(recursive=True)
 
     os.killpg(running.pid, signal.SIGINT)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 
+from tests.processes import is_alive
 from tests.stack import eventually
 from trainer.distributed import ray_fork_client
 from trainer.distributed.ray_fork_server import SCRIPTS, WORKER
@@ -166,7 +167,7 @@ def _output_of(program: str, *arguments: str, expected: int = 0, text: str | Non
 
 
 def _living(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return [pid for pid in pids if is_alive(pid)]
 
 
 @dataclass(frozen=True, kw_only=True)

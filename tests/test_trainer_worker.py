@@ -10,6 +10,7 @@ from cluster import guard, warm_launch
 from cluster.files import read_json, read_lines
 from cluster.lease import Lease, latest_attempt
 from cluster.warm_launch import ForkServer, WarmLauncher
+from tests.processes import command_line
 from tests.trained import done, evaluated, new_run, train_spec, trainer_process, wait_until
 
 pytestmark = pytest.mark.timeout(400)
@@ -141,6 +142,8 @@ def descendants_when(process, happened):
 
 
 def ray_workers_when(process, happened):
-    found = [child for child in descendants_when(process, happened) if "RayTrainWorker" in " ".join(child.cmdline())]
+    found = [
+        child for child in descendants_when(process, happened) if "RayTrainWorker" in " ".join(command_line(child))
+    ]
     assert len(found) == 2
     return sorted(found, key=lambda child: child.pid)

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.files import read_lines
 from tests.gpu.marks import needs_gpus
+from tests.processes import command_line
 from tests.trained import done, new_run, train_spec, trainer_process, wait_until
 
 OPTIONS = {"freeze": "none", "epochs": 3, "lr": 2e-3, "batch_size": 64, "precision": "fp32", "dropout": 0.0}
@@ -41,4 +42,4 @@ def losses(storage, shards, **options):
 def a_rank_of(trainer):
     """Return a Ray Train worker among the processes below the trainer's guard."""
     below = psutil.Process(trainer).children(recursive=True)
-    return next(process.pid for process in below if "RayTrainWorker" in " ".join(process.cmdline()))
+    return next(process.pid for process in below if "RayTrainWorker" in " ".join(command_line(process)))
