@@ -1,5 +1,6 @@
 """`stop.json`: asks an attempt to save a checkpoint and stop. Only this module reads and writes it."""
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,14 @@ class StopRequest:
             return
         with locked(file.with_name(".stop.lock")):
             if not self._is_covered(file):
+                _set_folder_aside(file)
                 write_json(file, self.to_json())
+
+    @staticmethod
+    def remove(file: Path) -> None:
+        """Remove the request, if there is one, since it was meant for an earlier attempt or has had its effect."""
+        _set_folder_aside(file)
+        file.unlink(missing_ok=True)
 
     def _is_covered(self, file: Path) -> bool:
         earlier = StopRequest.read(file, self.attempt) if self.attempt is not None else None
@@ -72,6 +80,12 @@ class StopRequest:
 
     def _outranks(self, earlier: "StopRequest") -> bool:
         return self.reason == CANCEL and (earlier.reason != CANCEL or (self.now and not earlier.now))
+
+
+def _set_folder_aside(file: Path) -> None:
+    """Rename a folder that stands in place of the file: it must not keep a run from being stopped."""
+    if file.is_dir() and not file.is_symlink():
+        file.rename(file.with_name(f"{file.name}.folder-{secrets.token_hex(4)}"))
 
 
 @dataclass

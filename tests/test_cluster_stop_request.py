@@ -89,3 +89,26 @@ def test_a_stop_once_seen_is_not_taken_back(tmp_path):
     after = watcher.reason()
 
     assert (before, seen, after) == (None, "drain", "drain")
+
+
+def test_a_folder_in_place_of_the_request_keeps_no_attempt_from_being_stopped(tmp_path):
+    file = tmp_path / "stop.json"
+    file.mkdir()
+    (file / "notes.txt").write_text("kept")
+
+    StopRequest("cancel", 1).publish(file)
+
+    assert StopRequest.read(file, 1) == StopRequest("cancel", 1)
+    (aside,) = tmp_path.glob("stop.json.folder-*")
+    assert (aside / "notes.txt").read_text() == "kept"
+
+
+def test_a_folder_in_place_of_the_request_is_renamed_where_the_request_is_removed(tmp_path):
+    file = tmp_path / "stop.json"
+    file.mkdir()
+
+    StopRequest.remove(file)
+    StopRequest.remove(file)
+
+    assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+    assert not file.exists()

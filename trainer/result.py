@@ -80,7 +80,7 @@ def result_mismatch(folder: Path, weights: str) -> str | None:
         weights: sha256 of its weights.
     """
     paths = RunPaths(folder.parent)
-    if folder != paths.best or not paths.result.exists():
+    if folder != paths.best or not paths.result.is_file():
         return None
     try:
         named = read_json_object(paths.result).get("model_sha256")

@@ -102,7 +102,7 @@ def best(search_id: str, as_json: bool) -> None:
         raise Refused(f"{paths.run_id} has published no model yet; `nightshift trials {paths.run_id}` shows its trials")
     if mismatch := model_mismatch(paths):
         raise Refused(mismatch)
-    result = read_json_object(paths.result) if paths.result.exists() else None
+    result = read_json_object(paths.result) if paths.result.is_file() else None
     with refused_if_damaged("best/manifest.json or result.json", paths.run_id):
         found = {
             "search": paths.run_id,

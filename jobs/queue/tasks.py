@@ -120,7 +120,7 @@ def claim_run(paths: RunPaths, job_worker: str, place: str, *, runs_per_owner: i
         if blocker := start_blocker(paths.storage, request):  # its window closed while it waited in the queue
             _send_away(paths, state, blocker)
             return None
-        if paths.result.exists():  # an attempt that was declared dead had published after all
+        if paths.result.is_file():  # an attempt that was declared dead had published after all
             mark_succeeded(paths, state)
             return None
         return _claim_attempt(paths, state, request, job_worker, place, runs_per_owner=runs_per_owner)
@@ -140,7 +140,7 @@ def _claim_attempt(
             _send_away(paths, state, blocker)
             return None
         lease = Lease.claim(paths, after=max(latest_attempt(paths), state.attempt))
-        paths.stop.unlink(missing_ok=True)  # it was meant for an earlier attempt
+        StopRequest.remove(paths.stop)
         started = state.started or run_state.now()
         write_state(
             paths,

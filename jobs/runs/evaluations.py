@@ -101,7 +101,7 @@ def spec_of(paths: RunPaths | None) -> dict[str, Any]:
         return {}
     try:
         spec = read_json_object(paths.spec)
-        best = read_json_object(paths.result).get("best") if paths.result.exists() else None
+        best = read_json_object(paths.result).get("best") if paths.result.is_file() else None
     except StorageError:
         return {}
     config = best.get("config") if isinstance(best, dict) else None
@@ -113,7 +113,7 @@ def _evaluated(storage: Path, model: EvaluatedModel) -> Iterator[tuple[RunPaths,
     origin = None if model.origin is None else model.origin.run_id
     for run_id in reversed(run_state.all_ids(storage)):
         paths = RunPaths.of(storage, run_id)
-        if not (run_id.startswith("evaluate-") or run_id == origin) or not paths.result.exists():
+        if not (run_id.startswith("evaluate-") or run_id == origin) or not paths.result.is_file():
             continue
         try:
             about = read_about(paths.predictions)

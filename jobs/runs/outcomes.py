@@ -48,7 +48,7 @@ class Change:
 
 def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
     """Return what an attempt's exit code means for its run."""
-    if paths.result.exists():  # the result is published, however the process ended afterwards
+    if paths.result.is_file():  # the result is published, however the process ended afterwards
         return Change("succeeded", None)
     if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
@@ -94,7 +94,7 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
         lease.check()
         revoke(paths, lease.attempt)  # a process of it that still runs, or starts late, publishes nothing from here on
         # Read under the lock: `cancel` holds it too while it writes its request, so no request is missed.
-        if isinstance(how, Change) and (paths.result.exists() or StopRequest.read(paths.stop, lease.attempt)):
+        if isinstance(how, Change) and (paths.result.is_file() or StopRequest.read(paths.stop, lease.attempt)):
             how = ExitCode.UNKNOWN
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
@@ -122,7 +122,7 @@ def release_watch(paths: RunPaths, job_worker: str) -> None:
 
 def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
     """Return the outcome that an attempt without a watcher has written into the run's folder, None if it wrote none."""
-    if paths.result.exists():
+    if paths.result.is_file():
         return Change("succeeded", None)
     if error := _error_line(paths, attempt):
         return Change("failed", error)
@@ -138,12 +138,12 @@ def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
         change.state, change.why, losses=losses, metric=_metric(paths), too_new_for=change.too_new_for
     )
     written = write_state(paths, after)
-    paths.stop.unlink(missing_ok=True)  # last: a request whose effect is not recorded yet must stay
+    StopRequest.remove(paths.stop)  # last: a request whose effect is not recorded yet must stay
     return written
 
 
 def _metric(paths: RunPaths) -> tuple[str, float] | None:
-    if not paths.result.exists():
+    if not paths.result.is_file():
         return None
     try:
         metrics = read_json_object(paths.result).get("metrics")

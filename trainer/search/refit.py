@@ -121,7 +121,7 @@ class Refit:
     def _train(self, best: EpochRecord) -> int:
         paths = TrialPaths(self.attempt.paths.checkpoints / "refit")
         paths.folder.mkdir(parents=True, exist_ok=True)
-        paths.stop.unlink(missing_ok=True)  # meant for an earlier attempt
+        StopRequest.remove(paths.stop)
         config = self.controller.journal.table.trials[best.trial].config
         spec = _refit_spec(self.task.spec.trial_spec(config), best.epoch)
         logger.info("refit of trial %d on %s for %d epochs", best.trial, SPLIT, best.epoch)

@@ -101,7 +101,7 @@ class Training:
     def __init__(self, task: WorkerTask[TrainSpec], work: Work) -> None:
         self.task, self.work, self.paths = task, work, task.paths
         self.paths.folder.mkdir(parents=True, exist_ok=True)
-        self.paths.stop.unlink(missing_ok=True)  # meant for an earlier attempt
+        StopRequest.remove(self.paths.stop)
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._train, name=self.paths.folder.name, daemon=True)
         self.thread.start()
