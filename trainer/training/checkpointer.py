@@ -3,13 +3,15 @@
 import json
 import logging
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.files import read_json
 from cluster.lease import Lease
@@ -39,6 +41,7 @@ SAVE_INTERVAL_SECONDS = 600.0  # between checkpoints within an epoch
 ELASTIC_INTERVAL_SECONDS = 60.0  # the same, where each machine that comes or goes starts the workers again
 
 Validated: TypeAlias = tuple[ModelOutputs, dict[str, Any]]
+TensorFiles: TypeAlias = dict[str, dict[str, Tensor]]  # tensors by the name of their file
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +66,16 @@ class TrainingCheckpoint:
             LeaseLost: A newer attempt owns the run.
             CheckpointError: The storage is full; the earlier checkpoints stay.
         """
-        write_checkpoint_folder(
-            step_folder(checkpoints, state.step),
-            lease=lease,
-            tensors={
-                MODULE: self.module.state_dict(),
-                OPTIMIZER: optimizer_tensors(self.optimizer),
-                **self.ema.state_files(),
-                **({} if self.scaler is None else {SCALER: scaler_tensors(self.scaler)}),
-            },
-            json_files={TRAIN_STATE: state.to_json()},
-            manifest={"attempt": lease.attempt},
-        )
-        remove_old_checkpoints(checkpoints, lease)
+        write_training_checkpoint(checkpoints, state, self.tensors(), lease=lease)
+
+    def tensors(self) -> TensorFiles:
+        """Return all tensors of a checkpoint; they change with the next step."""
+        return {
+            MODULE: self.module.state_dict(),
+            OPTIMIZER: optimizer_tensors(self.optimizer),
+            **self.ema.state_files(),
+            **({} if self.scaler is None else {SCALER: scaler_tensors(self.scaler)}),
+        }
 
     def load(self, checkpoint: Path) -> TrainState:
         """Load a verified checkpoint that `save` wrote, and return its state."""
@@ -87,8 +87,28 @@ class TrainingCheckpoint:
         return TrainState.from_json(read_json(checkpoint / TRAIN_STATE))
 
 
+def write_training_checkpoint(checkpoints: Path, state: TrainState, tensors: TensorFiles, *, lease: Lease) -> None:
+    """Write a checkpoint into the folder of all checkpoints, and remove old ones.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run.
+        CheckpointError: The storage is full; the earlier checkpoints stay.
+    """
+    write_checkpoint_folder(
+        step_folder(checkpoints, state.step),
+        lease=lease,
+        tensors=tensors,
+        json_files={TRAIN_STATE: state.to_json()},
+        manifest={"attempt": lease.attempt},
+    )
+    remove_old_checkpoints(checkpoints, lease)
+
+
 class Checkpointer:
     """Saves and loads the files of one training. Only rank 0 writes; every rank loads.
+
+    A thread writes: the training waits only until the tensors are copied, and until the write before has ended. Use
+    it in a `with` block, at whose end everything is written.
 
     Attributes:
         module: Everything that trains in any phase.
@@ -112,27 +132,64 @@ class Checkpointer:
         self.best_by = context.spec.best_by
         self.interval = ELASTIC_INTERVAL_SECONDS if context.spec.is_elastic else SAVE_INTERVAL_SECONDS
         self.validated: Validated | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._write: Future[None] | None = None  # the last one
+
+    def __enter__(self) -> "Checkpointer":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for the last write; its error is raised unless the training has failed with another."""
+        try:
+            self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            logger.warning("the last checkpoint is not saved: %s", failed)
+        finally:
+            self._thread.shutdown()
 
     def save_is_due(self) -> bool:
         """Return whether the last checkpoint is older than the interval."""
         return time.monotonic() - self.saved_at >= self.interval
 
     def save(self, state: TrainState, is_best: bool) -> None:
-        """Save a checkpoint, and the EMA as the best model when `is_best`.
+        """Start to save a checkpoint, and the EMA as the best model when `is_best`; `wait` returns when it is written.
+
+        Raises:
+            CheckpointError: The storage was full at the write before; the earlier checkpoints stay.
+            LeaseLost: A newer attempt owned the run at the write before.
+        """
+        self.wait()
+        tensors = _copies(self.checkpoint.tensors())
+        best = _copies({MODULE: self.ema.module.state_dict()}) if is_best else None
+        self._write = self._thread.submit(self._save, replace(state), tensors, best, self.validated)
+        self.saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is written.
 
         Raises:
             CheckpointError: The storage is full; the earlier checkpoints stay.
             LeaseLost: A newer attempt owns the run.
         """
+        if self._write is not None:
+            write, self._write = self._write, None
+            write.result()
+
+    def _save(
+        self, state: TrainState, tensors: TensorFiles, best: TensorFiles | None, validated: Validated | None
+    ) -> None:
         lease = self.attempt.lease
-        if is_best:
-            self._keep_outputs(state)
-            best = {MODULE: self.ema.module.state_dict()}
+        if best:
+            self._keep_outputs(state, validated)
             write_checkpoint_folder(
                 self._best(state), lease=lease, tensors=best, json_files={}, manifest={"attempt": lease.attempt}
             )
-        self.checkpoint.save(self.folder, state, lease=lease)
-        self.saved_at = time.monotonic()
+        write_training_checkpoint(self.folder, state, tensors, lease=lease)
         for old in sorted(self.folder.glob("best-*"))[:-CHECKPOINTS_TO_KEEP]:
             lease.remove(old)
 
@@ -151,27 +208,32 @@ class Checkpointer:
         """Load the best epoch's weights into the module, on every rank.
 
         Raises:
-            CheckpointError: They are damaged.
+            CheckpointError: They are damaged, or could not be written.
+            LeaseLost: A newer attempt owns the run.
         """
+        self.wait()
+        self.process_group.barrier()
         folder = self._best(state)
         read_verified_manifest(folder)
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
-        """Append the epoch's line to `metrics.jsonl`.
+        """Append the epoch's line to `metrics.jsonl`, after the checkpoint of the epoch before is written.
 
         Raises:
+            CheckpointError: That checkpoint could not be written.
             LeaseLost: A newer attempt owns the run.
         """
+        self.wait()
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self.attempt.lease.append_line(self.paths.metrics, {**metrics.to_json(), "time": now})
 
-    def _keep_outputs(self, state: TrainState) -> None:
+    def _keep_outputs(self, state: TrainState, validated: Validated | None) -> None:
         """Keep the outputs of the best epoch of a search's trial: the search compares its trials by them."""
         trial = trial_of(self.paths.folder) if isinstance(self.paths, TrialPaths) else None
-        if trial is None or self.validated is None:
+        if trial is None or validated is None:
             return
-        outputs, metrics = self.validated
+        outputs, metrics = validated
         about = EpochOutputs(trial=trial, epoch=state.best_epoch, value=float(metrics[self.best_by]))
         write_trial_outputs(self.paths.folder.parent, about, [outputs], self.attempt.lease, has_groups=False)
 
@@ -193,3 +255,11 @@ class Checkpointer:
             logger.warning("%s", found.warning)
         kept = [line for line in epoch_lines(found) if line["epoch"] <= epoch]
         self.attempt.lease.write_text(path, "".join(json.dumps(line, sort_keys=True) + "\n" for line in kept))
+
+
+def _copies(files: TensorFiles) -> TensorFiles:
+    """Return copies on the CPU, which the next step of the training does not change."""
+    return {
+        name: {key: value.detach().to("cpu", copy=True) for key, value in group.items()}
+        for name, group in files.items()
+    }

@@ -100,7 +100,13 @@ class LoopHooks:
         """Called on rank 0 after each epoch."""
 
     def save_checkpoint(self, state: TrainState, is_best: bool) -> None:
-        """Called on rank 0 after each epoch, when a checkpoint is due, and before the training stops."""
+        """Called on rank 0 after each epoch, when a checkpoint is due, and before the training stops.
+
+        It may return before the checkpoint is written, but not before it has a copy of the tensors.
+        """
+
+    def wait_for_checkpoint(self) -> None:
+        """Called on rank 0 after a checkpoint within an epoch: return when it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +253,7 @@ class TrainLoop:
         if gathered.stops or gathered.saves or (gathered.polls and self.preemption.poll()):
             if self.process_group.is_rank_zero:
                 self.hooks.save_checkpoint(state, False)
+                self.hooks.wait_for_checkpoint()
             self.process_group.barrier()
         if gathered.stops:
             reason = self.process_group.broadcast(requests.stop_reason)

@@ -77,19 +77,19 @@ def train_model(setup: TrainingSetup) -> TrainState:
     spec = setup.spec
     module = setup.model.head if spec.freeze == "all" else setup.model
     scaler = None if spec.freeze == "all" else grad_scaler(setup.device, setup.config.precision)
-    checkpointer = Checkpointer(setup.context, module, setup.optimizer(), ModelEma(module, spec.ema), scaler)
-    state = checkpointer.resume()
-    for epochs, frozen in phases(spec):
-        if state.epoch >= min(epochs.stop, spec.last_epoch):
-            continue
-        loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
-        with one_thread(isinstance(loop.loader, FeatureLoader)):
-            while not loop.is_over(state):
-                state = loop.train_epoch(state)
-    if state.best_epoch:
-        checkpointer.load_best(state)
-    else:
-        checkpointer.ema.copy_to_source()
+    with Checkpointer(setup.context, module, setup.optimizer(), ModelEma(module, spec.ema), scaler) as checkpointer:
+        state = checkpointer.resume()
+        for epochs, frozen in phases(spec):
+            if state.epoch >= min(epochs.stop, spec.last_epoch):
+                continue
+            loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
+            with one_thread(isinstance(loop.loader, FeatureLoader)):
+                while not loop.is_over(state):
+                    state = loop.train_epoch(state)
+        if state.best_epoch:
+            checkpointer.load_best(state)
+        else:
+            checkpointer.ema.copy_to_source()
     return state
 
 
@@ -169,6 +169,10 @@ class TrainHooks(LoopHooks):
     def save_checkpoint(self, state: TrainState, is_best: bool) -> None:
         """Save a checkpoint, and the best model."""
         self.checkpointer.save(state, is_best)
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is written."""
+        self.checkpointer.wait()
 
 
 def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range, *, frozen: bool) -> TrainLoop:
