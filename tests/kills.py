@@ -320,15 +320,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument("--seconds", type=float, default=7200.0, help="limit of time")
     parser.add_argument("--real", action="store_true", help="run the real trainer")
-    parser.add_argument("--keep", action="store_true", help="keep the folder")
+    parser.add_argument("--keep", action="store_true", help="keep the folder, as is done after a fault")
     given = parser.parse_args()
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="ns-kills-"))
     figures = run_campaign(folder, given.kills, given.seed, given.seconds, real=given.real)
     print(json.dumps(figures, indent=2))
-    if not given.keep:
+    is_clean = kills_report.is_clean(figures)
+    if is_clean and not given.keep:
         shutil.rmtree(folder)
-    return 0 if kills_report.is_clean(figures) else 1
+    else:
+        print(f"kept {folder}", file=sys.stderr, flush=True)
+    return 0 if is_clean else 1
 
 
 if __name__ == "__main__":
