@@ -7,7 +7,7 @@ class ExitCode(IntEnum):
     """How an attempt ended. Every other code means a fault of the infrastructure."""
 
     SUCCEEDED = 0  # `result.json` exists
-    FAILED = 1  # the run's own fault; `error.json` says why
+    FAILED = 1  # the run's own fault, and `error.json` says why; without it a fault of the infrastructure
     USAGE = 2  # the spec can never work
     STOPPED = 3  # on request, after a checkpoint
     STORAGE_FULL = 74  # the disk is too full even for `error.json`

@@ -48,6 +48,8 @@ def end(ending: str, paths: RunPaths, lease: Lease) -> int:
         return 1
     if ending == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    if ending == "exit":  # as Ray's library does
+        return 1
     if ending == "newer":
         write_json(paths.error, {"attempt": lease.attempt, "error": "a newer version wrote it"})
         return 76

@@ -29,7 +29,7 @@ class FakeSpec(Spec):
     kind: Literal["train"] = "train"
     steps: int = 1
     step_seconds: float = 0.0
-    ending: Literal["succeed", "fail", "crash", "nothing", "newer"] = "succeed"
+    ending: Literal["succeed", "fail", "crash", "exit", "nothing", "newer"] = "succeed"
     holds: bool = False
     stubborn: bool = False
     leaves_child: bool = False

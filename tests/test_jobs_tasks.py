@@ -89,6 +89,20 @@ def test_cancel_stops_after_a_checkpoint_and_retry_resumes_from_it(stack: Stack,
     assert len((paths.folder / "steps.jsonl").read_text().splitlines()) == 40
 
 
+def test_a_trainer_that_ends_with_1_and_no_error_line_was_ended_by_the_infrastructure(
+    stack: Stack, settings: Settings
+) -> None:
+    run_id = submit(settings, FakeSpec(ending="exit"), JobRequest(retries=2))
+
+    state = reaches(settings.storage, run_id, "lost")
+
+    assert state.why == (
+        "the trainer ended with exit code 1 and left no error line; `nightshift logs` shows what it said; "
+        "2 retries are spent, `nightshift retry` tries again"
+    )
+    assert (state.attempt, state.losses) == (3, 3)
+
+
 def test_cancel_now_kills_even_a_trainer_that_does_not_stop_and_its_children(stack: Stack, settings: Settings) -> None:
     run_id = submit(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True, leaves_child=True))
     paths = RunPaths.of(settings.storage, run_id)

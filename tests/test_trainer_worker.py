@@ -128,6 +128,26 @@ def test_a_killed_trainer_goes_on_in_the_next_attempt_to_the_same_model(two_work
     assert model_of(paths) == model_of(uninterrupted)
 
 
+@pytest.mark.slow
+def test_a_trainer_whose_ray_has_lost_its_gcs_leaves_no_error_line_and_the_next_attempt_goes_on(
+    tmp_path, digits_shards
+):
+    paths = new_run(tmp_path, train_spec(digits_shards, workers=2, seed=7, epochs=2000, cache=False))
+    trainer = trainer_process(paths, RAY_gcs_rpc_server_reconnect_timeout_s="5")
+    descendants = descendants_when(trainer, lambda: any(paths.checkpoints.glob("step-*")))
+
+    (gcs,) = [child for child in descendants if "/gcs_server" in " ".join(command_line(child)[:1])]
+    gcs.kill()
+    code = trainer.wait(600)
+    after = trainer_process(paths)
+    went_on = wait_until(lambda: "resuming from step-" in paths.log.read_text(), 600)
+    paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": None}))
+
+    assert (code, paths.error.exists()) == (1, False), paths.log.read_text()
+    assert after.wait(600) == 3, paths.log.read_text()
+    assert went_on
+
+
 def model_of(paths):
     return (paths.best / "model.safetensors").read_bytes()
 

@@ -16,7 +16,6 @@ from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import RunState, changing, write_state
 
 DEFAULT_ERRORS: dict[int, str] = {
-    ExitCode.FAILED: "the trainer failed and left no error line; `nightshift logs` shows what it said",
     ExitCode.USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
     ExitCode.STORAGE_FULL: "the storage is full; free space there, then `nightshift retry` goes on from the last good "
     "checkpoint",
@@ -52,8 +51,10 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change("succeeded", None)
     if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
-    if code in DEFAULT_ERRORS:
-        return Change("failed", _error_line(paths, attempt) or DEFAULT_ERRORS[code])
+    if code in (ExitCode.FAILED, *DEFAULT_ERRORS) and (
+        error := _error_line(paths, attempt) or DEFAULT_ERRORS.get(code)
+    ):
+        return Change("failed", error)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
         return Change(
@@ -171,6 +172,9 @@ def _cause(paths: RunPaths, attempt: int, code: int) -> str:
         return error
     if code == ExitCode.UNKNOWN:
         return "the trainer vanished"
+    if code == ExitCode.FAILED:
+        # A library ended the process: Ray does where its GCS is gone.
+        return "the trainer ended with exit code 1 and left no error line; `nightshift logs` shows what it said"
     if code > guard.STATUS_OF_SIGNAL:
         return f"signal {code - guard.STATUS_OF_SIGNAL} ended the trainer"
     return f"the trainer ended with exit code {code}"
