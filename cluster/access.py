@@ -13,7 +13,7 @@ from cluster.mounts import is_on_network
 OTHERS = 0o007  # the permissions of everybody but a file's owner and group
 TEAM_UMASK = "007"
 CURES = {  # of faults that another folder of the same storage has, too
-    errno.EROFS: "mount it writable, or repair its server; then restart what mounts it",
+    errno.EROFS: "mount it writable or repair its server, then restart what mounts it; or correct NIGHTSHIFT_STORAGE",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
     errno.ESTALE: "restart what mounts it: the server has another file system now",

@@ -88,7 +88,11 @@ def test_the_cure_of_an_export_that_belongs_to_root_is_its_owner_on_the_file_ser
 @pytest.mark.parametrize(
     ("number", "cure"),
     [
-        (errno.EROFS, "Read-only file system; mount it writable, or repair its server; then restart what mounts it"),
+        (
+            errno.EROFS,
+            "Read-only file system; mount it writable or repair its server, then restart what mounts it; "
+            "or correct NIGHTSHIFT_STORAGE",
+        ),
         (errno.ENOSPC, "No space left on device; free some space"),
         (errno.ENOTDIR, "Not a directory; set NIGHTSHIFT_STORAGE"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from cluster.errors import ClusterUnreachable, LeaseLost
+from cluster.exit_codes import ExitCode
 from cluster.files import read_json, write_json
 from cluster.launch import THIS_MACHINE, RunningTrainer
 from cluster.lease import Lease, latest_attempt
@@ -180,7 +181,8 @@ def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Se
 
 def test_an_attempt_whose_run_was_deleted_can_publish_nothing(settings: Settings) -> None:
     paths, lease = taken(settings)
-    end(paths, lease, 1)
+    write_json(paths.error, {"attempt": 1, "error": "the images are all black"})
+    end(paths, lease, ExitCode.FAILED)
 
     actions.delete(paths)
 
