@@ -9,6 +9,7 @@ from redis import Redis
 from cluster.errors import StorageError
 from cluster.settings import Settings
 from cluster.storage_marker import MARKER, read_storage_id
+from jobs.queue.stack import start_stack
 from jobs.queue.storage_check import KEY
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
@@ -20,6 +21,15 @@ from tests.stack import FakeSpec
 def share(settings: Settings, tmp_path: Path) -> Settings:
     """A storage apart from the one with the embedded Redis."""
     return Settings(storage=tmp_path / "share", redis_url=settings.redis_url)
+
+
+@pytest.fixture
+def unmounted(share: Settings, tmp_path: Path) -> Settings:
+    """A share with a run that is not mounted: an empty folder is in its place."""
+    submit(share, FakeSpec())
+    share.storage.rename(tmp_path / "away")
+    share.storage.mkdir()
+    return share
 
 
 def test_the_first_use_makes_the_storage_known(share: Settings, redis: Redis) -> None:
@@ -39,15 +49,11 @@ def test_a_storage_of_an_earlier_version_with_runs_gets_its_id(share: Settings, 
     assert run_state.all_ids(share.storage) == [first, second]
 
 
-def test_an_unmounted_share_takes_no_run(share: Settings, tmp_path: Path) -> None:
-    submit(share, FakeSpec())
-    share.storage.rename(tmp_path / "away")
-    share.storage.mkdir()
-
+def test_an_unmounted_share_takes_no_run(unmounted: Settings) -> None:
     with pytest.raises(StorageError, match=f"is not the storage of this queue, .* it has no {MARKER}; mount"):
-        submit(share, FakeSpec())
+        submit(unmounted, FakeSpec())
 
-    assert list(share.storage.iterdir()) == []
+    assert list(unmounted.storage.iterdir()) == []
 
 
 def test_after_the_share_is_back_runs_are_accepted(share: Settings, tmp_path: Path) -> None:
@@ -71,12 +77,9 @@ def test_an_emptied_redis_learns_the_id_again(share: Settings, redis: Redis) -> 
 
 
 def test_doctor_and_a_job_worker_say_that_the_share_is_not_mounted(
-    share: Settings, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+    unmounted: Settings, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit(share, FakeSpec())
-    share.storage.rename(tmp_path / "away")
-    share.storage.mkdir()
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(share.storage))
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(unmounted.storage))
     monkeypatch.setattr("cluster.health.FREE_BYTES_LEAST", 0)
 
     doctor = say("doctor", "--json")
@@ -88,4 +91,40 @@ def test_doctor_and_a_job_worker_say_that_the_share_is_not_mounted(
     assert f"it has no {MARKER}" in faults[0]["found"]
     assert worker[0] == 1
     assert "is not the storage of this queue" in worker[2]
-    assert list(share.storage.iterdir()) == []
+    assert list(unmounted.storage.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("schedule", "add", "nightly", "0 20 * * *", "train"), ("reconcile",)])
+def test_no_command_takes_an_unmounted_share_for_an_empty_storage(
+    unmounted: Settings, shards: str, say: Say, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(unmounted.storage))
+
+    code, out, err = say(*words, *((shards, "--weights", "none") if "train" in words else ()))
+
+    assert (code, out) == (1, "")
+    assert "is not the storage of this queue" in err
+    assert list(unmounted.storage.iterdir()) == []
+
+
+def test_no_stack_starts_on_an_unmounted_share(unmounted: Settings) -> None:
+    with pytest.raises(StorageError, match="is not the storage of this queue"), start_stack(unmounted):
+        pass
+
+    assert list(unmounted.storage.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("list",), ("show", "night"), ("reconcile",)], ids=lambda words: words[0])
+def test_a_storage_that_is_a_file_or_a_link_to_nothing_is_not_one_without_runs(
+    tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+
+    said = []
+    for name in ("file", "link"):
+        monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(tmp_path / name))
+        said.append(say(*command))
+
+    cure = "is not a folder; mount the storage, or correct NIGHTSHIFT_STORAGE"
+    assert said == [(1, "", f"Error: {tmp_path / name} {cure}\n") for name in ("file", "link")]

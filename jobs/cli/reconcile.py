@@ -14,6 +14,7 @@ from jobs.queue.connection import connect
 from jobs.queue.mlflow_sender import send_once
 from jobs.queue.reconciler import ReconcilerMemory, Repair
 from jobs.queue.schedules import submit_due
+from jobs.queue.storage_check import refuse_other_storage
 from jobs.queue.webhook_sender import deliver
 
 SLACK_SECONDS = 2.0  # how late the reconciler's last look may come
@@ -29,6 +30,7 @@ def reconcile(as_json: bool) -> None:
     """
     settings = Settings.read()
     connection, memory = connect(settings), ReconcilerMemory()
+    refuse_other_storage(settings, connection)
     repairs = reconciler.reconcile(settings, connection, memory, every_run=True)
     submit_due(settings)
     deliver(settings)

@@ -11,6 +11,8 @@ from jobs.cli.options import json_option
 from jobs.cli.submission import SpecCollector
 from jobs.cli.terminal import echo
 from jobs.queue import schedules
+from jobs.queue.connection import connect
+from jobs.queue.storage_check import ready_storage
 
 REPEATABLE = ("train", "evaluate", "search", "predict")
 
@@ -40,7 +42,9 @@ def add(ctx: click.Context, name: str, cron: str, command: tuple[str, ...]) -> N
     submit_command = cli.get_command(ctx, kind)
     assert submit_command is not None  # noqa: S101 -- REPEATABLE has only commands of `cli`
     spec, request = SpecCollector.invoke(submit_command, arguments, ctx)
-    kept = schedules.add(Settings.read(), name, cron, spec, request)
+    settings = Settings.read()
+    ready_storage(settings, connect(settings))
+    kept = schedules.add(settings, name, cron, spec, request)
     click.echo(f"{name} is due next at {kept.due_at():%Y-%m-%d %H:%M %Z}", err=True)
 
 

@@ -16,6 +16,8 @@ from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
 from jobs.errors import StackError
 from jobs.queue import embedded_redis
+from jobs.queue.connection import connect
+from jobs.queue.storage_check import ready_storage
 
 WORKER = (sys.executable, "-P", "-m", "jobs", "worker")  # -P: never import a user's own jobs.py
 STOP_SECONDS = 150.0  # longer than a job worker's own drain
@@ -90,8 +92,15 @@ def start_stack(
         job_workers: How many runs may run at a time.
         output: Where the workers' output goes; by default files under `STORAGE/logs`.
         worker_command: The command of each job worker.
+
+    Raises:
+        StorageError: The folder is not the storage of the queue, or it cannot be written. Nothing was started.
+        QueueUnreachable: The Redis of the address does not answer.
     """
-    settings.with_storage_ready()
+    if settings.redis_url:
+        ready_storage(settings, connect(settings))
+    else:
+        settings.with_storage_ready()
     redis = nullcontext() if settings.redis_url else embedded_redis.used_by_stack(settings.storage)
     with redis as server:
         here = replace(settings, redis_url=server.url) if server else settings

@@ -261,9 +261,16 @@ def pending_ids(storage: Path) -> list[str]:
 
 
 def all_ids(storage: Path) -> list[str]:
-    """Return the ids of all runs, oldest first."""
+    """Return the ids of all runs, oldest first.
+
+    Raises:
+        StorageError: The storage is a file, or a link to a folder that is away.
+    """
     folder = storage / "runs"
     if not folder.is_dir():
+        for place in (storage, folder):
+            if os.path.lexists(place) and not place.is_dir():
+                raise StorageError(f"{place} is not a folder; mount the storage, or correct NIGHTSHIFT_STORAGE")
         return []
     # Not `iterdir`: a hundred thousand paths take longer than all else here.
     return sorted(filter(RUN_ID.fullmatch, os.listdir(folder)), key=age_key)  # noqa: PTH208
