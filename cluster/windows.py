@@ -17,6 +17,7 @@ from cluster.errors import SettingsError
 from cluster.settings import time_zone_setting
 
 LOCALTIME = Path("/etc/localtime")
+LONGEST_DAYS = 36_500  # a date that far away can still be computed
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _POSIX_ZONE = re.compile(r"(<[^>]+>|[A-Za-z]{3,})[-+]?\d.*")  # such as CET-1CEST,M3.5.0,M10.5.0/3
@@ -27,12 +28,15 @@ def seconds_of(duration: str) -> float:
     """Return the seconds of a duration such as `90s`, `30m`, `8h` or `2d`.
 
     Raises:
-        SettingsError: The text is not a duration, or it is zero.
+        SettingsError: The text is not a duration, or it is zero or longer than `LONGEST_DAYS`.
     """
     match = _DURATION.fullmatch(duration.strip())
     if not match or float(match[1]) == 0:
         raise SettingsError(f"{duration!r} is not a duration; write 30m, 8h or 2d")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > LONGEST_DAYS * _SECONDS["d"]:
+        raise SettingsError(f"{duration!r} is longer than {LONGEST_DAYS} days; write 30m, 8h or 2d")
+    return seconds
 
 
 def time_of_day(text: str) -> time:

@@ -80,7 +80,11 @@ class Moment(click.ParamType[datetime]):
             if TIME_OF_DAY.fullmatch(value):
                 return next_at(time_of_day(value), here)
             moment = datetime.fromisoformat(value)
-            return moment if moment.tzinfo else resolve(moment, zone_of(None))
+            if not moment.tzinfo:
+                return resolve(moment, zone_of(None))
+            if moment.strftime("%z")[5:]:
+                raise ValueError("RFC 3339 has no seconds in an offset")  # job.json could not be read back
+            return moment
         except (SettingsError, ValueError, OverflowError):
             self.fail(f"{value!r} is not a time; write 22:00 or 2026-11-23T22:00", param, ctx)
 
