@@ -143,7 +143,7 @@ def _refuse_other_than_default(command: click.Command, key: str, value: Any, def
 def _for_parameter(command: click.Command, name: str, value: Any, place: str) -> Any:
     parameter = next(each for each in command.params if each.name == name)
     takes_several = parameter.nargs == -1 or getattr(parameter, "multiple", False)
-    if isinstance(value, list) and not any(isinstance(item, list | Mapping) for item in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         if takes_several:
             return value
         if command.name == "search":
