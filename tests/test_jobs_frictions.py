@@ -150,6 +150,20 @@ def test_the_command_of_a_search_has_its_search_space(say: Say, settings: Settin
     assert json.loads(repeated) == json.loads(run.spec.read_text())
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Tokyo"])
+@pytest.mark.parametrize("kind", ["train", "search"])
+def test_show_names_the_time_zone_of_a_window_whatever_the_zone_of_the_reader(
+    say: Say, shards: str, monkeypatch: pytest.MonkeyPatch, kind: str, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    run_id = say(kind, shards, *PLAIN, "--window", "20:00-07:00")[1].strip()
+    monkeypatch.setenv("TZ", zone)
+
+    lines = say("show", run_id)[1].splitlines()
+
+    assert "window    20:00-07:00 in Europe/Berlin" in lines
+
+
 def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Settings, shards: str) -> None:
     run = submitted(say, settings, shards, "--epochs", "7")
     write_json(run.result, {

@@ -107,6 +107,9 @@ def _time_rows(record: JobRecord) -> list[Row]:
 def _option_rows(record: JobRecord) -> list[Row]:
     """Return the data, the options that differ from the defaults, and the defaults."""
     rows = [(name, _listed(record.spec[name])) for name in PLACES if record.spec.get(name)]
+    given = {**record.spec, **{key: value for key, value in record.request.items() if value}}
+    if given.get("window") and given.get("timezone"):
+        rows.append(("window", f"{given['window']} in {given['timezone']}"))
     try:
         changed = changed_options(_command_of(record), _values(record))
     except (Refused, click.ClickException):  # a damaged spec, or one of another version
