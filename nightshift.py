@@ -28,6 +28,7 @@ import pandas as pd
 from cluster.access import restricted_umask
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
+from cluster.windows import seconds_of
 from jobs.cli.main import cli
 from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
@@ -90,14 +91,16 @@ class Model:
             why a file has no answer, missing where it has one. The decision is a class, or a tuple of labels.
 
         Raises:
-            SpecError: A path does not exist, or an array is not an image.
+            SpecError: A path does not exist, an array is not an image, or it is neither.
         """
-        several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        several = (
+            [images] if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Iterable) else images
+        )
         columns = ["file", "decision", *(f"probability_{name}" for name in self.classes), "error"]
         rows = [row for batch in self._batches(several, batch_size) for row in self._rows(batch)]
         return pd.DataFrame(rows, columns=columns)
 
-    def _batches(self, images: list[Image], batch_size: int) -> "Iterator[ImageBatch]":
+    def _batches(self, images: Iterable[Image], batch_size: int) -> "Iterator[ImageBatch]":
         from trainer.data.images import image_sources  # noqa: PLC0415 -- torch takes seconds
 
         config = self._predictor.config
@@ -105,6 +108,8 @@ class Model:
             if isinstance(image, np.ndarray):
                 yield _array_batch(image, number, self._predictor)
                 continue
+            if not isinstance(image, str | Path):
+                raise SpecError(f"{image!r} is neither a path nor an array; give files, folders, shards or arrays")
             for source in image_sources((str(image),)):
                 yield from source.batches(config, batch_size=batch_size, loader_workers=0)
 
@@ -172,7 +177,12 @@ def runs(
         name: Only runs with this in their names; * and ? stand for any characters.
         tag: Only runs with this tag.
         owner: Only runs that this user submitted.
+
+    Raises:
+        InvalidOption: There is no such state or kind.
     """
+    _refuse_other_than("state", state, (*run_state.STATES, run_state.DAMAGED))
+    _refuse_other_than("kind", kind, tuple(KINDS))
     wanted = Filter(state=state, kind=kind, name=name, tags=() if tag is None else (tag,), owner=owner)
     index = RunIndex(Settings.read().storage)
     columns = ["id", "name", "kind", "state", "why", "tags", "note", "owner", "created", "started", "ended"]
@@ -235,24 +245,31 @@ def submit(kind: Kind, **options: Any) -> str:
         return _submit(kind, options)
 
 
-def wait(run: str, *, timeout: float | None = None) -> dict[str, Any]:
+def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
     """Wait until a run ends and return what `nightshift show --json` prints of it; its `state` says how it ended.
 
     Args:
         run: A run id, a unique prefix of one, or a run's name.
-        timeout: Seconds; None waits as long as it takes.
+        timeout: Seconds, or a duration such as "30m"; None waits as long as it takes.
 
     Raises:
+        SettingsError: The timeout is not a duration.
         UnknownRun: No run, or more than one, matches.
         TimeoutError: It has not ended in time; it goes on.
     """
     paths = run_state.find(Settings.read().storage, run)
-    until = None if timeout is None else time.monotonic() + timeout
+    seconds = seconds_of(timeout) if isinstance(timeout, str) else timeout
+    until = None if seconds is None else time.monotonic() + seconds
     while not run_state.read_state(paths).has_ended:
         if until is not None and time.monotonic() >= until:
-            raise TimeoutError(f"{paths.run_id} has not ended after {timeout:g} s; it goes on")
+            raise TimeoutError(f"{paths.run_id} has not ended after {seconds:g} s; it goes on")
         time.sleep(POLL_SECONDS)
     return read_record(paths).to_json()
+
+
+def _refuse_other_than(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise InvalidOption(f"{name} {value!r} is not one of {', '.join(known)}")
 
 
 def _array_batch(image: Array, number: int, predictor: "Predictor") -> "ImageBatch":
@@ -284,7 +301,7 @@ def _submit(kind: Kind, options: dict[str, Any]) -> str:
     command = cli.get_command(click.Context(cli), kind)
     if command is None or kind not in KINDS:
         raise InvalidOption(f"{kind!r} is not one of {', '.join(KINDS)}")
-    parent = click.Context(cli)
+    parent = click.Context(cli, info_name="nightshift")
     parent.meta[CONFIG_NAME] = "submit()"
     values = option_values(command, as_text(_with_paths(options)), "submit()")
     try:

@@ -18,9 +18,13 @@ def main() -> None:
     if not sys.flags.ignore_environment and (named := os.environ.get("PYTHONPATH")):
         sys.path[:] = own_packages_first(sys.path, named)
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    from jobs.__main__ import main as run  # noqa: PLC0415 -- now that it is ours
+    try:
+        from jobs.__main__ import main as run  # noqa: PLC0415 -- now that it is ours
 
-    run()
+        run()
+    except KeyboardInterrupt:  # while modules are imported
+        sys.stderr.write("Error: stopped by Ctrl-C\n")
+        sys.exit(128 + 2)
 
 
 def own_packages_first(search: Sequence[str], named: str) -> list[str]:

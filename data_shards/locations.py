@@ -49,6 +49,8 @@ def read_bytes(location: str, name: str) -> bytes:
         raise
     except FileNotFoundError as error:
         raise BadIndex(f"{where} does not exist; `shards pack` makes a data set") from error
+    except NotADirectoryError as error:
+        raise BadIndex(f"{location} is a file; give the folder that `nightshift shards pack` wrote") from error
     except NETWORK as error:
         why = error.strerror if folder is not None and isinstance(error, OSError) else None
         raise BadIndex(f"{where} cannot be read: {why or _first_line(error)}") from error

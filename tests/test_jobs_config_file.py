@@ -38,7 +38,7 @@ def write(tmp_path: Path, text: str) -> str:
         ("a: b: c", "{file} is not valid YAML at line 1; write lines such as epochs: 20"),
         ("epochs", "{file} has no keys and values; write lines such as epochs: 20"),
         ("", "{file} has no keys and values; write lines such as epochs: 20"),
-        ("kind: search", "{file} is the spec of a search run; use it with `nightshift search`"),
+        ("kind: search", "{file} is a spec for `nightshift search`; use it with that command"),
         ('{"epochs": 3, "epochs": 4}',
          "{file}: the key 'epochs' is there twice; remove one of them"),
         ("? [a, b]\n: 1", "{file}: a key is not a text; write lines such as epochs: 20"),
@@ -76,9 +76,11 @@ def test_a_config_file_that_cannot_be_read_is_one_line(say: Say, tmp_path: Path)
 
     absent = say("train", "--config", str(tmp_path / "absent.yaml"))
     latin = say("train", "--config", str(tmp_path / "latin.yaml"))
+    folder = say("train", "--config", str(tmp_path))
 
-    assert absent[0] == latin[0] == 2
-    assert absent[2].endswith("absent.yaml cannot be read: No such file or directory; check the path\n")
+    assert absent[0] == latin[0] == folder[0] == 2
+    assert absent[2].endswith("absent.yaml does not exist; check the path\n")
+    assert folder[2] == f"Error: {tmp_path} is a folder without spec.json; give a file, or the folder of a run\n"
     assert latin[2].endswith("latin.yaml is not a text in UTF-8; save it as UTF-8\n")
 
 

@@ -209,3 +209,22 @@ def test_ctrl_c_in_cancel_says_that_the_run_still_stops(
     assert code == 130
     assert err == f"\nstopped waiting; the run still stops: nightshift wait {run.run_id}\n"
     assert run.stop.exists()
+
+
+def test_a_list_without_a_match_names_the_filters(say: Say, settings: Settings, shards: str) -> None:
+    empty = say("list")
+    submitted(say, settings, shards)
+
+    found = say("list", "--state", "failed", "--tag", "chest", "--limit", "3")
+
+    assert (empty[0], empty[2]) == (0, "no runs; `nightshift train SHARDS` submits one\n")
+    assert (found[0], found[2]) == (0, "no run matches --state --tag; `nightshift list` shows all runs\n")
+
+
+def test_a_run_that_is_submitted_while_the_queues_are_paused_is_not_called_next(say: Say, shards: str) -> None:
+    say("queue", "pause")
+
+    _, run_id, err = say("train", shards, *PLAIN)
+
+    assert err.splitlines()[0] == "The queues are paused; `nightshift queue resume` opens them."
+    assert err.splitlines()[-1].startswith(f"Queued. `nightshift logs -f {run_id.strip()}` follows it")

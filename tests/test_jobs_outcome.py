@@ -323,3 +323,18 @@ def test_show_says_where_the_time_went_and_the_parts_add_up_to_the_time_since_th
 
     parts = "timing queue 0.3 s start 2.0 s features 0.2 s training 61.0 s judging 1.2 s report 5.5 s other 3.3 s"
     assert f"ended 2026-11-23 10:01:13Z (1m13s) {parts}" in out
+
+
+def test_figures_wrap_between_words_at_the_width_of_the_terminal_and_commands_stay_whole(
+    say: Say, run: RunPaths, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed(run)
+    whole = say("wait", run.run_id)[2].splitlines()
+    monkeypatch.setenv("COLUMNS", "40")
+
+    narrow = say("wait", run.run_id)[2].splitlines()
+
+    figures = [line for line in narrow if line.startswith(("test ", " " * 9))]
+    assert max(map(len, figures)) <= 40
+    assert " ".join(" ".join(figures).split()) in [" ".join(line.split()) for line in whole]
+    assert [line for line in whole if line.startswith("next ")] == [line for line in narrow if line.startswith("next ")]

@@ -118,3 +118,47 @@ def test_now_refuses_a_model_that_is_not_trained_yet(say, shards, tmp_path):
 
     assert (code, out) == (1, "")
     assert err.endswith("has not ended, so it has no model; wait for it, or leave out --now\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        (
+            ["predict", "films", "nothing"],
+            (2, "films is not a model; write nightshift predict nothing films, MODEL first"),
+        ),
+        (
+            ["predict", "films", "films"],
+            (1, "films is not a model; give a folder with head.json, the id of a run, or a promoted name"),
+        ),
+        (
+            ["predict", "model", "shards/test-00000.tar"],
+            (2, "shards/test-00000.tar is one file of a data set; give its folder shards"),
+        ),
+        (
+            ["train", "shards/test-00000.tar", "--weights", "none"],
+            (1, "{here}/shards/test-00000.tar is a file; give the folder that `nightshift shards pack` wrote"),
+        ),
+        (
+            ["predict", "model", "films", "--output", "table.XLSX"],
+            (2, "--output table.XLSX would not be xlsx; end the name in .csv or .json"),
+        ),
+        (
+            ["export", "model", "--output", "m.pt"],
+            (2, "--output m.pt is a name of torchscript files; end it in .onnx, or give --format torchscript"),
+        ),
+        (
+            ["export", "model", "--format", "torchscript", "--output", "m.onnx"],
+            (2, "--output m.onnx is a name of onnx files; end it in .pt, or give --format onnx"),
+        ),
+    ],
+)
+def test_a_place_of_another_kind_is_one_line_with_its_cure(say, model, tmp_path, command, refusal):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "shards").mkdir()
+    for name in ("index.json", "test-00000.tar"):
+        (tmp_path / "shards" / name).touch()
+
+    code, out, err = say(*command)
+
+    assert (code, out, err) == (refusal[0], "", f"Error: {refusal[1].format(here=tmp_path)}\n")

@@ -185,7 +185,7 @@ def test_trials_of_a_run_that_is_no_search_are_refused(say: Say, digits_shards: 
 
     assert (code, err) == (
         1,
-        f"Error: {run_id} is of kind train, not a search; `nightshift list --kind search` shows them\n",
+        f"Error: {run_id} is of kind train, not a search; `nightshift list --kind search` shows the searches\n",
     )
 
 

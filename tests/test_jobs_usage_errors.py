@@ -31,6 +31,24 @@ def settings(storage: Path) -> Settings:
     [
         ("train", "SHARDS is missing; `nightshift train --help` shows how to use it"),
         ("train S --epoch 5", "there is no option --epoch; did you mean --epochs or --head-epochs?"),
+        ("train S --batchsize 5", "there is no option --batchsize; did you mean --batch-size?"),
+        ("train S --Image_Size 32", "there is no option --Image_Size; did you mean --image-size?"),
+        ("train S -epochs 5", "there is no option -epochs; did you mean --epochs?"),
+        ("train S -x", "there is no option -x; `nightshift train --help` shows how to use it"),
+        ("fork first --epochs 5", "there is no option --epochs; write --set epochs=VALUE"),
+        ("fork first epochs=5", "unexpected argument: epochs=5; write --set epochs=5"),
+        ("list first", "unexpected argument: first; `nightshift show first` shows one run, and `--name first` selects "
+         "runs"),
+        ("help", "there is no command 'help'; did you mean `nightshift --help`?"),
+        ("version", "there is no command 'version'; did you mean `nightshift --version`?"),
+        ("schedule rm nightly", "there is no command 'nightshift schedule rm'; did you mean "
+         "`nightshift schedule remove`?"),
+        ("shards list", "there is no command 'nightshift shards list'; did you mean `nightshift shards show`?"),
+        ("shards ls", "there is no command 'nightshift shards ls'; did you mean `nightshift shards show`?"),
+        ("models promot x", "there is no command 'nightshift models promot'; did you mean "
+         "`nightshift models promote`?"),
+        ("worker zzz", "there is no command 'nightshift worker zzz'; use one of drain, list"),
+        ("train S --config nope.yaml", "config file nope.yaml does not exist; check the path"),
         ("train S --zzz", "there is no option --zzz; `nightshift train --help` shows how to use it"),
         ("train S --epochs ten", "--epochs 'ten' is not a whole number"),
         ("train S --lr fast", "--lr 'fast' is not a number"),

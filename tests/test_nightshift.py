@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import nightshift
-from cluster.errors import UnknownRun
+from cluster.errors import SettingsError, UnknownRun
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -200,3 +201,34 @@ def test_wait_returns_the_run_that_has_ended_and_gives_up_after_its_timeout(run:
     ended = nightshift.wait("night")
 
     assert (ended["state"], ended["result"]["metrics"]) == ("succeeded", {"accuracy": 0.75})
+
+
+def test_a_timeout_is_a_duration_as_on_the_command_line(run: RunPaths) -> None:
+    with pytest.raises(SettingsError, match="'5' is not a duration; write 30m, 8h or 2d"):
+        nightshift.wait("night", timeout="5")
+    succeed(run)
+
+    assert nightshift.wait("night", timeout="30m")["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "line"),
+    [
+        ({"state": "done"}, "state 'done' is not one of queued, scheduled, running, paused, succeeded, failed, lost, "
+         "cancelled, damaged"),
+        ({"kind": "tain"}, "kind 'tain' is not one of train, evaluate, search, predict, export"),
+    ],
+)  # fmt: skip
+def test_runs_of_a_state_or_kind_that_does_not_exist_are_refused(
+    there: Settings, wanted: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        nightshift.runs(**wanted)
+
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize("images", [5, None, [5]])
+def test_what_is_neither_a_path_nor_an_array_is_refused(there: Settings, published: Path, images: Any) -> None:
+    with pytest.raises(SpecError, match=r"(5|None) is neither a path nor an array; give files, folders, shards or "):
+        nightshift.load(published).predict(images)

@@ -51,3 +51,24 @@ def test_the_folders_of_pythonpath_come_last_and_a_second_time_changes_nothing()
     assert first == [library, f"{library}/site-packages", ROOT, "/home/ann/project", "/home/ann/data"]
     assert second == first
     assert third == [*first, "/home/ann/later"]
+
+
+# Presses Ctrl-C while the modules of the command line are imported.
+INTERRUPTED = f"""
+import os, runpy, signal, sys
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_path({nightshift_command.__file__!r}, run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", INTERRUPTED]
+
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (said.returncode, said.stdout, said.stderr) == (130, "", "Error: stopped by Ctrl-C\n")

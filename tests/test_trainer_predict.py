@@ -203,7 +203,7 @@ def test_a_run_without_readable_images_fails_and_keeps_the_table_of_reasons(tmp_
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing of the kind")
 
-    with pytest.raises(TrainerError, match="none of the 1 images could be read; the table has the reason for each"):
+    with pytest.raises(TrainerError, match="the image could not be read; the table has the reason"):
         predicted(tmp_path, model, broken)
 
     assert "no readable JPEG" in (tmp_path / "runs" / "predict" / "predictions.csv").read_text()

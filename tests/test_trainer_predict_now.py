@@ -94,7 +94,7 @@ def test_output_gets_a_copy_of_the_table_and_an_unreadable_file_its_reason(tmp_p
 @pytest.mark.parametrize(
     "case",
     [
-        ("empty.png", {}, 1, "Error: none of the 1 images could be read; the table has the reason for each"),
+        ("empty.png", {}, 1, "Error: the image could not be read; the table has the reason"),
         ("digits", {"threshold": "careful"}, 2, "Error: the model has no threshold 'careful'; it has: none"),
         ("digits", {"output": "/proc/nowhere/x.csv"}, 1, "Error: the table cannot be written (No such file"),
     ],

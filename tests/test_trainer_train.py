@@ -1,4 +1,5 @@
 import json
+import logging
 import resource
 import shutil
 
@@ -52,6 +53,22 @@ def test_a_training_leaves_a_line_an_epoch_a_model_and_a_result(trained, digits_
     assert config.classes == tuple("0123456789")
     assert manifest["epoch"] == result["best_epoch"]
     assert not model.training
+
+
+def test_the_log_has_a_line_an_epoch(storage, digits_shards, caplog):
+    caplog.set_level(logging.INFO)
+
+    paths, _ = done(storage, train_spec(digits_shards, seed=9))
+
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch ")]
+    first, _ = read_lines(paths.metrics)
+    assert len(lines) == 2
+    assert lines[0] == (
+        f"epoch 1 of 2: training loss {first['train_loss']:.4f}; valid loss {first['valid_loss']:.4f}, "
+        f"accuracy {first['valid_accuracy']:.4f}, auroc {first['valid_auroc']:.4f}, "
+        f"balanced_accuracy {first['valid_balanced_accuracy']:.4f}; the best so far"
+    )
+    assert "Running in local mode" not in caplog.text
 
 
 def test_a_training_on_features_shows_what_linear_heads_reach_on_the_same_images(trained, digits_shards):

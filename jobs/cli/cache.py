@@ -15,10 +15,20 @@ from jobs.cli.command import Group
 from jobs.cli.option_types import Duration
 from jobs.cli.options import json_option
 from jobs.cli.terminal import table_cell
+from jobs.cli.text_table import Column, output_width, table_text
 from trainer.data.cache_folder import IN_USE_SECONDS, CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
 DOWNLOADS_UNUSED = "30d"
+FEATURES = (
+    Column(title="KEY", least=12),
+    Column(title="BACKBONE", importance=1),
+    Column(title="PIXELS", importance=3),
+    Column(title="PRECISION", importance=2),
+    Column(title="SHARDS", importance=4),
+    Column(title="MB"),
+    Column(title="LAST USED"),
+)
 
 
 @click.group(cls=Group)
@@ -44,7 +54,7 @@ def show(as_json: bool) -> None:
         click.echo(json.dumps(content | {"downloads": downloads}, indent=2))
         return
     if found:
-        Console().print(_table(found))
+        click.echo(table_text(FEATURES, [_features_row(entry) for entry in found], output_width()))
     click.echo(f"{size / GIGABYTE:.3f} of {settings.cache_bytes / GIGABYTE:g} GB in {folder}")
     if downloads["entries"]:
         Console().print(_downloads_table(downloads["entries"]))
@@ -107,20 +117,17 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _table(found: list[dict[str, Any]]) -> Table:
-    table = Table("key", "backbone", "pixels", "precision", "shards", "MB", "last used", box=None)
-    for entry in found:
-        key = entry["key"]
-        table.add_row(
-            entry["name"],
-            table_cell(str(key.get("backbone_sha256", "")))[:12],
-            table_cell(str(key.get("image_size", ""))),
-            table_cell(str(key.get("precision", ""))),
-            str(entry["shards"]),
-            f"{entry['bytes'] / 10**6:.1f}",
-            entry["used"],
-        )
-    return table
+def _features_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    key = entry["key"]
+    return (
+        entry["name"],
+        str(key.get("backbone_sha256", ""))[:12],
+        str(key.get("image_size", "")),
+        str(key.get("precision", "")),
+        str(entry["shards"]),
+        f"{entry['bytes'] / 10**6:.1f}",
+        entry["used"],
+    )
 
 
 def _downloads_table(entries: list[dict[str, Any]]) -> Table:

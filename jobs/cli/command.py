@@ -1,5 +1,6 @@
 """The classes behind every command: `--help` with an example, and options under headings."""
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,13 @@ import click
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 INDENT = "  "
+SHORT = 2  # characters of a short option
+ALIASES = {"ls": "list", "ps": "list"}
+# What other tools call the commands of a group; the error for an unknown command suggests ours.
+ELSEWHERE = {
+    "rm": "remove", "delete": "remove", "create": "add", "new": "add", "list": "show", "show": "list",
+    "start": "resume", "stop": "pause", "unpause": "resume", "clear": "prune", "clean": "prune", "check": "verify",
+}  # fmt: skip
 
 
 class _Help(click.Command):
@@ -19,6 +27,22 @@ class _Help(click.Command):
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line.
+
+        Raises:
+            click.NoSuchOption: There is no such option; of one with a single dash, such as -epochs, it has the word.
+        """
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            whole = [word for word in words if word.startswith(name) and len(word) > SHORT]
+            if len(name) != SHORT or not whole:
+                raise
+            raise click.NoSuchOption(whole[0], ctx=ctx) from error
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the description and the example."""
@@ -49,6 +73,23 @@ class Group(_Help, click.Group):
 
     command_class = Command
     group_class = type
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name.
+
+        Raises:
+            click.UsageError: There is none; the text suggests the one that was probably meant.
+        """
+        name = ALIASES.get(args[0], args[0])
+        names = self.list_commands(ctx)
+        if name in names or ctx.resilient_parsing:
+            return super().resolve_command(ctx, [name, *args[1:]])
+        close = difflib.get_close_matches(name, names, n=1)
+        meant = ELSEWHERE[name] if ELSEWHERE.get(name) in names else (close[0] if close else None)
+        cure = f"did you mean `{ctx.command_path} {meant}`?" if meant else f"use one of {', '.join(names)}"
+        raise click.UsageError(f"there is no command '{ctx.command_path} {args[0]}'; {cure}", ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, then the commands."""

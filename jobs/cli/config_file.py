@@ -24,6 +24,8 @@ ABSENT = ("", "~", "null", "Null", "NULL")  # YAML's words for no value
 def _load(ctx: click.Context, param: click.Parameter, file: Path | None) -> None:  # noqa: ARG001
     if file is not None and not ctx.resilient_parsing:
         path = file / SPEC_NAME if file.is_dir() else file
+        if path != file and not path.exists():
+            raise InvalidOption(f"{file} is a folder without {SPEC_NAME}; give a file, or the folder of a run")
         ctx.default_map = option_values(ctx.command, read_config(path), str(path))
         ctx.meta[CONFIG_NAME] = str(path)
 
@@ -52,6 +54,8 @@ def read_config(path: Path, *, what: str = "config file", example: str = "epochs
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidOption(f"{path} is not a text in UTF-8; save it as UTF-8") from error
+    except FileNotFoundError as error:
+        raise InvalidOption(f"{what} {path} does not exist; check the path") from error
     except OSError as error:
         raise InvalidOption(f"{what} {path} cannot be read: {error.strerror}; check the path") from error
     content = _parsed(path, text, example)

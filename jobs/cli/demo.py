@@ -22,6 +22,7 @@ from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo, table_cell
 from jobs.errors import Refused
+from jobs.queue import actions
 from jobs.queue.checks import checked, weights_file
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
@@ -120,10 +121,12 @@ def _free(folder: Path) -> Path:
 
 def _sample(folder: Path) -> Path:
     _print("Writing the sample data: handwritten digits, 8x8 scans from scikit-learn")
-    # In a separate process: the command line must not import scikit-learn.
+    # In a separate process: the command line must not import scikit-learn. Ctrl-C reaches only this process, which then
+    # ends the other one.
     subprocess.run(
-        [sys.executable, "-P", "-m", "data_shards.sample_data", str(folder)], check=True, stdout=subprocess.DEVNULL
-    )
+        [sys.executable, "-P", "-m", "data_shards.sample_data", str(folder)],
+        check=True, stdout=subprocess.DEVNULL, process_group=0,
+    )  # fmt: skip
     return folder
 
 
@@ -142,9 +145,14 @@ def _plan_text(weights: str, own: bool) -> str:
 
 def _run(stack: Stack, spec: Spec) -> str:
     storage = stack.settings.storage
-    run_id = submit(stack.settings, checked(stack.settings, spec), build_request())
+    request = build_request(owner=stack.settings.owner)
+    run_id = submit(stack.settings, checked(stack.settings, spec), request)
     _print(f"Queued {run_id}")
-    state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
+    try:
+        state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
+    except KeyboardInterrupt:  # else another job worker of the storage would go on with it
+        _print(f"\n{run_id}: {actions.cancel(stack.settings, RunPaths.of(storage, run_id), at_once=True).state}")
+        raise
     if state.state != "succeeded":
         _print(logs.tail(RunPaths.of(storage, run_id).log, LOG_LINES)[0])
         raise Refused(f"{run_id} {state.state}: {state.why}; `nightshift logs {run_id}` prints the whole log")

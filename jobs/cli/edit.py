@@ -33,7 +33,7 @@ def edit(run: str, *, tags: tuple[str, ...], removed: tuple[str, ...], note: str
     """
     paths = run_state.find(Settings.read().storage, run)
     if not tags and not removed and note is None:
-        raise InvalidOption("nothing is to be changed; give --tag, --remove-tag or --note")
+        raise InvalidOption("there is nothing to change; give --tag, --remove-tag or --note")
     if both := sorted({*tags} & {*removed}):
         raise InvalidOption(f"--tag and --remove-tag both name {both[0]}; give it to one of them")
     state = change_labels(paths, add=tags, remove=removed, note=note)

@@ -1,5 +1,6 @@
 """`nightshift export`."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,8 +11,11 @@ from jobs.cli.config_file import CONFIG
 from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
 from jobs.cli.predict import input_place, output_file
 from jobs.cli.submission import submit_options
+from jobs.errors import InvalidOption
 from jobs.queue.checks import model_of
 from trainer.specs import ExportSpec
+
+ENDINGS = {"onnx": (".onnx",), "torchscript": (".pt", ".pth", ".ts")}  # of file names; the first is the usual one
 
 FILE = OptionGroup(
     "File",
@@ -45,6 +49,22 @@ def export(model: str, output: str | None, samples: str | None, **given: Any) ->
     the classes, the image size and the decision rule. Before it is published, its outputs are compared with those of
     MODEL on real images.
     """
+    target = output_file(output)
+    _refuse_other_ending(output, str(given["format"]))
     place = input_place(samples) if samples else None
     found = model_of(Settings.read(), model).name
-    submit_options(ExportSpec, given, model=found, samples=place, output=output_file(output))
+    submit_options(ExportSpec, given, model=found, samples=place, output=target)
+
+
+def _refuse_other_ending(output: str | None, form: str) -> None:
+    """Refuse the name of a file that is usual for another format.
+
+    Raises:
+        InvalidOption: The name would say what the file is not.
+    """
+    ending = "" if output is None else Path(output).suffix.lower()
+    other = next((name for name, endings in ENDINGS.items() if ending in endings and name != form), None)
+    if other is not None:
+        raise InvalidOption(
+            f"--output {output} is a name of {other} files; end it in {ENDINGS[form][0]}, or give --format {other}"
+        )

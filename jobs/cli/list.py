@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cluster.settings import Settings
 from jobs.cli.command import command
@@ -31,6 +32,7 @@ COLUMNS = (
     Column(title="AGE", importance=2),
     Column(title="PROGRESS", importance=3, least=12),
 )
+DEFAULT = ParameterSource.DEFAULT
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
 
 FILTER = OptionGroup(
@@ -64,17 +66,28 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps([entry_json(found, progress) for found, progress in rows], indent=2))
     else:
-        _print_table(rows)
+        _print_table(rows, _filters())
     index.save()
+
+
+def _filters() -> str:
+    """Return the filters as they were given."""
+    context = click.get_current_context()
+    return " ".join(
+        one.opts[0]
+        for one in context.command.params
+        if one.name not in ("limit", "as_json") and context.get_parameter_source(one.name or "") != DEFAULT
+    )
 
 
 def _announce(runs: int) -> None:
     click.echo(f"reading {runs:,} runs; the next list reads only those that change", err=True)
 
 
-def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]]) -> None:
+def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str) -> None:
     if not rows:
-        click.echo("no runs; `nightshift train SHARDS` submits one", err=True)
+        none = f"no run matches {filters}; `nightshift list` shows all runs"
+        click.echo(none if filters else "no runs; `nightshift train SHARDS` submits one", err=True)
     cells = [_row(found, progress) for found, progress in rows]
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in IF_ANY or any(row[at] for row in cells)]
     columns = [COLUMNS[at] for at in shown]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from cluster.settings import wants_color
-from jobs.cli.command import HELP_NAMES, Group
+from jobs.cli.command import ALIASES, HELP_NAMES, Group
 
 
 class Entry(NamedTuple):
@@ -59,7 +59,6 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-ALIASES = {"ls": "list", "ps": "list"}
 # What other tools call a command; the error for an unknown command suggests ours.
 ELSEWHERE = {
     "status": "show",
@@ -68,6 +67,8 @@ ELSEWHERE = {
     "rm": "delete",
     "submit": "train",
     "infer": "predict",
+    "help": "--help",
+    "version": "--version",
 }
 
 

@@ -34,7 +34,7 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
     """
     kind = content.get("kind", command.name)
     if kind != command.name:
-        raise InvalidOption(f"{source} is the spec of a {kind} run; use it with `nightshift {kind}`")
+        raise InvalidOption(f"{source} is a spec for `nightshift {kind}`; use it with that command")
     known, fields = _keys(command, of_spec="kind" in content), KINDS[str(command.name)].model_fields
     values: Values = {}
     if content.get("form") == "json" and kind == "predict":

@@ -11,6 +11,7 @@ import click
 
 from cluster.run_paths import RunPaths
 from jobs.cli.terminal import terminal_text
+from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
@@ -33,6 +34,8 @@ CURES = {
     "cancelled": "continue from the last checkpoint: nightshift retry {id}",
 }
 SHOW = "nightshift show {id}"
+LABEL = 9  # characters of the first column
+WHOLE = ("model ", "table ", "file ", "copy ", "report ", "next ")  # lines with a path or a command, to copy
 NEXT = {
     "train": "nightshift evaluate {id} {shards}",
     "evaluate": "nightshift predict {model} IMAGES",
@@ -58,8 +61,10 @@ def follow_to_end(
         sys.exit(INTERRUPTED)
     paths = RunPaths.of(storage, run_id)
     record = read_record(paths)
+    width = error_width()
     for line in end_lines(paths, record):
-        click.echo(terminal_text(line), err=True)
+        is_whole = line.startswith((*WHOLE, run_id)) or " nightshift " in line
+        click.echo(terminal_text(line) if is_whole else wrapped(terminal_text(line), width, indent=LABEL), err=True)
     if as_json:
         click.echo(_result_json(paths, record))
     sys.exit(0 if state.state == "succeeded" else 1)

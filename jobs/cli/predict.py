@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from cluster.settings import Settings
+from data_shards.index import INDEX_NAME
 from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
@@ -20,7 +21,10 @@ from jobs.queue.checks import NamedModel, checked, model_of
 from trainer.errors import CheckpointError, SpecError
 from trainer.specs import PredictSpec, build
 
+SHARD_ENDING = ".tar"
 PREDICTION = (sys.executable, "-P", "-m", "trainer.inference")  # -P: never import a user's own trainer.py
+
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".tsv", ".gz", ".zip", ".html", ".jsonl")  # are not written
 
 TABLE = OptionGroup(
     "Table",
@@ -78,17 +82,45 @@ def predict(model: str, images: tuple[str, ...], output: str | None, now: bool, 
     no run is made: neither Redis nor a job worker is needed.
     """
     settings = Settings.read()
-    found = model_of(settings, model)
+    found = _model_given_first(settings, model, images)
     asked: dict[str, Any] = {
         "model": found.name,
         "images": tuple(input_place(place) for place in images),
         "output": output_file(output),
-        "form": "json" if given["as_json"] or str(output).endswith(".json") else "csv",
+        "form": "json" if given["as_json"] or _table_ending(output) == ".json" else "csv",
     }
     if now:
         SpecCollector.refuse("--now")
         _predict_now(settings, found, {**_without_queue(given), **asked})
     submit_options(PredictSpec, given, **asked)
+
+
+def _model_given_first(settings: Settings, model: str, images: tuple[str, ...]) -> NamedModel:
+    """Return the model.
+
+    Raises:
+        InvalidOption: MODEL and IMAGES are in the wrong order.
+        CheckpointError: It is not a model.
+    """
+    try:
+        return model_of(settings, model)
+    except CheckpointError as error:
+        last = images[-1]
+        if not Path(model).expanduser().exists() or Path(last).expanduser().exists():
+            raise
+        raise InvalidOption(f"{model} is not a model; write nightshift predict {last} {model}, MODEL first") from error
+
+
+def _table_ending(output: str | None) -> str:
+    """Return the ending of the file for the table, in lower case.
+
+    Raises:
+        InvalidOption: It is that of another form than CSV or JSON.
+    """
+    ending = "" if output is None else Path(output).suffix.lower()
+    if ending in OTHER_TABLES:
+        raise InvalidOption(f"--output {output} would not be {ending[1:]}; end the name in .csv or .json")
+    return ending
 
 
 def _without_queue(given: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +176,8 @@ def input_place(given: str) -> str:
     path = folder.expanduser().absolute()
     if not path.exists():
         raise SpecError(f"{given} does not exist; give image files, folders of images, or shards")
+    if path.suffix == SHARD_ENDING and (path.parent / INDEX_NAME).is_file():
+        raise SpecError(f"{given} is one file of a data set; give its folder {Path(given).parent}")
     return str(path)
 
 

@@ -29,7 +29,8 @@ def show(as_json: bool) -> None:
         return
     click.echo("paused" if found["paused"] else "open")
     for line in found["queues"]:
-        click.echo(f"{line['priority']:<7} {line['waiting']:>5} waiting  {line['workers']:>3} job workers")
+        workers = f"{line['workers']:>3} {'job worker' if line['workers'] == 1 else 'job workers'}"
+        click.echo(f"{line['priority']:<7} {line['waiting']:>5} waiting  {workers}")
     if found["refused"]:
         echo(f"refused {len(found['refused'])} foreign entries, the last: {found['refused'][0]}")
 

@@ -5,7 +5,7 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.options import run_argument
-from jobs.cli.submission import NO_WORKER, is_served, queued_text
+from jobs.cli.submission import queued_text, queues_start_runs
 from jobs.queue import actions
 from jobs.runs import state as run_state
 from jobs.runs.start_forecast import run_label
@@ -21,8 +21,5 @@ def retry(run: str) -> None:
     settings = Settings.read()
     state = actions.retry(settings, run_state.find(settings.storage, run))
     click.echo(state.id)
-    has_worker = is_served(settings)
-    if not has_worker:
-        click.echo(NO_WORKER, err=True)
-    text = queued_text(settings, state.id, has_worker=has_worker)
+    text = queued_text(settings, state.id, starts=queues_start_runs(settings))
     click.echo(f"{text} `nightshift logs -f {run_label(state)}` follows it.", err=True)

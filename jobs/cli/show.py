@@ -2,7 +2,6 @@
 
 import json
 import sys
-import textwrap
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from jobs.cli.option_values import Values, as_text, changed_options, command_lin
 from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import CURES, metrics_line
 from jobs.cli.terminal import colored_state, terminal_text
-from jobs.cli.text_table import output_width
+from jobs.cli.text_table import output_width, wrapped
 from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import shown_or
@@ -68,7 +67,11 @@ def _as_text(record: JobRecord, storage: Any) -> str:
         [("next", CURES[state.state].format(id=state.id))] if state.state in CURES else [],
     ]  # fmt: skip
     width = max(output_width() or sys.maxsize, LABEL + len(state.id))
-    shown = [_wrapped(label, terminal_text(text), width) for rows in sections for label, text in rows]
+    shown = [
+        wrapped(terminal_text(text), width, first=f"{label:<{LABEL}}", indent=LABEL)
+        for rows in sections
+        for label, text in rows
+    ]
     shown[0] = shown[0].replace(state.state, colored_state(state.state), 1)
     return "\n".join([state.id, *shown])
 
@@ -167,18 +170,6 @@ def _values(record: JobRecord) -> Values:
     }
     labels = {"tags": record.state.tags} if record.state.tags else {}
     return option_values(_command_of(record), as_text({**record.spec, **request, **labels}), record.state.id)
-
-
-def _wrapped(label: str, text: str, width: int) -> str:
-    """Return a row whose long text wraps inside its column; long words, such as paths, are not broken."""
-    return textwrap.fill(
-        text,
-        width,
-        initial_indent=f"{label:<{LABEL}}",
-        subsequent_indent=" " * LABEL,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _listed(value: Any) -> str:

@@ -115,31 +115,35 @@ def submit_spec(
         click.echo(run_id)
     elif not waits:
         click.echo(json.dumps({"id": run_id}))
-    has_worker = is_served(settings)
-    if not has_worker:
-        click.echo(NO_WORKER, err=True)
+    starts = queues_start_runs(settings)
     if waits:
         follow_to_end(settings.storage, run_id, follow, as_json=as_json)
     called = request.name or run_id
     click.echo(
-        f"{queued_text(settings, run_id, has_worker=has_worker)} {next_command.format(run_id=called)}, "
+        f"{queued_text(settings, run_id, starts=starts)} {next_command.format(run_id=called)}, "
         f"`nightshift wait {called}` waits.",
         err=True,
     )
 
 
-def is_served(settings: Settings) -> bool:
-    """Whether a job worker runs; say so if the queues are paused."""
+def queues_start_runs(settings: Settings) -> bool:
+    """Whether a job worker runs and the queues are open; say what is missing."""
     with connect(settings) as connection:
-        if queues.is_paused(connection):
-            click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
-        return bool(live_workers(connection))
+        is_paused, has_worker = queues.is_paused(connection), bool(live_workers(connection))
+    if is_paused:
+        click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
+    if not has_worker:
+        click.echo(NO_WORKER, err=True)
+    return has_worker and not is_paused
 
 
-def queued_text(settings: Settings, run_id: str, *, has_worker: bool) -> str:
-    """Return a sentence that says when a run that was submitted will start, and what it waits for."""
+def queued_text(settings: Settings, run_id: str, *, starts: bool) -> str:
+    """Return a sentence that says when a run that was submitted will start, and what it waits for.
+
+    `starts` says whether queued runs start: a job worker runs and the queues are open.
+    """
     state = read_state(RunPaths.of(settings.storage, run_id))
     forecast = start_forecast(settings.storage, state)
-    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not has_worker) or not forecast:
+    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not starts) or not forecast:
         return f"{state.state.capitalize()}."
     return f"{state.state.capitalize()}: {forecast}."

@@ -1,6 +1,9 @@
 """Tables: ids and states are never cut; names and reasons shrink, then the least important column is left out."""
 
+import os
 import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +33,32 @@ class Column:
 def output_width() -> int | None:
     """Return the columns of the terminal behind stdout (or `COLUMNS`), None for a file or a pipe."""
     return shutil.get_terminal_size(fallback=(0, 0)).columns or None
+
+
+def error_width() -> int | None:
+    """Return the columns of the terminal behind stderr (or `COLUMNS`), None for a file or a pipe."""
+    if os.environ.get("COLUMNS", "").isdecimal() or not sys.stderr.isatty():
+        return int(os.environ.get("COLUMNS") or 0) or None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or None
+
+
+def wrapped(text: str, width: int | None, *, first: str = "", indent: int) -> str:
+    """Return a text whose lines have at most `width` characters; long words, such as paths, are not broken.
+
+    Args:
+        text: Words.
+        width: None: no limit.
+        first: What the first line begins with.
+        indent: Spaces before all other lines.
+    """
+    return textwrap.fill(
+        text,
+        width or sys.maxsize,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:

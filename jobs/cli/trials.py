@@ -16,7 +16,7 @@ from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import metrics_text
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo, terminal_text
-from jobs.cli.text_table import Column, output_width, table_text
+from jobs.cli.text_table import Column, output_width, table_text, wrapped
 from jobs.errors import InvalidOption, Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import refused_if_damaged
@@ -114,7 +114,7 @@ def best(search_id: str, as_json: bool) -> None:
             "choice": None if result is None else result.get("choice"),
             "result": None if result is None else result.get("metrics"),
         }
-        text = json.dumps(found, indent=2) if as_json else terminal_text(_best_as_text(found))
+        text = json.dumps(found, indent=2) if as_json else _fitted(terminal_text(_best_as_text(found)))
     click.echo(text)
 
 
@@ -133,7 +133,8 @@ def table_of(paths: RunPaths, *, said: set[str] | None = None) -> TrialTable:
     spec = read_json_object(paths.spec)
     if spec.get("kind") != "search":
         raise Refused(
-            f"{paths.run_id} is of kind {spec.get('kind')}, not a search; `nightshift list --kind search` shows them"
+            f"{paths.run_id} is of kind {spec.get('kind')}, not a search; "
+            "`nightshift list --kind search` shows the searches"
         )
     found = read_trial_events(paths.trials)
     if found.warning and found.warning not in (said or ()):
@@ -182,6 +183,12 @@ def _best_as_text(found: dict[str, Any]) -> str:
         lines.append(f"{where}: {metrics_text(metrics)}")
     lines += [f"warning: {text}" if label == "warning" else text for label, text in choice_lines(found)]
     return "\n".join(lines)
+
+
+def _fitted(text: str) -> str:
+    """Return lines that fit the terminal; that of the model stays whole, so that its path can be copied."""
+    width = output_width()
+    return "\n".join(line if line.startswith("model ") else wrapped(line, width, indent=2) for line in text.split("\n"))
 
 
 def _ranked_on(found: dict[str, Any]) -> str:

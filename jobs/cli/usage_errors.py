@@ -12,24 +12,53 @@ CLICK_WORDS = (  # of the types of click that the commands use
     (re.compile(r"is not a valid boolean\..*$"), "is neither true nor false"),
     (re.compile(r"^(?:Path|File|Directory) ('.*') does not exist\.$"), r"\1 does not exist; check the path"),
 )
+SET = "--set"  # of fork: an option of the command that it repeats
 RANGE = re.compile(r"^(\S+) is not in the range .*$")
 
 
 def usage_line(error: click.UsageError) -> str:
     """Return the fault and its cure in one line."""
     if isinstance(error, click.NoSuchOption):
-        close = list(error.possibilities or ())[:3]
-        meant = f"did you mean {' or '.join(sorted(close))}?" if close else _help_cure(error)
-        return f"there is no option {error.option_name}; {meant}"
+        return f"there is no option {error.option_name}; {_meant(error)}"
     if isinstance(error, click.MissingParameter):
         return f"{_name(error)} is missing; {_help_cure(error)}"
     if isinstance(error, click.BadParameter):
         return _bad_value(error)
     message = error.message.rstrip(".")
-    message = re.sub(r"^Got unexpected extra arguments? \((.*)\)$", r"unexpected argument: \1", message)
+    if surplus := re.match(r"^Got unexpected extra arguments? \((.*)\)$", message):
+        return f"unexpected argument: {surplus[1]}; {_surplus_cure(error, surplus[1])}"
     message = re.sub(r"^Option '(.*)' requires an argument$", r"\1 needs a value; write it after the option", message)
     message = re.sub(r"^Option '(.*)' does not take a value$", r"\1 takes no value; write it alone", message)
     return message if ";" in message else f"{message}; {_help_cure(error)}"
+
+
+def _meant(error: click.NoSuchOption) -> str:
+    """Return the cure for an option that does not exist: those that are spelt like it, or how to give it."""
+    name = error.option_name
+    same = [option for option in _option_names(error) if _letters(option) == _letters(name)]
+    close = same or list(error.possibilities or ())[:3]
+    if close:
+        return f"did you mean {' or '.join(sorted(close))}?"
+    if SET in _option_names(error) and name.startswith("--"):
+        return f"write {SET} {name.removeprefix('--')}=VALUE"
+    return _help_cure(error)
+
+
+def _surplus_cure(error: click.UsageError, surplus: str) -> str:
+    if "=" in surplus and SET in _option_names(error):
+        return f"write {SET} {surplus}"
+    if error.ctx is not None and error.ctx.command.name == "list":
+        return f"`nightshift show {surplus}` shows one run, and `--name {surplus}` selects runs"
+    return _help_cure(error)
+
+
+def _option_names(error: click.UsageError) -> list[str]:
+    params = error.ctx.command.params if error.ctx else []
+    return [name for one in params if isinstance(one, click.Option) for name in one.opts if name.startswith("--")]
+
+
+def _letters(option: str) -> str:
+    return re.sub("[-_]", "", option).lower()
 
 
 def _bad_value(error: click.BadParameter) -> str:

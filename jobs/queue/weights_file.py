@@ -27,10 +27,10 @@ def refuse_other_network(path: Path) -> None:
     """
     try:
         names = _safetensors_names(path) if path.suffix == ".safetensors" else _torch_names(path)
-    except (OSError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path} is damaged or not a weights file ({error}); give weights of EfficientNet-B0"
-        ) from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except (ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path} is damaged or not a weights file; give weights of EfficientNet-B0") from error
     if not any(stem in names for stem in STEMS):
         example = next((name for name in sorted(names) if name.endswith(".weight")), "no layer weights")
         raise WeightsError(

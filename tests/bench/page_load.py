@@ -1,8 +1,10 @@
 """Measure what open pages cost a running job: its steps per second with 0 and 50 open pages in turn.
 
 The job uses all cores and reports its progress every second, so each page loads again every second, as the script of
-the page does. The clients are threads of this process and compete with the job for the cores; on other machines they
-do not. The CPU time of the server is its own cost. `python -m tests.bench.page_load` prints a JSON object.
+the page does. Every second page shows the list of runs, the others show the run. The clients are threads of this
+process and compete with the job for the cores (`client_cores`); on other machines they do not. The CPU time of the
+server (`server_cores`) is its own cost, which a loaded machine changes little. `python -m tests.bench.page_load` prints
+a JSON object; `loss` counts only on a machine that is idle otherwise.
 """
 
 import http.client
@@ -28,6 +30,8 @@ from jobs.runs.state import RunState
 
 PAGES = 50
 ENDED_RUNS = 60
+LOG_LINES, EPOCHS = 400, 30  # of the run
+LEAST_BYTES = 5_000  # of a page
 PAIRS = 3
 WAIT_FACTOR = 4  # of the page's script: it waits this many times as long as its last load took
 GOAL = 0.05
@@ -43,22 +47,25 @@ while True:
     steps += 20
     if time.time() - said > 1:
         said = time.time()
-        write_json(file, {"attempt": 1, "phase": "train", "epoch": 1, "epochs": 9, "step": steps, "steps": 10**9})
+        row = {"attempt": 1, "phase": "train", "epoch": 1, "epochs": 9, "step": steps, "steps": 10**9}
+        write_json(file, {**row, "at": time.monotonic()})
 """
 
 
 class OpenPage(threading.Thread):
-    """A page of the list of runs in a browser."""
+    """A page in a browser: the list of runs, or that of one run."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, run_id: str | None) -> None:
         super().__init__(daemon=True)
+        self.place = f"/runs/{run_id}" if run_id else "/"
+        self.events = f"{self.place.rstrip('/')}/changes"
         parts = urlsplit(address)
         self.host, self.headers = parts.netloc, {"authorization": f"Bearer {parts.query.removeprefix('token=')}"}
         self.is_closed, self.loads = threading.Event(), 0
 
     def run(self) -> None:
         stream = http.client.HTTPConnection(self.host, timeout=60)
-        stream.request("GET", "/changes", headers=self.headers)
+        stream.request("GET", self.events, headers=self.headers)
         answer, allowed_at = stream.getresponse(), 0.0
         while not self.is_closed.is_set():
             if answer.readline().startswith(b"data:") and time.monotonic() >= allowed_at:
@@ -68,8 +75,9 @@ class OpenPage(threading.Thread):
     def load(self) -> float:
         """Load the page and return the seconds that it took."""
         start, connection = time.monotonic(), http.client.HTTPConnection(self.host, timeout=60)
-        connection.request("GET", "/", headers=self.headers | {"accept": "text/html"})
-        assert len(connection.getresponse().read()) > 10_000
+        connection.request("GET", self.place, headers=self.headers | {"accept": "text/html"})
+        answer = connection.getresponse()
+        assert len(answer.read()) > LEAST_BYTES, (self.place, answer.status)
         connection.close()
         self.loads += 1
         return time.monotonic() - start
@@ -86,25 +94,37 @@ def storage_with_runs(storage: Path) -> RunPaths:
             id=paths.run_id, kind="train", state=state, created=run_state.now(), started=run_state.now(), attempt=1
         )
         run_state.write_state(paths, found)
-        write_json(paths.spec, {"kind": "train", "epochs": 9})
+        write_json(paths.spec, {"kind": "train", "epochs": EPOCHS})
+    paths.log.write_text("INFO a line of the log\n" * LOG_LINES)
+    paths.metrics.write_text("".join(json.dumps(epoch_line(epoch)) + "\n" for epoch in range(1, EPOCHS + 1)))
     assert settings.runs.is_dir()
     return paths
 
 
-def measured(server: psutil.Process, progress: Path, pages: int, address: str, seconds: float) -> dict[str, float]:
+def epoch_line(epoch: int) -> dict[str, float | bool]:
+    """Return a line of `metrics.jsonl`."""
+    values = dict.fromkeys(("train_loss", "valid_loss", "valid_accuracy", "valid_auroc"), 1 / epoch)
+    return {"epoch": epoch, "epochs": EPOCHS, **values, "lr": 1e-3, "best": True, "seconds": 1.0}
+
+
+def measured(server: psutil.Process, run: RunPaths, pages: int, address: str, seconds: float) -> dict[str, float]:
     """Return steps per second of the job and cores that the server used, with this many open pages."""
-    opened = [OpenPage(address) for _ in range(pages)]
+    opened = [OpenPage(address, run.run_id if number % 2 else None) for number in range(pages)]
+    client = psutil.Process()
     for page in opened:
         page.start()
     time.sleep(2.5)  # until all are connected
-    before, steps, start = sum(server.cpu_times()[:2]), steps_of(progress), time.monotonic()
+    start, (steps, at) = time.monotonic(), steps_of(run.progress)
+    before = [cpu_seconds(one) for one in (server, client)]
     loads = sum(page.loads for page in opened)
     time.sleep(seconds)
-    took = time.monotonic() - start
+    took, (steps_after, at_after) = time.monotonic() - start, steps_of(run.progress)
+    used = [cpu_seconds(one) - seconds for one, seconds in zip((server, client), before, strict=True)]
     found = {
         "pages": pages,
-        "steps_per_s": (steps_of(progress) - steps) / took,
-        "server_cores": (sum(server.cpu_times()[:2]) - before) / took,
+        "steps_per_s": (steps_after - steps) / (at_after - at),
+        "server_cores": used[0] / took,
+        "client_cores": used[1] / took,
         "loads_per_s": (sum(page.loads for page in opened) - loads) / took,
     }
     for page in opened:
@@ -114,9 +134,15 @@ def measured(server: psutil.Process, progress: Path, pages: int, address: str, s
     return found
 
 
-def steps_of(progress: Path) -> int:
-    """Return how many steps the job has made."""
-    return int(json.loads(progress.read_text())["step"])
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process so far."""
+    return float(sum(process.cpu_times()[:2]))
+
+
+def steps_of(progress: Path) -> tuple[int, float]:
+    """Return how many steps the job had made when it said so, and when that was: up to a second ago."""
+    found = json.loads(progress.read_text())
+    return int(found["step"]), float(found["at"])
 
 
 def main(seconds: float = 20.0) -> None:
@@ -132,7 +158,7 @@ def main(seconds: float = 20.0) -> None:
             while not run.progress.exists():
                 time.sleep(0.1)
             process = psutil.Process(server.pid)
-            rows = [measured(process, run.progress, n, line[0], seconds) for n in (0, PAGES) * PAIRS]
+            rows = [measured(process, run, n, line[0], seconds) for n in (0, PAGES) * PAIRS]
         finally:
             for one in (job, server):
                 one.terminate()

@@ -85,6 +85,7 @@ def run_here(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -
         TrainerError, ShardError, ClusterError: Raised by `work`.
     """
     lease_local_gpus(task.attempt, task.spec)
+    logging.getLogger("ray.train.v2.api.config").setLevel(logging.WARNING)  # it asks to report issues with this mode
     returned = _trainer(work, task, workers=0, gpus=0).fit().return_value
     return _value(returned, task)  # type: ignore[no-any-return]
 

@@ -115,9 +115,12 @@ class RowCounts:
         counts = {
             "images": answered + unreadable, "answered": answered, "unreadable": unreadable, "ignored": self.ignored,
         }  # fmt: skip
-        logger.info("predict: %s", ", ".join(f"{count} {name}" for name, count in counts.items()))
+        total = "1 image" if answered + unreadable == 1 else f"{answered + unreadable} images"
+        rest = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "images")
+        logger.info("predict: %s, %s", total, rest)
         if unreadable and not answered:
-            raise TrainerError(f"none of the {unreadable} images could be read; the table has the reason for each")
+            none = "the image could not" if unreadable == 1 else f"none of the {unreadable} images could"
+            raise TrainerError(f"{none} be read; the table has the reason")
         calibration, classes = predictor.calibration, predictor.config.classes
         called = {name: self._decisions[name] for name in classes}
         metrics = {"n": answered, "errors": unreadable, **counts, "classes": list(classes), "called": called}

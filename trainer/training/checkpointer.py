@@ -218,7 +218,9 @@ class Checkpointer:
         self.module.load_state_dict(read_tensors(folder / MODULE))
 
     def log_epoch(self, metrics: EpochMetrics) -> None:
-        """Append the epoch's line to `metrics.jsonl`, after the checkpoint of the epoch before is written.
+        """Append the epoch's line to `metrics.jsonl` after the checkpoint of the epoch before is written.
+
+        It is logged, too, unless it is of a trial.
 
         Raises:
             CheckpointError: That checkpoint could not be written.
@@ -227,6 +229,8 @@ class Checkpointer:
         self.wait()
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self.attempt.lease.append_line(self.paths.metrics, {**metrics.to_json(), "time": now})
+        if not isinstance(self.paths, TrialPaths):
+            logger.info("%s", metrics)
 
     def _keep_outputs(self, state: TrainState, validated: Validated | None) -> None:
         """Keep the outputs of the best epoch of a search's trial: the search compares its trials by them."""

@@ -68,6 +68,15 @@ class EpochMetrics:
             "images_per_second": round(self.images_per_second, 1),
         }
 
+    def __str__(self) -> str:
+        """Return the epoch's line of the log."""
+        found = {name: self.valid.get(name) for name in LOGGED}
+        valid = "".join(f", {name} {value:.4f}" for name, value in found.items() if value is not None)
+        return (
+            f"epoch {self.epoch} of {self.epochs}: training loss {self.train_loss:.4f}"
+            f"{f'; valid{valid[1:]}' if valid else ''}{'; the best so far' if self.best else ''}"
+        )
+
 
 class LoopHooks:
     """What a `TrainLoop` calls; subclasses override what they need. Each method says on which ranks it runs."""
