@@ -121,15 +121,15 @@ class _Handlers:
         self.page, self.settings, self.storage = page, page.settings, page.settings.storage
         self.looks, self.shared = Looks(self.storage), SharedWork[Response]()
 
-    def runs(self, request: Request) -> Response:
-        return self.shared.result(_asked(request), lambda: self._runs(request))
+    async def runs(self, request: Request) -> Response:
+        return await self.shared.result(_asked(request), lambda: self._runs(request))
 
     def _runs(self, request: Request) -> Response:
         found = overview(self.page.index, request.query_params)
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
-    def run(self, request: Request) -> Response:
-        return self.shared.result(_asked(request), lambda: self._run(request))
+    async def run(self, request: Request) -> Response:
+        return await self.shared.result(_asked(request), lambda: self._run(request))
 
     def _run(self, request: Request) -> Response:
         paths = self._paths(request)
@@ -156,8 +156,8 @@ class _Handlers:
         found = named_models(self.storage)
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
 
-    def queue(self, request: Request) -> Response:
-        return self.shared.result(_asked(request), lambda: self._queue(request))
+    async def queue(self, request: Request) -> Response:
+        return await self.shared.result(_asked(request), lambda: self._queue(request))
 
     def _queue(self, request: Request) -> Response:
         found = queue_page(self.settings, is_read_only=self.page.is_read_only)

@@ -1,63 +1,41 @@
-"""Work that several threads ask for at the same time is done once: open pages load at each change of a run."""
+"""Work that several pages ask for at the same time is done once: open pages load at each change of a run."""
 
-import threading
+import asyncio
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from starlette.concurrency import run_in_threadpool
 
 T = TypeVar("T")
 
 
-class _Batch(Generic[T]):
-    """The threads that get the result of one call; `done` is set when there is one, or an error."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.result: T | None = None
-        self.error: Exception | None = None
-
-
 class SharedWork(Generic[T]):
-    """Calls functions; a thread that asks while others wait for the same gets their result.
+    """Calls functions in threads; who asks while others wait for the same gets their result, and needs no thread.
 
-    A result is never older than the question: who asks while a call runs waits for the next one.
+    A result is never older than the question: who asks while a call runs waits for the next one. All questions come
+    from one event loop.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting = dict[Hashable, _Batch[T]]()  # batches whose call has not begun
-        self._running = dict[Hashable, _Batch[T]]()  # batches whose call runs
+        self._waiting = dict[Hashable, asyncio.Task[T]]()  # whose call has not begun
+        self._running = dict[Hashable, asyncio.Task[T]]()  # whose call runs
 
-    def result(self, key: Hashable, work: Callable[[], T]) -> T:
-        """Return what `work` returns when it is called after this moment, by this thread or another one.
+    async def result(self, key: Hashable, work: Callable[[], T]) -> T:
+        """Return what `work` returns when it is called after this moment, for this question or another one.
 
         Args:
             key: What is asked for; equal keys get the same result.
-            work: What finds it; its errors are raised in all threads that share the call.
+            work: What finds it; its errors are raised for all who share the call.
         """
-        with self._lock:
-            batch, is_first = self._waiting.get(key), False
-            if batch is None:
-                batch, is_first = _Batch(), True
-                self._waiting[key] = batch
-            before = self._running.get(key)
-        if is_first:
-            if before is not None:
-                before.done.wait()
-            self._call(key, batch, work)
-        batch.done.wait()
-        if batch.error is not None:
-            raise batch.error
-        return batch.result  # type: ignore[return-value]
+        if key not in self._waiting:
+            self._waiting[key] = asyncio.create_task(self._call(key, work, self._running.get(key)))
+        return await asyncio.shield(self._waiting[key])  # the others still wait if this one is gone
 
-    def _call(self, key: Hashable, batch: _Batch[T], work: Callable[[], T]) -> None:
-        with self._lock:
-            del self._waiting[key]
-            self._running[key] = batch
+    async def _call(self, key: Hashable, work: Callable[[], T], before: "asyncio.Task[T] | None") -> T:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running[key] = self._waiting.pop(key)
         try:
-            batch.result = work()
-        except Exception as error:
-            batch.error = error
+            return await run_in_threadpool(work)
         finally:
-            with self._lock:
-                del self._running[key]
-            batch.done.set()
+            del self._running[key]
