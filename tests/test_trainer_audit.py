@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import html
 import io
 import json
 import os
@@ -32,7 +33,7 @@ from trainer.audit.audit import Audit, Check, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
 from trainer.audit.page import write_page
-from trainer.audit.saved import AuditScores, read_audit
+from trainer.audit.saved import METHOD, AuditScores, has_outdated_audit, read_audit, save_audit
 from trainer.errors import SpecError
 from trainer.report.environment import area_percent
 from trainer.report.page import render
@@ -394,15 +395,15 @@ def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
 CHECK = {"name": "rim", "explanation": "x", "auroc": 0.5, "low": 0.4, "high": 0.6, "alarm": False}
 
 
+def stored(**differs):
+    """Return the file of an audit without checks."""
+    return json.dumps({"method": METHOD, "checks": [], "sentence": "s", "images": 1, "total": 1} | differs)
+
+
 @pytest.mark.parametrize("content", [
-    None, "no json", "[]", "{}", '{"checks": 7, "sentence": "s", "images": 1, "total": 1}',
-    '{"checks": [{"name": "rim", "auroc": NaN}], "sentence": "s", "images": 1, "total": 1}',
-    '{"checks": [{"name": "rim", "auroc": 0.5, "low": 0.4}], "sentence": "s", "images": 1, "total": 1}',
-    '{"checks": [{"name": "rim", "auroc": 0.5}], "sentence": "s", "images": 1, "total": 1}',
-    *(json.dumps({"checks": [{name: value for name, value in CHECK.items() if name != missing}], "sentence": "s",
-                  "images": 1, "total": 1}) for missing in CHECK),
-    json.dumps({"checks": [{**CHECK, "alarm": "no"}], "sentence": "s", "images": 1, "total": 1}),
-    '{"checks": [], "sentence": "s", "images": "many", "total": 1}',
+    None, "no json", "[]", "{}", stored(checks=7), stored(images="many"), stored(sentence=None),
+    stored(checks=[{**CHECK, "auroc": float("nan")}]), stored(checks=[{**CHECK, "alarm": "no"}]),
+    *(stored(checks=[{name: value for name, value in CHECK.items() if name != missing}]) for missing in CHECK),
 ])  # fmt: skip
 def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
     if content is not None:
@@ -413,11 +414,28 @@ def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
 
 
 def test_an_audit_that_is_complete_is_read(tmp_path):
-    kept = {"checks": [CHECK, {**CHECK, "low": None, "high": None}], "sentence": "s", "images": 1, "total": 1}
+    kept = stored(checks=[CHECK, {**CHECK, "low": None, "high": None}])
     (tmp_path / "audits").mkdir()
-    (tmp_path / "audits" / "digest.json").write_text(json.dumps(kept))
+    (tmp_path / "audits" / "digest.json").write_text(kept)
 
-    assert read_audit(tmp_path, "digest") == kept
+    assert read_audit(tmp_path, "digest") == json.loads(kept)
+    assert not has_outdated_audit(tmp_path, "digest")
+
+
+@pytest.mark.parametrize("method", [1, METHOD + 1])
+def test_an_audit_of_another_version_of_the_method_is_not_read_but_known_until_it_is_made_anew(tmp_path, method):
+    of_other = {name: value for name, value in json.loads(stored(checks=[CHECK])).items() if name != "method"}
+    if method > 1:  # version 1 wrote no number
+        of_other["method"] = method
+    (tmp_path / "audits").mkdir()
+    (tmp_path / "audits" / "digest.json").write_text(json.dumps(of_other))
+
+    before = read_audit(tmp_path, "digest"), has_outdated_audit(tmp_path, "digest")
+    save_audit(tmp_path, "digest", {name: value for name, value in of_other.items() if name != "method"})
+    after = read_audit(tmp_path, "digest"), has_outdated_audit(tmp_path, "digest")
+
+    assert before == (None, True)
+    assert after == (json.loads(stored(checks=[CHECK])), False)
 
 
 def test_the_report_shows_the_audit_beside_the_model_or_says_how_to_make_one():
@@ -430,3 +448,14 @@ def test_the_report_shows_the_audit_beside_the_model_or_says_how_to_make_one():
     assert "Image size alone reaches an AUROC of 0.950. This model reaches" in page
     assert "0.900 to 0.990" in page
     assert "nightshift shards audit" in without
+
+
+def test_the_report_says_which_command_makes_an_outdated_audit_anew():
+    data = report_data()
+    of_spaces = replace(data, spec={**data.spec, "shards": "my shards"}, has_outdated_audit=True)
+
+    page = " ".join(html.unescape(render(of_spaces)).split())
+
+    assert "another version of the checks made the stored audit" in page
+    assert "nightshift shards audit 'my shards'" in page
+    assert "Not measured. " not in page

@@ -17,7 +17,7 @@ from jobs.runs.damage import shown_or
 from jobs.runs.evaluations import EvaluatedModel, Evaluation, evaluations_of, find_model
 from jobs.runs.promotions import models_in_use
 from jobs.runs.record import read_record
-from trainer.audit.saved import read_audit
+from trainer.audit.saved import has_outdated_audit, read_audit
 from trainer.errors import SpecError
 from trainer.evaluation.metric_text import has_headline
 from trainer.model.head import HeadConfig
@@ -63,6 +63,7 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         figures=_figures(storage, found, str(manifest.get("data")), index),
         thresholds=[read_threshold(folder, each, weights=found.weights) for each in threshold_names(folder)],
         audit=read_audit(storage, index.digest) if index else None,
+        has_outdated_audit=index is not None and has_outdated_audit(storage, index.digest),
         versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
     )
 

@@ -20,6 +20,9 @@ from cluster.files import read_json, write_bytes, write_json
 SAMPLES, LABELS, CHECK = "samples", "labels", "check "  # names of the tensors in a file of scores
 IDENTITY_BYTES = 16  # of an image
 
+METHOD = 2  # version of the checks; to be raised when an audit of the same images would find something else
+METHOD_KEY = "method"  # of the file; version 1 wrote none
+
 LARGEST = 10.0  # of an AUROC and its limits; a larger one is damage
 
 
@@ -39,7 +42,7 @@ class AuditScores:
 
 
 def save_audit(storage: Path, digest: str, audit: dict[str, Any], scores: AuditScores | None = None) -> None:
-    """Write the audit, as JSON values, and its scores, each atomically.
+    """Write the audit, as JSON values, with the version of its method, and its scores, each atomically.
 
     Raises:
         OSError: The storage is full or not writable.
@@ -50,16 +53,31 @@ def save_audit(storage: Path, digest: str, audit: dict[str, Any], scores: AuditS
         tensors: dict[str, NDArray[Any]] = {SAMPLES: scores.samples, LABELS: scores.labels}
         checks = {f"{CHECK}{name}": np.ascontiguousarray(one) for name, one in scores.scores.items()}
         write_bytes(_scores_path(storage, digest), save({**tensors, **checks}))
-    write_json(path, audit)
+    write_json(path, {METHOD_KEY: METHOD, **audit})
 
 
 def read_audit(storage: Path, digest: str) -> dict[str, Any] | None:
-    """Return the audit of a data set as JSON values, None if there is none that can be read."""
+    """Return the audit of a data set as JSON values, None if there is none of today's method that can be read."""
+    found = _stored(storage, digest)
+    return found if found is not None and _is_current(found) and _is_complete(found) else None
+
+
+def has_outdated_audit(storage: Path, digest: str) -> bool:
+    """Whether an audit of the data set is stored that another version of the method made."""
+    found = _stored(storage, digest)
+    return found is not None and not _is_current(found)
+
+
+def _stored(storage: Path, digest: str) -> dict[str, Any] | None:
     try:
         found = read_json(_path(storage, digest))
     except (StorageError, OSError):
         return None
-    return found if isinstance(found, dict) and _is_complete(found) else None
+    return found if isinstance(found, dict) else None
+
+
+def _is_current(audit: dict[str, Any]) -> bool:
+    return audit.get(METHOD_KEY) == METHOD
 
 
 def _is_complete(audit: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from data_shards.index import ShardIndex
 from data_shards.pack.image_records import groups_by_split
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
-from trainer.audit.saved import read_audit
+from trainer.audit.saved import has_outdated_audit, read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metric_text import is_binary, is_positive_stated
@@ -73,6 +73,7 @@ def gather_report(
         warnings=limits(index, metrics, result.details),
         seen=seen_line(result.details),
         audit=audit,
+        has_outdated_audit=has_outdated_audit(attempt.paths.storage, index.digest),
         beside=beside_audit(attempt.paths.storage, spec.shards, index, JudgedModel(model, metrics, predictions))
         if audit
         else None,

@@ -3,6 +3,7 @@
 Self-contained HTML like the report of a run, without torch and scikit-learn, because the command line renders it.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,6 +142,7 @@ class ModelCard:
         figures: What runs measured, the test split first.
         thresholds: The model's thresholds.
         audit: The audit of the data set as JSON values; None if it was not audited.
+        has_outdated_audit: Whether the stored audit is of another version of the method, and thus not shown.
         versions: Version of each package that wrote the card.
     """
 
@@ -157,6 +159,7 @@ class ModelCard:
     figures: Sequence[CardFigures] = ()
     thresholds: Sequence[NamedThreshold] = ()
     audit: Mapping[str, Any] | None = None
+    has_outdated_audit: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -199,6 +202,7 @@ class ModelCard:
 def render_card(card: ModelCard) -> str:
     """Return the card as HTML."""
     filters: dict[str, Callable[..., Any]] = {
+        "quoted_argument": shlex.quote,
         "number": number_text,
         "figure": figure_text,
         "shown": figure_text,

@@ -4,6 +4,7 @@
 """
 
 import base64
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,6 +101,7 @@ class ReportData:
         warnings: Limits of the metrics, shown above them.
         seen: Whether the model was trained or chosen on these images; "" if the result does not say it.
         audit: The audit of the data set as JSON values, None if it was not audited.
+        has_outdated_audit: Whether the stored audit is of another version of the method, and thus not shown.
         beside: The model beside the audit, None without an audit.
         heads: The head beside baselines; None for a run without them.
     """
@@ -121,6 +123,7 @@ class ReportData:
     warnings: Sequence[str] = ()
     seen: str = ""
     audit: Mapping[str, Any] | None = None
+    has_outdated_audit: bool = False
     beside: AuditBesideModel | None = None
     heads: HeadComparison | None = None
 
@@ -266,6 +269,7 @@ def write_page(lease: Lease, data: ReportData) -> None:
 def report_environment() -> Environment:
     """Return the environment of reports, which keeps the templates that it has compiled."""
     filters: dict[str, Callable[..., str | float]] = {
+        "quoted_argument": shlex.quote,
         "percent": percent_text,
         "number": number_text,
         "data_uri": _data_uri,
