@@ -63,6 +63,32 @@ def test_the_interval_of_a_mean_of_proportions_is_never_of_zero_width():
     assert 0.8 < low < high == 1.0
 
 
+def test_recalls_of_distinct_groups_are_independent_in_the_interval_of_their_mean():
+    first, second = (successes(15, 20), own_groups(20)), (successes(70, 80), 20 + own_groups(80))
+    limits = [binomtest(15, 20).proportion_ci(0.95, "exact"), binomtest(70, 80).proportion_ci(0.95, "exact")]
+
+    low, high = mean_interval([first, second])
+
+    assert low == pytest.approx((0.75 + 0.875) / 2 - np.hypot(0.75 - limits[0].low, 0.875 - limits[1].low) / 2)
+    assert high == pytest.approx((0.75 + 0.875) / 2 + np.hypot(limits[0].high - 0.75, limits[1].high - 0.875) / 2)
+
+
+def test_patients_who_are_wrong_in_both_classes_widen_the_interval_of_the_mean_recall_as_one_proportion():
+    correct, patients = successes(60, 80), own_groups(80)
+
+    found = mean_interval([(correct, patients), (correct, patients)])
+
+    assert found == pytest.approx(proportion_interval(correct, patients))
+
+
+def test_patients_who_are_wrong_in_one_of_both_classes_do_not_narrow_the_interval_of_the_mean_recall():
+    correct, patients = successes(40, 80), own_groups(80)
+
+    shared = mean_interval([(correct, patients), (~correct, patients)])
+
+    assert shared == pytest.approx(mean_interval([(correct, patients), (~correct, patients + 80)]))
+
+
 def test_the_interval_of_the_auroc_is_delong_on_the_logit_scale():
     random = np.random.default_rng(0)
     hits = np.arange(60) < 20

@@ -2,7 +2,8 @@
 
 - Proportions (accuracy, sensitivity, specificity, precision, recall): Clopper-Pearson. With groups, the number of
   images is reduced to an effective sample size (Korn & Graubard 1998).
-- Balanced accuracy: the recalls' intervals combined by MOVER (Zou & Donner 2008).
+- Balanced accuracy: the recalls' intervals combined by MOVER (Zou & Donner 2008), with their correlation where a group
+  has images of several classes.
 - AUROC: DeLong et al. 1988 on the logit scale, with groups Obuchowski 1997, or the bootstrap, whichever is wider. If
   every positive image has a higher score than every negative one, or a lower one: an exact bound.
 - Average precision: the bootstrap standard error on the logit scale, or the bootstrap, whichever is wider.
@@ -144,17 +145,43 @@ def dependent_sample_size(units: Labels) -> float:
     return len(units) ** 2 / float(np.square(sizes).sum())
 
 
-def mean_interval(proportions: Sequence[tuple[Mask, Labels]]) -> Interval | None:
-    """Return the interval of the mean of independent proportions by MOVER (Zou & Donner 2008, Stat Med 27)."""
-    pairs = [(float(successes.mean()), proportion_interval(successes, units)) for successes, units in proportions]
-    return mover_interval([(rate, interval) for rate, interval in pairs if interval is not None])
+def mean_interval(proportions: Sequence[tuple[Mask, Labels]]) -> Interval:
+    """Return the interval of the mean of proportions by MOVER, without those that have no samples.
+
+    Proportions are correlated where a group has samples of several: patients with images of two classes.
+    """
+    found = [(successes, units, proportion_interval(successes, units)) for successes, units in proportions]
+    known = [(float(successes.mean()), interval) for successes, _, interval in found if interval is not None]
+    present = [(successes, units) for successes, units in proportions if len(successes)]
+    return mover_interval(known, correlation=rate_correlation(present))
 
 
-def mover_interval(known: Sequence[tuple[float, Interval]]) -> Interval:
-    """Return the interval of the mean of independent shares by MOVER, from each share and its interval."""
-    mean = sum(share for share, _ in known) / len(known)
-    below = sum((share - low) ** 2 for share, (low, _) in known) ** 0.5 / len(known)
-    above = sum((high - share) ** 2 for share, (_, high) in known) ** 0.5 / len(known)
+def rate_correlation(proportions: Sequence[tuple[Mask, Labels]]) -> Floats:
+    """Return the correlations of proportions whose samples may be of the same groups, (P, P).
+
+    From the sums of each group's errors, as in the cluster-robust variance. A negative one counts as 0: the few groups
+    that two proportions share say too little to make an interval narrower.
+    """
+    number = 1 + max(int(units.max()) for _, units in proportions)
+    sums = np.stack(
+        [np.bincount(units, weights=successes - successes.mean(), minlength=number) for successes, units in proportions]
+    )
+    lengths = np.linalg.norm(sums, axis=1)
+    directions = np.divide(sums, lengths[:, None], out=np.zeros_like(sums), where=lengths[:, None] > 0)
+    found: Floats = np.clip(directions @ directions.T, 0.0, 1.0)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+def mover_interval(known: Sequence[tuple[float, Interval]], *, correlation: Floats | None = None) -> Interval:
+    """Return the interval of the mean of shares by MOVER, from each share and its interval.
+
+    Zou & Donner 2008, Stat Med 27, with the correlations (P, P) of the shares; None means that they are independent.
+    """
+    of_each = np.eye(len(known)) if correlation is None else correlation
+    shares, low, high = np.array([(share, *interval) for share, interval in known]).T
+    below, above = (float(np.sqrt(reach @ of_each @ reach)) / len(known) for reach in (shares - low, high - shares))
+    mean = float(shares.mean())
     return max(0.0, mean - below), min(1.0, mean + above)
 
 
