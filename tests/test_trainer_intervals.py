@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm, t
+from scipy.stats import beta, binomtest, norm, t
 from sklearn.metrics import roc_auc_score
 
 from trainer.evaluation.bootstrap import weighted_metrics
@@ -10,6 +10,7 @@ from trainer.evaluation.intervals import (
     confidence_intervals,
     effective_sample_size,
     mean_interval,
+    pairs_interval,
     percentile_interval,
     proportion_interval,
     variance_freedom,
@@ -104,10 +105,38 @@ def test_the_interval_of_the_auroc_is_delong_on_the_logit_scale():
     assert auroc_interval([(scores, hits)], own_groups(60), NOTHING) == pytest.approx(expected)
 
 
-def test_a_wider_bootstrap_replaces_the_interval_of_the_auroc():
-    scores, hits = np.array([0.1, 0.4, 0.35, 0.8, 0.6, 0.7]), np.array([False, False, True, True, True, False])
+def test_a_single_misranked_positive_leaves_the_auroc_as_high_as_the_pairs_of_images_allow():
+    hits = successes(25, 125)
+    scores = np.where(hits, 1000 - own_groups(125), -own_groups(125))
+    scores[0] = -70  # below 45 negatives of 100: it carries the whole variance
+    area = roc_auc_score(hits, scores)
 
-    assert auroc_interval([(scores, hits)], own_groups(6), np.repeat([0.0, 1.0], 9)) == (0.0, 1.0)
+    low, high = auroc_interval([(scores, hits)], own_groups(125), NOTHING)
+
+    assert area == pytest.approx(1 - 0.45 / 25, abs=0.001)
+    assert low == pytest.approx(beta.ppf(0.025, 25 * area, 25 * (1 - area) + 1))
+    assert area < high < 1
+
+
+def test_the_pairs_of_images_of_unequal_groups_are_their_effective_number():
+    hits, groups = successes(25, 125), own_groups(125)
+    groups[:10] = 0  # 10 positives of one patient, 15 of their own
+
+    found = pairs_interval(0.9, hits, groups)
+
+    count = 25**2 / (10**2 + 15)
+    assert found == pytest.approx(
+        (beta.ppf(0.025, 0.9 * count, 0.1 * count + 1), beta.ppf(0.975, 0.9 * count + 1, 0.1 * count))
+    )
+
+
+def test_a_wider_bootstrap_replaces_the_interval_of_the_auroc():
+    hits = successes(50, 100)
+    scores = np.random.default_rng(0).normal(size=100) + 1.4 * hits
+
+    found = auroc_interval([(scores, hits)], own_groups(100), np.repeat([0.73, 0.93], 9))
+
+    assert found == (0.73, 0.93)
 
 
 def test_perfect_separation_gives_an_exact_lower_bound():
