@@ -229,3 +229,16 @@ def test_a_single_positive_image_gives_no_interval_of_the_difference_of_aurocs()
 
     assert auroc.difference is not None
     assert (auroc.interval, auroc.p, auroc.test) == (None, None, None)
+
+
+def test_patients_with_images_of_both_classes_do_not_count_twice_in_the_balanced_accuracy():
+    gains = np.repeat([1.0, -1.0, 0.0], [3, 1, 8])  # of each of 12 patients, the same in both classes
+    labels, units = np.repeat([0, 1], 12), np.tile(np.arange(12), 2)
+    first, second = (np.where(np.tile(gains == lost, 2), 1 - labels, labels) for lost in (1.0, -1.0))
+    scores = [ModelScores(probabilities=np.eye(2)[predicted], predicted=predicted) for predicted in (first, second)]
+
+    figures = {figure.name: figure for figure in paired_figures(*scores, labels, units, positive=0, seed=0)}
+
+    low, high = difference_interval(gains, np.arange(12))
+    found = figures["balanced_accuracy"].interval
+    assert found[1] - found[0] >= high - low - 1e-9

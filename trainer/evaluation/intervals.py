@@ -157,7 +157,7 @@ def mean_interval(proportions: Sequence[tuple[Mask, Labels]]) -> Interval:
     return mover_interval(known, correlation=rate_correlation(present))
 
 
-def rate_correlation(proportions: Sequence[tuple[Mask, Labels]]) -> Floats:
+def rate_correlation(proportions: Sequence[tuple[Mask | Floats, Labels]]) -> Floats:
     """Return the correlations of proportions whose samples may be of the same groups, (P, P).
 
     From the sums of each group's errors, as in the cluster-robust variance. A negative one counts as 0: the few groups

@@ -4,7 +4,8 @@
   groups, the interval takes the effective number of images, and the test compares sums over groups: exact by the
   distribution of random signs (without groups, that is the exact McNemar test) where fewer than 25 groups differ, else
   by the chi-squared distribution (Obuchowski, Stat Med 17, 1998).
-- Balanced accuracy: the intervals of the recalls combined by MOVER (Zou & Donner 2008); no test.
+- Balanced accuracy: the intervals of the recalls combined by MOVER (Zou & Donner 2008), with their correlation where a
+  group has images of several classes; no test.
 - AUROC: DeLong et al. 1988 on the plain scale, normal; with groups Obuchowski 1997 with Student's t (Satterthwaite).
 
 An interval is this one or the percentiles of the paired bootstrap by group, whichever is wider.
@@ -35,6 +36,7 @@ from trainer.evaluation.intervals import (
     effective_sample_size,
     fewest_groups,
     percentile_interval,
+    rate_correlation,
     wider,
 )
 
@@ -231,8 +233,9 @@ def _balanced_accuracy(first: Mask, second: Mask, labels: Labels, units: Labels,
     intervals = [difference_interval(d, units[mask]) for d, mask in zip(differences, members, strict=True)]
     means = [float(d.mean()) for d in differences]
     mean = float(np.mean(means))
-    reaches = [(m - i[0], i[1] - m) for m, i in zip(means, intervals, strict=True) if i is not None]
-    below, above = (float(np.sqrt(np.square([r[side] for r in reaches]).sum())) / len(means) for side in (0, 1))
+    reaches = np.array([(m - i[0], i[1] - m) for m, i in zip(means, intervals, strict=True) if i is not None])
+    correlation = rate_correlation([(d, units[mask]) for d, mask in zip(differences, members, strict=True)])
+    below, above = (float(np.sqrt(reach @ correlation @ reach)) / len(means) for reach in reaches.T)
     return PairedFigure(
         name="balanced_accuracy",
         first=float(np.mean([first[mask].mean() for mask in members])),
