@@ -127,6 +127,17 @@ VARIABLES = (
         meaning="how many runs of one owner may run at the same time; set it for all job workers and `reconcile`",
         unset="no limit",
     ),
+    Variable(
+        name="OMP_NUM_THREADS",
+        meaning="threads that each process uses on CPUs: each worker of several, the only worker on a machine without "
+        "a Ray cluster, and `predict --now`",
+        unset="1 for each worker of several, else all CPUs",
+    ),
+    Variable(
+        name="OMP_WAIT_POLICY",
+        meaning="how these threads wait for each other: `passive` leaves the CPU to other processes, `active` does not",
+        unset="`passive`",
+    ),
     Variable(name="NO_COLOR", meaning="any value turns off colors", unset="colors on a terminal"),
     Variable(
         name="TZ",

@@ -34,14 +34,26 @@ MLFLOW = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it can contain a password
     "GIT_PYTHON_REFRESH": "quiet",
 }
+OPENMP = {
+    # Between two parallel regions, threads of torch (GNU OpenMP) wait in a loop for some milliseconds. Where other
+    # processes need the cores, that loop takes most of the time of both.
+    "OMP_WAIT_POLICY": "passive",
+}
 SECRETS = ("NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET")  # the trainer does not need them
 
 
 def trainer_environment(storage: Path, run_id: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of a trainer: that of this process without the queue's secrets, with the run's id."""
-    env = os.environ if environment is None else environment
-    kept = {name: value for name, value in env.items() if name not in SECRETS}
+    """Return the environment of a trainer: that of this process without the queue's secrets, with the run's id.
+
+    Threads of torch wait passively unless the environment says otherwise.
+    """
+    kept = {name: value for name, value in torch_environment(environment).items() if name not in SECRETS}
     return {**kept, "NIGHTSHIFT_STORAGE": str(storage), "NIGHTSHIFT_RUN": run_id}
+
+
+def torch_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a process that computes with torch, which reads `OPENMP` only when it starts."""
+    return {**OPENMP, **(os.environ if environment is None else environment)}
 
 
 def job_worker_environment(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 from cluster.launch import TRAINER, LocalLauncher
 from cluster.ray_jobs import TRAINER as RAY_TRAINER
 from cluster.run_paths import RunPaths
@@ -28,3 +30,17 @@ def test_the_working_directory_of_a_trainer_is_the_storage(storage, tmp_path, mo
 def test_no_trainer_imports_from_its_working_directory():
     assert (sys.executable, "-P", "-m", "trainer") == TRAINER
     assert RAY_TRAINER == ("python", "-P", "-m", "trainer")
+
+
+@pytest.mark.parametrize(("users", "threads_wait"), [(None, "passive"), ("active", "active")])
+def test_threads_of_a_trainer_leave_the_cpu_to_others_unless_told_otherwise(users, threads_wait, storage, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if users is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", users)
+    paths = run_paths(storage)
+    shows_variable = (sys.executable, "-P", "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+
+    code = LocalLauncher(shows_variable).start(paths, 1).wait(60)
+
+    assert code == 0
+    assert paths.log.read_text() == f"{threads_wait}\n"

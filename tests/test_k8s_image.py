@@ -41,13 +41,22 @@ def complaints_of_image(text: str) -> list[str]:
         found.append("its installer is not pinned")
     if "UV_COMPILE_BYTECODE=1" not in build:
         found.append("a read-only container compiles all its code at every start")
+    found += complaints_of_environment(last)
+    if 'ENTRYPOINT ["nightshift"]' not in last:
+        found.append("it does not start the command")
+    return found
+
+
+def complaints_of_environment(last: str) -> list[str]:
+    """Return what the environment variables of the image that runs do not set."""
+    found = []
     environment = dict(re.findall(r"([A-Z_]+)=(\S+)", last))
     if environment.get("HOME") != "/tmp" or not environment.get("USER"):
         found.append("an unknown user has no home and no name")
     if "compute" not in environment.get("NVIDIA_DRIVER_CAPABILITIES", ""):
         found.append("torch sees no GPU")
-    if 'ENTRYPOINT ["nightshift"]' not in last:
-        found.append("it does not start the command")
+    if environment.get("OMP_WAIT_POLICY") != "passive":
+        found.append("waiting threads of torch take the CPU from other pods")
     return found
 
 
@@ -88,6 +97,7 @@ def test_the_image_supports_a_read_only_container_with_any_user_id():
         ("ARG UV_INDEX_URL=\n", "ARG UV_INDEX_URL=\nARG MIRROR_PASSWORD\n"),
         ("HOME=/tmp USER=nightshift", "HOME=/root"),
         ("compute,utility", "utility"),
+        (" OMP_WAIT_POLICY=passive", ""),
         ('ENTRYPOINT ["nightshift"]', 'ENTRYPOINT ["bash"]'),
     ],
 )

@@ -5,13 +5,19 @@ import signal
 
 import psutil
 import pytest
+import torch
 
 from cluster import guard, warm_launch
 from cluster.files import read_json, read_lines
 from cluster.lease import Lease, latest_attempt
+from cluster.resources import cpu_count
+from cluster.settings import Settings
 from cluster.warm_launch import ForkServer, WarmLauncher
 from tests.processes import command_line
 from tests.trained import evaluated, new_run, train_spec, trainer_process, wait_until
+from trainer.attempt import Attempt
+from trainer.distributed.ray_train import run_here
+from trainer.distributed.worker import WorkerTask
 
 pytestmark = pytest.mark.timeout(400)
 # Without the cache the workers compute the features in each epoch: long enough to be killed in the middle.
@@ -165,3 +171,24 @@ def ray_workers_when(process, happened):
     ]
     assert len(found) == 2
     return sorted(found, key=lambda child: child.pid)
+
+
+@pytest.mark.parametrize(("variable", "threads"), [("3", 3), ("1", 1), (None, cpu_count())])
+def test_the_only_worker_uses_as_many_threads_as_openmp_is_told(
+    variable, threads, tmp_path, digits_shards, monkeypatch
+):
+    before = torch.get_num_threads()
+    spec = train_spec(digits_shards)
+    paths = new_run(tmp_path, spec)
+    attempt = Attempt.of(paths.folder, None, Settings(storage=paths.storage))
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+
+    try:
+        found = run_here(lambda _: torch.get_num_threads(), WorkerTask(attempt=attempt, spec=spec, source=None))
+    finally:
+        torch.set_num_threads(before)
+
+    assert found == threads

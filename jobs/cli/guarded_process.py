@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cluster import guard
+from cluster.process_env import torch_environment
 
 GRACE_SECONDS = 2.0  # the time that a process that is asked to end needs to remove its drafts
 
@@ -41,7 +42,14 @@ def guarded_process(
             stack.callback(signal.signal, number, signal.signal(number, _leave))
         # In a session of its own: Ctrl-C reaches this command alone, which then ends the process.
         process = stack.enter_context(
-            subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=stdout, text=True, start_new_session=True)
+            subprocess.Popen(
+                guarded,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                text=True,
+                start_new_session=True,
+                env=torch_environment(),
+            )
         )
         stack.callback(_end, process)
         _tell(process, request)

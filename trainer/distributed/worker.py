@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import ray
 import torch
 
 from cluster.process_env import openmp_threads
@@ -99,9 +100,11 @@ class WorkerContext(Generic[S_co]):
         limit_default_cache(attempt.settings.shard_cache_bytes)
         if process_group.device.type == "cuda":
             require_shared_memory()  # of this machine; the driver may be on another
+        threads = openmp_threads()
         if process_group.world_size == 1 and process_group.device.type == "cpu":
-            torch.set_num_threads(cpu_count())
-        elif threads := openmp_threads():
+            # In a Ray worker it may be Ray's value for a single CPU, but no other worker needs the others.
+            torch.set_num_threads(cpu_count() if ray.is_initialized() or threads is None else threads)
+        elif threads is not None:
             torch.set_num_threads(threads)  # Ray set it for this worker, maybe after torch was imported
         if task.spec.is_elastic and process_group.is_rank_zero:
             logger.info("training with %d of at most %d workers", process_group.world_size, task.spec.workers)

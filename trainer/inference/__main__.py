@@ -23,6 +23,7 @@ import torch
 from cluster.errors import ClusterError
 from cluster.files import atomic_write
 from cluster.guard import STATUS_OF_SIGNAL
+from cluster.process_env import openmp_threads
 from cluster.process_exit import end_process
 from cluster.resources import cpu_count
 from data_shards.errors import ShardError
@@ -63,7 +64,7 @@ def main() -> int:
 
 def _predict(spec: PredictSpec, folder: Path, shard_cache_bytes: int) -> None:
     limit_default_cache(shard_cache_bytes)
-    torch.set_num_threads(cpu_count())
+    torch.set_num_threads(openmp_threads() or cpu_count())
     with reading((str(folder), *spec.images)):
         predictor = Predictor.load(folder, torch.device("cpu"), spec.threshold)
         parts = image_sources(spec.images, spec.split)
