@@ -269,6 +269,23 @@ def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:
     assert said.stderr == "[]\n"
 
 
+@pytest.mark.parametrize("words", [["list"], ["logs", "train-20261123-203000-a1b2c3"], ["--version"]])
+def test_the_shortest_commands_import_no_model_of_pydantic(words: list[str], storage: Path) -> None:
+    code = (
+        "import sys; from jobs.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('jobs.__main__' in sys.modules, 'pydantic' in sys.modules)"
+    )
+    environment = job_worker_environment(Settings(storage=storage))
+
+    said = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, env=environment
+    )
+
+    assert said.stdout.endswith("True False\n")
+
+
 def test_help_imports_no_command() -> None:
     code = (
         "import sys; from jobs.cli.main import cli; cli.main(['--help'], standalone_mode=False); "

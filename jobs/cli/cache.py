@@ -12,8 +12,8 @@ from rich.table import Table
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
+from jobs.cli.option_groups import json_option
 from jobs.cli.option_types import Duration
-from jobs.cli.options import json_option
 from jobs.cli.terminal import table_cell
 from jobs.cli.text_table import Column, output_width, table_text
 from trainer.data.cache_folder import IN_USE_SECONDS, CacheEntry, cache_entries, cache_folder, evict

@@ -5,9 +5,8 @@ import sys
 import click
 
 from cluster.settings import Settings
-from jobs.cli.command import command
-from jobs.cli.options import run_argument
-from jobs.cli.outcome import INTERRUPTED
+from jobs.cli.command import INTERRUPTED, command
+from jobs.cli.option_groups import run_argument
 from jobs.queue import actions
 from jobs.runs import state as run_state
 

@@ -15,6 +15,7 @@ ELSEWHERE = {
     "rm": "remove", "delete": "remove", "create": "add", "new": "add", "list": "show", "show": "list",
     "start": "resume", "stop": "pause", "unpause": "resume", "clear": "prune", "clean": "prune", "check": "verify",
 }  # fmt: skip
+INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 
 
 class _Help(click.Command):

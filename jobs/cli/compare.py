@@ -11,8 +11,8 @@ from cluster.files import write_text
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.completion import complete_model
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Share
-from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import terminal_text
 from trainer.specs.metric import COMPARED, MARGIN

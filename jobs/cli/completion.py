@@ -7,7 +7,6 @@ from cluster.errors import ClusterError
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.runs import state as run_state
-from jobs.runs.promotions import promoted_names
 
 MOST = 200  # runs that are offered, the newest
 LINES = {
@@ -31,6 +30,8 @@ def completion(shell: str) -> None:
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the promoted names and the runs that begin with what was typed."""
+    from jobs.runs.promotions import promoted_names  # noqa: PLC0415 -- pydantic is for few commands
+
     try:
         found = promoted_names(Settings.read().storage)
     except (ClusterError, OSError):

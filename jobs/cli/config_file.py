@@ -9,8 +9,8 @@ from typing import Any
 import click
 import yaml
 
+from jobs.cli.option_groups import OptionGroup
 from jobs.cli.option_values import as_text, option_values
-from jobs.cli.options import OptionGroup
 from jobs.cli.usage_errors import CONFIG_NAME
 from jobs.errors import InvalidOption
 

@@ -4,7 +4,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import run_argument
+from jobs.cli.option_groups import run_argument
 from jobs.errors import Refused
 from jobs.queue import actions
 from jobs.runs import state as run_state

@@ -17,8 +17,8 @@ from cluster.settings import Settings
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import command
 from jobs.cli.follow import show_progress
+from jobs.cli.option_groups import OptionGroup, options
 from jobs.cli.option_types import GpusPerWorker, SplitShares
-from jobs.cli.options import OptionGroup, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo, table_cell
 from jobs.errors import Refused

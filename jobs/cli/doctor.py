@@ -19,7 +19,7 @@ from cluster.ray_jobs import RayJobs
 from cluster.settings import Settings
 from data_shards.errors import ShardError
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.terminal import echo
 from jobs.errors import JobError
 from jobs.queue import embedded_redis

@@ -6,7 +6,8 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import TAG, OptionGroup, json_option, options, run_argument
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
+from jobs.cli.options import TAG
 from jobs.cli.terminal import echo
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state

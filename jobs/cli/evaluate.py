@@ -8,7 +8,8 @@ from data_shards.index import INDEX_NAME
 from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.options import OUTPUT, WHEN, WHERE, OptionGroup, option, options, run_argument
+from jobs.cli.option_groups import OptionGroup, options, run_argument
+from jobs.cli.options import OUTPUT, WHEN, WHERE, option
 from jobs.cli.submission import submit_options
 from trainer.specs import EvaluateSpec
 

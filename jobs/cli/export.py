@@ -8,7 +8,8 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
+from jobs.cli.option_groups import OptionGroup, options, run_argument
+from jobs.cli.options import OUTPUT, WHEN, option
 from jobs.cli.predict import input_place, output_file
 from jobs.cli.submission import submit_options
 from jobs.errors import InvalidOption

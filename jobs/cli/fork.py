@@ -10,9 +10,10 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.main import cli
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import OptionValue
 from jobs.cli.option_values import as_text, option_values
-from jobs.cli.options import NAME, NOTE, TAG, OptionGroup, json_option, options, run_argument
+from jobs.cli.options import NAME, NOTE, TAG
 from jobs.cli.submission import SpecCollector
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
 from jobs.errors import InvalidOption, Refused

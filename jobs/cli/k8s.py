@@ -10,8 +10,9 @@ import click
 from cluster.launch import LocalLauncher
 from cluster.settings import Settings
 from jobs.cli.command import Group
+from jobs.cli.option_groups import OptionGroup, options
 from jobs.cli.option_types import Duration, GpusPerWorker
-from jobs.cli.options import MAX_DURATION, MIN_WORKERS, NAME, NOTE, TAG, WORKERS, OptionGroup, option, options
+from jobs.cli.options import MAX_DURATION, MIN_WORKERS, NAME, NOTE, TAG, WORKERS, option
 from jobs.cli.terminal import echo
 from jobs.cli.training_options import TRAINING
 from jobs.kubernetes.ray_job import RayJobOptions, ray_job_text

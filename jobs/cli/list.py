@@ -10,8 +10,8 @@ from click.core import ParameterSource
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Duration
-from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.terminal import colored_state
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.runs import state as run_state

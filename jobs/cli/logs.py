@@ -6,9 +6,8 @@ import click
 
 from cluster import logs as log_files
 from cluster.settings import Settings
-from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, options, run_argument
-from jobs.cli.outcome import INTERRUPTED
+from jobs.cli.command import INTERRUPTED, command
+from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.terminal import terminal_text
 from jobs.runs import state as run_state
 

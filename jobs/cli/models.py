@@ -9,8 +9,8 @@ from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.completion import complete_model
 from jobs.cli.models_card import card
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import Share
-from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import Refused

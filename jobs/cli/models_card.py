@@ -7,7 +7,7 @@ import click
 from cluster.files import write_text
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, options, run_argument
+from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo
 from jobs.errors import Refused

@@ -1,50 +1,20 @@
 """Groups of options that several commands share. Types, choices and defaults come from the fields of the specs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
-from jobs.cli.completion import complete_model, complete_run
+from jobs.cli.option_groups import Decorator, OptionGroup, json_option
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, build_request
 from trainer.specs import TrainSpec
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Decorator = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class OptionGroup:
-    """Options that `--help` shows under one heading."""
-
-    heading: str
-    options: tuple[Decorator, ...]
-
-    def without(self, *left_out: Decorator) -> "OptionGroup":
-        """Return the group without some of its options, for a command that has others in their place."""
-        return OptionGroup(self.heading, tuple(one for one in self.options if one not in left_out))
-
-
-def options(*groups: OptionGroup) -> Callable[[Function], Function]:
-    """Return a decorator that adds groups of options to a command, shown in their order."""
-
-    def add(function: Function) -> Function:
-        for group in reversed(groups):
-            for decorate in reversed(group.options):
-                function = decorate(function)
-                vars(function)["__click_params__"][-1].heading = group.heading
-        return function
-
-    return add
 
 
 def default(spec: type[BaseModel], field: str) -> Any:
@@ -80,19 +50,6 @@ def _click_type(annotation: Any) -> Any:
     return click.Choice(get_args(annotation)) if get_origin(annotation) is Literal else annotation
 
 
-def run_argument(name: str, **more: Any) -> Decorator:
-    """Return an argument that names a run or a model; the shell completes ids and names."""
-    return click.argument(name, shell_complete=complete_model if name == "model" else complete_run, **more)
-
-
-def json_option(what: str = "Print the result as JSON.") -> Decorator:
-    """Return the option `--json`."""
-    return click.option("--json", "as_json", is_flag=True, help=what)
-
-
-COLD = click.option(
-    "--cold", is_flag=True, help="Import torch and Ray anew for each run, and keep no process that has imported them."
-)
 NAME = click.option("--name", help="Unique name of the run; commands accept it instead of the run id.")
 TAG = click.option(
     "--tag", "tags", multiple=True, metavar="TAG", help="Tag, for `nightshift list --tag`; can be repeated."

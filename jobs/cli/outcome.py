@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from cluster.run_paths import RunPaths
+from jobs.cli.command import INTERRUPTED
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
@@ -26,7 +27,6 @@ from trainer.evaluation.metric_text import (
 from trainer.evaluation.training_text import training_lines
 from trainer.search.choice_text import choice_lines
 
-INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
 CURES = {
     "failed": "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})",

@@ -13,8 +13,9 @@ from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
 from jobs.cli.guarded_process import guarded_process
+from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.option_types import GpusPerWorker
-from jobs.cli.options import OUTPUT, WHEN, OptionGroup, option, options, run_argument
+from jobs.cli.options import OUTPUT, WHEN, option
 from jobs.cli.submission import SpecCollector, submit_options
 from jobs.errors import InvalidOption
 from jobs.queue.checks import NamedModel, checked, model_of

@@ -6,7 +6,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
-from jobs.cli.options import json_option
+from jobs.cli.option_groups import json_option
 from jobs.cli.terminal import echo
 from jobs.queue import queues
 from jobs.queue.connection import connect

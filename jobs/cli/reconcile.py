@@ -8,7 +8,7 @@ import redis
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import json_option
+from jobs.cli.option_groups import json_option
 from jobs.queue import reconciler
 from jobs.queue.connection import connect
 from jobs.queue.mlflow_sender import send_once

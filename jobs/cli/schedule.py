@@ -7,7 +7,7 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import Group
 from jobs.cli.main import cli
-from jobs.cli.options import json_option
+from jobs.cli.option_groups import json_option
 from jobs.cli.submission import SpecCollector
 from jobs.cli.terminal import echo
 from jobs.queue import schedules

@@ -15,19 +15,9 @@ from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
 from jobs.cli.follow import follow, show_progress
+from jobs.cli.option_groups import Decorator, OptionGroup, options
 from jobs.cli.option_types import Duration, Moment
-from jobs.cli.options import (
-    MAX_DURATION,
-    OUTPUT,
-    WHEN,
-    WHERE,
-    Decorator,
-    OptionGroup,
-    default,
-    option,
-    options,
-    take_request,
-)
+from jobs.cli.options import MAX_DURATION, OUTPUT, WHEN, WHERE, default, option, take_request
 from jobs.cli.run_view import RunView
 from jobs.cli.search_spec import search_spec
 from jobs.cli.submission import submit_spec

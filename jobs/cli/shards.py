@@ -24,8 +24,8 @@ from data_shards.pack.options import (
 from data_shards.pack.other_files import by_kind
 from jobs.cli.command import Group
 from jobs.cli.label_options import Column, ColumnValue, NameList, SplitFile, label_options
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import ByteSize, Share, SplitShares
-from jobs.cli.options import OptionGroup, json_option, options
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
 from jobs.cli.shards_describe import AboutFile, describe

@@ -18,7 +18,7 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.completion import complete_model
 from jobs.cli.guarded_process import guarded_process
-from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.predict import output_file
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo

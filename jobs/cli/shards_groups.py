@@ -15,7 +15,7 @@ from data_shards.index import ShardIndex
 from data_shards.pack.options import DICOM_PREFIX, GROUP_FIELDS
 from data_shards.pack.pseudonyms import GROUP, pseudonym
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, json_option, options
+from jobs.cli.option_groups import OptionGroup, json_option, options
 from trainer.evaluation.csv_cells import safe_cell
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.main import cli
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
-from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import CURES, metrics_line
 from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width, wrapped

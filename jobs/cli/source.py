@@ -13,8 +13,8 @@ import click
 from cluster.settings import Settings
 from data_shards.download.address import Address, is_address, parse_address
 from data_shards.errors import SourceError
+from jobs.cli.option_groups import OptionGroup
 from jobs.cli.option_types import ByteSize
-from jobs.cli.options import OptionGroup
 from jobs.cli.progress_bar import shown_bytes
 from jobs.cli.terminal import echo
 from jobs.errors import InvalidOption

@@ -6,7 +6,8 @@ import click
 
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.options import MIN_WORKERS, OUTPUT, TRAINING_WORKERS, WHEN, WHERE, OptionGroup, options
+from jobs.cli.option_groups import OptionGroup, options
+from jobs.cli.options import MIN_WORKERS, OUTPUT, TRAINING_WORKERS, WHEN, WHERE
 from jobs.cli.submission import submit_options
 from jobs.cli.training_options import TRAINING
 from trainer.specs import TrainSpec

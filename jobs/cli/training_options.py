@@ -2,8 +2,9 @@
 
 import click
 
+from jobs.cli.option_groups import OptionGroup
 from jobs.cli.option_types import BatchSize
-from jobs.cli.options import OptionGroup, option
+from jobs.cli.options import option
 from trainer.specs import TrainSpec
 
 # What a search can vary; `search` has options of its own in their place.

@@ -12,7 +12,7 @@ from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, json_option, options, run_argument
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import metrics_text
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo, terminal_text

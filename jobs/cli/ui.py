@@ -7,7 +7,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import OptionGroup, options
+from jobs.cli.option_groups import OptionGroup, options
 
 PORT = 8280
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)

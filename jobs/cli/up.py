@@ -12,7 +12,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.options import COLD
+from jobs.cli.option_groups import COLD
 from jobs.cli.ui import PORT
 from jobs.errors import StackError
 from jobs.queue.stack import WORKER, log_file, start_child, start_stack

@@ -7,8 +7,8 @@ import click
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.follow import show_progress
+from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import Duration
-from jobs.cli.options import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import follow_to_end
 from jobs.runs import state as run_state
 

@@ -7,7 +7,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import Group
-from jobs.cli.options import COLD, json_option
+from jobs.cli.option_groups import COLD, json_option
 from jobs.cli.terminal import echo, log_to_terminal
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.prometheus import serve

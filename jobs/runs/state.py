@@ -106,8 +106,8 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `state.json`."""
-        content = dataclasses.asdict(self)
-        return {name: value for name, value in content.items() if name != "too_new_for" or value is not None}
+        # All values are plain, so that none has to be copied, as `dataclasses.asdict` does.
+        return {name: value for name, value in vars(self).items() if name != "too_new_for" or value is not None}
 
     @property
     def has_ended(self) -> bool:
