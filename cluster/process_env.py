@@ -17,6 +17,7 @@ LOCAL_RAY = {
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until the end of the workers is noticed; Ray's own is 2
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that asks Ray whether this machine will be taken away
     "RAY_enable_pipe_based_agent_to_parent_health_check": "1",  # the agents may be no children of the raylet
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that relative paths of a spec also work in a worker
     "RAY_TRAIN_METRICS_ENABLED": "0",
