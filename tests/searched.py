@@ -66,7 +66,7 @@ def killed_when(paths: RunPaths, happened: Callable[[], bool]) -> int:
         assert time.monotonic() < until, paths.log.read_text()[-2000:]
         assert running.wait(0.01) is None, paths.log.read_text()[-2000:]
     os.kill(read_json(paths.attempts / f"{attempt}.json")["pid"], signal.SIGKILL)
-    code = running.wait(30)
+    code = running.wait(600)
     assert code is not None
     return code
 

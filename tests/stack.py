@@ -42,7 +42,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
     """Return whether a condition becomes true within `seconds`."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -72,7 +72,7 @@ def state_of(storage: Path, run_id: str) -> RunState:
 
 def reaches(storage: Path, run_id: str, *states: str) -> RunState:
     """Return the run's state once it is one of `states`; fail with its last state on a timeout."""
-    reached = eventually(lambda: state_of(storage, run_id).state in states, PATIENCE_SECONDS)
+    reached = eventually(lambda: state_of(storage, run_id).state in states)
     assert reached, state_of(storage, run_id)
     return state_of(storage, run_id)
 

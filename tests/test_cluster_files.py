@@ -160,7 +160,6 @@ def test_a_lock_that_a_stopped_process_holds_is_reported_and_not_waited_for(tmp_
     )
 
 
-@pytest.mark.timeout(10)
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "loop of links", "dangling link"])
 def test_what_is_no_file_is_damage_and_is_not_waited_for(tmp_path, kind):
     path = tmp_path / "state.json"

@@ -21,7 +21,7 @@ def test_the_working_directory_of_a_trainer_is_the_storage(storage, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     shows_folder = (sys.executable, "-P", "-c", "import os; print(os.getcwd())")
 
-    code = LocalLauncher(shows_folder).start(paths, 1).wait(60)
+    code = LocalLauncher(shows_folder).start(paths, 1).wait(600)
 
     assert code == 0
     assert paths.log.read_text() == f"{storage.resolve()}\n"

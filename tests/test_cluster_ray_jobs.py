@@ -1,12 +1,8 @@
 """Runs as jobs of a standing Ray cluster with token auth: a real one, on this machine."""
 
-import os
-import secrets
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,56 +15,27 @@ from jobs.queue import actions
 from jobs.queue.job_worker import launcher_for
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
-from tests.stack import FakeSpec, eventually, free_port, lines_of, processes_of, reaches, state_of
+from tests.ray_cluster import Cluster
+from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
 
 pytestmark = pytest.mark.slow
 
 RAY_WORKER = (sys.executable, "-m", "tests.fake_worker", "--ray")
 
 
-@dataclass
-class Head:
-    """A Ray head of our own."""
-
-    url: str
-    token: str
-    folder: Path
-
-    def start(self) -> None:
-        dashboard = self.url.rpartition(":")[2]
-        ray = str(Path(sys.executable).parent / "ray")
-        order = [ray, "start", "--head", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}"]
-        order += [f"--temp-dir={self.folder}", "--disable-usage-stats", "--include-dashboard=true"]
-        order += [f"--dashboard-agent-listen-port={free_port()}"]  # the usual one may not be free again so soon
-        subprocess.run(order, env=self.environment(), check=True, capture_output=True)
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-
-    def kill(self) -> None:
-        """End every process of it at once."""
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes()
-                mine = f"RAY_AUTH_TOKEN={self.token}".encode() in (entry / "environ").read_bytes().split(b"\0")
-                if (mine or str(self.folder).encode() in command) and b"tests.fake_worker" not in command:
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue
-
-
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = Path(f"/tmp/ns-ray-{secrets.token_hex(3)}")  # Ray's own sockets allow no long path
-    found = Head(f"http://127.0.0.1:{free_port()}", secrets.token_hex(16), folder)
-    found.start()
+def cluster() -> Iterator[Cluster]:
+    """A head that also runs the trainers."""
+    found = Cluster(head_cpus=2, with_jobs=True)
     yield found
-    found.kill()
+    found.remove()
 
 
 @pytest.fixture
-def on_ray(settings: Settings, head: Head) -> Settings:
-    return replace(settings, ray_jobs_url=head.url, ray_token=head.token, lease_seconds=15.0)
+def on_ray(settings: Settings, cluster: Cluster) -> Settings:
+    return replace(
+        settings, ray_jobs_url=cluster.jobs_url, ray_token=cluster.token["RAY_AUTH_TOKEN"], lease_seconds=60.0
+    )
 
 
 @pytest.fixture
@@ -79,8 +46,8 @@ def worker(on_ray: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]
         yield stack
 
 
-def test_without_the_token_the_cluster_refuses(head: Head, storage: Path) -> None:
-    launcher = RayJobLauncher(RayJobs(head.url, "wrong"), 3.0)
+def test_without_the_token_the_cluster_refuses(cluster: Cluster, storage: Path) -> None:
+    launcher = RayJobLauncher(RayJobs(str(cluster.jobs_url), "wrong"), 3.0)
 
     with pytest.raises(LaunchError, match="refused train-"):
         launcher.start(RunPaths.of(storage, "train-20261123-020000-abc123"), 1)
@@ -115,16 +82,17 @@ def test_cancel_stops_the_ray_job(worker: Stack, on_ray: Settings) -> None:
     state = actions.cancel(on_ray, RunPaths.of(on_ray.storage, run_id), at_once=True)
 
     assert state.state == "cancelled"
-    assert eventually(lambda: not processes_of(run_id), seconds=20)
+    assert eventually(lambda: not processes_of(run_id))
 
 
 def test_a_worker_that_is_drained_leaves_the_run_and_the_next_watches_it(worker: Stack, on_ray: Settings) -> None:
-    run_id = start_run(on_ray, seconds=12)
+    run_id = start_run(on_ray)
 
     worker.workers[0].terminate()
-    assert worker.workers[0].wait(timeout=100) == 0
+    assert worker.workers[0].wait(timeout=600) == 0
     left = state_of(on_ray.storage, run_id)
     worker.restart_ended()
+    go_on(on_ray, run_id)
     state = reaches(on_ray.storage, run_id, "succeeded", "failed", "lost")
 
     assert (left.state, left.job_worker) == ("running", None)
@@ -133,13 +101,14 @@ def test_a_worker_that_is_drained_leaves_the_run_and_the_next_watches_it(worker:
 
 
 def test_a_head_that_vanishes_makes_a_loss_and_the_next_attempt_goes_on(
-    worker: Stack, on_ray: Settings, head: Head
+    worker: Stack, on_ray: Settings, cluster: Cluster
 ) -> None:
-    run_id = start_run(on_ray, seconds=15)
+    run_id = start_run(on_ray)
 
-    head.kill()
+    cluster.kill()
     lost = reaches_loss(on_ray, run_id)
-    head.start()
+    go_on(on_ray, run_id)
+    cluster.start_head()
     state = reaches(on_ray.storage, run_id, "succeeded", "failed", "lost")
 
     assert lost == 1
@@ -148,12 +117,17 @@ def test_a_head_that_vanishes_makes_a_loss_and_the_next_attempt_goes_on(
     assert {step["attempt"] for step in steps} == {1, state.attempt}
 
 
-def start_run(settings: Settings, seconds: float = 60) -> str:
-    run_id = submit(settings, FakeSpec(steps=int(seconds * 10), step_seconds=0.1))
-    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists, seconds=90)
+def start_run(settings: Settings) -> str:
+    """Start a run that waits for `go_on` after its first step."""
+    run_id = submit(settings, FakeSpec(steps=3, holds=True))
+    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
     return run_id
 
 
+def go_on(settings: Settings, run_id: str) -> None:
+    (RunPaths.of(settings.storage, run_id).folder / "go").touch()
+
+
 def reaches_loss(settings: Settings, run_id: str) -> int:
-    assert eventually(lambda: state_of(settings.storage, run_id).losses > 0, seconds=60)
+    assert eventually(lambda: state_of(settings.storage, run_id).losses > 0)
     return state_of(settings.storage, run_id).losses

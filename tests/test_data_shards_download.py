@@ -503,7 +503,7 @@ def test_of_two_commands_at_once_one_downloads(web, fetch, tmp_path):
 
     def slow(request):
         started.set()
-        goes_on.wait(60)
+        goes_on.wait(600)
         request.good()
 
     web.coming.append(slow)
@@ -520,7 +520,7 @@ def test_of_two_commands_at_once_one_downloads(web, fetch, tmp_path):
 
     threads = [threading.Thread(target=load, args=(on_note,)) for on_note in (lambda _: None, note)]
     threads[0].start()
-    started.wait(60)
+    started.wait(600)
     threads[1].start()
     for thread in threads:
         thread.join()

@@ -248,7 +248,7 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(helpers, timeout=30)
+    _, alive = psutil.wait_procs(helpers, timeout=600)
     done = {file.name: file.stat().st_mtime_ns for file in chunks.glob("*.json")}
 
     seen = []

@@ -55,7 +55,7 @@ def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead:
         assert eventually((RunPaths.of(settings.storage, long).folder / "steps.jsonl").exists)
         with ahead.workers(settings):  # at its start it cleans RQ's registries, where entries look old
             runs = [long, *(submit(settings, FakeSpec()) for _ in range(12))]
-            assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=60)
+            assert eventually(lambda: not run_state.pending_ids(settings.storage))
 
     for run_id in runs:
         state = state_of(settings.storage, run_id)

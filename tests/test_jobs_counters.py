@@ -333,10 +333,10 @@ def test_the_command_of_the_pod_serves_until_sigterm(settings: Settings, tmp_pat
     command = [sys.executable, "-P", "-m", "jobs", "k8s", "metrics", "--port", str(port)]
     process = subprocess.Popen(command, env={**environment, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
     try:
-        assert eventually(lambda: answers(port), seconds=60)
+        assert eventually(lambda: answers(port))
         text = scrape(port)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=100)
+        code = process.wait(timeout=600)
     finally:
         process.kill()
 

@@ -78,7 +78,7 @@ def test_kill_9_of_the_worker_ends_its_work_horse_and_trainer(stack: Stack, runn
     stack.workers[0].wait()
 
     assert len(first) >= 3  # guard, trainer, the child it left
-    assert eventually(lambda: not processes_of(running), seconds=5)
+    assert eventually(lambda: not processes_of(running))
     stack.restart_ended()
     state = reaches(settings.storage, running, "succeeded")
     assert (state.attempt, state.losses) == (2, 1)
@@ -104,7 +104,7 @@ def test_sigterm_hands_the_run_back_to_the_front_without_spending_a_retry(
 
     stack.workers[0].terminate()
 
-    assert stack.workers[0].wait(timeout=100) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
     state = state_of(settings.storage, running)
     assert (state.state, state.attempt, state.losses) == ("queued", 1, 0)
     assert waiting(redis, "normal") == [running, other]
@@ -116,7 +116,7 @@ def test_a_second_sigterm_changes_nothing(stack: Stack, running: str, settings: 
     stack.workers[0].terminate()
     stack.workers[0].terminate()
 
-    assert stack.workers[0].wait(timeout=100) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
     state = state_of(settings.storage, running)
     assert (state.state, state.losses) == ("queued", 0)
 
@@ -127,7 +127,7 @@ def test_a_trainer_that_saves_no_checkpoint_is_killed_when_the_drain_is_over(sta
 
     stack.workers[0].terminate()
 
-    assert stack.workers[0].wait(timeout=120) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
     assert len(lines_of(RunPaths.of(settings.storage, run_id).folder / "steps.jsonl")) < 600
     assert (state_of(settings.storage, run_id).state, state_of(settings.storage, run_id).losses) == ("queued", 0)
     assert processes_of(run_id) == []
@@ -142,7 +142,7 @@ def test_a_worker_can_be_drained_by_name_from_elsewhere(
 
     assert (worker.state, worker.run) == ("busy", running)
     assert drained == [worker.name]
-    assert stack.workers[0].wait(timeout=100) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
     with pytest.raises(Refused, match="no job worker is called 'nobody'"):
         drain(redis, "nobody")
 
@@ -173,7 +173,7 @@ def test_a_worker_that_started_redis_itself_keeps_it_from_run_to_run(tmp_path: P
             last = embedded_redis.running(alone.storage)
         finally:
             worker.terminate()
-            worker.wait(timeout=100)
+            worker.wait(timeout=600)
             embedded_redis.stop(alone.storage)
 
     assert first == last
@@ -256,7 +256,7 @@ def test_eight_submitters_of_one_name_make_one_run(settings: Settings) -> None:
 def test_two_workers_run_two_hundred_runs_once_each(settings: Settings) -> None:
     with start_stack(settings, 2, worker_command=FAKE_WORKER):
         runs = [submit(settings, FakeSpec()) for _ in range(200)]
-        assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=200)
+        assert eventually(lambda: not run_state.pending_ids(settings.storage))
 
     for run_id in runs:
         assert_published_once(settings, run_id, by_attempt=1)
@@ -268,7 +268,7 @@ def test_an_attempt_that_was_superseded_publishes_nothing(stack: Stack, settings
     run_id = start_run(settings, FakeSpec(steps=40, step_seconds=0.1))
     with frozen(trainer_of(run_id), *children_of(stack.workers[0].pid)):
         state = reaches(settings.storage, run_id, "queued", "running")
-        assert eventually(lambda: state_of(settings.storage, run_id).losses == 1, seconds=30)
+        assert eventually(lambda: state_of(settings.storage, run_id).losses == 1)
 
     with start_stack(settings, 1, worker_command=FAKE_WORKER):
         reaches(settings.storage, run_id, "succeeded")
@@ -328,7 +328,7 @@ def test_workers_behind_a_proxy_that_cuts_replies_run_every_run_once(settings: S
 
     with start_stack(through(proxy, settings), 2, worker_command=FAKE_WORKER):
         runs = [submit(settings, FakeSpec()) for _ in range(40)]
-        assert eventually(lambda: not run_state.pending_ids(settings.storage), seconds=200)
+        assert eventually(lambda: not run_state.pending_ids(settings.storage))
 
     assert proxy.cuts >= 5
     for run_id in runs:

@@ -267,7 +267,7 @@ def test_sigterm_drains_a_run_that_was_only_just_taken(stack: Stack, settings: S
         worker.terminate()  # the work-horse waits for the lock and has not claimed the run
         time.sleep(1)
 
-    assert worker.wait(timeout=100) == 0
+    assert worker.wait(timeout=600) == 0
     assert (state_of(settings.storage, paths.run_id).state, processes_of(paths.run_id)) == ("queued", [])
 
 
@@ -298,7 +298,7 @@ def test_an_idle_worker_stops_though_a_library_has_ignored_the_exception_that_st
 
         stack.workers[0].terminate()
 
-        assert stack.workers[0].wait(timeout=100) == 0
+        assert stack.workers[0].wait(timeout=600) == 0
 
 
 @pytest.mark.slow
@@ -312,12 +312,12 @@ def test_a_worker_is_drained_while_redis_is_away(stack: Stack, settings: Setting
 
     state = reaches(settings.storage, run_id, "queued")
     restart_redis(settings.storage)
-    assert stack.workers[0].wait(timeout=120) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
     assert (state.losses, state.why) == (0, "handed back by a job worker that was stopped")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_an_idle_worker_exits_cleanly_while_redis_is_away(stack: Stack, settings: Settings, redis: Redis) -> None:
     assert eventually(lambda: len(live_workers(redis)) == 1)
     server = embedded_redis.ensure_running(settings.storage)
@@ -327,7 +327,7 @@ def test_an_idle_worker_exits_cleanly_while_redis_is_away(stack: Stack, settings
 
     stack.workers[0].terminate()
 
-    assert stack.workers[0].wait(timeout=120) == 0
+    assert stack.workers[0].wait(timeout=600) == 0
 
 
 def test_a_stop_request_for_an_older_attempt_does_not_stop_a_newer_one(settings: Settings) -> None:

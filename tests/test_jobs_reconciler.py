@@ -60,7 +60,7 @@ def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(setting
     claim_run(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
     memory = ReconcilerMemory()
 
-    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
+    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)))
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 1)
@@ -123,7 +123,7 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     paths = RunPaths.of(settings.storage, run_id)
     first = claim_run(paths, "frozen", THIS_MACHINE)
     memory = ReconcilerMemory()
-    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)), seconds=15)
+    assert eventually(lambda: bool(reconcile(brisk(settings), redis, memory)))
     second = claim_run(paths, "lively", THIS_MACHINE)
     assert first is not None
     assert second is not None
@@ -164,7 +164,7 @@ def test_a_run_waits_for_its_time(settings: Settings, redis: Redis) -> None:
     soon = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(seconds=1)))
 
     assert state_of(settings.storage, soon).state == "scheduled"
-    assert eventually(lambda: bool(reconcile(settings, redis, ReconcilerMemory())), seconds=10)
+    assert eventually(lambda: bool(reconcile(settings, redis, ReconcilerMemory())))
 
     assert waiting(redis, "normal") == [soon]
     assert state_of(settings.storage, later).state == "scheduled"
@@ -210,7 +210,7 @@ def test_a_run_that_was_taken_and_never_started_is_queued_again(
     memory = ReconcilerMemory()
 
     first = reconcile(settings, redis, memory)
-    put_back = eventually(lambda: bool(reconcile(settings, redis, memory)), seconds=5)
+    put_back = eventually(lambda: bool(reconcile(settings, redis, memory)))
 
     assert first == []
     assert put_back

@@ -155,7 +155,7 @@ def test_a_users_own_jobs_py_and_trainer_py_are_never_run(
     run_id = submit(settings, FakeSpec())  # the real trainer does not know its options
 
     with start_stack(settings, 1):
-        assert eventually(lambda: state_of(settings.storage, run_id).why is not None, seconds=120)
+        assert eventually(lambda: state_of(settings.storage, run_id).why is not None)
         state = state_of(settings.storage, run_id)
 
     assert not (project / "ran").exists()

@@ -66,11 +66,11 @@ def windows(tmp_path: Path, secret: dict[str, str]) -> Iterator[tuple[int, list[
     (tmp_path / "start.sh").write_text(re.sub(r"^exec nginx.+$", f"{head}\n{run}", start, flags=re.MULTILINE))
     process = subprocess.Popen(["sh", tmp_path / "start.sh"])
     try:
-        assert eventually(lambda: answers(port), seconds=15)
+        assert eventually(lambda: answers(port))
         yield port, heard
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=100)
+        process.wait(timeout=600)
         behind.shutdown()
         behind.server_close()
 

@@ -16,7 +16,7 @@ KILLS, SECONDS = 60, 120.0
 
 @pytest.mark.kills
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_nothing_is_lost_torn_left_or_published_twice_under_kills(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"python -m tests.kills --kills {KILLS} --seed {seed}")  # pytest shows it when the test fails

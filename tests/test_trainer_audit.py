@@ -374,7 +374,7 @@ def test_ctrl_c_ends_the_audit_with_a_line_and_leaves_no_process(running_audit):
     out, err = command.communicate(timeout=600)
 
     assert (command.returncode, out, err.strip()) == (130, "", "Error: stopped by Ctrl-C")
-    assert psutil.wait_procs([child], timeout=60)[1] == []
+    assert psutil.wait_procs([child], timeout=600)[1] == []
 
 
 def test_a_killed_audit_leaves_no_process_and_no_traceback(running_audit):
@@ -383,7 +383,7 @@ def test_a_killed_audit_leaves_no_process_and_no_traceback(running_audit):
     command.kill()
     _, err = command.communicate(timeout=600)
 
-    assert psutil.wait_procs([child], timeout=60)[1] == []
+    assert psutil.wait_procs([child], timeout=600)[1] == []
     assert err == ""
 
 

@@ -60,32 +60,32 @@ def cluster():
     """A Ray cluster whose head has no CPU."""
     found = Cluster()
     yield found
-    found.kill()
+    found.remove()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_training_goes_on_with_the_workers_that_are_there_and_sees_each_image_once_an_epoch(
     cluster, tmp_path, digits_shards, monkeypatch
 ):
     options = EQUAL_FOR_ANY_WORKERS | ELASTIC | {"epochs": 500}
     paths = new_run(tmp_path / "storage", train_spec(digits_shards, **options))
     process = trainer_on(cluster, paths)
-    assert wait_until(lambda: phase(paths) == "waiting for 3 CPUs (0 free)", 120), paths.log.read_text()
+    assert wait_until(lambda: phase(paths) == "waiting for 3 CPUs (0 free)"), paths.log.read_text()
 
     cluster.add_machine(cpus=3)
     last = cluster.add_machine(cpus=1)
-    assert wait_until(lambda: groups(paths)[-1:] == [4] and epochs(paths), 200), paths.log.read_text()
+    assert wait_until(lambda: groups(paths)[-1:] == [4] and epochs(paths)), paths.log.read_text()
     last.kill()
-    assert wait_until(lambda: groups(paths)[-2:] == [4, 3], 200), paths.log.read_text()
+    assert wait_until(lambda: groups(paths)[-2:] == [4, 3]), paths.log.read_text()
     with_three = len(epochs(paths))
-    assert wait_until(lambda: len(epochs(paths)) > with_three, 200), paths.log.read_text()
+    assert wait_until(lambda: len(epochs(paths)) > with_three), paths.log.read_text()
     cluster.add_machine(cpus=1)
-    assert wait_until(lambda: groups(paths)[-3:] == [4, 3, 4], 200), paths.log.read_text()
+    assert wait_until(lambda: groups(paths)[-3:] == [4, 3, 4]), paths.log.read_text()
     with_four = len(epochs(paths))
-    assert wait_until(lambda: len(epochs(paths)) > with_four, 200), paths.log.read_text()
+    assert wait_until(lambda: len(epochs(paths)) > with_four), paths.log.read_text()
     paths.stop.write_text(json.dumps({"reason": "cancel"}))
-    code = process.wait(120)
+    code = process.wait(600)
 
     found = epochs(paths)
     alone = train_spec(digits_shards, **EQUAL_FOR_ANY_WORKERS, epochs=500)

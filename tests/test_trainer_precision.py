@@ -52,9 +52,9 @@ class Threads:
 
     def exchange(self, rank, value):
         self.values[rank] = value
-        self.barrier.wait(10)
+        self.barrier.wait(600)
         found = list(self.values)
-        self.barrier.wait(10)
+        self.barrier.wait(600)
         return found
 
 

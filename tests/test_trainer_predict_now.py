@@ -151,23 +151,23 @@ def running(tmp_path, model):
 
 
 def test_ctrl_c_while_modules_are_imported_is_one_line(running):
-    assert wait_until(lambda: any("trainer.inference" in command_line(child) for child in running.children()), 60)
+    assert wait_until(lambda: any("trainer.inference" in command_line(child) for child in running.children()))
     children = running.children(recursive=True)
 
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=600)
 
     assert (running.returncode, err.strip()) == (130, "Error: stopped by Ctrl-C")
-    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert psutil.wait_procs(children, timeout=600)[1] == []
 
 
 def test_a_terminated_prediction_leaves_neither_a_draft_of_the_table_nor_a_process(running, tmp_path):
-    assert wait_until(lambda: any((tmp_path / "tables").iterdir()), 120)
+    assert wait_until(lambda: any((tmp_path / "tables").iterdir()))
     children = running.children(recursive=True)
 
     running.terminate()
     _, err = running.communicate(timeout=600)
 
     assert (running.returncode, err) == (143, "")
-    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert psutil.wait_procs(children, timeout=600)[1] == []
     assert list((tmp_path / "tables").iterdir()) == []

@@ -76,7 +76,7 @@ def cluster():
     found = Cluster()
     found.add_machine(cpus=2)
     yield found
-    found.kill()
+    found.remove()
 
 
 @pytest.fixture
@@ -85,24 +85,24 @@ def training(cluster, tmp_path, digits_shards):
     spec = train_spec(digits_shards, freeze="none", epochs=50, batch_size=4, image_size=224)
     paths = new_run(tmp_path, spec)
     process = trainer_process(paths, RAY_ADDRESS=cluster.address, **cluster.token)
-    assert wait_until(lambda: process.poll() is not None or images_seen(paths) > 10, 200)
+    assert wait_until(lambda: process.poll() is not None or images_seen(paths) > 10)
     assert not list(paths.checkpoints.glob("step-*"))
     yield paths, process
     cluster.kill()
-    process.wait(60)
+    process.wait(600)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_a_training_whose_machine_is_drained_saves_a_checkpoint_and_goes_on(cluster, training):
     paths, process = training
 
     cluster.drain(cluster.machine_with_cpus())
 
-    assert wait_until(lambda: process.poll() is not None or saved_batches(paths), 60), paths.log.read_text()
+    assert wait_until(lambda: process.poll() is not None or saved_batches(paths)), paths.log.read_text()
     assert saved_batches(paths)[0] > 0
     saved_at = images_seen(paths)
-    assert wait_until(lambda: process.poll() is not None or images_seen(paths) > saved_at, 60)
+    assert wait_until(lambda: process.poll() is not None or images_seen(paths) > saved_at)
     assert process.poll() is None, paths.log.read_text()
     assert len(saved_batches(paths)) == 1
 

@@ -78,10 +78,10 @@ def test_a_refit_killed_while_training_and_while_publishing_gives_the_same_model
 
     code = killed_when(paths, (paths.checkpoints / "refit" / "metrics.jsonl").exists)
     assert code == 128 + signal.SIGKILL
-    assert started(paths).wait(240) == 0
+    assert started(paths).wait(600) == 0
     (paths.best / "calibration.json").unlink()  # as a kill between the model and it would leave them
     paths.result.unlink()
-    assert started(paths).wait(240) == 0
+    assert started(paths).wait(600) == 0
 
     assert (paths.best / "model.safetensors").read_bytes() == (undisturbed.best / "model.safetensors").read_bytes()
     assert read_json(paths.result)["metrics"] == result.metrics
@@ -123,7 +123,7 @@ def test_a_window_that_closes_pauses_the_refit_and_the_next_one_finishes_it(tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_best_of_a_fine_tuning_search_is_refitted_on_two_workers(tmp_path, digits_shards):
     spec = search_spec(
         digits_shards, freeze="none", workers=2, trials=1, epochs=1, refit=True,
@@ -131,7 +131,7 @@ def test_the_best_of_a_fine_tuning_search_is_refitted_on_two_workers(tmp_path, d
     )  # fmt: skip
     paths = new_run(tmp_path, spec, SEARCH)
 
-    code = trainer_process(paths).wait(540)
+    code = trainer_process(paths).wait(600)
 
     assert code == 0, paths.log.read_text()[-3000:]
     found = read_json(paths.result)

@@ -73,7 +73,7 @@ def test_nothing_is_lost_when_the_trainer_is_killed_three_times(searched, tmp_pa
     moments = sorted(random.Random(3).sample(range(2, 110), 3))
 
     codes = [killed_when(paths, partial(_has_lines, paths, lines)) for lines in moments]
-    codes.append(started(paths).wait(240))
+    codes.append(started(paths).wait(600))
 
     one, other = table_of(undisturbed, spec), table_of(paths, spec)
     assert codes == [128 + signal.SIGKILL] * 3 + [0]
@@ -122,7 +122,7 @@ def test_a_search_that_is_cancelled_pauses_its_trial_and_publishes_the_best_so_f
 
     paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
 
-    code, table = running.wait(120), table_of(paths, spec)
+    code, table = running.wait(600), table_of(paths, spec)
     manifest = read_json(paths.best / "manifest.json")
     assert code == 3
     assert [trial.state for trial in table.trials.values()] == ["paused"]

@@ -12,7 +12,7 @@ from tests.searched import search_spec, table_of
 from tests.trained import done, new_run, trainer_process
 from trainer.search.run_trainable import Training
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 LR_ALONE = {"lr": {"low": 1e-5, "high": 1e-2, "log": True}, "dropout": None, "head_width": None}
 
@@ -56,7 +56,7 @@ def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their
         assert running.poll() is None, paths.log.read_text()[-3000:]
         time.sleep(0.1)
     os.kill(read_json(paths.attempts / "1.json")["pid"], signal.SIGKILL)  # between epoch steps
-    running.wait(60)
+    running.wait(600)
 
     code = trainer_process(paths).wait(600)
 

@@ -178,7 +178,7 @@ def test_features_are_written_while_those_of_the_next_shard_are_computed_and_the
 
     def delayed(self, shard_sha256, features):
         with_next = min(len(overlapped) + 2, len(shards))
-        overlapped.append(wait_until(lambda: len(computed) >= with_next, 120))
+        overlapped.append(wait_until(lambda: len(computed) >= with_next))
         write(self, shard_sha256, features)
 
     monkeypatch.setattr(extractor, "_features", counted)

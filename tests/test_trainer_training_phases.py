@@ -109,17 +109,17 @@ def test_where_the_backbone_is_frozen_there_is_one_phase():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_two_workers_killed_in_the_second_phase_go_on_to_the_very_same_model(tmp_path, digits_shards):
     spec = train_spec(digits_shards, workers=2, **TUNING)
     uninterrupted, paths = new_run(tmp_path, spec, "uninterrupted"), new_run(tmp_path, spec, "killed")
-    assert trainer_process(uninterrupted).wait(300) == 0, uninterrupted.log.read_text()
+    assert trainer_process(uninterrupted).wait(600) == 0, uninterrupted.log.read_text()
     process = trainer_process(paths)
 
-    assert wait_until(lambda: process.poll() is not None or len(list(read_lines(paths.metrics))) >= 3, 300)
+    assert wait_until(lambda: process.poll() is not None or len(list(read_lines(paths.metrics))) >= 3)
     psutil.Process(process.pid).children()[0].kill()
-    assert process.wait(60) == 128 + signal.SIGKILL
-    assert trainer_process(paths).wait(300) == 0, paths.log.read_text()
+    assert process.wait(600) == 128 + signal.SIGKILL
+    assert trainer_process(paths).wait(600) == 0, paths.log.read_text()
 
     assert model_of(paths) == model_of(uninterrupted)
 
