@@ -43,18 +43,20 @@ if wanted ray-token; then
 fi
 
 if wanted redis; then
-  password=$(random) scaler=$(random) viewer=$(random)
+  password=$(random) scaler=$(random) viewer=$(random) ray=$(random)
   cat <<YAML
   url: "$scheme://nightshift:$password@redis:6379/0"
   scaler-address: "redis.$namespace.svc:6379"
   scaler-username: scaler
   scaler-password: "$scaler"
   viewer-url: "$scheme://viewer:$viewer@redis:6379/0$authority"
+  ray-password: "$ray"
   users.acl: |
     user default off
     user nightshift on #$(sha256 "$password") ~rq:* ~nightshift:* &rq:* &nightshift:* +@all -@admin -@dangerous +info +client|list +client|kill
     user scaler on #$(sha256 "$scaler") ~rq:queue:nightshift-* resetchannels -@all +@connection +eval +evalsha +script|load +type +llen
     user viewer on #$(sha256 "$viewer") ~rq:* resetchannels -@all +@read +@connection -@dangerous +info +time
+    user ray on #$(sha256 "$ray") ~RAY* ~DUMMY resetchannels -@all +@read +@write +@connection -@dangerous +info
     user probe on nopass resetkeys resetchannels -@all +ping
 YAML
 fi

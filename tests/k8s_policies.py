@@ -10,7 +10,7 @@ from tests.k8s_quantities import number
 Policy = Callable[[Sequence[Manifest]], Iterator[str]]
 OUR_IMAGE = "nightshift"
 SECRETS = {  # the Secrets that k8s/secrets.sh prints, and those that the README tells users to create for a component
-    "redis": {"url", "users.acl", "viewer-url", "scaler-address", "scaler-username", "scaler-password"},
+    "redis": {"url", "users.acl", "viewer-url", "scaler-address", "scaler-username", "scaler-password", "ray-password"},
     "ray-token": {"auth_token"},
     "redis-tls": {"ca.crt", "tls.crt", "tls.key"},
     "webhook": {"secret"},

@@ -1,9 +1,13 @@
 """The command and environment that KubeRay gives a RayCluster's pods (v1.7.0, controllers/ray/common/pod.go)."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from tests.k8s_manifests import Manifest, Pod
 from tests.k8s_quantities import number
 
 GCS_PORT, DASHBOARD_PORT, AGENT_PORT, METRICS_PORT = 6379, 8265, 52365, 8080
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 HEALTH = f"http://127.0.0.1:{AGENT_PORT}/api/healthz"  # both probes that KubeRay adds since Ray 2.53
 
 
@@ -27,7 +31,8 @@ def ray_command(cluster: Manifest, pod: Pod) -> list[str]:
     if gpus := [amount for name, amount in limits.items() if name.endswith("gpu")]:
         defaults["num-gpus"] = str(gpus[0])
     own = {"dashboard-host": "0.0.0.0"} if is_head else {"address": f"{head_service(cluster)}:{GCS_PORT}"}
-    parameters = {**defaults, **own, **group["rayStartParams"]}
+    state = {"redis-username": "$REDIS_USERNAME", "redis-password": "$REDIS_PASSWORD"}
+    parameters = {**defaults, **own, **(state if is_head and _keeps_state(cluster) else {}), **group["rayStartParams"]}
     switches = ["--head", "--block"] if is_head else ["--block"]
     if is_head and cluster["spec"].get("enableInTreeAutoscaling"):
         switches.append("--no-monitor")
@@ -35,8 +40,10 @@ def ray_command(cluster: Manifest, pod: Pod) -> list[str]:
     return ["/bin/bash", "-c", "--", f"ulimit -n 65536; ray start {' '.join(words)}"]
 
 
-def ray_environment(cluster: Manifest, pod: Pod, token: str) -> dict[str, str]:
-    """Return the variables that KubeRay adds to the container's own environment."""
+def ray_environment(
+    cluster: Manifest, pod: Pod, token: str, secrets: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+) -> dict[str, str]:
+    """Return the variables that KubeRay adds to the container's own environment; `secrets` by name and key."""
     is_head = pod.labels["ray.io/node-type"] == "head"
     head = "127.0.0.1" if is_head else head_service(cluster)
     added = {
@@ -53,7 +60,24 @@ def ray_environment(cluster: Manifest, pod: Pod, token: str) -> dict[str, str]:
     }
     if is_head and cluster["spec"].get("autoscalerOptions", {}).get("version") == "v2":
         added["RAY_enable_autoscaler_v2"] = "true"
+    if _keeps_state(cluster):
+        added |= _state_environment(cluster, secrets) if is_head else {RECONNECT: "600"}
     return added if is_head else {**added, "FQ_RAY_IP": head}
+
+
+def _keeps_state(cluster: Manifest) -> bool:
+    return "gcsFaultToleranceOptions" in cluster["spec"]
+
+
+def _state_environment(cluster: Manifest, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    options = cluster["spec"]["gcsFaultToleranceOptions"]
+    reference = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    return {
+        "RAY_external_storage_namespace": "uid-of-the-cluster",
+        "RAY_REDIS_ADDRESS": options["redisAddress"],
+        "REDIS_USERNAME": options["redisUsername"]["value"],
+        "REDIS_PASSWORD": secrets[reference["name"]][reference["key"]],
+    }
 
 
 def _group(cluster: Manifest, pod: Pod) -> Manifest:

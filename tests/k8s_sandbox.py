@@ -77,6 +77,12 @@ class Node:
         self.running.append(pod)
         return pod
 
+    def move_service(self, service: str, name: str) -> None:
+        """Let a Service lead to another pod, as when its pod is replaced."""
+        self.services[service] = name
+        for pod in self.running:
+            pod.write_names()
+
     def environment(self, container: Manifest) -> dict[str, str]:
         """Return a container's environment: from the image, the ConfigMap, the container itself, and Secrets."""
         found = image_environment()
@@ -105,19 +111,22 @@ class Node:
             place.mkdir(parents=True)
             os.chown(place, 0, group)
             place.chmod(0o2775)
-            for key, text in self._files(volume).items():
+            for key, text in self._files(volume, pod.pod).items():
                 (place / key).write_text(text)
                 os.chown(place / key, 0, group)
                 (place / key).chmod(0o440)
         return place
 
-    def _files(self, volume: Manifest) -> dict[str, str]:
+    def _files(self, volume: Manifest, pod: Pod) -> dict[str, str]:
         if config := volume.get("configMap"):
             return self.config(config["name"])
         if secret := volume.get("secret"):
             values = self.secrets[secret["secretName"]]
             items = secret.get("items", [{"key": key, "path": key} for key in values])
             return {item["path"]: values[item["key"]] for item in items}
+        if fields := volume.get("downwardAPI"):
+            paths = {item["path"]: item["fieldRef"]["fieldPath"] for item in fields["items"]}
+            return {name: pod.annotations[path.split("'")[1]] for name, path in paths.items()}
         return {}
 
 
@@ -151,6 +160,17 @@ class RunningPod:
         """Its root folder, in its mount namespace."""
         return str(self.node.folder / "roots" / self.name)
 
+    @property
+    def names(self) -> Path:
+        """The file that is its /etc/hosts, in place of the cluster's DNS."""
+        return self.node.folder / f"{self.name}.hosts"
+
+    def write_names(self) -> None:
+        """Write the addresses of the Services and its own name."""
+        found = {"localhost": "127.0.0.1", self.name: self.node.address(self.name)}
+        found |= {service: self.node.address(pod) for service, pod in self.node.services.items()}
+        self.names.write_text("".join(f"{address} {name}\n" for name, address in found.items()))
+
     def begin(self, command: Sequence[str], environment: dict[str, str]) -> None:
         """Set up its namespaces, then run the command in them."""
         script = self.node.folder / f"{self.name}.sh"
@@ -166,7 +186,7 @@ class RunningPod:
             assert here.recv(1), f"{self.name} got no root: {self.log}"
             here.sendall(b"\n")
 
-    def exec(self, command: Sequence[str], *, seconds: float = 60, **more: str) -> "subprocess.CompletedProcess[str]":
+    def exec(self, command: Sequence[str], *, seconds: float = 600, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the pod, as `kubectl exec` and probes do."""
         pid = self.holder.pid
         files = {"net": "net", "mount": "mnt", "pid": "pid_for_children", "uts": "uts"}
@@ -193,11 +213,8 @@ class RunningPod:
 
     def _mounts(self) -> Iterator[str]:
         yield from root_lines(self.root)
-        names = {name: self.node.address(to) for name, to in self.node.services.items()} | {
-            self.name: self.node.address(self.name)
-        }
-        lines = "".join(f"{address} {name}\\n" for name, address in names.items())
-        yield f"hostname {self.name}; printf '127.0.0.1 localhost\\n{lines}' > {self.root}/etc/hosts"
+        self.write_names()
+        yield f"hostname {self.name}; mount --bind {self.names} {self.root}/etc/hosts"
         volumes = {volume["name"]: volume for volume in self.pod.spec.get("volumes", [])}
         for mount in self.container["volumeMounts"]:
             yield self._mount(mount, volumes.get(mount["name"], {"name": mount["name"]}))
@@ -250,4 +267,4 @@ class RunningPod:
 
 def _wait_for_own_network(pid: int) -> None:
     own = Path("/proc/self/ns/net").readlink()
-    wait_until(lambda: Path(f"/proc/{pid}/ns/net").readlink() != own, 10, "a network of its own")
+    wait_until(lambda: Path(f"/proc/{pid}/ns/net").readlink() != own, "a network of its own")

@@ -10,7 +10,7 @@ KUBERAY_PORTS = {"agent": 52365}  # Ray's health probes, which KubeRay adds
 DNS_NAMESPACES = ("kube-system", "openshift-dns")
 NODE_LOCAL_DNS = "169.254.20.10/32"
 DNS_PORTS = (53, 5353)  # the second is the port of the DNS pods on OpenShift
-MADE_ELSEWHERE = {"job-submitter"}  # policies for pods of `nightshift k8s render`
+MADE_ELSEWHERE = {"job-submitter", "head-state"}  # policies for pods of `nightshift k8s render`
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:

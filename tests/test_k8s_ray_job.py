@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def manifests_of(*more: str) -> list[Manifest]:
         [],
         ["--queue", "team", "--queue-priority", "low", "--gpus-per-worker", "0"],
         ["--keep", "2h", "--retries", "0", "--start-within", "0.5s"],
+        ["--head-fault-tolerance", "--queue", "team"],
         [
             "--openshift",
             "--priority-class",
@@ -73,7 +75,7 @@ def test_a_rendered_run_satisfies_the_policies_together_with_the_installed_manif
     not_for_it = (the_head_only_coordinates, only_the_autoscaler_holds_a_service_account_token)
     policies = [policy for policy in (*POLICIES, *SCHEDULING) if policy not in not_for_it]
 
-    manifests = [*beside, *manifests_of()]
+    manifests = [*beside, *manifests_of(), *manifests_of("--head-fault-tolerance")]
 
     assert [f"{policy.__name__}: {text}" for policy in policies for text in policy(manifests)] == []
 
@@ -146,12 +148,44 @@ def hull(pod: Pod) -> Manifest:
 
 def files_of(manifests: list[Manifest]) -> dict[str, str]:
     """The files that the downwardAPI volume of the head has, by name."""
-    template = manifests[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    return files_in(manifests[0]["spec"]["rayClusterSpec"]["headGroupSpec"]["template"])
+
+
+def files_in(template: Manifest) -> dict[str, str]:
+    """The files that the downwardAPI volume of a pod has, by name."""
     items = next(v["downwardAPI"]["items"] for v in template["spec"]["volumes"] if v["name"] == "spec")
     keys = {
         item["path"]: re.fullmatch(r"metadata.annotations\['(.+)'\]", item["fieldRef"]["fieldPath"]) for item in items
     }
     return {path: template["metadata"]["annotations"][key[1]] for path, key in keys.items() if key}
+
+
+def test_with_head_fault_tolerance_the_run_is_driven_from_a_worker_pod_and_the_state_of_the_head_is_in_redis():
+    ordinary, tolerant = manifests_of(), manifests_of("--head-fault-tolerance")
+
+    cluster = tolerant[0]["spec"]["rayClusterSpec"]
+    [worker] = cluster["workerGroupSpecs"]
+    resource = json.loads(tolerant[0]["spec"]["entrypointResources"])
+    assert 0 < resource["nightshift-driver"] < 1
+    # The shell of the pod removes one level of quotes.
+    assert json.loads(shlex.split(worker["rayStartParams"]["resources"])[0]) == {"nightshift-driver": 1}
+    assert "resources" not in cluster["headGroupSpec"]["rayStartParams"]
+    assert files_in(worker["template"]).keys() == files_of(ordinary).keys()
+    assert "spec" not in {volume["name"] for volume in cluster["headGroupSpec"]["template"]["spec"]["volumes"]}
+    assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis://redis:6379"
+    assert "entrypointResources" not in ordinary[0]["spec"]
+    assert "gcsFaultToleranceOptions" not in ordinary[0]["spec"]["rayClusterSpec"]
+
+
+@needs_kubectl
+def test_only_a_head_that_keeps_its_state_in_redis_reaches_it():
+    manifests = [*rendered("gpu-small"), *manifests_of("--head-fault-tolerance")]
+    everybody = {pod.name: pod for pod in pods(manifests)}
+    run = of_kind(manifests, "RayJob")[0]["metadata"]["name"]
+
+    assert may_connect(manifests, everybody[f"{run}-head"], everybody["redis"], 6379)
+    assert not may_connect(manifests, everybody[f"{run}-workers"], everybody["redis"], 6379)
+    assert not may_connect(manifests, everybody["ray-head"], everybody["redis"], 6379)
 
 
 def test_the_spec_is_complete_and_requests_a_gpu_that_the_submitter_cannot_see():

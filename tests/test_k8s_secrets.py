@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import re
 import shutil
@@ -6,11 +7,17 @@ import subprocess
 
 import pytest
 import yaml
+from ray._private.gcs_utils import cleanup_redis_storage
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError
 
+from jobs.queue.embedded_redis import server_program
 from tests.k8s_manifests import K8S
 from tests.k8s_namespaces import secrets_made
 from tests.k8s_policies import SECRETS
 from tests.k8s_schemas import complaints_of_schema
+from tests.stack import eventually, free_port
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl is not installed; it draws the secrets"
@@ -120,3 +127,53 @@ def test_no_password_stands_in_the_arguments_of_a_program():
 
     assert programs
     assert not [line for line in programs if re.search(r"\$(password|scaler|viewer|token|key)\b", line)]
+
+
+def test_ray_may_only_touch_the_keys_of_its_own_state(tmp_path):
+    secrets = secrets_made()["redis"]
+    (tmp_path / "users.acl").write_text(secrets["users.acl"])
+    with redis_with(tmp_path / "users.acl", tmp_path) as port:
+        ray = Redis(port=port, username="ray", password=secrets["ray-password"])
+        ray.hset("RAYuid@KV", "key", "value")
+        for forbidden in (
+            ("HSET", "rq:x", "key", "value"),
+            ("GET", "nightshift:x"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+        ):
+            with pytest.raises(NoPermissionError):
+                ray.execute_command(*forbidden)
+
+        # What the pod runs that KubeRay starts when it deletes the cluster.
+        removed = cleanup_redis_storage(
+            host="127.0.0.1",
+            port=port,
+            username="ray",
+            password=secrets["ray-password"],
+            use_ssl=False,
+            storage_namespace="uid",
+        )
+
+        assert removed
+        assert ray.hgetall("RAYuid@KV") == {}
+
+
+@contextlib.contextmanager
+def redis_with(acl, folder):
+    """Run a Redis with these users and yield its port."""
+    port = free_port()
+    command = [server_program(), "--port", str(port), "--dir", folder, "--save", "", "--aclfile", acl]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: pings(port))
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def pings(port):
+    try:
+        return Redis(port=port, username="probe", password="probe").ping()
+    except RedisConnectionError:
+        return False

@@ -22,6 +22,7 @@ NAME_OF_63 = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 DNS_PREFIX = r"(?=[^/]{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/"
 GPU_RESOURCE = re.compile(DNS_PREFIX + NAME_OF_63)
 NODE_LABEL = re.compile(rf"({DNS_PREFIX})?{NAME_OF_63}=({NAME_OF_63})?")
+DRIVER_RESOURCE = "nightshift-driver"  # a resource of Ray that only worker pods have
 DELETED_AFTER_SECONDS = 24 * 3600.0  # how long the ended RayJob stays, with its submitter's log
 
 
@@ -38,6 +39,8 @@ class RayJobOptions(RequestedSize):
         priority_class: PriorityClass of the pods.
         node_labels: Labels, as KEY=VALUE, of the nodes for the worker pods.
         openshift: Leave the user ids to the namespace.
+        head_fault_tolerance: Keep the state of Ray's head in Redis and run the entrypoint on a worker pod, so that
+            the run goes on while KubeRay replaces a lost head.
         start_seconds: Time until the run must have started after its admission.
         keep_seconds: How long the cluster stays after the run has ended.
     """
@@ -50,6 +53,7 @@ class RayJobOptions(RequestedSize):
     priority_class: str | None = None
     node_labels: tuple[str, ...] = ()
     openshift: bool = False
+    head_fault_tolerance: bool = False
     start_seconds: float = 3600
     keep_seconds: float = 600
 
@@ -104,6 +108,7 @@ def ray_job_text(run_id: str, spec: Spec, request: JobRequest, options: RayJobOp
         request=request.to_json(),
         size=size,
         object_store=OBJECT_STORE_BYTES,
+        driver_resource=DRIVER_RESOURCE,
         deleted_seconds=options.keep_seconds + DELETED_AFTER_SECONDS,
         ray_version=importlib.metadata.version("ray"),
         **values,
