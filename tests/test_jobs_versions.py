@@ -22,7 +22,7 @@ from jobs.queue.tasks import claim_run
 from jobs.queue.worker_list import VERSION_FIELD, live_workers
 from jobs.runs.outcomes import end, release_watch
 from jobs.runs.request import JobRequest, read_request
-from jobs.runs.start_forecast import start_forecast
+from jobs.runs.start_forecast import NEXT, start_forecast
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 from tests.test_jobs_worker_list import OURS, register
@@ -102,7 +102,7 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
     )
     later = state_of(settings.storage, submit(settings, FakeSpec()))
     assert start_forecast(settings.storage, state) == state.why
-    assert start_forecast(settings.storage, later) == "next to start"
+    assert start_forecast(settings.storage, later) == NEXT
 
 
 def test_a_scheduled_run_whose_request_is_newer_is_listed_with_the_reason(settings: Settings, say: Say) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import socket
 import sys
 import urllib.error
 from dataclasses import replace
@@ -30,6 +31,7 @@ from jobs.queue.worker_list import WorkerRecord, live_workers
 from trainer.errors import TrainerError
 from trainer.model.names import IMAGENET_FILE
 
+PROBE_KEY = "nightshift:doctor"
 DATA = OptionGroup(
     "Data and model",
     (
@@ -74,6 +76,15 @@ def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
             version = connection.info("server").get("redis_version")
             workers = live_workers(connection)
             refuse_other_storage(settings, connection)
+            connection.set(PROBE_KEY, 1, ex=1)  # a full server, or a replica, answers too
+    except redis.OutOfMemoryError:
+        full = f"{without_password(settings.redis_url)} is full, so no run can be queued"
+        return CheckResult(check="Redis", ok=False, found=full, cure="raise its maxmemory"), workers
+    except redis.ReadOnlyError:
+        replica = f"{without_password(settings.redis_url)} is a read-only replica"
+        return CheckResult(
+            check="Redis", ok=False, found=replica, cure="name the primary in NIGHTSHIFT_REDIS_URL"
+        ), workers
     except StorageError as error:
         cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
         return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure), workers
@@ -137,13 +148,27 @@ def ray_finding(settings: Settings) -> CheckResult:
         return CheckResult(
             check="Ray", ok=False, found=f"{settings.ray_jobs_url} refuses access (HTTP {error.code})", cure=cure
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         cure = "start the cluster or correct NIGHTSHIFT_RAY_JOBS_URL"
-        return CheckResult(check="Ray", ok=False, found=f"{settings.ray_jobs_url}: {error}", cure=cure)
+        return CheckResult(check="Ray", ok=False, found=f"{settings.ray_jobs_url} {_why_no_ray(error)}", cure=cure)
     if remote != version:
         cure = "install the same version of Ray on both sides"
         return CheckResult(check="Ray", ok=False, found=f"{version} here, {remote} on the cluster", cure=cure)
     return CheckResult(check="Ray", ok=True, found=f"{version}, cluster {settings.ray_jobs_url}")
+
+
+def _why_no_ray(error: Exception) -> str:
+    """Return why there is no answer of Ray's, to be read after the address."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, socket.gaierror):
+        return "is a name that does not exist"
+    if isinstance(reason, TimeoutError):
+        return "does not answer in time"
+    if isinstance(reason, OSError):
+        return f"does not answer ({reason.strerror or reason})"
+    if isinstance(reason, str):
+        return f"does not answer ({reason})"
+    return "answers, but not as Ray's Jobs API"
 
 
 def weights_finding(settings: Settings, weights: str | None) -> CheckResult:

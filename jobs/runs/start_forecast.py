@@ -14,6 +14,7 @@ from jobs.runs.state import PRIORITIES, RunState, age_key, read_state
 
 MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
+NEXT = "next to start, when a job worker is free; `nightshift queue show` counts them"
 MINUTES = 60  # of an hour
 
 
@@ -74,7 +75,7 @@ def _in_the_queue(state: RunState, pending: Sequence[RunState]) -> str:
     if running:
         more = f" and {len(running) - MOST_NAMED} more" if len(running) > MOST_NAMED else ""
         parts.append(f"running: {', '.join(running[:MOST_NAMED])}{more}")
-    return "; ".join(parts) or "next to start"
+    return "; ".join(parts) or NEXT
 
 
 def _order(state: RunState) -> tuple[int, str]:

@@ -338,6 +338,8 @@ def find(storage: Path, text: str) -> RunPaths:
         )
     close = names.close_name(storage, text)
     cure = f"did you mean {close}?" if close else "`nightshift list` shows them"
+    if RUN_ID.fullmatch(text) and not close:
+        cure += f"; a RayJob is shown once it has started: `kubectl describe rayjob {text}`"
     raise UnknownRun(f"no run has the id or name {text!r}; {cure}")
 
 
