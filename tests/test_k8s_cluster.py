@@ -73,12 +73,45 @@ class Cluster:
         return next(pod for pod in reversed(self.node.running) if pod.name == name)
 
     def start_ray(self, name: str) -> RunningPod:
-        """Start a Ray pod and wait until the probe that KubeRay adds succeeds."""
+        """Start a Ray pod, again if it ends, and wait until the probe that KubeRay adds succeeds."""
+        wait_until(lambda: self.keep_ray(name), f"{name} is healthy")
+        return self.pod(name)
+
+    def keep_ray(self, name: str) -> bool:
+        """Start a Ray pod that does not run, as KubeRay does, and return whether it is healthy."""
         pod = self.node.plan[name]
-        running = self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.token))
-        ask = ["python", "-c", STATUS, HEALTH]
-        wait_until(lambda: running.exec(ask).stdout == "200\n", f"{name} is healthy")
-        return running
+        if not self.runs_now(name):
+            self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.token))
+        return self.pod(name).exec(["python", "-c", STATUS, HEALTH]).stdout == "200\n"
+
+    def runs_now(self, name: str) -> bool:
+        """Whether a pod was started and has not ended."""
+        return any(pod.name == name and pod.holder.poll() is None for pod in self.node.running)
+
+    def submit(self) -> str:
+        """Queue a training of three epochs and return its id once it is in its second."""
+        queued = self.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", "3"])
+        run_id = queued.stdout.strip()
+        self.wait_for_epoch(run_id, 2)
+        return run_id
+
+    @property
+    def worker(self) -> str:
+        """The name of the newest Ray worker that runs."""
+        return next(name for name in ("cpu-1", "cpu-0") if self.runs_now(name))
+
+    def ended(self, run_id: str, *ray: str) -> dict[str, Any]:
+        """Return a run's state when it has ended; until then, restart the job worker and these Ray pods if they end."""
+
+        def has_ended() -> bool:
+            if not self.runs_now("job-worker-0"):
+                self.node.start("job-worker-0")
+            for name in ray:
+                self.keep_ray(name)
+            return self.file(run_id, "state.json").get("state") in ("succeeded", "failed", "lost", "cancelled")
+
+        wait_until(has_ended, f"{run_id} has ended")
+        return self.file(run_id, "state.json")
 
     def file(self, run_id: str, name: str) -> dict[str, Any]:
         """Return a JSON file of a run's folder, an empty dict while it does not exist."""
@@ -180,7 +213,18 @@ def test_a_queued_run_survives_the_loss_of_its_ray_node(cluster, job_worker):
     assert sorted(set(epochs)) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_goes_on_while_redis_restarts(cluster, job_worker):
+    run_id = cluster.submit()
+
+    cluster.pod("redis-0").kill()
+    cluster.node.start("redis-0")
+    state = cluster.ended(run_id, cluster.worker)
+
+    assert (state["state"], state["attempt"], state["losses"]) == ("succeeded", 1, 0), log_of(cluster, run_id)
+
+
 def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster, job_worker):
+    job_worker = cluster.pod("job-worker-0")  # which may have been restarted
     port = job_worker.container["ports"][0]["containerPort"]
     ready = job_worker.exec(job_worker.container["readinessProbe"]["exec"]["command"])
     scraped = job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"])
