@@ -22,7 +22,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import FakeSpec, state_of
-from trainer.specs import TrainSpec, build
+from trainer.specs import SearchSpec, TrainSpec, build
 
 WRONG = (
     b"", b"\xe9", b"null", b"true", b"7", b"-1", b"NaN", b"1e999", b"9" * 400, b"[]", b"{}", b"[" * 100_000,
@@ -166,6 +166,18 @@ def test_figures_that_cannot_be_read_are_left_out_and_named(
     for text in (shown[1], waited[2]):
         assert "result.json is damaged (" in text
         assert "and what it tells is not shown" in text
+
+
+def test_a_wrong_type_in_any_field_of_the_spec_of_a_search_ends_show_in_no_traceback(
+    settings: Settings, say: Say, shards: str
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, build(SearchSpec, shards=shards, weights="none")))
+    sound = json.loads(paths.spec.read_text())
+
+    for field in sound:
+        for wrong in (*WRONG_VALUES, [None], [7, None]):
+            write_json(paths.spec, {**sound, field: wrong})
+            result(say, "show", paths.run_id)
 
 
 def test_links_in_the_folder_of_a_run_are_not_followed(settings: Settings, say: Say) -> None:
