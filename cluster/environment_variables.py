@@ -134,9 +134,10 @@ VARIABLES = (
         unset="1 for each worker of several, else all CPUs",
     ),
     Variable(
-        name="OMP_WAIT_POLICY",
-        meaning="how these threads wait for each other: `passive` leaves the CPU to other processes, `active` does not",
-        unset="`passive`",
+        name="GOMP_SPINCOUNT",
+        meaning="how often these threads look for work before they leave the CPU to other processes; a higher number "
+        "slows other processes down",
+        unset="3000, unless `OMP_WAIT_POLICY` is set",
     ),
     Variable(name="NO_COLOR", meaning="any value turns off colors", unset="colors on a terminal"),
     Variable(

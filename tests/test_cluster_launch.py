@@ -32,15 +32,19 @@ def test_no_trainer_imports_from_its_working_directory():
     assert RAY_TRAINER == ("python", "-P", "-m", "trainer")
 
 
-@pytest.mark.parametrize(("users", "threads_wait"), [(None, "passive"), ("active", "active")])
-def test_threads_of_a_trainer_leave_the_cpu_to_others_unless_told_otherwise(users, threads_wait, storage, monkeypatch):
+@pytest.mark.parametrize(
+    ("users", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing set", "spins", "policy"],
+)
+def test_threads_of_a_trainer_leave_the_cpu_to_others_unless_told_otherwise(users, spins, storage, monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    if users is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", users)
+    for name, value in users.items():
+        monkeypatch.setenv(name, value)
     paths = run_paths(storage)
-    shows_variable = (sys.executable, "-P", "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])")
+    shows_variable = (sys.executable, "-P", "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))")
 
     code = LocalLauncher(shows_variable).start(paths, 1).wait(60)
 
     assert code == 0
-    assert paths.log.read_text() == f"{threads_wait}\n"
+    assert paths.log.read_text() == f"{spins}\n"

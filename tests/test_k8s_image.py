@@ -3,6 +3,7 @@ import tomllib
 
 import pytest
 
+from cluster.process_env import OPENMP
 from tests.k8s_manifests import K8S, ROOT
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
@@ -55,7 +56,7 @@ def complaints_of_environment(last: str) -> list[str]:
         found.append("an unknown user has no home and no name")
     if "compute" not in environment.get("NVIDIA_DRIVER_CAPABILITIES", ""):
         found.append("torch sees no GPU")
-    if environment.get("OMP_WAIT_POLICY") != "passive":
+    if environment.get("GOMP_SPINCOUNT") != OPENMP["GOMP_SPINCOUNT"]:
         found.append("waiting threads of torch take the CPU from other pods")
     return found
 
@@ -97,7 +98,7 @@ def test_the_image_supports_a_read_only_container_with_any_user_id():
         ("ARG UV_INDEX_URL=\n", "ARG UV_INDEX_URL=\nARG MIRROR_PASSWORD\n"),
         ("HOME=/tmp USER=nightshift", "HOME=/root"),
         ("compute,utility", "utility"),
-        (" OMP_WAIT_POLICY=passive", ""),
+        (" GOMP_SPINCOUNT=3000", ""),
         ('ENTRYPOINT ["nightshift"]', 'ENTRYPOINT ["bash"]'),
     ],
 )
