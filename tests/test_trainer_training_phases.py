@@ -110,7 +110,7 @@ def test_where_the_backbone_is_frozen_there_is_one_phase():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_workers_killed_in_the_second_phase_go_on_to_the_very_same_model(tmp_path, digits_shards):
+def test_two_workers_killed_in_the_second_phase_go_on_to_the_same_model_moments_and_average(tmp_path, digits_shards):
     spec = train_spec(digits_shards, workers=2, **TUNING)
     uninterrupted, paths = new_run(tmp_path, spec, "uninterrupted"), new_run(tmp_path, spec, "killed")
     assert trainer_process(uninterrupted).wait(600) == 0, uninterrupted.log.read_text()
@@ -122,6 +122,14 @@ def test_two_workers_killed_in_the_second_phase_go_on_to_the_very_same_model(tmp
     assert trainer_process(paths).wait(600) == 0, paths.log.read_text()
 
     assert model_of(paths) == model_of(uninterrupted)
+    checkpoint = last_checkpoint_of(paths)
+    assert sorted(checkpoint) == ["average.safetensors", "module.safetensors", "optimizer.safetensors"]
+    assert checkpoint == last_checkpoint_of(uninterrupted)
+
+
+def last_checkpoint_of(paths):
+    """The bytes of weights, moments and average after the last step, by the name of their file."""
+    return {file.name: file.read_bytes() for file in max(paths.checkpoints.glob("step-*")).glob("*.safetensors")}
 
 
 def tensors_of(paths, name):
