@@ -137,7 +137,7 @@ VARIABLES = (
         name="GOMP_SPINCOUNT",
         meaning="how often these threads look for work before they leave the CPU to other processes; a higher number "
         "slows other processes down",
-        unset="3000, unless `OMP_WAIT_POLICY` is set",
+        unset="3000, unless `OMP_WAIT_POLICY` is set; 3000 in the container image",
     ),
     Variable(name="NO_COLOR", meaning="any value turns off colors", unset="colors on a terminal"),
     Variable(

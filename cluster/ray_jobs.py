@@ -5,6 +5,7 @@ from Ray is final. Without one, the run's own heartbeat decides: after a restart
 failed that are still running, and a head node that is gone reports nothing.
 """
 
+import http.client
 import json
 import shlex
 import time
@@ -42,8 +43,13 @@ class RayJobs:
             headers["Authorization"] = f"Bearer {self.token}"
         data = json.dumps(body).encode() if body is not None else None
         request = urllib.request.Request(f"{self.url.rstrip('/')}{path}", data, headers, method=method)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310, checked by settings
-            return json.loads(answer.read() or b"null")
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310, checked by settings
+                return json.loads(answer.read() or b"null")
+        except http.client.HTTPException as error:
+            if isinstance(error, OSError):  # the connection was closed without an answer
+                raise
+            raise ValueError(f"the answer is not HTTP ({type(error).__name__})") from error
 
     def version(self) -> str:
         """Return the Ray version of the cluster; raises what `call` raises."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
 
 import pytest
@@ -55,15 +56,31 @@ def other_service() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture
+def no_http() -> Iterator[str]:
+    """A service that speaks another protocol, as a Redis or the port of Ray's GCS does."""
+
+    class Answer(StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"-ERR unknown command\r\n")
+
+    with TCPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 def test_an_address_of_another_service_is_told_from_one_that_does_not_exist_or_does_not_answer(
-    settings: Settings, other_service: str
+    settings: Settings, other_service: str, no_http: str
 ) -> None:
-    addresses = (other_service, "http://no-such-host.invalid:8265", "http://127.0.0.1:1")
+    addresses = (other_service, no_http, "http://no-such-host.invalid:8265", "http://127.0.0.1:1")
 
     found = [ray_finding(Settings(storage=settings.storage, ray_jobs_url=url)) for url in addresses]
 
     assert [finding.found for finding in found] == [
         f"{other_service} answers, but not as Ray's Jobs API",
+        f"{no_http} answers, but not as Ray's Jobs API",
         "http://no-such-host.invalid:8265 is a name that does not exist",
         "http://127.0.0.1:1 does not answer (Connection refused)",
     ]

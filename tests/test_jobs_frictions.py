@@ -162,6 +162,7 @@ def test_show_names_the_time_zone_of_a_window_whatever_the_zone_of_the_reader(
     lines = say("show", run_id)[1].splitlines()
 
     assert "window    20:00-07:00 in Europe/Berlin" in lines
+    assert "--window" not in "".join(lines)
 
 
 def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Settings, shards: str) -> None:

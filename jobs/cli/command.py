@@ -11,7 +11,7 @@ INDENT = "  "
 SHORT = 2  # characters of a short option
 ALIASES = {"ls": "list", "ps": "list"}
 # What other tools call the commands of a group; the error for an unknown command suggests ours.
-ELSEWHERE = {
+ELSEWHERE_IN_GROUPS = {
     "rm": "remove", "delete": "remove", "create": "add", "new": "add", "list": "show", "show": "list",
     "start": "resume", "stop": "pause", "unpause": "resume", "clear": "prune", "clean": "prune", "check": "verify",
 }  # fmt: skip
@@ -88,7 +88,7 @@ class Group(_Help, click.Group):
         if name in names or ctx.resilient_parsing:
             return super().resolve_command(ctx, [name, *args[1:]])
         close = difflib.get_close_matches(name, names, n=1)
-        meant = ELSEWHERE[name] if ELSEWHERE.get(name) in names else (close[0] if close else None)
+        meant = ELSEWHERE_IN_GROUPS[name] if ELSEWHERE_IN_GROUPS.get(name) in names else (close[0] if close else None)
         cure = f"did you mean `{ctx.command_path} {meant}`?" if meant else f"use one of {', '.join(names)}"
         raise click.UsageError(f"there is no command '{ctx.command_path} {args[0]}'; {cure}", ctx)
 

@@ -50,7 +50,8 @@ CLUSTER = OptionGroup(
         click.option("--openshift", is_flag=True,
                      help="Leave the pods' user ids to the namespace, as OpenShift requires."),
         click.option("--head-fault-tolerance", is_flag=True,
-                     help="Let the run go on if Ray's head is lost, instead of starting its next attempt."),
+                     help="Let the run go on if Ray's head is lost, instead of starting its next attempt. "
+                     "Not with the component tls."),
         click.option("--start-within", "start_seconds", default="1h", show_default=True, type=Duration(),
                      help="Time limit for the pods to start; in a queue, it begins when Kueue admits the run."),
         click.option("--keep", "keep_seconds", default="10m", show_default=True, type=Duration(),

@@ -32,7 +32,6 @@ COLUMNS = (
     Column(title="AGE", importance=2),
     Column(title="PROGRESS", importance=3, least=12),
 )
-DEFAULT = ParameterSource.DEFAULT
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
 
 FILTER = OptionGroup(
@@ -76,7 +75,8 @@ def _filters() -> str:
     return " ".join(
         one.opts[0]
         for one in context.command.params
-        if one.name not in ("limit", "as_json") and context.get_parameter_source(one.name or "") != DEFAULT
+        if one.name not in ("limit", "as_json")
+        and context.get_parameter_source(one.name or "") is not ParameterSource.DEFAULT
     )
 
 

@@ -117,11 +117,15 @@ def _option_rows(record: JobRecord) -> list[Row]:
         changed = changed_options(_command_of(record), _values(record))
     except (Refused, click.ClickException):  # a damaged spec, or one of another version
         return [*rows, ("spec", _listed([f"{key}={value}" for key, value in record.spec.items()]))]
+    own = {*OF_PERSONS, *(label for label, _ in rows)}  # have rows of their own
     names = {name for name, _ in changed} | set(PLACES) | set(NO_OPTIONS)
     rest = {key: value for key, value in record.spec.items() if key not in names and value is not None}
     return [
         *rows,
-        ("options", "  ".join(" ".join(words) for name, words in changed if name not in OF_PERSONS) or "-"),
+        (
+            "options",
+            "  ".join(" ".join(words) for name, words in changed if name not in own) or "-",
+        ),
         ("defaults", ", ".join(f"{key} {_listed(value)}" for key, value in rest.items())),
     ]
 

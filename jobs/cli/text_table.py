@@ -37,9 +37,9 @@ def output_width() -> int | None:
 
 def error_width() -> int | None:
     """Return the columns of the terminal behind stderr (or `COLUMNS`), None for a file or a pipe."""
-    if os.environ.get("COLUMNS", "").isdecimal() or not sys.stderr.isatty():
-        return int(os.environ.get("COLUMNS") or 0) or None
-    return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal():
+        return int(columns) or None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or None if sys.stderr.isatty() else None
 
 
 def wrapped(text: str, width: int | None, *, first: str = "", indent: int) -> str:

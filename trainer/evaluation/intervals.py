@@ -5,8 +5,8 @@
 - Balanced accuracy: the recalls' intervals combined by MOVER (Zou & Donner 2008), with their correlation where a group
   has images of several classes.
 - AUROC: DeLong et al. 1988 on the logit scale, with groups Obuchowski 1997, or the bootstrap, whichever is wider, but
-  within the exact interval of independent pairs. If every positive image has a higher score than every negative one, or
-  a lower one: an exact bound.
+  within the Clopper-Pearson interval of independent pairs. If every positive image has a higher score than every
+  negative one, or a lower one: an exact bound.
 - Average precision: the bootstrap standard error on the logit scale, or the bootstrap, whichever is wider.
 - Loss, Brier score: the bootstrap standard error with Student's t for the number of groups, or the bootstrap, whichever
   is wider.
@@ -191,7 +191,7 @@ def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampl
 
     DeLong's variance, with groups Obuchowski's (Biometrics 53, 1997), on the logit scale with Student's t for the
     number of groups and for how few of them carry the variance; or the percentiles of `resampled`, whichever is wider.
-    Of one class, it never reaches beyond the exact interval of independent pairs: see `pairs_interval`.
+    Of one class, it never reaches beyond the Clopper-Pearson interval of independent pairs: see `pairs_interval`.
     A class that separates all images, or has images of one group alone, has no variance by either: it has an exact
     bound, which a mean takes by MOVER.
     """
@@ -217,11 +217,11 @@ def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampl
 
 
 def pairs_interval(area: float, hits: Mask, units: Labels) -> Interval:
-    """Return the exact interval of an AUROC as if it were the share of ordered pairs of a single way to form pairs.
+    """Return the Clopper-Pearson interval of an AUROC as the share of ordered pairs of a single way to form pairs.
 
     Each pair is a positive and a negative, all of distinct groups. The AUROC is the mean over all ways to form them, so
     it varies less than this share (Hoeffding 1963, section 5). Images of unequal groups count as their effective
-    number.
+    number. The coverage is measured, not proven.
     """
     effective = (dependent_sample_size(units[mask]) for mask in (hits, ~hits))
     pairs = min(float(independent_pairs(hits, units)), *effective)

@@ -115,7 +115,7 @@ class LoopHooks:
         """
 
     def wait_for_checkpoint(self) -> None:
-        """Called on rank 0 after a checkpoint within an epoch: return when it is written."""
+        """Called on rank 0 before a stop or a preemption: return when the last checkpoint is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,10 +259,12 @@ class TrainLoop:
                     f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
                 )
         state = state.with_losses(losses)
-        if gathered.stops or gathered.saves or (gathered.polls and self.preemption.poll()):
+        is_preempted = gathered.polls and self.preemption.poll()
+        if gathered.stops or gathered.saves or is_preempted:
             if self.process_group.is_rank_zero:
                 self.hooks.save_checkpoint(state, False)
-                self.hooks.wait_for_checkpoint()
+                if gathered.stops or is_preempted:
+                    self.hooks.wait_for_checkpoint()
             self.process_group.barrier()
         if gathered.stops:
             reason = self.process_group.broadcast(requests.stop_reason)
