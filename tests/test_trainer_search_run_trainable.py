@@ -48,7 +48,10 @@ def test_a_fine_tuning_search_completes_on_two_cpus(tmp_path, digits_shards, opt
 
 
 @pytest.mark.slow
-def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their_mean(tmp_path, digits_shards):
+def test_each_configuration_is_fine_tuned_with_several_seeds_and_ranked_by_their_mean(
+    tmp_path, digits_shards, monkeypatch
+):
+    monkeypatch.delenv("OMP_NUM_THREADS")  # a training in this process takes all CPUs, as the only worker in Ray does
     spec = search_spec(digits_shards, freeze="none", space=LR_ALONE, trials=1, epochs=2, repeats=2, ema=0.5)
     paths = new_run(tmp_path, spec, "search-20261123-000000-abcdef")
     running = trainer_process(paths)
