@@ -61,11 +61,11 @@ def started(paths: RunPaths) -> RunningTrainer:
 def killed_when(paths: RunPaths, happened: Callable[[], bool]) -> int:
     """Start an attempt, kill -9 the trainer once something has happened, and return the exit code."""
     running = started(paths)
-    attempt, until = latest_attempt(paths), time.monotonic() + 120
-    while not happened():
+    file, until = paths.attempts / f"{latest_attempt(paths)}.json", time.monotonic() + 600
+    while (trainer := read_json(file)["pid"]) == os.getpid() or not happened():  # until its heartbeat it is who claimed
         assert time.monotonic() < until, paths.log.read_text()[-2000:]
         assert running.wait(0.01) is None, paths.log.read_text()[-2000:]
-    os.kill(read_json(paths.attempts / f"{attempt}.json")["pid"], signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)
     code = running.wait(600)
     assert code is not None
     return code

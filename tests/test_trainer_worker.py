@@ -146,7 +146,7 @@ def test_a_trainer_whose_ray_has_lost_its_gcs_leaves_no_error_line_and_the_next_
     gcs.kill()
     code = trainer.wait(600)
     after = trainer_process(paths)
-    went_on = wait_until(lambda: "resuming from step-" in paths.log.read_text(), 600)
+    went_on = wait_until(lambda: "resuming from step-" in paths.log.read_text())
     paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": None}))
 
     assert (code, paths.error.exists()) == (1, False), paths.log.read_text()
