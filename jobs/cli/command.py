@@ -1,8 +1,8 @@
 """The classes behind every command: `--help` with an example, and options under headings."""
 
 import difflib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import click
 
@@ -10,11 +10,6 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 INDENT = "  "
 SHORT = 2  # characters of a short option
 ALIASES = {"ls": "list", "ps": "list"}
-# What other tools call the commands of a group; the error for an unknown command suggests ours.
-ELSEWHERE_IN_GROUPS = {
-    "rm": "remove", "delete": "remove", "create": "add", "new": "add", "list": "show", "show": "list",
-    "start": "resume", "stop": "pause", "unpause": "resume", "clear": "prune", "clean": "prune", "check": "verify",
-}  # fmt: skip
 INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
 
 
@@ -70,10 +65,18 @@ class Command(_Help):
 
 
 class Group(_Help, click.Group):
-    """A group of such commands."""
+    """A group of such commands.
+
+    Attributes:
+        elsewhere: What other tools call the commands, and ours; the error for an unknown command suggests ours.
+    """
 
     command_class = Command
     group_class = type
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "rm": "remove", "delete": "remove", "create": "add", "new": "add", "list": "show", "show": "list",
+        "start": "resume", "stop": "pause", "unpause": "resume", "clear": "prune", "clean": "prune", "check": "verify",
+    }  # fmt: skip
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -84,13 +87,21 @@ class Group(_Help, click.Group):
             click.UsageError: There is none; the text suggests the one that was probably meant.
         """
         name = ALIASES.get(args[0], args[0])
-        names = self.list_commands(ctx)
-        if name in names or ctx.resilient_parsing:
+        if ctx.resilient_parsing or self.get_command(ctx, name) is not None:
             return super().resolve_command(ctx, [name, *args[1:]])
-        close = difflib.get_close_matches(name, names, n=1)
-        meant = ELSEWHERE_IN_GROUPS[name] if ELSEWHERE_IN_GROUPS.get(name) in names else (close[0] if close else None)
-        cure = f"did you mean `{ctx.command_path} {meant}`?" if meant else f"use one of {', '.join(names)}"
-        raise click.UsageError(f"there is no command '{ctx.command_path} {args[0]}'; {cure}", ctx)
+        names, is_root = self.list_commands(ctx), ctx.parent is None
+        given = args[0] if is_root else f"{ctx.command_path} {args[0]}"
+        others = f"`{ctx.command_path} --help` lists the commands" if is_root else f"use one of {', '.join(names)}"
+        meant = self._meant(name, names)
+        cure = f"did you mean `{ctx.command_path} {meant}`?" if meant else others
+        raise click.UsageError(f"there is no command {given!r}; {cure}", ctx)
+
+    def _meant(self, name: str, names: Sequence[str]) -> str | None:
+        """Return the command or option that was probably meant by a name, None if there is none."""
+        ours = self.elsewhere.get(name, "")
+        if ours in names or ours.startswith("-"):
+            return ours
+        return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, then the commands."""

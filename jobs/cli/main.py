@@ -3,10 +3,10 @@
 `nightshift NAME` is in `jobs/cli/NAME.py`; `resume` is in `retry.py` and `best` in `trials.py`.
 """
 
-import difflib
 import importlib
 import importlib.util
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import click
 
@@ -59,21 +59,13 @@ COMMANDS: dict[str, Entry] = {
 }
 
 
-# What other tools call a command; the error for an unknown command suggests ours.
-ELSEWHERE = {
-    "status": "show",
-    "stop": "cancel",
-    "kill": "cancel",
-    "rm": "delete",
-    "submit": "train",
-    "infer": "predict",
-    "help": "--help",
-    "version": "--version",
-}
-
-
 class LazyGroup(Group):
     """A group that knows its commands by name and imports one when it is called."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "status": "show", "stop": "cancel", "kill": "cancel", "rm": "delete", "submit": "train", "infer": "predict",
+        "help": "--help", "version": "--version",
+    }  # fmt: skip
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the names in the order of the table."""
@@ -87,22 +79,6 @@ class LazyGroup(Group):
         command = getattr(importlib.import_module(entry.module), entry.name)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that the arguments name.
-
-        Raises:
-            click.UsageError: There is none; the text suggests the one that was probably meant.
-        """
-        name = ALIASES.get(args[0], args[0])
-        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
-            return super().resolve_command(ctx, [name, *args[1:]])
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = ELSEWHERE.get(name) or (close[0] if close else None)
-        cure = f"did you mean `nightshift {meant}`?" if meant else "`nightshift --help` lists the commands"
-        raise click.UsageError(f"there is no command {name!r}; {cure}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands without importing any."""

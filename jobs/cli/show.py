@@ -122,10 +122,7 @@ def _option_rows(record: JobRecord) -> list[Row]:
     rest = {key: value for key, value in record.spec.items() if key not in names and value is not None}
     return [
         *rows,
-        (
-            "options",
-            "  ".join(" ".join(words) for name, words in changed if name not in own) or "-",
-        ),
+        ("options", "  ".join(" ".join(words) for name, words in changed if name not in own) or "-"),
         ("defaults", ", ".join(f"{key} {_listed(value)}" for key, value in rest.items())),
     ]
 
