@@ -15,7 +15,9 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import RunState, changing, write_state
 
-DEFAULT_ERRORS: dict[int, str] = {
+# What a run failed with by its own fault, where it left no error line.
+DEFAULT_ERRORS: dict[int, str | None] = {
+    ExitCode.FAILED: None,  # the trainer always leaves one: without it the infrastructure has ended the process
     ExitCode.USAGE: "the trainer refused the run and left no error line; `nightshift logs` shows what it said",
     ExitCode.STORAGE_FULL: "the storage is full; free space there, then `nightshift retry` goes on from the last good "
     "checkpoint",
@@ -51,9 +53,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change("succeeded", None)
     if code == ExitCode.SUCCEEDED:
         return Change("failed", "the trainer ended without a result; `nightshift logs` shows what it said")
-    if code in (ExitCode.FAILED, *DEFAULT_ERRORS) and (
-        error := _error_line(paths, attempt) or DEFAULT_ERRORS.get(code)
-    ):
+    if code in DEFAULT_ERRORS and (error := _error_line(paths, attempt) or DEFAULT_ERRORS[code]):
         return Change("failed", error)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]

@@ -186,8 +186,9 @@ class FeatureCache:
             OSError: The limit is full of features in use, which are not evicted over a network.
         """
         evict(self.root, self.limit_bytes, needed=needed)
-        is_full = sum(entry.bytes for entry in cache_entries(self.root)) + needed > self.limit_bytes
-        if is_full and is_on_network(self.root):
+        if not is_on_network(self.root):  # all of them could be evicted, and nothing has to be listed again
+            return
+        if sum(entry.bytes for entry in cache_entries(self.root)) + needed > self.limit_bytes:
             raise OSError(f"the limit of {self.limit_bytes / 1e9:g} GB is full of features in use")
 
 
