@@ -1,7 +1,6 @@
 """The command and environment that KubeRay gives a RayCluster's pods (v1.7.0, controllers/ray/common/pod.go)."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from tests.k8s_manifests import Manifest, Pod
 from tests.k8s_quantities import number
@@ -40,9 +39,7 @@ def ray_command(cluster: Manifest, pod: Pod) -> list[str]:
     return ["/bin/bash", "-c", "--", f"ulimit -n 65536; ray start {' '.join(words)}"]
 
 
-def ray_environment(
-    cluster: Manifest, pod: Pod, token: str, secrets: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-) -> dict[str, str]:
+def ray_environment(cluster: Manifest, pod: Pod, secrets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return the variables that KubeRay adds to the container's own environment; `secrets` by name and key."""
     is_head = pod.labels["ray.io/node-type"] == "head"
     head = "127.0.0.1" if is_head else head_service(cluster)
@@ -50,7 +47,7 @@ def ray_environment(
         "RAY_ADDRESS": f"{head}:{GCS_PORT}",
         "RAY_PORT": str(GCS_PORT),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
+        "RAY_AUTH_TOKEN": secrets[cluster["spec"]["authOptions"]["secretName"]]["auth_token"],
         "RAY_CLUSTER_NAME": cluster["metadata"]["name"],
         "RAY_CLUSTER_NAMESPACE": cluster["metadata"]["namespace"],
         "RAY_CLOUD_INSTANCE_ID": pod.name,

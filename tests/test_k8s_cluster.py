@@ -81,7 +81,7 @@ class Cluster:
         """Start a Ray pod that does not run, as KubeRay does, and return whether it is healthy."""
         pod = self.node.plan[name]
         if not self.runs_now(name):
-            self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.token))
+            self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.node.secrets))
         return self.pod(name).exec(["python", "-c", STATUS, HEALTH]).stdout == "200\n"
 
     def runs_now(self, name: str) -> bool:
@@ -123,6 +123,14 @@ class Cluster:
         wait_until(lambda: self.file(run_id, "progress.json").get("epoch", 0) >= epoch, f"{run_id} in epoch {epoch}")
 
 
+def pack_few_digits(here: RunningPod) -> None:
+    """Pack a data set onto the storage."""
+    assert here.exec(["python", "-c", FEW_DIGITS]).returncode == 0
+    pack = ["nightshift", "shards", "pack", "/tmp/digits", "/storage/digits", "--image-size", "0", "--allow-leakage"]
+    packed = here.exec([*pack, "--shard-size", "16KB"])
+    assert packed.returncode == 0, packed.stderr
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Redis, the head, one worker and the pod `cli`, with a packed data set on the storage."""
@@ -136,20 +144,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     secrets = secrets_made(*(f"--{option}" for option in options))
     with Node(open_folder(tmp_path_factory), manifests, secrets, plan, services) as node:
         node.start("redis-0")
-        here = node.start("cli-0")
-        assert here.exec(["python", "-c", FEW_DIGITS]).returncode == 0
-        pack = [
-            "nightshift",
-            "shards",
-            "pack",
-            "/tmp/digits",
-            "/storage/digits",
-            "--image-size",
-            "0",
-            "--allow-leakage",
-        ]
-        packed = here.exec([*pack, "--shard-size", "16KB"])
-        assert packed.returncode == 0, packed.stderr
+        pack_few_digits(node.start("cli-0"))
         standing = Cluster(node, ray)
         standing.start_ray("head-0")
         standing.start_ray("cpu-0")
