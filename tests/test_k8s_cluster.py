@@ -214,6 +214,7 @@ def test_a_run_goes_on_while_redis_restarts(cluster, job_worker):
     cluster.pod("redis-0").kill()
     cluster.node.start("redis-0")
     state = cluster.ended(run_id, cluster.worker)
+    wait_until(lambda: cluster.pod("cli-0").exec(["nightshift", "queue", "show"]).returncode == 0, "Redis answers")
 
     assert (state["state"], state["attempt"], state["losses"]) == ("succeeded", 1, 0), log_of(cluster, run_id)
 
@@ -224,7 +225,7 @@ def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster,
     ready = job_worker.exec(job_worker.container["readinessProbe"]["exec"]["command"])
     scraped = job_worker.exec(["python", "-c", STATUS, f"http://127.0.0.1:{port}/metrics"])
 
-    assert (ready.returncode, scraped.stdout) == (0, "200\n"), ready.stdout
+    assert (ready.returncode, scraped.stdout) == (0, "200\n"), ready.stdout + ready.stderr
     assert job_worker.terminate(seconds=job_worker.pod.spec["terminationGracePeriodSeconds"]) == 0
 
 
