@@ -44,7 +44,7 @@ def test_threads_of_a_trainer_leave_the_cpu_to_others_unless_told_otherwise(user
     paths = run_paths(storage)
     shows_variable = (sys.executable, "-P", "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))")
 
-    code = LocalLauncher(shows_variable).start(paths, 1).wait(60)
+    code = LocalLauncher(shows_variable).start(paths, 1).wait(600)
 
     assert code == 0
     assert paths.log.read_text() == f"{spins}\n"

@@ -81,7 +81,7 @@ def test_an_address_of_another_service_is_told_from_one_that_does_not_exist_or_d
     assert [finding.found for finding in found] == [
         f"{other_service} answers, but not as Ray's Jobs API",
         f"{no_http} answers, but not as Ray's Jobs API",
-        "http://no-such-host.invalid:8265 is a name that does not exist",
+        "http://no-such-host.invalid:8265 has a host name that cannot be resolved",
         "http://127.0.0.1:1 does not answer (Connection refused)",
     ]
 

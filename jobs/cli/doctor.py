@@ -161,7 +161,7 @@ def _why_no_ray(error: Exception) -> str:
     """Return why there is no answer of Ray's, to be read after the address."""
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, socket.gaierror):
-        return "is a name that does not exist"
+        return "has a host name that cannot be resolved"  # it does not exist, or DNS does not answer
     if isinstance(reason, TimeoutError):
         return "does not answer in time"
     if isinstance(reason, OSError):
