@@ -12,7 +12,7 @@ from cluster.errors import ClusterError
 from cluster.fork_server import run_fork_server
 from cluster.process_env import keep_arrow_single_threaded, set_local_ray_environment
 from cluster.settings import Settings
-from trainer.distributed.ray_fork_server import can_fork_ray, import_ray_for_forks, seed_fork
+from trainer.distributed.ray_fork_imports import can_fork_ray, import_ray_for_forks, seed_fork
 
 
 def preload() -> str | None:

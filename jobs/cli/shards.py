@@ -1,7 +1,6 @@
 """`nightshift shards`: pack, extend, verify and show data sets. What packing needs is imported when a command runs."""
 
 import json
-import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +20,6 @@ from data_shards.pack.options import (
     Readers,
     Uncertain,
 )
-from data_shards.pack.other_files import by_kind
 from jobs.cli.command import Group
 from jobs.cli.label_options import Column, ColumnValue, NameList, SplitFile, label_options
 from jobs.cli.option_groups import OptionGroup, json_option, options
@@ -29,21 +27,17 @@ from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
 from jobs.cli.shards_describe import AboutFile, describe
-from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing, print_groups
+from jobs.cli.shards_groups import group_names, key_for_adding, key_for_packing
 from jobs.cli.shards_overview import print_overview
+from jobs.cli.shards_report import print_added, print_list, print_report
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 from jobs.cli.terminal import echo
 
 if TYPE_CHECKING:
     from data_shards.download.address import Address
-    from data_shards.pack.add import AddReport
-    from data_shards.pack.labels.labelled import LabelReport
-    from data_shards.pack.packing import PackReport
-    from data_shards.pack.sources import ImageFolder
 
 MEGABYTE = 1_000_000
 AS_PACKED = "Must be that of the data set."
-SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 
 PROCESSES = click.option(
     "--processes",
@@ -248,9 +242,9 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
         with local_source(source, download) as path, shown_progress("packing") as on_progress:
             report = pack_shards(path, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
     except LeakageError as error:
-        _print_list("leaks", error.findings)
+        print_list("leaks", error.findings)
         raise
-    _print_report(report, shards)
+    print_report(report, shards)
     if as_json:
         click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2))
     else:
@@ -287,9 +281,9 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
         with local_source(source, download) as path:
             report = add_images(shards, path, given, progress=shown_progress)
     except LeakageError as error:
-        _print_list("leaks", error.findings)
+        print_list("leaks", error.findings)
         raise
-    _print_added(report, shards)
+    print_added(report, shards)
     if as_json:
         click.echo(json.dumps({"index": report.index.to_json(), **report.to_json()}, indent=2))
     else:
@@ -347,97 +341,3 @@ def show(shards: str, as_json: bool, html: Path | None, per_class: int) -> None:
         click.echo(json.dumps(overview(index), indent=2))
     else:
         print_overview(shards, index)
-
-
-def _print_report(report: "PackReport", shards: Path) -> None:
-    index = report.index
-    counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
-    classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
-    files = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
-    click.echo(f"packed {counts} images of {classes} into {files}", err=True)
-    _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
-    _print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
-    _print_left_out(report.folder)
-    _print_list("near-duplicates within a split", report.duplicates)
-    _print_list("leaks, allowed", report.leakage)
-    click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
-
-
-def _print_added(report: "AddReport", shards: str) -> None:
-    before, index, added = report.before, report.index, report.added
-    counts = ", ".join(f"{count} {split}" for split, count in added.items())
-    shard_count = len(index.shards) - len(before.shards)
-    click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
-    _print_list("in the data set already", [str(image) for image in report.known])
-    _print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
-    _print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
-    _print_left_out(report.folder)
-    _print_list("near-duplicates within a split", report.duplicates)
-    _print_list("leaks, allowed", report.leakage)
-    _print_list("color images, read as gray like all others of the data set", report.color)
-    if before.grouped and "group_key" not in before.options:
-        click.echo("note: groups are stored as they are, like the others of the data set", err=True)
-    if added and before.columns and report.folder.labels is None:
-        echo(
-            f"note: the new images have no value in the kept columns {', '.join(map(str, before.columns))}; "
-            "values come from --labels TABLE",
-            err=True,
-        )
-    if report.hashed:
-        click.echo(
-            f"note: {report.hashed:,} old images had no record; they were read from the shards, and have one now",
-            err=True,
-        )
-    if added:
-        total = sum(index.samples_in(split) for split in index.splits)
-        click.echo(f"the data set has {total:,} images; digest {before.digest[:16]} -> {index.digest[:16]}", err=True)
-    click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
-
-
-def _print_left_out(folder: "ImageFolder") -> None:
-    print_groups(folder)
-    for name, count in folder.passed_over.items():
-        echo(f"passed over: {name} ({count:,} files)", err=True)
-    if folder.masks:
-        click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
-    for label, count in folder.left_out.items():
-        echo(f"left out: class {label} ({count:,} images)", err=True)
-    _print_list("left out by --where, from DICOM headers", folder.filtered)
-    for title, names in by_kind(folder.other_names).items():
-        _print_list(title, names)
-    _print_labels(folder.labels)
-    if folder.table:
-        echo(
-            f"note: {folder.table}; the labels packed here are the names of the folders; "
-            f"did you mean --labels {shlex.quote(folder.table.name)}?",
-            err=True,
-        )
-
-
-def _print_labels(labels: "LabelReport | None") -> None:
-    if labels is None:
-        return
-    for note in labels.notes:
-        echo(f"note: {note}", err=True)
-    if labels.filtered_rows:
-        click.echo(f"left out by --where: {labels.filtered_rows:,} rows, {labels.filtered_images:,} images", err=True)
-    if labels.images_without_group:
-        click.echo(f"note: {labels.images_without_group:,} images have no group; each is a group of its own", err=True)
-    _print_list("left out, rows that name no image", labels.rows_without_image)
-    _print_list("left out, images without a row", labels.images_without_row)
-    _print_list("left out, images without a label", labels.images_without_label)
-
-
-def _printable(line: str) -> str:
-    """Escape line ends and control characters, which a file name may have."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
-
-
-def _print_list(title: str, lines: Any) -> None:
-    if not lines:
-        return
-    click.echo(f"{title} ({len(lines)}):", err=True)
-    for line in lines[:SHOWN]:
-        click.echo(f"  {_printable(line)}", err=True)
-    if len(lines) > SHOWN:
-        click.echo(f"  and {len(lines) - SHOWN} more", err=True)

@@ -20,7 +20,6 @@ import gc
 import importlib
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import runpy
@@ -34,15 +33,21 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cluster import guard, stack_dumps
-from cluster.fork_server import fault_of_forks
-from cluster.process_env import keep_arrow_single_threaded, replace_environment, variables_set
+from cluster.process_env import keep_arrow_single_threaded, replace_environment
 from cluster.process_exit import end_process
 from cluster.process_title import show_command
 from trainer.distributed import ray_fork_client
 from trainer.distributed.ray_fork_client import FORKED, STREAMS
+from trainer.distributed.ray_fork_imports import (
+    JOB,
+    can_fork_ray,
+    import_ray_for_forks,
+    ray_was_imported_too_early,
+    seed_fork,
+)
 
 WORKER = "_private/workers/default_worker.py"
 WORKER_SETUP = "_private/workers/setup_worker.py"
@@ -56,11 +61,6 @@ SCRIPTS = (
     "dashboard/dashboard.py",
 )  # of Ray, below its folder
 
-JOB = "01000000"  # the id of the first job of any Ray, that of the trainer which has started it
-# Ray's library reads these when it is imported. A worker ends when the process of `RAY_RAYLET_PID` has; process 1 has
-# not, and a fork ends with its client, which ends with the raylet.
-READ_AT_IMPORT = {"RAY_JOB_ID": JOB, "RAY_RAYLET_PID": "1"}
-
 REQUEST_SECONDS = 10.0  # a client that is stopped within its request must not block the others
 
 logger = logging.getLogger(__name__)
@@ -70,73 +70,10 @@ class _State:
     """What this process has done.
 
     Attributes:
-        imported: Whether it has imported Ray so that forks of it can be Ray's workers.
         control: The trainer's end of the control socket; None without a fork server.
     """
 
-    imported: bool = False
     control: socket.socket | None = None
-
-
-def import_ray_for_forks() -> None:
-    """Import Ray so that forks of this process can be workers of the Ray that one of its other forks starts."""
-    if "ray" in sys.modules:
-        return
-    with variables_set(READ_AT_IMPORT):
-        actor: Any = importlib.import_module("ray.actor")
-    identifier = actor.ActorClassID
-
-    class FromSystem(identifier):  # type: ignore[misc, valid-type]  # Ray has no types
-        """Identifiers of the actors that modules declare, not from Ray's generator: see `_fault_of_ray_forks`."""
-
-        @classmethod
-        def from_random(cls) -> Any:
-            return identifier(os.urandom(identifier.size()))
-
-    actor.ActorClassID = FromSystem
-    _State.imported = True
-
-
-def can_fork_ray() -> bool:
-    """Return whether forks of this process can be Ray's processes; it has imported all that they need.
-
-    If they cannot, a line on stderr says why, and Ray starts its processes as always.
-    """
-    if fault := _fault_of_ray_forks():
-        sys.stderr.write(f"Ray's processes start without a fork server: {fault}\n")
-        sys.stderr.flush()
-    return fault is None
-
-
-def _fault_of_ray_forks() -> str | None:
-    """Return why forks of this process must not be Ray's processes, or None.
-
-    A generator of random numbers that is seeded before a fork gives all forks the same numbers. Ray's are its
-    identifiers: two tasks of one identifier end a worker. So no import may use the generator, and this looks whether
-    one has.
-    """
-    if not _State.imported:
-        return "Ray was imported too early"
-    if fault := fault_of_forks():
-        return fault
-    _State.imported = _random_task_in_fork() != _random_task_in_fork()
-    return None if _State.imported else "an import has used Ray's random numbers"
-
-
-def _random_task_in_fork() -> bytes:
-    """Return an identifier that Ray draws in a fork of this process."""
-    ray, (ours, theirs) = sys.modules["ray"], os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(theirs, ray.TaskID.for_fake_task(ray.JobID.from_int(1)).binary())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with open(ours, "rb") as drawn:  # noqa: PTH123 -- a number
-        identifier = drawn.read()
-    os.waitpid(pid, 0)
-    return identifier
 
 
 def start_fork_server(preload: Callable[[], object]) -> None:
@@ -145,7 +82,7 @@ def start_fork_server(preload: Callable[[], object]) -> None:
     Args:
         preload: Imports what the workers need, as far as this process has not; called when Ray starts.
     """
-    if "ray" in sys.modules and not _State.imported:
+    if ray_was_imported_too_early():
         return
     ours, servers = socket.socketpair()
     trainer = os.getpid()
@@ -418,18 +355,6 @@ def _become(request: _Request) -> NoReturn:
     finally:
         end_process(code)
         os._exit(code)
-
-
-def seed_fork() -> None:
-    """Give this process, a fork, the random numbers of a process that starts; call it when torch is imported.
-
-    Python's own generator seeds itself after a fork. NumPy's must not be the same in all forks; torch's is, in any
-    process: it begins with a constant.
-    """
-    numpy, generator = sys.modules["numpy"], sys.modules["torch"].default_generator
-    numpy.random.seed()
-    generator.manual_seed(generator.initial_seed())
-    multiprocessing.current_process().authkey = os.urandom(32)
 
 
 def _close(files: Sequence[int]) -> None:

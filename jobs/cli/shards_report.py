@@ -1,0 +1,117 @@
+"""What `nightshift shards pack` and `add` print about the images that they packed or left out."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from data_shards.pack.other_files import by_kind
+from jobs.cli.shards_groups import print_groups
+from jobs.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from data_shards.pack.add import AddReport
+    from data_shards.pack.labels.labelled import LabelReport
+    from data_shards.pack.packing import PackReport
+    from data_shards.pack.sources import ImageFolder
+
+SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
+
+
+def print_report(report: "PackReport", shards: Path) -> None:
+    """Print what `pack` did: counts, then lists of what was skipped, ignored or found."""
+    index = report.index
+    counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
+    classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
+    files = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
+    click.echo(f"packed {counts} images of {classes} into {files}", err=True)
+    print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
+    _print_left_out(report.folder)
+    print_list("near-duplicates within a split", report.duplicates)
+    print_list("leaks, allowed", report.leakage)
+    click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
+
+
+def print_added(report: "AddReport", shards: str) -> None:
+    """Print what `add` did, as `print_report` does."""
+    before, index, added = report.before, report.index, report.added
+    counts = ", ".join(f"{count} {split}" for split, count in added.items())
+    shard_count = len(index.shards) - len(before.shards)
+    click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
+    print_list("in the data set already", [str(image) for image in report.known])
+    print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
+    _print_left_out(report.folder)
+    print_list("near-duplicates within a split", report.duplicates)
+    print_list("leaks, allowed", report.leakage)
+    print_list("color images, read as gray like all others of the data set", report.color)
+    if before.grouped and "group_key" not in before.options:
+        click.echo("note: groups are stored as they are, like the others of the data set", err=True)
+    if added and before.columns and report.folder.labels is None:
+        echo(
+            f"note: the new images have no value in the kept columns {', '.join(map(str, before.columns))}; "
+            "values come from --labels TABLE",
+            err=True,
+        )
+    if report.hashed:
+        click.echo(
+            f"note: {report.hashed:,} old images had no record; they were read from the shards, and have one now",
+            err=True,
+        )
+    if added:
+        total = sum(index.samples_in(split) for split in index.splits)
+        click.echo(f"the data set has {total:,} images; digest {before.digest[:16]} -> {index.digest[:16]}", err=True)
+    click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
+
+
+def _print_left_out(folder: "ImageFolder") -> None:
+    print_groups(folder)
+    for name, count in folder.passed_over.items():
+        echo(f"passed over: {name} ({count:,} files)", err=True)
+    if folder.masks:
+        click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
+    for label, count in folder.left_out.items():
+        echo(f"left out: class {label} ({count:,} images)", err=True)
+    print_list("left out by --where, from DICOM headers", folder.filtered)
+    for title, names in by_kind(folder.other_names).items():
+        print_list(title, names)
+    _print_labels(folder.labels)
+    if folder.table:
+        echo(
+            f"note: {folder.table}; the labels packed here are the names of the folders; "
+            f"did you mean --labels {shlex.quote(folder.table.name)}?",
+            err=True,
+        )
+
+
+def _print_labels(labels: "LabelReport | None") -> None:
+    if labels is None:
+        return
+    for note in labels.notes:
+        echo(f"note: {note}", err=True)
+    if labels.filtered_rows:
+        click.echo(f"left out by --where: {labels.filtered_rows:,} rows, {labels.filtered_images:,} images", err=True)
+    if labels.images_without_group:
+        click.echo(f"note: {labels.images_without_group:,} images have no group; each is a group of its own", err=True)
+    print_list("left out, rows that name no image", labels.rows_without_image)
+    print_list("left out, images without a row", labels.images_without_row)
+    print_list("left out, images without a label", labels.images_without_label)
+
+
+def _printable(line: str) -> str:
+    """Escape line ends and control characters, which a file name may have."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+
+
+def print_list(title: str, lines: Sequence[str]) -> None:
+    """Print a title and the first lines of a list, on stderr; nothing of an empty one."""
+    if not lines:
+        return
+    click.echo(f"{title} ({len(lines)}):", err=True)
+    for line in lines[:SHOWN]:
+        click.echo(f"  {_printable(line)}", err=True)
+    if len(lines) > SHOWN:
+        click.echo(f"  and {len(lines) - SHOWN} more", err=True)
