@@ -6,7 +6,7 @@ from typing import Any
 
 from trainer.evaluation.metric_text import quoted
 
-ALPHA = 0.05  # one-sided: the bound of the sensitivity has 95 % confidence
+ALPHA = 0.05  # one-sided: the lower bound of the sensitivity has 95 % confidence
 
 
 def decision_line(values: Mapping[str, Any]) -> str:
@@ -56,7 +56,10 @@ def choice_of(metrics: Mapping[str, Any], positive: str) -> Mapping[str, Any]:
 
 
 def positives_needed(min_sensitivity: float) -> int | None:
-    """Return how many positives without a miss support a sensitivity with 95 % confidence; None for 1."""
+    """Return how many positives support a sensitivity with 95 % confidence, one-sided; None for 1.
+
+    They are independent, and the threshold is chosen to miss none of them: with `--min-sensitivity 1`.
+    """
     return None if min_sensitivity >= 1 else math.ceil(math.log(ALPHA) / math.log(min_sensitivity))
 
 
@@ -75,11 +78,17 @@ def _support(choice: Mapping[str, Any]) -> str:
     if wanted is None or bound is None or positives is None:
         return ""
     can = f"{quoted(choice['positive'])}: {positives} positives of {chosen_on(choice)}"
+    shown = f"{math.floor(1000 * bound) / 1000:.3f}"  # rounding up would promise more
+    confidence = "95 % confidence (one-sided)"
     if bound >= wanted:
-        return f"{can} support a sensitivity of at least {bound:.3f} with 95 % confidence"
+        return f"{can} support a sensitivity of at least {shown} with {confidence}"
     needed = positives_needed(wanted)
-    cure = "no number of images can promise it" if needed is None else f"that takes {needed} positives without a miss"
-    return f"{can} can promise at most {bound:.3f} with 95 % confidence, not {wanted:.6g}; {cure}"
+    cure = (
+        "no number of images can promise it"
+        if needed is None
+        else f"that takes {needed} independent positives without a miss, chosen with --min-sensitivity 1"
+    )
+    return f"{can} can promise at most {shown} at this threshold with {confidence}, not {wanted:.6g}; {cure}"
 
 
 def _reached(choice: Mapping[str, Any]) -> str:

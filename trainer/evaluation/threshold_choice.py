@@ -1,12 +1,14 @@
 """The sensitivity that the validation split supports for a threshold that was chosen on it.
 
 If the threshold lies below x of n positives, with x known before the images, the sensitivity on new images exceeds the
-5 % quantile of Beta(x, n - x + 1) with 95 % confidence, whatever the distribution of the scores (Wilks, Ann Math Stat
-12, 1941). This is the one-sided lower bound of Clopper & Pearson (1934); for x = n it is 0.05^(1/n).
+q quantile of Beta(x, n - x + 1) with confidence 1 - q, whatever the distribution of the scores (Wilks, Ann Math Stat
+12, 1941). This is the one-sided lower bound of Clopper & Pearson (1934); for x = n it is q^(1/n).
 
-The requested sensitivity fixes such an x. A threshold that finds more positives at no further false positive finds a
-number that depends on the scores of these images, so the bound of that number takes half the error: 2.5 % (Bonferroni).
-The greater bound holds; simulated, it is exceeded by the true sensitivity in 94 to 98 % of splits.
+The requested sensitivity fixes the fewest positives r that the threshold takes. It may take more, those that it finds
+at no further false positive, and how many depends on the scores of these images. So r has half of the error of 5 %, and
+each of the n - r greater numbers an equal share of the other half (Bonferroni): all these bounds hold together with a
+confidence of at least 95 %, and thus the one that is stated. Where r = n, its bound has the whole 5 %. With groups the
+number of positives is an estimate (see `proportion_interval`), and so is the confidence.
 """
 
 from collections.abc import Sequence
@@ -21,20 +23,24 @@ Mask = NDArray[np.bool_]
 
 
 def supported_sensitivity(found: Mask, groups: Sequence[str], *, requested: Mask | None = None) -> float:
-    """Return the lower bound of the sensitivity on new images, with 95 % confidence.
+    """Return the one-sided lower bound of the sensitivity on new images, with at least 95 % confidence.
 
     With groups, positives of one patient count as their effective number, as in `proportion_interval`.
 
     Args:
         found: (n,), which positives lie at or above the threshold.
         groups: The group of each; empty where groups are unknown.
-        requested: (n,), the positives of highest score that the requested sensitivity takes; None means `found`.
+        requested: (n,), the positives of highest score that the requested sensitivity takes; None means that `found`
+            were fixed before the images.
     """
     if not len(found):
         return 0.0
-    if requested is None or requested.sum() >= found.sum():
+    if requested is None or requested.all():
         return _lower_bound(found, groups, ALPHA)
-    return max(_lower_bound(requested, groups, ALPHA), _lower_bound(found, groups, ALPHA / 2))
+    bound = _lower_bound(requested, groups, ALPHA / 2)
+    if found.sum() <= requested.sum():
+        return bound
+    return max(bound, _lower_bound(found, groups, ALPHA / 2 / int((~requested).sum())))
 
 
 def requested_positives(scores: NDArray[np.float64], min_sensitivity: float) -> Mask:

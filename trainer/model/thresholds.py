@@ -35,7 +35,7 @@ class ThresholdChoice(BaseModel):
         min_sensitivity: The sensitivity that was requested.
         sensitivity: The sensitivity reached on these images.
         positives: Images of the class among them.
-        lower_bound: The sensitivity that this number of positives supports with 95 % confidence.
+        lower_bound: The sensitivity that these positives support with at least 95 % confidence, one-sided.
         negatives: The others of these images.
         false_positives: Negatives at or above the threshold.
         default_sensitivity: The sensitivity of the default decision on the same images.
