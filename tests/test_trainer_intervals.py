@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from trainer.evaluation.bootstrap import weighted_metrics
 from trainer.evaluation.intervals import (
+    auroc_influence,
     auroc_interval,
     class_intervals,
     confidence_intervals,
@@ -128,6 +129,32 @@ def test_the_pairs_of_images_of_unequal_groups_are_their_effective_number():
     assert found == pytest.approx(
         (beta.ppf(0.025, 0.9 * count, 0.1 * count + 1), beta.ppf(0.975, 0.9 * count + 1, 0.1 * count))
     )
+
+
+def test_a_patient_with_most_of_the_images_leaves_few_independent_ones_however_well_they_fit_the_others():
+    groups = np.concatenate([np.zeros(60), np.arange(1, 41)]).astype(int)
+    right = np.concatenate([successes(48, 60), successes(32, 40)])  # the rate is 0.8 in both parts
+
+    found = effective_sample_size(right, groups)
+
+    assert 1 <= found < 20
+
+
+def test_the_auroc_of_a_patient_with_most_of_the_negatives_is_less_certain_than_without_a_bias():
+    random, hits = np.random.default_rng(0), successes(25, 125)
+    scores, groups = random.normal(size=125) + 1.5 * hits, own_groups(125)
+    groups[65:] = 65  # 60 of 100 negatives
+
+    (area, influence), own = (
+        auroc_influence([(scores, hits)], groups),
+        auroc_influence([(scores, hits)], own_groups(125)),
+    )
+
+    below = (scores[hits][:, None] > scores[65:]).mean()
+    shares = np.array([0.6] + [0.01] * 40)
+    factor = 1 / np.sqrt(1 - 2 * 0.6 + np.square(shares).sum())
+    assert area == own[0]
+    assert influence[65] == pytest.approx(0.6 * (below - area) * factor)
 
 
 def test_a_wider_bootstrap_replaces_the_interval_of_the_auroc():

@@ -221,6 +221,37 @@ def test_equally_good_models_differ_significantly_in_5_percent_of_simulations(cl
     assert all(35 <= count <= 65 for count in found.values()), found
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("positives", "negatives"),
+    [
+        ([1] * 10, [1] * 40),
+        ([3] * 8, [3] * 32),
+        ([20] + [1] * 30, [1] * 150),  # one patient has 40 % of the positives
+        ([1] * 25, [60] + [1] * 40),  # one has 60 % of the negatives
+    ],
+)
+def test_equally_good_models_differ_significantly_in_at_most_6_5_percent_of_small_and_unequal_groups(
+    positives, negatives
+):
+    random = np.random.default_rng(0)
+    units = np.repeat(np.arange(len(positives) + len(negatives)), positives + negatives)
+    hits = units < len(positives)
+    found = dict.fromkeys(("accuracy", "accuracy interval", "specificity interval", "auroc"), 0)
+    for _ in range(1000):
+        first, second = correlated(random, hits, units, 2)
+        right = [((scores >= 0.75) == hits).astype(float) for scores in (first, second)]
+        differences = right[1] - right[0]
+        low, high = difference_interval(differences, units)
+        low_negatives, high_negatives = difference_interval(differences[~hits], units[~hits])
+        found["accuracy"] += mcnemar_test(differences, units)[0] < 0.05
+        found["accuracy interval"] += not low <= 0 <= high
+        found["specificity interval"] += not low_negatives <= 0 <= high_negatives
+        found["auroc"] += (auroc_test([(first, hits)], [(second, hits)], hits.astype(int), units)[3] or 1) < 0.05
+
+    assert all(count <= 65 for count in found.values()), found
+
+
 def test_a_single_positive_image_gives_no_interval_of_the_difference_of_aurocs():
     (first, second), _ = random_models(3)
     labels = (np.arange(90) > 0).astype(np.int64)

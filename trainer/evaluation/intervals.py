@@ -16,8 +16,10 @@ the intervals contain the true value.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import beta, rankdata, t
 
@@ -123,21 +125,34 @@ def effective_sample_size(successes: Mask | Floats, units: Labels, *, variance: 
 
     n divided by the design effect, the cluster-robust variance over the binomial variance (Rao & Scott 1992, eq. 2),
     times the ratio of squared t quantiles for the degrees of freedom of samples and of groups (Korn & Graubard 1998,
-    Survey Methodology 24). At most n. If all samples are equal, the design effect cannot be estimated, and samples of a
-    group count as fully dependent.
+    Survey Methodology 24). Groups of unequal sizes have one degree of freedom less than their effective number. At most
+    n, and not less than where samples of a group are fully dependent. If all samples are equal, the design effect
+    cannot be estimated, and they count as that.
     """
-    sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
-    count, number = len(units), len(sizes)
+    members, sizes = np.unique(units, return_inverse=True, return_counts=True)[1:]
+    count, number, dependent = len(units), len(sizes), dependent_sample_size(units)
     if number == count:
         return float(count)
     rate = float(successes.mean())
     binomial = (rate * (1 - rate) if variance is None else variance) / count
     if binomial == 0 or number < FEWEST_GROUPS:
-        return dependent_sample_size(units)
-    sums = np.bincount(np.unique(units, return_inverse=True)[1], weights=successes - rate)
-    robust = number / (number - 1) * float(np.square(sums).sum()) / count**2
-    quantiles = float(t.ppf(1 - TAIL, count - 1) / t.ppf(1 - TAIL, number - 1))
-    return min(float(count), count * binomial / max(robust, binomial) * quantiles**2)
+        return dependent
+    sums = np.bincount(members, weights=successes - rate) * _residual_factor(sizes)
+    robust = float(np.square(sums).sum()) / count**2
+    of_groups, of_effective = t.ppf(1 - TAIL, count - 1) / t.ppf(1 - TAIL, [number - 1, max(1.0, dependent - 1)])
+    least = max(1.0, float((dependent - 1) * of_groups**2))
+    return min(float(count), max(least, float(count * binomial / max(robust, binomial) * of_effective**2)))
+
+
+def _residual_factor(sizes: NDArray[Any]) -> Floats:
+    """Return the factor of each group's sum of deviations from the mean, (groups,), whose square has no bias with it.
+
+    A group pulls the mean to itself, a large one most: a share w of all samples leaves 1 - 2w + sum of all squared
+    shares of the square, if samples of a group are fully dependent. For equal groups that is (groups - 1) / groups.
+    """
+    shares = sizes / sizes.sum()
+    left: Floats = 1 - 2 * shares + np.square(shares).sum()
+    return 1 / np.sqrt(left) if len(sizes) > 1 else np.ones(1)
 
 
 def dependent_sample_size(units: Labels) -> float:
@@ -341,9 +356,9 @@ def _influence(values: Floats, hits: Mask, units: Labels) -> Floats:
     number, area = int(units.max()) + 1, float(values[hits].mean())
     total = np.zeros(number)
     for mask in (hits, ~hits):
-        groups = len(np.unique(units[mask]))
-        sums = np.bincount(units[mask], weights=values[mask] - area, minlength=number)
-        total += sums / mask.sum() * (groups / max(1, groups - 1)) ** 0.5
+        present, members, sizes = np.unique(units[mask], return_inverse=True, return_counts=True)
+        sums = np.bincount(members, weights=values[mask] - area)
+        total[present] += sums / mask.sum() * _residual_factor(sizes)
     return total
 
 

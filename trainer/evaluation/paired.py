@@ -201,10 +201,12 @@ def auroc_test(
 def _freedom(squares: Floats, labels: Labels, units: Labels) -> float:
     """Return the degrees of freedom of a variance that is the sum of `squares` (groups,) (Satterthwaite 1946).
 
-    The classes are the strata; a group counts in the class of its first image.
+    The classes are the strata; a group counts in the class of its first image. Groups of a class count as their
+    effective number.
     """
-    owner = labels[np.unique(units, return_index=True)[1]]
-    parts, groups = np.bincount(owner, weights=squares), np.bincount(owner)
+    owner, sizes = labels[np.unique(units, return_index=True)[1]], np.bincount(units)
+    parts = np.bincount(owner, weights=squares)
+    groups = np.bincount(owner, weights=sizes) ** 2 / np.maximum(np.bincount(owner, weights=sizes**2), 1)
     spread = float((np.square(parts) / np.maximum(groups - 1, 1)).sum())
     return float(parts.sum() ** 2 / spread) if spread > 0 else 1.0
 
