@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from cluster.files import read_json
 from cluster.settings import Settings
@@ -26,7 +27,7 @@ from trainer.evaluation.trial_outputs import (
     write_trial_outputs,
 )
 from trainer.evaluation.weighted_ranking import weighted_values
-from trainer.search import publisher, run
+from trainer.search import choice, publisher, run
 from trainer.search.choice import choose, few_images
 from trainer.search.choice_text import choice_lines
 from trainer.search.journal import TrialJournal, copy_trials
@@ -141,6 +142,42 @@ def test_the_value_of_the_best_of_many_equal_trials_is_corrected_to_that_of_all(
     assert {(one.trials, one.resamples) for one in corrections} == {(20, 1000)}
 
 
+def test_the_corrected_value_of_a_trial_that_is_right_on_all_images_has_the_interval_of_their_number():
+    outputs = {0: outputs_of(first(40, of=40)), 1: outputs_of(first(40, of=40)), 2: outputs_of(first(30, of=40))}
+
+    found = chosen([1.0, 1.0, 0.75], outputs).correction
+
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 40)), 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["accuracy", "auroc", "loss"])
+def test_the_corrected_interval_of_the_best_of_equal_trials_contains_the_truth_in_93_percent(metric, monkeypatch):
+    monkeypatch.setattr(choice, "RESAMPLES", 200)
+    random, labels, shift = np.random.default_rng(0), np.arange(50) % 5 // 4, 3.3
+    far = np.random.default_rng(1).normal(size=400_000) + shift / 2
+    truth = {
+        "accuracy": norm.cdf(shift / 2),
+        "auroc": norm.cdf(shift / 2**0.5),
+        "loss": np.log1p(np.exp(-2 * far)).mean(),
+    }
+    covered = 0
+    for _ in range(100):
+        shared, own = random.normal(size=50), random.normal(size=(14, 50))
+        scores = shift * (labels - 0.5) + 0.7**0.5 * shared + 0.3**0.5 * own
+        outputs = {
+            number: TrialOutputs(logits=np.stack([-one, one], axis=1)[None], labels=labels, units=np.arange(50))
+            for number, one in enumerate(scores)
+        }
+        values = [
+            float(weighted_values(np.ones((1, 50)), one.logits[0], labels, metric)[0]) for one in outputs.values()
+        ]
+        found = chosen(values, outputs, spec_of(best_by=metric)).correction
+        covered += found.low <= truth[metric] <= found.high
+
+    assert covered >= 93
+
+
 def test_the_value_of_a_clear_winner_stays():
     outputs = {0: outputs_of(first(200)), 1: outputs_of(first(380)), 2: outputs_of(first(210))}
 
@@ -198,7 +235,7 @@ def test_the_lines_say_best_value_correction_and_too_few_images():
     assert choice_lines({"choice": choice})[1:] == [
         ("best", "validation accuracy 0.9 of trial 1, the best of 2 trials; corrected for choosing among 2 trials "
          f"{corrected['value']:.4g} (95 % interval {corrected['low']:.4g} to {corrected['high']:.4g})"),
-        ("warning", 'valid has 20 images of "covid", fewer than 100: which trial is best is mostly noise'),
+        ("warning", 'valid has 20 images of "covid", fewer than 100: which trial is best may be mostly chance'),
     ]  # fmt: skip
     assert few_images(spec, INDEX, "valid+test").startswith('valid and test have 20 images of "covid"')
     assert few_images(spec_of(positive="normal"), INDEX, "valid") == ""

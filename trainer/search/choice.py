@@ -7,8 +7,12 @@ model.
 
 The value of the best trial is corrected for the choice as BBC-CV does (Tsamardinos, Greasidou & Borboudakis 2018,
 Machine Learning 107, algorithm 2): in each resample of the images the best trial on the images that are drawn is
-chosen, and its value is taken on those that are not drawn. The mean of these values is the corrected value, and their
-2.5 and 97.5 percentiles are the interval. Groups are drawn whole. The choice of each trial's epoch is not corrected.
+chosen, and its value is taken on those that are not drawn. The mean of these values is the corrected value. Groups are
+drawn whole. The choice of each trial's epoch is not corrected.
+
+The 2.5 and 97.5 percentiles of these values say too little where few images are wrong: of a trial that is right on all
+images they are equal. So the corrected interval also contains that of the best trial's value on all images, as an
+evaluation gives it, whose worse end is moved by the correction.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +22,16 @@ from typing import Any
 import numpy as np
 
 from data_shards.index import ShardIndex
+from trainer.errors import TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
+from trainer.evaluation.calibration import Calibration
+from trainer.evaluation.intervals import Interval
 from trainer.evaluation.trial_outputs import TrialOutputs
 from trainer.evaluation.weighted_ranking import weighted_values
 from trainer.search.choice_text import choice_sentence, correction_sentence, excluded_text, few_images_sentence
 from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
-from trainer.specs.metric import HIGHER_IS_BETTER, loss_of
+from trainer.specs.metric import HIGHER_IS_BETTER, Metric, loss_of
 
 RESAMPLES = 1000
 FEWEST_RESAMPLES = 200
@@ -35,11 +42,11 @@ TWO = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """The value of the best trial, corrected for the choice among `trials`, with its interval."""
+    """The value of the best trial, corrected for the choice among `trials`, with its interval or None."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     trials: int
     resamples: int
 
@@ -145,7 +152,10 @@ def choose(
     values = _resampled(used, spec, groups, on_step) if (needs_all or is_pair_known) and _fit_together(used) else None
     if values is None and is_pair_known:
         reason = "their predictions are not about the same images"
-    correction = _correction(values, spec.best_by) if values is not None and needs_all else None
+    correction = None
+    if values is not None and needs_all:
+        own = _own_interval(used[best.trial], groups, spec)
+        correction = _correction(values, best.value, own, spec.best_by)
     choice = Choice(
         best=best,
         default=default,
@@ -231,8 +241,40 @@ def _resampled(
     }
 
 
-def _correction(values: Mapping[int, _Resampled], metric: str) -> Correction | None:
-    """Return the corrected value: of equal trials in a resample, the one of the lower number is chosen."""
+def _own_interval(outputs: TrialOutputs, groups: Callable[[], Labels], spec: SearchSpec) -> Interval | None:
+    """Return the interval of a trial's value on all images, the mean of those of its trainings, or None."""
+    from trainer.evaluation.objective import objective_of  # noqa: PLC0415 -- it imports torch
+
+    units = groups() if outputs.units is None else outputs.units
+    objective = objective_of(outputs.labels.ndim > 1)
+    found = []
+    for logits in outputs.logits:
+        try:
+            metrics = objective.metrics(
+                objective.probabilities(logits),
+                outputs.labels,
+                classes=tuple(map(str, range(logits.shape[1]))),
+                calibration=Calibration(),
+                positive=None,
+                groups=tuple(map(str, units)),
+                seed=spec.seed,
+            )
+        except TrainerError:  # a logit is not finite, or there is no label
+            return None
+        found.append(metrics["intervals"].get(spec.best_by))
+    if any(interval is None for interval in found):
+        return None
+    low, high = np.mean(found, axis=0)
+    return float(low), float(high)
+
+
+def _correction(
+    values: Mapping[int, _Resampled], claim: float, own: Interval | None, metric: Metric
+) -> Correction | None:
+    """Return the corrected value: of equal trials in a resample, the one of the lower number is chosen.
+
+    `claim` is the best value on all images, `own` its interval.
+    """
     inside, outside = (
         np.stack([getattr(values[number], part) for number in sorted(values)]) for part in ("inside", "outside")
     )
@@ -241,7 +283,15 @@ def _correction(values: Mapping[int, _Resampled], metric: str) -> Correction | N
     found = chosen[np.isfinite(chosen) & np.isfinite(losses.min(axis=0))]
     if len(found) < FEWEST_RESAMPLES // TWO:
         return None
-    low, high = np.percentile(found, [2.5, 97.5])
+    value, (low, high) = float(found.mean()), np.percentile(found, [2.5, 97.5])
+    if own is not None:
+        low, high = min(low, own[0] + min(0.0, value - claim)), max(high, own[1] + max(0.0, value - claim))
+    low, high = max(0.0, float(low)), float(high) if metric == "loss" else min(1.0, float(high))
+    is_interval = low < high
     return Correction(
-        value=float(found.mean()), low=float(low), high=float(high), trials=len(values), resamples=len(found)
+        value=value,
+        low=low if is_interval else None,
+        high=high if is_interval else None,
+        trials=len(values),
+        resamples=len(found),
     )

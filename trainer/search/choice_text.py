@@ -50,17 +50,16 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
     claim = f"{ranked_by} {choice['best_value']:.4g} of trial {choice['best_trial']}, the best of {trials} trials"
     if corrected is None:
         return f"{claim}; not corrected for the choice: {choice['uncorrected']}"
-    return (
-        f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} "
-        f"(95 % interval {corrected['low']:.4g} to {corrected['high']:.4g})"
-    )
+    low, high = corrected["low"], corrected["high"]
+    interval = "too few images for an interval" if low is None else f"95 % interval {low:.4g} to {high:.4g}"
+    return f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} ({interval})"
 
 
 def few_images_sentence(name: str, count: int, split: str, enough: int) -> str:
     """Return the warning that the images that rank the trials are too few."""
     images, where = "image" if count == 1 else "images", split.replace("+", " and ")
     where += " have" if where != split else " has"
-    return f"{where} {count} {images} of {quoted(name)}, fewer than {enough}: which trial is best is mostly noise"
+    return f"{where} {count} {images} of {quoted(name)}, fewer than {enough}: which trial is best may be mostly chance"
 
 
 def choice_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
