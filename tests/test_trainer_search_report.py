@@ -77,6 +77,22 @@ def test_importance_finds_the_only_option_that_matters():
     assert shares["lr"] > 0.5
 
 
+def test_what_two_options_explain_together_is_the_importance_of_neither():
+    spec = search_spec("shards", space={"dropout": {"low": 0.0, "high": 0.5}, "lr": {"low": 0.1, "high": 0.6}})
+    table = TrialTable("loss")
+    for number in range(36):
+        high, wide = number % 6, number // 6
+        config = {"dropout": 0.1 * high, "lr": 0.1 * (1 + wide)}
+        table.add({"event": "started", "trial": number, "config": config})
+        value = float((high > 2) == (wide > 2))  # each option alone says nothing
+        table.add({"event": "epoch", "trial": number, "epoch": 1, "value": value})
+        table.add({"event": "finished", "trial": number, "why": "epochs"})
+
+    shares = importance(table, spec)
+
+    assert sum(shares.values()) < 0.5
+
+
 @pytest.mark.parametrize("changes", [{"value": 0.0}, {"config": {"lr": 9.0, "dropout": 0.1, "head_width": 8}}])
 def test_trials_that_do_not_differ_or_lie_outside_of_the_space_give_no_importance(changes):
     spec, table = search_spec("shards"), TrialTable("loss")

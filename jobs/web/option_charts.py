@@ -63,7 +63,8 @@ def _with_importance(
         chart=importance_bars(shares),
         title="Importance of the options (fANOVA)",
         caption=f"share of the variance of {table.metric} between the {len(complete)} trials that ran all their epochs "
-        f"which each option explains; an estimate by a random forest, shown from {ENOUGH} trials and rough below 30",
+        "which each option alone explains; the rest is of their combinations; an estimate by a random forest, which "
+        f"counts chance between trials too, shown from {ENOUGH} trials and rough below 30",
     )
     return (lines, bars), ""
 

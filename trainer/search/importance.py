@@ -10,10 +10,11 @@ ENOUGH = 4  # complete trials; with fewer, importance is noise
 
 
 def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
-    """Return the share of the variance between trials that each option explains (fANOVA); empty for too few trials,
-    and for trials that do not differ.
+    """Return the share of the variance between trials that each option alone explains (fANOVA); empty for too few
+    trials, and for trials that do not differ.
 
-    fANOVA: Hutter, Hoos and Leyton-Brown, 2014. Only trials that ran all their epochs count.
+    fANOVA: Hutter, Hoos and Leyton-Brown, 2014. Only trials that ran all their epochs count. What combinations of
+    options explain belongs to none of them, so the shares add up to 1 or less.
     """
     complete = complete_trials(table, spec)
     values = {best.value for trial in complete if (best := trial.best(table.metric)) is not None}
@@ -22,7 +23,7 @@ def importance(table: TrialTable, spec: SearchSpec) -> dict[str, float]:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=spec.seed)
     try:
-        shares = optuna.importance.get_param_importances(study_of_trials(spec, table), evaluator=evaluator)
+        shares = evaluator.evaluate(study_of_trials(spec, table))  # `get_param_importances` scales their sum to 1
     except RuntimeError:  # no tree found a difference: the only error of this type that fANOVA raises
         return {}
     return {name: round(float(share), 4) for name, share in shares.items()}

@@ -77,8 +77,9 @@ def search_charts(table: TrialTable, spec: SearchSpec, shares: Mapping[str, floa
     if shares:
         complete = len(complete_trials(table, spec))
         caption = (
-            f"share of the variance between the {complete} trials that ran all their epochs which each option "
-            "explains; an estimate by a random forest, rough below 30 trials"
+            f"share of the variance between the {complete} trials that ran all their epochs which each option alone "
+            "explains; the rest is of their combinations; an estimate by a random forest, which counts chance between "
+            "trials too, rough below 30 trials"
         )
         title = "Hyperparameter importance (fANOVA)"
         found.append(ReportChart(chart=importance_bars(shares), title=title, caption=caption))
