@@ -29,7 +29,7 @@ from tests.test_jobs_compare import predictions_of
 from tests.test_trainer_report_page import report_data
 from tests.trained import lease_in
 from trainer.audit import __main__ as audit_process
-from trainer.audit.audit import Audit, Check, audit
+from trainer.audit.audit import NO_ALARM, Audit, Check, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
 from trainer.audit.page import write_page
@@ -113,7 +113,7 @@ def test_clean_digits_raise_no_alarm(tmp_path):
     found = audited(packed(tmp_path, *digits(0, 4, 7, seed=0)))
 
     assert alarms(found) == set()
-    assert found.sentence.startswith("No alarm: ")
+    assert found.sentence == NO_ALARM
     assert found.checks[0].auroc > 0.98  # the thumbnail shows the subject: no alarm
     assert [(check.auroc, check.low) for check in found.checks if check.name == "image size"] == [(0.5, None)]
 

@@ -34,6 +34,10 @@ EXPLANATIONS = {
 }
 NO_SUBJECT = ("image size", "file format")  # they say nothing about what an image shows
 MARK = "constant mark near the edge"
+NO_ALARM = (
+    "No alarm: these images do not show that the size or format of the files, or a constant mark near the edge, "
+    "classifies them. This does not prove that a model looks at their subject."
+)
 SCORERS = {MARK: mark_scores, "one patch near the edge": best_feature_scores}  # the others: `classifier_scores`
 
 Floats = NDArray[np.float64]
@@ -213,10 +217,7 @@ def _sentence(checks: tuple[Check, ...], classes: int) -> str:
     """Return what the checks mean, in one plain sentence."""
     alarms = [check for check in checks if check.alarm]
     if not alarms:
-        return (
-            "No alarm: neither the size or format of the files nor a constant mark near the edge classifies these "
-            "images. This does not prove that a model looks at their subject."
-        )
+        return NO_ALARM
     first = alarms[0]
     what = first.name[0].upper() + first.name[1:]
     value, of_class = first.auroc, ""
