@@ -3,6 +3,7 @@
 ClusterError
 ├── SettingsError             an environment variable has an invalid value
 ├── StorageError              the storage folder cannot be read or written
+│   └── StorageAway           its folder of runs is not there: the share is not mounted, or its server does not answer
 ├── UnknownRun                no run has that id, name or prefix
 │   └── SeveralRuns           more than one run has that prefix
 ├── NewerVersion              a newer version of Nightshift wrote the run's files
@@ -23,6 +24,10 @@ class SettingsError(ClusterError):
 
 class StorageError(ClusterError):
     """The storage folder cannot be read or written."""
+
+
+class StorageAway(StorageError):
+    """The folder of runs is not there: the share is not mounted, or its server does not answer. No run was deleted."""
 
 
 class UnknownRun(ClusterError):

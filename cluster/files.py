@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from cluster.access import why_not
-from cluster.errors import StorageError
+from cluster.errors import StorageAway, StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
@@ -189,6 +189,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def is_damage(error: StorageError) -> bool:
     """Whether an error of reading a file means that its content is damaged or missing, not that the storage is away."""
     cause = error.__cause__
+    if isinstance(error, StorageAway):
+        return False
     return not isinstance(cause, OSError) or cause.errno in _DAMAGES
 
 

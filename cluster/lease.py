@@ -24,6 +24,7 @@ from cluster import fencing
 from cluster.errors import LeaseLost, StorageError
 from cluster.files import append_line, atomic_folder, atomic_write, is_full, json_bytes, read_json_object, write_json
 from cluster.run_paths import RunPaths
+from cluster.storage_marker import refuse_away
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 30.0  # six missed heartbeats: longer than a typical stall of the storage
@@ -75,9 +76,11 @@ class Lease:
 
         Raises:
             LeaseLost: A newer attempt exists, this one has ended, or it was never claimed.
+            StorageAway: The storage is not mounted.
         """
         lease = cls(paths, attempt)
         if not lease.file.exists():
+            refuse_away(paths.folder.parent)
             raise LeaseLost(f"{paths.run_id}: attempt {attempt} was never claimed")
         lease.check()  # before it: the folder of an attempt that has ended must stay away
         lease.drafts.mkdir(exist_ok=True)  # a job worker of version 0.1.0 claims without it
@@ -227,14 +230,18 @@ class Lease:
         is `cluster.fencing`.
 
         Raises:
-            LeaseLost: A newer attempt owns the run.
+            LeaseLost: A newer attempt owns the run, or the run was deleted.
+            StorageAway: The storage is not mounted, so nothing is known of the run.
         """
         newest = latest_attempt(self.paths)
         if newest > self.attempt:
             raise LeaseLost(f"{self.paths.run_id}: attempt {newest} has taken over from attempt {self.attempt}")
         if _revocation(self.paths, self.attempt).exists():
             raise LeaseLost(f"{self.paths.run_id}: attempt {self.attempt} was marked dead")
-        if not self.file.exists():
+        if self.file.exists():
+            return
+        refuse_away(self.paths.folder.parent)
+        if not self.file.exists():  # again: the storage may have come back just then
             raise LeaseLost(f"{self.paths.run_id}: the run was deleted while attempt {self.attempt} was running")
 
     def _content(self) -> dict[str, Any]:

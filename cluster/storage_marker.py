@@ -1,13 +1,32 @@
-"""`storage.json`: the marker file with the id of a storage. A folder whose share is not mounted does not have it."""
+"""Whether a storage is there: a folder whose share is not mounted has no runs, and no `storage.json` with its id."""
 
 import secrets
 from pathlib import Path
 
 from cluster.access import why_not
-from cluster.errors import StorageError
+from cluster.errors import StorageAway, StorageError
 from cluster.files import locked, read_json, write_json
 
 MARKER = "storage.json"
+
+
+def refuse_away(runs: Path) -> None:
+    """Check that the folder of runs is there, before a file that is missing in it counts as deleted.
+
+    Args:
+        runs: `STORAGE/runs`. Whoever uses a storage creates it.
+
+    Raises:
+        StorageAway: It is not.
+    """
+    try:
+        cause = None if runs.is_dir() else "does not exist"
+    except OSError as error:
+        cause = f"cannot be read ({error.strerror})"
+    if cause:
+        raise StorageAway(
+            f"the storage {runs.parent} cannot be read: {runs} {cause}; mount the share again, or look at its server"
+        )
 
 
 def read_storage_id(storage: Path) -> str | None:

@@ -1,11 +1,12 @@
 """Who owns a run: numbers that only one process can hold, and fences that keep the dead out."""
 
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cluster.errors import LeaseLost
+from cluster.errors import LeaseLost, StorageAway
 from cluster.lease import Lease, heartbeat_changes, heartbeat_is_ours, heartbeat_of, latest_attempt, revoke
 from cluster.run_paths import RunPaths
 
@@ -56,6 +57,34 @@ def test_an_attempt_that_was_declared_dead_stays_fenced_off_though_it_beats(path
 def test_nobody_joins_an_attempt_that_was_never_claimed(paths: RunPaths) -> None:
     with pytest.raises(LeaseLost, match="attempt 1 was never claimed"):
         Lease.join(paths, 1)
+
+
+def test_a_storage_that_is_away_is_not_taken_for_a_run_that_was_deleted(paths: RunPaths, tmp_path: Path) -> None:
+    lease = Lease.claim(paths, after=0)
+    away = paths.storage.rename(tmp_path / "away")
+    paths.storage.mkdir()  # the folder that it was mounted at
+
+    said = []
+    for use in (lease.check, lambda: Lease.join(paths, 1), lambda: lease.append_line(paths.metrics, {"epoch": 1})):
+        with pytest.raises(StorageAway) as caught:
+            use()
+        said.append(str(caught.value))
+    written = list(paths.storage.iterdir())
+    paths.storage.rmdir()
+    away.rename(paths.storage)
+
+    cure = "mount the share again, or look at its server"
+    reason = f"the storage {paths.storage} cannot be read: {paths.storage}/runs does not exist; {cure}"
+    assert (said, written) == ([reason] * 3, [])
+    lease.check()
+
+
+def test_a_run_that_was_deleted_is_said_to_be_deleted(paths: RunPaths) -> None:
+    lease = Lease.claim(paths, after=0)
+    shutil.rmtree(paths.folder)
+
+    with pytest.raises(LeaseLost, match="the run was deleted while attempt 1 was running"):
+        lease.check()
 
 
 def test_life_is_a_beat_that_changes_while_one_watches(paths: RunPaths) -> None:

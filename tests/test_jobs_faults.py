@@ -21,7 +21,7 @@ from cluster.storage_marker import ensure_storage_id
 from jobs.errors import Refused
 from jobs.queue import embedded_redis
 from jobs.queue.queues import waiting
-from jobs.queue.stack import Stack, start_stack
+from jobs.queue.stack import Stack, log_file, start_stack
 from jobs.queue.submit import submit
 from jobs.queue.worker_list import drain, live_workers
 from jobs.runs import state as run_state
@@ -234,7 +234,11 @@ def test_a_storage_that_is_away_during_a_run_costs_one_attempt(settings: Setting
         state = reaches(share.storage, run_id, "succeeded", "failed", "lost")
         after = submit(share, ChainSpec(chain=1))
         reaches(share.storage, after, "succeeded", "failed", "lost")
+        log = log_file(share.storage, 1).read_text()
 
+    assert f"the storage {share.storage} cannot be read: {share.storage}/runs does not exist; mount" in log
+    assert f"the storage {share.storage} is back" in log
+    assert "was deleted" not in log
     assert written == []
     assert (state.state, state.attempt, state.losses) == ("succeeded", 2, 1)
     figures = kills_report.verdict(share.storage, {alone: "chain", run_id: "chain", after: "short"})

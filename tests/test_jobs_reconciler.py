@@ -85,6 +85,43 @@ def test_an_attempt_that_sends_heartbeats_keeps_running_whatever_its_clock_says(
     assert state_of(settings.storage, run_id).state == "running"
 
 
+def test_time_in_which_nobody_looked_does_not_count_against_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, clock = ReconcilerMemory(), iter([0.0, 2.0, 62.0, 64.0, 66.0])
+    monkeypatch.setattr("jobs.queue.reconciler.time.monotonic", lambda: next(clock))
+
+    seconds = [memory.seconds_unchanged(memory.beats, "run", 1) for _ in range(4)]
+    changed = memory.seconds_unchanged(memory.beats, "run", 2)
+
+    assert seconds == [0.0, 2.0, 12.0, 14.0]
+    assert changed == 0.0
+
+
+def test_an_attempt_is_watched_anew_after_its_storage_could_not_be_read(
+    settings: Settings, redis: Redis, tmp_path: Path
+) -> None:
+    share = replace(settings, storage=tmp_path / "share")
+    run_id = submit(share, FakeSpec())
+    paths = RunPaths.of(share.storage, run_id)
+    claim_run(paths, "a worker that waits", THIS_MACHINE)
+    memory = ReconcilerMemory()
+    reconcile(share, redis, memory)
+    before = memory.runs()
+
+    away = share.storage.rename(tmp_path / "away")
+    share.storage.mkdir()
+    reconcile(share, redis, memory)
+    during, written = memory.runs(), list(share.storage.iterdir())
+    share.storage.rmdir()
+    away.rename(share.storage)
+
+    assert (before, during, written) == ({run_id}, set(), [])
+    assert list(memory.warnings.values()) == [
+        f"the storage {share.storage} cannot be read: {share.storage}/runs does not exist; mount the share again, or "
+        "look at its server"
+    ]
+    assert reconcile(share, redis, memory) == []
+
+
 def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
     taken(redis)

@@ -1,6 +1,8 @@
 """A folder whose share is not mounted takes no run."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,18 @@ def test_doctor_and_a_job_worker_say_that_the_share_is_not_mounted(
     assert list(unmounted.storage.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("schedule", "add", "nightly", "0 20 * * *", "train"), ("reconcile",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("schedule", "add", "nightly", "0 20 * * *", "train"),
+        ("reconcile",),
+        ("list",),
+        ("list", "--json"),
+        ("list", "--state", "running"),
+        ("ui", "--port", "0"),
+    ],
+    ids=" ".join,
+)
 def test_no_command_takes_an_unmounted_share_for_an_empty_storage(
     unmounted: Settings, shards: str, say: Say, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
@@ -105,6 +118,57 @@ def test_no_command_takes_an_unmounted_share_for_an_empty_storage(
     assert (code, out) == (1, "")
     assert "is not the storage of this queue" in err
     assert list(unmounted.storage.iterdir()) == []
+
+
+def test_no_command_says_of_a_run_that_it_does_not_exist_while_the_share_is_not_mounted(
+    unmounted: Settings, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(unmounted.storage))
+
+    said = [say(*words) for words in (("show", "night"), ("logs", "night"), ("cancel", "night"), ("wait", "night"))]
+
+    cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
+    line = f"Error: no run has the id or name 'night': {unmounted.storage} has no runs at all; {cure}\n"
+    assert said == [(1, "", line)] * 4
+
+
+def test_a_new_storage_of_a_new_queue_has_no_runs(
+    share: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(share.storage))
+    redis.flushall()
+
+    code, _, err = say("list")
+
+    assert (code, err) == (0, "no runs; `nightshift train SHARDS` submits one\n")
+
+
+def test_a_list_of_a_storage_without_runs_says_that_redis_cannot_be_asked(
+    share: Settings, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(share.storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    code, out, err = say("list")
+
+    assert (code, out) == (1, "")
+    assert "Redis at redis://127.0.0.1:1 does not answer" in err
+
+
+def test_a_stack_restarts_nothing_while_its_storage_is_away(settings: Settings, tmp_path: Path) -> None:
+    share = replace(settings, storage=tmp_path / "share")
+    with start_stack(share, 1, worker_command=(sys.executable, "-c", "")) as stack:
+        stack.workers[0].wait()
+        away = share.storage.rename(tmp_path / "away")
+        share.storage.mkdir()
+        stack.restart_ended()
+        left, written = stack.workers[0].poll(), list(share.storage.iterdir())
+        share.storage.rmdir()
+        away.rename(share.storage)
+        stack.restart_ended()
+        after = stack.workers[0].wait()
+
+    assert (left, written, after) == (0, [], 0)
 
 
 def test_no_stack_starts_on_an_unmounted_share(unmounted: Settings) -> None:

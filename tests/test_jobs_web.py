@@ -408,6 +408,19 @@ def test_an_address_that_leads_nowhere_is_one_clear_line(client, path, status, t
     assert (answer.status, text in answer.text) == (status, True), answer.text
 
 
+def test_a_page_whose_storage_is_away_does_not_say_that_there_are_no_runs(client, settings, tmp_path):
+    run_id = submit(settings, FakeSpec())
+    away = settings.runs.rename(tmp_path / "away")
+
+    answers = [client.get(path) for path in ("/", "/models", f"/runs/{run_id}")]
+    away.rename(settings.runs)
+
+    assert [answer.status for answer in answers] == [503] * 3
+    reason = f"the storage {settings.storage} cannot be read: {settings.runs} does not exist; mount the share again"
+    assert all(reason in answer.text for answer in answers)
+    assert client.get("/").status == 200
+
+
 def test_a_damaged_run_is_in_the_list_and_its_page_says_the_cure(client, settings):
     damaged, good = queued(settings), queued(settings)
     damaged.state.write_text("{")

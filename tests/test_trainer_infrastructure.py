@@ -275,6 +275,29 @@ def test_an_error_while_the_storage_is_away_is_no_fault_of_the_run(tmp_path, err
     assert (code, list(storage.iterdir())) == (ExitCode.WORKERS_LOST, [])
 
 
+def test_a_trainer_that_starts_while_the_storage_is_away_is_started_again(tmp_path):
+    storage = tmp_path / "storage"
+    paths = lease_in(storage / "runs" / "run").paths
+    storage.rename(tmp_path / "away")
+    storage.mkdir()
+
+    assert trainer_main.main([str(paths.folder), "--attempt", "1"]) == ExitCode.WORKERS_LOST
+
+
+@pytest.mark.parametrize(
+    ("why", "code"), [(errno.ENOSPC, ExitCode.STORAGE_FULL), (errno.EIO, ExitCode.WORKERS_LOST)], ids=["full", "gone"]
+)
+def test_a_storage_that_takes_no_error_is_called_full_only_if_it_is(tmp_path, monkeypatch, why, code):
+    def refuse(_lease, _path, _value):
+        raise OSError(why, os.strerror(why))
+
+    lease = lease_in(tmp_path)
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease, settings=Settings(storage=tmp_path))
+    monkeypatch.setattr(type(lease), "write_json", refuse)
+
+    assert trainer_main._handle_error(attempt, ShardError("shards does not exist")) == code
+
+
 def test_the_error_of_a_run_that_was_deleted_is_not_that_of_its_storage(tmp_path):
     lease = lease_in(tmp_path / "runs" / "run")
     attempt = Attempt(paths=lease.paths, lease=lease, settings=Settings(storage=tmp_path))

@@ -16,13 +16,14 @@ from typing import Any
 from cluster import stack_dumps
 from cluster.access import restrict_umask
 from cluster.cluster_version import record_cluster_version
-from cluster.errors import ClusterError, NewerVersion, StorageError
+from cluster.errors import ClusterError, NewerVersion, StorageAway, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
 from cluster.process_env import set_local_ray_environment
 from cluster.process_exit import end_process
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
+from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.ray_fork_server import start_fork_server
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())
     except (ClusterError, OSError) as error:
         logger.error("%s", error)
-        return ExitCode.USAGE
+        return ExitCode.WORKERS_LOST if isinstance(error, StorageAway) else ExitCode.USAGE
     try:
         spec = read_spec(attempt.paths.spec)
         if attempt.settings.ray_address is None:
@@ -121,7 +122,7 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
         attempt.fail(error)
     except OSError as write_error:
         logger.error("error.json cannot be written: %s", write_error)
-        return ExitCode.STORAGE_FULL
+        return ExitCode.STORAGE_FULL if is_full(write_error) else ExitCode.WORKERS_LOST
     if isinstance(error, InfrastructureError):
         return ExitCode.WORKERS_LOST
     if isinstance(error, NewerVersion):
@@ -132,12 +133,10 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
 def _storage_away(paths: RunPaths) -> InfrastructureError | None:
     """Return an error if the storage is away: its files look as if somebody had deleted them."""
     try:
-        is_there = paths.folder.parent.is_dir()
-    except OSError:
-        is_there = False
-    if is_there:
-        return None
-    return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
+        refuse_away(paths.folder.parent)
+    except StorageAway:
+        return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
+    return None
 
 
 def _storage_full(error: Exception) -> StorageError | None:

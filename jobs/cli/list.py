@@ -1,4 +1,4 @@
-"""`nightshift list`: read from the run folders, so it works without Redis."""
+"""`nightshift list`: read from the run folders, so it works without Redis, which is asked only if there is none."""
 
 import json
 from collections.abc import Sequence
@@ -62,6 +62,10 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     storage, wanted = settings.storage, Filter(owner=settings.owner if mine else None, **given)
     index = RunIndex(storage, _announce)
     rows = [(found, running_progress(storage, found)) for found in islice(index.states(wanted), limit)]
+    if settings.redis_url and not settings.runs.exists():
+        from jobs.queue.storage_check import refuse_unmounted  # noqa: PLC0415 - redis takes longer than a list
+
+        refuse_unmounted(settings)
     if as_json:
         click.echo(json.dumps([entry_json(found, progress) for found, progress in rows], indent=2))
     else:

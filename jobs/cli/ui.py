@@ -43,8 +43,10 @@ def ui(*, is_read_only: bool, **address: Any) -> None:
     """
     # --help does not wait for these.
     from jobs.cli.fork import submit_fork  # noqa: PLC0415
+    from jobs.queue.storage_check import refuse_unmounted  # noqa: PLC0415
     from jobs.web.server import Listen, serve  # noqa: PLC0415
 
     settings = Settings.read()
+    refuse_unmounted(settings)
     settings = settings.with_storage_readable() if is_read_only else settings.with_storage_ready()
     serve(settings, Listen(**address), fork=submit_fork, is_read_only=is_read_only, on_start=click.echo)

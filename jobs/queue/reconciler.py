@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import redis
 
-from cluster.errors import ClusterError, UnknownRun
+from cluster.errors import ClusterError, StorageAway, UnknownRun
 from cluster.launch import THIS_MACHINE
 from cluster.lease import heartbeat_of
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
+from cluster.storage_marker import refuse_away
 from jobs.queue import queues
 from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.schedules import submit_due
@@ -31,15 +32,25 @@ log = logging.getLogger("nightshift.reconciler")
 TICK_SECONDS = 2.0
 STUCK_SECONDS = 60.0  # a run that a worker took and has not started for this long was dropped
 FULL_EVERY_SECONDS = 60.0
+LONGEST_LOOK_SECONDS = 10.0  # a longer time between two looks counts as this: a heartbeat may have come and waited, too
 TOO_NEW_SECONDS = 600.0  # between two tries of a run that is too new: the cluster may have been updated
 
 
 @dataclass
 class Observation:
-    """The last value of something that should change, and since when it has it, by this process's monotonic clock."""
+    """The last value of something that should change, by this process's monotonic clock.
+
+    Attributes:
+        value: The value.
+        since: When it was first seen.
+        seen: When it was last seen.
+        unseen_seconds: Of the time between them, how long nobody looked: the storage or this process stood still.
+    """
 
     value: object
     since: float
+    seen: float
+    unseen_seconds: float = 0.0
 
 
 @dataclass
@@ -81,10 +92,13 @@ class ReconcilerMemory:
             group.pop(run_id, None)
 
     def seconds_unchanged(self, known: dict[str, Observation], key: str, value: object) -> float:
-        """Return how many seconds `value` has not changed."""
-        if key not in known or known[key].value != value:
-            known[key] = Observation(value, time.monotonic())
-        return time.monotonic() - known[key].since
+        """Return for how many seconds `value` was seen not to change."""
+        now, last = time.monotonic(), known.get(key)
+        if last is None or last.value != value:
+            last = known[key] = Observation(value, now, now)
+        last.unseen_seconds += max(0.0, now - last.seen - LONGEST_LOOK_SECONDS)
+        last.seen = now
+        return now - last.since - last.unseen_seconds
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,7 @@ def _reconcile_run(  # noqa: PLR0917
         run_state.forget_unpublished_draft(paths)
         memory.forget(paths.run_id)
     except (ClusterError, OSError) as error:
+        memory.beats.pop(paths.run_id, None)  # its heartbeat was not seen: the storage may be away
         memory.warn_once(paths.run_id, str(error))
     except redis.RedisError:
         raise
@@ -203,7 +218,8 @@ class QueueSnapshot:
         if known is None or known.value != self.versions:
             return self.versions <= {state.too_new_for}
         if seconds > TOO_NEW_SECONDS:
-            memory.too_new[state.id] = Observation(self.versions, time.monotonic())
+            memory.too_new.pop(state.id)
+            memory.seconds_unchanged(memory.too_new, state.id, self.versions)
             return False
         return True
 
@@ -258,10 +274,20 @@ def _release_watch(paths: RunPaths, state: RunState, memory: ReconcilerMemory, w
 
 def reconciler_thread(settings: Settings, name: str) -> LeaderLock:
     """Return the thread that reconciles while job workers work; every `FULL_EVERY_SECONDS` it looks at every run."""
-    memory, last_full = ReconcilerMemory(), float("-inf")
+    memory, last_full, is_away = ReconcilerMemory(), float("-inf"), False
 
     def reconcile_and_submit(connection: redis.Redis) -> None:
-        nonlocal last_full
+        nonlocal memory, last_full, is_away
+        try:
+            refuse_away(settings.runs)
+        except StorageAway as error:
+            if not is_away:
+                log.warning("%s; no run is queued, started or marked dead meanwhile", error)
+            memory, last_full, is_away = ReconcilerMemory(), float("-inf"), True
+            return
+        if is_away:
+            log.warning("the storage %s is back", settings.storage)
+            is_away = False
         every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
         last_full = time.monotonic() if every_run else last_full
         if every_run:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster import guard
+from cluster.errors import StorageAway
 from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
+from cluster.storage_marker import refuse_away
 from jobs.errors import StackError
 from jobs.queue import embedded_redis
 from jobs.queue.connection import connect
@@ -49,9 +51,15 @@ class Stack:
     def restart_ended(self) -> None:
         """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly.
 
+        While the storage is away nothing is started: the files of the embedded Redis may be on it.
+
         Raises:
             StackError: A job worker ended for the third time within a minute; another start would not help.
         """
+        try:
+            refuse_away(self.settings.runs)
+        except StorageAway:
+            return
         if self.server is not None and not self.server.is_alive:
             # At its old address.
             self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)

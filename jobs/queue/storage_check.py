@@ -6,6 +6,7 @@ from cluster.errors import StorageError
 from cluster.settings import Settings
 from cluster.storage_marker import MARKER, ensure_storage_id, read_storage_id
 from jobs.errors import QueueUnreachable
+from jobs.queue.connection import connect
 
 KEY = "nightshift:storage"  # the id of the storage that all clients of this Redis use
 
@@ -47,3 +48,18 @@ def refuse_other_storage(settings: Settings, connection: redis.Redis) -> None:
         f"{settings.storage} is not the storage of this queue, whose id is {known}: {reason}; mount the shared storage "
         f"there or correct NIGHTSHIFT_STORAGE (if the storage was replaced on purpose, delete the key {KEY} in Redis)"
     )
+
+
+def refuse_unmounted(settings: Settings) -> None:
+    """Ask the queue's Redis about a storage without a folder of runs: it is new, or a share that is not mounted.
+
+    Raises:
+        StorageError: Redis knows another storage.
+        QueueUnreachable: Redis does not answer, so nobody knows.
+    """
+    if settings.redis_url is None or settings.runs.exists():
+        return
+    try:
+        refuse_other_storage(settings, connect(settings))
+    except redis.RedisError as error:
+        raise QueueUnreachable(f"Redis went away ({error}); repeat the command when it is back") from error

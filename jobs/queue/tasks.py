@@ -197,7 +197,7 @@ class _AttemptWatcher:
             self.lease.check()
             if not self.running.sends_own_heartbeat:
                 self.lease.heartbeat()
-        except OSError as error:  # a pause of the storage is no reason to end a run
+        except (OSError, StorageError) as error:  # a pause of the storage is no reason to end a run
             log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, error)
 
     def _check_time_limits(self, seconds: float) -> None:

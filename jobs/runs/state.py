@@ -18,6 +18,7 @@ from typing import Any, Literal
 from cluster.errors import SeveralRuns, StorageError, UnknownRun
 from cluster.files import is_damage, locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
+from cluster.storage_marker import refuse_away
 from jobs.runs import names, webhook_outbox
 from jobs.runs.drafts import is_submitted_or_in_progress
 
@@ -171,12 +172,14 @@ def read_state(paths: RunPaths) -> RunState:
 
     Raises:
         UnknownRun: The run does not exist.
+        StorageAway: The storage is not mounted.
         StorageError: Its `state.json` is missing, damaged or cannot be read.
     """
     cure = f"`nightshift delete --force {paths.run_id}` deletes the run"
     if not paths.state.exists():
         if paths.folder.is_dir():
             raise StorageError(f"{paths.state} does not exist; {cure}")
+        refuse_away(paths.folder.parent)
         raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
     try:
         state = RunState.from_json(read_json_object(paths.state))
@@ -241,9 +244,11 @@ def changing(paths: RunPaths) -> Iterator[RunState]:
 
     Raises:
         UnknownRun: The run does not exist.
+        StorageAway: The storage is not mounted.
         StorageError: Another process has held the lock for `LOCK_SECONDS`: it is stopped, so only this run waits.
     """
     if not paths.folder.is_dir():
+        refuse_away(paths.folder.parent)
         raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
     with locked(paths.lock, patience=LOCK_SECONDS):
         yield read_state(paths)
@@ -336,6 +341,9 @@ def find(storage: Path, text: str) -> RunPaths:
         raise SeveralRuns(
             f"{len(matches)} run ids begin with {text!r}, such as {matches[0]} and {matches[1]}; give more of the id"
         )
+    if not (storage / "runs").is_dir():
+        cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
+        raise UnknownRun(f"no run has the id or name {text!r}: {storage} has no runs at all; {cure}")
     close = names.close_name(storage, text)
     cure = f"did you mean {close}?" if close else "`nightshift list` shows them"
     if RUN_ID.fullmatch(text) and not close:

@@ -22,9 +22,10 @@ from starlette.staticfiles import StaticFiles
 
 import trainer.report
 from cluster.access import unreadable
-from cluster.errors import ClusterError, InsufficientResources, UnknownRun
+from cluster.errors import ClusterError, InsufficientResources, StorageAway, UnknownRun
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
@@ -126,6 +127,7 @@ class _Handlers:
 
     def _runs(self, request: Request) -> Response:
         found = overview(self.page.index, request.query_params)
+        refuse_away(self.settings.runs)  # last: a storage that is away looks like one without runs
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
     async def run(self, request: Request) -> Response:
@@ -154,6 +156,7 @@ class _Handlers:
 
     def models(self, request: Request) -> Response:
         found = named_models(self.storage)
+        refuse_away(self.settings.runs)
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
 
     async def queue(self, request: Request) -> Response:
@@ -304,6 +307,7 @@ def _status(error: Exception) -> int:
     if isinstance(error, HTTPException):
         return error.status_code
     codes = {UnknownRun: NOT_FOUND, NotAllowed: NOT_ALLOWED, InvalidOption: WRONG, Refused: CONFLICT,
-             QueueUnreachable: UNAVAILABLE, SpecError: WRONG, CheckpointError: CONFLICT, ModelMismatch: CONFLICT,
-             WeightsError: CONFLICT, ShardError: CONFLICT, InsufficientResources: CONFLICT}  # fmt: skip
+             QueueUnreachable: UNAVAILABLE, StorageAway: UNAVAILABLE, SpecError: WRONG, CheckpointError: CONFLICT,
+             ModelMismatch: CONFLICT, WeightsError: CONFLICT, ShardError: CONFLICT,
+             InsufficientResources: CONFLICT}  # fmt: skip
     return next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
