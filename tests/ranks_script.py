@@ -3,16 +3,20 @@
 import json
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.test_trainer_step_budget import FEATURES, head, loop_of
 from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Head
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.training.micro_batching import accumulate_gradients
+from trainer.training.train_state import TrainState
 
 SIZES = (5, 4)  # of the ranks' parts of one step of 9 samples
 
@@ -24,13 +28,13 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     rows, labels = torch.randn(9, 1280, generator=generator), torch.arange(9) % 3
-    alone = gradients(rows, labels, parallel=False)
-    alone_at_once = gradients(rows, labels, parallel=False, kept=True)
+    alone = gradients(rows, labels)
+    alone_at_once = gradients(rows, labels, kept=True)
     dist.init_process_group("gloo")
     process_group = ProcessGroup(rank, 2, torch.device("cpu"))
     mine = slice(0, 5) if rank == 0 else slice(5, 9)
-    together = gradients(rows[mine], labels[mine], parallel=True)
-    in_parts = gradients(rows[mine], labels[mine], parallel=True, micro_batches=2, kept=True)
+    together = gradients(rows[mine], labels[mine], distribute=DistributedDataParallel)
+    in_parts = gradients(rows[mine], labels[mine], distribute=DistributedDataParallel, micro_batches=2, kept=True)
     gather_rows = process_group.gather_rows(torch.arange(mine.start, mine.stop).double().unsqueeze(1))
     found = {
         "total": process_group.all_reduce_sum(1.0, float(rank)),
@@ -40,30 +44,68 @@ def main() -> None:
         "gradient_error": largest_error(together["gradients"], alone["gradients"]),
         "parts_error": largest_error(in_parts["gradients"], alone_at_once["gradients"]),
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
+        "bf16": bf16_gradients(process_group, rows[mine], labels[mine], alone["gradients"]),
         "gradient_scale": max(float(value.abs().max()) for value in alone["gradients"].values()),
     }
     dissolved = process_group.dissolved()
     if rank == 0:  # the other rank ends
-        again = gradients(rows, labels, parallel=False)
+        again = gradients(rows, labels)
         found["dissolved"] = [dissolved.world_size, dissolved.is_whole]
         found["error_after"] = largest_error(again["gradients"], alone["gradients"])
         print(json.dumps(found))
 
 
-def gradients(rows, labels, *, parallel, micro_batches=1, kept=False):
+def gradients(rows, labels, *, distribute=None, micro_batches=1, kept=False):
     """Return the gradients and running statistics of one step, weighted as the loop weighs it."""
     torch.manual_seed(1)
     head = Head(3, 16, dropout=0.0).train(not kept)
-    model = DistributedDataParallel(head) if parallel else head
+    model = distribute(head) if distribute else head
     step = DeviceBatch(rows, labels, torch.arange(len(rows)), images=9)
     accumulate_gradients(
-        model, step, loss_weight=(2 if parallel else 1) / 9, class_weights=None, micro_batches=micro_batches
+        model, step, loss_weight=(2 if distribute else 1) / 9, class_weights=None, micro_batches=micro_batches
     )
     norms = [module for module in head if isinstance(module, SyncBatchNorm1d)]
     return {
         "gradients": {name: parameter.grad for name, parameter in head.named_parameters()},
         "statistics": {str(n): torch.cat([norm.running_mean, norm.running_var]) for n, norm in enumerate(norms)},
     }
+
+
+def bf16_gradients(process_group, rows, labels, expected):
+    """Return what sending gradients as bfloat16 changes in them, and in the trainings of a head."""
+    sends = replace(process_group, sends_bf16=True)
+    sent = gradients(rows, labels, distribute=partial(sends.distributed, in_bf16=True))["gradients"]
+    found = {
+        "exact": trained(process_group, "bf16"),
+        "sent": trained(sends, "bf16"),
+        "fp32": trained(sends, "fp32"),
+        "exact fp32": trained(process_group, "fp32"),
+    }
+    weights = found["sent"][1]
+    return {
+        "are_bfloat16": all(torch.equal(value, value.bfloat16().float()) for value in sent.values()),
+        "error": largest_error(sent, expected),
+        "losses": {name: loss for name, (loss, _) in found.items()},
+        "ranks_differ": process_group.all_reduce_sum(largest_error(weights, of_rank_zero(weights)))[0],
+    }
+
+
+def trained(process_group, precision):
+    """Train a head for an epoch of three steps; return the sum of the losses and the weights."""
+    torch.manual_seed(2)
+    module = head()
+    torch.manual_seed(3 + process_group.rank)
+    loop = loop_of(module, FEATURES, rank=process_group.rank, world_size=2)
+    state = replace(loop, process_group=process_group, precision=precision).train_epoch(TrainState())
+    return state.loss_sum, module.state_dict()
+
+
+def of_rank_zero(weights):
+    """Return the weights of rank 0, on every rank."""
+    found = {name: value.clone() for name, value in weights.items()}
+    for value in found.values():
+        dist.broadcast(value, src=0)
+    return found
 
 
 def largest_error(found, expected):

@@ -3,10 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import ray.train.torch
+import torch
 
 from tests.stack import free_port
+from trainer.distributed.process_group import ProcessGroup
+
+BF16_ERROR = 2**-7  # relative: a bfloat16 has eight binary digits, and each of two ranks rounds once
 
 GPUS = """
 import ray
@@ -40,6 +46,46 @@ def test_gradients_of_two_unequal_ranks_are_those_of_one_process(found):
 
 def test_gradients_that_two_ranks_add_up_in_parts_are_those_of_one_process_at_once(found):
     assert found["parts_error"] < 1e-5
+
+
+def test_gradients_are_sent_as_bfloat16_by_a_training_in_bf16_whose_group_does_that(found):
+    sent = found["bf16"]
+
+    assert sent["are_bfloat16"]
+    assert 0 < sent["error"] < found["gradient_scale"] * BF16_ERROR
+
+
+def test_losses_of_a_training_that_sends_bfloat16_are_near_those_of_one_that_does_not(found):
+    losses = found["bf16"]["losses"]
+
+    assert losses["sent"] != losses["exact"]
+    assert losses["sent"] == pytest.approx(losses["exact"], rel=BF16_ERROR)
+    assert found["bf16"]["ranks_differ"] == 0.0
+
+
+def test_a_training_in_float32_never_sends_bfloat16(found):
+    losses = found["bf16"]["losses"]
+
+    assert losses["fp32"] == losses["exact fp32"]
+
+
+@pytest.mark.parametrize(
+    ("device", "on_this_machine", "workers", "sends_bf16"),
+    [("cuda", 2, 4, True), ("cuda", 1, 2, True), ("cuda", 4, 4, False), ("cuda", 1, 1, False), ("cpu", 2, 4, False)],
+)
+def test_bfloat16_is_sent_between_the_gpus_of_several_machines(
+    monkeypatch, device, on_this_machine, workers, sends_bf16
+):
+    context = SimpleNamespace(
+        get_world_rank=lambda: 0, get_world_size=lambda: workers, get_local_world_size=lambda: on_this_machine
+    )
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cuda", 0))
+
+    group = ProcessGroup.of_this_worker(on_cpu=device == "cpu")
+
+    assert group.device.type == device
+    assert group.sends_bf16 is sends_bf16
 
 
 def test_running_statistics_of_two_ranks_are_those_of_one_process(found):

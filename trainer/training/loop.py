@@ -151,7 +151,11 @@ class TrainLoop:
     @cached_property
     def model(self) -> nn.Module:
         """The module, in DDP where there are several ranks."""
-        return self.process_group.distributed(self.module, broadcasts_buffers=ranks_differ_in_buffers(self.module))
+        return self.process_group.distributed(
+            self.module,
+            broadcasts_buffers=ranks_differ_in_buffers(self.module),
+            in_bf16=self.precision == "bf16",
+        )
 
     @cached_property
     def _gatherer(self) -> StepGatherer:
