@@ -19,7 +19,7 @@ help:
 	@echo "make docs        the user guide as pages, in build/docs"
 	@echo "make pictures    take the pictures of the user guide again; needs Chromium"
 	@echo "make chart       rebuild the Helm chart k8s/chart from the kustomize manifests"
-	@echo "make sbom        a bill of materials (CycloneDX) of the packages in .venv, in build/sbom.json"
+	@echo "make sbom        a bill of materials (CycloneDX) of the packages in requirements.lock, in build/sbom.json"
 	@echo "make lock        rebuild requirements.lock from pyproject.toml"
 
 install: $(READY)
@@ -66,10 +66,8 @@ pictures: $(READY)
 chart: $(READY)
 	$(BIN)/python -m k8s.make_chart
 
-# uvx runs the tool in an environment of its own, so that it is not among the packages that it lists.
 sbom: $(READY)
-	mkdir -p build
-	$(BIN)/uvx --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-file build/sbom.json $(BIN)/python
+	$(BIN)/python -m k8s.make_sbom build/sbom.json
 	@echo "build/sbom.json"
 
 lock:
