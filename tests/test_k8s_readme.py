@@ -1,3 +1,5 @@
+import copy
+import json
 import re
 import shlex
 
@@ -6,6 +8,7 @@ import pytest
 
 from jobs.cli.main import cli
 from tests.k8s_manifests import K8S, ROOT, Manifest, combinations, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_namespaces import secrets_made
 from tests.k8s_quantities import number
 
 README = (K8S / "README.md").read_text()
@@ -72,6 +75,55 @@ def names_in(manifests: list[Manifest]) -> set[tuple[str, str]]:
 
 
 @needs_kubectl
+def test_every_object_that_a_command_of_kubectl_names_is_rendered():
+    rendering = [*rendered("gpu-small"), *rendered("gpu-small", ["keda", "dashboard", "quota"])]
+    commands = "\n".join(re.findall(r"kubectl -n nightshift ([^`\n]+)", README))
+    kinds = {"deploy": "deployment", "pvc": "persistentvolumeclaim"}
+    named = re.findall(
+        r"\b(deploy|deployment|statefulset|raycluster|scaledjob|resourcequota|pvc)[/ ]([a-z][\w-]*)", commands
+    )
+    redis = one(rendered("gpu-small"), "StatefulSet", "redis")
+    claims = {f"{claim['metadata']['name']}-redis-0" for claim in redis["spec"]["volumeClaimTemplates"]}
+
+    found = {(kinds.get(kind, kind), name) for kind, name in named}
+    parts = {pod.labels["app.kubernetes.io/component"] for pod in pods(rendering)}
+
+    assert found - names_in(rendering) == {("persistentvolumeclaim", name) for name in claims}
+    assert len(found) > 8
+    assert set(re.findall(r"-l app\.kubernetes\.io/component=([\w-]+)", commands)) == {"job-worker"} <= parts
+    assert "secret dashboard" in commands
+    assert "dashboard" in secrets_made()
+
+
+@needs_kubectl
+def test_a_new_token_replaces_the_pods_of_the_ray_cluster_without_deleting_it():
+    """KubeRay replaces them where the annotation of a pod changes; the patch must be accepted and change no more."""
+    (line,) = (line for line in LINES if " patch raycluster ray " in line)
+    words = shlex.split(line)
+    manifests = rendered("gpu-small")
+    cluster = one(manifests, "RayCluster", "ray")
+    before = copy.deepcopy(cluster)
+
+    merge(cluster, json.loads(words[words.index("-p") + 1]))
+
+    template = cluster["spec"]["headGroupSpec"]["template"]
+    assert words[words.index("--type") + 1] == "merge"
+    assert template["metadata"]["annotations"].pop("nightshift/token") == "2"
+    assert cluster == before
+    assert cluster["spec"]["upgradeStrategy"] == {"type": "Recreate"}
+    assert cluster["spec"]["authOptions"]["secretName"] in secrets_made("--only", "ray-token")
+
+
+def merge(target: Manifest, patch: Manifest) -> None:
+    """Apply a JSON merge patch without nulls (RFC 7396)."""
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            merge(target.setdefault(name, {}), value)
+        else:
+            target[name] = value
+
+
+@needs_kubectl
 def test_it_states_what_an_idle_cluster_requests():
     manifests = rendered("gpu-small")
     cores, memory = idle(manifests, "cpu"), idle(manifests, "memory") / 2**30
@@ -124,6 +176,8 @@ def test_it_names_the_driver_and_the_cards_that_the_locked_torch_needs():
         ("the storage is full", "jobs/runs/outcomes.py"),
         ("was lost (", "jobs/runs/outcomes.py"),
         ("no sign of life for ", "jobs/queue/reconciler.py"),
+        ("has no runs at all", "jobs/runs/state.py"),
+        ("the storage /storage cannot be read", "cluster/storage_marker.py"),
         ("waiting for ", "cluster/gpu_lease.py"),
         (" runs running", "jobs/runs/owner_limit.py"),
         ("; RDMA fails", "cluster/gpu_health.py"),
@@ -133,4 +187,4 @@ def test_the_table_of_faults_quotes_what_the_commands_print(message, source):
     table = README.split("## Troubleshooting")[1].split("\n## ")[0]
 
     assert message in table
-    assert message in (ROOT / source).read_text()
+    assert message.replace("/storage", "{runs.parent}") in (ROOT / source).read_text()
