@@ -1,6 +1,7 @@
 """A whole cluster of pods on this machine: Redis with ACL (and TLS), Ray with token auth, a job worker.
 
-Every command, argument, environment, mount and probe comes from the rendered manifests; `k8s_raynode` replaces KubeRay.
+Every command, argument, environment, mount and probe comes from the rendered manifests, but for a shorter drain;
+`k8s_raynode` replaces KubeRay.
 Each pod has its own network with the NetworkPolicies, a read-only root and a random user id.
 """
 
@@ -21,11 +22,13 @@ from tests.k8s_raynode import HEALTH, head_service, ray_command, ray_environment
 from tests.k8s_sandbox import Node, RunningPod
 from tests.test_k8s_pods import open_folder
 from tests.test_k8s_ray_job import files_of
+from trainer.tracking.history import read_epoch_lines
 
 pytestmark = [needs_pods, pytest.mark.slow, pytest.mark.timeout(1800)]
 PLAN = {
     "redis-0": "redis",
     "head-0": "ray-head",
+    "head-1": "ray-head",
     "cpu-0": "ray-worker",
     "cpu-1": "ray-worker",
     "job-worker-0": "job-worker",
@@ -34,6 +37,7 @@ PLAN = {
 }
 TINY = ["--gpus-per-worker", "0", "--weights", "none", "--freeze", "none", "--image-size", "32"]
 RENDER = ["k8s", "render", "train", "/storage/digits", *TINY, "--epochs", "1", "--image", "nightshift:0.1.0"]
+SHORT_DRAIN = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "10"}  # instead of 60: the test waits for its end
 # Few, because two shared cores train 8 images/s.
 FEW_DIGITS = """
 from pathlib import Path
@@ -81,16 +85,17 @@ class Cluster:
         """Start a Ray pod that does not run, as KubeRay does, and return whether it is healthy."""
         pod = self.node.plan[name]
         if not self.runs_now(name):
-            self.node.start(name, ray_command(self.ray, pod), **ray_environment(self.ray, pod, self.node.secrets))
+            environment = {**ray_environment(self.ray, pod, self.node.secrets), **SHORT_DRAIN}
+            self.node.start(name, ray_command(self.ray, pod), **environment)
         return self.pod(name).exec(["python", "-c", STATUS, HEALTH]).stdout == "200\n"
 
     def runs_now(self, name: str) -> bool:
         """Whether a pod was started and has not ended."""
         return any(pod.name == name and pod.holder.poll() is None for pod in self.node.running)
 
-    def submit(self) -> str:
-        """Queue a training of three epochs and return its id once it is in its second."""
-        queued = self.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", "3"])
+    def submit(self, epochs: int = 3) -> str:
+        """Queue a training and return its id once it is in its second epoch."""
+        queued = self.pod("cli-0").exec(["nightshift", "train", "/storage/digits", *TINY, "--epochs", str(epochs)])
         run_id = queued.stdout.strip()
         self.wait_for_epoch(run_id, 2)
         return run_id
@@ -99,6 +104,15 @@ class Cluster:
     def worker(self) -> str:
         """The name of the newest Ray worker that runs."""
         return next(name for name in ("cpu-1", "cpu-0") if self.runs_now(name))
+
+    @property
+    def idle_worker(self) -> str:
+        """The name of a Ray worker that does not run."""
+        return next(name for name in ("cpu-0", "cpu-1") if not self.runs_now(name))
+
+    def epochs(self, run_id: str) -> list[int]:
+        """Return the epochs that a run has logged, each once."""
+        return [line["epoch"] for line in read_epoch_lines(self.runs / run_id / "metrics.jsonl")]
 
     def ended(self, run_id: str, *ray: str) -> dict[str, Any]:
         """Return a run's state when it has ended; until then, restart the job worker and these Ray pods if they end."""
@@ -217,6 +231,58 @@ def test_a_run_goes_on_while_redis_restarts(cluster, job_worker):
     wait_until(lambda: cluster.pod("cli-0").exec(["nightshift", "queue", "show"]).returncode == 0, "Redis answers")
 
     assert (state["state"], state["attempt"], state["losses"]) == ("succeeded", 1, 0), log_of(cluster, run_id)
+
+
+def test_a_run_whose_node_is_drained_goes_on_elsewhere_in_the_same_attempt(cluster, job_worker):
+    """An eviction is a SIGTERM and a grace period, in which Ray tells the training that its node goes."""
+    run_id = cluster.submit(epochs=1000)  # more than it trains until its node is gone, on any machine
+    drained, other = cluster.worker, cluster.idle_worker
+
+    cluster.pod(drained).terminate(seconds=600)
+    trained = len(cluster.epochs(run_id))
+    cluster.start_ray(other)
+    wait_until(lambda: cluster.keep_ray(other) and len(cluster.epochs(run_id)) > trained, "it goes on elsewhere")
+    cancelled = cluster.pod("cli-0").exec(["nightshift", "cancel", run_id])
+    state = cluster.ended(run_id, other)
+
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert (state["state"], state["attempt"], state["losses"]) == ("cancelled", 1, 0), log_of(cluster, run_id)
+    assert cluster.epochs(run_id) == list(range(1, len(cluster.epochs(run_id)) + 1))
+
+
+def test_a_run_whose_storage_goes_away_until_its_attempt_has_ended_goes_on(cluster, job_worker):
+    run_id = cluster.submit()
+    worker, watcher = cluster.worker, cluster.pod("job-worker-0")
+    mounted = [watcher, *(cluster.pod(name) for name in ("head-0", worker, "cli-0"))]
+
+    for pod in mounted:
+        pod.unmount("storage")
+    told = cluster.pod("cli-0").exec(["nightshift", "list"])
+    wait_until(lambda: f"{run_id} is finalized later" in watcher.log, "its trainer has given up")
+    for pod in mounted:
+        pod.mount("storage")
+    state = cluster.ended(run_id, worker)
+
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "is not the storage of this queue" in told.stderr
+    assert (state["state"], state["attempt"], state["losses"]) == ("succeeded", 2, 1), log_of(cluster, run_id)
+    assert cluster.epochs(run_id) == [1, 2, 3]
+    assert "the storage /storage cannot be read: /storage/runs does not exist" in watcher.log
+    assert "was deleted" not in watcher.log
+
+
+def test_a_run_is_tried_again_after_the_head_of_the_permanent_cluster_was_lost(cluster, job_worker):
+    run_id = cluster.submit()
+    worker = cluster.worker  # it ends when it does not find its head
+
+    cluster.pod("head-0").kill()
+    for service in ("ray-head-svc", head_service(cluster.ray)):
+        cluster.node.move_service(service, "head-1")
+    cluster.start_ray("head-1")
+    state = cluster.ended(run_id, "head-1", worker)
+
+    assert (state["state"], state["attempt"], state["losses"]) == ("succeeded", 2, 1), log_of(cluster, run_id)
+    assert cluster.epochs(run_id) == [1, 2, 3]
 
 
 def test_a_job_worker_becomes_ready_serves_metrics_and_stops_on_sigterm(cluster, job_worker):
