@@ -286,6 +286,7 @@ def test_a_comparison_out_of_fold_and_without_a_class_says_so(say_there, setting
     notes = json.loads(say_there("compare", A, B, "--split", "train+valid", "--json")[1])["notes"]
 
     assert notes[0].startswith("note: the figures are out of fold: each image was scored by a head")
+    assert notes[0].endswith("intervals and tests are about other images, not about other folds or seeds")
     assert notes[1] == (
         'note: no shared image is of "covid": means over the classes are without it, and what needs it is undefined'
     )

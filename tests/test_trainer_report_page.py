@@ -259,6 +259,7 @@ def test_only_known_groups_are_said_to_be_in_one_fold(grouped, sentence):
 
     assert sentence in words
     assert "linear fitted on at least 48 images" in words
+    assert "this table does not show that it has learnt more than a linear function of the features" in words
 
 
 def test_predictions_are_read_back_as_they_were_written(tmp_path):

@@ -33,7 +33,8 @@ SPLIT_NOTES = {
     "valid": "models are chosen on the valid split: their figures there are optimistic",
     "train": "models are trained on the train split: their figures there are optimistic, unless they are out of fold",
     BOTH: "the figures are out of fold: each image was scored by a head that was trained without its fold, and the "
-    "models themselves are trained on all of these images",
+    "models themselves are trained on all of these images; intervals and tests are about other images, not about other "
+    "folds or seeds",
 }
 
 

@@ -1,6 +1,6 @@
 """Baselines of a training with a frozen backbone: linear heads on the same features, beside the head that is published.
 
-A head that does no better than a linear function of the features has learnt nothing that they do not show by
+A head that is no better than a linear function of the features is not shown to have learnt more than they show by
 themselves. Nothing is chosen by the baselines, and they are not published; `train --head` publishes one.
 """
 
