@@ -196,6 +196,17 @@ def test_two_perfect_models_may_differ_as_far_as_the_images_allow():
     assert auroc.interval == pytest.approx((0.025 ** (1 / 20) - 1, 1 - 0.025 ** (1 / 20)))
 
 
+def test_a_model_that_ranks_all_images_wrong_is_worse_than_one_that_ranks_them_right():
+    labels, right = np.repeat([0, 1], 20), np.linspace(0, 1, 40)
+    models = [np.stack([1 - s, s], axis=1) for s in (right, right[::-1])]
+    first, second = (ModelScores(probabilities=p, predicted=p.argmax(axis=1)) for p in models)
+
+    auroc = paired_figures(first, second, labels, np.arange(40), positive=1)[-1]
+
+    assert auroc.difference == -1.0
+    assert auroc.interval == pytest.approx((-1.0, 1 - 2 * 0.025 ** (1 / 20)))
+
+
 def test_a_split_of_one_class_leaves_the_other_figures_undefined():
     (first, second), _ = random_models(3)
 

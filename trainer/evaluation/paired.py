@@ -257,17 +257,16 @@ def _auroc(
     area_first, area_second, interval, p, test = auroc_test(scored[0], scored[1], labels, units)
     if any(fewest_groups(hits, units) < FEWEST_GROUPS for _, hits in scored[0]):  # one group has no variance
         return PairedFigure(name="auroc", first=area_first, second=area_second)
-    interval = wider(interval, percentile_interval(resampled)) or _perfect_interval(scored, units)
+    interval = wider(interval, percentile_interval(resampled)) or _exact_interval(scored, units)
     return PairedFigure(name="auroc", first=area_first, second=area_second, interval=interval, p=p, test=test)
 
 
-def _perfect_interval(scored: Sequence[Sequence[tuple[Floats, Mask]]], units: Labels) -> Interval | None:
-    """Return the interval where both models rank all images right: each AUROC may be as low as its own bound."""
-    own = [auroc_interval(one, units, np.array([])) for one in scored]
-    if any(interval is None or interval[1] < 1 for interval in own):
+def _exact_interval(scored: Sequence[Sequence[tuple[Floats, Mask]]], units: Labels) -> Interval | None:
+    """Return the interval where each model ranks all images right, or all wrong: from the exact bounds of both."""
+    first, second = (auroc_interval(one, units, np.array([])) for one in scored)
+    if first is None or second is None or any(low > 0 and high < 1 for low, high in (first, second)):
         return None
-    lows = [interval[0] for interval in own if interval is not None]
-    return lows[1] - 1, 1 - lows[0]
+    return second[0] - first[1], second[1] - first[0]
 
 
 def _paired_bootstrap(
