@@ -216,6 +216,21 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
     ]
 
 
+def test_positives_of_fewer_patients_are_said_to_be_of_so_many_groups(tmp_path):
+    hits = np.arange(6) < 4
+    outputs = ModelOutputs(
+        logits=np.where(hits[:, None], [[2.0, 0.0]], [[0.0, 2.0]]), labels=np.where(hits, 0, 1),
+        groups=("a", "a", "b", "", "c", "d"),
+    )  # fmt: skip
+    chosen_from = ChoiceImages(outputs=outputs, chosen_on="valid", data="")
+
+    choice = choose_named(stored(tmp_path), chosen_from, name="new", positive="covid", min_sensitivity=0.9)
+
+    found = choice.classes["covid"].model_dump() | {"positive": "covid"}
+    line = threshold_lines({"threshold_choices": [found]})[1]
+    assert line.startswith('"covid": 4 positives of 3 groups of the valid split can promise at most 0.')
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [

@@ -77,7 +77,9 @@ def _support(choice: Mapping[str, Any]) -> str:
     wanted, bound, positives = (choice.get(key) for key in ("min_sensitivity", "lower_bound", "positives"))
     if wanted is None or bound is None or positives is None:
         return ""
-    can = f"{quoted(choice['positive'])}: {positives} positives of {chosen_on(choice)}"
+    groups = choice.get("groups")
+    of_groups = "" if groups is None or groups >= positives else f" of {groups} groups"
+    can = f"{quoted(choice['positive'])}: {positives} positives{of_groups} of {chosen_on(choice)}"
     shown = f"{math.floor(1000 * bound) / 1000:.3f}"  # rounding up would promise more
     confidence = "95 % confidence (one-sided)"
     if bound >= wanted:

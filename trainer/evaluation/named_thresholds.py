@@ -208,6 +208,7 @@ def _choice(
     classes: tuple[str, ...],
     positive: str,
 ) -> ThresholdChoice:
+    from trainer.evaluation.intervals import group_ids  # noqa: PLC0415 -- takes a second
     from trainer.evaluation.threshold_choice import (  # noqa: PLC0415 -- takes a second
         requested_positives,
         supported_sensitivity,
@@ -231,6 +232,7 @@ def _choice(
         min_sensitivity=own.min_sensitivity,
         sensitivity=float(by_chosen[hits].mean()),
         positives=int(hits.sum()),
+        groups=len(np.unique(group_ids(groups, int(hits.sum())))),
         lower_bound=supported_sensitivity(by_chosen[hits], groups, requested=requested),
         negatives=int(misses.sum()),
         false_positives=int(by_chosen[misses].sum()),

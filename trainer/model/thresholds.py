@@ -35,6 +35,7 @@ class ThresholdChoice(BaseModel):
         min_sensitivity: The sensitivity that was requested.
         sensitivity: The sensitivity reached on these images.
         positives: Images of the class among them.
+        groups: Number of groups (patients or cases) of these.
         lower_bound: The sensitivity that these positives support with at least 95 % confidence, one-sided.
         negatives: The others of these images.
         false_positives: Negatives at or above the threshold.
@@ -51,6 +52,7 @@ class ThresholdChoice(BaseModel):
     min_sensitivity: Share | None = None
     sensitivity: Share | None = None
     positives: Count | None = None
+    groups: Count | None = None
     lower_bound: Share | None = None
     negatives: Count | None = None
     false_positives: Count | None = None
