@@ -248,7 +248,7 @@ def test_doctor_has_a_cure_for_an_answer_of_redis_that_names_none(
 
     monkeypatch.setattr(doctor, name, fail)
 
-    finding, workers = doctor.redis_finding(settings)
+    (finding,), workers = doctor.redis_findings(settings)
 
     assert (finding.ok, workers) == (False, [])
     assert finding.found == "LOADING Redis is loading the dataset in memory"

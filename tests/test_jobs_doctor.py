@@ -10,7 +10,7 @@ from redis import Redis
 
 from cluster.errors import UnknownRun
 from cluster.settings import Settings
-from jobs.cli.doctor import ray_finding, redis_finding
+from jobs.cli.doctor import ray_finding, redis_findings
 from jobs.runs.state import find
 
 
@@ -18,9 +18,9 @@ def test_a_full_redis_is_a_fault(settings: Settings, redis: Redis) -> None:
     redis.config_set("maxmemory-policy", "noeviction")
     redis.config_set("maxmemory", "1")
 
-    full, _ = redis_finding(settings)
+    (full,), _ = redis_findings(settings)
     redis.config_set("maxmemory", "0")
-    emptied, _ = redis_finding(settings)
+    (emptied, _), _ = redis_findings(settings)
 
     assert (full.ok, full.cure) == (False, "raise its maxmemory")
     assert full.found.endswith(" is full, so no run can be queued")
@@ -30,7 +30,7 @@ def test_a_full_redis_is_a_fault(settings: Settings, redis: Redis) -> None:
 def test_a_replica_of_redis_is_a_fault(settings: Settings, redis: Redis) -> None:
     redis.replicaof("127.0.0.1", "1")
 
-    replica, _ = redis_finding(settings)
+    (replica,), _ = redis_findings(settings)
     redis.replicaof("no", "one")
 
     assert (replica.ok, replica.cure) == (False, "name the primary in NIGHTSHIFT_REDIS_URL")

@@ -17,7 +17,7 @@ from redis import AuthenticationError, Redis
 
 from cluster.guard import is_alive
 from cluster.settings import Settings
-from jobs.cli.doctor import redis_finding
+from jobs.cli.doctor import redis_findings
 from jobs.errors import QueueUnreachable, Refused
 from jobs.queue import embedded_redis
 from jobs.queue.connection import refuse_plain, without_password
@@ -70,7 +70,7 @@ def test_doctor_finds_it_and_the_job_workers_that_it_lists(place: Path) -> None:
     with Redis.from_url(embedded_redis.ensure_running(place).url) as connection:
         register(connection, "ours-1", "nightshift-normal")
 
-    finding, workers = redis_finding(Settings(storage=place))
+    (finding, *_), workers = redis_findings(Settings(storage=place))
 
     assert (finding.ok, finding.found) == (True, "the embedded server answers")
     assert [worker.name for worker in workers] == ["ours-1"]

@@ -26,6 +26,7 @@ from jobs.errors import JobError
 from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
 from jobs.queue.connection import connect, without_password
+from jobs.queue.overview import queue_overview, waiting_faults
 from jobs.queue.storage_check import refuse_other_storage
 from jobs.queue.worker_list import WorkerRecord, live_workers
 from trainer.errors import TrainerError
@@ -50,8 +51,8 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     """
     settings = Settings.read()
     findings = check_storage(settings.storage)
-    of_redis, workers = redis_finding(settings)
-    findings += [of_redis, ray_finding(settings), *version_findings(settings, workers)]
+    of_redis, workers = redis_findings(settings)
+    findings += [*of_redis, ray_finding(settings), *version_findings(settings, workers)]
     findings += check_processors()
     findings.append(weights_finding(settings, weights))
     if shards:
@@ -66,10 +67,10 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
-def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
-    """Check that Redis answers, or that the embedded one can be started, and return the job workers that it lists."""
+def redis_findings(settings: Settings) -> tuple[list[CheckResult], list[WorkerRecord]]:
+    """Check Redis, or that the embedded one can be started, and its queues; return also the live job workers."""
     if settings.redis_url is None:
-        return _embedded_finding(settings)
+        return _embedded_findings(settings)
     workers: list[WorkerRecord] = []
     try:
         with connect(settings) as connection:
@@ -77,38 +78,46 @@ def redis_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
             workers = live_workers(connection)
             refuse_other_storage(settings, connection)
             connection.set(PROBE_KEY, 1, ex=1)  # a full server, or a replica, answers too
+            of_queues = _queue_findings(connection)
     except redis.OutOfMemoryError:
         full = f"{without_password(settings.redis_url)} is full, so no run can be queued"
-        return CheckResult(check="Redis", ok=False, found=full, cure="raise its maxmemory"), workers
+        return [CheckResult(check="Redis", ok=False, found=full, cure="raise its maxmemory")], workers
     except redis.ReadOnlyError:
         replica = f"{without_password(settings.redis_url)} is a read-only replica"
-        return CheckResult(
-            check="Redis", ok=False, found=replica, cure="name the primary in NIGHTSHIFT_REDIS_URL"
-        ), workers
+        cure = "name the primary in NIGHTSHIFT_REDIS_URL"
+        return [CheckResult(check="Redis", ok=False, found=replica, cure=cure)], workers
     except StorageError as error:
         cure = "mount the shared storage there or correct NIGHTSHIFT_STORAGE"
-        return CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure), workers
+        return [CheckResult(check="storage", ok=False, found=str(error).partition(";")[0], cure=cure)], workers
     except (JobError, redis.RedisError) as error:
-        return _redis_fault(error, "start it or correct NIGHTSHIFT_REDIS_URL"), workers
+        return [_redis_fault(error, "start it or correct NIGHTSHIFT_REDIS_URL")], workers
     found = f"{without_password(settings.redis_url)}, version {version}"
-    return CheckResult(check="Redis", ok=True, found=found), workers
+    return [CheckResult(check="Redis", ok=True, found=found), *of_queues], workers
 
 
-def _embedded_finding(settings: Settings) -> tuple[CheckResult, list[WorkerRecord]]:
+def _embedded_findings(settings: Settings) -> tuple[list[CheckResult], list[WorkerRecord]]:
     try:
         server = embedded_redis.running(settings.storage)
         if server is None:
             found = f"embedded, started when needed ({_program()})"
-            return CheckResult(check="Redis", ok=True, found=found), []
+            return [CheckResult(check="Redis", ok=True, found=found)], []
     except (JobError, StorageError) as error:
-        return _redis_fault(error, "name another Redis server in NIGHTSHIFT_REDIS_URL"), []
-    workers: list[WorkerRecord] = []
+        return [_redis_fault(error, "name another Redis server in NIGHTSHIFT_REDIS_URL")], []
+    workers, of_queues = list[WorkerRecord](), list[CheckResult]()
     with (
         contextlib.suppress(JobError, redis.RedisError),
         connect(replace(settings, redis_url=server.url)) as connection,
     ):
-        workers = live_workers(connection)
-    return CheckResult(check="Redis", ok=True, found="the embedded server answers"), workers
+        workers, of_queues = live_workers(connection), _queue_findings(connection)
+    return [CheckResult(check="Redis", ok=True, found="the embedded server answers"), *of_queues], workers
+
+
+def _queue_findings(connection: redis.Redis) -> list[CheckResult]:
+    """Check that the queues in which runs wait are open and served."""
+    faults = [fault.partition("; ") for fault in waiting_faults(queue_overview(connection))]
+    return [CheckResult(check="queues", ok=False, found=found, cure=cure) for found, _, cure in faults] or [
+        CheckResult(check="queues", ok=True, found="job workers serve all queues in which runs wait")
+    ]
 
 
 def _redis_fault(error: Exception, otherwise: str) -> CheckResult:

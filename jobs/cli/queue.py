@@ -10,7 +10,7 @@ from jobs.cli.option_groups import json_option
 from jobs.cli.terminal import echo
 from jobs.queue import queues
 from jobs.queue.connection import connect
-from jobs.queue.overview import queue_overview
+from jobs.queue.overview import queue_overview, waiting_faults
 
 
 @click.group(cls=Group)
@@ -33,6 +33,8 @@ def show(as_json: bool) -> None:
         click.echo(f"{line['priority']:<7} {line['waiting']:>5} waiting  {workers}")
     if found["refused"]:
         echo(f"refused {len(found['refused'])} foreign entries, the last: {found['refused'][0]}")
+    for fault in waiting_faults(found):
+        echo(fault)
 
 
 @queue.command(example="nightshift queue pause")

@@ -21,5 +21,5 @@ def retry(run: str) -> None:
     settings = Settings.read()
     state = actions.retry(settings, run_state.find(settings.storage, run))
     click.echo(state.id)
-    text = queued_text(settings, state.id, starts=queues_start_runs(settings))
+    text = queued_text(settings, state.id, starts=queues_start_runs(settings, state.priority))
     click.echo(f"{text} `nightshift logs -f {run_label(state)}` follows it.", err=True)

@@ -25,6 +25,7 @@ from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec, build
 
 NO_WORKER = "No job worker is running; `nightshift up` starts one on this machine."
+OTHER_QUEUES = "No job worker serves the queue {priority}; start one with `nightshift worker`, which serves all queues."
 
 
 @dataclass
@@ -115,7 +116,7 @@ def submit_spec(
         click.echo(run_id)
     elif not waits:
         click.echo(json.dumps({"id": run_id}))
-    starts = queues_start_runs(settings)
+    starts = queues_start_runs(settings, request.priority)
     if waits:
         follow_to_end(settings.storage, run_id, follow, as_json=as_json)
     called = request.name or run_id
@@ -126,21 +127,22 @@ def submit_spec(
     )
 
 
-def queues_start_runs(settings: Settings) -> bool:
-    """Whether a job worker runs and the queues are open; say what is missing."""
+def queues_start_runs(settings: Settings, priority: str) -> bool:
+    """Whether a job worker serves the queue of a priority and the queues are open; say what is missing."""
     with connect(settings) as connection:
-        is_paused, has_worker = queues.is_paused(connection), bool(live_workers(connection))
+        is_paused, workers = queues.is_paused(connection), live_workers(connection)
+    has_worker = any(priority in worker.queues for worker in workers)
     if is_paused:
         click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
     if not has_worker:
-        click.echo(NO_WORKER, err=True)
+        click.echo(OTHER_QUEUES.format(priority=priority) if workers else NO_WORKER, err=True)
     return has_worker and not is_paused
 
 
 def queued_text(settings: Settings, run_id: str, *, starts: bool) -> str:
     """Return a sentence that says when a run that was submitted will start, and what it waits for.
 
-    `starts` says whether queued runs start: a job worker runs and the queues are open.
+    `starts` says whether queued runs start: a job worker serves their queue and the queues are open.
     """
     state = read_state(RunPaths.of(settings.storage, run_id))
     forecast = start_forecast(settings.storage, state)

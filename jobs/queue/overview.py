@@ -25,3 +25,20 @@ def queue_overview(connection: Redis) -> dict[str, Any]:
         ],
         "refused": queues.refused(connection),
     }
+
+
+def waiting_faults(overview: dict[str, Any]) -> list[str]:
+    """Return why runs of `queue_overview` wait without end, each as "fault; cure"."""
+    held = {line["priority"]: line["waiting"] for line in overview["queues"] if line["waiting"]}
+    served = {line["priority"] for line in overview["queues"] if line["workers"]}
+    paused = f"{_run_waits(sum(held.values()))}, and the queues are paused; open them with `nightshift queue resume`"
+    return [paused] * (overview["paused"] and bool(held)) + [
+        f"{_run_waits(count)} in the queue {priority}, which no job worker serves; start one with `nightshift worker`, "
+        "which serves all queues"
+        for priority, count in held.items()
+        if priority not in served
+    ]
+
+
+def _run_waits(count: int) -> str:
+    return "1 run waits" if count == 1 else f"{count} runs wait"

@@ -14,12 +14,12 @@ from jobs.runs.state import PRIORITIES, RunState, age_key, read_state
 
 MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
-NEXT = "next to start, when a job worker is free; `nightshift queue show` counts them"
+NEXT = "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"
 MINUTES = 60  # of an hour
 
 
 def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] | None = None) -> str:
-    """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state.
+    """Return when a queued or scheduled run starts, or for what it waits, after why it was queued again; else empty.
 
     Args:
         storage: The storage.
@@ -29,7 +29,8 @@ def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] |
     if state.state == "queued" and state.too_new_for is not None:
         return state.why or ""
     if state.state == "queued":
-        return _in_the_queue(state, pending_states(storage) if pending is None else pending)
+        forecast = _in_the_queue(state, pending_states(storage) if pending is None else pending)
+        return f"{state.why}; {forecast}" if state.why else forecast
     if state.state != "scheduled":
         return ""
     try:
