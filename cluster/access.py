@@ -19,6 +19,8 @@ CURES = {  # of faults that another folder of the same storage has, too
     errno.ESTALE: "restart what mounts it: the server has another file system now",
     errno.EIO: "repair its disk or its server",
 }
+NO_INODE = "no inode is free in its file system, whatever space it has"
+INODE_CURE = "delete many small files there, or take a file system with more inodes (`df -i`)"
 
 
 def restrict_umask(setting: int | None) -> None:
@@ -53,7 +55,19 @@ def why_not(error: OSError, path: Path, cure: str = "") -> str:
     """
     if error.errno in (errno.EACCES, errno.EPERM):
         return denial(path)
+    if error.errno == errno.ENOSPC and has_no_inode(path):
+        return f"{NO_INODE}; {INODE_CURE}"
     return f"{error.strerror}; {CURES.get(error.errno or 0, cure)}" if cure else str(error.strerror)
+
+
+def has_no_inode(path: Path) -> bool:
+    """Whether the file system of a path, or of the folder that it is to be in, can hold no further file."""
+    place = next((folder for folder in (path, *path.parents) if _exists(folder)), path)
+    try:
+        found = os.statvfs(place)
+    except OSError:  # of a share whose server is gone
+        return False
+    return found.f_files > 0 and found.f_favail == 0  # btrfs counts none
 
 
 def unreadable(error: OSError, place: str) -> str:

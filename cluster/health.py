@@ -75,9 +75,12 @@ def _denied(settings: Settings) -> list[CheckResult]:
 
 
 def _room(folder: Path) -> CheckResult:
-    free = shutil.disk_usage(folder).free
-    cure = None if free >= FREE_BYTES_LEAST else "delete old runs with `nightshift delete ID`, or take a larger disk"
-    return CheckResult(check="free space", ok=cure is None, found=f"{free / 10**9:.1f} GB", cure=cure)
+    disk = shutil.disk_usage(folder)
+    if disk.free >= FREE_BYTES_LEAST:
+        return CheckResult(check="free space", ok=True, found=f"{disk.free / 10**9:.1f} GB")
+    found = f"{disk.free / 10**9:.2f} GB of {disk.total / 10**9:.2f} GB; a run may need {FREE_BYTES_LEAST // 10**9} GB"
+    cure = "delete runs with `nightshift delete ID`, caches with `nightshift cache prune`, or take a larger disk"
+    return CheckResult(check="free space", ok=False, found=found, cure=cure)
 
 
 def _rename(folder: Path) -> CheckResult:

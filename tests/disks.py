@@ -1,6 +1,7 @@
 """A real disk of a few megabytes that tests can fill, if this process may mount file systems."""
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ class SmallDisk:
     def grow(self, megabytes: int) -> None:
         """Make the disk larger, as an administrator would."""
         subprocess.run(["mount", "-o", f"remount,size={megabytes}m", self.folder], check=True)
+
+    def take_inodes(self) -> None:
+        """Leave no inode for another file, whatever space is free."""
+        found = os.statvfs(self.folder)
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={found.f_files - found.f_ffree}", self.folder], check=True)
+
+    def make_read_only(self) -> None:
+        """Refuse writes from now on, as a file server does after a fault."""
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
 
     @property
     def _filling(self) -> Path:

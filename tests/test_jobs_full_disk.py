@@ -218,9 +218,9 @@ def test_a_training_that_fills_its_disk_says_the_cure_and_retry_ends_it(
             ended = reaches(here.storage, run_id, "succeeded", "failed", "lost")
 
         assert failed.why is not None
-        assert (
-            "No space left on device; free space there and retry the run; it resumes from its last valid checkpoint"
-            in failed.why
+        assert " MB) cannot be saved in " in failed.why
+        assert failed.why.endswith(
+            " MB are free; free space there and retry the run; it resumes from its last valid checkpoint"
         )
         assert (failed.state, failed.attempt, failed.losses) == ("failed", 1, 0)
         assert published == (False, False)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from cluster.access import INODE_CURE, NO_INODE
+from tests.disks import small_disk
 from tests.trained import lease_in
 from trainer.errors import CheckpointError
 from trainer.model.checkpoint_folder import (
@@ -115,6 +117,35 @@ def test_a_full_disk_leaves_the_last_valid_checkpoint_and_no_partial_file(tmp_pa
     assert names_in(tmp_path) == ["step-000000001"]
     assert not list(tmp_path.glob("attempts/*.drafts/*"))
     assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 1)
+
+
+def test_a_checkpoint_that_cannot_be_saved_says_how_much_it_needs_and_what_the_disk_lacks(tmp_path):
+    last = "and retry the run; it resumes from its last valid checkpoint"
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        runs = disk.folder / "checkpoints"
+        write(step_folder(runs, 1))
+        lease = lease_in(runs)
+        folder, why = step_folder(runs, 2), []
+        for spoil in (lambda: None, disk.take_inodes, disk.make_read_only):
+            spoil()
+            with pytest.raises(CheckpointError) as error:
+                write_checkpoint_folder(
+                    folder,
+                    lease=lease,
+                    tensors={"model.safetensors": {"weight": torch.ones(500_000)}},
+                    json_files={},
+                    manifest={},
+                )
+            why.append(str(error.value))
+        free = shutil.disk_usage(runs).free / 10**6
+
+    start = f"step-000000002 (2.0 MB) cannot be saved in {runs}"
+    assert why == [
+        f"{start}: No space left on device, {free:.1f} MB are free; free space there {last}",
+        f"{start}: {NO_INODE}; {INODE_CURE} {last}",
+        f"{start}: Read-only file system; mount it writable or repair its server, then restart what mounts it; or "
+        f"correct NIGHTSHIFT_STORAGE {last}",
+    ]
 
 
 def test_writing_a_checkpoint_again_replaces_it(tmp_path):

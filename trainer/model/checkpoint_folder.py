@@ -3,7 +3,9 @@
 Both formats are plain data: reading them cannot run code.
 """
 
+import errno
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cluster.access import has_no_inode, why_not
 from cluster.errors import StorageError
 from cluster.files import read_json, sha256_of, write_json
 from cluster.lease import Lease
@@ -20,6 +23,8 @@ from trainer.model.names import MANIFEST_FILE
 
 VERSION = 1
 CHECKPOINTS_TO_KEEP = 2  # the latest, and the one before it in case the latest is damaged
+
+NOT_SPACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.EIO)
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +55,10 @@ def write_checkpoint_folder(
             files = {file.name: sha256_of(file) for file in sorted(draft.iterdir())}
             write_json(draft / MANIFEST_FILE, {"version": VERSION, "files": files, **manifest})
     except (OSError, SafetensorError) as error:
+        size = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
         raise CheckpointError(
-            f"{folder.name} cannot be saved in {folder.parent}: {_reason(error)}; "
-            "free space there and retry the run; it resumes from its last valid checkpoint"
+            f"{folder.name} ({size / 10**6:.1f} MB) cannot be saved in {folder.parent}: {_fault(error, folder.parent)} "
+            "and retry the run; it resumes from its last valid checkpoint"
         ) from error
 
 
@@ -116,6 +122,15 @@ def remove_old_checkpoints(folder: Path, lease: Lease) -> None:
 
 def _by_step(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
+
+
+def _fault(error: Exception, folder: Path) -> str:
+    """Return why nothing could be written, and the cure."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not has_no_inode(folder):
+        return f"{_reason(error)}, {shutil.disk_usage(folder).free / 10**6:.1f} MB are free; free space there"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, *NOT_SPACE):
+        return why_not(error, folder, "make it writable")
+    return f"{_reason(error)}; free space there"
 
 
 def _reason(error: Exception) -> str:
