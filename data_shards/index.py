@@ -259,6 +259,16 @@ def read_index(location: str) -> ShardIndex:
     return index
 
 
+def find_size_fault(path: Path, shard: Shard) -> str | None:
+    """Return how a shard's size differs from the index, None if they agree; nothing is read.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    size = path.stat().st_size
+    return f"{shard.name} has {size} bytes, the index says {shard.bytes}" if size != shard.bytes else None
+
+
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Write the index atomically; from then on the folder is a data set."""
     write_text_atomic(folder / INDEX_NAME, json.dumps(index.to_json(), indent=1) + "\n")

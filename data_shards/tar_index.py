@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.errors import DamagedShard
-from data_shards.index import Shard
+from data_shards.index import Shard, find_size_fault
 
 BLOCK = 512  # block size of a tar file (POSIX.1-1988, ustar)
 MEMBER = re.compile(r"([0-9]{8})\.(cls|jpg|png|json)")
@@ -78,9 +78,8 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
 def find_byte_fault(path: Path, shard: Shard) -> str | None:
     """Return how a shard's size or sha256 differs from the index, None if they agree."""
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            return f"{shard.name} has {size} bytes, the index says {shard.bytes}"
+        if fault := find_size_fault(path, shard):
+            return fault
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

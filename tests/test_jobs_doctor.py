@@ -1,7 +1,11 @@
 """What `nightshift doctor` says of a Redis that answers but takes nothing, and of an address that is not Ray's."""
 
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
 
@@ -10,7 +14,10 @@ from redis import Redis
 
 from cluster.errors import UnknownRun
 from cluster.settings import Settings
-from jobs.cli.doctor import ray_finding, redis_findings
+from data_shards.errors import DamagedShard
+from data_shards.index import read_index
+from data_shards.read.shard_files import ShardFiles
+from jobs.cli.doctor import ray_finding, redis_findings, shards_finding
 from jobs.runs.state import find
 
 
@@ -84,6 +91,33 @@ def test_an_address_of_another_service_is_told_from_one_that_does_not_exist_or_d
         "http://no-such-host.invalid:8265 has a host name that cannot be resolved",
         "http://127.0.0.1:1 does not answer (Connection refused)",
     ]
+
+
+def test_shards_that_were_cut_off_or_lost_are_faults_with_the_command_that_lists_all(
+    digits_shards: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(digits_shards, tmp_path / "my digits")
+    whole = shards_finding(str(shards))
+    second, first = read_index(str(shards)).of_split("train")[1::-1]
+
+    os.truncate(shards / second.name, 20_000)
+    cut = shards_finding(str(shards))
+    (shards / first.name).unlink()
+    lost = shards_finding(str(shards))
+    with pytest.raises(DamagedShard) as error:
+        ShardFiles(str(shards), read_index(str(shards))).table_of(second)
+
+    listed = f"`nightshift shards verify '{shards}'` lists all damaged shards"
+    assert whole.ok
+    assert (cut.ok, cut.found) == (False, f"{shards}: {second.name} has 20000 bytes, the index says {second.bytes}")
+    assert cut.cure == f"copy it again or pack the data set again; {listed}"
+    assert (lost.ok, lost.found, lost.cure) == (False, f"{shards}: {first.name} is missing", cut.cure)
+    assert re.fullmatch(
+        re.escape(f"{second.name} has 20000 bytes, the index says {second.bytes} (")
+        + f"{second.name}: [^;]*"
+        + re.escape(f"); copy it again or pack the data set again ({listed})"),
+        str(error.value),
+    )
 
 
 def test_an_unknown_id_may_be_a_rayjob_that_has_not_started(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The shards of one data set on this machine: downloaded, checked once, and read by offset."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -118,8 +119,11 @@ class ShardFiles:
             self.cache.drop(shard)
             return self.cache.path_of(self.location, shard)
         found = next(find_sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
-        place = found.text if found else "the change is between its samples"
-        raise DamagedShard(f"{fault} ({place}); copy it again or pack the data set again")
+        place = found.text.partition("; ")[0] if found else "the change is between its samples"
+        raise DamagedShard(
+            f"{fault} ({place}); copy it again or pack the data set again (`nightshift shards verify "
+            f"{shlex.quote(self.location)}` lists all damaged shards)"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import shlex
 import socket
 import sys
 import urllib.error
@@ -18,7 +19,9 @@ from cluster.gpu_health import check_processors
 from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.settings import Settings
-from data_shards.errors import ShardError
+from data_shards.errors import DamagedShard, ShardError
+from data_shards.index import ShardIndex, find_size_fault
+from data_shards.locations import local_folder, shard_path
 from jobs.cli.command import command
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.terminal import echo
@@ -36,7 +39,9 @@ PROBE_KEY = "nightshift:doctor"
 DATA = OptionGroup(
     "Data and model",
     (
-        click.option("--shards", metavar="SHARDS", help="Also check the index of these shards."),
+        click.option(
+            "--shards", metavar="SHARDS", help="Also check the index of these shards and the sizes of local ones."
+        ),
         click.option("--weights", metavar="FILE", help="Also check this weights file."),
     ),
 )
@@ -195,13 +200,31 @@ def weights_finding(settings: Settings, weights: str | None) -> CheckResult:
 
 
 def shards_finding(shards: str) -> CheckResult:
-    """Check the index of a data set."""
+    """Check the index of a data set and, of a local one, the sizes of its shards."""
     try:
         location, index = index_of(shards)
     except (ShardError, ClusterError) as error:
         return CheckResult(check="shards", ok=False, found=str(error), cure="pack them with `nightshift shards pack`")
+    if fault := _size_fault(location, index):
+        cure = (
+            "copy it again or pack the data set again; "
+            f"`nightshift shards verify {shlex.quote(location)}` lists all damaged shards"
+        )
+        return CheckResult(check="shards", ok=False, found=f"{location}: {fault}", cure=cure)
     counts = ", ".join(f"{split} {index.samples_in(split)}" for split in index.splits)
     return CheckResult(check="shards", ok=True, found=f"{location}: {len(index.shards)} shards, {counts}")
+
+
+def _size_fault(location: str, index: ShardIndex) -> str | None:
+    folder = local_folder(location)
+    for shard in index.shards if folder else ():
+        try:
+            fault = find_size_fault(shard_path(location, shard.name), shard)
+        except DamagedShard:
+            return f"{shard.name} is missing"
+        if fault:
+            return fault
+    return None
 
 
 def _program() -> str:
