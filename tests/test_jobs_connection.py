@@ -17,14 +17,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cluster.settings import Settings
+from jobs.cli.doctor import redis_findings
 from jobs.errors import QueueUnreachable
-from jobs.queue.connection import connect
+from jobs.queue.connection import connect, without_password
 
 
 @pytest.fixture
 def over_tls(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
     """The embedded Redis behind a TLS proxy with a self-signed certificate."""
-    certificate, key = certify(tmp_path)
+    with tls_proxy(settings, tmp_path) as behind:
+        yield behind
+
+
+@contextlib.contextmanager
+def tls_proxy(settings: Settings, folder: Path, *, first_day: int = -1, last_day: int = 1) -> Iterator[Settings]:
+    """Serve the embedded Redis over TLS; the certificate is valid between two days, counted from today."""
+    certificate, key = certify(folder, first_day, last_day)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -42,8 +50,13 @@ def test_redis_is_reached_over_tls(over_tls: Settings) -> None:
 
 
 def test_a_certificate_that_the_ca_did_not_sign_is_refused(over_tls: Settings) -> None:
-    with pytest.raises(QueueUnreachable, match="certificate verify failed") as refusal:
+    with pytest.raises(QueueUnreachable, match="this machine does not trust") as refusal:
         connect(replace(over_tls, redis_ca=None))
+
+    assert str(refusal.value) == (
+        f"Redis at {without_password(str(over_tls.redis_url))} has a TLS certificate that this machine does not trust "
+        "(self-signed certificate); name the certificate of its authority in NIGHTSHIFT_REDIS_CA"
+    )
 
     assert ":***" not in str(refusal.value)
     assert str(over_tls.redis_url).split(":")[2].split("@")[0] not in str(refusal.value)
@@ -52,8 +65,48 @@ def test_a_certificate_that_the_ca_did_not_sign_is_refused(over_tls: Settings) -
 def test_a_certificate_of_another_host_is_refused(over_tls: Settings) -> None:
     elsewhere = str(over_tls.redis_url).replace("127.0.0.1", "localhost")
 
-    with pytest.raises(QueueUnreachable, match="does not answer"):
+    with pytest.raises(QueueUnreachable) as refusal:
         connect(replace(over_tls, redis_url=elsewhere))
+
+    assert str(refusal.value) == (
+        f"Redis at {without_password(elsewhere)} has a TLS certificate that is for another host name; "
+        "use a name of the certificate in NIGHTSHIFT_REDIS_URL, or issue one for this name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first_day", "last_day", "why"),
+    [
+        (-9, -2, "has expired; renew it and restart Redis, or, if it has not, correct the clock of this machine"),
+        (2, 9, "is not valid yet; correct the clock of this machine, or that of the machine that issued it"),
+    ],
+)
+def test_a_certificate_out_of_its_time_is_told_from_a_redis_that_is_away(
+    settings: Settings, tmp_path: Path, first_day: int, last_day: int, why: str
+) -> None:
+    with tls_proxy(settings, tmp_path, first_day=first_day, last_day=last_day) as behind:
+        (found,), _ = redis_findings(behind)
+
+    fault, _, cure = why.partition("; ")
+    place = without_password(str(behind.redis_url))
+    assert (found.ok, found.found) == (False, f"Redis at {place} has a TLS certificate that {fault}")
+    assert found.cure == cure
+
+
+def test_a_file_of_authorities_that_is_missing_or_holds_none_is_named(over_tls: Settings, tmp_path: Path) -> None:
+    (tmp_path / "empty.crt").write_text("no certificate\n")
+    why = []
+
+    for name in ("missing.crt", "empty.crt"):
+        with pytest.raises(QueueUnreachable) as refusal:
+            connect(replace(over_tls, redis_ca=tmp_path / name))
+        why.append(str(refusal.value))
+
+    cure = "name the certificate of Redis's authority"
+    assert why == [
+        f"NIGHTSHIFT_REDIS_CA names {tmp_path}/missing.crt, which cannot be read (No such file or directory); {cure}",
+        f"NIGHTSHIFT_REDIS_CA names {tmp_path}/empty.crt, which holds no certificate; {cure}",
+    ]
 
 
 def test_a_rotated_password_is_told_from_a_redis_that_is_away(settings: Settings) -> None:
@@ -66,7 +119,7 @@ def test_a_rotated_password_is_told_from_a_redis_that_is_away(settings: Settings
     assert "the-old-one" not in str(refusal.value)
 
 
-def certify(folder: Path) -> tuple[Path, Path]:
+def certify(folder: Path, first_day: int, last_day: int) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nightshift test")])
     now = datetime.datetime.now(datetime.UTC)
@@ -76,8 +129,8 @@ def certify(folder: Path) -> tuple[Path, Path]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + datetime.timedelta(days=first_day))
+        .not_valid_after(now + datetime.timedelta(days=last_day))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
         .sign(key, hashes.SHA256())
     )

@@ -1,5 +1,6 @@
 """A connection to the queue's Redis, checked before it is used."""
 
+import ssl
 from urllib.parse import urlsplit
 
 import redis
@@ -16,6 +17,19 @@ WORKER_RETRIES = 20  # about half a minute: longer than a restart of Redis takes
 COMMAND_ANSWER_SECONDS = 10  # of a Redis that accepts the connection and is stopped, or starved
 WORKER_ANSWER_SECONDS = 60  # longer than RQ's blocking reads
 
+CERTIFICATE_FAULTS = {  # by the codes of X509_verify_cert_error_string(3)
+    9: ("is not valid yet", "correct the clock of this machine, or that of the machine that issued it"),
+    10: ("has expired", "renew it and restart Redis, or, if it has not, correct the clock of this machine"),
+    62: (
+        "is for another host name",
+        "use a name of the certificate in NIGHTSHIFT_REDIS_URL, or issue one for this name",
+    ),
+    64: (
+        "is for another address",
+        "use a name of the certificate in NIGHTSHIFT_REDIS_URL, or issue one for this address",
+    ),
+}
+
 
 def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
     """Return a connection to the queue's Redis; without an address, to the embedded Redis, which is started if needed.
@@ -25,11 +39,13 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
         patient: Retry for half a minute before failing, as a job worker should, instead of a second.
 
     Raises:
-        QueueUnreachable: Redis does not answer.
+        QueueUnreachable: Redis does not answer, or its certificate is not accepted.
         Refused: The connection would send the password over the network without encryption.
     """
     url = settings.redis_url or embedded_redis.ensure_running(settings.storage).url
     refuse_plain(url, allowed=settings.redis_plain)
+    if url.startswith("rediss:"):
+        _refuse_damaged_authority(settings)
     try:
         client = redis.Redis.from_url(url, **_options(url, settings, patient=patient))
         client.ping()
@@ -47,10 +63,44 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
         cure = "free space on its disk" if full else "correct NIGHTSHIFT_REDIS_URL"
         raise QueueUnreachable(f"Redis at {without_password(url)} refuses to serve ({error}); {cure}") from error
     except (redis.RedisError, OSError) as error:
+        if refusal := _certificate_refusal(error):
+            raise QueueUnreachable(f"Redis at {without_password(url)} has a TLS certificate that {refusal}") from error
         raise QueueUnreachable(
             f"Redis at {without_password(url)} does not answer ({error}); start it or correct NIGHTSHIFT_REDIS_URL"
         ) from error
     return client
+
+
+def _refuse_damaged_authority(settings: Settings) -> None:
+    """Refuse a file of authorities that cannot be used; redis-py would say that Redis does not answer.
+
+    Raises:
+        QueueUnreachable: It is missing or holds no certificate.
+    """
+    try:
+        ssl.create_default_context(cafile=settings.redis_ca)
+    except OSError as error:  # SSLError is one
+        why = "holds no certificate" if isinstance(error, ssl.SSLError) else f"cannot be read ({error.strerror})"
+        raise QueueUnreachable(
+            f"NIGHTSHIFT_REDIS_CA names {settings.redis_ca}, which {why}; name the certificate of Redis's authority"
+        ) from error
+
+
+def _certificate_refusal(error: BaseException) -> str | None:
+    """Return why a certificate was not accepted, and the cure; None if something else failed."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    why, cure = CERTIFICATE_FAULTS.get(
+        cause.verify_code,
+        (
+            f"this machine does not trust ({cause.verify_message})",
+            "name the certificate of its authority in NIGHTSHIFT_REDIS_CA",
+        ),
+    )
+    return f"{why}; {cure}"
 
 
 def refuse_plain(url: str, *, allowed: bool) -> None:
