@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -42,6 +44,22 @@ def test_a_replica_of_redis_is_a_fault(settings: Settings, redis: Redis) -> None
 
     assert (replica.ok, replica.cure) == (False, "name the primary in NIGHTSHIFT_REDIS_URL")
     assert replica.found.endswith(" is a read-only replica")
+
+
+@pytest.mark.parametrize(("off", "found"), [(3600, "1h00m ahead of"), (-120, "2m00s behind")])
+def test_a_clock_that_differs_from_that_of_redis_is_a_fault(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, off: int, found: str
+) -> None:
+    right, _ = redis_findings(settings)
+    seconds = int(time.time())
+    monkeypatch.setattr(Redis, "time", lambda _: (seconds - off, 0))
+    monkeypatch.setattr("jobs.cli.doctor.time", SimpleNamespace(time=lambda: float(seconds)))
+
+    wrong = redis_findings(settings)[0][1]
+
+    assert [check.check for check in right] == ["Redis", "queues"]
+    assert (wrong.check, wrong.ok, wrong.found) == ("clock", False, f"this machine's is {found} that of Redis")
+    assert wrong.cure == "correct the one that is wrong (NTP): windows, schedules and certificates depend on it"
 
 
 class OtherService(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ import json
 import shlex
 import socket
 import sys
+import time
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +33,11 @@ from jobs.queue.connection import connect, without_password
 from jobs.queue.overview import queue_overview, waiting_faults
 from jobs.queue.storage_check import refuse_other_storage
 from jobs.queue.worker_list import WorkerRecord, live_workers
+from jobs.runs.progress_text import duration
 from trainer.errors import TrainerError
 from trainer.model.names import IMAGENET_FILE
 
+CLOCK_SECONDS = 30  # that two clocks may differ by
 PROBE_KEY = "nightshift:doctor"
 DATA = OptionGroup(
     "Data and model",
@@ -83,7 +86,7 @@ def redis_findings(settings: Settings) -> tuple[list[CheckResult], list[WorkerRe
             workers = live_workers(connection)
             refuse_other_storage(settings, connection)
             connection.set(PROBE_KEY, 1, ex=1)  # a full server, or a replica, answers too
-            of_queues = _queue_findings(connection)
+            of_queues = [*_clock_findings(connection), *_queue_findings(connection)]
     except redis.OutOfMemoryError:
         full = f"{without_password(settings.redis_url)} is full, so no run can be queued"
         return [CheckResult(check="Redis", ok=False, found=full, cure="raise its maxmemory")], workers
@@ -115,6 +118,19 @@ def _embedded_findings(settings: Settings) -> tuple[list[CheckResult], list[Work
     ):
         workers, of_queues = live_workers(connection), _queue_findings(connection)
     return [CheckResult(check="Redis", ok=True, found="the embedded server answers"), *of_queues], workers
+
+
+def _clock_findings(connection: redis.Redis) -> list[CheckResult]:
+    """Compare the clocks of this machine and of Redis, whatever time the answer takes; nothing if they agree."""
+    before = time.time()
+    seconds, microseconds = connection.time()
+    after, there = time.time(), seconds + microseconds / 10**6
+    off = before - there if there < before else after - there if there > after else 0.0
+    if abs(off) < CLOCK_SECONDS:
+        return []
+    found = f"this machine's is {duration(abs(off))} {'ahead of' if off > 0 else 'behind'} that of Redis"
+    cure = "correct the one that is wrong (NTP): windows, schedules and certificates depend on it"
+    return [CheckResult(check="clock", ok=False, found=found, cure=cure)]
 
 
 def _queue_findings(connection: redis.Redis) -> list[CheckResult]:
