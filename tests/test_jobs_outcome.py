@@ -147,8 +147,9 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
     assert lines[at + 1 : at + 6] == [
         '         "covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; '
         "the default decision gives 5 at 0.9200",
-        '         "covid": 25 positives of the valid split can promise at most 0.887 with 95 % confidence, not 0.99; '
-        "that takes 299 positives without a miss",
+        '         "covid": 25 positives of the valid split can promise at most 0.887 at this threshold with '
+        "95 % confidence (one-sided), not 0.99; that takes 299 independent positives without a miss, chosen with "
+        "--min-sensitivity 1",
         '         "covid": the test split does not reach 0.99: its sensitivity is 0.8400',
         "images   warning: the model was trained on 12 of these 360 images; new images will do worse",
         "         the test split of this data set has been evaluated 14 times: choosing by its metrics biases them",
