@@ -57,6 +57,13 @@ def test_the_password_is_required_and_never_an_argument(place: Path) -> None:
         stranger.ping()
 
 
+def test_a_client_of_a_server_that_was_stopped_knows_the_password_of_the_next_one(place: Path) -> None:
+    before = embedded_redis.ensure_running(place).url
+    embedded_redis.stop(place)
+
+    assert embedded_redis.ensure_running(place).url == before
+
+
 def test_it_is_found_again(place: Path) -> None:
     first = embedded_redis.ensure_running(place)
 

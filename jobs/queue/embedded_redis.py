@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import secrets
 import shutil
 import signal
@@ -51,6 +52,7 @@ daemonize no
 logfile "{log}"
 maxmemory-policy noeviction
 """
+PASSWORD_LINE = re.compile(r"^requirepass (\S+)$", re.MULTILINE)
 
 
 _started: set[int] = set()
@@ -228,9 +230,9 @@ def _refuse_other_user(folder: Path) -> None:
 
 def _password(folder: Path) -> str:
     """Return the password of an earlier server, which its clients know, or a new one."""
-    url_file = folder / "url"
-    known = urlsplit(url_file.read_text().strip()).password if url_file.exists() else None
-    return known or secrets.token_hex(24)
+    configuration = folder / "redis.conf"  # it stays when the server stops; `url` does not
+    known = PASSWORD_LINE.search(configuration.read_text()) if configuration.exists() else None
+    return known[1] if known else secrets.token_hex(24)
 
 
 def _wait_for_start(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
