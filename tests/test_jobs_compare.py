@@ -11,6 +11,7 @@ from jobs.runs.state import RunState, now, write_state
 from tests.trained import lease_in
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, read_about
+from trainer.specs import SearchSpec, TrainSpec
 
 A, B = "train-20261123-203000-aaaaaa", "train-20261123-203000-bbbbbb"
 OF_A, OF_B = "evaluate-20261124-203000-aaaaaa", "evaluate-20261124-203000-bbbbbb"
@@ -134,6 +135,21 @@ def test_an_evaluation_of_several_classes_that_does_not_say_its_temperature_is_n
     assert any(
         note.startswith("note: the evaluations of A do not say their temperature") for note in json.loads(out)["notes"]
     )
+
+
+def test_a_search_is_compared_by_the_options_of_its_published_trial(say_there, settings):
+    spec = SearchSpec(shards="/shards", trials=6, epochs=10, repeats=3).to_json()
+    write_json(RunPaths.of(settings.storage, B).spec, spec)
+    result = RunPaths.of(settings.storage, B).result
+    write_json(result, {**read_json(result), "best": {"config": {"lr": 1e-3}}})
+    write_json(RunPaths.of(settings.storage, A).spec, TrainSpec(shards="/shards", epochs=10, lr=5e-4).to_json())
+
+    out = say_there("compare", A, B)[1]
+
+    assert out[out.index("options that differ") :].splitlines()[:2] == [
+        "options that differ  A       B",
+        "lr                   0.0005  0.001",
+    ]
 
 
 def test_the_text_names_models_figures_verdict_and_options(say_there):

@@ -27,8 +27,10 @@ from trainer.evaluation.comparison import (
 from trainer.evaluation.metric_text import is_binary, quoted
 from trainer.evaluation.predictions import Predictions
 from trainer.report.comparison_page import ComparisonPage
+from trainer.specs import SearchSpec, TrainSpec
 
 NOT_OPTIONS = ("kind", "shards", "workers", "gpus_per_worker", "cache")
+OF_SEARCH = tuple(SearchSpec.model_fields.keys() - TrainSpec.model_fields.keys())
 SPLIT_NOTES = {
     "valid": "models are chosen on the valid split: their figures there are optimistic",
     "train": "models are trained on the train split: their figures there are optimistic, unless they are out of fold",
@@ -208,7 +210,7 @@ def differing_options(
     """Return by option the value of each model, for options of the training and of the decision that differ."""
     specs = [
         {
-            **{name: value for name, value in spec_of(model.origin).items() if name not in NOT_OPTIONS},
+            **_training_options(spec_of(model.origin)),
             "training data": spec_of(model.origin).get("shards"),
             "decision threshold": evaluation.about.threshold_of(positive),
             "evaluated data": evaluation.about.data[:16],
@@ -218,6 +220,15 @@ def differing_options(
     names = dict.fromkeys(name for spec in specs for name in spec)
     values = {name: [spec.get(name) for spec in specs] for name in names}
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def _training_options(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a model was trained with; of a search, those of the published trial."""
+    options = {name: value for name, value in spec.items() if name not in NOT_OPTIONS}
+    if spec.get("kind") == "search":
+        of_training = {"head": "mlp", "folds": spec.get("folds"), "repeats": spec.get("fold_repeats", 1)}
+        options = {name: value for name, value in options.items() if name not in OF_SEARCH} | of_training
+    return options
 
 
 def _is_unscaled(evaluation: Evaluation) -> bool:
