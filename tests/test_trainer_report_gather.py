@@ -37,6 +37,12 @@ def test_the_report_of_a_training_shows_its_epochs_and_its_misclassified_images(
     assert "The best epoch was selected on this split" in words
 
 
+def test_the_progress_says_that_the_report_is_written(trained):
+    progress = read_json(trained[1].progress)
+
+    assert (progress["phase"], progress["total"], progress["eta_seconds"]) == ("report", 0, None)
+
+
 def test_a_training_stores_a_temperature_with_its_model(trained):
     _, paths = trained
     result = read_json(paths.result)["metrics"]

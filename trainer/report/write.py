@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cluster.errors import LeaseLost
+from cluster.files import read_json_object
 from trainer.attempt import Attempt
+from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import EvaluateSpec, TrainOptions
 
@@ -31,6 +33,7 @@ def write_report(
     attempt.lease.check()
     try:
         with attempt.times.measure("report"):
+            _start_phase(attempt)
             # These imports take a second, and training does not wait for them.
             from trainer.report.gather import gather_report  # noqa: PLC0415
             from trainer.report.page import write_page  # noqa: PLC0415
@@ -40,3 +43,12 @@ def write_report(
         raise
     except Exception:
         logger.exception("the report could not be written; the metrics and the model of the run are not affected")
+
+
+def _start_phase(attempt: Attempt) -> None:
+    """Say in `progress.json` that the report is written, which takes half a minute on few processors (Grad-CAM)."""
+    before = read_json_object(attempt.paths.progress) if attempt.paths.progress.exists() else {}
+    progress = Progress(
+        attempt.paths, attempt.lease, gpus=before.get("gpus", 0)
+    )  # the process keeps them until it ends
+    progress.start_phase("report", total=0)
