@@ -79,8 +79,8 @@ def test_a_queued_run_says_what_is_before_it_and_what_runs(say: Say, settings: S
     shown = say("show", "last")[1].splitlines()[1]
     lines = rendered(settings.storage, run_state.read_state(last), {})
 
-    assert shown == "state     queued: 1 queued run is before it; running: busy"
-    assert lines[1].strip() == "1 queued run is before it; running: busy"
+    assert shown == "state     queued: 1 queued run is before it; now runs busy"
+    assert lines[1].strip() == "1 queued run is before it; now runs busy"
 
 
 def test_a_run_that_starts_shows_its_seconds_and_the_newest_line_of_its_log(
@@ -229,3 +229,45 @@ def test_a_run_that_is_submitted_while_the_queues_are_paused_is_not_called_next(
 
     assert err.splitlines()[0] == "The queues are paused; `nightshift queue resume` opens them."
     assert err.splitlines()[-1].startswith(f"Queued. `nightshift logs -f {run_id.strip()}` follows it")
+
+
+def test_a_waiting_run_is_said_to_wait_for_the_queues_until_they_are_open(
+    say: Say, settings: Settings, shards: str
+) -> None:
+    paths = submitted(say, settings, shards, "--name", "waits")
+    say("train", shards, *PLAIN, "--name", "later", "--after", "waits")
+    say("queue", "pause")
+    paused = "the queues are paused; `nightshift queue resume` opens them"
+
+    shown, later = (say("show", name)[1].splitlines()[1] for name in ("waits", "later"))
+    followed = rendered(settings.storage, run_state.read_state(paths), {})
+    say("queue", "resume")
+
+    assert shown == f"state     queued: {paused}"
+    assert later == "state     scheduled: starts after waits, which is queued; the queues are paused now"
+    assert followed[1].strip() == paused
+    assert "paused" not in say("show", "waits")[1].splitlines()[1]
+
+
+def test_show_says_what_a_queued_run_waits_for_without_redis(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(say, settings, shards, "--name", "waits")
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", f"unix://{settings.storage}/nothing")
+
+    code, out, _ = say("show", "waits")
+
+    assert code == 0
+    assert out.splitlines()[1].startswith("state     queued: next to start")
+
+
+def test_the_spinner_turns_until_the_run_has_ended(say: Say, settings: Settings, shards: str) -> None:
+    paths = submitted(say, settings, shards, "--name", "night")
+    running = set_state(paths, "running")
+    full = {"phase": "evaluate", "done": 8, "total": 8}
+
+    line = rendered(settings.storage, running, full)[0]
+    ended = rendered(settings.storage, set_state(paths, "succeeded"), full)[0]
+
+    assert line[0] in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+    assert ended.startswith("  night ")

@@ -12,12 +12,14 @@ from rich.text import Text
 
 from cluster import logs
 from cluster.run_paths import RunPaths
+from jobs.cli.forecast import forecast_of
 from jobs.cli.terminal import terminal_text
 from jobs.runs.progress_text import describe, duration, total_and_completed
-from jobs.runs.start_forecast import run_label, start_forecast
+from jobs.runs.start_forecast import run_label
 from jobs.runs.state import RunState
 
 BAR_WIDTH = 20
+ALMOST = 0.999  # of the bar, until the run has ended
 FORECAST_SECONDS = 2.0  # between two looks at the queue
 
 
@@ -36,6 +38,8 @@ class RunView:
             progress = {}  # of the attempt before
         bar = self.bar or self._new_bar(state)
         total, completed = total_and_completed(state, progress)
+        if total and not state.has_ended:
+            completed = min(completed, ALMOST * total)  # Rich stops the spinner of a bar that is full
         bar.update(
             self.task, description=terminal_text(_description(state, progress)), total=total, completed=completed
         )
@@ -60,7 +64,7 @@ class RunView:
     def _below(self, state: RunState, progress: dict[str, Any]) -> str:
         if state.state in ("queued", "scheduled"):
             if not self.forecast_at or time.monotonic() - self.forecast_at > FORECAST_SECONDS:
-                self.forecast, self.forecast_at = start_forecast(self.storage, state), time.monotonic()
+                self.forecast, self.forecast_at = forecast_of(self.storage, state), time.monotonic()
             return self.forecast
         if state.state == "running" and _is_starting(progress):
             newest = logs.tail(RunPaths.of(self.storage, state.id).log, 1)[0]

@@ -8,6 +8,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.forecast import forecast_of
 from jobs.cli.main import cli
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
@@ -20,7 +21,6 @@ from jobs.runs.damage import shown_or
 from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
-from jobs.runs.start_forecast import start_forecast
 from trainer.evaluation.training_text import training_lines
 from trainer.search.choice_text import choice_lines
 
@@ -59,7 +59,7 @@ def show(run: str, as_json: bool, as_command: bool) -> None:
 def _as_text(record: JobRecord, storage: Any) -> str:
     state = record.state
     sections = [
-        [("state", _state_text(record, start_forecast(storage, state))),
+        [("state", _state_text(record, forecast_of(storage, state))),
          ("name", state.name or "-"), *_labels(record), *_time_rows(record)],
         _option_rows(record),
         _result_rows(record),

@@ -1,6 +1,7 @@
 """A connection to the queue's Redis, checked before it is used."""
 
 import ssl
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import redis
@@ -101,6 +102,20 @@ def _certificate_refusal(error: BaseException) -> str | None:
         ),
     )
     return f"{why}; {cure}"
+
+
+def with_running_redis(settings: Settings) -> Settings:
+    """Return the settings with the address of the embedded Redis, which is not started.
+
+    Raises:
+        QueueUnreachable: It does not run, or belongs to another user.
+    """
+    if settings.redis_url:
+        return settings
+    server = embedded_redis.running(settings.storage)
+    if server is None:
+        raise QueueUnreachable("no Redis runs for this storage; `nightshift up` starts it")
+    return replace(settings, redis_url=server.url)
 
 
 def refuse_plain(url: str, *, allowed: bool) -> None:

@@ -2,9 +2,13 @@
 
 from typing import Any
 
-from redis import Redis
+from redis import Redis, RedisError
 
+from cluster.errors import StorageError
+from cluster.settings import Settings
+from jobs.errors import JobError
 from jobs.queue import queues
+from jobs.queue.connection import connect, with_running_redis
 from jobs.queue.worker_list import live_workers
 from jobs.runs.request import PRIORITIES
 
@@ -42,3 +46,12 @@ def waiting_faults(overview: dict[str, Any]) -> list[str]:
 
 def _run_waits(count: int) -> str:
     return "1 run waits" if count == 1 else f"{count} runs wait"
+
+
+def are_known_paused(settings: Settings) -> bool:
+    """Whether the queues are paused; False where Redis does not say so. An embedded Redis is not started for this."""
+    try:
+        with connect(with_running_redis(settings)) as connection:
+            return queues.is_paused(connection)
+    except (JobError, StorageError, RedisError, OSError):  # what shows runs works without Redis
+        return False

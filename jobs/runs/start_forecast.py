@@ -15,21 +15,25 @@ from jobs.runs.state import PRIORITIES, RunState, age_key, read_state
 MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
 NEXT = "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"
+PAUSED = "the queues are paused; `nightshift queue resume` opens them"
 MINUTES = 60  # of an hour
 
 
-def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] | None = None) -> str:
+def start_forecast(
+    storage: Path, state: RunState, pending: Sequence[RunState] | None = None, *, paused: bool = False
+) -> str:
     """Return when a queued or scheduled run starts, or for what it waits, after why it was queued again; else empty.
 
     Args:
         storage: The storage.
         state: The run.
         pending: What `pending_states` returned; None reads it if it is needed.
+        paused: Whether the queues are paused, so that no queued run starts.
     """
     if state.state == "queued" and state.too_new_for is not None:
         return state.why or ""
     if state.state == "queued":
-        forecast = _in_the_queue(state, pending_states(storage) if pending is None else pending)
+        forecast = PAUSED if paused else _in_the_queue(state, pending_states(storage) if pending is None else pending)
         return f"{state.why}; {forecast}" if state.why else forecast
     if state.state != "scheduled":
         return ""
@@ -39,7 +43,8 @@ def start_forecast(storage: Path, state: RunState, pending: Sequence[RunState] |
         return str(error)
     except StorageError:
         return state.why or ""
-    return _scheduled(storage, request) or state.why or ""
+    text = _scheduled(storage, request) or state.why or ""
+    return f"{text}; the queues are paused now" if text and paused else text
 
 
 def pending_states(storage: Path) -> list[RunState]:
@@ -75,8 +80,8 @@ def _in_the_queue(state: RunState, pending: Sequence[RunState]) -> str:
     parts = [f"{len(before)} queued {'run is' if len(before) == 1 else 'runs are'} before it"] if before else []
     if running:
         more = f" and {len(running) - MOST_NAMED} more" if len(running) > MOST_NAMED else ""
-        parts.append(f"running: {', '.join(running[:MOST_NAMED])}{more}")
-    return "; ".join(parts) or NEXT
+        parts.append(f"now runs {', '.join(running[:MOST_NAMED])}{more}")
+    return "; ".join(parts if before else ["next to start", *parts]) if parts else NEXT
 
 
 def _order(state: RunState) -> tuple[int, str]:

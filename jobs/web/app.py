@@ -29,6 +29,7 @@ from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
+from jobs.queue.overview import are_known_paused
 from jobs.runs.damage import WRONG_SHAPE
 from jobs.runs.run_filter import KINDS
 from jobs.runs.run_index import RunIndex
@@ -39,7 +40,7 @@ from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_p
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
-from jobs.web.run_page import run_page
+from jobs.web.run_page import moment_text, run_page
 from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
 
@@ -107,12 +108,14 @@ def create_app(page: Page) -> Starlette:
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.web", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    templates.filters["moment"] = moment_text
+    return templates
 
 
 class _Handlers:
@@ -126,9 +129,12 @@ class _Handlers:
         return await self.shared.result(_asked(request), lambda: self._runs(request))
 
     def _runs(self, request: Request) -> Response:
-        found = overview(self.page.index, request.query_params)
+        found = overview(self.page.index, request.query_params, are_paused=self._are_paused)
         refuse_away(self.settings.runs)  # last: a storage that is away looks like one without runs
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
+
+    def _are_paused(self) -> bool:
+        return are_known_paused(self.settings)
 
     async def run(self, request: Request) -> Response:
         return await self.shared.result(_asked(request), lambda: self._run(request))
@@ -136,7 +142,7 @@ class _Handlers:
     def _run(self, request: Request) -> Response:
         paths = self._paths(request)
         try:
-            found = run_page(paths, with_files=wants_json(request))
+            found = run_page(paths, with_files=wants_json(request), are_paused=self._are_paused)
         except FileNotFoundError as error:  # deleted while it was read
             raise UnknownRun(f"run {paths.run_id} does not exist; the page of runs lists those that do") from error
         return self._answer(request, "run.html.j2", found.to_json, found=found)

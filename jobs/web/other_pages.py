@@ -12,9 +12,8 @@ from cluster.access import unreadable
 from cluster.errors import StorageError
 from cluster.run_paths import RUN_ID
 from cluster.settings import Settings
-from jobs.errors import JobError, QueueUnreachable
-from jobs.queue import embedded_redis
-from jobs.queue.connection import connect
+from jobs.errors import JobError
+from jobs.queue.connection import connect, with_running_redis
 from jobs.queue.gpu_history import GpuHistory, gpu_histories
 from jobs.queue.overview import queue_overview
 from jobs.queue.schedules import schedules
@@ -105,7 +104,7 @@ def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
         for one in schedules(settings)
     ]
     try:
-        with connect(_with_running_redis(settings) if is_read_only else settings) as connection:
+        with connect(with_running_redis(settings) if is_read_only else settings) as connection:
             return QueuePage(
                 queues=queue_overview(connection),
                 workers=live_workers(connection),
@@ -116,20 +115,6 @@ def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
         return QueuePage(queues=None, workers=(), schedules=planned, warning=str(error))
     except OSError as error:
         return QueuePage(queues=None, workers=(), schedules=planned, warning=unreadable(error, "the address of Redis"))
-
-
-def _with_running_redis(settings: Settings) -> Settings:
-    """Return the settings with the address of the embedded Redis, which is not started.
-
-    Raises:
-        QueueUnreachable: It does not run, or belongs to another user.
-    """
-    if settings.redis_url:
-        return settings
-    server = embedded_redis.running(settings.storage)
-    if server is None:
-        raise QueueUnreachable("no Redis runs for this storage; `nightshift up` starts it")
-    return dataclasses.replace(settings, redis_url=server.url)
 
 
 def _named(storage: Path, name: str) -> NamedModel:

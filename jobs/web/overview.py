@@ -1,6 +1,6 @@
 """What the page shows of all runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from jobs.runs.start_forecast import pending_states, start_forecast
 from jobs.runs.state import RunState
 
 RUNS_SHOWN = 50
+WAITING = ("queued", "scheduled")  # states of runs with a forecast of their start
 COMPARABLE = ("train", "search", "evaluate")  # kinds of runs
 STATES = (*run_state.STATES, run_state.DAMAGED)
 
@@ -78,12 +79,13 @@ class Overview:
         return {"runs": [entry_json(row.state, dict(row.progress)) for row in self.rows], "older": self.older}
 
 
-def overview(index: RunIndex, query: Mapping[str, str]) -> Overview:
+def overview(index: RunIndex, query: Mapping[str, str], *, are_paused: Callable[[], bool] = bool) -> Overview:
     """Return the page of runs that a query asks for.
 
     Args:
         index: The runs.
         query: `state`, `kind`, `name`, `tag` and `owner` filter; `before` is the id of the last run on the page before.
+        are_paused: Says whether the queues are paused; asked only if a run waits.
 
     Raises:
         InvalidOption: A value is none of those that exist.
@@ -105,24 +107,29 @@ def overview(index: RunIndex, query: Mapping[str, str]) -> Overview:
     index.save()
     storage = index.storage
     pending = pending_states(storage) if any(state.state == "queued" for state in matching) else ()
-    rows = tuple(run_row(storage, state, pending) for state in matching[:RUNS_SHOWN])
+    shown = matching[:RUNS_SHOWN]
+    paused = any(state.state in WAITING for state in shown) and are_paused()
+    rows = tuple(run_row(storage, state, pending, paused=paused) for state in shown)
     return Overview(rows=rows, wanted=wanted, older=rows[-1].state.id if len(matching) > RUNS_SHOWN else None)
 
 
-def run_row(storage: Path, state: RunState, pending: Sequence[RunState] | None = None) -> RunRow:
+def run_row(
+    storage: Path, state: RunState, pending: Sequence[RunState] | None = None, *, paused: bool = False
+) -> RunRow:
     """Return a run as a row.
 
     Args:
         storage: The storage.
         state: The run.
         pending: What `pending_states` returned, for the forecast of a queued run; None reads it.
+        paused: Whether the queues are paused.
     """
     warnings = list[str]()
     progress = running_progress(storage, state)
     unknown: tuple[str, float | None] = ("", None)
     doing, share = shown_or(unknown, "progress.json", warnings, lambda: _progress(state, progress))
-    if state.state in ("queued", "scheduled"):
-        doing = start_forecast(storage, state, pending)
+    if state.state in WAITING:
+        doing = start_forecast(storage, state, pending, paused=paused)
     text = doing or "; ".join(warnings) or state.why or ""
     return RunRow(state=state, progress=progress, doing=" ".join(text.split()), share=share)
 

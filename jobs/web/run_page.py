@@ -1,7 +1,7 @@
 """What the page shows of one run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
-from jobs.web.overview import RunRow, run_row
+from jobs.web.overview import WAITING, RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import (
     MEANS,
@@ -104,12 +104,13 @@ class RunPage:
         return {**self.record.to_json(), **trials, "log": self.log, "warnings": list(self.warnings)}
 
 
-def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
+def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool] = bool) -> RunPage:
     """Return what the page shows of a run.
 
     Args:
         paths: The run.
         with_files: Add the sizes of its files, which takes long for a large search.
+        are_paused: Says whether the queues are paused; asked only if the run waits.
 
     Raises:
         UnknownRun: It does not exist.
@@ -129,7 +130,7 @@ def run_page(paths: RunPaths, *, with_files: bool) -> RunPage:
     if not is_search:
         charts = shown_or(charts, "metrics.jsonl", warnings, lambda: training_charts(record.metrics, spec))
     return RunPage(
-        row=run_row(paths.storage, state),
+        row=run_row(paths.storage, state, paused=state.state in WAITING and are_paused()),
         record=record,
         search=search,
         figures=shown_or(Figures(), "result.json", warnings, lambda: _figures(record)),
@@ -189,9 +190,9 @@ def _facts(record: JobRecord) -> list[Row]:
         ("owner", state.owner or ""),
         ("tags", ", ".join(state.tags)),
         ("note", " ".join((state.note or "").split())),
-        ("submitted", _moment(state.created)),
-        ("started", _moment(state.started)),
-        ("ended", _moment(state.ended)),
+        ("submitted", moment_text(state.created)),
+        ("started", moment_text(state.started)),
+        ("ended", moment_text(state.ended)),
         ("duration", duration_text(state)),
         ("timing", timing_of(record)),
         ("attempt", f"{state.attempt}" + (f", {state.losses} lost" if state.losses else "")),
@@ -211,6 +212,10 @@ def _options(values: Mapping[str, Any]) -> list[Row]:
 def _option_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict) and value.keys() >= {"low", "high"}:  # a range of a search space
+        return f"{value['low']} to {value['high']}"
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_option_text(each)}" for name, each in value.items() if each is not None)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -225,5 +230,6 @@ def _stopping(paths: RunPaths, state: RunState) -> str:
     return "Cancel requested."
 
 
-def _moment(text: str | None) -> str:
+def moment_text(text: str | None) -> str:
+    """Return a time of a state, such as 2026-11-27T06:58:25.509Z, as people read it."""
     return "" if text is None else text.replace("T", " ")[:19] + " UTC"
