@@ -54,7 +54,7 @@ def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> 
         "95 % intervals in brackets)",
         f"model    {run.best}",
         f"report   {run.report}",
-        f"next     nightshift evaluate {run.run_id} {shards}",
+        f"next     nightshift evaluate first-night {shards}",
     ]
 
 
@@ -116,7 +116,7 @@ def test_the_next_command_quotes_a_path_for_a_shell(say: Say, shards: str, setti
 
     err = say("wait", "spaced")[2]
 
-    assert err.splitlines()[-1] == f"next     nightshift evaluate {run.run_id} '{spaced}'"
+    assert err.splitlines()[-1] == f"next     nightshift evaluate spaced '{spaced}'"
 
 
 CHOICE = {
@@ -322,7 +322,7 @@ def test_show_says_where_the_time_went_and_the_parts_add_up_to_the_time_since_th
 
     out = " ".join(say("show", run.run_id)[1].split())
 
-    parts = "timing queue 0.3 s start 2.0 s features 0.2 s training 61.0 s judging 1.2 s report 5.5 s other 3.3 s"
+    parts = "timing queue 0.3 s, start 2.0 s, features 0.2 s, training 61.0 s, judging 1.2 s, report 5.5 s, other 3.3 s"
     assert f"ended 2026-11-23 10:01:13Z (1m13s) {parts}" in out
 
 

@@ -154,7 +154,7 @@ def test_trials_can_be_sorted_by_any_column(say: Say, search: RunPaths) -> None:
 
     assert [row["trial"] for row in rows] == [2, 1, 0]
     assert code == 2
-    assert err.startswith("Error: 'colour' is not a column; sort by metric, trial, lr,")
+    assert err.startswith("Error: 'colour' is not a column; sort by trial, lr,")
 
 
 def test_trials_writes_a_file_that_optuna_opens_and_refuses_to_overwrite_it(

@@ -159,6 +159,8 @@ def test_a_model_is_promoted_and_a_worse_one_is_refused_unless_forced(client, se
         (A, "the first", False),
         (B, "try", True),
     ]
+    when = history_of(settings.storage, "chest")[0].when
+    assert f'<th scope="row">{when[:10]} {when[11:19]} UTC</th>' in client.get("/models").text
 
 
 WRONG_PROMOTIONS = [

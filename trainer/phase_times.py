@@ -51,7 +51,7 @@ class PhaseTimes:
 
 
 def timing_text(timing: object, whole: float | None = None) -> str:
-    """Return the timing in a `result.json` as text, such as `queue 0.3 s  start 2.1 s`; "" if there is none.
+    """Return the timing in a `result.json` as text, such as `queue 0.3 s, start 2.1 s`; "" if there is none.
 
     `whole` are the seconds from submit to the end of the run; what the parts do not explain of them is "other".
     """
@@ -61,7 +61,7 @@ def timing_text(timing: object, whole: float | None = None) -> str:
     other = 0.0 if whole is None else whole - sum(known.values())
     if known and other >= SHORTEST_OTHER_SECONDS:
         known[OTHER] = other
-    return "  ".join(f"{name} {seconds:.1f} s" for name, seconds in known.items())
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in known.items())
 
 
 def _is_seconds(value: object) -> bool:

@@ -1,5 +1,6 @@
 """`nightshift models`: names for the models in use, with history; a worse model is refused."""
 
+import difflib
 import json
 from typing import Any
 
@@ -91,7 +92,9 @@ def history(name: str, as_json: bool) -> None:
     """Show which models have had a name, the newest first: when, who promoted them, and why."""
     known = promotions.history_of(Settings.read().storage, name)
     if not known:
-        raise Refused(f"no model is called {name!r}; `nightshift models list` shows them")
+        close = difflib.get_close_matches(name, promotions.promoted_names(Settings.read().storage), n=1)
+        cure = f"did you mean {close[0]}?" if close else "`nightshift models list` shows them"
+        raise Refused(f"no model is called {name!r}; {cure}")
     if as_json:
         click.echo(json.dumps([each.model_dump() for each in reversed(known)], indent=2))
         return

@@ -16,6 +16,7 @@ from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
+from jobs.runs.start_forecast import run_label
 from jobs.runs.state import RunState
 from trainer.evaluation.metric_text import (
     MEANS,
@@ -39,7 +40,7 @@ WHOLE = ("model ", "table ", "file ", "copy ", "report ", "next ")  # lines with
 NEXT = {
     "train": "nightshift evaluate {id} {shards}",
     "evaluate": "nightshift predict {model} IMAGES",
-    "search": "nightshift trials {id}",
+    "search": "nightshift predict {id} IMAGES",  # its leaderboard stands above
 }
 
 
@@ -87,7 +88,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     given: dict[str, str] = {
         name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec
     }
-    known = {"shards": "SHARDS", "model": "MODEL", **given, "id": state.id}
+    known = {"shards": "SHARDS", "model": "MODEL", **given, "id": run_label(state)}
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
     return [line for line in (*lines, f"next     {NEXT.get(state.kind, SHOW).format_map(known)}{after}") if line]

@@ -64,7 +64,7 @@ def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None
         rows, metric = rows_of(paths, table), table.metric
     if sort != "metric":
         if rows and sort not in rows[0]:
-            raise InvalidOption(f"{sort!r} is not a column; sort by metric, {', '.join(rows[0])}")
+            raise InvalidOption(f"{sort!r} is not a column; sort by {', '.join(rows[0])}")
         rows.sort(key=lambda row: (row[sort] is None, row[sort]))
     if target is not None:
         _write_optuna_file(Path(target), paths, table)

@@ -59,7 +59,9 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
     with changing(paths) as found:
         if found.state == "paused":
             raise Refused(f"{found.id} is paused and resumes by itself when its window opens")
-        if not found.has_ended or found.state == "succeeded":
+        if found.state == "succeeded":
+            raise Refused(f"{found.id} has succeeded; `nightshift fork {found.id}` runs it again")
+        if not found.has_ended:
             raise Refused(f"{found.id} cannot be retried: it {_was(found)}")
         paths.error.unlink(missing_ok=True)
         state = write_state(paths, found.with_state("queued", losses=0, own_cluster=False))
