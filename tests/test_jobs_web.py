@@ -723,6 +723,26 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
         assert browser.errors == [], path
 
 
+def test_the_options_of_a_search_have_its_search_space_in_words(client, settings):
+    search = search_of(settings, [[1.0]])
+
+    text = client.get(f"/runs/{search.run_id}").text
+
+    assert "dropout 0.0 to 0.6; head_width 128, 256, 512, 1024; lr 1e-05 to 0.01<" in text
+
+
+def test_a_waiting_run_is_said_to_wait_for_the_queues_while_they_are_paused(client, settings, say):
+    paths = queued(settings)
+    paused = "the queues are paused; `nightshift queue resume` opens them"
+
+    say("queue", "pause")
+    texts = [client.get(path).text for path in ("/", f"/runs/{paths.run_id}")]
+    say("queue", "resume")
+
+    assert [paused in text for text in texts] == [True, True]
+    assert paused not in client.get("/").text
+
+
 @pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js of the npm package axe-core")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_fault_of_accessibility_on_any_page(browser, serving, settings, scheme):
