@@ -21,11 +21,14 @@ from trainer.evaluation.scoring import epoch_metrics
 from trainer.evaluation.training_text import FIGURES, training_lines
 from trainer.model.bundle import read_model
 from trainer.report.head_comparison import head_comparison
-from trainer.training import head_fit
+from trainer.training import cross_validation, fold_heads, head_fit
+from trainer.training.batched_heads import HeadBatch
 from trainer.training.head_fit import HeadFit
 
 LINEAR = {"epochs": 30, "head_width": 512, "patience": 10}  # the defaults, which a linear head does not use
-MLP_FOLDS = {"folds": 2, "patience": 10, "seed": 3}
+MLP_FOLDS = {"folds": 2, "patience": 10, "seed": 3, "batch_size": 30}  # so both heads take the same number of steps
+LOGITS_APART = 0.05  # features of random weights hardly vary; on features that do, heads differ by 1e-6
+ONE_AT_A_TIME = {"head_width": 512}  # on a CPU
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,11 @@ def cross_validated(tmp_path_factory, digits_shards):
 @pytest.fixture(scope="module")
 def mlp_folds(tmp_path_factory, digits_shards):
     return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **MLP_FOLDS))
+
+
+@pytest.fixture(scope="module")
+def wide_folds(tmp_path_factory, digits_shards):
+    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME)))
 
 
 def features_of(paths, shards):
@@ -130,9 +138,9 @@ def test_an_evaluation_of_the_valid_split_says_that_the_model_was_trained_on_it(
 
 
 @pytest.mark.usefixtures("without_reports")
-def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(mlp_folds, digits_shards, monkeypatch):
-    uninterrupted, expected = mlp_folds
-    spec = train_spec(digits_shards, **MLP_FOLDS)
+def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(wide_folds, digits_shards, monkeypatch):
+    uninterrupted, expected = wide_folds  # in two processes where there are two CPUs
+    spec = train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME))
     paths = new_run(uninterrupted.storage, spec, "stopped")
     fit, fitted = HeadFit.fit, []
 
@@ -143,6 +151,7 @@ def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(mlp_
         return fit(self, features, labels, seed=seed)
 
     monkeypatch.setattr(HeadFit, "fit", stopped_in_the_second)
+    monkeypatch.setattr(cross_validation, "cpu_count", lambda: 1)
 
     with pytest.raises(Stopped, match="the predictions of the finished folds are kept"):
         attempted(paths, spec)
@@ -152,6 +161,49 @@ def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(mlp_
     assert result.metrics == expected.metrics
     for name in ("model.safetensors", "out_of_fold.safetensors"):
         assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+
+
+@pytest.mark.usefixtures("without_reports")
+def test_heads_that_train_at_once_are_trained_again_after_a_stop_with_the_same_result(
+    mlp_folds, digits_shards, monkeypatch
+):
+    uninterrupted, expected = mlp_folds
+    spec = train_spec(digits_shards, **MLP_FOLDS)
+    paths = new_run(uninterrupted.storage, spec, "stopped-at-once")
+    train, batches = HeadBatch.train, []
+
+    def stopped_in_the_first(self):
+        batches.append([head.seed for head in self.heads])
+        if len(batches) == 1:
+            paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
+        return train(self)
+
+    monkeypatch.setattr(HeadBatch, "train", stopped_in_the_first)
+
+    with pytest.raises(Stopped, match="the predictions of the finished folds are kept"):
+        attempted(paths, spec)
+    result = attempted(paths, spec)
+
+    assert batches == [[3, 4], [3, 4]]
+    assert result.metrics == expected.metrics
+    for name in ("model.safetensors", "out_of_fold.safetensors"):
+        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+
+
+@pytest.mark.usefixtures("without_reports")
+def test_folds_whose_heads_train_at_once_have_the_predictions_of_heads_that_train_one_by_one(
+    mlp_folds, digits_shards, monkeypatch
+):
+    uninterrupted, _ = mlp_folds
+    spec = train_spec(digits_shards, **MLP_FOLDS)
+    monkeypatch.setattr(fold_heads, "heads_at_once", lambda *_: 1)
+
+    paths, _ = done(uninterrupted.storage, spec, "one-by-one")
+
+    _, config, _ = read_model(paths.best)
+    one_by_one, at_once = (OutOfFold.read(run.best, config) for run in (paths, uninterrupted))
+    assert one_by_one.outputs.logits == pytest.approx(at_once.outputs.logits, abs=LOGITS_APART)
+    assert (paths.best / "model.safetensors").read_bytes() == (uninterrupted.best / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("asked_in_fit", "is_published"), [(1, False), (2, True)], ids=["head", "baseline"])

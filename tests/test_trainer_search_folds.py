@@ -30,6 +30,7 @@ from trainer.search.publisher import BestModelPublisher
 from trainer.search.run import refuse_other_images
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import TrialAssignment
+from trainer.training import fold_heads
 from trainer.training.cross_validation import Judged
 from trainer.training.head_fit import HeadFit
 
@@ -61,6 +62,7 @@ def searched(tmp_path_factory, digits_shards):
         raise AssertionError("Ray was started")
 
     patch.setattr(HeadFit, "fit", killed_once)
+    patch.setattr(fold_heads, "heads_at_once", lambda *_: 1)
     patch.setattr(ray, "init", refuse)
     spec = folds_spec(digits_shards)
     paths, result = done(storage, spec, SEARCH)
@@ -74,6 +76,7 @@ def trained(searched):
     paths, spec, result, _ = searched
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "write_report", lambda *_: None)
+        patch.setattr(fold_heads, "heads_at_once", lambda *_: 1)
         return done(paths.storage, spec.trial_spec(result.details["best"]["config"]), "train")
 
 
@@ -172,6 +175,7 @@ def test_a_trial_that_pauses_keeps_its_folds_and_one_that_is_not_better_saves_no
         return fit(self, features, labels, seed=seed)
 
     monkeypatch.setattr(HeadFit, "fit", recorded)
+    monkeypatch.setattr(fold_heads, "heads_at_once", lambda *_: 1)
     monkeypatch.setattr(train, "write_report", lambda *_: None)
 
     def step(value_to_beat):

@@ -18,7 +18,8 @@ from tests.bench.measure import Absent, Row
 
 HERE = Path(__file__).parent
 BENCHMARKS = (
-    "training", "standing", "search", "forward", "finetuning", "checkpoints", "ddp", "loader", "start", "command",
+    "training", "heads", "standing", "search", "forward", "finetuning", "checkpoints", "ddp", "loader", "start",
+    "command",
     "queue_cost", "growth", "gpu", "coverage",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "ray", "rq", "redis", "webdataset", "efficientnet_pytorch")

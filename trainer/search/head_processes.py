@@ -23,6 +23,7 @@ from trainer.search.frozen_trial import FrozenData, new_trial, read_data
 from trainer.search.trial_files import PauseSignal
 from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
+from trainer.training.optimizer import import_compiler
 
 POLL_SECONDS = 0.2
 
@@ -43,7 +44,7 @@ def run_head_trials(
         on_poll: Called several times a second while trials run.
     """
     data = read_data(task, torch.device("cpu"))
-    _import_compiler()
+    import_compiler()
     with _processes(task, data, min(count, controller.left())) as processes:
         while True:
             on_poll()
@@ -55,14 +56,6 @@ def run_head_trials(
                 return
             for connection in wait(list(busy), POLL_SECONDS):
                 busy[connection].take(controller)  # type: ignore[index]  # these are connections
-
-
-def _import_compiler() -> None:
-    """Let torch import its compiler, which takes seconds, once here and not in each process.
-
-    Every process that creates an optimizer imports it.
-    """
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
 
 class HeadProcess:

@@ -8,19 +8,24 @@ With repeats, the images are divided anew for each. The metrics are those of one
 each image counts once, and is scored by one head, as the published model scores new images. The mean of several heads'
 predictions would be better than the one head that is published.
 
+The heads of the folds train several at once where that is faster (`batched_heads.py`), on CPUs in several processes.
+
 The trials of `search --folds` are cross-validated in the same way (`trainer/search/fold_trial.py`).
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
+from cluster.resources import cpu_count
 from data_shards.index import BOTH, ShardIndex
 from trainer.data.split_features import SplitFeatures
 from trainer.errors import CheckpointError, Stopped
@@ -32,8 +37,11 @@ from trainer.specs import TrainSpec
 from trainer.specs.train import HeadKind
 from trainer.training.baselines import MOST_IMAGES, Baseline, figures_before_scaling, linear_logits
 from trainer.training.fold_assignment import Labels, assign_folds
-from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
+from trainer.training.fold_heads import FoldHead, fold_batches, fold_logits, stopped_between_folds
+from trainer.training.forked_work import results_of
+from trainer.training.head_fit import Floats, HeadFit, head_outputs
 from trainer.training.model_setup import TrainingSetup
+from trainer.training.optimizer import import_compiler
 from trainer.training.publish import TrainOutcome, publish_scored, training_details
 
 LOGITS_FILE = "logits.safetensors"
@@ -67,12 +75,14 @@ class CrossValidation:
         split: What is divided into folds: `train+valid`, or `train` where there is no valid split.
         features: Of that split.
         fit: How to train a head.
+        processes: To train the heads of the folds in, on CPUs; 1 for linear heads, and where Ray's threads run.
     """
 
     setup: TrainingSetup
     split: str
     features: SplitFeatures
     fit: HeadFit
+    processes: int = 1
 
     @property
     def spec(self) -> TrainSpec:
@@ -100,7 +110,10 @@ class CrossValidation:
 
     def judge(self, divisions: Sequence[Labels]) -> Judged:
         """Train a head without each fold of each repeat, and return the predictions out of fold."""
-        repeats = [self.out_of_fold(repeat, folds) for repeat, folds in enumerate(divisions)]
+        repeats = [
+            OutOfFold(outputs=head_outputs(self.fit, self.features, logits), folds=folds)
+            for logits, folds in zip(self._logits(divisions), divisions, strict=True)
+        ]
         figures = [epoch_metrics(repeat.outputs) for repeat in repeats]
         chosen = median_repeat([float(one["loss"]) for one in figures])
         about = {
@@ -112,13 +125,6 @@ class CrossValidation:
             "by_repeat": [{name: one[name] for name in FIGURES} for one in figures],
         }
         return Judged(repeats=repeats, figures=figures, shown=repeats[chosen], about=about)
-
-    def out_of_fold(self, repeat: int, folds: Labels) -> OutOfFold:
-        """Train a head without each fold, and return the predictions for the images of the fold."""
-        logits = np.empty((len(folds), len(self.fit.config.classes)))
-        for fold in range(self.fold_count()):
-            logits[folds == fold] = self._fold_logits(repeat, fold, folds)
-        return OutOfFold(outputs=head_outputs(self.fit, self.features, logits), folds=folds)
 
     def baselines(self, folds: Labels) -> list[Baseline]:
         """Return the figures of linear heads on the same folds."""
@@ -153,34 +159,69 @@ class CrossValidation:
         Raises:
             Stopped: The run was asked to stop.
         """
-        try:
+        with stopped_between_folds():
             if reason := self.fit.stop_reason():
                 raise Stopped(reason)
             return self.fit.fit(self.features.values.select(rows), self.features.labels[rows], seed=seed)
-        except Stopped as error:
-            raise Stopped("stopped between two steps; the predictions of the finished folds are kept") from error
 
-    def _fold_logits(self, repeat: int, fold: int, folds: Labels) -> Floats:
-        """Return the logits for the images of a fold; from the checkpoint of an earlier attempt if there is one."""
-        inside, outside = (torch.from_numpy(np.flatnonzero(mask)) for mask in (folds == fold, folds != fold))
-        folder = self.setup.context.task.paths.checkpoints / f"fold-{repeat + 1:03d}-{fold + 1:03d}"
-        trained = len(outside) * (self.spec.epochs if self.spec.trains_by_steps else 1)
-        stored = self._stored_logits(folder, len(inside))
-        if stored is not None:
-            self.fit.on_images(trained)
-            return stored
-        features = self.features
-        seed = self.spec.seed + repeat * self.fold_count() + fold
-        head = self.train_head(outside, seed=seed)
-        logits = head_logits(head, features.values.select(inside).to(self.fit.device))
-        write_checkpoint_folder(
-            folder,
-            lease=self.setup.context.task.attempt.lease,
-            tensors={LOGITS_FILE: {"logits": torch.from_numpy(logits)}},
-            json_files={},
-            manifest={"data": self.setup.index.digest},
-        )
-        return logits
+    def _logits(self, divisions: Sequence[Labels]) -> list[Floats]:
+        """Return the logits out of fold of each repeat, (N, classes); those of a finished fold from its checkpoint.
+
+        Raises:
+            Stopped: The run was asked to stop.
+        """
+        found = [np.empty((len(folds), len(self.fit.config.classes))) for folds in divisions]
+        unfinished = list[list[FoldHead]]()
+        for batch in fold_batches(self.fit, self._heads(divisions)):
+            stored = [self._stored_logits(self._folder(head), len(head.inside)) for head in batch]
+            for head, logits in zip(batch, stored, strict=True):
+                if logits is not None:
+                    found[head.repeat][head.inside] = logits
+            if any(logits is None for logits in stored):
+                unfinished.append(batch)  # as a whole: sums are rounded as in an attempt that is not interrupted
+            else:
+                epochs = self.spec.epochs if self.spec.trains_by_steps else 1
+                self.fit.on_images(epochs * sum(len(head.outside) for head in batch))
+        for batch, trained in self._trained(unfinished):
+            for head, logits in zip(batch, trained, strict=True):
+                found[head.repeat][head.inside] = logits
+                self._store(head, logits)
+        return found
+
+    def _store(self, head: FoldHead, logits: Floats) -> None:
+        """Keep the logits for a later attempt, if they are not kept yet."""
+        folder = self._folder(head)
+        if self._stored_logits(folder, len(head.inside)) is None:
+            write_checkpoint_folder(
+                folder,
+                lease=self.setup.context.task.attempt.lease,
+                tensors={LOGITS_FILE: {"logits": torch.from_numpy(logits)}},
+                json_files={},
+                manifest={"data": self.setup.index.digest},
+            )
+
+    def _heads(self, divisions: Sequence[Labels]) -> list[FoldHead]:
+        count = self.fold_count()
+        return [
+            FoldHead.of(repeat, fold, folds, seed=self.spec.seed + repeat * count + fold)
+            for repeat, folds in enumerate(divisions)
+            for fold in range(count)
+        ]
+
+    def _trained(self, batches: Sequence[list[FoldHead]]) -> Iterator[tuple[list[FoldHead], list[Floats]]]:
+        """Train the heads of each batch, in several processes; yield each batch with the logits of its heads."""
+        if self.processes > 1 and len(batches) > 1:
+            import_compiler()
+        found = results_of(self._train_batch, batches, processes=self.processes, on_images=self.fit.on_images)
+        with closing(found), stopped_between_folds():
+            yield from found
+
+    def _train_batch(self, heads: Sequence[FoldHead], on_images: Callable[[int], None]) -> list[Floats]:
+        return fold_logits(replace(self.fit, on_images=on_images), self.features, heads)
+
+    def _folder(self, head: FoldHead) -> Path:
+        name = f"fold-{head.repeat + 1:03d}-{head.fold + 1:03d}"
+        return self.setup.context.task.paths.checkpoints / name
 
     def _stored_logits(self, folder: Path, count: int) -> Floats | None:
         if not folder.exists():
@@ -202,7 +243,9 @@ def cross_validate(setup: TrainingSetup) -> TrainOutcome:
         Stopped: The run was asked to stop; the predictions of finished folds are kept.
         SpecError: The data set cannot be divided into the folds.
     """
-    validation = prepared(setup)
+    forks = setup.spec.trains_by_steps and setup.device.type == "cpu" and not ray.is_initialized()
+    processes = cpu_count() if forks else 1
+    validation = replace(prepared(setup), processes=processes)
     spec, features = setup.spec, validation.features
     divisions = validation.divisions()
     setup.context.progress.start_phase("train", total=images_to_train(spec, divisions))

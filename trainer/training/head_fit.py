@@ -98,7 +98,7 @@ class HeadFit:
         self.on_step()
 
     def _train(self, features: FeatureRows, labels: Tensor, index: ShardIndex, spec: TrainSpec) -> nn.Module:
-        _check_steps(len(labels), spec.batch_size)
+        check_steps(len(labels), spec.batch_size)
         torch.manual_seed(spec.seed)
         head = build_head(self.config).to(self.device)
         ema, values = ModelEma(head, spec.ema), features.to(self.device)
@@ -178,7 +178,7 @@ def index_of_rows(labels: Tensor, config: HeadConfig) -> ShardIndex:
     return ShardIndex(classes=config.classes, shards=(shard,), multi_label=config.multi_label)
 
 
-def _check_steps(images: int, batch_size: int) -> None:
+def check_steps(images: int, batch_size: int) -> None:
     """Refuse steps of a single image.
 
     Raises:

@@ -22,6 +22,14 @@ def build_optimizer(
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=device.type in ("cpu", "cuda"))
 
 
+def import_compiler() -> None:
+    """Let torch import its compiler, which takes seconds, before processes are forked that would each import it.
+
+    Every process that creates an optimizer does.
+    """
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> float:
     """Set the learning rates for `step` of `steps` and return the head's."""
     lr = peak * lr_factor(step, steps)
