@@ -2,7 +2,7 @@
 
 All trials divide the images into the same folds. A trial reports once, when it has trained all folds of all repeats:
 the mean over the repeats of the metric out of fold, which ranks it. The logits of a finished fold are kept, so a trial
-that was paused or killed goes on with the next fold.
+that was paused or killed goes on with the next; folds whose heads train at once start again together.
 """
 
 import math
