@@ -606,7 +606,7 @@ def test_the_page_of_a_search_shows_what_its_options_do_once_enough_trials_have_
     assert 'aria-label="4 trials over lr, dropout, head_width, loss"' in pages[0]
     assert "The importance of the options is shown from 4 trials that ran all their epochs; there is 1." in pages[0]
     assert 'aria-label="9 trials over lr, dropout, head_width, loss"' in pages[1]
-    assert "of loss between the 9 trials that ran all their epochs which each option explains" in pages[1]
+    assert "of loss between the 9 trials that ran all their epochs which each option alone explains" in pages[1]
     assert "the 5 trials that ran all their epochs do not differ in loss." in pages[2]
     assert re.search(r'aria-label="lr \d+ percent, dropout \d+ percent, head_width 0 percent"', pages[1])
 
