@@ -130,7 +130,7 @@ VARIABLES = (
     Variable(
         name="OMP_NUM_THREADS",
         meaning="threads that each process uses on CPUs: each worker of several, the only worker on a machine without "
-        "a Ray cluster, and `predict --now`",
+        "a Ray cluster, and `predict --now`; and processes that train the heads of `--folds`",
         unset="1 for each worker of several, else all CPUs",
     ),
     Variable(

@@ -25,7 +25,6 @@ def test_without_a_gpu_every_test_is_skipped_and_the_report_says_so(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
         check=False,
     )
 

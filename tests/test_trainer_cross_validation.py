@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cluster.files import read_json
+from cluster.resources import cpu_count
 from data_shards.index import read_index
 from tests.datasets import packed
 from tests.multi_label import pack_multi_label
 from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer.data.feature_cache import FeatureCache, FeatureKey
+from trainer.distributed.worker import WorkerContext
 from trainer.errors import SpecError, Stopped
 from trainer.evaluation.out_of_fold import OutOfFold
 from trainer.evaluation.scoring import epoch_metrics
@@ -44,7 +47,9 @@ def mlp_folds(tmp_path_factory, digits_shards):
 
 @pytest.fixture(scope="module")
 def wide_folds(tmp_path_factory, digits_shards):
-    return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_validation, "process_count", lambda _: 2)
+        return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME)))
 
 
 def features_of(paths, shards):
@@ -139,7 +144,7 @@ def test_an_evaluation_of_the_valid_split_says_that_the_model_was_trained_on_it(
 
 @pytest.mark.usefixtures("without_reports")
 def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(wide_folds, digits_shards, monkeypatch):
-    uninterrupted, expected = wide_folds  # in two processes where there are two CPUs
+    uninterrupted, expected = wide_folds
     spec = train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME))
     paths = new_run(uninterrupted.storage, spec, "stopped")
     fit, fitted = HeadFit.fit, []
@@ -151,13 +156,37 @@ def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(wide
         return fit(self, features, labels, seed=seed)
 
     monkeypatch.setattr(HeadFit, "fit", stopped_in_the_second)
-    monkeypatch.setattr(cross_validation, "cpu_count", lambda: 1)
+    monkeypatch.setattr(cross_validation, "process_count", lambda _: 1)
 
     with pytest.raises(Stopped, match="the predictions of the finished folds are kept"):
         attempted(paths, spec)
     result = attempted(paths, spec)
 
     assert fitted[:4] == [3, 4, 4, 3]  # the first fold is trained once; then the second, and the published head
+    assert result.metrics == expected.metrics
+    for name in ("model.safetensors", "out_of_fold.safetensors"):
+        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+
+
+@pytest.mark.usefixtures("without_reports")
+def test_a_stop_reaches_the_processes_in_which_folds_train(wide_folds, digits_shards, monkeypatch):
+    uninterrupted, expected = wide_folds
+    spec = train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME))
+    paths = new_run(uninterrupted.storage, spec, "stopped-processes")
+    add_images = WorkerContext.add_images
+
+    def stopped_at_once(self, images):
+        add_images(self, images)
+        if self.progress.phase == "train":
+            paths.stop.write_text(json.dumps({"reason": "cancel", "attempt": 1}))
+
+    monkeypatch.setattr(WorkerContext, "add_images", stopped_at_once)
+    monkeypatch.setattr(cross_validation, "process_count", lambda _: 2)
+
+    with pytest.raises(Stopped, match="the predictions of the finished folds are kept"):
+        attempted(paths, spec)
+    result = attempted(paths, spec)
+
     assert result.metrics == expected.metrics
     for name in ("model.safetensors", "out_of_fold.safetensors"):
         assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
@@ -290,3 +319,13 @@ def test_a_multi_label_data_set_refuses_lda_before_anything_is_computed(tmp_path
 
     with pytest.raises(SpecError, match=r"--head lda needs one class an image, .* use --head logistic"):
         done(tmp_path, train_spec(shards, head="lda", **LINEAR))
+
+
+@pytest.mark.parametrize(("variable", "count"), [(None, cpu_count()), ("1", 1), ("3", 3)])
+def test_folds_train_in_as_many_processes_as_threads_are_allowed(digits_shards, monkeypatch, variable, count):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    setup = SimpleNamespace(spec=train_spec(digits_shards, **MLP_FOLDS), device=torch.device("cpu"))
+
+    assert cross_validation.process_count(setup) == count

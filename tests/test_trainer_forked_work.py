@@ -44,6 +44,30 @@ def test_an_error_of_a_process_is_raised_here_and_ends_the_others():
             os.kill(pid, 0)
 
 
+class TwoPartError(Exception):
+    """Cannot be restored from its pickle, which keeps the text alone."""
+
+    def __init__(self, fault, cure):
+        super().__init__(f"{fault}; {cure}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (KeyError("width"), KeyError, "width"),
+        (TwoPartError("too wide", "use less"), RuntimeError, "TwoPartError: too wide; use less"),
+    ],
+)
+def test_an_unexpected_error_of_a_process_says_where_it_was_raised(error, kind, text):
+    def failing(task, on_images):
+        raise error
+
+    with pytest.raises(kind, match=text) as found:
+        list(results_of(failing, [0, 1], processes=2, on_images=lambda _: None))
+
+    assert "in failing" in found.value.__notes__[0]
+
+
 def test_the_task_of_a_process_that_dies_is_done_here():
     trainer = os.getpid()
 

@@ -44,7 +44,7 @@ class ProcessGroup:
         workers_on_node: The most workers that may share this machine: the local world size or its number of GPUs.
         is_whole: Whether it has all workers that Ray started, as Ray's own collectives need.
         sends_bf16: Whether gradients of a training in bfloat16 are sent as such, in half the bytes: between the GPUs of
-            several machines, where the network is slow.
+            several nodes of Ray, where the network is slow.
     """
 
     rank: int

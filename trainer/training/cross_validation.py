@@ -14,7 +14,7 @@ The trials of `search --folds` are cross-validated in the same way (`trainer/sea
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import ray
 import torch
 from torch import Tensor, nn
 
+from cluster.process_env import openmp_threads
 from cluster.resources import cpu_count
 from data_shards.index import BOTH, ShardIndex
 from trainer.data.split_features import SplitFeatures
@@ -182,10 +183,11 @@ class CrossValidation:
             else:
                 epochs = self.spec.epochs if self.spec.trains_by_steps else 1
                 self.fit.on_images(epochs * sum(len(head.outside) for head in batch))
-        for batch, trained in self._trained(unfinished):
-            for head, logits in zip(batch, trained, strict=True):
-                found[head.repeat][head.inside] = logits
-                self._store(head, logits)
+        with closing(self._trained(unfinished)) as batches:
+            for batch, trained in batches:
+                for head, logits in zip(batch, trained, strict=True):
+                    found[head.repeat][head.inside] = logits
+                    self._store(head, logits)
         return found
 
     def _store(self, head: FoldHead, logits: Floats) -> None:
@@ -208,7 +210,7 @@ class CrossValidation:
             for fold in range(count)
         ]
 
-    def _trained(self, batches: Sequence[list[FoldHead]]) -> Iterator[tuple[list[FoldHead], list[Floats]]]:
+    def _trained(self, batches: Sequence[list[FoldHead]]) -> Generator[tuple[list[FoldHead], list[Floats]], None, None]:
         """Train the heads of each batch, in several processes; yield each batch with the logits of its heads."""
         if self.processes > 1 and len(batches) > 1:
             import_compiler()
@@ -243,9 +245,7 @@ def cross_validate(setup: TrainingSetup) -> TrainOutcome:
         Stopped: The run was asked to stop; the predictions of finished folds are kept.
         SpecError: The data set cannot be divided into the folds.
     """
-    forks = setup.spec.trains_by_steps and setup.device.type == "cpu" and not ray.is_initialized()
-    processes = cpu_count() if forks else 1
-    validation = replace(prepared(setup), processes=processes)
+    validation = replace(prepared(setup), processes=process_count(setup))
     spec, features = setup.spec, validation.features
     divisions = validation.divisions()
     setup.context.progress.start_phase("train", total=images_to_train(spec, divisions))
@@ -256,6 +256,12 @@ def cross_validate(setup: TrainingSetup) -> TrainOutcome:
     baselines = [one.to_json() for one in validation.baselines(judged.shown.folds)]
     details = {**training_details(setup, validation.split), KEY: judged.about, "baselines": baselines}
     return TrainOutcome(metrics=metrics, details=details)
+
+
+def process_count(setup: TrainingSetup) -> int:
+    """Return in how many processes heads of folds train: on CPUs without Ray, as many as threads are allowed."""
+    forks = setup.spec.trains_by_steps and setup.device.type == "cpu" and not ray.is_initialized()
+    return openmp_threads() or cpu_count() if forks else 1
 
 
 def publish_judged(setup: TrainingSetup, judged: Path, *, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -16,6 +17,7 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 
 from cluster import guard
+from trainer.errors import TrainerError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -128,6 +130,19 @@ def _do_tasks(work: Work[Task, Result], tasks: Sequence[Task], connection: Conne
         try:
             answer = (work(task, connection.send),)
         except Exception as error:  # the trainer raises it
-            connection.send(error)
+            connection.send(_sendable(error))
             return
         connection.send(answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that the trainer can receive, with a note on where an unexpected one was raised.
+
+    An error of a library may not survive the way; its type becomes text.
+    """
+    if isinstance(error, TrainerError):
+        return error
+    is_known = type(error).__module__ == "builtins"
+    sent = error if is_known else RuntimeError(f"{type(error).__name__}: {error}")
+    sent.add_note(f"In a process that trained heads:\n{traceback.format_exc()}")
+    return sent
