@@ -41,10 +41,11 @@ def licenses_of(name: str, version: str) -> list[dict[str, Any]]:
         return []
     if stated["Version"] != version:
         return []
-    if expression := stated["License-Expression"]:
-        return [{"expression": expression}]
+    if expressions := stated.get_all("License-Expression"):
+        return [{"expression": one} for one in expressions]
     classifiers = [one for one in stated.get_all("Classifier") or [] if one.startswith(OF_LICENSE)]
-    names = [one.rpartition(" :: ")[2] for one in classifiers] or (stated["License"] or "").splitlines()[:1]
+    written = [text.splitlines()[0] for text in stated.get_all("License") or [] if text]
+    names = [one.rpartition(" :: ")[2] for one in classifiers] or written
     return [{"license": {"name": one}} for one in names]
 
 
