@@ -20,7 +20,8 @@ from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
 from trainer.search.journal import TrialJournal
 from trainer.search.run import search
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable, read_trial_events
+from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
+from trainer.search.trials import TrialTable, read_trial_events
 from trainer.specs import SearchSpec, build
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -26,7 +26,8 @@ from trainer.report import page
 from trainer.result import RunResult
 from trainer.search.journal import TrialJournal
 from trainer.search.trial_files import write_candidate
-from trainer.search.trials import TrialAssignment, TrialReport, TrialTable, read_trial_events
+from trainer.search.trial_messages import TrialAssignment, TrialReport
+from trainer.search.trials import TrialTable, read_trial_events
 from trainer.tracking.history import read_epoch_lines
 from trainer.training.checkpointer import TrainingCheckpoint
 from trainer.training.ema import ModelEma

@@ -11,7 +11,7 @@ from cluster.lease import Lease
 from tests.searched import NOON, SimulatedSearch, events_of, search_spec, simulated_search, table_of
 from tests.trained import new_run
 from trainer.search.journal import copy_trials
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep
+from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
 
 
 def synthetic_loss(trial, epoch):

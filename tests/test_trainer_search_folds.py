@@ -29,7 +29,7 @@ from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.run import refuse_other_images
 from trainer.search.trial_files import PauseSignal
-from trainer.search.trials import TrialAssignment
+from trainer.search.trial_messages import TrialAssignment
 from trainer.training import fold_heads
 from trainer.training.cross_validation import Judged
 from trainer.training.head_fit import HeadFit

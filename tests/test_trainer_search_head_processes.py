@@ -10,7 +10,7 @@ from tests.searched import search_spec, table_of
 from tests.trained import done
 from trainer.search import run
 from trainer.search.head_trial import HeadTrial
-from trainer.search.trials import RESTARTS
+from trainer.search.trial_messages import RESTARTS
 
 SEARCH = "search-20261123-000000-abcdef"
 

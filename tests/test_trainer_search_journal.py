@@ -9,7 +9,8 @@ from tests.searched import NOON, SimulatedSearch, search_spec
 from tests.trained import new_run
 from trainer.search.asha import rungs, survives
 from trainer.search.leaderboard import leaderboard
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep, TrialTable
+from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
+from trainer.search.trials import TrialTable
 
 CONFIG = {"lr": 1e-3, "dropout": 0.1, "head_width": 8}
 

@@ -20,7 +20,7 @@ from trainer.search.head_training import standalone_context
 from trainer.search.publisher import BestModelPublisher
 from trainer.search.run import SearchProgress
 from trainer.search.trial_files import trial_folder, write_candidate
-from trainer.search.trials import TrialEnd, TrialReport, TrialStep
+from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
 from trainer.training.model_setup import TrainingSetup
 
 

@@ -13,7 +13,7 @@ from tests.trained import new_run
 from trainer.attempt import Attempt
 from trainer.distributed.ray_train import ray_session
 from trainer.distributed.worker import WorkerTask
-from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialReport, TrialStep
+from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialReport, TrialStep
 from trainer.search.tune_driver import HEAD_NODE, Slots, gpu_share, head_slots, run_slots, run_trials
 from trainer.specs import SearchSpec, build
 

@@ -9,7 +9,7 @@ from trainer.search.asha import rungs_of, survives
 from trainer.search.deadline import Clock, Deadline, seconds_of_trial
 from trainer.search.journal import TrialJournal
 from trainer.search.sampler import suggest
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep
 from trainer.specs import SearchSpec
 from trainer.specs.search_space import Config
 

@@ -24,7 +24,7 @@ from trainer.progress import Progress
 from trainer.search.head_training import standalone_context
 from trainer.search.head_trial import end_of
 from trainer.search.trial_files import PauseSignal, trial_folder, write_candidate
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec
 from trainer.specs.metric import is_better
 from trainer.training.cross_validation import CrossValidation, Judged, images_to_train, prepared

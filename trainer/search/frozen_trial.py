@@ -10,7 +10,7 @@ from trainer.search.fold_trial import FoldData, FoldTrial
 from trainer.search.head_training import HeadTrainingData
 from trainer.search.head_trial import HeadTrial
 from trainer.search.trial_files import PauseSignal
-from trainer.search.trials import TrialAssignment
+from trainer.search.trial_messages import TrialAssignment
 from trainer.specs import SearchSpec
 
 FrozenData = HeadTrainingData | FoldData

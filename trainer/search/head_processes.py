@@ -21,7 +21,7 @@ from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 
 from trainer.search.controller import SearchController
 from trainer.search.frozen_trial import FrozenData, new_trial, read_data
 from trainer.search.trial_files import PauseSignal
-from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
+from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 from trainer.training.optimizer import import_compiler
 

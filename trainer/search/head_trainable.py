@@ -12,7 +12,7 @@ from ray import tune
 from trainer.distributed.worker import WorkerTask
 from trainer.search.frozen_trial import FrozenData, new_trial, read_data
 from trainer.search.trial_files import PauseSignal
-from trainer.search.trials import TrialAssignment
+from trainer.search.trial_messages import TrialAssignment
 from trainer.specs import SearchSpec
 
 GATHER_SECONDS = 30.0  # a process that a busy cluster starts later than this joins later

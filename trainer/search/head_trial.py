@@ -14,7 +14,7 @@ from trainer.evaluation.trial_outputs import EpochOutputs, best_written_value, w
 from trainer.search.asha import rungs_of
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.search.trial_files import PauseSignal, repeat_folder, write_candidate
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec
 from trainer.specs.metric import is_better, loss_of
 

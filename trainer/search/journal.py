@@ -12,7 +12,8 @@ from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from trainer.errors import SpecError
 from trainer.evaluation.trial_outputs import copy_trial_outputs
-from trainer.search.trials import Trial, TrialAssignment, TrialEnd, TrialReport, TrialTable, read_trial_events
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport
+from trainer.search.trials import Trial, TrialTable, read_trial_events
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from trainer.search.run_trainable import (
     task_in,
 )
 from trainer.search.trial_files import repeat_folder, write_candidate
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, build
 from trainer.specs.metric import is_better, loss_of
 from trainer.tracking.history import read_epoch_lines

@@ -20,7 +20,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import Stopped
 from trainer.search.trial_files import PauseSignal, trial_folder
-from trainer.search.trials import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
+from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, TrainSpec
 from trainer.tracking.history import read_epoch_lines
 from trainer.training.model_setup import TrainingSetup

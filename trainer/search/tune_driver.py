@@ -24,7 +24,7 @@ from trainer.distributed.ray_train import Resource, cluster_capacity
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
-from trainer.search.trials import RESTARTS, TrialAssignment, TrialEnd, TrialStep
+from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 
 CAUSE_LENGTH = 200  # characters of Ray's message about a process that died
