@@ -10,7 +10,7 @@ import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 
-from cluster.errors import InsufficientResources
+from cluster.errors import InsufficientResources, StorageAway
 from cluster.exit_codes import ExitCode
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
@@ -218,6 +218,20 @@ def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(tmp_p
     assert (type(restarted), str(restarted)) == (TrainerError, "torch cannot use the GPU of this worker")
 
 
+def test_workers_that_met_an_absent_storage_work_again_when_it_is_back(tmp_path, monkeypatch):
+    def refuse(_task):
+        raise StorageAway("the storage cannot be read; mount the share again")
+
+    monkeypatch.setattr(ray_train.WorkerContext, "of", refuse)
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
+    config = {"work": None, "task": WorkerTask(attempt=attempt, spec=None, source=None)}
+    with pytest.raises(StorageAway):
+        ray_train.run_worker(config)
+    monkeypatch.setattr(ray_train, "_run", lambda _work, _task: "trained")
+
+    assert ray_train.run_worker(config) == "trained"
+
+
 def test_ray_that_does_not_start_in_time_is_started_again(monkeypatch):
     tries = []
 
@@ -273,6 +287,37 @@ def test_an_error_while_the_storage_is_away_is_no_fault_of_the_run(tmp_path, err
     code = trainer_main._handle_error(attempt, error)
 
     assert (code, list(storage.iterdir())) == (ExitCode.WORKERS_LOST, [])
+
+
+def raised_from(cause):
+    error = TrainerError("the checkpoint cannot be read")
+    error.__cause__ = cause
+    return error
+
+
+WRAPPERS = {
+    "itself": lambda away: away,
+    "another error was raised from it": raised_from,
+    "a worker of Ray Train": lambda away: UserExceptionWithTraceback(away, "Traceback ..."),
+    "a task of Ray": lambda away: RayTaskError("train", "Traceback ...", away),
+    "an error of a worker that was raised again": lambda away: raised_from(UserExceptionWithTraceback(away, "...")),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
+def test_an_error_of_a_storage_that_is_back_before_it_is_handled_is_no_fault_of_the_run(tmp_path, wrapped):
+    storage = tmp_path / "storage"
+    lease = lease_in(storage / "runs" / "run")
+    attempt = Attempt(paths=lease.paths, lease=lease, settings=Settings(storage=storage))
+    storage.rename(tmp_path / "away")
+    with pytest.raises(StorageAway) as raised:
+        lease.check()
+    (tmp_path / "away").rename(storage)
+
+    code = trainer_main._handle_error(attempt, wrapped(raised.value))
+
+    assert code == ExitCode.WORKERS_LOST
+    assert f"the storage {storage} was away" in lease.paths.error.read_text()
 
 
 def test_a_trainer_that_starts_while_the_storage_is_away_is_started_again(tmp_path):

@@ -27,7 +27,7 @@ from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.ray_fork_server import start_fork_server
-from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption
+from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption, causes
 from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
@@ -109,7 +109,7 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
             f"Nightshift {version('nightshift')} of the trainer does not know all of the spec ({error}); a newer "
             "version wrote it: update the job workers and the cluster"
         )
-    if away := _storage_away(attempt.paths):
+    if away := _storage_away(attempt.paths, error):
         logger.error("%s", error)
         error = away
     if isinstance(error, TrainerError | ShardError | ClusterError):
@@ -130,13 +130,20 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
     return ExitCode.USAGE if isinstance(error, SpecError) else ExitCode.FAILED
 
 
-def _storage_away(paths: RunPaths) -> InfrastructureError | None:
-    """Return an error if the storage is away: its files look as if somebody had deleted them."""
+def _storage_away(paths: RunPaths, error: Exception) -> InfrastructureError | None:
+    """Return an error if the storage was away when `error` was raised, or is now.
+
+    The error counts because the storage may be back, the storage because its files look as if somebody had deleted
+    them.
+    """
     try:
         refuse_away(paths.folder.parent)
+        was_away = any(isinstance(cause, StorageAway) for cause in causes(error))
     except StorageAway:
-        return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
-    return None
+        was_away = True
+    if not was_away:
+        return None
+    return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
 
 
 def _storage_full(error: Exception) -> StorageError | None:

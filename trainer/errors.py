@@ -15,6 +15,8 @@ TrainerError
 └── Stopped            the run was asked to stop and has saved a checkpoint
 """
 
+from collections.abc import Iterator
+
 
 class TrainerError(Exception):
     """Base of the errors of this package. The text is one line: the fault, then the cure."""
@@ -66,3 +68,19 @@ class WorkersLost(InfrastructureError):
 
 class Stopped(TrainerError):
     """The run was asked to stop and has saved a checkpoint to resume from."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the errors that it wraps, and those that it was raised from; the innermost last.
+
+    Ray wraps the error of a worker: so its attributes are looked at, without an import of Ray.
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or found in seen:
+            continue
+        seen.append(found)
+        yield found
+        waiting += [getattr(found, name, None) for name in ("_base_exc", "cause", "controller_failure", "__cause__")]

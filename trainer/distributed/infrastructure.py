@@ -6,13 +6,12 @@ libraries raise most of them as RuntimeError, so `TABLE` tells them apart by the
 
 import errno
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray.exceptions
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 
-from trainer.errors import InfrastructureError, TrainerError
+from trainer.errors import InfrastructureError, TrainerError, causes
 
 INFRASTRUCTURE_ERRNOS = frozenset(
     {
@@ -105,7 +104,7 @@ def infrastructure_error(error: BaseException) -> TrainerError | None:
     Returns:
         An InfrastructureError if another attempt may succeed, another TrainerError if not. Its text is one line.
     """
-    for cause in reversed(list(_causes(error))):
+    for cause in reversed(list(causes(error))):
         if not _is_of_a_library(cause):
             continue
         if (known := known_error(str(cause))) is not None:
@@ -130,16 +129,3 @@ def _is_of_a_library(error: BaseException) -> bool:
 def known_error(message: str) -> KnownError | None:
     """Return the first row of `TABLE` that a message matches, None if there is none."""
     return next((row for row in TABLE if re.search(row.pattern, message, re.IGNORECASE | re.DOTALL)), None)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, the errors that it wraps, and those that it was raised from; the innermost last."""
-    seen: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        found = waiting.pop(0)
-        if found is None or found in seen:
-            continue
-        seen.append(found)
-        yield found
-        waiting += [getattr(found, name, None) for name in ("_base_exc", "cause", "controller_failure", "__cause__")]

@@ -16,7 +16,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from cluster import stack_dumps
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StorageAway
 from cluster.files import read_json, write_json
 from cluster.resources import Machine, refuse_fewer_gpus
 from cluster.settings import Settings
@@ -111,8 +111,9 @@ def _value(returned: "Returned | Exception", task: WorkerTask[Any]) -> Any:
 def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     """Run `config["work"]` on one Ray Train worker; return its result, or an error of ours as a value.
 
-    Ray restarts all workers when one raises. That helps when a worker died, but not when a shard is damaged: so a
-    worker with such an error writes it to a file before it raises, and the restarted workers return it as a value.
+    Ray restarts all workers when one raises. That helps when a worker died or the storage was away, but not when a
+    shard is damaged: so a worker with such an error writes it to a file before it raises, and the restarted workers
+    return it as a value.
     """
     task: WorkerTask[Any] = config["task"]
     error_file = task.paths.scratch / f"fault-{task.attempt.number}.json"
@@ -125,7 +126,8 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     except RAISED_ON_ALL_RANKS as error:
         return error
     except OUR_ERRORS as error:
-        _keep(error, error_file)
+        if not isinstance(error, StorageAway):
+            _keep(error, error_file)
         raise
 
 
