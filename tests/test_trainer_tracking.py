@@ -4,8 +4,11 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +22,7 @@ from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
 from trainer.specs import AnySpec, PredictSpec, TrainSpec
+from trainer.tracking import tracking
 from trainer.tracking.mlflow import marks
 from trainer.tracking.tracking import track_run
 
@@ -133,6 +137,61 @@ def test_an_attempt_that_lost_its_lease_writes_no_events(paths: RunPaths) -> Non
         epoch(paths, 1, 0.5)
 
     assert not paths.events.exists()
+
+
+@contextlib.contextmanager
+def storage_away(paths: RunPaths) -> Iterator[None]:
+    """Leave only the empty folder that the storage was mounted at."""
+    away = paths.storage.with_name("away")
+    paths.storage.rename(away)
+    paths.storage.mkdir()
+    try:
+        yield
+    finally:
+        paths.storage.rmdir()
+        away.rename(paths.storage)
+
+
+@contextlib.contextmanager
+def metrics_unreadable(paths: RunPaths) -> Iterator[None]:
+    """Put a folder in the place of the metrics."""
+    aside = paths.metrics.rename(paths.metrics.with_name("aside"))
+    paths.metrics.mkdir()
+    try:
+        yield
+    finally:
+        paths.metrics.rmdir()
+        aside.rename(paths.metrics)
+
+
+FAULTS = {"away": (storage_away, Lease, "check"), "unreadable": (metrics_unreadable, tracking, "read_epoch_history")}
+
+
+@pytest.mark.parametrize(("fault", "owner", "name"), FAULTS.values(), ids=FAULTS)
+def test_tracking_goes_on_when_the_storage_answers_again(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, fault: Callable[[RunPaths], Any], owner: Any, name: str
+) -> None:
+    read, is_due, is_over = getattr(owner, name), threading.Event(), threading.Event()
+
+    def read_during_fault(argument: Any) -> Any:
+        if not is_due.is_set() or is_over.is_set():
+            return read(argument)
+        try:
+            with fault(paths):
+                return read(argument)
+        finally:
+            is_over.set()
+
+    attempt = attempt_at(paths)
+    monkeypatch.setattr("trainer.tracking.tracking.POLL_SECONDS", 0.05)
+    monkeypatch.setattr(owner, name, read_during_fault)
+    with track_run(attempt, SPEC):
+        epoch(paths, 1, 0.5)
+        is_due.set()
+        assert is_over.wait(600)
+        epoch(paths, 2, 0.25)
+
+    assert curve(paths.events, "valid_loss") == [(1, 0.5), (2, 0.25)]
 
 
 def test_a_full_disk_loses_the_event_files_and_not_the_run(paths: RunPaths, caplog: pytest.LogCaptureFixture) -> None:

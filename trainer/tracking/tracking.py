@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import methodcaller
 from typing import Any, Protocol
 
-from cluster.errors import LeaseLost
+from cluster.errors import LeaseLost, StorageError
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
@@ -85,9 +85,11 @@ class Tracking:
             is_finished = self._finished.wait(POLL_SECONDS)
             try:
                 self.attempt.lease.check()
+                history = read_epoch_history(self.attempt.paths)
             except LeaseLost:
                 return
-            history = read_epoch_history(self.attempt.paths)
+            except (OSError, StorageError):  # the storage is away or does not answer; it may be back at the next poll
+                continue
             for tracker in self.trackers:
                 if history:
                     tracker.attempt(methodcaller("log_epochs", history), is_last=is_finished)
