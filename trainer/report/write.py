@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cluster.errors import LeaseLost
+from cluster.errors import LeaseLost, StorageError
 from cluster.files import read_json_object
 from trainer.attempt import Attempt
 from trainer.progress import Progress
@@ -31,9 +31,9 @@ def write_report(
         LeaseLost: A newer attempt owns the run.
     """
     attempt.lease.check()
+    _start_phase(attempt)
     try:
         with attempt.times.measure("report"):
-            _start_phase(attempt)
             # These imports take a second, and training does not wait for them.
             from trainer.report.gather import gather_report  # noqa: PLC0415
             from trainer.report.page import write_page  # noqa: PLC0415
@@ -46,9 +46,18 @@ def write_report(
 
 
 def _start_phase(attempt: Attempt) -> None:
-    """Say in `progress.json` that the report is written, which takes half a minute on few processors (Grad-CAM)."""
-    before = read_json_object(attempt.paths.progress) if attempt.paths.progress.exists() else {}
-    progress = Progress(
-        attempt.paths, attempt.lease, gpus=before.get("gpus", 0)
-    )  # the process keeps them until it ends
-    progress.start_phase("report", total=0)
+    """Say in `progress.json` that the report is written, which takes half a minute on few processors (Grad-CAM).
+
+    The file keeps what the workers wrote: their GPUs, which the process has until it ends, and how long they may hang.
+
+    Raises:
+        LeaseLost: A newer attempt owns the run.
+    """
+    try:
+        before = read_json_object(attempt.paths.progress) if attempt.paths.progress.exists() else {}
+        gpus, hang_seconds = before.get("gpus", 0), before.get("hang_seconds")
+        progress = Progress(attempt.paths, attempt.lease, gpus=gpus, hang_seconds=hang_seconds)
+        progress.start_phase("report", total=0)
+    except (OSError, StorageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        logger.warning("the progress does not say that the report is being written (%s)", reason)
