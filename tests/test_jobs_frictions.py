@@ -79,8 +79,8 @@ def test_a_queued_run_says_what_is_before_it_and_what_runs(say: Say, settings: S
     shown = say("show", "last")[1].splitlines()[1]
     lines = rendered(settings.storage, run_state.read_state(last), {})
 
-    assert shown == "state     queued: 1 queued run is before it; now runs busy"
-    assert lines[1].strip() == "1 queued run is before it; now runs busy"
+    assert shown == "state     queued: 1 queued run is before it; running: busy"
+    assert lines[1].strip() == "1 queued run is before it; running: busy"
 
 
 def test_a_run_that_starts_shows_its_seconds_and_the_newest_line_of_its_log(

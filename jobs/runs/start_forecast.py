@@ -80,7 +80,7 @@ def _in_the_queue(state: RunState, pending: Sequence[RunState]) -> str:
     parts = [f"{len(before)} queued {'run is' if len(before) == 1 else 'runs are'} before it"] if before else []
     if running:
         more = f" and {len(running) - MOST_NAMED} more" if len(running) > MOST_NAMED else ""
-        parts.append(f"now runs {', '.join(running[:MOST_NAMED])}{more}")
+        parts.append(f"running: {', '.join(running[:MOST_NAMED])}{more}")
     return "; ".join(parts if before else ["next to start", *parts]) if parts else NEXT
 
 
