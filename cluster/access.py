@@ -67,7 +67,8 @@ def has_no_inode(path: Path) -> bool:
         found = os.statvfs(place)
     except OSError:  # of a share whose server is gone
         return False
-    return found.f_files > 0 and found.f_favail == 0  # btrfs counts none
+    # btrfs counts no inodes; XFS and ZFS make them of free blocks, so that a disk full of bytes has none either.
+    return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
 
 
 def unreadable(error: OSError, place: str) -> str:
