@@ -1,5 +1,6 @@
 """What `nightshift doctor` says of a Redis that answers but takes nothing, and of an address that is not Ray's."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from redis import Redis
 from cluster.errors import UnknownRun
 from cluster.settings import Settings
 from data_shards.errors import DamagedShard
-from data_shards.index import read_index
+from data_shards.index import Shard, read_index
 from data_shards.read.shard_files import ShardFiles
 from jobs.cli.doctor import ray_finding, redis_findings, shards_finding
 from jobs.runs.state import find
@@ -136,6 +137,21 @@ def test_shards_that_were_cut_off_or_lost_are_faults_with_the_command_that_lists
         + re.escape(f"); copy it again or pack the data set again ({listed})"),
         str(error.value),
     )
+
+
+def test_a_shard_that_cannot_be_looked_at_is_a_finding_and_not_the_end_of_doctor(
+    digits_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(path: Path, _: Shard) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    monkeypatch.setattr("jobs.cli.doctor.find_size_fault", stale)
+
+    finding = shards_finding(str(digits_shards))
+
+    first = digits_shards / read_index(str(digits_shards)).shards[0].name
+    assert (finding.ok, finding.found) == (False, f"{first} cannot be read (Stale file handle)")
+    assert finding.cure == "check the path, its permissions and its disk"
 
 
 def test_an_unknown_id_may_be_a_rayjob_that_has_not_started(settings: Settings) -> None:

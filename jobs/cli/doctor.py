@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import redis
 
+from cluster.access import unreadable
 from cluster.cluster_version import read_cluster_version
 from cluster.errors import ClusterError, StorageError
 from cluster.gpu_health import check_processors
@@ -221,7 +222,12 @@ def shards_finding(shards: str) -> CheckResult:
         location, index = index_of(shards)
     except (ShardError, ClusterError) as error:
         return CheckResult(check="shards", ok=False, found=str(error), cure="pack them with `nightshift shards pack`")
-    if fault := _size_fault(location, index):
+    try:
+        fault = _size_fault(location, index)
+    except OSError as error:  # its share is away, or a shard was removed meanwhile
+        found, _, cure = unreadable(error, location).partition("; ")
+        return CheckResult(check="shards", ok=False, found=found, cure=cure)
+    if fault:
         cure = (
             "copy it again or pack the data set again; "
             f"`nightshift shards verify {shlex.quote(location)}` lists all damaged shards"
@@ -232,6 +238,11 @@ def shards_finding(shards: str) -> CheckResult:
 
 
 def _size_fault(location: str, index: ShardIndex) -> str | None:
+    """Return what is wrong with the first shard of a local data set that is missing or has another size.
+
+    Raises:
+        OSError: A shard cannot be looked at.
+    """
     folder = local_folder(location)
     for shard in index.shards if folder else ():
         try:
