@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from cluster.errors import StorageError
+from cluster.errors import StorageError, UnknownRun
 from cluster.settings import Settings
 from cluster.storage_marker import MARKER, read_storage_id
 from jobs.queue.stack import start_stack
@@ -130,6 +130,18 @@ def test_no_command_says_of_a_run_that_it_does_not_exist_while_the_share_is_not_
     cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
     line = f"Error: no run has the id or name 'night': {unmounted.storage} has no runs at all; {cure}\n"
     assert said == [(1, "", line)] * 4
+
+
+def test_a_rayjob_that_has_not_started_may_be_the_first_run_of_its_storage(tmp_path: Path) -> None:
+    run_id, storage = "train-20260101-000000-aaaaaa", tmp_path / "new"
+
+    with pytest.raises(UnknownRun) as error:
+        run_state.find(storage, run_id)
+
+    assert str(error.value) == (
+        f"no run has the id or name {run_id!r}: {storage} has no runs at all; mount the shared storage there, or "
+        f"correct NIGHTSHIFT_STORAGE; a RayJob is shown once it has started: `kubectl describe rayjob {run_id}`"
+    )
 
 
 def test_a_new_storage_of_a_new_queue_has_no_runs(

@@ -341,14 +341,16 @@ def find(storage: Path, text: str) -> RunPaths:
         raise SeveralRuns(
             f"{len(matches)} run ids begin with {text!r}, such as {matches[0]} and {matches[1]}; give more of the id"
         )
-    if not (storage / "runs").is_dir():
+    why, close = "", None
+    if (storage / "runs").is_dir():
+        close = names.close_name(storage, text)
+        cure = f"did you mean {close}?" if close else "`nightshift list` shows them"
+    else:
+        why = f": {storage} has no runs at all"
         cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
-        raise UnknownRun(f"no run has the id or name {text!r}: {storage} has no runs at all; {cure}")
-    close = names.close_name(storage, text)
-    cure = f"did you mean {close}?" if close else "`nightshift list` shows them"
     if RUN_ID.fullmatch(text) and not close:
         cure += f"; a RayJob is shown once it has started: `kubectl describe rayjob {text}`"
-    raise UnknownRun(f"no run has the id or name {text!r}; {cure}")
+    raise UnknownRun(f"no run has the id or name {text!r}{why}; {cure}")
 
 
 def remove(paths: RunPaths) -> None:
