@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -87,7 +88,7 @@ def test_an_attempt_that_sends_heartbeats_keeps_running_whatever_its_clock_says(
 
 def test_time_in_which_nobody_looked_does_not_count_against_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     memory, clock = ReconcilerMemory(), iter([0.0, 2.0, 62.0, 64.0, 66.0])
-    monkeypatch.setattr("jobs.queue.reconciler.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: next(clock)))
 
     seconds = [memory.seconds_unchanged(memory.beats, "run", 1) for _ in range(4)]
     changed = memory.seconds_unchanged(memory.beats, "run", 2)
