@@ -97,6 +97,29 @@ def test_time_in_which_nobody_looked_does_not_count_against_a_heartbeat(monkeypa
     assert changed == 0.0
 
 
+def test_an_attempt_whose_job_worker_cannot_be_released_is_dead_after_a_lease_longer_than_the_tries(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    taken(redis)
+    claim_run(paths, "a worker that is gone", "ray")
+    memory, patient = ReconcilerMemory(), replace(settings, lease_seconds=120.0)
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+
+    with locked(paths.lock):  # as a process that was stopped inside it
+        while clock.seconds < patient.lease_seconds:
+            reconcile(patient, redis, memory)
+            clock.seconds += 10.0
+    reconcile(patient, redis, memory)
+
+    assert state_of(settings.storage, paths.run_id).why == (
+        "attempt 1 was lost (no sign of life for 120 s); the next goes on from its checkpoint"
+    )
+    assert list(memory.warnings) == [paths.run_id]
+
+
 def test_an_attempt_is_watched_anew_after_its_storage_could_not_be_read(
     settings: Settings, redis: Redis, tmp_path: Path
 ) -> None:

@@ -172,7 +172,8 @@ def _reconcile_run(  # noqa: PLR0917
         run_state.forget_unpublished_draft(paths)
         memory.forget(paths.run_id)
     except (ClusterError, OSError) as error:
-        memory.beats.pop(paths.run_id, None)  # its heartbeat was not seen: the storage may be away
+        if isinstance(error, StorageAway | OSError):  # its heartbeat was not seen
+            memory.beats.pop(paths.run_id, None)
         memory.warn_once(paths.run_id, str(error))
     except redis.RedisError:
         raise
