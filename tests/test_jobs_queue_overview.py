@@ -1,24 +1,37 @@
 """What `queue show`, `doctor`, `show` and submit commands say of runs that no job worker will start."""
 
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from redis import Redis
 
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.doctor import redis_findings
+from jobs.cli.run_view import RunView
 from jobs.cli.submission import queues_start_runs
 from jobs.queue import queues
-from jobs.queue.overview import queue_overview, waiting_faults
+from jobs.queue.overview import PauseQuestion, queue_overview, waiting_faults
 from jobs.queue.submit import submit
 from jobs.runs.request import JobRequest
 from jobs.runs.start_forecast import NEXT, start_forecast
 from jobs.runs.state import read_state, write_state
 from tests.conftest import Say
+from tests.silent_server import SilentServer, silent_server
 from tests.stack import FakeSpec
 from tests.test_jobs_worker_list import OURS, register
 
 UNSERVED = "1 run waits in the queue low, which no job worker serves"
 CURE = "start one with `nightshift worker`, which serves all queues"
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentServer]:
+    with silent_server() as server:
+        yield server
 
 
 def test_runs_in_a_queue_that_no_job_worker_serves_are_a_fault_until_one_does(
@@ -73,3 +86,47 @@ def test_a_run_that_was_queued_again_says_why_and_what_it_waits_for(settings: Se
 
     assert forecast == f"{lost}; {NEXT}"
     assert NEXT == "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"
+
+
+def test_show_asks_a_silent_redis_once_whether_the_queues_are_paused(
+    settings: Settings, say: Say, silent: SilentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(settings, FakeSpec())
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", silent.url)
+
+    code, shown, _ = say("show", run_id)
+
+    assert (code, silent.new_connections()) == (0, 1)
+    assert f"queued: {NEXT.partition(';')[0]}" in shown
+
+
+def test_a_view_that_follows_a_run_asks_a_silent_redis_again_only_after_a_while(
+    settings: Settings, silent: SilentServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = read_state(RunPaths.of(settings.storage, submit(settings, FakeSpec())))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", silent.url)
+    monkeypatch.setattr("jobs.cli.run_view.FORECAST_SECONDS", -1.0)
+    monkeypatch.setattr("jobs.queue.overview.SILENT_SECONDS", float("inf"))
+    view = RunView(settings.storage)
+
+    for _ in range(3):
+        view.updated(state, {})
+    soon = silent.new_connections()
+    monkeypatch.setattr("jobs.queue.overview.SILENT_SECONDS", 0.0)
+    view.updated(state, {})
+
+    assert (soon, silent.new_connections()) == (1, 1)
+    assert view.forecast == NEXT
+
+
+def test_an_embedded_redis_that_is_silent_is_asked_once_whether_the_queues_are_paused(
+    silent: SilentServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "alone" / "redis"
+    folder.mkdir(parents=True)
+    (folder / "url").write_text(silent.url)
+    (folder / "host.json").write_text(json.dumps({"host": socket.gethostname()}))
+
+    paused = PauseQuestion(Settings(storage=folder.parent)).are_known_paused()
+
+    assert (paused, silent.new_connections()) == (False, 1)

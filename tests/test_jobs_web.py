@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -31,6 +31,7 @@ from jobs.web.app import Page, create_app
 from jobs.web.changes import stamps
 from tests.browser import CHROMIUM, RENDERED, Browser, open_browser
 from tests.conftest import Say
+from tests.silent_server import silent_server
 from tests.stack import FakeSpec, eventually
 from trainer.specs import SearchSpec, build
 
@@ -741,6 +742,18 @@ def test_a_waiting_run_is_said_to_wait_for_the_queues_while_they_are_paused(clie
 
     assert [paused in text for text in texts] == [True, True]
     assert paused not in client.get("/").text
+
+
+def test_the_pages_ask_a_silent_redis_once_whether_the_queues_are_paused(serving, settings, monkeypatch):
+    monkeypatch.setattr("jobs.queue.overview.SILENT_SECONDS", float("inf"))
+    paths = queued(settings)
+
+    with silent_server() as silent:
+        client = serving(settings=replace(settings, redis_url=silent.url))
+        statuses = [client.get(path).status for path in ("/", f"/runs/{paths.run_id}", "/")]
+        connections = silent.new_connections()
+
+    assert (statuses, connections) == ([200, 200, 200], 1)
 
 
 @pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js of the npm package axe-core")

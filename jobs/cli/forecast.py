@@ -1,16 +1,31 @@
 """When a run that waits will start, with what Redis says of the queues."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.settings import Settings
 from jobs.runs.start_forecast import start_forecast
 from jobs.runs.state import RunState
 
+if TYPE_CHECKING:
+    from jobs.queue.overview import PauseQuestion
 
-def forecast_of(storage: Path, state: RunState) -> str:
-    """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
-    if state.state not in ("queued", "scheduled"):
-        return ""
-    from jobs.queue.overview import are_known_paused  # noqa: PLC0415  # imports RQ: only for runs that wait
 
-    return start_forecast(storage, state, paused=are_known_paused(Settings.read()))
+class Forecasts:
+    """The forecasts of a storage's runs; keep it to ask again, as it does not ask a silent Redis each time."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+
+    def of(self, state: RunState) -> str:
+        """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
+        if state.state not in ("queued", "scheduled"):
+            return ""
+        return start_forecast(self.storage, state, paused=self._question.are_known_paused())
+
+    @cached_property
+    def _question(self) -> "PauseQuestion":
+        from jobs.queue.overview import PauseQuestion  # noqa: PLC0415  # imports RQ: only for runs that wait
+
+        return PauseQuestion(Settings.read())

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cluster import logs
 from cluster.run_paths import RunPaths
-from jobs.cli.forecast import forecast_of
+from jobs.cli.forecast import Forecasts
 from jobs.cli.terminal import terminal_text
 from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.start_forecast import run_label
@@ -28,6 +28,7 @@ class RunView:
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
+        self.forecasts = Forecasts(storage)
         self.forecast, self.forecast_at = "", 0.0
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -64,7 +65,7 @@ class RunView:
     def _below(self, state: RunState, progress: dict[str, Any]) -> str:
         if state.state in ("queued", "scheduled"):
             if not self.forecast_at or time.monotonic() - self.forecast_at > FORECAST_SECONDS:
-                self.forecast, self.forecast_at = forecast_of(self.storage, state), time.monotonic()
+                self.forecast, self.forecast_at = self.forecasts.of(state), time.monotonic()
             return self.forecast
         if state.state == "running" and _is_starting(progress):
             newest = logs.tail(RunPaths.of(self.storage, state.id).log, 1)[0]

@@ -8,7 +8,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.forecast import forecast_of
+from jobs.cli.forecast import Forecasts
 from jobs.cli.main import cli
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
@@ -59,7 +59,7 @@ def show(run: str, as_json: bool, as_command: bool) -> None:
 def _as_text(record: JobRecord, storage: Any) -> str:
     state = record.state
     sections = [
-        [("state", _state_text(record, forecast_of(storage, state))),
+        [("state", _state_text(record, Forecasts(storage).of(state))),
          ("name", state.name or "-"), *_labels(record), *_time_rows(record)],
         _option_rows(record),
         _result_rows(record),

@@ -1,7 +1,7 @@
 """A connection to the queue's Redis, checked before it is used."""
 
 import ssl
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import redis
@@ -13,10 +13,27 @@ from jobs.errors import QueueUnreachable, Refused
 from jobs.queue import embedded_redis
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-COMMAND_RETRIES = 3  # about a second: a person is waiting
-WORKER_RETRIES = 20  # about half a minute: longer than a restart of Redis takes
-COMMAND_ANSWER_SECONDS = 10  # of a Redis that accepts the connection and is stopped, or starved
-WORKER_ANSWER_SECONDS = 60  # longer than RQ's blocking reads
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a caller waits for Redis.
+
+    Attributes:
+        retries: Tries after the first one.
+        answer_seconds: For each answer of a Redis that accepts the connection and is stopped, or starved.
+        connect_seconds: For each connection over the network.
+    """
+
+    retries: int
+    answer_seconds: float
+    connect_seconds: float
+
+
+COMMAND = Patience(retries=3, answer_seconds=10, connect_seconds=5)  # about a second of tries: a person is waiting
+# Tries for about half a minute, longer than a restart of Redis takes; answers may take longer than RQ's blocking reads.
+WORKER = Patience(retries=20, answer_seconds=60, connect_seconds=5)
+GLANCE = Patience(retries=0, answer_seconds=1, connect_seconds=1)  # for what can be left unsaid
 
 CERTIFICATE_FAULTS = {  # by the codes of X509_verify_cert_error_string(3)
     9: ("is not valid yet", "correct the clock of this machine, or that of the machine that issued it"),
@@ -32,12 +49,12 @@ CERTIFICATE_FAULTS = {  # by the codes of X509_verify_cert_error_string(3)
 }
 
 
-def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
+def connect(settings: Settings, patience: Patience = COMMAND) -> redis.Redis:
     """Return a connection to the queue's Redis; without an address, to the embedded Redis, which is started if needed.
 
     Args:
         settings: The address of Redis and the options of the connection.
-        patient: Retry for half a minute before failing, as a job worker should, instead of a second.
+        patience: How long to wait for it.
 
     Raises:
         QueueUnreachable: Redis does not answer, or its certificate is not accepted.
@@ -48,7 +65,7 @@ def connect(settings: Settings, *, patient: bool = False) -> redis.Redis:
     if url.startswith("rediss:"):
         _refuse_damaged_authority(settings)
     try:
-        client = redis.Redis.from_url(url, **_options(url, settings, patient=patient))
+        client = redis.Redis.from_url(url, **_options(url, settings, patience))
         client.ping()
     except (TypeError, ValueError) as error:
         raise QueueUnreachable(
@@ -104,15 +121,19 @@ def _certificate_refusal(error: BaseException) -> str | None:
     return f"{why}; {cure}"
 
 
-def with_running_redis(settings: Settings) -> Settings:
+def with_running_redis(settings: Settings, patience_seconds: float = embedded_redis.START_SECONDS) -> Settings:
     """Return the settings with the address of the embedded Redis, which is not started.
+
+    Args:
+        settings: The storage; an address of Redis is kept.
+        patience_seconds: How long to ask an embedded Redis that loads its file or is stopped.
 
     Raises:
         QueueUnreachable: It does not run, or belongs to another user.
     """
     if settings.redis_url:
         return settings
-    server = embedded_redis.running(settings.storage)
+    server = embedded_redis.running(settings.storage, patience_seconds)
     if server is None:
         raise QueueUnreachable("no Redis runs for this storage; `nightshift up` starts it")
     return replace(settings, redis_url=server.url)
@@ -142,15 +163,14 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{place}{f':{parts.port}' if parts.port else ''}{path}"
 
 
-def _options(url: str, settings: Settings, *, patient: bool) -> dict[str, object]:
-    retries = WORKER_RETRIES if patient else COMMAND_RETRIES
+def _options(url: str, settings: Settings, patience: Patience) -> dict[str, object]:
     options: dict[str, object] = {
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=2), retries),
-        "socket_timeout": WORKER_ANSWER_SECONDS if patient else COMMAND_ANSWER_SECONDS,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.1, cap=2), patience.retries),
+        "socket_timeout": patience.answer_seconds,
         "health_check_interval": 30,
     }
     if not url.startswith("unix:"):
-        options |= {"socket_connect_timeout": 5, "socket_keepalive": True}
+        options |= {"socket_connect_timeout": patience.connect_seconds, "socket_keepalive": True}
     if url.startswith("rediss:") and settings.redis_ca:
         options["ssl_ca_certs"] = str(settings.redis_ca)
     return options

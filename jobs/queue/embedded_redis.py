@@ -97,8 +97,12 @@ def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> Embedded
         return running(storage) or _start(folder, ends_with_caller=ends_with_caller)
 
 
-def running(storage: Path) -> EmbeddedRedis | None:
+def running(storage: Path, patience_seconds: float = START_SECONDS) -> EmbeddedRedis | None:
     """Return the storage's embedded server if it runs on this machine; wait while it loads its file.
+
+    Args:
+        storage: The storage folder.
+        patience_seconds: How long to wait; 0 asks once.
 
     Raises:
         QueueUnreachable: It was started on another machine, it belongs to another user, or it does not answer.
@@ -114,7 +118,7 @@ def running(storage: Path) -> EmbeddedRedis | None:
             f"the embedded Redis of {storage} was started on {host}; set NIGHTSHIFT_REDIS_URL to one that all machines "
             f"reach, or delete {host_file} if that machine is gone"
         )
-    pid = _pid_of(url, patience_seconds=START_SECONDS)
+    pid = _pid_of(url, patience_seconds=patience_seconds)
     alive = owner if isinstance(owner, int) and Path(f"/proc/{owner}").exists() else None
     return EmbeddedRedis(url, pid, started_here=False, owner=alive) if pid else None
 

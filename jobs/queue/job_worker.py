@@ -35,7 +35,7 @@ from cluster.stop_request import StopRequest
 from cluster.warm_launch import ForkServer, WarmLauncher
 from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, mlflow_sender, tasks
-from jobs.queue.connection import connect
+from jobs.queue.connection import WORKER, connect
 from jobs.queue.entries import RunEntry
 from jobs.queue.gpu_history import gpu_sampler
 from jobs.queue.leader_lock import LeaderLock
@@ -79,7 +79,7 @@ class JobWorker(rq.Worker):
         super().__init__(
             [PREFIX + priority for priority in priorities],
             name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
-            connection=connect(settings, patient=True),
+            connection=connect(settings, WORKER),
             worker_ttl=WORKER_TTL_SECONDS,
             job_monitoring_interval=MONITORING_SECONDS,
             maintenance_interval=MAINTENANCE_SECONDS,

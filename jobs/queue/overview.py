@@ -1,5 +1,7 @@
 """The queues and who serves them."""
 
+import threading
+import time
 from typing import Any
 
 from redis import Redis, RedisError
@@ -8,9 +10,11 @@ from cluster.errors import StorageError
 from cluster.settings import Settings
 from jobs.errors import JobError
 from jobs.queue import queues
-from jobs.queue.connection import connect, with_running_redis
+from jobs.queue.connection import GLANCE, connect, with_running_redis
 from jobs.queue.worker_list import live_workers
 from jobs.runs.request import PRIORITIES
+
+SILENT_SECONDS = 30.0  # that a Redis which did not answer is not asked again whether the queues are paused
 
 
 def queue_overview(connection: Redis) -> dict[str, Any]:
@@ -48,10 +52,25 @@ def _run_waits(count: int) -> str:
     return "1 run waits" if count == 1 else f"{count} runs wait"
 
 
-def are_known_paused(settings: Settings) -> bool:
-    """Whether the queues are paused; False where Redis does not say so. An embedded Redis is not started for this."""
-    try:
-        with connect(with_running_redis(settings)) as connection:
-            return queues.is_paused(connection)
-    except (JobError, StorageError, RedisError, OSError):  # what shows runs works without Redis
-        return False
+class PauseQuestion:
+    """Asks Redis whether the queues are paused, for what shows runs and works without Redis.
+
+    An embedded Redis is not started for this. A Redis that did not answer is not asked again for `SILENT_SECONDS`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._failed_at = float("-inf")
+        self._lock = threading.Lock()  # so that of the threads of a page only one waits for a Redis that is silent
+
+    def are_known_paused(self) -> bool:
+        """Whether the queues are paused; False where Redis does not say so."""
+        with self._lock:
+            if time.monotonic() - self._failed_at < SILENT_SECONDS:
+                return False
+            try:
+                with connect(with_running_redis(self.settings, patience_seconds=0), GLANCE) as connection:
+                    return queues.is_paused(connection)
+            except (JobError, StorageError, RedisError, OSError):
+                self._failed_at = time.monotonic()
+                return False
