@@ -4,18 +4,13 @@ They share its memory, so the features are read once, and nothing has to be impo
 On GPUs and on a cluster, Ray Tune runs the same trials (`head_trainable.py`).
 """
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 import torch
 
-from cluster import guard
+from trainer.distributed.forked_process import ForkedProcess
 from trainer.distributed.worker import WorkerTask
 from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 -- once here, not in each process
 from trainer.search.controller import SearchController
@@ -51,7 +46,7 @@ def run_head_trials(
             for process in processes:
                 if process.assignment is None and (assignment := controller.next_trial()) is not None:
                     process.start(assignment)
-            busy = {process.connection: process for process in processes if process.assignment is not None}
+            busy = {process.process.connection: process for process in processes if process.assignment is not None}
             if not busy:
                 return
             for connection in wait(list(busy), POLL_SECONDS):
@@ -63,63 +58,44 @@ class HeadProcess:
 
     Attributes:
         assignment: The trial that it trains, None while it waits for one.
-        connection: Carries assignments to it, and its steps back.
+        process: Assignments are sent to it, and its steps back.
     """
 
     def __init__(self, task: WorkerTask[SearchSpec], data: FrozenData) -> None:
         self.task, self.data = task, data
         self.assignment: TrialAssignment | None = None
         self.deaths = 0
-        self._fork()
+        self.process = ForkedProcess(_train_trials, task, data)
 
     def start(self, assignment: TrialAssignment) -> None:
         """Let it train a trial."""
         self.assignment, self.deaths = assignment, 0
-        self._send(assignment)
+        self.process.send(assignment)
 
     def take(self, controller: SearchController) -> None:
         """Take a step of the trial, or its death, to the controller, and let it continue or end."""
         assert self.assignment is not None  # noqa: S101
         try:
-            step: TrialStep = self.connection.recv()
+            step: TrialStep = self.process.connection.recv()
         except (EOFError, OSError):
             self._restart(self.assignment, controller)
             return
         continues = controller.record(self.assignment.trial, step)
-        self._send(continues)
+        self.process.send(continues)
         if not continues:
             self.assignment = None
 
     def end(self) -> None:
         """Kill it; what its trial must keep is in a checkpoint."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-    def _send(self, message: TrialAssignment | bool) -> None:
-        """Send a message; that the process has died is noticed when its answer is read."""
-        with contextlib.suppress(ConnectionError):
-            self.connection.send(message)
-
-    def _fork(self) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(
-            target=_train_trials, args=(self.task, self.data, other, os.getpid()), daemon=True
-        )
-        with warnings.catch_warnings():
-            # The other threads of a trainer send heartbeats and log epochs; the child uses no lock of theirs.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
-        other.close()
+        self.process.end()
 
     def _restart(self, assignment: TrialAssignment, controller: SearchController) -> None:
         """Resume the trial in a new process; a trial whose process dies again and again has failed."""
         self.end()
-        code, self.deaths = self.process.exitcode or 0, self.deaths + 1
-        self._fork()
+        code, self.deaths = self.process.exit_code, self.deaths + 1
+        self.process = ForkedProcess(_train_trials, self.task, self.data)
         if self.deaths <= RESTARTS:
-            self._send(assignment)
+            self.process.send(assignment)
             return
         cause = f"signal {-code} ended it" if code < 0 else f"it exited with {code}"
         controller.record(
@@ -140,11 +116,8 @@ def _processes(task: WorkerTask[SearchSpec], data: FrozenData, count: int) -> It
             process.end()
 
 
-def _train_trials(task: WorkerTask[SearchSpec], data: FrozenData, connection: Connection, parent: int) -> None:
-    """Train the trials that come through the connection; the process ends with its parent."""
-    guard.die_with_parent(parent, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the trainer too, which decides
-    torch.set_num_threads(1)
+def _train_trials(connection: Connection, task: WorkerTask[SearchSpec], data: FrozenData) -> None:
+    """Train the trials that come through the connection."""
     pause = PauseSignal(task.attempt.paths, task.attempt.number)
     while True:
         trial = new_trial(task, connection.recv(), lambda: data, pause)

@@ -1,22 +1,12 @@
-"""Does independent pieces of work on the CPUs of this machine, in processes that are forked from the trainer.
+"""Does independent pieces of work on the CPUs of this machine, in processes that are forked from the trainer."""
 
-They share its memory, and nothing has to be imported. Each computes with one thread.
-"""
-
-import contextlib
 import logging
-import multiprocessing
-import os
-import signal
 import traceback
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeAlias, TypeVar
 
-import torch
-
-from cluster import guard
+from trainer.distributed.forked_process import ForkedProcess
 from trainer.errors import TrainerError
 
 Task = TypeVar("Task")
@@ -66,7 +56,7 @@ def results_of(
                 child.start(waiting)
     finally:
         for child in children:
-            child.end()
+            child.process.end()
     for number in [*lost, *waiting]:
         yield tasks[number], work(tasks[number], on_images)
 
@@ -75,11 +65,11 @@ def _answers(
     children: "Sequence[_Child[Task, Result]]",
 ) -> "Iterator[tuple[_Child[Task, Result], int | Exception | tuple[Result] | None]]":
     """Yield what the processes answer until none is busy: None from one that has died."""
-    while busy := {child.connection: child for child in children if child.is_busy}:
+    while busy := {child.process.connection: child for child in children if child.is_busy}:
         for connection in wait(list(busy)):
             child = busy[connection]  # type: ignore[index]  # these are connections
             try:
-                answer = child.connection.recv()
+                answer = child.process.connection.recv()
             except (EOFError, OSError):
                 answer = None
             yield child, answer
@@ -89,42 +79,25 @@ class _Child(Generic[Task, Result]):
     """A forked process that does one task after another.
 
     Attributes:
-        connection: Carries numbers of tasks to it, and numbers of images, results and errors back.
+        process: Numbers of tasks are sent to it, and numbers of images, results and errors back.
         number: Of its task.
         is_busy: Whether it does one.
     """
 
     def __init__(self, work: Work[Task, Result], tasks: Sequence[Task]) -> None:
-        context = multiprocessing.get_context("fork")
-        self.connection, other = context.Pipe()
+        self.process = ForkedProcess(_do_tasks, work, tasks)
         self.number, self.is_busy = -1, False
-        self.process = context.Process(target=_do_tasks, args=(work, tasks, other, os.getpid()), daemon=True)
-        with warnings.catch_warnings():
-            # The other threads of a trainer send heartbeats; the child uses no lock of theirs.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.process.start()
-        other.close()
 
     def start(self, waiting: list[int]) -> None:
-        """Let it do the first of the tasks that wait; that it has died is noticed when its answer is read."""
+        """Let it do the first of the tasks that wait."""
         self.is_busy = bool(waiting)
         if waiting:
             self.number = waiting.pop(0)
-            with contextlib.suppress(ConnectionError):
-                self.connection.send(self.number)
-
-    def end(self) -> None:
-        """Kill it."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+            self.process.send(self.number)
 
 
-def _do_tasks(work: Work[Task, Result], tasks: Sequence[Task], connection: Connection, parent: int) -> None:
-    """Do the tasks whose numbers come through the connection; the process ends with its parent."""
-    guard.die_with_parent(parent, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the trainer too, which decides
-    torch.set_num_threads(1)
+def _do_tasks(connection: Connection, work: Work[Task, Result], tasks: Sequence[Task]) -> None:
+    """Do the tasks whose numbers come through the connection."""
     while True:
         task = tasks[connection.recv()]
         try:
