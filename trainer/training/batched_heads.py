@@ -284,10 +284,9 @@ def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> None:
 
 def heads_at_once(config: HeadConfig, spec: TrainSpec, device: torch.device) -> int:
     """Return how many heads of this shape train at once within `MOST_BYTES`; at least one."""
-    width = config.width
-    layers = itertools.pairwise((FEATURES, width, width // 4, len(config.classes)))
-    parameters = 2 * (FEATURES + width + width // 4) + sum((inputs + 1) * outputs for inputs, outputs in layers)
-    activations = 4 * spec.batch_size * (FEATURES + 3 * width)
+    with torch.device("meta"):  # shapes alone
+        parameters = sum(one.numel() for one in build_head(config).parameters())
+    activations = 4 * spec.batch_size * (FEATURES + 3 * config.width)
     copies = COPIES + bool(spec.ema)
     return max(1, MOST_BYTES[device.type] // (4 * (copies * parameters + activations)))
 

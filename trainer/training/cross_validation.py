@@ -172,35 +172,34 @@ class CrossValidation:
             Stopped: The run was asked to stop.
         """
         found = [np.empty((len(folds), len(self.fit.config.classes))) for folds in divisions]
-        unfinished = list[list[FoldHead]]()
+        unfinished, kept = list[list[FoldHead]](), set[Path]()
         for batch in fold_batches(self.fit, self._heads(divisions)):
             stored = [self._stored_logits(self._folder(head), len(head.inside)) for head in batch]
             for head, logits in zip(batch, stored, strict=True):
                 if logits is not None:
                     found[head.repeat][head.inside] = logits
+                    kept.add(self._folder(head))
             if any(logits is None for logits in stored):
                 unfinished.append(batch)  # as a whole: sums are rounded as in an attempt that is not interrupted
             else:
-                epochs = self.spec.epochs if self.spec.trains_by_steps else 1
-                self.fit.on_images(epochs * sum(len(head.outside) for head in batch))
+                self.fit.on_images(_passes(self.spec) * sum(len(head.outside) for head in batch))
         with closing(self._trained(unfinished)) as batches:
             for batch, trained in batches:
                 for head, logits in zip(batch, trained, strict=True):
                     found[head.repeat][head.inside] = logits
-                    self._store(head, logits)
+                    if (folder := self._folder(head)) not in kept:
+                        self._store(folder, logits)
         return found
 
-    def _store(self, head: FoldHead, logits: Floats) -> None:
-        """Keep the logits for a later attempt, if they are not kept yet."""
-        folder = self._folder(head)
-        if self._stored_logits(folder, len(head.inside)) is None:
-            write_checkpoint_folder(
-                folder,
-                lease=self.setup.context.task.attempt.lease,
-                tensors={LOGITS_FILE: {"logits": torch.from_numpy(logits)}},
-                json_files={},
-                manifest={"data": self.setup.index.digest},
-            )
+    def _store(self, folder: Path, logits: Floats) -> None:
+        """Keep the logits of a fold for a later attempt."""
+        write_checkpoint_folder(
+            folder,
+            lease=self.setup.context.task.attempt.lease,
+            tensors={LOGITS_FILE: {"logits": torch.from_numpy(logits)}},
+            json_files={},
+            manifest={"data": self.setup.index.digest},
+        )
 
     def _heads(self, divisions: Sequence[Labels]) -> list[FoldHead]:
         count = self.fold_count()
@@ -333,7 +332,12 @@ def prepared(setup: TrainingSetup) -> CrossValidation:
 def images_to_train(spec: TrainSpec, divisions: Sequence[Labels]) -> int:
     """Return how many images all folds of all repeats, and the published head, train on, over all epochs."""
     of_folds = sum(len(folds) * (int(folds.max()) + 1) - len(folds) for folds in divisions)
-    return (of_folds + len(divisions[0])) * (spec.epochs if spec.trains_by_steps else 1)
+    return (of_folds + len(divisions[0])) * _passes(spec)
+
+
+def _passes(spec: TrainSpec) -> int:
+    """Return how often a training goes over its images."""
+    return spec.epochs if spec.trains_by_steps else 1
 
 
 def _publish(
