@@ -52,6 +52,10 @@ def wide_folds(tmp_path_factory, digits_shards):
         return done(tmp_path_factory.mktemp("storage"), train_spec(digits_shards, **(MLP_FOLDS | ONE_AT_A_TIME)))
 
 
+def published_bytes(paths):
+    return [(paths.best / name).read_bytes() for name in ("model.safetensors", "out_of_fold.safetensors")]
+
+
 def features_of(paths, shards):
     """Return the cached features, labels and groups of train and valid."""
     _, config, _ = read_model(paths.best)
@@ -164,8 +168,7 @@ def test_a_cross_validation_that_is_stopped_goes_on_with_the_finished_folds(wide
 
     assert fitted[:4] == [3, 4, 4, 3]  # the first fold is trained once; then the second, and the published head
     assert result.metrics == expected.metrics
-    for name in ("model.safetensors", "out_of_fold.safetensors"):
-        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+    assert published_bytes(paths) == published_bytes(uninterrupted)
 
 
 @pytest.mark.usefixtures("without_reports")
@@ -188,8 +191,7 @@ def test_a_stop_reaches_the_processes_in_which_folds_train(wide_folds, digits_sh
     result = attempted(paths, spec)
 
     assert result.metrics == expected.metrics
-    for name in ("model.safetensors", "out_of_fold.safetensors"):
-        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+    assert published_bytes(paths) == published_bytes(uninterrupted)
 
 
 @pytest.mark.usefixtures("without_reports")
@@ -215,8 +217,7 @@ def test_heads_that_train_at_once_are_trained_again_after_a_stop_with_the_same_r
 
     assert batches == [[3, 4], [3, 4]]
     assert result.metrics == expected.metrics
-    for name in ("model.safetensors", "out_of_fold.safetensors"):
-        assert (paths.best / name).read_bytes() == (uninterrupted.best / name).read_bytes()
+    assert published_bytes(paths) == published_bytes(uninterrupted)
 
 
 @pytest.mark.usefixtures("without_reports")

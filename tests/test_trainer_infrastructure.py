@@ -203,13 +203,23 @@ class FailingTrainer:
         raise self.error
 
 
-def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(tmp_path, monkeypatch):
-    def refuse(_task):
-        raise InsufficientResources("torch cannot use the GPU of this worker")
+@pytest.fixture
+def worker_that_meets(tmp_path, monkeypatch):
+    """Return the config of a worker that raises an error before its work."""
 
-    monkeypatch.setattr(ray_train.WorkerContext, "of", refuse)
-    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
-    config = {"work": None, "task": WorkerTask(attempt=attempt, spec=None, source=None)}
+    def config(error):
+        def refuse(_task):
+            raise error
+
+        monkeypatch.setattr(ray_train.WorkerContext, "of", refuse)
+        attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
+        return {"work": None, "task": WorkerTask(attempt=attempt, spec=None, source=None)}
+
+    return config
+
+
+def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(worker_that_meets):
+    config = worker_that_meets(InsufficientResources("torch cannot use the GPU of this worker"))
 
     with pytest.raises(InsufficientResources):
         ray_train.run_worker(config)
@@ -218,13 +228,8 @@ def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(tmp_p
     assert (type(restarted), str(restarted)) == (TrainerError, "torch cannot use the GPU of this worker")
 
 
-def test_workers_that_met_an_absent_storage_work_again_when_it_is_back(tmp_path, monkeypatch):
-    def refuse(_task):
-        raise StorageAway("the storage cannot be read; mount the share again")
-
-    monkeypatch.setattr(ray_train.WorkerContext, "of", refuse)
-    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
-    config = {"work": None, "task": WorkerTask(attempt=attempt, spec=None, source=None)}
+def test_workers_that_met_an_absent_storage_work_again_when_it_is_back(worker_that_meets, monkeypatch):
+    config = worker_that_meets(StorageAway("the storage cannot be read; mount the share again"))
     with pytest.raises(StorageAway):
         ray_train.run_worker(config)
     monkeypatch.setattr(ray_train, "_run", lambda _work, _task: "trained")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,36 +140,23 @@ def test_an_attempt_that_lost_its_lease_writes_no_events(paths: RunPaths) -> Non
 
 
 @contextlib.contextmanager
-def storage_away(paths: RunPaths) -> Iterator[None]:
-    """Leave only the empty folder that the storage was mounted at."""
-    away = paths.storage.with_name("away")
-    paths.storage.rename(away)
-    paths.storage.mkdir()
+def empty_folder_instead_of(path: Path) -> Iterator[None]:
+    """Put an empty folder in the place of a file or folder, as where the share of a storage is not mounted."""
+    aside = path.rename(path.with_name("aside"))
+    path.mkdir()
     try:
         yield
     finally:
-        paths.storage.rmdir()
-        away.rename(paths.storage)
+        path.rmdir()
+        aside.rename(path)
 
 
-@contextlib.contextmanager
-def metrics_unreadable(paths: RunPaths) -> Iterator[None]:
-    """Put a folder in the place of the metrics."""
-    aside = paths.metrics.rename(paths.metrics.with_name("aside"))
-    paths.metrics.mkdir()
-    try:
-        yield
-    finally:
-        paths.metrics.rmdir()
-        aside.rename(paths.metrics)
+FAULTS = {"away": ("storage", Lease, "check"), "unreadable": ("metrics", tracking, "read_epoch_history")}
 
 
-FAULTS = {"away": (storage_away, Lease, "check"), "unreadable": (metrics_unreadable, tracking, "read_epoch_history")}
-
-
-@pytest.mark.parametrize(("fault", "owner", "name"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(("place", "owner", "name"), FAULTS.values(), ids=FAULTS)
 def test_tracking_goes_on_when_the_storage_answers_again(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, fault: Callable[[RunPaths], Any], owner: Any, name: str
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, place: str, owner: Any, name: str
 ) -> None:
     read, is_due, is_over = getattr(owner, name), threading.Event(), threading.Event()
 
@@ -177,7 +164,7 @@ def test_tracking_goes_on_when_the_storage_answers_again(
         if not is_due.is_set() or is_over.is_set():
             return read(argument)
         try:
-            with fault(paths):
+            with empty_folder_instead_of(getattr(paths, place)):
                 return read(argument)
         finally:
             is_over.set()
