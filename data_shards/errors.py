@@ -15,6 +15,8 @@ ShardError
 └── LeakageError     the same image or group is in two splits
 """
 
+import shlex
+
 
 class ShardError(Exception):
     """Base of the errors of this package. The text is one line: the fault, then the cure."""
@@ -82,3 +84,8 @@ class LeakageError(ShardError):
     def __init__(self, text: str, findings: tuple[str, ...] = ()) -> None:
         super().__init__(text)
         self.findings = findings
+
+
+def verify_hint(location: str) -> str:
+    """Return which command lists all damaged shards of a data set."""
+    return f"`nightshift shards verify {shlex.quote(location)}` lists all damaged shards"

@@ -1,13 +1,12 @@
 """The shards of one data set on this machine: downloaded, checked once, and read by offset."""
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_shards.errors import DamagedShard, RemoteError
+from data_shards.errors import DamagedShard, RemoteError, verify_hint
 from data_shards.index import Shard, ShardIndex
 from data_shards.locations import local_folder, shard_path
 from data_shards.plan import WINDOW_SHARDS
@@ -121,8 +120,7 @@ class ShardFiles:
         found = next(find_sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
         place = found.text.partition("; ")[0] if found else "the change is between its samples"
         raise DamagedShard(
-            f"{fault} ({place}); copy it again or pack the data set again (`nightshift shards verify "
-            f"{shlex.quote(self.location)}` lists all damaged shards)"
+            f"{fault} ({place}); copy it again or pack the data set again ({verify_hint(self.location)})"
         )
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import json
-import shlex
 import socket
 import sys
 import time
@@ -21,7 +20,7 @@ from cluster.gpu_health import check_processors
 from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.settings import Settings
-from data_shards.errors import DamagedShard, ShardError
+from data_shards.errors import DamagedShard, ShardError, verify_hint
 from data_shards.index import ShardIndex, find_size_fault
 from data_shards.locations import local_folder, shard_path
 from jobs.cli.command import command
@@ -228,10 +227,7 @@ def shards_finding(shards: str) -> CheckResult:
         found, _, cure = unreadable(error, location).partition("; ")
         return CheckResult(check="shards", ok=False, found=found, cure=cure)
     if fault:
-        cure = (
-            "copy it again or pack the data set again; "
-            f"`nightshift shards verify {shlex.quote(location)}` lists all damaged shards"
-        )
+        cure = f"copy it again or pack the data set again; {verify_hint(location)}"
         return CheckResult(check="shards", ok=False, found=f"{location}: {fault}", cure=cure)
     counts = ", ".join(f"{split} {index.samples_in(split)}" for split in index.splits)
     return CheckResult(check="shards", ok=True, found=f"{location}: {len(index.shards)} shards, {counts}")

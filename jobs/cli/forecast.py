@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.settings import Settings
-from jobs.runs.start_forecast import start_forecast
+from jobs.runs.start_forecast import WAITING, start_forecast
 from jobs.runs.state import RunState
 
 if TYPE_CHECKING:
-    from jobs.queue.overview import PauseQuestion
+    from jobs.queue.overview import PauseCheck
 
 
 class Forecasts:
@@ -20,12 +20,12 @@ class Forecasts:
 
     def of(self, state: RunState) -> str:
         """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
-        if state.state not in ("queued", "scheduled"):
+        if state.state not in WAITING:
             return ""
-        return start_forecast(self.storage, state, paused=self._question.are_known_paused())
+        return start_forecast(self.storage, state, paused=self._pause_check.are_known_paused())
 
     @cached_property
-    def _question(self) -> "PauseQuestion":
-        from jobs.queue.overview import PauseQuestion  # noqa: PLC0415  # imports RQ: only for runs that wait
+    def _pause_check(self) -> "PauseCheck":
+        from jobs.queue.overview import PauseCheck  # noqa: PLC0415  # imports RQ: only for runs that wait
 
-        return PauseQuestion(Settings.read())
+        return PauseCheck(Settings.read())

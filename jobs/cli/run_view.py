@@ -15,7 +15,7 @@ from cluster.run_paths import RunPaths
 from jobs.cli.forecast import Forecasts
 from jobs.cli.terminal import terminal_text
 from jobs.runs.progress_text import describe, duration, total_and_completed
-from jobs.runs.start_forecast import run_label
+from jobs.runs.start_forecast import WAITING, run_label
 from jobs.runs.state import RunState
 
 BAR_WIDTH = 20
@@ -63,7 +63,7 @@ class RunView:
         return self.bar
 
     def _below(self, state: RunState, progress: dict[str, Any]) -> str:
-        if state.state in ("queued", "scheduled"):
+        if state.state in WAITING:
             if not self.forecast_at or time.monotonic() - self.forecast_at > FORECAST_SECONDS:
                 self.forecast, self.forecast_at = self.forecasts.of(state), time.monotonic()
             return self.forecast

@@ -20,7 +20,7 @@ from jobs.queue.connection import connect
 from jobs.queue.submit import submit
 from jobs.queue.worker_list import live_workers
 from jobs.runs.request import JobRequest
-from jobs.runs.start_forecast import start_forecast
+from jobs.runs.start_forecast import WAITING, start_forecast
 from jobs.runs.state import RunState, read_state
 from trainer.specs import Spec, build
 
@@ -146,6 +146,6 @@ def queued_text(settings: Settings, run_id: str, *, starts: bool) -> str:
     """
     state = read_state(RunPaths.of(settings.storage, run_id))
     forecast = start_forecast(settings.storage, state)
-    if state.state not in ("queued", "scheduled") or (state.state == "queued" and not starts) or not forecast:
+    if state.state not in WAITING or (state.state == "queued" and not starts) or not forecast:
         return f"{state.state.capitalize()}."
     return f"{state.state.capitalize()}: {forecast}."

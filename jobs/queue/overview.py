@@ -52,7 +52,7 @@ def _run_waits(count: int) -> str:
     return "1 run waits" if count == 1 else f"{count} runs wait"
 
 
-class PauseQuestion:
+class PauseCheck:
     """Asks Redis whether the queues are paused, for what shows runs and works without Redis.
 
     An embedded Redis is not started for this. A Redis that did not answer is not asked again for `SILENT_SECONDS`.

@@ -12,6 +12,7 @@ from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import PRIORITIES, RunState, age_key, read_state
 
+WAITING = ("queued", "scheduled")  # states of runs with a forecast of their start
 MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
 NEXT = "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"

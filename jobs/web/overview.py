@@ -14,11 +14,10 @@ from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.record import entry_json, running_progress
 from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.run_index import RunIndex
-from jobs.runs.start_forecast import pending_states, start_forecast
+from jobs.runs.start_forecast import WAITING, pending_states, start_forecast
 from jobs.runs.state import RunState
 
 RUNS_SHOWN = 50
-WAITING = ("queued", "scheduled")  # states of runs with a forecast of their start
 COMPARABLE = ("train", "search", "evaluate")  # kinds of runs
 STATES = (*run_state.STATES, run_state.DAMAGED)
 

@@ -11,9 +11,10 @@ from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
+from jobs.runs.start_forecast import WAITING
 from jobs.runs.state import RunState
 from jobs.web.charts import training_charts
-from jobs.web.overview import WAITING, RunRow, run_row
+from jobs.web.overview import RunRow, run_row
 from jobs.web.search_page import Leaderboard, leaderboard_of
 from trainer.evaluation.metric_text import (
     MEANS,
