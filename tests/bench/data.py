@@ -1,8 +1,11 @@
 """Data for the benchmarks: the X-rays and weights in ../shared, and any number of random images."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +49,16 @@ def draw_images(folder: Path, *, images: int, classes: int, size: int) -> None:
 
     The images are noise so that all differ: packing searches for the same image in two splits.
     """
-    random = np.random.default_rng(0)
-    for number in range(images):
-        label, split = number % classes, "valid" if number // classes % 4 == 0 else "train"
-        pixels = random.integers(0, 128, (size, size), dtype=np.uint8) + np.uint8(127 * label // max(1, classes - 1))
-        target = folder / split / f"class-{label:02d}" / f"{number:06d}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels, mode="L").save(target, compress_level=1)
+    draw = partial(_draw_image, folder, classes=classes, size=size)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
+        for _ in processes.map(draw, range(images), chunksize=100):
+            pass
+
+
+def _draw_image(folder: Path, number: int, *, classes: int, size: int) -> None:
+    label, split = number % classes, "valid" if number // classes % 4 == 0 else "train"
+    random = np.random.default_rng(number)
+    pixels = random.integers(0, 128, (size, size), dtype=np.uint8) + np.uint8(127 * label // max(1, classes - 1))
+    target = folder / split / f"class-{label:02d}" / f"{number:06d}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels, mode="L").save(target, compress_level=1)
