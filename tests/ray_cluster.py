@@ -35,41 +35,42 @@ class Cluster:
 
     def start_head(self) -> None:
         """Start the head."""
-        order = ["--head", f"--num-cpus={self.head_cpus}", f"--port={self.address.rpartition(':')[2]}"]
+        order = ["--head", f"--num-cpus={self.head_cpus}", "--num-gpus=0", f"--port={self.address.rpartition(':')[2]}"]
         order += [f"--temp-dir={self.folder}", f"--include-dashboard={self.jobs_url is not None}"]
         if self.jobs_url is not None:  # the agent's usual port may not be free again so soon
             port = self.jobs_url.rpartition(":")[2]
             order += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
         self._start(*order)
 
-    def add_machine(self, cpus: int) -> psutil.Process:
-        """Add a machine and return its raylet, the process without which it is gone."""
+    def add_machine(self, cpus: int, *, gpu: str | None = None) -> psutil.Process:
+        """Add a machine, with the GPU of a UUID; return its raylet, the process without which it is gone."""
         before = set(self.raylets())
-        self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+        shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={len(shown)}", **shown)
         (added,) = set(self.raylets()) - before
         return added
 
-    def _start(self, *order: str) -> None:
+    def _start(self, *order: str, **shown: str) -> None:
         """Run `ray start` until it succeeds: on a busy machine, it gives up after time limits of its own."""
         before, until = set(self.processes()), time.monotonic() + PATIENCE_SECONDS
-        while not self._started("start", *order):
+        while not self._started("start", *order, **shown):
             assert time.monotonic() < until, order
             end(process for process in self.processes() if process not in before)
 
-    def _started(self, *order: str) -> bool:
+    def _started(self, *order: str, **shown: str) -> bool:
         try:
-            self.ray(*order)
+            self.ray(*order, **shown)
         except subprocess.CalledProcessError:
             return False
         return True
 
-    def ray(self, *order: str) -> str:
+    def ray(self, *order: str, **shown: str) -> str:
         """Run a command of Ray and return its output."""
-        return self.run(str(Path(sys.executable).parent / "ray"), *order)
+        return self.run(sys.executable, "-m", "ray.scripts.scripts", *order, **shown)
 
-    def run(self, *order: str) -> str:
-        """Run a command that may use the cluster, and return its output."""
-        environment = {**os.environ, **self.token, "RAY_USAGE_STATS_ENABLED": "0"}
+    def run(self, *order: str, **variables: str) -> str:
+        """Run a command that may use the cluster, with more environment variables, and return its output."""
+        environment = {**os.environ, **self.token, "RAY_USAGE_STATS_ENABLED": "0", **variables}
         return subprocess.run(order, env=environment, check=True, capture_output=True, text=True).stdout
 
     def raylets(self) -> list[psutil.Process]:

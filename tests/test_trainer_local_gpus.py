@@ -75,6 +75,13 @@ def host(tmp_path, monkeypatch):
     return Host(tmp_path, monkeypatch)
 
 
+def test_the_log_names_the_gpus_of_a_run(host, caplog):
+    with caplog.at_level("INFO"):
+        host.lease("a", workers=2)
+
+    assert caplog.messages == ["runs on NVIDIA H100 (GPU-0), NVIDIA H100 (GPU-1)"]
+
+
 def test_runs_of_one_worker_get_different_gpus_and_see_no_other(host):
     shown = []
     for name in "abcd":

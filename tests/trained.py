@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from cluster import guard
+from cluster.launch import TRAINER
 from cluster.lease import Lease, latest_attempt
+from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from tests.ray_cluster import Cluster
 from trainer.__main__ import command_for
 from trainer.attempt import Attempt
 from trainer.result import RunResult
@@ -23,6 +26,7 @@ from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 from trainer.training.checkpointer import Checkpointer
 from trainer.training.loop import EpochMetrics
 
+LEASE_SECONDS, POLL_SECONDS = 60.0, 3.0
 QUICK = {
     "weights": "none", "image_size": 32, "epochs": 2, "head_width": 32, "class_weights": False, "patience": None,
 }  # fmt: skip
@@ -79,6 +83,15 @@ def trainer_process(paths: RunPaths, *, attempt: int | None = None, **environmen
             env={**os.environ, "NIGHTSHIFT_STORAGE": str(paths.storage), **environment},
             start_new_session=True,
         )
+
+
+def ray_job(cluster: Cluster, paths: RunPaths) -> int | None:
+    """Run the next attempt as a job of a Ray cluster with the Jobs API; return its exit code."""
+    jobs = RayJobs(str(cluster.jobs_url), cluster.token["RAY_AUTH_TOKEN"])
+    attempt = Lease.claim(paths, after=latest_attempt(paths)).attempt
+    run, codes = RayJobLauncher(jobs, LEASE_SECONDS, TRAINER).start(paths, attempt), list[int | None]()
+    wait_until(lambda: codes.append(run.wait(POLL_SECONDS)) or codes[-1] is not None)
+    return codes[-1]
 
 
 def at_epoch(

@@ -9,7 +9,7 @@ from data_shards.pack.packing import PackOptions, pack
 from tests.datasets import image_folder
 from tests.gpu.marks import needs_gpus
 from tests.trained import done, train_spec
-from trainer.errors import OutOfMemory
+from trainer.errors import OutOfMemory, TrainerError
 
 pytestmark = needs_gpus(1)
 
@@ -46,4 +46,28 @@ def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(tmp_path, shard
 def test_a_batch_that_is_too_large_is_taken_in_parts(tmp_path, shards):
     paths, _ = done(tmp_path, train_spec(shards, batch_size=192, accumulate=True, **OPTIONS))
 
+    assert '"micro_batches": 1,' not in paths.metrics.read_text()
+
+
+@pytest.fixture
+def full_second_gpu():
+    """Leave 3 GiB of the second GPU."""
+    second = torch.device("cuda", 1)
+    free = torch.cuda.mem_get_info(second)[0]
+    held = torch.empty(free - LIMIT_BYTES, dtype=torch.uint8, device=second)
+    yield
+    del held
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=needs_gpus(2))])
+@pytest.mark.usefixtures("full_second_gpu")
+def test_ranks_agree_on_a_batch_that_does_not_fit_on_one_of_them(tmp_path, shards, ranks):
+    options = OPTIONS | {"workers": ranks, "batch_size": 192}
+
+    with pytest.raises(TrainerError) as refusal:
+        done(tmp_path / "large", train_spec(shards, **options))
+    paths, _ = done(tmp_path / "parts", train_spec(shards, accumulate=True, **options))
+
+    assert re.search(r"192 images over 2 workers does not fit .*use --batch-size \d+, which fits", str(refusal.value))
     assert '"micro_batches": 1,' not in paths.metrics.read_text()

@@ -110,5 +110,7 @@ def _lease(wait: VisibleWait, *, need: int, most: int) -> None:
         lease.release()
         raise
     _held.leases.append(lease)
+    names = (f"{gpu.name} ({uuid})" for uuid, gpu in zip(lease.uuids, report.devices, strict=False))
+    logger.info("runs on %s", ", ".join(names))
     show_gpus(_held.uuids)
     wait.ended()
