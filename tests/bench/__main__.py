@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from tests.bench.measure import Absent, Row
 
 HERE = Path(__file__).parent
@@ -55,7 +57,7 @@ def measured(name: str, earlier: dict | None) -> dict:
 
 
 def machine() -> str:
-    """Return processor, cores and library versions in one line."""
+    """Return processor, cores, the first GPU and library versions in one line."""
     processor = next(
         (
             line.split(":")[1].strip()
@@ -65,7 +67,8 @@ def machine() -> str:
         platform.machine(),
     )
     libraries = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}"
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, {libraries}"
 
 
 def page(results: dict) -> str:

@@ -1,11 +1,13 @@
 """Measure how long fine-tuning steps wait for their checkpoints; the peer is a training that writes each one itself.
 
 Both write the same files with the same code to a slow storage, which is this machine's disk with a pause that makes a
-write as slow as a shared folder. A checkpoint is due far more often than the 10 minutes of a training.
+write as slow as a shared folder. A checkpoint is due far more often than the 10 minutes of a training. The training is
+on the GPU where there is one.
 """
 
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +18,8 @@ from unittest.mock import patch
 import torch
 
 from cluster.files import read_json
-from tests.bench.data import require_xrays
 from tests.bench.measure import Row, in_turn, row
-from tests.bench.steps import Stepper, batch_of, pretrained
+from tests.bench.steps import Stepper, batch_of, fresh
 from tests.trained import lease_in, train_spec
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.checkpoint_folder import latest_valid_checkpoint, write_checkpoint_folder
@@ -28,7 +29,8 @@ from trainer.training.checkpointer import Checkpointer
 from trainer.training.ema import ModelEma
 
 BATCH = 16
-EVERY, CHECKPOINTS = 4, 3  # steps from one checkpoint to the next; as many steps follow the last one
+CHECKPOINTS = 3
+EVERY = {"CPU": 4, "GPU": 60}  # steps from one checkpoint to the next, several seconds; as many follow the last one
 BYTES_PER_SECOND = 50e6
 EMA_DECAY = 0.99
 PAIRS = 3
@@ -37,48 +39,71 @@ COMMAND = "python -m tests.bench checkpoints"
 
 def run(*, pairs: int = PAIRS) -> list[Row]:
     """Measure the same steps with both ways to save."""
-    require_xrays()
-    bench = Bench()
-    bench.epoch(waits=False)  # warm-up
-    ours, peer = in_turn(lambda: bench.epoch(waits=False), lambda: bench.epoch(waits=True), pairs=pairs)
+    bench = Bench(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with _deterministic(bench.device):
+        bench.epoch(waits=False)  # warm-up
+        ours, peer = in_turn(lambda: bench.epoch(waits=False), lambda: bench.epoch(waits=True), pairs=pairs)
+    saved = f"{CHECKPOINTS} checkpoints of {bench.megabytes:.0f} MB at {BYTES_PER_SECOND / 1e6:.0f} MB/s"
+    steps = f"fine-tuning on a {bench.device_name}, {bench.every * (CHECKPOINTS + 1)} steps"
+    notes = {"whole": "on a CPU the thread that writes takes time from the steps"} if bench.device_name == "CPU" else {}
     return [
         row(
             [one[what] for one in ours], [one[what] for one in peer], more_is_better=False,
-            what=f"{title}, {CHECKPOINTS} checkpoints of {bench.megabytes:.0f} MB at {BYTES_PER_SECOND / 1e6:.0f} MB/s",
+            what=f"{steps}: {title}, {saved}",
             beside="the same training, which waits for each write", unit="s", goal=None, command=COMMAND,
             parity=f"the last checkpoints of all trainings have equal bytes: {len(bench.contents) == 1}",
-            note="on a CPU the thread that writes takes time from the steps" if what == "whole" else "",
+            note=notes.get(what, ""),
         )
-        for what, title in (
-            ("waited", f"fine-tuning, {EVERY * (CHECKPOINTS + 1)} steps: wait for checkpoints"),
-            ("whole", f"fine-tuning, {EVERY * (CHECKPOINTS + 1)} steps: whole time"),
-        )
+        for what, title in (("waited", "wait for checkpoints"), ("whole", "whole time"))
     ]  # fmt: skip
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Let a GPU add in a fixed order, so that two trainings are equal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic")
+        torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 class Bench:
     """The trainings of one measurement, all from the same weights and on the same images.
 
     Attributes:
+        device: What trains.
         contents: The sha256 of the files of each training's last checkpoint, without repetitions.
         megabytes: Size of a checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.contents: list[dict[str, str]] = []
         self.megabytes = 0.0
 
+    @property
+    def every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        return EVERY[self.device_name]
+
+    @property
+    def device_name(self) -> str:
+        """The name of the device, as a reader of the results knows it."""
+        return "GPU" if self.device.type == "cuda" else "CPU"
+
     def epoch(self, *, waits: bool) -> dict[str, float]:
         """Train; return the seconds that steps waited for checkpoints and the end for the last one, and all seconds."""
-        device = torch.device("cpu")
-        stepper = Stepper(pretrained(device), ProcessGroup(0, 1, device), *batch_of(BATCH, device))
+        stepper = Stepper(fresh(self.device), ProcessGroup(0, 1, self.device), *batch_of(BATCH, self.device))
         stepper.step()
         with tempfile.TemporaryDirectory() as folder, _slow_storage():
             checkpointer = _checkpointer(Path(folder), stepper)
             began, waited = time.perf_counter(), 0.0
-            for step in range(1, EVERY * (CHECKPOINTS + 1) + 1):
+            for step in range(1, self.every * (CHECKPOINTS + 1) + 1):
                 stepper.step()
-                if step % EVERY == 0 and step <= EVERY * CHECKPOINTS:
+                if step % self.every == 0 and step <= self.every * CHECKPOINTS:
                     waited -= time.perf_counter()
                     checkpointer.save(stepper.state, is_best=False)
                     if waits:

@@ -38,9 +38,15 @@ def batch_of(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def pretrained(device: torch.device) -> Classifier:
     """Return the pretrained model with all layers trainable."""
+    model = fresh(device)
+    load_backbone(model.backbone, read_weights(WEIGHTS))
+    return model
+
+
+def fresh(device: torch.device) -> Classifier:
+    """Return a model with random weights and all layers trainable."""
     torch.manual_seed(0)
     model = build_model(CONFIG)
-    load_backbone(model.backbone, read_weights(WEIGHTS))
     model.backbone.freeze("none")
     return model.to(device)
 

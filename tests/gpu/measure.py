@@ -19,12 +19,13 @@ from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
 from tests.bench.data import draw_images
 from tests.bench.steps import CONFIG, Stepper, batch_of
+from tests.fake_cuda import bytes_of
 from trainer.data.batches import FeatureLoader
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Backbone, build_head, build_model
-from trainer.model.folded_backbone import FoldedBackbone
+from trainer.model.folded_backbone import MICRO_BATCH_GPU, FoldedBackbone
 from trainer.specs import TrainSpec, build
 from trainer.training.loop import LoopHooks, TrainLoop
 from trainer.training.optimizer import build_optimizer
@@ -35,19 +36,25 @@ CLASSES = 2
 STEPS = 200
 REPEATS = 20
 COPY_BYTES = 2**30
-GPU = torch.device("cuda")
+GPU, NO_DATA = torch.device("cuda"), torch.device("meta")
 
 
 def measure() -> dict[str, Any]:
     """Return what was measured on the first GPU."""
     with tempfile.TemporaryDirectory() as folder:
         location, index = _packed(Path(folder))
+        copied = 2 * COPY_BYTES / _mean_seconds(_copy()) / 1e9
+        forward, moved = {size: _forward(size) for size in (64, 256, 1024)}, forward_bytes()
         return {
             "gpu": torch.cuda.get_device_name(0),
             "cpu_cores": len(os.sched_getaffinity(0)),
-            "copy_gb_per_s": round(2 * COPY_BYTES / _mean_seconds(_copy()) / 1e9),
+            "copy_gb_per_s": round(copied),
             "decoding_images_per_s": round(_decoding(location, index)),
-            "frozen_forward_bf16_images_per_s": {size: round(_forward(size)) for size in (64, 256, 1024)},
+            "frozen_forward_bf16_images_per_s": {size: round(rate) for size, rate in forward.items()},
+            "frozen_forward_bf16_megabytes_per_image": round(moved / 1e6, 1),
+            "frozen_forward_bf16_share_of_copy": {
+                size: round(rate * moved / 1e9 / copied, 3) for size, rate in forward.items()
+            },
             "extraction_images_per_s": _extraction(location, index),
             "augmentation_images_per_s": round(_augmentation(256)),
             "finetuning_bf16_images_per_s": {size: round(_finetuning(size)) for size in (64, 128, 256)},
@@ -85,6 +92,19 @@ def _forward(images: int) -> float:
     pixels = torch.randint(0, 256, (images, 1, 224, 224), dtype=torch.uint8, device=GPU)
     normalise = partial(normalised, config=CONFIG)
     return images / _mean_seconds(lambda: network.on_device(pixels, normalise))
+
+
+def forward_bytes(images: int = 256) -> float:
+    """Return the bytes an image that the kernels of a frozen forward pass read and write, each kernel by itself.
+
+    They are counted on tensors without data. A copy that takes as long moves `images/s x bytes`: that over what a copy
+    moves in fact is the share of the memory's bandwidth that is used. Fused kernels move fewer bytes, so that a share
+    above 1 is possible.
+    """
+    network = FoldedBackbone(Backbone(224, CONFIG.layout).eval(), "bf16", NO_DATA)
+    network.micro_batch = MICRO_BATCH_GPU
+    pixels = torch.empty(images, 1, 224, 224, dtype=torch.uint8, device=NO_DATA)
+    return bytes_of(lambda: network.on_device(pixels, partial(normalised, config=CONFIG)), NO_DATA) / images
 
 
 def _extraction(location: str, index: ShardIndex) -> dict[str, int]:

@@ -24,10 +24,11 @@ from torchvision.transforms import v2
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def backbone(weights: Path) -> nn.Module:
-    """Return the network with pretrained weights, in eval mode."""
+def backbone(weights: Path | None) -> nn.Module:
+    """Return the network with pretrained weights, or with random ones, in eval mode."""
     network = EfficientNet.from_name("efficientnet-b0", include_top=False, image_size=224)
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    if weights is not None:
+        network.load_state_dict(torch.load(weights, weights_only=True))
     return network.eval().requires_grad_(False)
 
 
