@@ -34,7 +34,7 @@ def test_the_bytes_of_a_forward_pass_hardly_depend_on_the_number_of_images():
 @pytest.mark.parametrize("with_timm", [False, pytest.param(True, marks=pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"))])  # fmt: skip
 def test_the_rows_of_our_own_need_neither_timm_nor_the_xrays(monkeypatch, with_timm):
-    monkeypatch.setattr(torch, "compile", lambda network, mode: network)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
     bench = Bench(device=CPU, forward_batch=2, step_batch=2, repeats=1, pairs=1, copy_bytes=2**20, with_timm=with_timm)
 
     rows = list(bench.rows())

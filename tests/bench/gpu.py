@@ -150,4 +150,4 @@ def _timm(device: torch.device, compiled: bool) -> nn.Module:
     import timm  # noqa: PLC0415 -- not a dependency of the project
 
     network = timm.create_model("efficientnet_b0", num_classes=0).to(device, memory_format=torch.channels_last)
-    return torch.compile(network, mode="max-autotune") if compiled else network
+    return torch.compile(network) if compiled else network
