@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -149,15 +150,16 @@ class Onnx:
         onnx = _onnx()
         for name in ("onnxscript", "onnx_ir"):  # they log every folded constant
             logging.getLogger(name).setLevel(logging.WARNING)
-        program = torch.onnx.export(
-            model,
-            (sample,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["probabilities"],
-            dynamic_shapes={"images": {0: "batch"}},
-            verbose=False,
-        )
+        with _deprecated_in_torch():
+            program = torch.onnx.export(
+                model,
+                (sample,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamic_shapes={"images": {0: "batch"}},
+                verbose=False,
+            )
         assert program is not None  # noqa: S101 -- None only without dynamo
         proto = program.model_proto
         onnx.helper.set_model_props(proto, dict(metadata))
@@ -182,8 +184,7 @@ class TorchScript:
 
     def write(self, model: ExportedModel, sample: Tensor, metadata: Metadata, path: Path) -> None:
         """Write the model with its metadata."""
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # deprecated in torch, and requested by the user
+        with torch.no_grad(), _deprecated_in_torch():
             traced = torch.jit.freeze(torch.jit.trace(model, sample))  # type: ignore[no-untyped-call]
             torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
 
@@ -199,9 +200,20 @@ class TorchScript:
         return dict(json.loads(content[METADATA_FILE]))
 
     def _load(self, path: Path, extra: dict[str, Any] | None = None) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with _deprecated_in_torch():
             return torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _deprecated_in_torch() -> Iterator[None]:
+    """Let torch not warn of TorchScript, which the user asked for, and of what its export to ONNX does itself.
+
+    The kind of warning differs between versions of torch.
+    """
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 EXPORT_FORMATS: dict[str, ExportFormat] = {"onnx": Onnx(), "torchscript": TorchScript()}
