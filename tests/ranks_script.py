@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.test_trainer_step_budget import FEATURES, head, loop_of
+from tests.test_trainer_step_budget import FEATURES, head, loop_on_cpu
 from trainer.data.batches import DeviceBatch
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Head
@@ -95,7 +95,7 @@ def trained(process_group, precision):
     torch.manual_seed(2)
     module = head()
     torch.manual_seed(3 + process_group.rank)
-    loop = loop_of(module, FEATURES, rank=process_group.rank, world_size=2)
+    loop = loop_on_cpu(module, FEATURES, rank=process_group.rank, world_size=2)
     state = replace(loop, process_group=process_group, precision=precision).train_epoch(TrainState())
     return state.loss_sum, module.state_dict()
 

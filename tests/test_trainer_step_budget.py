@@ -204,15 +204,18 @@ def test_the_graph_that_is_walked_in_python_gives_the_gradients_of_autograd(in_b
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
-def batches_of(sample):
-    """Return a loader of random inputs of a shape, on the CPU."""
+def loop_on_cpu(module, sample, *, rank=0, world_size=1, hooks=None):
+    """Return the training of `module` on random inputs of a shape; alone, it gathers losses as on a GPU."""
 
     def load(plan, start=0):
         for number in range(start, plan.batches):
             ids = torch.from_numpy(plan.ids(number))
-            yield DeviceBatch(torch.randn(len(ids), *sample), ids % 2, ids, plan.images_in_step(number))
+            inputs = torch.randn(len(ids), *sample, generator=torch.Generator().manual_seed(int(ids[0])))
+            yield DeviceBatch(inputs, ids % 2, ids, plan.images_in_step(number))
 
-    return load
+    loop = loop_of(module, load, ProcessGroup(rank, world_size, CPU), hooks=hooks)
+    loop._gatherer.process_group = ProcessGroup(rank, world_size, GPU if world_size == 1 else CPU)
+    return loop
 
 
 def collectives_of(rank, world_size, build_module, sample, hooks=None):
@@ -220,7 +223,7 @@ def collectives_of(rank, world_size, build_module, sample, hooks=None):
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         torch.manual_seed(0)
-        loop = loop_of(build_module(), batches_of(sample), ProcessGroup(rank, world_size, CPU), hooks=hooks)
+        loop = loop_on_cpu(build_module(), sample, rank=rank, world_size=world_size, hooks=hooks)
         loop.model.register_comm_hook(None, reduced)
         return counted(loop, DeviceCounts())[0].collectives
     finally:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.test_trainer_step_budget import FEATURES, GPU, STEPS, head, loop_of
+from tests.test_trainer_step_budget import FEATURES, GPU, STEPS, head, loop_on_cpu
 from tests.trained import train_spec
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
@@ -85,7 +85,7 @@ def test_ranks_sum_the_losses_of_each_step_and_take_the_interval_of_rank_zero():
 
 def trained(*, gathers_each_step, hooks=None):
     torch.manual_seed(3)
-    loop = loop_of(head(), FEATURES, hooks=hooks)
+    loop = loop_on_cpu(head(), FEATURES, hooks=hooks)
     if gathers_each_step:
         loop._gatherer.process_group = loop.process_group  # on a CPU
     return loop, loop.train_epoch(TrainState())
@@ -116,7 +116,7 @@ class Spoils(LoopHooks):
 
 def test_the_first_step_whose_loss_is_not_finite_is_named():
     hooks = Spoils()
-    loop = loop_of(head(), FEATURES, hooks=hooks)
+    loop = loop_on_cpu(head(), FEATURES, hooks=hooks)
     hooks.module = loop.module
 
     with pytest.raises(TrainingDiverged, match=f"at step {STEPS} of epoch 1; use a lower --lr"):
