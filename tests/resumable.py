@@ -48,6 +48,7 @@ class Training(LoopHooks):
             loader=loader or partial(batches, device),
             class_weights=None,
             hooks=self,
+            ema=self.ema,
             micro_batches=2,
             precision=precision,
             scaler=self.scaler,
@@ -57,9 +58,6 @@ class Training(LoopHooks):
         while not self.loop.is_over(state):
             state = self.loop.train_epoch(state)
         return state
-
-    def on_optimizer_step(self):
-        self.ema.update()
 
     def checkpoint_is_due(self):
         return self.save_after is not None

@@ -160,7 +160,7 @@ def test_steps_stay_within_their_budget_and_wait_only_where_losses_are_gathered(
 class Careless(LoopHooks):
     """Copies a number to the GPU, computes with it and reads it, in each step."""
 
-    def on_optimizer_step(self):
+    def on_step_end(self, images):
         torch.tensor(1.0, device=GPU).exp().item()
 
 

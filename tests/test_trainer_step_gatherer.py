@@ -108,7 +108,7 @@ class Spoils(LoopHooks):
 
     steps = 0
 
-    def on_optimizer_step(self):
+    def on_step_end(self, images):
         self.steps += 1
         if self.steps == STEPS - 1:
             torch.nn.init.constant_(self.module[1].weight, torch.nan)

@@ -183,11 +183,8 @@ class HeadTraining(LoopHooks):
             loader=data.loader,
             class_weights=data.weights,
             hooks=self,
+            ema=self.ema,
         )
-
-    def on_optimizer_step(self) -> None:
-        """Update the EMA."""
-        self.ema.update()
 
     def stop_reason(self) -> str | None:
         """Return why it should pause, or None."""

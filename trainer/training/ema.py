@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from trainer.model.checkpoint_folder import read_tensors
 
@@ -30,21 +30,36 @@ class ModelEma:
         self.module: nn.Module = self.averaged.module if self.averaged else source
         self.updates = 0  # as `n_averaged`, but known without waiting for a GPU
 
-    @torch.no_grad()
     def update(self) -> None:
-        """Update the average after an optimizer step; integer buffers, which count steps, are copied."""
+        """Update the average after an optimizer step."""
+        if self.averaged is None:
+            return
+        self.move(1 - self.decay_after(self.updates))
+        self.updates += 1
+
+    def decay_after(self, updates: int) -> float:
+        """Return the decay of the next update after so many; 0 of the first, which copies."""
+        return min(self.decay, (WARM_UP[0] + updates) / (WARM_UP[1] + updates)) if updates else 0.0
+
+    @torch.no_grad()
+    def move(self, weight: float | Tensor) -> None:
+        """Move the average by a weight to the module that trains; integer buffers, which count steps, are copied.
+
+        Args:
+            weight: 1 - decay; as a tensor, `() float32` on the device, it can differ between replays of a CUDA graph.
+        """
         if self.averaged is None:
             return
         pairs = list(zip(_tensors(self.module), _tensors(self.source), strict=True))
-        copied = [pair for pair in pairs if not self.updates or not pair[0].is_floating_point()]
+        copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        moved = [pair for pair in pairs if pair[0].is_floating_point()]
         if copied:
             torch._foreach_copy_([pair[0] for pair in copied], [pair[1] for pair in copied])
-        if self.updates:
-            decay = min(self.decay, (WARM_UP[0] + self.updates) / (WARM_UP[1] + self.updates))
-            moved = [pair for pair in pairs if pair[0].is_floating_point()]
-            average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no types
-            average([pair[0] for pair in moved], [pair[1] for pair in moved], self.updates)
-        self.updates += 1
+        if isinstance(weight, Tensor):
+            for average, source in moved:
+                average.lerp_(source, weight)
+        else:
+            torch._foreach_lerp_([pair[0] for pair in moved], [pair[1] for pair in moved], weight)
         self.averaged.n_averaged += 1
 
     def state_files(self) -> dict[str, dict[str, Tensor]]:

@@ -112,7 +112,8 @@ class HeadFit:
             ),
             loader=FeatureLoader({SPLIT: values}, {SPLIT: labels.to(values.device)}, self.device),
             class_weights=class_weights(spec, index, self.device),
-            hooks=_Hooks(ema=ema, fit=self),
+            hooks=_Hooks(fit=self),
+            ema=ema,
         )
         state = TrainState()
         with one_thread(True):
@@ -126,11 +127,7 @@ class HeadFit:
 class _Hooks(LoopHooks):
     """Connects the loop to the stop request and the progress; nothing is validated or saved."""
 
-    ema: ModelEma
     fit: HeadFit
-
-    def on_optimizer_step(self) -> None:
-        self.ema.update()
 
     def on_step_end(self, images: int) -> None:
         self.fit.on_images(images)

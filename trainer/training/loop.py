@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,8 +18,10 @@ from trainer.errors import Stopped, TrainingDiverged
 from trainer.evaluation.objective import objective_of
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.specs import TrainSpec
+from trainer.training.ema import ModelEma
+from trainer.training.feature_steps import FeatureSteps
 from trainer.training.micro_batching import accumulate_gradients
-from trainer.training.optimizer import set_lr
+from trainer.training.optimizer import lr_factor, set_lr
 from trainer.training.preemption import PreemptionWatcher
 from trainer.training.step_gatherer import Requests, StepGatherer
 from trainer.training.train_state import TrainState
@@ -84,9 +86,6 @@ class LoopHooks:
     def on_epoch_start(self, state: TrainState) -> None:
         """Called on every rank before the first step of an epoch, or before the first after a resume."""
 
-    def on_optimizer_step(self) -> None:
-        """Called on every rank after each optimizer step."""
-
     def on_step_end(self, images: int) -> None:
         """Called on every rank after each step, which has `images` images over all ranks."""
 
@@ -127,6 +126,7 @@ class TrainLoop:
         loader: Yields this rank's batches.
         class_weights: Weights of the loss, float32, as the objective of the data set takes them; None for equal ones.
         hooks: Called as the training proceeds.
+        ema: Average of the module, or of a module of which it is a part; None: there is none.
         precision: That the module is computed in.
         scaler: Scales the loss in float16; None: not scaled.
         epochs: The epochs (from 0) of this phase, which has its own learning rate schedule; None means all.
@@ -142,6 +142,7 @@ class TrainLoop:
     loader: BatchLoader
     class_weights: Tensor | None
     hooks: LoopHooks
+    ema: ModelEma | None = None
     precision: str = "fp32"
     scaler: torch.amp.GradScaler | None = None
     epochs: range | None = None
@@ -160,6 +161,21 @@ class TrainLoop:
     @cached_property
     def _gatherer(self) -> StepGatherer:
         return StepGatherer(self.process_group)
+
+    @cached_property
+    def _feature_steps(self) -> FeatureSteps | None:
+        """The steps on features of a GPU; None for all others."""
+        if self.scaler is not None or self.micro_batches > 1:
+            return None
+        return FeatureSteps.of(
+            self.loader,
+            self.spec.split,
+            self.process_group,
+            module=self.module,
+            optimizer=self.optimizer,
+            ema=self.ema,
+            class_weights=self.class_weights,
+        )
 
     @property
     def phase(self) -> range:
@@ -188,14 +204,11 @@ class TrainLoop:
         started, images_before = time.monotonic(), state.images
         self.model.train()
         self._gatherer.start()
-        for batch in self.loader(plan, state.batch):
-            lr = self._set_lr(state, plan)
-            self._gatherer.add(self._backward(batch, state))
-            self._optimizer_step()
-            self.hooks.on_optimizer_step()
+        for images, lr, loss_sum in self._steps(plan, state):
+            self._gatherer.add(loss_sum)
             state.lr, state.micro_batches = lr, self.micro_batches
-            self.hooks.on_step_end(batch.images)
-            state = self._gather_if_due(state.after_step(batch.images))
+            self.hooks.on_step_end(images)
+            state = self._gather_if_due(state.after_step(images))
         if not self._gatherer.is_empty:
             state = self._gather(state, self._requests())
         return self._finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
@@ -215,15 +228,34 @@ class TrainLoop:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _set_lr(self, state: TrainState, plan: EpochPlan) -> float:
-        step = state.step - self.phase.start * plan.batches
-        return set_lr(self.optimizer, self.spec.lr, step, len(self.phase) * plan.batches)
+    def _steps(self, plan: EpochPlan, state: TrainState) -> Iterator[tuple[int, float, Tensor]]:
+        """Take the rest of the steps of an epoch; yield of each the images, the head's lr and the sum of losses.
 
-    def _backward(self, batch: DeviceBatch, state: TrainState) -> Tensor:
-        """Compute the gradients of a step and return the sum of this rank's losses, () float64."""
-        # The random numbers of dropout depend only on seed, step and rank, so a checkpoint needs no generator state.
-        seed_draws(step_seed(self.spec.seed, state.step, self.process_group.rank), self.process_group.device)
-        return accumulate_gradients(
+        The images are of all ranks, the losses, () float64 on the device, of this one.
+        """
+        first, steps = self.phase.start * plan.batches, len(self.phase) * plan.batches
+        if self._feature_steps is not None:
+            start = state.step - state.batch
+            lrs = [self.spec.lr * lr_factor(start - first + number, steps) for number in range(plan.batches)]
+            yield from self._feature_steps.take(
+                plan, state.batch, lrs, lambda number: self._seed(start + number), self._train_on
+            )
+            return
+        for step, batch in enumerate(self.loader(plan, state.batch), state.step):
+            lr = set_lr(self.optimizer, self.spec.lr, step - first, steps)
+            self._seed(step)
+            loss_sum = self._train_on(batch)
+            if self.ema is not None:
+                self.ema.update()
+            yield batch.images, lr, loss_sum
+
+    def _seed(self, step: int) -> None:
+        """Seed dropout by seed, step and rank alone, so that a checkpoint needs no state of a generator."""
+        seed_draws(step_seed(self.spec.seed, step, self.process_group.rank), self.process_group.device)
+
+    def _train_on(self, batch: DeviceBatch) -> Tensor:
+        """Compute the gradients, take the optimizer's step, and return the sum of this rank's losses, () float64."""
+        loss_sum = accumulate_gradients(
             self.model,
             batch,
             # DDP takes the mean over ranks; this weight makes every image count equally when batch sizes differ.
@@ -234,6 +266,8 @@ class TrainLoop:
             precision=self.precision,
             scaler=self.scaler,
         )
+        self._optimizer_step()
+        return loss_sum
 
     def _requests(self) -> Requests:
         """Return what this rank asks for: nothing, unless it is rank 0."""

@@ -128,10 +128,6 @@ class TrainHooks(LoopHooks):
             epochs=spec.last_epoch,
         )
 
-    def on_optimizer_step(self) -> None:
-        """Update the EMA."""
-        self.checkpointer.ema.update()
-
     def on_step_end(self, images: int) -> None:
         """Count the images."""
         self.setup.context.add_images(images)
@@ -202,6 +198,7 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
             precision=precision,
             batch_size=batch_size,
         ),
+        ema=checkpointer.ema,
         precision=precision,
         scaler=checkpointer.checkpoint.scaler if precision == "fp16" else None,
         epochs=epochs,
