@@ -9,7 +9,7 @@ from torch import nn
 from trainer.errors import SpecError, Stopped, TrainingDiverged
 from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec, build
-from trainer.training import head_fit
+from trainer.training import batched_heads, head_fit
 from trainer.training.batched_heads import HeadBatch, HeadRows, clip_each, head_batches, heads_at_once
 from trainer.training.head_fit import HeadFit
 
@@ -22,11 +22,11 @@ CASES = {
 }
 
 
-def fit_of(*, multi_label=False, width=32, **options):
+def fit_of(*, multi_label=False, width=32, device=CPU, **options):
     spec = build(TrainSpec, shards="memory", **({"epochs": 4, "batch_size": 16, "head_width": width} | options))
     classes = ("a", "b", "c")
     config = HeadConfig(classes=classes, width=width, dropout=spec.dropout, image_size=224, multi_label=multi_label)
-    return HeadFit(spec=spec, config=config, device=CPU)
+    return HeadFit(spec=spec, config=config, device=device)
 
 
 def data_of(*, multi_label=False):
@@ -70,6 +70,22 @@ def test_heads_have_the_losses_and_logits_that_each_has_alone(multi_label, optio
         assert torch.allclose(found[number](features), alone(features), atol=1e-4)
         assert len(losses_alone) == 4
         assert losses_alone[-1] < losses_alone[0]
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("sizes", [(120, 120), (119, 125)], ids=["equal sizes", "unequal sizes"])
+def test_steps_from_tables_as_on_a_gpu_are_those_of_a_cpu_bit_for_bit(options, sizes, monkeypatch):
+    features, labels = data_of()
+    batch = HeadBatch(fit=fit_of(**options), features=features, labels=labels, heads=heads_of(*sizes))
+    usual, expected = batch.train_with_losses()
+
+    monkeypatch.setattr(batched_heads, "DEVICES", ("cpu",))
+    tables, losses = batch.train_with_losses()
+
+    assert losses == [pytest.approx(epoch, rel=1e-12) for epoch in expected]
+    for one, other in zip(tables, usual, strict=True):
+        pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        assert all(torch.equal(found, wanted) for found, wanted in pairs)
 
 
 def test_each_head_has_a_seed_of_its_own():

@@ -10,7 +10,7 @@ arithmetic: for narrow heads on a CPU, and for all on a GPU.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias, cast
@@ -35,8 +35,10 @@ from trainer.training.ema import ModelEma
 from trainer.training.head_fit import HeadFit, check_steps, index_of_rows, one_thread
 from trainer.training.loop import MAX_GRADIENT_NORM, epoch_plan
 from trainer.training.model_setup import class_weights
-from trainer.training.optimizer import build_optimizer, set_lr
+from trainer.training.optimizer import build_optimizer, lr_factor, set_lr
 from trainer.training.step_gatherer import Requests, StepGatherer
+from trainer.training.step_graphs import DEVICES
+from trainer.training.table_steps import EpochSteps, Row, TableSteps
 
 # Memory of the heads that train at once, by kind of device. On a CPU each step reads and writes all of it: heads that
 # do not fit into the cache slow each other down. Measured with a cache of 32 MB.
@@ -64,6 +66,19 @@ class HeadRows:
 
 
 @dataclass(frozen=True)
+class StepShape:
+    """What the kernels of a step depend on.
+
+    Attributes:
+        places: `B`, for the images of each head.
+        is_full: Whether every head has `B` images.
+    """
+
+    places: int
+    is_full: bool
+
+
+@dataclass(frozen=True)
 class StepRows:
     """The images of a step of all heads, in a batch with `B` places for each of the `K` heads.
 
@@ -76,14 +91,9 @@ class StepRows:
     counts: tuple[int, ...]
 
     @property
-    def is_full(self) -> bool:
-        """Whether every head has `B` images."""
-        return min(self.counts) == len(self.rows)
-
-    def mask(self, device: torch.device) -> Tensor:
-        """Return 1 for each image and 0 for each place without one, `(B, K) float32`."""
-        places = torch.arange(len(self.rows), device=device)[:, None]
-        return (places < torch.tensor(self.counts, device=device)).float()
+    def shape(self) -> StepShape:
+        """What the kernels of the step depend on."""
+        return StepShape(len(self.rows), min(self.counts) == len(self.rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,35 +211,92 @@ class _Steps:
             TrainingDiverged: The loss of a head is not finite.
         """
         fit, plans = self.batch.fit, self.batch.plans(epoch)
-        steps = plans[0].batches
+        rows = [self.batch.rows_of_step(plans, step) for step in range(plans[0].batches)]
         loss_sums = torch.zeros(len(plans), dtype=torch.float64, device=fit.device)
         self._gatherer.start()
-        for step in range(steps):
-            rows, number = self.batch.rows_of_step(plans, step), epoch * steps + step
-            set_lr(self.optimizer, fit.spec.lr, number, fit.spec.epochs * steps)
-            losses = self._backward(rows, number)
+        for step, (of_step, losses) in enumerate(zip(rows, self._taken(rows, epoch), strict=True), 1):
             loss_sums += losses
             self._gatherer.add(losses.sum())
-            clip_each(list(self.module.parameters()), MAX_GRADIENT_NORM)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.ema.update()
-            fit.on_images(sum(rows.counts))
-            self._check(number + 1, epoch, is_last=step == steps - 1)
+            fit.on_images(sum(of_step.counts))
+            self._check(epoch * len(rows) + step, epoch, is_last=step == len(rows))
         images = torch.tensor([plan.samples for plan in plans], device=fit.device)
         return cast("list[float]", (loss_sums / images).tolist())
 
-    def _backward(self, rows: StepRows, number: int) -> Tensor:
-        """Compute the gradients of a step and return the sum of the losses of each head, `(K,) float64`."""
+    def _taken(self, rows: Sequence[StepRows], epoch: int) -> Iterator[Tensor]:
+        """Take the steps of an epoch, and yield of each the sum of the losses of each head, `(K,) float64`."""
+        fit, first = self.batch.fit, epoch * len(rows)
+        steps = fit.spec.epochs * len(rows)
+        if self._table_steps is not None:
+            lrs = [fit.spec.lr * lr_factor(first + step, steps) for step in range(len(rows))]
+            yield from self._taken_from_tables(self._table_steps, rows, first, lrs)
+            return
+        for number, of_step in enumerate(rows, first):
+            set_lr(self.optimizer, fit.spec.lr, number, steps)
+            chosen = of_step.rows.flatten().to(self.features.device)
+            features, labels = self.features[chosen].to(fit.device), self.labels[chosen.to(fit.device)]
+            counts = torch.tensor(of_step.counts, device=fit.device)
+            yield self._train_on(features, labels, of_step.shape, counts, self._dropout(of_step, number))
+            self.ema.update()
+
+    @cached_property
+    def _table_steps(self) -> TableSteps | None:
+        """Takes steps on features that are on a GPU, as CUDA graphs; None where they are elsewhere."""
         device = self.batch.fit.device
-        chosen = rows.rows.flatten().to(self.features.device)
-        features = self.features[chosen].to(device).view(*rows.rows.shape, FEATURES)
-        mask = None if rows.is_full else rows.mask(device)
-        logits = self.module(features, mask, self._dropout(rows, number))
-        losses = self._losses(logits, self.labels[chosen.to(device)])  # (B, K)
+        if device.type not in DEVICES or not isinstance(self.features, Tensor) or self.features.device != device:
+            return None
+        data = [self.features, self.labels, self._factors, *([] if self.weights is None else [self.weights])]
+        return TableSteps(module=self.module, optimizer=self.optimizer, ema=self.ema, data=data)
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        """The factors of dropout in the next step, `(B, K, width / 4)`: steps from tables find them here."""
+        fit = self.batch.fit
+        shape = fit.spec.batch_size, len(self.batch.heads), fit.config.width // 4
+        return torch.ones(shape, device=fit.device)
+
+    def _taken_from_tables(
+        self, table_steps: TableSteps, rows: Sequence[StepRows], first: int, lrs: Sequence[float]
+    ) -> Iterator[Tensor]:
+        def prepare(step: int) -> None:
+            factors = self._dropout(rows[step], first + step)
+            if factors is not None:
+                self._factors[: len(factors)].copy_(factors)
+
+        def train_on_rows(shape: StepShape, row: Row) -> Tensor:
+            chosen = row("rows")[: shape.places].flatten()
+            features, labels = self.features[chosen], self.labels[chosen]
+            factors = self._factors[: shape.places] if self.batch.fit.config.dropout else None
+            return self._train_on(features, labels, shape, row("counts"), factors)
+
+        columns = {
+            "rows": nn.utils.rnn.pad_sequence([of_step.rows for of_step in rows], batch_first=True),
+            "counts": torch.tensor([of_step.counts for of_step in rows]),
+        }
+        shapes = [of_step.shape for of_step in rows]
+        epoch = EpochSteps(first=0, shapes=shapes, lrs=lrs, columns=columns, losses=(len(self.batch.heads),))
+        return table_steps.take(epoch, prepare, train_on_rows)
+
+    def _train_on(
+        self, features: Tensor, labels: Tensor, shape: StepShape, counts: Tensor, dropout: Tensor | None
+    ) -> Tensor:
+        """Take a step but for the EMA, and return the sum of the losses of each head, `(K,) float64`.
+
+        Args:
+            features: `(B * K, 1280)`.
+            labels: `(B * K, ...)`.
+            shape: Of the step.
+            counts: Images of each head, `(K,) int64` on the device.
+            dropout: Factors, `(B, K, width / 4)`; None without dropout.
+        """
+        mask = None if shape.is_full else mask_of(shape.places, counts)
+        logits = self.module(features.view(shape.places, -1, FEATURES), mask, dropout)
+        losses = self._losses(logits, labels)  # (B, K)
         if mask is not None:
             losses = losses * mask
-        torch.autograd.backward((losses.sum(dim=0) / torch.tensor(rows.counts, device=device)).sum())
+        torch.autograd.backward((losses.sum(dim=0) / counts).sum())
+        clip_each(list(self.module.parameters()), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return losses.detach().double().sum(dim=0)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -252,9 +319,10 @@ class _Steps:
             return None
         width = config.width // 4
         factors = torch.ones(*rows.rows.shape, width, device=device)
+        ones = torch.ones(len(factors), width, device=device)
         for head, (spec, count) in enumerate(zip(self.batch.specs, rows.counts, strict=True)):
             seed_draws(step_seed(spec.seed, number, 0), device)
-            factors[:count, head] = functional.dropout(torch.ones(count, width, device=device), config.dropout)
+            factors[:count, head] = functional.dropout(ones[:count], config.dropout)
         return factors
 
     def _check(self, step: int, epoch: int, *, is_last: bool) -> None:
@@ -271,6 +339,11 @@ class _Steps:
                 )
         if reason:
             raise Stopped(reason)
+
+
+def mask_of(places: int, counts: Tensor) -> Tensor:
+    """Return 1 for each image and 0 for each place without one, `(B, K) float32`, for heads with `(K,)` images."""
+    return (torch.arange(places, device=counts.device)[:, None] < counts).float()
 
 
 def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> None:
