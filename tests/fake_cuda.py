@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainer.training import step_graphs
+
 GPU = torch.device("cuda", 0)
 NO_KERNEL = (
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "as_strided_",
@@ -91,6 +93,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda _: None)
+    monkeypatch.setattr(step_graphs, "failed", [None])  # so that steps are eager: no fake tensor can be captured
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 

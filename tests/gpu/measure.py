@@ -13,27 +13,22 @@ from typing import Any
 
 import torch
 
-from data_shards.index import Shard, ShardIndex
+from data_shards.index import ShardIndex
 from data_shards.pack.packing import PackOptions, pack
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
 from tests.bench.data import draw_images
 from tests.bench.steps import CONFIG, Stepper, batch_of
 from tests.fake_cuda import bytes_of
-from trainer.data.batches import FeatureLoader
+from tests.gpu.step_times import step_times
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.process_group import ProcessGroup
-from trainer.model.efficientnet import Backbone, build_head, build_model
+from trainer.model.efficientnet import Backbone, build_model
 from trainer.model.folded_backbone import MICRO_BATCH_GPU, FoldedBackbone
-from trainer.specs import TrainSpec, build
-from trainer.training.loop import LoopHooks, TrainLoop
-from trainer.training.optimizer import build_optimizer
-from trainer.training.train_state import TrainState
 
 IMAGES = 6000
 CLASSES = 2
-STEPS = 200
 REPEATS = 20
 COPY_BYTES = 2**30
 GPU, NO_DATA = torch.device("cuda"), torch.device("meta")
@@ -58,8 +53,7 @@ def measure() -> dict[str, Any]:
             "extraction_images_per_s": _extraction(location, index),
             "augmentation_images_per_s": round(_augmentation(256)),
             "finetuning_bf16_images_per_s": {size: round(_finetuning(size)) for size in (64, 128, 256)},
-            "head_step_microseconds": round(1e6 * _head_step()),
-            "head_step_on_the_cpu_microseconds": round(1e6 * _head_step(torch.device("cpu"))),
+            **step_times(),
         }
 
 
@@ -136,28 +130,6 @@ def _finetuning(images: int) -> float:
     batch = batch_of(images, GPU)
     stepper = Stepper(build_model(CONFIG).to(GPU), ProcessGroup(0, 1, GPU), *batch, bf16=True)
     return images / _mean_seconds(stepper.step)
-
-
-def _head_step(device: torch.device = GPU) -> float:
-    """Return the seconds of a step of the head on 32 rows of features, all that the training loop does included."""
-    rows, labels = torch.randn(32 * STEPS, 1280, device=device), torch.arange(32 * STEPS, device=device) % CLASSES
-    half = len(rows) // 2
-    shard = Shard(
-        name="train-0.tar", split="train", samples=len(rows), per_class=(half, half), bytes=1, sha256="0" * 64
-    )
-    head = build_head(CONFIG).to(device)
-    loop = TrainLoop(
-        spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=32, patience=None),
-        index=ShardIndex(classes=CONFIG.classes, shards=(shard,)),
-        process_group=ProcessGroup(0, 1, device),
-        module=head,
-        optimizer=build_optimizer(head, None, backbone_factor=1.0, weight_decay=0.0, device=device),
-        loader=FeatureLoader({"train": rows}, {"train": labels}, device),
-        class_weights=None,
-        hooks=LoopHooks(),
-    )
-    state = loop.train_epoch(TrainState())
-    return _mean_seconds(lambda: loop.train_epoch(state), repeats=3) / STEPS
 
 
 def _mean_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
