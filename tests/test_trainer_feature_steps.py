@@ -12,6 +12,7 @@ from trainer.data.split_features import StoredRows
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.training import feature_steps
+from trainer.training.step_graphs import StepGraphs
 
 
 @pytest.fixture
@@ -94,6 +95,23 @@ def test_the_learning_rates_of_the_optimizer_are_numbers_again_in_a_phase_withou
 
     assert isinstance(training.optimizer.param_groups[0]["lr"], torch.Tensor)
     assert isinstance(usual.optimizer.param_groups[0]["lr"], float)
+
+
+def test_what_is_counted_on_the_cpu_goes_on_while_graphs_are_replayed(tmp_path, tables, monkeypatch):
+    """A replay runs no line of Python: what a step counts on the CPU, such as the updates of the EMA, would stand."""
+    training, taken = HeadLoop(tmp_path, ema=0.9, save_after=STEPS), StepGraphs.take
+
+    def take(self, shape, step, seed):
+        if training.steps < 4:
+            return taken(self, shape, step, seed)
+        return seed()  # all that the CPU does for a replay
+
+    monkeypatch.setattr(StepGraphs, "take", take)
+    state = training.run()
+
+    loaded = HeadLoop(ema=0.9)
+    loaded.checkpoint.load(next(tmp_path.glob("step-*")))
+    assert (state.step, training.ema.updates, loaded.ema.updates) == (STEPS, STEPS, STEPS)
 
 
 def test_other_inputs_ranks_and_places_take_their_batches_from_the_loader(tables):

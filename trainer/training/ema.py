@@ -35,7 +35,13 @@ class ModelEma:
         if self.averaged is None:
             return
         self.move(1 - self.decay_after(self.updates))
-        self.updates += 1
+        self.count()
+
+    def count(self) -> None:
+        """Count an update. The counters are on the CPU, where a replay of a CUDA graph changes nothing."""
+        if self.averaged is not None:
+            self.updates += 1
+            self.averaged.n_averaged += 1
 
     def decay_after(self, updates: int) -> float:
         """Return the decay of the next update after so many; 0 of the first, which copies."""
@@ -44,6 +50,8 @@ class ModelEma:
     @torch.no_grad()
     def move(self, weight: float | Tensor) -> None:
         """Move the average by a weight to the module that trains; integer buffers, which count steps, are copied.
+
+        It is not counted as an update.
 
         Args:
             weight: 1 - decay; as a tensor, `() float32` on the device, it can differ between replays of a CUDA graph.
@@ -60,7 +68,6 @@ class ModelEma:
                 average.lerp_(source, weight)
         else:
             torch._foreach_lerp_([pair[0] for pair in moved], [pair[1] for pair in moved], weight)
-        self.averaged.n_averaged += 1
 
     def state_files(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of the checkpoint by file name; empty when the decay is 0."""

@@ -116,7 +116,7 @@ class TableSteps:
             shape = steps.shapes[number]
             self._graphs.take(shape, partial(self._step, shape, train_on), partial(prepare, number))
             if self.ema is not None:
-                self.ema.updates += 1
+                self.ema.count()
             yield self._table.columns["losses"][number]
 
     def _fill(self, steps: EpochSteps[Shape]) -> None:
