@@ -83,7 +83,7 @@ def test_workers_of_ray_are_forks_with_an_environment_and_identifiers_of_their_o
     assert (first["variable"], second["variable"]) == ("0", "1")
     assert first["task"] != second["task"]
     assert first["title"].strip() == "ray::Worker.about"  # as `ps` shows it
-    assert first["niceness"] == psutil.Process().nice() + 15  # what Ray adds for its workers
+    assert first["niceness"] == min(19, psutil.Process().nice() + 15)  # what Ray adds for its workers
     assert first["files"] == shown["files"] > [1000, 0]  # Ray raises the limit when it starts
     assert len(shown["processes"]) > 5
     assert eventually(lambda: not _living(shown["processes"]))
