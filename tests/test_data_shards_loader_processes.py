@@ -12,7 +12,7 @@ import pytest
 
 from data_shards.errors import ShardError, SharedMemoryFull
 from data_shards.plan import EpochPlan
-from data_shards.read.loader_processes import LoaderProcesses
+from data_shards.read.loader_processes import LoaderProcesses, processes_for
 from data_shards.read.stream import open_batches, read_shards
 from tests.datasets import packed
 from trainer.data.images import ImageFiles
@@ -49,6 +49,14 @@ def test_loader_processes_prefetch_no_more_than_shared_memory_holds(caplog, proc
     assert (found.count, found.prefetch) == expected
     assert not found.count or limit is None or (found.count * found.prefetch + 2) * 10 <= limit
     assert ("three batches of 0.0 MB do not fit into" in caplog.text) == (processes > 0 and found.count == 0)
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "expected"),
+    [(0, 12, 0), (127, 12, 0), (128, 12, 1), (511, 12, 1), (512, 12, 2), (4500, 12, 5), (10**6, 12, 12), (10**6, 0, 0)],
+)
+def test_few_images_start_few_loader_processes(images, most, expected):
+    assert processes_for(images, most=most) == expected
 
 
 @pytest.fixture(scope="module")

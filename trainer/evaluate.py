@@ -169,8 +169,7 @@ def _extracted(
     usable = usable_config(config, context.process_group)
     extraction = extractor_for(context, spec.shards, index, model, usable, cached=spec.cache)
     context.progress.start_phase("features", total=sum(index.samples_in(split) for split in splits))
-    for split in splits:
-        extraction.extract(split)
+    extraction.extract(*splits)
     return extraction
 
 

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from data_shards.index import Shard, ShardIndex
+from data_shards.read.loader_processes import processes_for
 from data_shards.read.stream import Batch, read_shards
 from trainer.data.cache_folder import MARK_SECONDS
+from trainer.data.device_batches import DeviceBatches
 from trainer.data.feature_cache import FeatureCache, Features
 from trainer.data.split_features import SplitFeatures
 from trainer.data.transforms import normalised
@@ -25,8 +27,8 @@ from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.head import HeadConfig
 from trainer.result import FeatureCounts
 
-READ_BATCH_CPU = 64  # images decoded at once; the backbone splits them further
-READ_BATCH_GPU = 256  # fills the GPU
+READ_BATCH = 64  # images decoded at once: few, so that all loader processes get as many, and the first come soon
+COMPUTED_GPU = 256  # images computed at once, which fill the GPU; a CPU splits what was decoded
 
 logger = logging.getLogger(__name__)
 
@@ -60,24 +62,26 @@ class FeatureExtractor:
     _splits: dict[str, SplitFeatures] = field(default_factory=dict)
     _marked_at: float = field(default_factory=time.monotonic)
 
-    def extract(self, split: str) -> None:
-        """Compute the missing features of a split, its shards divided among the ranks; every rank must call this.
+    def extract(self, *splits: str) -> None:
+        """Compute the missing features of splits, their shards divided among the ranks; every rank must call this.
+
+        One call for several splits starts the loader processes once.
 
         Raises:
             Stopped: The run was asked to stop; the features of finished shards are cached.
             FeaturesMissing: Several shards lack their features, and this extractor is not to compute them.
         """
         if not self.extracts:
-            self._refuse_several(split)
-        own = self.index.of_split(split)[self.process_group.rank :: self.process_group.world_size]
+            for split in splits:
+                self._refuse_several(split)
+        group = self.process_group
+        own = [shard for split in splits for shard in self.index.of_split(split)[group.rank :: group.world_size]]
         unread = [shard for shard in own if shard.sha256 not in self._loaded]
         missing = [shard for shard in own if not self._load_cached(shard)]
         self._count(_samples(own) - _samples(missing))
         reason = self.stop_reason() or self._compute_until_stopped(missing)
         computed = _samples(missing)
-        stops, *images = self.process_group.all_reduce_sum(
-            float(reason is not None), _samples(unread) - computed, computed
-        )
+        stops, *images = group.all_reduce_sum(float(reason is not None), _samples(unread) - computed, computed)
         self.counts.add(*map(int, images))
         if stops:
             raise Stopped("stopped while computing features; those of finished shards are kept")
@@ -137,6 +141,12 @@ class FeatureExtractor:
         """The backbone, prepared only when features are missing."""
         return FoldedBackbone(self.backbone, self.config.precision, self.process_group.device)
 
+    @cached_property
+    def _on_device(self) -> DeviceBatches:
+        """What copies images to the device, in batches of the size that it computes best."""
+        device = self.process_group.device
+        return DeviceBatches(device, COMPUTED_GPU if device.type == "cuda" else READ_BATCH)
+
     def _read_cache(self, shard: Shard) -> Features | None:
         if self.cache is None:
             return None
@@ -151,16 +161,17 @@ class FeatureExtractor:
 
         A thread stores them while those of the next shard are computed; all are stored when the generator ends.
         """
-        on_gpu = self.process_group.device.type == "cuda"
+        if not shards:
+            return  # no loader, whose processes would start for nothing
         batches = read_shards(
             self.location,
             shards,
             self.index,
             image_size=self.config.image_size,
-            batch_size=READ_BATCH_GPU if on_gpu else READ_BATCH_CPU,
-            loader_workers=self.loader_workers,
+            batch_size=READ_BATCH,
+            loader_workers=processes_for(_samples(shards), most=self.loader_workers),
             prefetch_bytes=self.prefetch_bytes,
-            pin_memory=on_gpu,
+            pin_memory=self.process_group.device.type == "cuda",
         )
         stored: Future[None] | None = None
         with closing(batches), ThreadPoolExecutor(1, "stores features") as thread:
@@ -181,18 +192,22 @@ class FeatureExtractor:
 
     def _features(self, batches: Iterable[Batch]) -> Features:
         """Return the features of one shard's batches. They leave the GPU together: it waits once."""
-        values: list[Tensor] = []
         labels: list[Tensor] = []
         sources: list[str] = []
         groups: list[str] = []
         columns: dict[str, list[str]] = {column.name: [] for column in self.index.columns}
-        for batch in batches:
-            values.append(self._forward.on_device(batch.images, partial(normalised, config=self.config)))
-            labels.append(batch.labels)
-            sources += batch.sources
-            groups += batch.groups
-            for name, of_shard in columns.items():
-                of_shard += [of_image.get(name, "") for of_image in batch.columns]
+
+        def images() -> Iterator[Tensor]:
+            for batch in batches:
+                labels.append(batch.labels)
+                sources.extend(batch.sources)
+                groups.extend(batch.groups)
+                for name, of_shard in columns.items():
+                    of_shard.extend(of_image.get(name, "") for of_image in batch.columns)
+                yield batch.images
+
+        normalise = partial(normalised, config=self.config)
+        values = [self._forward.on_device(together, normalise) for together in self._on_device(images())]
         return Features.of(
             torch.cat(values).cpu(),
             torch.cat(labels),

@@ -90,6 +90,5 @@ def setup_of_training(context: WorkerContext[TrainSpec]) -> TrainingSetup | None
 def _extract(setup: TrainingSetup, splits: Sequence[str]) -> int:
     present, progress = [split for split in splits if split in setup.index.splits], setup.context.progress
     progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in present))
-    for split in present:
-        setup.extractor.extract(split)
+    setup.extractor.extract(*present)
     return progress.done

@@ -253,6 +253,5 @@ def _feature_loader(setup: TrainingSetup) -> FeatureLoader:
     spec = setup.spec
     splits = ("train", "valid") if spec.split == "train" else (spec.split,)
     setup.context.progress.start_phase("features", total=sum(setup.index.samples_in(split) for split in splits))
-    for split in splits:
-        setup.extractor.extract(split)
+    setup.extractor.extract(*splits)
     return FeatureLoader.of(setup.extractor, splits, setup.device)
