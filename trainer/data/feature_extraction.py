@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -157,9 +157,10 @@ class FeatureExtractor:
             return None
 
     def _compute(self, shards: Sequence[Shard]) -> Generator[Shard, None, None]:
-        """Compute the features of shards, and yield each shard when its features are computed.
+        """Compute the features of shards, and yield each shard when its images are read.
 
-        A thread stores them while those of the next shard are computed; all are stored when the generator ends.
+        A thread waits for the features and stores them, while this one hands over the images of the next shard; all are
+        stored when the generator ends.
         """
         if not shards:
             return  # no loader, whose processes would start for nothing
@@ -186,12 +187,13 @@ class FeatureExtractor:
 
     def _store(self, shard: Shard, features: Features) -> None:
         """Write features into the cache and keep them: as their file, or in memory where that is not possible."""
+        features = replace(features, values=features.values.cpu())
         self._loaded[shard.sha256] = features
         if self._write_cache(shard, features):
             self._loaded[shard.sha256] = self._read_cache(shard) or features
 
     def _features(self, batches: Iterable[Batch]) -> Features:
-        """Return the features of one shard's batches. They leave the GPU together: it waits once."""
+        """Return the features of one shard's batches; a GPU may still compute their values, which are on the device."""
         labels: list[Tensor] = []
         sources: list[str] = []
         groups: list[str] = []
@@ -209,7 +211,7 @@ class FeatureExtractor:
         normalise = partial(normalised, config=self.config)
         values = [self._forward.on_device(together, normalise) for together in self._on_device(images())]
         return Features.of(
-            torch.cat(values).cpu(),
+            torch.cat(values),
             torch.cat(labels),
             sources=tuple(sources),
             groups=tuple(groups),
