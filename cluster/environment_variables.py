@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from cluster.lease import DEAD_AFTER_SECONDS
 from cluster.settings import (
     CACHE_GIGABYTES,
+    CACHE_PRECISIONS,
     DEFAULT_STORAGE,
     GPU_LOCKS,
     GPU_WAIT_SECONDS,
@@ -74,6 +75,12 @@ VARIABLES = (
         name="NIGHTSHIFT_CACHE_GB",
         meaning="size limit of the feature cache, in GB",
         unset=f"{CACHE_GIGABYTES}",
+    ),
+    Variable(
+        name="NIGHTSHIFT_CACHE_PRECISION",
+        meaning="how the feature cache stores features: `fp32` as computed, or `bf16`, which takes half the "
+        "space and is a little less exact",
+        unset=f"`{CACHE_PRECISIONS[0]}`",
     ),
     Variable(
         name="NIGHTSHIFT_SHARD_CACHE_GB",

@@ -29,6 +29,7 @@ DATA_FOLDERS = (
     "mlflow",
 )  # what some commands write to
 CACHE_GIGABYTES = 50
+CACHE_PRECISIONS = ("fp32", "bf16")  # the first one is the default
 SHARD_CACHE_GIGABYTES = 10
 LONGEST_USER = 63
 
@@ -55,6 +56,7 @@ class Settings:
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: those of the nodes that are up.
         hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Size limit of the feature cache (`NIGHTSHIFT_CACHE_GB`).
+        cache_precision: Precision of the features in it, "fp32" or "bf16" (`NIGHTSHIFT_CACHE_PRECISION`).
         shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).
         user: Who submits runs (`NIGHTSHIFT_USER`); None: the user of the system.
         runs_per_owner: How many runs of one owner may run at the same time (`NIGHTSHIFT_RUNS_PER_OWNER`); None: all.
@@ -77,6 +79,7 @@ class Settings:
     cluster_gpus: int | None = None
     hang_seconds: float = HANG_SECONDS
     cache_bytes: int = CACHE_GIGABYTES * 10**9
+    cache_precision: str = CACHE_PRECISIONS[0]
     shard_cache_bytes: int = SHARD_CACHE_GIGABYTES * 10**9
     user: str | None = None
     runs_per_owner: int | None = None
@@ -110,6 +113,7 @@ class Settings:
             cluster_gpus=_count(env, "NIGHTSHIFT_CLUSTER_GPUS"),
             hang_seconds=_positive(env, "NIGHTSHIFT_HANG_SECONDS", HANG_SECONDS, "seconds"),
             cache_bytes=_gigabytes(env, "NIGHTSHIFT_CACHE_GB", CACHE_GIGABYTES),
+            cache_precision=_cache_precision(env),
             shard_cache_bytes=_gigabytes(env, "NIGHTSHIFT_SHARD_CACHE_GB", SHARD_CACHE_GIGABYTES),
             user=_user(env),
             runs_per_owner=_runs_per_owner(env),
@@ -220,6 +224,13 @@ def _mlflow_artifacts(env: Mapping[str, str]) -> tuple[str, ...]:
             f"NIGHTSHIFT_MLFLOW_ARTIFACTS {unknown[0]!r} is unknown; write model, report, model,report or none"
         )
     return words
+
+
+def _cache_precision(env: Mapping[str, str]) -> str:
+    value = env.get("NIGHTSHIFT_CACHE_PRECISION", "").strip() or CACHE_PRECISIONS[0]
+    if value not in CACHE_PRECISIONS:
+        raise SettingsError(f"NIGHTSHIFT_CACHE_PRECISION {value!r} is unknown; write {' or '.join(CACHE_PRECISIONS)}")
+    return value
 
 
 def _user(env: Mapping[str, str]) -> str | None:

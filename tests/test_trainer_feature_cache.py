@@ -4,6 +4,9 @@ import threading
 import pytest
 import torch
 
+from cluster.errors import SettingsError
+from cluster.files import read_json
+from cluster.settings import Settings
 from trainer.data.cache_folder import cache_entries, evict
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.errors import CheckpointError
@@ -68,6 +71,40 @@ def test_features_depend_on_all_of_their_key(cache, change):
     other = FeatureCache(cache.root, FeatureKey.of(config.model_copy(update=change)), 10**9)
 
     assert other.read(SHARD) is None
+
+
+def test_features_in_bf16_are_rounded_take_half_the_space_and_have_their_own_key(cache):
+    config = HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64)
+    small = FeatureCache(cache.root, FeatureKey.of(config, "bf16"), 10**9)
+    exact = features(300, fill=1 / 3)
+    cache.write(SHARD, exact)
+
+    unknown = small.read(SHARD)
+    small.write(SHARD, exact)
+
+    assert unknown is None
+    assert small.read(SHARD).values.dtype == torch.bfloat16
+    assert torch.equal(small.read(SHARD).values, exact.values.bfloat16())
+    assert torch.equal(cache.read(SHARD).values, exact.values)
+    sizes = [each.path(SHARD).stat().st_size for each in (cache, small)]
+    assert sizes[0] - sizes[1] == pytest.approx(300 * 1280 * 2, abs=64)
+    assert FeatureKey(**read_json(small.folder / "key.json")).stored == "bf16"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", "fp32"), ("fp32", "fp32"), (" bf16 ", "bf16")])
+def test_the_environment_chooses_the_precision_of_stored_features(value, expected):
+    assert Settings.read({"NIGHTSHIFT_CACHE_PRECISION": value}).cache_precision == expected
+
+
+def test_an_unknown_precision_of_stored_features_is_refused():
+    with pytest.raises(SettingsError, match="NIGHTSHIFT_CACHE_PRECISION 'fp16' is unknown; write fp32 or bf16"):
+        Settings.read({"NIGHTSHIFT_CACHE_PRECISION": "fp16"})
+
+
+def test_features_that_were_stored_before_there_was_a_choice_are_still_found(cache):
+    # computed by the code before
+    assert KEY.digest == "52e489053da6bc80"
+    assert "stored" not in KEY.facts
 
 
 def test_heads_of_different_width_share_features():

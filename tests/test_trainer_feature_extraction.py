@@ -9,6 +9,7 @@ from data_shards.index import read_index
 from data_shards.read.stream import read_samples
 from trainer.data import feature_extraction
 from trainer.data.device_batches import DeviceBatches
+from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.transforms import normalised
 from trainer.distributed.process_group import ProcessGroup
@@ -31,9 +32,9 @@ def extractor(digits_shards, backbone):
     index = read_index(str(digits_shards))
     config = HeadConfig(classes=index.classes, width=8, dropout=0.0, image_size=32)
 
-    def new(**options):
+    def new(cache=None, **options):
         return FeatureExtractor(
-            str(digits_shards), index, config, backbone, ProcessGroup(0, 1, CPU), cache=None, **options
+            str(digits_shards), index, config, backbone, ProcessGroup(0, 1, CPU), cache=cache, **options
         )
 
     return new
@@ -63,6 +64,28 @@ def test_one_loader_reads_the_shards_of_several_splits(extractor, monkeypatch):
         assert found.sources == expected.sources
     assert len(loaders) == 1  # features that are there need none
     assert together.counts.computed == sum(map(together.index.samples_in, ("train", "valid")))
+
+
+def test_features_of_a_cache_in_bf16_are_the_same_when_computed_and_read_and_where_it_is_full(extractor, tmp_path):
+    exact = extractor()
+    key = FeatureKey.of(exact.config, "bf16")
+
+    def values(folder, limit_bytes):
+        found = extractor(cache=FeatureCache(tmp_path / folder, key, limit_bytes))
+        found.extract("train")
+        return found.features_of("train").values[:], found.counts
+
+    computed, full, read = values("roomy", 10**9), values("full", 1), values("roomy", 10**9)
+
+    exact.extract("train")
+    expected = exact.features_of("train").values[:].bfloat16().float()
+    assert [torch.equal(found, expected) for found, _ in (computed, full, read)] == [True, True, True]
+    images = len(expected)
+    assert [(counts.computed, counts.cached) for _, counts in (computed, full, read)] == [
+        (images, 0),
+        (images, 0),
+        (0, images),
+    ]
 
 
 @pytest.mark.parametrize("at_once", [1, 64, 256])

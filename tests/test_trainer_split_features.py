@@ -56,11 +56,12 @@ def features_of(samples, seed=0):
     return Features.of(values, torch.arange(samples) % 2, sources=names, groups=names)
 
 
-@pytest.fixture
-def rows():
-    """Rows of three tensors, and the same rows as one."""
-    parts = tuple(torch.randn(count, 4, generator=torch.Generator().manual_seed(count)) for count in (5, 1, 6))
-    return StoredRows(parts), torch.cat(parts)
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def rows(request):
+    """Rows of three tensors, stored in a precision, and the same rows as one in float32."""
+    parts = [torch.randn(count, 4, generator=torch.Generator().manual_seed(count)) for count in (5, 1, 6)]
+    stored = tuple(part.to(request.param) for part in parts)
+    return StoredRows(stored), torch.cat(stored).float()
 
 
 @pytest.mark.parametrize("wanted", [[0], [11, 0, 5, 4, 6, 5], [5, 5], list(range(12)), []])
@@ -83,7 +84,8 @@ def test_slices_choices_of_choices_and_all_rows_are_those_of_one_matrix(rows):
     assert torch.equal(chosen[0:3], whole[first][second])
     assert np.array_equal(stored.as_float64(), whole.double().numpy())
     assert stored.to(CPU) is stored
-    assert stored.to(torch.device("meta")).shape == whole.shape
+    on_device = stored.to(torch.device("meta"))
+    assert (on_device.shape, on_device.dtype, stored.nbytes) == (whole.shape, whole.dtype, whole.nbytes)
 
 
 def test_features_for_which_a_gpu_has_no_memory_are_copied_for_each_step(rows, monkeypatch, caplog):

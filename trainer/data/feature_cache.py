@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cluster.mounts import is_on_network
 from trainer.data.cache_folder import cache_entries, evict
 from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
+from trainer.model.precision import DTYPES
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ class Features:
     """Features and labels of the samples of one shard, in the order of the shard, as their file has them.
 
     Attributes:
-        values: `(n, 1280) float32`.
+        values: `(n, 1280) float32`, or bfloat16 as a cache with that precision stores them.
         labels: `(n,) int64`, or `(n, C)` targets of a multi-label data set.
         names: `(bytes,) uint8`, the JSON of what the properties return: strings take memory only while they are read.
     """
@@ -83,7 +84,11 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKey:
-    """Everything that features depend on besides the shard."""
+    """Everything that features depend on besides the shard.
+
+    Attributes:
+        stored: Precision of the values in the files.
+    """
 
     backbone_sha256: str
     layout: str
@@ -92,9 +97,10 @@ class FeatureKey:
     std: tuple[float, float, float]
     precision: str
     format: int = FORMAT
+    stored: str = "fp32"
 
     @classmethod
-    def of(cls, config: HeadConfig) -> "FeatureKey":
+    def of(cls, config: HeadConfig, stored: str = "fp32") -> "FeatureKey":
         """Return the key of a model's backbone."""
         return cls(
             backbone_sha256=config.backbone_sha256,
@@ -103,12 +109,18 @@ class FeatureKey:
             mean=config.mean,
             std=config.std,
             precision=config.precision,
+            stored=stored,
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The key as JSON, without `stored` where it is the default: older files have no other and are still found."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("stored", "fp32")}
 
     @property
     def digest(self) -> str:
         """A short digest of the key."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -157,6 +169,10 @@ class FeatureCache:
         self.mark_used([shard_sha256])
         return features
 
+    def as_stored(self, features: Features) -> Features:
+        """Return features with the precision in which they are stored."""
+        return replace(features, values=features.values.to(DTYPES[self.key.stored]))
+
     def mark_used(self, shards_sha256: Iterable[str]) -> None:
         """Mark files as recently used, so that others are evicted first; those that are not there are left out."""
         for shard_sha256 in shards_sha256:
@@ -171,9 +187,10 @@ class FeatureCache:
         Raises:
             OSError: The storage is full or not writable, or the limit is full of features in use; no draft is left.
         """
-        content = save(_tensors(features), metadata={"sha256": _digest(_tensors(features))})
+        tensors = _tensors(self.as_stored(features))
+        content = save(tensors, metadata={"sha256": _digest(tensors)})
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "key.json", asdict(self.key))
+        write_json(self.folder / "key.json", self.key.facts)
         self._make_room(len(content))
         if self.has(shard_sha256):
             return
@@ -211,5 +228,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].numpy().data)
+        digest.update(tensors[name].view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()

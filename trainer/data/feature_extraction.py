@@ -188,6 +188,8 @@ class FeatureExtractor:
     def _store(self, shard: Shard, features: Features) -> None:
         """Write features into the cache and keep them: as their file, or in memory where that is not possible."""
         features = replace(features, values=features.values.cpu())
+        if self.cache is not None:
+            features = self.cache.as_stored(features)  # so that they are the same if they cannot be written
         self._loaded[shard.sha256] = features
         if self._write_cache(shard, features):
             self._loaded[shard.sha256] = self._read_cache(shard) or features

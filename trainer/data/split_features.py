@@ -5,6 +5,7 @@ them once for all processes, and the operating system can drop pages that are no
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 class StoredRows:
     """Some rows of several tensors, as if these were one tensor; only the rows that are asked for are read.
 
+    Rows that are stored in bfloat16 are given in float32.
+
     Attributes:
         parts: `(n, ...)` tensors on the CPU, of one type and one shape but for n.
         chosen: `(N,) int64`, numbers of the rows, counted over all parts; None means all rows.
@@ -47,11 +50,12 @@ class StoredRows:
         self.on_read()
         numbers = (rows if self.chosen is None else self.chosen[rows]).numpy()
         of_part = np.searchsorted(self._ends, numbers, side="right")
-        found = np.empty((len(numbers), *self._arrays[0].shape[1:]), dtype=self._arrays[0].dtype)
+        found = np.empty((len(numbers), *self._row), dtype=self._arrays[0].dtype)
         for part in np.unique(of_part).tolist():
             places = np.flatnonzero(of_part == part)
             found[places] = self._arrays[part][numbers[places] - self._starts[part]]
-        return torch.from_numpy(found)
+        stored = torch.from_numpy(found)
+        return stored.view(torch.bfloat16).float() if self._is_bf16 else stored
 
     @property
     def device(self) -> torch.device:
@@ -64,16 +68,14 @@ class StoredRows:
 
     @property
     def nbytes(self) -> int:
-        """Size of all rows."""
-        return len(self) * self.parts[0][:1].nbytes
+        """Size of all rows, as they are given."""
+        return len(self) * math.prod(self._row) * self._dtype.itemsize
 
     def to(self, device: torch.device) -> "FeatureRows":
         """Return all rows as a tensor on a device; for the CPU, or a GPU without the memory, they stay here."""
         if device.type == "cpu" or not self._fits(device):
             return self
-        return self._filled(
-            torch.empty((len(self), *self.parts[0].shape[1:]), dtype=self.parts[0].dtype, device=device)
-        )
+        return self._filled(torch.empty((len(self), *self._row), dtype=self._dtype, device=device))
 
     def _fits(self, device: torch.device) -> bool:
         if device.type != "cuda":
@@ -89,7 +91,7 @@ class StoredRows:
 
     def as_float64(self) -> NDArray[np.float64]:
         """Return all rows as one array in memory."""
-        found = np.empty((len(self), *self.parts[0].shape[1:]))
+        found = np.empty((len(self), *self._row))
         self._filled(torch.from_numpy(found))
         return found
 
@@ -98,9 +100,22 @@ class StoredRows:
             target[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]
         return target
 
+    @property
+    def _row(self) -> tuple[int, ...]:
+        return tuple(self.parts[0].shape[1:])
+
+    @property
+    def _is_bf16(self) -> bool:
+        return self.parts[0].dtype == torch.bfloat16
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self._is_bf16 else self.parts[0].dtype
+
     @cached_property
     def _arrays(self) -> list[NDArray[np.generic]]:
-        return [part.numpy() for part in self.parts]
+        """The parts for NumPy, which has no bfloat16: only their bits."""
+        return [(part.view(torch.int16) if self._is_bf16 else part).numpy() for part in self.parts]
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -131,7 +146,7 @@ class SplitFeatures:
 
     @cached_property
     def values(self) -> StoredRows:
-        """`(N, 1280) float32`."""
+        """`(N, 1280) float32`, also where they are stored in bfloat16."""
         return StoredRows(tuple(shard.values for shard in self.shards), on_read=self.on_read)
 
     @cached_property

@@ -129,7 +129,8 @@ def extractor_for(
 ) -> FeatureExtractor:
     """Return the extractor of a data set's features under a model's backbone."""
     settings = context.task.attempt.settings
-    cache = FeatureCache(cache_folder(settings.storage), FeatureKey.of(config), settings.cache_bytes)
+    key = FeatureKey.of(config, settings.cache_precision)
+    cache = FeatureCache(cache_folder(settings.storage), key, settings.cache_bytes)
     return FeatureExtractor(
         location=location,
         index=index,

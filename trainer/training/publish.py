@@ -56,8 +56,10 @@ def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
 def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
     """Return what `result.json` says about any training; `split` is what the published model was trained on."""
     weights = class_weights(setup.spec, setup.index, torch.device("cpu"), split=split)
+    stored = setup.context.task.attempt.settings.cache_precision
     return {
         "precision": setup.config.precision,
+        **({"feature_precision": stored} if setup.spec.reads_features and setup.spec.cache else {}),
         "workers": setup.context.process_group.world_size,
         "device": setup.device.type,
         "class_weights": None if weights is None else _rounded(weights.tolist()),
