@@ -32,7 +32,7 @@ class DeviceBatches:
 
     def _copied(self, batch: Tensor) -> Tensor:
         if self._copies is None:
-            return batch.to(self.device)
+            return batch.to(self.device, non_blocking=True)
         with torch.cuda.stream(self._copies):
             return batch.to(self.device, non_blocking=True)
 

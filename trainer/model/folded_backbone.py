@@ -62,7 +62,7 @@ class FoldedBackbone:
             parts = torch.split(images.to(self.device, non_blocking=True), self.micro_batch)
             return torch.cat([compute(_filled(part))[: len(part)] for part in parts])
         parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
-        if threads == 1 or len(parts) == 1:
+        if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
             return torch.cat([compute(part) for part in parts])
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
