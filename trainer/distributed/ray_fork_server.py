@@ -56,9 +56,7 @@ SCRIPTS = (
     WORKER_SETUP,
     "_private/log_monitor.py",
     "_private/runtime_env/agent/main.py",
-    "autoscaler/_private/monitor.py",
     "dashboard/agent.py",
-    "dashboard/dashboard.py",
 )  # of Ray, below its folder
 
 REQUEST_SECONDS = 10.0  # a client that is stopped within its request must not block the others

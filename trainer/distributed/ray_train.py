@@ -25,6 +25,7 @@ from trainer.attempt import Attempt
 from trainer.distributed.cluster_wait import wait_for_room
 from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
+from trainer.distributed.local_ray import LocalTorchTrainer, without_cluster_processes
 from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.ray_fork_server import forking_python
@@ -71,9 +72,11 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     refuse_elastic_workers_here(spec, on_cluster=settings.ray_address is not None)
     if settings.ray_address is None and spec.workers == 1:
         return run_here(work, task)
+    is_own = settings.ray_address is None and not ray.is_initialized()
     with ray_session(task.attempt, spec) as gpus:
         workers = (spec.required_workers, spec.workers) if spec.is_elastic else spec.workers
-        returned = _fit(_trainer(work, task, workers=workers, gpus=gpus), task.attempt.restarts)
+        kind = LocalTorchTrainer if is_own else TorchTrainer
+        returned = _fit(_trainer(work, task, kind, workers=workers, gpus=gpus), task.attempt.restarts)
     return _value(returned, task)  # type: ignore[no-any-return]  # Ray has no types
 
 
@@ -86,7 +89,7 @@ def run_here(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_co]) -
     """
     lease_local_gpus(task.attempt, task.spec)
     logging.getLogger("ray.train.v2.api.config").setLevel(logging.WARNING)  # it asks to report issues with this mode
-    returned = _trainer(work, task, workers=0, gpus=0).fit().return_value
+    returned = _trainer(work, task, TorchTrainer, workers=0, gpus=0).fit().return_value
     return _value(returned, task)  # type: ignore[no-any-return]
 
 
@@ -150,11 +153,16 @@ def _keep(error: Exception, file: Path) -> None:
 
 
 def _trainer(
-    work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co], *, workers: int | tuple[int, int], gpus: int
+    work: Callable[[WorkerContext[S_co]], Any],
+    task: WorkerTask[S_co],
+    kind: type[TorchTrainer],
+    *,
+    workers: int | tuple[int, int],
+    gpus: int,
 ) -> TorchTrainer:
     """Return Ray's trainer of so many workers; a pair is the smallest and the largest number (an elastic group)."""
     attempt = task.attempt
-    return TorchTrainer(
+    return kind(
         run_worker,
         train_loop_config={"work": work, "task": replace(task, gpus_of_machine=gpus_of_machine())},
         torch_config=GroupConfig(timeout_s=round(task.hang_seconds)),
@@ -240,7 +248,7 @@ def _start_ray(machine: Machine, folder: str) -> None:
     """
     for tries_left in reversed(range(start_tries())):
         try:
-            with forking_python(folder):
+            with forking_python(folder), without_cluster_processes():
                 ray.init(
                     num_cpus=machine.cpus,
                     num_gpus=machine.gpus,
