@@ -169,7 +169,7 @@ def runs(
     tag: str | None = None,
     owner: str | None = None,
 ) -> pd.DataFrame:
-    """Return a row for each run, newest first: id, name, kind, state, tags, note, owner, times, metric and its value.
+    """Return a row for each run, newest first: id, name, kind, state, labels, owner, times, and its metric and split.
 
     Args:
         state: Only runs in this state.
@@ -189,9 +189,9 @@ def runs(
     rows = []
     for run in index.states(wanted):
         metric, value = run.metric or (None, None)
-        rows.append((*(getattr(run, column) for column in columns), metric, value))
+        rows.append((*(getattr(run, column) for column in columns), metric, value, run.metric_split))
     index.save()
-    table = pd.DataFrame(rows, columns=[*columns, "metric", "value"])
+    table = pd.DataFrame(rows, columns=[*columns, "metric", "value", "split"])
     for column in ("created", "started", "ended"):
         table[column] = pd.to_datetime(table[column], utc=True, format="ISO8601")
     return table

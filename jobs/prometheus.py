@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from jobs.errors import JobError, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
-from jobs.queue.worker_list import live_workers
+from jobs.queue.worker_list import SERVING_STATES, serving_workers
 from jobs.runs import state as run_state
 from jobs.runs.counters import RunCounters
 from jobs.runs.gpu_seconds import GpuSeconds
@@ -123,7 +123,9 @@ def _waiting(connection: redis.Redis) -> Metric:
 
 def _workers(connection: redis.Redis) -> Metric:
     workers = GaugeMetricFamily("nightshift_job_workers", "Job workers that send heartbeats.", labels=["state"])
-    for state, count in sorted(Counter(worker.state for worker in live_workers(connection)).items()):
+    counts = Counter(dict.fromkeys(SERVING_STATES, 0))  # a series without job workers too, for alerts
+    counts.update(worker.state for worker in serving_workers(connection))
+    for state, count in sorted(counts.items()):
         workers.add_metric([state], count)
     return workers
 

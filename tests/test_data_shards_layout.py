@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from data_shards.errors import LeakageError, SourceError
+from data_shards.errors import LeakageError, OptionError, SourceError
 from data_shards.index import read_index
 from data_shards.pack.label_tables import best_table
 from data_shards.pack.names import are_numbered_parts, split_of
@@ -28,9 +28,9 @@ def counts(report):
     return {split: dict(zip(index.classes, index.per_class_in(split), strict=True)) for split in index.splits}
 
 
-def refused(source, text, **chosen):
+def refused(source, text, error=SourceError, **chosen):
     """Assert that a folder is refused in one line and leaves nothing behind."""
-    with pytest.raises(SourceError, match=text) as caught:
+    with pytest.raises(error, match=text) as caught:
         packed(source, **chosen)
     assert "\n" not in str(caught.value)
     assert not (source.parent / "shards").exists()
@@ -317,12 +317,11 @@ def test_classes_are_chosen_and_dropped_and_the_rest_is_counted(tmp_path):
     assert read_index(str(tmp_path / "shards")).options["drop_classes"] == "pneumonia"
 
 
-def test_a_chosen_class_that_is_not_there_is_refused(tmp_path):
+@pytest.mark.parametrize("chosen", [{"classes": ("covd", "normal")}, {"drop_classes": ("covd",)}])
+def test_a_chosen_class_that_is_not_there_is_wrong_usage(tmp_path, chosen):
     source = image_folder(tmp_path / "images", {"covid": 4, "normal": 4})
 
-    refused(
-        source, "the source has no class 'covd'; it has covid, normal", split="50/25/25", classes=("covd", "normal")
-    )
+    refused(source, "the source has no class 'covd'; it has covid, normal", OptionError, split="50/25/25", **chosen)
 
 
 def test_the_options_of_an_ordinary_pack_are_those_of_earlier_data_sets_and_keep_small(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -75,3 +76,11 @@ def test_prune_all_and_keep_contradict_each_other(stored):
 
     assert result.exit_code == 2
     assert stored.read("a" * 64) is not None
+
+
+def test_show_says_how_long_ago_features_were_used(stored):
+    result = CliRunner().invoke(cache, ["show"])
+
+    heading, row, _ = result.stdout.splitlines()
+    assert heading.endswith("LAST USED")
+    assert re.search(r"  \d+s ago$", row)

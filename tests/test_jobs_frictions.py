@@ -35,7 +35,7 @@ def set_state(paths: RunPaths, state: run_state.State) -> RunState:
 
 def rendered(storage: Path, state: RunState, progress: dict[str, object], width: int = 80) -> list[str]:
     console = Console(file=StringIO(), width=width, force_terminal=False)
-    console.print(RunView(storage).updated(state, progress))
+    console.print(RunView(storage).updated(state, progress, width))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue().splitlines()
 
@@ -271,3 +271,34 @@ def test_the_spinner_turns_until_the_run_has_ended(say: Say, settings: Settings,
 
     assert line[0] in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
     assert ended.startswith("  night ")
+
+
+RUNNING = {"phase": "train", "epoch": 12, "epochs": 300, "images_per_second": 12345.0, "eta_seconds": 11_000.0}
+PROGRESS = "train, epoch 12/300, 12345 images/s, 3h03m left"
+
+
+@pytest.mark.parametrize("name", [None, "night"])
+def test_speed_and_time_left_are_whole_at_80_columns(
+    say: Say, settings: Settings, shards: str, name: str | None
+) -> None:
+    run = submitted(say, settings, shards, *(("--name", name) if name else ()))
+    state = set_state(run, "running")
+
+    lines = [line.rstrip() for line in rendered(settings.storage, state, RUNNING)]
+
+    assert f" {name or run.run_id} " in lines[0]
+    assert lines[-1].endswith(PROGRESS)
+    assert len(lines) == (1 if name else 2)  # an id leaves no room for a bar and the progress
+    assert max(map(len, lines)) <= 80
+
+
+def test_where_a_long_name_leaves_no_room_the_progress_is_on_the_next_line(
+    say: Say, settings: Settings, shards: str
+) -> None:
+    run = submitted(say, settings, shards, "--name", "the-night-of-all-films-of-the-year")
+    state = set_state(run, "running")
+
+    lines = [line.strip() for line in rendered(settings.storage, state, RUNNING, width=60)]
+
+    assert "the-night-of-all-films-of-the-year" in lines[0]
+    assert lines[1] == PROGRESS

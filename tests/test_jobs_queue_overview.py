@@ -110,10 +110,10 @@ def test_a_view_that_follows_a_run_asks_a_silent_redis_again_only_after_a_while(
     view = RunView(settings.storage)
 
     for _ in range(3):
-        view.updated(state, {})
+        view.updated(state, {}, 80)
     soon = silent.new_connections()
     monkeypatch.setattr("jobs.queue.overview.SILENT_SECONDS", 0.0)
-    view.updated(state, {})
+    view.updated(state, {}, 80)
 
     assert (soon, silent.new_connections()) == (1, 1)
     assert view.forecast == NEXT

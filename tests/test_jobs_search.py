@@ -16,6 +16,7 @@ from cluster.settings import Settings
 from jobs.cli.follow import follow
 from jobs.cli.search import follow_search
 from jobs.runs import state as run_state
+from jobs.runs.trial_rows import cell
 from tests.conftest import Say
 from trainer.specs import SearchSpec, read_spec
 
@@ -144,6 +145,26 @@ def test_trials_shows_the_best_first_and_json_as_scripts_rely_on(say: Say, searc
         "TRIAL", "LR", "DROPOUT", "HEAD_WIDTH", "AUROC", "EPOCH", "EPOCHS", "SECONDS", "STATE", "WHY",
     ]  # fmt: skip
     assert table.splitlines()[1].split()[:5] == ["1", "0.001", "0.1", "128", "0.95"]
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("epochs", "ran all epochs"),
+        ("patience", "early stopping"),
+        ("rung", "behind the others (ASHA)"),
+        ("paused", "paused"),
+        (None, ""),
+    ],
+)
+def test_the_reason_why_a_trial_finished_is_said_in_words(why: str | None, words: str) -> None:
+    assert cell({"why": why, "error": None}, "why") == words
+
+
+def test_a_search_without_trials_is_a_sentence(say: Say, search: RunPaths) -> None:
+    assert say("trials", search.run_id) == (
+        0, "", f"no trial has begun; `nightshift logs -f {search.run_id}` follows the search\n"
+    )  # fmt: skip
 
 
 def test_trials_can_be_sorted_by_any_column(say: Say, search: RunPaths) -> None:

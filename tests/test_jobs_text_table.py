@@ -42,3 +42,22 @@ def test_ids_and_states_are_never_cut() -> None:
 
 def test_a_table_without_rows_is_its_heading() -> None:
     assert table_text(COLUMNS, [], 80) == "ID  NAME  AGE  BEST  STATE"
+
+
+def test_an_empty_column_is_left_out_before_anything_is_cut() -> None:
+    rows = [("train-20261123-203000-a1b2c3", "a-night-of-films", "3h02m", "", "succeeded")]
+
+    shown = table_text(COLUMNS, rows, 68)
+
+    assert shown.splitlines() == [
+        "ID                            NAME              AGE    STATE",
+        "train-20261123-203000-a1b2c3  a-night-of-films  3h02m  succeeded",
+    ]
+
+
+def test_a_reason_is_cut_between_words_so_that_no_id_in_it_is_cut() -> None:
+    columns = (Column(title="ID"), Column(title="WHY", importance=1, least=12, cuts_words=False))
+
+    shown = table_text(columns, [("a1", "waits for train-20261123-203000-a1b2c3"), ("b2", "12345678 12345")], 24)
+
+    assert shown.splitlines() == ["ID  WHY", "a1  waits for…", "b2  12345678 12345"]

@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
-from data_shards.errors import SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.pack.file_tree import FileTree, join
 from data_shards.pack.label_tables import LabelTable
 from data_shards.pack.layout import Layout
@@ -49,13 +49,14 @@ def check_class_names(tree: FileTree, layout: Layout, options: PackOptions) -> N
     """Refuse two spellings of one class, and names of `--classes` and `--drop-class` that no class has.
 
     Raises:
-        SourceError: The text names the classes.
+        OptionError: `--classes` or `--drop-class` names a class that there is not.
+        SourceError: Two classes have the same name. The text names the classes.
     """
     names = {name for _, name, _ in layout.class_folders(tree)}
     labels = {normalized_name(name) for name in names}
     for asked in (*options.classes, *options.drop_classes):
         if asked not in labels:
-            raise SourceError(f"the source has no class {asked!r}; it has {', '.join(sorted(labels))}")
+            raise OptionError(f"the source has no class {asked!r}; it has {', '.join(sorted(labels))}")
     taken = {name for name in names if not options.classes or normalized_name(name) in options.classes}
     taken = {name for name in taken if normalized_name(name) not in options.drop_classes}
     _refuse_two_spellings(taken, "class folders")

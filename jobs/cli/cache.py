@@ -16,6 +16,7 @@ from jobs.cli.option_groups import json_option
 from jobs.cli.option_types import Duration
 from jobs.cli.terminal import table_cell
 from jobs.cli.text_table import Column, output_width, table_text
+from jobs.runs.progress_text import ago
 from trainer.data.cache_folder import IN_USE_SECONDS, CacheEntry, cache_entries, cache_folder, evict
 
 GIGABYTE = 10**9
@@ -126,7 +127,7 @@ def _features_row(entry: dict[str, Any]) -> tuple[str, ...]:
         str(key.get("precision", "")),
         str(entry["shards"]),
         f"{entry['bytes'] / 10**6:.1f}",
-        entry["used"],
+        ago(entry["used"]),
     )
 
 
@@ -138,5 +139,7 @@ def _downloads_table(entries: list[dict[str, Any]]) -> Table:
     table.add_column("last used", no_wrap=True)
     for entry in entries:
         address = entry["address"] if entry["fetched"] else "incomplete"
-        table.add_row(table_cell(address), f"{entry['bytes'] / 10**6:.1f}", (entry["sha256"] or "")[:12], entry["used"])
+        table.add_row(
+            table_cell(address), f"{entry['bytes'] / 10**6:.1f}", (entry["sha256"] or "")[:12], ago(entry["used"])
+        )
     return table

@@ -4,26 +4,35 @@ import sys
 
 import click
 
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import INTERRUPTED, command
-from jobs.cli.option_groups import run_argument
+from jobs.cli.several import act_on_each, find_all, runs_argument
 from jobs.queue import actions
-from jobs.runs import state as run_state
+from jobs.runs.state import RunState
 
 
 @command(example="nightshift cancel train-20261123-203000-a1b2c3")
-@run_argument("run", metavar="ID")
-@click.option("--now", is_flag=True, help="Kill the run without waiting for its next checkpoint.")
-def cancel(run: str, now: bool) -> None:
-    """Stop a run after its next checkpoint, and wait until its processes have exited.
+@runs_argument
+@click.option("--now", is_flag=True, help="Kill the runs without waiting for their next checkpoints.")
+def cancel(runs: tuple[str, ...], now: bool) -> None:
+    """Stop runs after their next checkpoints, and wait until their processes have exited.
 
     ID is a run id, a unique prefix of one, or a run's name. `nightshift retry ID` continues a cancelled run.
     """
     settings = Settings.read()
-    paths = run_state.find(settings.storage, run)
+    stopping = dict[str, tuple[RunPaths, RunState]]()
+
+    def ask(paths: RunPaths) -> None:
+        stopping[paths.run_id] = paths, actions.request_cancel(settings, paths, at_once=now)
+
+    code = act_on_each(find_all(settings.storage, runs), ask)  # all stop at the same time
     try:
-        state = actions.cancel(settings, paths, at_once=now)
+        for run_id, (paths, before) in list(stopping.items()):
+            click.echo(f"{run_id}: {actions.wait_until_stopped(settings, paths, before).state}", err=True)
+            del stopping[run_id]
     except KeyboardInterrupt:
-        click.echo(f"\nstopped waiting; the run still stops: nightshift wait {paths.run_id}", err=True)
+        still = "the run still stops" if len(stopping) == 1 else f"{len(stopping)} runs still stop"
+        click.echo(f"\nstopped waiting; {still}: nightshift wait {next(iter(stopping))}", err=True)
         sys.exit(INTERRUPTED)
-    click.echo(f"{state.id}: {state.state}", err=True)
+    sys.exit(code)

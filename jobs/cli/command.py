@@ -1,6 +1,7 @@
 """The classes behind every command: `--help` with an example, and options under headings."""
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -107,6 +108,13 @@ class Group(_Help, click.Group):
         """Write the options, then the commands."""
         _Help.format_options(self, ctx, formatter)
         self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command with the whole first sentence of its help, which wraps; click would cut it."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, one.get_short_help_str(limit=sys.maxsize)) for name, one in found if one and not one.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def command(name: str | None = None, *, example: str = "", **more: Any) -> Callable[[Callable[..., Any]], Command]:

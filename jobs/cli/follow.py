@@ -78,5 +78,5 @@ def _with_view(storage: Path, steps: Iterator[Step], out: TextIO) -> RunState:
     view = RunView(storage)
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in steps:
-            live.update(view.updated(state, progress))
+            live.update(view.updated(state, progress, console.width))
     return state

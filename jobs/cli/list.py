@@ -30,7 +30,7 @@ COLUMNS = (
     Column(title="STATE", style=colored_state),
     Column(title="BEST", importance=5),
     Column(title="AGE", importance=2),
-    Column(title="PROGRESS", importance=3, least=12),
+    Column(title="PROGRESS", importance=3, least=12, cuts_words=False),
 )
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
 
@@ -92,6 +92,7 @@ def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str) 
     if not rows:
         none = f"no run matches {filters}; `nightshift list` shows all runs"
         click.echo(none if filters else "no runs; `nightshift train SHARDS` submits one", err=True)
+        return
     cells = [_row(found, progress) for found, progress in rows]
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in IF_ANY or any(row[at] for row in cells)]
     columns = [COLUMNS[at] for at in shown]
@@ -99,7 +100,6 @@ def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str) 
 
 
 def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
-    metric = f"{state.metric[0]} {state.metric[1]:.4f}" if state.metric else ""
     step = describe(state, progress) if state.state == "running" else (state.why or "")
     return (
         state.id,
@@ -108,7 +108,7 @@ def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
         state.owner or "",
         state.kind,
         state.state,
-        metric,
+        state.metric_text,
         duration(age_seconds(state)),
         " ".join(step.split()),
     )

@@ -80,8 +80,10 @@ def list_models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{"name": name, **each.model_dump()} for name, each in newest.items()], indent=2))
         return
-    if not newest and not damaged:
-        click.echo("no models; `nightshift models promote MODEL --as NAME` names one", err=True)
+    if not newest:
+        if not damaged:
+            click.echo("no models; `nightshift models promote MODEL --as NAME` names one", err=True)
+        return
     click.echo(table_text(LIST_COLUMNS, [(name, *_row(each)) for name, each in newest.items()], output_width()))
 
 

@@ -13,7 +13,10 @@ UNKNOWN_SIZE_STEP = 100 * MEGABYTE
 
 @contextmanager
 def shown_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr: a bar on a terminal, a line per 10 percent elsewhere; yields what reports it."""
+    """Show progress on stderr: a bar on a terminal, a line per 10 percent elsewhere; yields what reports it.
+
+    The bar appears with the first report: an error before it stands alone.
+    """
     if not sys.stderr.isatty():
         yield _line_by_line(verb)
         return
@@ -22,8 +25,8 @@ def shown_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
 
     columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(verb, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(verb, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 @contextmanager

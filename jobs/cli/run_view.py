@@ -18,33 +18,40 @@ from jobs.runs.progress_text import describe, duration, total_and_completed
 from jobs.runs.start_forecast import WAITING, run_label
 from jobs.runs.state import RunState
 
-BAR_WIDTH = 20
+BAR_WIDTH, LEAST_BAR = 20, 4
+GAPS = 4  # the spinner, and the spaces between it, the name, the bar and the progress
 ALMOST = 0.999  # of the bar, until the run has ended
 FORECAST_SECONDS = 2.0  # between two looks at the queue
 
 
 class RunView:
-    """A line with a spinner and a bar, and below it, before the first progress, what the run does or waits for."""
+    """A line with a spinner and a bar, and below it, before the first progress, what the run does or waits for.
+
+    Where the line would be wider than the terminal, the bar shrinks; if that is not enough, the progress is below it.
+    """
 
     def __init__(self, storage: Path) -> None:
         self.storage = storage
+        self.bar_column = BarColumn(bar_width=BAR_WIDTH)
         self.forecasts = Forecasts(storage)
         self.forecast, self.forecast_at = "", 0.0
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
-    def updated(self, state: RunState, progress: dict[str, Any]) -> RenderableType:
-        """Return what to show of a state and its progress."""
+    def updated(self, state: RunState, progress: dict[str, Any], width: int) -> RenderableType:
+        """Return what to show of a state and its progress on a terminal of `width` columns."""
         if progress.get("attempt", state.attempt) != state.attempt:
             progress = {}  # of the attempt before
         bar = self.bar or self._new_bar(state)
         total, completed = total_and_completed(state, progress)
         if total and not state.has_ended:
             completed = min(completed, ALMOST * total)  # Rich stops the spinner of a bar that is full
-        bar.update(
-            self.task, description=terminal_text(_description(state, progress)), total=total, completed=completed
-        )
-        below = self._below(state, progress)
+        description, below = terminal_text(_description(state, progress)), self._below(state, progress)
+        room = width - len(run_label(state)) - GAPS
+        if room - len(description) < LEAST_BAR and not below:
+            description, below = "", description
+        self.bar_column.bar_width = max(LEAST_BAR, min(BAR_WIDTH, room - len(description)))
+        bar.update(self.task, description=description, total=total, completed=completed)
         line = Text(terminal_text(below), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(bar.get_renderable(), line) if below else bar.get_renderable()
 
@@ -53,11 +60,8 @@ class RunView:
         self.bar = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.fields[label]}", markup=False, table_column=Column(no_wrap=True, min_width=len(label))),
-            BarColumn(bar_width=BAR_WIDTH),
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-            ),
-            expand=True,
+            self.bar_column,
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
         self.task = self.bar.add_task("", label=label, total=None)
         return self.bar

@@ -224,5 +224,5 @@ def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
         for state, progress in follow(storage, run_id):
             rows = rows_of(paths, table_of(paths, said=said))
             table = leaderboard_text(rows[:SHOWN], metric, console.width)
-            live.update(Group(Text(table), view.updated(state, progress)))
+            live.update(Group(Text(table), view.updated(state, progress, console.width)))
     return state

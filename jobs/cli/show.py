@@ -18,6 +18,7 @@ from jobs.cli.text_table import output_width, wrapped
 from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import shown_or
+from jobs.runs.epoch_text import epoch_rows
 from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
@@ -128,7 +129,7 @@ def _option_rows(record: JobRecord) -> list[Row]:
 
 
 def _result_rows(record: JobRecord) -> list[Row]:
-    rows: list[Row] = [("last", _pairs(record.metrics[-1]))] if record.metrics else []
+    rows: list[Row] = epoch_rows(record)
     nothing, warnings, result = list[Row](), list[str](), record.result
     if result:
         rows += shown_or(nothing, RESULT, warnings, lambda: _figure_rows(record, result))
@@ -186,11 +187,3 @@ def _size(count: int) -> str:
     while number >= KIBI and len(units) > 1:
         number, units = number / KIBI, units[1:]
     return f"{number:.0f} {units[0]}" if units[0] == "B" else f"{number:.1f} {units[0]}"
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
-        if isinstance(value, int | float | str)
-    )

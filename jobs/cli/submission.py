@@ -18,7 +18,7 @@ from jobs.queue import queues
 from jobs.queue.checks import after_its_model, checked
 from jobs.queue.connection import connect
 from jobs.queue.submit import submit
-from jobs.queue.worker_list import live_workers
+from jobs.queue.worker_list import serving_workers
 from jobs.runs.request import JobRequest
 from jobs.runs.start_forecast import WAITING, start_forecast
 from jobs.runs.state import RunState, read_state
@@ -130,7 +130,7 @@ def submit_spec(
 def queues_start_runs(settings: Settings, priority: str) -> bool:
     """Whether a job worker serves the queue of a priority and the queues are open; say what is missing."""
     with connect(settings) as connection:
-        is_paused, workers = queues.is_paused(connection), live_workers(connection)
+        is_paused, workers = queues.is_paused(connection), serving_workers(connection)
     has_worker = any(priority in worker.queues for worker in workers)
     if is_paused:
         click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)

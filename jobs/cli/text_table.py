@@ -1,4 +1,4 @@
-"""Tables: ids and states are never cut; names and reasons shrink, then the least important column is left out."""
+"""Tables: ids and states are never cut; empty columns are left out, names and reasons shrink, then columns go."""
 
 import os
 import shutil
@@ -21,12 +21,14 @@ class Column:
         title: Its heading.
         importance: The column with the least importance is left out first; None is never left out.
         least: Width to which its cells may be cut; None cuts nothing.
+        cuts_words: Whether a cell may be cut within a word. A reason may not: its words may be ids.
         style: Colors a cell, whose text it does not change.
     """
 
     title: str
     importance: int | None = None
     least: int | None = None
+    cuts_words: bool = True
     style: Callable[[str], str] = str
 
 
@@ -66,13 +68,15 @@ def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
     lines = [[column.title for column in columns], *([on_one_line(cell) for cell in row] for row in rows)]
     natural = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     kept = list(range(len(columns)))
+    if width is not None and _width(natural, kept) > width:
+        kept = [at for at in kept if columns[at].importance is None or any(line[at] for line in lines[1:])]
     while (widths := _fitted(columns, kept, natural, width)) is None:
         optional = [at for at in kept if columns[at].importance is not None]
         if not optional:
             widths = {at: natural[at] for at in kept}
             break
         kept.remove(min(optional, key=lambda at: columns[at].importance or 0))
-    heading, *cells = ([_cell(line[at], widths[at]) for at in kept] for line in lines)
+    heading, *cells = ([_cell(columns[at], line[at], widths[at]) for at in kept] for line in lines)
     styled = [[columns[at].style(cell) for at, cell in zip(kept, line, strict=True)] for line in cells]
     return "\n".join(GAP.join(line).rstrip() for line in (heading, *styled))
 
@@ -89,7 +93,7 @@ def _fitted(
     widths = {at: natural[at] for at in kept}
     if width is None:
         return widths
-    excess = sum(widths.values()) + len(GAP) * (len(kept) - 1) - width
+    excess = _width(natural, kept) - width
     floors = {at: _floor(columns[at], natural[at]) for at in kept}
     while excess > 0:
         narrowable = [at for at in kept if widths[at] > floors[at]]
@@ -102,9 +106,19 @@ def _fitted(
     return widths
 
 
+def _width(natural: Sequence[int], kept: Sequence[int]) -> int:
+    """Return the width of the kept columns without cuts."""
+    return sum(natural[at] for at in kept) + len(GAP) * (len(kept) - 1)
+
+
 def _floor(column: Column, natural: int) -> int:
     return natural if column.least is None else max(min(column.least, natural), len(column.title))
 
 
-def _cell(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else text[: width - len(ELLIPSIS)] + ELLIPSIS
+def _cell(column: Column, text: str, width: int) -> str:
+    if len(text) <= width:
+        return text.ljust(width)
+    shown = text[: width - len(ELLIPSIS)]
+    if not column.cuts_words and not text[len(shown)].isspace():
+        shown = shown.rpartition(" ")[0]
+    return (shown.rstrip() + ELLIPSIS).ljust(width)

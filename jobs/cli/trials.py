@@ -53,7 +53,8 @@ LEAST = {"why": 8}  # width to which a column may be cut
 def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None:
     """Show the leaderboard of a running or finished search.
 
-    "(default)" marks the default trial: it has the defaults of `train` in all options that vary.
+    "(default)" marks the default trial: it has the defaults of `train` in all options that vary. "behind the others
+    (ASHA)" is the reason of a trial that was stopped, because it was not among the best third after the same epoch.
 
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
@@ -70,6 +71,9 @@ def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None
         _write_optuna_file(Path(target), paths, table)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo(f"no trial has begun; `nightshift logs -f {paths.run_id}` follows the search", err=True)
         return
     click.echo(leaderboard_text(rows, metric, output_width()))
 
@@ -158,7 +162,12 @@ def leaderboard_text(rows: list[dict[str, Any]], metric: str, width: int | None)
     """Return the rows as a table without the options that are equal in all trials."""
     shown = columns_of(rows, metric)
     columns = [
-        Column(title=heading.upper(), importance=IMPORTANCE.get(key, OF_OPTIONS), least=LEAST.get(key))
+        Column(
+            title=heading.upper(),
+            importance=IMPORTANCE.get(key, OF_OPTIONS),
+            least=LEAST.get(key),
+            cuts_words=key != "why",
+        )
         for heading, key in shown
     ]
     return table_text(columns, [tuple(cell(row, key) for _, key in shown) for row in rows], width)

@@ -15,6 +15,7 @@ from jobs.queue.connection import connect
 from jobs.queue.job_worker import DRAIN_SECONDS, work
 from jobs.queue.worker_list import WorkerRecord, find_workers
 from jobs.queue.worker_list import drain as drain_workers
+from jobs.runs.progress_text import ago
 from jobs.runs.request import PRIORITIES
 
 COLUMNS = (
@@ -22,7 +23,7 @@ COLUMNS = (
     Column(title="STATE"),
     Column(title="RUN"),
     Column(title="QUEUES", importance=2),
-    Column(title="SINCE", importance=1),
+    Column(title="STARTED", importance=1),
     Column(title="LAST HEARTBEAT", importance=3),
 )
 
@@ -76,13 +77,20 @@ def worker(ctx: click.Context, /, queues: str, metrics_port: int | None, **limit
 @worker.command(name="list", example="nightshift worker list")
 @json_option("Print the job workers as JSON.")
 def list_workers(as_json: bool) -> None:
-    """List the live job workers."""
+    """List the live job workers.
+
+    A job worker is silent if its heartbeats have stopped: it was killed, or its machine cannot be reached. It is not
+    listed any more two minutes after the last one.
+    """
     with connect(Settings.read()) as connection:
         found, skipped = find_workers(connection)
     if skipped:
         click.echo(f"skipped {skipped} entries of RQ's set of workers that are not Nightshift's", err=True)
     if as_json:
         click.echo(json.dumps([vars(each) for each in found], indent=2))
+        return
+    if not found:
+        click.echo("no job worker is running; `nightshift up` or `nightshift worker` starts one", err=True)
         return
     click.echo(table_text(COLUMNS, [_row(each) for each in found], output_width()))
 
@@ -103,4 +111,4 @@ def drain(name: str | None, everyone: bool) -> None:
 
 
 def _row(worker: WorkerRecord) -> tuple[str, ...]:
-    return worker.name, worker.state, worker.run or "", ",".join(worker.queues), worker.since or "", worker.beat or ""
+    return worker.name, worker.state, worker.run or "", ",".join(worker.queues), ago(worker.since), ago(worker.beat)

@@ -26,8 +26,7 @@ def cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> Run
     Raises:
         Refused: It has already ended.
     """
-    found = request_cancel(settings, paths, at_once=at_once)
-    return read_state(paths) if found.state != "running" else _end_of(settings, paths, found.attempt)
+    return wait_until_stopped(settings, paths, request_cancel(settings, paths, at_once=at_once))
 
 
 def request_cancel(settings: Settings, paths: RunPaths, *, at_once: bool = False) -> RunState:
@@ -113,8 +112,19 @@ def _take_from_queue(settings: Settings, state: RunState) -> None:
         return
 
 
-def _end_of(settings: Settings, paths: RunPaths, attempt: int) -> RunState:
-    """Wait for an attempt's end; mark it dead if its heartbeat stops, because there may be no job worker to do it."""
+def wait_until_stopped(settings: Settings, paths: RunPaths, before: RunState) -> RunState:
+    """Wait for the end of an attempt that was asked to stop, and return the last state of its run.
+
+    It is marked dead if its heartbeat stops, because there may be no job worker to do it.
+
+    Args:
+        settings: Of this machine.
+        paths: The run.
+        before: What `request_cancel` returned.
+    """
+    if before.state != "running":
+        return read_state(paths)
+    attempt = before.attempt
     heartbeat, since = heartbeat_of(paths), time.monotonic()
     while (state := read_state(paths)).state == "running" and state.attempt == attempt:
         if heartbeat != heartbeat_of(paths):

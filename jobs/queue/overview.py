@@ -11,7 +11,7 @@ from cluster.settings import Settings
 from jobs.errors import JobError
 from jobs.queue import queues
 from jobs.queue.connection import GLANCE, connect, with_running_redis
-from jobs.queue.worker_list import live_workers
+from jobs.queue.worker_list import serving_workers
 from jobs.runs.request import PRIORITIES
 
 SILENT_SECONDS = 30.0  # that a Redis which did not answer is not asked again whether the queues are paused
@@ -19,7 +19,7 @@ SILENT_SECONDS = 30.0  # that a Redis which did not answer is not asked again wh
 
 def queue_overview(connection: Redis) -> dict[str, Any]:
     """Return what `queue show --json` prints."""
-    serving = [worker.queues for worker in live_workers(connection)]
+    serving = [worker.queues for worker in serving_workers(connection)]
     return {
         "paused": queues.is_paused(connection),
         "queues": [

@@ -17,6 +17,10 @@ from jobs.queue.entries import RunEntry
 from jobs.queue.queues import PREFIX, RunQueue, queue_names
 
 VERSION_FIELD = "nightshift_version"  # in RQ's hash of a worker
+# State of one whose heartbeats stopped. It renews its key every 10 s for 70 s if busy, every 45 s for 120 s if idle:
+# one with less time left has missed heartbeats. Redis counts the time, so no other clock matters.
+SILENT, SILENT_BELOW_SECONDS = "silent", 40
+SERVING_STATES = ("busy", "idle", "started", "suspended")
 log = logging.getLogger("nightshift.worker_list")
 
 
@@ -26,7 +30,7 @@ class WorkerRecord:
 
     Attributes:
         name: Host, process id and a random part.
-        state: idle, busy, started or suspended.
+        state: idle, busy, started or suspended; or silent, if its heartbeats have stopped.
         run: Id of the run that it is running.
         queues: The priorities that it serves.
         since: When it started.
@@ -49,6 +53,11 @@ def live_workers(connection: Redis) -> list[WorkerRecord]:
     Workers of other applications that share the Redis, and malformed entries in RQ's sets, are skipped.
     """
     return find_workers(connection)[0]
+
+
+def serving_workers(connection: Redis) -> list[WorkerRecord]:
+    """Return the live job workers that send heartbeats, by name."""
+    return [worker for worker in live_workers(connection) if worker.state != SILENT]
 
 
 def find_workers(connection: Redis) -> tuple[list[WorkerRecord], int]:
@@ -103,9 +112,11 @@ def drain(connection: Redis, name: str | None) -> list[str]:
 
 def _record(worker: rq.worker.BaseWorker) -> WorkerRecord:
     found = worker.connection.hget(worker.key, VERSION_FIELD)
+    left = worker.connection.ttl(worker.key)  # -1: it never expires
+    is_silent = 0 <= left < SILENT_BELOW_SECONDS
     return WorkerRecord(
         name=worker.name,
-        state=str(worker.get_state()),
+        state=SILENT if is_silent else str(worker.get_state()),
         run=worker.get_current_job_id(),
         queues=tuple(name.removeprefix(PREFIX) for name in worker.queue_names()),
         since=_moment(worker.birth_date),

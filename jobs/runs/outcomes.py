@@ -135,15 +135,22 @@ def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
 
 def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
     losses = state.losses + int(change.is_loss)
+    metric, metric_split = _metric(paths) or (None, None)
     after = state.with_state(
-        change.state, change.why, losses=losses, metric=_metric(paths), too_new_for=change.too_new_for
+        change.state,
+        change.why,
+        losses=losses,
+        metric=metric,
+        metric_split=metric_split,
+        too_new_for=change.too_new_for,
     )
     written = write_state(paths, after)
     StopRequest.remove(paths.stop)  # last: a request whose effect is not recorded yet must stay
     return written
 
 
-def _metric(paths: RunPaths) -> tuple[str, float] | None:
+def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
+    """Return the metric that people compare runs by, and what it is of: a split, or "folds"; None without a result."""
     if not paths.result.is_file():
         return None
     try:
@@ -155,7 +162,8 @@ def _metric(paths: RunPaths) -> tuple[str, float] | None:
     for name in ("auroc", "accuracy", "loss"):
         value = metrics.get(name)
         if isinstance(value, int | float) and abs(value) < run_state.LARGEST_METRIC:
-            return name, float(value)
+            split = "folds" if "out_of_fold" in metrics else metrics.get("split")
+            return (name, float(value)), split if isinstance(split, str) else None
     return None
 
 

@@ -1,5 +1,6 @@
 """What a run is doing, in words."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from jobs.runs.state import RunState
@@ -30,6 +31,17 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // small:02}{below}"
     return f"{whole}s"
+
+
+def ago(text: str | None) -> str:
+    """Return the age of a time, such as `3m10s ago`; "" for None.
+
+    Args:
+        text: RFC 3339, with a time zone. A time ahead of this machine's clock is 0 s ago.
+    """
+    if text is None:
+        return ""
+    return f"{duration(max(0.0, (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()))} ago"
 
 
 def total_and_completed(state: RunState, progress: dict[str, Any]) -> tuple[float | None, float]:

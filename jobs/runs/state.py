@@ -53,6 +53,7 @@ class RunState:
         note: What people want to remember about the run.
         owner: Who submitted it.
         metric: Name and value of the published metric that people compare runs by.
+        metric_split: The split that the metric is of, or "folds"; None in runs of version 0.1.0.
         started: When the first attempt started.
         changed: When this record was written.
     """
@@ -74,6 +75,7 @@ class RunState:
     note: str | None = None
     owner: str | None = None
     metric: tuple[str, float] | None = None
+    metric_split: str | None = None
     created: str
     started: str | None = None
     ended: str | None = None
@@ -111,6 +113,14 @@ class RunState:
         return {name: value for name, value in vars(self).items() if name != "too_new_for" or value is not None}
 
     @property
+    def metric_text(self) -> str:
+        """The metric and what it is of, such as `test auroc 0.9812`; "" before the run has one."""
+        if self.metric is None:
+            return ""
+        split = f"{self.metric_split} " if self.metric_split else ""
+        return f"{split}{self.metric[0]} {self.metric[1]:.4f}"
+
+    @property
     def has_ended(self) -> bool:
         """Whether the run has ended; only a person's `retry` starts it again."""
         return self.state in ENDED
@@ -139,7 +149,19 @@ _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {  # by exact type: JSON's true is no number; `metric` is read by `_metric`
     **dict.fromkeys(("id", "kind", "priority", "state", "place", "created"), _TEXT),
     **dict.fromkeys(
-        ("name", "why", "job_worker", "too_new_for", "notify", "note", "owner", "started", "ended", "changed"),
+        (
+            "name",
+            "why",
+            "job_worker",
+            "too_new_for",
+            "notify",
+            "note",
+            "owner",
+            "metric_split",
+            "started",
+            "ended",
+            "changed",
+        ),
         _OPTIONAL_TEXT,
     ),
     **dict.fromkeys(("attempt", "losses"), (int,)),

@@ -19,6 +19,11 @@ ALWAYS_SHOWN = ("lr", "dropout", "head_width")  # columns even where all trials 
 NO_OPTIONS = frozenset(
     {"trial", "metric", "spread", "best_epoch", "epochs", "seconds", "state", "why", "error", "checkpoint", "default"}
 )
+WHY = {  # why a trial finished, as `trials.jsonl` has it, in words
+    "epochs": "ran all epochs",
+    "patience": "early stopping",
+    "rung": "behind the others (ASHA)",
+}
 
 
 class TrialColumn(NamedTuple):
@@ -86,7 +91,7 @@ def cell(row: Mapping[str, Any], key: str) -> str:
     if key == "trial":
         return f"{row['trial']} (default)" if row.get("default") else str(row["trial"])
     if key == "why":
-        return " ".join((row["error"] or row["why"] or "").split())
+        return " ".join((row["error"] or WHY.get(row["why"], row["why"]) or "").split())
     value = row.get(key)
     if value is None:
         return "-"

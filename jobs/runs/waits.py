@@ -8,6 +8,7 @@ from cluster.errors import StorageError, UnknownRun
 from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow, local_now
 from jobs.runs.request import JobRequest
+from jobs.runs.start_forecast import run_label
 from jobs.runs.state import read_state
 
 
@@ -41,4 +42,4 @@ def _blocked_by_run(storage: Path, run_id: str) -> StartBlocker | None:
         return StartBlocker(f"waits for {run_id}, whose state.json is damaged")
     if other.has_ended and other.state != "succeeded":
         return StartBlocker(f"{run_id}, which it was to follow, ended as {other.state}", never=True)
-    return None if other.state == "succeeded" else StartBlocker(f"waits for {run_id}")
+    return None if other.state == "succeeded" else StartBlocker(f"waits for {run_label(other)}")

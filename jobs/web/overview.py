@@ -51,7 +51,7 @@ class RunRow:
     @property
     def metric(self) -> str:
         """The metric that people compare runs by, "" before the run has one."""
-        return f"{self.state.metric[0]} {self.state.metric[1]:.4f}" if self.state.metric else ""
+        return self.state.metric_text
 
 
 @dataclass(frozen=True, kw_only=True)

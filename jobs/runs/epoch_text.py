@@ -1,0 +1,51 @@
+"""The epochs of a training in words: how many ran, which was the best, whether it stopped early, and the last one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.runs.record import JobRecord
+
+WORDS = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+VALID = ("loss", "accuracy", "balanced_accuracy", "auroc")
+
+
+def epoch_rows(record: JobRecord) -> list[tuple[str, str]]:
+    """Return what to show of the epochs of a run, as label and text of each line; none before its first epoch."""
+    if not record.metrics:
+        return []
+    last = record.metrics[-1]
+    parts = [f"{last['epoch']} of {last.get('epochs') or '?'}"]
+    by = str(record.spec.get("best_by") or "loss")
+    best = [line for line in record.metrics if line.get("best")]
+    if best:
+        value = _number(best[-1], f"valid_{by}")
+        figure = "" if value is None else f" ({value:.4f})"
+        parts.append(f"the best by valid {WORDS.get(by, by)} is epoch {best[-1]['epoch']}{figure}")
+    if record.result is not None and _stopped_early(record.spec, last, best):
+        parts.append(f"stopped early, because {record.spec['patience']} epochs brought no better one (--patience)")
+    return [("epochs", "; ".join(parts)), ("last", _sentence(last))]
+
+
+def _stopped_early(spec: Mapping[str, Any], last: Mapping[str, Any], best: Sequence[Mapping[str, Any]]) -> bool:
+    patience, epochs = spec.get("patience"), last.get("epochs")
+    if not patience or not epochs or last["epoch"] >= epochs:
+        return False
+    return bool(last["epoch"] - (best[-1]["epoch"] if best else 0) >= patience)
+
+
+def _sentence(line: Mapping[str, Any]) -> str:
+    """Return an epoch like its line in the log, with its speed."""
+    known = {name: _number(line, f"valid_{name}") for name in VALID}
+    valid = [f"{WORDS.get(name, name)} {value:.4f}" for name, value in known.items() if value is not None]
+    parts = [f"epoch {line['epoch']}"]
+    if (loss := _number(line, "train_loss")) is not None:
+        parts[0] += f": training loss {loss:.4f}"
+    parts += [f"valid {', '.join(valid)}"] if valid else []
+    if (speed := _number(line, "images_per_second")) is not None:
+        parts.append(f"{speed:.0f} images/s")
+    return "; ".join(parts)
+
+
+def _number(line: Mapping[str, Any], name: str) -> float | None:
+    value = line.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

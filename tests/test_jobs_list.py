@@ -1,0 +1,92 @@
+"""`nightshift list`: what its columns say at the width of a terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.run_paths import RunPaths
+from cluster.settings import Settings
+from jobs.runs import state as run_state
+from jobs.runs.outcomes import mark_succeeded
+from tests.conftest import Say
+
+PLAIN = ("--weights", "none")
+
+
+def submitted(say: Say, settings: Settings, *words: str) -> RunPaths:
+    return RunPaths.of(settings.storage, say(*words)[1].strip())
+
+
+def finish(paths: RunPaths, metrics: str) -> None:
+    paths.result.write_text(f'{{"metrics": {metrics}}}')
+    with run_state.changing(paths) as state:
+        mark_succeeded(paths, state)
+
+
+def test_the_best_metric_says_which_images_it_is_of(say: Say, settings: Settings, shards: str) -> None:
+    trained = submitted(say, settings, "train", shards, *PLAIN, "--name", "night")
+    folds = submitted(say, settings, "train", shards, *PLAIN)
+    judged = submitted(say, settings, "evaluate", "night", shards, "--after", "night")
+    finish(trained, '{"split": "valid", "auroc": 0.98765}')
+    finish(folds, '{"split": "train+valid", "out_of_fold": {}, "auroc": 0.9}')
+    finish(judged, '{"split": "test", "auroc": null, "accuracy": 0.5}')
+
+    rows = {line.split()[0]: line for line in say("list")[1].splitlines()}
+
+    assert "  valid auroc 0.9877  " in rows[trained.run_id]
+    assert "  folds auroc 0.9000  " in rows[folds.run_id]
+    assert "  test accuracy 0.5000  " in rows[judged.run_id]
+
+
+def test_the_metric_of_a_run_of_an_earlier_version_says_no_split(say: Say, settings: Settings, shards: str) -> None:
+    run = submitted(say, settings, "train", shards, *PLAIN)
+    with run_state.changing(run) as state:
+        run_state.write_state(run, state.with_changes(metric=("auroc", 0.5)))
+
+    assert "  auroc 0.5000  " in say("list")[1]
+
+
+def test_at_80_columns_the_age_stays_where_no_run_has_progress(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(say, settings, "train", shards, *PLAIN, "--name", "the-night-of-all-films")
+    finish(run, '{"split": "valid", "auroc": 0.98765}')
+    monkeypatch.setenv("COLUMNS", "80")
+
+    heading, row = say("list")[1].splitlines()
+
+    assert heading.split() == ["ID", "NAME", "STATE", "BEST", "AGE"]
+    assert row.startswith(f"{run.run_id}  the-nigh")
+    assert len(row) <= 80
+
+
+def test_a_run_that_waits_names_the_other_run_whole(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = submitted(say, settings, "train", shards, *PLAIN, "--name", "first")
+    plain = submitted(say, settings, "train", shards, *PLAIN)
+    after_named = submitted(say, settings, "train", shards, *PLAIN, "--after", named.run_id)
+    after_plain = submitted(say, settings, "train", shards, *PLAIN, "--after", plain.run_id)
+
+    whole = {line.split()[0]: line for line in say("list")[1].splitlines()}
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = {line.split()[0]: line for line in say("list")[1].splitlines()}
+
+    assert whole[after_named.run_id].endswith("  waits for first")
+    assert whole[after_plain.run_id].endswith(f"  waits for {plain.run_id}")
+    assert narrow[after_plain.run_id].endswith("  waits for…")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("list",), "no runs; `nightshift train SHARDS` submits one\n"),
+        (("list", "--state", "failed"), "no run matches --state; `nightshift list` shows all runs\n"),
+        (("models", "list"), "no models; `nightshift models promote MODEL --as NAME` names one\n"),
+    ],
+    ids=" ".join,
+)
+def test_a_list_without_rows_is_a_sentence_that_says_what_to_do(
+    say: Say, storage: Path, words: tuple[str, ...], sentence: str
+) -> None:
+    assert say(*words) == (0, "", sentence)
