@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from cluster.files import read_json, write_json
 from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, now, write_state
+from tests.test_jobs_frictions import on_a_terminal
 from tests.trained import lease_in
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, read_about
@@ -200,6 +202,30 @@ def test_a_small_difference_on_few_images_passes_and_is_said_to_show_little(say_
 
     assert (within, beyond, strict, wide) == (0, 1, 1, 0)
     assert "It is not shown that B is not worse than A by more than 0.05 in accuracy" in said
+
+
+def test_on_a_terminal_a_spinner_runs_while_models_are_compared(say_there, settings):
+    said = say_there("compare", A, A, "--json")
+    shown = on_a_terminal(settings, "compare", A, A, "--json", TERM="xterm")
+
+    assert said[2] == ""
+    assert "\x1b[?25l" in shown  # the cursor is hidden behind the spinner
+    assert " comparing" in shown.partition("{")[0]
+    assert json.loads(shown[shown.index("{") : shown.rindex("}") + 1])["passes"] is True
+
+
+def test_a_page_says_passes_only_if_the_model_is_shown_not_to_be_worse(say_there, settings, tmp_path):
+    labels = Predictions.read(RunPaths.of(settings.storage, OF_A).predictions).labels
+    change(settings.storage, OF_A, **scored(labels, right=1.0))
+    change(settings.storage, OF_B, **scored(labels, right=23 / 24))
+
+    def verdict(*options: str) -> str:
+        say_there("compare", A, B, "--metric", "accuracy", *options, "--html", str(tmp_path / "page.html"))
+        return (tmp_path / "page.html").read_text().partition("<strong")[2].partition(">")[2].partition("<")[0]
+
+    assert verdict("--margin", "4%") == "Does not pass."
+    assert verdict("--margin", "5%") == "Not shown."
+    assert verdict("--margin", "0.5") == "Passes."
 
 
 def test_another_figure_that_is_worse_by_more_than_the_margin_fails_too(say_there, settings):
@@ -405,4 +431,6 @@ def test_the_page_has_figures_curves_and_options(say_there, tmp_path, monkeypatc
     assert err == f"page     {tmp_path / 'page.html'}\n"
     assert all(text in page for text in ("Balanced accuracy", "ROC curves", "p</th>", A, OF_B, "<code>0.001</code>"))
     assert page.count('class="line ') == 3  # chance and both models
+    figures = [cell for row in page.split('<tr><th scope="row">')[1:6] for cell in row.split('<td class="n">')[1:3]]
+    assert all(re.fullmatch(r"\d\.\d{4}</td>", figure) for figure in figures), figures
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -154,7 +154,7 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
         "images   warning: the model was trained on 12 of these 360 images; new images will do worse",
         "         the test split of this data set has been evaluated 14 times: choosing by its metrics biases them",
     ]
-    assert lines[-1].endswith(" IMAGES --threshold sensitivity-0.99")
+    assert lines[-1] == "next     nightshift predict first-night IMAGES --threshold sensitivity-0.99"
 
 
 def test_show_says_the_decision_and_whether_the_split_reached_the_sensitivity(say: Say, evaluation: RunPaths) -> None:

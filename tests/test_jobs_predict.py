@@ -101,10 +101,10 @@ def test_now_needs_no_redis_and_makes_no_run(say, model, storage, tmp_path, monk
     answer = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.stdin.readline()); sys.exit(7)"
     monkeypatch.setattr(predict, "PREDICTION", (sys.executable, "-c", answer, str(tmp_path / "request")))
 
-    code, _, _ = say("predict", "model", "model", "--now", "--json")
+    code, out, err = say("predict", "model", "model", "--now", "--json")
 
     request = json.loads((tmp_path / "request").read_text())
-    assert code == 7
+    assert (code, out, err) == (7, "", f"loading the model {model}\n")
     assert request["folder"] == str(model)
     assert request["spec"]["images"] == [str(model)]
     assert request["spec"]["form"] == "json"

@@ -14,6 +14,7 @@ from jobs.cli.completion import complete_model
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Share
 from jobs.cli.predict import output_file
+from jobs.cli.progress_bar import shown_spinner
 from jobs.cli.terminal import terminal_text
 from trainer.specs.metric import COMPARED, MARGIN
 
@@ -71,16 +72,17 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict:
 
     Multi-label models are compared on the label --positive, on the images where it is known.
     """
-    # These take a second, and --help does not wait for them.
-    from jobs.cli.comparison_view import comparison_text  # noqa: PLC0415
-    from jobs.runs.comparison import compared  # noqa: PLC0415
-    from trainer.report.comparison_page import render_comparison  # noqa: PLC0415
-
     if not 2 <= len(models) <= MOST_MODELS:  # noqa: PLR2004
         count = "1 model is given" if len(models) == 1 else f"{len(models)} models are given"
         raise click.UsageError(f"{count}; give 2 to {MOST_MODELS}, the reference first")
     page = None if html is None else output_file(html, "--html")
-    view = compared(Settings.read().storage, models, **given)
+    with shown_spinner("comparing"):
+        # These take seconds, and --help does not wait for them.
+        from jobs.cli.comparison_view import comparison_text  # noqa: PLC0415
+        from jobs.runs.comparison import compared  # noqa: PLC0415
+        from trainer.report.comparison_page import render_comparison  # noqa: PLC0415
+
+        view = compared(Settings.read().storage, models, **given)
     if page is not None:
         write_text(Path(page), render_comparison(view.page()))
     click.echo(json.dumps(view.to_json(), indent=2) if as_json else terminal_text(comparison_text(view)))

@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from jobs.cli.text_table import Column, output_width, table_text
+from jobs.cli.text_table import Column, output_width, table_text, wrapped
 from jobs.runs.comparison import ComparisonView
 from trainer.evaluation.comparison import WORDS, Candidate
 
 
 def comparison_text(view: ComparisonView) -> str:
     """Return what the command prints."""
+    width = output_width()
     parts = [view.headline(), *(f"{letter}  {name}" for letter, name in view.models())]
     for letter, candidate in view.candidates():
-        parts += ["", _figures(view, letter, candidate), "", view.sentence(letter, candidate)]
-    parts += ["", _options_table(view), *view.notes()]
+        parts += ["", _figures(view, letter, candidate), "", wrapped(view.sentence(letter, candidate), width, indent=0)]
+    parts += ["", _options_table(view), *(wrapped(note, width, indent=6) for note in view.notes())]
     return "\n".join(part for part in parts if part is not None)
 
 

@@ -12,6 +12,7 @@ from jobs.cli.completion import complete_model
 from jobs.cli.models_card import card
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import Share
+from jobs.cli.progress_bar import shown_spinner
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import Column, output_width, table_text
 from jobs.errors import Refused
@@ -63,7 +64,8 @@ def promote(model: str, **given: Any) -> None:
     compared, and the history says so; with --split, MODEL is refused instead. The name then means MODEL; jobs that were
     submitted with it before keep their model.
     """
-    chosen, before = promote_model(Settings.read(), model, **given)
+    with shown_spinner("comparing"):
+        chosen, before = promote_model(Settings.read(), model, **given)
     name = given["name"]
     click.echo(f"{name} is {chosen.model}" + (f", before {before.model}" if before else ""), err=True)
     if chosen.compared:

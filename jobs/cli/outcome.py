@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
-from cluster.run_paths import RunPaths
+from cluster.errors import StorageError, UnknownRun
+from cluster.run_paths import RUN_ID, RunPaths
 from jobs.cli.command import INTERRUPTED
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import error_width, wrapped
@@ -17,7 +18,7 @@ from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
 from jobs.runs.start_forecast import run_label
-from jobs.runs.state import RunState
+from jobs.runs.state import RunState, read_state
 from trainer.evaluation.metric_text import (
     MEANS,
     HeadlineMetric,
@@ -88,6 +89,8 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     given: dict[str, str] = {
         name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec
     }
+    if "model" in given:
+        given["model"] = _called(paths.storage, given["model"])
     known = {"shards": "SHARDS", "model": "MODEL", **given, "id": run_label(state)}
     name = metrics.get("threshold_name") if state.kind == "evaluate" else None
     after = f" --threshold {name}" if name else ""
@@ -129,6 +132,14 @@ def _headline_text(metric: HeadlineMetric) -> str:
     name = metric.name.replace("AUROC", "auroc")
     text = with_interval(f"{name} {metric.of}".strip(), metric.value, metric.interval)
     return f"{text} [{metric.note.removeprefix('undefined: ')}]" if metric.note else text
+
+
+def _called(storage: Path, model: str) -> str:
+    """Return how to call a model: the name of its run if it has one."""
+    try:
+        return run_label(read_state(RunPaths.of(storage, model))) if RUN_ID.fullmatch(model) else model
+    except (StorageError, UnknownRun):  # the run is damaged or was deleted
+        return model
 
 
 def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:

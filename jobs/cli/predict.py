@@ -159,6 +159,7 @@ def _predict_now(settings: Settings, model: NamedModel, options: dict[str, Any])
         "folder": str(model.folder),
         "shard_cache_bytes": settings.shard_cache_bytes,
     }
+    click.echo(f"loading the model {model.name}", err=True)
     with guarded_process(PREDICTION, request) as process:
         code = process.wait()
     sys.exit(code)

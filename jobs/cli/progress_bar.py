@@ -1,4 +1,4 @@
-"""A progress bar for work that this command does itself: packing and verifying."""
+"""A progress bar or a spinner for work that a command does itself: packing, verifying, comparing."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +27,18 @@ def shown_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(verb, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+@contextmanager
+def shown_spinner(text: str) -> Iterator[None]:
+    """Show a spinner with `text` on stderr until the block ends, if stderr is a terminal: for work of some seconds."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 @contextmanager

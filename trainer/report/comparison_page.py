@@ -56,7 +56,7 @@ def comparison_body(page: ComparisonPage) -> Markup:
 
 
 def _rendered(template: str, page: ComparisonPage) -> str:
-    environment = page_environment(filters={"number": number_text, "signed": _signed, "p": _p})
+    environment = page_environment(filters={"number": number_text, "figure": _figure, "signed": _signed, "p": _p})
     reach = _reach(page.comparison)
     return environment.get_template(template).render(
         page=page,
@@ -98,6 +98,10 @@ def _reach(comparison: Comparison) -> float:
 
 def _ends(figure: PairedFigure) -> tuple[float, ...]:
     return figure.interval or (0.0 if figure.difference is None else figure.difference,)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"  # as many places as its difference has
 
 
 def _signed(value: float | None) -> str:
