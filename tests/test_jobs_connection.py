@@ -20,6 +20,7 @@ from cluster.settings import Settings
 from jobs.cli.doctor import redis_findings
 from jobs.errors import QueueUnreachable
 from jobs.queue.connection import connect, without_password
+from tests.cutting_proxy import CuttingProxy
 
 
 @pytest.fixture
@@ -60,6 +61,36 @@ def test_a_certificate_that_the_ca_did_not_sign_is_refused(over_tls: Settings) -
 
     assert ":***" not in str(refusal.value)
     assert str(over_tls.redis_url).split(":")[2].split("@")[0] not in str(refusal.value)
+
+
+def test_an_address_without_tls_of_a_redis_with_tls_names_the_mismatch(over_tls: Settings) -> None:
+    plain = replace(over_tls, redis_url=str(over_tls.redis_url).replace("rediss:", "redis:"))
+
+    with pytest.raises(QueueUnreachable) as refusal:
+        connect(plain)
+
+    assert str(refusal.value) == (
+        f"Redis at {without_password(str(plain.redis_url))} speaks TLS; write rediss:// in NIGHTSHIFT_REDIS_URL"
+    )
+
+
+def test_an_address_with_tls_of_a_redis_without_tls_names_the_mismatch(settings: Settings) -> None:
+    proxy = CuttingProxy(str(settings.storage / "redis" / "socket"), every=0)
+    with_tls = replace(settings, redis_url=f"rediss://:secret@127.0.0.1:{proxy.port}/0")
+
+    with contextlib.closing(proxy), pytest.raises(QueueUnreachable) as refusal:
+        connect(with_tls)
+
+    assert str(refusal.value) == (
+        f"Redis at {without_password(str(with_tls.redis_url))} speaks no TLS; write redis:// in NIGHTSHIFT_REDIS_URL, "
+        "or turn on TLS in the server"
+    )
+
+
+def test_a_server_that_is_not_there_has_no_mismatch(settings: Settings) -> None:
+    for scheme in ("redis", "rediss"):
+        with pytest.raises(QueueUnreachable, match="does not answer"):
+            connect(replace(settings, redis_url=f"{scheme}://127.0.0.1:1/0"))
 
 
 def test_a_certificate_of_another_host_is_refused(over_tls: Settings) -> None:

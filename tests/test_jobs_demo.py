@@ -33,6 +33,8 @@ def test_a_demo_whose_job_worker_is_killed_in_mid_training_still_ends_well_and_l
     assert (state.state, state.attempt) == ("succeeded", 2)
     assert float(re.search(r"test accuracy: (\S+)", out)[1]) >= 0.95
     assert Path(re.search(r"report: +(\S+)", out)[1]).is_file()
+    assert "next:          nightshift demo --data FOLDER --split 70/15/15" in err
+    assert f"nightshift predict {run.run_id} IMAGES --now" in err
     assert eventually(lambda: not _processes_with(str(storage))), _processes_with(str(storage))
 
 

@@ -66,6 +66,7 @@ def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(setting
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 1)
     assert state.why == "attempt 1 was lost (no sign of life for 1 s); the next goes on from its checkpoint"
+    assert RunPaths.of(settings.storage, run_id).log.read_text().endswith(f" WARNING {state.why}\n")
     assert waiting(redis, "normal") == [run_id]
 
 

@@ -195,6 +195,14 @@ def test_workers_that_were_all_lost_are_the_fault_of_the_infrastructure():
     assert str(caught.value) == "worker 1 was lost 3 times; the last time: a node or a worker process ended"
 
 
+def test_a_fault_of_the_infrastructure_that_a_worker_names_ends_the_attempt_as_one():
+    named = UserExceptionWithTraceback(InfrastructureError("the GPU is lost"), "")
+    lost = ray.train.WorkerGroupError("lost", {0: ActorDiedError(), 1: named})
+
+    with pytest.raises(InfrastructureError, match=r"^the GPU is lost$"):
+        ray_train._fit(FailingTrainer(lost), max_restarts=2)
+
+
 class FailingTrainer:
     def __init__(self, error):
         self.error = error
@@ -228,9 +236,10 @@ def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(worke
     assert (type(restarted), str(restarted)) == (TrainerError, "torch cannot use the GPU of this worker")
 
 
-def test_workers_that_met_an_absent_storage_work_again_when_it_is_back(worker_that_meets, monkeypatch):
-    config = worker_that_meets(StorageAway("the storage cannot be read; mount the share again"))
-    with pytest.raises(StorageAway):
+@pytest.mark.parametrize("error", [StorageAway("mount the share again"), InfrastructureError("the GPU is lost")])
+def test_workers_that_met_a_fault_of_the_infrastructure_work_again(worker_that_meets, monkeypatch, error):
+    config = worker_that_meets(error)
+    with pytest.raises(type(error)):
         ray_train.run_worker(config)
     monkeypatch.setattr(ray_train, "_run", lambda _work, _task: "trained")
 

@@ -174,6 +174,8 @@ def _show(settings: Settings, trained: str, scored: str) -> None:
     click.echo(f"model:         {RunPaths.of(settings.storage, trained).best}")
     click.echo(f"training:      {RunPaths.of(settings.storage, trained).report}")
     click.echo(f"report:        {paths.report}")
+    _print("next:          nightshift demo --data FOLDER --split 70/15/15, with your images in FOLDER/CLASS/")
+    _print(f"or:            nightshift predict {trained} IMAGES --now")
 
 
 def _matrix(classes: list[str], counts: list[list[int]]) -> Table:

@@ -11,6 +11,7 @@ from redis.retry import Retry
 from cluster.settings import Settings
 from jobs.errors import QueueUnreachable, Refused
 from jobs.queue import embedded_redis
+from jobs.queue.tls_mismatch import tls_mismatch
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -83,6 +84,8 @@ def connect(settings: Settings, patience: Patience = COMMAND) -> redis.Redis:
     except (redis.RedisError, OSError) as error:
         if refusal := _certificate_refusal(error):
             raise QueueUnreachable(f"Redis at {without_password(url)} has a TLS certificate that {refusal}") from error
+        if mismatch := tls_mismatch(url):
+            raise QueueUnreachable(f"Redis at {without_password(url)} {mismatch}") from error
         raise QueueUnreachable(
             f"Redis at {without_password(url)} does not answer ({error}); start it or correct NIGHTSHIFT_REDIS_URL"
         ) from error

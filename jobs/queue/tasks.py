@@ -167,6 +167,7 @@ class _AttemptWatcher:
     progress: ProgressWatch
     kill_at: float | None = None
     stop_error: str | None = None  # the last warning
+    heartbeat_error: str | None = None  # the last warning; None while heartbeats are written
 
     def wait_for_end(self) -> int | Change:
         """Return the trainer's exit code, or the change of the run if the trainer hung and was killed.
@@ -198,7 +199,13 @@ class _AttemptWatcher:
             if not self.running.sends_own_heartbeat:
                 self.lease.heartbeat()
         except (OSError, StorageError) as error:  # a pause of the storage is no reason to end a run
-            log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, error)
+            if self.heartbeat_error != str(error):
+                self.heartbeat_error = str(error)
+                log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, error)
+            return
+        if self.heartbeat_error is not None:
+            self.heartbeat_error = None
+            log.warning("%s: its heartbeat is written again", self.paths.run_id)
 
     def _check_time_limits(self, seconds: float) -> None:
         limit, window = self.request.max_duration_seconds, self.request.window

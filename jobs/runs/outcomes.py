@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 
 from cluster import guard
@@ -145,8 +146,18 @@ def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
         too_new_for=change.too_new_for,
     )
     written = write_state(paths, after)
+    if change.is_loss:
+        _log_loss(paths, after)
     StopRequest.remove(paths.stop)  # last: a request whose effect is not recorded yet must stay
     return written
+
+
+def _log_loss(paths: RunPaths, state: RunState) -> None:
+    """Append to the run's log that its attempt was lost, and what follows; the trainer itself could not."""
+    moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+    line = f"{moment} WARNING {' '.join((state.why or '').split())}\n"
+    with contextlib.suppress(OSError), paths.log.open("a", encoding="utf-8") as log:  # state.json says it too
+        log.write(line)
 
 
 def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:

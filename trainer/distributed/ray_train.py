@@ -129,7 +129,7 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     except RAISED_ON_ALL_RANKS as error:
         return error
     except OUR_ERRORS as error:
-        if not isinstance(error, StorageAway):
+        if not isinstance(error, StorageAway | InfrastructureError):  # after which another try may succeed
             _keep(error, error_file)
         raise
 
