@@ -201,3 +201,4 @@ def test_a_pause_of_the_storage_does_not_end_a_run(
 
     assert watcher.wait_for_end() == 0
     assert caplog.text.count("cannot be written yet: [Errno 116] Stale file handle") == 1
+    assert caplog.text.count("its heartbeat cannot be written: [Errno 116] Stale file handle") == 1
