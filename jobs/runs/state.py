@@ -148,22 +148,8 @@ class RunState:
 _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {  # by exact type: JSON's true is no number; `metric` is read by `_metric`
     **dict.fromkeys(("id", "kind", "priority", "state", "place", "created"), _TEXT),
-    **dict.fromkeys(
-        (
-            "name",
-            "why",
-            "job_worker",
-            "too_new_for",
-            "notify",
-            "note",
-            "owner",
-            "metric_split",
-            "started",
-            "ended",
-            "changed",
-        ),
-        _OPTIONAL_TEXT,
-    ),
+    **dict.fromkeys(("name", "why", "job_worker", "too_new_for", "notify", "note", "owner"), _OPTIONAL_TEXT),
+    **dict.fromkeys(("metric_split", "started", "ended", "changed"), _OPTIONAL_TEXT),
     **dict.fromkeys(("attempt", "losses"), (int,)),
     "own_cluster": (bool,),
 }
