@@ -15,7 +15,14 @@ from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import SpecError, UnsupportedPrecision
 from trainer.model.head import HeadConfig
-from trainer.model.precision import best_precision, common_precision, grad_scaler, is_supported, usable_config
+from trainer.model.precision import (
+    best_precision,
+    common_precision,
+    compute_in_float32,
+    grad_scaler,
+    is_supported,
+    usable_config,
+)
 from trainer.progress import Progress
 from trainer.training.micro_batching import accumulate_gradients
 from trainer.training.optimizer import load_scaler, scaler_tensors
@@ -237,3 +244,21 @@ def test_a_step_whose_gradients_overflow_is_left_out_and_the_scale_is_saved():
     assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
     assert resumed.get_scale() == scaler.get_scale() == 2.0**59
     assert grad_scaler(CPU, "bf16") is grad_scaler(CPU, "fp32") is None
+
+
+@pytest.fixture
+def cudnn():
+    """The switches of cuDNN, as they were before when the test ends."""
+    found = torch.backends.cudnn
+    before = found.allow_tf32
+    yield found
+    found.allow_tf32 = before
+
+
+def test_float32_convolutions_are_float32(cudnn):
+    cudnn.allow_tf32 = True
+
+    compute_in_float32()
+
+    assert not cudnn.allow_tf32
+    assert cudnn.conv.fp32_precision != "tf32"

@@ -20,6 +20,7 @@ from cluster.stop_request import StopWatcher
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.attempt import Attempt
 from trainer.distributed.process_group import ProcessGroup
+from trainer.model.precision import compute_in_float32
 from trainer.progress import Progress
 from trainer.specs import EvaluateSpec, PredictSpec, TrainOptions
 
@@ -100,6 +101,7 @@ class WorkerContext(Generic[S_co]):
         limit_default_cache(attempt.settings.shard_cache_bytes)
         if process_group.device.type == "cuda":
             require_shared_memory()  # of this machine; the driver may be on another
+            compute_in_float32()
         threads = openmp_threads()
         if process_group.world_size == 1 and process_group.device.type == "cpu":
             # In a Ray worker it may be Ray's value for a single CPU, but no other worker needs the others.

@@ -69,6 +69,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
+def compute_in_float32() -> None:
+    """Let GPUs compute float32 convolutions in this process as float32; torch's default rounds their inputs to TF32.
+
+    Matrix products are float32 by default.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
     """Return what scales the loss, so that small gradients do not vanish in float16; None for other precisions."""
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
