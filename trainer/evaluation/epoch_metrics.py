@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import auc, roc_curve
 from torch import Tensor
 from torch.nn import functional
 
 
 def epoch_metrics(all_logits: NDArray[np.float64], all_labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Return loss, accuracy, balanced accuracy and AUROC of a split as `classification_metrics`, 8 times faster.
+    """Return loss, accuracy, balanced accuracy and AUROC of a split as `classification_metrics`, many times faster.
 
     AUROC is that of class 0 for two classes, else the one-vs-rest macro average. Non-finite logits give a NaN loss.
     """
@@ -42,8 +41,12 @@ def _auroc(probabilities: Tensor, labels: Tensor) -> float | None:
 
 
 def _area(truth: Tensor, scores: Tensor) -> float:
-    false_rate, true_rate, _ = roc_curve(truth.numpy(), scores.numpy(), drop_intermediate=False)
-    return float(auc(false_rate, true_rate))
+    """Return the share of pairs of a positive and a negative that are in the right order; a tie counts half."""
+    _, place, counts = np.unique(scores.numpy(), return_inverse=True, return_counts=True)
+    positives = np.bincount(place, weights=truth.numpy())
+    negatives = counts - positives
+    below = np.cumsum(negatives) - negatives
+    return float(positives @ (below + negatives / 2) / (positives.sum() * negatives.sum()))
 
 
 def _present(labels: Tensor) -> list[int]:
