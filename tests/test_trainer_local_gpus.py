@@ -144,8 +144,9 @@ def test_a_search_takes_the_gpus_that_are_free(host):
 @pytest.mark.parametrize(
     ("options", "gpus"),
     [
-        ({"trials": 32}, 8),
-        ({"trials": 32, "concurrency": 5}, 2),
+        ({"trials": 32}, 2),
+        ({"trials": 32, "concurrency": 5}, 1),
+        ({"trials": 32, "concurrency": 5, "folds": 5}, 2),
         ({"trials": 3, "freeze": "none"}, 3),
         ({"trials": 9, "freeze": "none", "concurrency": 2, "workers": 2}, 4),
     ],

@@ -1,14 +1,20 @@
-"""A search of heads on this machine's CPUs: forked processes, no Ray."""
+"""A search of heads on this machine: in processes of the trainer, without Ray."""
 
 import os
 import signal
+from datetime import UTC, datetime
 
 import pytest
 import ray
 
-from tests.searched import search_spec, table_of
-from tests.trained import done
-from trainer.search import run
+from cluster.settings import Settings
+from tests.searched import SimulatedSearch, search_spec, table_of
+from tests.trained import done, new_run
+from trainer.attempt import Attempt
+from trainer.distributed.child_process import ChildProcess
+from trainer.distributed.worker import WorkerTask
+from trainer.search import head_group, head_processes, run
+from trainer.search.head_processes import Places, _train_trials_on, run_head_trials
 from trainer.search.head_trial import HeadTrial
 from trainer.search.trial_messages import RESTARTS
 
@@ -26,6 +32,27 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(run, "write_report", lambda *_: None)  # takes longer than the search
 
 
+def let_trials_die(monkeypatch, folder):
+    """Let the process of trial 0 die whenever it trains it, and that of trial 1 once."""
+    heads_to_train = HeadTrial.heads_to_train
+
+    def dying(trial):
+        number = trial.assignment.trial
+        if number == 0 or (number == 1 and not (folder / "died").exists()):
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return heads_to_train(trial)
+
+    monkeypatch.setattr(HeadTrial, "heads_to_train", dying)
+
+
+def curves_of(paths, spec):
+    return {
+        number: [r.report.train_loss for r in trial.reports.values()]
+        for number, trial in table_of(paths, spec).trials.items()
+    }
+
+
 def test_a_search_of_heads_needs_no_ray_and_ranks_the_same_with_two_processes(tmp_path, digits_shards, no_ray):
     spec = search_spec(digits_shards, trials=3, epochs=1, concurrency=2, seed=11)
 
@@ -41,17 +68,7 @@ def test_a_search_of_heads_needs_no_ray_and_ranks_the_same_with_two_processes(tm
 def test_a_trial_whose_process_is_killed_resumes_and_fails_if_it_dies_again_and_again(
     tmp_path, digits_shards, no_ray, monkeypatch
 ):
-    step, deaths = HeadTrial.step, tmp_path / "deaths"
-    deaths.mkdir()
-
-    def dying(trial):
-        number = trial.assignment.trial
-        if number == 0 or (number == 1 and not (deaths / "1").exists()):
-            (deaths / str(number)).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(trial)
-
-    monkeypatch.setattr(HeadTrial, "step", dying)
+    let_trials_die(monkeypatch, tmp_path)
     spec = search_spec(digits_shards, trials=3, epochs=1, concurrency=2)
 
     paths, result = done(tmp_path, spec, SEARCH)
@@ -60,3 +77,78 @@ def test_a_trial_whose_process_is_killed_resumes_and_fails_if_it_dies_again_and_
     assert [trial.state for trial in table.trials.values()] == ["failed", "finished", "finished"]
     assert table.trials[0].error == f"its process died {RESTARTS + 1} times: signal 9 ended it"
     assert result.details["trials"]["failed"] == 1
+
+
+def test_trials_that_train_together_have_the_curves_of_trials_that_do_not(tmp_path, digits_shards, no_ray, monkeypatch):
+    spec = search_spec(digits_shards, trials=4, epochs=2, concurrency=4, seed=11, algorithm="random", repeats=2)
+    alone, _ = done(tmp_path, spec.model_copy(update={"concurrency": 1}), "search-20261123-000001-abcdef")
+    monkeypatch.setattr(head_processes, "cpu_count", lambda: 1)
+    train_epoch = head_group._Stack.train_epoch
+
+    def counted(stack, stop_reason):
+        (tmp_path / f"stack-of-{len(stack.heads)}").touch()
+        return train_epoch(stack, stop_reason)
+
+    monkeypatch.setattr(head_group._Stack, "train_epoch", counted)
+
+    paths, result = done(tmp_path, spec, SEARCH)
+
+    assert result.details["trials"] == {"asked": 4, "finished": 4, "failed": 0, "paused": 0}
+    together, expected = curves_of(paths, spec), curves_of(alone, spec)
+    assert sorted(together) == [0, 1, 2, 3]
+    for number, losses in together.items():
+        assert losses == pytest.approx(expected[number], abs=1e-4)
+    assert list(tmp_path.glob("stack-of-*"))
+
+
+def test_a_trial_that_kills_its_process_fails_alone(tmp_path, digits_shards, no_ray, monkeypatch):
+    let_trials_die(monkeypatch, tmp_path)
+    monkeypatch.setattr(head_processes, "cpu_count", lambda: 1)
+    spec = search_spec(digits_shards, trials=4, epochs=1, concurrency=4)
+
+    paths, result = done(tmp_path, spec, SEARCH)
+
+    table = table_of(paths, spec)
+    assert [table.trials[number].state for number in range(4)] == ["failed", "finished", "finished", "finished"]
+    assert table.trials[0].error == f"its process died {RESTARTS + 1} times: signal 9 ended it"
+    assert result.details["trials"]["failed"] == 1
+
+
+def test_trials_share_the_gpus_or_cpus_of_a_machine(monkeypatch):
+    monkeypatch.setattr(head_processes, "cpu_count", lambda: 8)
+
+    def places(gpus=0, left=64, **options):
+        found = Places.of(search_spec("shards", trials=64, **options), gpus=gpus, left=left)
+        return found.trials, found.processes, found.in_process
+
+    narrow, wide = {"head_width": (32, 64)}, {"head_width": (64, 512)}
+    assert places(space=wide) == (8, 8, 1)
+    assert places(space=wide, concurrency=20) == (20, 8, 3)
+    assert places(space=narrow) == (32, 8, 4)
+    assert places(space=narrow, folds=3, concurrency=9, patience=10) == (9, 9, 1)
+    assert places(space=wide, left=3) == (3, 3, 1)
+    assert places(gpus=2, space=wide) == (32, 2, 16)
+    assert places(gpus=2, left=5, space=wide) == (5, 2, 3)
+    assert places(gpus=8, concurrency=4, space=wide) == (4, 4, 1)
+
+
+@pytest.mark.slow
+def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, monkeypatch):
+    spec = search_spec(digits_shards, trials=3, epochs=2)
+    paths = new_run(tmp_path, spec, SEARCH)
+    search = SimulatedSearch(paths, spec, lambda: datetime.now(UTC))
+    attempt = Attempt.of(paths.folder, 1, Settings(storage=tmp_path))
+    task = WorkerTask(attempt=attempt, spec=spec, source=None)
+    monkeypatch.setattr(
+        head_processes, "_on_gpu", lambda task, _: ChildProcess(_train_trials_on, task, "cpu", method="spawn")
+    )
+
+    run_head_trials(
+        search.controller,
+        task,
+        Places(trials=3, processes=1, on_gpus=True),
+        extract=lambda: done(tmp_path, spec.trial_spec({}), "features"),
+        on_poll=lambda: None,
+    )
+
+    assert [trial.why for trial in search.controller.journal.table.trials.values()] == ["epochs"] * 3

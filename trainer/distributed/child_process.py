@@ -1,4 +1,4 @@
-"""Processes that are forked from the trainer on CPUs: they share its memory, and nothing has to be imported."""
+"""Processes of the trainer that do a part of its work and exchange messages with it."""
 
 import contextlib
 import multiprocessing
@@ -7,28 +7,35 @@ import signal
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from cluster import guard
 
+StartMethod: TypeAlias = Literal["fork", "spawn"]
 
-class ForkedProcess:
-    """A forked process, which computes with one thread and ends with the trainer.
+
+class ChildProcess:
+    """A process which computes with one thread on the CPU and ends with the trainer.
 
     Args:
         target: What it does; called with its end of the connection, then with the arguments.
-        arguments: Of any type, as nothing is pickled.
+        arguments: Of any type for a fork, as nothing is pickled.
+        method: "fork" shares the memory of the trainer, so that nothing has to be imported. It cannot be used with
+            GPUs: where the trainer has looked for them, a fork cannot start CUDA. "spawn" starts Python.
 
     Attributes:
         connection: The trainer's end, for messages to it and back.
     """
 
-    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        context = multiprocessing.get_context("fork")
+    def __init__(self, target: Callable[..., None], *arguments: Any, method: StartMethod = "fork") -> None:
+        context = multiprocessing.get_context(method)
         self.connection, other = context.Pipe()
-        self._process = context.Process(target=_begin, args=(os.getpid(), target, other, *arguments), daemon=True)
+        # typeshed has no class that both contexts share
+        self._process: Any = context.Process(  # type: ignore[attr-defined]
+            target=_begin, args=(os.getpid(), target, other, *arguments), daemon=True
+        )
         with warnings.catch_warnings():
             # The other threads of a trainer send heartbeats and log epochs; the child uses no lock of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,6 +1,7 @@
 """Several heads of one shape as one module, whose tensors have a first dimension for the heads."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -11,7 +12,7 @@ from trainer.model.efficientnet import Head
 
 
 class BatchedBatchNorm(nn.Module):
-    """Batch norm of K heads in training mode, over the images of each."""
+    """Batch norm of K heads, in training mode over the images of each."""
 
     weight: nn.Parameter
     bias: nn.Parameter
@@ -26,7 +27,8 @@ class BatchedBatchNorm(nn.Module):
 
     def forward(self, rows: Tensor, mask: Tensor | None) -> Tensor:
         """Return the normalised `(B, K, F)` rows; those that the mask `(B, K)` leaves out count for nothing."""
-        self.num_batches_tracked.add_(1)
+        if self.training:
+            self.num_batches_tracked.add_(1)
         if mask is not None:
             return self._masked(rows, mask[:, :, None])
         found = functional.batch_norm(
@@ -35,7 +37,7 @@ class BatchedBatchNorm(nn.Module):
             self.running_var.view(-1),
             self.weight.reshape(-1),
             self.bias.reshape(-1),
-            training=True,
+            training=self.training,
             momentum=self.momentum,
             eps=self.eps,
         )
@@ -72,7 +74,7 @@ class BatchedLinear(nn.Module):
 
 
 class BatchedHeads(nn.Module):
-    """K heads in training mode.
+    """K heads, in training mode or, without a mask, in eval mode.
 
     Args:
         heads: Of one shape.
@@ -113,11 +115,18 @@ class BatchedHeads(nn.Module):
     def states(self) -> list[dict[str, Tensor]]:
         """Return the state dict of each head."""
         state = self.state_dict()
-        for name, layer in self.named_children():
-            if isinstance(layer, BatchedLinear):
-                state[f"{name}.weight"] = layer.weight.detach().mT
         count = len(next(iter(state.values())))
-        return [{name: value[head].clone() for name, value in state.items()} for head in range(count)]
+        return [
+            {name: self.of_head(head, name, value).clone() for name, value in state.items()} for head in range(count)
+        ]
+
+    def of_head(self, head: int, name: str, stacked: Tensor) -> Tensor:
+        """Return the part of a head, a view, of what all heads have for a parameter or buffer of that name."""
+        return stacked[head].mT if name in self._transposed else stacked[head]
+
+    @cached_property
+    def _transposed(self) -> frozenset[str]:
+        return frozenset(f"{name}.weight" for name, layer in self.named_children() if isinstance(layer, BatchedLinear))
 
 
 def _stack_state(batched: nn.Module, modules: Sequence[nn.Module]) -> None:

@@ -1,16 +1,18 @@
-"""Which trial runs on the features of a frozen backbone: heads on the valid split, or a cross-validation."""
+"""The trials of one process on the features of a frozen backbone: heads on the valid split, or cross-validations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from trainer.distributed.worker import WorkerTask
 from trainer.search.fold_trial import FoldData, FoldTrial
+from trainer.search.head_group import HeadGroup
 from trainer.search.head_training import HeadTrainingData
 from trainer.search.head_trial import HeadTrial
+from trainer.search.head_trials import step_together
 from trainer.search.trial_files import PauseSignal
-from trainer.search.trial_messages import TrialAssignment
+from trainer.search.trial_messages import TrialAssignment, TrialStep
 from trainer.specs import SearchSpec
 
 FrozenData = HeadTrainingData | FoldData
@@ -26,9 +28,40 @@ def read_data(task: WorkerTask[SearchSpec], device: torch.device) -> FrozenData:
     return HeadTrainingData.of(task, device) if task.spec.folds is None else FoldData.of(task, device)
 
 
-def new_trial(
-    task: WorkerTask[SearchSpec], assignment: TrialAssignment, data: Callable[[], Any], pause: PauseSignal
-) -> HeadTrial | FoldTrial:
-    """Return a trial; `data` returns what `read_data` returned, and is called in its first step."""
-    kind = HeadTrial if task.spec.folds is None else FoldTrial
-    return kind(task, assignment, data, pause)
+def widest_head(spec: SearchSpec) -> int:
+    """Return the largest width of a head in the search."""
+    return max(spec.space.head_width or (spec.head_width,))
+
+
+class FrozenTrials:
+    """The trials that a process trains at the moment.
+
+    Args:
+        task: Of the search.
+        data: Returns what `read_data` returned; called in the first step of a trial.
+    """
+
+    def __init__(self, task: WorkerTask[SearchSpec], data: Callable[[], Any]) -> None:
+        self.task, self.data = task, data
+        self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
+        self.heads, self.folds = dict[int, HeadTrial](), dict[int, FoldTrial]()
+        self.group = HeadGroup(widest_head(task.spec), self.pause.reason)
+
+    def train_only(self, assignments: Sequence[TrialAssignment]) -> None:
+        """Start or resume these trials unless they run, with the next step, and train no others."""
+        numbers = {assignment.trial for assignment in assignments}
+        self.heads = {number: trial for number, trial in self.heads.items() if number in numbers}
+        self.folds = {number: trial for number, trial in self.folds.items() if number in numbers}
+        for assignment in assignments:
+            number = assignment.trial
+            if self.task.spec.folds is not None:
+                if number not in self.folds:
+                    self.folds[number] = FoldTrial(self.task, assignment, self.data, self.pause)
+            elif number not in self.heads:
+                self.heads[number] = HeadTrial(self.task, assignment, self.data, self.pause)
+
+    def step(self) -> dict[int, TrialStep]:
+        """Train all of them until one has something to report; return the step of each by its number."""
+        if self.heads:
+            return step_together(self.group, list(self.heads.values()))
+        return {number: trial.step() for number, trial in self.folds.items()}

@@ -1,4 +1,4 @@
-"""A trial with a frozen backbone, as Ray Tune runs it on a GPU or a cluster."""
+"""A trial with a frozen backbone, as Ray Tune runs it on a cluster, and with folds on GPUs."""
 
 import time
 from collections.abc import Callable
@@ -10,8 +10,7 @@ import torch
 from ray import tune
 
 from trainer.distributed.worker import WorkerTask
-from trainer.search.frozen_trial import FrozenData, new_trial, read_data
-from trainer.search.trial_files import PauseSignal
+from trainer.search.frozen_trials import FrozenData, FrozenTrials, read_data
 from trainer.search.trial_messages import TrialAssignment
 from trainer.specs import SearchSpec
 
@@ -27,12 +26,13 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Start or resume the trial of `config`."""
         torch.set_num_threads(threads)
         self.task, self.slots = task, slots
-        self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process."""
-        self.trial = new_trial(self.task, TrialAssignment.from_tune(new_config), self._data, self.pause)
+        self.assignment = TrialAssignment.from_tune(new_config)
+        self.trials = FrozenTrials(self.task, self._data)
+        self.trials.train_only([self.assignment])
         return True
 
     def step(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
         So the process can run the next trial.
         """
-        return self.trial.step().to_tune()
+        return self.trials.step()[self.assignment.trial].to_tune()
 
     def _data(self) -> FrozenData:
         return _data_by_run.get(str(self.task.attempt.paths.folder)) or self._read_data()
@@ -51,7 +51,9 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         data = read_data(self.task, torch.device("cuda" if gpus else "cpu"))
         attempt = self.task.attempt
         _data_by_run[str(attempt.paths.folder)] = data
-        wait_for_processes(attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.pause.reason)
+        wait_for_processes(
+            attempt.paths.scratch / f"slots-{attempt.number}", actor, self.slots, self.trials.pause.reason
+        )
         return data
 
 

@@ -1,21 +1,26 @@
 """Trains one head on stored features, an epoch at a time; can pause between any two steps."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.lease import Lease
 from cluster.stop_request import StopWatcher
 from data_shards.index import ShardIndex
+from data_shards.plan import EpochPlan
 from trainer.attempt import Attempt
 from trainer.data.batches import FeatureLoader
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext, WorkerTask
+from trainer.evaluation.objective import objective_of
 from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, model_outputs
 from trainer.model.checkpoint_folder import latest_valid_checkpoint
 from trainer.model.efficientnet import Backbone, Head, LinearHead, build_head
@@ -71,6 +76,12 @@ class HeadTrainingData:
         """The device that heads train on."""
         return self.context.process_group.device
 
+    @cached_property
+    def valid_labels(self) -> NDArray[np.int64]:
+        """Labels of the valid split, on the CPU."""
+        found: NDArray[np.int64] = self.loader.labels["valid"].cpu().numpy()
+        return found
+
     def config_of(self, spec: TrainSpec) -> HeadConfig:
         """Return the config of a trial's model."""
         return self.config.model_copy(update={"width": spec.head_width, "dropout": spec.dropout})
@@ -115,6 +126,9 @@ class HeadTraining(LoopHooks):
         folder: For its checkpoints.
         stop_reason: Returns why it should pause, or None; called at each step.
         lease: Of the attempt that writes the checkpoints.
+
+    Attributes:
+        fetch: Called before its tensors are read: copies them from where they were trained with those of other heads.
     """
 
     def __init__(
@@ -132,6 +146,8 @@ class HeadTraining(LoopHooks):
         self.outputs: ModelOutputs | None = None
         self.line: dict[str, Any] = {}
         self._stop_reason = stop_reason
+        self._logits: NDArray[np.float64] | None = None
+        self.fetch: Callable[[], None] = lambda: None
         self.loop = self._loop()
         self.state = self._resumed()
 
@@ -144,6 +160,35 @@ class HeadTraining(LoopHooks):
         """
         self.state = self.loop.train_epoch(self.state)
         return self.line
+
+    def take_steps(self, images: Sequence[int], losses: Sequence[float], lr: float) -> None:
+        """Count steps that it was trained for elsewhere.
+
+        Args:
+            images: Of each step.
+            losses: Sum of the losses of each step.
+            lr: Learning rate of the last one.
+
+        Raises:
+            TrainingDiverged: A loss is not finite.
+        """
+        for count in images:
+            self.state = self.state.after_step(count)
+        self.state = replace(self.loop.with_losses(self.state, losses), lr=lr)
+
+    def finish_epoch(self, logits: NDArray[np.float64], plan: EpochPlan, seconds: float) -> None:
+        """Finish an epoch whose steps it was trained for elsewhere, all of them.
+
+        Args:
+            logits: `(N, C)`, its outputs for the valid split.
+            plan: Of the epoch.
+            seconds: Time of the steps.
+
+        Raises:
+            TrainingDiverged: The validation loss is not finite.
+        """
+        self._logits = logits
+        self.state = self.loop.finish_epoch(self.state, plan, seconds, plan.samples)
 
     @property
     def value(self) -> float | None:
@@ -159,10 +204,12 @@ class HeadTraining(LoopHooks):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The weights that the last validation used."""
+        self.fetch()
         return dict(self.ema.module.state_dict())
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint to resume from."""
+        self.fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoint.save(self.folder, state, lease=self.lease)
         self.saved_at, self.saved_step = time.monotonic(), state.step
@@ -192,10 +239,16 @@ class HeadTraining(LoopHooks):
 
     def validate(self) -> dict[str, Any]:
         """Score the valid split."""
-        data = self.data
-        found = model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
-        self.outputs, self.validated = replace(found, groups=data.groups), epoch_metrics(found)
+        found = replace(self._valid_outputs(), groups=self.data.groups)
+        self.outputs, self.validated = found, epoch_metrics(found)
         return self.validated
+
+    def _valid_outputs(self) -> ModelOutputs:
+        data, logits, self._logits = self.data, self._logits, None
+        if logits is None:
+            return model_outputs(self.ema.module, data.loader, data.index, "valid", data.context.process_group)
+        objective = objective_of(data.index.multi_label)
+        return ModelOutputs(logits=logits, labels=data.valid_labels, objective=objective)
 
     def save_checkpoint(self, state: TrainState, is_best: bool) -> None:  # noqa: ARG002 -- the search keeps the best
         """Save a checkpoint when due; within an epoch always, because there the loop saves only when it stops."""

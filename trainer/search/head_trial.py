@@ -1,9 +1,9 @@
-"""A trial with a frozen backbone: trains heads on stored features, one for each repeat."""
+"""A trial with a frozen backbone: heads on stored features, one for each repeat. `head_trials.py` trains them."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,8 +17,6 @@ from trainer.search.trial_files import PauseSignal, repeat_folder, write_candida
 from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec
 from trainer.specs.metric import is_better, loss_of
-
-REPORT_SECONDS = 0.25  # between two messages of a trial
 
 logger = logging.getLogger(__name__)
 
@@ -43,48 +41,57 @@ class HeadTrial:
         self.task, self.assignment, self.data, self.pause = task, assignment, data, pause
         self.value_to_beat = assignment.value_to_beat
         self.heads: list[HeadTraining] = []
+        self.reports: list[TrialReport] = []
         self.best_value = best_written_value(task.attempt.paths.checkpoints, assignment.trial)
         self.best_outputs: tuple[EpochOutputs, list[ModelOutputs]] | None = None  # of the best epoch, not written yet
 
-    def step(self) -> TrialStep:
-        """Train until there is something to report; an error of the trial becomes its result.
+    def heads_to_train(self) -> list[HeadTraining]:
+        """Return the heads that train the next epoch: after a pause between two repeats, not all of them.
 
-        So the process can run the next trial.
+        Raises:
+            ShardError, CheckpointError: Shards or stored features are damaged.
         """
-        self.reports: list[TrialReport] = []
-        end = end_of(self._train_and_keep_outputs, trial=self.assignment.trial)
-        return TrialStep(reports=tuple(self.reports), end=end)
-
-    def _train_and_keep_outputs(self) -> TrialEnd | None:
-        try:
-            return self._train_until_asked()
-        finally:
-            self._write_outputs()
-
-    def _train_until_asked(self) -> TrialEnd | None:
-        try:
-            return self._train_epochs()
-        except Stopped:
-            for head in self.heads:
-                head.save_last_epoch()
-            raise
-
-    def _train_epochs(self) -> TrialEnd | None:
-        """Train up to a rung or the end, or for REPORT_SECONDS: a message costs Tune more time than a short epoch."""
-        until = time.monotonic() + REPORT_SECONDS
-        while True:
-            report = self._train_epoch()
-            self.reports.append(report)
-            if all(head.is_over for head in self.heads):
-                first = self.heads[0]
-                return TrialEnd.finished("epochs" if first.state.epoch >= first.spec.epochs else "patience")
-            if report.epoch in rungs_of(self.task.spec) or time.monotonic() >= until:
-                return None
-
-    def _train_epoch(self) -> TrialReport:
         if not self.heads:
             self.heads = self._new_heads()
-        lines = [head.epoch() for head in self._heads_behind()]
+        active = [head for head in self.heads if not head.is_over]
+        epoch = min((head.state.epoch for head in active), default=0)
+        return [head for head in active if head.state.epoch == epoch]
+
+    def after_epoch(self, lines: Sequence[dict[str, Any]]) -> TrialEnd | None:
+        """Report an epoch; return the end of the trial if it was its last.
+
+        Args:
+            lines: Its metrics, of each head that trained it.
+
+        Raises:
+            TrainerError: The metric that ranks is undefined.
+        """
+        self.reports.append(self._report(lines))
+        if not all(head.is_over for head in self.heads):
+            return None
+        first = self.heads[0]
+        return TrialEnd.finished("epochs" if first.state.epoch >= first.spec.epochs else "patience")
+
+    @property
+    def is_at_rung(self) -> bool:
+        """Whether the search decides now whether the trial continues."""
+        return bool(self.reports) and self.reports[-1].epoch in rungs_of(self.task.spec)
+
+    def save(self) -> None:
+        """Save a checkpoint of each head that has trained an epoch since its last one."""
+        for head in self.heads:
+            head.save_last_epoch()
+
+    def taken(self, end: TrialEnd | None) -> TrialStep:
+        """Return what there is to report, once.
+
+        The outputs of the best epoch are kept before its report is in the journal, so that none is without them.
+        """
+        failed = end_of(self._write_outputs, trial=self.assignment.trial)
+        reports, self.reports = tuple(self.reports), []
+        return TrialStep(reports=reports, end=failed or end)
+
+    def _report(self, lines: Sequence[dict[str, Any]]) -> TrialReport:
         values = [head.value for head in self.heads if head.value is not None]
         if len(values) < len(self.heads):
             raise TrainerError(undefined_metric(self.task.spec.best_by))
@@ -97,7 +104,6 @@ class HeadTrial:
         return replace(report, candidate=self._candidate(report.value, values))
 
     def _write_outputs(self) -> None:
-        """Keep the outputs of the best epoch; before its report is in the journal, so that none is without them."""
         if self.best_outputs is not None:
             (about, outputs), attempt = self.best_outputs, self.task.attempt
             write_trial_outputs(attempt.paths.checkpoints, about, outputs, attempt.lease, has_groups=True)
@@ -116,12 +122,6 @@ class HeadTrial:
             )
             for repeat in range(self.task.spec.repeats)
         ]
-
-    def _heads_behind(self) -> list[HeadTraining]:
-        """Return the heads that train the next epoch: after a pause between two repeats, not all of them."""
-        active = [head for head in self.heads if not head.is_over]
-        epoch = min((head.state.epoch for head in active), default=0)
-        return [head for head in active if head.state.epoch == epoch]
 
     def _candidate(self, value: float, values: list[float]) -> str | None:
         """Save the best repeat's head if the epoch may be the best of the search; return the name of its folder."""

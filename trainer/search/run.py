@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 from cluster.errors import StorageError
 from cluster.files import read_json_object
-from cluster.resources import cpu_count
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
@@ -36,7 +36,7 @@ from trainer.search.choice import Choice
 from trainer.search.choice_text import choice_lines
 from trainer.search.controller import SearchController
 from trainer.search.deadline import Clock, Deadline
-from trainer.search.head_processes import run_head_trials
+from trainer.search.head_processes import Places, run_head_trials
 from trainer.search.head_trainable import HeadTrainable
 from trainer.search.head_training import standalone_context
 from trainer.search.importance import importance
@@ -120,11 +120,15 @@ def _run(
         attempt=task.attempt, spec=spec.trial_spec({}), source=task.source, longest_shard=index.longest_shard
     )
     extract = features_of_search_on_worker if spec.folds is None else features_on_worker  # no test split with folds
-    if spec.reads_features and settings.ray_address is None and not lease_local_gpus(task.attempt, spec)[1]:
-        run_on_features(extract, extract, features)
-        with task.attempt.times.measure("training"):
-            run_head_trials(controller, task, count=spec.concurrency or cpu_count(), on_poll=on_poll)
-        return
+    if spec.reads_features and settings.ray_address is None:
+        gpus = lease_local_gpus(task.attempt, spec)[0].gpus
+        if not gpus or spec.folds is None:
+            places = Places.of(spec, gpus=gpus, left=controller.left())
+            progress.gpus_per_trial = min(gpus, places.processes) / places.trials
+            compute = partial(run_on_features, extract, extract, features)
+            with task.attempt.times.measure("training"):
+                run_head_trials(controller, task, places, extract=compute, on_poll=on_poll)
+            return
     with ExitStack() as session:
         try:
             gpus = session.enter_context(ray_session(task.attempt, spec, stop_reason=_stop_reason_of(controller)))

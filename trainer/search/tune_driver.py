@@ -24,6 +24,7 @@ from trainer.distributed.ray_train import Resource, cluster_capacity
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
+from trainer.search.head_processes import TRIALS_PER_GPU
 from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 
@@ -33,7 +34,7 @@ HEAD_NODE = "node:__internal_head__"  # Ray's own resource of the head node, whe
 
 # A head is small: a second thread makes a step of width 512 a fifth shorter on an idle machine, but many times longer
 # on a busy one, because threads spin while they wait for each other. So each head has one thread, and many run at once.
-HEADS_PER_GPU = 4  # one head uses a small part of a GPU
+HEADS_PER_GPU = 4  # in processes of their own: one head uses a small part of a GPU
 
 T = TypeVar("T")
 
@@ -188,7 +189,9 @@ def _number(trial: Any) -> int:
 def useful_gpus(spec: SearchSpec) -> int:
     """Return how many GPUs all trials that run at once can use."""
     at_once = min(spec.concurrency or spec.trials, spec.trials)
-    return math.ceil(at_once / HEADS_PER_GPU) if spec.reads_features else at_once * spec.workers
+    if not spec.reads_features:
+        return at_once * spec.workers
+    return math.ceil(at_once / (TRIALS_PER_GPU if spec.folds is None else HEADS_PER_GPU))
 
 
 def head_slots(spec: SearchSpec, settings: Settings, gpus: int) -> Slots:

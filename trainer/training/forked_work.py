@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeAlias, TypeVar
 
-from trainer.distributed.forked_process import ForkedProcess
+from trainer.distributed.child_process import ChildProcess
 from trainer.errors import TrainerError
 
 Task = TypeVar("Task")
@@ -85,7 +85,7 @@ class _Child(Generic[Task, Result]):
     """
 
     def __init__(self, work: Work[Task, Result], tasks: Sequence[Task]) -> None:
-        self.process = ForkedProcess(_do_tasks, work, tasks)
+        self.process = ChildProcess(_do_tasks, work, tasks)
         self.number, self.is_busy = -1, False
 
     def start(self, waiting: list[int]) -> None:

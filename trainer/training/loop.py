@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -211,7 +211,7 @@ class TrainLoop:
             state = self._gather_if_due(state.after_step(images))
         if not self._gatherer.is_empty:
             state = self._gather(state, self._requests())
-        return self._finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
+        return self.finish_epoch(state, plan, time.monotonic() - started, state.images - images_before)
 
     def _optimizer_step(self) -> None:
         """Clip the gradients and take a step; a step with gradients beyond float16 is left out and the scale reduced.
@@ -290,13 +290,7 @@ class TrainLoop:
             TrainingDiverged: A loss is not finite.
         """
         losses, gathered = self._gatherer.gather(requests)
-        for step, loss in enumerate(losses, state.step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise TrainingDiverged(
-                    f"loss is not finite (NaN or inf) at step {step} of epoch {state.epoch + 1}; "
-                    f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
-                )
-        state = state.with_losses(losses)
+        state = self.with_losses(state, losses)
         is_preempted = gathered.polls and self.preemption.poll()
         if gathered.stops or gathered.saves or is_preempted:
             if self.process_group.is_rank_zero:
@@ -309,8 +303,28 @@ class TrainLoop:
             raise Stopped(f"stopped ({reason}) after step {state.step}, checkpoint saved")
         return state
 
-    def _finish_epoch(self, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
+    def with_losses(self, state: TrainState, losses: Sequence[float]) -> TrainState:
+        """Return the state with the losses of its last steps.
+
+        Raises:
+            TrainingDiverged: A loss is not finite.
+        """
+        for step, loss in enumerate(losses, state.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"loss is not finite (NaN or inf) at step {step} of epoch {state.epoch + 1}; "
+                    f"use a lower --lr{self._or_fp32} and retry: the last good checkpoint is kept"
+                )
+        return state.with_losses(losses)
+
+    def finish_epoch(self, state: TrainState, plan: EpochPlan, seconds: float, images: int) -> TrainState:
         """Validate, log and save; return the state at the start of the next epoch.
+
+        Args:
+            state: After the last step.
+            plan: Of the epoch.
+            seconds: Time of its steps.
+            images: Images of its steps, since the last resume.
 
         Raises:
             TrainingDiverged: The validation loss is not finite.

@@ -1,0 +1,57 @@
+"""Trains the heads of several trials together, and says what each trial has to report."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from trainer.errors import Stopped
+from trainer.search.head_group import HeadGroup, Outcomes
+from trainer.search.head_training import HeadTraining
+from trainer.search.head_trial import HeadTrial, end_of
+from trainer.search.trial_messages import TrialEnd, TrialStep
+
+REPORT_SECONDS = 0.25  # about, between two messages: one costs Ray Tune more time than a short epoch
+
+
+def step_together(group: HeadGroup, trials: Sequence[HeadTrial]) -> dict[int, TrialStep]:
+    """Train until one of the trials is at a rung or at its end, or for REPORT_SECONDS; return the step of each trial.
+
+    An error of a trial becomes its end, so that the process can train the others.
+    """
+    until = time.monotonic() + REPORT_SECONDS
+    while True:
+        ends = _train_epoch(group, trials)
+        is_due = any(ends.values()) or any(trial.is_at_rung for trial in trials)
+        if is_due or time.monotonic() >= until:
+            return {trial.assignment.trial: trial.taken(ends[trial]) for trial in trials}
+
+
+def _train_epoch(group: HeadGroup, trials: Sequence[HeadTrial]) -> dict[HeadTrial, TrialEnd | None]:
+    """Train an epoch of each trial; return the ends of those that ended."""
+    heads = dict[HeadTrial, list[HeadTraining]]()
+
+    def begin(trial: HeadTrial) -> None:
+        heads[trial] = trial.heads_to_train()
+
+    ends = {trial: end_of(partial(begin, trial), trial=trial.assignment.trial) for trial in trials}
+    outcomes = group.train_epoch([head for of_trial in heads.values() for head in of_trial])
+    for trial, of_trial in heads.items():
+        ends[trial] = end_of(partial(_after_epoch, trial, of_trial, outcomes), trial=trial.assignment.trial)
+    return ends
+
+
+def _after_epoch(trial: HeadTrial, heads: Sequence[HeadTraining], outcomes: Outcomes) -> TrialEnd | None:
+    """Report the epoch of a trial whose heads have trained it.
+
+    Raises:
+        Stopped: It should pause; checkpoints are saved.
+        Exception: What ended one of its heads.
+    """
+    errors = [error for head in heads if (error := outcomes[head]) is not None]
+    failed = [error for error in errors if not isinstance(error, Stopped)]
+    if failed:
+        raise failed[0]
+    if errors:
+        trial.save()
+        raise errors[0]
+    return trial.after_epoch([head.line for head in heads])
