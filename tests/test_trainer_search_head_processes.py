@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 import pytest
 import ray
 
+from cluster.files import read_lines
+from cluster.resources import cpu_count
 from cluster.settings import Settings
-from tests.searched import SimulatedSearch, search_spec, table_of
+from tests.searched import SimulatedSearch, killed_when, search_spec, started, table_of
 from tests.trained import done, new_run
 from trainer.attempt import Attempt
 from trainer.distributed.child_process import ChildProcess
@@ -152,3 +154,20 @@ def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, m
     )
 
     assert [trial.why for trial in search.controller.journal.table.trials.values()] == ["epochs"] * 3
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_a_search_whose_trials_train_together_is_killed(tmp_path, digits_shards):
+    count = 2 * cpu_count()
+    spec = search_spec(digits_shards, trials=count + 2, epochs=9, concurrency=count, algorithm="random", patience=0)
+    alone, _ = done(tmp_path / "alone", spec.model_copy(update={"concurrency": 1, "early_stopping": False}), SEARCH)
+    paths = new_run(tmp_path / "killed", spec.model_copy(update={"early_stopping": False}), SEARCH)
+
+    code = killed_when(paths, lambda: len(list(read_lines(paths.trials))) > 3 * count)
+    ended = started(paths).wait(600)
+
+    assert (code, ended) == (128 + signal.SIGKILL, 0)
+    found, expected = curves_of(paths, spec), curves_of(alone, spec)
+    assert sorted(found) == list(range(count + 2))
+    for number, losses in found.items():
+        assert losses == pytest.approx(expected[number], abs=1e-3)

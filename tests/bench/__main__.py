@@ -20,8 +20,8 @@ from tests.bench.measure import Absent, Row
 
 HERE = Path(__file__).parent
 BENCHMARKS = (
-    "training", "heads", "standing", "search", "forward", "finetuning", "checkpoints", "ddp", "loader", "start",
-    "command", "queue_cost", "growth", "gpu", "coverage",
+    "training", "heads", "trials", "standing", "search", "forward", "finetuning", "checkpoints", "ddp", "loader",
+    "start", "command", "queue_cost", "growth", "gpu", "coverage",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "ray", "rq", "redis", "webdataset", "efficientnet_pytorch")
 

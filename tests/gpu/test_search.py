@@ -1,15 +1,24 @@
 """Searches on a GPU: trials that share it, and whole trainings as trials."""
 
+import warnings
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 
 from cluster.files import read_json
+from tests.bench.trials import Bench
 from tests.gpu.marks import needs_gpus
 from tests.searched import attempt_at, search_spec, table_of
 from tests.trained import new_run
 from trainer.model.precision import best_precision
+from trainer.search.head_group import HeadGroup
 
 pytestmark = needs_gpus(1)
+
+GPU = torch.device("cuda")
+EPOCHS = 3
 
 
 @pytest.mark.parametrize("freeze", ["all", "none"])
@@ -26,3 +35,30 @@ def test_a_search_finishes_its_trials_and_publishes_the_best(tmp_path, digits_sh
     assert result.metrics["auroc"] is not None
     precision = best_precision(torch.device("cuda"), trains=freeze == "none")
     assert read_json(paths.best / "head.json")["precision"] == precision
+
+
+@pytest.mark.parametrize("widths", [(64,), (64, 512, 256)], ids=["one width", "several widths"])
+def test_trials_that_train_together_have_the_losses_that_each_has_alone(widths):
+    bench = Bench(GPU, widths, 6, EPOCHS)
+
+    found = bench.together()
+
+    assert found == pytest.approx(bench.alone(), abs=1e-5)
+    assert len(set(found)) == 6
+
+
+def test_an_epoch_of_trials_that_train_together_waits_for_the_gpu_twice():
+    heads, group = Bench(GPU, (64, 512), 6, EPOCHS).heads(), HeadGroup(512, lambda: None)
+    group.train_epoch(heads)  # also loads the kernels
+
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            outcomes = group.train_epoch(heads)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    places = Counter(Path(each.filename).name for each in waits if "called a synchronizing" in str(each.message))
+    assert list(outcomes.values()) == [None] * 6
+    assert places == {"head_group.py": 1, "head_stack.py": 1}  # for the losses of its steps, and for the valid logits

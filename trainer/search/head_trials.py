@@ -34,14 +34,18 @@ def _train_epoch(group: HeadGroup, trials: Sequence[HeadTrial]) -> dict[HeadTria
         heads[trial] = trial.heads_to_train()
 
     ends = {trial: end_of(partial(begin, trial), trial=trial.assignment.trial) for trial in trials}
+    began = time.monotonic()
     outcomes = group.train_epoch([head for of_trial in heads.values() for head in of_trial])
+    seconds = time.monotonic() - began
     for trial, of_trial in heads.items():
-        ends[trial] = end_of(partial(_after_epoch, trial, of_trial, outcomes), trial=trial.assignment.trial)
+        ends[trial] = end_of(partial(_after_epoch, trial, of_trial, outcomes, seconds), trial=trial.assignment.trial)
     return ends
 
 
-def _after_epoch(trial: HeadTrial, heads: Sequence[HeadTraining], outcomes: Outcomes) -> TrialEnd | None:
-    """Report the epoch of a trial whose heads have trained it.
+def _after_epoch(
+    trial: HeadTrial, heads: Sequence[HeadTraining], outcomes: Outcomes, seconds: float
+) -> TrialEnd | None:
+    """Report the epoch of a trial whose heads have trained it, with the seconds that all trials took together.
 
     Raises:
         Stopped: It should pause; checkpoints are saved.
@@ -54,4 +58,4 @@ def _after_epoch(trial: HeadTrial, heads: Sequence[HeadTraining], outcomes: Outc
     if errors:
         trial.save()
         raise errors[0]
-    return trial.after_epoch([head.line for head in heads])
+    return trial.after_epoch([{**head.line, "seconds": seconds / len(heads)} for head in heads])
