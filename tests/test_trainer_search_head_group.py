@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cluster.settings import Settings
+from data_shards.index import ShardIndex
 from tests.trained import QUICK, attempted, new_run, train_spec
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
@@ -14,7 +15,8 @@ from trainer.search import head_group
 from trainer.search.head_group import HeadGroup
 from trainer.search.head_training import HeadTraining, HeadTrainingData
 from trainer.specs import SearchSpec, build
-from trainer.training.head_fit import one_thread
+from trainer.training.head_fit import index_of_rows, one_thread
+from trainer.training.model_setup import class_weights
 
 EPOCHS = 4
 PLAIN = [{"lr": 1e-3}, {"lr": 1e-2, "dropout": 0.0}, {"lr": 3e-3, "dropout": 0.6, "seed": 9}]
@@ -133,6 +135,39 @@ def test_heads_of_several_widths_train_in_one_stack_on_a_gpu(data, folder, padde
     for state, options in zip(states, DIFFERENT, strict=True):
         width = options["head_width"]
         assert {tuple(tensor.shape) for tensor in state.values()} >= {(width, 1280), (width // 4, width)}
+
+
+def test_heads_with_class_weights_have_the_curves_that_each_has_alone(data, folder):
+    weighted = replace(data, weights=torch.linspace(0.2, 1.8, 10))
+
+    found = lines_of(HeadGroup(32, never), heads(weighted, folder, "together", PLAIN))
+
+    close(found, alone(weighted, folder, PLAIN))
+    assert found[0][0]["train_loss"] != alone(data, folder / "equal", PLAIN)[0][0]["train_loss"]
+
+
+def test_heads_of_several_labels_have_the_curves_that_each_has_alone(data, folder):
+    draw = torch.Generator().manual_seed(1)
+    classes, shards, labels = ("a", "b", "c"), [], {}
+    for split, values in data.loader.values.items():
+        labels[split] = torch.randint(-1, 2, (len(values), 3), generator=draw)  # -1 is unknown
+        of_split = index_of_rows(
+            labels[split], data.config.model_copy(update={"classes": classes, "multi_label": True})
+        )
+        shards.append(of_split.shards[0].model_copy(update={"name": f"{split}.tar", "split": split}))
+    index = ShardIndex(classes=classes, shards=tuple(shards), multi_label=True)
+    several = replace(
+        data,
+        index=index,
+        config=data.config.model_copy(update={"classes": classes, "multi_label": True}),
+        loader=replace(data.loader, labels=labels),
+        weights=class_weights(data.context.task.spec, index, data.device),
+    )
+
+    found = lines_of(HeadGroup(32, never), heads(several, folder, "together", PLAIN))
+
+    assert several.weights is not None
+    close(found, alone(several, folder, PLAIN))
 
 
 def test_a_head_that_leaves_trains_on_alone_and_another_takes_its_place(data, folder, padded):
