@@ -11,14 +11,15 @@ from trainer.data.batches import DeviceBatch
 from trainer.data.split_features import StoredRows
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
-from trainer.training import feature_steps
+from trainer.training.batch_steps import BatchSteps
+from trainer.training.feature_steps import FeatureSteps
 from trainer.training.step_graphs import StepGraphs
 
 
 @pytest.fixture
 def tables(monkeypatch):
     """Let a CPU take steps from tables, as a GPU does."""
-    monkeypatch.setattr(feature_steps, "DEVICES", ("cpu",))
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
@@ -26,12 +27,12 @@ def test_weights_losses_and_rates_are_those_of_steps_that_take_batches_from_the_
     usual = HeadLoop(**options)
     expected_state = usual.run()
 
-    monkeypatch.setattr(feature_steps, "DEVICES", ("cpu",))
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
     tables = HeadLoop(**options)
     state = tables.run()
 
-    assert usual.loop._feature_steps is None
-    assert tables.loop._feature_steps is not None
+    assert usual.loop._steps_on_gpu is None
+    assert tables.loop._steps_on_gpu is not None
     assert dataclasses.asdict(state) == dataclasses.asdict(expected_state)
     assert differences(tables, usual) == []
     assert (tables.losses, tables.images) == (usual.losses, usual.images)
@@ -59,13 +60,13 @@ def test_a_checkpoint_of_steps_from_tables_is_resumed_without_tables_and_the_rev
     expected.run()
     first, second, last = (tmp_path / name for name in ("first", "second", "last"))
 
-    monkeypatch.setattr(feature_steps, "DEVICES", ("cpu",))
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
     HeadLoop(first, ema=0.9, save_after=5).run()
-    monkeypatch.setattr(feature_steps, "DEVICES", ())
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ())
     loop = HeadLoop(second, ema=0.9, save_after=9)
     loop.steps = 5
     loop.run(loop.checkpoint.load(next(first.glob("step-*"))))
-    monkeypatch.setattr(feature_steps, "DEVICES", ("cpu",))
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
     loop = HeadLoop(last, ema=0.9)
     loop.run(loop.checkpoint.load(next(second.glob("step-*"))))
 
@@ -88,7 +89,7 @@ def test_the_learning_rates_of_the_optimizer_are_numbers_again_in_a_phase_withou
     training = HeadLoop(epochs=1)
     training.run()
 
-    monkeypatch.setattr(feature_steps, "DEVICES", ())
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ())
     usual = HeadLoop()
     usual.optimizer.param_groups[0]["lr"] = training.optimizer.param_groups[0]["lr"]
     usual.run()
@@ -114,20 +115,20 @@ def test_what_is_counted_on_the_cpu_goes_on_while_graphs_are_replayed(tmp_path, 
     assert (state.step, training.ema.updates, loaded.ema.updates) == (STEPS, STEPS, STEPS)
 
 
-def test_other_inputs_ranks_and_places_take_their_batches_from_the_loader(tables):
+def test_other_inputs_and_places_take_their_batches_from_the_loader_and_ranks_have_no_tables(tables):
     loop = HeadLoop().loop
 
     def found(**changes):
-        return dataclasses.replace(loop, **changes)._feature_steps
+        return dataclasses.replace(loop, **changes)._steps_on_gpu
 
     def batches(plan: EpochPlan, start: int = 0) -> list[DeviceBatch]:
         return []
 
     stored = dataclasses.replace(loop.loader, values={"train": StoredRows((loop.loader.values["train"],))})
-    assert found() is not None
-    assert found(loader=batches) is None
-    assert found(loader=stored) is None
+    assert isinstance(found(), FeatureSteps)
+    assert isinstance(found(loader=batches), BatchSteps)
+    assert isinstance(found(loader=stored), BatchSteps)
     assert found(process_group=ProcessGroup(1, 2, CPU)) is None
     assert found(process_group=ProcessGroup(0, 1, torch.device("cuda"))) is None
-    assert found(micro_batches=2) is None
+    assert isinstance(found(micro_batches=2), FeatureSteps)
     assert found(scaler=torch.amp.GradScaler("cpu")) is None

@@ -61,7 +61,7 @@ class FakeGenerator:
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch):
     """Fake what `StepGraphs` asks of `torch.cuda`; return the memory pools of captures, and their fault."""
-    seen = {"pools": [], "fault": None}
+    seen = {"pools": [], "fault": None, "reserved": 500, "free": 1000}
 
     @contextmanager
     def graph(graph, *, pool, stream, capture_error_mode):
@@ -80,6 +80,9 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: seen["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (seen["free"], 10_000))
     monkeypatch.setattr(torch.cuda, "default_generators", [FakeGenerator()])
     return seen
 
@@ -180,6 +183,30 @@ def test_graphs_of_tensors_that_have_moved_are_captured_again(moves):
     training.take()
 
     assert (kept, eager, len(FakeGraph.made)) == (1, 1, 2)
+
+
+def test_a_step_whose_graph_leaves_too_little_memory_stays_eager_and_one_line_says_so(cuda, caplog):
+    training = Training()
+    cuda["free"] = 399  # of the GPU; torch has 400 more, which the step has needed
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            training.take()
+
+    assert training.events == ["seed", "step full"] * 3
+    assert FakeGraph.made == []
+    assert len(caplog.messages) == 1
+    assert "steps are not CUDA graphs" in caplog.text
+
+
+def test_a_step_whose_graph_leaves_enough_memory_is_captured(cuda):
+    training = Training()
+    cuda["free"] = 400
+
+    training.take()
+    training.take()
+
+    assert len(FakeGraph.made) == 1
 
 
 def test_all_steps_on_a_cpu_are_eager():

@@ -6,7 +6,7 @@ import torch
 from tests.fake_cuda import DeviceCounts
 from tests.head_loops import CPU, OPTIONS, HeadLoop
 from tests.test_trainer_batched_heads import data_of, fit_of, heads_of
-from trainer.training import batched_heads, feature_steps
+from trainer.training import batched_heads
 from trainer.training.batched_heads import HeadBatch
 from trainer.training.table_steps import StepTable, TableSteps
 
@@ -42,7 +42,7 @@ def steps(monkeypatch):
             take(self, *arguments)
         found.append(counts)
 
-    monkeypatch.setattr(feature_steps, "DEVICES", ("cpu",))
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
     monkeypatch.setattr(batched_heads, "DEVICES", ("cpu",))
     monkeypatch.setattr(TableSteps, "_step", counted)
     return found

@@ -17,7 +17,7 @@ from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import build_head
 from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec, build
-from trainer.training import batched_heads, feature_steps
+from trainer.training import batched_heads, loop
 from trainer.training.batched_heads import HeadBatch, HeadRows
 from trainer.training.ema import ModelEma
 from trainer.training.head_fit import HeadFit, one_thread
@@ -47,7 +47,7 @@ def step_times() -> dict[str, int]:
 
 @contextmanager
 def _without_graphs() -> Iterator[None]:
-    with mock.patch.object(feature_steps, "DEVICES", ()), mock.patch.object(batched_heads, "DEVICES", ()):
+    with mock.patch.object(loop, "DEVICES", ()), mock.patch.object(batched_heads, "DEVICES", ()):
         yield
 
 
@@ -59,7 +59,7 @@ def _head_step(device: torch.device, *, ema: float = 0.0) -> float:
         name="train-0.tar", split="train", samples=len(rows), per_class=(half, half), bytes=1, sha256="0" * 64
     )
     head = build_head(CONFIG).to(device)
-    loop = TrainLoop(
+    training = TrainLoop(
         spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=ROWS, patience=None, ema=ema),
         index=ShardIndex(classes=CONFIG.classes, shards=(shard,)),
         process_group=ProcessGroup(0, 1, device),
@@ -70,12 +70,12 @@ def _head_step(device: torch.device, *, ema: float = 0.0) -> float:
         hooks=LoopHooks(),
         ema=ModelEma(head, ema),
     )
-    state = loop.train_epoch(TrainState())  # loads kernels, captures
+    state = training.train_epoch(TrainState())  # loads kernels, captures
 
     def train() -> None:
         nonlocal state
         for _ in range(EPOCHS):
-            state = loop.train_epoch(state)
+            state = training.train_epoch(state)
 
     with one_thread(device.type == "cpu"):
         return _seconds(train) / (EPOCHS * STEPS)

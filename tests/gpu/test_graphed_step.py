@@ -11,10 +11,12 @@ import torch
 
 from tests.gpu.marks import needs_gpus
 from tests.head_loops import CPU, EPOCHS, OPTIONS, STEPS, HeadLoop, differences
+from tests.resumable import Training
 from tests.test_trainer_batched_heads import data_of, fit_of, heads_of
-from trainer.training import batched_heads, feature_steps, step_graphs
+from trainer.training import batched_heads, loop, step_graphs
 from trainer.training.batched_heads import HeadBatch
 from trainer.training.step_graphs import StepGraphs
+from trainer.training.train_state import TrainState
 
 pytestmark = needs_gpus(1)
 
@@ -53,7 +55,7 @@ def without_graphs(monkeypatch):
 
 def without_tables(monkeypatch):
     """Take each batch from the loader from now on, as on a CPU."""
-    for module in (feature_steps, batched_heads):
+    for module in (loop, batched_heads):
         monkeypatch.setattr(module, "DEVICES", ())
 
 
@@ -171,6 +173,21 @@ def test_steps_wait_for_the_gpu_only_where_losses_are_gathered(captured):
     places = Counter(Path(each.filename).name for each in waits if "called a synchronizing" in str(each.message))
     assert sorted(captured) == [12, 12, 13, 13]
     assert places.keys() == {"step_gatherer.py"}
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.usefixtures("deterministic_kernels")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("freeze", ["none", "3"])
+def test_a_fine_tuning_is_that_of_eager_steps_bit_for_bit(tmp_path, monkeypatch, captured, freeze, precision):
+    graphed = Training(tmp_path, freeze, precision, device=GPU)
+    state = graphed.run(TrainState())
+
+    assert captured == [4]
+    without_graphs(monkeypatch)
+    eager = Training(tmp_path, freeze, precision, device=GPU)
+    assert eager.run(TrainState()) == state
+    assert [name for name, of_eager in eager.tensors.items() if not torch.equal(graphed.tensors[name], of_eager)] == []
 
 
 WAITS_IN_A_STEP = """

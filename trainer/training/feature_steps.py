@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, DeviceBatch, FeatureLoader
-from trainer.distributed.process_group import ProcessGroup
-from trainer.training.ema import ModelEma
-from trainer.training.step_graphs import DEVICES
 from trainer.training.table_steps import EpochSteps, Row, TableSteps
 
 
@@ -31,26 +28,14 @@ class FeatureSteps:
     steps: TableSteps
 
     @classmethod
-    def of(
-        cls,
-        loader: BatchLoader,
-        split: str,
-        process_group: ProcessGroup,
-        *,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        ema: ModelEma | None,
-        class_weights: Tensor | None,
-    ) -> "FeatureSteps | None":
-        """Return the steps of a training; None where it has other inputs, they are not on a GPU, or there are ranks."""
-        device = process_group.device
-        if process_group.world_size > 1 or device.type not in DEVICES or not isinstance(loader, FeatureLoader):
+    def of(cls, loader: BatchLoader, split: str, steps: TableSteps) -> "FeatureSteps | None":
+        """Return the steps of a training; None where its inputs are not features that are on the device."""
+        if not isinstance(loader, FeatureLoader):
             return None
         values, labels = loader.values[split], loader.labels[split]
-        if not isinstance(values, Tensor) or values.device.type != device.type:
+        if not isinstance(values, Tensor) or values.device.type != steps.device.type:
             return None
-        data = [values, labels] if class_weights is None else [values, labels, class_weights]
-        steps = TableSteps(module=module, optimizer=optimizer, ema=ema, data=data)
+        steps.use(values, labels)
         return cls(loader=loader, values=values, labels=labels, steps=steps)
 
     def take(

@@ -18,12 +18,15 @@ from trainer.errors import Stopped, TrainingDiverged
 from trainer.evaluation.objective import objective_of
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.specs import TrainSpec
+from trainer.training.batch_steps import BatchSteps
 from trainer.training.ema import ModelEma
 from trainer.training.feature_steps import FeatureSteps
 from trainer.training.micro_batching import accumulate_gradients
 from trainer.training.optimizer import lr_factor, set_lr
 from trainer.training.preemption import PreemptionWatcher
 from trainer.training.step_gatherer import Requests, StepGatherer
+from trainer.training.step_graphs import DEVICES
+from trainer.training.table_steps import TableSteps
 from trainer.training.train_state import TrainState
 
 MAX_GRADIENT_NORM = 1.0  # for clipping; bounds the first steps from random weights
@@ -163,19 +166,17 @@ class TrainLoop:
         return StepGatherer(self.process_group)
 
     @cached_property
-    def _feature_steps(self) -> FeatureSteps | None:
-        """The steps on features of a GPU; None for all others."""
-        if self.scaler is not None or self.micro_batches > 1:
+    def _steps_on_gpu(self) -> FeatureSteps | BatchSteps | None:
+        """Takes the steps on a single GPU; None elsewhere, and where a scaler leaves steps out."""
+        if (
+            self.scaler is not None
+            or self.process_group.world_size > 1
+            or self.process_group.device.type not in DEVICES
+        ):
             return None
-        return FeatureSteps.of(
-            self.loader,
-            self.spec.split,
-            self.process_group,
-            module=self.module,
-            optimizer=self.optimizer,
-            ema=self.ema,
-            class_weights=self.class_weights,
-        )
+        weights = [] if self.class_weights is None else [self.class_weights]
+        steps = TableSteps(module=self.module, optimizer=self.optimizer, ema=self.ema, data=weights)
+        return FeatureSteps.of(self.loader, self.spec.split, steps) or BatchSteps(loader=self.loader, steps=steps)
 
     @property
     def phase(self) -> range:
@@ -234,10 +235,10 @@ class TrainLoop:
         The images are of all ranks, the losses, () float64 on the device, of this one.
         """
         first, steps = self.phase.start * plan.batches, len(self.phase) * plan.batches
-        if self._feature_steps is not None:
+        if self._steps_on_gpu is not None:
             start = state.step - state.batch
             lrs = [self.spec.lr * lr_factor(start - first + number, steps) for number in range(plan.batches)]
-            yield from self._feature_steps.take(
+            yield from self._steps_on_gpu.take(
                 plan, state.batch, lrs, lambda number: self._seed(start + number), self._train_on
             )
             return

@@ -19,8 +19,8 @@ Step = Callable[[], None]
 class StepGraphs:
     """Takes the steps of a training: of each shape the first one eagerly, the second as a CUDA graph that is captured.
 
-    Later ones replay the graph. The first step loads the kernels and creates the optimizer's state. On a CPU, and in a
-    process in which a capture has failed, all steps are eager.
+    Later ones replay the graph. The first step loads the kernels and creates the optimizer's state. On a CPU, in a
+    process in which a capture has failed, and where the memory does not suffice, steps are eager.
 
     A graph repeats the same kernels with the same addresses. So a step must read whatever differs between two steps of
     a shape from tensors on the device that stay where they are, must not wait for the GPU, and must not leave behind
@@ -37,7 +37,8 @@ class StepGraphs:
     def __init__(self, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
         self.device, self.optimizer = device, optimizer
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._taken = set[Hashable]()  # shapes of which a step was taken
+        self._needs: dict[Hashable, int] = {}  # bytes of memory, by the shapes of which a step was taken
+        self._too_large = set[Hashable]()  # shapes whose graphs the memory has no room for
         self._tensors: list[Tensor] = []
         self._captured_at: list[int] = []  # addresses of the tensors
 
@@ -49,7 +50,7 @@ class StepGraphs:
         """
         self._tensors = list(tensors)
         if self._graphs and self._addresses() != self._captured_at:
-            self._graphs, self._taken = {}, set()
+            self._graphs, self._needs = {}, {}
 
     def take(self, shape: Hashable, step: Step, seed: Step) -> None:
         """Take a step.
@@ -62,14 +63,17 @@ class StepGraphs:
         run = self._way_to_take(shape, step)
         seed()
         run()
-        self._taken.add(shape)
+        if shape not in self._needs:
+            self._needs[shape] = self._freed_bytes()
 
     def _way_to_take(self, shape: Hashable, step: Step) -> Step:
         if self.device.type != "cuda" or failed:
             return step
-        if shape not in self._taken:
+        if shape not in self._needs:
             return partial(_run_aside, self._stream, step)
         if shape not in self._graphs:
+            if not self._has_memory_for(shape):
+                return step
             graph = self._captured(step)
             if graph is None:
                 return step
@@ -104,6 +108,28 @@ class StepGraphs:
             logger.warning("no step is a CUDA graph from now on, and steps are slower: a capture failed: %s", reason)
             return None
         return graph
+
+    def _freed_bytes(self) -> int:
+        """Return the memory of the GPU that torch holds and no tensor uses: after a step, what the step has needed."""
+        if self.device.type != "cuda":
+            return 0
+        return torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    def _has_memory_for(self, shape: Hashable) -> bool:
+        """Return whether a graph, which keeps its memory, leaves as much for other steps and for validation."""
+        if shape in self._too_large:
+            return False
+        free, needed = torch.cuda.mem_get_info(self.device)[0] + self._freed_bytes(), self._needs[shape]
+        if free >= 2 * needed:
+            return True
+        if not self._too_large:
+            logger.warning(
+                "steps are not CUDA graphs, and slower: a graph needs %.1f GB and validation may need as much, but "
+                "%.1f are free; a smaller --batch-size has room for both",
+                *(needed / 1e9, free / 1e9),
+            )
+        self._too_large.add(shape)
+        return False
 
     def _addresses(self) -> list[int]:
         states = (value for state in self.optimizer.state.values() for value in state.values())

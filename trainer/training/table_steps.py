@@ -88,10 +88,10 @@ class TableSteps:
     """
 
     def __init__(
-        self, *, module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None, data: Iterable[Tensor]
+        self, *, module: nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEma | None, data: Iterable[Tensor] = ()
     ) -> None:
         self.optimizer, self.ema = optimizer, ema if ema is not None and ema.averaged else None
-        device = next(module.parameters()).device
+        self.device = device = next(module.parameters()).device
         self._modules = [module] if self.ema is None else [module, self.ema.source, self.ema.module]
         self._data = list(data)
         self._table = StepTable(device)
@@ -99,6 +99,10 @@ class TableSteps:
         self._rate_type = torch.float32 if device.type == "cuda" else torch.float64
         self._rates = [torch.zeros(1, dtype=self._rate_type, device=device) for _ in optimizer.param_groups]
         self._graphs = StepGraphs(device, optimizer)
+
+    def use(self, *tensors: Tensor) -> None:
+        """Name more tensors that the steps use."""
+        self._data += tensors
 
     def take(
         self, steps: EpochSteps[Shape], prepare: Callable[[int], None], train_on: Callable[[Shape, Row], Tensor]
