@@ -66,15 +66,16 @@ def main() -> int:
         found: dict[str, Any] = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cores": cores}
         for name, work in {
             "card": _card,
-            "decoding_images_per_s": partial(_decoding, folder / "shards", most),
-            "forward": _forward,
-            "nvjpeg": partial(_nvjpeg, folder / "images"),
             "extraction_before": partial(_extraction, folder / "shards", most, plain=True),
             "extraction": partial(_extraction, folder / "shards", most, plain=False),
+            "forward": _forward,
+            "decoding_images_per_s": partial(_decoding, folder / "shards", most),
+            "nvjpeg": partial(_nvjpeg, folder / "images"),
         }.items():
             started = time.perf_counter()
             found[name] = _in_own_process(work)
-            print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+            took = time.perf_counter() - started
+            print(f"{name}, {took:.1f} s: {json.dumps(found[name])}", file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1))
     return 0
 

@@ -6,30 +6,39 @@ Nothing is compared here; `python -m tests.bench gpu` sets the network beside a 
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from data_shards.index import ShardIndex
+from data_shards.index import Shard, ShardIndex
 from data_shards.pack.packing import PackOptions, pack
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
 from tests.bench.data import draw_images
-from tests.bench.steps import CONFIG, Stepper, batch_of
+from tests.bench.steps import CONFIG, batch_of
 from tests.fake_cuda import bytes_of
 from tests.gpu.step_times import step_times
+from trainer.data.batches import DeviceBatch
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.process_group import ProcessGroup
 from trainer.model.efficientnet import Backbone, build_model
 from trainer.model.folded_backbone import MICRO_BATCH_GPU, FoldedBackbone
+from trainer.specs import TrainSpec, build
+from trainer.training import loop as training_loop
+from trainer.training.loop import LoopHooks, TrainLoop
+from trainer.training.optimizer import build_optimizer
+from trainer.training.train_state import TrainState
 
 IMAGES = 6000
 CLASSES = 2
 REPEATS = 20
+STEPS = 20  # of an epoch of fine-tuning
+BATCH_SIZES = (32, 64, 128, 256)  # of fine-tuning
 COPY_BYTES = 2**30
 GPU, NO_DATA = torch.device("cuda"), torch.device("meta")
 
@@ -52,9 +61,17 @@ def measure() -> dict[str, Any]:
             },
             "extraction_images_per_s": _extraction(location, index),
             "augmentation_images_per_s": round(_augmentation(256)),
-            "finetuning_bf16_images_per_s": {size: round(_finetuning(size)) for size in (64, 128, 256)},
+            **finetuning_speeds(),
             **step_times(),
         }
+
+
+def finetuning_speeds() -> dict[str, dict[int, int]]:
+    """Return images per second by the number of images in a step, as CUDA graphs and eager."""
+    found = {"finetuning_bf16_images_per_s": {size: round(_finetuning(size)) for size in BATCH_SIZES}}
+    with mock.patch.object(training_loop, "DEVICES", ()):
+        found["eager_finetuning_bf16_images_per_s"] = {size: round(_finetuning(size)) for size in BATCH_SIZES}
+    return found
 
 
 def _packed(folder: Path) -> tuple[str, ShardIndex]:
@@ -127,9 +144,31 @@ def _augmentation(images: int) -> float:
 
 
 def _finetuning(images: int) -> float:
-    batch = batch_of(images, GPU)
-    stepper = Stepper(build_model(CONFIG).to(GPU), ProcessGroup(0, 1, GPU), *batch, bf16=True)
-    return images / _mean_seconds(stepper.step)
+    """Return images per second of the training loop on a batch that is on the GPU, all layers training."""
+    inputs, labels = batch_of(images, GPU)
+    samples = images * STEPS
+    shard = Shard(
+        name="train-0.tar", split="train", samples=samples, per_class=(samples // 2,) * 2, bytes=1, sha256="0" * 64
+    )
+
+    def batches(plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
+        for number in range(start, plan.batches):
+            yield DeviceBatch(inputs, labels, torch.from_numpy(plan.ids(number)), images)
+
+    model = build_model(CONFIG).to(GPU)
+    loop = TrainLoop(
+        spec=build(TrainSpec, shards="memory", epochs=STEPS, batch_size=images, freeze="none", patience=None),
+        index=ShardIndex(classes=CONFIG.classes, shards=(shard,)),
+        process_group=ProcessGroup(0, 1, GPU),
+        module=model,
+        optimizer=build_optimizer(model.head, model.backbone, backbone_factor=0.1, weight_decay=0.0, device=GPU),
+        loader=batches,
+        class_weights=None,
+        hooks=LoopHooks(),
+        precision="bf16",
+    )
+    state = loop.train_epoch(TrainState())  # loads the kernels, captures
+    return samples / _mean_seconds(lambda: loop.train_epoch(state), repeats=1)
 
 
 def _mean_seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
