@@ -17,10 +17,18 @@ USES = {
     "torch._foreach_lerp_": "trainer/training/ema.py",
     "torch.cpu._is_amx_tile_supported": "trainer/model/precision.py",
     "torch.cpu._is_avx512_bf16_supported": "trainer/model/precision.py",
+    "ray._private.node.Node": "trainer/distributed/local_ray.py",
+    "ray._private.node.Node.start_api_server": "trainer/distributed/local_ray.py",
+    "ray._private.node.Node.start_monitor": "trainer/distributed/local_ray.py",
     "ray._private.utils": "trainer/distributed/ray_fork_server.py",
     "ray._private.workers.setup_worker": "trainer/distributed/ray_fork_server.py",
+    "ray.train.v2._internal.callbacks.DatasetsCallback": "trainer/distributed/local_ray.py",
+    "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback": (
+        "trainer/distributed/local_ray.py"
+    ),
     "ray.train.v2._internal.exceptions.RayTrainError": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": "trainer/distributed/infrastructure.py",
+    "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy": "trainer/distributed/local_ray.py",
     "ray.train.v2._internal.execution.controller.placement_group_cleaner": "trainer/distributed/ray_logging.py",
 }
 PRIVATE_MODULE = re.compile(r"[a-z]\w*(\.\w+)*\._[a-z]\w*(\.\w+)*")
@@ -72,7 +80,9 @@ def exists(name: str) -> bool:
             found = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError:
             continue
-        return len(parts) - cut <= 1 and all(hasattr(found, part) for part in parts[cut:])
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        return found is not None
     return False
 
 

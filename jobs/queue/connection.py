@@ -84,7 +84,9 @@ def connect(settings: Settings, patience: Patience = COMMAND) -> redis.Redis:
     except (redis.RedisError, OSError) as error:
         if refusal := _certificate_refusal(error):
             raise QueueUnreachable(f"Redis at {without_password(url)} has a TLS certificate that {refusal}") from error
-        if mismatch := tls_mismatch(url):
+        # A server that speaks TLS ends a plain connection; one that keeps it and says nothing is not asked again.
+        silent = isinstance(error, redis.TimeoutError) and not url.startswith("rediss:")
+        if not silent and (mismatch := tls_mismatch(url)):
             raise QueueUnreachable(f"Redis at {without_password(url)} {mismatch}") from error
         raise QueueUnreachable(
             f"Redis at {without_password(url)} does not answer ({error}); start it or correct NIGHTSHIFT_REDIS_URL"
