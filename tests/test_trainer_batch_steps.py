@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.head_loops import HeadLoop
+from tests.head_loops import differences as head_differences
 from tests.resumable import EPOCHS, STEPS, Training, batches
 from trainer.training.batch_steps import BatchSteps
 from trainer.training.head_fit import one_thread
@@ -76,3 +78,19 @@ def test_every_batch_of_a_size_is_read_from_the_same_place(tmp_path, tables):
     assert len(places) == 1
     assert read == seen
     assert len(read) == STEPS == 3 * EPOCHS
+
+
+def test_batches_of_two_sizes_are_read_from_two_places(monkeypatch):
+    usual = HeadLoop(ema=0.9)
+    expected = usual.run()
+
+    monkeypatch.setattr("trainer.training.loop.DEVICES", ("cpu",))
+    tables = HeadLoop(ema=0.9)
+    stored = tables.loop.loader
+    object.__setattr__(tables.loop, "loader", lambda plan, start=0: stored(plan, start))
+    state = tables.run()
+
+    assert isinstance(tables.loop._steps_on_gpu, BatchSteps)
+    assert sorted(tables.loop._steps_on_gpu._batches) == [12, 13]
+    assert (state, tables.losses) == (expected, usual.losses)
+    assert head_differences(tables, usual) == []

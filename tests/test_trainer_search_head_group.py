@@ -230,7 +230,7 @@ def test_heads_with_other_batch_sizes_train_in_stacks_of_their_own(data, folder)
     close(found, alone(data, folder, options))
 
 
-def test_an_error_of_a_stack_is_that_of_each_of_its_heads(data, folder, monkeypatch):
+def test_an_error_of_a_stack_is_raised_as_nobody_knows_which_head_is_its_cause(data, folder, monkeypatch):
     several = heads(data, folder, "together", PLAIN)
 
     def out_of_memory(*_):
@@ -238,9 +238,8 @@ def test_an_error_of_a_stack_is_that_of_each_of_its_heads(data, folder, monkeypa
 
     monkeypatch.setattr(head_group.HeadStack, "step", out_of_memory)
 
-    outcomes = HeadGroup(32, never).train_epoch(several)
-
-    assert [type(outcomes[one]) for one in several] == [torch.OutOfMemoryError] * 3
+    with pytest.raises(torch.OutOfMemoryError):
+        HeadGroup(32, never).train_epoch(several)
 
 
 def test_a_checkpoint_of_a_head_in_a_stack_has_its_newest_weights(data, folder):

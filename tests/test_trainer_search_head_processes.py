@@ -1,8 +1,10 @@
 """A search of heads on this machine: in processes of the trainer, without Ray."""
 
+import itertools
 import os
 import signal
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -16,9 +18,9 @@ from trainer.attempt import Attempt
 from trainer.distributed.child_process import ChildProcess
 from trainer.distributed.worker import WorkerTask
 from trainer.search import head_group, head_processes, run
-from trainer.search.head_processes import Places, _train_trials_on, run_head_trials
+from trainer.search.head_processes import HeadProcess, Places, _train_trials_on, run_head_trials
 from trainer.search.head_trial import HeadTrial
-from trainer.search.trial_messages import RESTARTS
+from trainer.search.trial_messages import RESTARTS, TrialAssignment
 
 SEARCH = "search-20261123-000000-abcdef"
 
@@ -126,12 +128,43 @@ def test_trials_share_the_gpus_or_cpus_of_a_machine(monkeypatch):
     narrow, wide = {"head_width": (32, 64)}, {"head_width": (64, 512)}
     assert places(space=wide) == (8, 8, 1)
     assert places(space=wide, concurrency=20) == (20, 8, 3)
-    assert places(space=narrow) == (32, 8, 4)
+    assert places(space=narrow) == (16, 8, 2)
+    assert places(space=narrow, concurrency=32) == (32, 8, 4)
     assert places(space=narrow, folds=3, concurrency=9, patience=10) == (9, 9, 1)
     assert places(space=wide, left=3) == (3, 3, 1)
-    assert places(gpus=2, space=wide) == (32, 2, 16)
+    assert places(gpus=2, space=wide) == (16, 2, 8)
+    assert places(gpus=2, concurrency=32, space=wide) == (32, 2, 16)
     assert places(gpus=2, left=5, space=wide) == (5, 2, 3)
     assert places(gpus=8, concurrency=4, space=wide) == (4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("trials", "processes", "shared"),
+    [(9, 8, [1, 1, 1, 1, 1, 1, 1, 2]), (5, 4, [1, 1, 1, 2]), (20, 8, [2, 2, 2, 2, 3, 3, 3, 3]), (4, 4, [1, 1, 1, 1])],
+)
+def test_trials_are_shared_evenly_among_the_processes(trials, processes, shared):
+    numbers = itertools.count()
+    controller = SimpleNamespace(running=set())
+
+    def next_trial():
+        number = next(numbers)
+        controller.running.add(number)
+        return TrialAssignment(trial=number, config={}, value_to_beat=None)
+
+    controller.next_trial = next_trial
+    made = [HeadProcess(FakeChild) for _ in range(processes)]
+
+    head_processes._start_trials(controller, made, Places(trials=trials, processes=processes))
+
+    assert sorted(len(process.trials) for process in made) == shared
+    assert all(process.training <= set(process.trials) and process.training for process in made)
+
+
+class FakeChild:
+    """A process that trains nothing."""
+
+    def send(self, assignments):
+        """Take trials."""
 
 
 @pytest.mark.slow

@@ -29,7 +29,12 @@ class Training:
 
     def step(self, shape):
         self.events.append(f"step {shape}")
+        HELD["bytes"] = 500
         self.parameter.grad = torch.ones(3)
+
+
+ALLOCATED = 100
+HELD = {"bytes": ALLOCATED}  # by torch, of the memory of the GPU
 
 
 class FakeGraph:
@@ -61,7 +66,7 @@ class FakeGenerator:
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch):
     """Fake what `StepGraphs` asks of `torch.cuda`; return the memory pools of captures, and their fault."""
-    seen = {"pools": [], "fault": None, "reserved": 500, "free": 1000}
+    seen = {"pools": [], "fault": None, "free": 1000}
 
     @contextmanager
     def graph(graph, *, pool, stream, capture_error_mode):
@@ -80,8 +85,11 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: seen["reserved"])
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(step_graphs, "short_of_memory", [])
+    monkeypatch.setitem(HELD, "bytes", 900)  # the cache of what was before
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: HELD.update(bytes=ALLOCATED))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: HELD["bytes"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: ALLOCATED)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (seen["free"], 10_000))
     monkeypatch.setattr(torch.cuda, "default_generators", [FakeGenerator()])
     return seen
@@ -186,14 +194,15 @@ def test_graphs_of_tensors_that_have_moved_are_captured_again(moves):
 
 
 def test_a_step_whose_graph_leaves_too_little_memory_stays_eager_and_one_line_says_so(cuda, caplog):
-    training = Training()
+    training, other = Training(), Training()
     cuda["free"] = 399  # of the GPU; torch has 400 more, which the step has needed
 
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             training.take()
+            other.take()
 
-    assert training.events == ["seed", "step full"] * 3
+    assert training.events == other.events == ["seed", "step full"] * 3
     assert FakeGraph.made == []
     assert len(caplog.messages) == 1
     assert "steps are not CUDA graphs" in caplog.text

@@ -26,6 +26,7 @@ from cluster.settings import Settings, umask_setting
 from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
+from trainer.distributed.child_process import LOG_FORMAT
 from trainer.distributed.ray_fork_server import start_fork_server
 from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption, causes
 from trainer.progress import Progress
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, help="number of the attempt that the caller has claimed")
     options = parser.parse_args(arguments)
     stack_dumps.enable()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     try:
         restrict_umask(umask_setting())
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())

@@ -13,6 +13,8 @@ import torch
 
 from cluster import guard
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"  # of the trainer and of processes that it spawns
+
 StartMethod: TypeAlias = Literal["fork", "spawn"]
 
 

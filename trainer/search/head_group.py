@@ -141,11 +141,11 @@ class _Stack:
             outcomes, plans, seconds = self._train_steps(heads, stop_reason)
             going = [head for head in heads if outcomes[head] is None]
             logits = self.model.logits(self.data.loader.values["valid"]).numpy() if going else None
-        except Exception as error:  # of all of them: each trial says it
+        except Exception:  # of all of them
             self.is_broken = True
             for head in heads:
                 head.fetch = lambda: None
-            return dict.fromkeys(heads, error)
+            raise
         for slot, of_slot in enumerate(self.heads):
             if of_slot is not None and logits is not None and outcomes[of_slot] is None:
                 of_head = np.ascontiguousarray(logits[:, slot])
@@ -187,7 +187,7 @@ class _Steps:
     Attributes:
         counts: Images of each head, of each step.
         rows: `(B * K,) int64` of each step, where the features are.
-        lrs: `(S, K)`; also `lr` and `decay` of each step on the device.
+        lrs: `(S, K)`, learning rates; `lr` has them on the device, and `decay` those of the EMA.
         factors: `(B, K, width / 4)`, for dropout; None where no head has any.
     """
 

@@ -5,7 +5,9 @@ together where that is faster (`head_group.py`): on a GPU always. On a cluster, 
 (`head_trainable.py`).
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from cluster.resources import cpu_count
-from trainer.distributed.child_process import ChildProcess
+from trainer.distributed.child_process import LOG_FORMAT, ChildProcess
 from trainer.distributed.worker import WorkerTask
 from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 -- once here, not in each process
 from trainer.search.controller import SearchController
@@ -24,9 +26,10 @@ from trainer.specs import SearchSpec
 from trainer.training.optimizer import import_compiler
 
 POLL_SECONDS = 0.2
-TRIALS_PER_GPU = 16  # more cost little time, but then TPE suggests many before it has learned from any
+TRIALS_PER_GPU = 16  # more cost little time
 # Four heads of 64 units train 1.6 times as fast together as one after the other, of 128 1.2 times, wider ones hardly.
 TRIALS_PER_CPU, NARROW = 4, 128
+AT_ONCE = 0.25  # of all trials, unless --concurrency says it: TPE has to learn from some before it suggests others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,15 @@ class Places:
     @classmethod
     def of(cls, spec: SearchSpec, *, gpus: int, left: int) -> "Places":
         """Return how `left` trials share the CPUs of this machine, or its GPUs if the search has any."""
+        most = int(AT_ONCE * spec.trials)
         if gpus:
-            trials = min(spec.concurrency or TRIALS_PER_GPU * gpus, left)
+            trials = min(spec.concurrency or max(gpus, min(TRIALS_PER_GPU * gpus, most)), left)
             return cls(trials=trials, processes=min(gpus, trials), on_gpus=True)
         if spec.folds is not None:  # a trial trains the heads of its folds together
             trials = min(spec.concurrency or cpu_count(), left)
             return cls(trials=trials, processes=trials)
         together = TRIALS_PER_CPU if widest_head(spec) <= NARROW else 1
-        trials = min(spec.concurrency or together * cpu_count(), left)
+        trials = min(spec.concurrency or max(cpu_count(), min(together * cpu_count(), most)), left)
         return cls(trials=trials, processes=min(cpu_count(), trials))
 
     @property
@@ -82,17 +86,25 @@ def run_head_trials(
     with _processes(task, places, extract) as processes:
         while True:
             on_poll()
-            for process in sorted(processes, key=lambda one: len(one.trials)):
-                while len(process.trials) < places.in_process and len(controller.running) < places.trials:
-                    if (assignment := controller.next_trial()) is None:
-                        break
-                    process.add(assignment)
-                process.start()
+            _start_trials(controller, processes, places)
             busy = {process.process.connection: process for process in processes if process.training}
             if not busy:
                 return
             for connection in wait(list(busy), POLL_SECONDS):
                 busy[connection].take(controller)  # type: ignore[index]  # these are connections
+
+
+def _start_trials(controller: SearchController, processes: Sequence["HeadProcess"], places: Places) -> None:
+    """Give new trials to the processes that have the fewest, as many as the places allow; let all train."""
+    while len(controller.running) < places.trials:
+        process = min(processes, key=lambda one: len(one.trials))
+        if len(process.trials) >= places.in_process or (assignment := controller.next_trial()) is None:
+            break
+        process.add(assignment)
+        if len(process.trials) == places.in_process:
+            process.start()  # before the controller is asked for the next trial, which takes time
+    for process in processes:
+        process.start()
 
 
 class HeadProcess:
@@ -195,6 +207,7 @@ def _train_trials(connection: Connection, task: WorkerTask[SearchSpec], data: Fr
 
 def _train_trials_on(connection: Connection, task: WorkerTask[SearchSpec], device: str) -> None:
     """Train the trials that come through the connection, in a process that reads the features to its own device."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)  # a spawned process has no logging
     found = torch.device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)

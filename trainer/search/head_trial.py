@@ -1,5 +1,6 @@
 """A trial with a frozen backbone: heads on stored features, one for each repeat. `head_trials.py` trains them."""
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -146,6 +147,7 @@ def end_of(train: Callable[[], TrialEnd | None], *, trial: int) -> TrialEnd | No
     except Stopped:
         return TrialEnd.paused()
     except torch.OutOfMemoryError:
+        gc.collect()  # heads that ended are in reference cycles
         torch.cuda.empty_cache()
         return TrialEnd.failed("out of GPU memory; use a lower --concurrency or a smaller --head-width")
     except TrainerError as error:

@@ -17,6 +17,10 @@ def step_together(group: HeadGroup, trials: Sequence[HeadTrial]) -> dict[int, Tr
     """Train until one of the trials is at a rung or at its end, or for REPORT_SECONDS; return the step of each trial.
 
     An error of a trial becomes its end, so that the process can train the others.
+
+    Raises:
+        Exception: A step of several trials failed, for example for lack of memory. It is not known which of them is the
+            cause: the process should end, and each trial resume from its checkpoint.
     """
     until = time.monotonic() + REPORT_SECONDS
     while True:
@@ -34,8 +38,17 @@ def _train_epoch(group: HeadGroup, trials: Sequence[HeadTrial]) -> dict[HeadTria
         heads[trial] = trial.heads_to_train()
 
     ends = {trial: end_of(partial(begin, trial), trial=trial.assignment.trial) for trial in trials}
-    began = time.monotonic()
-    outcomes = group.train_epoch([head for of_trial in heads.values() for head in of_trial])
+    began, outcomes = time.monotonic(), Outcomes()
+
+    def train() -> None:
+        outcomes.update(group.train_epoch([head for of_trial in heads.values() for head in of_trial]))
+
+    if len(heads) == 1:
+        [trial] = heads
+        if end := end_of(train, trial=trial.assignment.trial):
+            return {**ends, trial: end}
+    else:
+        train()
     seconds = time.monotonic() - began
     for trial, of_trial in heads.items():
         ends[trial] = end_of(partial(_after_epoch, trial, of_trial, outcomes, seconds), trial=trial.assignment.trial)

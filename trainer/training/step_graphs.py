@@ -8,8 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-DEVICES = ("cuda",)  # kinds of devices whose steps on stored features read all from tables; () is the way back
+DEVICES = ("cuda",)  # kinds of devices whose steps read from tables; tests set () for steps from the loader
 failed: list[torch.cuda.CUDAGraph] = []  # never destroyed: the allocator of torch may still ask an incomplete one
+
+short_of_memory: list[int] = []  # bytes that graphs would have needed; the log says only the first
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,12 @@ class StepGraphs:
             seed: Seeds the random numbers; called right before the step.
         """
         run = self._way_to_take(shape, step)
+        is_first = shape not in self._needs
+        before = self._unused_bytes(release=True) if is_first else 0
         seed()
         run()
-        if shape not in self._needs:
-            self._needs[shape] = self._freed_bytes()
+        if is_first:
+            self._needs[shape] = self._unused_bytes() - before
 
     def _way_to_take(self, shape: Hashable, step: Step) -> Step:
         if self.device.type != "cuda" or failed:
@@ -109,26 +113,32 @@ class StepGraphs:
             return None
         return graph
 
-    def _freed_bytes(self) -> int:
-        """Return the memory of the GPU that torch holds and no tensor uses: after a step, what the step has needed."""
+    def _unused_bytes(self, *, release: bool = False) -> int:
+        """Return the memory of the GPU that torch holds and no tensor uses: after a step, what the step has needed.
+
+        With `release` torch first gives back what it can; what stays is that of the graphs.
+        """
         if self.device.type != "cuda":
             return 0
+        if release:
+            torch.cuda.empty_cache()
         return torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
     def _has_memory_for(self, shape: Hashable) -> bool:
         """Return whether a graph, which keeps its memory, leaves as much for other steps and for validation."""
         if shape in self._too_large:
             return False
-        free, needed = torch.cuda.mem_get_info(self.device)[0] + self._freed_bytes(), self._needs[shape]
+        free, needed = torch.cuda.mem_get_info(self.device)[0] + self._unused_bytes(), self._needs[shape]
         if free >= 2 * needed:
             return True
-        if not self._too_large:
+        if not short_of_memory:
             logger.warning(
                 "steps are not CUDA graphs, and slower: a graph needs %.1f GB and validation may need as much, but "
                 "%.1f are free; a smaller --batch-size has room for both",
                 *(needed / 1e9, free / 1e9),
             )
         self._too_large.add(shape)
+        short_of_memory.append(needed)
         return False
 
     def _addresses(self) -> list[int]:

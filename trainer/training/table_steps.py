@@ -75,7 +75,7 @@ class StepTable:
 
 
 class TableSteps:
-    """Takes the steps of a training whose data is on the device, on a GPU as CUDA graphs.
+    """Takes the steps of a training whose data or batch is on the device, on a GPU as CUDA graphs.
 
     The same function computes a step eagerly and in a graph, from the same tables. So results do not depend on which
     steps are graphs: a resumed training begins with eager ones where the uninterrupted one had graphs.
