@@ -82,8 +82,8 @@ def test_an_address_with_tls_of_a_redis_without_tls_names_the_mismatch(settings:
         connect(with_tls)
 
     assert str(refusal.value) == (
-        f"Redis at {without_password(str(with_tls.redis_url))} speaks no TLS; write redis:// in NIGHTSHIFT_REDIS_URL, "
-        "or turn on TLS in the server"
+        f"Redis at {without_password(str(with_tls.redis_url))} speaks no TLS; turn it on in the server, "
+        "or write redis:// in NIGHTSHIFT_REDIS_URL"
     )
 
 

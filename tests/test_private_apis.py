@@ -29,7 +29,6 @@ USES = {
     "ray.train.v2._internal.exceptions.RayTrainError": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": "trainer/distributed/infrastructure.py",
     "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy": "trainer/distributed/local_ray.py",
-    "ray.train.v2._internal.execution.controller.placement_group_cleaner": "trainer/distributed/ray_logging.py",
 }
 PRIVATE_MODULE = re.compile(r"[a-z]\w*(\.\w+)*\._[a-z]\w*(\.\w+)*")
 

@@ -101,10 +101,18 @@ def test_an_unknown_precision_of_stored_features_is_refused():
         Settings.read({"NIGHTSHIFT_CACHE_PRECISION": "fp16"})
 
 
-def test_features_that_were_stored_before_there_was_a_choice_are_still_found(cache):
-    # computed by the code before
-    assert KEY.digest == "52e489053da6bc80"
-    assert "stored" not in KEY.facts
+def test_features_in_bf16_of_earlier_versions_are_still_found():
+    config = HeadConfig(
+        classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64, precision="bf16"
+    )
+    key = FeatureKey.of(config)
+
+    assert key.digest == "4dac3c279d89047e"  # computed by the code before there was a choice of the stored precision
+    assert "stored" not in key.facts
+
+
+def test_features_in_fp32_of_versions_that_rounded_to_tf32_are_not_found():
+    assert KEY.digest != "52e489053da6bc80"  # computed by the code of then
 
 
 def test_heads_of_different_width_share_features():

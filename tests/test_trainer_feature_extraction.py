@@ -101,3 +101,14 @@ def test_features_are_those_of_the_images_whatever_is_computed_at_once(extractor
     images = torch.cat([sample.images for sample in samples])
     expected = forward(images, partial(normalised, config=found.config))
     torch.testing.assert_close(found.features_of("train").values[torch.tensor(ids)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_the_thread_that_stores_ends_an_extraction_that_is_stopped_too(extractor, monkeypatch):
+    def full(*_):
+        raise RuntimeError("the GPU has no memory left")
+
+    monkeypatch.setattr(FeatureExtractor, "_store", full)
+    stopped = extractor(stop_reason=iter((None, *["a test"] * 9)).__next__)
+
+    with pytest.raises(RuntimeError, match="no memory left"):
+        stopped.extract("train")

@@ -26,13 +26,18 @@ def cancel(runs: tuple[str, ...], now: bool) -> None:
     def ask(paths: RunPaths) -> None:
         stopping[paths.run_id] = paths, actions.request_cancel(settings, paths, at_once=now)
 
-    code = act_on_each(find_all(settings.storage, runs), ask)  # all stop at the same time
+    def wait(paths: RunPaths) -> None:
+        before = stopping[paths.run_id][1]
+        click.echo(f"{paths.run_id}: {actions.wait_until_stopped(settings, paths, before).state}", err=True)
+        del stopping[paths.run_id]
+
+    found = find_all(settings.storage, runs)
     try:
-        for run_id, (paths, before) in list(stopping.items()):
-            click.echo(f"{run_id}: {actions.wait_until_stopped(settings, paths, before).state}", err=True)
-            del stopping[run_id]
+        code = act_on_each(found, ask)  # all stop at the same time
+        code = max(code, act_on_each([paths for paths, _ in stopping.values()], wait))
     except KeyboardInterrupt:
-        still = "the run still stops" if len(stopping) == 1 else f"{len(stopping)} runs still stop"
-        click.echo(f"\nstopped waiting; {still}: nightshift wait {next(iter(stopping))}", err=True)
+        if stopping:
+            still = "the run still stops" if len(stopping) == 1 else f"{len(stopping)} runs still stop"
+            click.echo(f"\nstopped waiting; {still}: {', '.join(stopping)}; follow one by nightshift wait", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(code)

@@ -32,7 +32,7 @@ from jobs.queue.checks import index_of, weights_file
 from jobs.queue.connection import connect, without_password
 from jobs.queue.overview import queue_overview, waiting_faults
 from jobs.queue.storage_check import refuse_other_storage
-from jobs.queue.worker_list import WorkerRecord, live_workers
+from jobs.queue.worker_list import WorkerRecord, serving_workers
 from jobs.runs.progress_text import duration
 from trainer.errors import TrainerError
 from trainer.model.names import IMAGENET_FILE
@@ -83,7 +83,7 @@ def redis_findings(settings: Settings) -> tuple[list[CheckResult], list[WorkerRe
     try:
         with connect(settings) as connection:
             version = connection.info("server").get("redis_version")
-            workers = live_workers(connection)
+            workers = serving_workers(connection)
             refuse_other_storage(settings, connection)
             connection.set(PROBE_KEY, 1, ex=1)  # a full server, or a replica, answers too
             of_queues = [*_clock_findings(connection), *_queue_findings(connection)]
@@ -116,7 +116,7 @@ def _embedded_findings(settings: Settings) -> tuple[list[CheckResult], list[Work
         contextlib.suppress(JobError, redis.RedisError),
         connect(replace(settings, redis_url=server.url)) as connection,
     ):
-        workers, of_queues = live_workers(connection), _queue_findings(connection)
+        workers, of_queues = serving_workers(connection), _queue_findings(connection)
     return [CheckResult(check="Redis", ok=True, found="the embedded server answers"), *of_queues], workers
 
 

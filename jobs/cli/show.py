@@ -31,7 +31,7 @@ PLACES = ("shards", "model", "images")  # options that `data` and `model` show
 OF_PERSONS = ("name", "note", "tags")  # have rows of their own
 NO_OPTIONS = ("kind", "space", "timezone")
 COMMAND = click.option("--command", "as_command", is_flag=True, help="Print the command that repeats the run.")
-RESULT = "result.json"
+RESULT, METRICS = "result.json", "metrics.jsonl"
 Row = tuple[str, str]
 
 
@@ -129,8 +129,8 @@ def _option_rows(record: JobRecord) -> list[Row]:
 
 
 def _result_rows(record: JobRecord) -> list[Row]:
-    rows: list[Row] = epoch_rows(record)
     nothing, warnings, result = list[Row](), list[str](), record.result
+    rows: list[Row] = shown_or(nothing, METRICS, warnings, lambda: epoch_rows(record))
     if result:
         rows += shown_or(nothing, RESULT, warnings, lambda: _figure_rows(record, result))
     return [*rows, *(("result", warning) for warning in warnings)]

@@ -86,6 +86,7 @@ def connect(settings: Settings, patience: Patience = COMMAND) -> redis.Redis:
             raise QueueUnreachable(f"Redis at {without_password(url)} has a TLS certificate that {refusal}") from error
         # A server that speaks TLS ends a plain connection; one that keeps it and says nothing is not asked again.
         silent = isinstance(error, redis.TimeoutError) and not url.startswith("rediss:")
+        silent = silent or isinstance(error, redis.BusyLoadingError)
         if not silent and (mismatch := tls_mismatch(url)):
             raise QueueUnreachable(f"Redis at {without_password(url)} {mismatch}") from error
         raise QueueUnreachable(

@@ -199,9 +199,9 @@ class _AttemptWatcher:
             if not self.running.sends_own_heartbeat:
                 self.lease.heartbeat()
         except (OSError, StorageError) as error:  # a pause of the storage is no reason to end a run
-            if self.heartbeat_error != str(error):
-                self.heartbeat_error = str(error)
-                log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, error)
+            if self.heartbeat_error != (why := _why(error)):
+                self.heartbeat_error = why
+                log.warning("%s: its heartbeat cannot be written: %s", self.paths.run_id, why)
             return
         if self.heartbeat_error is not None:
             self.heartbeat_error = None
@@ -219,9 +219,9 @@ class _AttemptWatcher:
         try:
             StopRequest(reason, self.lease.attempt).publish(self.paths.stop)
         except (OSError, StorageError) as error:
-            if self.stop_error != str(error):
-                self.stop_error = str(error)
-                log.warning("%s: its stop request (%s) cannot be written yet: %s", self.paths.run_id, reason, error)
+            if self.stop_error != (why := _why(error)):
+                self.stop_error = why
+                log.warning("%s: its stop request (%s) cannot be written yet: %s", self.paths.run_id, reason, why)
 
     def _enforce_stop(self, now: float) -> None:
         try:
@@ -233,3 +233,8 @@ class _AttemptWatcher:
         self.kill_at = self.kill_at or now + (STOP_SECONDS if request.seconds is None else request.seconds)
         if request.now or now >= self.kill_at:
             self.running.kill()
+
+
+def _why(error: Exception) -> str:
+    """Return why a file cannot be written, without its name: drafts have a new one each time."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -6,7 +6,7 @@ import ssl
 from urllib.parse import urlsplit
 
 PORT = 6379
-PROBE_SECONDS = 2.0
+PROBE_SECONDS = 1.0
 PING = b"PING\r\n"  # as a plain client would begin; no password is sent
 
 
@@ -22,7 +22,7 @@ def tls_mismatch(url: str) -> str | None:
         if parts.scheme == "redis" and _speaks_tls(place):
             return "speaks TLS; write rediss:// in NIGHTSHIFT_REDIS_URL"
         if parts.scheme == "rediss" and _answers_plainly(place):
-            return "speaks no TLS; write redis:// in NIGHTSHIFT_REDIS_URL, or turn on TLS in the server"
+            return "speaks no TLS; turn it on in the server, or write redis:// in NIGHTSHIFT_REDIS_URL"
     return None
 
 

@@ -1,6 +1,7 @@
 """What the end of an attempt means for its run, by the trainer's exit code or because its heartbeat stopped."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -155,8 +156,11 @@ def _write_end(paths: RunPaths, state: RunState, change: Change) -> RunState:
 def _log_loss(paths: RunPaths, state: RunState) -> None:
     """Append to the run's log that its attempt was lost, and what follows; the trainer itself could not."""
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
-    line = f"{moment} WARNING {' '.join((state.why or '').split())}\n"
-    with contextlib.suppress(OSError), paths.log.open("a", encoding="utf-8") as log:  # state.json says it too
+    line = f"{moment} WARNING {' '.join((state.why or '').split())}\n".encode()
+    with contextlib.suppress(OSError), paths.log.open("ab+") as log:  # state.json says it too
+        if log.tell():
+            log.seek(-1, os.SEEK_END)
+            line = line if log.read(1) == b"\n" else b"\n" + line  # the attempt may have been lost within a line
         log.write(line)
 
 

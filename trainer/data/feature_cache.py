@@ -26,7 +26,7 @@ from trainer.errors import CheckpointError
 from trainer.model.head import HeadConfig
 from trainer.model.precision import DTYPES
 
-FORMAT = 1
+FORMAT, FORMAT_FP32 = 1, 2  # until 2, GPUs rounded the inputs of convolutions in fp32 to TF32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ class FeatureKey:
             mean=config.mean,
             std=config.std,
             precision=config.precision,
+            format=FORMAT_FP32 if config.precision == "fp32" else FORMAT,
             stored=stored,
         )
 

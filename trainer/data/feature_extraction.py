@@ -176,14 +176,16 @@ class FeatureExtractor:
         )
         stored: Future[None] | None = None
         with closing(batches), ThreadPoolExecutor(1, "stores features") as thread:
-            for shard, of_shard in itertools.groupby(batches, key=lambda pair: pair[0]):
-                features = self._features(batch for _, batch in of_shard)
+            try:
+                for shard, of_shard in itertools.groupby(batches, key=lambda pair: pair[0]):
+                    features = self._features(batch for _, batch in of_shard)
+                    if stored is not None:
+                        stored.result()  # so that at most two shards are in memory
+                    stored = thread.submit(self._store, shard, features)
+                    yield shard
+            finally:
                 if stored is not None:
-                    stored.result()  # so that at most two shards are in memory
-                stored = thread.submit(self._store, shard, features)
-                yield shard
-            if stored is not None:
-                stored.result()
+                    stored.result()
 
     def _store(self, shard: Shard, features: Features) -> None:
         """Write features into the cache and keep them: as their file, or in memory where that is not possible."""

@@ -1,4 +1,4 @@
-"""Leaves out what Ray starts for clusters, in a Ray on this machine that belongs to one run.
+"""Leaves out what Ray starts for clusters, in a Ray on this machine, which one run has for itself.
 
 Ray has no public switches for these parts, which take half of the CPU time of a start. Without them a run still has
 the GCS, the raylet, its agents and the log monitor, a controller, and the workers.

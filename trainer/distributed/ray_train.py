@@ -72,10 +72,9 @@ def run_on_workers(work: Callable[[WorkerContext[S_co]], R], task: WorkerTask[S_
     refuse_elastic_workers_here(spec, on_cluster=settings.ray_address is not None)
     if settings.ray_address is None and spec.workers == 1:
         return run_here(work, task)
-    is_own = settings.ray_address is None and not ray.is_initialized()
     with ray_session(task.attempt, spec) as gpus:
         workers = (spec.required_workers, spec.workers) if spec.is_elastic else spec.workers
-        kind = LocalTorchTrainer if is_own else TorchTrainer
+        kind = LocalTorchTrainer if settings.ray_address is None else TorchTrainer
         returned = _fit(_trainer(work, task, kind, workers=workers, gpus=gpus), task.attempt.restarts)
     return _value(returned, task)  # type: ignore[no-any-return]  # Ray has no types
 
@@ -253,7 +252,9 @@ def _start_ray(machine: Machine, folder: str) -> None:
                     num_cpus=machine.cpus,
                     num_gpus=machine.gpus,
                     include_dashboard=False,
-                    runtime_env={"worker_process_setup_hook": "trainer.distributed.ray_logging.quieten_ray"},
+                    runtime_env={
+                        "worker_process_setup_hook": "trainer.distributed.ray_worker_setup.set_own_ray_address"
+                    },
                     object_store_memory=OBJECT_STORE_BYTES,
                     log_to_driver=True,
                     _temp_dir=folder,
