@@ -239,7 +239,7 @@ def test_doctor_names_a_fault_and_its_cure(say: Say, monkeypatch: pytest.MonkeyP
     assert (fault["check"], fault["cure"]) == ("Redis", "start it or correct NIGHTSHIFT_REDIS_URL")
 
 
-@pytest.mark.parametrize("name", ["connect", "live_workers"])
+@pytest.mark.parametrize("name", ["connect", "serving_workers"])
 def test_doctor_has_a_cure_for_an_answer_of_redis_that_names_none(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -38,6 +38,8 @@ def cancel(runs: tuple[str, ...], now: bool) -> None:
     except KeyboardInterrupt:
         if stopping:
             still = "the run still stops" if len(stopping) == 1 else f"{len(stopping)} runs still stop"
-            click.echo(f"\nstopped waiting; {still}: {', '.join(stopping)}; follow one by nightshift wait", err=True)
+            click.echo(
+                f"\nstopped waiting; {still}: {'; '.join(f'nightshift wait {run_id}' for run_id in stopping)}", err=True
+            )
         sys.exit(INTERRUPTED)
     sys.exit(code)
