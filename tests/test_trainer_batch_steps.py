@@ -39,7 +39,7 @@ def test_weights_moments_and_averages_are_those_of_steps_that_take_batches_from_
     state = trained(tables)
 
     assert usual.loop._steps_on_gpu is None
-    assert isinstance(tables.loop._steps_on_gpu, BatchSteps)
+    assert type(tables.loop._steps_on_gpu) is BatchSteps
     assert state == expected
     assert differences(tables.tensors, usual.tensors) == []
 
@@ -90,7 +90,7 @@ def test_batches_of_two_sizes_are_read_from_two_places(monkeypatch):
     object.__setattr__(tables.loop, "loader", lambda plan, start=0: stored(plan, start))
     state = tables.run()
 
-    assert isinstance(tables.loop._steps_on_gpu, BatchSteps)
+    assert type(tables.loop._steps_on_gpu) is BatchSteps
     assert sorted(tables.loop._steps_on_gpu._batches) == [12, 13]
     assert (state, tables.losses) == (expected, usual.losses)
     assert head_differences(tables, usual) == []

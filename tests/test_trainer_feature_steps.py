@@ -126,8 +126,8 @@ def test_other_inputs_and_places_take_their_batches_from_the_loader_and_ranks_ha
 
     stored = dataclasses.replace(loop.loader, values={"train": StoredRows((loop.loader.values["train"],))})
     assert isinstance(found(), FeatureSteps)
-    assert isinstance(found(loader=batches), BatchSteps)
-    assert isinstance(found(loader=stored), BatchSteps)
+    assert type(found(loader=batches)) is BatchSteps
+    assert type(found(loader=stored)) is BatchSteps
     assert found(process_group=ProcessGroup(1, 2, CPU)) is None
     assert found(process_group=ProcessGroup(0, 1, torch.device("cuda"))) is None
     assert isinstance(found(micro_batches=2), FeatureSteps)

@@ -1,6 +1,6 @@
 """Steps on one GPU whose batches a loader brings: each is copied to where the CUDA graph of its size reads it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -8,6 +8,21 @@ from torch import Tensor
 from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, DeviceBatch
 from trainer.training.table_steps import EpochSteps, Row, TableSteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSource:
+    """Where the steps of an epoch find their batches.
+
+    Attributes:
+        load: Called on the CPU before each step.
+        batch_of: Part of the step: returns its batch from its number of images and its row of the table.
+        columns: Of the table, `(T, ...)` each for T steps.
+    """
+
+    load: Callable[[], None]
+    batch_of: Callable[[int, Row], DeviceBatch]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +56,20 @@ class BatchSteps:
             train_on: Computes a step but for the EMA, and returns the sum of its losses, () float64 on the device.
         """
         counts = [plan.images_in_step(number) for number in range(plan.batches)]
-        batches = self.loader(plan, first)
+        source = self._source(plan, first)
 
         def prepare(number: int) -> None:
-            self._keep(next(batches))
+            source.load()
             seed(number)
 
-        def train_on_batch(count: int, _: Row) -> Tensor:
-            return train_on(self._batches[count])
-
-        epoch = EpochSteps(first=first, shapes=counts, lrs=lrs, columns={})
-        taken = self.steps.take(epoch, prepare, train_on_batch)
+        epoch = EpochSteps(first=first, shapes=counts, lrs=lrs, columns=source.columns)
+        taken = self.steps.take(epoch, prepare, lambda count, row: train_on(source.batch_of(count, row)))
         yield from zip(counts[first:], lrs[first:], taken, strict=True)
+
+    def _source(self, plan: EpochPlan, first: int) -> "BatchSource":
+        """Return where the steps of an epoch from `first` on find their batches."""
+        batches = self.loader(plan, first)
+        return BatchSource(load=lambda: self._keep(next(batches)), batch_of=lambda count, _: self._batches[count])
 
     def _keep(self, batch: DeviceBatch) -> None:
         """Copy a batch to where the steps of its size read it."""

@@ -166,7 +166,7 @@ class TrainLoop:
         return StepGatherer(self.process_group)
 
     @cached_property
-    def _steps_on_gpu(self) -> FeatureSteps | BatchSteps | None:
+    def _steps_on_gpu(self) -> BatchSteps | None:
         """Takes the steps on a single GPU; None elsewhere, and where a scaler leaves steps out."""
         if (
             self.scaler is not None
