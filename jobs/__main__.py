@@ -11,6 +11,7 @@ from cluster.errors import ClusterError
 from cluster.files import is_full
 from cluster.settings import umask_setting
 from data_shards.errors import OptionError, ShardError
+from jobs.cli.command import FAILED, USAGE
 from jobs.cli.main import cli
 from jobs.cli.terminal import accept_every_character, terminal_text
 from jobs.cli.usage_errors import usage_line
@@ -19,7 +20,6 @@ from trainer.errors import SpecError, TrainerError
 
 ERRORS = (ClusterError, ShardError, TrainerError, JobError)
 WRONG_USAGE = (SpecError, InvalidOption, OptionError)  # the value of an option, or a combination of options
-FAILED, USAGE = 1, 2
 
 
 def main(arguments: list[str] | None = None) -> None:

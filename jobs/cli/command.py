@@ -11,7 +11,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 INDENT = "  "
 SHORT = 2  # characters of a short option
 ALIASES = {"ls": "list", "ps": "list"}
-INTERRUPTED = 128 + 2  # the exit code after Ctrl-C
+FAILED, USAGE, INTERRUPTED = 1, 2, 128 + 2  # exit codes; the last after Ctrl-C
 
 
 class _Help(click.Command):

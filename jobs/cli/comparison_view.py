@@ -4,7 +4,8 @@ from typing import Any
 
 from jobs.cli.text_table import Column, output_width, table_text, wrapped
 from jobs.runs.comparison import ComparisonView
-from trainer.evaluation.comparison import WORDS, Candidate
+from trainer.evaluation.comparison import Candidate
+from trainer.evaluation.metric_text import WORDS
 
 
 def comparison_text(view: ComparisonView) -> str:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.run_paths import RunPaths
+from jobs.cli.command import FAILED
 from jobs.cli.option_groups import Decorator, run_argument
 from jobs.cli.terminal import echo
 from jobs.errors import JobError
 from jobs.runs import state as run_state
-
-FAILED = 1
 
 runs_argument: Decorator = run_argument("runs", metavar="ID...", nargs=-1, required=True)
 

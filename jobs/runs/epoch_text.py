@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.runs.record import JobRecord
+from trainer.evaluation.metric_text import WORDS
 
-WORDS = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 VALID = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.bootstrap import Floats, Labels
+from trainer.evaluation.metric_text import WORDS
 from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.temperature import apply_temperature
 from trainer.specs.positive import refuse_unknown_positive, refuse_unstated_positive
 
-WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
 Verdict = Literal["not worse", "worse", "not shown"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
 NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
 RATES = ("sensitivity", "specificity")
 NO_IMAGES = "this split has no such images"
@@ -157,7 +158,7 @@ def _of_all(metrics: Mapping[str, Any], key: str) -> HeadlineMetric:
     is_mean = key == "auroc" and not is_binary(metrics["classes"])
     auroc = "mean AUROC" if is_mean else "AUROC"
     return HeadlineMetric(
-        name={"auroc": auroc, "balanced_accuracy": "balanced accuracy"}.get(key, key),
+        name=(WORDS | {"auroc": auroc}).get(key, key),
         value=metrics[key],
         interval=(metrics.get("intervals") or {}).get(key),
         key=key,

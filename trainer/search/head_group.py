@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from data_shards.plan import EpochPlan
-from trainer.data.batches import seed_draws, step_seed
 from trainer.errors import Stopped
 from trainer.model.head import FEATURES
 from trainer.search.head_training import HeadTraining, HeadTrainingData
-from trainer.training.batched_heads import heads_at_once
+from trainer.training.batched_heads import dropout_factors, heads_at_once
 from trainer.training.head_stack import HeadStack, StackStep
 from trainer.training.loop import epoch_plan
 from trainer.training.optimizer import lr_factor
@@ -263,9 +261,8 @@ class _Steps:
         for slot, head in enumerate(self.stack.heads):
             if head is not None and head.spec.dropout:
                 width = head.spec.head_width // 4
-                seed_draws(step_seed(head.spec.seed, head.state.step + place, 0), device)
-                drawn = functional.dropout(torch.ones(images, width, device=device), head.spec.dropout)
-                self.factors[:images, slot, :width] = drawn
+                ones = torch.ones(images, width, device=device)
+                self.factors[:images, slot, :width] = dropout_factors(head.spec, head.state.step + place, ones)
         return self.factors[:images]
 
 

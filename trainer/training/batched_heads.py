@@ -321,8 +321,7 @@ class _Steps:
         factors = torch.ones(*rows.rows.shape, width, device=device)
         ones = torch.ones(len(factors), width, device=device)
         for head, (spec, count) in enumerate(zip(self.batch.specs, rows.counts, strict=True)):
-            seed_draws(step_seed(spec.seed, number, 0), device)
-            factors[:count, head] = functional.dropout(ones[:count], config.dropout)
+            factors[:count, head] = dropout_factors(spec, number, ones[:count])
         return factors
 
     def _check(self, step: int, epoch: int, *, is_last: bool) -> None:
@@ -339,6 +338,12 @@ class _Steps:
                 )
         if reason:
             raise Stopped(reason)
+
+
+def dropout_factors(spec: TrainSpec, step: int, ones: Tensor) -> Tensor:
+    """Return the factors that a step of a head alone draws, in the shape of `ones`: `(B, width / 4)`."""
+    seed_draws(step_seed(spec.seed, step, 0), ones.device)
+    return functional.dropout(ones, spec.dropout)
 
 
 def mask_of(places: int, counts: Tensor) -> Tensor:
