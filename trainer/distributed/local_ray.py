@@ -14,8 +14,8 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-# The cleaner frees what the workers held when a controller dies, which ends a Ray of one run in any case; to end it,
-# Ray waits up to a second. The other starts an actor that divides Ray's own data sets among the workers.
+# The cleaner frees what the workers held when a controller dies, but has to ask the dashboard, which does not run here;
+# to end it, Ray waits up to a second. The other starts an actor that divides Ray's own data sets among the workers.
 UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
