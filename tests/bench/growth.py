@@ -3,9 +3,11 @@
 Compares each size with a size that is 4 or 16 times smaller. Each measurement is a separate process, so that its peak
 memory is separate too: `python -m tests.bench.growth images 1000`. A row shows either the time per item or the peak
 memory of the process and its children. For time, 1x is linear scaling and more is better than linear. For memory, 1x
-is constant.
+is constant. The memory of a training on up to a million images counts no pages of memory-mapped files, of which the
+operating system keeps as many as there is room for.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -13,20 +15,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from data_shards.index import Shard, read_index, write_index
 from data_shards.pack.add import add
 from data_shards.pack.hash_search import HASH_BITS
 from data_shards.pack.near_duplicates import ImageHash, find_near_duplicates
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
+from data_shards.pack.write import Sample, write_shard
 from jobs.queue import embedded_redis
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
@@ -34,10 +42,12 @@ from jobs.runs.run_index import SETTLED_SECONDS
 from tests.bench.data import draw_images
 from tests.bench.measure import Row, row, seconds
 from tests.stack import FakeSpec
+from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
+from trainer.model.head import FEATURES
 from trainer.specs import SearchSpec, TrainSpec, build
 
 FACTORS = (1, 4, 16)
-FACTORS_OF = {"hashes": (1, 10)}
+FACTORS_OF = {"hashes": (1, 10), "features": (1, 10)}
 FIRST = {
     "images": 250,
     "classes": 2,
@@ -45,7 +55,8 @@ FIRST = {
     "runs": 625,
     "hashes": 100_000,
     "additions": 500,
-}  # 10,000 runs, a million hashes
+    "features": 100_000,
+}  # 10,000 runs, a million hashes, a million images with features
 WHAT = {
     "images": "packing and frozen training (64 px, 3 epochs)",
     "classes": "packing and frozen training of 1,000 images (64 px, 3 epochs)",
@@ -53,8 +64,9 @@ WHAT = {
     "runs": "submitting runs and listing all of them",
     "additions": "adding 1 % more images to a packed data set (64 px)",
     "hashes": "searching near duplicates among random hashes, 1 % of them copies",
+    "features": "frozen training on stored features, 3 epochs of 256 images a step",
 }
-PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1, "additions": 2}
+PAIRS = {"images": 2, "classes": 2, "trials": 1, "runs": 3, "hashes": 1, "additions": 2, "features": 1}
 COPIES, CHANGED_BITS = 100, 32  # one image in so many has a copy, with so many other bits
 LISTED = 100_000  # runs in the storage of `indexed_list`
 GOAL_OF_INDEX = 5.0
@@ -62,6 +74,8 @@ GOAL = 0.9  # linear or constant, with a tolerance for noise of the machine
 IMAGE_SIZE = 64
 QUICK = {"weights": "none", "image_size": IMAGE_SIZE, "epochs": 3, "head_width": 64}
 COMMAND = "python -m tests.bench growth"
+PER_SHARD = 1000  # images of a shard with features
+LOOK_SECONDS = 0.05  # between two looks at the memory in use
 
 
 def run() -> list[Row]:
@@ -88,7 +102,8 @@ def _rows(kind: str, pairs: int) -> list[Row]:
     if kind == "hashes":  # all of them are in memory
         return rows
     grown = statistics.median(peaks[sizes[-1]]) / statistics.median(peaks[sizes[0]])
-    memory = f"peak memory, {sizes[-1]:,} compared with {sizes[0]:,}"
+    name = "peak memory without mapped files" if kind == "features" else "peak memory"
+    memory = f"{name}, {sizes[-1]:,} compared with {sizes[0]:,}"
     parity = f"memory x {grown:.2f} per {factors[-1]}x"
     return [
         *rows,
@@ -221,9 +236,58 @@ def hashes(_: Path, count: int) -> Callable[[], object]:
     return work
 
 
+def features(folder: Path, count: int) -> Callable[[], object]:
+    """Return a function that trains a head on the stored features of `count` images, a quarter of which is in `valid`.
+
+    All images look the same; their features are random, and depend a little on the class.
+    """
+    images(folder, 100)()  # writes the key of the features
+    key_file = next((folder / "storage" / "features").glob("*/key.json"))
+    facts = json.loads(key_file.read_text())
+    key = FeatureKey(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+    cache = FeatureCache(key_file.parents[1], key, Settings(storage=folder).cache_bytes)
+    random = np.random.default_rng(0)
+    image = next((folder / "images").rglob("*.png"))
+    large = folder / "large"
+    large.mkdir()
+    shards, seen = [], Counter[str]()
+    for number in range(count // PER_SHARD):
+        split = "valid" if number % 4 == 0 else "train"
+        shard = _shard_of(image, large / f"{split}-{number:06d}.tar", split, seen[split])
+        seen[split] += PER_SHARD
+        labels = np.arange(PER_SHARD) % 2
+        values = random.standard_normal((PER_SHARD, FEATURES), dtype=np.float32) + np.float32(0.05) * labels[:, None]
+        sources = tuple(f"{number}/{n}.png" for n in range(PER_SHARD))
+        cache.write(
+            shard.sha256,
+            Features.of(
+                torch.from_numpy(values.astype(np.float32)),
+                torch.from_numpy(labels),
+                sources=sources,
+                groups=("",) * PER_SHARD,
+            ),
+        )
+        shards.append(shard)
+    small = read_index(str(folder / "shards"))
+    write_index(large, small.model_copy(update={"shards": tuple(shards)}).sealed())
+    spec = build(TrainSpec, shards=str(large), batch_size=256, **QUICK)
+    return lambda: _trainer()(folder / "storage", spec, "large")
+
+
+def _shard_of(image: Path, path: Path, split: str, first: int) -> Shard:
+    """Write a shard that holds the same image again and again, with one class and the other in turn."""
+    size = image.stat().st_size
+    samples = [
+        Sample(content=image, start=0, size=size, suffix="png", label=n % 2, info={"source": f"{path.stem}/{n}.png"})
+        for n in range(PER_SHARD)
+    ]
+    return write_shard(path, split, samples, first=first, classes=2)
+
+
 def _alone(kind: str, size: int) -> None:
     """Take one measurement and print it; memory is the larger of this process and its largest child."""
     kinds = {
+        "features": features,
         "images": images,
         "classes": classes,
         "trials": trials,
@@ -232,14 +296,49 @@ def _alone(kind: str, size: int) -> None:
         "additions": additions,
     }
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Redis ends only when this process ends
-        took = seconds(kinds[kind](Path(folder), size))
+        work = kinds[kind](Path(folder), size)
+        with _peak_of_own_memory() as own:
+            took = seconds(work)
+    if kind == "features":
+        print(json.dumps({"seconds": took, "megabytes": own.kilobytes / 1000}))
+        return
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"seconds": took, "megabytes": max(_own_peak(), children) / 1000}))
 
 
+@dataclass
+class Peak:
+    """The most memory that was seen in use, in kB."""
+
+    kilobytes: int = 0
+
+
+@contextlib.contextmanager
+def _peak_of_own_memory() -> Iterator[Peak]:
+    """Look again and again at how much memory this process uses besides the pages of files."""
+    peak, ended = Peak(), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            peak.kilobytes = max(peak.kilobytes, _memory("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _own_peak() -> int:
     """Return the peak memory of this program in kB; `getrusage` returns that of the parent process if it is higher."""
-    return int(next(line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM")))
+    return _memory("VmHWM")
+
+
+def _memory(name: str) -> int:
+    with Path("/proc/self/status").open() as lines:
+        return int(next(line.split()[1] for line in lines if line.startswith(name)))
 
 
 if __name__ == "__main__":
