@@ -1,5 +1,6 @@
 """What a person meets at the terminal: slips, waiting, the start of a run, colors, and the layout of `show`."""
 
+import contextlib
 import json
 import os
 import pty
@@ -103,13 +104,17 @@ def on_a_terminal(settings: Settings, *words: str, **environment: str) -> str:
     reading, writing = pty.openpty()
     env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
     env |= {"NIGHTSHIFT_STORAGE": str(settings.storage), "NIGHTSHIFT_REDIS_URL": str(settings.redis_url)} | environment
-    subprocess.run(
-        [sys.executable, "-P", "-m", "jobs", *words], stdout=writing, stderr=writing, env=env, check=True, timeout=600
-    )
-    os.close(writing)
-    text = os.read(reading, 65_536).decode()
+    printed = bytearray()
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "jobs", *words], stdout=writing, stderr=writing, env=env
+    ) as command:
+        os.close(writing)
+        with contextlib.suppress(OSError):  # EIO: everything has been read, and the command has ended
+            while part := os.read(reading, 65_536):
+                printed += part
     os.close(reading)
-    return text
+    assert command.returncode == 0
+    return printed.decode()
 
 
 def test_a_state_is_colored_on_a_terminal_unless_no_color_is_set(say: Say, settings: Settings, shards: str) -> None:
