@@ -5,7 +5,7 @@ from typing import Any
 from jobs.cli.text_table import Column, output_width, table_text, wrapped
 from jobs.runs.comparison import ComparisonView
 from trainer.evaluation.comparison import Candidate
-from trainer.evaluation.metric_text import WORDS
+from trainer.evaluation.metric_text import metric_name
 
 
 def comparison_text(view: ComparisonView) -> str:
@@ -36,7 +36,7 @@ def _figures(view: ComparisonView, letter: str, candidate: Candidate) -> str:
         interval = "-" if figure.interval is None else " to ".join(f"{end:+.4f}" for end in figure.interval)
         rows.append(
             [
-                WORDS.get(figure.name, figure.name) + of_class,
+                metric_name(figure.name) + of_class,
                 _number(figure.first),
                 _number(figure.second),
                 "-" if figure.difference is None else f"{figure.difference:+.4f}",

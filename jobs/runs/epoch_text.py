@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.runs.record import JobRecord
-from trainer.evaluation.metric_text import WORDS
+from trainer.evaluation.metric_text import metric_name
 
 VALID = ("loss", "accuracy", "balanced_accuracy", "auroc")
 
@@ -20,7 +20,7 @@ def epoch_rows(record: JobRecord) -> list[tuple[str, str]]:
     if best:
         value = _number(best[-1], f"valid_{by}")
         figure = "" if value is None else f" ({value:.4f})"
-        parts.append(f"the best by valid {WORDS.get(by, by)} is epoch {best[-1]['epoch']}{figure}")
+        parts.append(f"the best by valid {metric_name(by)} is epoch {best[-1]['epoch']}{figure}")
     if record.result is not None and _stopped_early(record.spec, last, best):
         parts.append(f"stopped early, because {record.spec['patience']} epochs brought no better one (--patience)")
     return [("epochs", "; ".join(parts)), ("last", _sentence(last))]
@@ -36,7 +36,7 @@ def _stopped_early(spec: Mapping[str, Any], last: Mapping[str, Any], best: Seque
 def _sentence(line: Mapping[str, Any]) -> str:
     """Return an epoch like its line in the log, with its speed."""
     known = {name: _number(line, f"valid_{name}") for name in VALID}
-    valid = [f"{WORDS.get(name, name)} {value:.4f}" for name, value in known.items() if value is not None]
+    valid = [f"{metric_name(name)} {value:.4f}" for name, value in known.items() if value is not None]
     parts = [f"epoch {line['epoch']}"]
     if (loss := _number(line, "train_loss")) is not None:
         parts[0] += f": training loss {loss:.4f}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
 from trainer.evaluation.bootstrap import Floats, Labels
-from trainer.evaluation.metric_text import WORDS
+from trainer.evaluation.metric_text import metric_name
 from trainer.evaluation.paired import ModelScores, PairedFigure, paired_figures
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.temperature import apply_temperature
@@ -207,8 +207,8 @@ def check_margin(figures: Sequence[PairedFigure], *, metric: str, margin: float,
 def margin_sentence(candidate: Candidate, reference: str, name: str) -> str:
     """Return in one sentence whether the model `name` passes its margin against `reference`, and why."""
     check = candidate.margin
-    claim = f"worse than {reference} by more than {check.margin:g} in {WORDS.get(check.metric, check.metric)}"
-    others = " and ".join(WORDS.get(other, other) for other in check.worse_in)
+    claim = f"worse than {reference} by more than {check.margin:g} in {metric_name(check.metric)}"
+    others = " and ".join(metric_name(other) for other in check.worse_in)
     also = f" {name} is worse than {reference} by more than {check.margin:g} in {others}." if others else ""
     if candidate.identical:
         return f"{name} gives the same probabilities and decisions as {reference} for every image."

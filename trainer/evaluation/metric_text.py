@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WORDS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # a metric in a sentence, if not its own name
+METRIC_NAMES = {  # in a sentence, by key; the other keys of a result are names themselves
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "balanced_accuracy": "balanced accuracy",
+    "brier": "Brier score",
+    "calibration_intercept": "calibration intercept",
+    "calibration_slope": "calibration slope",
+    "ece": "calibration error (ECE)",
+}
 NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
 RATES = ("sensitivity", "specificity")
 NO_IMAGES = "this split has no such images"
@@ -34,6 +42,17 @@ class HeadlineMetric:
     of: str = ""
     key: str = ""
     note: str = ""
+
+
+def metric_name(key: str) -> str:
+    """Return the name of a metric as it stands in a sentence."""
+    return METRIC_NAMES.get(key, key)
+
+
+def metric_title(key: str) -> str:
+    """Return the name of a metric as it stands at the beginning of a line."""
+    name = metric_name(key)
+    return name[0].upper() + name[1:]
 
 
 def quoted(name: object) -> str:
@@ -156,9 +175,8 @@ def _without_images(value: float | None) -> str:
 
 def _of_all(metrics: Mapping[str, Any], key: str) -> HeadlineMetric:
     is_mean = key == "auroc" and not is_binary(metrics["classes"])
-    auroc = "mean AUROC" if is_mean else "AUROC"
     return HeadlineMetric(
-        name=(WORDS | {"auroc": auroc}).get(key, key),
+        name="mean AUROC" if is_mean else metric_name(key),
         value=metrics[key],
         interval=(metrics.get("intervals") or {}).get(key),
         key=key,

@@ -11,17 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from trainer.evaluation.comparison import Comparison
+from trainer.evaluation.metric_text import metric_title
 from trainer.evaluation.paired import PairedFigure
 from trainer.report.environment import number_text, page_environment
 from trainer.report.svg_chart import Axis, Chart, Line, chart, downsampled
-
-NAMES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "auroc": "AUROC",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +49,13 @@ def comparison_body(page: ComparisonPage) -> Markup:
 
 
 def _rendered(template: str, page: ComparisonPage) -> str:
-    environment = page_environment(filters={"number": number_text, "figure": _figure, "signed": _signed, "p": _p})
+    environment = page_environment(
+        filters={"number": number_text, "figure": _figure, "signed": _signed, "p": _p, "metric_title": metric_title}
+    )
     reach = _reach(page.comparison)
     return environment.get_template(template).render(
         page=page,
         comparison=page.comparison,
-        names=NAMES,
         roc=roc_curves(page.comparison, [letter for letter, _ in page.models]),
         percent=lambda difference: 50 + 50 * difference / reach,
     )

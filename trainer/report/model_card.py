@@ -17,6 +17,7 @@ from trainer.evaluation.metric_text import (
     headline_metrics,
     is_binary,
     is_positive_stated,
+    metric_name,
     prevalence_lines,
     quoted,
 )
@@ -28,14 +29,8 @@ from trainer.report.checklists import FilledItem, filled_items
 from trainer.report.environment import area_percent, number_text, page_environment, percent_text, thousands
 from trainer.report.limits import leakage_text
 
-OTHER_METRICS = {
-    "balanced_accuracy": "balanced accuracy",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-    "calibration_slope": "calibration slope",
-}
-LABEL_METRICS = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+OTHER_METRICS = ("balanced_accuracy", "average_precision", "brier", "ece", "calibration_slope")
+LABEL_METRICS = ("auroc", "sensitivity", "specificity")
 NO_PERCENTAGES = frozenset({"auroc", "average_precision", "brier", "calibration_slope"})
 
 
@@ -71,14 +66,14 @@ class CardFigures:
         """The metrics, the most important first."""
         if "labels" in self.metrics:
             return [
-                _metric(row, key, name, of=quoted(label), note=_label_note(row, key))
+                _metric(row, key, metric_name(key), of=quoted(label), note=_label_note(row, key))
                 for label, row in self.metrics["labels"].items()
-                for key, name in LABEL_METRICS.items()
+                for key in LABEL_METRICS
             ]
         first = headline_metrics(self.metrics)
         shown = {one.key for one in first}
         keys = [key for key in OTHER_METRICS if key not in shown and key in self.metrics]
-        others = [_metric(self.metrics, key, OTHER_METRICS[key], note=_note(self.metrics, key)) for key in keys]
+        others = [_metric(self.metrics, key, metric_name(key), note=_note(self.metrics, key)) for key in keys]
         return [*first, *self._predictive_values(), *others]
 
     def _predictive_values(self) -> list[HeadlineMetric]:

@@ -30,6 +30,7 @@ from trainer.evaluation.metric_text import (
     headline_metrics,
     is_binary,
     is_positive_stated,
+    metric_title,
     prevalence_lines,
     quoted,
 )
@@ -50,19 +51,8 @@ from trainer.report.svg_chart import Chart
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels an image
 LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
 OTHER_METRICS = ("balanced_accuracy", "loss", "brier", "ece", "calibration_slope", "calibration_intercept")
-NAMES = {
-    "accuracy": "Accuracy",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "balanced_accuracy": "Balanced accuracy",
-    "brier": "Brier score",
-    "ece": "Calibration error (ECE)",
-    "loss": "Loss (cross-entropy)",
-    "calibration_slope": "Calibration slope (1 is best)",
-    "calibration_intercept": "Calibration intercept (0 is best)",
-}
+NOTES = {"loss": " (cross-entropy)", "calibration_slope": " (1 is best)", "calibration_intercept": " (0 is best)"}
+NAMES = {key: metric_title(key) + NOTES.get(key, "") for key in (*LABEL_METRICS, *OTHER_METRICS)}
 
 
 @dataclass(frozen=True, kw_only=True)
