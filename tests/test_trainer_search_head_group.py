@@ -5,17 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cluster.settings import Settings
 from data_shards.index import ShardIndex
-from tests.trained import QUICK, attempted, new_run, train_spec
-from trainer.attempt import Attempt
-from trainer.distributed.worker import WorkerTask
+from tests import searched_heads
+from tests.searched_heads import data_of_search, head, never
+from tests.trained import attempted, new_run, train_spec
 from trainer.errors import Stopped, TrainingDiverged
 from trainer.search import head_group
 from trainer.search.head_group import HeadGroup
-from trainer.search.head_training import HeadTraining, HeadTrainingData
-from trainer.specs import SearchSpec, build
-from trainer.training.head_fit import index_of_rows, one_thread
+from trainer.training.head_fit import index_of_rows
 from trainer.training.model_setup import class_weights
 
 EPOCHS = 4
@@ -25,6 +22,9 @@ DIFFERENT = [
     {"lr": 1e-2, "head_width": 32, "weight_decay": 0.1},
     {"lr": 3e-3, "head_width": 16, "weight_decay": 0.01, "dropout": 0.0},
 ]
+
+folder = searched_heads.folder
+one_thread_like_a_trial_process = searched_heads.one_thread_like_a_trial_process
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,7 @@ def storage(tmp_path_factory, digits_shards):
 
 @pytest.fixture(scope="module")
 def data(storage, digits_shards):
-    spec = build(SearchSpec, shards=str(digits_shards), seed=5, **(QUICK | {"epochs": EPOCHS}))
-    attempt = Attempt.of(new_run(storage, spec, "search").folder, None, Settings(storage=storage))
-    found = HeadTrainingData.of(WorkerTask(attempt=attempt, spec=spec, source=None), torch.device("cpu"))
+    found = data_of_search(storage, digits_shards, epochs=EPOCHS)
     # Those of random weights are almost the same for all images: rounding errors would decide what a head learns.
     draw = torch.Generator().manual_seed(0)
     directions = torch.randn(10, 1280, generator=draw)
@@ -51,20 +49,6 @@ def data(storage, digits_shards):
     return replace(found, loader=replace(found.loader, values=values))
 
 
-@pytest.fixture(autouse=True)
-def one_thread_like_a_trial_process():
-    with one_thread(True):
-        yield
-
-
-@pytest.fixture
-def folder(data, tmp_path):
-    """A folder in the run: only there may its attempt write."""
-    found = data.context.task.attempt.paths.checkpoints / tmp_path.name
-    found.mkdir(parents=True)
-    return found
-
-
 @pytest.fixture
 def padded(monkeypatch):
     """Let heads of all widths train in one stack, as on a GPU."""
@@ -72,17 +56,8 @@ def padded(monkeypatch):
     monkeypatch.setattr(head_group, "_most", lambda *_: 64)
 
 
-def never() -> None:
-    return None
-
-
-def head(data, folder, name, **options):
-    spec = data.context.task.spec.model_copy(update=options)
-    return HeadTraining(data, spec, folder / name, never, data.context.task.attempt.lease)
-
-
 def heads(data, folder, name, options, **shared):
-    return [head(data, folder, f"{name}-{number}", **(shared | one)) for number, one in enumerate(options)]
+    return [head(data, folder / f"{name}-{number}", **(shared | one)) for number, one in enumerate(options)]
 
 
 def lines_of(group, several, epochs=EPOCHS):
@@ -247,7 +222,7 @@ def test_a_checkpoint_of_a_head_in_a_stack_has_its_newest_weights(data, folder):
     lines_of(HeadGroup(32, never), several, 2)
     several[0].save(replace(several[0].state))
 
-    resumed = head(data, folder, "together-0", ema=0.9, **PLAIN[0])
+    resumed = head(data, folder / "together-0", ema=0.9, **PLAIN[0])
 
     assert resumed.state == several[0].state
     assert resumed.validated["loss"] == pytest.approx(several[0].validated["loss"], abs=1e-6)
