@@ -119,7 +119,7 @@ def test_an_epoch_resumed_in_the_middle_goes_on_with_the_next_sample(data_set, w
 def test_reading_that_ends_early_leaves_no_thread_or_process(data_set):
     location, index = data_set
     plan = EpochPlan(index=index, split="train", batch_size=4)
-    before, processes, deadline = threads(), psutil.Process().children(), time.monotonic() + 20
+    before, processes, deadline = threads(), psutil.Process().children(), time.monotonic() + 600
 
     stream = open_batches(location, index, plan, image_size=32, loader_workers=2)
     next(stream)

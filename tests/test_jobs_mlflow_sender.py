@@ -1,9 +1,8 @@
 """Runs, trials and promoted models reach MLflow once, and a server that is slow or away costs runs nothing."""
 
 import logging
+import signal
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from jobs.runs.promotions import Promotion
 from jobs.runs.state import RunState, changing, write_state
 from tests.conftest import Say
 from trainer.specs import SearchSpec, Spec, TrainSpec
-from trainer.tracking import mlflow
 from trainer.tracking.mlflow import MlflowServer, mark_for_mlflow
 
 SPEC = TrainSpec(shards="s3://key:hunter2@bucket/shards", weights="none", epochs=3)
@@ -290,28 +288,35 @@ def test_a_dead_server_is_named_once_without_its_password_and_gets_the_run_when_
 
 
 @pytest.fixture
-def silent_port() -> Iterator[int]:
+def silent() -> Iterator[socket.socket]:
     """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening.getsockname()[1]
+        listening.settimeout(600)
+        yield listening
 
 
 def test_a_server_that_never_answers_does_not_hold_the_job_worker(
-    store: Settings, silent_port: int, monkeypatch: pytest.MonkeyPatch
+    store: Settings, silent: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_sender, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(mlflow_sender, "FINISH_SECONDS", 0.1)
     new_run(store, TRAIN_ID, SPEC)
-    settings = replace(store, mlflow_uri=f"http://127.0.0.1:{silent_port}")
+    settings = replace(store, mlflow_uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    serve, exit_codes = MlflowSender._serve, list[int]()
+
+    def recorded(sender: MlflowSender) -> int:
+        exit_codes.append(serve(sender))
+        return exit_codes[-1]
+
+    monkeypatch.setattr(MlflowSender, "_serve", recorded)
 
     with MlflowSender(settings) as sender:
-        while not (mlflow.marks(store.storage) / ".lock").exists():  # its process has not been started yet
-            time.sleep(0.01)
-        began = time.monotonic()
+        connection, _ = silent.accept()
+    sender._thread.join(600)
+    connection.close()
 
-    assert time.monotonic() - began < 10
+    assert exit_codes == [-signal.SIGKILL]
     assert not sender._thread.is_alive()
-    assert sender._thread not in threading.enumerate()
 
 
 def test_a_job_worker_that_ends_by_itself_sends_its_run_first(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

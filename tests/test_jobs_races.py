@@ -249,7 +249,7 @@ def test_the_time_of_an_attempt_counts_from_its_start_whoever_watches(
 
     watch = Thread(target=tasks.run, args=(settings, GoesOnLauncher(paths), paths.run_id), kwargs={"job_worker": "w"})
     watch.start()
-    watch.join(timeout=2)
+    watch.join(timeout=600 if state == "failed" else 2)
 
     assert state_of(settings.storage, paths.run_id).state == state
     StopRequest("cancel", 1).publish(paths.stop)
