@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from redis import Redis
 
 from cluster.run_paths import RunPaths
+from cluster.settings import Settings
 from jobs.queue import embedded_redis
-from jobs.runs.state import RunState, read_state
+from jobs.queue.queues import queue
+from jobs.runs.state import RunState, State, changing, read_state, write_state
 from trainer.specs import Spec
 
 PATIENCE_SECONDS = 600.0  # for what takes seconds on an idle machine: a busy one must not fail a test
@@ -120,3 +123,17 @@ def restart_redis(storage: Path) -> None:
     order = [embedded_redis.server_program(), str(storage / "redis" / "redis.conf")]
     process = subprocess.Popen(order, start_new_session=True)
     process.returncode = 0  # it ends with the fixture, not with this object
+
+
+def take_next(redis: Redis) -> None:
+    """Take the next entry out of the queue, as a worker does when it starts the run."""
+    entry = queue(redis, "normal").next_entry()
+    assert entry is not None
+    redis.lrem(queue(redis, "normal").intermediate_queue_key, 1, entry.id)
+
+
+def finish(settings: Settings, run_id: str, state: State) -> None:
+    """Write the state of a run that has ended, as its job worker does."""
+    paths = RunPaths.of(settings.storage, run_id)
+    with changing(paths) as found:
+        write_state(paths, found.with_state(state))

@@ -1,10 +1,6 @@
 """The run folders are the truth: whatever happens to Redis, every run is queued, started and finalized."""
 
-import contextlib
 import json
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +12,7 @@ from redis import Redis
 from cluster.errors import StorageError
 from cluster.files import locked, write_json
 from cluster.launch import THIS_MACHINE
-from cluster.lease import DEAD_AFTER_SECONDS, Lease
+from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.kubernetes.standalone import prepare_run
@@ -28,8 +24,7 @@ from jobs.queue.tasks import claim_run
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end
 from jobs.runs.request import JobRequest
-from tests.conftest import Say
-from tests.stack import FakeSpec, eventually, state_of
+from tests.stack import FakeSpec, eventually, finish, state_of, take_next
 from trainer.specs import TrainSpec, build
 
 
@@ -57,7 +52,7 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
 
 def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
-    taken(redis)
+    take_next(redis)
     paths = RunPaths.of(settings.storage, run_id)
     claim_run(paths, "a worker that dies", THIS_MACHINE)
     paths.log.write_text("half a line")
@@ -78,7 +73,7 @@ def test_an_attempt_that_sends_heartbeats_keeps_running_whatever_its_clock_says(
     settings: Settings, redis: Redis
 ) -> None:
     run_id = submit(settings, FakeSpec())
-    taken(redis)
+    take_next(redis)
     paths = RunPaths.of(settings.storage, run_id)
     claimed = claim_run(paths, "a worker five minutes off", THIS_MACHINE)
     assert claimed is not None
@@ -107,7 +102,7 @@ def test_an_attempt_whose_job_worker_cannot_be_released_is_dead_after_a_lease_lo
 ) -> None:
     monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
-    taken(redis)
+    take_next(redis)
     claim_run(paths, "a worker that is gone", "ray")
     memory, patient = ReconcilerMemory(), replace(settings, lease_seconds=120.0)
     clock = SimpleNamespace(seconds=0.0)
@@ -153,7 +148,7 @@ def test_an_attempt_is_watched_anew_after_its_storage_could_not_be_read(
 
 def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec(), JobRequest(retries=0))
-    taken(redis)
+    take_next(redis)
     claim_run(RunPaths.of(settings.storage, run_id), "a worker that dies", THIS_MACHINE)
     memory = ReconcilerMemory()
 
@@ -170,7 +165,7 @@ def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis)
 
 def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
-    taken(redis)
+    take_next(redis)
     paths = RunPaths.of(settings.storage, run_id)
     claim_run(paths, "a worker that dies", THIS_MACHINE)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
@@ -185,7 +180,7 @@ def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settin
 
 def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings, redis: Redis) -> None:
     run_id = submit(settings, FakeSpec())
-    taken(redis)
+    take_next(redis)
     paths = RunPaths.of(settings.storage, run_id)
     first = claim_run(paths, "frozen", THIS_MACHINE)
     memory = ReconcilerMemory()
@@ -200,52 +195,6 @@ def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings,
     assert (state.state, state.attempt, state.job_worker) == ("running", 2, "lively")
     second.lease.check()
     Lease.join(paths, 2).check()
-
-
-def test_a_run_waits_for_the_one_it_follows(settings: Settings, redis: Redis) -> None:
-    first = submit(settings, FakeSpec())
-    second = submit(settings, FakeSpec(), JobRequest(after=(first,)))
-    waits = state_of(settings.storage, second)
-    _finish(settings, first, "succeeded")
-
-    reconcile(settings, redis, ReconcilerMemory())
-
-    assert (waits.state, waits.why) == ("scheduled", f"waits for {first}")
-    assert second in waiting(redis, "normal")
-
-
-def test_a_run_that_follows_one_that_failed_is_cancelled_with_the_reason(settings: Settings, redis: Redis) -> None:
-    first = submit(settings, FakeSpec())
-    second = submit(settings, FakeSpec(), JobRequest(after=(first,)))
-    _finish(settings, first, "failed")
-
-    reconcile(settings, redis, ReconcilerMemory())
-
-    state = state_of(settings.storage, second)
-    assert (state.state, state.why) == ("cancelled", f"{first}, which it was to follow, ended as failed")
-
-
-def test_a_run_waits_for_its_time(settings: Settings, redis: Redis) -> None:
-    later = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(hours=1)))
-    soon = submit(settings, FakeSpec(), JobRequest(at=datetime.now(UTC) + timedelta(seconds=1)))
-
-    assert state_of(settings.storage, soon).state == "scheduled"
-    assert eventually(lambda: bool(reconcile(settings, redis, ReconcilerMemory())))
-
-    assert waiting(redis, "normal") == [soon]
-    assert state_of(settings.storage, later).state == "scheduled"
-
-
-def test_a_run_waits_for_its_window(settings: Settings, redis: Redis) -> None:
-    here = datetime.now().astimezone()
-    shut = f"{here + timedelta(hours=2):%H:%M}-{here + timedelta(hours=3):%H:%M}"
-    is_open = f"{here - timedelta(hours=1):%H:%M}-{here + timedelta(hours=1):%H:%M}"
-
-    waits = state_of(settings.storage, submit(settings, FakeSpec(), JobRequest(window=shut)))
-    goes = state_of(settings.storage, submit(settings, FakeSpec(), JobRequest(window=is_open)))
-
-    assert (waits.state, waits.why) == ("scheduled", f"waits for its window {shut}")
-    assert goes.state == "queued"
 
 
 def test_a_run_with_a_cluster_of_its_own_is_queued_only_when_a_person_retries_it(
@@ -295,66 +244,12 @@ def test_runs_that_ended_or_were_deleted_are_forgotten(settings: Settings, redis
     remembered = memory.runs()
 
     for run_id in (unstarted, unwatched, deleted):
-        _finish(settings, run_id, "succeeded")
+        finish(settings, run_id, "succeeded")
     run_state.remove(RunPaths.of(settings.storage, deleted))
     reconcile(settings, redis, memory)
 
     assert remembered == {unstarted, unwatched, deleted}
     assert memory.runs() == set()
-
-
-def test_reconcile_by_hand_waits_only_until_every_run_has_moved(settings: Settings, redis: Redis, say: Say) -> None:
-    run_id = submit(settings, FakeSpec())
-    taken(redis)
-    paths = RunPaths.of(settings.storage, run_id)
-    assert claim_run(paths, "a worker", THIS_MACHINE)
-
-    with sending_heartbeats(paths):
-        began = time.monotonic()
-        alive = say("reconcile")
-        seconds = time.monotonic() - began
-    _finish(settings, run_id, "succeeded")
-    idle = say("reconcile")
-
-    assert alive == (0, "", "waiting for a heartbeat of 1 run, 62 s at most\nnothing to repair\n")
-    assert seconds < DEAD_AFTER_SECONDS / 2
-    assert idle == (0, "", "nothing to repair\n")
-
-
-def test_reconcile_by_hand_also_finds_what_takes_a_while_to_show(
-    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "2")
-    monkeypatch.setattr("jobs.queue.reconciler.STUCK_SECONDS", 4.0)
-    dropped, unwatched = (submit(settings, FakeSpec()) for _ in range(2))
-    redis.lrem(queue(redis, "normal").key, 1, unwatched)
-    paths = RunPaths.of(settings.storage, unwatched)
-    assert claim_run(paths, "a worker that is gone", "ray")
-    assert queue(redis, "normal").next_entry() is not None
-
-    with sending_heartbeats(paths):
-        code, output, _ = say("reconcile")
-
-    assert code == 0
-    assert sorted(output.splitlines()) == sorted(f"{run_id}: put into its queue" for run_id in (dropped, unwatched))
-    assert state_of(settings.storage, unwatched).job_worker is None
-    assert sorted(waiting(redis, "normal")) == sorted([dropped, unwatched])
-
-
-@contextlib.contextmanager
-def sending_heartbeats(paths: RunPaths) -> Iterator[None]:
-    """Send the heartbeats of a run's first attempt, as its trainer would."""
-    lease, over = Lease.join(paths, 1), threading.Event()
-
-    def heartbeat() -> None:
-        while not over.wait(0.2):
-            lease.heartbeat()
-
-    sender = threading.Thread(target=heartbeat)
-    sender.start()
-    yield
-    over.set()
-    sender.join()
 
 
 def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redis: Redis) -> None:
@@ -369,7 +264,7 @@ def test_a_cancelled_run_leaves_the_queue_and_stays_out(settings: Settings, redi
 def test_only_runs_that_have_not_ended_are_pending(settings: Settings) -> None:
     first, second = submit(settings, FakeSpec()), submit(settings, FakeSpec())
 
-    _finish(settings, first, "succeeded")
+    finish(settings, first, "succeeded")
 
     assert run_state.pending_ids(settings.storage) == [second]
     assert json.loads(RunPaths.of(settings.storage, first).state.read_text())["ended"].endswith("Z")
@@ -425,19 +320,6 @@ def test_a_damaged_run_does_not_keep_others_from_being_queued(
 def brisk(settings: Settings) -> Settings:
     """Settings under which an attempt is dead after a second."""
     return replace(settings, lease_seconds=1.0)
-
-
-def taken(redis: Redis) -> None:
-    """Take the next entry out of the queue, as a worker does when it starts the run."""
-    entry = queue(redis, "normal").next_entry()
-    assert entry is not None
-    redis.lrem(queue(redis, "normal").intermediate_queue_key, 1, entry.id)
-
-
-def _finish(settings: Settings, run_id: str, state: run_state.State) -> None:
-    paths = RunPaths.of(settings.storage, run_id)
-    with run_state.changing(paths) as found:
-        run_state.write_state(paths, found.with_state(state))
 
 
 def test_a_stopped_process_that_holds_a_lock_delays_only_its_own_run(
