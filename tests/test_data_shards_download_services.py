@@ -1,11 +1,9 @@
 """Downloads from buckets, Drive and Kaggle, up to the borders of the packages, against servers on this machine."""
 
-import io
 import json
 import os
 import re
 import sys
-import zipfile
 from threading import Thread
 from urllib.parse import parse_qs, unquote
 
@@ -21,17 +19,10 @@ from data_shards.download.address import parse_address
 from data_shards.download.kept_files import DownloadOptions, kept_file
 from data_shards.errors import DownloadFailed, SourceError
 from data_shards.locations import file_system
+from tests.downloads import zip_bytes
 from tests.web_server import cut, status, web_server
 
 DRIVE_LINK = "https://drive.google.com/file/d/1AbCdEfGhIjKlMnOp/view"
-
-
-def zip_bytes(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(f"a/{name}.png", data)
-    return buffer.getvalue()
 
 
 ZIP = zip_bytes(x=bytes(range(256)) * 400)
