@@ -140,3 +140,15 @@ def _ray_labels(cluster: str, node_type: str) -> dict[str, str]:
 def _pod(name: str, kind: str, template: Manifest, **labels: str) -> Pod:
     metadata = template["metadata"]
     return Pod(name, kind, metadata["labels"] | labels, template["spec"], metadata.get("annotations", {}))
+
+
+def deployment(manifests: list[Manifest]) -> Manifest:
+    """Return the specification of the pod of the job workers."""
+    found: Manifest = one(manifests, "Deployment", "job-worker")["spec"]["template"]["spec"]
+    return found
+
+
+def ray(manifests: list[Manifest]) -> Manifest:
+    """Return the specification of the permanent Ray cluster."""
+    found: Manifest = one(manifests, "RayCluster", "ray")["spec"]
+    return found

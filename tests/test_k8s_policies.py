@@ -1,14 +1,12 @@
-import re
+"""Every overlay satisfies every policy, and each policy detects what violates it."""
+
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from jobs.queue.queues import PREFIX
-from jobs.runs.request import PRIORITIES
-from tests.k8s_manifests import K8S, Manifest, combinations, needs_kubectl, of_kind, one, rendered
+from tests.k8s_manifests import Manifest, combinations, deployment, needs_kubectl, of_kind, one, ray, rendered
 from tests.k8s_policies import POLICIES, Policy
-from tests.k8s_scheduling import SAFE_TO_EVICT, SCHEDULING, shortages
+from tests.k8s_scheduling import SAFE_TO_EVICT, SCHEDULING
 from tests.k8s_wiring import WIRING
 
 pytestmark = needs_kubectl
@@ -25,18 +23,8 @@ def test_every_overlay_and_combination_satisfies_every_policy(overlay, component
     assert [f"{name}: {text}" for name, policy in EVERY.items() for text in policy(manifests)] == []
 
 
-def deployment(manifests: list[Manifest]) -> Manifest:
-    found: Manifest = one(manifests, "Deployment", "job-worker")["spec"]["template"]["spec"]
-    return found
-
-
 def container(manifests: list[Manifest]) -> Manifest:
     found: Manifest = deployment(manifests)["containers"][0]
-    return found
-
-
-def ray(manifests: list[Manifest]) -> Manifest:
-    found: Manifest = one(manifests, "RayCluster", "ray")["spec"]
     return found
 
 
@@ -383,64 +371,6 @@ def test_every_policy_has_a_violation_that_it_detects():
     assert {name for name, _, _ in BREACHES} == EVERY.keys()
 
 
-def test_keda_runs_the_pod_of_the_deployment():
-    pod = deployment(rendered("gpu-small"))
-    scaled = one(rendered("gpu-small", ["keda"]), "ScaledJob", "job-worker")["spec"]["jobTargetRef"]["template"]["spec"]
-
-    assert scaled.pop("restartPolicy") == "Never"
-    assert pod["containers"][0].pop("ports") == [{"name": "metrics", "containerPort": 9100}]
-    assert "--metrics-port" not in scaled["containers"][0]["args"]  # the pod `metrics` has all metrics
-    assert without_how_it_runs(scaled) == without_how_it_runs(pod)
-
-
-def without_how_it_runs(spec: Manifest) -> Manifest:
-    first = {k: v for k, v in spec["containers"][0].items() if not k.endswith("Probe") and k not in ("args", "envFrom")}
-    return {**spec, "containers": [first]}
-
-
-def test_keda_counts_the_queues_that_job_workers_serve():
-    triggers = one(rendered("gpu-small", ["keda"]), "ScaledJob", "job-worker")["spec"]["triggers"]
-
-    assert [t["metadata"]["listName"] for t in triggers] == [f"rq:queue:{PREFIX}{name}" for name in PRIORITIES]
-
-
-@pytest.mark.parametrize(("overlay", "components"), [(o, c) for o, c in combinations() if "kueue" in c])
-def test_kueue_grants_all_that_the_permanent_cluster_requests(overlay, components):
-    manifests = rendered(overlay, components)
-    labels = one(manifests, "RayCluster", "ray")["metadata"]["labels"]
-
-    assert shortages(manifests) == []
-    assert one(manifests, "LocalQueue", labels["kueue.x-k8s.io/queue-name"])["spec"]["clusterQueue"] == "nightshift"
-    assert not ray(manifests)["enableInTreeAutoscaling"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda m: quotas(m)[0].update(nominalQuota=14),
-        lambda m: quotas(m).pop(),
-        lambda m: cluster_queue(m)["coveredResources"].remove("nvidia.com/mig-1g.10gb"),
-        lambda m: ray(m)["workerGroupSpecs"][0].update(maxReplicas=8),
-    ],
-    ids=["too little", "no quota", "not covered", "kueue before mig"],
-)
-def test_a_quota_too_small_for_the_permanent_cluster_is_detected(change):
-    manifests = rendered("gpu-small", ["mig", "kueue"])
-    change(manifests)
-
-    assert shortages(manifests) != []
-
-
-def cluster_queue(manifests: list[Manifest]) -> Manifest:
-    found: Manifest = one(manifests, "ClusterQueue", "nightshift")["spec"]["resourceGroups"][0]
-    return found
-
-
-def quotas(manifests: list[Manifest]) -> list[Manifest]:
-    found: list[Manifest] = cluster_queue(manifests)["flavors"][0]["resources"]
-    return found
-
-
 def test_an_airgapped_cluster_reaches_no_address_of_the_internet():
     manifests = rendered("gpu-small", ["airgap"])
     policies = [p for p in of_kind(manifests, "NetworkPolicy") if p["metadata"]["name"] != "dns"]
@@ -448,25 +378,3 @@ def test_an_airgapped_cluster_reaches_no_address_of_the_internet():
     blocks = {peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer}
 
     assert blocks == {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"}
-
-
-def manifest_files() -> list[Path]:
-    """Return the manifests that people write; those of the chart are made of them."""
-    return [file for file in K8S.rglob("*.yaml") if K8S / "chart" not in file.parents]
-
-
-def test_every_manifest_says_in_a_comment_why_it_exists():
-    files = [file for file in manifest_files() if file.name != "kustomization.yaml"]
-    parts = [(file, part) for file in files for part in re.split(r"^---\n", file.read_text(), flags=re.MULTILINE)]
-    parts += [(file, file.read_text()) for file in K8S.rglob("kustomization.yaml")]
-    bare = [str(file.relative_to(K8S)) for file, part in parts if not part.startswith("#") and "kind:" in part]
-
-    assert bare == []
-
-
-def test_image_tags_are_set_in_one_place():
-    elsewhere = [file for file in manifest_files() if "newTag" in file.read_text()]
-    tagged = [file for file in manifest_files() if re.search(r"image: \S+:[\w.]+", file.read_text())]
-
-    assert [str(file.relative_to(K8S)) for file in elsewhere] == ["images/kustomization.yaml"]
-    assert tagged == []
