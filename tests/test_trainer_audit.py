@@ -1,30 +1,19 @@
 """`shards audit`: a planted marker, an image size or a file format that gives the class away raises an alarm."""
 
-import contextlib
 import errno
 import html
 import io
 import json
-import os
-import signal
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from data_shards.index import read_index
-from data_shards.pack.options import EncodeOptions, PackOptions
-from data_shards.pack.packing import pack
-from jobs.cli import shards_audit
-from tests.processes import command_line
-from tests.stack import command_in_group
+from tests.audited import SIDE, digits, packed
 from tests.test_jobs_compare import predictions_of
 from tests.test_trainer_report_page import report_data
 from tests.trained import lease_in
@@ -33,24 +22,12 @@ from trainer.audit.audit import NO_ALARM, Audit, Check, audit
 from trainer.audit.cross_validation import best_feature_scores, classifier_scores, make_folds, mark_scores
 from trainer.audit.describe import edge_cells, edge_patches
 from trainer.audit.page import write_page
-from trainer.audit.saved import METHOD, AuditScores, has_outdated_audit, read_audit, save_audit
+from trainer.audit.saved import AuditScores
 from trainer.errors import SpecError
 from trainer.report.environment import area_percent
 from trainer.report.page import render
 
-SIDE = 32  # pixels
 MARK = "constant mark near the edge"
-
-
-def digits(*classes: int, seed: int, each: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Digits at four times their size, (N, 32, 32) uint8, and their classes from 0 on."""
-    found = load_digits()
-    random = np.random.default_rng(seed)
-    rows = np.concatenate(
-        [random.choice(np.flatnonzero(found.target == digit), each, replace=False) for digit in classes]
-    )
-    squares = np.kron(found.images[rows] * 255 / 16, np.ones((4, 4))).round().astype(np.uint8)
-    return squares, np.searchsorted(classes, found.target[rows])
 
 
 def with_marker(squares: np.ndarray, labels: np.ndarray, *, label: int, seed: int, value: int = 255) -> np.ndarray:
@@ -61,17 +38,6 @@ def with_marker(squares: np.ndarray, labels: np.ndarray, *, label: int, seed: in
     top, left = top + bottom_right[0], left + bottom_right[1]
     marked[labels == label, top : top + 6, left : left + 6] = value
     return marked
-
-
-def packed(folder: Path, squares: np.ndarray, labels: np.ndarray, **encode: object) -> str:
-    """A packed data set of images, a third of each class in each split."""
-    for number, (square, label) in enumerate(zip(squares, labels, strict=True)):
-        target = folder / "images" / ("train", "valid", "test")[number % 3] / f"class {label}"
-        target.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(square).save(target / f"{number:04}.png")
-    options = PackOptions(encode=EncodeOptions(image_size=0, **encode), allow_leakage=True, processes=1)
-    pack(folder / "images", folder / "shards", options)
-    return str(folder / "shards")
 
 
 def audited(location: str) -> Audit:
@@ -209,33 +175,6 @@ def test_a_sample_without_an_image_of_a_class_is_refused_with_the_cure(tmp_path)
         audit(location, read_index(location), image_size=SIDE, max_images=4, processes=1)
 
 
-def test_the_command_prints_what_it_found_and_keeps_it_for_reports(tmp_path, settings, say):
-    location = packed(tmp_path, *digits(3, 7, seed=5))
-
-    code, out, err = say(
-        "shards", "audit", location, "--json", "--image-size", "32", "--html", str(tmp_path / "a.html")
-    )
-    _, table, said = say("shards", "audit", location, "--image-size", "32", "--max-images", "50")
-
-    found = json.loads(out)
-    assert (code, found["alarm"], found["images"], found["total"]) == (0, False, 80, 80)
-    assert {"name", "auroc", "low", "high"} <= found["checks"][0].keys()
-    assert table.splitlines()[0].split()[:2] == ["CHECK", "AUROC"]
-    assert table.splitlines()[-1] == found["sentence"]
-    assert "a random sample of 50 of 80 images was read" in said
-    assert f"wrote {tmp_path / 'a.html'}" in err
-    assert read_audit(settings.storage, read_index(location).digest)["sentence"] == found["sentence"]
-    assert found["sentence"] in (tmp_path / "a.html").read_text()
-
-
-def test_a_missing_data_set_is_one_line(tmp_path, say):
-    code, out, err = say("shards", "audit", str(tmp_path / "none"))
-
-    assert (code, out) == (1, "")
-    assert str(tmp_path / "none" / "index.json") in err
-    assert len(err.strip().splitlines()) == 1
-
-
 def request_on_stdin(monkeypatch, location, *, storage, html=None, predictions=None):
     """Give the process that audits its request."""
     request = {"shards": str(location), "html": html, "storage": str(storage), "cache_bytes": 10**9}
@@ -295,39 +234,6 @@ def test_an_audit_compares_a_model_with_each_check_on_the_same_images(tmp_path, 
     assert "images of the test split that both have scored" in page.read_text()
 
 
-def test_the_terminal_shows_a_model_beside_the_checks(say, monkeypatch):
-    check = {**CHECK, "name": "image size"}
-    one = {"check": 0.5, "model": 0.9, "difference": 0.4, "interval": [0.3, 0.5], "images": 24}
-    beside = {"split": "test", "classes": ["a", "b"], "differences": {"rim": one}}
-    found = {"checks": [CHECK, check], "contradictions": [], "images": 24, "total": 24, "sentence": "s"}
-    found |= {"model": beside}
-    monkeypatch.setattr(shards_audit, "_run", lambda _: found)
-    monkeypatch.setattr(shards_audit, "_predictions", lambda *_: "p.safetensors")
-
-    code, out, _ = say("shards", "audit", "shards", "--model", "night")
-
-    rows = [line.split("  ") for line in out.splitlines()]
-    cells = [[cell.strip() for cell in row if cell] for row in rows]
-    assert code == 0
-    assert cells[1][4:6] == ["0.900", "+0.400 (+0.300 to +0.500)"]
-    assert cells[2][4:6] == ["-", "-"]
-    assert "night: its AUROC on 24 images of the test split" in out
-
-
-def test_a_model_that_was_not_evaluated_on_the_data_set_gets_the_command_that_does_it(say, shards, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "head.json").write_text("{}")
-    (tmp_path / "model" / "manifest.json").write_text(json.dumps({"files": {"model.safetensors": "0" * 64}}))
-
-    code, out, err = say("shards", "audit", shards, "--model", str(tmp_path / "model"))
-
-    assert (code, out) == (1, "")
-    assert err == (
-        f"Error: {tmp_path / 'model'} has no evaluation of {shards}; run: nightshift evaluate {tmp_path / 'model'} "
-        f"{shards} --wait\n"
-    )
-
-
 @pytest.mark.parametrize("unwritable", ["storage", "html"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, digits_shards, monkeypatch, capsys, unwritable):
     found = Audit(checks=(), contradictions=(), images=0, total=0, sentence="")
@@ -343,99 +249,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, digits_shards, monkey
     assert json.loads(capsys.readouterr().out) == {"error": expected}
 
 
-def test_a_page_that_cannot_be_written_is_refused_before_an_image_is_read(tmp_path, say):
-    page = tmp_path / "none" / "a.html"
-
-    code, out, err = say("shards", "audit", packed(tmp_path, *digits(3, 7, seed=5)), "--html", str(page))
-
-    assert (code, out) == (2, "")
-    assert err == f"Error: --html {page} cannot be written; name a file in a folder that exists\n"
-
-
-@pytest.fixture
-def running_audit(tmp_path):
-    """The command with its process that audits, which has just started; in a process group, as on a terminal."""
-    location = packed(tmp_path, *digits(3, 7, seed=5))
-    command = command_in_group("shards", "audit", location, storage=tmp_path / "storage")
-    children = []
-    while not children and command.poll() is None:
-        children = [child for child in command.children() if "trainer.audit" in command_line(child)]
-        time.sleep(0.01)
-    yield command, children[0]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(command.pid, signal.SIGKILL)
-    command.communicate()
-
-
-def test_ctrl_c_ends_the_audit_with_a_line_and_leaves_no_process(running_audit):
-    command, child = running_audit
-
-    os.killpg(command.pid, signal.SIGINT)
-    out, err = command.communicate(timeout=600)
-
-    assert (command.returncode, out, err.strip()) == (130, "", "Error: stopped by Ctrl-C")
-    assert psutil.wait_procs([child], timeout=600)[1] == []
-
-
-def test_a_killed_audit_leaves_no_process_and_no_traceback(running_audit):
-    command, child = running_audit
-
-    command.kill()
-    _, err = command.communicate(timeout=600)
-
-    assert psutil.wait_procs([child], timeout=600)[1] == []
-    assert err == ""
-
-
 @pytest.mark.parametrize(("area", "percent"), [(0.5, 0), (1, 100), (0.75, 50), (0.3, 0)])
 def test_an_area_has_its_place_on_the_scale_from_chance_to_one(area, percent):
     assert area_percent(area) == percent
-
-
-CHECK = {"name": "rim", "explanation": "x", "auroc": 0.5, "low": 0.4, "high": 0.6, "alarm": False}
-
-
-def stored(**differs):
-    """Return the file of an audit without checks."""
-    return json.dumps({"method": METHOD, "checks": [], "sentence": "s", "images": 1, "total": 1} | differs)
-
-
-@pytest.mark.parametrize("content", [
-    None, "no json", "[]", "{}", stored(checks=7), stored(images="many"), stored(sentence=None),
-    stored(checks=[{**CHECK, "auroc": float("nan")}]), stored(checks=[{**CHECK, "alarm": "no"}]),
-    *(stored(checks=[{name: value for name, value in CHECK.items() if name != missing}]) for missing in CHECK),
-])  # fmt: skip
-def test_a_missing_or_damaged_audit_is_no_audit(tmp_path, content):
-    if content is not None:
-        (tmp_path / "audits").mkdir()
-        (tmp_path / "audits" / "digest.json").write_text(content)
-
-    assert read_audit(tmp_path, "digest") is None
-
-
-def test_an_audit_that_is_complete_is_read(tmp_path):
-    kept = stored(checks=[CHECK, {**CHECK, "low": None, "high": None}])
-    (tmp_path / "audits").mkdir()
-    (tmp_path / "audits" / "digest.json").write_text(kept)
-
-    assert read_audit(tmp_path, "digest") == json.loads(kept)
-    assert not has_outdated_audit(tmp_path, "digest")
-
-
-@pytest.mark.parametrize("method", [1, METHOD + 1])
-def test_an_audit_of_another_version_of_the_method_is_not_read_but_known_until_it_is_made_anew(tmp_path, method):
-    of_other = {name: value for name, value in json.loads(stored(checks=[CHECK])).items() if name != "method"}
-    if method > 1:  # version 1 wrote no number
-        of_other["method"] = method
-    (tmp_path / "audits").mkdir()
-    (tmp_path / "audits" / "digest.json").write_text(json.dumps(of_other))
-
-    before = read_audit(tmp_path, "digest"), has_outdated_audit(tmp_path, "digest")
-    save_audit(tmp_path, "digest", {name: value for name, value in of_other.items() if name != "method"})
-    after = read_audit(tmp_path, "digest"), has_outdated_audit(tmp_path, "digest")
-
-    assert before == (None, True)
-    assert after == (json.loads(stored(checks=[CHECK])), False)
 
 
 def test_the_report_shows_the_audit_beside_the_model_or_says_how_to_make_one():
