@@ -1,13 +1,23 @@
 """Specs of `evaluate`, `predict` and `export`. Imports neither torch nor ray."""
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainer.specs.base import Spec
 from trainer.specs.threshold_name import checked_name, requested_threshold, threshold_name
 
-S = TypeVar("S", bound=Spec)
+ThresholdName: TypeAlias = Annotated[str | None, AfterValidator(requested_threshold)]
+
+
+class OneWorkerSpec(Spec):
+    """A kind of run that uses one worker."""
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> Self:
+        if self.workers > 1:
+            raise ValueError(f"workers {self.workers} is more than this kind of run uses; use --workers 1")
+        return self
 
 
 class EvaluateSpec(Spec):
@@ -35,15 +45,10 @@ class EvaluateSpec(Spec):
     positive: str | None = None
     min_sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
     threshold_name: str | None = None
-    threshold: str | None = None
+    threshold: ThresholdName = None
     prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 64
     cache: bool = True
-
-    @field_validator("threshold")
-    @classmethod
-    def _is_a_name(cls, given: str | None) -> str | None:
-        return requested_threshold(given)
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -63,7 +68,7 @@ class EvaluateSpec(Spec):
         return self.threshold_name or threshold_name(self.min_sensitivity)
 
 
-class PredictSpec(Spec):
+class PredictSpec(OneWorkerSpec):
     """Classify images with a published model.
 
     Attributes:
@@ -82,20 +87,11 @@ class PredictSpec(Spec):
     split: str | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
     form: Literal["csv", "json"] = "csv"
-    threshold: str | None = None
+    threshold: ThresholdName = None
     batch_size: Annotated[int, Field(ge=1)] = 64
 
-    @field_validator("threshold")
-    @classmethod
-    def _is_a_name(cls, given: str | None) -> str | None:
-        return requested_threshold(given)
 
-    @model_validator(mode="after")
-    def _one_worker(self) -> Self:
-        return _of_one_worker(self)
-
-
-class ExportSpec(Spec):
+class ExportSpec(OneWorkerSpec):
     """Export a published model as one file for other programs.
 
     Attributes:
@@ -110,19 +106,4 @@ class ExportSpec(Spec):
     format: Literal["onnx", "torchscript"] = "onnx"
     samples: Annotated[str, Field(min_length=1)] | None = None
     output: Annotated[str, Field(min_length=1)] | None = None
-    threshold: str | None = None
-
-    @field_validator("threshold")
-    @classmethod
-    def _is_a_name(cls, given: str | None) -> str | None:
-        return requested_threshold(given)
-
-    @model_validator(mode="after")
-    def _one_worker(self) -> Self:
-        return _of_one_worker(self)
-
-
-def _of_one_worker(spec: S) -> S:
-    if spec.workers > 1:
-        raise ValueError(f"workers {spec.workers} is more than this kind of run uses; use --workers 1")
-    return spec
+    threshold: ThresholdName = None
