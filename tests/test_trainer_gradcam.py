@@ -1,14 +1,16 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from trainer.data.transforms import normalised
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
 from trainer.report.examples import with_pictures, worst_misclassified
-from trainer.report.gradcam import gradcam_heatmaps
+from trainer.report.gradcam import folded_backbone, heatmaps_of
 
 SIDE = 96  # three by three places on the last feature maps
 CONFIG = HeadConfig(classes=("dark", "bright"), width=8, dropout=0.0, image_size=SIDE)
@@ -34,10 +36,16 @@ def spot(row, column):
     return image
 
 
+def heatmaps(model, images, predicted):
+    """The Grad-CAM heatmaps of images (B, 1, S, S) uint8."""
+    maps = folded_backbone(model).feature_maps(images, partial(normalised, config=CONFIG))
+    return heatmaps_of(model, maps, predicted, side=SIDE)
+
+
 def test_a_heatmap_has_the_size_of_the_image_and_values_from_0_to_1(model):
     images = torch.from_numpy(np.stack([spot(0, 0), spot(2, 2)]))
 
-    heatmap = gradcam_heatmaps(model, images, torch.tensor([1, 1]), CONFIG)
+    heatmap = heatmaps(model, images, torch.tensor([1, 1]))
 
     assert [one.shape for one in heatmap] == [(SIDE, SIDE)] * 2
     assert all(one.min() >= 0 for one in heatmap)
@@ -49,7 +57,7 @@ def test_a_heatmap_is_the_gradient_of_the_predicted_class_times_the_feature_maps
     maps = model.backbone.network.extract_features(_normalised(image)).detach()
     expected = (model.head.weight[1][:, None, None] * maps[0]).sum(0).relu()
 
-    heatmap = gradcam_heatmaps(model, image, torch.tensor([1]), CONFIG)[0]
+    heatmap = heatmaps(model, image, torch.tensor([1]))[0]
 
     assert np.unravel_index(heatmap.argmax(), heatmap.shape) == pytest.approx(
         [32 * int(place) + 16 for place in np.unravel_index(int(expected.argmax()), expected.shape)], abs=20
@@ -59,8 +67,8 @@ def test_a_heatmap_is_the_gradient_of_the_predicted_class_times_the_feature_maps
 def test_the_heatmaps_of_two_opposite_classes_do_not_overlap(model):
     image = torch.from_numpy(spot(0, 2))[None]
 
-    bright = gradcam_heatmaps(model, image, torch.tensor([1]), CONFIG)[0]
-    dark = gradcam_heatmaps(model, image, torch.tensor([0]), CONFIG)[0]
+    bright = heatmaps(model, image, torch.tensor([1]))[0]
+    dark = heatmaps(model, image, torch.tensor([0]))[0]
 
     assert (bright > 0.5).any()
     assert not ((bright > 0.5) & (dark > 0.5)).any()
@@ -69,7 +77,7 @@ def test_the_heatmaps_of_two_opposite_classes_do_not_overlap(model):
 def test_grad_cam_does_not_change_the_model(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    gradcam_heatmaps(model, torch.from_numpy(spot(0, 0))[None], torch.tensor([1]), CONFIG)
+    heatmaps(model, torch.from_numpy(spot(0, 0))[None], torch.tensor([1]))
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -93,10 +101,10 @@ def test_each_misclassified_image_gets_its_pixels_and_source_file(model):
 def test_the_heatmaps_of_a_batch_are_those_of_each_image_alone(model):
     images, classes = torch.from_numpy(np.stack([spot(0, 0), spot(1, 2), spot(2, 2)])), torch.tensor([1, 0, 1])
 
-    together = gradcam_heatmaps(model, images, classes, CONFIG)
+    together = heatmaps(model, images, classes)
 
     for place, heatmap in enumerate(together):
-        alone = gradcam_heatmaps(model, images[place : place + 1], classes[place : place + 1], CONFIG)[0]
+        alone = heatmaps(model, images[place : place + 1], classes[place : place + 1])[0]
         assert heatmap == pytest.approx(alone, abs=1e-4)
 
 

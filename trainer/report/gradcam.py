@@ -1,7 +1,6 @@
 """Grad-CAM (Selvaraju et al. 2017) on the last feature maps, as an overlay on the image."""
 
 import io
-from functools import partial
 
 import numpy as np
 import torch
@@ -9,10 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from trainer.data.transforms import normalised
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
-from trainer.model.head import HeadConfig
 
 STRENGTH = 0.6  # opacity of the overlay where the heatmap is 1
 QUALITY = 88  # of JPEG: no visible blocks in X-rays, and a report with 36 pairs stays below 1 MB
@@ -21,23 +18,16 @@ Pixels = NDArray[np.uint8]
 Heat = NDArray[np.float32]
 
 
-def gradcam_heatmaps(model: Classifier, images: Tensor, predicted: Tensor, config: HeadConfig) -> list[Heat]:
-    """Return the Grad-CAM heatmap of each image, each (S, S) float32 from 0 to 1.
-
-    `images` are (B, 1 or 3, S, S) uint8 on the device of `model`, which must be in eval mode. `predicted` (B,) int64
-    is the class to explain for each image.
-    """
-    maps = folded_backbone(model).feature_maps(images, partial(normalised, config=config))
-    return heatmaps_of(model, maps, predicted, side=images.shape[-1])
-
-
 def folded_backbone(model: Classifier) -> FoldedBackbone:
     """Return the backbone that computes feature maps for heatmaps, on the device of the model."""
     return FoldedBackbone(model.backbone, "fp32", next(model.parameters()).device)
 
 
 def heatmaps_of(model: Classifier, maps: Tensor, explained: Tensor, *, side: int) -> list[Heat]:
-    """Return the Grad-CAM heatmaps, (side, side) each, of feature maps (B, 1280, ...) for the classes (B,) int64."""
+    """Return the Grad-CAM heatmaps of feature maps (B, 1280, ...) for the classes (B,) int64.
+
+    The model is in eval mode. Each heatmap is (side, side) float32, from 0 to 1.
+    """
     maps = maps.detach().requires_grad_()
     logits = model.head(maps.mean((2, 3)).float())  # (B, classes)
     gradients = torch.autograd.grad(logits.gather(1, explained[:, None]).sum(), maps)[0]
