@@ -79,7 +79,7 @@ def test_a_submitted_run_is_told_that_the_job_workers_serve_other_queues(
 
 def test_a_run_that_was_queued_again_says_why_and_what_it_waits_for(settings: Settings) -> None:
     paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
-    lost = "attempt 1 was lost (no sign of life for 30 s); the next goes on from its checkpoint"
+    lost = "attempt 1 was lost (no heartbeat for 30 s); the next goes on from its checkpoint"
     state = write_state(paths, read_state(paths).with_state("queued", lost, losses=1))
 
     forecast = start_forecast(settings.storage, state)

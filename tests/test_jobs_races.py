@@ -153,7 +153,7 @@ def test_a_trainer_that_starts_after_its_attempt_has_ended_publishes_nothing(set
 
 def test_a_run_that_was_marked_dead_while_it_published_is_not_run_again(settings: Settings) -> None:
     paths, _ = taken(settings)
-    mark_dead(paths, 1, "no sign of life for 3 s")
+    mark_dead(paths, 1, "no heartbeat for 3 s")
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})  # it had checked its lease just before
 
     second = claim_run(paths, "another worker", THIS_MACHINE)
@@ -165,7 +165,7 @@ def test_a_run_that_was_marked_dead_while_it_published_is_not_run_again(settings
 
 def test_a_retried_run_is_safe_from_its_attempt_that_is_still_dying(settings: Settings) -> None:
     paths, dying = taken(settings, JobRequest(retries=0))
-    mark_dead(paths, 1, "no sign of life for 3 s")
+    mark_dead(paths, 1, "no heartbeat for 3 s")
     actions.retry(settings, paths)
 
     with pytest.raises(LeaseLost, match="attempt 1 was marked dead"):

@@ -62,7 +62,7 @@ def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(setting
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.losses) == ("queued", 1)
-    assert state.why == "attempt 1 was lost (no sign of life for 1 s); the next goes on from its checkpoint"
+    assert state.why == "attempt 1 was lost (no heartbeat for 1 s); the next goes on from its checkpoint"
     half, warning = paths.log.read_text().splitlines()
     assert half == "half a line"
     assert warning.endswith(f" WARNING {state.why}")
@@ -115,7 +115,7 @@ def test_an_attempt_whose_job_worker_cannot_be_released_is_dead_after_a_lease_lo
     reconcile(patient, redis, memory)
 
     assert state_of(settings.storage, paths.run_id).why == (
-        "attempt 1 was lost (no sign of life for 120 s); the next goes on from its checkpoint"
+        "attempt 1 was lost (no heartbeat for 120 s); the next goes on from its checkpoint"
     )
     assert list(memory.warnings) == [paths.run_id]
 
@@ -158,7 +158,7 @@ def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis)
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.why) == (
-        "lost", "no sign of life for 1 s; 0 retries are spent, `nightshift retry` tries again",
+        "lost", "no heartbeat for 1 s; 0 retries are spent, `nightshift retry` tries again",
     )  # fmt: skip
     assert waiting(redis, "normal") == []
 

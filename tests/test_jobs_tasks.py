@@ -142,7 +142,7 @@ def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Setting
     claimed = claim_run(paths, "a worker that will freeze", THIS_MACHINE)
     assert claimed is not None
 
-    state = mark_dead(paths, 1, "no sign of life for 3 s")
+    state = mark_dead(paths, 1, "no heartbeat for 3 s")
 
     assert state is not None
     assert (state.state, state.losses) == ("queued", 1)

@@ -175,7 +175,7 @@ def test_it_names_the_driver_and_the_cards_that_the_locked_torch_needs():
         ("free space", "cluster/health.py"),
         ("the storage is full", "jobs/runs/outcomes.py"),
         ("was lost (", "jobs/runs/outcomes.py"),
-        ("no sign of life for ", "jobs/queue/reconciler.py"),
+        ("no heartbeat for ", "jobs/runs/outcomes.py"),
         ("has no runs at all", "jobs/runs/state.py"),
         ("the storage /storage cannot be read", "cluster/storage_marker.py"),
         ("waiting for ", "cluster/gpu_lease.py"),

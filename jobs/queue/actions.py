@@ -13,7 +13,7 @@ from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import mark_dead
+from jobs.runs.outcomes import mark_dead, no_heartbeat
 from jobs.runs.promotions import refuse_in_use
 from jobs.runs.state import RunState, changing, read_state, write_state
 
@@ -130,7 +130,7 @@ def wait_until_stopped(settings: Settings, paths: RunPaths, before: RunState) ->
         if heartbeat != heartbeat_of(paths):
             heartbeat, since = heartbeat_of(paths), time.monotonic()
         if time.monotonic() - since > settings.lease_seconds:
-            mark_dead(paths, attempt, f"no sign of life for {settings.lease_seconds:.0f} s")
+            mark_dead(paths, attempt, no_heartbeat(settings.lease_seconds))
         time.sleep(POLL_SECONDS)
     return state
 

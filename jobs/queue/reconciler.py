@@ -21,7 +21,7 @@ from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.schedules import submit_due
 from jobs.queue.worker_list import live_workers
 from jobs.runs import state as run_state
-from jobs.runs.outcomes import mark_dead, release_watch
+from jobs.runs.outcomes import mark_dead, no_heartbeat, release_watch
 from jobs.runs.owner_limit import OwnerRuns
 from jobs.runs.request import PRIORITIES, read_request
 from jobs.runs.state import RunState, changing, read_state, write_state
@@ -259,7 +259,7 @@ def _mark_dead(paths: RunPaths, state: RunState, memory: ReconcilerMemory, lease
         return None
     memory.beats.pop(paths.run_id, None)
     log.warning("%s: attempt %d sent no heartbeat for %.0f seconds", paths.run_id, state.attempt, seconds)
-    return mark_dead(paths, state.attempt, f"no sign of life for {lease_seconds:.0f} s")
+    return mark_dead(paths, state.attempt, no_heartbeat(lease_seconds))
 
 
 def _release_watch(paths: RunPaths, state: RunState, memory: ReconcilerMemory, workers: set[str]) -> RunState | None:

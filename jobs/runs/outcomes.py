@@ -102,6 +102,11 @@ def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
         _write_end(paths, state, how if isinstance(how, Change) else outcome(paths, lease.attempt, how))
 
 
+def no_heartbeat(seconds: float) -> str:
+    """Return why an attempt is dead that has sent no heartbeat for so long."""
+    return f"no heartbeat for {seconds:.0f} s"
+
+
 def mark_dead(paths: RunPaths, attempt: int, cause: str) -> RunState | None:
     """Take a run from an attempt whose heartbeat stopped; return None if it is not the run's newest attempt."""
     with changing(paths) as state:
@@ -194,7 +199,7 @@ def _cause(paths: RunPaths, attempt: int, code: int) -> str:
     if code == ExitCode.WORKERS_LOST and (error := _error_line(paths, attempt)):
         return error
     if code == ExitCode.UNKNOWN:
-        return "the trainer vanished"
+        return "the trainer is gone, and its exit code is unknown"
     if code == ExitCode.FAILED:
         # A library ended the process: Ray does where its GCS is gone.
         return "the trainer ended with exit code 1 and left no error line; `nightshift logs` shows what it said"

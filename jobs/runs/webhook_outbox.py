@@ -35,7 +35,7 @@ class Message:
     Attributes:
         url: Where it goes.
         body: The JSON object that is sent.
-        tries: How often it was sent in vain.
+        tries: How many attempts to send it have failed.
         not_before: Unix time of the next attempt.
     """
 
