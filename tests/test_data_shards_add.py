@@ -1,97 +1,29 @@
+"""Images are added to a data set: what stays, what is recognised, and what is refused."""
+
 import json
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from data_shards.errors import LeakageError, OptionError, ShardError, SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.index import read_index, write_index
-from data_shards.pack import add as add_module
 from data_shards.pack.add import add
 from data_shards.pack.image_records import PATTERN
-from data_shards.pack.options import EncodeOptions, PackOptions
+from data_shards.pack.options import EncodeOptions
 from data_shards.pack.packing import pack
 from data_shards.plan import EpochPlan
 from data_shards.read.stream import open_batches
 from data_shards.verify import verify
+from tests import adding
+from tests.adding import NEW, added, files_of, new_images, options, split_of
 from tests.datasets import encoded, image_folder, noise
 from tests.disks import small_disk
 from tests.test_data_shards_pack import infos
 
-GROUP = "(p[0-9]+)-"
-NEW = 10_000  # seeds of new images
-
-
-def options(**chosen):
-    return PackOptions(**{"processes": 1, "shard_bytes": 20_000, "plain_groups": True, **chosen})
-
-
-def added(shards, source, **given):
-    moment = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
-    return add(str(shards), source, {"processes": 1, **given}, clock=lambda: moment)
-
-
-def new_images(folder, names, *, seed=NEW, size=(40, 36), mode="L"):
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(seed + number, size, mode).save(folder / name)
-    return folder
-
-
-def files_of(folder):
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-
-
-def split_of(shards):
-    """Return the split of each image by the name of its file."""
-    index = read_index(str(shards))
-    splits = [shard.split for shard in index.shards for _ in range(shard.samples)]
-    return {info["source"]: split for info, split in zip(infos(shards), splits, strict=True)}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Data sets that are made once: one divided by shares, one from split folders, one with two images a patient."""
-    folder = tmp_path_factory.mktemp("made")
-    names = [f"{'ab'[patient % 2]}/p{patient:02d}-{n}.png" for patient in range(20) for n in range(2)]
-    sources = {
-        "plain": image_folder(folder / "plain/images", {"a": 20, "b": 20}),
-        "divided": image_folder(folder / "divided/images", {"train/a": 6, "train/b": 6, "test/a": 3, "test/b": 3}),
-        "grouped": new_images(folder / "grouped/images", names, seed=0),
-    }
-    chosen = {"plain": {"split": "70/15/15"}, "divided": {}, "grouped": {"split": "70/15/15", "group_by": GROUP}}
-    for name, source in sources.items():
-        pack(source, folder / name / "shards", options(**chosen[name]))
-    return folder
-
-
-def copied(made, name, tmp_path):
-    return shutil.copytree(made / name / "shards", tmp_path / "shards")
-
-
-@pytest.fixture
-def source(made, tmp_path):
-    return shutil.copytree(made / "plain/images", tmp_path / "images")
-
-
-@pytest.fixture
-def shards(made, tmp_path):
-    return copied(made, "plain", tmp_path)
-
-
-@pytest.fixture
-def divided(made, tmp_path):
-    return copied(made, "divided", tmp_path)
-
-
-@pytest.fixture
-def grouped(made, tmp_path):
-    return copied(made, "grouped", tmp_path)
+made, source, shards, divided = adding.made, adding.source, adding.shards, adding.divided
 
 
 def test_new_images_become_shards_behind_the_old_ones_which_stay_as_they_are(tmp_path, shards):
@@ -134,27 +66,6 @@ def test_the_same_images_added_to_the_same_data_set_give_the_same_digest(tmp_pat
     add(str(tmp_path / "other"), new, {"processes": 1})
 
     assert read_index(str(shards)).digest == read_index(str(tmp_path / "other")).digest
-
-
-def test_groups_keep_their_split_and_new_groups_keep_the_shares(tmp_path, grouped):
-    before = split_of(grouped)
-    known = {name.rpartition("-")[0]: split for name, split in before.items()}
-    names = [f"{name}-9.png" for name in known] + [f"{'ab'[n % 2]}/p{n}-{i}.png" for n in range(50, 90) for i in "01"]
-
-    added(grouped, new_images(tmp_path / "new", names))
-
-    after = split_of(grouped)
-    assert all(after[f"{name}-9.png"] == split for name, split in known.items())
-    assert all(after[name.replace("-0.", "-1.")] == split for name, split in after.items() if "-0." in name)
-    shares = [list(after.values()).count(split) / len(after) for split in ("train", "valid", "test")]
-    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
-
-
-def test_classes_keep_the_shares_too(tmp_path, shards):
-    added(shards, new_images(tmp_path / "new", [f"a/{n}.png" for n in range(60)]))
-
-    index = read_index(str(shards))
-    assert [index.per_class_in(split) for split in ("train", "valid", "test")] == [(56, 14), (12, 3), (12, 3)]
 
 
 def test_a_single_image_does_not_need_every_class_or_split(tmp_path, shards):
@@ -205,100 +116,6 @@ def test_a_file_that_the_data_set_has_with_two_labels_is_known_with_either(tmp_p
     report = added(tmp_path / "shards", source)
 
     assert (report.added, len(report.known)) == ({}, 41)
-
-
-def test_a_near_duplicate_goes_to_the_split_of_the_image_that_it_looks_like(tmp_path, shards):
-    splits = split_of(shards)
-    for name in splits:
-        copy = noise(int(name[-7:-4]) + 20 * name.startswith("b"), (40, 36))
-        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "new" / name).with_suffix(".jpg").write_bytes(encoded(copy, "JPEG", quality=95))
-
-    report = added(shards, tmp_path / "new")
-
-    after = split_of(shards)
-    assert all(after[name.replace(".png", ".jpg")] == split for name, split in splits.items())
-    assert len(report.duplicates) == 40
-    assert any(line.startswith("a/image-000.png (") or "a/image-000.png (" in line for line in report.duplicates)
-
-
-def test_a_near_duplicate_of_an_image_in_another_split_is_refused(tmp_path, divided):
-    (tmp_path / "new/train/a").mkdir(parents=True)
-    (tmp_path / "new/train/a/x.jpg").write_bytes(encoded(noise(12), "JPEG", quality=95))
-    files = files_of(divided)
-
-    with pytest.raises(LeakageError, match=r"1 new images or groups would be in two splits, such as") as refused:
-        added(divided, tmp_path / "new")
-
-    assert "test/a/image-000.png (test)" in refused.value.findings[0]
-    assert files_of(divided) == files
-
-
-def test_a_new_image_that_connects_two_splits_is_refused(tmp_path, grouped):
-    splits = split_of(grouped)
-    in_train = next(name for name, split in splits.items() if split == "train" and name.startswith("a/"))
-    in_test = next(name for name, split in splits.items() if split == "test" and name.startswith("a/"))
-    group = in_test.rpartition("-")[0]
-    copy = noise(int(in_train[3:5]) * 2 + int(in_train[6]))
-    (tmp_path / "new/a").mkdir(parents=True)
-    (tmp_path / f"new/{group}-7.jpg").write_bytes(encoded(copy, "JPEG", quality=95))
-
-    with pytest.raises(LeakageError, match="would be in two splits"):
-        added(grouped, tmp_path / "new")
-
-
-def test_split_folders_of_the_source_give_the_splits(tmp_path, shards):
-    added(shards, new_images(tmp_path / "new", ["test/a/1.png", "test/a/2.png", "train/b/3.png"]))
-
-    assert {name: split for name, split in split_of(shards).items() if name[0] == "t"} == {
-        "test/a/1.png": "test",
-        "test/a/2.png": "test",
-        "train/b/3.png": "train",
-    }
-
-
-@pytest.mark.parametrize("listed", [("a/1.png", "b/2.png"), ("b/2.png",)])
-def test_a_list_gives_the_splits_of_all_or_some_images(tmp_path, shards, listed):
-    new = new_images(tmp_path / "new", ["a/1.png", "b/2.png"])
-    (tmp_path / "test.txt").write_text("\n".join(listed))
-
-    added(shards, new, split_files=(("test", str(tmp_path / "test.txt")),))
-
-    splits = split_of(shards)
-    assert {splits[name] for name in listed} == {"test"}
-    assert splits.keys() >= {"a/1.png", "b/2.png"}
-
-
-def test_a_known_group_in_another_split_folder_is_refused(tmp_path, grouped):
-    name = next(name for name, split in split_of(grouped).items() if split == "train")
-    new = new_images(tmp_path / "new", [f"test/{name.replace('-', '-9')}"])
-
-    with pytest.raises(LeakageError, match=rf"group {name[2:5]} is in test \(test/.*-9.*png\) and train \(.*png\)"):
-        added(grouped, new)
-
-
-def test_shares_can_be_given_for_a_data_set_that_was_packed_from_split_folders(tmp_path, divided):
-    new = new_images(tmp_path / "new", [f"a/{n}.png" for n in range(10)])
-
-    with pytest.raises(SourceError, match="no folders train, valid and test; add --split 70/15/15"):
-        added(divided, new)
-    report = added(divided, new, split="50/0/50")
-
-    assert report.added == {"train": 5, "test": 5}
-
-
-def test_a_data_set_with_allowed_leakage_takes_an_image_of_two_splits_into_train(tmp_path):
-    names = ["train/a/p1-1.png", "train/b/p2-1.png", "test/a/p1-2.png", "test/b/p3-1.png"]
-    pack(
-        new_images(tmp_path / "images", names, seed=0),
-        tmp_path / "shards",
-        options(group_by=GROUP, allow_leakage=True),
-    )
-
-    report = added(tmp_path / "shards", new_images(tmp_path / "new", ["a/p1-3.png"]), split="70/15/15")
-
-    assert report.added == {"train": 1}
-    assert report.leakage == ("group p1 is in test (test/a/p1-2.png) and train (train/a/p1-1.png)",)
 
 
 @pytest.mark.parametrize(
@@ -464,154 +281,6 @@ def test_a_data_set_that_cannot_be_written_is_refused_in_one_line(tmp_path, shar
         subprocess.run(["mount", "-o", "remount,ro", disk.folder], check=True)
         with pytest.raises(SourceError, match=r"shards cannot be written \(Read-only file system\); check its permis"):
             added(disk.folder / "shards", new)
-
-
-def test_a_second_add_at_the_same_time_is_refused(tmp_path, shards):
-    (shards / ".adding").mkdir()
-
-    with (
-        FileLock(shards / ".adding/lock"),
-        pytest.raises(SourceError, match=r"another add works on .*shards; wait for it"),
-    ):
-        added(shards, new_images(tmp_path / "new", ["a/1.png"]))
-
-
-def test_a_data_set_that_changes_during_an_add_is_not_overwritten(tmp_path, shards, monkeypatch):
-    changed = tmp_path / "changed"
-    shutil.copytree(shards, changed)
-    added(changed, new_images(tmp_path / "other", ["b/9.png"], seed=NEW + 50))
-    write = add_module.write_shards
-
-    def write_while_somebody_changes_the_index(*arguments, **options):
-        shutil.copyfile(changed / "index.json", shards / "index.json")
-        return write(*arguments, **options)
-
-    monkeypatch.setattr(add_module, "write_shards", write_while_somebody_changes_the_index)
-
-    with pytest.raises(SourceError, match="was changed while images were added to it; add them again"):
-        added(shards, new_images(tmp_path / "new", ["a/1.png"]))
-
-    assert read_index(str(shards)) == read_index(str(changed))
-    assert not (shards / ".adding").exists()
-
-
-def test_an_add_that_starts_while_another_one_removes_its_folder_adds_its_images(tmp_path, shards, monkeypatch):
-    def lock_after_the_other_add_has_ended(path, **options):
-        shutil.rmtree(path.parent)
-        return FileLock(path, **options)
-
-    monkeypatch.setattr("data_shards.pack.add_folder.FileLock", lock_after_the_other_add_has_ended)
-
-    report = added(shards, new_images(tmp_path / "new", ["a/1.png"]))
-
-    assert sum(report.added.values()) == 1
-    assert not (shards / ".adding").exists()
-
-
-def test_an_add_whose_process_was_killed_keeps_its_work_for_the_next_one(tmp_path, shards, monkeypatch):
-    def write_and_lose_a_process(*arguments, **options):
-        raise ShardError("one of 2 processes was killed")
-
-    new = new_images(tmp_path / "new", [f"a/{n}.png" for n in range(4)])
-    with monkeypatch.context() as patched:
-        patched.setattr(add_module, "write_shards", write_and_lose_a_process)
-        with pytest.raises(ShardError, match="was killed"):
-            added(shards, new)
-    encoded_before = {file.name: file.stat().st_mtime_ns for file in (shards / ".adding/spool").iterdir()}
-    with monkeypatch.context() as patched:
-        patched.setattr(add_module, "write_shards", write_and_lose_a_process)
-        with pytest.raises(ShardError, match="was killed"):
-            added(shards, new)
-
-    assert encoded_before
-    assert {file.name: file.stat().st_mtime_ns for file in (shards / ".adding/spool").iterdir()} == encoded_before
-    assert sum(added(shards, new).added.values()) == 4
-    assert not (shards / ".adding").exists()
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@contextmanager
-def killed_at(monkeypatch, number):
-    """End the add at the file operation with this number: a rename or a written file."""
-    count = 0
-
-    def counting(function):
-        def counted(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == number:
-                raise Killed
-            return function(*arguments, **options)
-
-        return counted
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", counting(Path.replace))
-        try:
-            yield
-        except Killed:
-            pass
-        else:
-            pytest.fail(f"there are fewer than {number} renames")
-
-
-@pytest.mark.parametrize("number", [1, 3, 5, 9, 13, 14, 15, 17, 20, 21])
-def test_an_add_that_is_killed_anywhere_leaves_the_data_set_and_the_next_one_completes_it(
-    tmp_path, shards, monkeypatch, number
-):
-    expected = tmp_path / "expected"
-    shutil.copytree(shards, expected)
-    new = new_images(tmp_path / "new", [f"a/{n}.png" for n in range(12)])
-    added(expected, new)
-    before = read_index(str(shards))
-
-    with killed_at(monkeypatch, number):
-        added(shards, new)
-    between = read_index(str(shards))
-    added(shards, new)
-
-    assert between == before
-    assert read_index(str(shards)) == read_index(str(expected))
-    assert {file.name for file in shards.iterdir()} == {file.name for file in expected.iterdir()}
-    assert verify(str(shards)) == ()
-
-
-def test_an_add_that_is_killed_after_the_index_is_written_has_added_its_images(tmp_path, shards, monkeypatch):
-    def write_index_and_die(*arguments):
-        write_index(*arguments)
-        raise Killed
-
-    new = new_images(tmp_path / "new", ["a/1.png"])
-    monkeypatch.setattr("data_shards.pack.add_folder.write_index", write_index_and_die)
-    with pytest.raises(Killed):
-        added(shards, new)
-    monkeypatch.undo()
-    between = read_index(str(shards))
-    added(shards, new_images(tmp_path / "other", ["b/2.png"], seed=NEW + 500))
-
-    assert sum(between.per_class_in("train+valid+test")) == 41
-    assert len(infos(shards)) == 42
-    assert verify(str(shards)) == ()
-    assert not (shards / ".adding").exists()
-
-
-@pytest.mark.parametrize("number", [4, 15, 18, 21])
-def test_leftovers_of_a_killed_add_are_removed_by_an_add_of_other_images(tmp_path, shards, monkeypatch, number):
-    expected = tmp_path / "expected"
-    shutil.copytree(shards, expected)
-    other = new_images(tmp_path / "other", ["b/other.png"], seed=NEW + 500)
-    added(expected, other)
-
-    with killed_at(monkeypatch, number):
-        added(shards, new_images(tmp_path / "new", [f"a/{n}.png" for n in range(12)]))
-    added(shards, other)
-
-    assert read_index(str(shards)) == read_index(str(expected))
-    assert {file.name for file in shards.iterdir()} == {file.name for file in expected.iterdir()}
-    assert verify(str(shards)) == ()
 
 
 def test_a_running_training_goes_on_with_the_data_that_it_started_with(tmp_path, shards):

@@ -9,7 +9,7 @@ from data_shards.pack.known_images import known_images
 from data_shards.pack.options import LabelOptions
 from data_shards.pack.packing import pack
 from data_shards.verify import verify
-from tests.test_data_shards_add import NEW, added, new_images, options, split_of
+from tests.adding import NEW, added, new_images, options, split_of
 from tests.test_data_shards_pack import infos, stored
 
 ROWS = {"same": "1,0", "other": "0,1"}

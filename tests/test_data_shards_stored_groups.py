@@ -16,7 +16,7 @@ from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.pseudonyms import GROUP, key_fingerprint, pseudonym
 from data_shards.pack.stored_groups import with_stored_groups
-from tests.test_data_shards_add import new_images
+from tests.adding import new_images
 from tests.test_data_shards_pack import infos
 
 KEY = "ab" * 32

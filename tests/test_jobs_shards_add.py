@@ -6,7 +6,10 @@ import pytest
 from data_shards.index import read_index
 from data_shards.pack.packing import pack
 from jobs.__main__ import main
-from tests.test_data_shards_add import added, made, new_images, options, shards, source  # noqa: F401 -- fixtures
+from tests import adding
+from tests.adding import added, new_images, options
+
+made, source, shards = adding.made, adding.source, adding.shards
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def run(capsys):
     return call
 
 
-def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_path, run, source, shards):  # noqa: F811
+def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_path, run, source, shards):
     new = new_images(tmp_path / "new", ["train/a/1.png", "test/b/2.png", "train/a/color.png"], mode="RGB")
     shutil.copyfile(source / "a/image-003.png", new / "train/a/copy.png")
     (new / "train/a/notes.txt").write_text("no image")
@@ -42,7 +45,7 @@ def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_p
     assert err.endswith(f"next: nightshift shards show {shards}\n")
 
 
-def test_add_as_json_has_the_index_and_what_was_added_and_skipped(tmp_path, run, shards):  # noqa: F811
+def test_add_as_json_has_the_index_and_what_was_added_and_skipped(tmp_path, run, shards):
     code, out, _ = run("add", shards, new_images(tmp_path / "new", ["test/a/1.png"]), "--json")
 
     report = json.loads(out)
@@ -61,7 +64,7 @@ def test_add_as_json_has_the_index_and_what_was_added_and_skipped(tmp_path, run,
         ([], (1, "the data set has no class 'c', only a, b; leave it out with --drop-class c")),
     ],
 )
-def test_a_refusal_is_one_line_with_its_exit_code(tmp_path, run, shards, chosen, refusal):  # noqa: F811
+def test_a_refusal_is_one_line_with_its_exit_code(tmp_path, run, shards, chosen, refusal):
     new = new_images(tmp_path / "new", ["a/1.png", "c/2.png"])
 
     code, text = refusal
@@ -86,7 +89,7 @@ def test_leaks_are_listed_before_they_are_refused(tmp_path, run):
     assert "adding" not in err  # refused before the first image was decoded
 
 
-def test_show_lists_the_history(tmp_path, run, shards):  # noqa: F811
+def test_show_lists_the_history(tmp_path, run, shards):
     added(shards, new_images(tmp_path / "new", ["train/a/1.png", "test/b/2.png"]))
 
     _, out, _ = run("show", shards)
@@ -97,7 +100,7 @@ def test_show_lists_the_history(tmp_path, run, shards):  # noqa: F811
     assert json.loads(as_json)["history"][0]["samples"] == {"train": 1, "test": 1}
 
 
-def test_a_data_set_that_does_not_exist_is_refused(tmp_path, run, source):  # noqa: F811
+def test_a_data_set_that_does_not_exist_is_refused(tmp_path, run, source):
     code, _, err = run("add", tmp_path / "nowhere", source)
 
     assert code == 1
