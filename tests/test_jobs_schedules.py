@@ -17,16 +17,16 @@ from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.stack import state_of
 from trainer.model.head import HeadConfig
-from trainer.specs import SearchSpec, TrainSpec, build
+from trainer.specs import SearchSpec, Spec, TrainSpec, build
 
 EVERY_MINUTE = "* * * * *"
 
 
-def overdue(settings: Settings, by: timedelta = timedelta(minutes=1)) -> schedules.Schedule:
+def overdue(settings: Settings, by: timedelta = timedelta(minutes=1), *, name: str = "nightly") -> schedules.Schedule:
     """A schedule that was last served a while ago."""
-    kept = schedules.add(settings, "nightly", EVERY_MINUTE, TrainSpec(shards="s", weights="none"), JobRequest())
+    kept = schedules.add(settings, name, EVERY_MINUTE, TrainSpec(shards="s", weights="none"), JobRequest())
     late = kept.model_copy(update={"served": datetime.now().astimezone() - by})
-    schedules._write(schedules._folder(settings, "nightly"), late)
+    schedules._write(schedules._folder(settings, name), late)
     return late
 
 
@@ -56,6 +56,26 @@ def test_a_reconciler_that_died_after_submitting_makes_no_second_run(settings: S
     schedules.submit_due(settings)
 
     assert run_state.all_ids(settings.storage) == [run_id]
+
+
+def test_a_schedule_that_is_removed_while_it_is_served_does_not_keep_others_from_being_served(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a-removed", "other"):
+        overdue(settings, name=name)
+    submit = schedules.submit
+
+    def submit_and_remove(settings: Settings, spec: Spec, request: JobRequest) -> str:
+        if str(request.name).startswith("a-removed"):
+            schedules.remove(settings, "a-removed")
+        return submit(settings, spec, request)
+
+    monkeypatch.setattr(schedules, "submit", submit_and_remove)
+
+    [served] = schedules.submit_due(settings)
+
+    assert str(state_of(settings.storage, served).name).startswith("other-")
+    assert "schedule a-removed cannot be written: No such file or directory" in caplog.text
 
 
 def test_what_is_not_due_waits(settings: Settings) -> None:

@@ -138,8 +138,11 @@ def submit_due(settings: Settings) -> list[str]:
     for schedule in schedules(settings):
         try:
             served.append(_serve(settings, schedule.name))
+        # Whatever is wrong with one schedule, the others are served.
         except (ClusterError, JobError, TrainerError, ValueError) as error:
-            log.warning("schedule %s: %s", schedule.name, error)  # the other schedules are served all the same
+            log.warning("schedule %s: %s", schedule.name, error)
+        except OSError as error:  # it was removed meanwhile, or the disk is full
+            log.warning("schedule %s cannot be written: %s", schedule.name, error.strerror)
     return [run_id for run_id in served if run_id]
 
 
