@@ -90,8 +90,8 @@ def test_time_in_which_nobody_looked_does_not_count_against_a_heartbeat(monkeypa
     memory, clock = ReconcilerMemory(), iter([0.0, 2.0, 62.0, 64.0, 66.0])
     monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: next(clock)))
 
-    seconds = [memory.seconds_unchanged(memory.beats, "run", 1) for _ in range(4)]
-    changed = memory.seconds_unchanged(memory.beats, "run", 2)
+    seconds = [memory.seconds_unchanged(memory.heartbeats, "run", 1) for _ in range(4)]
+    changed = memory.seconds_unchanged(memory.heartbeats, "run", 2)
 
     assert seconds == [0.0, 2.0, 12.0, 14.0]
     assert changed == 0.0

@@ -96,7 +96,7 @@ class Attempt:
     def sending_heartbeats(self) -> AbstractContextManager[None]:
         """Send heartbeats from a thread while the block runs."""
         return periodic_calls(
-            self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the beat of attempt {self.number}"
+            self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the heartbeat of attempt {self.number}"
         )
 
 

@@ -58,14 +58,14 @@ class ReconcilerMemory:
     """What one reconciler remembers between its calls.
 
     Attributes:
-        beats: The last heartbeat of each running run.
+        heartbeats: The last heartbeat of each running run.
         taken: Runs in an intermediate list, taken by a worker that has not started them.
         watched: The job worker of each run on another cluster that Redis does not know.
         too_new: The versions of the job workers, by run that one of them did not know all of.
         warnings: The last warning logged for each run.
     """
 
-    beats: dict[str, Observation] = field(default_factory=dict)
+    heartbeats: dict[str, Observation] = field(default_factory=dict)
     taken: dict[str, Observation] = field(default_factory=dict)
     watched: dict[str, Observation] = field(default_factory=dict)
     too_new: dict[str, Observation] = field(default_factory=dict)
@@ -79,16 +79,16 @@ class ReconcilerMemory:
 
     def runs(self) -> set[str]:
         """Return the ids of all observed runs."""
-        return {*self.beats, *self.taken, *self.watched, *self.too_new}
+        return {*self.heartbeats, *self.taken, *self.watched, *self.too_new}
 
     def unchanged_since(self, moment: float) -> set[str]:
         """Return the runs of which something has not changed since a time of this process's monotonic clock."""
-        observed = (self.beats, self.taken, self.watched)
+        observed = (self.heartbeats, self.taken, self.watched)
         return {run_id for group in observed for run_id, last in group.items() if last.since <= moment}
 
     def forget(self, run_id: str) -> None:
         """Forget a deleted run."""
-        for group in (self.beats, self.taken, self.watched, self.too_new):
+        for group in (self.heartbeats, self.taken, self.watched, self.too_new):
             group.pop(run_id, None)
 
     def seconds_unchanged(self, known: dict[str, Observation], key: str, value: object) -> float:
@@ -163,7 +163,7 @@ def _reconcile_run(  # noqa: PLR0917
             run_state.finalize(paths)
             memory.too_new.pop(after.id, None)
         if after.state != "running":
-            memory.beats.pop(after.id, None)
+            memory.heartbeats.pop(after.id, None)
             memory.watched.pop(after.id, None)
         if snapshot.is_missing(after, memory) and read_state(paths).state == after.state:
             queues.enqueue(connection, paths.run_id, after.priority, at_front=after.attempt > 0)
@@ -173,7 +173,7 @@ def _reconcile_run(  # noqa: PLR0917
         memory.forget(paths.run_id)
     except (ClusterError, OSError) as error:
         if isinstance(error, StorageAway | OSError):  # its heartbeat was not seen
-            memory.beats.pop(paths.run_id, None)
+            memory.heartbeats.pop(paths.run_id, None)
         memory.warn_once(paths.run_id, str(error))
     except redis.RedisError:
         raise
@@ -254,10 +254,10 @@ def _queue_if_due(paths: RunPaths, state: RunState, owners: OwnerRuns | None) ->
 
 def _mark_dead(paths: RunPaths, state: RunState, memory: ReconcilerMemory, lease_seconds: float) -> RunState | None:
     """Mark an attempt dead whose heartbeat has not changed for `lease_seconds` of this process's monotonic clock."""
-    seconds = memory.seconds_unchanged(memory.beats, paths.run_id, (state.attempt, heartbeat_of(paths)))
+    seconds = memory.seconds_unchanged(memory.heartbeats, paths.run_id, (state.attempt, heartbeat_of(paths)))
     if seconds < lease_seconds:
         return None
-    memory.beats.pop(paths.run_id, None)
+    memory.heartbeats.pop(paths.run_id, None)
     log.warning("%s: attempt %d sent no heartbeat for %.0f seconds", paths.run_id, state.attempt, seconds)
     return mark_dead(paths, state.attempt, no_heartbeat(lease_seconds))
 
