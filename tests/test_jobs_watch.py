@@ -3,10 +3,9 @@
 import contextlib
 import json
 import subprocess
-import threading
-import time
 import urllib.request
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -140,21 +139,19 @@ def test_high_goes_before_normal_before_low(settings: Settings, redis: Redis) ->
     assert taken == [high, normal, low]
 
 
-def test_logs_follow_a_run_until_it_ends(settings: Settings, say: Say) -> None:
+def test_logs_follow_a_run_until_it_ends(settings: Settings, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = submit(settings, FakeSpec())
     paths = RunPaths.of(settings.storage, run_id)
     paths.log.write_text("first\n")
 
-    def go_on() -> None:
-        time.sleep(0.5)
+    def go_on(_seconds: float) -> None:
         with paths.log.open("a") as file:
             file.write("second\n")
         actions.cancel(settings, paths)
 
-    other = threading.Thread(target=go_on)
-    other.start()
+    monkeypatch.setattr("cluster.logs.time", SimpleNamespace(sleep=go_on))  # between two reads
+
     said = say("logs", run_id, "-f")
-    other.join()
 
     assert said[1] == "first\nsecond\n"
 
