@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.errors import ClusterUnreachable, LaunchError
 from cluster.exit_codes import ExitCode
+from cluster.guard import STATUS_OF_SIGNAL
 from cluster.lease import heartbeat_is_ours, heartbeat_of
 from cluster.run_paths import RunPaths
 
@@ -161,7 +162,7 @@ class RayRun:
             return ExitCode.UNKNOWN
         if code is None:
             return 0 if status == "SUCCEEDED" else self._exit_code_by_heartbeat()
-        return int(code) if code >= 0 else 128 - int(code)
+        return int(code) if code >= 0 else STATUS_OF_SIGNAL - int(code)
 
     def _exit_code_by_heartbeat(self) -> int | None:
         heartbeat = heartbeat_of(self.paths)
