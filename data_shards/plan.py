@@ -76,6 +76,13 @@ class EpochPlan:
         first, last = _part(self.samples, self.world_size, self.rank)
         return -(-(last - first) // self._rank_batch)
 
+    @property
+    def largest_batch(self) -> int:
+        """Samples of the largest batch of any rank."""
+        if self.shuffle:
+            return -(-self.samples // (self.steps * self.world_size))
+        return min(self._rank_batch, -(-self.samples // self.world_size))
+
     def ids(self, batch: int) -> Ids:
         """Return the sample ids of one of this rank's batches, int64 (B,)."""
         if not 0 <= batch < self.batches:

@@ -61,14 +61,18 @@ def open_batches(
     image_size: int,
     loader_workers: int = 0,
     start_batch: int = 0,
+    then: Sequence[EpochPlan] = (),
     pin_memory: bool = False,
     prefetch_bytes: int | None = None,
     cache: ShardCache | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this rank's batches of an epoch in the plan's order, from `start_batch` on.
 
     Which samples a batch has depends on the plan alone, not on `loader_workers`. Every shard is compared with the
     index before its first sample is used.
+
+    With `then` the batches of other plans follow. The same loader processes decode them, and begin while the last
+    batches of the plan before are in use.
 
     Args:
         location: Folder or URL of the data set.
@@ -77,6 +81,7 @@ def open_batches(
         image_size: Side of the square images in pixels.
         loader_workers: Processes that decode; 0 decodes in this process.
         start_batch: The first batch to yield; a run resumed in the middle of an epoch sets it.
+        then: Plans of the same data set whose batches follow, all of them.
         pin_memory: Whether to put the batches into page-locked memory.
         prefetch_bytes: Limit of the batches that loader workers have ready in shared memory; None is no limit.
         cache: Cache of remote shards; None uses this user's on this machine.
@@ -89,10 +94,10 @@ def open_batches(
     if not 0 <= start_batch <= plan.batches:
         raise PlanError(f"start batch {start_batch} is outside the {plan.batches} batches of the epoch")
     files = ShardFiles(location, index, cache or default_cache())
-    ids = [plan.ids(batch) for batch in range(start_batch, plan.batches)]
-    largest = max(map(len, ids), default=0)
+    plans = (plan, *then)
+    largest = max(each.largest_batch for each in plans)
     loaders = _loaders(loader_workers, prefetch_bytes, index, images=largest, image_size=image_size)
-    return _load(files, _tasks(files, plan.split, ids, mixed=True), image_size, loaders, pin_memory)
+    return _load(files, _tasks_of_plans(files, plans, start_batch), image_size, loaders, pin_memory)
 
 
 def read_shards(
@@ -153,6 +158,14 @@ def read_samples(
     batches = [np.asarray([sample_id], dtype=np.int64) for sample_id in ids]
     alone = LoaderProcesses(0, PREFETCH_BATCHES)
     return _load(files, _tasks(files, split, batches, mixed=False), image_size, alone, False)
+
+
+def _tasks_of_plans(files: ShardFiles, plans: Sequence[EpochPlan], start: int) -> Generator[Task, None, None]:
+    """Yield what to read for each batch of the plans; of the first plan from batch `start` on."""
+    for plan in plans:
+        drawn = replace(plan)  # a copy, which keeps the order of its samples only as long as it is used
+        yield from _tasks(files, plan.split, [drawn.ids(batch) for batch in range(start, plan.batches)], mixed=True)
+        start = 0
 
 
 def _tasks_of_shards(files: ShardFiles, batches: Sequence[tuple[Shard, Ids]]) -> Generator[Task, None, None]:

@@ -1,7 +1,8 @@
 """Loaders of a rank's batches: features from memory, or images from shards. Also seeds the random numbers of a step."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from data_shards.index import ShardIndex
 from data_shards.plan import EpochPlan
-from data_shards.read.stream import open_batches
+from data_shards.read.stream import Batch, open_batches
 from trainer.data.feature_extraction import FeatureExtractor
 from trainer.data.split_features import FeatureRows
 
@@ -79,14 +80,18 @@ class FeatureLoader:
             yield DeviceBatch(inputs, targets, ids, plan.images_in_step(batch))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ImageLoader:
     """Loads batches of images from shards.
+
+    Its processes stay for the plans that follow, and decode the first batches of the next plan before it is asked for.
 
     Attributes:
         prefetch_bytes: Limit of the batches in shared memory; None is no limit.
         prepare: Turns `(B, C, S, S) uint8` on the device into the module's input; its second argument says whether to
             augment.
+        following: Returns the plans that will be loaded after a plan, in this order. Where others are, processes start
+            anew.
     """
 
     location: str
@@ -96,26 +101,56 @@ class ImageLoader:
     prefetch_bytes: int | None
     device: torch.device
     prepare: Callable[[Tensor, bool], Tensor]
+    following: Callable[[EpochPlan], Sequence[EpochPlan]] = lambda _: ()
+    _expected: deque[EpochPlan] = field(default_factory=deque)  # that the processes load
+    _batches: Generator[Batch, None, None] | None = None  # of these plans
 
     def __call__(self, plan: EpochPlan, start: int = 0) -> Iterator[DeviceBatch]:
         """Yield prepared images; only a shuffled plan, which means training, augments them."""
-        opened = open_batches(
-            self.location,
-            self.index,
-            plan,
-            image_size=self.image_size,
-            loader_workers=self.loader_workers,
-            prefetch_bytes=self.prefetch_bytes,
-            start_batch=start,
-        )
-        for number, batch in enumerate(opened, start):
-            images = batch.images.to(self.device, non_blocking=True)
-            if plan.shuffle:
-                step = plan.epoch * plan.batches + number
-                seed_draws(step_seed(plan.seed, step, plan.rank, augments=True), self.device)
-            inputs = self.prepare(images, plan.shuffle)
-            labels = batch.labels.to(self.device, non_blocking=True)
-            yield DeviceBatch(inputs, labels, batch.ids, plan.images_in_step(number))
+        batches, left = self._batches_of(plan, start), plan.batches - start
+        try:
+            for number in range(start, plan.batches):
+                batch, left = next(batches), left - 1
+                yield self._on_device(batch, plan, number)
+        finally:
+            if self._batches is batches and (left or not self._expected):
+                self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        batches, self._batches = self._batches, None
+        self._expected.clear()
+        if batches is not None:
+            batches.close()
+
+    def _batches_of(self, plan: EpochPlan, start: int) -> Generator[Batch, None, None]:
+        """Return the batches of a plan, of the open ones if they come next, and of plans that follow."""
+        if self._batches is None or start or not self._expected or self._expected[0] != plan:
+            self.close()
+            then = self.following(plan)
+            self._batches = open_batches(
+                self.location,
+                self.index,
+                plan,
+                image_size=self.image_size,
+                loader_workers=self.loader_workers,
+                prefetch_bytes=self.prefetch_bytes,
+                start_batch=start,
+                then=then,
+                pin_memory=self.device.type == "cuda",
+            )
+            self._expected.extend((plan, *then))
+        self._expected.popleft()
+        return self._batches
+
+    def _on_device(self, batch: Batch, plan: EpochPlan, number: int) -> DeviceBatch:
+        images = batch.images.to(self.device, non_blocking=True)
+        if plan.shuffle:
+            step = plan.epoch * plan.batches + number
+            seed_draws(step_seed(plan.seed, step, plan.rank, augments=True), self.device)
+        inputs = self.prepare(images, plan.shuffle)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        return DeviceBatch(inputs, labels, batch.ids, plan.images_in_step(number))
 
 
 def step_seed(seed: int, step: int, rank: int, *, augments: bool = False) -> int:

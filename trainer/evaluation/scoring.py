@@ -68,14 +68,7 @@ def model_outputs(
     Each rank runs its share of the split. One gather at the end collects all rows, so ranks may have different
     numbers of batches, or none. `at_once` is the batch size per rank.
     """
-    plan = EpochPlan(
-        index=index,
-        split=split,
-        batch_size=at_once * process_group.world_size,
-        world_size=process_group.world_size,
-        rank=process_group.rank,
-        shuffle=False,
-    )
+    plan = evaluation_plan(index, split, process_group, at_once=at_once)
     rows = process_group.gather_rows(_rows(module, source, plan, process_group, precision))
     rows = rows[rows[:, 0].argsort()]
     first = 1 + label_columns(index)
@@ -84,6 +77,18 @@ def model_outputs(
         logits=rows[:, first:].numpy(),
         labels=labels if index.multi_label else labels[:, 0],
         objective=objective_of(index.multi_label),
+    )
+
+
+def evaluation_plan(index: ShardIndex, split: str, process_group: ProcessGroup, *, at_once: int) -> EpochPlan:
+    """Return this rank's share of a split, in batches of `at_once` images."""
+    return EpochPlan(
+        index=index,
+        split=split,
+        batch_size=at_once * process_group.world_size,
+        world_size=process_group.world_size,
+        rank=process_group.rank,
+        shuffle=False,
     )
 
 

@@ -1,6 +1,7 @@
 """`train` on one Ray Train worker: batches, phases, hooks of the loop, and the published model."""
 
 import math
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,10 +10,11 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
+from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, FeatureLoader, ImageLoader
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.worker import WorkerContext
-from trainer.evaluation.scoring import BATCH, epoch_metrics, model_outputs
+from trainer.evaluation.scoring import BATCH, epoch_metrics, evaluation_plan, model_outputs
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.model.precision import grad_scaler
@@ -83,7 +85,7 @@ def train_model(setup: TrainingSetup) -> TrainState:
             if state.epoch >= min(epochs.stop, spec.last_epoch):
                 continue
             loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
-            with one_thread(isinstance(loop.loader, FeatureLoader)):
+            with one_thread(isinstance(loop.loader, FeatureLoader)), _ended(loop.loader):
                 while not loop.is_over(state):
                     state = loop.train_epoch(state)
         if state.best_epoch:
@@ -173,15 +175,12 @@ class TrainHooks(LoopHooks):
 
 def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range, *, frozen: bool) -> TrainLoop:
     spec, process_group = setup.spec, setup.context.process_group
-    loader = _build_loader(setup, frozen=frozen)
+    loader = _build_loader(setup, epochs, frozen=frozen)
     module, evaluated = (_head_if(frozen, whole) for whole in (checkpointer.module, checkpointer.ema.module))
     precision = "fp32" if frozen else setup.config.precision  # a head alone computes in float32
     if not frozen:
         warn_of_small_batches(spec, process_group)
-    # Validation keeps no activations for a backward pass, so twice the images of a training step fit.
-    batch_size = (
-        BATCH if isinstance(loader, FeatureLoader) else 2 * math.ceil(spec.batch_size / process_group.world_size)
-    )
+    batch_size = BATCH if isinstance(loader, FeatureLoader) else _images_at_once(setup)
     return TrainLoop(
         spec=spec,
         index=setup.index,
@@ -207,6 +206,16 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
     )
 
 
+def _images_at_once(setup: TrainingSetup) -> int:
+    """Return the images of a validation batch: no activations are kept for a backward pass, so twice a step's fit."""
+    return 2 * math.ceil(setup.spec.batch_size / setup.context.process_group.world_size)
+
+
+def _ended(loader: BatchLoader) -> AbstractContextManager[object]:
+    """Return a context at whose end the processes of a loader end."""
+    return closing(loader) if isinstance(loader, ImageLoader) else nullcontext()
+
+
 def _head_if(frozen: bool, module: nn.Module) -> nn.Module:
     """Return only the head of a classifier when the whole backbone is frozen."""
     return module.head if frozen and isinstance(module, Classifier) else module
@@ -223,8 +232,8 @@ def _micro_batches(setup: TrainingSetup, module: nn.Module, *, precision: str) -
     return choose_micro_batches(spec, process_group, fits, smallest=smallest)
 
 
-def _build_loader(setup: TrainingSetup, *, frozen: bool) -> BatchLoader:
-    """Return a loader of features where the whole backbone is frozen, else of images."""
+def _build_loader(setup: TrainingSetup, epochs: range, *, frozen: bool) -> BatchLoader:
+    """Return a loader for the epochs of a phase: of features where the whole backbone is frozen, else of images."""
     spec, config, process_group = setup.spec, setup.config, setup.context.process_group
     if frozen and spec.cache and not spec.augment:
         return _feature_loader(setup)
@@ -245,7 +254,23 @@ def _build_loader(setup: TrainingSetup, *, frozen: bool) -> BatchLoader:
         prefetch_bytes=setup.context.prefetch_bytes,
         device=process_group.device,
         prepare=prepare,
+        following=partial(_plans_after, setup, range(min(epochs.stop, spec.last_epoch))),
     )
+
+
+def _plans_after(setup: TrainingSetup, epochs: range, plan: EpochPlan) -> list[EpochPlan]:
+    """Return what a training loads after a plan of one of its epochs: the valid split after each, and all later ones.
+
+    It loads nothing more where early stopping ends it, and after a validation that follows no epoch.
+    """
+    if not plan.shuffle:
+        return []
+    spec, group = setup.spec, setup.context.process_group
+    trained = [epoch_plan(spec, setup.index, group, epoch) for epoch in epochs[plan.epoch + 1 :]]
+    if spec.split != "train":  # a refit, which is not validated
+        return trained
+    valid = evaluation_plan(setup.index, "valid", group, at_once=_images_at_once(setup))
+    return [valid, *(after for train in trained for after in (train, valid))]
 
 
 def _feature_loader(setup: TrainingSetup) -> FeatureLoader:
