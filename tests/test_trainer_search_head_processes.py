@@ -20,7 +20,7 @@ from trainer.distributed.worker import WorkerTask
 from trainer.search import head_group, head_processes, run
 from trainer.search.head_processes import HeadProcess, Places, _train_trials_on, run_head_trials
 from trainer.search.head_trial import HeadTrial
-from trainer.search.trial_messages import RESTARTS, TrialAssignment
+from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialStep
 
 SEARCH = "search-20261123-000000-abcdef"
 
@@ -165,6 +165,49 @@ class FakeChild:
 
     def send(self, assignments):
         """Take trials."""
+
+
+class MortalChild:
+    """A process that dies whenever it trains trial 1.
+
+    Attributes:
+        sent: Numbers of the trials that such processes were given, each time.
+    """
+
+    exit_code = -signal.SIGKILL
+
+    def __init__(self, sent):
+        self.sent, self.connection = sent, self
+
+    def send(self, assignments):
+        self.sent.append({assignment.trial for assignment in assignments})
+
+    def recv(self):
+        if 1 in self.sent[-1]:
+            raise EOFError
+        return {number: TrialStep() for number in self.sent[-1]}
+
+    def end(self):
+        """Be dead already."""
+
+
+def test_trials_train_together_again_when_the_one_that_kills_their_process_has_failed():
+    sent, failed = [], []
+
+    def record(number, step):
+        failed.extend([number] if step.end else [])
+        return step.end is None
+
+    process = HeadProcess(lambda: MortalChild(sent))
+    for number in (1, 2, 3):
+        process.add(TrialAssignment(trial=number, config={}, value_to_beat=None))
+    process.start()
+
+    for _ in range(4):
+        process.take(SimpleNamespace(record=record))
+
+    assert sent == [{1, 2, 3}, {1, 2, 3}, {1}, {2, 3}, {2, 3}]
+    assert failed == [1]
 
 
 @pytest.mark.slow

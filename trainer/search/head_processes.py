@@ -158,7 +158,10 @@ class HeadProcess:
         self.process.end()
 
     def _restart(self, controller: SearchController) -> None:
-        """Resume the trials in a new process; a trial whose process dies again and again has failed."""
+        """Resume the trials in a new process; a trial whose process dies again and again has failed.
+
+        It was the cause of the deaths of the others, which then train together again.
+        """
         self.end()
         code = self.process.exit_code
         cause = f"signal {-code} ended it" if code < 0 else f"it exited with {code}"
@@ -169,6 +172,7 @@ class HeadProcess:
                 error = f"its process died {self.deaths[number]} times: {cause}"
                 controller.record(number, TrialStep(end=TrialEnd.failed(error)))
                 del self.trials[number]
+                self.deaths |= dict.fromkeys(self.trials, 0)
 
 
 @contextmanager
