@@ -1,5 +1,7 @@
 """What the trials of one process report when one of them fails or pauses."""
 
+import gc
+import weakref
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +15,7 @@ from trainer.distributed.worker import WorkerTask
 from trainer.search import head_trials
 from trainer.search.frozen_trials import FrozenTrials, read_data
 from trainer.search.trial_messages import TrialAssignment
+from trainer.training import loop
 from trainer.training.head_fit import one_thread
 
 CPU = torch.device("cpu")
@@ -92,3 +95,55 @@ def test_trials_that_are_asked_to_pause_save_checkpoints_and_go_on_from_them(tas
     resumed = FrozenTrials(task, trials.data)
     resumed.train_only(assignments)
     assert [report.epoch for report in resumed.step()[20].reports] == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.fixture
+def without_collector():
+    """Free only what no reference cycle keeps, as there is no time for the others before a GPU is full."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def spoil(trial):
+    for head in trial.heads:
+        head.module.get_parameter("1.weight").data.fill_(float("nan"))
+
+
+ENDS = {
+    "at its last epoch": lambda *_: None,
+    "by the search": lambda trials, first: trials.train_only([trials.heads[first + 1].assignment]),
+    "by an error": lambda trials, first: spoil(trials.heads[first]),
+    "by a pause": lambda trials, _: setattr(trials.group, "stop_reason", lambda: "window"),
+}
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize(
+    ("how", "alone"), [*((how, False) for how in ENDS), *((how, True) for how in ENDS if how != "by the search")]
+)
+def test_the_tensors_of_a_trial_that_has_ended_are_freed_at_once(task, trials, monkeypatch, how, alone):
+    monkeypatch.setattr(loop, "DEVICES", ("cpu",))  # steps read from tables, as those on a GPU
+    first = 30 + 10 * list(ENDS).index(how) + 5 * alone  # a trial that no other test has trained
+
+    def reason():
+        return trials.group.stop_reason()
+
+    trials.pause.reason = reason
+    trials.train_only(assigned(task, *((first,) if alone else (first, first + 1))))
+    trials.step()
+    found = [
+        weakref.ref(kept)
+        for head in trials.heads[first].heads
+        for kept in (*head.module.parameters(), head.ema.module, head.optimizer)
+    ]
+    stacks = [weakref.ref(stack.model) for stacks in trials.group._stacks.values() for stack in stacks]
+
+    ENDS[how](trials, first)
+    if how != "by the search":
+        trials.step()
+
+    assert [one() for one in found if one() is not None] == []
+    trials.train_only([])
+    assert [stack() for stack in stacks if stack() is not None] == []

@@ -50,8 +50,7 @@ class FrozenTrials:
     def train_only(self, assignments: Sequence[TrialAssignment]) -> None:
         """Start or resume these trials unless they run, with the next step, and train no others."""
         numbers = {assignment.trial for assignment in assignments}
-        self.heads = {number: trial for number, trial in self.heads.items() if number in numbers}
-        self.folds = {number: trial for number, trial in self.folds.items() if number in numbers}
+        self._end([number for number in (*self.heads, *self.folds) if number not in numbers])
         for assignment in assignments:
             number = assignment.trial
             if self.task.spec.folds is not None:
@@ -63,5 +62,16 @@ class FrozenTrials:
     def step(self) -> dict[int, TrialStep]:
         """Train all of them until one has something to report; return the step of each by its number."""
         if self.heads:
-            return step_together(self.group, list(self.heads.values()))
-        return {number: trial.step() for number, trial in self.folds.items()}
+            steps = step_together(self.group, list(self.heads.values()))
+        else:
+            steps = {number: trial.step() for number, trial in self.folds.items()}
+        self._end([number for number, step in steps.items() if step.end is not None])
+        return steps
+
+    def _end(self, numbers: Sequence[int]) -> None:
+        """Forget trials, and free the memory of their heads."""
+        for number in numbers:
+            self.folds.pop(number, None)
+            if trial := self.heads.pop(number, None):
+                self.group.forget(trial.heads)
+                trial.end()

@@ -60,6 +60,13 @@ class HeadGroup:
                 outcomes[head] = _outcome_of(head.epoch)
         return outcomes
 
+    def forget(self, heads: Sequence[HeadTraining]) -> None:
+        """Let heads that have ended go, and the stacks in which no other trains."""
+        for key, stacks in self._stacks.items():
+            for stack in stacks:
+                stack.forget(heads)
+            self._stacks[key] = [stack for stack in stacks if any(stack.heads)]
+
     def _key(self, head: HeadTraining) -> Key:
         on_gpu = head.data.device.type == "cuda"
         width = head.spec.head_width
@@ -131,6 +138,10 @@ class _Stack:
                 head.fetch()
                 head.fetch = lambda: None
                 self.heads[slot] = None
+
+    def forget(self, heads: Sequence[HeadTraining]) -> None:
+        """Free the slots of heads that have ended; nobody needs what they have become."""
+        self.heads = [None if head in heads else head for head in self.heads]
 
     def train_epoch(self, stop_reason: Callable[[], str | None]) -> Outcomes:
         """Train an epoch of each head."""

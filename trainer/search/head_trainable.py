@@ -26,12 +26,12 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Start or resume the trial of `config`."""
         torch.set_num_threads(threads)
         self.task, self.slots = task, slots
+        self.trials = FrozenTrials(self.task, self._data)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial in the same process."""
         self.assignment = TrialAssignment.from_tune(new_config)
-        self.trials = FrozenTrials(self.task, self._data)
         self.trials.train_only([self.assignment])
         return True
 

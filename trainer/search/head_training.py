@@ -214,6 +214,11 @@ class HeadTraining(LoopHooks):
         self.checkpoint.save(self.folder, state, lease=self.lease)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
+    def end(self) -> None:
+        """Free its tensors now: a GPU does not wait for the garbage collector, which alone finds reference cycles."""
+        self.fetch = lambda: None
+        del self.loop, self.module, self.optimizer, self.ema, self.checkpoint
+
     def save_last_epoch(self) -> None:
         """Save a checkpoint of the last epoch unless a newer one exists."""
         if self.state.step > self.saved_step:

@@ -1,6 +1,5 @@
 """A trial with a frozen backbone: heads on stored features, one for each repeat. `head_trials.py` trains them."""
 
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -78,6 +77,12 @@ class HeadTrial:
         """Whether the search decides now whether the trial continues."""
         return bool(self.reports) and self.reports[-1].epoch in rungs_of(self.task.spec)
 
+    def end(self) -> None:
+        """Free its heads."""
+        for head in self.heads:
+            head.end()
+        self.heads = []
+
     def save(self) -> None:
         """Save a checkpoint of each head that has trained an epoch since its last one."""
         for head in self.heads:
@@ -144,14 +149,21 @@ def end_of(train: Callable[[], TrialEnd | None], *, trial: int) -> TrialEnd | No
     """Return what `train` returns; its error is the end of the trial, not of the process."""
     try:
         return train()
-    except Stopped:
+    except Exception as error:
+        return end_by(error, trial=trial)
+
+
+def end_by(error: Exception, *, trial: int) -> TrialEnd:
+    """Return the end of a trial that an error has ended. A bug that one configuration triggers must not end the search.
+
+    The traceback is dropped: its frames would keep the tensors of the trial.
+    """
+    if not isinstance(error, Stopped | TrainerError | torch.OutOfMemoryError):
+        logger.error("trial %s failed because of a bug", trial, exc_info=error)
+    error.__traceback__ = None
+    if isinstance(error, Stopped):
         return TrialEnd.paused()
-    except torch.OutOfMemoryError:
-        gc.collect()  # heads that ended are in reference cycles
+    if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()
         return TrialEnd.failed("out of GPU memory; use a lower --concurrency or a smaller --head-width")
-    except TrainerError as error:
-        return TrialEnd.failed(str(error))
-    except Exception as error:  # a bug that one configuration triggers must not end the search
-        logger.exception("trial %s failed because of a bug", trial)
-        return TrialEnd.failed(f"{type(error).__name__}: {error}")
+    return TrialEnd.failed(str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}")

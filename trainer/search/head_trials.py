@@ -4,10 +4,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from trainer.errors import Stopped
 from trainer.search.head_group import HeadGroup, Outcomes
 from trainer.search.head_training import HeadTraining
-from trainer.search.head_trial import HeadTrial, end_of
+from trainer.search.head_trial import HeadTrial, end_by, end_of
 from trainer.search.trial_messages import TrialEnd, TrialStep
 
 REPORT_SECONDS = 0.25  # about, between two messages: one costs Ray Tune more time than a short epoch
@@ -60,15 +59,12 @@ def _after_epoch(
 ) -> TrialEnd | None:
     """Report the epoch of a trial whose heads have trained it, with the seconds that all trials took together.
 
-    Raises:
-        Stopped: It should pause; checkpoints are saved.
-        Exception: What ended one of its heads.
+    Return the end of the trial if it has ended, or if an error or a stop has ended one of its heads.
     """
-    errors = [error for head in heads if (error := outcomes[head]) is not None]
-    failed = [error for error in errors if not isinstance(error, Stopped)]
-    if failed:
-        raise failed[0]
-    if errors:
+    ends = [end_by(error, trial=trial.assignment.trial) for head in heads if (error := outcomes[head]) is not None]
+    if failed := [end for end in ends if end.outcome == "failed"]:
+        return failed[0]
+    if ends:
         trial.save()
-        raise errors[0]
+        return ends[0]
     return trial.after_epoch([{**head.line, "seconds": seconds / len(heads)} for head in heads])
