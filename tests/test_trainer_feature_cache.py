@@ -7,10 +7,15 @@ import torch
 from cluster.errors import SettingsError
 from cluster.files import read_json
 from cluster.settings import Settings
+from tests.trained import new_run, train_spec
+from trainer.__main__ import command_for
+from trainer.attempt import Attempt
 from trainer.data.cache_folder import cache_entries, evict
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.errors import CheckpointError
+from trainer.model.bundle import read_model
 from trainer.model.head import HeadConfig
+from trainer.specs import EvaluateSpec, build
 
 KEY = FeatureKey.of(HeadConfig(classes=("a", "b"), width=32, dropout=0.0, image_size=64, backbone_sha256="1" * 64))
 SHARD = "a" * 64
@@ -94,6 +99,37 @@ def test_features_in_bf16_are_rounded_take_half_the_space_and_have_their_own_key
 @pytest.mark.parametrize(("value", "expected"), [("", "fp32"), ("fp32", "fp32"), (" bf16 ", "bf16")])
 def test_the_environment_chooses_the_precision_of_stored_features(value, expected):
     assert Settings.read({"NIGHTSHIFT_CACHE_PRECISION": value}).cache_precision == expected
+
+
+@pytest.mark.parametrize(("first", "later"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_run_keeps_the_precision_of_stored_features_that_it_began_with(tmp_path, caplog, first, later):
+    paths = new_run(tmp_path, train_spec("shards"))
+    settings = [Settings(storage=tmp_path, cache_precision=found) for found in (first, later, first)]
+
+    attempts = [Attempt.of(paths.folder, None, each) for each in settings]
+
+    assert [attempt.settings.cache_precision for attempt in attempts] == [first] * 3
+    assert [record.message for record in caplog.records] == [
+        f"NIGHTSHIFT_CACHE_PRECISION is {later}, but the run began with features in {first} and keeps them; start a "
+        f"new run for {later}"
+    ]
+
+
+@pytest.mark.usefixtures("without_reports")
+def test_a_training_records_the_precision_of_its_features_and_an_evaluation_compares_it(tmp_path, digits_shards):
+    def ran(name, spec, precision):
+        paths = new_run(tmp_path, spec, name)
+        attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path, cache_precision=precision))
+        return paths, command_for(spec)(attempt, spec).details
+
+    paths, trained = ran("run", train_spec(digits_shards, epochs=1), "bf16")
+    evaluation = build(EvaluateSpec, model=str(paths.best), shards=str(digits_shards))
+    details = [ran(f"in {precision}", evaluation, precision)[1] for precision in ("bf16", "fp32")]
+
+    assert trained["feature_precision"] == "bf16"
+    assert read_model(paths.best)[2]["feature_precision"] == "bf16"
+    assert [each["feature_precision"] for each in details] == ["bf16", "fp32"]
+    assert [each["trained_feature_precision"] for each in details] == ["bf16", "bf16"]
 
 
 def test_an_unknown_precision_of_stored_features_is_refused():

@@ -5,7 +5,13 @@ from data_shards.index import Addition, Shard, ShardIndex
 from tests.trained import lease_in
 from trainer.errors import SpecError
 from trainer.evaluate import _check_images_to_choose_on
-from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images, shards_of_model
+from trainer.evaluation.seen_images import (
+    count_evaluation,
+    evaluation_lines,
+    feature_precisions,
+    seen_images,
+    shards_of_model,
+)
 from trainer.model.checkpoint_folder import write_checkpoint_folder
 
 
@@ -78,6 +84,30 @@ def test_the_line_warns_of_images_that_the_model_has_seen(seen, line):
     details = {"seen": {"images": 20, "trained": seen[0], "chosen": seen[1]}}
 
     assert evaluation_lines(details, "test") == [line]
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "lines"),
+    [
+        ({}, "fp32", []),
+        ({"feature_precision": "fp32"}, "fp32", []),
+        ({"feature_precision": "bf16"}, "bf16", ["the features were stored in bf16"]),
+        ({}, "bf16", ["the features were stored in bf16"]),
+        (
+            {"feature_precision": "bf16"},
+            "fp32",
+            [
+                "warning: the model was trained on features stored in bf16 and is evaluated on features in fp32; with "
+                "NIGHTSHIFT_CACHE_PRECISION=bf16 both are the same"
+            ],
+        ),
+    ],
+)
+def test_the_line_names_features_that_are_not_those_of_the_training(trained, evaluated, lines):
+    details = feature_precisions(manifest_of(BASE, **trained), evaluated)
+
+    assert details["feature_precision"] == evaluated
+    assert evaluation_lines(details, "valid") == lines
 
 
 def test_the_evaluations_of_a_test_split_are_counted_once_a_run(tmp_path):

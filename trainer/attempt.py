@@ -1,22 +1,26 @@
 """One attempt at a run: its folder, its lease, and its heartbeat."""
 
 import contextlib
+import logging
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError
-from cluster.files import read_json
+from cluster.errors import ClusterError, StorageError
+from cluster.files import read_json, read_json_object
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
-from cluster.settings import Settings
+from cluster.settings import CACHE_PRECISIONS, Settings
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.phase_times import PhaseTimes
 from trainer.result import FeatureCounts
 
 DEFAULT_RESTARTS = 2  # for a run that was started by hand, without a queue
+FEATURES = "features"  # key of the precision that a run's cache stores them in, beside that of its backbones
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class Attempt:
     Attributes:
         paths: The run's files.
         lease: Allows this attempt to publish into the run's folder until a newer attempt takes over.
-        settings: Addresses and folders of this machine.
+        settings: Addresses and folders of this machine, and the precision of cached features that the run began with.
         restarts: How often Ray Train restarts the workers after one of them died, set by `--retries`. Preempted nodes
             do not count.
         queued_seconds: From the submission to the claim of the first attempt; 0 for a run that was not queued.
@@ -60,7 +64,7 @@ class Attempt:
         return cls(
             paths=paths,
             lease=lease,
-            settings=settings,
+            settings=_with_precision_of_run(settings, paths, lease),
             restarts=restarts,
             queued_seconds=_queued_seconds(paths),
             claimed_seconds=_held_seconds(lease) if number is not None else 0.0,
@@ -98,6 +102,30 @@ class Attempt:
         return periodic_calls(
             self.lease.heartbeat, every_seconds=HEARTBEAT_SECONDS, name=f"the heartbeat of attempt {self.number}"
         )
+
+
+def _with_precision_of_run(settings: Settings, paths: RunPaths, lease: Lease) -> Settings:
+    """Return settings with the precision of cached features that the first attempt had, which is recorded.
+
+    Only one that is not the default is: most runs have nothing to write.
+    """
+    default, own = CACHE_PRECISIONS[0], settings.cache_precision
+    if lease.attempt == 1:
+        if own != default:
+            lease.write_json(paths.precision, {FEATURES: own})
+        return settings
+    try:
+        found = read_json_object(paths.precision).get(FEATURES)
+    except StorageError:  # nothing was decided, or it is damaged
+        found = None
+    kept = found if found in CACHE_PRECISIONS else default
+    if kept != own:
+        logger.warning(
+            "NIGHTSHIFT_CACHE_PRECISION is %s, but the run began with features in %s and keeps them; start a new run "
+            "for %s",
+            *(own, kept, own),
+        )
+    return replace(settings, cache_precision=str(kept))
 
 
 def _held_seconds(lease: Lease) -> float:

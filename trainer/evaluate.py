@@ -28,7 +28,7 @@ from trainer.evaluation.named_thresholds import (
 )
 from trainer.evaluation.out_of_fold import OutOfFold, is_cross_validated
 from trainer.evaluation.scoring import at_prevalence, classifier_outputs, save_predictions, split_metrics, subgroups
-from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, seen_images
+from trainer.evaluation.seen_images import count_evaluation, evaluation_lines, feature_precisions, seen_images
 from trainer.model.bundle import check_unchanged, read_model, weights_sha256
 from trainer.model.checkpoint_folder import read_verified_manifest
 from trainer.model.efficientnet import Classifier
@@ -78,6 +78,7 @@ def evaluate(attempt: Attempt, spec: EvaluateSpec) -> RunResult:
             "seen": seen_images(manifest, index, spec.split),
             "evaluations_of_split": count_evaluation(attempt.paths.storage, index, spec.split, attempt.paths.run_id),
             **({"trained_on": version} if version else {}),
+            **(feature_precisions(manifest, attempt.settings.cache_precision) if spec.cache else {}),
         },
     )
     for line in evaluation_lines(result.details, spec.split):

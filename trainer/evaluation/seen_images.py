@@ -1,4 +1,4 @@
-"""How many of the evaluated images a model has seen before, and how often a split has been evaluated.
+"""How many evaluated images a model has seen before, how often a split was evaluated, and on which kind of features.
 
 The manifest of a model lists the sha256 of the shards that it was trained on and chosen on. So images are recognised
 in every data set that holds the same shards, also after images were added to it.
@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.settings import CACHE_PRECISIONS
 from data_shards.index import ShardIndex
 
+FEATURE_PRECISION, TRAINED_PRECISION = "feature_precision", "trained_feature_precision"  # in details; one in manifests
 KEY = "shards"  # of the manifest: sha256 of shards by split
 TRAINED, CHOSEN = "train", "valid"  # splits: the model learns from one; epoch and temperature are chosen on the other
 
@@ -46,8 +48,8 @@ def seen_images(manifest: Mapping[str, Any], index: ShardIndex, split: str) -> d
 
 
 def evaluation_lines(details: Mapping[str, Any], split: str) -> list[str]:
-    """Return in words what the details of an evaluation say about the images of its split."""
-    return [line for line in (seen_line(details), _count_line(details, split)) if line]
+    """Return in words what the details of an evaluation say about the images of its split, and their features."""
+    return [line for line in (seen_line(details), _count_line(details, split), _precision_line(details)) if line]
 
 
 def seen_line(details: Mapping[str, Any]) -> str:
@@ -63,6 +65,28 @@ def seen_line(details: Mapping[str, Any]) -> str:
     if chosen:
         return f"warning: the model was chosen on {chosen} of these {images} images; the metrics are optimistic"
     return f"the model was neither trained nor chosen on any of these {images} images"
+
+
+def feature_precisions(manifest: Mapping[str, Any], evaluated: str) -> dict[str, str]:
+    """Return the precisions of stored features for the details of an evaluation.
+
+    Args:
+        manifest: Of the model; one that was trained on images, or by an earlier version, says nothing of it.
+        evaluated: Precision of the features that the model is evaluated on.
+    """
+    trained = manifest.get(FEATURE_PRECISION)
+    return {FEATURE_PRECISION: evaluated, **({TRAINED_PRECISION: trained} if isinstance(trained, str) else {})}
+
+
+def _precision_line(details: Mapping[str, Any]) -> str:
+    """Return in words that features are not of the precision that is usual, or that the model was trained on."""
+    found, trained = details.get(FEATURE_PRECISION, CACHE_PRECISIONS[0]), details.get(TRAINED_PRECISION)
+    if trained not in (None, found):
+        return (
+            f"warning: the model was trained on features stored in {trained} and is evaluated on features in {found}; "
+            f"with NIGHTSHIFT_CACHE_PRECISION={trained} both are the same"
+        )
+    return f"the features were stored in {found}" if found != CACHE_PRECISIONS[0] else ""
 
 
 def _listed(known: Mapping[str, Any], split: str) -> set[str]:

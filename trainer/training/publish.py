@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics, subgroups
+from trainer.evaluation.seen_images import FEATURE_PRECISION, shards_of_model
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
-from trainer.evaluation.seen_images import shards_of_model
 from trainer.evaluation.training_text import BEFORE_SCALING
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.weights import backbone_sha256
@@ -56,15 +56,20 @@ def publish_best(setup: TrainingSetup, state: TrainState) -> TrainOutcome:
 def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
     """Return what `result.json` says about any training; `split` is what the published model was trained on."""
     weights = class_weights(setup.spec, setup.index, torch.device("cpu"), split=split)
-    stored = setup.context.task.attempt.settings.cache_precision
     return {
         "precision": setup.config.precision,
-        **({"feature_precision": stored} if setup.spec.reads_features and setup.spec.cache else {}),
+        **_feature_precision(setup),
         "workers": setup.context.process_group.world_size,
         "device": setup.device.type,
         "class_weights": None if weights is None else _rounded(weights.tolist()),
         **_gpu_details(setup.device),
     }
+
+
+def _feature_precision(setup: TrainingSetup) -> dict[str, str]:
+    """Return the precision of the stored features that the model was trained on; nothing if there are none."""
+    stored = setup.context.task.attempt.settings.cache_precision
+    return {FEATURE_PRECISION: stored} if setup.spec.reads_features and setup.spec.cache else {}
 
 
 def _has_baselines(setup: TrainingSetup) -> bool:
@@ -139,6 +144,7 @@ def publish_scored(
     metrics |= subgroups(found, setup.index, calibration, metrics, seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
+    about |= _feature_precision(setup)
     about[SHARDS_KEY] = shards_of_model(setup.index)
     publish_model(folder, setup.model, setup.config, manifest=about, lease=attempt.lease, beside=beside)
     weights = weights_sha256(folder)
