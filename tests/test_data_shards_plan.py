@@ -68,6 +68,18 @@ def test_evaluation_sees_every_sample_once_with_any_world(sizes, world_size, bat
     assert seen == list(range(sum(sizes)))
 
 
+@given(SHARD_SIZES, WORLDS, st.integers(1, 64), st.booleans())
+def test_the_largest_batch_of_all_ranks_is_known(sizes, world_size, batch_size, shuffle):
+    try:
+        ranks = plans(sizes, world_size, batch_size, shuffle=shuffle)
+    except PlanError:  # a step without an image for every rank
+        return
+
+    largest = max(len(plan.ids(batch)) for plan in ranks for batch in range(plan.batches))
+
+    assert {plan.largest_batch for plan in ranks} == {largest}
+
+
 @given(st.integers(0, 15))
 def test_evaluation_with_more_ranks_than_samples_leaves_ranks_without_batches(rank):
     plan = plans([2, 1], 16, 64, shuffle=False)[rank]

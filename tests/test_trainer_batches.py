@@ -1,10 +1,12 @@
 """Loader processes that stay over the epochs of a training on images."""
 
 import json
+from collections import Counter
 
 import psutil
 import pytest
 import torch
+from efficientnet_pytorch import EfficientNet
 
 from cluster.files import read_lines
 from data_shards.errors import DamagedShard
@@ -16,6 +18,9 @@ from trainer.data import batches
 from trainer.data.batches import ImageLoader
 from trainer.distributed.worker import WorkerContext
 from trainer.errors import Stopped
+from trainer.evaluation import scoring
+from trainer.model import folded_backbone
+from trainer.model.folded_backbone import FoldedBackbone
 
 pytestmark = [
     pytest.mark.usefixtures("without_reports"),
@@ -247,3 +252,24 @@ def test_each_phase_of_a_training_names_the_plans_that_it_loads(tmp_path, digits
     done(tmp_path, spec)
 
     assert [len(named) for named in opened] == plans
+
+
+def test_a_fine_tuning_on_a_gpu_gives_the_network_few_sizes_of_batches(tmp_path, digits_shards, monkeypatch):
+    sizes, extract = [], EfficientNet.extract_features
+    begin = FoldedBackbone.__init__
+
+    def counted(network, images):
+        sizes.append(("trained" if network.training else "evaluated", len(images)))
+        return extract(network, images)
+
+    def begin_as_on_a_gpu(forward, *arguments, **options):
+        begin(forward, *arguments, **options)
+        forward.fills, forward.micro_batch = True, folded_backbone.MICRO_BATCH_GPU
+
+    monkeypatch.setattr(EfficientNet, "extract_features", counted)
+    monkeypatch.setattr(FoldedBackbone, "__init__", begin_as_on_a_gpu)
+    monkeypatch.setattr(scoring, "FILLED", ("cpu",))
+
+    done(tmp_path, train_spec(digits_shards, **IMAGES))
+
+    assert Counter(kind for kind, _ in set(sizes)) == {"trained": 2, "evaluated": 2}

@@ -34,7 +34,7 @@ class Cramped(nn.Module):
 def test_a_step_is_halved_until_it_fits(tmp_path, room, micro_batches):
     spec = train_spec(tmp_path, batch_size="auto")
 
-    found = choose_micro_batches(spec, ALONE, fits(Cramped(room)), smallest=29)
+    found = choose_micro_batches(spec, ALONE, fits(Cramped(room)), largest=32, smallest=29)
 
     assert found == micro_batches
 
@@ -43,7 +43,7 @@ def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(tmp_path):
     spec = train_spec(tmp_path, batch_size=60)
 
     with pytest.raises(OutOfMemory) as refusal:
-        choose_micro_batches(spec, ALONE, fits(Cramped(17)), smallest=52)
+        choose_micro_batches(spec, ALONE, fits(Cramped(17)), largest=60, smallest=52)
 
     assert str(refusal.value) == (
         "a batch of 60 images over 1 workers does not fit into the memory of cpu; "
@@ -59,14 +59,14 @@ def test_the_size_that_fits_is_one_for_all_workers_while_some_are_missing(tmp_pa
             return list(values)
 
     with pytest.raises(OutOfMemory, match=r"64 images over 3 workers does not fit .* use --batch-size 32, which fits"):
-        choose_micro_batches(spec, Three(0, 3, torch.device("cpu")), fits(Cramped(16)), smallest=21)
+        choose_micro_batches(spec, Three(0, 3, torch.device("cpu")), fits(Cramped(16)), largest=22, smallest=21)
 
 
 def test_images_of_which_not_even_two_fit_are_refused(tmp_path):
     spec = train_spec(tmp_path, batch_size="auto")
 
     with pytest.raises(OutOfMemory, match=r"2 images at once do not fit into the memory of cpu; use a smaller --image"):
-        choose_micro_batches(spec, ALONE, fits(Cramped(1)), smallest=32)
+        choose_micro_batches(spec, ALONE, fits(Cramped(1)), largest=32, smallest=32)
 
 
 def test_a_trial_moves_nothing():

@@ -139,7 +139,7 @@ class FeatureExtractor:
     @cached_property
     def _forward(self) -> FoldedBackbone:
         """The backbone, prepared only when features are missing."""
-        return FoldedBackbone(self.backbone, self.config.precision, self.process_group.device)
+        return FoldedBackbone(self.backbone, self.config.precision, self.process_group.device, two_sizes=True)
 
     @cached_property
     def _on_device(self) -> DeviceBatches:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
@@ -26,6 +27,8 @@ from trainer.model.efficientnet import Classifier
 from trainer.model.precision import autocast
 
 BATCH = 256  # samples per batch on each rank
+IMAGES_NDIM = 4
+FILLED = ("cuda",)  # kinds of devices that plan the kernels of a network anew for each size of batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +110,17 @@ def _rows(
     rows = [torch.empty(0, columns, dtype=torch.float64, device=process_group.device)]
     for step in source(plan):
         with autocast(process_group.device, precision):
-            logits = module(step.inputs)  # (B, classes)
+            logits = module(_filled(step.inputs, plan.largest_batch))[: len(step.inputs)]  # (B, classes)
         labels = step.labels.double().reshape(len(step.labels), -1)
         rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))
     return torch.cat(rows)
+
+
+def _filled(inputs: Tensor, size: int) -> Tensor:
+    """Return images `(B, C, S, S)` with black ones behind them, as many as other batches have; features as they are."""
+    if inputs.device.type not in FILLED or inputs.ndim < IMAGES_NDIM:
+        return inputs
+    return functional.pad(inputs, (0, 0, 0, 0, 0, 0, 0, size - len(inputs)))
 
 
 def classifier_outputs(

@@ -18,6 +18,7 @@ from trainer.model.precision import DTYPES
 MICRO_BATCH_CPU = 8
 MICRO_BATCH_GPU = 256
 FEWEST_GPU = 16  # images that a GPU computes: with fewer it has nothing to do in parallel
+FEW_GPU = 32  # the smaller one of two sizes
 
 
 class FoldedBackbone:
@@ -27,11 +28,12 @@ class FoldedBackbone:
     operation: 80 instead of 110 images/s on two idle cores, and 10 instead of 70 on busy ones.
 
     On a GPU a batch is filled up to the next power of two, because cuDNN plans each convolution anew for each size of
-    batch: the last batches of shards have any.
+    batch, which takes seconds. With `two_sizes` it is filled up to one of two: for batches that are full but for the
+    last ones of shards, which have any size.
     """
 
-    def __init__(self, backbone: Backbone, precision: str, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, backbone: Backbone, precision: str, device: torch.device, *, two_sizes: bool = False) -> None:
+        self.device, self.two_sizes = device, two_sizes
         self.dtype = DTYPES[precision]
         self.fills = device.type == "cuda"
         self.micro_batch = MICRO_BATCH_GPU if self.fills else MICRO_BATCH_CPU
@@ -60,7 +62,7 @@ class FoldedBackbone:
     def _in_parts(self, images: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         if self.fills:
             parts = torch.split(images.to(self.device, non_blocking=True), self.micro_batch)
-            return torch.cat([compute(_filled(part))[: len(part)] for part in parts])
+            return torch.cat([compute(self._filled(part))[: len(part)] for part in parts])
         parts, threads = torch.split(images, self.micro_batch), torch.get_num_threads()
         if self.device.type != "cpu" or threads == 1 or len(parts) == 1:
             return torch.cat([compute(part) for part in parts])
@@ -70,16 +72,18 @@ class FoldedBackbone:
         finally:
             torch.set_num_threads(threads)  # the last value also applies to threads that start later
 
+    def _filled(self, images: Tensor) -> Tensor:
+        """Return the images with black ones behind them, up to a size that others have too."""
+        if self.two_sizes:
+            size = FEW_GPU if len(images) <= FEW_GPU else self.micro_batch
+        else:
+            size = max(FEWEST_GPU, 1 << (len(images) - 1).bit_length())
+        return functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
+
     @torch.no_grad()  # not inference_mode: autograd saves features as inputs of a head that trains
     def _maps(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
         on_device = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         return self.network.extract_features(on_device)  # type: ignore[no-any-return]  # (b, 1280, S/32, S/32)
-
-
-def _filled(images: Tensor) -> Tensor:
-    """Return the images with black ones behind them, up to the next power of two."""
-    size = max(FEWEST_GPU, 1 << (len(images) - 1).bit_length())
-    return functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
 
 
 def _fold_network(network: EfficientNet) -> EfficientNet:

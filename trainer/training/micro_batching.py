@@ -42,7 +42,7 @@ def warn_of_small_batches(spec: TrainSpec, process_group: ProcessGroup) -> None:
 
 
 def choose_micro_batches(
-    spec: TrainSpec, process_group: ProcessGroup, fits: Callable[[int], bool], smallest: int
+    spec: TrainSpec, process_group: ProcessGroup, fits: Callable[[int], bool], *, largest: int, smallest: int
 ) -> int:
     """Return the number of micro-batches per step; every rank must call this.
 
@@ -50,22 +50,24 @@ def choose_micro_batches(
         spec: The training; a step is only split with `accumulate`.
         process_group: All ranks; the one with the least memory decides.
         fits: Whether a forward and backward pass of that many images fits into this rank's memory.
-        smallest: The smallest number of images that any rank gets in a step.
+        largest: The largest number of images that any rank gets in a step; tested is what the steps will have, because
+            a GPU plans its kernels anew for each number.
+        smallest: The smallest one.
 
     Raises:
         OutOfMemory: The step does not fit and must not be split, or not even the smallest micro-batch fits.
     """
-    per_rank, count = math.ceil(spec.batch_size / process_group.world_size), 1
-    while any(process_group.all_reduce_sum(float(not fits(math.ceil(per_rank / count))))):
+    count = 1
+    while any(process_group.all_reduce_sum(float(not fits(math.ceil(largest / count))))):
         count *= 2
         if smallest // count < MIN_MICRO_BATCH:
             raise OutOfMemory(
-                f"{math.ceil(2 * per_rank / count)} images at once do not fit into the memory of "
+                f"{math.ceil(2 * largest / count)} images at once do not fit into the memory of "
                 f"{process_group.device}; use a smaller --image-size, or freeze more stages with --freeze"
             )
     if count > 1 and not spec.accumulate:
         workers = process_group.world_size
-        fits_all = max(2, per_rank // count) * workers
+        fits_all = max(2, largest // count) * workers
         fitting = max(2, fits_all // spec.workers) * spec.workers  # a group that lacks workers keeps the spec's rule
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
@@ -73,7 +75,7 @@ def choose_micro_batches(
             f"--accumulate to split each step into {count} micro-batches"
         )
     if count > 1 and process_group.is_rank_zero:
-        size = math.ceil(per_rank / count)
+        size = math.ceil(largest / count)
         logger.info("each step is split into %d micro-batches of at most %d images per worker", count, size)
     return count
 

@@ -229,7 +229,7 @@ def _micro_batches(setup: TrainingSetup, module: nn.Module, *, precision: str) -
     fits = partial(fits_in_memory, module, image_size=spec.image_size, device=process_group.device, precision=precision)
     plan = epoch_plan(spec, setup.index, process_group, epoch=0)
     smallest = plan.samples // plan.batches // process_group.world_size
-    return choose_micro_batches(spec, process_group, fits, smallest=smallest)
+    return choose_micro_batches(spec, process_group, fits, largest=plan.largest_batch, smallest=smallest)
 
 
 def _build_loader(setup: TrainingSetup, epochs: range, *, frozen: bool) -> BatchLoader:
