@@ -1,4 +1,3 @@
-import gc
 import io
 import json
 import shutil
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import webdataset
 from PIL import Image
 
 from data_shards.errors import OptionError, SourceError
@@ -62,25 +60,6 @@ def test_a_folder_becomes_shards_that_agree_with_their_index(tmp_path):
         *(file.name for file in shards.glob("images-*.jsonl.gz")),
         *(shard.name for shard in index.shards),
     }
-
-
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves closing to the collector
-def test_the_shards_can_be_read_with_webdataset_itself(tmp_path):
-    shards, index = packed(tmp_path, SPLITS)
-    urls = [str(shards / shard.name) for shard in index.of_split("train")]
-
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
-    gc.collect()
-
-    assert [sample["__key__"] for sample in samples] == [f"{number:08d}" for number in range(15)]
-    assert sorted(sample["cls"] for sample in samples) == [0] * 6 + [1] * 9
-    assert all(sample["png"].size == (40, 36) for sample in samples)
-
-
-def test_webdataset_runs_no_pickles_and_no_programs_beside_us():
-    assert webdataset.utils.enforce_security
-    with pytest.raises(ValueError, match="cannot open pipe URLs"):
-        webdataset.gopen("pipe:echo harm")
 
 
 @pytest.mark.parametrize("wrapping", ["", "wrapped/"])

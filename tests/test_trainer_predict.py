@@ -24,7 +24,6 @@ from trainer.data import images
 from trainer.data.images import ImageFiles, image_sources, sample_images
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
-from trainer.inference.prediction_table import PredictionRow, open_prediction_table
 from trainer.model.head import HeadConfig
 from trainer.specs import PredictSpec, build
 
@@ -293,32 +292,6 @@ def test_reading_four_thousand_images_does_not_grow_memory(tmp_path):
 
     assert read == 4_000 - 640
     assert psutil.Process().memory_info().rss - before < 20 * 10**6  # the pixels alone are 41 MB
-
-
-def test_a_failed_write_leaves_no_table(tmp_path):
-    def half():
-        with open_prediction_table(tmp_path / "x.csv", ("a", "b")) as write:
-            write(PredictionRow(file="1", predicted="a", decision="a", probabilities=(1.0, 0.0)))
-            raise ValueError("half way")
-
-    with pytest.raises(ValueError, match="half way"):
-        half()
-
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_table_without_rows_is_valid_json(tmp_path):
-    with open_prediction_table(tmp_path / "x.json", ("a", "b")):
-        pass
-
-    assert json.loads((tmp_path / "x.json").read_text()) == []
-
-
-def test_a_file_name_that_is_not_utf_8_has_its_row(tmp_path):
-    with open_prediction_table(tmp_path / "x.csv", ("a",)) as write:
-        write(PredictionRow(file="film-\udcff.png", error="it cannot be read"))
-
-    assert (tmp_path / "x.csv").read_text().splitlines()[1] == "film-\\udcff.png,,,,it cannot be read"
 
 
 @pytest.fixture(scope="module", params=[{}, {"image_size": 0}, {"encoding": "lossless"}, {"keep_small": False}])
