@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.access import denial, is_writable, why_not
 from cluster.errors import StorageError
-from cluster.files import locked, read_json, write_json
+from cluster.files import is_full, locked, read_json, write_json
 from cluster.mounts import Mount, mount_of
 from cluster.run_paths import RUN_ID
 from cluster.settings import DATA_FOLDERS, Settings
@@ -90,7 +90,11 @@ def _rename(folder: Path) -> CheckResult:
         write_json(file, 1)
         write_json(file, 2)
         ok = read_json(file) == 2  # noqa: PLR2004
-    except (OSError, StorageError) as error:
+    except OSError as error:
+        if is_full(error):
+            return CheckResult(check="rename", ok=False, found="not tried: the disk is full", cure="free some space")
+        return CheckResult(check="rename", ok=False, found=error.strerror or str(error), cure=cure)
+    except StorageError as error:
         return CheckResult(check="rename", ok=False, found=str(error), cure=cure)
     return CheckResult(
         check="rename", ok=ok, found="replaces files atomically" if ok else "lost a write", cure=None if ok else cure

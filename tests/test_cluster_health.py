@@ -16,6 +16,14 @@ def test_a_small_disk_is_shown_beside_what_a_run_may_need(tmp_path: Path) -> Non
     )
 
 
+def test_a_full_disk_is_not_said_to_lack_atomic_renames(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", megabytes=20) as disk:
+        disk.fill()
+        found = next(check for check in check_storage(disk.folder) if check.check == "rename")
+
+    assert (found.ok, found.found, found.cure) == (False, "not tried: the disk is full", "free some space")
+
+
 def test_a_storage_without_inodes_is_told_from_one_without_space(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", megabytes=20) as disk:
         disk.take_inodes()

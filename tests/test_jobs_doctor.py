@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 from threading import Thread
@@ -22,6 +23,7 @@ from data_shards.index import Shard, read_index
 from data_shards.read.shard_files import ShardFiles
 from jobs.cli.doctor import ray_finding, redis_findings, shards_finding
 from jobs.runs.state import find
+from tests.conftest import Say
 
 
 def test_a_full_redis_is_a_fault(settings: Settings, redis: Redis) -> None:
@@ -157,3 +159,22 @@ def test_a_shard_that_cannot_be_looked_at_is_a_finding_and_not_the_end_of_doctor
 def test_an_unknown_id_may_be_a_rayjob_that_has_not_started(settings: Settings) -> None:
     with pytest.raises(UnknownRun, match="a RayJob is shown once it has started: `kubectl describe rayjob train-2026"):
         find(settings.storage, "train-20260101-000000-aaaaaa")
+
+
+def test_what_doctor_says_wraps_between_words(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+
+    lines = say("doctor")[1].splitlines()
+
+    at = next(at for at, line in enumerate(lines) if "weights: " in line)
+    assert lines[at:] == [
+        "ok     weights: --weights imagenet will download",
+        "       efficientnet-b0-355c32eb.pth once",
+    ]
+
+
+def test_doctor_says_that_no_job_worker_is_running_and_no_run_waits(say: Say) -> None:
+    lines = say("doctor")[1].splitlines()
+
+    assert "ok     queues: no run waits" in lines
+    assert f"ok     versions: {version('nightshift')} here; no job worker is running" in lines

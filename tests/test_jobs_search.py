@@ -152,7 +152,7 @@ def test_trials_shows_the_best_first_and_json_as_scripts_rely_on(say: Say, searc
     [
         ("epochs", "ran all epochs"),
         ("patience", "early stopping"),
-        ("rung", "behind the others (ASHA)"),
+        ("rung", "stopped (ASHA)"),
         ("paused", "paused"),
         (None, ""),
     ],

@@ -7,7 +7,9 @@ from click.testing import CliRunner
 from data_shards.errors import LeakageError, SourceError
 from data_shards.index import read_index
 from jobs.cli.shards import shards
+from jobs.errors import Refused
 from tests.datasets import image_folder
+from tests.disks import small_disk
 
 SPLITS = {"train/covid": 6, "train/normal": 9, "test/covid": 2, "test/normal": 3}
 
@@ -175,6 +177,18 @@ def test_show_draws_a_contact_sheet_without_names_of_files(packed, tmp_path):
     assert page.count("<img src=") == 8
     assert "image-0" not in page
     assert "train 0000" in page
+
+
+def test_a_full_disk_of_the_shards_is_named(tmp_path, source):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        disk.fill()
+
+        with pytest.raises(Refused) as error:
+            run("pack", str(source), str(disk.folder / "shards"))
+
+    assert str(error.value) == (
+        f"the disk of {disk.folder / 'shards'} is full; free some space there and repeat the command"
+    )
 
 
 def test_a_file_name_with_control_characters_is_listed_on_one_line(tmp_path, source):

@@ -55,6 +55,24 @@ def test_an_empty_column_is_left_out_before_anything_is_cut() -> None:
     ]
 
 
+def test_what_is_enough_of_a_column_stays_while_less_important_columns_go() -> None:
+    columns = (
+        Column(title="ID"),
+        Column(title="KIND", importance=1),
+        Column(title="PROGRESS", importance=2, least=8, enough=20),
+    )
+    rows = [("train-20261123-203000-a1b2c3", "train", "train, epoch 120/200, 5 images/s")]
+
+    shown = [table_text(columns, rows, width).splitlines()[1] for width in (70, 57, 56, 45)]
+
+    assert shown == [
+        "train-20261123-203000-a1b2c3  train  train, epoch 120/200, 5 images/s",
+        "train-20261123-203000-a1b2c3  train  train, epoch 120/20…",
+        "train-20261123-203000-a1b2c3  train, epoch 120/200, 5 i…",
+        "train-20261123-203000-a1b2c3  train, epoch 1…",
+    ]
+
+
 def test_a_reason_is_cut_between_words_so_that_no_id_in_it_is_cut() -> None:
     columns = (Column(title="ID"), Column(title="WHY", importance=1, least=12, cuts_words=False))
 

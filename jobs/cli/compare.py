@@ -10,7 +10,7 @@ import click
 from cluster.files import write_text
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.completion import complete_model
+from jobs.cli.completion import complete_model, complete_path
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Share
 from jobs.cli.predict import output_file
@@ -45,7 +45,12 @@ COMPARISON = OptionGroup(
 OUTPUT = OptionGroup(
     "Output",
     (
-        click.option("--html", metavar="FILE", help="Also write a page with the figures, ROC curves and options."),
+        click.option(
+            "--html",
+            metavar="FILE",
+            shell_complete=complete_path,
+            help="Also write a page with the figures, ROC curves and options.",
+        ),
         json_option("Print the comparison as JSON."),
     ),
 )

@@ -1,4 +1,6 @@
-"""`nightshift completion`, and the run ids and names that the shell completes."""
+"""`nightshift completion`, and the run ids, names and paths that the shell completes."""
+
+import sys
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,11 +27,12 @@ def completion(shell: str) -> None:
     """
     line, file = LINES[shell]
     click.echo(line)
-    click.echo(f"Add this line to {file} and start a new shell.", err=True)
+    if sys.stdout.isatty():  # elsewhere the line is evaluated or has been added
+        click.echo(f"Add this line to {file} and start a new shell.", err=True)
 
 
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the promoted names and the runs that begin with what was typed."""
+    """Return the promoted names and the runs that begin with what was typed; if there are none, let paths complete."""
     from jobs.runs.promotions import promoted_names  # noqa: PLC0415 -- pydantic is for few commands
 
     try:
@@ -37,7 +40,12 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
     except (ClusterError, OSError):
         return []
     promoted = [CompletionItem(name) for name in found if name.startswith(incomplete)]
-    return [*promoted, *complete_run(ctx, param, incomplete)]
+    return [*promoted, *complete_run(ctx, param, incomplete)] or complete_path(ctx, param, incomplete)
+
+
+def complete_path(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Let the shell complete files and folders: without this, it would complete nothing here."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def complete_run(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001

@@ -16,6 +16,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.follow import show_progress
 from jobs.cli.option_groups import OptionGroup, options
 from jobs.cli.option_types import GpusPerWorker, SplitShares
@@ -45,6 +46,7 @@ DATA = OptionGroup(
         click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split --data into train, valid and test by these percentages, such as 70/15/15."),
         click.option("--weights", default="none", show_default=True, metavar="imagenet|none|FILE",
+                     shell_complete=complete_path,
                      help="Initial weights: imagenet (the official file), none (random), or a file."),
         click.option("--epochs", default=6, show_default=True, type=click.IntRange(1), metavar="N",
                      help="Number of passes over the training split."),

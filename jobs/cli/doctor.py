@@ -24,8 +24,10 @@ from data_shards.errors import DamagedShard, ShardError, verify_hint
 from data_shards.index import ShardIndex, find_size_fault
 from data_shards.locations import local_folder, shard_path
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.terminal import echo
+from jobs.cli.text_table import output_width, wrapped
 from jobs.errors import JobError
 from jobs.queue import embedded_redis
 from jobs.queue.checks import index_of, weights_file
@@ -38,14 +40,18 @@ from trainer.errors import TrainerError
 from trainer.model.names import IMAGENET_FILE
 
 CLOCK_SECONDS = 30  # that two clocks may differ by
+CURE = " " * 9 + "cure: "
 PROBE_KEY = "nightshift:doctor"
 DATA = OptionGroup(
     "Data and model",
     (
         click.option(
-            "--shards", metavar="SHARDS", help="Also check the index of these shards and the sizes of local ones."
+            "--shards",
+            metavar="SHARDS",
+            shell_complete=complete_path,
+            help="Also check the index of these shards and the sizes of local ones.",
         ),
-        click.option("--weights", metavar="FILE", help="Also check this weights file."),
+        click.option("--weights", metavar="FILE", shell_complete=complete_path, help="Also check this weights file."),
     ),
 )
 
@@ -68,10 +74,12 @@ def doctor(shards: str | None, weights: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
+        width = output_width()
         for finding in findings:
-            echo(f"{'ok   ' if finding.ok else 'FAULT'}  {finding.check}: {finding.found}")
+            first = f"{'ok   ' if finding.ok else 'FAULT'}  "
+            echo(wrapped(f"{finding.check}: {finding.found}", width, first=first, indent=len(first)))
             if finding.cure:
-                echo(f"         cure: {finding.cure}")
+                echo(wrapped(finding.cure, width, first=CURE, indent=len(CURE)))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
@@ -135,10 +143,13 @@ def _clock_findings(connection: redis.Redis) -> list[CheckResult]:
 
 def _queue_findings(connection: redis.Redis) -> list[CheckResult]:
     """Check that the queues in which runs wait are open and served."""
-    faults = [fault.partition("; ") for fault in waiting_faults(queue_overview(connection))]
-    return [CheckResult(check="queues", ok=False, found=found, cure=cure) for found, _, cure in faults] or [
-        CheckResult(check="queues", ok=True, found="job workers serve all queues in which runs wait")
-    ]
+    overview = queue_overview(connection)
+    faults = [fault.partition("; ") for fault in waiting_faults(overview)]
+    if faults:
+        return [CheckResult(check="queues", ok=False, found=found, cure=cure) for found, _, cure in faults]
+    some_wait = any(queue["waiting"] for queue in overview["queues"])
+    found = "job workers serve all queues in which runs wait" if some_wait else "no run waits"
+    return [CheckResult(check="queues", ok=True, found=found)]
 
 
 def _redis_fault(error: Exception, otherwise: str) -> CheckResult:
@@ -159,11 +170,13 @@ def version_findings(settings: Settings, workers: list[WorkerRecord]) -> list[Ch
     return [
         CheckResult(check="versions", ok=False, found=f"{here} here, {who} has {other}", cure=cure)
         for who, other in others.items()
-    ] or [CheckResult(check="versions", ok=True, found=f"{here} here and on {_counted(len(found))}")]
+    ] or [CheckResult(check="versions", ok=True, found=f"{here} here{_counted(len(found))}")]
 
 
 def _counted(others: int) -> str:
-    return "1 job worker or cluster" if others == 1 else f"{others} job workers and clusters"
+    if others == 0:
+        return "; no job worker is running"
+    return " and on 1 job worker or cluster" if others == 1 else f" and on {others} job workers and clusters"
 
 
 def ray_finding(settings: Settings) -> CheckResult:

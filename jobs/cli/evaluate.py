@@ -8,7 +8,7 @@ from data_shards.index import INDEX_NAME
 from data_shards.locations import local_folder
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.option_groups import OptionGroup, options, run_argument
+from jobs.cli.option_groups import OptionGroup, options, path_argument, run_argument
 from jobs.cli.options import OUTPUT, WHEN, WHERE, option
 from jobs.cli.submission import submit_options
 from trainer.specs import EvaluateSpec
@@ -51,7 +51,7 @@ EVALUATION = OptionGroup(
 
 @command(example="nightshift evaluate train-20261123-203000-a1b2c3 shards/chest --positive covid --wait")
 @run_argument("model")
-@click.argument("shards")
+@path_argument("shards")
 @options(CONFIG, EVALUATION, WHERE, WHEN, OUTPUT)
 def evaluate(model: str, shards: str, **given: Any) -> None:
     """Evaluate MODEL on one split of SHARDS and print the run id.

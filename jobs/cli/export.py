@@ -7,6 +7,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.config_file import CONFIG
 from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.options import OUTPUT, WHEN, option
@@ -23,11 +24,11 @@ FILE = OptionGroup(
     (
         option(ExportSpec, "format", "File format."),
         click.option(
-            "--output", metavar="FILE",
+            "--output", metavar="FILE", shell_complete=complete_path,
             help="Copy the exported file to this path; the original stays in the run folder.",
         ),
         click.option(
-            "--samples", metavar="IMAGES",
+            "--samples", metavar="IMAGES", shell_complete=complete_path,
             help="Images or shards used to compare the file with the model.  [default: the data of the training run]",
         ),
         option(

@@ -10,7 +10,7 @@ import click
 from cluster.launch import LocalLauncher
 from cluster.settings import Settings
 from jobs.cli.command import Group
-from jobs.cli.option_groups import OptionGroup, options
+from jobs.cli.option_groups import OptionGroup, options, path_argument
 from jobs.cli.option_types import Duration, GpusPerWorker
 from jobs.cli.options import MAX_DURATION, MIN_WORKERS, NAME, NOTE, TAG, WORKERS, option
 from jobs.cli.terminal import echo
@@ -98,7 +98,7 @@ def render() -> None:
     example="nightshift k8s render train /storage/shards/chest --workers 4 --image nightshift:0.1.0 | "
     "kubectl apply -f -"
 )
-@click.argument("shards")
+@path_argument("shards")
 @options(CLUSTER, *TRAINING, WHERE, WHEN)
 def train(shards: str, **given: Any) -> None:
     """Render a training run as a RayJob.

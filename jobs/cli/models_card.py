@@ -7,6 +7,7 @@ import click
 from cluster.files import write_text
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.predict import output_file
 from jobs.cli.terminal import echo
@@ -16,7 +17,14 @@ from jobs.queue.checks import model_of
 CARD_FILE = "card.html"
 FILE = OptionGroup(
     "File",
-    (click.option("--output", metavar="FILE", help=f"Path of the card.  [default: {CARD_FILE} beside the model]"),),
+    (
+        click.option(
+            "--output",
+            metavar="FILE",
+            shell_complete=complete_path,
+            help=f"Path of the card.  [default: {CARD_FILE} beside the model]",
+        ),
+    ),
 )
 
 

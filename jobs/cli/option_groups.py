@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.cli.completion import complete_model, complete_run
+from jobs.cli.completion import complete_model, complete_path, complete_run
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -44,6 +44,11 @@ def options(*groups: OptionGroup) -> Callable[[Function], Function]:
 def run_argument(name: str, **more: Any) -> Decorator:
     """Return an argument that names a run or a model; the shell completes ids and names."""
     return click.argument(name, shell_complete=complete_model if name == "model" else complete_run, **more)
+
+
+def path_argument(name: str, **more: Any) -> Decorator:
+    """Return an argument that is a path or an address; the shell completes paths."""
+    return click.argument(name, shell_complete=complete_path, **more)
 
 
 def json_option(what: str = "Print the result as JSON.") -> Decorator:

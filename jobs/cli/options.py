@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
+from jobs.cli.completion import complete_run
 from jobs.cli.option_groups import Decorator, OptionGroup, json_option
 from jobs.cli.option_types import Duration, GpusPerWorker, Moment, WindowOfDay
 from jobs.errors import InvalidOption
@@ -92,7 +93,8 @@ WHEN = OptionGroup(
         NOTE,
         option(JobRequest, "priority", "Queue priority."),
         click.option(
-            "--after", multiple=True, metavar="ID", help="Start after this run has succeeded; can be repeated."
+            "--after", multiple=True, metavar="ID", shell_complete=complete_run,
+            help="Start after this run has succeeded; can be repeated."
         ),
         click.option("--at", type=Moment(), help="Earliest start time, such as 22:00 or 2026-11-23T22:00."),
         click.option(

@@ -11,9 +11,10 @@ from cluster.settings import Settings
 from data_shards.index import INDEX_NAME
 from data_shards.locations import local_folder
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.config_file import CONFIG
 from jobs.cli.guarded_process import guarded_process
-from jobs.cli.option_groups import OptionGroup, options, run_argument
+from jobs.cli.option_groups import OptionGroup, options, path_argument, run_argument
 from jobs.cli.option_types import GpusPerWorker
 from jobs.cli.options import OUTPUT, WHEN, option
 from jobs.cli.submission import SpecCollector, submit_options
@@ -31,7 +32,10 @@ TABLE = OptionGroup(
     "Table",
     (
         click.option(
-            "--output", metavar="FILE", help="Copy the table to this file; the original stays in the run folder."
+            "--output",
+            metavar="FILE",
+            shell_complete=complete_path,
+            help="Copy the table to this file; the original stays in the run folder.",
         ),
         option(PredictSpec, "split", "Split to classify if IMAGES are shards.  [default: all]", metavar="SPLIT"),
         option(
@@ -66,7 +70,7 @@ WHERE_ONE = OptionGroup(
     "nightshift predict train-20261123-203000-a1b2c3 film.png --now --json"
 )
 @run_argument("model")
-@click.argument("images", nargs=-1, required=True)
+@path_argument("images", nargs=-1, required=True)
 @options(CONFIG, TABLE, WHERE_ONE, WHEN, OUTPUT)
 def predict(model: str, images: tuple[str, ...], output: str | None, now: bool, **given: Any) -> None:
     """Classify IMAGES with MODEL, write a table of predictions, and print the run id.

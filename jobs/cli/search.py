@@ -15,7 +15,7 @@ from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
 from jobs.cli.follow import follow, show_progress
-from jobs.cli.option_groups import Decorator, OptionGroup, options
+from jobs.cli.option_groups import Decorator, OptionGroup, options, path_argument
 from jobs.cli.option_types import Duration, Moment
 from jobs.cli.options import MAX_DURATION, OUTPUT, WHEN, WHERE, default, option, take_request
 from jobs.cli.run_view import RunView
@@ -170,7 +170,7 @@ MLP_HEAD = click.option(
     example="nightshift search shards/chest --trials 64 --epochs 20 --metric auroc --until 07:00\n"
     "nightshift search --extend search-20261123-203000-a1b2c3 --trials +50 --lr 1e-4:1e-3"
 )
-@click.argument("shards", required=False)
+@path_argument("shards", required=False)
 @MLP_HEAD
 @options(
     CONFIG,

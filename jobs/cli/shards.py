@@ -2,12 +2,15 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from cluster.files import is_full
 from cluster.settings import Settings
 from data_shards.about import About
 from data_shards.errors import LeakageError
@@ -21,8 +24,9 @@ from data_shards.pack.options import (
     Uncertain,
 )
 from jobs.cli.command import Group
+from jobs.cli.completion import complete_path
 from jobs.cli.label_options import Column, ColumnValue, NameList, SplitFile, label_options
-from jobs.cli.option_groups import OptionGroup, json_option, options
+from jobs.cli.option_groups import OptionGroup, json_option, options, path_argument
 from jobs.cli.option_types import ByteSize, Share, SplitShares
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.shards_audit import audit
@@ -32,6 +36,7 @@ from jobs.cli.shards_overview import print_overview
 from jobs.cli.shards_report import print_added, print_list, print_report
 from jobs.cli.source import DOWNLOAD, DownloadChoices, SourceType, local_source
 from jobs.cli.terminal import echo
+from jobs.errors import Refused
 
 if TYPE_CHECKING:
     from data_shards.download.address import Address
@@ -57,7 +62,7 @@ CLASSES = OptionGroup(
 LABELS = OptionGroup(
     "Labels from a table",
     (
-        click.option("--labels", "tables", multiple=True, metavar="TABLE",
+        click.option("--labels", "tables", multiple=True, metavar="TABLE", shell_complete=complete_path,
                      help="Take the labels from this table (.csv, .tsv, .txt, .csv.gz or .parquet), here or in SOURCE. "
                      "Repeat it for tables with the same columns, or with further columns, which are joined."),
         click.option("--image-column", metavar="COLUMN",
@@ -102,7 +107,7 @@ SPLITTING = OptionGroup(
         click.option("--split-file", "split_files", multiple=True, type=SplitFile(), metavar="SPLIT=LIST",
                      help="The images of a split, such as test=test_list.txt: a file with an image on each line. "
                      "Images in no list are divided by --split."),
-        click.option("--group-by", metavar="CSV|REGEX|FIELD",
+        click.option("--group-by", metavar="CSV|REGEX|FIELD", shell_complete=complete_path,
                      help="Keep all images of a group, such as a patient, in one split. The groups come from a CSV "
                      "file with the columns file and group, from the first capture group of a regular expression "
                      "that is matched against the image path, or from the DICOM header: dicom:PatientID or "
@@ -239,7 +244,7 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
     )
     names = tuple(name.strip() for name in (classes or "").split(",") if name.strip())
     try:
-        with local_source(source, download) as path, shown_progress("packing") as on_progress:
+        with local_source(source, download) as path, _disk_of(shards), shown_progress("packing") as on_progress:
             report = pack_shards(path, shards, PackOptions(encode=encode, classes=names, **choices), on_progress)
     except LeakageError as error:
         print_list("leaks", error.findings)
@@ -251,11 +256,22 @@ def pack(source: "Path | Address", shards: Path, as_json: bool, classes: str | N
         click.echo(str(shards))
 
 
+@contextmanager
+def _disk_of(shards: Path | str) -> Iterator[None]:
+    """Name the disk if it is full while shards are written."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise Refused(f"the disk of {shards} is full; free some space there and repeat the command") from error
+
+
 @shards.command(
     example="nightshift shards add shards/chest new_images\n"
     "nightshift shards add shards/chest new_images.zip --drop-class pneumonia"
 )
-@click.argument("shards")
+@path_argument("shards")
 @click.argument("source", type=SourceType())
 @options(ADDING, LABELS, DOWNLOAD, ADD_OUTPUT)
 def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) -> None:
@@ -278,7 +294,7 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
     choices["labels"] = label_options(choices)
     given = {name: value for name, value in choices.items() if value not in (None, ()) and value is not False}
     try:
-        with local_source(source, download) as path:
+        with local_source(source, download) as path, _disk_of(shards):
             report = add_images(shards, path, given, progress=shown_progress)
     except LeakageError as error:
         print_list("leaks", error.findings)
@@ -291,7 +307,7 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
 
 
 @shards.command(example="nightshift shards verify shards/chest")
-@click.argument("shards")
+@path_argument("shards")
 @options(OptionGroup("Output", (PROCESSES, json_option("Print the errors as JSON."))))
 def verify(shards: str, processes: int | None, as_json: bool) -> None:
     """Read all shards in SHARDS and compare them with the index.
@@ -314,7 +330,7 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
 
 
 @shards.command(example="nightshift shards show shards/chest --html sheet.html")
-@click.argument("shards")
+@path_argument("shards")
 @options(
     OptionGroup(
         "Output",

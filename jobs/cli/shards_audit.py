@@ -16,9 +16,9 @@ from click import ClickException
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.completion import complete_model
+from jobs.cli.completion import complete_model, complete_path
 from jobs.cli.guarded_process import guarded_process
-from jobs.cli.option_groups import OptionGroup, json_option, options
+from jobs.cli.option_groups import OptionGroup, json_option, options, path_argument
 from jobs.cli.predict import output_file
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo
@@ -39,7 +39,7 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
 
 
 @command(name="audit", example="nightshift shards audit shards/chest --html audit.html")
-@click.argument("shards")
+@path_argument("shards")
 @options(
     OptionGroup(
         "Audit",
@@ -58,7 +58,7 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
     OptionGroup(
         "Output",
         (
-            click.option("--html", metavar="FILE",
+            click.option("--html", metavar="FILE", shell_complete=complete_path,
                          help="Write an HTML page with the results."),
             json_option("Print the checks, the alarm and the sentence as JSON."),
         ),

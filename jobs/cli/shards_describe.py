@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from data_shards.about import EXAMPLE, About, about_of, about_rows
 from data_shards.errors import OptionError
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.config_file import read_config
+from jobs.cli.option_groups import path_argument
 from jobs.cli.terminal import echo, terminal_text
 from jobs.errors import InvalidOption
 
@@ -17,6 +20,10 @@ class AboutFile(click.ParamType[About]):
     """A YAML or JSON file of statements about a data set."""
 
     name = "FILE"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete files."""
+        return complete_path(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> About:
         """Return the statements."""
@@ -29,7 +36,7 @@ class AboutFile(click.ParamType[About]):
 
 
 @command(example="nightshift shards describe shards/chest dataset.yaml")
-@click.argument("shards")
+@path_argument("shards")
 @click.argument("about", type=AboutFile(), metavar="FILE")
 def describe(shards: str, about: About) -> None:
     """State where the data set SHARDS comes from, who labelled it and what it is meant for.

@@ -15,6 +15,7 @@ from data_shards.index import ShardIndex
 from data_shards.pack.options import DICOM_PREFIX, GROUP_FIELDS
 from data_shards.pack.pseudonyms import GROUP, pseudonym
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from trainer.evaluation.csv_cells import safe_cell
 
@@ -63,7 +64,8 @@ def print_groups(folder: "ImageFolder") -> None:
     OptionGroup(
         "Groups",
         (
-            click.option("--table", metavar="TABLE", help="Show the names of all groups in this table."),
+            click.option("--table", metavar="TABLE", shell_complete=complete_path,
+                         help="Show the names of all groups in this table."),
             click.option("--column", metavar="COLUMN",
                          help="Column of the groups in --table.  [default: found by usual names]"),
             click.option("--group-by", type=click.Choice([DICOM_PREFIX + field for field in GROUP_FIELDS]),

@@ -21,6 +21,7 @@ class Column:
         title: Its heading.
         importance: The column with the least importance is left out first; None is never left out.
         least: Width to which its cells may be cut; None cuts nothing.
+        enough: Width to which they may be cut before less important columns are left out; None: `least`.
         cuts_words: Whether a cell may be cut within a word. A reason may not: its words may be ids.
         style: Colors a cell, whose text it does not change.
     """
@@ -28,6 +29,7 @@ class Column:
     title: str
     importance: int | None = None
     least: int | None = None
+    enough: int | None = None
     cuts_words: bool = True
     style: Callable[[str], str] = str
 
@@ -94,7 +96,7 @@ def _fitted(
     if width is None:
         return widths
     excess = _width(natural, kept) - width
-    floors = {at: _floor(columns[at], natural[at]) for at in kept}
+    floors = {at: _floor(columns, at, kept, natural[at]) for at in kept}
     while excess > 0:
         narrowable = [at for at in kept if widths[at] > floors[at]]
         if not narrowable:
@@ -111,8 +113,15 @@ def _width(natural: Sequence[int], kept: Sequence[int]) -> int:
     return sum(natural[at] for at in kept) + len(GAP) * (len(kept) - 1)
 
 
-def _floor(column: Column, natural: int) -> int:
-    return natural if column.least is None else max(min(column.least, natural), len(column.title))
+def _floor(columns: Sequence[Column], at: int, kept: Sequence[int], natural: int) -> int:
+    """Return the width to which a column may be cut beside the other columns that are kept."""
+    column = columns[at]
+    if column.least is None:
+        return natural
+    others = [columns[other].importance for other in kept if other != at]
+    may_go_first = any(other is not None and other < (column.importance or 0) for other in others)
+    least = column.enough if column.enough is not None and may_go_first else column.least
+    return max(min(least, natural), len(column.title))
 
 
 def _cell(column: Column, text: str, width: int) -> str:

@@ -2,6 +2,7 @@
 
 import click
 
+from jobs.cli.completion import complete_path
 from jobs.cli.option_groups import OptionGroup
 from jobs.cli.option_types import BatchSize
 from jobs.cli.options import option
@@ -34,7 +35,7 @@ DATA_AND_MODEL = OptionGroup(
     (
         option(
             TrainSpec, "weights", "Initial weights: imagenet (the official file), none (random), or a file.",
-            metavar="imagenet|none|FILE",
+            metavar="imagenet|none|FILE", shell_complete=complete_path,
         ),
         FREEZE,
         HEAD_WIDTH,

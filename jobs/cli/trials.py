@@ -12,6 +12,7 @@ from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import command
+from jobs.cli.completion import complete_path
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.outcome import metrics_text
 from jobs.cli.predict import output_file
@@ -34,6 +35,7 @@ IMPORTANCE = {
 }  # fmt: skip
 OF_OPTIONS = 4
 LEAST = {"why": 8}  # width to which a column may be cut
+ENOUGH = {"why": 14}  # width to which it may be cut before others are left out: "ran all epochs"
 
 
 @command(example="nightshift trials search-20261123-203000-a1b2c3 --sort seconds")
@@ -44,7 +46,7 @@ LEAST = {"why": 8}  # width to which a column may be cut
         (
             click.option("--sort", default="metric", show_default=True, metavar="COLUMN",
                          help="Column to sort by; metric lists the best trial first."),
-            click.option("--optuna", metavar="FILE",
+            click.option("--optuna", metavar="FILE", shell_complete=complete_path,
                          help="Also write the trials to a new Optuna journal, which optuna-dashboard FILE shows."),
             json_option("Print the trials as JSON."),
         ),
@@ -53,8 +55,8 @@ LEAST = {"why": 8}  # width to which a column may be cut
 def trials(search_id: str, sort: str, optuna: str | None, as_json: bool) -> None:
     """Show the leaderboard of a running or finished search.
 
-    "(default)" marks the default trial: it has the defaults of `train` in all options that vary. "behind the others
-    (ASHA)" is the reason of a trial that was stopped, because it was not among the best third after the same epoch.
+    "(default)" marks the default trial: it has the defaults of `train` in all options that vary. "stopped (ASHA)"
+    is a trial that was stopped because it was not among the best third after the same epoch.
 
     SEARCH is a run id, a unique prefix of one, or a run's name.
     """
@@ -166,6 +168,7 @@ def leaderboard_text(rows: list[dict[str, Any]], metric: str, width: int | None)
             title=heading.upper(),
             importance=IMPORTANCE.get(key, OF_OPTIONS),
             least=LEAST.get(key),
+            enough=ENOUGH.get(key),
             cuts_words=key != "why",
         )
         for heading, key in shown

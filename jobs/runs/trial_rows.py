@@ -22,7 +22,7 @@ NO_OPTIONS = frozenset(
 WHY = {  # why a trial finished, as `trials.jsonl` has it, in words
     "epochs": "ran all epochs",
     "patience": "early stopping",
-    "rung": "behind the others (ASHA)",
+    "rung": "stopped (ASHA)",
 }
 
 
