@@ -442,7 +442,7 @@ def test_a_data_set_in_place_of_the_model_is_a_wrong_use(say: Say, shards: str) 
     ("arguments", "line"),
     [
         (("0 25 * * *", "train", "SHARDS"), "cron line '0 25 * * *' is not valid; write minute, hour, day, month, "
-         "weekday, such as '0 20 * * 1-5'"),
+         "weekday, in quotes: '0 20 * * 1-5'"),
         (("0 20 * * *", "train", "SHARDS", "--name", "x"), "a schedule sets the names and start times of its runs; "
          "leave out --name and --at"),
     ],

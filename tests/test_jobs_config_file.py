@@ -7,6 +7,7 @@ import pytest
 
 from cluster.settings import Settings
 from jobs.runs import state as run_state
+from jobs.runs.names import NAME_RULE
 from tests.conftest import Say
 
 
@@ -97,7 +98,7 @@ def test_a_wrong_tag_is_refused(say: Say, shards: str) -> None:
     code, _, err = say("train", shards, "--weights", "none", "--tag", "a b")
 
     assert code == 2
-    assert err.startswith("Error: tag 'a b' is not valid; use up to 63 letters, digits, dots, dashes and underscores")
+    assert err == f"Error: tag 'a b' is not valid; {NAME_RULE}\n"
 
 
 def test_a_user_with_escape_sequences_is_refused(say: Say, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:

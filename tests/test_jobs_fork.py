@@ -8,6 +8,7 @@ import pytest
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.runs import state as run_state
+from jobs.runs.names import NAME_RULE
 from tests.conftest import Say
 
 CONFIG = """
@@ -151,7 +152,7 @@ def test_tags_and_note_of_a_run_are_edited(say: Say, shards: str) -> None:
 
 WRONG_EDITS: list[tuple[tuple[str, ...], int, str]] = [
     ((), 2, "there is nothing to change; give --tag, --remove-tag or --note"),
-    (("--tag", "a b"), 2, "tag 'a b' is not valid; use up to 63 letters, digits, dots, dashes and underscores"),
+    (("--tag", "a b"), 2, f"tag 'a b' is not valid; {NAME_RULE}"),
     (("--remove-tag", "day"), 1, "has no tag 'day'; it has chest"),
     (("--tag", "x", "--remove-tag", "x"), 2, "--tag and --remove-tag both name x; give it to one of them"),
 ]

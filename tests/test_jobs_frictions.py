@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from rich.console import Console
 
 from cluster.files import write_json
@@ -20,6 +21,7 @@ from jobs.cli.run_view import RunView
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from tests.conftest import Say
+from tests.test_jobs_worker_list import OURS, register
 
 LONG_AGO = "2026-01-01T00:00:00.000Z"
 PLAIN = ("--weights", "none")
@@ -70,7 +72,10 @@ def test_a_run_that_follows_another_names_it_and_its_state(say: Say, settings: S
     assert "Scheduled: starts after first, which is queued. `nightshift logs" in err
 
 
-def test_a_queued_run_says_what_is_before_it_and_what_runs(say: Say, settings: Settings, shards: str) -> None:
+def test_a_queued_run_says_what_is_before_it_and_what_runs(
+    say: Say, settings: Settings, redis: Redis, shards: str
+) -> None:
+    register(redis, OURS, "nightshift-normal", "nightshift-low")
     busy = submitted(say, settings, shards, "--name", "busy")
     submitted(say, settings, shards)
     submitted(say, settings, shards, "--priority", "low")
@@ -82,6 +87,105 @@ def test_a_queued_run_says_what_is_before_it_and_what_runs(say: Say, settings: S
 
     assert shown == "state     queued: 1 queued run is before it; running: busy"
     assert lines[1].strip() == "1 queued run is before it; running: busy"
+
+
+def test_a_queued_run_that_no_job_worker_will_start_says_so_whole(say: Say, settings: Settings, shards: str) -> None:
+    paths = submitted(say, settings, shards, "--name", "waits")
+    unserved = "no job worker serves its queue; `nightshift up` starts one on this machine"
+
+    shown = say("show", "waits")[1].splitlines()[1]
+    _, *lines = rendered(settings.storage, run_state.read_state(paths), {}, width=60)
+
+    assert shown == f"state     queued: {unserved}"
+    assert " ".join(line.strip() for line in lines) == unserved
+
+
+def test_a_run_that_can_never_start_says_why(say: Say, settings: Settings, shards: str) -> None:
+    first = submitted(say, settings, shards, "--name", "first")
+    submitted(say, settings, shards, "--name", "second", "--after", "first")
+
+    set_state(first, "cancelled")
+    after_cancelled = say("show", "second")[1].splitlines()[1]
+    say("delete", "first", "--yes")
+    after_deleted = say("show", "second")[1].splitlines()[1]
+
+    assert after_cancelled == "state     scheduled: cannot start: first, which it was to follow, ended as cancelled"
+    assert after_deleted == f"state     scheduled: cannot start: {first.run_id}, which it was to follow, was deleted"
+
+
+def test_delete_without_an_answer_deletes_nothing_and_does_not_speak_of_ctrl_c(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = submitted(say, settings, shards)
+    say("cancel", paths.run_id)
+    monkeypatch.setattr(sys, "stdin", StringIO(""))
+
+    code, _, err = say("delete", paths.run_id)
+
+    question = f"Delete {paths.run_id} and its files? [y/N]: "
+    assert (code, err) == (1, f"{question}\nError: nothing was deleted; answer y, or give --yes\n")
+    assert paths.folder.exists()
+
+
+def test_a_cancelled_run_says_its_state_once(say: Say, settings: Settings, shards: str) -> None:
+    paths = submitted(say, settings, shards)
+    say("cancel", paths.run_id)
+
+    row, shown = say("list")[1].splitlines()[1], say("show", paths.run_id)[1].splitlines()[1]
+    waited = say("wait", paths.run_id)[2].splitlines()
+
+    assert row.endswith("  before it ran")
+    assert shown == "state     cancelled: before it ran"
+    assert f"{paths.run_id} cancelled: before it ran" in waited
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ("queued", "it is queued; wait for it: nightshift wait {}"),
+        ("cancelled", "it is cancelled; `nightshift retry {}` continues it"),
+        ("succeeded", "its folder best/ is missing; restore it from a backup, or train again"),
+    ],
+)
+def test_a_run_without_a_model_says_why_and_what_to_do(
+    say: Say, settings: Settings, shards: str, state: run_state.State, cause: str
+) -> None:
+    paths = submitted(say, settings, shards)
+    set_state(paths, state)
+
+    said = say("compare", paths.run_id, paths.run_id)
+
+    assert said == (1, "", f"Error: {paths.run_id} has no model: {cause.format(paths.run_id)}\n")
+
+
+def test_a_run_of_a_kind_without_a_model_names_the_kinds_that_have_one(
+    say: Say, settings: Settings, shards: str
+) -> None:
+    trained = submitted(say, settings, shards)
+    judged = say("evaluate", trained.run_id, shards)[1].strip()
+
+    said = say("export", judged)
+
+    assert said == (
+        1, "", f"Error: {judged} has no model: it is of kind evaluate; give a training run or a search\n"
+    )  # fmt: skip
+
+
+def test_a_long_note_wraps_between_words(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = submitted(say, settings, shards)
+    monkeypatch.setenv("COLUMNS", "40")
+
+    _, out, _ = say("edit", paths.run_id, "--note", "the films of the second scanner, before its repair")
+
+    assert out.splitlines() == ["tags  -", "note  the films of the second scanner,", "      before its repair"]
+
+
+def test_a_window_that_never_opens_is_named_once(say: Say, shards: str) -> None:
+    said = say("train", shards, "--window", "20:00-20:00")
+
+    assert said == (2, "", "Error: --window 20:00-20:00 never opens; its start and end must differ\n")
 
 
 def test_a_run_that_starts_shows_its_seconds_and_the_newest_line_of_its_log(
@@ -223,7 +327,7 @@ def test_a_list_without_a_match_names_the_filters(say: Say, settings: Settings, 
 
     found = say("list", "--state", "failed", "--tag", "chest", "--limit", "3")
 
-    assert (empty[0], empty[2]) == (0, "no runs; `nightshift train SHARDS` submits one\n")
+    assert (empty[0], empty[2]) == (0, f"no runs in {settings.storage}; `nightshift train SHARDS` submits one\n")
     assert (found[0], found[2]) == (0, "no run matches --state --tag; `nightshift list` shows all runs\n")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.runs import state as run_state
@@ -60,6 +61,32 @@ def test_at_80_columns_the_age_stays_where_no_run_has_progress(
     assert len(row) <= 80
 
 
+def test_at_80_columns_the_progress_of_a_run_is_whole_and_its_kind_and_owner_go(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(say, settings, "train", shards, *PLAIN, "--name", "night")
+    with run_state.changing(run) as state:
+        run_state.write_state(run, state.with_state("running"))
+    write_json(run.progress, {"phase": "train", "epoch": 78, "epochs": 200})
+    monkeypatch.setenv("COLUMNS", "80")
+
+    heading, row = say("list")[1].splitlines()
+
+    assert heading.split() == ["ID", "NAME", "KIND", "STATE", "AGE", "PROGRESS"]
+    assert row.endswith("  train, epoch 78/200")
+
+
+def test_a_run_that_waits_for_a_time_names_it_by_the_clock_of_the_reader(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    submitted(say, settings, "train", shards, *PLAIN, "--at", "2099-01-02T23:30:00+00:00")
+
+    row = say("list")[1].splitlines()[1]
+
+    assert row.endswith("  waits until 2099-01-03 00:30")
+
+
 def test_a_run_that_waits_names_the_other_run_whole(
     say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +107,9 @@ def test_a_run_that_waits_names_the_other_run_whole(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("list",), "no runs; `nightshift train SHARDS` submits one\n"),
+        (("list",), "no runs in {storage}; `nightshift train SHARDS` submits one\n"),
         (("list", "--state", "failed"), "no run matches --state; `nightshift list` shows all runs\n"),
+        (("schedule", "list"), "no schedules; `nightshift schedule add NAME CRON COMMAND` adds one\n"),
         (("models", "list"), "no models; `nightshift models promote MODEL --as NAME` names one\n"),
     ],
     ids=" ".join,
@@ -89,4 +117,4 @@ def test_a_run_that_waits_names_the_other_run_whole(
 def test_a_list_without_rows_is_a_sentence_that_says_what_to_do(
     say: Say, storage: Path, words: tuple[str, ...], sentence: str
 ) -> None:
-    assert say(*words) == (0, "", sentence)
+    assert say(*words) == (0, "", sentence.format(storage=storage))

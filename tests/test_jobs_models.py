@@ -226,10 +226,8 @@ def test_the_valid_split_is_compared_if_there_is_no_evaluation_of_the_test_split
     [
         (["promote", "nothere", "--as", "x"], 1, "nothere is not a model; give a folder with head.json, the id of a "
          "run, or a promoted name"),
-        (["promote", A, "--as", "../x"], 2, "--as '../x' is not valid; use up to 63 letters, digits, dots, dashes and "
-         "underscores"),
-        (["promote", A, "--as", B], 2, f"--as '{B}' is not valid; use up to 63 letters, digits, dots, dashes and "
-         "underscores"),
+        (["promote", A, "--as", "../x"], 2, f"--as '../x' is not valid; {names.NAME_RULE}"),
+        (["promote", A, "--as", B], 2, f"--as '{B}' has the form of a run id; choose another name"),
         (["promote", A], 2, "--as is missing; `nightshift models promote --help` shows how to use it"),
         (["promote", A, "--as", "chest"], 1, f"chest is {A} already; `nightshift models history chest` shows "
          "since when"),

@@ -14,7 +14,7 @@ from jobs.cli.doctor import redis_findings
 from jobs.cli.run_view import RunView
 from jobs.cli.submission import queues_start_runs
 from jobs.queue import queues
-from jobs.queue.overview import PauseCheck, queue_overview, waiting_faults
+from jobs.queue.overview import QueueCheck, queue_overview, waiting_faults
 from jobs.queue.submit import submit
 from jobs.runs.request import JobRequest
 from jobs.runs.start_forecast import NEXT, start_forecast
@@ -127,6 +127,6 @@ def test_an_embedded_redis_that_is_silent_is_asked_once_whether_the_queues_are_p
     (folder / "url").write_text(silent.url)
     (folder / "host.json").write_text(json.dumps({"host": socket.gethostname()}))
 
-    paused = PauseCheck(Settings(storage=folder.parent)).are_known_paused()
+    paused = QueueCheck(Settings(storage=folder.parent)).are_known_paused()
 
     assert (paused, silent.new_connections()) == (False, 1)

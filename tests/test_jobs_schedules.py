@@ -1,6 +1,8 @@
 """Schedules: each time is served once, whatever dies meanwhile."""
 
 import json
+import re
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -124,6 +126,30 @@ def test_a_schedule_follows_the_wall_clock(berlin: None, cron: str, served: str,
 def test_a_bad_schedule_is_refused(settings: Settings, name: str, cron: str, why: str) -> None:
     with pytest.raises(Refused, match=why):
         schedules.add(settings, name, cron, TrainSpec(shards="s"), JobRequest())
+
+
+def test_a_list_of_schedules_says_what_each_runs_and_in_which_zone_it_is_due(
+    say: Say, shards: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Etc/UTC")
+    say("schedule", "add", "nightly", "0 20 * * *", "train", shards, "--weights", "none", "--epochs", "5")
+
+    heading, row, command = say("schedule", "list")[1].splitlines()
+    (settings.storage / "schedules" / "nightly" / "spec.json").write_text("{")
+    damaged = say("schedule", "list")[1].splitlines()[2]
+
+    assert heading.split() == ["NAME", "CRON", "NEXT", "LAST", "RUN"]
+    assert re.fullmatch(r"nightly  0 20 \* \* \*  \d{4}-\d\d-\d\d 20:00 UTC  -", row)
+    assert command == f"  nightshift train {shlex.quote(shards)} --weights none --epochs 5"
+    assert damaged.endswith("spec.json cannot be read: line 1 is not JSON")
+
+
+def test_a_cron_line_without_quotes_is_told_to_have_some(say: Say, shards: str) -> None:
+    said = say("schedule", "add", "nightly", "0", "20", "*", "*", "*", "train", shards)
+
+    assert said == (
+        2, "", "Error: cron line '0' is not valid; write minute, hour, day, month, weekday, in quotes: '0 20 * * 1-5'\n"
+    )  # fmt: skip
 
 
 def test_a_schedule_is_added_listed_and_removed_by_people(say: Say, shards: str, settings: Settings) -> None:

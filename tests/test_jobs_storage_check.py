@@ -152,7 +152,7 @@ def test_a_new_storage_of_a_new_queue_has_no_runs(
 
     code, _, err = say("list")
 
-    assert (code, err) == (0, "no runs; `nightshift train SHARDS` submits one\n")
+    assert (code, err) == (0, f"no runs in {share.storage}; `nightshift train SHARDS` submits one\n")
 
 
 def test_a_list_of_a_storage_without_runs_says_that_redis_cannot_be_asked(

@@ -123,7 +123,7 @@ def test_a_wrong_tag_or_note_is_one_line_and_changes_nothing(client, settings):
     note = sent(client, paths, "edit", tags="chest", tags_before="chest", note="n" * 1001)
 
     assert (tag.status, note.status) == (400, 400)
-    assert error_of(tag).startswith("tag '$bad' is not valid; use up to 63 letters")
+    assert error_of(tag).startswith("tag '$bad' is not valid; write up to 63 of a-z, A-Z, 0-9")
     assert error_of(note).startswith("note")
     assert paths.state.read_bytes() == before
 

@@ -34,8 +34,19 @@ def delete(runs: tuple[str, ...], yes: bool, force: bool) -> None:
     what = f"{found[0].run_id} and its files" if len(found) == 1 else f"these {len(found)} runs and their files"
     if not yes and len(found) > 1:
         click.echo("\n".join(paths.run_id for paths in found), err=True)
-    if not yes and not click.confirm(f"Delete {what}?", err=True):
+    if not yes and not _confirms(f"Delete {what}?"):
         raise Refused("nothing was deleted; answer y, or give --yes")
     for paths in found:
         actions.delete(paths, force=force)
         click.echo(f"{paths.run_id} is deleted", err=True)
+
+
+def _confirms(question: str) -> bool:
+    """Ask a question; the end of the input, as in a cron job, is no."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as error:
+        if not isinstance(error.__context__, EOFError):
+            raise
+        click.echo(err=True)
+        return False

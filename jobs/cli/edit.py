@@ -8,7 +8,8 @@ from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.options import TAG
-from jobs.cli.terminal import echo
+from jobs.cli.terminal import echo, terminal_text
+from jobs.cli.text_table import output_width, wrapped
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
 from jobs.runs.labels import change_labels
@@ -41,5 +42,6 @@ def edit(run: str, *, tags: tuple[str, ...], removed: tuple[str, ...], note: str
     if as_json:
         click.echo(json.dumps({"tags": state.tags, "note": state.note}, indent=2))
         return
-    echo(f"tags  {', '.join(state.tags) or '-'}")
-    echo(f"note  {' '.join((state.note or '').split()) or '-'}")
+    width = output_width()
+    for label, text in (("tags", ", ".join(state.tags)), ("note", state.note or "")):
+        echo(wrapped(terminal_text(text) or "-", width, first=f"{label}  ", indent=6))

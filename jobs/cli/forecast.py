@@ -9,7 +9,7 @@ from jobs.runs.start_forecast import WAITING, start_forecast
 from jobs.runs.state import RunState
 
 if TYPE_CHECKING:
-    from jobs.queue.overview import PauseCheck
+    from jobs.queue.overview import QueueCheck
 
 
 class Forecasts:
@@ -22,10 +22,11 @@ class Forecasts:
         """Return when a queued or scheduled run starts, or for what it waits; empty for a run in another state."""
         if state.state not in WAITING:
             return ""
-        return start_forecast(self.storage, state, paused=self._pause_check.are_known_paused())
+        paused, unserved = self._queue_check.known_faults(state.priority)
+        return start_forecast(self.storage, state, paused=paused, unserved=unserved)
 
     @cached_property
-    def _pause_check(self) -> "PauseCheck":
-        from jobs.queue.overview import PauseCheck  # noqa: PLC0415  # imports RQ: only for runs that wait
+    def _queue_check(self) -> "QueueCheck":
+        from jobs.queue.overview import QueueCheck  # noqa: PLC0415  # imports RQ: only for runs that wait
 
-        return PauseCheck(Settings.read())
+        return QueueCheck(Settings.read())

@@ -1,14 +1,18 @@
 """`nightshift list`: read from the run folders, so it works without Redis, which is asked only if there is none."""
 
 import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from cluster.settings import Settings
+from cluster.windows import local_now
 from jobs.cli.command import command
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Duration
@@ -30,8 +34,9 @@ COLUMNS = (
     Column(title="STATE", style=colored_state),
     Column(title="BEST", importance=5),
     Column(title="AGE", importance=2),
-    Column(title="PROGRESS", importance=3, least=12, cuts_words=False),
+    Column(title="PROGRESS", importance=3, least=12, enough=20, cuts_words=False),
 )
+UNTIL = re.compile(r"waits until (\S+Z)")  # of `start_blocker`
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
 
 FILTER = OptionGroup(
@@ -69,7 +74,7 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps([entry_json(found, progress) for found, progress in rows], indent=2))
     else:
-        _print_table(rows, _filters())
+        _print_table(rows, _filters(), storage)
     index.save()
 
 
@@ -88,10 +93,10 @@ def _announce(runs: int) -> None:
     click.echo(f"reading {runs:,} runs; the next list reads only those that change", err=True)
 
 
-def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str) -> None:
+def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str, storage: Path) -> None:
     if not rows:
         none = f"no run matches {filters}; `nightshift list` shows all runs"
-        click.echo(none if filters else "no runs; `nightshift train SHARDS` submits one", err=True)
+        click.echo(none if filters else f"no runs in {storage}; `nightshift train SHARDS` submits one", err=True)
         return
     cells = [_row(found, progress) for found, progress in rows]
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in IF_ANY or any(row[at] for row in cells)]
@@ -99,8 +104,17 @@ def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str) 
     click.echo(table_text(columns, [[row[at] for at in shown] for row in cells], output_width()))
 
 
+def _waits_here(reason: str) -> str:
+    """Return a reason whose time, if it waits for one, is the wall clock of this machine."""
+    if not (at := UNTIL.fullmatch(reason)):
+        return reason
+    here = local_now()
+    then = datetime.fromisoformat(at[1]).astimezone(here.tzinfo)
+    return f"waits until {then:%H:%M}" if then.date() == here.date() else f"waits until {then:%Y-%m-%d %H:%M}"
+
+
 def _row(state: RunState, progress: dict[str, Any]) -> tuple[str, ...]:
-    step = describe(state, progress) if state.state == "running" else (state.why or "")
+    step = describe(state, progress) if state.state == "running" else _waits_here(state.reason)
     return (
         state.id,
         state.name or "",

@@ -18,6 +18,7 @@ KINDS: dict[str, type[Spec]] = {
 }  # fmt: skip
 NO_VALUES = frozenset({"config", "waits", "dry_run", "as_json", "help"})  # parameters that a file cannot give
 ONCE = OF_ONE_RUN | {"name", "after", "at", "notify", "note", "owner"}  # not of the repetition of a run
+OF_A_USER = ("notify", "owner")  # of a request, and no values of options
 Values = dict[str, Any]  # by the names of click's parameters: texts, or lists of texts
 
 
@@ -52,6 +53,19 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
         elif value is not None:
             values[name] = _for_parameter(command, name, value, f"{source}: {key}")
     return values
+
+
+def values_of_run(command: click.Command, spec: Mapping[str, Any], request: Mapping[str, Any], source: str) -> Values:
+    """Return the values of a command's options and arguments that submit a run again.
+
+    Args:
+        command: The command that submits this kind of run.
+        spec: The spec of the run as JSON.
+        request: How it was submitted, as JSON.
+        source: Where they come from, for errors.
+    """
+    given = {key: value for key, value in request.items() if key not in OF_A_USER and value not in (None, [])}
+    return option_values(command, as_text({**spec, **given}), source)
 
 
 def changed_options(command: click.Command, values: Values) -> list[tuple[str, list[str]]]:

@@ -78,7 +78,7 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     if not state.has_ended:
         return [f"stopped waiting; the run goes on: nightshift wait {state.id}"]
     if state.state != "succeeded" or record.result is None:
-        reason = f": {' '.join(state.why.split())}" if state.why else ""
+        reason = f": {' '.join(state.reason.split())}" if state.reason else ""
         return [f"{state.id} {state.state}{reason}", CURES.get(state.state, "").format(id=state.id)]
     result, metrics = record.result, record.result.get("metrics") or {}
     nothing, warnings = list[str](), list[str]()

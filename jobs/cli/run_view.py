@@ -52,7 +52,8 @@ class RunView:
             description, below = "", description
         self.bar_column.bar_width = max(LEAST_BAR, min(BAR_WIDTH, room - len(description)))
         bar.update(self.task, description=description, total=total, completed=completed)
-        line = Text(terminal_text(below), style="dim", no_wrap=True, overflow="ellipsis")
+        waits = state.state in WAITING  # what for is whole; a line of a log is cut
+        line = Text(terminal_text(below), style="dim", no_wrap=not waits, overflow="fold" if waits else "ellipsis")
         return Group(bar.get_renderable(), line) if below else bar.get_renderable()
 
     def _new_bar(self, state: RunState) -> Progress:

@@ -11,7 +11,7 @@ from jobs.cli.command import command
 from jobs.cli.forecast import Forecasts
 from jobs.cli.main import cli
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
-from jobs.cli.option_values import Values, as_text, changed_options, command_line, option_values
+from jobs.cli.option_values import Values, changed_options, command_line, values_of_run
 from jobs.cli.outcome import CURES, metrics_line
 from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width, wrapped
@@ -165,13 +165,8 @@ def _command_of(record: JobRecord) -> click.Command:
 
 
 def _values(record: JobRecord) -> Values:
-    request = {
-        key: value
-        for key, value in record.request.items()
-        if key not in ("notify", "owner") and value not in (None, [])
-    }
     labels = {"tags": record.state.tags} if record.state.tags else {}
-    return option_values(_command_of(record), as_text({**record.spec, **request, **labels}), record.state.id)
+    return values_of_run(_command_of(record), record.spec, {**record.request, **labels}, record.state.id)
 
 
 def _listed(value: Any) -> str:

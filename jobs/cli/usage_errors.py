@@ -73,6 +73,8 @@ def _bad_value(error: click.BadParameter) -> str:
         message = f"{found[1]} is {_range_fault(kind, float(found[1]))}"
     for pattern, words in CLICK_WORDS:
         message = pattern.sub(words, message)
+    if message.startswith(f"{(plain := name.removeprefix('--'))} "):  # such as a window, which says what it is
+        message = message.removeprefix(f"{plain} ")
     return message if message.startswith(name) else f"{name} {message}"
 
 

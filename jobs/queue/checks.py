@@ -205,7 +205,7 @@ def model_of(settings: Settings, model: str) -> NamedModel:
     if (paths.best / HEAD_FILE).is_file():
         return NamedModel.published_in(paths.best, name=paths.run_id)
     if state.has_ended or state.kind not in ("train", "search"):
-        raise CheckpointError(f"{paths.run_id} has no model: it is {state.kind}, {state.state}")
+        raise CheckpointError(f"{paths.run_id} has no model: {state.no_model_cause}")
     return NamedModel(name=paths.run_id, positive=read_json_object(paths.spec).get("positive"))
 
 

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from redis import Redis, RedisError
 
@@ -14,7 +15,9 @@ from jobs.queue.connection import GLANCE, connect, with_running_redis
 from jobs.queue.worker_list import serving_workers
 from jobs.runs.request import PRIORITIES
 
-SILENT_SECONDS = 30.0  # that a Redis which did not answer is not asked again whether the queues are paused
+T = TypeVar("T")
+
+SILENT_SECONDS = 30.0  # that a Redis which did not answer is not asked again about the queues
 
 
 def queue_overview(connection: Redis) -> dict[str, Any]:
@@ -52,8 +55,8 @@ def _run_waits(count: int) -> str:
     return "1 run waits" if count == 1 else f"{count} runs wait"
 
 
-class PauseCheck:
-    """Asks Redis whether the queues are paused, for what shows runs and works without Redis.
+class QueueCheck:
+    """Asks Redis whether the queues are open and served, for what shows runs and works without Redis.
 
     An embedded Redis is not started for this. A Redis that did not answer is not asked again for `SILENT_SECONDS`.
     """
@@ -65,12 +68,26 @@ class PauseCheck:
 
     def are_known_paused(self) -> bool:
         """Whether the queues are paused; False where Redis does not say so."""
+        return self._ask(queues.is_paused, False)
+
+    def known_faults(self, priority: str) -> tuple[bool, bool]:
+        """Return whether the queues are paused and whether no job worker serves that of a priority, asked at once.
+
+        Both are False where Redis does not say so.
+        """
+
+        def found(redis: Redis) -> tuple[bool, bool]:
+            return queues.is_paused(redis), not any(priority in worker.queues for worker in serving_workers(redis))
+
+        return self._ask(found, (False, False))
+
+    def _ask(self, question: Callable[[Redis], T], unknown: T) -> T:
         with self._lock:
             if time.monotonic() - self._failed_at < SILENT_SECONDS:
-                return False
+                return unknown
             try:
                 with connect(with_running_redis(self.settings, patience_seconds=0), GLANCE) as connection:
-                    return queues.is_paused(connection)
+                    return question(connection)
             except (JobError, StorageError, RedisError, OSError):
                 self._failed_at = time.monotonic()
-                return False
+                return unknown

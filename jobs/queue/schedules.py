@@ -8,19 +8,20 @@ import logging
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cluster.errors import ClusterError, SettingsError, StorageError
-from cluster.files import locked, read_json, write_json
+from cluster.files import locked, read_json, read_json_object, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.windows import local_now, local_zone_name, resolve, zone_of
 from jobs.errors import InvalidOption, JobError, NameTaken, Refused
 from jobs.queue.submit import submit
 from jobs.runs import names
-from jobs.runs.names import NAME
+from jobs.runs.names import NAME, NAME_RULE
 from jobs.runs.request import JobRequest
 from jobs.runs.webhook_outbox import refuse_address, store_url, stored_url
 from trainer.errors import TrainerError
@@ -82,11 +83,8 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
         Refused: The name is taken.
     """
     if not NAME.fullmatch(name):
-        raise InvalidOption(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
-    if not _is_cron(cron):
-        raise InvalidOption(
-            f"cron line {cron!r} is not valid; write minute, hour, day, month, weekday, such as '0 20 * * 1-5'"
-        )
+        raise InvalidOption(f"name {name!r} is not valid; {NAME_RULE}")
+    refuse_wrong_cron(cron)
     if request.name or request.at:
         raise InvalidOption("a schedule sets the names and start times of its runs; leave out --name and --at")
     if getattr(spec, "until", None):
@@ -106,6 +104,18 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
         write_json(folder / "spec.json", spec.to_json())
         _write(folder, schedule)
     return schedule
+
+
+def refuse_wrong_cron(cron: str) -> None:
+    """Refuse a cron line that is not valid.
+
+    Raises:
+        InvalidOption: It is not.
+    """
+    if not _is_cron(cron):
+        raise InvalidOption(
+            f"cron line {cron!r} is not valid; write minute, hour, day, month, weekday, in quotes: '0 20 * * 1-5'"
+        )
 
 
 def remove(settings: Settings, name: str) -> None:
@@ -130,6 +140,15 @@ def schedules(settings: Settings) -> list[Schedule]:
                 _warned[file] = str(error)
                 log.warning("schedule %s is skipped: %s", file.parent.name, error)
     return found
+
+
+def spec_of(settings: Settings, name: str) -> dict[str, Any]:
+    """Return the spec of a schedule's runs as JSON.
+
+    Raises:
+        StorageError: It is missing or damaged.
+    """
+    return read_json_object(_folder(settings, name) / "spec.json")
 
 
 def submit_due(settings: Settings) -> list[str]:

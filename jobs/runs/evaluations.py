@@ -63,9 +63,7 @@ def find_model(storage: Path, text: str) -> EvaluatedModel:
     if state.kind == "evaluate":
         return _of_evaluation(text, paths, state.state)
     if not (paths.best / HEAD_FILE).is_file():
-        raise CheckpointError(
-            f"{paths.run_id} has no model: it is {state.kind}, {state.state}; give one that succeeded"
-        )
+        raise CheckpointError(f"{paths.run_id} has no model: {state.no_model_cause}")
     return _of_folder(storage, text, paths.best)
 
 

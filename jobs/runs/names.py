@@ -13,6 +13,7 @@ from jobs.errors import NameTaken
 from jobs.runs.drafts import is_submitted_or_in_progress
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME_RULE = "write up to 63 of a-z, A-Z, 0-9, '.', '-' and '_', and begin with a letter or a digit"
 
 
 def claim(storage: Path, name: str, run_id: str) -> None:

@@ -9,7 +9,7 @@ from jobs.runs.state import RunState
 def describe(state: RunState, progress: dict[str, Any]) -> str:
     """Return one line with the state of a run, or with the progress of a running one."""
     if state.state != "running":
-        return f"{state.state}: {state.why}" if state.why else state.state
+        return f"{state.state}: {state.reason}" if state.reason else state.state
     parts = [str(progress.get("phase", "starting"))]
     if progress.get("epochs") and "trials" in progress:  # of a search: trials that have ended, and all trials
         parts = [f"trial {min(progress.get('epoch', 0) + 1, progress['epochs'])}/{progress['epochs']}"]

@@ -90,8 +90,10 @@ def add(storage: Path, name: str, promotion: Promotion, *, after: Promotion | No
         InvalidOption: The name cannot be used.
         NameTaken: A run has the name, or somebody else has promoted a model meanwhile.
     """
-    if not names.NAME.fullmatch(name) or RUN_ID.fullmatch(name):
-        raise InvalidOption(f"--as {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
+    if RUN_ID.fullmatch(name):
+        raise InvalidOption(f"--as {name!r} has the form of a run id; choose another name")
+    if not names.NAME.fullmatch(name):
+        raise InvalidOption(f"--as {name!r} is not valid; {names.NAME_RULE}")
     with names.locked_names(storage):
         if run_id := names.run_of(storage, name):
             raise NameTaken(f"{name} is the name of {run_id}; choose another name for the model")

@@ -12,7 +12,7 @@ from cluster.run_paths import RunPaths
 from cluster.windows import TimeWindow, zone_of
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
-from jobs.runs.names import NAME
+from jobs.runs.names import NAME, NAME_RULE
 from trainer.specs.base import one_line
 
 PRIORITIES = run_state.PRIORITIES
@@ -59,16 +59,14 @@ class JobRequest(BaseModel):
     def _tags_are_valid(cls, tags: tuple[str, ...]) -> tuple[str, ...]:
         for tag in tags:
             if not NAME.fullmatch(tag):
-                raise ValueError(
-                    f"tag {tag!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores"
-                )
+                raise ValueError(f"tag {tag!r} is not valid; {NAME_RULE}")
         return tuple(dict.fromkeys(tags))
 
     @field_validator("name")
     @classmethod
     def _name_is_valid(cls, name: str | None) -> str | None:
         if name is not None and not NAME.fullmatch(name):
-            raise ValueError(f"name {name!r} is not valid; use up to 63 letters, digits, dots, dashes and underscores")
+            raise ValueError(f"name {name!r} is not valid; {NAME_RULE}")
         return name
 
     @field_validator("at")

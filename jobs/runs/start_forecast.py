@@ -17,11 +17,17 @@ MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
 NEXT = "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"
 PAUSED = "the queues are paused; `nightshift queue resume` opens them"
+UNSERVED = "no job worker serves its queue; `nightshift up` starts one on this machine"
 MINUTES = 60  # of an hour
 
 
 def start_forecast(
-    storage: Path, state: RunState, pending: Sequence[RunState] | None = None, *, paused: bool = False
+    storage: Path,
+    state: RunState,
+    pending: Sequence[RunState] | None = None,
+    *,
+    paused: bool = False,
+    unserved: bool = False,
 ) -> str:
     """Return when a queued or scheduled run starts, or for what it waits, after why it was queued again; else empty.
 
@@ -30,11 +36,13 @@ def start_forecast(
         state: The run.
         pending: What `pending_states` returned; None reads it if it is needed.
         paused: Whether the queues are paused, so that no queued run starts.
+        unserved: Whether no job worker serves the queue of a queued run.
     """
     if state.state == "queued" and state.too_new_for is not None:
         return state.why or ""
     if state.state == "queued":
-        forecast = PAUSED if paused else _in_the_queue(state, pending_states(storage) if pending is None else pending)
+        forecast = PAUSED if paused else UNSERVED if unserved else ""
+        forecast = forecast or _in_the_queue(state, pending_states(storage) if pending is None else pending)
         return f"{state.why}; {forecast}" if state.why else forecast
     if state.state != "scheduled":
         return ""
@@ -64,7 +72,12 @@ def _scheduled(storage: Path, request: JobRequest) -> str:
     if request.at is not None and request.at.astimezone(UTC) > here.astimezone(UTC):
         return f"starts at {_moment(request.at.astimezone(here.tzinfo), here)}"
     for run_id in request.after:
+        paths = RunPaths.of(storage, run_id)
+        if not paths.folder.exists():
+            return f"cannot start: {run_id}, which it was to follow, was deleted"
         other = _state(storage, run_id)
+        if other is not None and other.has_ended and other.state != "succeeded":
+            return f"cannot start: {run_label(other)}, which it was to follow, ended as {other.state}"
         if other is not None and other.state != "succeeded":
             return f"starts after {run_label(other)}, which is {other.state}"
     if request.window and not TimeWindow.parse(request.window).closes(here):

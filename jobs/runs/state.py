@@ -135,6 +135,22 @@ class RunState:
         """Whether it should be in a queue or taken by a job worker."""
         return (self.state == "queued" and not self.own_cluster) or self.needs_watcher
 
+    @property
+    def reason(self) -> str:
+        """Why the run is in its state, without the state where the reason repeats it; "" if no reason is known."""
+        return (self.why or "").removeprefix(f"{self.state} ")
+
+    @property
+    def no_model_cause(self) -> str:
+        """Why a run without a published model has none, and the cure."""
+        if self.kind not in ("train", "search"):
+            return f"it is of kind {self.kind}; give a training run or a search"
+        if not self.has_ended:
+            return f"it is {self.state}; wait for it: nightshift wait {self.id}"
+        if self.state == "succeeded":
+            return "its folder best/ is missing; restore it from a backup, or train again"
+        return f"it is {self.state}; `nightshift retry {self.id}` continues it"
+
     def with_state(self, state: State, why: str | None = None, **changes: Any) -> "RunState":
         """Return the record with another state."""
         ended = now() if state in ENDED else None

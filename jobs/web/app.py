@@ -29,7 +29,7 @@ from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
 from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
-from jobs.queue.overview import PauseCheck
+from jobs.queue.overview import QueueCheck
 from jobs.runs.damage import WRONG_SHAPE
 from jobs.runs.run_filter import KINDS
 from jobs.runs.run_index import RunIndex
@@ -124,13 +124,13 @@ class _Handlers:
     def __init__(self, page: Page) -> None:
         self.page, self.settings, self.storage = page, page.settings, page.settings.storage
         self.looks, self.shared = Looks(self.storage), SharedWork[Response]()
-        self.pause_check = PauseCheck(self.settings)
+        self.queue_check = QueueCheck(self.settings)
 
     async def runs(self, request: Request) -> Response:
         return await self.shared.result(_asked(request), lambda: self._runs(request))
 
     def _runs(self, request: Request) -> Response:
-        found = overview(self.page.index, request.query_params, are_paused=self.pause_check.are_known_paused)
+        found = overview(self.page.index, request.query_params, are_paused=self.queue_check.are_known_paused)
         refuse_away(self.settings.runs)  # last: a storage that is away looks like one without runs
         return self._answer(request, "runs.html.j2", found.to_json, found=found, kinds=KINDS, states=STATES)
 
@@ -140,7 +140,7 @@ class _Handlers:
     def _run(self, request: Request) -> Response:
         paths = self._paths(request)
         try:
-            found = run_page(paths, with_files=wants_json(request), are_paused=self.pause_check.are_known_paused)
+            found = run_page(paths, with_files=wants_json(request), are_paused=self.queue_check.are_known_paused)
         except FileNotFoundError as error:  # deleted while it was read
             raise UnknownRun(f"run {paths.run_id} does not exist; the page of runs lists those that do") from error
         return self._answer(request, "run.html.j2", found.to_json, found=found)

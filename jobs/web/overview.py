@@ -129,7 +129,7 @@ def run_row(
     doing, share = shown_or(unknown, "progress.json", warnings, lambda: _progress(state, progress))
     if state.state in WAITING:
         doing = start_forecast(storage, state, pending, paused=paused)
-    text = doing or "; ".join(warnings) or state.why or ""
+    text = doing or "; ".join(warnings) or state.reason
     return RunRow(state=state, progress=progress, doing=" ".join(text.split()), share=share)
 
 

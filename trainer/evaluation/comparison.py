@@ -220,6 +220,8 @@ def margin_sentence(candidate: Candidate, reference: str, name: str) -> str:
         return f"{name} is not {claim}: {ends}.{also}"
     if check.verdict == "worse":
         return f"{name} is {claim}: {ends}.{also}"
+    if check.difference is not None and check.difference < -check.margin:
+        return f"{name} is {claim} on these images, but this can be chance: {ends}; use more images.{also}"
     return f"It is not shown that {name} is not {claim}: {ends}; use more images.{also}"
 
 
