@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 from ray._private.node import Node
+from ray.exceptions import RpcError
 
-from trainer.distributed.local_ray import without_cluster_processes
+from trainer.distributed.local_ray import starting_for_one_run
 
 PROGRAM = """
 import json, os, tempfile
@@ -62,10 +63,50 @@ def test_a_ray_of_one_run_has_its_workers_and_no_processes_for_clusters():
 
 
 def test_ray_starts_everything_again_after_the_block():
-    before = Node.start_api_server, Node.start_monitor
+    before = Node.start_api_server, Node.start_monitor, Node.start_ray_processes
 
-    with without_cluster_processes():
-        during = Node.start_api_server, Node.start_monitor
+    with starting_for_one_run():
+        during = Node.start_api_server, Node.start_monitor, Node.start_ray_processes
 
-    assert (Node.start_api_server, Node.start_monitor) == before
+    assert (Node.start_api_server, Node.start_monitor, Node.start_ray_processes) == before
     assert not set(during) & set(before)
+
+
+def test_ray_looks_for_its_node_only_when_the_raylet_has_registered(monkeypatch):
+    answers = [{}, {}, {"node": "its addresses"}]
+    monkeypatch.setattr(Node, "start_ray_processes", lambda node: node.calls.append("start"))
+    node = FakeNode(lambda: answers.pop(0))
+
+    with starting_for_one_run():
+        Node.start_ray_processes(node)
+
+    assert node.calls == ["start", "ask", "ask", "ask"]
+    assert answers == []
+
+
+def test_a_gcs_that_does_not_answer_is_left_to_ray(monkeypatch):
+    def fail():
+        raise RpcError("Deadline Exceeded")
+
+    monkeypatch.setattr(Node, "start_ray_processes", lambda node: node.calls.append("start"))
+    node = FakeNode(fail)
+
+    with starting_for_one_run():
+        Node.start_ray_processes(node)
+
+    assert node.calls == ["start", "ask"]
+
+
+class FakeNode:
+    """A node of Ray, and the client of its GCS."""
+
+    def __init__(self, answer) -> None:
+        self.answer, self.calls = answer, []
+
+    def get_gcs_client(self) -> "FakeNode":
+        return self
+
+    def get_all_node_info(self, *, timeout: float) -> dict:
+        assert timeout > 0
+        self.calls.append("ask")
+        return self.answer()

@@ -1,5 +1,6 @@
 """The Python processes of a Ray on this machine are forks of the trainer's fork server, and end as Ray's own do."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import ray
 from tests.processes import is_alive
 from tests.stack import eventually
 from trainer.distributed import ray_fork_client
+from trainer.distributed.ray_fork_imports import AGENT_MODULES
 from trainer.distributed.ray_fork_server import SCRIPTS, WORKER
 
 LOG_MONITOR = str(Path(ray.__file__).parent / "_private" / "log_monitor.py")
@@ -118,6 +120,10 @@ def test_a_fork_ends_when_the_process_that_asked_for_it_is_killed_and_as_the_for
 
 def test_the_scripts_that_are_forked_exist_in_the_installed_ray():
     assert [script for script in (*SCRIPTS, WORKER) if not (Path(ray.__file__).parent / script).exists()] == []
+
+
+def test_the_modules_that_agents_import_exist_in_the_installed_ray():
+    assert [module for module in AGENT_MODULES if importlib.util.find_spec(module) is None] == []
 
 
 def test_without_a_fork_server_the_client_becomes_python(tmp_path):

@@ -12,12 +12,13 @@ from cluster.errors import ClusterError
 from cluster.fork_server import run_fork_server
 from cluster.process_env import keep_arrow_single_threaded, set_local_ray_environment
 from cluster.settings import Settings
-from trainer.distributed.ray_fork_imports import can_fork_ray, import_ray_for_forks, seed_fork
+from trainer.distributed.ray_fork_imports import can_fork_ray, import_ray_agents, import_ray_for_forks, seed_fork
 
 
 def preload() -> str | None:
     """Import what attempts of all kinds need; return why a fork of this process could not use it, or None."""
     import_ray_for_forks()
+    import_ray_agents()
     import matplotlib.colors  # noqa: PLC0415, F401
     import torch  # noqa: PLC0415
     import torch.utils.tensorboard  # noqa: PLC0415

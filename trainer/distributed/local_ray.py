@@ -1,14 +1,16 @@
-"""Leaves out what Ray starts for clusters, in a Ray on this machine, which one run has for itself.
+"""Starts a Ray on this machine, which one run has for itself, without what Ray starts for clusters.
 
 Ray has no public switches for these parts, which take half of the CPU time of a start. Without them a run still has
 the GCS, the raylet, its agents and the log monitor, a controller, and the workers.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from ray._private.node import Node
+from ray.exceptions import RpcError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -17,17 +19,35 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 # The cleaner frees what the workers held when a controller dies, but has to ask the dashboard, which does not run here;
 # to end it, Ray waits up to a second. The other starts an actor that divides Ray's own data sets among the workers.
 UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
+REGISTRATION_SECONDS = 5.0  # then Ray itself waits, for 30 seconds
+POLL_SECONDS = 0.01
 
 
 @contextlib.contextmanager
-def without_cluster_processes() -> Iterator[None]:
-    """Let `ray.init` start neither the dashboard, for which it would wait, nor the autoscaler's monitor."""
+def starting_for_one_run() -> Iterator[None]:
+    """Let `ray.init` start neither the dashboard nor the autoscaler's monitor, and notice at once that Ray runs."""
     start_api_server, start_monitor = Node.start_api_server, Node.start_monitor
+    start_ray_processes = Node.start_ray_processes
+
+    def start_and_await_registration(node: Node) -> None:
+        start_ray_processes(node)
+        _await_registration(node)
+
     Node.start_api_server = Node.start_monitor = _start_nothing
+    Node.start_ray_processes = start_and_await_registration
     try:
         yield
     finally:
         Node.start_api_server, Node.start_monitor = start_api_server, start_monitor
+        Node.start_ray_processes = start_ray_processes
+
+
+def _await_registration(node: Node) -> None:
+    """Wait until the raylet has registered with the GCS, for which Ray looks only once a second."""
+    until, gcs = time.monotonic() + REGISTRATION_SECONDS, node.get_gcs_client()
+    with contextlib.suppress(RpcError):  # the GCS does not answer: Ray, which looks next, raises an error
+        while not gcs.get_all_node_info(timeout=REGISTRATION_SECONDS) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
 
 
 def _start_nothing(_node: Node, **_options: object) -> None:

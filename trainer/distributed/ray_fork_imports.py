@@ -13,6 +13,14 @@ from cluster.fork_server import fault_of_forks
 from cluster.process_env import variables_set
 
 JOB = "01000000"  # the id of the first job of any Ray, that of the trainer which has started it
+# What Ray's agents import, and what `ray.init` imports to see whether they can.
+AGENT_MODULES = (
+    "ray.dashboard.optional_deps",
+    "ray.dashboard.http_server_agent",
+    "ray.dashboard.modules.aggregator.aggregator_agent",
+    "ray.dashboard.modules.job.job_agent",
+    "ray.dashboard.modules.reporter.reporter_agent",
+)
 # Ray's library reads these when it is imported. A worker ends when the process of `RAY_RAYLET_PID` has; process 1 has
 # not, and a fork ends with its client, which ends with the raylet.
 READ_AT_IMPORT = {"RAY_JOB_ID": JOB, "RAY_RAYLET_PID": "1"}
@@ -45,6 +53,12 @@ def import_ray_for_forks() -> None:
 
     actor.ActorClassID = FromSystem
     _State.imported = True
+
+
+def import_ray_agents() -> None:
+    """Import what Ray's agents need, so that their forks start sooner."""
+    for module in AGENT_MODULES:
+        importlib.import_module(module)
 
 
 def can_fork_ray() -> bool:

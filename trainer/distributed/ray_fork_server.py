@@ -44,6 +44,7 @@ from trainer.distributed.ray_fork_client import FORKED, STREAMS
 from trainer.distributed.ray_fork_imports import (
     JOB,
     can_fork_ray,
+    import_ray_agents,
     import_ray_for_forks,
     ray_was_imported_too_early,
     seed_fork,
@@ -295,6 +296,7 @@ def _prepared(preload: Callable[[], object], selector: selectors.BaseSelector) -
     preload()
     for module in (SETUP_MODULE, "ray.train.torch"):
         importlib.import_module(module)
+    import_ray_agents()
     if not can_fork_ray():
         os._exit(0)
     gc.collect()

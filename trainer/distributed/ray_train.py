@@ -25,7 +25,7 @@ from trainer.attempt import Attempt
 from trainer.distributed.cluster_wait import wait_for_room
 from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
-from trainer.distributed.local_ray import LocalTorchTrainer, without_cluster_processes
+from trainer.distributed.local_ray import LocalTorchTrainer, starting_for_one_run
 from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.ray_fork_server import forking_python
@@ -247,7 +247,7 @@ def _start_ray(machine: Machine, folder: str) -> None:
     """
     for tries_left in reversed(range(start_tries())):
         try:
-            with forking_python(folder), without_cluster_processes():
+            with forking_python(folder), starting_for_one_run():
                 ray.init(
                     num_cpus=machine.cpus,
                     num_gpus=machine.gpus,
