@@ -353,6 +353,7 @@ def with_video():
         (dicom(GRAY, BitsStored=9), "contradicts itself: 9 of 8 bits"),
         (dicom(GRAY, HighBit=3), "contradicts itself: 8 of 8 bits, the highest is 3"),
         (dicom(COLORS, SamplesPerPixel=1), "contradicts itself: RGB with 1 samples per pixel"),
+        (dicom(GRAY, PhotometricInterpretation=None), "its header has no PhotometricInterpretation"),
         (dicom(GRAY, PhotometricInterpretation=CANARY), "its photometric interpretation is unknown, which is not"),
         (dicom(COLORS, PhotometricInterpretation="YBR_PARTIAL_422"), "is YBR_PARTIAL_422, which is not supported"),
         (dicom(GRAY, PhotometricInterpretation="PALETTE COLOR"), "its palette is segmented or missing"),

@@ -658,3 +658,22 @@ def test_the_lists_of_splits_divide_class_folders_too(tmp_path):
     found = scan_source(folder, PackOptions(split="50/50/0", split_files=(("test", "test.txt"),)))
 
     assert [image.name for image in found.images if image.split == "test"] == ["x/x0.png", "y/y0.png"]
+
+
+@pytest.mark.parametrize("name", ["PatientenID", "Patienten-Nr", "Fallnummer", "MRN", "patient_code", "Subject Number"])
+def test_columns_of_patients_are_found_as_hospitals_name_them(tmp_path, name):
+    rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])
+
+    found = scanned(tmp_path, "labels.csv")
+
+    assert {image.name: image.group for image in found.images} == {f"{n}.png": str(n // 4) for n in range(16)}
+    assert f"groups: column '{name}'; --group-column none leaves it out" in found.labels.notes
+
+
+@pytest.mark.parametrize("name", ["Patient Age", "patient_sex", "Fallzahl"])
+def test_columns_that_describe_patients_are_no_groups(tmp_path, name):
+    rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])
+
+    assert {image.group for image in scanned(tmp_path, "labels.csv").images} == {None}

@@ -146,7 +146,7 @@ def test_a_label_with_too_few_images_for_the_splits_is_refused_by_its_name():
         for n in range(30)
     ]
 
-    with pytest.raises(SourceError, match=r"class 'rare' has 2 images or groups for 3 splits; .*--drop-class 'rare'"):
+    with pytest.raises(SourceError, match=r"class 'rare' has 2 images for 3 splits; .*--drop-class 'rare'"):
         stratified_group_split(images, (0.7, 0.15, 0.15), seed=0)
 
 

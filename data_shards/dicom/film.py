@@ -191,6 +191,8 @@ def _photometric(dataset: Dataset) -> str:
     found = str(dataset.get("PhotometricInterpretation") or "").strip()
     samples, allocated = int(number(dataset, "SamplesPerPixel", 1)), int(number(dataset, "BitsAllocated"))
     if found not in (*GRAY, PALETTE, *COLOR):
+        if not found:
+            raise BadImage("its header has no PhotometricInterpretation")
         name = found if found in REFUSED else "unknown"
         raise BadImage(f"its photometric interpretation is {name}, which is not supported; convert it to RGB")
     if samples != (3 if found in COLOR else 1):

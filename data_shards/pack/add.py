@@ -17,7 +17,7 @@ from data_shards.pack.add_options import add_options
 from data_shards.pack.add_scan import scan_new_images
 from data_shards.pack.add_splits import AddedSplits, NewImage, Shares, assign_new_images, check_groups
 from data_shards.pack.archives import is_archive
-from data_shards.pack.chunks import ChunkEntry, files_without_image, skipped_images
+from data_shards.pack.chunks import ChunkEntry, files_without_image, flat_images, skipped_images
 from data_shards.pack.image_records import records_of, write_records
 from data_shards.pack.known_duplicates import KnownImage, find_known_images
 from data_shards.pack.known_images import KnownImages, ShowProgress, known_images, no_progress
@@ -52,6 +52,7 @@ class AddReport:
         known: The images that the data set had already.
         duplicates: Lines that connect new images with identical or nearly identical ones of their split.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
+        flat: Names of added images whose pixels hardly differ, such as an export that is black.
         color: Names of color images in a gray data set; they are read as gray.
         hashed: Number of old images that were read from their shards, as they had no record.
     """
@@ -64,6 +65,7 @@ class AddReport:
     known: tuple[KnownImage, ...]
     duplicates: tuple[str, ...] = ()
     leakage: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
     color: tuple[str, ...] = ()
     hashed: int = 0
 
@@ -81,6 +83,7 @@ class AddReport:
             "digest_after": self.index.digest,
             "skipped": dict(self.skipped),
             "without_image": dict(self.without_image),
+            "flat": self.flat,
             "known": [str(image) for image in self.known],
             "alike": self.duplicates,
             "leakage": self.leakage,
@@ -170,6 +173,7 @@ class _Adding:
             skipped=skipped_images(entries),
             without_image=files_without_image(entries),
             known=known,
+            flat=flat_images(new),
             duplicates=assigned.duplicates,
             leakage=assigned.leakage,
             color=tuple(entry.name for entry in new if not entry.gray) if self.before.color == "L" else (),

@@ -104,6 +104,11 @@ def skipped_images(entries: Sequence[ChunkEntry]) -> tuple[tuple[str, str], ...]
     return tuple((entry.name, entry.bad) for entry in entries if entry.bad and entry.is_image)
 
 
+def flat_images(entries: Sequence[ChunkEntry]) -> tuple[str, ...]:
+    """Return the names of usable images whose pixels hardly differ, such as an export that is black."""
+    return tuple(entry.name for entry in entries if not entry.bad and not entry.phash)
+
+
 def files_without_image(entries: Sequence[ChunkEntry]) -> tuple[tuple[str, str], ...]:
     """Return name and kind of each DICOM file that holds no image."""
     return tuple((entry.name, entry.bad) for entry in entries if not entry.is_image)

@@ -23,6 +23,7 @@ from data_shards.pack.sources import (
     ImageFolder,
     SourceImage,
     name_below,
+    read_files,
     read_image_tree,
     refuse_same_names,
     require_training_images,
@@ -138,8 +139,7 @@ def _other_names(
     folder: Path, tree: FileTree, layout: Layout, labels: LabelOptions, options: PackOptions
 ) -> Iterable[str]:
     """Yield the names of files that are neither images nor tables that were read."""
-    given = (*labels.tables, *(path for _, path in options.split_files))
-    read = {find_table(name, folder).resolve() for name in given}
+    read = {*(find_table(name, folder).resolve() for name in labels.tables), *read_files(folder, options)}
     skipped = _folders((*layout.passed_over, *layout.mask_folders))
     for name in tree.others_below(""):
         if not name.startswith(skipped) and (folder / name).resolve() not in read:

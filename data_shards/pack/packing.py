@@ -17,6 +17,7 @@ from data_shards.pack.chunks import (
     ChunkEntry,
     encode_chunk,
     files_without_image,
+    flat_images,
     skipped_images,
     split_into_chunks,
 )
@@ -48,6 +49,7 @@ class PackReport:
         folder: What the scan of the source found and left out.
         skipped: Name and fault of each image that could not be used.
         without_image: Name and kind of each DICOM file that holds no image.
+        flat: Names of packed images whose pixels hardly differ, such as an export that is black.
         duplicates: Lines that connect identical or nearly identical images of one split.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
     """
@@ -56,6 +58,7 @@ class PackReport:
     folder: ImageFolder
     skipped: tuple[tuple[str, str], ...]
     without_image: tuple[tuple[str, str], ...]
+    flat: tuple[str, ...]
     duplicates: tuple[str, ...]
     leakage: tuple[str, ...]
 
@@ -69,6 +72,7 @@ class PackReport:
         return {
             "skipped": dict(self.skipped),
             "without_image": dict(self.without_image),
+            "flat": self.flat,
             "other_files": self.other_files,
             "other_names": self.folder.other_names[:MAX_LISTED],
             "passed_over": self.folder.passed_over,
@@ -111,6 +115,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
             folder=image_folder,
             skipped=skipped_images(entries),
             without_image=files_without_image(entries),
+            flat=flat_images(entries),
             duplicates=assignment.duplicates,
             leakage=assignment.leakage,
         )

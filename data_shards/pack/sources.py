@@ -8,10 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from data_shards.errors import SourceError
 from data_shards.pack.file_tree import FileTree, join, read_tree
+from data_shards.pack.groups import is_table
 from data_shards.pack.label_tables import LabelTable, best_table
 from data_shards.pack.labels.labelled import LabelReport
 from data_shards.pack.labels.matching import ImageMatcher
 from data_shards.pack.labels.splits import decide_splits, read_split_lists
+from data_shards.pack.labels.tables import find_table
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
 from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
@@ -129,7 +131,9 @@ def collect_images(
     Raises:
         SourceError: The class folders cannot be used as they are.
     """
-    table = best_table(folder, _near_files(tree, layout.root), _image_groups(tree, layout))
+    read = read_files(folder, options)
+    near = [name for name in _near_files(tree, layout.root) if (folder / name).resolve() not in read]
+    table = best_table(folder, near, _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
     return _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
 
@@ -187,7 +191,7 @@ def _collect(
     refuse_same_names(images)
     return ImageFolder(
         images=tuple(images),
-        other_names=tuple(normalized_name(name) for name in _other_names(tree, layout)),
+        other_names=tuple(_other_names(folder, tree, layout, options)),
         passed_over={f"{normalized_name(path)}/": tree.file_count(path) for path in layout.passed_over},
         left_out=dict(left_out),
         masks=masks,
@@ -209,9 +213,20 @@ def _by_lists(folder: Path, image_folder: ImageFolder, options: PackOptions, *, 
     )
 
 
-def _other_names(tree: FileTree, layout: Layout) -> Iterable[str]:
+def read_files(folder: Path, options: PackOptions) -> frozenset[Path]:
+    """Return the files that options name beside the tables of labels: lists of splits, and a table of groups."""
+    lists = {find_table(name, folder).resolve() for _, name in options.split_files}
+    groups = {Path(options.group_by).resolve()} if options.group_by and is_table(options.group_by) else set[Path]()
+    return frozenset(lists | groups)
+
+
+def _other_names(folder: Path, tree: FileTree, layout: Layout, options: PackOptions) -> Iterable[str]:
+    """Yield the names of files that are neither images nor were read."""
+    read = read_files(folder, options)
     skipped = tuple(f"{path}/" for path in (*layout.passed_over, *layout.mask_folders))
-    return (name for name in tree.others_below("") if not name.startswith(skipped))
+    for name in tree.others_below(""):
+        if not name.startswith(skipped) and (folder / name).resolve() not in read:
+            yield normalized_name(name)
 
 
 def without_masks(paths: Sequence[str], folder: str) -> list[str]:

@@ -131,10 +131,16 @@ def _check_enough(groups: Mapping[str, Counter[Stratum]], splits: int) -> None:
     having = Counter(label for classes in groups.values() for label in classes)
     for stratum, count in sorted(having.items()):
         if count < splits and stratum != ANY_IMAGE:
+            images = sum(classes[stratum] for classes in groups.values())
+            found = _counted(images, "image") + ("" if images == count else f" of {_counted(count, 'group')}")
             raise SourceError(
-                f"{_named(stratum)} has {count} images or groups for {splits} splits; "
+                f"{_named(stratum)} has {found} for {splits} splits; "
                 f"add more, use --drop-class {stratum[0]!r}, or sort the images into split folders"
             )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _named(stratum: Stratum) -> str:

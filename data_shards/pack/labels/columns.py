@@ -20,8 +20,11 @@ LABEL_NAMES = (
     "disease", "groundtruth",
 )  # fmt: skip
 GROUP_NAMES = (
-    "patientid", "patient", "patientnumber", "patientno", "subjectid", "subject", "participantid", "personid", "pid",
-    "caseid", "case", "lesionid", "group", "groupid", "studyid", "studyinstanceuid",
+    "patientid", "patient", "patientnumber", "patientno", "patientnr", "patientcode", "patientkey", "patientuid",
+    "patientenid", "patientennummer", "patientennr", "idpatient", "patid", "patnr", "mrn", "medicalrecordnumber",
+    "subjectid", "subject", "subjectnumber", "subjectno", "participantid", "participant", "personid", "pid",
+    "caseid", "case", "casenumber", "caseno", "fallnummer", "fallnr", "fallid", "lesionid", "group", "groupid",
+    "studyid", "studyinstanceuid",
 )  # fmt: skip
 SPLIT_NAMES = ("split", "datasetsplit", "splits", "partition", "subset", "setname")
 # Labels of CheXpert, MIMIC-CXR, NIH ChestX-ray14, ISIC 2018 and 2019: a column each.
