@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +34,12 @@ class Thumbnail(NamedTuple):
     png: str
 
 
-def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_class: int) -> None:
+def write_contact_sheet(
+    location: str, index: ShardIndex, file: Path, *, per_class: int, groups: Mapping[str, int] | None = None
+) -> None:
     """Write the page with up to `per_class` images of each class, from every split.
+
+    `groups` is the number of groups (patients or cases) of each split, as far as it is known.
 
     Raises:
         DamagedShard: A shard or sample is not what the index says.
@@ -47,9 +51,11 @@ def write_contact_sheet(location: str, index: ShardIndex, file: Path, *, per_cla
         name: [image for image in images if label in image.labels][: per_label[label]]
         for label, name in enumerate(index.classes)
     }
+    facts = overview(index, groups)
+    totals = {name: sum(split["per_class"][name] for split in facts["splits"].values()) for name in index.classes}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template(TEMPLATE).render(
-        location=location, overview=overview(index), classes=by_class, side=SIDE
+        location=location, overview=facts, has_groups=bool(groups), classes=by_class, totals=totals, side=SIDE
     )
     write_text_atomic(file, page)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -274,8 +275,13 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_text_atomic(folder / INDEX_NAME, json.dumps(index.to_json(), indent=1) + "\n")
 
 
-def overview(index: ShardIndex) -> dict[str, Any]:
-    """Return the counts of a data set as JSON values."""
+def overview(index: ShardIndex, groups: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """Return the counts of a data set as JSON values.
+
+    Args:
+        index: Of the data set.
+        groups: Number of groups (patients or cases) of each split, as far as it is known.
+    """
     return {
         "classes": list(index.classes),
         **({"multi_label": True} if index.multi_label else {}),
@@ -288,7 +294,7 @@ def overview(index: ShardIndex) -> dict[str, Any]:
         "digest": index.digest,
         "about": index.about.model_dump() if index.about else None,
         "options": index.options,
-        "splits": {split: _of_split(index, split) for split in index.splits},
+        "splits": {split: _of_split(index, split, (groups or {}).get(split)) for split in index.splits},
         "history": [_of_addition(index, number) for number in range(len(index.history))],
     }
 
@@ -306,11 +312,12 @@ def _of_addition(index: ShardIndex, number: int) -> dict[str, Any]:
     }
 
 
-def _of_split(index: ShardIndex, split: str) -> dict[str, Any]:
+def _of_split(index: ShardIndex, split: str, groups: int | None) -> dict[str, Any]:
     shards = index.of_split(split)
     targets = index.targets_in(split) if index.multi_label else ()
     return {
         "samples": index.samples_in(split),
+        **({} if groups is None else {"groups": groups}),
         "per_class": dict(zip(index.classes, index.per_class_in(split), strict=True)),
         **({"unknown": {name: n.unknown for name, n in zip(index.classes, targets, strict=True)}} if targets else {}),
         "shards": len(shards),

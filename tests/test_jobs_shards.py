@@ -1,8 +1,10 @@
 import json
+import re
 import shutil
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from data_shards.errors import LeakageError, SourceError
 from data_shards.index import read_index
@@ -167,6 +169,60 @@ def test_show_as_json_has_classes_splits_counts_and_sizes(packed):
     assert facts["splits"]["train"]["samples"] == 15
     assert facts["splits"]["test"]["per_class"] == {"covid": 2, "normal": 3}
     assert facts["widths"] == {"least": 40, "median": 40, "greatest": 40}
+
+
+def test_show_counts_the_groups_of_each_split(tmp_path, source):
+    assert run("pack", source, tmp_path / "shards", "--group-by", "(train/covid|.*)", "--plain-groups").exit_code == 0
+
+    table = run("show", tmp_path / "shards", "--html", tmp_path / "sheet.html").stdout
+    facts = json.loads(run("show", tmp_path / "shards", "--json").stdout)
+
+    rows = {cells[1]: cells for cells in (re.split(r" *[│┃] *", line) for line in table.splitlines()) if len(cells) > 1}
+    column = rows["split"].index("groups")
+    assert (rows["train"][column], rows["test"][column]) == ("10", "5")
+    assert {split: counts["groups"] for split, counts in facts["splits"].items()} == {"train": 10, "test": 5}
+    page = (tmp_path / "sheet.html").read_text()
+    assert "<th>groups</th>" in page
+    assert "<td>15</td><td>10</td></tr>" in page
+
+
+def test_show_has_no_groups_where_none_are_known(packed, tmp_path):
+    shown = run("show", packed, "--html", tmp_path / "sheet.html").stdout
+
+    assert " groups " not in shown
+    assert "<th>groups</th>" not in (tmp_path / "sheet.html").read_text()
+    assert "groups" not in json.loads(run("show", packed, "--json").stdout)["splits"]["train"]
+
+
+def test_the_table_of_groups_is_neither_ignored_nor_taken_for_labels(tmp_path, source):
+    images = sorted(path.relative_to(source).as_posix() for path in source.rglob("*.png"))
+    (source / "patients.csv").write_text("file,group\n" + "".join(f"{name},{n}\n" for n, name in enumerate(images)))
+    (source / "notes.csv").write_text("nothing\n")
+
+    result = run("pack", source, tmp_path / "shards", "--group-by", source / "patients.csv", "--plain-groups")
+
+    assert result.exit_code == 0
+    assert "ignored, not images (1):\n  notes.csv\n" in result.stderr
+    assert "patients.csv" not in result.stderr
+
+
+def test_images_without_structure_are_packed_and_named(tmp_path, source):
+    Image.new("L", (40, 40), 7).save(source / "train/covid/black.png")
+
+    result = run("pack", source, tmp_path / "shards")
+
+    assert "packed, although their pixels hardly differ (1):\n  train/covid/black.png\n" in result.stderr
+    assert "packed 16 train" in result.stderr
+
+
+def test_a_contact_sheet_says_how_many_images_it_shows(packed, tmp_path):
+    run("show", packed, "--html", tmp_path / "sheet.html", "--per-class", "4")
+
+    page = (tmp_path / "sheet.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>\n<p>(.*?)</p>", page) == [
+        ("covid", "4 of 8 images"),
+        ("normal", "4 of 12 images"),
+    ]
 
 
 def test_show_draws_a_contact_sheet_without_names_of_files(packed, tmp_path):

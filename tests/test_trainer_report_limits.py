@@ -3,6 +3,7 @@
 import pytest
 
 from data_shards.index import Shard, ShardIndex
+from data_shards.pack.image_records import GroupCounts
 from trainer.report.limits import leakage_text, limits
 
 TEMPERATURE = "The temperature was fitted on {}: loss, Brier score and calibration are optimistic."
@@ -11,10 +12,12 @@ OUT_OF_FOLD = {"folds": 5, "repeats": 1}
 UNKNOWN = "It is not known whether the model has seen these images: they are not of the data set it was trained on."
 
 
-def index_of(counts, *, classes=("covid", "normal"), **fields):
+def index_of(counts, *, classes=("covid", "normal"), samples=100, **fields):
     """An index of the splits train, valid and test, each with `counts` images of each class."""
     shards = [
-        Shard(name=f"{split}-0.tar", split=split, samples=100, per_class=counts, bytes=1, sha256=f"{n}" * 64, **fields)
+        Shard(
+            name=f"{split}-0.tar", split=split, samples=samples, per_class=counts, bytes=1, sha256=f"{n}" * 64, **fields
+        )
         for n, split in enumerate(("train", "valid", "test"))
     ]
     return ShardIndex(classes=classes, shards=tuple(shards), multi_label="unknown" in fields)
@@ -69,6 +72,36 @@ def test_what_was_chosen_on_the_judged_images_is_said(split, judged, details, li
 def test_a_class_with_few_images_is_named():
     assert limits(index_of((100, 0)), metrics_of("test"), {}) == [
         'The test split has only 0 "normal" images: the metrics are imprecise, see their intervals.'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups", "found"),
+    [
+        ((25, 100), (17, 66), '25 "covid" images of 17 groups'),
+        ((240, 300), (12, 1), '240 "covid" images of 12 groups and 300 "normal" images of 1 group'),
+        ((25, 100), (25, 100), '25 "covid" images'),
+    ],
+)
+def test_a_class_with_few_groups_is_named_as_images_of_one_group_are_not_independent(counts, groups, found):
+    known = GroupCounts(every=sum(groups), present=groups)
+
+    assert limits(index_of(counts, samples=sum(counts)), metrics_of("test"), {}, known) == [
+        f"The test split has only {found}: the metrics are imprecise, see their intervals."
+    ]
+
+
+def test_a_class_with_enough_groups_is_not_named():
+    assert limits(index_of((50, 50)), metrics_of("test"), {}, GroupCounts(every=60, present=(30, 30))) == []
+
+
+def test_a_label_that_few_groups_have_or_lack_is_named():
+    index = index_of((50, 40), classes=("mass", "nodule"), unknown=(0, 0))
+    known = GroupCounts(every=70, present=(9, 40), absent=(50, 60))
+
+    assert limits(index, metrics_of("test", positive=None, labels={}), {}, known) == [
+        'The test split has few images for some labels: 50 with "mass" of 9 groups. The metrics of these labels are '
+        "imprecise, see their intervals."
     ]
 
 

@@ -9,6 +9,7 @@ from scipy.stats import norm
 from cluster.files import read_json
 from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
+from data_shards.pack.image_records import GroupCounts
 from jobs.runs.trial_rows import rows_of
 from tests.multi_label import pack_multi_label
 from tests.searched import NOON, attempt_at, events_of, search_spec
@@ -240,6 +241,24 @@ def test_the_lines_say_best_value_correction_and_too_few_images():
     assert few_images(spec, INDEX, "valid+test").startswith('valid and test have 20 images of "covid"')
     assert few_images(spec_of(positive="normal"), INDEX, "valid") == ""
     assert choice_lines({"best": {}}) == []
+
+
+@pytest.mark.parametrize(
+    ("positive", "groups", "warning"),
+    [
+        ("covid", (17, 110), 'valid has 20 images of "covid" in 17 groups, fewer than 100 groups'),
+        ("normal", (20, 1), 'valid has 110 images of "normal" in 1 group, fewer than 100 groups'),
+        (None, (18, 17), 'valid has 110 images of "normal" in 17 groups, fewer than 100 groups'),
+        ("covid", (20, 110), 'valid has 20 images of "covid", fewer than 100'),
+    ],
+)
+def test_images_of_one_group_count_once_in_the_warning(positive, groups, warning):
+    known = GroupCounts(every=sum(groups), present=groups)
+
+    assert few_images(spec_of(positive=positive), INDEX, "valid", known) == (
+        f"{warning}: which trial is best may be mostly chance"
+    )
+    assert few_images(spec_of(positive="normal"), INDEX, "valid", GroupCounts(every=120, present=(20, 100))) == ""
 
 
 def test_without_the_outputs_of_a_trial_the_value_is_not_corrected():

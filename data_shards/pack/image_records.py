@@ -64,6 +64,38 @@ class ImageRecord:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupCounts:
+    """Number of groups (patients or cases) of some images. Images without a group are each a group of their own.
+
+    Attributes:
+        every: Of all of them.
+        present: Of those of each class, or of those that have each label.
+        absent: Of those that lack each label; empty if an image has one class.
+    """
+
+    every: int
+    present: tuple[int, ...]
+    absent: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, images: Sequence[ImageRecord], index: ShardIndex) -> "GroupCounts":
+        """Count the groups of images of a data set."""
+        names, labels = [image.group or image.sha256 for image in images], [image.label for image in images]
+
+        def count(value: int) -> tuple[int, ...]:
+            found = [set[str]() for _ in index.classes]
+            for name, label in zip(names, labels, strict=True):
+                for c, target in enumerate(label if isinstance(label, tuple) else ()):
+                    if target == value:
+                        found[c].add(name)
+                if isinstance(label, int):
+                    found[label].add(name)
+            return tuple(map(len, found))
+
+        return cls(every=len(set(names)), present=count(1), absent=count(0) if index.multi_label else ())
+
+
 Records: TypeAlias = dict[str, list[ImageRecord]]  # those of a shard by its sha256
 
 
@@ -106,15 +138,17 @@ def read_records(folder: Path, index: ShardIndex) -> tuple[Records, list[str]]:
     return {sha256: records for sha256, records in found.items() if sizes.get(sha256) == len(records)}, damaged
 
 
-def groups_by_split(location: str, index: ShardIndex) -> dict[str, int]:
-    """Return the number of groups (patients or cases) of each split, as far as the records of the images say."""
+def group_counts(location: str, index: ShardIndex, *splits: str) -> dict[str, GroupCounts]:
+    """Return the groups of each split, and of `splits` such as `train+valid`, as far as the images' records say."""
     folder = local_folder(location)
     if folder is None or not index.grouped:
         return {}
     records, _ = read_records(folder.expanduser(), index)
-    known = {split: [records.get(shard.sha256) for shard in index.of_split(split)] for split in index.splits}
+    known = {
+        split: [records.get(shard.sha256) for shard in index.of_split(split)] for split in (*index.splits, *splits)
+    }
     return {
-        split: len({image.group or image.sha256 for of_shard in found if of_shard for image in of_shard})
+        split: GroupCounts.of([image for of_shard in found if of_shard for image in of_shard], index)
         for split, found in known.items()
         if None not in found
     }

@@ -11,7 +11,7 @@ from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from data_shards.errors import ShardError
 from data_shards.index import ShardIndex, read_index
-from data_shards.pack.image_records import groups_by_split
+from data_shards.pack.image_records import group_counts
 from jobs.cli.terminal import echo
 from jobs.runs.damage import shown_or
 from jobs.runs.evaluations import EvaluatedModel, Evaluation, evaluations_of, find_model
@@ -57,7 +57,7 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         trained=_ended(found.origin),
         shards=shards,
         index=index,
-        groups=groups_by_split(shards, index) if index else {},
+        groups={split: count.every for split, count in group_counts(shards, index).items()} if index else {},
         spec=_options(spec) if spec else {},
         command=command_of(spec) if spec else "",
         figures=_figures(storage, found, str(manifest.get("data")), index),
@@ -112,11 +112,16 @@ def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> 
         ended=_ended(evaluation.paths),
         shards=shards,
         metrics=metrics,
-        limits=limits(judged, metrics, result) if judged else [UNREADABLE],
+        limits=_limits(shards, judged, result) if judged else [UNREADABLE],
         is_external=evaluation.about.data != data and not known and not later,
     )
     one.check()
     return one
+
+
+def _limits(shards: str, index: ShardIndex, result: Mapping[str, Any]) -> list[str]:
+    split = result["metrics"]["split"]
+    return limits(index, result["metrics"], result, group_counts(shards, index, split).get(split))
 
 
 def _spec(paths: RunPaths | None) -> TrainOptions | EvaluateSpec | None:

@@ -1,5 +1,6 @@
 """What `nightshift shards show` prints of a data set: its classes or labels, splits, counts and sizes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,16 +16,22 @@ MEGABYTE = 1_000_000
 MOST_COLUMNS = 5  # classes that have a column each; more have a row each
 
 
-def print_overview(location: str, index: ShardIndex) -> None:
-    """Print a row per split with its class balance, or per class or label with its splits; then a summary."""
+def print_overview(location: str, index: ShardIndex, groups: Mapping[str, int]) -> None:
+    """Print a row per split with its class balance, or per class or label with its splits; then a summary.
+
+    Args:
+        location: Of the data set.
+        index: Of the same.
+        groups: Number of groups (patients or cases) of each split, as far as it is known.
+    """
     facts = overview(index)
     console = Console()
     if index.multi_label:
-        console.print(_label_table(location, index))
+        console.print(_label_table(location, index, groups))
     elif len(index.classes) > MOST_COLUMNS:
-        console.print(_class_rows(location, index))
+        console.print(_class_rows(location, index, groups))
     else:
-        console.print(_class_table(location, facts, index))
+        console.print(_class_table(location, facts, index, groups))
     console.print(
         f"{'gray' if index.color == 'L' else 'color'} images, {_span(index.widths)} wide and "
         f"{_span(index.heights)} high in the source; stored {_stored(index)}"
@@ -40,19 +47,20 @@ def print_overview(location: str, index: ShardIndex) -> None:
     console.print(f"digest {index.digest}", soft_wrap=True)
 
 
-def _class_table(location: str, facts: dict[str, Any], index: ShardIndex) -> Table:
+def _class_table(location: str, facts: dict[str, Any], index: ShardIndex, groups: Mapping[str, int]) -> Table:
     table = Table(title=table_cell(location))
     table.add_column("split")
-    for name in (*index.classes, "all", "shards", "MB"):
+    for name in (*index.classes, "all", *(["groups"] if groups else []), "shards", "MB"):
         table.add_column(table_cell(name), justify="right")
     for split, counts in facts["splits"].items():
         shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
         size = f"{counts['bytes'] / MEGABYTE:.1f}"
-        table.add_row(table_cell(split), *shares, str(counts["samples"]), str(counts["shards"]), size)
+        of_groups = _groups([split], groups)
+        table.add_row(table_cell(split), *shares, str(counts["samples"]), *of_groups, str(counts["shards"]), size)
     return table
 
 
-def _class_rows(location: str, index: ShardIndex) -> Table:
+def _class_rows(location: str, index: ShardIndex, groups: Mapping[str, int]) -> Table:
     """Return a row for each class, with the number of its images in each split and their share of the split."""
     table = Table(title=table_cell(location))
     table.add_column("class", overflow="fold")
@@ -63,6 +71,8 @@ def _class_rows(location: str, index: ShardIndex) -> Table:
         table.add_row(table_cell(name), *(f"{n[position]} ({n[position] / every:.0%})" for n, every in counts))
     table.add_section()
     table.add_row("all", *(str(every) for _, every in counts))
+    if groups:
+        table.add_row("groups", *_groups(index.splits, groups))
     table.add_row("shards", *(str(len(index.of_split(split))) for split in index.splits))
     table.add_row("MB", *(_megabytes(index, split) for split in index.splits))
     return table
@@ -72,7 +82,7 @@ def _megabytes(index: ShardIndex, split: str) -> str:
     return f"{sum(shard.bytes for shard in index.of_split(split)) / MEGABYTE:.1f}"
 
 
-def _label_table(location: str, index: ShardIndex) -> Table:
+def _label_table(location: str, index: ShardIndex, groups: Mapping[str, int]) -> Table:
     """Return a row for each label: how many images of each split have it, and of how many it is unknown."""
     table = Table(title=table_cell(location))
     table.add_column("label", overflow="fold")
@@ -85,8 +95,15 @@ def _label_table(location: str, index: ShardIndex) -> Table:
         table.add_row(table_cell(name), *cells)
     table.add_section()
     table.add_row("images", *(cell for split in index.splits for cell in (str(index.samples_in(split)), "")))
+    if groups:
+        table.add_row("groups", *(cell for count in _groups(index.splits, groups) for cell in (count, "")))
     table.add_row("shards", *(cell for split in index.splits for cell in (str(len(index.of_split(split))), "")))
     return table
+
+
+def _groups(splits: Sequence[str], groups: Mapping[str, int]) -> list[str]:
+    """Return the number of groups of each split; none if no split has any that are known."""
+    return [str(groups.get(split, "-")) for split in splits] if groups else []
 
 
 def _label_cells(counts: TargetCounts) -> tuple[str, str]:

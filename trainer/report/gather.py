@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.resources import this_machine
 from data_shards.index import ShardIndex
-from data_shards.pack.image_records import groups_by_split
+from data_shards.pack.image_records import group_counts
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.audit.saved import has_outdated_audit, read_audit
@@ -55,6 +55,7 @@ def gather_report(
     model = cache(partial(read_model, Path(result.checkpoint or attempt.paths.best)))  # read once, if at all
     examples = _examples(spec.shards, index, metrics, predictions, model)
     audit = read_audit(attempt.paths.storage, index.digest)
+    groups = group_counts(spec.shards, index, metrics["split"])
     return (MultiLabelReportData if index.multi_label else ReportData)(
         run_id=attempt.paths.run_id,
         kind=result.kind,
@@ -67,10 +68,10 @@ def gather_report(
         search=search or SearchSection(),
         misclassified=tuple(one for one in examples if one.kind != "correct"),
         correct=tuple(one for one in examples if one.kind == "correct"),
-        groups=groups_by_split(spec.shards, index),
+        groups={split: groups[split].every for split in index.splits if split in groups},
         command=command_of(spec),
         facts=_facts(attempt, result),
-        warnings=limits(index, metrics, result.details),
+        warnings=limits(index, metrics, result.details, groups.get(metrics["split"])),
         seen=seen_line(result.details),
         audit=audit,
         has_outdated_audit=has_outdated_audit(attempt.paths.storage, index.digest),

@@ -1,21 +1,31 @@
 """What limits the metrics of a result, in sentences. Imports neither torch nor scikit-learn: model cards need it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_shards.index import BOTH, ShardIndex
+from data_shards.pack.image_records import GroupCounts
 from trainer.evaluation.decision_text import choice_of, is_of_judged_data, is_out_of_fold
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.seen_images import evaluation_lines
 
-FEW = 30  # images of a class; with fewer, one error changes recall by more than 3 percentage points
+FEW = 30  # images or groups of a class; with fewer, one error changes recall by more than 3 percentage points
 
 
-def limits(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
-    """Return what limits the metrics of a result, a sentence each."""
+def limits(
+    index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, Any], groups: GroupCounts | None = None
+) -> list[str]:
+    """Return what limits the metrics of a result, a sentence each.
+
+    Args:
+        index: Of the data set.
+        metrics: Of the result.
+        details: The other parts of the result.
+        groups: Of the images that the metrics are about; None if they are not known.
+    """
     split = metrics["split"]
     return [
-        *_few_images(index, split),
+        *_few_images(index, split, groups),
         *_positive_warning(index, metrics),
         *(
             ["The threshold was chosen on this split: the metrics at the threshold are optimistic."]
@@ -32,25 +42,33 @@ def limits(index: ShardIndex, metrics: Mapping[str, Any], details: Mapping[str, 
     ]
 
 
-def _few_images(index: ShardIndex, split: str) -> list[str]:
-    """Return a note on the classes, or of several labels the states of a label, with few images."""
+def _few_images(index: ShardIndex, split: str, groups: GroupCounts | None) -> list[str]:
+    """Return a note on the classes, or of several labels the states of a label, with few images or groups."""
+    names = list(map(quoted, index.classes))
+    present, absent = (groups.present, groups.absent) if groups else (None, None)
     if index.multi_label:
-        counts = {
-            f"{count} {state} {quoted(name)}": count
-            for name, n in zip(index.classes, index.targets_in(split), strict=True)
-            for count, state in ((n.present, "with"), (n.absent, "without"))
-        }
+        targets = index.targets_in(split)
+        found = _few([f"with {name}" for name in names], [n.present for n in targets], present)
+        found += _few([f"without {name}" for name in names], [n.absent for n in targets], absent)
     else:
-        counts = {f"{n} {quoted(name)}": n for name, n in zip(index.classes, index.per_class_in(split), strict=True)}
-    few = [text for text, count in counts.items() if count < FEW]
-    if not few:
+        found = _few([f"{name} images" for name in names], index.per_class_in(split), present)
+    if not found:
         return []
     splits = split.split(BOTH)
     where = f"{' and '.join(splits)} {'splits have' if len(splits) > 1 else 'split has'}"
     if index.multi_label:
-        found = f"The {where} few images for some labels: {', '.join(few)}"
-        return [f"{found}. The metrics of these labels are imprecise, see their intervals."]
-    return [f"The {where} only {' and '.join(few)} images: the metrics are imprecise, see their intervals."]
+        text = f"The {where} few images for some labels: {', '.join(found)}"
+        return [f"{text}. The metrics of these labels are imprecise, see their intervals."]
+    return [f"The {where} only {' and '.join(found)}: the metrics are imprecise, see their intervals."]
+
+
+def _few(names: Sequence[str], images: Sequence[int], groups: Sequence[int] | None) -> list[str]:
+    """Return the count and the name of what has few images or groups; images of one group are not independent."""
+    return [
+        f"{count} {name}" + ("" if of_groups == count else f" of {of_groups} group{'' if of_groups == 1 else 's'}")
+        for name, count, of_groups in zip(names, images, groups or images, strict=True)
+        if min(count, of_groups) < FEW
+    ]
 
 
 def _positive_warning(index: ShardIndex, metrics: Mapping[str, Any]) -> list[str]:

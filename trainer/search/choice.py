@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.index import ShardIndex
+from data_shards.pack.image_records import GroupCounts
 from trainer.errors import TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
 from trainer.evaluation.calibration import Calibration
@@ -36,7 +37,7 @@ from trainer.specs.metric import HIGHER_IS_BETTER, Metric, loss_of
 RESAMPLES = 1000
 FEWEST_RESAMPLES = 200
 WORK_LIMIT = 400_000_000  # logits of all trials x resamples: about half a minute on one core
-ENOUGH_IMAGES = 100  # of the positive class; with fewer, the ranking of trials is mostly chance
+ENOUGH = 100  # images or groups of the positive class; with fewer, the ranking of trials is mostly chance
 TWO = 2
 
 
@@ -87,13 +88,16 @@ class Choice:
         why = "its model was not kept"
         return replace(self, best=best, reason=why, difference=None, standard_error=None, keeps_default=False)
 
-    def to_json(self, spec: SearchSpec, index: ShardIndex, split: str) -> dict[str, Any]:
+    def to_json(
+        self, spec: SearchSpec, index: ShardIndex, split: str, groups: GroupCounts | None = None
+    ) -> dict[str, Any]:
         """Return the choice as `result.json` has it, with the sentences that say it.
 
         Args:
             spec: The search.
             index: Of the data set.
             split: The images that rank the trials.
+            groups: Of these images; None if they are not known.
         """
         found = {
             "choose": spec.choose,
@@ -114,7 +118,7 @@ class Choice:
         return found | {
             "sentence": choice_sentence(found, ranked_by),
             "correction": correction_sentence(found, ranked_by),
-            "warning": few_images(spec, index, split),
+            "warning": few_images(spec, index, split, groups),
         }
 
 
@@ -174,14 +178,15 @@ def choose(
     return replace(choice, difference=difference, standard_error=error, keeps_default=keeps_default)
 
 
-def few_images(spec: SearchSpec, index: ShardIndex, split: str) -> str:
-    """Return a warning if there are too few images of the positive or of the smallest class, else ""."""
-    if index.multi_label:
-        counts = {name: n.present for name, n in zip(index.classes, index.targets_in(split), strict=True)}
-    else:
-        counts = dict(zip(index.classes, index.per_class_in(split), strict=True))
+def few_images(spec: SearchSpec, index: ShardIndex, split: str, groups: GroupCounts | None = None) -> str:
+    """Return a warning if the positive or the smallest class has too few images or, if known, groups; else ""."""
+    images = [n.present for n in index.targets_in(split)] if index.multi_label else index.per_class_in(split)
+    counts = dict(zip(index.classes, groups.present if groups else images, strict=True))
     name = spec.positive if spec.positive in counts else min(counts, key=lambda one: counts[one])
-    return "" if counts[name] >= ENOUGH_IMAGES else few_images_sentence(name, counts[name], split, ENOUGH_IMAGES)
+    if counts[name] >= ENOUGH:
+        return ""
+    count = images[index.classes.index(name)]
+    return few_images_sentence(name, count, split, ENOUGH, groups=counts[name] if groups else None)
 
 
 def _uncorrected(correction: Correction | None, *, trials: int, kept: int, is_sampled: bool) -> str:

@@ -55,11 +55,14 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
     return f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} ({interval})"
 
 
-def few_images_sentence(name: str, count: int, split: str, enough: int) -> str:
-    """Return the warning that the images that rank the trials are too few."""
+def few_images_sentence(name: str, count: int, split: str, enough: int, *, groups: int | None = None) -> str:
+    """Return the warning that the images that rank the trials, or their groups, are too few."""
     images, where = "image" if count == 1 else "images", split.replace("+", " and ")
     where += " have" if where != split else " has"
-    return f"{where} {count} {images} of {quoted(name)}, fewer than {enough}: which trial is best may be mostly chance"
+    found, least = f"{count} {images} of {quoted(name)}", f"fewer than {enough}"
+    if groups is not None and groups != count:
+        found, least = f"{found} in {groups} group{'' if groups == 1 else 's'}", f"{least} groups"
+    return f"{where} {found}, {least}: which trial is best may be mostly chance"
 
 
 def choice_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
 from data_shards.index import ShardIndex
+from data_shards.pack.image_records import group_counts
 from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
 from trainer.distributed.local_gpus import lease_local_gpus
@@ -195,7 +196,8 @@ def _outcome(
     """Judge the published model on the test split, or on valid where there is none; that of folds is judged already."""
     attempt, spec, table = task.attempt, task.spec, controller.journal.table
     best = choice.chosen
-    chosen = choice.to_json(spec, index, "valid" if spec.folds is None else cross_validated_split(index))
+    split = "valid" if spec.folds is None else cross_validated_split(index)
+    chosen = choice.to_json(spec, index, split, group_counts(spec.shards, index, split).get(split))
     for _, line in choice_lines({"choice": chosen}):
         logger.info("%s", line)
     weights = weights_sha256(attempt.paths.best)
