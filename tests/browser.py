@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ class Browser:
     """
 
     requests: BinaryIO
-    answers: BinaryIO
+    answers: BufferedReader
     session: str = ""
     count: int = 0
     errors: list[str] = field(default_factory=list)
@@ -70,12 +71,12 @@ class Browser:
         file.write_bytes(base64.b64decode(data))
 
     def _next(self) -> bytes:
-        found = b""
+        found = bytearray()  # a picture of a long page has several MB
         while not found.endswith(b"\0"):
-            byte = self.answers.read(1)
-            assert byte, "the browser ended"
-            found += byte
-        return found[:-1]
+            ready = self.answers.peek()
+            assert ready, "the browser ended"
+            found += self.answers.read(ready.find(b"\0") + 1 or len(ready))
+        return bytes(found[:-1])
 
 
 @contextlib.contextmanager

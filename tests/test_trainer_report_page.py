@@ -1,3 +1,4 @@
+import html
 import io
 import json
 import os
@@ -11,7 +12,8 @@ from jinja2 import Environment
 from PIL import Image
 
 from data_shards.index import Shard, ShardIndex
-from tests.browser import CHROMIUM
+from tests.browser import CHROMIUM, RENDERED, open_browser
+from tests.stack import eventually
 from tests.trained import lease_in
 from trainer.evaluation.calibration import predicted_classes
 from trainer.evaluation.metrics import classification_metrics
@@ -32,6 +34,9 @@ document.title = JSON.stringify({
   overflow: wide, charts: [...document.querySelectorAll("svg.chart")].filter(c => c.getBBox().width > 100).length,
   errors: window.errors || []});
 </script></body>"""
+PAPER = 690  # CSS pixels between the margins of A4
+CUT = """[...document.querySelectorAll("main *")].filter(one => getComputedStyle(one).overflowX !== "visible"
+  && one.scrollWidth > one.clientWidth + 2).map(one => one.className + ": " + one.textContent.trim().slice(0, 60))"""
 CATCHER = "<head><script>window.errors = []; addEventListener('error', e => errors.push(e.message), true)</script>"
 
 
@@ -301,6 +306,36 @@ def test_a_browser_shows_every_image_and_chart_without_error_or_overflow(tmp_pat
     reported = json.loads(re.search(r"<title>(\{.*?\})</title>", shown.stdout).group(1))
     assert reported == {"images": 2 * len(data.misclassified), "broken": 0, "overflow": 0, "charts": 6, "errors": []}
     assert "CONSOLE" not in shown.stderr
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_paper_shows_whole_tables_and_names_in_dark_letters(tmp_path):
+    data = report_data(count=200, classes=tuple(f"class{n}" for n in range(9)), threshold=None)
+    name = "train/covid/" + "9fdd3c30_" * 12
+    data = replace(data, misclassified=[replace(one, source=name) for one in data.misclassified])
+    (tmp_path / "report.html").write_text(render(data))
+
+    with open_browser(tmp_path / "profile") as browser:
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        browser.call("Emulation.setEmulatedMedia", media="print", features=dark)
+        browser.size(PAPER, 900)
+        browser.open((tmp_path / "report.html").as_uri())
+        assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
+        cut = browser.evaluate(CUT)
+        colors = browser.evaluate("getComputedStyle(document.body).color + getComputedStyle(document.body).background")
+
+    assert cut == []
+    assert colors.startswith("rgb(22, 26, 34)rgb(255, 255, 255)")
+
+
+def test_the_average_precision_has_its_interval():
+    data = report_data(threshold=None)
+    low, high = data.metrics["intervals"]["average_precision"]
+
+    page = render(data)
+
+    found = f"{data.metrics['average_precision']:.3f} (95 % CI {low:.3f} to {high:.3f})"
+    assert f'average precision "covid" {found}; band: 95 % confidence' in html.unescape(page)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,9 @@ def _precision_recall(images: EvaluatedImages) -> ReportChart | None:
     areas = [f"{quoted(one.name)} {sk.average_precision_score(one.hits, one.scores):.3f}" for one in shown]
     caption = note or f"average precision {', '.join(areas)}"
     if has_band:
-        caption += "; band: 95 % confidence at each threshold"
+        interval = images.metrics["intervals"].get("average_precision")
+        found = f" (95 % CI {interval[0]:.3f} to {interval[1]:.3f})" if interval and not note else ""
+        caption += f"{found}; band: 95 % confidence at each threshold"
     return ReportChart(chart=drawn, title="Precision-recall curve" + ("" if has_band else "s"), caption=caption)
 
 
