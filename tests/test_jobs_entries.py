@@ -122,3 +122,13 @@ def test_an_entry_is_read_back_as_ours_with_explicit_timeout_and_retention(redis
     assert isinstance(entry, RunEntry)
     assert (entry.id, entry.timeout, entry.result_ttl, entry.failure_ttl) == (RUN_ID, -1, 0, 0)
     assert redis.lrange(REFUSED, 0, -1) == []
+
+
+def test_a_run_that_was_put_into_its_queue_again_while_it_started_is_not_called_foreign(redis: Redis) -> None:
+    enqueue(redis, RUN_ID, "high")
+    redis.delete(f"rq:job:{RUN_ID}")
+
+    entry = queue(redis, "high").next_entry()
+
+    assert (entry, refused(redis), redis.llen(f"{PREFIX}high:intermediate")) == (None, [], 0)
+    assert waiting(redis, "high") == []

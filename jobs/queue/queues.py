@@ -11,6 +11,7 @@ from rq.exceptions import DequeueTimeout, NoSuchJobError
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended, resume, suspend
 
+from cluster.run_paths import RUN_ID
 from jobs.errors import HostileJob
 from jobs.queue.entries import RunEntry, fetch_entry, new_entry
 from jobs.runs.request import PRIORITIES
@@ -71,7 +72,11 @@ class RunQueue(rq.Queue):
             try:
                 entry = fetch_entry(self.connection, entry_id)
             except (HostileJob, NoSuchJobError, ValueError, UnicodeError) as error:
-                self._remove_foreign(moved, str(error))
+                if RUN_ID.fullmatch(entry_id) and not self.connection.exists(RunEntry.key_for(entry_id)):
+                    # A run that was put here again while it started; its entry was deleted when it ended.
+                    self.connection.lrem(self.intermediate_queue_key, 1, moved)  # type: ignore[arg-type]
+                else:
+                    self._remove_foreign(moved, str(error))
             else:
                 return entry
         return None
