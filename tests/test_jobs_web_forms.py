@@ -213,3 +213,21 @@ def test_a_program_gets_the_error_of_a_form_as_json(client, settings):
 
     assert answer.status == 400
     assert answer.json()["error"].startswith("tag '$bad' is not valid")
+
+
+@pytest.mark.parametrize(
+    ("site", "state"), [("cross-site", "queued"), ("same-site", "queued"), ("same-origin", "cancelled")]
+)
+def test_a_form_that_another_site_sends_is_refused_even_with_the_form_token(client, settings, site, state):
+    paths = queued(settings)
+
+    answer = client.ask(
+        "POST",
+        f"/runs/{paths.run_id}/cancel",
+        headers=client.cookie | {"x-form-token": FORM_TOKEN, "sec-fetch-site": site},
+    )
+
+    assert run_state.read_state(paths).state == state
+    assert ("the form was sent by another site; open the page and use its buttons" in answer.text) == (
+        state == "queued"
+    )

@@ -22,6 +22,7 @@ from trainer.specs.metric import COMPARED
 
 FORM_FIELD = "form_token"
 FORM_HEADER = "x-form-token"
+FROM_HERE = (None, "same-origin", "none")  # Sec-Fetch-Site of a program, of this page, and of an address that was typed
 MOST_FORM_BYTES = 16_384  # a note of a thousand characters has at most twelve thousand bytes in a form
 Fields: TypeAlias = Mapping[str, str]
 # Submits a run again: its settings, the run, changes such as `epochs=20`, and name, tags and note; returns the new id.
@@ -58,6 +59,8 @@ async def read_form(request: Request, access: Access, *, is_read_only: bool) -> 
         NotAllowed: The page is read-only, or the form is not one of this page.
     """
     refuse_read_only(is_read_only=is_read_only)
+    if request.headers.get("sec-fetch-site") not in FROM_HERE:
+        raise NotAllowed("the form was sent by another site; open the page and use its buttons")
     body = b""
     async for part in request.stream():
         body += part
