@@ -765,12 +765,15 @@ def test_axe_finds_no_fault_of_accessibility_on_any_page(browser, serving, setti
     for paths in (done, other):
         with_state(paths, "succeeded", kind="train")
     write_json(done.result, {"kind": "train", "seconds": 1.0, "metrics": MULTI_LABEL})
+    waiting, failed = queued(settings), queued(settings)
+    with_state(failed, "failed", "the disk is full; free some space")
     acts = [f"/runs/{done.run_id}/{act}" for act in ("fork", "edit", "promote")]
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     for width in (400, 1400):
         browser.size(width, 900)
-        for path in ("/", "/compare", "/models", "/queue", f"/runs/{search.run_id}", f"/runs/{done.run_id}", *acts):
+        runs = [f"/runs/{run.run_id}" for run in (search, done, waiting, failed)]
+        for path in ("/", "/compare", "/models", "/queue", *runs, *acts, "/runs/no-run"):
             browser.open(f"http://127.0.0.1:{client.port}{path}?token={TOKEN}")
             assert eventually(
                 lambda p=path: browser.evaluate(

@@ -2,13 +2,18 @@
 
 import json
 import re
+from pathlib import Path
+
+import pytest
 
 from tests import test_jobs_compare as comparing
 from tests import test_jobs_web as page
+from tests.browser import RENDERED
+from tests.stack import eventually
 from tests.test_jobs_compare import OF_A, A, B
-from tests.test_jobs_web import queued
+from tests.test_jobs_web import AXE, TOKEN, queued
 
-serving, client = page.serving, page.client
+serving, client, browser = page.serving, page.client, page.browser
 say_there = comparing.say_there
 
 REFUSED = [
@@ -56,3 +61,19 @@ def test_what_cannot_be_compared_is_one_line(client, settings, say_there):
 
         assert (shown.status, text in shown.text.replace("&#39;", "'")) == (status, True), (query, shown.text)
         assert (program.status, list(program.json())) == (status, ["error"])
+
+
+@pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js of the npm package axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("query", [f"?a={A}&b={B}", f"?a={A}&b=nothing"])
+def test_axe_finds_no_fault_of_accessibility_in_a_comparison(browser, client, say_there, scheme, query):
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(f"http://127.0.0.1:{client.port}/compare{query}&token={TOKEN}")
+    shown = f"location.search === {query!r} && {RENDERED} && !!document.querySelector('main')"
+    assert eventually(lambda: browser.evaluate(shown))
+
+    browser.evaluate(Path(AXE).read_text())
+    for width in (400, 1400):
+        browser.size(width, 900)
+
+        assert browser.evaluate("axe.run().then(found => found.violations.map(one => one.help))") == []

@@ -10,7 +10,7 @@ from jobs.cli.option_groups import json_option
 from jobs.cli.terminal import echo
 from jobs.queue import queues
 from jobs.queue.connection import connect
-from jobs.queue.overview import queue_overview, waiting_faults
+from jobs.queue.overview import queue_faults, queue_overview
 
 
 @click.group(cls=Group)
@@ -31,9 +31,7 @@ def show(as_json: bool) -> None:
     for line in found["queues"]:
         workers = f"{line['workers']:>3} {'job worker' if line['workers'] == 1 else 'job workers'}"
         click.echo(f"{line['priority']:<7} {line['waiting']:>5} waiting  {workers}")
-    if found["refused"]:
-        echo(f"refused {len(found['refused'])} foreign entries, the last: {found['refused'][0]}")
-    for fault in waiting_faults(found):
+    for fault in queue_faults(found):
         echo(fault)
 
 

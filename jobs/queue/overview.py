@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from redis import Redis, RedisError
@@ -38,7 +38,15 @@ def queue_overview(connection: Redis) -> dict[str, Any]:
     }
 
 
-def waiting_faults(overview: dict[str, Any]) -> list[str]:
+def queue_faults(overview: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong in `queue_overview`, in a line each: foreign entries, and `waiting_faults`."""
+    refused = overview["refused"]
+    entries = "1 foreign entry was" if len(refused) == 1 else f"{len(refused)} foreign entries were"
+    foreign = [f"{entries} refused, the last: {refused[0]}"] if refused else []
+    return [*foreign, *waiting_faults(overview)]
+
+
+def waiting_faults(overview: Mapping[str, Any]) -> list[str]:
     """Return why runs of `queue_overview` wait without end, each as "fault; cure"."""
     held = {line["priority"]: line["waiting"] for line in overview["queues"] if line["waiting"]}
     served = {line["priority"] for line in overview["queues"] if line["workers"]}

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 import trainer.report
 from cluster.access import unreadable
 from cluster.errors import ClusterError, InsufficientResources, StorageAway, UnknownRun
-from cluster.run_paths import RunPaths
+from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from cluster.storage_marker import refuse_away
 from data_shards.errors import ShardError
@@ -31,6 +31,7 @@ from jobs.errors import InvalidOption, JobError, QueueUnreachable, Refused
 from jobs.queue import actions
 from jobs.queue.overview import QueueCheck
 from jobs.runs.damage import WRONG_SHAPE
+from jobs.runs.progress_text import ago
 from jobs.runs.run_filter import KINDS
 from jobs.runs.run_index import RunIndex
 from jobs.web import forms
@@ -40,7 +41,7 @@ from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_p
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
-from jobs.web.run_page import moment_text, run_page
+from jobs.web.run_page import moment_text, run_page, wall_clock
 from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
 
@@ -115,6 +116,9 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
     )
     templates.filters["moment"] = moment_text
+    templates.filters["wall_clock"] = wall_clock
+    templates.filters["ago"] = ago
+    templates.tests["run_id"] = lambda text: bool(text and RUN_ID.fullmatch(text))
     return templates
 
 

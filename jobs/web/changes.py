@@ -14,7 +14,9 @@ from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs.state import pending_ids
 
 LOOK_SECONDS = 1.0
-ALIVE_LOOKS = 15  # looks without a change after which a comment shows that the connection is alive
+UNCHANGED_LOOKS = (
+    10  # looks without a change after which a page loads again: ages, queues and job workers are in no file
+)
 MOST_WATCHED = 200  # runs that have not ended
 Stamp: TypeAlias = tuple[str, int, int]  # a file, its size in bytes and when it was written, in ns; 0 if absent
 
@@ -47,7 +49,7 @@ class Looks:
 async def changes(
     request: Request, looks: Looks, run_id: str | None, is_stopping: threading.Event
 ) -> AsyncIterator[str]:
-    """Yield a server-sent event for each change, until the browser closes the connection.
+    """Yield a server-sent event for each change, and now and then without one, until the browser closes the connection.
 
     Args:
         request: The browser's request.
@@ -60,12 +62,9 @@ async def changes(
     yield "retry: 3000\n\n"  # ms after which a browser connects again
     while not is_stopping.is_set() and not await request.is_disconnected():
         found, unchanged = await looks.next(run_id), unchanged + 1
-        if found != seen:
+        if found != seen or unchanged >= UNCHANGED_LOOKS:
             seen, unchanged = found, 0
             yield "data: changed\n\n"
-        elif unchanged >= ALIVE_LOOKS:
-            unchanged = 0
-            yield ": alive\n\n"
 
 
 def stamps(storage: Path, run_id: str | None) -> tuple[Stamp, ...]:

@@ -1,24 +1,26 @@
 """What the page shows of the models in use, and of the queues."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import redis
 
 from cluster.access import unreadable
-from cluster.errors import StorageError
-from cluster.run_paths import RUN_ID
+from cluster.errors import StorageError, UnknownRun
+from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from jobs.errors import JobError
 from jobs.queue.connection import connect, with_running_redis
 from jobs.queue.gpu_history import GpuHistory, gpu_histories
-from jobs.queue.overview import queue_overview
+from jobs.queue.overview import queue_faults, queue_overview
 from jobs.queue.schedules import schedules
 from jobs.queue.worker_list import WorkerRecord, live_workers
 from jobs.runs.promotions import Promotion, history_of, promoted_names
+from jobs.runs.state import read_state
 from jobs.web.gpu_charts import gpu_charts
 from trainer.report.charts import ReportChart
 
@@ -29,17 +31,14 @@ class NamedModel:
 
     Attributes:
         history: The promotions, the newest first; empty if its file is damaged.
+        runs: The names of the runs in the history that have one, by their ids.
         warning: Why the name cannot be read, None if it can.
     """
 
     name: str
     history: tuple[Promotion, ...] = ()
+    runs: Mapping[str, str] = field(default_factory=dict)
     warning: str | None = None
-
-    @property
-    def has_run(self) -> bool:
-        """Whether the model in use is that of a run of this storage."""
-        return bool(self.history) and RUN_ID.fullmatch(self.history[0].model) is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return the name as JSON."""
@@ -56,6 +55,7 @@ class QueuePage:
         workers: The job workers that are alive.
         gpus: The GPUs of the job workers' machines over the last hour.
         schedules: Name, cron line, time zone, next time and newest run of each schedule.
+        names: The names of the runs of job workers and schedules that have one, by their ids.
         warning: Why the queues cannot be read, None if they can.
     """
 
@@ -63,7 +63,13 @@ class QueuePage:
     workers: Sequence[WorkerRecord]
     schedules: Sequence[Mapping[str, Any]]
     gpus: Sequence[GpuHistory] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     warning: str | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the queues, in a line each."""
+        return [] if self.queues is None else queue_faults(self.queues)
 
     @property
     def charts(self) -> tuple[ReportChart, ...]:
@@ -103,22 +109,38 @@ def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
         }
         for one in schedules(settings)
     ]
+    names = _names(settings.storage, [one["last_run"] for one in planned])
     try:
         with connect(with_running_redis(settings) if is_read_only else settings) as connection:
+            workers = live_workers(connection)
             return QueuePage(
                 queues=queue_overview(connection),
-                workers=live_workers(connection),
+                workers=workers,
                 schedules=planned,
                 gpus=gpu_histories(connection),
+                names=names | _names(settings.storage, [worker.run for worker in workers]),
             )
     except (JobError, StorageError, redis.RedisError) as error:
-        return QueuePage(queues=None, workers=(), schedules=planned, warning=str(error))
+        text = str(error)
     except OSError as error:
-        return QueuePage(queues=None, workers=(), schedules=planned, warning=unreadable(error, "the address of Redis"))
+        text = unreadable(error, "the address of Redis")
+    return QueuePage(queues=None, workers=(), schedules=planned, names=names, warning=text)
+
+
+def _names(storage: Path, run_ids: Sequence[str | None]) -> dict[str, str]:
+    """Return the names of runs that have one; a run that is deleted or damaged has none."""
+    names = dict[str, str]()
+    for run_id in run_ids:
+        with contextlib.suppress(StorageError, UnknownRun):
+            if run_id is not None and (name := read_state(RunPaths.of(storage, run_id)).name):
+                names[run_id] = name
+    return names
 
 
 def _named(storage: Path, name: str) -> NamedModel:
     try:
-        return NamedModel(name=name, history=tuple(reversed(history_of(storage, name))))
+        history = tuple(reversed(history_of(storage, name)))
+        models = [one.model for one in history if RUN_ID.fullmatch(one.model)]
+        return NamedModel(name=name, history=history, runs=_names(storage, models))
     except StorageError as error:
         return NamedModel(name=name, warning=str(error))

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, model_mismatch, read_record
+from jobs.runs.request import JobRequest
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.start_forecast import WAITING
 from jobs.runs.state import RunState
@@ -27,6 +28,7 @@ from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.model.names import HEAD_FILE
 from trainer.report.charts import ReportChart
 from trainer.search.choice_text import choice_lines
+from trainer.specs import AnySpec
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
 PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: one of an earlier version
@@ -64,7 +66,8 @@ class RunPage:
         figures: Of its result; empty unless it succeeded.
         charts: Curves by epoch.
         facts: Owner, tags, note, times and attempts, in words.
-        options: The spec, an option a row.
+        options: The options that differ from their defaults, one a row.
+        defaults: The other options.
         stopping: That a cancel was requested, in words; "" if none was.
         log: The end of its log.
         has_report: Whether it has a report.
@@ -79,6 +82,7 @@ class RunPage:
     charts: tuple[ReportChart, ...]
     facts: Sequence[Row]
     options: Sequence[Row]
+    defaults: Sequence[Row]
     stopping: str
     log: str
     has_report: bool
@@ -130,6 +134,9 @@ def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool
     charts: tuple[ReportChart, ...] = ()
     if not is_search:
         charts = shown_or(charts, "metrics.jsonl", warnings, lambda: training_charts(record.metrics, spec))
+    given = {**spec, **{key: value for key, value in record.request.items() if value}}
+    usual = _defaults_of(spec.get("kind"))
+    unchanged = {name for name, value in given.items() if name in usual and value == usual[name]}
     return RunPage(
         row=run_row(paths.storage, state, paused=state.state in WAITING and are_paused()),
         record=record,
@@ -137,7 +144,8 @@ def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool
         figures=shown_or(Figures(), "result.json", warnings, lambda: _figures(record)),
         charts=charts,
         facts=shown_or([], "result.json", warnings, lambda: _facts(record)),
-        options=_options({**spec, **{key: value for key, value in record.request.items() if value}}),
+        options=_options({name: value for name, value in given.items() if name not in unchanged}),
+        defaults=_options({name: value for name, value in given.items() if name in unchanged}),
         stopping=_stopping(paths, state),
         log=logs.shown_end(paths.log, lines=LOG_LINES, most_bytes=LOG_BYTES),
         has_report=paths.report.is_file(),
@@ -204,6 +212,13 @@ def _facts(record: JobRecord) -> list[Row]:
     return [(name, value) for name, value in rows if value]
 
 
+def _defaults_of(kind: Any) -> dict[str, Any]:
+    """Return the values that the options of a kind of runs have where nobody gives one, as a spec has them."""
+    specs = [one for one in get_args(AnySpec) if one.model_fields["kind"].default == kind]
+    fields = (field for one in (JobRequest, *specs) for field in one.model_fields.items())
+    return {name: field.default for name, field in fields}
+
+
 def _options(values: Mapping[str, Any]) -> list[Row]:
     return [
         (name, _option_text(value)) for name, value in values.items() if name not in OF_PERSONS and value is not None
@@ -229,6 +244,11 @@ def _stopping(paths: RunPaths, state: RunState) -> str:
     if state.kind in WITH_CHECKPOINTS:
         return "Cancel requested: the run stops after its next checkpoint."
     return "Cancel requested."
+
+
+def wall_clock(text: str) -> str:
+    """Return a time of a schedule, such as 2026-11-27T20:00+01:00, as people read it."""
+    return text.replace("T", " ").replace("+00:00", " UTC")
 
 
 def moment_text(text: str | None) -> str:

@@ -1,6 +1,7 @@
 "use strict";
 // Keeps an open page current: the server tells of each change, and the parts marked data-live are replaced.
 const LIVE = "Live", LOST = "No connection: the page shows an earlier state";
+const CLOSED = "Closed: open the address that `nightshift ui` printed";
 const connection = document.getElementById("connection");
 let source = null, loading = false, again = false, allowedAt = 0;
 
@@ -22,16 +23,25 @@ function replacePart(part, fresh) {
   candidates.find(one => one.tabIndex >= 0 && nameOf(one) === nameOf(focused))?.focus({preventScroll: true});
 }
 
+function say(text, isFault) {
+  connection.classList.toggle("fault", isFault);
+  if (connection.textContent !== text) connection.textContent = text; // a screen reader says it once
+}
+
 async function load() {
   const started = performance.now();
   const answer = await fetch(location.href, {headers: {accept: "text/html"}});
-  if (!answer.ok) { connection.textContent = `Error ${answer.status}: load the page again`; return; }
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (!answer.ok) { // an error of the page is one line; any other answer is a short text
+    const line = fresh.querySelector(".warning") ?? fresh.body;
+    say(line.textContent.trim() || `Error ${answer.status}`, true);
+    return;
+  }
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
     if (other) replacePart(part, other);
   }
-  connection.textContent = LIVE;
+  say(LIVE, false);
   allowedAt = performance.now() + 4 * (performance.now() - started); // a slow page is loaded less often
 }
 
@@ -46,7 +56,7 @@ async function refresh() {
       again = false;
       await load();
     }
-  } catch { connection.textContent = LOST; } finally { loading = false; }
+  } catch { say(LOST, true); } finally { loading = false; }
 }
 
 // A browser has few connections to a server: a page that nobody sees gives its own back.
@@ -62,7 +72,7 @@ function listen() {
   source.onmessage = refresh;
   source.onerror = event => {
     const isClosed = event.target.readyState === EventSource.CLOSED;
-    connection.textContent = isClosed ? "Closed: open the address that `nightshift ui` printed" : LOST;
+    say(isClosed ? CLOSED : LOST, true);
   };
 }
 

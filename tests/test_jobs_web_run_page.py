@@ -1,0 +1,40 @@
+"""The page of one run."""
+
+import re
+
+from cluster.files import write_json
+from tests import test_jobs_web as page
+from tests.test_jobs_web import queued, with_state
+from trainer.specs import EvaluateSpec, TrainSpec, build
+
+serving, client = page.serving, page.client
+MODEL = "train-20260102-030405-abcdef"
+
+
+def rows_below(text: str, heading: str) -> list[tuple[str, str]]:
+    """Return the names and values of the list below a heading."""
+    part = text.partition(f">{heading}</h")[2].partition("</dl>")[0]
+    return re.findall(r"<dt>([^<]+)</dt><dd>(.*?)</dd>", part)
+
+
+def test_options_that_differ_from_their_defaults_stand_above_the_defaults(client, settings):
+    paths = queued(settings, priority="high")
+    write_json(paths.spec, build(TrainSpec, shards="/shards", epochs=7, freeze="none").to_json())
+
+    text = client.get(f"/runs/{paths.run_id}").text
+
+    assert rows_below(text, "Options") == [
+        ("epochs", "7"), ("freeze", "none"), ("shards", "/shards"), ("priority", "high"),
+    ]  # fmt: skip
+    assert {("lr", "0.0005"), ("workers", "1"), ("augment", "no")} <= {*rows_below(text, "Defaults")}
+    assert "epochs" not in dict(rows_below(text, "Defaults"))
+
+
+def test_the_model_of_an_evaluation_is_a_link_to_its_run(client, settings):
+    paths = queued(settings)
+    write_json(paths.spec, build(EvaluateSpec, model=MODEL, shards="/shards").to_json())
+    with_state(paths, "running", kind="evaluate", attempt=1)
+
+    options = dict(rows_below(client.get(f"/runs/{paths.run_id}").text, "Options"))
+
+    assert options["model"] == f'<a href="/runs/{MODEL}">{MODEL}</a>'
