@@ -1,6 +1,8 @@
 """`stop.json`: asks an attempt to save a checkpoint and stop. Only this module reads and writes it."""
 
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from cluster.files import locked, read_json, write_json
 
 CANCEL = "cancel"
 REASONS = (CANCEL, "drain", "window", "overtime")
+GPU_SECONDS = (
+    0.2  # between two looks of a training on a GPU, whose steps may be shorter than a look at a network storage
+)
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,23 @@ def _set_folder_aside(file: Path) -> None:
 
 @dataclass
 class StopWatcher:
-    """Checks for a request to stop one attempt. Once it has read a request, it keeps it."""
+    """Checks for a request to stop one attempt. Once it has read a request, it keeps it.
+
+    Attributes:
+        every_seconds: Between two looks at the storage; 0: it looks each time that it is asked.
+        now: The clock, in seconds.
+    """
 
     file: Path
     attempt: int
+    every_seconds: float = 0.0
+    now: Callable[[], float] = time.monotonic
     _found: StopRequest | None = None
+    _next_look: float = 0.0
 
     def reason(self) -> str | None:
         """Return why the attempt should stop, or None if there is no request."""
-        if self._found is None:
+        if self._found is None and (not self.every_seconds or self.now() >= self._next_look):
+            self._next_look = self.now() + self.every_seconds
             self._found = StopRequest.read(self.file, self.attempt)
         return None if self._found is None else self._found.reason

@@ -91,6 +91,18 @@ def test_a_stop_once_seen_is_not_taken_back(tmp_path):
     assert (before, seen, after) == (None, "drain", "drain")
 
 
+def test_a_watcher_looks_at_the_storage_as_often_as_it_is_told(tmp_path):
+    clock = [0.0]
+    watcher = StopWatcher(tmp_path / "stop.json", 1, every_seconds=0.2, now=lambda: clock[0])
+    found = [watcher.reason()]
+    StopRequest("drain", 1).publish(tmp_path / "stop.json")
+
+    for clock[0] in (0.1, 0.2):
+        found.append(watcher.reason())
+
+    assert found == [None, None, "drain"]
+
+
 def test_a_folder_in_place_of_the_request_keeps_no_attempt_from_being_stopped(tmp_path):
     file = tmp_path / "stop.json"
     file.mkdir()

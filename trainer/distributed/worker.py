@@ -16,7 +16,7 @@ from cluster.process_env import openmp_threads
 from cluster.resources import cpu_count
 from cluster.run_paths import TrainingPaths, TrialPaths
 from cluster.shared_memory import free_shared_memory, require_shared_memory
-from cluster.stop_request import StopWatcher
+from cluster.stop_request import GPU_SECONDS, StopWatcher
 from data_shards.read.shard_cache import limit_default_cache
 from trainer.attempt import Attempt
 from trainer.distributed.process_group import ProcessGroup
@@ -99,7 +99,8 @@ class WorkerContext(Generic[S_co]):
         """Return the context of the Ray Train worker that calls this."""
         process_group, attempt = ProcessGroup.of_this_worker(on_cpu=task.spec.gpus_per_worker == 0), task.attempt
         limit_default_cache(attempt.settings.shard_cache_bytes)
-        if process_group.device.type == "cuda":
+        on_gpu = process_group.device.type == "cuda"
+        if on_gpu:
             require_shared_memory()  # of this machine; the driver may be on another
             compute_in_float32()
         threads = openmp_threads()
@@ -118,9 +119,9 @@ class WorkerContext(Generic[S_co]):
                 attempt.lease,
                 writes=process_group.is_rank_zero,
                 hang_seconds=task.hang_seconds,
-                gpus=process_group.world_size if process_group.device.type == "cuda" else 0,
+                gpus=process_group.world_size if on_gpu else 0,
             ),
-            stop=StopWatcher(task.paths.stop, attempt.number),
+            stop=StopWatcher(task.paths.stop, attempt.number, every_seconds=GPU_SECONDS if on_gpu else 0.0),
             watchdog=Watchdog(task.hang_seconds),
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cluster.stop_request import GPU_SECONDS
 from trainer.distributed.worker import WorkerTask
 from trainer.search.fold_trial import FoldData, FoldTrial
 from trainer.search.head_group import HeadGroup
@@ -39,11 +40,12 @@ class FrozenTrials:
     Args:
         task: Of the search.
         data: Returns what `read_data` returned; called in the first step of a trial.
+        on_gpu: Whether they train on a GPU.
     """
 
-    def __init__(self, task: WorkerTask[SearchSpec], data: Callable[[], Any]) -> None:
+    def __init__(self, task: WorkerTask[SearchSpec], data: Callable[[], Any], *, on_gpu: bool = False) -> None:
         self.task, self.data = task, data
-        self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
+        self.pause = PauseSignal(task.attempt.paths, task.attempt.number, GPU_SECONDS if on_gpu else 0.0)
         self.heads, self.folds = dict[int, HeadTrial](), dict[int, FoldTrial]()
         self.group = HeadGroup(widest_head(task.spec), self.pause.reason)
 

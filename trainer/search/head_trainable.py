@@ -1,4 +1,4 @@
-"""A trial with a frozen backbone, as Ray Tune runs it on a cluster, and with folds on GPUs."""
+"""A trial with a frozen backbone, as Ray Tune runs it on a cluster."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         """Start or resume the trial of `config`."""
         torch.set_num_threads(threads)
         self.task, self.slots = task, slots
-        self.trials = FrozenTrials(self.task, self._data)
+        self.trials = FrozenTrials(self.task, self._data, on_gpu=bool(ray.get_gpu_ids()))
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

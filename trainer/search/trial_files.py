@@ -61,14 +61,19 @@ class PauseSignal:
     """Tells the trials of one attempt to save a checkpoint and pause, on every machine that shares the storage.
 
     A trial pauses at this signal and at the run's own `stop.json`.
+
+    Attributes:
+        every_seconds: Between two looks at the storage; 0: each time that it is asked.
     """
 
     paths: RunPaths
     attempt: int
+    every_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self._pause = StopWatcher(self.paths.scratch / f"pause-{self.attempt}" / "stop.json", self.attempt)
-        self._stop = StopWatcher(self.paths.stop, self.attempt)
+        pause = self.paths.scratch / f"pause-{self.attempt}" / "stop.json"
+        self._pause = StopWatcher(pause, self.attempt, self.every_seconds)
+        self._stop = StopWatcher(self.paths.stop, self.attempt, self.every_seconds)
 
     def send(self) -> None:
         """Tell all trials to pause."""
