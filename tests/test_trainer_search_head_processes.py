@@ -132,6 +132,8 @@ def test_trials_share_the_gpus_or_cpus_of_a_machine(monkeypatch):
     assert places(space=narrow, concurrency=32) == (32, 8, 4)
     assert places(space=narrow, folds=3, concurrency=9, patience=10) == (9, 9, 1)
     assert places(space=wide, left=3) == (3, 3, 1)
+    assert places(gpus=2, folds=3, patience=10) == (8, 8, 1)
+    assert places(gpus=2, folds=3, concurrency=3, patience=10) == (3, 3, 1)
     assert places(gpus=2, space=wide) == (16, 2, 8)
     assert places(gpus=2, concurrency=32, space=wide) == (32, 2, 16)
     assert places(gpus=2, left=5, space=wide) == (5, 2, 3)
@@ -224,12 +226,32 @@ def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, m
     run_head_trials(
         search.controller,
         task,
-        Places(trials=3, processes=1, on_gpus=True),
+        Places(trials=3, processes=1, gpus=1),
         extract=lambda: done(tmp_path, spec.trial_spec({}), "features"),
         on_poll=lambda: None,
     )
 
     assert [trial.why for trial in search.controller.journal.table.trials.values()] == ["epochs"] * 3
+
+
+@pytest.mark.slow
+def test_trials_with_folds_share_the_gpus_of_a_machine_without_ray(tmp_path, digits_shards, no_ray, monkeypatch):
+    given, spec = tmp_path / "gpus", search_spec(digits_shards, trials=3, epochs=2, folds=2, patience=10)
+    given.mkdir()
+
+    def on_gpu(task, gpu):
+        (given / f"{gpu}-{len(list(given.iterdir()))}").touch()
+        return ChildProcess(_train_trials_on, task, "cpu", method="spawn")
+
+    monkeypatch.setattr(head_processes, "_on_gpu", on_gpu)
+    _, expected = done(tmp_path, spec.model_copy(update={"concurrency": 1}), "search-20261123-000001-abcdef")
+    monkeypatch.setattr(run, "lease_local_gpus", lambda *_, **__: (SimpleNamespace(gpus=2), 1))
+
+    _, result = done(tmp_path, spec, SEARCH)
+
+    assert sorted(path.name for path in given.iterdir()) == ["0-0", "0-2", "1-1"]
+    assert result.details["trials"] == {"asked": 3, "finished": 3, "failed": 0, "paused": 0}
+    assert result.metrics == expected.metrics
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from trainer.training.optimizer import import_compiler
 
 POLL_SECONDS = 0.2
 TRIALS_PER_GPU = 16  # more cost little time
+FOLDS_PER_GPU = 4  # trials with folds, in processes of their own: between two trainings each judges on the CPU
 # Four heads of 64 units train 1.6 times as fast together as one after the other, of 128 1.2 times, wider ones hardly.
 TRIALS_PER_CPU, NARROW = 4, 128
 AT_ONCE = 0.25  # of all trials, unless --concurrency says it: TPE has to learn from some before it suggests others
@@ -39,23 +40,23 @@ class Places:
     Attributes:
         trials: At once, in all processes.
         processes: How many there are.
-        on_gpus: Whether each has a GPU.
+        gpus: Which the processes share evenly; 0: they are on CPUs.
     """
 
     trials: int
     processes: int
-    on_gpus: bool = False
+    gpus: int = 0
 
     @classmethod
     def of(cls, spec: SearchSpec, *, gpus: int, left: int) -> "Places":
         """Return how `left` trials share the CPUs of this machine, or its GPUs if the search has any."""
         most = int(AT_ONCE * spec.trials)
+        if spec.folds is not None:  # a trial trains the heads of its folds together
+            trials = min(spec.concurrency or FOLDS_PER_GPU * gpus or cpu_count(), left)
+            return cls(trials=trials, processes=trials, gpus=gpus)
         if gpus:
             trials = min(spec.concurrency or max(gpus, min(TRIALS_PER_GPU * gpus, most)), left)
-            return cls(trials=trials, processes=min(gpus, trials), on_gpus=True)
-        if spec.folds is not None:  # a trial trains the heads of its folds together
-            trials = min(spec.concurrency or cpu_count(), left)
-            return cls(trials=trials, processes=trials)
+            return cls(trials=trials, processes=min(gpus, trials), gpus=gpus)
         together = TRIALS_PER_CPU if widest_head(spec) <= NARROW else 1
         trials = min(spec.concurrency or max(cpu_count(), min(together * cpu_count(), most)), left)
         return cls(trials=trials, processes=min(cpu_count(), trials))
@@ -181,9 +182,9 @@ def _processes(
 ) -> Iterator[list[HeadProcess]]:
     processes = list[HeadProcess]()
     try:
-        if places.on_gpus:
-            for gpu in range(places.processes):
-                processes.append(HeadProcess(partial(_on_gpu, task, gpu)))
+        if places.gpus:
+            for number in range(places.processes):
+                processes.append(HeadProcess(partial(_on_gpu, task, number % places.gpus)))
             extract()
         else:
             extract()
@@ -216,7 +217,7 @@ def _train_trials_on(connection: Connection, task: WorkerTask[SearchSpec], devic
     if found.type == "cuda":
         torch.cuda.set_device(found)
     read = cache(lambda: read_data(task, found))
-    trials = FrozenTrials(task, read)
+    trials = FrozenTrials(task, read, on_gpu=found.type == "cuda")
     while True:
         trials.train_only(connection.recv())
         connection.send(trials.step())

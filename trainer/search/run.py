@@ -123,13 +123,12 @@ def _run(
     extract = features_of_search_on_worker if spec.folds is None else features_on_worker  # no test split with folds
     if spec.reads_features and settings.ray_address is None:
         gpus = lease_local_gpus(task.attempt, spec)[0].gpus
-        if not gpus or spec.folds is None:
-            places = Places.of(spec, gpus=gpus, left=controller.left())
-            progress.gpus_per_trial = min(gpus, places.processes) / places.trials
-            compute = partial(run_on_features, extract, extract, features)
-            with task.attempt.times.measure("training"):
-                run_head_trials(controller, task, places, extract=compute, on_poll=on_poll)
-            return
+        places = Places.of(spec, gpus=gpus, left=controller.left())
+        progress.gpus_per_trial = min(gpus, places.processes) / places.trials
+        compute = partial(run_on_features, extract, extract, features)
+        with task.attempt.times.measure("training"):
+            run_head_trials(controller, task, places, extract=compute, on_poll=on_poll)
+        return
     with ExitStack() as session:
         try:
             gpus = session.enter_context(ray_session(task.attempt, spec, stop_reason=_stop_reason_of(controller)))

@@ -24,7 +24,7 @@ from trainer.distributed.ray_train import Resource, cluster_capacity
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import TrainerError
 from trainer.search.controller import SearchController
-from trainer.search.head_processes import TRIALS_PER_GPU
+from trainer.search.head_processes import FOLDS_PER_GPU, TRIALS_PER_GPU
 from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 from trainer.specs import SearchSpec
 
@@ -191,7 +191,7 @@ def useful_gpus(spec: SearchSpec) -> int:
     at_once = min(spec.concurrency or spec.trials, spec.trials)
     if not spec.reads_features:
         return at_once * spec.workers
-    return math.ceil(at_once / (TRIALS_PER_GPU if spec.folds is None else HEADS_PER_GPU))
+    return math.ceil(at_once / (TRIALS_PER_GPU if spec.folds is None else FOLDS_PER_GPU))
 
 
 def head_slots(spec: SearchSpec, settings: Settings, gpus: int) -> Slots:
