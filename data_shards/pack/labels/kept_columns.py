@@ -19,8 +19,8 @@ from data_shards.pack.labels.joining import Rows
 MOST_CHARACTERS = 80  # of a value; a longer text is a remark about one patient
 # Names of what identifies a person or an examination (HIPAA, 45 CFR 164.514), without blanks, dashes and underscores.
 IDENTIFYING_NAMES = frozenset({
-    *GROUP_NAMES, *IMAGE_NAMES, "patientname", "fullname", "firstname", "lastname", "surname", "initials", "mrn",
-    "medicalrecordnumber", "accession", "accessionnumber", "ssn", "socialsecuritynumber", "insurancenumber", "address",
+    *GROUP_NAMES, *IMAGE_NAMES, "patientname", "fullname", "firstname", "lastname", "surname", "initials",
+    "accession", "accessionnumber", "ssn", "socialsecuritynumber", "insurancenumber", "address",
     "street", "phone", "telephone", "email", "dateofbirth", "birthdate", "patientbirthdate", "dob", "birthday",
     "seriesid", "seriesinstanceuid", "examid", "encounterid", "visitid", "reportid",
 })  # fmt: skip
