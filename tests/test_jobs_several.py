@@ -1,7 +1,12 @@
 """`cancel`, `retry` and `delete` of several runs at once."""
 
+import pytest
+
+from cluster.launch import THIS_MACHINE
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.queue import actions
+from jobs.queue.tasks import claim_run
 from jobs.runs import state as run_state
 from tests.conftest import Say
 
@@ -35,6 +40,34 @@ def test_one_that_has_ended_does_not_keep_the_others_from_being_cancelled(
 
     assert code == 1
     assert err == f"Error: {first.run_id} has already ended: it is cancelled\n{second.run_id}: cancelled\n"
+
+
+class Clock:
+    """Seconds that pass only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_runs_whose_job_worker_died_are_waited_for_together(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, runs = Clock(), [submitted(say, settings, shards, name) for name in ("one", "two", "three")]
+    for paths in runs:
+        assert claim_run(paths, "a job worker that died", THIS_MACHINE)
+    monkeypatch.setattr(actions, "time", clock)
+    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "30")
+
+    code, _, err = say("cancel", "one", "two", "three")
+
+    assert (code, err) == (0, "".join(f"{paths.run_id}: cancelled\n" for paths in runs))
+    assert 30 < clock.seconds < 31
 
 
 def test_an_unknown_run_changes_nothing(say: Say, settings: Settings, shards: str) -> None:

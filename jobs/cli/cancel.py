@@ -21,20 +21,21 @@ def cancel(runs: tuple[str, ...], now: bool) -> None:
     ID is a run id, a unique prefix of one, or a run's name. `nightshift retry ID` continues a cancelled run.
     """
     settings = Settings.read()
-    stopping = dict[str, tuple[RunPaths, RunState]]()
+    stopping = dict[str, tuple[RunPaths, RunState, actions.Heartbeat]]()
 
     def ask(paths: RunPaths) -> None:
-        stopping[paths.run_id] = paths, actions.request_cancel(settings, paths, at_once=now)
+        before = actions.request_cancel(settings, paths, at_once=now)
+        stopping[paths.run_id] = paths, before, actions.Heartbeat.seen(paths)
 
     def wait(paths: RunPaths) -> None:
-        before = stopping[paths.run_id][1]
-        click.echo(f"{paths.run_id}: {actions.wait_until_stopped(settings, paths, before).state}", err=True)
+        ended = actions.wait_until_stopped(settings, *stopping[paths.run_id])
+        click.echo(f"{paths.run_id}: {ended.state}", err=True)
         del stopping[paths.run_id]
 
     found = find_all(settings.storage, runs)
     try:
         code = act_on_each(found, ask)  # all stop at the same time
-        code = max(code, act_on_each([paths for paths, _ in stopping.values()], wait))
+        code = max(code, act_on_each([paths for paths, *_ in stopping.values()], wait))
     except KeyboardInterrupt:
         if stopping:
             still = "the run still stops" if len(stopping) == 1 else f"{len(stopping)} runs still stop"

@@ -1,6 +1,7 @@
 """Cancel, retry and delete runs."""
 
 import time
+from dataclasses import dataclass
 
 import redis
 
@@ -112,7 +113,27 @@ def _take_from_queue(settings: Settings, state: RunState) -> None:
         return
 
 
-def wait_until_stopped(settings: Settings, paths: RunPaths, before: RunState) -> RunState:
+@dataclass(frozen=True)
+class Heartbeat:
+    """The last heartbeat of a run.
+
+    Attributes:
+        value: What `heartbeat_of` returned.
+        since: When this process saw it first, in seconds of `time.monotonic`.
+    """
+
+    value: tuple[int, int | float | str | None]
+    since: float
+
+    @classmethod
+    def seen(cls, paths: RunPaths) -> "Heartbeat":
+        """Return the heartbeat of a run as it is now."""
+        return cls(heartbeat_of(paths), time.monotonic())
+
+
+def wait_until_stopped(
+    settings: Settings, paths: RunPaths, before: RunState, heartbeat: Heartbeat | None = None
+) -> RunState:
     """Wait for the end of an attempt that was asked to stop, and return the last state of its run.
 
     It is marked dead if its heartbeat stops, because there may be no job worker to do it.
@@ -121,15 +142,16 @@ def wait_until_stopped(settings: Settings, paths: RunPaths, before: RunState) ->
         settings: Of this machine.
         paths: The run.
         before: What `request_cancel` returned.
+        heartbeat: The heartbeat when it was asked; None: now. One that has not changed since is as old as that.
     """
     if before.state != "running":
         return read_state(paths)
     attempt = before.attempt
-    heartbeat, since = heartbeat_of(paths), time.monotonic()
+    heartbeat = heartbeat or Heartbeat.seen(paths)
     while (state := read_state(paths)).state == "running" and state.attempt == attempt:
-        if heartbeat != heartbeat_of(paths):
-            heartbeat, since = heartbeat_of(paths), time.monotonic()
-        if time.monotonic() - since > settings.lease_seconds:
+        if heartbeat.value != heartbeat_of(paths):
+            heartbeat = Heartbeat.seen(paths)
+        if time.monotonic() - heartbeat.since > settings.lease_seconds:
             mark_dead(paths, attempt, no_heartbeat(settings.lease_seconds))
         time.sleep(POLL_SECONDS)
     return state
