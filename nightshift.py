@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -24,11 +25,14 @@ import click
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image as PillowImage
 
 from cluster.access import restricted_umask
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
 from cluster.windows import seconds_of
+from data_shards.errors import BadImage
+from data_shards.pixels import decode_pixels
 from jobs.cli.main import cli
 from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
@@ -47,11 +51,13 @@ from trainer.errors import SpecError
 if TYPE_CHECKING:  # torch takes seconds
     from trainer.data.images import ImageBatch
     from trainer.inference.predictor import Predictor
+    from trainer.model.head import HeadConfig
 
 __all__ = ["Model", "load", "metrics", "runs", "submit", "trials", "wait"]
 
 Array: TypeAlias = npt.NDArray[np.uint8]
-Image: TypeAlias = str | Path | Array
+Image: TypeAlias = str | Path | Array | PillowImage.Image
+SINGLE = (str, Path, np.ndarray, PillowImage.Image)
 Kind = Literal["train", "evaluate", "search", "predict", "export"]
 BATCH_SIZE = 64
 POLL_SECONDS = 1.0
@@ -82,36 +88,41 @@ class Model:
         """Classify images, on the CPU, and return a row for each, in order.
 
         Args:
-            images: Files, folders and data sets of shards, or arrays (H, W) or (H, W, 3) of uint8 pixels; one or
-                several.
+            images: Files, folders and data sets of shards, arrays (H, W) or (H, W, 3) of uint8 pixels, or images of
+                Pillow; one or several.
             batch_size: Images per step.
 
         Returns:
-            The columns `file` (of an array: its number), `decision`, `probability_CLASS` for each class, and `error`:
-            why a file has no answer, missing where it has one. The decision is a class, or a tuple of labels.
+            The columns `file` (the number, of what is no file), `decision`, `probability_CLASS` for each class, and
+            `error`: why a file has no answer, missing where it has one. The decision is a class, or a tuple of labels.
 
         Raises:
-            SpecError: A path does not exist, an array is not an image, or it is neither.
+            SpecError: A path does not exist, an array or an image has no 8-bit pixels, or it is none of these.
+            ModelMismatch: The images of shards are smaller than the model's input.
+            ShardError: Shards are damaged.
+            StorageError: A folder or shards cannot be read.
         """
-        several = (
-            [images] if isinstance(images, str | Path | np.ndarray) or not isinstance(images, Iterable) else images
-        )
+        several = [images] if isinstance(images, SINGLE) or not isinstance(images, Iterable) else images
         columns = ["file", "decision", *(f"probability_{name}" for name in self.classes), "error"]
         rows = [row for batch in self._batches(several, batch_size) for row in self._rows(batch)]
         return pd.DataFrame(rows, columns=columns)
 
     def _batches(self, images: Iterable[Image], batch_size: int) -> "Iterator[ImageBatch]":
         from trainer.data.images import image_sources  # noqa: PLC0415 -- torch takes seconds
+        from trainer.inference.prediction_rows import check_sizes, reading  # noqa: PLC0415
 
         config = self._predictor.config
-        for number, image in enumerate(images):
-            if isinstance(image, np.ndarray):
-                yield _array_batch(image, number, self._predictor)
+        for is_path, group in groupby(enumerate(images), key=_is_path):
+            if not is_path:
+                while batch := _pixel_batch(islice(group, batch_size), config):
+                    yield batch
                 continue
-            if not isinstance(image, str | Path):
-                raise SpecError(f"{image!r} is neither a path nor an array; give files, folders, shards or arrays")
-            for source in image_sources((str(image),)):
-                yield from source.batches(config, batch_size=batch_size, loader_workers=0)
+            paths = tuple(str(path) for _, path in group)
+            with reading(paths):
+                sources = image_sources(paths)
+                check_sizes(sources, config.image_size)
+                for source in sources:
+                    yield from source.batches(config, batch_size=batch_size, loader_workers=0)
 
     def _rows(self, batch: "ImageBatch") -> Iterator[tuple[Any, ...]]:
         probabilities = self._predictor.probabilities(batch.pixels)
@@ -272,21 +283,44 @@ def _refuse_other_than(name: str, value: str | None, known: tuple[str, ...]) -> 
         raise InvalidOption(f"{name} {value!r} is not one of {', '.join(known)}")
 
 
-def _array_batch(image: Array, number: int, predictor: "Predictor") -> "ImageBatch":
+def _is_path(numbered: tuple[int, Any]) -> bool:
+    number, image = numbered
+    if not isinstance(image, SINGLE):
+        what = type(image).__name__
+        raise SpecError(f"image {number} is of type {what}; give files, folders, shards, arrays or images of Pillow")
+    return isinstance(image, str | Path)
+
+
+def _pixel_batch(images: Iterable[tuple[int, Any]], config: "HeadConfig") -> "ImageBatch | None":
+    """Return numbered arrays and images of Pillow as one batch; None if there are none."""
     import torch  # noqa: PLC0415 -- takes seconds
-    from PIL import Image as PillowImage  # noqa: PLC0415
 
     from trainer.data.images import ImageBatch, input_pixels  # noqa: PLC0415
 
+    numbers, pixels = [], []
+    for number, image in images:
+        try:
+            file = io.BytesIO()
+            PillowImage.fromarray(_eight_bit_pixels(image, number)).save(file, format="PNG")
+            pixels.append(input_pixels(file.getvalue(), config))
+        except BadImage as error:
+            raise SpecError(f"image {number}: {error}") from error
+        numbers.append(str(number))
+    if not pixels:
+        return None
+    return ImageBatch(files=tuple(numbers), errors=(None,) * len(pixels), pixels=torch.from_numpy(np.stack(pixels)))
+
+
+def _eight_bit_pixels(image: Array | PillowImage.Image, number: int) -> Array:
+    if isinstance(image, PillowImage.Image):
+        return np.asarray(decode_pixels(image))
     is_image = image.ndim == GRAY or (image.ndim == COLOR and image.shape[2] == COLOR)
     if image.dtype != np.uint8 or not is_image or not image.size:
         raise SpecError(
-            f"array {number} has the shape {image.shape} and the type {image.dtype}; give (H, W) or (H, W, 3) of uint8"
+            f"array {number} has the shape {image.shape} and the type {image.dtype}; give (H, W) or (H, W, 3) of "
+            "uint8, several of them as a list"
         )
-    file = io.BytesIO()
-    PillowImage.fromarray(image).save(file, format="PNG")
-    pixels = torch.from_numpy(input_pixels(file.getvalue(), predictor.config)[None])
-    return ImageBatch(files=(str(number),), errors=(None,), pixels=pixels)
+    return image
 
 
 def _threshold_of(predictor: "Predictor") -> float | dict[str, float | None] | None:

@@ -248,6 +248,20 @@ def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path, given, error):
         image_sources((str(tmp_path / given),))
 
 
+def test_files_and_folders_that_follow_each_other_are_one_source(tmp_path, digits_shards):
+    for name in ("films/b.png", "films/.DS_Store", "a.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    first, *shards, last = image_sources(
+        (*(str(tmp_path / name) for name in ("c.png", "films", "a.png")), str(digits_shards), str(tmp_path / "a.png"))
+    )
+
+    assert first == ImageFiles(tuple(str(tmp_path / name) for name in ("c.png", "films/b.png", "a.png")), ignored=1)
+    assert [part.split for part in shards] == ["train", "valid", "test"]
+    assert last == ImageFiles((str(tmp_path / "a.png"),))
+
+
 def test_a_missing_split_is_refused(digits_shards):
     with pytest.raises(SpecError, match="has no split 'night'; it has train, valid, test"):
         image_sources((str(digits_shards),), "night")

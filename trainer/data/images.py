@@ -1,9 +1,10 @@
 """Images given as files, folders or shards, read in order and in batches."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -127,11 +128,23 @@ ImageSource: TypeAlias = ImageFiles | ShardSplit
 def image_sources(images: tuple[str, ...], split: str | None = None) -> tuple[ImageSource, ...]:
     """Return the images of the given files, folders and shards in the given order; within a folder in order of name.
 
+    Files that follow each other are one source, so that they share batches and loader workers.
+
     Raises:
         SpecError: A path does not exist, a folder is empty, or shards have no such split.
         BadIndex, SourceError: An index is damaged, or a URL has a scheme that is not allowed.
     """
-    return tuple(part for given in images for part in _parts(given, split))
+    parts = (part for given in images for part in _parts(given, split))
+    groups = (list(group) for _, group in groupby(parts, key=type))
+    return tuple(source for group in groups for source in _joined(group))
+
+
+def _joined(parts: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """Return parts of one kind; files as a single one."""
+    files = [part for part in parts if isinstance(part, ImageFiles)]
+    if not files:
+        return parts
+    return [ImageFiles(tuple(path for part in files for path in part.paths), sum(part.ignored for part in files))]
 
 
 def _parts(given: str, split: str | None) -> tuple[ImageSource, ...]:
