@@ -26,6 +26,7 @@ def write(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ("learning_rate: 3", "{file}: 'learning_rate' is not an option of nightshift train; did you mean lr?"),
         ("epoch: 3", "{file}: 'epoch' is not an option of nightshift train; did you mean epochs?"),
         ("zzz: 3", "{file}: 'zzz' is not an option of nightshift train; `nightshift train --help` shows the options"),
         ("dry-run: true", "{file}: 'dry-run' is not an option of nightshift train; "

@@ -53,6 +53,7 @@ def settings(storage: Path) -> Settings:
         ("train S --epochs ten", "--epochs 'ten' is not a whole number"),
         ("train S --lr fast", "--lr 'fast' is not a number"),
         ("train S --retries 101", "--retries 101 is above 100; use 100 or less"),
+        ("train S --learning-rate 1e-3", "there is no option --learning-rate; did you mean --lr?"),
         ("train S --epochs", "--epochs needs a value; write it after the option"),
         ("train S T", "unexpected argument: T; `nightshift train --help` shows how to use it"),
         ("train S --wait=yes", "--wait takes no value; write it alone"),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cluster.windows import local_zone_name
+from jobs.cli.usage_errors import OF_OTHER_TOOLS
 from jobs.errors import InvalidOption
 from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainSpec
 from trainer.specs.command_text import OF_ONE_RUN
@@ -45,7 +46,8 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
         if name is None and key in fields:
             _refuse_other_than_default(command, key, value, fields[key].default, source)
         elif name is None:
-            close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+            ours = OF_OTHER_TOOLS.get(key.replace("-", "_"))
+            close = [ours] if ours in known else difflib.get_close_matches(key.replace("-", "_"), known, n=1)
             cure = f"did you mean {close[0]}?" if close else f"`nightshift {command.name} --help` shows the options"
             raise InvalidOption(f"{source}: {key!r} is not an option of nightshift {command.name}; {cure}")
         elif name in values:

@@ -13,6 +13,7 @@ CLICK_WORDS = (  # of the types of click that the commands use
     (re.compile(r"^(?:Path|File|Directory) ('.*') does not exist\.$"), r"\1 does not exist; check the path"),
 )
 SET = "--set"  # of fork: an option of the command that it repeats
+OF_OTHER_TOOLS = {"learning_rate": "lr", "max_epochs": "epochs", "bs": "batch_size"}  # our names of their options
 RANGE = re.compile(r"^(\S+) is not in the range .*$")
 
 
@@ -36,7 +37,8 @@ def _meant(error: click.NoSuchOption) -> str:
     """Return the cure for an option that does not exist: those that are spelt like it, or how to give it."""
     name = error.option_name
     same = [option for option in _option_names(error) if _letters(option) == _letters(name)]
-    close = same or list(error.possibilities or ())[:3]
+    ours = "--" + OF_OTHER_TOOLS.get(name.removeprefix("--").replace("-", "_"), "").replace("_", "-")
+    close = same or [option for option in _option_names(error) if option == ours] or list(error.possibilities or ())[:3]
     if close:
         return f"did you mean {' or '.join(sorted(close))}?"
     if SET in _option_names(error) and name.startswith("--"):
