@@ -13,7 +13,7 @@ from data_shards.errors import DamagedShard
 from data_shards.plan import EpochPlan
 from data_shards.read import stream
 from tests.datasets import packed
-from tests.trained import at_epoch, attempted, done, new_run, train_spec, wait_until
+from tests.trained import at_epoch, attempted, done, new_run, train_spec
 from trainer.data import batches
 from trainer.data.batches import ImageLoader
 from trainer.distributed.worker import WorkerContext
@@ -211,12 +211,13 @@ def test_a_training_with_loader_processes_starts_them_once_and_gives_the_model_o
     alone, _ = done(tmp_path, spec, "alone")
     monkeypatch.setattr(WorkerContext, "loader_workers", WORKERS)
     opened.clear()
+    before = set(psutil.Process().children())
 
     helped, _ = done(tmp_path, spec, "helped")
 
     assert [len(plans) for plans in opened] == [2 * IMAGES["epochs"]]
     assert (helped.best / "model.safetensors").read_bytes() == (alone.best / "model.safetensors").read_bytes()
-    assert wait_until(lambda: not psutil.Process().children())
+    assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.usefixtures("with_processes")
