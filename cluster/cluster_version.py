@@ -4,11 +4,11 @@ A cluster has an installation of its own, and its Jobs API says only which versi
 """
 
 import contextlib
-from importlib.metadata import version
 from pathlib import Path
 
 from cluster.errors import StorageError
 from cluster.files import read_json_object, write_json
+from cluster.version import VERSION
 
 FILE = "cluster.json"
 
@@ -16,8 +16,8 @@ FILE = "cluster.json"
 def record_cluster_version(storage: Path) -> None:
     """Write the version of this process, a trainer on the cluster; a failure to write ends no run."""
     with contextlib.suppress(OSError):
-        if read_cluster_version(storage) != version("nightshift"):
-            write_json(storage / FILE, {"nightshift": version("nightshift")}, durable=False)
+        if read_cluster_version(storage) != VERSION:
+            write_json(storage / FILE, {"nightshift": VERSION}, durable=False)
 
 
 def read_cluster_version(storage: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -10,8 +9,10 @@ from sphinx.application import Sphinx
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
 
+from cluster.version import VERSION
+
 project = "Nightshift"
-version = release = installed_version("nightshift")
+version = release = VERSION
 extensions = ["myst_parser"]
 myst_heading_anchors = 3
 highlight_language = "sh"

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 
 import pytest
 from redis import Redis
@@ -14,6 +13,7 @@ from cluster.files import read_json, write_json
 from cluster.launch import THIS_MACHINE
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.version import VERSION
 from jobs.queue import queues
 from jobs.queue.reconciler import TOO_NEW_SECONDS, ReconcilerMemory, Repair, reconcile
 from jobs.queue.stack import start_stack
@@ -27,15 +27,13 @@ from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 from tests.test_jobs_worker_list import OURS, register
 
-HERE = version("nightshift")
-
 
 def test_a_run_whose_spec_is_newer_than_the_trainer_goes_back_to_the_queue_and_does_not_stop_others(
     settings: Settings, redis: Redis
 ) -> None:
     newer = submit(settings, FakeSpec(ending="newer"))
     with start_stack(settings, 1, worker_command=FAKE_WORKER):
-        assert eventually(lambda: state_of(settings.storage, newer).too_new_for == HERE)
+        assert eventually(lambda: state_of(settings.storage, newer).too_new_for == VERSION)
         other = reaches(settings.storage, submit(settings, FakeSpec()), "succeeded")
         waiting = state_of(settings.storage, newer)
         paths = RunPaths.of(settings.storage, newer)
@@ -51,7 +49,7 @@ def test_a_run_whose_spec_is_newer_than_the_trainer_goes_back_to_the_queue_and_d
 def test_a_run_that_is_too_new_is_tried_again_when_another_version_is_there_or_after_a_while(
     settings: Settings, redis: Redis
 ) -> None:
-    register_version(redis, OURS, HERE)
+    register_version(redis, OURS, VERSION)
     paths, memory = RunPaths.of(settings.storage, submit(settings, FakeSpec())), ReconcilerMemory()
 
     refuse(redis, paths)
@@ -95,9 +93,9 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
         claim_run(paths, "a worker", THIS_MACHINE)
 
     state = state_of(settings.storage, paths.run_id)
-    assert (state.state, state.attempt, state.too_new_for) == ("queued", 0, HERE)
+    assert (state.state, state.attempt, state.too_new_for) == ("queued", 0, VERSION)
     assert state.why == (
-        f"{paths.job} has preempt, which Nightshift {HERE} does not know; a newer version wrote it: update the job "
+        f"{paths.job} has preempt, which Nightshift {VERSION} does not know; a newer version wrote it: update the job "
         "workers"
     )
     later = state_of(settings.storage, submit(settings, FakeSpec()))
@@ -119,7 +117,7 @@ def test_a_scheduled_run_whose_request_is_newer_is_listed_with_the_reason(settin
 def test_a_run_on_a_cluster_whose_request_is_newer_waits_for_another_job_worker(
     settings: Settings, redis: Redis
 ) -> None:
-    register_version(redis, OURS, HERE)
+    register_version(redis, OURS, VERSION)
     paths, memory = RunPaths.of(settings.storage, submit(settings, FakeSpec())), ReconcilerMemory()
     queues.remove(redis, paths.run_id, "normal")
     claim_run(paths, "newer-1", "a cluster")
@@ -149,13 +147,13 @@ def test_a_request_without_options_of_this_version_is_read(settings: Settings) -
 
 def test_a_job_worker_says_its_version_in_redis(settings: Settings, redis: Redis) -> None:
     with start_stack(settings, 1, worker_command=FAKE_WORKER):
-        assert eventually(lambda: [worker.version for worker in live_workers(redis)] == [HERE])
+        assert eventually(lambda: [worker.version for worker in live_workers(redis)] == [VERSION])
 
 
 def test_doctor_names_job_workers_and_a_cluster_of_another_version(
     settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register_version(redis, OURS, HERE)
+    register_version(redis, OURS, VERSION)
     register_version(redis, "newer-1", "9.0.0")
     register(redis, "older-1", "nightshift-normal")
     record_cluster_version(settings.storage)
@@ -167,14 +165,14 @@ def test_doctor_names_job_workers_and_a_cluster_of_another_version(
     found = [check["found"] for check in json.loads(out) if check["check"] == "versions"]
     assert code == 1
     assert found == [
-        f"{HERE} here, job worker newer-1 has 9.0.0",
-        f"{HERE} here, job worker older-1 has 0.1.0 or before",
-        f"{HERE} here, the cluster, in its last run, has 0.0.9",
+        f"{VERSION} here, job worker newer-1 has 9.0.0",
+        f"{VERSION} here, job worker older-1 has 0.1.0 or before",
+        f"{VERSION} here, the cluster, in its last run, has 0.0.9",
     ]
 
 
 def test_doctor_says_that_all_versions_are_the_same(settings: Settings, redis: Redis, say: Say) -> None:
-    register_version(redis, OURS, HERE)
+    register_version(redis, OURS, VERSION)
 
     before = redis.info("stats")["total_connections_received"]
     _, out, _ = say("doctor", "--json")
@@ -183,4 +181,4 @@ def test_doctor_says_that_all_versions_are_the_same(settings: Settings, redis: R
     assert connections == 1
     [found] = [check for check in json.loads(out) if check["check"] == "versions"]
     assert found["ok"]
-    assert found["found"] == f"{HERE} here and on 1 job worker or cluster"
+    assert found["found"] == f"{VERSION} here and on 1 job worker or cluster"

@@ -1,18 +1,18 @@
 """The Helm chart: rendered by Helm itself, object by object the same as kustomize."""
 
 import shutil
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.version import VERSION
 from k8s.chart_values import COMPONENTS as SWITCHES
 from k8s.make_chart import digest, is_possible, manifests_of
 from tests.k8s_helm import needs_helm, template
 from tests.k8s_kuberay import complaints_of_kuberay
-from tests.k8s_manifests import K8S, ROOT, Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
+from tests.k8s_manifests import K8S, Manifest, Pod, needs_kubectl, of_kind, one, pods, rendered
 from tests.k8s_policies import POLICIES
 from tests.k8s_scheduling import SCHEDULING
 from tests.k8s_wiring import WIRING
@@ -32,11 +32,10 @@ def test_the_chart_was_made_of_the_manifests_as_they_are():
 
 def test_the_chart_has_the_version_of_the_project_and_the_images_of_kustomize():
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     images = yaml.safe_load((K8S / "images" / "kustomization.yaml").read_text())["images"]
 
-    assert chart["version"] == chart["appVersion"] == project["version"]
+    assert chart["version"] == chart["appVersion"] == VERSION
     assert {i["name"]: i["tag"] for i in values["images"].values()} == {i["name"]: i["newTag"] for i in images}
     assert set(values["components"]) == set(SWITCHES.values()) - {"ingress"}
 

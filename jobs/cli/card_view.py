@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
+from cluster.version import VERSION
 from data_shards.errors import ShardError
 from data_shards.index import ShardIndex, read_index
 from data_shards.pack.image_records import group_counts
@@ -28,7 +29,7 @@ from trainer.report.model_card import CardFigures, ModelCard
 from trainer.specs import EvaluateSpec, TrainOptions, read_spec
 from trainer.specs.command_text import command_of
 
-PACKAGES = ("nightshift", "torch", "efficientnet_pytorch")
+PACKAGES = ("torch", "efficientnet_pytorch")
 SHOWN_OPTIONS = (
     "epochs", "patience", "batch_size", "lr", "weights", "freeze", "augment", "class_weights", "folds", "seed",
 )  # fmt: skip
@@ -64,7 +65,11 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         thresholds=[read_threshold(folder, each, weights=found.weights) for each in threshold_names(folder)],
         audit=read_audit(storage, index.digest) if index else None,
         has_outdated_audit=index is not None and has_outdated_audit(storage, index.digest),
-        versions={"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        versions={
+            "python": platform.python_version(),
+            "nightshift": VERSION,
+            **{package: version(package) for package in PACKAGES},
+        },
     )
 
 

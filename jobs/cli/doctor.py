@@ -20,6 +20,7 @@ from cluster.gpu_health import check_processors
 from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.settings import Settings
+from cluster.version import VERSION
 from data_shards.errors import DamagedShard, ShardError, verify_hint
 from data_shards.index import ShardIndex, find_size_fault
 from data_shards.locations import local_folder, shard_path
@@ -161,16 +162,15 @@ def _redis_fault(error: Exception, otherwise: str) -> CheckResult:
 
 def version_findings(settings: Settings, workers: list[WorkerRecord]) -> list[CheckResult]:
     """Compare the versions of Nightshift of this command line, the job workers and the cluster."""
-    here = importlib.metadata.version("nightshift")
     found = {f"job worker {worker.name}": worker.version or "0.1.0 or before" for worker in workers}
     if settings.ray_jobs_url and (cluster := read_cluster_version(settings.storage)):
         found["the cluster, in its last run,"] = cluster
-    others = {who: other for who, other in found.items() if other != here}
+    others = {who: other for who, other in found.items() if other != VERSION}
     cure = "install the same version everywhere and restart the job workers"
     return [
-        CheckResult(check="versions", ok=False, found=f"{here} here, {who} has {other}", cure=cure)
+        CheckResult(check="versions", ok=False, found=f"{VERSION} here, {who} has {other}", cure=cure)
         for who, other in others.items()
-    ] or [CheckResult(check="versions", ok=True, found=f"{here} here{_counted(len(found))}")]
+    ] or [CheckResult(check="versions", ok=True, found=f"{VERSION} here{_counted(len(found))}")]
 
 
 def _counted(others: int) -> str:

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import click
 
 from cluster.settings import wants_color
+from cluster.version import VERSION
 from jobs.cli.command import ALIASES, HELP_NAMES, Group
 
 
@@ -91,7 +92,7 @@ class LazyGroup(Group):
 
 
 @click.group(cls=LazyGroup, context_settings=HELP_NAMES)
-@click.version_option(package_name="nightshift")
+@click.version_option(VERSION)
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Fine-tune image classifiers on a cluster's GPUs, from a job queue.

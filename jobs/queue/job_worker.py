@@ -14,7 +14,6 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
@@ -32,6 +31,7 @@ from cluster.ray_jobs import RayJobLauncher, RayJobs
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
+from cluster.version import VERSION
 from cluster.warm_launch import ForkServer, WarmLauncher
 from jobs.errors import QueueUnreachable
 from jobs.queue import embedded_redis, mlflow_sender, tasks
@@ -97,7 +97,7 @@ class JobWorker(rq.Worker):
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
         try:
             super().bootstrap(*args)
-            self.connection.hset(self.key, VERSION_FIELD, version("nightshift"))
+            self.connection.hset(self.key, VERSION_FIELD, VERSION)
         except StopRequested:
             self.register_death()  # type: ignore[no-untyped-call]
             raise

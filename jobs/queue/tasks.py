@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
@@ -13,6 +12,7 @@ from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
+from cluster.version import VERSION
 from cluster.windows import TimeWindow, local_now
 from jobs.queue.hang import ProgressWatch
 from jobs.runs import state as run_state
@@ -102,10 +102,9 @@ def claim_run(paths: RunPaths, job_worker: str, place: str, *, runs_per_owner: i
         try:
             request = read_request(paths)
         except NewerVersion as error:
-            here = version("nightshift")
             is_waiting = state.state == "queued" or state.needs_watcher
-            if is_waiting and (state.why, state.too_new_for) != (str(error), here):
-                write_state(paths, state.with_changes(why=str(error), too_new_for=here))
+            if is_waiting and (state.why, state.too_new_for) != (str(error), VERSION):
+                write_state(paths, state.with_changes(why=str(error), too_new_for=VERSION))
             raise
         except StorageError as error:
             if state.state != "queued" or not is_damage(error):

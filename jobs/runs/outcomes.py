@@ -4,7 +4,6 @@ import contextlib
 import os
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 
 from cluster import guard
 from cluster.errors import LeaseLost, NewerVersion, StorageError
@@ -13,6 +12,7 @@ from cluster.files import is_damage, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
+from cluster.version import VERSION
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.state import RunState, changing, write_state
@@ -64,7 +64,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         )
     if code == ExitCode.NEWER_VERSION:
         why = _error_line(paths, attempt) or "a newer version wrote the spec; update the job workers"
-        return Change("queued", why, too_new_for=version("nightshift"))
+        return Change("queued", why, too_new_for=VERSION)
     return lost(paths, attempt, _cause(paths, attempt, code))
 
 

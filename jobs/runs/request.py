@@ -1,7 +1,6 @@
 """How and when a run should start: `job.json`, written once beside the spec."""
 
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cluster.errors import NewerVersion, SettingsError, StorageError
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
+from cluster.version import VERSION
 from cluster.windows import TimeWindow, zone_of
 from jobs.errors import InvalidOption
 from jobs.runs import state as run_state
@@ -134,7 +134,7 @@ def read_request(paths: RunPaths) -> JobRequest:
         first = error.errors()[0]
         if unknown := [str(fault["loc"][0]) for fault in error.errors() if fault["type"] == "extra_forbidden"]:
             raise NewerVersion(
-                f"{paths.job} has {', '.join(unknown)}, which Nightshift {version('nightshift')} does not know; a "
+                f"{paths.job} has {', '.join(unknown)}, which Nightshift {VERSION} does not know; a "
                 "newer version wrote it: update the job workers"
             ) from error
         place = ".".join(str(part) for part in first["loc"])

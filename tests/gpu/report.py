@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from cluster.gpus import ask_torch
+from cluster.version import VERSION
 
-PACKAGES = ("nightshift", "torch", "torchvision", "ray", "rq", "numpy", "efficientnet_pytorch")
+PACKAGES = ("torch", "torchvision", "ray", "rq", "numpy", "efficientnet_pytorch")
 TEXT_LENGTH = 2000  # of the failure of a test
 
 
@@ -45,7 +46,7 @@ def describe_machine() -> dict[str, Any]:
         "commit": _output("git", "--no-optional-locks", "describe", "--always", "--dirty"),
         "system": platform.platform(),
         "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {"nightshift": VERSION, **{name: _version(name) for name in PACKAGES}},
         "devices": asdict(ask_torch()),
         "nvidia_smi": _output(
             "nvidia-smi", "--query-gpu=name,driver_version,memory.total,pcie.link.gen.max", "--format=csv,noheader"

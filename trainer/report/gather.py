@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cluster.resources import this_machine
+from cluster.version import VERSION
 from data_shards.index import ShardIndex
 from data_shards.pack.image_records import group_counts
 from data_shards.read.stream import read_samples
@@ -35,7 +36,7 @@ from trainer.specs import EvaluateSpec, TrainOptions
 from trainer.specs.command_text import command_of
 from trainer.tracking.history import read_epoch_lines
 
-PACKAGES = ("nightshift", "torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "ray", "efficientnet_pytorch", "webdataset", "scikit-learn")
 OWN_SECTIONS = (
     "cost",
     "importance",
@@ -129,6 +130,7 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
         "Software": {
             "nightshift source": source_version(),
             "python": platform.python_version(),
+            "nightshift": VERSION,
             **{name: version(name) for name in PACKAGES},
         },
     }
