@@ -38,7 +38,7 @@ from jobs.cli.option_values import KINDS, as_text, option_values
 from jobs.cli.submission import SpecCollector
 from jobs.cli.trials import table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
-from jobs.errors import InvalidOption
+from jobs.errors import InvalidOption, Refused
 from jobs.queue.checks import model_of
 from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
@@ -87,6 +87,9 @@ class Model:
     def predict(self, images: Image | Iterable[Image], *, batch_size: int = BATCH_SIZE) -> pd.DataFrame:
         """Classify images, on the CPU, and return a row for each, in order.
 
+        The answer for the pixels of a JPEG file can differ a little from that for the file, where libjpeg decodes a
+        large file at half of its size or less.
+
         Args:
             images: Files, folders and data sets of shards, arrays (H, W) or (H, W, 3) of uint8 pixels, or images of
                 Pillow; one or several.
@@ -97,11 +100,14 @@ class Model:
             `error`: why a file has no answer, missing where it has one. The decision is a class, or a tuple of labels.
 
         Raises:
-            SpecError: A path does not exist, an array or an image has no 8-bit pixels, or it is none of these.
+            SpecError: A path does not exist, an array or an image has no 8-bit pixels, it is none of these, or the
+                batch size is below 1.
             ModelMismatch: The images of shards are smaller than the model's input.
             ShardError: Shards are damaged.
             StorageError: A folder or shards cannot be read.
         """
+        if batch_size < 1:
+            raise SpecError(f"batch_size {batch_size} is below 1; use 1 or more")
         several = [images] if isinstance(images, SINGLE) or not isinstance(images, Iterable) else images
         columns = ["file", "decision", *(f"probability_{name}" for name in self.classes), "error"]
         rows = [row for batch in self._batches(several, batch_size) for row in self._rows(batch)]
@@ -225,15 +231,19 @@ def trials(search: str) -> pd.DataFrame:
 def metrics(run: str) -> pd.DataFrame:
     """Return a row for each epoch of a training: losses, validation metrics, learning rate and seconds.
 
-    Damaged lines are left out; a warning names them.
+    Damaged lines are left out; a warning names them. A training without an epoch yet has an empty table.
 
     Args:
         run: A run id, a unique prefix of one, or a run's name.
 
     Raises:
         UnknownRun: No run, or more than one, matches.
+        Refused: The run is of a kind that has no epochs.
     """
     record = read_record(run_state.find(Settings.read().storage, run))
+    if record.state.kind != "train" and not record.metrics:
+        cure = "trials() has its trials" if record.state.kind == "search" else "its result has its metrics"
+        raise Refused(f"{record.state.id} is of kind {record.state.kind}, which has no epochs; {cure}")
     if record.damage:
         warnings.warn(record.damage, stacklevel=2)
     return pd.DataFrame(record.metrics)

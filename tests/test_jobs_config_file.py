@@ -29,8 +29,7 @@ def write(tmp_path: Path, text: str) -> str:
         ("learning_rate: 3", "{file}: 'learning_rate' is not an option of nightshift train; did you mean lr?"),
         ("epoch: 3", "{file}: 'epoch' is not an option of nightshift train; did you mean epochs?"),
         ("zzz: 3", "{file}: 'zzz' is not an option of nightshift train; `nightshift train --help` shows the options"),
-        ("dry-run: true", "{file}: 'dry-run' is not an option of nightshift train; "
-         "`nightshift train --help` shows the options"),
+        ("dry-run: true", "{file}: 'dry-run' is for the command line alone; leave it out"),
         ("epochs: [3, 4]", "{file}: epochs is a list; give one value"),
         ("epochs: {a: 1}", "{file}: epochs is an object; give one value"),
         ("epochs: ten", "epochs in {file}: 'ten' is not a whole number"),

@@ -114,6 +114,19 @@ def test_a_run_is_sent_while_it_runs_and_once_more_when_it_has_ended(store: Sett
     assert history(store, run, "valid_loss") == [(1, 0.5), (2, 0.25)]
 
 
+def test_a_run_has_its_own_name_in_mlflow_and_is_known_by_its_id(store: Settings) -> None:
+    paths = new_run(store, TRAIN_ID, SPEC)
+    with changing(paths) as found:
+        write_state(paths, replace(found, name="night"))
+
+    sent(store)
+    end(paths)
+    sent(store)
+
+    [run] = runs(store)
+    assert (run.info.run_name, run.data.tags["nightshift.run"], run.info.status) == ("night", TRAIN_ID, "FINISHED")
+
+
 @pytest.mark.parametrize(("state", "status"), [("failed", "FAILED"), ("lost", "FAILED"), ("cancelled", "KILLED")])
 def test_the_end_of_a_run_is_in_the_words_of_mlflow(store: Settings, state: str, status: str) -> None:
     end(new_run(store, TRAIN_ID, SPEC), state)

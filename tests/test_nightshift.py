@@ -19,7 +19,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions
-from jobs.errors import InvalidOption
+from jobs.errors import InvalidOption, Refused
 from jobs.queue.submit import publish
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
@@ -30,7 +30,7 @@ from trainer.inference.predictor import Predictor
 from trainer.model.bundle import publish_model
 from trainer.model.efficientnet import build_model
 from trainer.model.head import HeadConfig
-from trainer.specs import TrainSpec
+from trainer.specs import SearchSpec, TrainSpec
 
 CLASSES = ("covid", "normal")
 
@@ -151,6 +151,15 @@ def test_epochs_are_a_table(run: RunPaths) -> None:
         nightshift.metrics("day")
 
 
+def test_a_run_of_a_kind_without_epochs_has_no_table_of_them(there: Settings, shards: str) -> None:
+    paths = RunPaths.of(there.storage, "search-20261123-203000-a1b2c3")
+    state = RunState(id=paths.run_id, kind="search", name="night", state="queued", created=run_state.now())
+    publish(there.storage, paths, SearchSpec(shards=shards, weights="none"), JobRequest(name="night"), state)
+
+    with pytest.raises(Refused, match=r"is of kind search, which has no epochs; trials\(\) has its trials"):
+        nightshift.metrics("night")
+
+
 def test_submit_takes_the_options_of_the_command_line(
     there: Settings, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +195,7 @@ def test_the_files_of_a_submitted_run_have_the_permissions_of_the_settings(
     ("kind", "options", "line"),
     [
         ("train", {"epoch": 3}, "submit(): 'epoch' is not an option of nightshift train; did you mean epochs?"),
+        ("train", {"wait": True}, "submit(): 'wait' is for the command line alone; leave it out"),
         ("train", {"epochs": "ten"}, "epochs in submit(): 'ten' is not a whole number"),
         ("train", {"epochs": 0}, "epochs 0 is below 1; use 1 or more"),
         ("trian", {}, "'trian' is not one of train, evaluate, search, predict, export"),
@@ -312,6 +322,11 @@ def test_files_and_arrays_are_classified_in_batches_and_in_order(
     assert sizes == [3, 2, 3, 2]
     assert list(table["file"]) == [*"01234", *map(str, files)]
     assert np.allclose(table["probability_covid"][:5], table["probability_covid"][5:])
+
+
+def test_a_batch_size_below_1_is_refused(there: Settings, published: Path) -> None:
+    with pytest.raises(SpecError, match=r"^batch_size 0 is below 1; use 1 or more$"):
+        nightshift.load(published).predict([], batch_size=0)
 
 
 def test_shards_with_images_below_the_input_of_the_model_are_refused(

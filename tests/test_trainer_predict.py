@@ -238,7 +238,7 @@ def test_colour_and_gray_files_of_one_folder_go_through_one_batch(tmp_path, mode
     ("given", "error"),
     [
         ("absent", "absent does not exist; give image files"),
-        ("empty", "empty has no files except 0 ignored system files; give a folder with images"),
+        ("empty", "empty has no files; give a folder with images"),
     ],
 )
 def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path, given, error):

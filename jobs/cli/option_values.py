@@ -45,6 +45,8 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
         name = known.get(key.replace("-", "_"))
         if name is None and key in fields:
             _refuse_other_than_default(command, key, value, fields[key].default, source)
+        elif name is None and key.replace("-", "_") in _of_command_line(command):
+            raise InvalidOption(f"{source}: {key!r} is for the command line alone; leave it out")
         elif name is None:
             ours = OF_OTHER_TOOLS.get(key.replace("-", "_"))
             close = [ours] if ours in known else difflib.get_close_matches(key.replace("-", "_"), known, n=1)
@@ -121,6 +123,11 @@ def _keys(command: click.Command, *, of_spec: bool) -> dict[str, str]:
             names[name] = name
             flags.update(dict.fromkeys((option.replace("-", "_") for option in long), name))
     return flags | names if of_spec else names | flags
+
+
+def _of_command_line(command: click.Command) -> set[str]:
+    options = [option for parameter in command.params if parameter.name in NO_VALUES for option in parameter.opts]
+    return {option.removeprefix("--").replace("-", "_") for option in options}
 
 
 def _flat(content: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def _run_log(paths: RunPaths, state: RunState, spec: dict[str, Any], history: Ep
         found = read_json_object(paths.result).get("metrics")
         metrics = found if isinstance(found, dict) else {}
     return MlflowLog(
-        name=paths.run_id,
+        name=state.name or paths.run_id,
         tags={USER_TAG: state.owner} if state.owner else {},
         parameters=spec,
         epochs=history.get("", ()),

@@ -168,7 +168,8 @@ def _splits(location: str, split: str | None) -> tuple[ShardSplit, ...]:
 def _files_below(folder: Path) -> ImageFiles:
     scan = scan_folder(folder)
     if not scan.paths:
-        raise SpecError(f"{folder} has no files except {scan.ignored} ignored system files; give a folder with images")
+        others = f" except {scan.ignored} ignored system files" if scan.ignored else ""
+        raise SpecError(f"{folder} has no files{others}; give a folder with images")
     return ImageFiles(scan.paths, scan.ignored)
 
 
