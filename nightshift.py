@@ -35,7 +35,7 @@ from data_shards.errors import BadImage
 from data_shards.pixels import decode_pixels
 from jobs.cli.main import cli
 from jobs.cli.option_values import KINDS, as_text, option_values
-from jobs.cli.submission import SpecCollector
+from jobs.cli.submission import SpecCollector, missing_to_start
 from jobs.cli.trials import table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
 from jobs.errors import InvalidOption, Refused
@@ -252,6 +252,8 @@ def metrics(run: str) -> pd.DataFrame:
 def submit(kind: Kind, **options: Any) -> str:
     """Queue a run and return its id; the files of the run get the permissions that `NIGHTSHIFT_UMASK` says.
 
+    A warning says if it cannot start yet, because there is no job worker or the queues are paused.
+
     Args:
         kind: What to do, as the command is called.
         options: Arguments and options of `nightshift KIND`, spelt with underscores, with values as on the command line:
@@ -352,7 +354,10 @@ def _submit(kind: Kind, options: dict[str, Any]) -> str:
         spec, request = SpecCollector.invoke(command, [], parent, values)
     except click.UsageError as error:
         raise InvalidOption(usage_line(error)) from error
-    return queue_run(settings, spec, request)
+    run_id = queue_run(settings, spec, request)
+    for line in missing_to_start(settings, request.priority):
+        warnings.warn(line, stacklevel=3)
+    return run_id
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:

@@ -165,17 +165,20 @@ def test_submit_takes_the_options_of_the_command_line(
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
 
-    run_id = nightshift.submit(
-        "train", shards=Path(shards), weights="none", epochs=7, lr=1e-4, cache=False, tag=["a", "b"], name="night"
-    )
+    with pytest.warns(UserWarning, match=r"^No job worker is running; `nightshift up` starts one") as warned:
+        run_id = nightshift.submit(
+            "train", shards=Path(shards), weights="none", epochs=7, lr=1e-4, cache=False, tag=["a", "b"], name="night"
+        )
 
     spec = json.loads(RunPaths.of(there.storage, run_id).spec.read_text())
     state = run_state.read_state(RunPaths.of(there.storage, run_id))
     assert (spec["shards"], spec["epochs"], spec["lr"], spec["cache"]) == (shards, 7, 1e-4, False)
     assert (state.name, state.tags, state.owner) == ("night", ("a", "b"), "ada")
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 @pytest.mark.usefixtures("there")
+@pytest.mark.filterwarnings("ignore:No job worker is running")
 @pytest.mark.parametrize(("setting", "mode"), [("", 0o750), ("077", 0o700)])
 def test_the_files_of_a_submitted_run_have_the_permissions_of_the_settings(
     settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch, setting: str, mode: int

@@ -129,14 +129,20 @@ def submit_spec(
 
 def queues_start_runs(settings: Settings, priority: str) -> bool:
     """Whether a job worker serves the queue of a priority and the queues are open; say what is missing."""
+    missing = missing_to_start(settings, priority)
+    for line in missing:
+        click.echo(line, err=True)
+    return not missing
+
+
+def missing_to_start(settings: Settings, priority: str) -> list[str]:
+    """Return a line for each reason why no queued run of a priority starts: paused queues, or no job worker."""
     with connect(settings) as connection:
         is_paused, workers = queues.is_paused(connection), serving_workers(connection)
-    has_worker = any(priority in worker.queues for worker in workers)
-    if is_paused:
-        click.echo("The queues are paused; `nightshift queue resume` opens them.", err=True)
-    if not has_worker:
-        click.echo(OTHER_QUEUES.format(priority=priority) if workers else NO_WORKER, err=True)
-    return has_worker and not is_paused
+    missing = ["The queues are paused; `nightshift queue resume` opens them."] if is_paused else []
+    if not any(priority in worker.queues for worker in workers):
+        missing.append(OTHER_QUEUES.format(priority=priority) if workers else NO_WORKER)
+    return missing
 
 
 def queued_text(settings: Settings, run_id: str, *, starts: bool) -> str:
