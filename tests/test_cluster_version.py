@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -40,11 +39,4 @@ def test_a_source_tree_that_is_not_installed_has_a_version(not_installed: dict[s
     assert version == f"nightshift, version {VERSION}\n"
     assert "Traceback" not in doctor.stderr
     (versions,) = (check for check in json.loads(doctor.stdout) if check["check"] == "versions")
-    assert versions["found"] == f"{VERSION} here and on 0 job workers and clusters"
-
-
-def test_the_package_is_built_with_the_version_of_the_code() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-    assert project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["setuptools"]["dynamic"] == {"version": {"attr": "cluster.version.VERSION"}}
+    assert versions["found"] == f"{VERSION} here; no job worker is running"

@@ -1,0 +1,80 @@
+"""What is built from `pyproject.toml`: the wheel and the source distribution."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cluster.version import VERSION
+
+ROOT = Path(__file__).parents[1]
+BUILT_OF = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "nightshift.py", "nightshift_command.py")
+PACKAGES = ("cluster", "data_shards", "jobs", "trainer")
+NAME = f"nightshift-{VERSION}"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution, built of a copy: building writes into the source tree."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in BUILT_OF:
+        shutil.copy(ROOT / name, tree)
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True)
+    return tree / "dist"
+
+
+def test_the_wheel_has_every_file_of_the_packages_and_each_package_is_typed(built: Path) -> None:
+    with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+    ours = {
+        file.relative_to(ROOT).as_posix() for name in PACKAGES for file in (ROOT / name).rglob("*") if file.is_file()
+    }
+    modules = {"nightshift.py", "nightshift_command.py"}
+    assert found == {*(name for name in ours if "__pycache__" not in name), *modules}
+    assert {f"{name}/py.typed" for name in PACKAGES} <= found
+
+
+def test_the_source_distribution_has_what_the_wheel_is_built_of_and_no_tests(built: Path) -> None:
+    with tarfile.open(built / f"{NAME}.tar.gz") as archive:
+        found = {name.removeprefix(f"{NAME}/").partition("/")[0] for name in archive.getnames()}
+
+    assert found == {NAME, "PKG-INFO", "setup.cfg", "nightshift.egg-info", *BUILT_OF, *PACKAGES}
+
+
+def test_the_version_is_that_of_the_code() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"] == {"version": {"attr": "cluster.version.VERSION"}}
+
+
+def test_mypy_reads_the_annotations_of_the_python_interface_with_the_setting_of_the_guide(
+    built: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(built / f"{NAME}-py3-none-any.whl") as wheel:
+        wheel.extractall(tmp_path / "installed")
+    setting = re.search(r"```ini\n(\[mypy-nightshift\]\n.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert setting is not None
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n" + setting[1])
+    (tmp_path / "user.py").write_text('import nightshift\n\nmodel = nightshift.load("night")\nreveal_type(model)\n')
+    python = tmp_path / "python"  # mypy asks this interpreter where packages are
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "installed"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", python, "user.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert 'Revealed type is "nightshift.Model"' in ended.stdout
+    assert ended.returncode == 0
