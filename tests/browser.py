@@ -65,9 +65,9 @@ class Browser:
         """Set the size of the page, in CSS pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
-    def picture(self, file: Path) -> None:
-        """Write a picture of the whole page, as PNG."""
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+    def picture(self, file: Path, *, whole: bool = True) -> None:
+        """Write a picture of the page, or of the part in view, as PNG. The whole of a sandboxed page never comes."""
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         file.write_bytes(base64.b64decode(data))
 
     def _next(self) -> bytes:

@@ -98,16 +98,17 @@ def take(browser: Browser, address: str, path: str, name: str, *, heading: str |
     """Write the picture of the upper part of a page, or of the part below a heading."""
     base, _, token = address.partition("?")
     browser.size(WIDTH, HEIGHT)
+    browser.call("Emulation.setScrollbarsHidden", hidden=True)
     browser.open(f"{base}{path}?{token}")
     shown = f"location.pathname === '/{path}' && {RENDERED} && !!document.querySelector('main')"
     assert eventually(lambda: browser.evaluate(shown))
     PICTURES.mkdir(exist_ok=True)
     file = PICTURES / f"{name}.png"
-    browser.picture(file)
+    browser.picture(file, whole=heading is not None)
     find = f"[...document.querySelectorAll('h2')].find(one => one.textContent === {json.dumps(heading)})"
     top = int(browser.evaluate(f"{find}.getBoundingClientRect().top")) - MARGIN if heading else 0
     image = Image.open(file).convert("RGB")
-    image = image.crop((0, top, image.width, min(top + HEIGHT, image.height)))  # it has no scroll bar
+    image = image.crop((0, top, image.width, min(top + HEIGHT, image.height)))
     image.quantize(COLORS).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
