@@ -187,6 +187,15 @@ def test_the_value_of_a_clear_winner_stays():
     assert found.correction.value == pytest.approx(0.95, abs=0.002)
 
 
+def test_no_corrected_value_is_better_than_the_best_value_itself():
+    outputs = {0: outputs_of(first(200)), 1: outputs_of(first(380)), 2: outputs_of(first(210))}
+
+    found = [chosen([0.5, 0.95, 0.525], outputs, spec_of(seed=seed)).correction.value for seed in range(6)]
+
+    assert max(found) == 0.95  # of some resamples the mean is above it by chance
+    assert min(found) < 0.95
+
+
 NOT = "it was not compared with the defaults of train: "
 EVEN = {"space": {"lr": {"low": 1e-5, "high": 1e-2, "log": True}}, "algorithm": "grid", "lr": 5e-4}
 

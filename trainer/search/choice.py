@@ -8,7 +8,8 @@ model.
 The value of the best trial is corrected for the choice as BBC-CV does (Tsamardinos, Greasidou & Borboudakis 2018,
 Machine Learning 107, algorithm 2): in each resample of the images the best trial on the images that are drawn is
 chosen, and its value is taken on those that are not drawn. The mean of these values is the corrected value. Groups are
-drawn whole. The choice of each trial's epoch is not corrected.
+drawn whole. The choice of each trial's epoch is not corrected. Where that mean is better than the best value itself,
+which is noise of the resamples, the best value stays: choosing makes nothing better.
 
 The 2.5 and 97.5 percentiles of these values say too little where few images are wrong: of a trial that is right on all
 images they are equal. So the corrected interval also contains that of the best trial's value on all images, as an
@@ -288,7 +289,8 @@ def _correction(
     found = chosen[np.isfinite(chosen) & np.isfinite(losses.min(axis=0))]
     if len(found) < FEWEST_RESAMPLES // TWO:
         return None
-    value, (low, high) = float(found.mean()), np.percentile(found, [2.5, 97.5])
+    worse = min if HIGHER_IS_BETTER[metric] else max
+    value, (low, high) = worse(float(found.mean()), claim), np.percentile(found, [2.5, 97.5])
     if own is not None:
         low, high = min(low, own[0] + min(0.0, value - claim)), max(high, own[1] + max(0.0, value - claim))
     low, high = max(0.0, float(low)), float(high) if metric == "loss" else min(1.0, float(high))
