@@ -29,13 +29,15 @@ def epoch(number: int, loss: float, *, best: bool) -> dict[str, object]:
     }
 
 
-def shown(say: Say, settings: Settings, shards: str, *options: str, ended: bool) -> dict[str, str]:
+def shown(
+    say: Say, settings: Settings, shards: str, *options: str, ended: bool, metrics: dict[str, object] | None = None
+) -> dict[str, str]:
     """Return the rows of `show` of a training whose second of four epochs was its best, by label."""
     run = RunPaths.of(settings.storage, say("train", shards, "--weights", "none", *options)[1].strip())
     lines = [epoch(number, 0.7 + abs(number - 2) / 100, best=number <= 2) for number in (1, 2, 3, 4)]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if ended:
-        write_json(run.result, RESULT)
+        write_json(run.result, RESULT | {"metrics": metrics or RESULT["metrics"]})
     rows = dict[str, str]()
     for line in say("show", run.run_id)[1].splitlines()[1:]:
         label, _, text = line.partition(" ")
@@ -69,3 +71,25 @@ def test_the_metric_that_chose_the_best_epoch_is_named(say: Say, settings: Setti
     rows = shown(say, settings, shards, "--best-by", "auroc", ended=True)
 
     assert rows["epochs"] == "4 of 30; the best by valid AUROC is epoch 2 (1.0000)"
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"split": "valid", "loss": 0.61, "temperature": 1.4},
+        {"split": "valid", "labels": {"a": {"temperature": 1.0}, "b": {"temperature": 1.4}}},
+    ],
+)
+def test_a_loss_before_temperature_scaling_is_told_from_that_of_the_result(
+    say: Say, settings: Settings, shards: str, metrics: dict[str, object]
+) -> None:
+    assert "(0.7000, before temperature scaling)" in epochs_of(say, settings, shards, metrics)
+
+
+def test_no_scaling_is_named_where_there_was_none(say: Say, settings: Settings, shards: str) -> None:
+    assert "(0.7000)" in epochs_of(say, settings, shards, {"split": "valid", "loss": 0.7, "temperature": 1.0})
+
+
+def epochs_of(say: Say, settings: Settings, shards: str, metrics: dict[str, object]) -> str:
+    """Return what `show` says of the epochs of a training with these metrics, in one line."""
+    return shown(say, settings, shards, "--patience", "0", ended=True, metrics=metrics)["epochs"]

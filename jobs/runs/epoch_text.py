@@ -19,11 +19,19 @@ def epoch_rows(record: JobRecord) -> list[tuple[str, str]]:
     best = [line for line in record.metrics if line.get("best")]
     if best:
         value = _number(best[-1], f"valid_{by}")
-        figure = "" if value is None else f" ({value:.4f})"
+        scaling = ", before temperature scaling" if by == "loss" and _is_scaled(record) else ""
+        figure = "" if value is None else f" ({value:.4f}{scaling})"
         parts.append(f"the best by valid {metric_name(by)} is epoch {best[-1]['epoch']}{figure}")
     if record.result is not None and _stopped_early(record.spec, last, best):
         parts.append(f"stopped early, because {record.spec['patience']} epochs brought no better one (--patience)")
     return [("epochs", "; ".join(parts)), ("last", _sentence(last))]
+
+
+def _is_scaled(record: JobRecord) -> bool:
+    """Whether the loss of the result differs from that of its epoch, as a temperature was fitted in between."""
+    metrics = (record.result or {}).get("metrics") or {}
+    rows = [metrics, *(metrics.get("labels") or {}).values()]
+    return any(row.get("temperature", 1.0) != 1.0 for row in rows)
 
 
 def _stopped_early(spec: Mapping[str, Any], last: Mapping[str, Any], best: Sequence[Mapping[str, Any]]) -> bool:
