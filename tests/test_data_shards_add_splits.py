@@ -53,7 +53,7 @@ def test_a_near_duplicate_of_an_image_in_another_split_is_refused(tmp_path, divi
     (tmp_path / "new/train/a/x.jpg").write_bytes(encoded(noise(12), "JPEG", quality=95))
     files = files_of(divided)
 
-    with pytest.raises(LeakageError, match=r"1 new images or groups would be in two splits, such as") as refused:
+    with pytest.raises(LeakageError, match=r"1 new image or group would be in two splits, such as") as refused:
         added(divided, tmp_path / "new")
 
     assert "test/a/image-000.png (test)" in refused.value.findings[0]

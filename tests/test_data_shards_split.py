@@ -213,7 +213,7 @@ def compressed_anew(original, target):
 def test_a_copy_in_another_split_is_listed_and_refused(tmp_path, copy, words):
     source = leaking(tmp_path, copy)
 
-    with pytest.raises(LeakageError, match="1 images or groups are in two splits") as refused:
+    with pytest.raises(LeakageError, match="1 image or group is in two splits") as refused:
         pack(source, tmp_path / "shards", PackOptions(processes=1))
 
     (finding,) = refused.value.findings

@@ -85,7 +85,7 @@ def test_leaks_are_listed_before_they_are_refused(tmp_path, run):
 
     assert code == 1
     assert "leaks (1):\n  group p1 is in test (test/b/p1-2.png) and train (train/a/p1-1.png)\n" in err
-    assert "\nError: 1 new images or groups would be in two splits" in err
+    assert "\nError: 1 new image or group would be in two splits" in err
     assert "adding" not in err  # refused before the first image was decoded
 
 

@@ -123,8 +123,9 @@ def _group_splits(known: KnownImages) -> dict[str, dict[str, str]]:
 
 
 def _leaking(leakage: Sequence[str]) -> LeakageError:
+    what = "1 new image or group" if len(leakage) == 1 else f"{len(leakage)} new images or groups"
     return LeakageError(
-        f"{len(leakage)} new images or groups would be in two splits, such as {'; '.join(leakage[:SHOWN])}; "
+        f"{what} would be in two splits, such as {'; '.join(leakage[:SHOWN])}; "
         "move them into the split of the data set that has them, or remove them from the source",
         tuple(leakage),
     )

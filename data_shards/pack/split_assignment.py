@@ -92,9 +92,9 @@ def groups_of_images(images: Sequence[SourceImage]) -> dict[str, str]:
 
 
 def _leaking(leakage: Sequence[str]) -> LeakageError:
+    what = "1 image or group is" if len(leakage) == 1 else f"{len(leakage)} images or groups are"
     return LeakageError(
-        f"{len(leakage)} images or groups are in two splits, such as {'; '.join(leakage[:SHOWN])}; "
-        "move them into one, or use --allow-leakage",
+        f"{what} in two splits, such as {'; '.join(leakage[:SHOWN])}; move them into one, or use --allow-leakage",
         tuple(leakage),
     )
 
