@@ -354,10 +354,9 @@ def _submit(kind: Kind, options: dict[str, Any]) -> str:
         spec, request = SpecCollector.invoke(command, [], parent, values)
     except click.UsageError as error:
         raise InvalidOption(usage_line(error)) from error
-    run_id = queue_run(settings, spec, request)
-    for line in missing_to_start(settings, request.priority):
+    for line in missing_to_start(settings, request.priority):  # before it is queued: a warning may be an error
         warnings.warn(line, stacklevel=3)
-    return run_id
+    return queue_run(settings, spec, request)
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,13 @@ LOCAL_RAY = {
     # one for each CPU, and `ray.init` would wait for all of them.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until the end of the workers is noticed; Ray's own is 2
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # until the end of the workers is noticed; Ray's own is 2
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that asks Ray whether this machine will be taken away
     "RAY_enable_pipe_based_agent_to_parent_health_check": "1",  # the agents may be no children of the raylet
+    # The raylet connects to its object store, which another of its threads starts: without this once, and then again
+    # after a second, which one start in three had to wait.
+    "RAY_raylet_client_connect_timeout_milliseconds": "10",
+    "RAY_raylet_client_num_connect_attempts": "3000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that relative paths of a spec also work in a worker
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine needs minutes to start its workers

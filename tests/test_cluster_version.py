@@ -39,4 +39,16 @@ def test_a_source_tree_that_is_not_installed_has_a_version(not_installed: dict[s
     assert version == f"nightshift, version {VERSION}\n"
     assert "Traceback" not in doctor.stderr
     (versions,) = (check for check in json.loads(doctor.stdout) if check["check"] == "versions")
-    assert versions["found"] == f"{VERSION} here; no job worker is running"
+    assert versions["found"] == f"{VERSION} here"
+
+
+def test_no_module_asks_an_installation_for_the_version() -> None:
+    files = [file for name in ("cluster", "data_shards", "jobs", "trainer") for file in (ROOT / name).rglob("*.py")]
+
+    asking = [
+        file.name
+        for file in (*files, ROOT / "nightshift.py")
+        if "version('nightshift')" in file.read_text().replace('"', "'")
+    ]
+
+    assert asking == []

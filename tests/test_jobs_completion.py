@@ -55,7 +55,11 @@ def test_a_model_that_is_no_run_and_no_name_is_completed_as_a_path(
 
     offered = [[(item.type, item.value) for item in complete_model(None, None, typed)] for typed in ("n", "./be")]  # type: ignore[arg-type]
 
+    monkeypatch.setenv("NIGHTSHIFT_LEASE_SECONDS", "many")
+    without_settings = complete_model(None, None, "./be")  # type: ignore[arg-type]
+
     assert offered == [[("plain", "night")], [("file", "./be")]]
+    assert [(item.type, item.value) for item in without_settings] == [("file", "./be")]
 
 
 def test_every_argument_and_option_that_is_a_path_is_completed_as_one() -> None:

@@ -91,7 +91,7 @@ def test_a_queued_run_says_what_is_before_it_and_what_runs(
 
 def test_a_queued_run_that_no_job_worker_will_start_says_so_whole(say: Say, settings: Settings, shards: str) -> None:
     paths = submitted(say, settings, shards, "--name", "waits")
-    unserved = "no job worker serves its queue; `nightshift up` starts one on this machine"
+    unserved = "no job worker serves its queue; start one with `nightshift worker`, or `nightshift up` on this machine"
 
     shown = say("show", "waits")[1].splitlines()[1]
     _, *lines = rendered(settings.storage, run_state.read_state(paths), {}, width=60)

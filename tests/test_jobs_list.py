@@ -61,7 +61,7 @@ def test_at_80_columns_the_age_stays_where_no_run_has_progress(
     assert len(row) <= 80
 
 
-def test_at_80_columns_the_progress_of_a_run_is_whole_and_its_kind_and_owner_go(
+def test_at_80_columns_the_epoch_of_a_run_is_whole_and_its_owner_goes(
     say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = submitted(say, settings, "train", shards, *PLAIN, "--name", "night")

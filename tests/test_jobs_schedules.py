@@ -137,11 +137,16 @@ def test_a_list_of_schedules_says_what_each_runs_and_in_which_zone_it_is_due(
     heading, row, command = say("schedule", "list")[1].splitlines()
     (settings.storage / "schedules" / "nightly" / "spec.json").write_text("{")
     damaged = say("schedule", "list")[1].splitlines()[2]
+    (settings.storage / "schedules" / "nightly" / "spec.json").write_text(
+        json.dumps(TrainSpec(shards=shards).to_json() | {"brand_new": 3})
+    )
+    code, out, _ = say("schedule", "list")
 
     assert heading.split() == ["NAME", "CRON", "NEXT", "LAST", "RUN"]
     assert re.fullmatch(r"nightly  0 20 \* \* \*  \d{4}-\d\d-\d\d 20:00 UTC  -", row)
     assert command == f"  nightshift train {shlex.quote(shards)} --weights none --epochs 5"
     assert damaged.endswith("spec.json cannot be read: line 1 is not JSON")
+    assert (code, out.splitlines()[2][:50]) == (0, "  nightly: 'brand_new' is not an option of nightsh")
 
 
 def test_a_cron_line_without_quotes_is_told_to_have_some(say: Say, shards: str) -> None:

@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from cluster.settings import Settings
+from cluster.version import VERSION
 from jobs.errors import StackError
 from jobs.queue import embedded_redis
 from jobs.queue.stack import log_file, start_stack
@@ -160,7 +160,7 @@ def test_a_users_own_jobs_py_and_trainer_py_are_never_run(
 
     assert not (project / "ran").exists()
     assert (state.state, state.losses) == ("queued", 0)
-    assert f"Nightshift {version('nightshift')} of the trainer does not know all of the spec" in str(state.why)
+    assert f"Nightshift {VERSION} of the trainer does not know all of the spec" in str(state.why)
     assert "steps" in str(state.why)
 
 

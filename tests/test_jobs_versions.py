@@ -1,6 +1,7 @@
 """Versions of Nightshift that meet on one storage: refusals that name them, and runs that go back to the queue."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,6 +24,7 @@ from jobs.queue.worker_list import VERSION_FIELD, live_workers
 from jobs.runs.outcomes import end, release_watch
 from jobs.runs.request import JobRequest, read_request
 from jobs.runs.start_forecast import NEXT, start_forecast
+from jobs.runs.state import RunState, now
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, reaches, state_of
 from tests.test_jobs_worker_list import OURS, register
@@ -101,6 +103,13 @@ def test_a_run_whose_request_is_newer_is_not_claimed_and_says_why(settings: Sett
     later = state_of(settings.storage, submit(settings, FakeSpec()))
     assert start_forecast(settings.storage, state) == state.why
     assert start_forecast(settings.storage, later) == NEXT
+
+
+def test_a_run_of_a_cluster_of_its_own_waits_for_no_job_worker(settings: Settings) -> None:
+    state = RunState(id="train-20261123-203000-a1b2c3", kind="train", state="queued", created=now(), own_cluster=True)
+
+    assert start_forecast(settings.storage, state, unserved=True) == "waits for the Ray cluster of its RayJob"
+    assert start_forecast(settings.storage, replace(state, why="preempted"), unserved=True) == "preempted"
 
 
 def test_a_scheduled_run_whose_request_is_newer_is_listed_with_the_reason(settings: Settings, say: Say) -> None:

@@ -75,6 +75,29 @@ def test_an_open_page_says_that_the_storage_is_away_and_goes_on_once_it_is_back(
     assert eventually(lambda: browser.evaluate(f"{LIVE} === 'Live' && !document.querySelector('#connection.fault')"))
 
 
+def hide(browser: Browser, *, is_hidden: bool) -> None:
+    """Let the page see another tab chosen, or its own."""
+    value = "true" if is_hidden else "false"
+    browser.evaluate(f"Object.defineProperty(document, 'hidden', {{value: {value}, configurable: true}})")
+    browser.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_a_page_that_is_shown_again_says_why_the_server_refuses_and_goes_on_once_it_does_not(
+    browser, client, settings, tmp_path
+):
+    paths = queued(settings, name="night")
+    opened(browser, client, f"/runs/{paths.run_id}")
+
+    hide(browser, is_hidden=True)
+    away = settings.runs.rename(tmp_path / "away")
+    hide(browser, is_hidden=False)
+    is_said = eventually(lambda: (browser.evaluate(LIVE) or "").startswith("the storage "))
+    away.rename(settings.runs)
+
+    assert is_said
+    assert eventually(lambda: browser.evaluate(f"{LIVE} === 'Live'"))
+
+
 def test_an_open_page_whose_token_is_no_longer_valid_says_which_address_to_open(browser, client):
     opened(browser, client, "/")
 

@@ -2,17 +2,19 @@
 
 import html
 import re
+from pathlib import Path
 
 import pytest
 
 from cluster.settings import Settings
-from jobs.queue import schedules
+from jobs.queue import embedded_redis, schedules
 from jobs.queue.connection import connect
 from jobs.queue.queues import REFUSED
 from jobs.queue.worker_list import WorkerRecord
 from jobs.runs.promotions import Promotion, add
 from jobs.runs.request import JobRequest
 from jobs.runs.state import now
+from jobs.web.other_pages import queue_page
 from tests import test_jobs_web as page
 from tests.conftest import Say
 from tests.stack import FakeSpec
@@ -38,6 +40,15 @@ def test_the_page_of_the_queue_says_why_runs_wait_as_the_command_does(client: Cl
               "serves all queues"]  # fmt: skip
     assert all(f"{fault}\n" in said for fault in faults)
     assert re.findall(r'<p class="warning">(.+)</p>', shown) == faults
+
+
+def test_the_page_of_the_queue_starts_no_redis(tmp_path: Path):
+    settings = Settings(storage=tmp_path / "storage").with_storage_ready()
+
+    found = queue_page(settings)
+
+    assert found.warning == "no Redis runs for this storage; `nightshift up` starts it"
+    assert embedded_redis.running(settings.storage) is None
 
 
 def test_a_job_worker_has_the_name_of_its_run_and_the_age_of_its_heartbeat(

@@ -5,7 +5,7 @@ import re
 from cluster.files import write_json
 from tests import test_jobs_web as page
 from tests.test_jobs_web import queued, with_state
-from trainer.specs import EvaluateSpec, TrainSpec, build
+from trainer.specs import EvaluateSpec, SearchSpec, TrainSpec, build
 
 serving, client = page.serving, page.client
 MODEL = "train-20260102-030405-abcdef"
@@ -28,6 +28,16 @@ def test_options_that_differ_from_their_defaults_stand_above_the_defaults(client
     ]  # fmt: skip
     assert {("lr", "0.0005"), ("workers", "1"), ("augment", "no")} <= {*rows_below(text, "Defaults")}
     assert "epochs" not in dict(rows_below(text, "Defaults"))
+
+
+def test_the_search_space_of_a_search_with_defaults_is_a_default(client, settings):
+    paths = queued(settings)
+    write_json(paths.spec, build(SearchSpec, shards="/shards", trials=7).to_json())
+
+    text = client.get(f"/runs/{paths.run_id}").text
+
+    assert rows_below(text, "Options") == [("shards", "/shards"), ("trials", "7")]
+    assert "space" in dict(rows_below(text, "Defaults"))
 
 
 def test_the_model_of_an_evaluation_is_a_link_to_its_run(client, settings):

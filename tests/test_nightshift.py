@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,9 @@ def test_submit_takes_the_options_of_the_command_line(
     assert (spec["shards"], spec["epochs"], spec["lr"], spec["cache"]) == (shards, 7, 1e-4, False)
     assert (state.name, state.tags, state.owner) == ("night", ("a", "b"), "ada")
     assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings(action="error"), pytest.raises(UserWarning, match="No job worker is running"):
+        nightshift.submit("train", shards=Path(shards), weights="none")
+    assert len(nightshift.runs()) == 1
 
 
 @pytest.mark.usefixtures("there")

@@ -1,11 +1,13 @@
+import errno
 import os
 import threading
 
 import pytest
 import torch
 
-from cluster.errors import SettingsError
+from cluster.errors import SettingsError, StorageAway
 from cluster.files import read_json
+from cluster.lease import Lease
 from cluster.settings import Settings
 from tests.trained import new_run, train_spec
 from trainer.__main__ import command_for
@@ -106,13 +108,47 @@ def test_a_run_keeps_the_precision_of_stored_features_that_it_began_with(tmp_pat
     paths = new_run(tmp_path, train_spec("shards"))
     settings = [Settings(storage=tmp_path, cache_precision=found) for found in (first, later, first)]
 
-    attempts = [Attempt.of(paths.folder, None, each) for each in settings]
+    began = Attempt.of(paths.folder, None, settings[0])
+    decide_precision(began)
+    attempts = [began, *(Attempt.of(paths.folder, None, each) for each in settings[1:])]
 
     assert [attempt.settings.cache_precision for attempt in attempts] == [first] * 3
     assert [record.message for record in caplog.records] == [
         f"NIGHTSHIFT_CACHE_PRECISION is {later}, but the run began with features in {first} and keeps them; start a "
         f"new run for {later}"
     ]
+
+
+def decide_precision(attempt: Attempt) -> None:
+    """Record the precision of the backbone, as the workers of an attempt do when they begin."""
+    paths = attempt.paths
+    known = read_json(paths.precision) if paths.precision.exists() else {}
+    attempt.lease.write_json(paths.precision, known | {"frozen": "bf16"})
+
+
+@pytest.mark.parametrize("own", ["bf16", "fp32"])
+def test_a_run_whose_first_attempt_ended_before_its_trainer_has_begun_with_no_precision(tmp_path, caplog, own):
+    paths = new_run(tmp_path, train_spec("shards"))
+    Lease.claim(paths, after=0)  # as a job worker does before it starts the trainer
+
+    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path, cache_precision=own))
+
+    assert (attempt.number, attempt.settings.cache_precision) == (2, own)
+    assert caplog.records == []
+
+
+def test_a_storage_that_does_not_answer_does_not_change_the_precision_of_a_run(tmp_path, monkeypatch):
+    paths = new_run(tmp_path, train_spec("shards"))
+    settings = Settings(storage=tmp_path, cache_precision="bf16")
+    decide_precision(Attempt.of(paths.folder, None, settings))
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("cluster.files.read_content", fail)
+
+    with pytest.raises(StorageAway, match="Input/output error"):
+        Attempt.of(paths.folder, None, settings)
 
 
 @pytest.mark.usefixtures("without_reports")

@@ -90,7 +90,7 @@ def test_a_trial_pauses_at_the_pause_signal_and_at_the_runs_own_stop_request(fol
 
     search.send()
 
-    assert eventually(lambda: trial.reason() == "window")  # it is read five times a second
+    assert eventually(lambda: trial.reason() == "window")
     assert search.run_stop_reason() is None
     paths.stop.write_text(json.dumps({"reason": "drain", "attempt": 2}))
     assert PauseSignal(paths, 2).run_stop_reason() == "drain"

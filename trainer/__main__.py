@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from cluster.process_exit import end_process
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
 from cluster.storage_marker import refuse_away
+from cluster.version import VERSION
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.child_process import LOG_FORMAT
@@ -107,7 +107,7 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
         return ExitCode.STOPPED
     if isinstance(error, UnknownOption):
         error = NewerVersion(
-            f"Nightshift {version('nightshift')} of the trainer does not know all of the spec ({error}); a newer "
+            f"Nightshift {VERSION} of the trainer does not know all of the spec ({error}); a newer "
             "version wrote it: update the job workers and the cluster"
         )
     if away := _storage_away(attempt.paths, error):

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError, StorageError
-from cluster.files import read_json, read_json_object
+from cluster.errors import ClusterError, StorageAway, StorageError
+from cluster.files import is_damage, read_json, read_json_object
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
@@ -105,19 +105,26 @@ class Attempt:
 
 
 def _with_precision_of_run(settings: Settings, paths: RunPaths, lease: Lease) -> Settings:
-    """Return settings with the precision of cached features that the first attempt had, which is recorded.
+    """Return settings with the precision of cached features that the run began with.
 
-    Only one that is not the default is: most runs have nothing to write.
+    It is recorded beside the precision of the backbone, which the run's workers decide, and only if it is not the
+    default. A run whose earlier attempts ended before their workers decided has not begun.
+
+    Raises:
+        StorageAway: The record cannot be read now.
     """
     default, own = CACHE_PRECISIONS[0], settings.cache_precision
-    if lease.attempt == 1:
+    try:
+        decided = read_json_object(paths.precision)
+    except StorageError as error:
+        if not is_damage(error):
+            raise StorageAway(str(error)) from error
+        decided = {}
+    if not decided:
         if own != default:
             lease.write_json(paths.precision, {FEATURES: own})
         return settings
-    try:
-        found = read_json_object(paths.precision).get(FEATURES)
-    except StorageError:  # nothing was decided, or it is damaged
-        found = None
+    found = decided.get(FEATURES)
     kept = found if found in CACHE_PRECISIONS else default
     if kept != own:
         logger.warning(

@@ -81,7 +81,10 @@ class GroupCounts:
     @classmethod
     def of(cls, images: Sequence[ImageRecord], index: ShardIndex) -> "GroupCounts":
         """Count the groups of images of a data set."""
-        names, labels = [image.group or image.sha256 for image in images], [image.label for image in images]
+        names, labels = (
+            [image.group or image.sha256 or image.stored_sha256 for image in images],
+            [image.label for image in images],
+        )
 
         def count(value: int) -> tuple[int, ...]:
             found = [set[str]() for _ in index.classes]

@@ -132,7 +132,7 @@ def collect_images(
         SourceError: The class folders cannot be used as they are.
     """
     read = read_files(folder, options)
-    near = [name for name in _near_files(tree, layout.root) if (folder / name).resolve() not in read]
+    near = [name for name in _near_files(tree, layout.root) if not _is_one_of(read, folder / name)]
     table = best_table(folder, near, _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
     return _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
@@ -225,8 +225,13 @@ def _other_names(folder: Path, tree: FileTree, layout: Layout, options: PackOpti
     read = read_files(folder, options)
     skipped = tuple(f"{path}/" for path in (*layout.passed_over, *layout.mask_folders))
     for name in tree.others_below(""):
-        if not name.startswith(skipped) and (folder / name).resolve() not in read:
+        if not name.startswith(skipped) and not _is_one_of(read, folder / name):
             yield normalized_name(name)
+
+
+def _is_one_of(files: frozenset[Path], path: Path) -> bool:
+    """Whether a path is that of one of these files, through links; nothing is looked up if there are none."""
+    return bool(files) and path.resolve() in files
 
 
 def without_masks(paths: Sequence[str], folder: str) -> list[str]:

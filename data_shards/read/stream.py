@@ -24,6 +24,7 @@ PREFETCH_BATCHES = 4  # per loader worker: enough to hide a slow file
 FETCHES = 3  # downloads of one shard if other jobs on this machine evict it from the cache each time
 
 Task: TypeAlias = list[Extent]  # what one batch reads
+Fault: TypeAlias = ShardError | OSError  # why there is no batch
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,9 @@ class _Decoder(Dataset[Any]):
     def __init__(self, files: ShardFiles, image_size: int) -> None:
         self.files, self.image_size = files, image_size
 
-    def __getitem__(self, task: Task | ShardError) -> Batch | ShardError:
+    def __getitem__(self, task: Task | Fault) -> Batch | Fault:
         try:
-            return task if isinstance(task, ShardError) else self._decoded(task)
+            return task if isinstance(task, ShardError | OSError) else self._decoded(task)
         except ShardError as error:
             return error
 
@@ -257,10 +258,10 @@ class _TaskSampler:
     def __init__(self, tasks: Generator[Task, None, None]) -> None:
         self.tasks = tasks
 
-    def __iter__(self) -> Iterator[Task | ShardError]:
+    def __iter__(self) -> Iterator[Task | Fault]:
         try:
             yield from self.tasks
-        except ShardError as error:
+        except (ShardError, OSError) as error:
             yield error
 
 
@@ -294,7 +295,7 @@ def _load(
     )
     try:
         for batch in loader:
-            if isinstance(batch, ShardError):
+            if isinstance(batch, ShardError | OSError):
                 raise batch
             yield batch
     finally:

@@ -21,7 +21,7 @@ LINES = {
 @command(example="nightshift completion bash >> ~/.bashrc")
 @click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(tuple(LINES)))
 def completion(shell: str) -> None:
-    """Print the shell command that enables completion of commands, options, run ids and run names.
+    """Print the shell command that enables completion of commands, options, runs and paths.
 
     Add it to the startup file of your shell.
     """
@@ -38,7 +38,7 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
     try:
         found = promoted_names(Settings.read().storage)
     except (ClusterError, OSError):
-        return []
+        return complete_path(ctx, param, incomplete)
     promoted = [CompletionItem(name) for name in found if name.startswith(incomplete)]
     return [*promoted, *complete_run(ctx, param, incomplete)] or complete_path(ctx, param, incomplete)
 

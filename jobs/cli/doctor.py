@@ -174,8 +174,8 @@ def version_findings(settings: Settings, workers: list[WorkerRecord]) -> list[Ch
 
 
 def _counted(others: int) -> str:
-    if others == 0:
-        return "; no job worker is running"
+    if others == 0:  # or they are not known, as Redis does not answer
+        return ""
     return " and on 1 job worker or cluster" if others == 1 else f" and on {others} job workers and clusters"
 
 

@@ -12,6 +12,7 @@ from jobs.cli.option_values import command_line, values_of_run
 from jobs.cli.submission import SpecCollector
 from jobs.cli.terminal import echo
 from jobs.cli.text_table import Column, output_width, table_text
+from jobs.errors import JobError
 from jobs.queue import schedules
 from jobs.queue.connection import connect
 from jobs.queue.storage_check import ready_storage
@@ -89,7 +90,10 @@ def _command_of(settings: Settings, planned: schedules.Schedule) -> str:
         command = _submit_command(str(spec["kind"]))
         return command_line(command, values_of_run(command, spec, request, planned.name))
 
-    return shown_or("", "spec.json", faults, words) or faults[0]
+    try:
+        return shown_or("", "spec.json", faults, words) or faults[0]
+    except JobError as error:  # an option of another version
+        return str(error)
 
 
 @schedule.command(example="nightshift schedule remove nightly")

@@ -29,7 +29,7 @@ READ_ONLY = click.option(
     "--read-only",
     "is_read_only",
     is_flag=True,
-    help="Show runs without buttons to change them; the storage need not be writable, and Redis is not started.",
+    help="Show runs without buttons to change them; the storage need not be writable.",
 )
 
 

@@ -17,7 +17,8 @@ MOST_PENDING = 1000  # runs that are read to say how many are before one
 MOST_NAMED = 2  # running runs that a line names
 NEXT = "next to start, when a job worker of its queue is free; `nightshift queue show` counts them"
 PAUSED = "the queues are paused; `nightshift queue resume` opens them"
-UNSERVED = "no job worker serves its queue; `nightshift up` starts one on this machine"
+UNSERVED = "no job worker serves its queue; start one with `nightshift worker`, or `nightshift up` on this machine"
+OWN_CLUSTER = "waits for the Ray cluster of its RayJob"
 MINUTES = 60  # of an hour
 
 
@@ -38,8 +39,8 @@ def start_forecast(
         paused: Whether the queues are paused, so that no queued run starts.
         unserved: Whether no job worker serves the queue of a queued run.
     """
-    if state.state == "queued" and state.too_new_for is not None:
-        return state.why or ""
+    if state.state == "queued" and (state.own_cluster or state.too_new_for is not None):  # no job worker may start it
+        return state.why or (OWN_CLUSTER if state.own_cluster else "")
     if state.state == "queued":
         forecast = PAUSED if paused else UNSERVED if unserved else ""
         forecast = forecast or _in_the_queue(state, pending_states(storage) if pending is None else pending)

@@ -171,7 +171,7 @@ class _Handlers:
         return await self.shared.result(_asked(request), lambda: self._queue(request))
 
     def _queue(self, request: Request) -> Response:
-        found = queue_page(self.settings, is_read_only=self.page.is_read_only)
+        found = queue_page(self.settings)
         return self._answer(request, "queue.html.j2", found.to_json, found=found)
 
     def report(self, request: Request) -> Response:

@@ -92,12 +92,10 @@ def named_models(storage: Path) -> list[NamedModel]:
     return [_named(storage, name) for name in promoted_names(storage)]
 
 
-def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
+def queue_page(settings: Settings) -> QueuePage:
     """Return the queues, the job workers and the schedules; without the first two if Redis does not answer.
 
-    Args:
-        settings: The storage and the queue.
-        is_read_only: Whether an embedded Redis that does not run is left so.
+    No Redis is started: a page that is open loads again and again.
     """
     planned = [
         {
@@ -111,7 +109,7 @@ def queue_page(settings: Settings, *, is_read_only: bool = False) -> QueuePage:
     ]
     names = _names(settings.storage, [one["last_run"] for one in planned])
     try:
-        with connect(with_running_redis(settings) if is_read_only else settings) as connection:
+        with connect(with_running_redis(settings)) as connection:
             workers = live_workers(connection)
             return QueuePage(
                 queues=queue_overview(connection),

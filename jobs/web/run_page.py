@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pydantic_core import to_jsonable_python
+
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
@@ -216,7 +218,11 @@ def _defaults_of(kind: Any) -> dict[str, Any]:
     """Return the values that the options of a kind of runs have where nobody gives one, as a spec has them."""
     specs = [one for one in get_args(AnySpec) if one.model_fields["kind"].default == kind]
     fields = (field for one in (JobRequest, *specs) for field in one.model_fields.items())
-    return {name: field.default for name, field in fields}
+    return {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields
+        if not field.is_required()
+    }
 
 
 def _options(values: Mapping[str, Any]) -> list[Row]:

@@ -117,7 +117,7 @@ def _rows(
 
 
 def _filled(inputs: Tensor, size: int) -> Tensor:
-    """Return images `(B, C, S, S)` with black ones behind them, as many as other batches have; features as they are."""
+    """Return images `(B, C, S, S)` with gray ones behind them, as many as other batches have; features as they are."""
     if inputs.device.type not in FILLED or inputs.ndim < IMAGES_NDIM:
         return inputs
     return functional.pad(inputs, (0, 0, 0, 0, 0, 0, 0, size - len(inputs)))

@@ -1,7 +1,8 @@
 """Runs the trials of a search of heads on this machine, in processes of the trainer: one for each CPU or GPU.
 
 On CPUs they are forked: they share the features, and nothing has to be imported. Each process trains its trials
-together where that is faster (`head_group.py`): on a GPU always. On a cluster, Ray Tune runs the same trials
+together where that is faster (`head_group.py`): on a GPU always. With folds each trial has a process, four of them on a
+GPU. On a cluster, Ray Tune runs the same trials
 (`head_trainable.py`).
 """
 

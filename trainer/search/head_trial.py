@@ -1,5 +1,6 @@
 """A trial with a frozen backbone: heads on stored features, one for each repeat. `head_trials.py` trains them."""
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -164,6 +165,7 @@ def end_by(error: Exception, *, trial: int) -> TrialEnd:
     if isinstance(error, Stopped):
         return TrialEnd.paused()
     if isinstance(error, torch.OutOfMemoryError):
+        gc.collect()  # heads of a trial that was only half built are in reference cycles
         torch.cuda.empty_cache()
         return TrialEnd.failed("out of GPU memory; use a lower --concurrency or a smaller --head-width")
     return TrialEnd.failed(str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}")

@@ -207,8 +207,8 @@ def _build_loop(setup: TrainingSetup, checkpointer: Checkpointer, epochs: range,
 
 
 def _images_at_once(setup: TrainingSetup) -> int:
-    """Return the images of a validation batch: no activations are kept for a backward pass, so twice a step's fit."""
-    return 2 * math.ceil(setup.spec.batch_size / setup.context.process_group.world_size)
+    """Return the images of a validation batch: those of a step, whose batches wait in the same shared memory."""
+    return math.ceil(setup.spec.batch_size / setup.context.process_group.world_size)
 
 
 def _ended(loader: BatchLoader) -> AbstractContextManager[object]:

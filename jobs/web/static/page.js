@@ -1,7 +1,7 @@
 "use strict";
 // Keeps an open page current: the server tells of each change, and the parts marked data-live are replaced.
 const LIVE = "Live", LOST = "No connection: the page shows an earlier state";
-const CLOSED = "Closed: open the address that `nightshift ui` printed";
+const RETRY_MS = 10000; // after the server has refused to tell of changes
 const connection = document.getElementById("connection");
 let source = null, loading = false, again = false, allowedAt = 0;
 
@@ -67,12 +67,17 @@ function listen() {
     return;
   }
   if (source || !document.body.dataset.changes) return;
-  source = new EventSource(document.body.dataset.changes);
-  source.onopen = refresh;
-  source.onmessage = refresh;
-  source.onerror = event => {
-    const isClosed = event.target.readyState === EventSource.CLOSED;
-    say(isClosed ? CLOSED : LOST, true);
+  const opened = source = new EventSource(document.body.dataset.changes);
+  opened.onopen = refresh;
+  opened.onmessage = refresh;
+  opened.onerror = () => {
+    if (opened.readyState !== EventSource.CLOSED) return say(LOST, true);
+    load().catch(() => say(LOST, true)); // the page itself says why
+    setTimeout(() => {
+      if (source !== opened) return;
+      source = null;
+      listen();
+    }, RETRY_MS);
   };
 }
 
