@@ -183,7 +183,7 @@ def test_a_read_only_page_serves_a_storage_that_it_cannot_write_to(shared: Setti
     def show() -> list[object]:
         runs = overview(RunIndex(settings.with_storage_readable().storage), {})
         shown = run_page(RunPaths.of(settings.storage, run_id), with_files=True)
-        return [runs.rows[0].state.id == run_id, shown.row.state.name, queue_page(settings, is_read_only=True).warning]
+        return [runs.rows[0].state.id == run_id, shown.row.state.name, queue_page(settings).warning]
 
     said, refused = BOB.call(show), BOB.call(settings.with_storage_ready)
 
