@@ -194,6 +194,20 @@ def is_damage(error: StorageError) -> bool:
     return not isinstance(cause, OSError) or cause.errno in _DAMAGES
 
 
+def read_json_object_if_any(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file that keeps a decision; empty if nothing was decided or the file is damaged.
+
+    Raises:
+        StorageAway: It cannot be read now; what it says may not be decided anew.
+    """
+    try:
+        return read_json_object(path)
+    except StorageError as error:
+        if is_damage(error):
+            return {}
+        raise StorageAway(str(error)) from error
+
+
 def append_line(path: Path, value: Any) -> None:
     """Append `value` as one line of JSON and sync it.
 

@@ -1,5 +1,6 @@
 """The precision of a run on GPUs of any generation; no GPU is needed."""
 
+import errno
 import json
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.errors import StorageAway
 from cluster.settings import Settings
 from tests.trained import new_run, train_spec
 from trainer.attempt import Attempt
@@ -183,6 +185,22 @@ def test_fp16_on_a_cpu_is_refused_as_wrong_usage(attempt):
         decide(attempt, CPU, precision="fp16")
 
     assert issubclass(UnsupportedPrecision, SpecError)
+
+
+def test_a_storage_that_does_not_answer_does_not_change_the_decision(attempt, cards, monkeypatch):
+    cards.default = T4
+    before = decide(attempt)
+    cards.default = H100
+
+    def fail(_path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.files.read_content", fail)
+        with pytest.raises(StorageAway, match="Input/output error"):
+            decide(attempt)
+
+    assert decide(attempt) == before == "fp16"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"trained": "int8"}', '{"trained": ["bf16"]}'])

@@ -1,5 +1,6 @@
 """Runs on a data set that images are added to: before, between and during them."""
 
+import errno
 import json
 import logging
 import re
@@ -7,7 +8,7 @@ import shutil
 
 import pytest
 
-from cluster.errors import LeaseLost
+from cluster.errors import LeaseLost, StorageAway
 from cluster.files import read_json
 from cluster.run_paths import RunPaths
 from data_shards.index import read_index, write_index
@@ -148,6 +149,24 @@ def test_a_damaged_note_of_the_version_is_written_again(tmp_path, shards, conten
     index = run_index(lease_in(paths.folder), str(shards))
 
     assert read_json(paths.data)["digest"] == index.digest
+
+
+def test_a_storage_that_does_not_answer_does_not_change_the_version_of_the_data_set(tmp_path, shards, monkeypatch):
+    paths = new_run(tmp_path / "storage", train_spec(shards))
+    first = run_index(lease_in(paths.folder), str(shards))
+    grow(shards, tmp_path / "new")
+    lease = lease_in(paths.folder)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.files.read_content", unreadable)
+        with pytest.raises(StorageAway, match="Input/output error"):
+            run_index(lease, str(shards))
+
+    assert run_index(lease, str(shards)) == first
+
+
+def unreadable(_path):
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_prediction_reads_the_images_that_it_counted(tmp_path, shards):

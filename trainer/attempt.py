@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError, StorageAway, StorageError
-from cluster.files import is_damage, read_json, read_json_object
+from cluster.errors import ClusterError
+from cluster.files import read_json, read_json_object_if_any
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
@@ -114,12 +114,7 @@ def _with_precision_of_run(settings: Settings, paths: RunPaths, lease: Lease) ->
         StorageAway: The record cannot be read now.
     """
     default, own = CACHE_PRECISIONS[0], settings.cache_precision
-    try:
-        decided = read_json_object(paths.precision)
-    except StorageError as error:
-        if not is_damage(error):
-            raise StorageAway(str(error)) from error
-        decided = {}
+    decided = read_json_object_if_any(paths.precision)
     if not decided:
         if own != default:
             lease.write_json(paths.precision, {FEATURES: own})

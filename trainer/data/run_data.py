@@ -3,8 +3,7 @@
 import logging
 from typing import Any
 
-from cluster.errors import StorageError
-from cluster.files import read_json_object
+from cluster.files import read_json_object_if_any
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex, read_index
@@ -21,6 +20,7 @@ def run_index(lease: Lease, location: str) -> ShardIndex:
     Raises:
         BadIndex: The index cannot be read.
         LeaseLost: A newer attempt owns the run.
+        StorageAway: What the run started with cannot be read now.
     """
     index = read_index(location)
     started = _started_with(lease.paths, location)
@@ -48,8 +48,5 @@ def _images(index: ShardIndex) -> int:
 
 
 def _started_with(paths: RunPaths, location: str) -> str | None:
-    try:
-        content = read_json_object(paths.data)
-    except StorageError:  # the first attempt, or a damaged file
-        return None
+    content = read_json_object_if_any(paths.data)
     return str(content.get("digest")) if content.get("shards") == location else None

@@ -8,8 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from cluster.errors import StorageError
-from cluster.files import locked, read_json_object
+from cluster.files import locked, read_json_object_if_any
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from trainer.distributed.process_group import ProcessGroup
@@ -24,6 +23,7 @@ def run_precision(context: WorkerContext[Any]) -> Computed:
 
     Raises:
         UnsupportedPrecision: The device of a rank does not compute in it; raised on every rank.
+        StorageAway: The decision cannot be read now; raised on rank 0.
     """
     spec, group, attempt = context.spec, context.process_group, context.task.attempt
     backbone = _backbone_of(spec)
@@ -66,7 +66,7 @@ def _ranks_with(group: ProcessGroup, fact: bool) -> list[int]:
 
 
 def _read(paths: RunPaths, backbone: str) -> Computed | None:
-    return _known(_content(paths), backbone)
+    return _known(read_json_object_if_any(paths.precision), backbone)
 
 
 def _write(paths: RunPaths, lease: Lease, backbone: str, precision: Computed) -> Computed:
@@ -75,18 +75,11 @@ def _write(paths: RunPaths, lease: Lease, backbone: str, precision: Computed) ->
     Under a lock: trials on different machines may start at the same time.
     """
     with locked(paths.folder / ".precision.lock"):
-        content = _content(paths)
+        content = read_json_object_if_any(paths.precision)
         found = _known(content, backbone)
         if found is None:
             lease.write_json(paths.precision, content | {backbone: precision})
         return found or precision
-
-
-def _content(paths: RunPaths) -> dict[str, Any]:
-    try:
-        return read_json_object(paths.precision)
-    except StorageError:  # not decided yet, or damaged
-        return {}
 
 
 def _known(content: dict[str, Any], backbone: str) -> Computed | None:
