@@ -1,9 +1,7 @@
 """Features that are read from the files of the cache: the same rows as in memory, and no copy of them."""
 
 import os
-import threading
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from cluster.stop_request import StopWatcher
 from data_shards.index import Shard, ShardIndex, read_index, write_index
 from data_shards.plan import EpochPlan
 from tests.datasets import index_of
+from tests.own_memory import ANONYMOUS, anonymous_peak, memory
 from tests.trained import new_run, train_spec, wait_until
 from trainer import train
 from trainer.attempt import Attempt
@@ -208,29 +207,6 @@ def long_ago(path):
     os.utime(path, (1000, 1000))
 
 
-@contextmanager
-def measured_memory():
-    """Yield a list that gets the highest anonymous memory of this process in bytes; the page cache is not in it."""
-    found, done = [0], threading.Event()
-
-    def measure():
-        while not done.wait(0.002):
-            found[0] = max(found[0], anonymous_memory())
-
-    thread = threading.Thread(target=measure)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
-def anonymous_memory():
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.mark.usefixtures("without_reports")
 def test_a_training_of_a_head_holds_no_copy_of_the_features_in_memory(tmp_path, monkeypatch):
     shards = [shard_of(number) for number in range(SHARDS)]
@@ -246,13 +222,13 @@ def test_a_training_of_a_head_holds_no_copy_of_the_features_in_memory(tmp_path, 
         cache.path(shard.sha256).hardlink_to(cache.path(shards[0].sha256))
     monkeypatch.setattr(baselines, "sample_rows", partial(baselines.sample_rows, most=100))
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # imports torch's compiler
-    before = anonymous_memory()
+    before = memory(ANONYMOUS)
 
-    with measured_memory() as highest:
+    with anonymous_peak(every_seconds=0.002) as highest:
         result = train.train(attempt, spec)
 
     assert result.details["baselines"]
-    assert highest[0] - before < LIMIT
+    assert (highest.kilobytes - before) * 1024 < LIMIT
 
 
 def cache_of(attempt, spec):

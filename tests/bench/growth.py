@@ -7,7 +7,6 @@ is constant. The memory of a training on up to a million images counts no pages 
 operating system keeps as many as there is room for.
 """
 
-import contextlib
 import json
 import os
 import resource
@@ -15,11 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +38,7 @@ from jobs.runs import state as run_state
 from jobs.runs.run_index import SETTLED_SECONDS
 from tests.bench.data import draw_images
 from tests.bench.measure import Row, row, seconds
+from tests.own_memory import anonymous_peak, memory
 from tests.stack import FakeSpec
 from trainer.data.feature_cache import FeatureCache, FeatureKey, Features
 from trainer.model.head import FEATURES
@@ -297,7 +295,7 @@ def _alone(kind: str, size: int) -> None:
     }
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Redis ends only when this process ends
         work = kinds[kind](Path(folder), size)
-        with _peak_of_own_memory() as own:
+        with anonymous_peak(every_seconds=LOOK_SECONDS) as own:
             took = seconds(work)
     if kind == "features":
         print(json.dumps({"seconds": took, "megabytes": own.kilobytes / 1000}))
@@ -306,39 +304,9 @@ def _alone(kind: str, size: int) -> None:
     print(json.dumps({"seconds": took, "megabytes": max(_own_peak(), children) / 1000}))
 
 
-@dataclass
-class Peak:
-    """The most memory that was seen in use, in kB."""
-
-    kilobytes: int = 0
-
-
-@contextlib.contextmanager
-def _peak_of_own_memory() -> Iterator[Peak]:
-    """Look again and again at how much memory this process uses besides the pages of files."""
-    peak, ended = Peak(), threading.Event()
-
-    def look() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            peak.kilobytes = max(peak.kilobytes, _memory("RssAnon"))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        thread.join()
-
-
 def _own_peak() -> int:
     """Return the peak memory of this program in kB; `getrusage` returns that of the parent process if it is higher."""
-    return _memory("VmHWM")
-
-
-def _memory(name: str) -> int:
-    with Path("/proc/self/status").open() as lines:
-        return int(next(line.split()[1] for line in lines if line.startswith(name)))
+    return memory("VmHWM")
 
 
 if __name__ == "__main__":
