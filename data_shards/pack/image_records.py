@@ -81,10 +81,8 @@ class GroupCounts:
     @classmethod
     def of(cls, images: Sequence[ImageRecord], index: ShardIndex) -> "GroupCounts":
         """Count the groups of images of a data set."""
-        names, labels = (
-            [image.group or image.sha256 or image.stored_sha256 for image in images],
-            [image.label for image in images],
-        )
+        names = [image.group or image.sha256 or image.stored_sha256 for image in images]
+        labels = [image.label for image in images]
 
         def count(value: int) -> tuple[int, ...]:
             found = [set[str]() for _ in index.classes]
@@ -155,6 +153,11 @@ def group_counts(location: str, index: ShardIndex, *splits: str) -> dict[str, Gr
         for split, found in known.items()
         if None not in found
     }
+
+
+def groups_by_split(location: str, index: ShardIndex) -> dict[str, int]:
+    """Return the number of groups (patients or cases) of each split, as far as the records of the images say."""
+    return {split: counts.every for split, counts in group_counts(location, index).items()}
 
 
 def remove_records(folder: Path) -> None:

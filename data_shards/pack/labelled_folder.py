@@ -23,6 +23,7 @@ from data_shards.pack.sources import (
     ImageFolder,
     SourceImage,
     name_below,
+    other_names,
     read_files,
     read_image_tree,
     refuse_same_names,
@@ -95,9 +96,10 @@ def scan_labelled_folder(
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))
     ]
+    read = read_files(folder, options) | {find_table(name, folder).resolve() for name in labels.tables}
     image_folder = ImageFolder(
         images=tuple(images),
-        other_names=tuple(_other_names(folder, tree, layout, labels, options)),
+        other_names=tuple(other_names(folder, tree, layout, read)),
         passed_over=_passed_over(tree, layout, [image.path for image in labelled.images]),
         left_out=classes.left_out,
         masks=masks,
@@ -133,17 +135,6 @@ def _paths(tree: FileTree, layout: Layout) -> tuple[list[list[str]], int]:
 
 def _folders(paths: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{path}/" for path in paths)
-
-
-def _other_names(
-    folder: Path, tree: FileTree, layout: Layout, labels: LabelOptions, options: PackOptions
-) -> Iterable[str]:
-    """Yield the names of files that are neither images nor tables that were read."""
-    read = {*(find_table(name, folder).resolve() for name in labels.tables), *read_files(folder, options)}
-    skipped = _folders((*layout.passed_over, *layout.mask_folders))
-    for name in tree.others_below(""):
-        if not name.startswith(skipped) and (folder / name).resolve() not in read:
-            yield normalized_name(name)
 
 
 def _passed_over(tree: FileTree, layout: Layout, used: Sequence[str]) -> dict[str, int]:

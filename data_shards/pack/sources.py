@@ -191,7 +191,7 @@ def _collect(
     refuse_same_names(images)
     return ImageFolder(
         images=tuple(images),
-        other_names=tuple(_other_names(folder, tree, layout, options)),
+        other_names=tuple(other_names(folder, tree, layout, read_files(folder, options))),
         passed_over={f"{normalized_name(path)}/": tree.file_count(path) for path in layout.passed_over},
         left_out=dict(left_out),
         masks=masks,
@@ -220,9 +220,8 @@ def read_files(folder: Path, options: PackOptions) -> frozenset[Path]:
     return frozenset(lists | groups)
 
 
-def _other_names(folder: Path, tree: FileTree, layout: Layout, options: PackOptions) -> Iterable[str]:
+def other_names(folder: Path, tree: FileTree, layout: Layout, read: frozenset[Path]) -> Iterable[str]:
     """Yield the names of files that are neither images nor were read."""
-    read = read_files(folder, options)
     skipped = tuple(f"{path}/" for path in (*layout.passed_over, *layout.mask_folders))
     for name in tree.others_below(""):
         if not name.startswith(skipped) and not _is_one_of(read, folder / name):

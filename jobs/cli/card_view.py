@@ -12,7 +12,7 @@ from cluster.run_paths import RunPaths
 from cluster.version import VERSION
 from data_shards.errors import ShardError
 from data_shards.index import ShardIndex, read_index
-from data_shards.pack.image_records import group_counts
+from data_shards.pack.image_records import group_counts, groups_by_split
 from jobs.cli.terminal import echo
 from jobs.runs.damage import shown_or
 from jobs.runs.evaluations import EvaluatedModel, Evaluation, evaluations_of, find_model
@@ -58,7 +58,7 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         trained=_ended(found.origin),
         shards=shards,
         index=index,
-        groups={split: count.every for split, count in group_counts(shards, index).items()} if index else {},
+        groups=groups_by_split(shards, index) if index else {},
         spec=_options(spec) if spec else {},
         command=command_of(spec) if spec else "",
         figures=_figures(storage, found, str(manifest.get("data")), index),

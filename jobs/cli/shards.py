@@ -15,7 +15,7 @@ from cluster.settings import Settings
 from data_shards.about import About
 from data_shards.errors import LeakageError
 from data_shards.index import overview, read_index
-from data_shards.pack.image_records import group_counts
+from data_shards.pack.image_records import groups_by_split
 from data_shards.pack.options import (
     LARGEST_MEGAPIXELS,
     Blank,
@@ -347,7 +347,7 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
 def show(shards: str, as_json: bool, html: Path | None, per_class: int) -> None:
     """Show the classes, splits, counts and sizes of SHARDS."""
     index = read_index(shards)
-    groups = {split: count.every for split, count in group_counts(shards, index).items()}
+    groups = groups_by_split(shards, index)
     if html is not None:
         from data_shards.contact_sheet import write_contact_sheet  # noqa: PLC0415
         from data_shards.read.shard_cache import limit_default_cache  # noqa: PLC0415

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cluster.run_paths import RunPaths
 from data_shards.index import ShardIndex
@@ -24,6 +23,7 @@ from trainer.evaluation.objective import SINGLE_LABEL, Objective, objective_of
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
 from trainer.evaluation.predictive_values import predictive_values
 from trainer.model.efficientnet import Classifier
+from trainer.model.folded_backbone import filled_up
 from trainer.model.precision import autocast
 
 BATCH = 256  # samples per batch on each rank
@@ -120,7 +120,7 @@ def _filled(inputs: Tensor, size: int) -> Tensor:
     """Return images `(B, C, S, S)` with gray ones behind them, as many as other batches have; features as they are."""
     if inputs.device.type not in FILLED or inputs.ndim < IMAGES_NDIM:
         return inputs
-    return functional.pad(inputs, (0, 0, 0, 0, 0, 0, 0, size - len(inputs)))
+    return filled_up(inputs, size)
 
 
 def classifier_outputs(

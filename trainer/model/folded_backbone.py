@@ -73,17 +73,22 @@ class FoldedBackbone:
             torch.set_num_threads(threads)  # the last value also applies to threads that start later
 
     def _filled(self, images: Tensor) -> Tensor:
-        """Return the images with black ones behind them, up to a size that others have too."""
+        """Return the images with black ones behind them, as many as other batches have."""
         if self.two_sizes:
             size = FEW_GPU if len(images) <= FEW_GPU else self.micro_batch
         else:
             size = max(FEWEST_GPU, 1 << (len(images) - 1).bit_length())
-        return functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
+        return filled_up(images, size)
 
     @torch.no_grad()  # not inference_mode: autograd saves features as inputs of a head that trains
     def _maps(self, images: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
         on_device = normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         return self.network.extract_features(on_device)  # type: ignore[no-any-return]  # (b, 1280, S/32, S/32)
+
+
+def filled_up(images: Tensor, size: int) -> Tensor:
+    """Return images `(B, C, S, S)` with images of zeros behind them, `size` in all."""
+    return functional.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
 
 
 def _fold_network(network: EfficientNet) -> EfficientNet:
