@@ -12,9 +12,8 @@ from cluster.files import locked, read_json, write_json
 
 CANCEL = "cancel"
 REASONS = (CANCEL, "drain", "window", "overtime")
-GPU_SECONDS = (
-    0.2  # between two looks of a training on a GPU, whose steps may be shorter than a look at a network storage
-)
+# Between two looks of a training on a GPU, whose steps may be shorter than a look at a network storage.
+GPU_SECONDS = 0.2
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from cluster.run_paths import RUN_ID, RunPaths
 from jobs.runs.state import pending_ids
 
 LOOK_SECONDS = 1.0
-UNCHANGED_LOOKS = (
-    10  # looks without a change after which a page loads again: ages, queues and job workers are in no file
-)
+# Looks without a change after which a page loads again: ages, queues and job workers are in no file.
+UNCHANGED_LOOKS = 10
 MOST_WATCHED = 200  # runs that have not ended
 Stamp: TypeAlias = tuple[str, int, int]  # a file, its size in bytes and when it was written, in ns; 0 if absent
 

@@ -2,8 +2,7 @@
 
 On CPUs they are forked: they share the features, and nothing has to be imported. Each process trains its trials
 together where that is faster (`head_group.py`): on a GPU always. With folds each trial has a process, four of them on a
-GPU. On a cluster, Ray Tune runs the same trials
-(`head_trainable.py`).
+GPU. On a cluster, Ray Tune runs the same trials (`head_trainable.py`).
 """
 
 import logging
