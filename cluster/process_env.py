@@ -20,7 +20,7 @@ LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that asks Ray whether this machine will be taken away
     "RAY_enable_pipe_based_agent_to_parent_health_check": "1",  # the agents may be no children of the raylet
     # The raylet connects to its object store, which another of its threads starts: without this once, and then again
-    # after a second, which one start in three had to wait.
+    # after a second, which about one start in four had to wait.
     "RAY_raylet_client_connect_timeout_milliseconds": "10",
     "RAY_raylet_client_num_connect_attempts": "3000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that relative paths of a spec also work in a worker
