@@ -25,7 +25,8 @@ BOTH = "+"  # joins names of splits, such as train+valid; no name of a split con
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
-LATER_FIELDS = ("history", "columns", "about")  # only an index that uses them has them
+LATER_FIELDS = ("history", "columns", "about", "group_column")  # only an index that uses them has them
+NOT_IN_DIGEST = ("about", "group_column")  # they change no image
 MULTI_LABEL_FIELDS = ("multi_label", "unknown")  # only the index of a multi-label data set has them
 
 
@@ -100,6 +101,8 @@ class ShardIndex(BaseModel):
         color: "L" when every image is gray, else "RGB".
         image_size: Short side of the stored images in pixels, or less for smaller source images; 0: unchanged.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
+        group_column: Column of the tables of labels that gave the groups, no part of the digest; "" where groups are
+            from elsewhere, and in data sets of earlier versions.
         widths: Minimum, median and maximum width of the source images in pixels.
         heights: Minimum, median and maximum height.
         options: The options of `shards pack`.
@@ -116,6 +119,7 @@ class ShardIndex(BaseModel):
     color: Literal["L", "RGB"] = "RGB"
     image_size: Count = 0
     grouped: bool = False
+    group_column: str = ""
     widths: tuple[int, int, int] = (0, 0, 0)
     heights: tuple[int, int, int] = (0, 0, 0)
     options: dict[str, str | int | float | bool | None] = {}
@@ -223,7 +227,8 @@ class ShardIndex(BaseModel):
     def _digest(self) -> str:
         content = self.to_json()
         del content["digest"]
-        content.pop("about", None)
+        for name in NOT_IN_DIGEST:
+            content.pop(name, None)
         for addition in content.get("history", ()):
             del addition["time"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

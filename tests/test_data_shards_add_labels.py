@@ -1,9 +1,11 @@
 """Adding images whose labels come from tables."""
 
+from dataclasses import replace
+
 import pytest
 
 from data_shards.errors import DamagedShard, OptionError, SourceError
-from data_shards.index import read_index
+from data_shards.index import read_index, write_index
 from data_shards.pack.image_records import PATTERN
 from data_shards.pack.known_images import known_images
 from data_shards.pack.options import LabelOptions
@@ -69,8 +71,67 @@ def test_groups_of_a_table_keep_their_split(tmp_path, single):
 def test_a_table_without_groups_is_refused_where_the_data_set_has_groups(tmp_path, single):
     labels = labelled(tmp_path / "new", ["x.png,a"], header="image,label", seed=NEW)
 
-    with pytest.raises(OptionError, match="have groups; give those of the new images with --group-column or --group"):
+    with pytest.raises(
+        OptionError,
+        match=r"from a column 'patient'.* it has image, label; give that of .* with --group-column, or them with",
+    ):
         added(single, tmp_path / "new", labels=labels)
+
+
+def two_group_columns(folder, patients, *, order=("case_id", "mrn"), number=0, seed=0):
+    """Write an image of each patient and their table; the cases are c0 and so on, the mrns m0 and so on."""
+    ids = {"case_id": "c{}", "mrn": "m{}"}
+    rows = [f"{p:02d}-{number}.png,{'ab'[p % 2]},{','.join(ids[name].format(p) for name in order)}" for p in patients]
+    return labelled(folder, rows, header=",".join(["image", "label", *order]), seed=seed)
+
+
+@pytest.mark.parametrize("order", [("case_id", "mrn"), ("mrn", "case_id"), ("case_id",)])
+def test_the_column_that_gave_the_groups_gives_those_of_new_images(tmp_path, order):
+    """A table with a column of a surer name must not change what a group is: patients would be in two splits."""
+    shards = tmp_path / "shards"
+    labels = two_group_columns(tmp_path / "images", range(20), order=("case_id",))
+    pack(tmp_path / "images", shards, options(split="60/20/20", labels=labels))
+    before = {name[:2]: split for name, split in split_of(shards).items()}
+
+    new = two_group_columns(tmp_path / "new", range(20), order=order, number=1, seed=NEW)
+    added(shards, tmp_path / "new", labels=new)
+
+    assert read_index(str(shards)).group_column == "case_id"
+    assert {name[:2]: split for name, split in split_of(shards).items() if "-1" in name} == before
+
+
+def test_a_table_without_the_column_that_gave_the_groups_is_refused(tmp_path, single):
+    rows = ["00-9.png,a,p0"]
+    labels = labelled(tmp_path / "new", rows, header="image,label,mrn", seed=NEW)
+
+    with pytest.raises(
+        OptionError, match=r"from a column 'patient', which .*labels.csv does not have; it has image, label, mrn; give"
+    ):
+        added(single, tmp_path / "new", labels=labels)
+
+    added(single, tmp_path / "new", labels=replace(labels, group_column="mrn"))
+    assert split_of(single)["00-9.png"] == split_of(single)["00-0.png"]
+
+
+def test_a_data_set_of_an_earlier_version_is_not_given_a_guessed_column(tmp_path):
+    shards = tmp_path / "shards"
+    labels = two_group_columns(tmp_path / "images", range(20), order=("case_id",))
+    pack(tmp_path / "images", shards, options(split="60/20/20", labels=labels))
+    index = read_index(str(shards)).model_copy(update={"group_column": ""})
+    write_index(shards, index)
+    assert "group_column" not in index.to_json()
+
+    new = two_group_columns(tmp_path / "new", range(20), number=1, seed=NEW)
+    with pytest.raises(OptionError, match=r"several columns that may be groups \(case_id, mrn\).*with --group-column"):
+        added(shards, tmp_path / "new", labels=new)
+    assert added(shards, tmp_path / "new", labels=replace(new, group_column="case_id")).added
+
+
+def test_the_digest_does_not_depend_on_the_name_of_the_column_of_groups(single):
+    index = read_index(str(single))
+
+    assert index.group_column == "patient"
+    assert index.model_copy(update={"group_column": ""}).is_intact()
 
 
 def test_class_folders_without_groups_are_refused_where_the_data_set_has_groups(tmp_path, single):

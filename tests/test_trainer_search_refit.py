@@ -1,17 +1,22 @@
 """The best of a search trained once more on train and valid together, with real Ray and real heads."""
 
+import errno
+import json
 import shutil
 import signal
 from datetime import timedelta
 
 import pytest
 
+from cluster.errors import StorageAway
 from cluster.files import read_json, read_lines
+from cluster.run_paths import RunPaths
 from data_shards.index import read_index, write_index
 from tests.searched import NOON, attempt_at, killed_when, search_spec, simulated_search, started, table_of
 from tests.trained import evaluated, new_run, trainer_process
 from trainer.errors import SpecError, Stopped
 from trainer.model.bundle import read_model
+from trainer.search.refit import chosen_model, published_refit
 
 SEARCH = "search-20261123-000000-abcdef"
 
@@ -169,3 +174,31 @@ def test_the_deadline_leaves_time_for_the_refit(tmp_path):
     refits.controller.clock = plain.controller.clock = lambda: NOON + timedelta(seconds=4)
     assert plain.start() == 2
     assert refits.start() is None
+
+
+def test_a_storage_that_does_not_answer_does_not_make_a_refit_the_model_of_the_best_trial(tmp_path, monkeypatch):
+    paths = RunPaths(tmp_path)
+    paths.best.mkdir()
+    (paths.best / "manifest.json").write_text(json.dumps({"refit": {"epochs": 3}}))
+    (paths.best / "calibration.json").touch()
+    assert published_refit(paths) == {"epochs": 3}
+    assert chosen_model(paths) == paths.chosen
+
+    def fail(_path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("cluster.files.read_content", fail)
+
+    with pytest.raises(StorageAway, match="Input/output error"):
+        chosen_model(paths)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_a_search_without_a_readable_refit_publishes_its_best_trial(tmp_path, content):
+    paths = RunPaths(tmp_path)
+    paths.best.mkdir()
+    if content is not None:
+        (paths.best / "manifest.json").write_text(content)
+
+    assert published_refit(paths) is None
+    assert chosen_model(paths) == paths.best

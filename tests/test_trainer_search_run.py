@@ -45,6 +45,7 @@ def test_a_search_runs_each_trial_publishes_the_best_and_evaluates_it_on_the_tes
     assert result.metrics["split"] == "test"
     assert result.metrics["n"] == read_index(str(digits_shards)).samples_in("test")
     assert result.metrics["intervals"]
+    assert result.details["feature_precision"] == manifest["feature_precision"] == "fp32"
     assert result.details["trials"] == {"asked": 24, "finished": 24, "failed": 0, "paused": 0}
 
 

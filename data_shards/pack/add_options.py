@@ -52,10 +52,10 @@ def add_options(index: ShardIndex, given: Mapping[str, Any]) -> PackOptions:
     if options.labels is None:
         return options
     _check_columns(options.labels, index)
-    return replace(options, labels=_with_stored(options.labels, index))
+    return replace(options, labels=_with_stored(options.labels, index, options.group_by))
 
 
-def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
+def _with_stored(labels: LabelOptions, index: ShardIndex, group_by: str | None) -> LabelOptions:
     """Return the options of labels that were given, and for the others those of the data set."""
     default = LabelOptions(tables=())
     stored = _without(_known(LabelOptions, index.options), OF_ONE_TABLE)
@@ -64,7 +64,8 @@ def _with_stored(labels: LabelOptions, index: ShardIndex) -> LabelOptions:
         unchosen = _without(unchosen, ("label_column", "label_columns"))
     if not index.grouped:
         unchosen["group_column"] = "none"
-    return replace(labels, **unchosen, keep_columns=index.columns)
+    former = index.group_column if index.grouped and not group_by else None
+    return replace(labels, **unchosen, keep_columns=index.columns, former_group_column=former)
 
 
 def _check_columns(labels: LabelOptions, index: ShardIndex) -> None:

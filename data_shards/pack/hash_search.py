@@ -70,7 +70,8 @@ def near_pairs(hashes: HashSet) -> NearPairs:
     """Return pairs of hashes within `LIMIT` bits.
 
     They connect all hashes that a chain of such pairs connects, and there is one for each hash and each other split
-    that has a hash within the limit. Time and memory grow about linearly with the number of hashes.
+    that has a hash within the limit. Memory grows linearly with the number of hashes, time somewhat faster: each
+    mask sorts all of them (a million took 17.5 times as long as 100,000).
     """
     return _Search(hashes).run()
 

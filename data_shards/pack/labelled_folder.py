@@ -92,7 +92,7 @@ def scan_labelled_folder(
             label=classes.label_of.get(image.path, ""),
             targets=classes.targets_of.get(image.path),
             columns=image.columns,
-            group=(image.group or own_group(name_below(layout.root, image.path))) if labelled.has_groups else None,
+            group=(image.group or own_group(name_below(layout.root, image.path))) if labelled.group_column else None,
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))
     ]
@@ -105,6 +105,7 @@ def scan_labelled_folder(
         masks=masks,
         label_names=classes.label_names,
         other_groups=labelled.groups,
+        group_column=labelled.group_column,
         labels=labelled.report.with_notes(lists.notes),
     )
     _check(image_folder, source or folder, is_addition=adds_to is not None)

@@ -76,7 +76,8 @@ def perceptual_hash(image: Image.Image) -> str:
 def find_near_duplicates(
     hashes: Sequence[ImageHash], split_of: Mapping[str, str] | None = None
 ) -> tuple[DuplicatePair, ...]:
-    """Return pairs of duplicates and near duplicates. Time is about linear in the number of images.
+    """Return pairs of duplicates and near duplicates. Time grows somewhat faster than linearly with
+    the number of images: `hash_search.near_pairs` has a figure.
 
     A thousand copies have half a million pairs; the pairs returned are enough to connect all copies. With `split_of`
     there is also a pair for each image and each other split that has a copy of it. The earlier image is the first.

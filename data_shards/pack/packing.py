@@ -206,7 +206,8 @@ def _write(
     key = {"group_key": image_folder.group_key} if image_folder.group_key else {}
     columns = options.labels.keep_columns if options.labels else ()
     index = _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups), columns=columns)
-    return index.model_copy(update={"about": options.about})
+    column = image_folder.group_column if index.grouped and not options.group_by else None
+    return index.model_copy(update={"about": options.about, "group_column": column or ""})
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:

@@ -63,6 +63,7 @@ class ImageFolder:
         labels: How the tables of labels were read and what they left out, if the labels come from tables.
         filtered: Names of the images that a condition on DICOM headers leaves out.
         other_groups: Groups of what is left out: of such images, and of rows that name no image.
+        group_column: Name of the column of the tables that gives the groups; None without one.
         renamed: Number of images whose stored name has a hash in place of an identifier.
         group_key: Fingerprint of the key that the groups are named with; None if they are stored as they are.
         label_names: In a multi-label data set the names of its labels, in the order of the images' targets.
@@ -78,6 +79,7 @@ class ImageFolder:
     labels: LabelReport | None = None
     filtered: tuple[str, ...] = ()
     other_groups: frozenset[str] = frozenset()
+    group_column: str | None = None
     renamed: int = 0
     group_key: str | None = None
 

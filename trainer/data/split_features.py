@@ -89,12 +89,6 @@ class StoredRows:
         )
         return False
 
-    def as_float64(self) -> NDArray[np.float64]:
-        """Return all rows as one array in memory."""
-        found = np.empty((len(self), *self._row))
-        self._filled(torch.from_numpy(found))
-        return found
-
     def _filled(self, target: Tensor) -> Tensor:
         for start in range(0, len(self), ROWS_AT_ONCE):
             target[start : start + ROWS_AT_ONCE] = self[start : start + ROWS_AT_ONCE]

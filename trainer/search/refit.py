@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import StorageError
-from cluster.files import read_json
+from cluster.files import read_json, read_json_object_if_any
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths, TrialPaths
 from cluster.stop_request import StopRequest
@@ -173,11 +172,12 @@ def refuse_impossible_refit(spec: SearchSpec, index: ShardIndex) -> None:
 
 
 def published_refit(paths: RunPaths) -> dict[str, Any] | None:
-    """Return the facts of the refit in the published model's manifest; None if that model is not a refit."""
-    try:
-        manifest = read_json(paths.best / MANIFEST_FILE)
-    except StorageError:
-        return None
+    """Return the facts of the refit in the published model's manifest; None if that model is not a refit.
+
+    Raises:
+        StorageAway: The manifest cannot be read now.
+    """
+    manifest = read_json_object_if_any(paths.best / MANIFEST_FILE)
     found = None if CROSS_VALIDATION in manifest else manifest.get("refit")  # no refit of a model in `chosen/`
     return dict(found) if found and (paths.best / CALIBRATION_FILE).exists() else None
 

@@ -55,6 +55,7 @@ from trainer.train import check_data
 from trainer.training.cross_validation import beside_baselines, cross_validated_split
 from trainer.training.features import features_of_search_on_worker, features_on_worker, run_on_features
 from trainer.training.model_setup import TrainingSetup
+from trainer.training.publish import feature_precision
 
 POLL_SECONDS = 1.0
 STOPS = ("stop", "window", "failures")  # endings after which the search is not complete
@@ -223,6 +224,7 @@ def _outcome(
             "best": {"trial": best.trial, "epoch": best.epoch, "metric": spec.best_by, "value": best.value}
             | {"config": table.trials[best.trial].config},
             "choice": chosen,
+            **feature_precision(task),
             **judged,
             "refit": refit,
             "trials": counts,

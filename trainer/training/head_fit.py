@@ -22,7 +22,7 @@ from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec
 from trainer.specs.train import HeadKind
 from trainer.training.ema import ModelEma
-from trainer.training.linear_heads import as_task, fit_linear_head
+from trainer.training.linear_heads import LinearTask, fit_linear_head
 from trainer.training.loop import LoopHooks, TrainLoop
 from trainer.training.model_setup import class_weights
 from trainer.training.optimizer import build_optimizer
@@ -87,7 +87,7 @@ class HeadFit:
         if self.spec.head == "mlp":
             return self._train(features, labels, index, self.spec.model_copy(update={"seed": seed, "patience": None}))
         weights = class_weights(self.spec, index, torch.device("cpu"))
-        task = as_task(features, labels, self.config.classes, weights, self._step_of_fit)
+        task = LinearTask.of(features, labels, self.config.classes, weights, self._step_of_fit)
         head = fit_linear_head(self.spec.head, task)
         self.on_images(len(labels))
         return head.to(self.device)

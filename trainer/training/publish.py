@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.distributed.worker import WorkerTask
 from trainer.evaluation.scoring import ModelOutputs, classifier_outputs, save_predictions, split_metrics, subgroups
 from trainer.evaluation.seen_images import FEATURE_PRECISION, shards_of_model
 from trainer.evaluation.seen_images import KEY as SHARDS_KEY
 from trainer.evaluation.training_text import BEFORE_SCALING
 from trainer.model.bundle import publish_model, weights_sha256
 from trainer.model.weights import backbone_sha256
+from trainer.specs import SearchSpec, TrainSpec
 from trainer.training.baselines import Baseline, baselines_on_split, figures_before_scaling
 from trainer.training.head_fit import HeadFit
 from trainer.training.model_setup import TrainingSetup, class_weights
@@ -58,7 +60,7 @@ def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
     weights = class_weights(setup.spec, setup.index, torch.device("cpu"), split=split)
     return {
         "precision": setup.config.precision,
-        **_feature_precision(setup),
+        **feature_precision(setup.context.task),
         "workers": setup.context.process_group.world_size,
         "device": setup.device.type,
         "class_weights": None if weights is None else _rounded(weights.tolist()),
@@ -66,10 +68,9 @@ def training_details(setup: TrainingSetup, split: str) -> dict[str, Any]:
     }
 
 
-def _feature_precision(setup: TrainingSetup) -> dict[str, str]:
-    """Return the precision of the stored features that the model was trained on; nothing if there are none."""
-    stored = setup.context.task.attempt.settings.cache_precision
-    return {FEATURE_PRECISION: stored} if setup.spec.reads_features and setup.spec.cache else {}
+def feature_precision(task: WorkerTask[TrainSpec] | WorkerTask[SearchSpec]) -> dict[str, str]:
+    """Return the precision of the stored features that models are trained on; nothing if there are none."""
+    return {FEATURE_PRECISION: task.attempt.settings.cache_precision} if task.spec.reads_features else {}
 
 
 def _has_baselines(setup: TrainingSetup) -> bool:
@@ -144,7 +145,7 @@ def publish_scored(
     metrics |= subgroups(found, setup.index, calibration, metrics, seed=setup.spec.seed)
     attempt, folder = context.task.attempt, context.task.paths.best  # of a trial: in the folder of the trial
     about = {"run": attempt.paths.run_id, "metrics": metrics, "data": setup.index.digest, **origin}
-    about |= _feature_precision(setup)
+    about |= feature_precision(setup.context.task)
     about[SHARDS_KEY] = shards_of_model(setup.index)
     publish_model(folder, setup.model, setup.config, manifest=about, lease=attempt.lease, beside=beside)
     weights = weights_sha256(folder)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.cells import is_missing
+from data_shards.pack.labels.cells import is_missing, loose
 from data_shards.pack.labels.columns import (
     GROUP_NAMES,
     NO_COLUMN,
@@ -120,7 +120,7 @@ def choose_columns(rows: Rows, image: int, options: LabelOptions, *, multi_label
     def named(name: str, option: str) -> int:
         return position_of(rows.columns, name, option, rows.where)
 
-    group = _optional(rows, image, options.group_column, "--group-column", GROUP_NAMES)
+    group = _group(rows, image, options)
     split = _optional(rows, image, options.split_column, "--split-column", SPLIT_NAMES)
     if split is not None and options.split_column is None and not _are_splits(rows.column(split)):
         split = None
@@ -155,6 +155,28 @@ def _optional(rows: Rows, image: int, name: str | None, option: str, usual: Sequ
     if name is not None:
         return position_of(rows.columns, name, option, rows.where)
     return next((position for position in by_usual_name(rows.columns, usual) if position != image), None)
+
+
+def _group(rows: Rows, image: int, options: LabelOptions) -> int | None:
+    """Return the column of groups: the one of the data set that images are added to, where it is not told."""
+    former = options.former_group_column
+    if options.group_column is not None or former is None:
+        return _optional(rows, image, options.group_column, "--group-column", GROUP_NAMES)
+    if former:
+        if loose(former) in map(loose, rows.columns):
+            return position_of(rows.columns, former, "--group-column", rows.where)
+        raise OptionError(
+            f"the groups of the data set are from a column {former!r}, which {rows.where} does not have; it has "
+            f"{listed(rows.columns)}; give that of the same identifiers with --group-column, or them with --group-by"
+        )
+    found = [position for position in by_usual_name(rows.columns, GROUP_NAMES) if position != image]
+    if len(found) > 1:
+        names_found = listed(rows.columns[position] for position in sorted(found))
+        raise OptionError(
+            f"{rows.where} has several columns that may be groups ({names_found}), and the data set, which an earlier "
+            "version packed, does not say which one its groups are from; give it with --group-column"
+        )
+    return found[0] if found else None
 
 
 def _are_splits(cells: Sequence[str]) -> bool:

@@ -78,7 +78,7 @@ class LabelledImages:
         label_columns: Names of the labels, if there is a column for each; else they are those of the images.
         is_found: Whether the label columns were found by their names.
         split_column: Name of the column that gives the splits, None without one.
-        has_groups: Whether there is a column of groups.
+        group_column: Name of the column of groups, None without one.
         groups: All groups in that column, those of rows without an image too.
     """
 
@@ -86,7 +86,7 @@ class LabelledImages:
     label_columns: tuple[str, ...]
     is_found: bool
     split_column: str | None
-    has_groups: bool
+    group_column: str | None
     groups: frozenset[str] = frozenset()
     report: LabelReport = field(default_factory=LabelReport)
 
@@ -174,7 +174,7 @@ class _ReadTable:
             label_columns=tuple(names[n] for n in self.columns.labels) if self.columns.is_binary else (),
             is_found=self.columns.is_found,
             split_column=None if self.columns.split is None else names[self.columns.split],
-            has_groups=self.columns.group is not None,
+            group_column=None if self.columns.group is None else names[self.columns.group],
             groups=frozenset(filter(None, map(spelling, cells))),
             report=LabelReport(
                 notes=(*self._notes(labels), *(kept_note(column, list(values.values())) for column, values in kept)),
