@@ -218,7 +218,7 @@ def test_a_target_inside_the_source_is_refused(tmp_path):
 def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
     source = image_folder(tmp_path / "images", {"train/a": 150, "train/b": 150}, size=(300, 300))
     expected = pack(source, tmp_path / "expected", options()).index
-    command = [sys.executable, "-c", "import sys; from jobs.cli.shards import shards; shards(sys.argv[1:])"]
+    command = [sys.executable, "-m", "tests.interrupted_pack"]
     arguments = ["pack", str(source), str(tmp_path / "shards"), "--shard-size", "20000B", "--processes", "2"]
 
     process = subprocess.Popen([*command, *arguments], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
@@ -236,7 +236,7 @@ def test_an_interrupted_pack_goes_on_where_it_was(tmp_path):
 
     assert helpers
     assert not alive
-    assert 2 <= len(done) < 10
+    assert len(done) in (2, 3)  # one of two processes may be at its second chunk
     assert seen[0] == 32 * len(done)
     assert index == expected
     assert not (tmp_path / "shards/.packing").exists()

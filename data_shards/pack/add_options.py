@@ -6,7 +6,14 @@ from typing import Any, TypeAlias
 
 from data_shards.errors import OptionError
 from data_shards.index import ShardIndex
-from data_shards.pack.options import DICOM_PREFIX, TABLE_ENDINGS, EncodeOptions, LabelOptions, PackOptions
+from data_shards.pack.options import (
+    DICOM_PREFIX,
+    TABLE_ENDINGS,
+    AddedLabelOptions,
+    EncodeOptions,
+    LabelOptions,
+    PackOptions,
+)
 from data_shards.pack.pseudonyms import key_fingerprint
 from data_shards.pack.split import parse_shares
 
@@ -64,8 +71,10 @@ def _with_stored(labels: LabelOptions, index: ShardIndex, group_by: str | None) 
         unchosen = _without(unchosen, ("label_column", "label_columns"))
     if not index.grouped:
         unchosen["group_column"] = "none"
-    former = index.group_column if index.grouped and not group_by else None
-    return replace(labels, **unchosen, keep_columns=index.columns, former_group_column=former)
+    found = replace(labels, **unchosen, keep_columns=index.columns)
+    if not index.grouped or group_by:
+        return found
+    return AddedLabelOptions(**vars(found), former_group_column=index.group_column)
 
 
 def _check_columns(labels: LabelOptions, index: ShardIndex) -> None:

@@ -66,8 +66,6 @@ class LabelOptions:
         label_columns: Columns of 1, 0, -1 and blank, one for each label.
         label_separator: What parts several labels in a cell; None: "|"; "": a cell is one label.
         group_column: Column of groups, such as patients; None finds it, "none" uses none.
-        former_group_column: Column that gave the groups of the data set that the images are added to, "" where that is
-            not known; taken where `group_column` is None. None: images are not added, or not to such a data set.
         split_column: Column of splits; None finds it, "none" uses none.
         keep_columns: Columns whose values are stored with the images, for metrics by subgroup.
         uncertain: What -1 means: unknown, 1 or 0; None refuses it.
@@ -82,13 +80,24 @@ class LabelOptions:
     label_columns: tuple[str, ...] = ()
     label_separator: str | None = None
     group_column: str | None = None
-    former_group_column: str | None = None
     split_column: str | None = None
     keep_columns: tuple[KeptColumn, ...] = ()
     uncertain: Uncertain | None = None
     blank: Blank | None = None
     readers: Readers = "agree"
     allow_unmatched: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedLabelOptions(LabelOptions):
+    """How tables give the labels of images that are added to a data set whose tables gave groups too.
+
+    Attributes:
+        former_group_column: Column that gave the groups of the data set, taken where `group_column` is None; "" where
+            that is not known.
+    """
+
+    former_group_column: str
 
 
 @dataclass(frozen=True, kw_only=True)

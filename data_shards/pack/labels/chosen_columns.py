@@ -22,7 +22,7 @@ from data_shards.pack.labels.joining import Rows, append_tables, group_by_column
 from data_shards.pack.labels.matching import ImageMatcher, looks_like_image, nearest
 from data_shards.pack.labels.tables import Table, find_table, read_table
 from data_shards.pack.names import split_of
-from data_shards.pack.options import LabelOptions
+from data_shards.pack.options import AddedLabelOptions, LabelOptions
 
 MOST_CLASSES = 20  # values of a column that are shown in an error
 PROBED_ROWS = 200  # of which the cells show whether a first line is a header
@@ -159,9 +159,9 @@ def _optional(rows: Rows, image: int, name: str | None, option: str, usual: Sequ
 
 def _group(rows: Rows, image: int, options: LabelOptions) -> int | None:
     """Return the column of groups: the one of the data set that images are added to, where it is not told."""
-    former = options.former_group_column
-    if options.group_column is not None or former is None:
+    if options.group_column is not None or not isinstance(options, AddedLabelOptions):
         return _optional(rows, image, options.group_column, "--group-column", GROUP_NAMES)
+    former = options.former_group_column
     if former:
         if loose(former) in map(loose, rows.columns):
             return position_of(rows.columns, former, "--group-column", rows.where)
