@@ -156,10 +156,11 @@ def open_image(
         except Image.DecompressionBombError as error:
             found = f"more than {PILLOW_LIMIT // MEGA} megapixels"
             raise TooManyPixels(f"{found}, above the limit of {max_megapixels}") from error
-        pages, size = getattr(image, "n_frames", 1), image.size  # a TIFF looks them up only when asked
+        # Not `n_frames`: to count the pages of a TIFF takes time with the square of their number.
+        has_pages, size = getattr(image, "is_animated", False), image.size
     if size[0] * size[1] > limit:
         raise TooManyPixels(_pixels_above(size, max_megapixels))
-    if pages > 1 and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
+    if has_pages and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
         what = "a TIFF of several pages" if image.format == "TIFF" else f"an animated {image.format}"
         raise BadImage(f"{what}; split it into single images")
     return image

@@ -1,6 +1,8 @@
 """The content of a downloaded file decides whether it is an archive, and of which kind."""
 
 import gzip
+import io
+import tarfile
 
 import pytest
 
@@ -48,6 +50,20 @@ def test_what_is_no_archive_is_named_and_not_kept(web, fetch, tmp_path, content,
 
     with pytest.raises(DownloadFailed, match=f"chest.zip cannot be downloaded: the address gave {named}"):
         fetch(f"{web.url}/chest.zip")
+
+    assert left_in(tmp_path) == []
+
+
+def test_a_tar_whose_first_header_would_fill_the_memory_is_not_kept(web, fetch, tmp_path):
+    member = tarfile.TarInfo("a/x.png")
+    member.pax_headers = {"comment": "x" * (2 << 20)}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
+    web.content = buffer.getvalue()
+
+    with pytest.raises(DownloadFailed, match=r"a header of 20971.. bytes; download it and unpack it yourself if you"):
+        fetch(f"{web.url}/chest.tar.xz")
 
     assert left_in(tmp_path) == []
 

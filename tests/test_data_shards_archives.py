@@ -99,6 +99,21 @@ def test_a_bomb_is_stopped_by_the_bytes_it_unpacks_to(tmp_path, make):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_is_undone_without_a_limit_of_memory_is_refused(tmp_path, monkeypatch, compression):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a/zeros.png", bytes(1_000_000))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("the member was opened"))
+
+    with pytest.raises(
+        SourceError, match=r"'a/zeros.png' is compressed in a way that Nightshift does not read; unpack"
+    ):
+        unpack(path, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_many_files_are_refused(tmp_path):
     archive = zip_of(tmp_path / "many.zip", *((f"a/{number}.png", b"x") for number in range(6)))
 

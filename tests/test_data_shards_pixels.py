@@ -224,6 +224,17 @@ def test_a_bad_image_says_what_is_wrong(data, text):
         read(data)
 
 
+def test_pages_of_a_tiff_behind_the_second_are_not_looked_for():
+    first, second, third = noise(1), noise(2), noise(3)
+    data = encoded(first, "TIFF", save_all=True, append_images=[second, third])
+    image = Image.open(io.BytesIO(data))
+    image.seek(1)
+    last = image.tag_v2.next
+
+    with pytest.raises(BadImage, match="a TIFF of several pages; split it into single images"):
+        read(data[:last])
+
+
 @given(st.integers(0, 3), st.data())
 @settings(max_examples=150, deadline=None)
 def test_damaged_bytes_give_pixels_or_a_bad_image_and_nothing_else(kind, data):

@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from data_shards.errors import DownloadFailed
+from data_shards.errors import DownloadFailed, SourceError
+from data_shards.pack.archives import BoundedHeader
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 GZIP_START = b"\x1f\x8b"
@@ -53,7 +54,7 @@ def archive_ending(path: Path, shown: str) -> str:
         if not zipfile.is_zipfile(path):  # its directory is at the end
             raise DownloadFailed(shown, "the archive is cut off or damaged", "check the address, and try it again")
         return ".zip"
-    if _is_tar(path):
+    if _is_tar(path, shown):
         return ".tar"
     if zipfile.is_zipfile(path):  # one with a program in front of it
         return ".zip"
@@ -87,12 +88,15 @@ def undo_gzip(path: Path, name: str, max_bytes: int, *, before_replace: Callable
         target.unlink(missing_ok=True)
 
 
-def _is_tar(path: Path) -> bool:
+def _is_tar(path: Path, shown: str) -> bool:
     try:
-        with tarfile.open(path):
+        with tarfile.open(path, tarinfo=BoundedHeader):
             return True
     except (tarfile.TarError, *DAMAGE):
         return False
+    except SourceError as error:
+        fault, _, cure = str(error).partition("; ")
+        raise DownloadFailed(shown, fault, f"download it and {cure}") from error
 
 
 def _name(start: bytes) -> str:

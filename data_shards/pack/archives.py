@@ -29,6 +29,7 @@ EXTENSION_BYTES = 1 << 20
 NAME_BYTES = 255  # of one part of a path, on all common disks
 SHOWN = 40  # characters of a long name in an error
 ENCRYPTED = 0x1  # bit of a zip member's flags
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses others without any limit of memory
 UTF_8 = 0x800  # bit of a zip member's flags: its name is UTF-8
 UNIX, MACOS = 3, 19  # systems that write a file name's bytes into a zip as they are; others write code page 437
 BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -108,13 +109,17 @@ def _write_all(members: Iterator[_Member], folder: Path, archive: Path, limits: 
         except (*BAD_FORMAT, EOFError) as error:
             raise SourceError(f"{archive}: the member {member.name!r} is damaged; copy the archive again") from error
         except NotImplementedError as error:
-            raise SourceError(
-                f"{archive}: the member {member.name!r} is compressed in a way that Nightshift does not read; "
-                "unpack it yourself, and pack the folder"
-            ) from error
+            raise SourceError(_unread(member.name, archive)) from error
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             fault = "has the name of a folder or lies in a file" if _is_mixed(path, folder) else "is in it twice"
             raise SourceError(f"{archive}: the member {member.name!r} {fault}; create the archive again") from error
+
+
+def _unread(name: str, archive: Path) -> str:
+    return (
+        f"{archive}: the member {name!r} is compressed in a way that Nightshift does not read; unpack it yourself, and "
+        "pack the folder"
+    )
 
 
 def _refuse_long_name(path: Path, member: _Member, archive: Path) -> None:
@@ -158,7 +163,7 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
         with zipfile.ZipFile(archive) as opened:
             yield _of_zip(opened, archive)
     else:
-        with tarfile.open(archive, tarinfo=_Header) as tar:
+        with tarfile.open(archive, tarinfo=BoundedHeader) as tar:
             yield _of_tar(tar, archive)
 
 
@@ -172,6 +177,8 @@ def _of_zip(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
             raise SourceError(f"{archive}: {name!r} is a link or device; pack the files themselves")
         if info.flag_bits & ENCRYPTED:
             raise SourceError(f"{archive}: {name!r} is encrypted; unpack it yourself")
+        if info.compress_type not in BOUNDED:
+            raise SourceError(_unread(name, archive))
         yield _Member(name, lambda info=info: opened.open(info))  # type: ignore[misc]
 
 
@@ -190,7 +197,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         return os.fsdecode(raw) if info.create_system in (UNIX, MACOS) else info.filename
 
 
-class _Header(tarfile.TarInfo):
+class BoundedHeader(tarfile.TarInfo):
     """A header of a tar. One that extends the next header is read into memory completely, so its size is limited."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
