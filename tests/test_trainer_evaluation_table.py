@@ -182,6 +182,9 @@ def test_images_that_are_added_later_do_not_change_the_identity_of_an_image(pati
         ("\x1b[31mred", "\\x1b[31mred"),
         ("\u202egnp.exe", "\\u202egnp.exe"),
         ("a\u2028b", "a\\u2028b"),
+        ("a;=1", "a;'=1"),
+        ('a; "-1', "a;' \"-1"),
+        ("a;b-1", "a;b-1"),
         ("film-\udcff.png", "film-\\udcff.png"),
         ("Jürgen 中 x", "Jürgen 中 x"),
         ("", ""),
@@ -195,7 +198,7 @@ def test_every_text_of_the_table_is_guarded(tmp_path):
     lines, rows = written(tmp_path, sources=("=1+1", "b;=cmd.png"), groups=("@p\x1b",), classes=("-1", "+\n"))
 
     assert lines[0] == '"image","group","truth","probability_-1","probability_+\\n","decision"'
-    assert lines[2] == '"b;=cmd.png","\'@p\\x1b","\'-1",0.5,0.5,"\'-1"'
+    assert lines[2] == '"b;\'=cmd.png","\'@p\\x1b","\'-1",0.5,0.5,"\'-1"'
     assert len(lines) == 3
     assert rows[0]["image"] == "'=1+1"
 

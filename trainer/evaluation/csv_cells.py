@@ -1,10 +1,13 @@
 """Text cells of the CSV files that Nightshift writes, safe to open in a spreadsheet or to print on a terminal."""
 
+import re
 import unicodedata
 
 # A spreadsheet evaluates a cell that starts with one of these as a formula (OWASP, "CSV Injection"); the last four are
 # their full-width forms.
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Where the decimal sign is a comma, spreadsheets separate cells by semicolons: the rest of a text is a cell of its own.
+NEXT_CELL = re.compile(rf";(?=[\s\"]*[{re.escape(''.join(FORMULA_STARTS))}])")
 # Control and format characters, lone surrogates, and separators of lines and paragraphs.
 ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -14,7 +17,7 @@ def safe_cell(text: str) -> str:
 
     Spreadsheets take a leading apostrophe as "this is text".
     """
-    escaped = escaped_controls(text)
+    escaped = NEXT_CELL.sub(";'", escaped_controls(text))
     return f"'{escaped}" if escaped.lstrip().startswith(FORMULA_STARTS) else escaped
 
 
