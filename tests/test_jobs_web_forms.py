@@ -20,6 +20,7 @@ from tests.conftest import Say
 from tests.stack import FakeSpec
 from tests.test_jobs_compare import A, B
 from tests.test_jobs_web import TOKEN, Answer, Client, queued, with_state
+from trainer.model.head import HeadConfig
 
 serving = page.serving
 say_there = comparing.say_there
@@ -83,6 +84,27 @@ def test_a_wrong_change_is_one_line_in_the_form_and_submits_nothing(client, sett
         assert (answer.status, text in error_of(answer)) == (status, True), answer.text
         assert run_state.all_ids(settings.storage) == [training.run_id]
         assert all(value in answer.text.replace("&#39;", "'") for value in fields.values())
+
+
+def test_nobody_writes_a_file_of_the_user_who_serves_the_page(client, say: Say, settings, tmp_path):
+    model, film = tmp_path / "model", tmp_path / "film.png"
+    model.mkdir()
+    head = HeadConfig(classes=("a", "b"), width=8, dropout=0.1, image_size=32)
+    write_json(model / "head.json", head.model_dump())
+    film.touch()
+    run_id = say("predict", str(model), str(film), "--output", str(tmp_path / "predictions.csv"))[1].strip()
+    predicted = RunPaths.of(settings.storage, run_id)
+
+    refused = sent(client, predicted, "fork", set=f"output={tmp_path / '.profile'}")
+    again = sent(client, predicted, "fork")
+
+    forked = RunPaths.of(settings.storage, again.headers["location"].removeprefix("/runs/"))
+    assert refused.status == 400
+    assert "the page writes no file outside of the storage; leave output out, or use `nightshift fork`" in error_of(
+        refused
+    )
+    assert set(run_state.all_ids(settings.storage)) == {predicted.run_id, forked.run_id}
+    assert read_json(forked.spec)["output"] == str(tmp_path / "predictions.csv")
 
 
 # Tags and note

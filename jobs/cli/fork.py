@@ -23,6 +23,7 @@ from jobs.runs.request import read_request
 
 KEPT = ("priority", "window", "timezone", "max_duration_seconds", "retries")  # of the request; the rest is of one run
 LABELS = ("name", "tags", "note")
+OUTPUT_FILE = "output"  # the option with a file that the job worker writes outside of the storage
 
 CHANGES = OptionGroup(
     "Changes",
@@ -63,16 +64,16 @@ def fork(run: str, changes: tuple[tuple[str, str], ...], **given: Any) -> None:
 
 
 def submit_fork(settings: Settings, paths: RunPaths, lines: Sequence[str], labels: Mapping[str, Any]) -> str:
-    """Submit the spec of a run again with changes, and return the new run id.
+    """Submit the spec of a run again with changes, and return the new run id: what the page does.
 
     Args:
         settings: The storage and the queue.
         paths: The run.
-        lines: Changes such as `epochs=20`, as `--set` takes them.
+        lines: Changes such as `epochs=20`, as `--set` takes them; not of the file that the run writes.
         labels: Some of `name`, `tags` and `note`.
 
     Raises:
-        InvalidOption: A change is not an option and a value that the run's command takes.
+        InvalidOption: A change is not an option and a value that the run's command takes, or names a file to write.
         ClusterError, JobError, ShardError, TrainerError: As `nightshift fork` refuses it.
     """
     context = click.Context(cli, info_name="nightshift")
@@ -80,6 +81,7 @@ def submit_fork(settings: Settings, paths: RunPaths, lines: Sequence[str], label
     try:
         with context:
             changes = tuple(OptionValue().convert(line, None, None) for line in lines)
+            _refuse_output(changes)
             submit, values = _forked(paths, changes, labels)
             spec, request = SpecCollector.invoke(submit, [], context, default_map=values)
     except click.UsageError as error:
@@ -101,6 +103,18 @@ def _forked(
     values = option_values(submit, as_text({**spec, **kept}), paths.run_id)
     values |= option_values(submit, _without_repeats(changes), "--set")
     return submit, values | {name: labels[name] for name in LABELS if labels.get(name)}
+
+
+def _refuse_output(changes: Sequence[tuple[str, str]]) -> None:
+    """Refuse a file to write: who may use the page may not write the files of the user who started it.
+
+    Raises:
+        InvalidOption: There is one.
+    """
+    if any(name == OUTPUT_FILE for name, _ in changes):
+        raise InvalidOption(
+            f"--set: the page writes no file outside of the storage; leave {OUTPUT_FILE} out, or use `nightshift fork`"
+        )
 
 
 def _without_repeats(changes: tuple[tuple[str, str], ...]) -> dict[str, str]:
