@@ -246,6 +246,24 @@ def test_workers_that_met_a_fault_of_the_infrastructure_work_again(worker_that_m
     assert ray_train.run_worker(config) == "trained"
 
 
+@pytest.mark.parametrize(("setting", "mode"), [(None, 0o640), ("007", 0o660)])
+def test_what_a_worker_writes_has_the_permissions_of_the_run_and_not_those_of_rays_processes(
+    worker_that_meets, monkeypatch, tmp_path, setting, mode
+):
+    config = worker_that_meets(StorageAway("never"))
+    monkeypatch.setattr(ray_train, "_run", lambda _work, _task: (tmp_path / "predictions.csv").touch())
+    if setting is not None:
+        monkeypatch.setenv("NIGHTSHIFT_UMASK", setting)
+    before = os.umask(0o022)
+
+    try:
+        ray_train.run_worker(config)
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "predictions.csv").stat().st_mode & 0o777 == mode
+
+
 def test_ray_that_does_not_start_in_time_is_started_again(monkeypatch):
     tries = []
 

@@ -5,16 +5,43 @@ import signal
 import time
 
 import pytest
+import torch
 
 from cluster.files import append_line, read_json, read_lines
 from cluster.run_paths import TrialPaths
+from cluster.settings import Settings
 from tests.searched import search_spec, table_of
 from tests.trained import done, new_run, trainer_process
-from trainer.search.run_trainable import Training
+from trainer.attempt import Attempt
+from trainer.distributed.worker import WorkerTask
+from trainer.search import head_trainable
+from trainer.search.head_trainable import HeadTrainable
+from trainer.search.run_trainable import RunTrainable, Training
 
 pytestmark = pytest.mark.timeout(1800)
 
 LR_ALONE = {"lr": {"low": 1e-5, "high": 1e-2, "log": True}, "dropout": None, "head_width": None}
+
+
+@pytest.mark.parametrize("trainable", [HeadTrainable, RunTrainable])
+def test_what_a_trial_writes_has_the_permissions_of_the_run_and_not_those_of_rays_processes(
+    monkeypatch, tmp_path, trainable
+):
+    def touch(*_):
+        (tmp_path / "metrics.jsonl").touch()
+
+    monkeypatch.setattr(trainable, "reset_config", touch)
+    monkeypatch.setattr(head_trainable, "FrozenTrials", lambda *_, **__: None)
+    paths = new_run(tmp_path, search_spec(tmp_path))
+    attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
+    before, threads = os.umask(0o022), torch.get_num_threads()
+
+    try:
+        trainable.__new__(trainable).setup({}, WorkerTask(attempt=attempt, spec=None, source=None), threads, 1)
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "metrics.jsonl").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.slow

@@ -16,10 +16,11 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from cluster import stack_dumps
+from cluster.access import restrict_umask
 from cluster.errors import ClusterError, StorageAway
 from cluster.files import read_json, write_json
 from cluster.resources import Machine, refuse_fewer_gpus
-from cluster.settings import Settings
+from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.cluster_wait import wait_for_room
@@ -117,6 +118,7 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     shard is damaged: so a worker with such an error writes it to a file before it raises, and the restarted workers
     return it as a value.
     """
+    restrict_umask(umask_setting())  # Ray's processes on a cluster have that of its nodes
     task: WorkerTask[Any] = config["task"]
     error_file = task.paths.scratch / f"fault-{task.attempt.number}.json"
     if error_file.exists():

@@ -9,6 +9,8 @@ import ray
 import torch
 from ray import tune
 
+from cluster.access import restrict_umask
+from cluster.settings import umask_setting
 from trainer.distributed.worker import WorkerTask
 from trainer.search.frozen_trials import FrozenData, FrozenTrials, read_data
 from trainer.search.trial_messages import TrialAssignment
@@ -24,6 +26,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:
         """Start or resume the trial of `config`."""
+        restrict_umask(umask_setting())  # Ray's processes on a cluster have that of its nodes
         torch.set_num_threads(threads)
         self.task, self.slots = task, slots
         self.trials = FrozenTrials(self.task, self._data, on_gpu=bool(ray.get_gpu_ids()))

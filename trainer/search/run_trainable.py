@@ -13,7 +13,9 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field
 from ray import tune
 
+from cluster.access import restrict_umask
 from cluster.run_paths import TrialPaths
+from cluster.settings import umask_setting
 from cluster.stop_request import StopRequest
 from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
@@ -39,6 +41,7 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def setup(self, config: dict[str, Any], task: WorkerTask[SearchSpec], threads: int, slots: int) -> None:  # noqa: ARG002
         """Start or resume the trial of `config`."""
+        restrict_umask(umask_setting())  # Ray's processes on a cluster have that of its nodes
         self.task = task
         self.training: Training | None = None
         self.pause = PauseSignal(task.attempt.paths, task.attempt.number)
