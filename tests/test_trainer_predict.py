@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import StorageError
+from cluster.exit_codes import ExitCode
 from cluster.files import read_json, write_json
 from cluster.settings import Settings
 from data_shards.index import read_index
@@ -20,6 +21,7 @@ from data_shards.pack.packing import pack
 from tests.datasets import image_folder, noise
 from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer import train
+from trainer.__main__ import main as trainer_main
 from trainer.data import images
 from trainer.data.images import ImageFiles, image_sources, sample_images
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
@@ -196,6 +198,21 @@ def test_samples_are_drawn_from_the_images_of_a_folder_and_not_from_other_files(
 
     assert samples.shape == (1, 3, 32, 32)
     assert (samples == 7).all()
+
+
+def test_a_file_that_was_moved_before_the_run_began_is_not_named_in_the_log_or_the_error(tmp_path, model, caplog):
+    film = tmp_path / "film.png"
+    Image.new("L", (40, 40)).save(film)
+    spec = build(PredictSpec, model=str(model), images=(str(film), str(tmp_path / "Doe^Jane.dcm")))
+    paths = new_run(tmp_path, spec, "predict")
+    caplog.set_level(logging.DEBUG)
+
+    code = trainer_main([str(paths.folder)])
+
+    error = read_json(paths.error)["error"]
+    assert code == ExitCode.USAGE
+    assert error.startswith("path 2 of the 2 that were given does not exist any more; `nightshift show` lists them")
+    assert "Doe" not in error + caplog.text
 
 
 def test_a_run_without_readable_images_fails_and_keeps_the_table_of_reasons(tmp_path, model):

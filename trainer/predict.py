@@ -1,16 +1,17 @@
 """`predict`: a table with a published model's prediction for each image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
 from cluster.files import copy_atomically
+from data_shards.locations import local_folder
 from trainer.attempt import Attempt
 from trainer.data.images import ImageSource, image_sources
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.errors import Stopped
+from trainer.errors import SpecError, Stopped
 from trainer.evaluate import model_folder
 from trainer.inference.prediction_rows import RowCounts, check_sizes, read_batches, rows_of
 from trainer.inference.prediction_table import PredictionRow, open_prediction_table
@@ -33,6 +34,7 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
         TrainerError: No image could be read.
         StorageError: The table cannot be written.
     """
+    _refuse_missing(spec.images)
     folder = model_folder(spec.model, attempt.settings)
     if spec.threshold is not None:
         read_threshold(folder, spec.threshold)  # fails here, before workers start
@@ -51,6 +53,22 @@ def predict(attempt: Attempt, spec: PredictSpec) -> RunResult:
         model_sha256=weights,
         details={**outcome["details"], "output": spec.output or str(table)},
     )
+
+
+def _refuse_missing(images: Sequence[str]) -> None:
+    """Refuse files and folders that are not there any more, without their names: logs and webhooks have the error.
+
+    Raises:
+        SpecError: One is missing.
+    """
+    places = [local_folder(given) for given in images]
+    missing = [number for number, place in enumerate(places, 1) if place is not None and not place.exists()]
+    if missing:
+        others = f", nor do {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise SpecError(
+            f"path {missing[0]} of the {len(images)} that were given does not exist any more{others}; `nightshift "
+            "show` lists them: submit them again where they are now"
+        )
 
 
 def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:
