@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import shutil
 from collections import Counter
 from functools import partial
@@ -197,6 +198,28 @@ def test_the_cache_keeps_its_limit_by_removing_what_was_used_least(server, local
 
     kept = {file.stem for file in copies(small)}
     assert kept == {shards[number].sha256 for number in (0, 2, 3)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user")
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_folder_or_link_that_another_user_has_put_in_its_place_is_not_used(local, tmp_path, is_link):
+    own, folder = tmp_path / "own", tmp_path / "cache"
+    own.mkdir()
+    (own / "films.tar").touch()
+    if is_link:
+        folder.symlink_to(own)
+    else:
+        shutil.copytree(local[0], folder)
+    os.lchown(folder, 3002, -1)
+    for shard in local[1].shards if not is_link else ():
+        (folder / shard.name).rename(folder / f"{shard.sha256}.tar")
+
+    with pytest.raises(RemoteError, match=r"belongs to another user; set TMPDIR to a folder of your own"):
+        ShardCache(folder, limit_bytes=max(shard.bytes for shard in local[1].shards)).path_of(
+            server, local[1].shards[0]
+        )
+
+    assert [file.name for file in own.iterdir()] == ["films.tar"]
 
 
 def test_a_cache_too_small_to_mix_samples_is_refused_with_the_size_it_needs(server, local, tmp_path):

@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -55,6 +57,22 @@ def test_the_password_is_required_and_never_an_argument(place: Path) -> None:
     assert password not in (place / "redis" / "redis.log").read_text()
     with pytest.raises(AuthenticationError), Redis(unix_socket_path=str(place / "redis" / "socket")) as stranger:
         stranger.ping()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link of another user")
+def test_the_folder_of_its_socket_is_no_link_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place, own = tmp_path / ("long" * 30), tmp_path / "own"
+    own.mkdir(mode=0o755)
+    digest = hashlib.sha256(os.fsencode(place / "redis")).hexdigest()[:16]
+    link = tmp_path / f"nightshift-{os.getuid()}-{digest}"
+    link.symlink_to(own)
+    os.lchown(link, 3002, -1)
+
+    with pytest.raises(QueueUnreachable, match="belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path"):
+        embedded_redis.ensure_running(place)
+
+    assert stat.S_IMODE(own.stat().st_mode) == 0o755
 
 
 def test_a_client_of_a_server_that_was_stopped_knows_the_password_of_the_next_one(place: Path) -> None:

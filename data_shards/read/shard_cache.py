@@ -52,11 +52,11 @@ class ShardCache:
             RemoteError: It cannot be downloaded, or is larger than the cache.
             DamagedShard: Every download differs from the index.
         """
+        self._ready()
         path, used = self._file(shard.sha256, "tar"), self._file(shard.sha256, "used")
         if _is_whole(path, shard):
             used.touch()  # disks are often mounted without access times
             return path
-        self._ready()
         with self._locked(shard.sha256):
             if not _is_whole(path, shard):
                 self._fetch(location, shard, path)
@@ -132,8 +132,9 @@ class ShardCache:
 
     def _ready(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder.stat().st_uid != os.getuid():
-            raise RemoteError(f"the cache {self.folder} belongs to another user; choose another folder")
+        # Everybody may make a link there, to a folder of this user with other shards, which the cache would evict.
+        if {self.folder.stat().st_uid, self.folder.lstat().st_uid} != {os.getuid()}:
+            raise RemoteError(f"the cache {self.folder} belongs to another user; set TMPDIR to a folder of your own")
 
 
 def limit_default_cache(limit_bytes: int) -> None:

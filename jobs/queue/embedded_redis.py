@@ -289,7 +289,7 @@ def _socket_path(folder: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     private = Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-{digest}"
     private.mkdir(mode=0o700, exist_ok=True)
-    if private.stat().st_uid != os.getuid():
+    if {private.stat().st_uid, private.lstat().st_uid} != {os.getuid()}:  # everybody may make a link there
         raise QueueUnreachable(f"{private} belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path")
     private.chmod(0o700)
     return private / "socket"
