@@ -134,6 +134,17 @@ def show_gpus(uuids: Sequence[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
 
 
+def hide_gpus() -> None:
+    """Hide all GPUs from CUDA, in this process unless it has started CUDA, and in its children.
+
+    A process that trains on CPUs alone would start CUDA on the GPUs that it sees: Ray Train selects one, each step of
+    an optimizer asks whether its stream is captured, and the first backward pass starts a thread for each. That takes
+    memory of GPUs that other runs have leased, fails where these use them alone, and a fork of a process that has
+    started CUDA cannot train.
+    """
+    show_gpus(())
+
+
 def set_local_ray_environment() -> None:
     """Set the environment variables of a Ray that this process starts. Its children inherit them.
 

@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -161,6 +163,48 @@ def test_a_run_on_cpus_leases_and_hides_nothing(host):
     assert (machine.gpus, per_worker) == (0, 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(GPUS)
     assert not (host.folder / "locks").exists()
+
+
+TRAINER_BESIDE_A_BUSY_GPU = """
+import os, sys
+import torch
+
+def is_available():
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+def starts_cuda():
+    def start(*_):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+    return start
+
+torch.cuda.is_available = is_available
+torch.cuda.current_device, torch.cuda.set_device, torch.accelerator.current_stream = (starts_cuda() for _ in range(3))
+torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda") if is_available() else None
+from trainer.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"freeze": "none", "epochs": 1}, {"folds": 2, "epochs": 1, "head_width": 512, "patience": 10}],
+    ids=["here", "in forks"],
+)
+def test_a_training_on_cpus_starts_cuda_neither_in_its_process_nor_in_its_forks(tmp_path, digits_shards, options):
+    spec = train_spec(digits_shards, gpus_per_worker=0, **options)
+    paths = new_run(tmp_path, spec)
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+
+    trainer = subprocess.run(
+        [sys.executable, "-c", TRAINER_BESIDE_A_BUSY_GPU, str(paths.folder)],
+        env={**environment, "NIGHTSHIFT_STORAGE": str(tmp_path), "OMP_NUM_THREADS": "2"},  # as many forks
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert trainer.returncode == 0, trainer.stderr
+    assert "died" not in trainer.stderr
 
 
 def test_a_wait_is_a_phase_of_the_run_and_ends_with_it(host, monkeypatch):

@@ -18,7 +18,7 @@ from cluster.cluster_version import record_cluster_version
 from cluster.errors import ClusterError, NewerVersion, StorageAway, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_full
-from cluster.process_env import set_local_ray_environment
+from cluster.process_env import hide_gpus, set_local_ray_environment
 from cluster.process_exit import end_process
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.WORKERS_LOST if isinstance(error, StorageAway) else ExitCode.USAGE
     try:
         spec = read_spec(attempt.paths.spec)
+        if spec.gpus_per_worker == 0:
+            hide_gpus()  # before torch and Ray look for them
         if attempt.settings.ray_address is None:
             set_local_ray_environment()  # before ray is imported: it reads how to authenticate only once
             if isinstance(spec, SearchSpec) or spec.workers > 1:
