@@ -15,6 +15,7 @@ from tests.fake_cuda import GPU, DeviceCounts, fake_cuda, on_gpu, walk_backward
 from trainer.data.batches import DeviceBatch, FeatureLoader, ImageLoader
 from trainer.data.transforms import Augmentation, normalised
 from trainer.distributed.process_group import ProcessGroup
+from trainer.evaluation.scoring import _rows, evaluation_plan
 from trainer.model.efficientnet import Backbone, Classifier, build_head
 from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec, build
@@ -156,6 +157,19 @@ def test_steps_stay_within_their_budget_and_wait_only_where_losses_are_gathered(
     assert (counts.waits, gatherings) == (0, [1, STEPS - 1])
     asked = [sum(counts.kernels.values()), counts.copies["waits"], counts.copies["goes on"]]
     assert [most - count for most, count in zip(budget, asked, strict=True) if count > most] == [], (asked, budget)
+
+
+def test_a_validation_lets_the_gpu_compute_while_the_next_batch_is_loaded(monkeypatch):
+    module, counts = whole_network(), DeviceCounts()
+    shard = Shard(name="0.tar", split="valid", samples=8, per_class=(4, 4), bytes=1, sha256="0" * 64)
+    index, group = ShardIndex(classes=("a", "b"), shards=(shard,)), ProcessGroup(0, 1, GPU)
+    plan = evaluation_plan(index, "valid", group, at_once=3)
+
+    with fake_cuda(monkeypatch), counts:
+        _rows(on_gpu(module), images_on_gpu(monkeypatch), plan, group, "bf16")
+
+    assert (counts.waits, counts.copies["waits"]) == (0, 0)
+    assert counts.copies["goes on"] >= plan.batches * 3  # images, labels and ids
 
 
 class Careless(LoopHooks):

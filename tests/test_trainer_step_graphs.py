@@ -66,7 +66,7 @@ class FakeGenerator:
 @pytest.fixture(autouse=True)
 def cuda(monkeypatch):
     """Fake what `StepGraphs` asks of `torch.cuda`; return the memory pools of captures, and their fault."""
-    seen = {"pools": [], "fault": None, "free": 1000}
+    seen = {"pools": [], "fault": None, "free": 1000, "share": 1.0}
 
     @contextmanager
     def graph(graph, *, pool, stream, capture_error_mode):
@@ -91,6 +91,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: HELD["bytes"])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: ALLOCATED)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (seen["free"], 10_000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: seen["share"])
     monkeypatch.setattr(torch.cuda, "default_generators", [FakeGenerator()])
     return seen
 
@@ -208,14 +209,15 @@ def test_a_step_whose_graph_leaves_too_little_memory_stays_eager_and_one_line_sa
     assert "steps are not CUDA graphs" in caplog.text
 
 
-def test_a_step_whose_graph_leaves_enough_memory_is_captured(cuda):
+@pytest.mark.parametrize(("limit", "graphs"), [({"free": 400}, 1), ({"share": 0.09}, 1), ({"share": 0.0899}, 0)])
+def test_a_step_is_captured_where_the_graph_leaves_enough_of_the_memory_that_the_process_may_use(cuda, limit, graphs):
     training = Training()
-    cuda["free"] = 400
+    cuda.update(limit)  # of 10,000 bytes torch holds 500 after a step
 
     training.take()
     training.take()
 
-    assert len(FakeGraph.made) == 1
+    assert len(FakeGraph.made) == graphs
 
 
 def test_all_steps_on_a_cpu_are_eager():

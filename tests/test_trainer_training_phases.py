@@ -1,6 +1,7 @@
 """Fine-tuning whose first epochs train the head alone."""
 
 import signal
+import weakref
 from pathlib import Path
 
 import psutil
@@ -10,6 +11,7 @@ from cluster.files import read_lines
 from tests.trained import attempted, done, evaluated, new_run, stop_at_epoch, train_spec, trainer_process, wait_until
 from trainer.errors import SpecError, Stopped
 from trainer.model.checkpoint_folder import read_tensors
+from trainer.training import worker
 from trainer.training.worker import phases
 
 pytestmark = pytest.mark.usefixtures("without_reports")
@@ -85,6 +87,29 @@ def test_each_phase_has_a_warm_up_of_its_own(tuned):
 
     assert (first, second) == (third, fourth)  # at the ends of two phases of two epochs
     assert first > second
+
+
+def test_the_first_phase_holds_no_features_when_the_second_measures_the_memory(
+    shared_storage, digits_shards, monkeypatch
+):
+    load, measure = worker._feature_loader, worker._micro_batches
+    loaders, held = [], []
+
+    def loaded(setup):
+        loader = load(setup)
+        loaders.append(weakref.ref(loader))
+        return loader
+
+    def measured(*given, **options):
+        held.extend(loader() is not None for loader in loaders)
+        return measure(*given, **options)
+
+    monkeypatch.setattr(worker, "_feature_loader", loaded)
+    monkeypatch.setattr(worker, "_micro_batches", measured)
+
+    done(shared_storage, train_spec(digits_shards, **TUNING | {"head_epochs": 1, "epochs": 2}), "short")
+
+    assert held == [False]
 
 
 @pytest.mark.slow

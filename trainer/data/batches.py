@@ -75,7 +75,7 @@ class FeatureLoader:
         for batch in range(start, plan.batches):
             self.on_batch()
             ids = torch.from_numpy(plan.ids(batch))
-            rows = ids.to(values.device)
+            rows = ids.to(values.device, non_blocking=True)
             inputs, targets = values[rows].to(self.device), labels[rows].to(self.device)
             yield DeviceBatch(inputs, targets, ids, plan.images_in_step(batch))
 

@@ -112,7 +112,8 @@ def _rows(
         with autocast(process_group.device, precision):
             logits = module(_filled(step.inputs, plan.largest_batch))[: len(step.inputs)]  # (B, classes)
         labels = step.labels.double().reshape(len(step.labels), -1)
-        rows.append(torch.cat([step.ids.to(labels).unsqueeze(1), labels, logits.double()], dim=1))
+        ids = step.ids.to(labels, non_blocking=True).unsqueeze(1)
+        rows.append(torch.cat([ids, labels, logits.double()], dim=1))
     return torch.cat(rows)
 
 

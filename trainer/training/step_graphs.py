@@ -128,7 +128,7 @@ class StepGraphs:
         """Return whether a graph, which keeps its memory, leaves as much for other steps and for validation."""
         if shape in self._too_large:
             return False
-        free, needed = torch.cuda.mem_get_info(self.device)[0] + self._unused_bytes(), self._needs[shape]
+        free, needed = self._free_bytes() + self._unused_bytes(), self._needs[shape]
         if free >= 2 * needed:
             return True
         if not short_of_memory:
@@ -140,6 +140,12 @@ class StepGraphs:
         self._too_large.add(shape)
         short_of_memory.append(needed)
         return False
+
+    def _free_bytes(self) -> int:
+        """Return the memory of the GPU that torch may still take: not more than the share that the process may use."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        share = torch.cuda.get_per_process_memory_fraction(self.device)
+        return min(free, int(share * total) - torch.cuda.memory_reserved(self.device))
 
     def _addresses(self) -> list[int]:
         states = (value for state in self.optimizer.state.values() for value in state.values())

@@ -84,14 +84,22 @@ def train_model(setup: TrainingSetup) -> TrainState:
         for epochs, frozen in phases(spec):
             if state.epoch >= min(epochs.stop, spec.last_epoch):
                 continue
-            loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
-            with one_thread(isinstance(loop.loader, FeatureLoader)), _ended(loop.loader):
-                while not loop.is_over(state):
-                    state = loop.train_epoch(state)
+            state = _train_phase(setup, checkpointer, state, epochs, frozen=frozen)
         if state.best_epoch:
             checkpointer.load_best(state)
         else:
             checkpointer.ema.copy_to_source()
+    return state
+
+
+def _train_phase(
+    setup: TrainingSetup, checkpointer: Checkpointer, state: TrainState, epochs: range, *, frozen: bool
+) -> TrainState:
+    """Train the epochs of a phase and return the last state; its features and graphs leave the GPU with its loop."""
+    loop = _build_loop(setup, checkpointer, epochs, frozen=frozen)
+    with one_thread(isinstance(loop.loader, FeatureLoader)), _ended(loop.loader):
+        while not loop.is_over(state):
+            state = loop.train_epoch(state)
     return state
 
 
@@ -244,7 +252,7 @@ def _build_loader(setup: TrainingSetup, epochs: range, *, frozen: bool) -> Batch
 
     def prepare(images: Tensor, training: bool) -> Tensor:
         augmented = augment(images) if augment and training else images
-        return forward(augmented, normalise).to(images.device) if frozen else normalise(augmented)
+        return forward.on_device(augmented, normalise) if frozen else normalise(augmented)
 
     return ImageLoader(
         location=spec.shards,
