@@ -20,10 +20,9 @@ from redis import Redis
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
-from data_shards.pack.packing import PackOptions, pack
-from data_shards.sample_data import write_sample
 from jobs.__main__ import main
 from jobs.queue import embedded_redis
+from tests.datasets import packed_digits
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
@@ -75,11 +74,7 @@ def redis(settings: Settings) -> Iterator[Redis]:
 @pytest.fixture(scope="session")
 def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 handwritten digits of ten classes at 32 pixels, several shards per split."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_sample(folder / "images", limit=300)
-    # Two handwritten digits that look the same are not a leak.
-    pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1, allow_leakage=True))
-    return folder / "shards"
+    return packed_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")

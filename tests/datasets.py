@@ -15,6 +15,7 @@ from data_shards.index import Shard, ShardIndex, write_index
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from data_shards.read.shard_cache import ShardCache
+from data_shards.sample_data import write_sample
 
 Members = Sequence[tuple[str, bytes]]
 
@@ -49,6 +50,14 @@ def packed(folder: Path, counts: Mapping[str, int], **options: object) -> tuple[
     source = image_folder(folder / "images", counts)
     chosen = PackOptions(**{"shard_bytes": 20_000, "processes": 1, "plain_groups": True, **options})  # type: ignore[arg-type]
     return folder / "shards", pack(source, folder / "shards", chosen).index
+
+
+def packed_digits(folder: Path) -> Path:
+    """Pack 300 handwritten digits of ten classes at 32 pixels, several shards per split, and return their folder."""
+    write_sample(folder / "images", limit=300)
+    # Two handwritten digits that look the same are not a leak.
+    pack(folder / "images", folder / "shards", PackOptions(shard_bytes=100_000, processes=1, allow_leakage=True))
+    return folder / "shards"
 
 
 def index_of(sizes: Sequence[int], split: str = "train") -> ShardIndex:

@@ -17,7 +17,7 @@ REPORT = Path("gpu-report.json")
 def main(arguments: list[str]) -> int:
     """Run pytest with the given arguments on this folder; return its exit code, 1 if nothing could be measured."""
     outcomes = TestOutcomes()
-    code = int(pytest.main([str(Path(__file__).parent), *arguments], plugins=[outcomes]))
+    code = int(pytest.main([str(Path(__file__).parent), "--verbose", *arguments], plugins=[outcomes]))
     measured = _measured() if torch.cuda.is_available() else {}
     write_report(REPORT, outcomes.tests, measured)
     sys.stdout.write(f"{REPORT.absolute()} has the outcome; it holds no data of yours\n")
