@@ -19,6 +19,7 @@ from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
 from trainer.model.bundle import read_model
+from trainer.model.folded_backbone import FoldedBackbone
 from trainer.training.worker import train_on_worker
 
 pytestmark = pytest.mark.usefixtures("without_reports")
@@ -106,6 +107,16 @@ def test_without_the_cache_the_result_is_the_same(trained, tmp_path, digits_shar
     assert not (tmp_path / "features").exists()
     assert streamed.metrics["confusion_matrix"] == cached.metrics["confusion_matrix"]
     assert streamed.metrics["loss"] == pytest.approx(cached.metrics["loss"], rel=1e-3)
+
+
+def test_a_step_of_a_head_on_augmented_images_does_not_take_its_features_to_the_cpu(
+    tmp_path, digits_shards, monkeypatch
+):
+    monkeypatch.setattr(FoldedBackbone, "__call__", lambda *_: pytest.fail("a GPU would be waited for at each batch"))
+
+    paths, _ = done(tmp_path, train_spec(digits_shards, augment=True, epochs=1))
+
+    assert [line["epoch"] for line in read_lines(paths.metrics)] == [1]
 
 
 def test_evaluating_the_published_model_reproduces_the_figures_stored_with_it(trained, storage, digits_shards):
