@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import LocalLauncher
-from tests.gpu.whole_runs import run_whole
+from tests.gpu.whole_runs import RUNS, run_whole
 from tests.trained import new_run, train_spec
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +51,16 @@ def test_a_run_that_hangs_is_ended_and_named(tmp_path, capsys):
 
     assert not succeeded
     assert capsys.readouterr().out.splitlines()[0] == "run: did not end within 0.5 s; the end of its log:"
+
+
+def test_there_are_runs_of_all_kinds_that_use_gpus_and_two_beside_them():
+    specs = {name: spec("shards", Path("runs")) for name, spec in RUNS}
+
+    assert {spec.kind for spec in specs.values()} == {"train", "evaluate", "predict", "search"}
+    assert [name for name, spec in specs.items() if spec.gpus_per_worker == 0] == [
+        "folds-on-cpus",
+        "head-search-on-cpus",
+    ]
 
 
 @pytest.mark.slow
