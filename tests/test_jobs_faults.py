@@ -363,3 +363,23 @@ def frozen(*pids: int) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", ["emptied", "its key has expired"])
+def test_a_job_worker_that_redis_has_forgotten_is_listed_again(
+    stack: Stack, settings: Settings, redis: Redis, how: str
+) -> None:
+    assert eventually(lambda: bool(live_workers(redis)))
+    [before] = live_workers(redis)
+
+    if how == "emptied":
+        redis.flushall()
+    else:  # as after a machine was suspended for two minutes
+        redis.delete(f"rq:worker:{before.name}")
+    reaches(settings.storage, submit(settings, FakeSpec()), "succeeded")
+
+    assert eventually(lambda: bool(live_workers(redis)))
+    [after] = live_workers(redis)
+    assert (after.name, after.queues, after.version, after.since) == (
+        before.name, before.queues, before.version, before.since,
+    )  # fmt: skip

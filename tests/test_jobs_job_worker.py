@@ -18,6 +18,7 @@ OVERRIDDEN = {
         rq.Worker,
         {
             "bootstrap": ["self", "logging_level", "date_format", "log_format"],
+            "heartbeat": ["self", "timeout", "pipeline"],
             "execute_job": ["self", "job", "queue"],
             "main_work_horse": ["self", "job", "queue"],
             "fork_work_horse": ["self", "job", "queue"],

@@ -19,6 +19,8 @@ from typing import Any
 
 import redis
 import rq
+from redis.client import Pipeline
+from rq import worker_registration
 from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.serializers import JSONSerializer
@@ -101,6 +103,21 @@ class JobWorker(rq.Worker):
         except StopRequested:
             self.register_death()  # type: ignore[no-untyped-call]
             raise
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Send a heartbeat to Redis, and register again if Redis does not know this worker any more.
+
+        It was emptied, or this machine was suspended for longer than a worker without heartbeats is kept: RQ's own
+        heartbeat would then make a worker that serves no queue.
+        """
+        super().heartbeat(timeout, pipeline)
+        if self.birth_date is not None and not self.connection.hexists(self.key, VERSION_FIELD):
+            log.warning("Redis had forgotten this job worker, which registers again")
+            fields = {**self.serialize(), "state": self.get_state(), VERSION_FIELD: VERSION}
+            with self.connection.pipeline() as registration:
+                registration.hset(self.key, mapping=fields)
+                worker_registration.register(self, registration)
+                registration.execute()
 
     # --- one run, from the queue to its end
 
@@ -185,7 +202,7 @@ class JobWorker(rq.Worker):
                 execution.delete(job=job, pipeline=pipe)
                 pipe.delete(job.key)
                 pipe.execute()
-            with contextlib.suppress(ClusterError):
+            with contextlib.suppress(ClusterError, OSError):
                 state = run_state.read_state(RunPaths.of(self.settings.storage, job.id))
                 if requeue and state.needs_queueing:
                     enqueue(self.connection, job.id, state.priority, at_front=True)
