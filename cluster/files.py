@@ -26,6 +26,15 @@ _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
 LOCK_POLL_SECONDS = 0.01
 # Errors of a file that is missing, or of a folder, a loop of links or a socket in place of it.
 _DAMAGES = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+# Errors of a disk, a file server, a network or a machine that failed: the same call may succeed later.
+INFRASTRUCTURE_ERRNOS = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOLCK, errno.ENODEV, errno.ENXIO, errno.EBUSY),
+        *(errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE),
+        *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ESHUTDOWN),
+        *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+    }
+)
 OpenDraft: TypeAlias = Callable[[Path], AbstractContextManager[Path]]  # yields the path of a draft of a file
 _JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
@@ -192,6 +201,13 @@ def is_damage(error: StorageError) -> bool:
     if isinstance(error, StorageAway):
         return False
     return not isinstance(cause, OSError) or cause.errno in _DAMAGES
+
+
+def is_unanswered(error: OSError | StorageError) -> bool:
+    """Whether the storage did not answer, so nothing is known; that a file is missing or forbidden is an answer."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    known = INFRASTRUCTURE_ERRNOS - _DAMAGES
+    return isinstance(error, StorageAway) or (isinstance(cause, OSError) and cause.errno in known)
 
 
 def read_json_object_if_any(path: Path) -> dict[str, Any]:

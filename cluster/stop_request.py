@@ -1,5 +1,6 @@
 """`stop.json`: asks an attempt to save a checkpoint and stop. Only this module reads and writes it."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -7,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import StorageError
-from cluster.files import locked, read_json, write_json
+from cluster.errors import StorageAway, StorageError
+from cluster.files import is_unanswered, locked, read_json, write_json
 
 CANCEL = "cancel"
 REASONS = (CANCEL, "drain", "window", "overtime")
@@ -34,12 +35,18 @@ class StopRequest:
 
     @classmethod
     def read(cls, file: Path, attempt: int) -> "StopRequest | None":
-        """Return the request to stop `attempt`, or None if there is none or it cannot be read."""
+        """Return the request to stop `attempt`, or None if there is none or it is damaged.
+
+        Raises:
+            OSError, StorageAway: The storage does not answer, so nobody knows.
+        """
         if not file.exists():
             return None
         try:
             request = cls.from_json(read_json(file))
-        except StorageError:
+        except StorageError as error:
+            if is_unanswered(error):
+                raise StorageAway(str(error)) from error
             return None  # removed after `exists`
         return request if request is not None and request.attempt in (None, attempt) else None
 
@@ -96,6 +103,8 @@ def _set_folder_aside(file: Path) -> None:
 class StopWatcher:
     """Checks for a request to stop one attempt. Once it has read a request, it keeps it.
 
+    While the storage does not answer there is none: what reads or writes it for another purpose finds out.
+
     Attributes:
         every_seconds: Between two looks at the storage; 0: it looks each time that it is asked.
         now: The clock, in seconds.
@@ -112,5 +121,6 @@ class StopWatcher:
         """Return why the attempt should stop, or None if there is no request."""
         if self._found is None and (not self.every_seconds or self.now() >= self._next_look):
             self._next_look = self.now() + self.every_seconds
-            self._found = StopRequest.read(self.file, self.attempt)
+            with contextlib.suppress(OSError, StorageError):
+                self._found = StopRequest.read(self.file, self.attempt)
         return None if self._found is None else self._found.reason

@@ -1,9 +1,12 @@
 """Who asks an attempt to stop, and which request stands when several do."""
 
+import errno
+import os
 import threading
 
 import pytest
 
+from cluster.errors import StorageAway
 from cluster.files import locked, read_json, write_json
 from cluster.stop_request import StopRequest, StopWatcher
 
@@ -124,3 +127,21 @@ def test_a_folder_in_place_of_the_request_is_renamed_where_the_request_is_remove
 
     assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
     assert not file.exists()
+
+
+def test_a_stop_request_that_cannot_be_read_is_not_taken_for_none_and_a_training_looks_again(tmp_path, monkeypatch):
+    file = tmp_path / "stop.json"
+    StopRequest("cancel", 1).publish(file)
+    watcher = StopWatcher(file, 1)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.files.read_content", unanswered)
+        with pytest.raises(StorageAway, match="Stale file handle"):
+            StopRequest.read(file, 1)
+        meanwhile = watcher.reason()
+
+    assert (meanwhile, watcher.reason()) == (None, "cancel")
+
+
+def unanswered(path):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))

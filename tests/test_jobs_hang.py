@@ -217,3 +217,15 @@ def test_a_hung_trainer_is_ended_with_its_stacks_in_the_log_and_its_run_is_queue
     assert "waits_for_a_file_system_that_hangs" in paths.log.read_text()
     assert processes_of(paths.run_id) == []
     assert read_json(paths.progress)["done"] == 7
+
+
+def test_progress_that_cannot_be_read_is_no_hang(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched.says()
+    watched.after(30)
+
+    with monkeypatch.context() as away:
+        away.setattr("cluster.files.read_content", raising(OSError(errno.EIO, os.strerror(errno.EIO))))
+        assert watched.after(3600) is None
+
+    assert watched.after(25) is None
+    assert watched.after(15) is not None

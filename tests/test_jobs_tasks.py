@@ -7,10 +7,14 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from cluster.errors import LeaseLost
+from cluster import files
+from cluster.errors import LeaseLost, StorageError
+from cluster.exit_codes import ExitCode
+from cluster.files import write_json
 from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
@@ -21,7 +25,7 @@ from jobs.queue.hang import ProgressWatch
 from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import _AttemptWatcher, claim_run
-from jobs.runs.outcomes import mark_dead
+from jobs.runs.outcomes import end, mark_dead
 from jobs.runs.request import JobRequest
 from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
 
@@ -205,3 +209,37 @@ def test_a_pause_of_the_storage_does_not_end_a_run(
     assert watcher.wait_for_end() == 0
     assert caplog.text.count("cannot be written yet: Stale file handle\n") == 1
     assert caplog.text.count("its heartbeat cannot be written: Stale file handle\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "state"),
+    [
+        ("stop.json", {"reason": "cancel", "attempt": 1}, ExitCode.STOPPED, "cancelled"),
+        ("error.json", {"error": "the images are all black", "attempt": 1}, ExitCode.FAILED, "failed"),
+        ("result.json", {"metrics": {"auroc": 0.75}}, ExitCode.SUCCEEDED, "succeeded"),
+    ],
+)
+def test_an_end_is_not_decided_by_a_file_that_cannot_be_read(  # noqa: PLR0917
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, content: object, code: int, state: str
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    claimed = claim_run(paths, "a worker", THIS_MACHINE)
+    assert claimed is not None
+    write_json(paths.folder / name, content)
+    read_content = files.read_content
+
+    def unanswered(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_content(path)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(files, "read_content", unanswered)
+        with pytest.raises(StorageError, match="Input/output error"):
+            end(paths, claimed.lease, code)
+        meanwhile = state_of(settings.storage, paths.run_id).state
+    mark_dead(paths, 1, "its job process died")
+
+    ended = state_of(settings.storage, paths.run_id)
+    assert (meanwhile, ended.state, ended.losses) == ("running", state, 0)
+    assert ended.metric == (("auroc", 0.75) if state == "succeeded" else None)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from cluster.access import INODE_CURE, NO_INODE
+from cluster.errors import StorageAway
 from tests.disks import small_disk
 from tests.trained import lease_in
 from trainer.errors import CheckpointError
@@ -183,3 +186,18 @@ def file_size_limit(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    write(step_folder(tmp_path, 1))
+    write(step_folder(tmp_path, 2))
+
+    def unanswered(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.files.read_content", unanswered)
+        with pytest.raises(StorageAway, match="Input/output error"):
+            latest_valid_checkpoint(tmp_path)
+
+    assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 2)

@@ -10,18 +10,19 @@ import torch
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupTimeoutError
 
-from cluster.errors import InsufficientResources, StorageAway
+from cluster.errors import InsufficientResources, StorageAway, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
-from data_shards.errors import ShardError
+from data_shards.errors import BadIndex, ShardError
 from tests.trained import lease_in
 from trainer import __main__ as trainer_main
 from trainer.attempt import Attempt, Settings
 from trainer.distributed import ray_train
 from trainer.distributed.infrastructure import TABLE, infrastructure_error
 from trainer.distributed.worker import WorkerTask
-from trainer.errors import InfrastructureError, TrainerError
+from trainer.errors import CheckpointError, InfrastructureError, TrainerError
+from trainer.progress import Progress
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
@@ -381,3 +382,70 @@ def test_the_error_of_a_run_that_was_deleted_is_not_that_of_its_storage(tmp_path
     shutil.rmtree(lease.paths.folder)
 
     assert trainer_main._handle_error(attempt, ShardError("shards does not exist")) == ExitCode.FAILED
+
+
+def with_cause(error, number):
+    """An error of ours as the trainer raises it when a file of the storage fails."""
+    try:
+        raise error from OSError(number, os.strerror(number))
+    except (StorageError, TrainerError, ShardError) as raised:
+        return raised
+
+
+OURS = [
+    StorageError("trials.jsonl cannot be read"),
+    CheckpointError("step-1 cannot be saved"),
+    BadIndex("no index.json"),
+]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+def test_an_error_of_ours_that_a_failing_storage_caused_is_retried(tmp_path, worker_that_meets, error, number):
+    raised = with_cause(type(error)(str(error)), number)
+    config = worker_that_meets(raised)
+    attempt = config["task"].attempt
+
+    with pytest.raises(InfrastructureError, match=str(error)):
+        ray_train.run_worker(config)
+
+    assert not (tmp_path / "scratch").exists()  # where workers that start again would find it
+    assert trainer_main._handle_error(attempt, raised) == ExitCode.WORKERS_LOST
+    assert str(error) in (tmp_path / "error.json").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT])
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+def test_an_error_of_ours_that_a_person_has_to_mend_is_not_retried(tmp_path, error, number):
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
+
+    found = trainer_main._handle_error(attempt, with_cause(type(error)(str(error)), number))
+
+    assert found == ExitCode.FAILED
+
+
+def test_a_trainer_that_cannot_read_its_run_at_the_start_is_started_again(tmp_path, monkeypatch):
+    paths = lease_in(tmp_path / "runs" / "run").paths
+    paths.job.write_text('{"retries": 1}')
+
+    def unanswered(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("cluster.files.read_content", unanswered)
+
+    assert trainer_main.main([str(paths.folder), "--attempt", "1"]) == ExitCode.WORKERS_LOST
+
+
+def test_a_storage_that_does_not_take_the_progress_does_not_end_the_run(tmp_path, monkeypatch):
+    progress = Progress(RunPaths(tmp_path), lease_in(tmp_path))
+    progress.start_phase("train", total=10)
+
+    def stale(*_arguments, **_options):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(type(progress.lease), "write_json", stale)
+        progress.start_phase("evaluate", total=10)
+    progress.write()
+
+    assert '"phase": "evaluate"' in progress.paths.progress.read_text()

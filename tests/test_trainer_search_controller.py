@@ -1,5 +1,7 @@
 """The decisions of a search without Ray: the controller, its trial journal and a clock."""
 
+import errno
+import os
 from datetime import timedelta
 
 import pytest
@@ -10,6 +12,7 @@ from cluster.errors import LeaseLost
 from cluster.lease import Lease
 from tests.searched import NOON, SimulatedSearch, events_of, search_spec, simulated_search, table_of
 from tests.trained import new_run
+from trainer.errors import InfrastructureError, TrainerError
 from trainer.search.journal import copy_trials
 from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
 
@@ -302,3 +305,30 @@ def test_after_a_cancel_the_paused_trials_resume_and_their_epochs_count_once(tmp
     assert [report.epoch for report in table_of(paths, spec).reports() if report.trial == 0] == [1, 2, 3, 4]
     assert table_of(paths, spec).trials[0].reports[1].value == 0.5
     assert resumed.controller.ending() == "done"
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.EIO, InfrastructureError), (errno.ENOSPC, TrainerError)], ids=["away", "full"]
+)
+def test_a_trial_that_its_storage_has_ended_goes_on_in_the_next_attempt(tmp_path, number, raised):
+    spec = search_spec("shards", trials=2, epochs=3, max_failures=0)
+    paths = new_run(tmp_path, spec)
+    search = SimulatedSearch(paths, spec)
+    trial = search.start()
+    lost = TrialEnd.lost_by(OSError(number, os.strerror(number)))
+    report = TrialReport(epoch=1, value=0.5, seconds=1.0)
+
+    with pytest.raises(TrainerError) as caught:
+        search.controller.record(trial, TrialStep.from_tune(TrialStep(reports=(report,), end=lost).to_tune()))
+
+    again = SimulatedSearch(paths, spec)
+    table = again.controller.journal.table
+    assert type(caught.value) is raised
+    assert (table.failed, [one.epochs for one in table.unfinished]) == (0, [1])
+    assert again.start() == trial
+
+
+def test_an_error_of_a_trials_own_ends_it(tmp_path):
+    assert TrialEnd.lost_by(ValueError("a bug")) is None
+    assert TrialEnd.lost_by(FileNotFoundError(errno.ENOENT, "no such file")) is None
+    assert TrialEnd.lost_by(LeaseLost("a newer attempt owns the run")) is None

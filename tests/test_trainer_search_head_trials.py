@@ -1,12 +1,15 @@
 """What the trials of one process report when one of them fails or pauses."""
 
+import errno
 import gc
+import os
 import weakref
 from datetime import UTC, datetime
 
 import pytest
 import torch
 
+from cluster.lease import Lease
 from cluster.settings import Settings
 from tests.searched import SimulatedSearch, search_spec
 from tests.trained import done, new_run
@@ -147,3 +150,23 @@ def test_the_tensors_of_a_trial_that_has_ended_are_freed_at_once(task, trials, m
     assert [one() for one in found if one() is not None] == []
     trials.train_only([])
     assert [stack() for stack in stacks if stack() is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.ESTALE, "cannot be written: Stale file handle"), (errno.ENOSPC, "cannot be written: No space left")],
+)
+def test_a_storage_that_fails_ends_the_attempt_and_no_trial(task, trials, monkeypatch, number, text):
+    first, second = assigned(task, *((100, 101) if number == errno.ESTALE else (102, 103)))
+    trials.train_only([first, second])
+
+    def refuse(*_arguments, **_options):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Lease, "write_bytes", refuse)
+        steps = trials.step()
+
+    assert [(step.end.outcome, text in step.end.error) for step in steps.values()] == [("lost", True)] * 2
+    trials.train_only([first])
+    assert trials.step()[first.trial].end is None

@@ -28,7 +28,15 @@ from data_shards.errors import ShardError
 from trainer.attempt import Attempt
 from trainer.distributed.child_process import LOG_FORMAT
 from trainer.distributed.ray_fork_server import start_fork_server
-from trainer.errors import InfrastructureError, SpecError, Stopped, TrainerError, UnknownOption, causes
+from trainer.errors import (
+    InfrastructureError,
+    SpecError,
+    Stopped,
+    TrainerError,
+    UnknownOption,
+    causes,
+    infrastructure_fault,
+)
 from trainer.progress import Progress
 from trainer.result import RunResult
 from trainer.specs import AnySpec, EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, read_spec
@@ -50,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         attempt = Attempt.of(options.folder, options.attempt, Settings.read())
     except (ClusterError, OSError) as error:
         logger.error("%s", error)
-        return ExitCode.WORKERS_LOST if isinstance(error, StorageAway) else ExitCode.USAGE
+        return ExitCode.WORKERS_LOST if infrastructure_fault(error) else ExitCode.USAGE
     try:
         spec = read_spec(attempt.paths.spec)
         if spec.gpus_per_worker == 0:
@@ -117,6 +125,7 @@ def _handle_error(attempt: Attempt, error: Exception) -> ExitCode:
         error = away
     if isinstance(error, TrainerError | ShardError | ClusterError):
         logger.error("%s", error)
+        error = infrastructure_fault(error) or error
     else:
         meaning = _storage_full(error) or _infrastructure_error(error)
         logger.exception("%s", meaning or "the run failed because of a bug in the program")

@@ -17,6 +17,9 @@ TrainerError
 
 from collections.abc import Iterator
 
+from cluster.errors import LeaseLost, StorageAway
+from cluster.files import INFRASTRUCTURE_ERRNOS
+
 
 class TrainerError(Exception):
     """Base of the errors of this package. The text is one line: the fault, then the cure."""
@@ -68,6 +71,29 @@ class WorkersLost(InfrastructureError):
 
 class Stopped(TrainerError):
     """The run was asked to stop and has saved a checkpoint to resume from."""
+
+
+def infrastructure_fault(error: Exception) -> InfrastructureError | None:
+    """Return an error of ours as a fault of the infrastructure, None if it is the run's own.
+
+    It is one if it says so, or was raised from an error of a disk, a file server or a network that failed.
+    """
+    if isinstance(error, LeaseLost):
+        return None
+    if isinstance(error, InfrastructureError):
+        return error
+    for cause in causes(error):
+        failed = isinstance(cause, OSError) and cause.errno in INFRASTRUCTURE_ERRNOS
+        if failed or isinstance(cause, StorageAway | InfrastructureError):
+            return InfrastructureError(one_line(error))
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """Return the line for people about an error: of one of the system's, what failed instead of its number."""
+    if isinstance(error, OSError):
+        return f"the machine, the network or the storage failed ({error.strerror})"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

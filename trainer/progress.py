@@ -1,10 +1,10 @@
 """`progress.json`: the current phase, speed and ETA of the running attempt."""
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.files import is_full
 from cluster.lease import Lease
 from cluster.run_paths import TrainingPaths
 from trainer.phase_times import PhaseTimes
@@ -74,11 +74,8 @@ class Progress:
         self._written = time.monotonic()
         if not self.writes:
             return
-        try:
+        with contextlib.suppress(OSError):  # a storage that fails hides the progress, but must not end the run
             self.lease.write_json(self.paths.progress, self._content())
-        except OSError as error:
-            if not is_full(error):  # a full disk hides the progress, but must not end the run
-                raise
 
     def _content(self) -> dict[str, Any]:
         speed = self.images_per_second

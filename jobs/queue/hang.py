@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import read_json_object
+from cluster.files import is_unanswered, read_json_object
 from cluster.run_paths import RunPaths
 
 CHECK_SECONDS = 5.0  # a check reads the progress file of each training of the run
@@ -59,7 +59,7 @@ class ProgressWatch:
         try:
             progress = list(self._progress())
             work = (progress_of(progress), self._log_bytes())
-        except OSError:
+        except (OSError, StorageError):
             return None
         if work != self._last or self.phase.startswith(WAITING):
             self.longest_seconds = max(self.longest_seconds, self.idle_seconds)
@@ -103,5 +103,7 @@ def progress_of(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         return read_json_object(file)
-    except StorageError:
+    except StorageError as error:
+        if is_unanswered(error):
+            raise
         return {}

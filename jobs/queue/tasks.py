@@ -225,7 +225,7 @@ class _AttemptWatcher:
     def _enforce_stop(self, now: float) -> None:
         try:
             request = StopRequest.read(self.paths.stop, self.lease.attempt)
-        except OSError:  # the storage does not answer, of which the heartbeat warns
+        except (OSError, StorageError):  # the storage does not answer, of which the heartbeat warns
             return
         if request is None:
             return

@@ -8,7 +8,7 @@ from datetime import datetime
 from cluster import guard
 from cluster.errors import LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
-from cluster.files import is_damage, read_json_object
+from cluster.files import is_damage, is_unanswered, read_json_object
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
@@ -175,7 +175,9 @@ def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
         return None
     try:
         metrics = read_json_object(paths.result).get("metrics")
-    except StorageError:
+    except StorageError as error:
+        if is_unanswered(error):
+            raise
         return None
     if not isinstance(metrics, dict):
         return None
@@ -188,16 +190,20 @@ def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
 
 
 def _error_line(paths: RunPaths, attempt: int) -> str | None:
-    with contextlib.suppress(StorageError):
-        error = read_json_object(paths.error)
-        if error.get("attempt") in (None, attempt):
-            return " ".join(str(error.get("error", "")).split())
-    return None
+    try:
+        found = read_json_object(paths.error)
+    except StorageError as error:
+        if is_unanswered(error):
+            raise
+        return None
+    return " ".join(str(found.get("error", "")).split()) if found.get("attempt") in (None, attempt) else None
 
 
 def _cause(paths: RunPaths, attempt: int, code: int) -> str:
     if code == ExitCode.WORKERS_LOST and (error := _error_line(paths, attempt)):
         return error
+    if code == ExitCode.WORKERS_LOST:
+        return "the storage did not answer the trainer; `nightshift logs` shows what it said"
     if code == ExitCode.UNKNOWN:
         return "the trainer is gone, and its exit code is unknown"
     if code == ExitCode.FAILED:

@@ -4,23 +4,14 @@ An attempt that the infrastructure ended is tried again; an error of the run its
 libraries raise most of them as RuntimeError, so `TABLE` tells them apart by their messages; its first match counts.
 """
 
-import errno
 import re
 from dataclasses import dataclass
 
 import ray.exceptions
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 
+from cluster.files import INFRASTRUCTURE_ERRNOS
 from trainer.errors import InfrastructureError, TrainerError, causes
-
-INFRASTRUCTURE_ERRNOS = frozenset(
-    {
-        *(errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOLCK, errno.ENODEV, errno.ENXIO, errno.EBUSY),
-        *(errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE),
-        *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ESHUTDOWN),
-        *(errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
-    }
-)
 
 
 @dataclass(frozen=True)

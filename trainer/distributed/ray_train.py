@@ -40,6 +40,7 @@ from trainer.errors import (
     TrainingDiverged,
     UnsupportedPrecision,
     WorkersLost,
+    infrastructure_fault,
 )
 from trainer.result import FeatureCounts
 from trainer.specs import Spec
@@ -130,9 +131,12 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     except RAISED_ON_ALL_RANKS as error:
         return error
     except OUR_ERRORS as error:
-        if not isinstance(error, StorageAway | InfrastructureError):  # after which another try may succeed
+        fault = infrastructure_fault(error)
+        if fault is None:
             _keep(error, error_file)
-        raise
+        if fault is None or isinstance(error, StorageAway):
+            raise
+        raise fault from error  # its type says that another try may succeed: pickling loses the cause
 
 
 def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> Returned:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from cluster.access import why_not
 from cluster.lease import Lease
 from trainer.errors import CheckpointError
 from trainer.evaluation.intervals import group_ids
@@ -79,7 +80,7 @@ def write_trial_outputs(
         path.parent.mkdir(parents=True, exist_ok=True)
         lease.write_bytes(path, save(arrays, metadata={VALUE: repr(about.value)}), durable=False)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; free space there") from error
+        raise CheckpointError(f"{path} cannot be written: {why_not(error, path, 'free space there')}") from error
     for old in _files(checkpoints, about.trial)[:-KEPT]:
         lease.remove(old)
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cluster.access import has_no_inode, why_not
-from cluster.errors import StorageError
-from cluster.files import read_json, sha256_of, write_json
+from cluster.errors import StorageAway, StorageError
+from cluster.files import is_unanswered, read_json, sha256_of, write_json
 from cluster.lease import Lease
 from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
@@ -67,10 +67,13 @@ def read_verified_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The folder does not exist, is damaged, or has another version.
+        StorageAway: The storage does not answer, so nobody knows.
     """
     try:
         manifest = read_json(folder / MANIFEST_FILE)
     except StorageError as error:
+        if is_unanswered(error):
+            raise StorageAway(str(error)) from error
         raise CheckpointError(f"{folder} is not a checkpoint: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None

@@ -54,10 +54,15 @@ class SearchController:
         return self._start(number, self.spec.default_config | varied)
 
     def record(self, number: int, step: TrialStep) -> bool:
-        """Write a trial's message to the journal and return whether the trial continues."""
+        """Write a trial's message to the journal and return whether the trial continues.
+
+        Raises:
+            InfrastructureError, TrainerError: The trial was lost; the next attempt continues it.
+        """
         for report in step.reports:
             self._record_report(number, report)
         if step.end is not None:
+            step.end.raise_if_lost()
             return self._end(number, step.end)
         if not step.reports:
             return True

@@ -148,7 +148,7 @@ class HeadProcess:
         except (EOFError, OSError):
             self._restart(controller)
         else:
-            for number, step in steps.items():
+            for number, step in sorted(steps.items(), key=lambda item: item[1].is_lost):  # first what the others report
                 if not controller.record(number, step):
                     del self.trials[number]
         self.training = set()

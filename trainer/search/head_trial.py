@@ -157,8 +157,13 @@ def end_of(train: Callable[[], TrialEnd | None], *, trial: int) -> TrialEnd | No
 def end_by(error: Exception, *, trial: int) -> TrialEnd:
     """Return the end of a trial that an error has ended. A bug that one configuration triggers must not end the search.
 
+    A storage that fails must: it would end trial after trial, and a trial that has failed is never continued.
+
     The traceback is dropped: its frames would keep the tensors of the trial.
     """
+    if not isinstance(error, Stopped) and (lost := TrialEnd.lost_by(error)):
+        error.__traceback__ = None
+        return lost
     if not isinstance(error, Stopped | TrainerError | torch.OutOfMemoryError):
         logger.error("trial %s failed because of a bug", trial, exc_info=error)
     error.__traceback__ = None

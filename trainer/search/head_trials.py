@@ -62,7 +62,7 @@ def _after_epoch(
     Return the end of the trial if it has ended, or if an error or a stop has ended one of its heads.
     """
     ends = [end_by(error, trial=trial.assignment.trial) for head in heads if (error := outcomes[head]) is not None]
-    if failed := [end for end in ends if end.outcome == "failed"]:
+    if failed := [end for end in ends if end.outcome in ("failed", "lost")]:
         return failed[0]
     if ends:
         trial.save()

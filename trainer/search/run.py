@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -297,7 +297,8 @@ class SearchProgress:
         """Write the file unless it was written within the last second."""
         if time.monotonic() - self._written >= WRITE_SECONDS:
             self._written = time.monotonic()
-            self.attempt.lease.write_json(self.attempt.paths.progress, self._content())
+            with suppress(OSError):  # as `Progress.write`
+                self.attempt.lease.write_json(self.attempt.paths.progress, self._content())
 
     def _content(self) -> dict[str, object]:
         table, spec = self.controller.journal.table, self.controller.spec

@@ -20,7 +20,7 @@ from cluster.stop_request import StopRequest
 from trainer.data.run_data import run_index
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerContext, WorkerTask
-from trainer.errors import Stopped
+from trainer.errors import Stopped, WorkersLost
 from trainer.search.trial_files import PauseSignal, trial_folder
 from trainer.search.trial_messages import TrialAssignment, TrialEnd, TrialReport, TrialStep, undefined_metric
 from trainer.specs import SearchSpec, TrainSpec
@@ -151,6 +151,8 @@ class Training:
             return TrialEnd.paused()
         if self.error is not None:
             logger.error("%s: %s", self.paths.folder.name, self.error)
+            if not isinstance(self.error, WorkersLost) and (lost := TrialEnd.lost_by(self.error)):
+                return lost
             return TrialEnd.failed(str(self.error) or type(self.error).__name__)
         last = self.lines()[-1]
         return TrialEnd.finished("epochs" if last["epoch"] >= last["epochs"] else "patience")

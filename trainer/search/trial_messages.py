@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from cluster.files import is_full
+from trainer.errors import InfrastructureError, TrainerError, causes, infrastructure_fault, one_line
 from trainer.specs.search_space import Config
 
-Outcome = Literal["paused", "finished", "failed"]
+Outcome = Literal["paused", "finished", "failed", "lost"]
+FULL = "full"
 
 RESTARTS = 2  # of a trial's process within one attempt; when it dies once more, the trial has failed
 METRICS = ("train_loss", "valid_loss", "valid_accuracy", "valid_auroc", "seconds")  # as `metrics.jsonl` names them
@@ -91,12 +94,12 @@ class TrialReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnd:
-    """How a trial ended, or that it paused.
+    """How a trial ended, or that it paused, or was lost: its storage failed, which ends the attempt, not the trial.
 
     Attributes:
         why: Why it finished: "epochs" (it ran all), "patience" (early stopping) or "rung" (ASHA); "paused" for one
-            that an earlier search left unfinished. None unless it finished.
-        error: Why it failed, in one line; None unless it failed.
+            that an earlier search left unfinished. Of a lost one: FULL if its storage is. None otherwise.
+        error: Why it failed or was lost, in one line; None unless it did or was.
     """
 
     outcome: Outcome
@@ -119,6 +122,26 @@ class TrialEnd:
         return cls(outcome="paused")
 
     @classmethod
+    def lost_by(cls, error: Exception) -> "TrialEnd | None":
+        """Return that a trial was lost by an error; None for an error that another attempt would not avoid."""
+        if fault := infrastructure_fault(error):
+            return cls(outcome="lost", error=str(fault))
+        if any(isinstance(cause, OSError) and is_full(cause) for cause in causes(error)):
+            text = "the storage is full; free space there, then retry the run" if isinstance(error, OSError) else ""
+            return cls(outcome="lost", why=FULL, error=text or one_line(error))
+        return None
+
+    def raise_if_lost(self) -> None:
+        """Raise the error by which a trial was lost.
+
+        Raises:
+            InfrastructureError: Another attempt may succeed.
+            TrainerError: The storage is full.
+        """
+        if self.outcome == "lost":
+            raise TrainerError(self.error) if self.why == FULL else InfrastructureError(self.error)
+
+    @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> "TrialEnd":
         """Return the end in a "finished", "failed" or "paused" event."""
         return cls(outcome=event["event"], why=event.get("why"), error=event.get("error"))
@@ -135,6 +158,11 @@ class TrialStep:
 
     reports: tuple[TrialReport, ...] = ()
     end: TrialEnd | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the trial was lost."""
+        return self.end is not None and self.end.outcome == "lost"
 
     @classmethod
     def from_tune(cls, result: Mapping[str, Any]) -> "TrialStep":

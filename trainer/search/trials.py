@@ -197,6 +197,8 @@ class TrialTable:
         )
 
     def _add_end(self, trial: Trial, end: TrialEnd, time: datetime | None) -> None:
+        if end.outcome == "lost":  # never written
+            return
         trial.state = end.outcome
         if end.outcome != "paused":
             self._ends += 1

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeAlias, TypeVar
 
 from trainer.distributed.child_process import ChildProcess
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, infrastructure_fault
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -113,6 +113,8 @@ def _sendable(error: Exception) -> Exception:
 
     An error of a library may not survive the way; its type becomes text.
     """
+    if fault := infrastructure_fault(error):
+        return fault
     if isinstance(error, TrainerError):
         return error
     is_known = type(error).__module__ == "builtins"
