@@ -181,10 +181,13 @@ class WarmLauncher:
             LaunchError: It cannot be started at all.
         """
 
+        def say(text: str) -> None:
+            with contextlib.suppress(OSError), paths.log.open("a") as file:  # a full disk fails the attempt itself
+                file.write(f"attempt {attempt} {text}\n")
+
         def start_cold(why: str) -> LocalRun:
             log.warning("%s: attempt %d starts cold: %s", paths.run_id, attempt, why)
-            with contextlib.suppress(OSError), paths.log.open("a") as file:  # a full disk fails the attempt itself
-                file.write(f"attempt {attempt} starts cold, which takes some seconds more: {why}\n")
+            say(f"starts cold, which takes some seconds more: {why}")
             return self.cold.start(paths, attempt)
 
         request = self.cold.request(paths, attempt)
@@ -198,7 +201,10 @@ class WarmLauncher:
         except OSError as error:
             ours.close()
             return start_cold(f"the fork server cannot be reached ({error.strerror})")
-        seconds = self.answer_seconds if self.fork_server.is_ready else IMPORT_SECONDS
+        seconds = self.answer_seconds
+        if not self.fork_server.is_ready:
+            seconds = IMPORT_SECONDS
+            say("waits until its job worker has imported torch and Ray, once for all its runs")
         return WarmRun(ours, request, start_cold, time.monotonic() + seconds)
 
     def attach(self, paths: RunPaths, attempt: int) -> LocalRun:

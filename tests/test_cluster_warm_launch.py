@@ -223,7 +223,7 @@ def test_an_attempt_that_is_killed_before_it_starts_never_starts(warm: WarmLaunc
 
     assert code_of(found) == guard.STATUS_OF_SIGNAL + signal.SIGTERM
     assert code_of(warm.start(other, Lease.claim(other, after=0).attempt)) == 0
-    assert paths.log.read_text() == ""
+    assert "attempt 1 of" not in paths.log.read_text()
 
 
 def test_a_fork_server_and_its_attempt_end_with_their_job_worker(storage: Path, run: RunPaths) -> None:
@@ -330,3 +330,21 @@ def test_the_code_is_another_after_a_change_of_a_file_or_an_installation(
 
     assert found[0] == found[1]
     assert len(set(found)) == 3
+
+
+def test_the_log_says_that_an_attempt_waits_for_the_imports_of_its_job_worker(storage: Path) -> None:
+    first, second = (new_run(storage, FakeSpec(), name) for name in ("first", "second"))
+    with fork_server(storage, "tests.fake_trainer") as server:
+        os.kill(server.pids[0], signal.SIGSTOP)  # before it has imported anything
+        found = launcher(server, "tests.fake_trainer").start(first, Lease.claim(first, after=0).attempt)
+        while_waiting = first.log.read_text()
+        os.kill(server.pids[0], signal.SIGCONT)
+        codes = [code_of(found)]
+        assert server.is_ready
+        codes.append(
+            code_of(launcher(server, "tests.fake_trainer").start(second, Lease.claim(second, after=0).attempt))
+        )
+
+    assert while_waiting == "attempt 1 waits until its job worker has imported torch and Ray, once for all its runs\n"
+    assert codes == [0, 0]
+    assert "waits" not in second.log.read_text()

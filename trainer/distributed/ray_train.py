@@ -225,6 +225,7 @@ def ray_session(attempt: Attempt, spec: Spec, *, stop_reason: Callable[[], str |
             yield gpus
             return
         machine, gpus = lease_local_gpus(attempt, spec)
+        logger.info("starting Ray on this machine")
         # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
             _start_ray(machine, folder)
