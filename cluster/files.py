@@ -24,6 +24,7 @@ from cluster.errors import StorageAway, StorageError
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
 LOCK_POLL_SECONDS = 0.01
+LOCK_SECONDS = 30.0  # to wait for a holder that needs milliseconds, unless it is stopped
 # Errors of a file that is missing, or of a folder, a loop of links or a socket in place of it.
 _DAMAGES = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 # Errors of a disk, a file server, a network or a machine that failed: the same call may succeed later.

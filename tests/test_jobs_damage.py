@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
-from tests.stack import FakeSpec, state_of
+from tests.stack import FakeSpec, finish, state_of
 from trainer.specs import SearchSpec, TrainSpec, build
 
 WRONG = (
@@ -283,3 +284,26 @@ def test_show_names_the_damaged_lines_of_the_metrics(settings: Settings, say: Sa
 def due(name: str, minute: int) -> dict[str, object]:
     served = f"2026-11-20T12:{minute:02}:00+00:00"
     return {"name": name, "cron": "* * * * *", "request": {}, "served": served, "last_run": None}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_no_file_of_a_run_is_open_when_its_files_are_deleted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    finish(settings, paths.run_id, "cancelled")
+    if force:
+        paths.state.unlink()
+    rmtree, still_open = shutil.rmtree, list[str]()
+
+    def delete(folder: Path) -> None:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        still_open.extend(str(link.readlink()) for link in links if str(link.readlink()).startswith(str(folder)))
+        rmtree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", delete)
+
+    actions.delete(paths, force=force)
+
+    assert still_open == []  # NFS would keep such a file, and the folder: "Directory not empty"
+    assert list((settings.storage / "runs").iterdir()) == []

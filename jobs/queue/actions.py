@@ -1,5 +1,6 @@
 """Cancel, retry and delete runs."""
 
+import shutil
 import time
 from dataclasses import dataclass
 
@@ -86,13 +87,14 @@ def delete(paths: RunPaths, *, force: bool = False) -> None:
     """
     if force and run_state.is_damaged(paths):
         with locked(paths.lock):
-            run_state.remove(paths)
-        return
-    with changing(paths) as state:
-        require_ended(state)
-        if not force:
-            refuse_in_use(paths)
-        run_state.remove(paths)
+            tombstone = run_state.remove(paths)
+    else:
+        with changing(paths) as state:
+            require_ended(state)
+            if not force:
+                refuse_in_use(paths)
+            tombstone = run_state.remove(paths)
+    shutil.rmtree(tombstone)
 
 
 def require_ended(state: RunState) -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import SeveralRuns, StorageError, UnknownRun
-from cluster.files import is_damage, locked, read_json_object, write_json
+from cluster.files import LOCK_SECONDS, is_damage, locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.storage_marker import refuse_away
 from jobs.runs import names, webhook_outbox
 from jobs.runs.drafts import is_submitted_or_in_progress
 
-LOCK_SECONDS = 30.0  # a change of a state takes milliseconds
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled", "damaged"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
 DAMAGED: State = "damaged"  # shown for a run whose `state.json` cannot be read; never written
@@ -377,15 +376,20 @@ def find(storage: Path, text: str) -> RunPaths:
     raise UnknownRun(f"no run has the id or name {text!r}{why}; {cure}")
 
 
-def remove(paths: RunPaths) -> None:
-    """Hide a run by renaming its folder to a tombstone, then delete its marker file, its names and its files."""
+def remove(paths: RunPaths) -> Path:
+    """Hide a run by renaming its folder to a tombstone, and delete its marker file and its names.
+
+    Returns:
+        The tombstone. The caller deletes it without the run's lock: NFS keeps a file that this machine has open, and
+        with it the folder.
+    """
     held = _names(paths)
     tombstone = paths.folder.with_name(f".deleted-{paths.run_id}")
     paths.folder.rename(tombstone)
     pending_marker(paths).unlink(missing_ok=True)
     for name in held:
         names.free(paths.storage, name, paths.run_id)
-    shutil.rmtree(tombstone)
+    return tombstone
 
 
 def _names(paths: RunPaths) -> list[str]:
