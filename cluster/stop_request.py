@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import files
 from cluster.errors import StorageAway, StorageError
 from cluster.files import is_unanswered, locked, read_json, write_json
 
@@ -71,10 +72,14 @@ class StopRequest:
         return {"reason": self.reason, "attempt": self.attempt, **given}
 
     def publish(self, file: Path) -> None:
-        """Write the request, unless there is one for the same attempt. A cancel replaces every other reason."""
+        """Write the request, unless there is one for the same attempt. A cancel replaces every other reason.
+
+        Raises:
+            OSError, StorageError: The storage does not answer, or is full, or a process that is stopped holds the lock.
+        """
         if self._is_covered(file):  # without the lock, for those that ask several times a second
             return
-        with locked(file.with_name(".stop.lock")):
+        with locked(file.with_name(".stop.lock"), patience=files.LOCK_SECONDS):
             if not self._is_covered(file):
                 _set_folder_aside(file)
                 write_json(file, self.to_json())

@@ -68,7 +68,10 @@ class SystemZone(tzinfo):
 
     def fromutc(self, moment: datetime) -> datetime:
         """Return the wall-clock time of a moment in UTC."""
-        return moment.replace(tzinfo=UTC).astimezone(None).replace(tzinfo=self)
+        local = moment.replace(tzinfo=UTC).astimezone(None)
+        wall_clock = local.replace(tzinfo=self)
+        is_second = wall_clock.utcoffset() != local.utcoffset()  # of the two moments at which it shows this time
+        return wall_clock.replace(fold=int(is_second))
 
 
 def local_zone_name() -> str | None:

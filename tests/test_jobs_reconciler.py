@@ -9,18 +9,21 @@ from types import SimpleNamespace
 import pytest
 from redis import Redis
 
+from cluster import files
 from cluster.errors import StorageError
 from cluster.files import locked, write_json
 from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from cluster.stop_request import StopRequest
 from jobs.kubernetes.standalone import prepare_run
-from jobs.queue import actions
+from jobs.queue import actions, schedules
 from jobs.queue.queues import queue, waiting
 from jobs.queue.reconciler import ReconcilerMemory, Repair, reconcile
 from jobs.queue.submit import new_run_id, submit
 from jobs.queue.tasks import claim_run
+from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end
 from jobs.runs.request import JobRequest
@@ -338,3 +341,36 @@ def test_a_stopped_process_that_holds_a_lock_delays_only_its_own_run(
         "paused",
         "queued",
     )
+
+
+def test_a_stopped_process_that_holds_the_lock_of_a_schedule_or_of_the_names_delays_only_what_needs_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.05)
+    for name in ("held", "other"):
+        added = schedules.add(settings, name, "* * * * *", TrainSpec(shards="s", weights="none"), JobRequest())
+        late = added.model_copy(update={"served": added.served - timedelta(minutes=2)})
+        schedules._write(schedules._folder(settings, name), late)
+
+    with locked(settings.storage / "schedules" / "held" / ".lock"):  # as a process that was stopped inside it
+        served = schedules.submit_due(settings)
+    with names.locked_names(settings.storage):
+        unnamed = schedules.submit_due(settings)
+
+    assert [str(state_of(settings.storage, run_id).name)[:6] for run_id in served] == ["other-"]
+    assert unnamed == []
+    assert caplog.text.count("another process has held") == 2
+    assert len(schedules.submit_due(settings)) == 1
+
+
+def test_a_stopped_process_that_holds_the_lock_of_a_stop_request_keeps_nobody_waiting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.05)
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+
+    with locked(paths.folder / ".stop.lock"), pytest.raises(StorageError, match="another process has held"):
+        StopRequest("window", 1).publish(paths.stop)
+
+    StopRequest("window", 1).publish(paths.stop)
+    assert StopRequest.read(paths.stop, 1) == StopRequest("window", 1)

@@ -105,6 +105,11 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("30 2 * * *", "2026-10-24T12:00:00+02:00", "2026-10-25T02:30:00+02:00"),  # the first 02:30 of two
         ("30 2 * * *", "2026-10-25T02:30:01+02:00", "2026-10-26T02:30:00+01:00"),  # not the second
         ("*/10 * * * *", "2026-10-25T02:10:00+01:00", "2026-10-25T03:00:00+01:00"),  # within the second hour
+        (
+            "30 2 * * *",
+            "2026-03-29T03:10:00+02:00",
+            "2026-03-29T03:30:00+02:00",
+        ),  # 02:30 has not come, though 03:10 has
     ],
 )
 def test_a_schedule_follows_the_wall_clock(berlin: None, cron: str, served: str, due: str) -> None:
@@ -250,3 +255,40 @@ def test_a_schedule_keeps_the_time_zone_in_which_it_was_added(
 
     assert kept.timezone == "America/Havana"
     assert (kept.due_at().hour, str(kept.due_at().tzinfo)) == (20, "America/Havana")
+
+
+@pytest.mark.parametrize("zone", ["CET-1CEST,M3.5.0,M10.5.0/3", "Europe/Berlin"])
+@pytest.mark.parametrize(
+    ("served", "now", "names"),
+    [
+        # Missed at 02:30, and looked for in the second hour from 02:00, before its second 02:30.
+        ("2026-10-24T12:00:00+02:00", "2026-10-25T02:10:00+01:00", ["nightly-20261025-0230"]),
+        ("2026-10-24T12:00:00+02:00", "2026-10-25T02:40:00+01:00", ["nightly-20261025-0230"]),
+        ("2026-10-25T02:30:01+02:00", "2026-10-25T02:40:00+01:00", []),
+        ("2026-03-28T12:00:00+01:00", "2026-03-29T03:10:00+02:00", []),  # there is no 02:30: it is due at 03:30
+        ("2026-03-27T12:00:00+01:00", "2026-03-29T03:10:00+02:00", ["nightly-20260328-0230"]),
+        ("2026-03-28T12:00:00+01:00", "2026-03-29T03:30:00+02:00", ["nightly-20260329-0230"]),
+    ],
+)
+def test_a_time_that_was_missed_at_a_change_of_the_clock_is_served(  # noqa: PLR0917
+    settings: Settings,
+    berlin: None,
+    monkeypatch: pytest.MonkeyPatch,
+    zone: str,
+    served: str,
+    now: str,
+    names: list[str],
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    added = schedules.add(settings, "nightly", "30 2 * * *", TrainSpec(shards="s", weights="none"), JobRequest())
+    schedules._write(
+        schedules._folder(settings, "nightly"), added.model_copy(update={"served": datetime.fromisoformat(served)})
+    )
+    moment = datetime.fromisoformat(now).astimezone(schedules.zone_of(added.timezone))
+    monkeypatch.setattr(schedules, "local_now", lambda _zone=None: moment)
+
+    first, second = schedules.submit_due(settings), schedules.submit_due(settings)
+
+    assert [state_of(settings.storage, run_id).name for run_id in first] == names
+    assert second == []

@@ -13,6 +13,7 @@ from typing import Any
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from cluster import files
 from cluster.errors import ClusterError, SettingsError, StorageError
 from cluster.files import locked, read_json, read_json_object, write_json
 from cluster.run_paths import RunPaths
@@ -30,6 +31,7 @@ from trainer.specs import Spec, read_spec
 log = logging.getLogger("nightshift.schedules")
 
 WEBHOOK = "webhook.json"  # the URL of --notify, readable by its owner alone
+LARGEST_SHIFT = timedelta(hours=2)  # of a daylight saving change: wall clocks order no times closer to one
 CLOCK_TOLERANCE = timedelta(hours=1)  # by which the clocks of two machines may differ
 _warned: dict[Path, str] = {}  # the last warning about each damaged file, so that it is logged once
 
@@ -68,11 +70,19 @@ class Schedule(BaseModel):
         occurs twice, the first counts; a time that is skipped moves by as much as the clock is put forward.
         """
         zone = zone_of(self.timezone)
-        moments = croniter(self.cron, self.served.astimezone(zone).replace(tzinfo=None))
+        moments = croniter(self.cron, self.served.astimezone(zone).replace(tzinfo=None) - LARGEST_SHIFT)
         while True:
             moment = resolve(moments.get_next(datetime), zone)
-            if moment.astimezone(UTC) > self.served.astimezone(UTC):  # otherwise it is the repeated hour
+            if moment.astimezone(UTC) > self.served.astimezone(UTC):
                 return moment
+
+    def last_due(self, now: datetime) -> datetime:
+        """Return the last time up to `now`, as the wall clock shows it, also one that the clock skips."""
+        moments = croniter(self.cron, now.replace(tzinfo=None) + LARGEST_SHIFT)
+        while True:
+            wall_clock: datetime = moments.get_prev(datetime)
+            if resolve(wall_clock, zone_of(self.timezone)).astimezone(UTC) <= now.astimezone(UTC):
+                return wall_clock
 
 
 def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobRequest) -> Schedule:
@@ -98,7 +108,7 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
         raise InvalidOption(f"cron line {cron!r} has a date that never occurs; correct its day and month") from error
     folder = _folder(settings, name)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", patience=files.LOCK_SECONDS):
         if (folder / "schedule.json").exists():  # without it, a process died here before it stored the schedule
             raise Refused(f"schedule {name!r} exists; remove it first")
         write_json(folder / "spec.json", spec.to_json())
@@ -167,7 +177,7 @@ def submit_due(settings: Settings) -> list[str]:
 
 def _serve(settings: Settings, name: str) -> str | None:
     folder = _folder(settings, name)
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", patience=files.LOCK_SECONDS):
         schedule = _read(folder)
         here = local_now(schedule.timezone)
         if schedule.served - here > CLOCK_TOLERANCE:
@@ -179,7 +189,7 @@ def _serve(settings: Settings, name: str) -> str | None:
             return None
         if schedule.due_at().astimezone(UTC) > here.astimezone(UTC):
             return None
-        moment: datetime = croniter(schedule.cron, here.replace(tzinfo=None)).get_prev(datetime)
+        moment = schedule.last_due(here)
         request = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), request)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster import files
 from cluster.errors import StorageError
 from cluster.files import locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
@@ -35,17 +36,21 @@ def claim(storage: Path, name: str, run_id: str) -> None:
 
 @contextlib.contextmanager
 def locked_names(storage: Path) -> Iterator[None]:
-    """Hold the lock under which names of runs and of promoted models are given."""
+    """Hold the lock under which names of runs and of promoted models are given.
+
+    Raises:
+        StorageError: A process that is stopped holds it: it must not keep the reconciler from its work.
+    """
     folder = storage / "names"
     folder.mkdir(exist_ok=True)
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", patience=files.LOCK_SECONDS):
         yield
 
 
 def free(storage: Path, name: str, run_id: str) -> None:
     """Free the name of a deleted run, unless another run has it by now."""
     folder = storage / "names"
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", patience=files.LOCK_SECONDS):
         if run_of(storage, name) == run_id:
             (folder / f"{name}.json").unlink()
 
