@@ -1,5 +1,6 @@
 """A search of heads on this machine: in processes of the trainer, without Ray."""
 
+import errno
 import itertools
 import os
 import signal
@@ -17,10 +18,11 @@ from tests.trained import done, new_run
 from trainer.attempt import Attempt
 from trainer.distributed.child_process import ChildProcess
 from trainer.distributed.worker import WorkerTask
+from trainer.errors import InfrastructureError
 from trainer.search import head_group, head_processes, run
 from trainer.search.head_processes import HeadProcess, Places, _train_trials_on, run_head_trials
 from trainer.search.head_trial import HeadTrial
-from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialStep
+from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 
 SEARCH = "search-20261123-000000-abcdef"
 
@@ -210,6 +212,35 @@ def test_trials_train_together_again_when_the_one_that_kills_their_process_has_f
 
     assert sent == [{1, 2, 3}, {1, 2, 3}, {1}, {2, 3}, {2, 3}]
     assert failed == [1]
+
+
+class ChildThatLosesATrial(MortalChild):
+    """A process whose first trial is lost, while the others report."""
+
+    def recv(self):
+        first, *others = sorted(self.sent[-1])
+        lost = TrialStep(end=TrialEnd.lost_by(OSError(errno.EIO, "Input/output error")))
+        return {first: lost, **{number: TrialStep() for number in others}}
+
+
+def test_what_other_trials_report_is_recorded_before_a_lost_one_ends_the_attempt():
+    recorded = []
+
+    def record(number, step):
+        recorded.append(number)
+        if step.end:
+            step.end.raise_if_lost()
+        return True
+
+    process = HeadProcess(lambda: ChildThatLosesATrial([]))
+    for number in (1, 2, 3):
+        process.add(TrialAssignment(trial=number, config={}, value_to_beat=None))
+    process.start()
+
+    with pytest.raises(InfrastructureError, match="Input/output error"):
+        process.take(SimpleNamespace(record=record))
+
+    assert recorded == [2, 3, 1]
 
 
 @pytest.mark.slow
