@@ -75,12 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
             if attempt.settings.ray_address is not None:
                 record_cluster_version(attempt.settings.storage)
             command = command_for(spec)  # imports torch: two threads that import it at once see half of a module
-            with track_run(attempt, spec) as tracking:
+            with track_run(attempt, spec):
                 result = command(attempt, spec)
                 seconds, timing = round(attempt.seconds, 3), attempt.timing()
                 result = replace(result, seconds=seconds, timing=timing, features=attempt.features)
                 result.publish(attempt.lease)
-                tracking.result = result
         except Exception as error:
             return _handle_error(attempt, error)
     logger.info("done in %.1f s", attempt.seconds)

@@ -29,7 +29,7 @@ class TensorBoardWriter:
             self._write(series, epochs[len(written) :])
             self._written[series] = epochs
 
-    def finish(self, status: str, metrics: dict[str, Any]) -> None:  # noqa: ARG002 -- TensorBoard shows epochs only
+    def close(self) -> None:
         """Close the event files."""
         for writer in self._writers.values():
             writer.close()

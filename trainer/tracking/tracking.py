@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import methodcaller
-from typing import Any, Protocol
+from functools import partial
 
 from cluster.errors import LeaseLost, StorageError
 from trainer.attempt import Attempt
-from trainer.errors import Stopped
-from trainer.result import RunResult
 from trainer.specs import AnySpec
-from trainer.tracking.history import EpochHistory, read_epoch_history
+from trainer.tracking.history import read_epoch_history
 from trainer.tracking.mlflow import mark_for_mlflow
 from trainer.tracking.tensorboard import TensorBoardWriter
 
@@ -29,60 +26,50 @@ TRACKED_KINDS = ("train", "search", "evaluate")  # the specs of other kinds may 
 logger = logging.getLogger(__name__)
 
 
-class Tracker(Protocol):
-    """A destination for the metrics of a run."""
+@contextmanager
+def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[None]:
+    """Track a run while the block executes."""
+    if spec.kind not in TRACKED_KINDS:
+        yield
+        return
+    _mark(attempt)
+    tracking = Tracking(attempt, TensorBoardWriter(attempt.paths))
+    thread = threading.Thread(target=tracking.run, name="tracking", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        tracking.ended.set()
+        thread.join(FINISH_TIMEOUT_SECONDS)
 
-    def log_epochs(self, history: EpochHistory) -> None:
-        """Log all epochs so far."""
 
-    def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Log the final metrics and the status: FINISHED, FAILED or KILLED."""
-
-
-@dataclass
-class RetryingTracker:
-    """Calls a tracker, retries after failures, and logs the first failure only.
-
-    Attributes:
-        name: Name of the tracker in log lines.
-    """
-
-    name: str
-    tracker: Tracker
-    _failed_at: float | None = None
-
-    def attempt(self, call: Callable[[Tracker], None], *, is_last: bool = False) -> None:
-        """Call the tracker; skip the call for `RETRY_SECONDS` after a failure unless it is the last one."""
-        if self._failed_at is not None and not is_last and time.monotonic() - self._failed_at < RETRY_SECONDS:
-            return
-        try:
-            call(self.tracker)
-        except Exception as error:  # no failure of a tracker may fail the run
-            if self._failed_at is None:
-                logger.warning("%s cannot log this run (%s); retrying", self.name, type(error).__name__)
-            self._failed_at = time.monotonic()
+def _mark(attempt: Attempt) -> None:
+    if attempt.settings.mlflow_uri is None:
+        return
+    try:
+        mark_for_mlflow(attempt.paths.storage, attempt.paths.run_id)
+    except OSError as error:
+        logger.warning("MLflow gets nothing of this run (%s)", error.strerror)
 
 
 @dataclass
 class Tracking:
-    """The tracking of one run.
+    """Gives a writer the epochs of one run; retries after failures, and logs the first failure only.
 
     Attributes:
-        result: Set when the run succeeds.
-        status: Status of the run at its end.
+        ended: Set when the run has ended.
     """
 
     attempt: Attempt
-    trackers: list[RetryingTracker]
-    result: RunResult | None = None
-    status: str = "FAILED"
-    _finished: threading.Event = field(default_factory=threading.Event)
+    writer: TensorBoardWriter
+    ended: threading.Event = field(default_factory=threading.Event)
+    _failed_at: float | None = None
 
     def run(self) -> None:
-        """Poll the files of the run until it finishes, and once more after that."""
-        is_finished = False
-        while not is_finished:
-            is_finished = self._finished.wait(POLL_SECONDS)
+        """Read the files of the run until it has ended, and once more after that."""
+        has_ended = False
+        while not has_ended:
+            has_ended = self.ended.wait(POLL_SECONDS)
             try:
                 self.attempt.lease.check()
                 history = read_epoch_history(self.attempt.paths)
@@ -90,46 +77,17 @@ class Tracking:
                 return
             except (OSError, StorageError):  # the storage is away or does not answer; it may be back at the next poll
                 continue
-            for tracker in self.trackers:
-                if history:
-                    tracker.attempt(methodcaller("log_epochs", history), is_last=is_finished)
-        metrics = self.result.metrics if self.result else {}
-        for tracker in self.trackers:
-            tracker.attempt(methodcaller("finish", self.status, metrics), is_last=True)
+            if history and (has_ended or not self._failed_lately()):
+                self._try(partial(self.writer.log_epochs, history))
+        self._try(self.writer.close)
 
-    def finish(self, status: str) -> None:
-        """Set the final status and let the thread end."""
-        self.status = status
-        self._finished.set()
+    def _failed_lately(self) -> bool:
+        return self._failed_at is not None and time.monotonic() - self._failed_at < RETRY_SECONDS
 
-
-@contextmanager
-def track_run(attempt: Attempt, spec: AnySpec) -> Iterator[Tracking]:
-    """Track a run while the block executes; the caller sets `result` on the yielded object."""
-    _mark(attempt, spec)
-    tracking = Tracking(attempt, _trackers(attempt, spec))
-    thread = threading.Thread(target=tracking.run, name="tracking", daemon=True)
-    thread.start()
-    try:
-        yield tracking
-    except Stopped:
-        tracking.finish("KILLED")
-        raise
-    finally:
-        tracking.finish("FINISHED" if tracking.result else tracking.status)
-        thread.join(FINISH_TIMEOUT_SECONDS)
-
-
-def _trackers(attempt: Attempt, spec: AnySpec) -> list[RetryingTracker]:
-    if spec.kind not in TRACKED_KINDS:
-        return []
-    return [RetryingTracker("TensorBoard", TensorBoardWriter(attempt.paths))]
-
-
-def _mark(attempt: Attempt, spec: AnySpec) -> None:
-    if spec.kind not in TRACKED_KINDS or attempt.settings.mlflow_uri is None:
-        return
-    try:
-        mark_for_mlflow(attempt.paths.storage, attempt.paths.run_id)
-    except OSError as error:
-        logger.warning("MLflow gets nothing of this run (%s)", error.strerror)
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:  # no failure of the event files may fail the run
+            if self._failed_at is None:
+                logger.warning("TensorBoard cannot log this run (%s); retrying", type(error).__name__)
+            self._failed_at = time.monotonic()
