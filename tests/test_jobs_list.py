@@ -76,6 +76,27 @@ def test_at_80_columns_the_epoch_of_a_run_is_whole_and_its_owner_goes(
     assert row.endswith("  train, epoch 78/200")
 
 
+def test_at_80_columns_the_progress_of_a_run_shares_a_column_with_the_best_metric_of_another(
+    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = submitted(say, settings, "train", shards, *PLAIN, "--name", "the-night-of-all-films")
+    running = submitted(say, settings, "train", shards, *PLAIN, "--name", "night")
+    finish(ended, '{"split": "valid", "accuracy": 0.98765}')
+    with run_state.changing(running) as state:
+        run_state.write_state(running, state.with_state("running"))
+    write_json(running.progress, {"phase": "train", "epoch": 78, "epochs": 200, "images_per_second": 812.0})
+    whole = say("list")[1].splitlines()[0]
+    monkeypatch.setenv("COLUMNS", "80")
+
+    heading, first, second = say("list")[1].splitlines()
+
+    assert whole.split()[-3:] == ["BEST", "AGE", "PROGRESS"]
+    assert heading.split() == ["ID", "NAME", "STATE", "BEST", "/", "PROGRESS", "AGE"]
+    assert "  running    train, epoch 78/200…  " in first
+    assert "  succeeded  valid accuracy 0.9877  " in second
+    assert max(map(len, (heading, first, second))) <= 80
+
+
 def test_a_run_that_waits_for_a_time_names_it_by_the_clock_of_the_reader(
     say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

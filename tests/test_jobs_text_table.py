@@ -1,6 +1,6 @@
 """Tables: what is cut, what is left out, and what never is."""
 
-from jobs.cli.text_table import Column, table_text
+from jobs.cli.text_table import Column, fits, table_text
 
 COLUMNS = (
     Column(title="ID"),
@@ -79,3 +79,19 @@ def test_a_reason_is_cut_between_words_so_that_no_id_in_it_is_cut() -> None:
     shown = table_text(columns, [("a1", "waits for train-20261123-203000-a1b2c3"), ("b2", "12345678 12345")], 24)
 
     assert shown.splitlines() == ["ID  WHY", "a1  waits for…", "b2  12345678 12345"]
+
+
+def test_what_is_cut_at_a_comma_keeps_the_word_before_it() -> None:
+    columns = (Column(title="ID"), Column(title="PROGRESS", importance=1, least=20, cuts_words=False))
+    rows = [("a1", "train, epoch 78/200, 812 images/s"), ("b2", "train, epoch 7/200, 812 images/s")]
+
+    shown = table_text(columns, rows, 24)
+
+    assert shown.splitlines() == ["ID  PROGRESS", "a1  train, epoch 78/200…", "b2  train, epoch 7/200…"]
+
+
+def test_a_table_fits_where_it_is_shown_whole() -> None:
+    whole = table_text(COLUMNS, ROWS, None)
+    width = max(map(len, whole.splitlines()))
+
+    assert [fits(COLUMNS, ROWS, one) for one in (None, width, width - 1)] == [True, True, False]

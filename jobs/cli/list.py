@@ -17,7 +17,7 @@ from jobs.cli.command import command
 from jobs.cli.option_groups import OptionGroup, json_option, options
 from jobs.cli.option_types import Duration
 from jobs.cli.terminal import colored_state
-from jobs.cli.text_table import Column, output_width, table_text
+from jobs.cli.text_table import Column, fits, output_width, table_text
 from jobs.runs import state as run_state
 from jobs.runs.progress_text import describe, duration
 from jobs.runs.record import entry_json, running_progress
@@ -25,6 +25,8 @@ from jobs.runs.run_filter import KINDS, Filter, age_seconds
 from jobs.runs.run_index import RunIndex
 from jobs.runs.state import RunState
 
+BEST, PROGRESS = "BEST", "PROGRESS"
+ENOUGH = 20  # characters of progress: "train, epoch 120/200"
 COLUMNS = (
     Column(title="ID"),
     Column(title="NAME", importance=4, least=8),
@@ -32,9 +34,9 @@ COLUMNS = (
     Column(title="OWNER", importance=1, least=8),
     Column(title="KIND", importance=1),  # the id begins with it
     Column(title="STATE", style=colored_state),
-    Column(title="BEST", importance=5),
+    Column(title=BEST, importance=5),
     Column(title="AGE", importance=2),
-    Column(title="PROGRESS", importance=3, least=12, enough=20, cuts_words=False),
+    Column(title=PROGRESS, importance=3, least=12, enough=ENOUGH, cuts_words=False),
 )
 UNTIL = re.compile(r"waits until (\S+Z)")  # of `start_blocker`
 IF_ANY = ("TAGS", "OWNER")  # columns that are left out if all their cells are empty
@@ -100,8 +102,29 @@ def _print_table(rows: Sequence[tuple[RunState, dict[str, Any]]], filters: str, 
         return
     cells = [_row(found, progress) for found, progress in rows]
     shown = [at for at, column in enumerate(COLUMNS) if column.title not in IF_ANY or any(row[at] for row in cells)]
-    columns = [COLUMNS[at] for at in shown]
-    click.echo(table_text(columns, [[row[at] for at in shown] for row in cells], output_width()))
+    columns, table = [COLUMNS[at] for at in shown], [[row[at] for at in shown] for row in cells]
+    width = output_width()
+    if not fits(columns, table, width):
+        columns, table = _joined(columns, table)
+    click.echo(table_text(columns, table, width))
+
+
+def _joined(columns: list[Column], rows: list[list[str]]) -> tuple[list[Column], list[list[str]]]:
+    """Return a table in which best metrics and progress share a column: a run has the one or the other."""
+    best, progress = (next(at for at, column in enumerate(columns) if column.title == one) for one in (BEST, PROGRESS))
+    metrics = [row[best] for row in rows]
+    if not any(metrics) or not any(row[progress] for row in rows):
+        return columns, rows
+    least = max(ENOUGH, *map(len, metrics))
+    joined = Column(title=f"{BEST} / {PROGRESS}", importance=5, least=least, cuts_words=False)
+    cells = [", ".join(filter(None, (row[best], row[progress]))) for row in rows]
+    return (
+        [joined if at == best else column for at, column in enumerate(columns) if at != progress],
+        [
+            [cell if at == best else other for at, other in enumerate(row) if at != progress]
+            for row, cell in zip(rows, cells, strict=True)
+        ],
+    )
 
 
 def _waits_here(reason: str) -> str:

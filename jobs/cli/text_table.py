@@ -11,6 +11,7 @@ from jobs.cli.terminal import terminal_text
 
 GAP = "  "
 ELLIPSIS = "…"
+BETWEEN_WORDS = " ,;"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,7 @@ def wrapped(text: str, width: int | None, *, first: str = "", indent: int) -> st
 
 def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Return a table whose lines have at most `width` characters, as far as ids and states allow; None: no limit."""
-    lines = [[column.title for column in columns], *([on_one_line(cell) for cell in row] for row in rows)]
-    natural = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    lines, natural = _measured(columns, rows)
     kept = list(range(len(columns)))
     if width is not None and _width(natural, kept) > width:
         kept = [at for at in kept if columns[at].importance is None or any(line[at] for line in lines[1:])]
@@ -83,9 +83,20 @@ def table_text(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: 
     return "\n".join(GAP.join(line).rstrip() for line in (heading, *styled))
 
 
+def fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int | None) -> bool:
+    """Whether `table_text` would show a table whole."""
+    return width is None or _width(_measured(columns, rows)[1], range(len(columns))) <= width
+
+
 def on_one_line(text: str) -> str:
     """Return the text of a cell without line breaks and escape sequences."""
     return terminal_text(" ".join(text.splitlines())) if not text.isprintable() else text
+
+
+def _measured(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[int]]:
+    """Return the heading and the rows as they are printed, and the width of each column without cuts."""
+    lines = [[column.title for column in columns], *([on_one_line(cell) for cell in row] for row in rows)]
+    return lines, [max(len(line[at]) for line in lines) for at in range(len(columns))]
 
 
 def _fitted(
@@ -128,6 +139,6 @@ def _cell(column: Column, text: str, width: int) -> str:
     if len(text) <= width:
         return text.ljust(width)
     shown = text[: width - len(ELLIPSIS)]
-    if not column.cuts_words and not text[len(shown)].isspace():
+    if not column.cuts_words and text[len(shown)] not in BETWEEN_WORDS:
         shown = shown.rpartition(" ")[0]
-    return (shown.rstrip() + ELLIPSIS).ljust(width)
+    return (shown.rstrip(BETWEEN_WORDS) + ELLIPSIS).ljust(width)
