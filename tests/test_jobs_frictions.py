@@ -287,9 +287,23 @@ def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Se
 
     assert lines[:2] == [run.run_id, "state     succeeded"]
     assert "options   --weights none  --epochs 7" in lines
+    assert "lr 0.0005" in (defaults := next(line for line in lines if line.startswith("defaults  ")))
+    assert ", epochs " not in defaults
     assert "result    valid accuracy 0.7500 (0.5000 to 0.9000) (9 images; 95 % intervals in brackets)" in lines
     assert "          true covid: 3 as covid, 1 as normal" in lines
     assert "          true normal: 5 as normal" in lines
+
+
+def test_show_has_what_a_search_varies_in_place_of_a_fixed_value(say: Say, settings: Settings, shards: str) -> None:
+    run_id = say("search", shards, *PLAIN, "--dropout", "0.1:0.2", "--patience", "0", "--retries", "0")[1].strip()
+
+    lines = say("show", run_id)[1].splitlines()
+
+    (options,) = (line for line in lines if line.startswith("options   "))
+    (defaults,) = (line for line in lines if line.startswith("defaults  "))
+    assert all(words in options for words in ("--dropout 0.1:0.2", "--patience 0", "--retries 0"))
+    assert "lr 1e-05 to 0.01" in defaults
+    assert "dropout" not in defaults
 
 
 def test_a_retried_run_says_when_it_starts(say: Say, settings: Settings, shards: str) -> None:

@@ -724,14 +724,6 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
         assert browser.errors == [], path
 
 
-def test_the_options_of_a_search_have_its_search_space_in_words(client, settings):
-    search = search_of(settings, [[1.0]])
-
-    text = client.get(f"/runs/{search.run_id}").text
-
-    assert "dropout 0.0 to 0.6; head_width 128, 256, 512, 1024; lr 1e-05 to 0.01<" in text
-
-
 def test_a_waiting_run_is_said_to_wait_for_the_queues_while_they_are_paused(client, settings, say):
     paths = queued(settings)
     paused = "the queues are paused; `nightshift queue resume` opens them"

@@ -6,6 +6,7 @@ from cluster.files import write_json
 from tests import test_jobs_web as page
 from tests.test_jobs_web import queued, with_state
 from trainer.specs import EvaluateSpec, SearchSpec, TrainSpec, build
+from trainer.specs.search_space import Range, Space
 
 serving, client = page.serving, page.client
 MODEL = "train-20260102-030405-abcdef"
@@ -30,14 +31,15 @@ def test_options_that_differ_from_their_defaults_stand_above_the_defaults(client
     assert "epochs" not in dict(rows_below(text, "Defaults"))
 
 
-def test_the_search_space_of_a_search_with_defaults_is_a_default(client, settings):
+def test_each_dimension_of_a_search_space_is_an_option_in_words(client, settings):
     paths = queued(settings)
-    write_json(paths.spec, build(SearchSpec, shards="/shards", trials=7).to_json())
+    space = Space(dropout=Range(low=0.1, high=0.2))
+    write_json(paths.spec, build(SearchSpec, shards="/shards", trials=7, space=space).to_json())
 
     text = client.get(f"/runs/{paths.run_id}").text
 
-    assert rows_below(text, "Options") == [("shards", "/shards"), ("trials", "7")]
-    assert "space" in dict(rows_below(text, "Defaults"))
+    assert rows_below(text, "Options") == [("dropout", "0.1 to 0.2"), ("shards", "/shards"), ("trials", "7")]
+    assert {("head_width", "128, 256, 512, 1024"), ("lr", "1e-05 to 0.01")} <= {*rows_below(text, "Defaults")}
 
 
 def test_the_model_of_an_evaluation_is_a_link_to_its_run(client, settings):

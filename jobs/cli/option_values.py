@@ -72,30 +72,27 @@ def values_of_run(command: click.Command, spec: Mapping[str, Any], request: Mapp
     return option_values(command, as_text({**spec, **given}), source)
 
 
-def changed_options(command: click.Command, values: Values) -> list[tuple[str, list[str]]]:
-    """Return the options whose values differ from their defaults: the name of each, and the words that give it."""
-    context, changed = click.Context(command), list[tuple[str, list[str]]]()
-    for parameter in command.params:
-        name = parameter.name or ""
-        if not isinstance(parameter, click.Option) or name not in values:
-            continue
-        default = parameter.get_default(context)
-        if not isinstance(default, str | int | float | list | tuple):
-            default = None  # click's sign for no default
-        if _cast(parameter, context, values[name]) != _cast(parameter, context, default):
-            changed.append((name, _words(parameter, context, values[name])))
-    return changed
+def option_words(command: click.Command, values: Values) -> dict[str, list[str]]:
+    """Return for each option that has a value the words that give it, by the name of its parameter."""
+    context = click.Context(command)
+    return {
+        str(parameter.name): _words(parameter, context, values[str(parameter.name)])
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.name in values
+    }
 
 
 def command_line(command: click.Command, values: Values) -> str:
-    """Return the line that gives a command these values."""
-    words = ["nightshift", str(command.name)]
+    """Return the line that gives a command these values; options with their defaults are left out."""
+    words, context = ["nightshift", str(command.name)], click.Context(command)
     for parameter in command.params:
         if isinstance(parameter, click.Argument) and parameter.name in values:
             value = values[parameter.name]
             words += value if isinstance(value, list) else [value]
-    for _, given in changed_options(command, {name: value for name, value in values.items() if name not in ONCE}):
-        words += given
+    given = option_words(command, {name: value for name, value in values.items() if name not in ONCE})
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name in given:
+            words += [] if _is_default(parameter, context, values[parameter.name]) else given[parameter.name]
     return shlex.join(words)
 
 
@@ -174,6 +171,13 @@ def _for_parameter(command: click.Command, name: str, value: Any, place: str) ->
     if isinstance(value, list | Mapping):
         raise InvalidOption(f"{place} is {'a list' if isinstance(value, list) else 'an object'}; give one value")
     return [value] if takes_several else value
+
+
+def _is_default(parameter: click.Option, context: click.Context, value: Any) -> bool:
+    default = parameter.get_default(context)
+    if not isinstance(default, str | int | float | list | tuple):
+        default = None  # click's sign for no default
+    return bool(_cast(parameter, context, value) == _cast(parameter, context, default))
 
 
 def _cast(parameter: click.Option, context: click.Context, value: Any) -> Any:

@@ -11,7 +11,7 @@ from jobs.cli.command import command
 from jobs.cli.forecast import Forecasts
 from jobs.cli.main import cli
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
-from jobs.cli.option_values import Values, changed_options, command_line, values_of_run
+from jobs.cli.option_values import Values, command_line, option_words, values_of_run
 from jobs.cli.outcome import CURES, metrics_line
 from jobs.cli.terminal import colored_state, terminal_text
 from jobs.cli.text_table import output_width, wrapped
@@ -19,6 +19,7 @@ from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import shown_or
 from jobs.runs.epoch_text import epoch_rows
+from jobs.runs.given_options import GivenOptions, option_text
 from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
@@ -28,8 +29,7 @@ from trainer.search.choice_text import choice_lines
 LABEL = 10  # characters of the first column
 KIBI = 1024
 PLACES = ("shards", "model", "images")  # options that `data` and `model` show
-OF_PERSONS = ("name", "note", "tags")  # have rows of their own
-NO_OPTIONS = ("kind", "space", "timezone")
+SHOWN = (*PLACES, "priority")  # have rows of their own
 COMMAND = click.option("--command", "as_command", is_flag=True, help="Print the command that repeats the run.")
 RESULT, METRICS = "result.json", "metrics.jsonl"
 Row = tuple[str, str]
@@ -115,17 +115,18 @@ def _option_rows(record: JobRecord) -> list[Row]:
     if given.get("window") and given.get("timezone"):
         rows.append(("window", f"{given['window']} in {given['timezone']}"))
     try:
-        changed = changed_options(_command_of(record), _values(record))
+        words = option_words(_command_of(record), _values(record))
     except (Refused, click.ClickException):  # a damaged spec, or one of another version
         return [*rows, ("spec", _listed([f"{key}={value}" for key, value in record.spec.items()]))]
-    own = {*OF_PERSONS, *(label for label, _ in rows)}  # have rows of their own
-    names = {name for name, _ in changed} | set(PLACES) | set(NO_OPTIONS)
-    rest = {key: value for key, value in record.spec.items() if key not in names and value is not None}
-    return [
-        *rows,
-        ("options", "  ".join(" ".join(words) for name, words in changed if name not in own) or "-"),
-        ("defaults", ", ".join(f"{key} {_listed(value)}" for key, value in rest.items())),
-    ]
+    options, own = GivenOptions.of(record.spec, record.request), {label for label, _ in rows}
+    chosen = [" ".join(words[name]) for name in words if _field_of(name) in options.chosen and name not in own]
+    others = [f"{name} {option_text(value)}" for name, value in options.defaults.items() if name not in SHOWN]
+    return [*rows, ("options", "  ".join(filter(None, chosen)) or "-"), ("defaults", ", ".join(others))]
+
+
+def _field_of(option: str) -> str:
+    """Return the field of a spec that an option sets."""
+    return "form" if option == "as_json" else option
 
 
 def _result_rows(record: JobRecord) -> list[Row]:

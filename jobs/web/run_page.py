@@ -3,16 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
-
-from pydantic_core import to_jsonable_python
+from typing import Any
 
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.damage import shown_or
+from jobs.runs.given_options import GivenOptions, option_text
 from jobs.runs.record import JobRecord, model_mismatch, read_record
-from jobs.runs.request import JobRequest
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.start_forecast import WAITING
 from jobs.runs.state import RunState
@@ -30,11 +28,9 @@ from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.model.names import HEAD_FILE
 from trainer.report.charts import ReportChart
 from trainer.search.choice_text import choice_lines
-from trainer.specs import AnySpec
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
 PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: one of an earlier version
-OF_PERSONS = ("name", "note", "tags", "kind")  # shown elsewhere
 RETRIED = ("failed", "lost", "cancelled")
 WITH_CHECKPOINTS = ("train", "search")  # kinds that go on from a checkpoint
 Row = tuple[str, str]
@@ -136,9 +132,7 @@ def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool
     charts: tuple[ReportChart, ...] = ()
     if not is_search:
         charts = shown_or(charts, "metrics.jsonl", warnings, lambda: training_charts(record.metrics, spec))
-    given = {**spec, **{key: value for key, value in record.request.items() if value}}
-    usual = _defaults_of(spec.get("kind"))
-    unchanged = {name for name, value in given.items() if name in usual and value == usual[name]}
+    options = GivenOptions.of(spec, record.request)
     return RunPage(
         row=run_row(paths.storage, state, paused=state.state in WAITING and are_paused()),
         record=record,
@@ -146,8 +140,8 @@ def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool
         figures=shown_or(Figures(), "result.json", warnings, lambda: _figures(record)),
         charts=charts,
         facts=shown_or([], "result.json", warnings, lambda: _facts(record)),
-        options=_options({name: value for name, value in given.items() if name not in unchanged}),
-        defaults=_options({name: value for name, value in given.items() if name in unchanged}),
+        options=_rows(options.chosen),
+        defaults=_rows(options.defaults),
         stopping=_stopping(paths, state),
         log=logs.shown_end(paths.log, lines=LOG_LINES, most_bytes=LOG_BYTES),
         has_report=paths.report.is_file(),
@@ -214,31 +208,8 @@ def _facts(record: JobRecord) -> list[Row]:
     return [(name, value) for name, value in rows if value]
 
 
-def _defaults_of(kind: Any) -> dict[str, Any]:
-    """Return the values that the options of a kind of runs have where nobody gives one, as a spec has them."""
-    specs = [one for one in get_args(AnySpec) if one.model_fields["kind"].default == kind]
-    fields = (field for one in (JobRequest, *specs) for field in one.model_fields.items())
-    return {
-        name: to_jsonable_python(field.get_default(call_default_factory=True))
-        for name, field in fields
-        if not field.is_required()
-    }
-
-
-def _options(values: Mapping[str, Any]) -> list[Row]:
-    return [
-        (name, _option_text(value)) for name, value in values.items() if name not in OF_PERSONS and value is not None
-    ]
-
-
-def _option_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict) and value.keys() >= {"low", "high"}:  # a range of a search space
-        return f"{value['low']} to {value['high']}"
-    if isinstance(value, dict):
-        return "; ".join(f"{name} {_option_text(each)}" for name, each in value.items() if each is not None)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _rows(options: Mapping[str, Any]) -> list[Row]:
+    return [(name, option_text(value)) for name, value in options.items()]
 
 
 def _stopping(paths: RunPaths, state: RunState) -> str:

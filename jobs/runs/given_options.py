@@ -1,0 +1,75 @@
+"""The options of a run: which of them somebody chose, which have their defaults, and their values in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic_core import to_jsonable_python
+
+from jobs.runs.request import JobRequest
+from trainer.specs import AnySpec
+
+NOT_OPTIONS = ("kind", "name", "note", "tags", "owner")  # are shown elsewhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenOptions:
+    """The options of a run by name: fields of its spec and of its request, and the dimensions of a search space.
+
+    Attributes:
+        chosen: Those that differ from their defaults; None is off.
+        defaults: The others, without those that are off.
+    """
+
+    chosen: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], request: Mapping[str, Any]) -> "GivenOptions":
+        """Return the options of a run; one that this version does not know counts as chosen.
+
+        Args:
+            spec: The spec as JSON.
+            request: How it was submitted, as JSON.
+        """
+        asked = {name: value for name, value in request.items() if value is not None or name not in spec}
+        given = {name: value for name, value in _flat({**spec, **asked}).items() if name not in NOT_OPTIONS}
+        usual = _flat(_defaults_of(spec.get("kind")))
+        same = {name for name, value in given.items() if name in usual and value == usual[name]}
+        return cls(
+            chosen={name: value for name, value in given.items() if name not in same},
+            defaults={name: given[name] for name in given if name in same and given[name] not in (None, [])},
+        )
+
+
+def option_text(value: Any) -> str:
+    """Return the value of an option in words."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping) and value.keys() >= {"low", "high"}:  # a range of a search space
+        return f"{value['low']} to {value['high']}"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {option_text(each)}" for name, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with each dimension of a search space in place of the fixed value that it replaces."""
+    space = options.get("space")
+    if not isinstance(space, Mapping):
+        return dict(options)
+    varying = {name: value for name, value in space.items() if value is not None}
+    return {name: value for name, value in options.items() if name != "space"} | varying
+
+
+def _defaults_of(kind: Any) -> dict[str, Any]:
+    """Return the values that the options of a kind of runs have where nobody gives one, as JSON."""
+    specs = [one for one in get_args(AnySpec) if one.model_fields["kind"].default == kind]
+    fields = (field for one in (JobRequest, *specs) for field in one.model_fields.items())
+    return {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in fields
+        if not field.is_required()
+    }
