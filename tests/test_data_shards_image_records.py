@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from data_shards.errors import DamagedShard
-from data_shards.index import ShardIndex
-from data_shards.pack.image_records import PATTERN, GroupCounts, ImageRecord, group_counts, read_records
+from data_shards.pack.image_records import PATTERN, read_records
 from data_shards.pack.known_images import known_images
 from tests.datasets import packed, sample_members, untrusted
 from tests.test_data_shards_pack import infos
@@ -17,11 +16,6 @@ COUNTS = {"train/a": 5, "train/b": 4, "test/a": 2}
 @pytest.fixture
 def data_set(tmp_path):
     return packed(tmp_path, COUNTS, group_by="(.*)[.]png")
-
-
-def record(**fields):
-    empty = {"source": "", "group": "", "width": 1, "height": 1, "sha256": "", "stored_sha256": "", "phash": ""}
-    return ImageRecord(**(empty | fields))
 
 
 def records_file(shards):
@@ -155,40 +149,3 @@ def test_flat_images_have_no_look_to_compare(tmp_path):
     shards, index = packed(tmp_path, {"train/a": 1, "train/b": 1})
 
     assert sorted(bool(record.phash) for _, record in known_images(shards, index)) == [False, False, True, True]
-
-
-def test_the_groups_of_each_split_and_class_are_counted(tmp_path):
-    shards, index = packed(tmp_path, {"train/a": 5, "train/b": 4, "test/a": 2}, group_by="(train/a|.*)")
-
-    found = group_counts(str(shards), index, "train+test")
-
-    assert found == {
-        "train": GroupCounts(every=5, present=(1, 4)),
-        "test": GroupCounts(every=2, present=(2, 0)),
-        "train+test": GroupCounts(every=7, present=(3, 4)),
-    }
-
-
-def test_the_groups_that_have_and_lack_a_label_are_counted_where_it_is_known():
-    index = ShardIndex(classes=("mass", "nodule"), multi_label=True, shards=())
-    images = [
-        record(group="p1", label=(1, 0)),
-        record(group="p1", label=(1, -1)),
-        record(group="p2", label=(0, 1)),
-        record(sha256="a", label=(1, 0)),
-        record(sha256="b", label=(-1, 0)),
-    ]
-
-    found = GroupCounts.of(images, index)
-
-    assert found == GroupCounts(every=4, present=(2, 1), absent=(1, 3))
-
-
-def test_unknown_groups_are_not_counted(data_set, tmp_path):
-    ungrouped, its_index = packed(tmp_path / "ungrouped", COUNTS)
-    shards, index = data_set
-    records_file(shards).unlink()
-
-    assert group_counts(str(ungrouped), its_index) == {}
-    assert group_counts(str(shards), index) == {}
-    assert group_counts("s3://bucket/shards", index) == {}

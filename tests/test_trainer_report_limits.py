@@ -3,7 +3,7 @@
 import pytest
 
 from data_shards.index import Shard, ShardIndex
-from data_shards.pack.image_records import GroupCounts
+from data_shards.pack.group_counts import GroupCounts
 from trainer.report.limits import leakage_text, limits
 
 TEMPERATURE = "The temperature was fitted on {}: loss, Brier score and calibration are optimistic."

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from cluster.files import read_json
 from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
-from data_shards.pack.image_records import GroupCounts
+from data_shards.pack.group_counts import GroupCounts
 from jobs.runs.trial_rows import rows_of
 from tests.multi_label import pack_multi_label
 from tests.searched import NOON, attempt_at, events_of, search_spec

@@ -11,8 +11,8 @@ from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.version import VERSION
 from data_shards.errors import ShardError
-from data_shards.index import ShardIndex, read_index
-from data_shards.pack.image_records import group_counts, groups_by_split
+from data_shards.index import BOTH, ShardIndex, read_index
+from data_shards.pack.group_counts import GroupCounts, group_counts
 from jobs.cli.terminal import echo
 from jobs.runs.damage import shown_or
 from jobs.runs.evaluations import EvaluatedModel, Evaluation, evaluations_of, find_model
@@ -37,6 +37,20 @@ SPLITS = ("test", "valid", "train+valid", "train")  # whose figures the card has
 UNREADABLE = "The data set of these images cannot be read as it was then, so what limits the metrics is not known."
 
 
+class _CountedGroups:
+    """Counts the groups of each data set once: a card has the figures of several splits of one."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], dict[str, GroupCounts]] = {}
+
+    def of(self, shards: str, index: ShardIndex) -> dict[str, GroupCounts]:
+        """Return the groups of each split in `SPLITS`, as far as they are known."""
+        key = shards, index.digest
+        if key not in self._found:
+            self._found[key] = group_counts(shards, index, *(split for split in SPLITS if BOTH in split))
+        return self._found[key]
+
+
 def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
     """Return the content of the card of the model that is published in a folder.
 
@@ -50,6 +64,8 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
     shards = str(getattr(spec, "shards", ""))
     index = _index(shards, str(manifest.get("data")))
     in_use, _ = models_in_use(storage)
+    counted = _CountedGroups()
+    groups = counted.of(shards, index) if index else {}
     return ModelCard(
         name=name,
         names=[known for known, promotion in in_use.items() if promotion.weights == found.weights],
@@ -58,10 +74,10 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
         trained=_ended(found.origin),
         shards=shards,
         index=index,
-        groups=groups_by_split(shards, index) if index else {},
+        groups={split: groups[split].every for split in groups if BOTH not in split},
         spec=_options(spec) if spec else {},
         command=command_of(spec) if spec else "",
-        figures=_figures(storage, found, str(manifest.get("data")), index),
+        figures=_figures(storage, found, str(manifest.get("data")), index, counted),
         thresholds=[read_threshold(folder, each, weights=found.weights) for each in threshold_names(folder)],
         audit=read_audit(storage, index.digest) if index else None,
         has_outdated_audit=index is not None and has_outdated_audit(storage, index.digest),
@@ -73,7 +89,9 @@ def model_card(storage: Path, folder: Path, name: str) -> ModelCard:
     )
 
 
-def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex | None) -> list[CardFigures]:
+def _figures(
+    storage: Path, model: EvaluatedModel, data: str, index: ShardIndex | None, counted: _CountedGroups
+) -> list[CardFigures]:
     """Return what the newest run that judged the model on each split of each data set measured.
 
     A run whose result is damaged is left out, with a line on stderr.
@@ -83,7 +101,8 @@ def _figures(storage: Path, model: EvaluatedModel, data: str, index: ShardIndex 
         found = [one for one in evaluations_of(storage, model, split) if split != "train" or _is_own(one, model)]
         newest = {each.about.data: each for each in reversed(found)}
         for evaluation in newest.values():
-            file, read = f"result.json of {evaluation.paths.run_id}", partial(_figures_of, evaluation, data, index)
+            file = f"result.json of {evaluation.paths.run_id}"
+            read = partial(_figures_of, evaluation, data, index, counted)
             if (one := shown_or(None, file, warnings, read)) is not None:
                 figures.append(one)
     for text in warnings:
@@ -96,7 +115,7 @@ def _is_own(evaluation: Evaluation, model: EvaluatedModel) -> bool:
     return model.origin is not None and evaluation.paths.folder == model.origin.folder
 
 
-def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> CardFigures:
+def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None, counted: _CountedGroups) -> CardFigures:
     """Return what a run measured.
 
     Raises:
@@ -117,16 +136,13 @@ def _figures_of(evaluation: Evaluation, data: str, index: ShardIndex | None) -> 
         ended=_ended(evaluation.paths),
         shards=shards,
         metrics=metrics,
-        limits=_limits(shards, judged, result) if judged else [UNREADABLE],
+        limits=limits(judged, metrics, result, counted.of(shards, judged).get(metrics["split"]))
+        if judged
+        else [UNREADABLE],
         is_external=evaluation.about.data != data and not known and not later,
     )
     one.check()
     return one
-
-
-def _limits(shards: str, index: ShardIndex, result: Mapping[str, Any]) -> list[str]:
-    split = result["metrics"]["split"]
-    return limits(index, result["metrics"], result, group_counts(shards, index, split).get(split))
 
 
 def _spec(paths: RunPaths | None) -> TrainOptions | EvaluateSpec | None:

@@ -15,7 +15,7 @@ from cluster.settings import Settings
 from data_shards.about import About
 from data_shards.errors import LeakageError
 from data_shards.index import overview, read_index
-from data_shards.pack.image_records import groups_by_split
+from data_shards.pack.group_counts import groups_by_split
 from data_shards.pack.options import (
     LARGEST_MEGAPIXELS,
     Blank,

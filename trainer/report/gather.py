@@ -13,7 +13,7 @@ import numpy as np
 from cluster.resources import this_machine
 from cluster.version import VERSION
 from data_shards.index import ShardIndex
-from data_shards.pack.image_records import group_counts
+from data_shards.pack.group_counts import group_counts
 from data_shards.read.stream import read_samples
 from trainer.attempt import Attempt
 from trainer.audit.saved import has_outdated_audit, read_audit

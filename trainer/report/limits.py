@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_shards.index import BOTH, ShardIndex
-from data_shards.pack.image_records import GroupCounts
+from data_shards.pack.group_counts import GroupCounts
 from trainer.evaluation.decision_text import choice_of, is_of_judged_data, is_out_of_fold
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 from trainer.evaluation.seen_images import evaluation_lines

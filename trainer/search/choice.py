@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.index import ShardIndex
-from data_shards.pack.image_records import GroupCounts
+from data_shards.pack.group_counts import GroupCounts
 from trainer.errors import TrainerError
 from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
 from trainer.evaluation.calibration import Calibration

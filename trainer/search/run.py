@@ -17,7 +17,7 @@ from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
 from data_shards.index import ShardIndex
-from data_shards.pack.image_records import group_counts
+from data_shards.pack.group_counts import group_counts
 from trainer.attempt import Attempt
 from trainer.data.run_data import run_index
 from trainer.distributed.local_gpus import lease_local_gpus
