@@ -14,7 +14,6 @@ USES = {
     "threading._shutdown": "cluster/process_exit.py",
     "torch.nn.modules.batchnorm._BatchNorm": "trainer/training/micro_batching.py",
     "torch._foreach_copy_": "trainer/training/ema.py",
-    "torch._foreach_lerp_": "trainer/training/ema.py",
     "torch.cpu._is_amx_tile_supported": "trainer/model/precision.py",
     "torch.cpu._is_avx512_bf16_supported": "trainer/model/precision.py",
     "ray._private.node.Node": "trainer/distributed/local_ray.py",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.model.checkpoint_folder import read_tensors
 
@@ -30,11 +30,14 @@ class ModelEma:
         self.module: nn.Module = self.averaged.module if self.averaged else source
         self.updates = 0  # as `n_averaged`, but known without waiting for a GPU
 
+    @torch.no_grad()
     def update(self) -> None:
         """Update the average after an optimizer step."""
         if self.averaged is None:
             return
-        self.move(1 - self.decay_after(self.updates))
+        averages, sources = self._floating()
+        average = get_ema_multi_avg_fn(self.decay_after(self.updates))  # type: ignore[no-untyped-call]  # torch has none
+        average(averages, sources, self.updates)
         self.count()
 
     def count(self) -> None:
@@ -48,26 +51,30 @@ class ModelEma:
         return min(self.decay, (WARM_UP[0] + updates) / (WARM_UP[1] + updates)) if updates else 0.0
 
     @torch.no_grad()
-    def move(self, weight: float | Tensor) -> None:
-        """Move the average by a weight to the module that trains; integer buffers, which count steps, are copied.
+    def move(self, weight: Tensor) -> None:
+        """Move the average as `update` does, by a weight that can differ between replays of a CUDA graph.
 
         It is not counted as an update.
 
         Args:
-            weight: 1 - decay; as a tensor, `() float32` on the device, it can differ between replays of a CUDA graph.
+            weight: 1 - decay, `() float32` on the device.
         """
         if self.averaged is None:
             return
+        for average, source in zip(*self._floating(), strict=True):
+            average.lerp_(source, weight)
+
+    def _floating(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the floating-point tensors of the average and of the module that trains; copy those that count steps.
+
+        These are integer buffers, which have no average.
+        """
         pairs = list(zip(_tensors(self.module), _tensors(self.source), strict=True))
         copied = [pair for pair in pairs if not pair[0].is_floating_point()]
-        moved = [pair for pair in pairs if pair[0].is_floating_point()]
         if copied:
             torch._foreach_copy_([pair[0] for pair in copied], [pair[1] for pair in copied])
-        if isinstance(weight, Tensor):
-            for average, source in moved:
-                average.lerp_(source, weight)
-        else:
-            torch._foreach_lerp_([pair[0] for pair in moved], [pair[1] for pair in moved], weight)
+        moved = [pair for pair in pairs if pair[0].is_floating_point()]
+        return [pair[0] for pair in moved], [pair[1] for pair in moved]
 
     def state_files(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of the checkpoint by file name; empty when the decay is 0."""
