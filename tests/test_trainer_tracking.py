@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cluster.files import append_line, write_json, write_text
 from cluster.lease import Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from tests.stack import eventually
 from trainer.attempt import Attempt
 from trainer.errors import Stopped
 from trainer.result import RunResult
@@ -92,7 +92,7 @@ def test_metrics_are_written_while_the_run_is_running(paths: RunPaths, monkeypat
     with track_run(attempt_at(paths), SPEC):
         for number in (1, 2, 3):
             epoch(paths, number, 1.0 / number)
-            wait_for(lambda number=number: len(curve(paths.events, "lr")) == number)
+            assert eventually(lambda number=number: len(curve(paths.events, "lr")) == number)
 
     assert curve(paths.events, "valid_loss") == [(1, 1.0), (2, 0.5), (3, 0.333)]
 
@@ -112,7 +112,7 @@ def test_an_epoch_repeated_within_one_attempt_is_logged_once(paths: RunPaths, mo
     with track_run(attempt_at(paths), SPEC):  # restarted workers repeat epochs
         epoch(paths, 1, 0.5)
         epoch(paths, 2, 0.25)
-        wait_for(lambda: len(curve(paths.events, "lr")) == 2)
+        assert eventually(lambda: len(curve(paths.events, "lr")) == 2)
         drop_epochs_after(paths, 1)
         epoch(paths, 2, 0.75)
 
@@ -222,13 +222,6 @@ def test_a_mark_that_cannot_be_written_fails_no_run(paths: RunPaths, caplog: pyt
     assert caplog.messages == ["MLflow gets nothing of this run (File exists)"]
 
 
-def wait_for(holds, seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_resumed_training_logs_each_epoch_once(
     storage: Path, digits_shards: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,7 +233,7 @@ def test_a_resumed_training_logs_each_epoch_once(
     write_json(paths.spec, TrainSpec(shards=str(digits_shards), **options).to_json())
 
     with subprocess.Popen([sys.executable, "-m", "trainer", paths.folder]) as first:
-        wait_for(lambda: list(paths.checkpoints.glob("step-*")), seconds=120)
+        assert eventually(lambda: any(paths.checkpoints.glob("step-*")))
         first.kill()
     second = subprocess.run([sys.executable, "-m", "trainer", paths.folder], check=False)
 
