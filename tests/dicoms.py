@@ -11,7 +11,14 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
+
+from data_shards.errors import BadImage
+from data_shards.pixels import decode_pixels, open_image
 
 PREAMBLE = 132
 
@@ -99,3 +106,26 @@ def converted(data, folder, *command):
     source.write_bytes(data)
     subprocess.run([command[0], *command[1:], source, target], check=True, capture_output=True)
     return target.read_bytes()
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # every value of 12 bits
+
+
+SIGNED = RAMP.astype(np.int16) - 2048
+
+
+GRAY = (RAMP >> 4).astype(np.uint8)
+
+
+COLORS = np.stack([GRAY, GRAY.T, 255 - GRAY], axis=-1)
+
+
+def read(data, **options):
+    """Return the pixels of a file as `shards pack` and `predict` see them."""
+    return np.asarray(decode_pixels(open_image(data, **options))).astype(int)
+
+
+def refused(data, text, error=BadImage, **options):
+    with pytest.raises(error, match=text) as caught:
+        read(data, **options)
+    assert "\n" not in str(caught.value)

@@ -12,9 +12,9 @@ from redis import Redis
 from cluster.gpu_use import GpuUse, gpu_use
 from cluster.settings import Settings
 from jobs.queue.gpu_history import KEPT_SAMPLES, MACHINES, PREFIX, gpu_histories, gpu_sampler, record
-from tests import test_jobs_web as page
+from tests import web_page as page
 from tests.stack import eventually
-from tests.test_jobs_web import Client
+from tests.web_page import Client
 
 serving, client = page.serving, page.client
 GIB = 2**30

@@ -12,7 +12,7 @@ from cluster.run_paths import RunPaths
 from data_shards.about import About
 from data_shards.columns import KeptColumn
 from data_shards.index import Shard, ShardIndex, write_index
-from tests.test_jobs_compare import OF_A, A, change, predictions_of, succeed
+from tests.compared import OF_A, A, change, predictions_of, succeed
 from tests.trained import lease_in
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import read_about

@@ -16,9 +16,9 @@ from jobs.cli.completion import complete_model
 from jobs.errors import NameTaken
 from jobs.queue.checks import model_of
 from jobs.runs import names
-from tests import test_jobs_compare as comparing
+from tests import compared as comparing
+from tests.compared import OF_A, OF_B, A, B
 from tests.conftest import Say
-from tests.test_jobs_compare import OF_A, OF_B, A, B
 from trainer.evaluation.predictions import read_about
 
 trained_there = comparing.say_there  # two trainings, and an evaluation of each on the test split

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import test_jobs_compare as comparing
-from tests import test_jobs_web as page
+from tests import compared as comparing
+from tests import web_page as page
 from tests.browser import RENDERED
+from tests.compared import OF_A, A, B
 from tests.stack import eventually
-from tests.test_jobs_compare import OF_A, A, B
-from tests.test_jobs_web import AXE, TOKEN, queued
+from tests.web_page import AXE, TOKEN, queued
 
 serving, client, browser = page.serving, page.client, page.browser
 say_there = comparing.say_there

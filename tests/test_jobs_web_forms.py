@@ -14,12 +14,12 @@ from jobs.runs import state as run_state
 from jobs.runs.promotions import history_of, promoted_names
 from jobs.runs.request import JobRequest
 from jobs.web.access import Access
-from tests import test_jobs_compare as comparing
-from tests import test_jobs_web as page
+from tests import compared as comparing
+from tests import web_page as page
+from tests.compared import A, B
 from tests.conftest import Say
 from tests.stack import FakeSpec
-from tests.test_jobs_compare import A, B
-from tests.test_jobs_web import TOKEN, Answer, Client, queued, with_state
+from tests.web_page import TOKEN, Answer, Client, queued, with_state
 from trainer.model.head import HeadConfig
 
 serving = page.serving

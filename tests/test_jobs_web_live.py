@@ -7,11 +7,11 @@ import pytest
 
 from cluster.settings import Settings
 from jobs.web.access import DENIED
-from tests import test_jobs_web as page
+from tests import web_page as page
 from tests.browser import Browser
 from tests.conftest import Say
 from tests.stack import eventually
-from tests.test_jobs_web import TOKEN, Client, queued, search_of, with_state
+from tests.web_page import TOKEN, Client, queued, search_of, with_state
 
 serving, client, browser = page.serving, page.client, page.browser
 LIVE = "document.getElementById('connection')?.textContent"

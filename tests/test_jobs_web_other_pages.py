@@ -15,10 +15,10 @@ from jobs.runs.promotions import Promotion, add
 from jobs.runs.request import JobRequest
 from jobs.runs.state import now
 from jobs.web.other_pages import queue_page
-from tests import test_jobs_web as page
+from tests import web_page as page
 from tests.conftest import Say
 from tests.stack import FakeSpec
-from tests.test_jobs_web import Client, queued
+from tests.web_page import Client, queued
 
 serving, client = page.serving, page.client
 

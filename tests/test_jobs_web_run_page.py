@@ -3,8 +3,8 @@
 import re
 
 from cluster.files import write_json
-from tests import test_jobs_web as page
-from tests.test_jobs_web import queued, with_state
+from tests import web_page as page
+from tests.web_page import queued, with_state
 from trainer.specs import EvaluateSpec, SearchSpec, TrainSpec, build
 from trainer.specs.search_space import Range, Space
 

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from data_shards.index import read_index
 from tests.audited import SIDE, digits, packed
-from tests.test_jobs_compare import predictions_of
+from tests.compared import predictions_of
 from tests.test_trainer_report_page import report_data
 from tests.trained import lease_in
 from trainer.audit import __main__ as audit_process

@@ -1,0 +1,108 @@
+"""Which columns of a table are those of the image, the label, the group and the split."""
+
+import pytest
+
+from data_shards.errors import OptionError
+from data_shards.targets import ABSENT, PRESENT
+from tests.labelled import labels_of, refused, scanned, source, targets_of
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "label", "other"),
+    [
+        ("image,level", "10_left,LABEL", "0", "3"),
+        ("id_code,diagnosis", "10_left,LABEL", "0", "4"),
+        ("id,label", "10_left,LABEL", "0", "1"),
+        ("lesion_id,image_id,dx,dx_type", "L1,10_left,LABEL,histo", "mel", "nv"),
+        ("Image Index,Finding Labels,Follow-up #,Patient ID", "10_left.jpeg,LABEL,0,7", "No Finding", "Mass"),
+        ("ImageID,StudyID,PatientID,Labels", "10_left.jpeg,s,p,LABEL", "['normal']", "['nodule']"),
+        ("patientid,finding,view,folder,filename", "4,LABEL,PA,images,10_left.jpeg", "Pneumonia/Viral", "No Finding"),
+        ("file_name,label", "10_left.jpeg,LABEL", "ok", "defect"),
+        ("Path,Sex,Target", "set/images/10_left.jpeg,F,LABEL", "1", "0"),
+        ("patientId,x,y,Target", "10_left,1.5,2.5,LABEL", "1", "0"),
+    ],
+)
+def test_usual_columns_are_found_without_being_told(tmp_path, header, row, label, other):
+    first, second = row.replace("LABEL", label), row.replace("LABEL", other).replace("10_left", "10_right")
+    folder = source(tmp_path, ["images/10_left.jpeg", "images/10_right.jpeg"], t_csv=[header, first, second])
+
+    found = scanned(folder, "t.csv")
+
+    assert labels_of(found) == {"10_left.jpeg": label.strip("[']"), "10_right.jpeg": other.strip("[']")}
+
+
+def test_a_table_without_header_has_numbered_columns(tmp_path):
+    rows = [f"{number} film-{number}.png {'positive' if number % 2 else 'negative'} site" for number in range(4)]
+    folder = source(tmp_path, [f"x/film-{number}.png" for number in range(4)], t_txt=rows)
+
+    refused("choose with --label-column", folder, "t.txt", kind=OptionError)
+    found = scanned(folder, "t.txt", label_column="3")
+
+    assert labels_of(found) == {f"film-{n}.png": ("negative", "positive")[n % 2] for n in range(4)}
+    assert "t.txt has no header; its columns are named 1 to 4" in found.labels.notes
+
+
+def test_columns_of_1_and_0_beside_those_of_known_findings_are_not_left_out_in_silence(tmp_path):
+    rows = ["image_id,rad_id,Aortic enlargement,Cardiomegaly,No finding", "a,R1,1,0,0", "b,R2,0,1,0"]  # VinDr-CXR
+    folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=rows)
+
+    refused("t.csv has columns of 1 and 0 beside those named like findings: Aortic enlargement; give those that are "
+            "labels, such as --label-columns 'Aortic enlargement,Cardiomegaly,No finding'",
+            folder, "t.csv", kind=OptionError)  # fmt: skip
+
+
+def test_several_columns_that_may_be_the_labels_are_refused(tmp_path):
+    rows = ["image_name,diagnosis,benign_malignant,target", "a,nevus,benign,0", "b,melanoma,malignant,1"]
+    folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=rows)
+
+    refused("the columns diagnosis, benign_malignant, target of t.csv may all be the labels; choose one with",
+            folder, "t.csv", kind=OptionError)  # fmt: skip
+
+    assert labels_of(scanned(folder, "t.csv", label_column="Benign Malignant")) == {
+        "a.jpg": "benign", "b.jpg": "malignant",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("image_column", "Image"), ("label_column", "dx"), ("group_column", "pid"), ("split_column", "fold")],
+)
+def test_a_column_that_is_not_there_is_wrong_usage_and_the_columns_are_named(tmp_path, option, value):
+    folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=["file,label", "a.jpg,x", "b.jpg,y"])
+
+    refused(f"--{option.replace('_', '-')} {value}: t.csv has no such column; it has file, label",
+            folder, "t.csv", kind=OptionError, **{option: value})  # fmt: skip
+
+
+@pytest.mark.parametrize("header", ["image,label,label", "image,Patient ID,label,patient_id"])
+def test_two_columns_of_one_name_are_refused(tmp_path, header):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=[header, "a" + ",x" * header.count(",")])
+
+    refused("t.csv has 2 columns of one name, ", folder, "t.csv")
+
+
+def test_a_column_of_one_and_zero_is_one_of_several_labels(tmp_path):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,target", "a,1.0", "b,0"])
+
+    assert targets_of(scanned(folder, "t.csv", multi_label=True)) == {
+        "a.png": {"target": PRESENT}, "b.png": {"target": ABSENT},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["PatientenID", "Patienten-Nr", "Fallnummer", "MRN", "patient_code", "Subject Number"])
+def test_columns_of_patients_are_found_as_hospitals_name_them(tmp_path, name):
+    rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])
+
+    found = scanned(tmp_path, "labels.csv")
+
+    assert {image.name: image.group for image in found.images} == {f"{n}.png": str(n // 4) for n in range(16)}
+    assert f"groups: column '{name}'; --group-column none leaves it out" in found.labels.notes
+
+
+@pytest.mark.parametrize("name", ["Patient Age", "patient_sex", "Fallzahl"])
+def test_columns_that_describe_patients_are_no_groups(tmp_path, name):
+    rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])
+
+    assert {image.group for image in scanned(tmp_path, "labels.csv").images} == {None}
