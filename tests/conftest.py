@@ -31,8 +31,9 @@ Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code,
 LONGEST_FILES = (
     "test_trainer_search_run_trainable", "test_trainer_worker", "test_jobs_demo", "test_trainer_search_run",
     "test_trainer_search_refit", "test_jobs_faults", "test_trainer_training_phases", "test_jobs_real_runs",
-    "test_jobs_full_disk", "test_trainer_export", "test_trainer_multi_label", "test_jobs_clocks", "test_jobs_web_browser",
-    "test_trainer_train", "test_trainer_predict", "test_jobs_multi_label", "test_trainer_audit",
+    "test_jobs_full_disk", "test_trainer_export", "test_trainer_multi_label", "test_jobs_clocks",
+    "test_jobs_web_browser", "test_trainer_train", "test_trainer_predict", "test_jobs_multi_label",
+    "test_trainer_audit",
 )  # fmt: skip
 
 

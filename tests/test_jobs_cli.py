@@ -8,12 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
-from redis import ResponseError
 
 from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.cli import doctor
 from jobs.cli.main import COMMANDS, cli
 from jobs.runs import state as run_state
 from tests.conftest import Say
@@ -54,20 +52,6 @@ def test_dry_run_prints_the_checked_spec_and_queues_nothing(say: Say, shards: st
     assert (code, err) == (0, "")
     assert json.loads(out)["shards"] == shards
     assert run_state.all_ids(settings.storage) == []
-
-
-def test_list_shows_the_newest_first_and_filters(say: Say, shards: str) -> None:
-    first = say("train", shards, "--weights", "none")[1].strip()
-    second = say("evaluate", first, shards)[1].strip()
-
-    everything = json.loads(say("list", "--json")[1])
-    waiting = json.loads(say("list", "--state", "scheduled", "--json")[1])
-    training = say("list", "--kind", "train")[1]
-
-    assert [row["id"] for row in everything] == [second, first]
-    assert [(row["id"], row["kind"]) for row in waiting] == [(second, "evaluate")]
-    assert first in training
-    assert second not in training
 
 
 def test_an_id_may_be_shortened_to_any_unique_prefix(say: Say, shards: str) -> None:
@@ -228,33 +212,6 @@ def test_logs_come_from_storage_and_can_be_cut_to_their_tail(say: Say, shards: s
     assert say("logs", run_id, "--tail", "2")[1] == "two\nthree\n"
 
 
-def test_doctor_names_a_fault_and_its_cure(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    healthy = say("doctor", "--json")
-    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
-    code, out, _ = say("doctor", "--json")
-    fault = next(finding for finding in json.loads(out) if not finding["ok"])
-
-    assert healthy[0] == 0
-    assert code == 1
-    assert (fault["check"], fault["cure"]) == ("Redis", "start it or correct NIGHTSHIFT_REDIS_URL")
-
-
-@pytest.mark.parametrize("name", ["connect", "serving_workers"])
-def test_doctor_has_a_cure_for_an_answer_of_redis_that_names_none(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    def fail(*_: object) -> None:
-        raise ResponseError("LOADING Redis is loading the dataset in memory")
-
-    monkeypatch.setattr(doctor, name, fail)
-
-    (finding,), workers = doctor.redis_findings(settings)
-
-    assert (finding.ok, workers) == (False, [])
-    assert finding.found == "LOADING Redis is loading the dataset in memory"
-    assert finding.cure == "start it or correct NIGHTSHIFT_REDIS_URL"
-
-
 def test_help_and_submitting_import_neither_torch_nor_ray(shards: str) -> None:
     code = (
         "import sys; from jobs.__main__ import main\n"
@@ -360,41 +317,6 @@ def test_an_unknown_command_gets_a_suggestion(say: Say, typed: str, line: str) -
 
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == f"Error: {line}"
-
-
-@pytest.mark.parametrize("alias", ["ls", "ps"])
-def test_ls_and_ps_mean_list(say: Say, alias: str) -> None:
-    assert say(alias, "--json") == (0, "[]\n", "")
-
-
-@pytest.mark.parametrize(
-    ("shell", "line"),
-    [
-        ("bash", 'eval "$(_NIGHTSHIFT_COMPLETE=bash_source nightshift)"'),
-        ("zsh", 'eval "$(_NIGHTSHIFT_COMPLETE=zsh_source nightshift)"'),
-        ("fish", "_NIGHTSHIFT_COMPLETE=fish_source nightshift | source"),
-    ],
-)
-def test_completion_prints_the_line_of_the_start_file(say: Say, shell: str, line: str) -> None:
-    code, out, _ = say("completion", shell)
-
-    assert (code, out) == (0, f"{line}\n")
-
-
-def test_the_shell_completes_run_ids_and_names(say: Say, shards: str, settings: Settings) -> None:
-    run_id = say("train", shards, "--weights", "none", "--name", "night")[1].strip()
-
-    offered = [
-        subprocess.run(
-            [sys.executable, "-c", "from jobs.__main__ import main; main()"],
-            env={**job_worker_environment(settings), "_NIGHTSHIFT_COMPLETE": "bash_complete",
-                 "COMP_WORDS": f"nightshift show {typed}", "COMP_CWORD": "2"},
-            capture_output=True, text=True, check=False,
-        ).stdout
-        for typed in ("n", "train-")
-    ]  # fmt: skip
-
-    assert offered == ["plain,night\n", f"plain,{run_id}\n"]
 
 
 def test_a_running_run_is_not_deleted_and_nobody_is_asked(say: Say, shards: str) -> None:

@@ -9,8 +9,8 @@ import pytest
 from cluster.files import read_json, write_json
 from cluster.run_paths import RunPaths
 from tests import compared
+from tests.cli_runs import on_a_terminal
 from tests.compared import OF_A, OF_B, A, B, change, scored, succeed, three_classes
-from tests.test_jobs_frictions import on_a_terminal
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, read_about
 from trainer.specs import SearchSpec, TrainSpec

@@ -91,3 +91,33 @@ def test_the_advice_to_add_the_line_is_given_at_a_terminal_only(settings: Settin
 
     assert redirected.stderr == ""
     assert typed.stderr == "Add this line to ~/.bashrc and start a new shell.\n"
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", 'eval "$(_NIGHTSHIFT_COMPLETE=bash_source nightshift)"'),
+        ("zsh", 'eval "$(_NIGHTSHIFT_COMPLETE=zsh_source nightshift)"'),
+        ("fish", "_NIGHTSHIFT_COMPLETE=fish_source nightshift | source"),
+    ],
+)
+def test_completion_prints_the_line_of_the_start_file(say: Say, shell: str, line: str) -> None:
+    code, out, _ = say("completion", shell)
+
+    assert (code, out) == (0, f"{line}\n")
+
+
+def test_the_shell_completes_run_ids_and_names(say: Say, shards: str, settings: Settings) -> None:
+    run_id = say("train", shards, "--weights", "none", "--name", "night")[1].strip()
+
+    offered = [
+        subprocess.run(
+            [sys.executable, "-c", "from jobs.__main__ import main; main()"],
+            env={**job_worker_environment(settings), "_NIGHTSHIFT_COMPLETE": "bash_complete",
+                 "COMP_WORDS": f"nightshift show {typed}", "COMP_CWORD": "2"},
+            capture_output=True, text=True, check=False,
+        ).stdout
+        for typed in ("n", "train-")
+    ]  # fmt: skip
+
+    assert offered == ["plain,night\n", f"plain,{run_id}\n"]

@@ -1,6 +1,7 @@
 """What `nightshift doctor` says of a Redis that answers but takes nothing, and of an address that is not Ray's."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from redis import Redis
+from redis import Redis, ResponseError
 
 from cluster.errors import UnknownRun
 from cluster.settings import Settings
@@ -21,6 +22,7 @@ from cluster.version import VERSION
 from data_shards.errors import DamagedShard
 from data_shards.index import Shard, read_index
 from data_shards.read.shard_files import ShardFiles
+from jobs.cli import doctor
 from jobs.cli.doctor import ray_finding, redis_findings, shards_finding
 from jobs.runs.state import find
 from tests.conftest import Say
@@ -178,3 +180,30 @@ def test_doctor_says_that_no_job_worker_is_running_and_no_run_waits(say: Say) ->
 
     assert "ok     queues: no run waits" in lines
     assert f"ok     versions: {VERSION} here" in lines
+
+
+def test_doctor_names_a_fault_and_its_cure(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = say("doctor", "--json")
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+    code, out, _ = say("doctor", "--json")
+    fault = next(finding for finding in json.loads(out) if not finding["ok"])
+
+    assert healthy[0] == 0
+    assert code == 1
+    assert (fault["check"], fault["cure"]) == ("Redis", "start it or correct NIGHTSHIFT_REDIS_URL")
+
+
+@pytest.mark.parametrize("name", ["connect", "serving_workers"])
+def test_doctor_has_a_cure_for_an_answer_of_redis_that_names_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ResponseError("LOADING Redis is loading the dataset in memory")
+
+    monkeypatch.setattr(doctor, name, fail)
+
+    (finding,), workers = doctor.redis_findings(settings)
+
+    assert (finding.ok, workers) == (False, [])
+    assert finding.found == "LOADING Redis is loading the dataset in memory"
+    assert finding.cure == "start it or correct NIGHTSHIFT_REDIS_URL"

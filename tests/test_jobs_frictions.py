@@ -1,46 +1,16 @@
-"""What a person meets at the terminal: slips, waiting, the start of a run, colors, and the layout of `show`."""
+"""What a person meets at the terminal: slips, what a run waits for, and what a command refuses."""
 
-import contextlib
-import json
-import os
-import pty
-import shlex
-import subprocess
 import sys
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from redis import Redis
-from rich.console import Console
 
-from cluster.files import write_json
-from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.cli.run_view import RunView
 from jobs.runs import state as run_state
-from jobs.runs.state import RunState
+from tests.cli_runs import PLAIN, rendered, set_state, submitted
 from tests.conftest import Say
 from tests.test_jobs_worker_list import OURS, register
-
-LONG_AGO = "2026-01-01T00:00:00.000Z"
-PLAIN = ("--weights", "none")
-
-
-def submitted(say: Say, settings: Settings, shards: str, *options: str) -> RunPaths:
-    return RunPaths.of(settings.storage, say("train", shards, *PLAIN, *options)[1].strip())
-
-
-def set_state(paths: RunPaths, state: run_state.State) -> RunState:
-    with run_state.changing(paths) as found:
-        return run_state.write_state(paths, found.with_state(state))
-
-
-def rendered(storage: Path, state: RunState, progress: dict[str, object], width: int = 80) -> list[str]:
-    console = Console(file=StringIO(), width=width, force_terminal=False)
-    console.print(RunView(storage).updated(state, progress, width))
-    assert isinstance(console.file, StringIO)
-    return console.file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("command", [("predict", "train", "."), ("evaluate", "train", "S"), ("export", "train")])
@@ -171,139 +141,10 @@ def test_a_run_of_a_kind_without_a_model_names_the_kinds_that_have_one(
     )  # fmt: skip
 
 
-def test_a_long_note_wraps_between_words(
-    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = submitted(say, settings, shards)
-    monkeypatch.setenv("COLUMNS", "40")
-
-    _, out, _ = say("edit", paths.run_id, "--note", "the films of the second scanner, before its repair")
-
-    assert out.splitlines() == ["tags  -", "note  the films of the second scanner,", "      before its repair"]
-
-
 def test_a_window_that_never_opens_is_named_once(say: Say, shards: str) -> None:
     said = say("train", shards, "--window", "20:00-20:00")
 
     assert said == (2, "", "Error: --window 20:00-20:00 never opens; its start and end must differ\n")
-
-
-def test_a_run_that_starts_shows_its_seconds_and_the_newest_line_of_its_log(
-    say: Say, settings: Settings, shards: str
-) -> None:
-    run = submitted(say, settings, shards, "--name", "night")
-    state = set_state(run, "running").with_changes(changed=LONG_AGO, attempt=2)
-    run.log.write_text("first\n\x1b[36m(worker)\x1b[0m Started a local Ray instance\n")
-
-    lines = rendered(settings.storage, state, {"attempt": 1, "phase": "train", "epoch": 3, "epochs": 9})
-
-    assert " night " in lines[0]
-    assert "starting " in lines[0]
-    assert "d" in lines[0].split("starting ")[1]  # days since then
-    assert lines[1].strip() == "(worker) Started a local Ray instance"
-
-
-def on_a_terminal(settings: Settings, *words: str, **environment: str) -> str:
-    """Run a command with stdout and stderr on a terminal and return what it printed."""
-    reading, writing = pty.openpty()
-    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-    env |= {"NIGHTSHIFT_STORAGE": str(settings.storage), "NIGHTSHIFT_REDIS_URL": str(settings.redis_url)} | environment
-    printed = bytearray()
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "jobs", *words], stdout=writing, stderr=writing, env=env
-    ) as command:
-        os.close(writing)
-        with contextlib.suppress(OSError):  # EIO: everything has been read, and the command has ended
-            while part := os.read(reading, 65_536):
-                printed += part
-    os.close(reading)
-    assert command.returncode == 0
-    return printed.decode()
-
-
-def test_a_state_is_colored_on_a_terminal_unless_no_color_is_set(say: Say, settings: Settings, shards: str) -> None:
-    set_state(submitted(say, settings, shards), "failed")
-
-    colored = on_a_terminal(settings, "list")
-    plain = on_a_terminal(settings, "list", NO_COLOR="1")
-
-    assert "\x1b[31mfailed\x1b[0m" in colored.replace("failed   ", "failed")
-    assert "failed" in plain
-    assert "\x1b" not in plain
-    assert "\x1b" not in say("list")[1]
-
-
-def test_show_prints_the_command_that_repeats_the_run(say: Say, settings: Settings, shards: str) -> None:
-    run = submitted(
-        say, settings, shards, "--name", "night", "--epochs", "7", "--lr", "1e-4", "--no-cache", "--class-weights",
-        "--patience", "0", "--max-duration", "8h", "--window", "20:00-07:00", "--batch-size", "auto",
-    )  # fmt: skip
-
-    code, out, err = say("show", "night", "--command")
-    repeated = say(*shlex.split(out)[1:], "--dry-run")[1]
-
-    assert (code, err) == (0, "")
-    assert out.startswith(f"nightshift train {shards} --weights none --no-cache --epochs 7 ")
-    assert "--name" not in out
-    assert json.loads(repeated) == json.loads(run.spec.read_text())
-
-
-def test_the_command_of_a_search_has_its_search_space(say: Say, settings: Settings, shards: str) -> None:
-    given = ("--trials", "9", "--lr", "1e-4:1e-2:7", "--head-width", "64,128", "--freeze", "none", "--seeds", "2")
-    run = RunPaths.of(settings.storage, say("search", shards, *PLAIN, *given)[1].strip())
-
-    out = say("show", run.run_id, "--command")[1]
-    repeated = say(*shlex.split(out)[1:], "--dry-run")[1]
-
-    assert "--lr 0.0001:0.01:7 --head-width 64,128 --freeze none" in out
-    assert json.loads(repeated) == json.loads(run.spec.read_text())
-
-
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Tokyo"])
-@pytest.mark.parametrize("kind", ["train", "search"])
-def test_show_names_the_time_zone_of_a_window_whatever_the_zone_of_the_reader(
-    say: Say, shards: str, monkeypatch: pytest.MonkeyPatch, kind: str, zone: str
-) -> None:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    run_id = say(kind, shards, *PLAIN, "--window", "20:00-07:00")[1].strip()
-    monkeypatch.setenv("TZ", zone)
-
-    lines = say("show", run_id)[1].splitlines()
-
-    assert "window    20:00-07:00 in Europe/Berlin" in lines
-    assert "--window" not in "".join(lines)
-
-
-def test_show_separates_what_was_chosen_from_the_defaults(say: Say, settings: Settings, shards: str) -> None:
-    run = submitted(say, settings, shards, "--epochs", "7")
-    write_json(run.result, {
-        "kind": "train", "checkpoint": str(run.best), "seconds": 9.0,
-        "metrics": {"split": "valid", "n": 9, "accuracy": 0.75, "intervals": {"accuracy": [0.5, 0.9]},
-                    "classes": ["covid", "normal"], "confusion_matrix": [[3, 1], [0, 5]]},
-    })  # fmt: skip
-    set_state(run, "succeeded")
-
-    lines = say("show", run.run_id)[1].splitlines()
-
-    assert lines[:2] == [run.run_id, "state     succeeded"]
-    assert "options   --weights none  --epochs 7" in lines
-    assert "lr 0.0005" in (defaults := next(line for line in lines if line.startswith("defaults  ")))
-    assert ", epochs " not in defaults
-    assert "result    valid accuracy 0.7500 (0.5000 to 0.9000) (9 images; 95 % intervals in brackets)" in lines
-    assert "          true covid: 3 as covid, 1 as normal" in lines
-    assert "          true normal: 5 as normal" in lines
-
-
-def test_show_has_what_a_search_varies_in_place_of_a_fixed_value(say: Say, settings: Settings, shards: str) -> None:
-    run_id = say("search", shards, *PLAIN, "--dropout", "0.1:0.2", "--patience", "0", "--retries", "0")[1].strip()
-
-    lines = say("show", run_id)[1].splitlines()
-
-    (options,) = (line for line in lines if line.startswith("options   "))
-    (defaults,) = (line for line in lines if line.startswith("defaults  "))
-    assert all(words in options for words in ("--dropout 0.1:0.2", "--patience 0", "--retries 0"))
-    assert "lr 1e-05 to 0.01" in defaults
-    assert "dropout" not in defaults
 
 
 def test_a_retried_run_says_when_it_starts(say: Say, settings: Settings, shards: str) -> None:
@@ -370,58 +211,3 @@ def test_a_waiting_run_is_said_to_wait_for_the_queues_until_they_are_open(
     assert later == "state     scheduled: starts after waits, which is queued; the queues are paused now"
     assert followed[1].strip() == paused
     assert "paused" not in say("show", "waits")[1].splitlines()[1]
-
-
-def test_show_says_what_a_queued_run_waits_for_without_redis(
-    say: Say, settings: Settings, shards: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    submitted(say, settings, shards, "--name", "waits")
-    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", f"unix://{settings.storage}/nothing")
-
-    code, out, _ = say("show", "waits")
-
-    assert code == 0
-    assert out.splitlines()[1].startswith("state     queued: next to start")
-
-
-def test_the_spinner_turns_until_the_run_has_ended(say: Say, settings: Settings, shards: str) -> None:
-    paths = submitted(say, settings, shards, "--name", "night")
-    running = set_state(paths, "running")
-    full = {"phase": "evaluate", "done": 8, "total": 8}
-
-    line = rendered(settings.storage, running, full)[0]
-    ended = rendered(settings.storage, set_state(paths, "succeeded"), full)[0]
-
-    assert line[0] in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-    assert ended.startswith("  night ")
-
-
-RUNNING = {"phase": "train", "epoch": 12, "epochs": 300, "images_per_second": 12345.0, "eta_seconds": 11_000.0}
-PROGRESS = "train, epoch 12/300, 12345 images/s, 3h03m left"
-
-
-@pytest.mark.parametrize("name", [None, "night"])
-def test_speed_and_time_left_are_whole_at_80_columns(
-    say: Say, settings: Settings, shards: str, name: str | None
-) -> None:
-    run = submitted(say, settings, shards, *(("--name", name) if name else ()))
-    state = set_state(run, "running")
-
-    lines = [line.rstrip() for line in rendered(settings.storage, state, RUNNING)]
-
-    assert f" {name or run.run_id} " in lines[0]
-    assert lines[-1].endswith(PROGRESS)
-    assert len(lines) == (1 if name else 2)  # an id leaves no room for a bar and the progress
-    assert max(map(len, lines)) <= 80
-
-
-def test_where_a_long_name_leaves_no_room_the_progress_is_on_the_next_line(
-    say: Say, settings: Settings, shards: str
-) -> None:
-    run = submitted(say, settings, shards, "--name", "the-night-of-all-films-of-the-year")
-    state = set_state(run, "running")
-
-    lines = [line.strip() for line in rendered(settings.storage, state, RUNNING, width=60)]
-
-    assert "the-night-of-all-films-of-the-year" in lines[0]
-    assert lines[1] == PROGRESS

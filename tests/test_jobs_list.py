@@ -1,5 +1,6 @@
 """`nightshift list`: what its columns say at the width of a terminal."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,22 @@ def test_a_list_without_rows_is_a_sentence_that_says_what_to_do(
     say: Say, storage: Path, words: tuple[str, ...], sentence: str
 ) -> None:
     assert say(*words) == (0, "", sentence.format(storage=storage))
+
+
+def test_list_shows_the_newest_first_and_filters(say: Say, shards: str) -> None:
+    first = say("train", shards, "--weights", "none")[1].strip()
+    second = say("evaluate", first, shards)[1].strip()
+
+    everything = json.loads(say("list", "--json")[1])
+    waiting = json.loads(say("list", "--state", "scheduled", "--json")[1])
+    training = say("list", "--kind", "train")[1]
+
+    assert [row["id"] for row in everything] == [second, first]
+    assert [(row["id"], row["kind"]) for row in waiting] == [(second, "evaluate")]
+    assert first in training
+    assert second not in training
+
+
+@pytest.mark.parametrize("alias", ["ls", "ps"])
+def test_ls_and_ps_mean_list(say: Say, alias: str) -> None:
+    assert say(alias, "--json") == (0, "[]\n", "")

@@ -15,8 +15,8 @@ from jobs.queue.weights_file import refuse_unavailable_imagenet
 from jobs.runs import names
 from jobs.runs import state as run_state
 from jobs.runs.state import RunState
+from tests.cli_runs import LONG_AGO, rendered
 from tests.conftest import Say
-from tests.test_jobs_frictions import LONG_AGO, rendered
 from trainer.errors import WeightsError
 
 
