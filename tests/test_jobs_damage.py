@@ -18,7 +18,7 @@ from jobs.queue.queues import waiting
 from jobs.queue.reconciler import ReconcilerMemory, reconcile
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
-from jobs.runs import names
+from jobs.runs import deletion, names
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
@@ -107,7 +107,7 @@ def commands_survive(
     assert sound in waiting(redis, "normal")
     assert state_of(settings.storage, sound).state == "queued"
     assert not paths.folder.exists(), (name, damage)
-    run_state.remove(RunPaths.of(settings.storage, sound))
+    deletion.hide(RunPaths.of(settings.storage, sound))
 
 
 def result(say: Say, *command: str) -> str:

@@ -23,7 +23,7 @@ from jobs.queue.queues import queue, waiting
 from jobs.queue.reconciler import ReconcilerMemory, Repair, reconcile
 from jobs.queue.submit import new_run_id, submit
 from jobs.queue.tasks import claim_run
-from jobs.runs import names
+from jobs.runs import deletion, names
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import Change, end
 from jobs.runs.request import JobRequest
@@ -248,7 +248,7 @@ def test_runs_that_ended_or_were_deleted_are_forgotten(settings: Settings, redis
 
     for run_id in (unstarted, unwatched, deleted):
         finish(settings, run_id, "succeeded")
-    run_state.remove(RunPaths.of(settings.storage, deleted))
+    deletion.hide(RunPaths.of(settings.storage, deleted))
     reconcile(settings, redis, memory)
 
     assert remembered == {unstarted, unwatched, deleted}
@@ -281,10 +281,10 @@ def test_leftovers_of_killed_submits_and_deletes_are_deleted_after_a_day(
     for leftover in (".new-train-20261123-000000-aaaaaa", ".deleted-train-20261123-000000-bbbbbb"):
         (folder / leftover).mkdir()
 
-    run_state.sweep(settings.storage)
+    deletion.sweep(settings.storage)
     young = len(list(folder.iterdir()))
-    monkeypatch.setattr(run_state, "LEFTOVER_SECONDS", -1.0)
-    run_state.sweep(settings.storage)
+    monkeypatch.setattr(deletion, "LEFTOVER_SECONDS", -1.0)
+    deletion.sweep(settings.storage)
 
     assert young == 3
     assert [entry.name for entry in folder.iterdir()] == [run_id]

@@ -16,7 +16,7 @@ from cluster.files import locked, write_json
 from cluster.mounts import Mount
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.runs import index_file, run_index
+from jobs.runs import deletion, index_file, run_index
 from jobs.runs import state as run_state
 from jobs.runs.index_file import path_of
 from jobs.runs.labels import change_labels
@@ -112,7 +112,7 @@ ACTS: dict[str, Callable[[Path, int], object]] = {
     "tag": lambda storage, number: make(storage, number, state="failed", tags=("chest",), owner="mira"),
     "damage": lambda storage, number: make(storage, number).state.write_text("{"),
     "lose the state": lambda storage, number: make(storage, number).state.unlink(),
-    "delete": lambda storage, number: run_state.remove(make(storage, number)),
+    "delete": lambda storage, number: deletion.hide(make(storage, number)),
 }
 FILTERS = [Filter(), Filter(state="failed"), Filter(tags=("chest",), owner="mira"), Filter(name="ag*"),
            Filter(state="damaged"), Filter(since_seconds=3600.0, kind="train")]  # fmt: skip
@@ -273,7 +273,7 @@ def test_a_deleted_run_leaves_the_file_when_it_is_written_next(storage: Path) ->
     runs = [make(storage, number, note=f"note {number}") for number in range(3)]
     filled(storage)
 
-    run_state.remove(runs[0])
+    deletion.hide(runs[0])
     make(storage, 3)
     filled(storage)
 

@@ -14,6 +14,7 @@ from cluster.stop_request import StopRequest
 from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
+from jobs.runs import deletion
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, no_heartbeat
 from jobs.runs.promotions import refuse_in_use
@@ -87,13 +88,13 @@ def delete(paths: RunPaths, *, force: bool = False) -> None:
     """
     if force and run_state.is_damaged(paths):
         with locked(paths.lock):
-            tombstone = run_state.remove(paths)
+            tombstone = deletion.hide(paths)
     else:
         with changing(paths) as state:
             require_ended(state)
             if not force:
                 refuse_in_use(paths)
-            tombstone = run_state.remove(paths)
+            tombstone = deletion.hide(paths)
     shutil.rmtree(tombstone)
 
 

@@ -20,6 +20,7 @@ from jobs.queue import queues
 from jobs.queue.leader_lock import LeaderLock
 from jobs.queue.schedules import submit_due
 from jobs.queue.worker_list import live_workers
+from jobs.runs import deletion
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, no_heartbeat, release_watch
 from jobs.runs.owner_limit import OwnerRuns
@@ -292,7 +293,7 @@ def reconciler_thread(settings: Settings, name: str) -> LeaderLock:
         every_run = time.monotonic() - last_full > FULL_EVERY_SECONDS
         last_full = time.monotonic() if every_run else last_full
         if every_run:
-            run_state.sweep(settings.storage)
+            deletion.sweep(settings.storage)
         reconcile(settings, connection, memory, every_run=every_run)
         submit_due(settings)
 

@@ -26,7 +26,7 @@ def is_submitted_or_in_progress(paths: RunPaths) -> bool:
 def delete_dead_draft(paths: RunPaths) -> bool:
     """Delete a run's draft if its submitter has died; return whether it was deleted.
 
-    A draft without a lock file is left to `sweep`: its submitter may be about to create the lock.
+    A draft without a lock file is left to `deletion.sweep`: its submitter may be about to create the lock.
     """
     draft = draft_of(paths)
     try:

@@ -7,8 +7,6 @@ does not have to read the ten thousand runs that have ended.
 import contextlib
 import dataclasses
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,8 +26,6 @@ DAMAGED: State = "damaged"  # shown for a run whose `state.json` cannot be read;
 PRIORITIES = ("high", "normal", "low")
 MOST_ATTEMPTS = 1_000_000  # a larger number is damage
 LARGEST_METRIC = 1e300  # a larger one is damage; NaN fails the comparison too
-LEFTOVERS = (".new-*", ".deleted-*")  # what a killed submit or delete leaves in the folder of runs
-LEFTOVER_SECONDS = 24 * 3600.0
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "lost", "cancelled"})
 
 
@@ -374,36 +370,3 @@ def find(storage: Path, text: str) -> RunPaths:
     if RUN_ID.fullmatch(text) and not close:
         cure += f"; a RayJob is shown once it has started: `kubectl describe rayjob {text}`"
     raise UnknownRun(f"no run has the id or name {text!r}{why}; {cure}")
-
-
-def remove(paths: RunPaths) -> Path:
-    """Hide a run by renaming its folder to a tombstone, and delete its marker file and its names.
-
-    Returns:
-        The tombstone. The caller deletes it without the run's lock: NFS keeps a file that this machine has open, and
-        with it the folder.
-    """
-    held = _names(paths)
-    tombstone = paths.folder.with_name(f".deleted-{paths.run_id}")
-    paths.folder.rename(tombstone)
-    pending_marker(paths).unlink(missing_ok=True)
-    for name in held:
-        names.free(paths.storage, name, paths.run_id)
-    return tombstone
-
-
-def _names(paths: RunPaths) -> list[str]:
-    try:
-        name = read_state(paths).name
-    except (StorageError, UnknownRun):  # a damaged run: look through all names
-        return names.names_of(paths.storage, paths.run_id)
-    return [name] if name else []
-
-
-def sweep(storage: Path) -> None:
-    """Delete what killed submits and deletes left more than a day ago."""
-    for pattern in LEFTOVERS:
-        for leftover in (storage / "runs").glob(pattern):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_ctime > LEFTOVER_SECONDS:
-                    shutil.rmtree(leftover, ignore_errors=True)
