@@ -30,7 +30,7 @@ def labelled(folder, rows, *, header="image,label,patient", seed=0):
 
 @pytest.fixture
 def single(tmp_path):
-    """A data set of 20 patients with one label an image."""
+    """A data set of 20 patients with one label per image."""
     rows = [f"{p:02d}-{n}.png,{'ab'[p % 2]},p{p}" for p in range(20) for n in range(2)]
     labels = labelled(tmp_path / "images", rows)
     pack(tmp_path / "images", tmp_path / "shards", options(split="70/15/15", labels=labels))
@@ -39,7 +39,7 @@ def single(tmp_path):
 
 @pytest.fixture
 def several(tmp_path):
-    """A data set with several labels an image, listed in a cell."""
+    """A data set with several labels per image, listed in a cell."""
     cells = ("a", "b", "a|c", "b|c", "c")
     rows = [f"{n:02d}.png,{cells[n % 5]}" for n in range(30)]
     labels = labelled(tmp_path / "images", rows, header="image,labels")

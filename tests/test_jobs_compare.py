@@ -175,7 +175,7 @@ def test_different_decision_thresholds_are_named(say_there, settings):
     _, different, _ = say_there("compare", A, B)
 
     assert "note: the decision thresholds differ" not in same
-    assert "note: the decision thresholds differ: all figures but AUROC depend on them" in different
+    assert "note: the decision thresholds differ: all metrics but AUROC depend on them" in different
     assert any(line.split() == ["decision", "threshold", "-", "0.25"] for line in different.splitlines())
 
 
@@ -242,7 +242,7 @@ def test_the_valid_split_is_compared_by_the_evaluation_at_the_end_of_each_traini
 
     found = json.loads(out)
     assert [model["evaluation"] for model in found["models"]] == [A, B]
-    assert "note: models are chosen on the valid split: their figures there are optimistic" in found["notes"]
+    assert "note: models are chosen on the valid split: their metrics there are optimistic" in found["notes"]
     assert code in {0, 1}
 
 
@@ -253,7 +253,7 @@ def test_a_comparison_out_of_fold_and_without_a_class_says_so(say_there, setting
 
     notes = json.loads(say_there("compare", A, B, "--split", "train+valid", "--json")[1])["notes"]
 
-    assert notes[0].startswith("note: the figures are out of fold: each image was scored by a head")
+    assert notes[0].startswith("note: the metrics are out of fold: each image was scored by a head")
     assert notes[0].endswith("intervals and tests are about other images, not about other folds or seeds")
     assert notes[1] == (
         'note: no shared image is of "covid": means over the classes are without it, and what needs it is undefined'

@@ -20,7 +20,8 @@ from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
 from trainer.model.head import HeadConfig
 from trainer.report import checklists
 from trainer.report.checklists import ITEMS, filled_items
-from trainer.report.model_card import CardFigures
+from trainer.report.environment import number_text
+from trainer.report.model_card import CardFigures, figure_text
 
 TEMPLATE = Path(checklists.__file__).with_name("model_card.html.j2")
 WEIGHTS, SITE = "0" * 64, KeptColumn(name="site")
@@ -136,6 +137,12 @@ def test_a_card_says_what_is_undefined_and_what_calibration_is_about():
     assert notes["calibration error (ECE)"] == notes["calibration slope"] == "of the most probable class"
 
 
+def test_a_card_gives_the_calibration_error_in_the_unit_of_the_report():
+    text = figure_text(0.0312, "ece")
+
+    assert text == number_text(0.0312) == "0.0312"
+
+
 def test_a_model_that_was_cross_validated_on_train_alone_has_its_figures(there, settings):
     paths = RunPaths.of(settings.storage, A)
     change(settings.storage, A, about=replace(read_about(paths.predictions), split="train"))
@@ -167,7 +174,7 @@ def test_a_card_says_so_if_the_data_set_and_the_evaluations_are_gone(there, sett
     page = page_of(there, settings, "--output", str(settings.storage / "a.html"))
 
     assert "cannot be read as it was when the model was trained" in page
-    assert "No run of this storage has measured the model." in page
+    assert "No run of this storage has evaluated the model." in page
     assert (
         '<th scope="row">Performance with confidence intervals</th><td>23a</td><td>31</td><td>38</td><td class="open">'
         in page

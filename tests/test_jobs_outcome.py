@@ -143,11 +143,11 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
     _, _, err = say("wait", evaluation.run_id)
 
     lines = err.splitlines()
-    at = lines.index('decision "covid" from a probability of 0.3127: sensitivity-0.99')
+    at = lines.index('decision "covid" if its probability is at least 0.3127: sensitivity-0.99')
     assert lines[at + 1 : at + 6] == [
         '         "covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; '
         "the default decision gives 5 at 0.9200",
-        '         "covid": 25 positives of the valid split can promise at most 0.887 at this threshold with '
+        '         "covid": 25 positives of the valid split support a sensitivity of only 0.887 at this threshold with '
         "95 % confidence (one-sided), not 0.99; that takes 299 independent positives without a miss, chosen with "
         "--min-sensitivity 1",
         '         "covid": the test split does not reach 0.99: its sensitivity is 0.8400',
@@ -160,7 +160,7 @@ def test_an_evaluation_says_its_decision_the_price_and_what_the_model_has_seen(s
 def test_show_says_the_decision_and_whether_the_split_reached_the_sensitivity(say: Say, evaluation: RunPaths) -> None:
     shown = " ".join(say("show", evaluation.run_id)[1].split())
 
-    assert 'decision "covid" from a probability of 0.3127: sensitivity-0.99' in shown
+    assert 'decision "covid" if its probability is at least 0.3127: sensitivity-0.99' in shown
     assert '"covid": the test split does not reach 0.99: its sensitivity is 0.8400' in shown
 
 
@@ -179,7 +179,7 @@ def test_an_evaluation_without_a_threshold_used_the_default_decision(
 @pytest.mark.parametrize(
     ("state", "cure"),
     [
-        ("failed", "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})"),
+        ("failed", "after fixing the cause: nightshift retry {id}   (the log: nightshift logs {id})"),
         ("lost", "try again: nightshift retry {id}   (the log: nightshift logs {id})"),
         ("cancelled", "continue from the last checkpoint: nightshift retry {id}"),
     ],
@@ -315,14 +315,18 @@ def test_a_log_has_a_line_for_each_epoch_but_not_for_each_step_of_a_fit() -> Non
 def test_show_says_where_the_time_went_and_the_parts_add_up_to_the_time_since_the_submit(
     say: Say, run: RunPaths
 ) -> None:
-    succeed(run, timing={"report": 5.5, "queue": 0.3, "start": 2.0, "features": 0.2, "training": 61.0, "judging": 1.2})
+    succeed(
+        run, timing={"report": 5.5, "queue": 0.3, "start": 2.0, "features": 0.2, "training": 61.0, "evaluation": 1.2}
+    )
     with run_state.changing(run) as state:
         times = {"created": "2026-11-23T10:00:00.000Z", "started": "2026-11-23T10:00:00.250Z"}
         run_state.write_state(run, state.with_changes(**times, ended="2026-11-23T10:01:13.500Z"))
 
     out = " ".join(say("show", run.run_id)[1].split())
 
-    parts = "timing queue 0.3 s, start 2.0 s, features 0.2 s, training 61.0 s, judging 1.2 s, report 5.5 s, other 3.3 s"
+    parts = (
+        "timing queue 0.3 s, start 2.0 s, features 0.2 s, training 61.0 s, evaluation 1.2 s, report 5.5 s, other 3.3 s"
+    )
     assert f"ended 2026-11-23 10:01:13Z (1m13s) {parts}" in out
 
 

@@ -272,6 +272,6 @@ def test_the_report_says_which_command_makes_an_outdated_audit_anew():
 
     page = " ".join(html.unescape(render(of_spaces)).split())
 
-    assert "another version of the checks made the stored audit" in page
+    assert "the stored audit is of another version of the checks" in page
     assert "nightshift shards audit 'my shards'" in page
-    assert "Not measured. " not in page
+    assert "There is no audit." not in page

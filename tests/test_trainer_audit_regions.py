@@ -242,7 +242,7 @@ def test_the_report_shows_the_differences_and_what_the_model_does_with_the_rim()
     assert "\N{MINUS SIGN}0.010<br><small>\N{MINUS SIGN}0.030 to +0.010</small>" in page
     assert "on the same 60 images" in page
     assert "more than the 44 % that the area of the rim alone would give" in page
-    assert "this model minus it" not in render(replace(report_data(), audit=kept))
+    assert "this model − check" not in render(replace(report_data(), audit=kept))
 
 
 def test_the_report_says_the_number_of_images_of_each_check_where_they_differ():

@@ -109,7 +109,7 @@ def test_the_result_says_that_the_figures_are_out_of_fold_and_how_much_they_diff
     assert len(result["cross_validation"]["by_repeat"]) == 2
     assert [row["head"] for row in result["baselines"]] == ["lda"]
     lines = dict(training_lines(result))
-    assert lines["figures"] == "out of fold, 3 folds x 2 repeats, train+valid"
+    assert lines["metrics"] == "out of fold, 3 folds x 2 repeats, train+valid"
     assert lines["repeats"].endswith("over 2 repeats")
     assert lines["baseline"].startswith("linear discriminant analysis (lda) on the same features: accuracy 0.")
     report = paths.report.read_text()
@@ -318,7 +318,7 @@ def test_a_multi_label_model_is_cross_validated_with_a_regression_for_each_label
 def test_a_multi_label_data_set_refuses_lda_before_anything_is_computed(tmp_path):
     shards, _ = pack_multi_label(tmp_path, {"train": 12, "valid": 6})
 
-    with pytest.raises(SpecError, match=r"--head lda needs one class an image, .* use --head logistic"):
+    with pytest.raises(SpecError, match=r"--head lda needs one class per image, .* use --head logistic"):
         done(tmp_path, train_spec(shards, head="lda", **LINEAR))
 
 

@@ -187,7 +187,7 @@ def test_an_attempt_says_where_the_time_went(trained, digits_shards):
     train.train(attempt, train_spec(digits_shards, **SAME))  # its epochs are done: it judges and writes the report
 
     timing = attempt.timing()
-    assert sorted(timing) == ["judging", "queue", "report", "start"]
+    assert sorted(timing) == ["evaluation", "queue", "report", "start"]
     assert all(seconds >= 0 for seconds in timing.values())
     assert timing["queue"] == 0.0  # it was started by hand
     assert sum(timing.values()) == pytest.approx(attempt.seconds, abs=1.0)
@@ -198,7 +198,7 @@ def test_what_runs_inside_a_part_is_counted_once(monkeypatch):
     monkeypatch.setattr(phase_times.time, "monotonic", lambda: next(clock))
     times = PhaseTimes()
 
-    with times.measure("judging"):
+    with times.measure("evaluation"):
         times.add({"features": 5.0})
 
-    assert times.seconds == {"features": 5.0, "judging": 2.0}
+    assert times.seconds == {"features": 5.0, "evaluation": 2.0}

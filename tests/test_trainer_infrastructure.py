@@ -350,7 +350,7 @@ def test_an_error_of_a_storage_that_is_back_before_it_is_handled_is_no_fault_of_
     code = trainer_main._handle_error(attempt, wrapped(raised.value))
 
     assert code == ExitCode.WORKERS_LOST
-    assert f"the storage {storage} was away" in lease.paths.error.read_text()
+    assert f"the storage {storage} could not be reached" in lease.paths.error.read_text()
 
 
 def test_a_trainer_that_starts_while_the_storage_is_away_is_started_again(tmp_path):

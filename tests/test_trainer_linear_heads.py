@@ -88,7 +88,7 @@ def test_a_logistic_head_of_several_labels_is_fitted_on_the_images_where_each_la
 
 
 def test_lda_of_several_labels_is_refused_with_the_cure():
-    with pytest.raises(SpecError, match=r"--head lda needs one class an image, .* use --head logistic"):
+    with pytest.raises(SpecError, match=r"--head lda needs one class per image, .* use --head logistic"):
         fit_linear_head("lda", task_of(np.zeros((9, 2), dtype=int), classes=2))
 
 

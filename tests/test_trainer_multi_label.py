@@ -283,7 +283,7 @@ def test_data_of_one_class_an_image_is_refused_by_a_model_of_several_labels(stor
     shards, _ = packed(tmp_path, counts)
     spec = build(EvaluateSpec, model=str(trained[0].best), shards=str(shards))
 
-    with pytest.raises(ModelMismatch, match="one class an image and the model several labels"):
+    with pytest.raises(ModelMismatch, match="one class per image and the model several labels"):
         checked(Settings(storage=storage), spec)
-    with pytest.raises(ModelMismatch, match="one class an image and the model several labels"):
+    with pytest.raises(ModelMismatch, match="one class per image and the model several labels"):
         done(storage, spec, "mismatch")

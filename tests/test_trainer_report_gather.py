@@ -130,7 +130,7 @@ def test_an_evaluation_says_price_support_and_whether_the_split_reached_the_sens
     assert (choice["judged_split"], choice["judged_sensitivity"]) == ("test", metrics["sensitivity"])
     assert choice["reached"] == (metrics["sensitivity"] >= 0.99)
     words = text_of(RunPaths(storage / "runs" / "evidence"))
-    assert f"{positives} positives of the valid split can promise at most 0." in words
+    assert f"{positives} positives of the valid split support a sensitivity of only 0." in words
     assert "that takes 299 independent positives without a miss, chosen with --min-sensitivity 1" in words
 
 

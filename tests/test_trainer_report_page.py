@@ -96,6 +96,12 @@ def test_the_report_needs_no_other_file_and_no_network(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"attempts", "report.html"}
 
 
+def test_it_says_when_the_run_ended_as_people_read_a_time():
+    page = render(report_data())
+
+    assert "<span>2026-01-02 03:04:05 UTC</span>" in page
+
+
 def test_the_summary_counts_false_negatives():
     data = report_data()
     false_negatives, positives = data.metrics["false_negatives"], int((data.predictions.labels == 0).sum())

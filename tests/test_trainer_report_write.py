@@ -32,7 +32,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
 
 
 def test_the_phase_of_the_report_keeps_the_gpus_and_the_limit_of_the_workers(attempt: Attempt) -> None:
-    write_json(attempt.paths.progress, {"phase": "judging", "gpus": 2, "hang_seconds": 2600.0})
+    write_json(attempt.paths.progress, {"phase": "evaluation", "gpus": 2, "hang_seconds": 2600.0})
 
     write_report(attempt, SPEC, RESULT)
 

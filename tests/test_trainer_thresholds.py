@@ -210,8 +210,9 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
     assert threshold_lines({"threshold_choices": [choice]}) == [
         '"covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; the '
         "default decision gives 5 at 0.9200",
-        '"covid": 25 positives of the valid split can promise at most 0.887 at this threshold with 95 % confidence '
-        "(one-sided), not 0.99; that takes 299 independent positives without a miss, chosen with --min-sensitivity 1",
+        '"covid": 25 positives of the valid split support a sensitivity of only 0.887 at this threshold with 95 % '
+        "confidence (one-sided), not 0.99; that takes 299 independent positives without a miss, chosen with "
+        "--min-sensitivity 1",
         '"covid": the test split does not reach 0.99: its sensitivity is 0.8400',
     ]
 
@@ -228,7 +229,7 @@ def test_positives_of_fewer_patients_are_said_to_be_of_so_many_groups(tmp_path):
 
     found = choice.classes["covid"].model_dump() | {"positive": "covid"}
     line = threshold_lines({"threshold_choices": [found]})[1]
-    assert line.startswith('"covid": 4 positives of 3 groups of the valid split can promise at most 0.')
+    assert line.startswith('"covid": 4 positives of 3 groups of the valid split support a sensitivity of only 0.')
 
 
 @pytest.mark.parametrize(
@@ -238,10 +239,10 @@ def test_positives_of_fewer_patients_are_said_to_be_of_so_many_groups(tmp_path):
         ({}, "the most probable class (default)"),
         (
             {"threshold": 0.31271, "positive": "covid", "threshold_name": "careful"},
-            '"covid" from a probability of 0.3127: careful',
+            '"covid" if its probability is at least 0.3127: careful',
         ),
-        ({"threshold": 0.31271, "positive": "covid"}, '"covid" from a probability of 0.3127'),
-        ({"labels": {}, "threshold_name": None}, "each label from a probability of 0.5 (default)"),
+        ({"threshold": 0.31271, "positive": "covid"}, '"covid" if its probability is at least 0.3127'),
+        ({"labels": {}, "threshold_name": None}, "each label whose probability is at least 0.5 (default)"),
         ({"labels": {}, "threshold_name": "careful"}, "each label at its threshold: careful"),
     ],
 )

@@ -59,7 +59,7 @@ def test_two_workers_log_each_epoch_once_and_how_long_each_phase_took(two_worker
     together = read_json(paths.result)
 
     assert together["workers"] == 2
-    assert sorted(together["timing"]) == ["judging", "queue", "report", "start", "training"]
+    assert sorted(together["timing"]) == ["evaluation", "queue", "report", "start", "training"]
     assert [line["epoch"] for line in read_lines(paths.metrics)] == list(range(1, 9))
 
 

@@ -154,7 +154,7 @@ def _storage_away(paths: RunPaths, error: Exception) -> InfrastructureError | No
         was_away = True
     if not was_away:
         return None
-    return InfrastructureError(f"the storage {paths.storage} was away; mount it again, or look at its server")
+    return InfrastructureError(f"the storage {paths.storage} could not be reached; mount it again, or check its server")
 
 
 def _storage_full(error: Exception) -> StorageError | None:

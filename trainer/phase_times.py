@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 OTHER = "other"  # earlier attempts, waits between them, and the end of the process
 SHORTEST_OTHER_SECONDS = 0.1
-ORDER = ("queue", "start", "features", "training", "judging", "predicting", "report", OTHER)  # for people
+ORDER = ("queue", "start", "features", "training", "evaluation", "predicting", "report", OTHER)  # for people
 LONGEST_SECONDS = 1e9  # a larger number is damage
-PARTS = {"features": "features", "train": "training", "evaluate": "judging", "predict": "predicting"}  # by phase
+PARTS = {"features": "features", "train": "training", "evaluate": "evaluation", "predict": "predicting"}  # by phase
 
 
 @dataclass

@@ -69,7 +69,7 @@ class LabelOptions:
         split_column: Column of splits; None finds it, "none" uses none.
         keep_columns: Columns whose values are stored with the images, for metrics by subgroup.
         uncertain: What -1 means: unknown, 1 or 0; None refuses it.
-        blank: What a blank cell of `label_columns` means; None: 0, with several labels an image unknown.
+        blank: What a blank cell of `label_columns` means; None: 0, with several labels per image unknown.
         readers: Several rows of one image: they must agree, are voted, are joined, or are refused.
         allow_unmatched: Pack although many rows have no image and many images no row.
     """

@@ -1,6 +1,6 @@
 """Splits images into train, valid and test, stratified by class, with each group in one split. Pure.
 
-With several labels an image, the greedy assignment weighs a label by its rarity, as iterative stratification does
+With several labels per image, the greedy assignment weighs a label by its rarity, as iterative stratification does
 (Sechidis et al. 2011).
 """
 

@@ -125,7 +125,7 @@ def _split_rest(
 
 
 def known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:
-    """Return each known label and whether the image has it; None if the data set has one class an image."""
+    """Return each known label and whether the image has it; None if the data set has one class per image."""
     if image.targets is None:
         return None
     return tuple((n, value) for n, value in zip(label_names, image.targets, strict=True) if value != UNKNOWN)

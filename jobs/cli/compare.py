@@ -21,7 +21,7 @@ from trainer.specs.metric import COMPARED, MARGIN
 MOST_MODELS = 26  # named A to Z
 MARGIN_HELP = (
     "Non-inferiority margin, such as 0.02: the largest loss in --metric that you accept. Choose it before you look at "
-    "the figures."
+    "the results."
 )
 COMPARISON = OptionGroup(
     "Comparison",
@@ -49,7 +49,7 @@ OUTPUT = OptionGroup(
             "--html",
             metavar="FILE",
             shell_complete=complete_path,
-            help="Also write a page with the figures, ROC curves and options.",
+            help="Also write a page with the metrics, ROC curves and options.",
         ),
         json_option("Print the comparison as JSON."),
     ),

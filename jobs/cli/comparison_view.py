@@ -21,7 +21,7 @@ def comparison_text(view: ComparisonView) -> str:
 def _figures(view: ComparisonView, letter: str, candidate: Candidate) -> str:
     several = len(view.comparison.candidates) > 1
     titles = [
-        "figure",
+        "metric",
         "A",
         letter,
         f"{letter} - A",

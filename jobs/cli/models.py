@@ -61,7 +61,7 @@ def promote(model: str, **given: Any) -> None:
 
     Both models are compared on the images of one split that both have scored, as `nightshift compare` does, or else by
     the metrics with which they were published, if these are of the same split. If there is no such split, they are not
-    compared, and the history says so; with --split, MODEL is refused instead. The name then means MODEL; jobs that were
+    compared, and the history says so; with --split, MODEL is refused instead. The name then means MODEL; runs that were
     submitted with it before keep their model.
     """
     with shown_spinner("comparing"):

@@ -34,8 +34,8 @@ FILE = OptionGroup(
 def card(model: str, output: str | None) -> None:
     """Write the card of MODEL as an HTML page, and print its path.
 
-    The card has the intended use, the data, the figures of the newest evaluation of each split with their intervals,
-    subgroups, thresholds, what limits the figures, the command that repeats the training, and the items of TRIPOD+AI,
+    The card has the intended use, the data, the metrics of the newest evaluation of each split with their intervals,
+    subgroups, thresholds, limitations, the command that repeats the training, and the items of TRIPOD+AI,
     STARD-AI and CLAIM that it fills or leaves open. What nobody stated is "not stated"; `shards describe` states what
     is known of the data set.
     """

@@ -12,7 +12,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 
 COLD = click.option(
-    "--cold", is_flag=True, help="Import torch and Ray anew for each run, and keep no process that has imported them."
+    "--cold",
+    is_flag=True,
+    help="Start each run as a new process that imports torch and Ray, not as a fork of one that has.",
 )
 
 

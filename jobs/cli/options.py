@@ -60,7 +60,7 @@ MAX_DURATION = click.option(
     "--max-duration",
     "max_duration_seconds",
     type=Duration(),
-    help="Time limit, such as 8h; a run that exceeds it fails.  [default: no limit]",
+    help="Time limit of each attempt, such as 8h; then it saves a checkpoint, and the run fails.  [default: no limit]",
 )
 WORKERS = option(TrainSpec, "workers", "Number of Ray Train workers (data-parallel processes).", metavar="N")
 TRAINING_WORKERS = option(

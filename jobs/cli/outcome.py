@@ -31,7 +31,7 @@ from trainer.search.choice_text import choice_lines
 
 SHOWN_METRICS = ("accuracy", "sensitivity", "auroc", "loss")
 CURES = {
-    "failed": "after mending the cause: nightshift retry {id}   (the log: nightshift logs {id})",
+    "failed": "after fixing the cause: nightshift retry {id}   (the log: nightshift logs {id})",
     "lost": "try again: nightshift retry {id}   (the log: nightshift logs {id})",
     "cancelled": "continue from the last checkpoint: nightshift retry {id}",
 }

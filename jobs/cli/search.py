@@ -112,7 +112,7 @@ SEARCH = OptionGroup(
     ),
 )  # fmt: skip
 SPACE = OptionGroup(
-    "Search space: a range LOW:HIGH, choices A,B,C, or one fixed value",
+    "Search space: a range LOW:HIGH (in a grid also LOW:HIGH:POINTS), choices A,B,C, or one fixed value",
     (
         _searched("lr", "RANGE", "Peak learning rate of the head."),
         _searched("dropout", "RANGE", "Dropout probability before the output layer."),
@@ -145,7 +145,8 @@ UNTIL = click.option(
 
 SEARCH_DURATION = click.option(
     "--max-duration", "max_duration_seconds", type=Duration(),
-    help="Stop the search after this time, such as 8h; it succeeds with the trials it has.  [default: no limit]",
+    help="Stop the search this long after its first start, pauses included, such as 8h; it succeeds with the trials "
+    "that it has.  [default: no limit]",
 )  # fmt: skip
 
 

@@ -76,10 +76,10 @@ LABELS = OptionGroup(
         click.option("--label-separator", metavar="TEXT",
                      help="Separator of several labels in a cell; '' for none.  [default: |]"),
         click.option("--uncertain", type=click.Choice(get_args(Uncertain)),
-                     help="Meaning of -1: unknown (mask), 1 or 0."),
+                     help="Meaning of -1: unknown (mask), 1 (positive) or 0 (negative)."),
         click.option("--blank", type=click.Choice(get_args(Blank)),
-                     help="Meaning of a blank cell: unknown (mask) or 0.  [default: mask with --multi-label, else "
-                     "negative]"),
+                     help="Meaning of a blank cell: unknown (mask) or 0 (negative).  [default: mask with "
+                     "--multi-label, else negative]"),
         click.option("--readers", type=click.Choice(get_args(Readers)),
                      help="Several rows of one image must agree, are decided by majority, are joined (any), or are "
                      "refused.  [default: agree]"),
@@ -283,8 +283,8 @@ def add(shards: str, source: "Path | Address", as_json: bool, **choices: Any) ->
     packed. New images of a known group, and near-duplicates of known images, go to the split that has them; the others
     are divided so that the shares of --split are kept. Images that the data set has already are skipped.
 
-    The shards in SHARDS and their cached features stay as they are. Running jobs go on with the data that they started
-    with; later jobs use the new images too.
+    The shards in SHARDS and their cached features stay as they are. Runs continue with the data that they started with;
+    later runs use the new images too.
     """
     from data_shards.pack.add import add as add_images  # noqa: PLC0415
 

@@ -30,7 +30,7 @@ COLUMNS = (
     Column(title="AUROC"),
     Column(title="95 % CI", importance=2),
     Column(title="ALARM"),
-    Column(title="WHAT IS LOOKED AT", importance=1),
+    Column(title="PROPERTY", importance=1),
 )
 MODEL_COLUMNS = (Column(title="MODEL"), Column(title="MODEL - CHECK"))
 TWO = 2  # classes: of more, the AUROC is a mean
@@ -68,7 +68,7 @@ def audit(shards: str, model: str | None, html: str | None, as_json: bool, **lim
     """Show what classifies the images in SHARDS without looking at their subject.
 
     Simple classifiers see only the image size, the file format, the outer rim, a small patch, or a thumbnail. If one
-    of them does as well as a network, the network's figures do not show that it looks at the subject. Reports of later
+    of them does as well as a network, the network's metrics do not show that it looks at the subject. Reports of later
     runs on this data set show the audit beside their model, and so does --model.
     """
     page = output_file(html, "--html")

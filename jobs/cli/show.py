@@ -147,7 +147,7 @@ def _figure_rows(record: JobRecord, result: dict[str, Any]) -> list[Row]:
 
 
 def _confusion_lines(metrics: dict[str, Any]) -> list[str]:
-    """Return what was predicted for each true class, as one line a class."""
+    """Return what was predicted for each true class, as one line per class."""
     classes, counts = metrics.get("classes"), metrics.get("confusion_matrix")
     if not isinstance(classes, list) or not isinstance(counts, list) or len(classes) != len(counts):
         return []

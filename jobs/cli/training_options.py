@@ -56,8 +56,8 @@ DATA_AND_MODEL = OptionGroup(
         option(TrainSpec, "cache", "Cache the features of a frozen backbone and reuse them in later runs."),
         option(
             TrainSpec, "positive",
-            "Class that the model is meant to find, such as covid: sensitivity, specificity and false negatives are "
-            "about it. Kept with the model.  [default: none; the recall of every class is reported]",
+            "Positive class: the one that is to be found, such as covid. Sensitivity, specificity and false negatives "
+            "are about it, and the model keeps it.  [default: none; the recall of every class is reported]",
             metavar="CLASS",
         ),
     ),
@@ -72,7 +72,7 @@ OPTIMIZATION = OptionGroup(
         click.option(
             "--class-weights/--no-class-weights", default=None,
             help="Weight the loss by inverse class frequency.  "
-            "[default: on if a class has more than twice as many images as another; of several labels an image: if "
+            "[default: on if a class has more than twice as many images as another; of several labels per image: if "
             "more than twice as many images have a label as lack it, or the reverse]",
         ),
         option(

@@ -70,7 +70,9 @@ def retry(settings: Settings, paths: RunPaths) -> RunState:
     try:
         queues.enqueue(connection, state.id, state.priority)
     except redis.RedisError as error:
-        raise QueueUnreachable(f"Redis went away ({error}); {state.id} is queued when it is back") from error
+        raise QueueUnreachable(
+            f"the connection to Redis was lost ({error}); {state.id} is queued when it is back"
+        ) from error
     return state
 
 

@@ -28,7 +28,9 @@ def ready_storage(settings: Settings, connection: redis.Redis) -> Settings:
         connection.set(KEY, ensure_storage_id(settings.storage), nx=True)
         refuse_other_storage(settings, connection)  # another client may have been first
     except redis.RedisError as error:
-        raise QueueUnreachable(f"Redis went away ({error}); repeat the command when it is back") from error
+        raise QueueUnreachable(
+            f"the connection to Redis was lost ({error}); repeat the command when it is back"
+        ) from error
     return settings
 
 
@@ -62,4 +64,6 @@ def refuse_unmounted(settings: Settings) -> None:
     try:
         refuse_other_storage(settings, connect(settings))
     except redis.RedisError as error:
-        raise QueueUnreachable(f"Redis went away ({error}); repeat the command when it is back") from error
+        raise QueueUnreachable(
+            f"the connection to Redis was lost ({error}); repeat the command when it is back"
+        ) from error

@@ -53,7 +53,8 @@ def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) ->
             enqueue(connection, state.id, state.priority)
         except redis.RedisError as error:
             raise QueueUnreachable(
-                f"Redis went away while {state.id} was queued ({error}); it is queued when Redis is back"
+                f"the connection to Redis was lost while {state.id} was queued ({error}); it is queued when Redis is "
+                "back"
             ) from error
     return state.id
 

@@ -32,9 +32,9 @@ from trainer.specs import SearchSpec, TrainSpec
 NOT_OPTIONS = ("kind", "shards", "workers", "gpus_per_worker", "cache")
 OF_SEARCH = tuple(SearchSpec.model_fields.keys() - TrainSpec.model_fields.keys())
 SPLIT_NOTES = {
-    "valid": "models are chosen on the valid split: their figures there are optimistic",
-    "train": "models are trained on the train split: their figures there are optimistic, unless they are out of fold",
-    BOTH: "the figures are out of fold: each image was scored by a head that was trained without its fold, and the "
+    "valid": "models are chosen on the valid split: their metrics there are optimistic",
+    "train": "models are trained on the train split: their metrics there are optimistic, unless they are out of fold",
+    BOTH: "the metrics are out of fold: each image was scored by a head that was trained without its fold, and the "
     "models themselves are trained on all of these images; intervals and tests are about other images, not about other "
     "folds or seeds",
 }
@@ -117,7 +117,7 @@ class ComparisonView:
         found += self._split_notes()
         if len({one.about.threshold_of(comparison.positive) for one in self.evaluations}) > 1:
             found.append(
-                "note: the decision thresholds differ: all figures but AUROC depend on them, not on the models alone"
+                "note: the decision thresholds differ: all metrics but AUROC depend on them, not on the models alone"
             )
         unscaled = [letter for letter, one in zip(self.letters, self.evaluations, strict=True) if _is_unscaled(one)]
         if unscaled:

@@ -41,9 +41,10 @@ from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_p
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
 from jobs.web.other_pages import named_models, queue_page
 from jobs.web.overview import STATES, overview
-from jobs.web.run_page import moment_text, run_page, wall_clock
+from jobs.web.run_page import run_page, wall_clock
 from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
+from trainer.report.environment import moment_text
 
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"

@@ -41,7 +41,7 @@ def option_charts(paths: RunPaths, table: TrialTable) -> tuple[tuple[ReportChart
     lines = ReportChart(
         chart=parallel_coordinates(table, spec, most=TRIALS_DRAWN),
         title="Parallel coordinates",
-        caption=f"a line a trial ({of_how_many} trials), stronger for better ones; the last axis is "
+        caption=f"one line per trial ({of_how_many} trials), stronger for better ones; the last axis is "
         f"{table.metric}, the better end at the top",
         wide=True,
     )

@@ -27,6 +27,7 @@ from trainer.evaluation.metric_text import (
 from trainer.evaluation.training_text import judged_on, training_lines
 from trainer.model.names import HEAD_FILE
 from trainer.report.charts import ReportChart
+from trainer.report.environment import moment_text
 from trainer.search.choice_text import choice_lines
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
@@ -226,8 +227,3 @@ def _stopping(paths: RunPaths, state: RunState) -> str:
 def wall_clock(text: str) -> str:
     """Return a time of a schedule, such as 2026-11-27T20:00+01:00, as people read it."""
     return text.replace("T", " ").replace("+00:00", " UTC")
-
-
-def moment_text(text: str | None) -> str:
-    """Return a time of a state, such as 2026-11-27T06:58:25.509Z, as people read it."""
-    return "" if text is None else text.replace("T", " ")[:19] + " UTC"

@@ -19,7 +19,7 @@ class Leaderboard:
 
     Attributes:
         metric: Name of the metric that ranks.
-        rows: A row a trial as `nightshift trials --json` prints it, the best first.
+        rows: One row per trial as `nightshift trials --json` prints it, the best first.
         columns: Those of the table.
         cells: The cells of each row.
         charts: The best value so far, the curve of each trial, and what the options do.

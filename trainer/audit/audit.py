@@ -119,7 +119,7 @@ def audit(
     """Return the audit of a data set. Classifiers are cross-validated by group over the images of all splits.
 
     Raises:
-        SpecError: It has several labels an image, one class, or a class with images of a single group.
+        SpecError: It has several labels per image, one class, or a class with images of a single group.
         DamagedShard, RemoteError: A shard or sample is not what the index says, or cannot be fetched.
     """
     if index.multi_label:

@@ -74,7 +74,7 @@ def describe(
 
     Args:
         location: Folder or URL of the data set.
-        index: Index of the data set, which has one label an image.
+        index: Index of the data set, which has one label per image.
         size: Side of the square that the network sees, in pixels.
         limit: Maximum number of images to read.
         processes: Number of decoding processes; None starts one per core.

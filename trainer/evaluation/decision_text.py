@@ -13,10 +13,14 @@ def decision_line(values: Mapping[str, Any]) -> str:
     """Return the decision rule of a result, from the metrics of an evaluation or the details of a prediction."""
     threshold, name = values.get("threshold"), values.get("threshold_name")
     if isinstance(values.get("labels"), Mapping):
-        return f"each label at its threshold: {name}" if name else "each label from a probability of 0.5 (default)"
+        return (
+            f"each label at its threshold: {name}" if name else "each label whose probability is at least 0.5 (default)"
+        )
     if not isinstance(threshold, int | float):
         return "the most probable class (default)"
-    return f"{quoted(values.get('positive'))} from a probability of {threshold:.4g}" + (f": {name}" if name else "")
+    return f"{quoted(values.get('positive'))} if its probability is at least {threshold:.4g}" + (
+        f": {name}" if name else ""
+    )
 
 
 def threshold_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -86,11 +90,11 @@ def _support(choice: Mapping[str, Any]) -> str:
         return f"{can} support a sensitivity of at least {shown} with {confidence}"
     needed = positives_needed(wanted)
     cure = (
-        "no number of images can promise it"
+        "no number of images supports it"
         if needed is None
         else f"that takes {needed} independent positives without a miss, chosen with --min-sensitivity 1"
     )
-    return f"{can} can promise at most {shown} at this threshold with {confidence}, not {wanted:.6g}; {cure}"
+    return f"{can} support a sensitivity of only {shown} at this threshold with {confidence}, not {wanted:.6g}; {cure}"
 
 
 def _reached(choice: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of one class an image after each epoch of a training, computed quickly."""
+"""The metrics of one class per image after each epoch of a training, computed quickly."""
 
 from typing import Any
 

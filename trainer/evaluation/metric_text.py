@@ -66,12 +66,12 @@ def is_positive_stated(metrics: Mapping[str, Any]) -> bool:
 
 
 def is_binary(classes: Sequence[str]) -> bool:
-    """Whether there are two classes; a model of one class an image has two or more."""
+    """Whether there are two classes; a model of one class per image has two or more."""
     return len(classes) == 2  # noqa: PLR2004
 
 
 def has_headline(metrics: Mapping[str, Any]) -> bool:
-    """Whether a result has what `headline_metrics` needs: it is of one class an image, and not damaged."""
+    """Whether a result has what `headline_metrics` needs: it is of one class per image, and not damaged."""
     classes, rows = metrics.get("classes"), metrics.get("per_class")
     return (
         isinstance(classes, list)
@@ -82,7 +82,7 @@ def has_headline(metrics: Mapping[str, Any]) -> bool:
 
 
 def headline_metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
-    """Return the first metrics of a result of one class an image, the most important first."""
+    """Return the first metrics of a result of one class per image, the most important first."""
     of_all = {key: _of_all(metrics, key) for key in ("accuracy", "balanced_accuracy", "auroc")}
     is_stated = is_positive_stated(metrics)
     if is_binary(metrics["classes"]):
@@ -110,7 +110,7 @@ def lowest_recall(metrics: Mapping[str, Any]) -> HeadlineMetric | None:
 
 
 def label_headline(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
-    """Return the first metrics of a result of several labels an image, and what each is a mean of.
+    """Return the first metrics of a result of several labels per image, and what each is a mean of.
 
     Macro is the mean of the labels, micro that of all known targets together. With a positive label, sensitivity and
     specificity are its own.

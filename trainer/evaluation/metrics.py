@@ -41,7 +41,7 @@ def classification_metrics(
             is then false unless there is a threshold: nobody said that this is the class to find.
         threshold: Predict `positive` if its probability after temperature scaling is at least this; None predicts
             the most probable class. With a threshold, `at_default` holds the metrics of the most probable class.
-        temperature: All metrics are those of the probabilities after temperature scaling, which `predict` gives out.
+        temperature: All metrics are those of the probabilities after temperature scaling, which `predict` returns.
             `uncalibrated` holds loss, Brier score and calibration error before it, as validation in training has them.
         groups: Patient or case of each sample; the intervals account for them.
         seed: Random seed of the bootstrap.

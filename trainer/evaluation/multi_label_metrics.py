@@ -76,7 +76,7 @@ def multi_label_metrics(
         targets: (N, C) int64: 1 present, 0 absent, -1 unknown.
         classes: Names of the C labels.
         calibration: Temperature and threshold of each label. The metrics are those of the probabilities after
-            temperature scaling, which `predict` gives out.
+            temperature scaling, which `predict` returns.
         positive: The label whose sensitivity is reported at the top level; None means all.
         groups: Patient or case of each image; the intervals account for them.
         seed: Random seed of the bootstrap.

@@ -1,4 +1,4 @@
-"""What differs between models of one class an image and models of several labels an image: loss, decisions, metrics.
+"""What differs between models of one class per image and models of several labels per image: loss, decisions, metrics.
 
 Everything else treats labels as rows: `(N,)` classes, or `(N, C)` targets of 1 present, 0 absent and -1 unknown.
 """

@@ -56,7 +56,7 @@ class EvaluatedSplit:
     temperature: float | None = None
 
     def threshold_of(self, positive: str) -> float | None:
-        """Return the threshold of a label, or of a class if there is one label an image; None: the most probable."""
+        """Return the threshold of a label, or of a class if there is one label per image; None: the most probable."""
         return self.thresholds.get(positive) if self.multi_label else self.threshold
 
     @classmethod

@@ -97,8 +97,8 @@ def _listed(known: Mapping[str, Any], split: str) -> set[str]:
 def count_evaluation(storage: Path, index: ShardIndex, split: str, run_id: str) -> int | None:
     """Record that a run has evaluated a split, and return how many runs have; None if it cannot be recorded.
 
-    A file a run in `STORAGE/evaluations/DIGEST/SPLIT/`: a retried run counts once, a deleted one still counts. Earlier
-    versions of the data set count too if the split had images then.
+    One file per run in `STORAGE/evaluations/DIGEST/SPLIT/`: a retried run counts once, a deleted one still counts.
+    Earlier versions of the data set count too if the split had images then.
     """
     folders = [
         storage / "evaluations" / digest / split for digest in (index.digest, *(v.digest for v in index.history))

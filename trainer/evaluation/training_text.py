@@ -29,7 +29,7 @@ def training_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = result.get("metrics")
     if not isinstance(metrics, Mapping):
         return []
-    lines = [("figures", judged_on(metrics))] if "out_of_fold" in metrics else []
+    lines = [("metrics", judged_on(metrics))] if "out_of_fold" in metrics else []
     names = _names(metrics)
     lines += [("repeats", text) for text in _range_over_repeats(result, names)]
     baselines = [one for one in result.get("baselines") or () if isinstance(one, Mapping)]

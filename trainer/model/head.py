@@ -69,7 +69,7 @@ class HeadConfig(BaseModel):
     @model_validator(mode="after")
     def _classes_differ(self) -> Self:
         if len(self.classes) == 1 and not self.multi_label:
-            raise ValueError("a model of one class an image needs two classes or more")
+            raise ValueError("a model of one class per image needs two classes or more")
         if len({*self.classes}) < len(self.classes):
             raise ValueError("a class is named twice")
         return self
@@ -88,7 +88,7 @@ class HeadConfig(BaseModel):
         if self.multi_label != index.multi_label:
             data, model = ("several labels", "one class") if index.multi_label else ("one class", "several labels")
             raise ModelMismatch(
-                f"{shards} has {data} an image and the model {model}; use data packed as the model's "
+                f"{shards} has {data} per image and the model {model}; use data packed as the model's "
                 f"{'with' if self.multi_label else 'without'} --multi-label"
             )
 

@@ -42,7 +42,7 @@ class JudgedModel:
 
 
 def beside_audit(storage: Path, location: str, index: ShardIndex, judged: JudgedModel) -> AuditBesideModel | None:
-    """Return the model beside the audit of its data set, None for several labels an image. Computes on the CPU.
+    """Return the model beside the audit of its data set, None for several labels per image. Computes on the CPU.
 
     Of a cross-validated model, rim and center are not measured: it was trained on the images that its predictions out
     of fold are of.

@@ -32,7 +32,7 @@ class Item:
     where: str = ""
 
 
-DATA, MODEL, FIGURES, SUBGROUPS = "Data", "Model and training", "Figures", "Metrics by subgroup"
+DATA, MODEL, FIGURES, SUBGROUPS = "Data", "Model and training", "Metrics", "Metrics by subgroup"
 ITEMS = (
     Item(topic="Intended use", tripod="3b", stard="3", claim="3", needs="intended_use", where="Intended use"),
     Item(topic="Source of the data", tripod="5a", stard="11", claim="7", needs="source", where=DATA),
@@ -73,9 +73,9 @@ ITEMS = (
     Item(topic="Cross tabulation with the reference standard", stard="30", claim="39", needs="matrix", where=FIGURES),
     Item(topic="Test on external data", stard="15b", claim="33", needs="external", where=FIGURES),
     Item(topic="Robustness: what else classifies the images", claim="30",
-         needs="audit", where="What limits the figures"),
+         needs="audit", where="Limitations"),
     Item(topic="Interpretation of the results", tripod="25", stard="34", claim="41"),
-    Item(topic="Limitations", tripod="26", stard="33", claim="40", needs="metrics", where="What limits the figures"),
+    Item(topic="Limitations", tripod="26", stard="33", claim="40", needs="metrics", where="Limitations"),
     Item(topic="Use with poor input, and how users interact with it", tripod="27a, 27b", stard="15d"),
 )  # fmt: skip
 

@@ -60,3 +60,8 @@ def area_percent(area: float) -> float:
 def thousands(value: int) -> str:
     """Return a count with a thin space between thousands."""
     return f"{value:,}".replace(",", "\u202f")
+
+
+def moment_text(text: str | None) -> str:
+    """Return a time in UTC, such as 2026-11-27T06:58:25.509Z, as people read it; "" for None."""
+    return "" if text is None else text.replace("T", " ")[:19] + " UTC"

@@ -1,4 +1,4 @@
-"""Charts of an evaluation of one class an image: ROC, precision-recall, reliability diagram, decision curve."""
+"""Charts of an evaluation of one class per image: ROC, precision-recall, reliability diagram, decision curve."""
 
 import math
 from collections.abc import Mapping, Sequence

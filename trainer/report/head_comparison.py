@@ -51,7 +51,7 @@ def head_comparison(
 def _before_scaling(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the published head's figures before temperature scaling; None where an older result does not say one.
 
-    The temperature of one class an image changes the loss, the AUROC of more than two classes, and no accuracy.
+    The temperature of one class per image changes the loss, the AUROC of more than two classes, and no accuracy.
     """
     if BEFORE_SCALING in metrics:
         found: Mapping[str, Any] = metrics[BEFORE_SCALING]

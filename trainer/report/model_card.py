@@ -26,12 +26,12 @@ from trainer.evaluation.training_text import judged_on
 from trainer.model.head import HeadConfig
 from trainer.model.thresholds import NamedThreshold
 from trainer.report.checklists import FilledItem, filled_items
-from trainer.report.environment import area_percent, number_text, page_environment, percent_text, thousands
+from trainer.report.environment import area_percent, moment_text, number_text, page_environment, percent_text, thousands
 from trainer.report.limits import leakage_text
 
 OTHER_METRICS = ("balanced_accuracy", "average_precision", "brier", "ece", "calibration_slope")
 LABEL_METRICS = ("auroc", "sensitivity", "specificity")
-NO_PERCENTAGES = frozenset({"auroc", "average_precision", "brier", "calibration_slope"})
+NO_PERCENTAGES = frozenset({"auroc", "average_precision", "brier", "ece", "calibration_slope"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +203,7 @@ def render_card(card: ModelCard) -> str:
         "shown": figure_text,
         "quoted": quoted,
         "thousands": thousands,
+        "moment": moment_text,
         "area_percent": area_percent,
     }
     return (
@@ -220,7 +221,7 @@ def figure_text(value: float | None, key: str) -> str:
 
 
 def _note(metrics: Mapping[str, Any], key: str) -> str:
-    """Return what a metric of one class an image is about where its name does not say it."""
+    """Return what a metric of one class per image is about where its name does not say it."""
     if limit := (metrics.get("undefined") or {}).get(key):
         return str(limit)
     event = f"of {quoted(metrics['positive'])}" if is_binary(metrics["classes"]) else ""

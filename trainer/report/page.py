@@ -41,14 +41,14 @@ from trainer.evaluation.training_text import judged_on
 from trainer.report import charts
 from trainer.report.charts import ReportChart
 from trainer.report.class_table import ClassRow, class_rows
-from trainer.report.environment import area_percent, number_text, page_environment, percent_text, thousands
+from trainer.report.environment import area_percent, moment_text, number_text, page_environment, percent_text, thousands
 from trainer.report.evaluation_charts import EvaluatedImages, evaluation_charts
 from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
 from trainer.report.limits import leakage_text
 from trainer.report.svg_chart import Chart
 
-HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels an image
+HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels per image
 LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
 OTHER_METRICS = ("balanced_accuracy", "loss", "brier", "ece", "calibration_slope", "calibration_intercept")
 NOTES = {"loss": " (cross-entropy)", "calibration_slope": " (1 is best)", "calibration_intercept": " (0 is best)"}
@@ -264,6 +264,7 @@ def report_environment() -> Environment:
         "number": number_text,
         "data_uri": _data_uri,
         "thousands": thousands,
+        "moment": moment_text,
         "shown": _shown,
         "area_percent": area_percent,
         "quoted": quoted,

@@ -85,7 +85,7 @@ def search(attempt: Attempt, spec: SearchSpec, *, clock: Clock = local_now) -> R
     controller = SearchController(spec, journal, deadline, clock, pause.run_stop_reason)
     publisher = BestModelPublisher(task, journal)
     _run(controller, task, index, pause, publisher)
-    with attempt.times.measure("judging"):
+    with attempt.times.measure("evaluation"):
         # A search that stops leaves the best model so far; it chooses at its end.
         choice = None if controller.ending() in STOPS else publisher.choose()
         publisher.update(at_once=True, chosen=None if choice is None else choice.chosen)
@@ -210,7 +210,7 @@ def _outcome(
         manifest = read_verified_manifest(attempt.paths.best)
         trial = spec.trial_spec(table.trials[best.trial].config)
         setup = TrainingSetup.fresh(standalone_context(task, trial, torch.device("cpu"), writes_progress=True))
-        with attempt.times.measure("judging"):
+        with attempt.times.measure("evaluation"):
             judged = {KEY: manifest[KEY], **beside_baselines(setup, attempt.paths.best, manifest["metrics"])}
         metrics = judged.pop("metrics")
     counts = {"asked": spec.trials, "finished": table.finished, "failed": table.failed, "paused": len(table.unfinished)}

@@ -6,10 +6,10 @@ from trainer.specs.train import TrainOptions, TrainSpec
 
 
 def check_head(spec: TrainOptions, index: ShardIndex, shards: str) -> None:
-    """Refuse linear discriminant analysis of several labels an image.
+    """Refuse linear discriminant analysis of several labels per image.
 
     Raises:
         SpecError: It was requested.
     """
     if isinstance(spec, TrainSpec) and spec.head == "lda" and index.multi_label:
-        raise SpecError(f"--head lda needs one class an image, and {shards} has several labels; use --head logistic")
+        raise SpecError(f"--head lda needs one class per image, and {shards} has several labels; use --head logistic")

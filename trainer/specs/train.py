@@ -46,7 +46,7 @@ class TrainOptions(Spec):
         precision: "bf16" and "fp16" compute with autocast, "fp16" also scales the loss; "auto" is bf16 on hardware that
             has it, fp16 on older GPUs, else fp32.
         class_weights: Weight the loss by inverse class frequency; None means when the classes differ more than 2:1. Of
-            several labels an image: those that have and that lack a label get the same total weight.
+            several labels per image: those that have and that lack a label get the same total weight.
         best_by: The validation metric that chooses the published model.
         patience: Early stopping: end after this many epochs without a better `best_by`; None is off, and so is 0.
         cache: Keep the features of a frozen backbone in the storage.

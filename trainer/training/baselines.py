@@ -62,7 +62,7 @@ def figures_before_scaling(outputs: ModelOutputs, metrics: Mapping[str, Any]) ->
 
     Args:
         outputs: Of a head on the images that it is judged on.
-        metrics: What `split_metrics` returned for outputs of several labels an image, at any temperatures: they change
+        metrics: What `split_metrics` returned for outputs of several labels per image, at any temperatures: they change
             neither the order of a label's scores nor its decisions, so both intervals stay. Not read for one class.
 
     Returns:
@@ -77,7 +77,7 @@ def figures_before_scaling(outputs: ModelOutputs, metrics: Mapping[str, Any]) ->
 
 
 def _quick_intervals(outputs: ModelOutputs) -> dict[str, list[float] | None]:
-    """Return the intervals of one class an image that need no bootstrap: of the accuracy, and DeLong's of the AUROC."""
+    """Return the intervals of one class per image that need no bootstrap: of the accuracy, and DeLong's of AUROC."""
     probabilities, labels = outputs.probabilities(), outputs.labels
     units = group_ids(outputs.groups, len(labels))
     scored = [(probabilities[:, c], labels == c) for c in ranked_classes(probabilities.shape[1], 0)]

@@ -57,7 +57,7 @@ class HeadFit:
 
     @property
     def baseline_kinds(self) -> tuple[HeadKind, ...]:
-        """The linear heads that are not this one; discriminant analysis needs one class an image."""
+        """The linear heads that are not this one; discriminant analysis needs one class per image."""
         multi_label = self.config.multi_label
         return tuple(kind for kind in LINEAR if kind != self.spec.head and not (multi_label and kind == "lda"))
 

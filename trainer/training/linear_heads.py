@@ -68,17 +68,19 @@ class LinearTask:
 
 
 def fit_linear_head(kind: HeadKind, task: LinearTask) -> LinearHead:
-    """Return the fitted head, on the CPU. The memory that it takes does not depend on the number of images.
+    """Return the fitted head, on the CPU. Of many images, only labels and weights are in memory as a whole.
 
     Raises:
-        SpecError: Discriminant analysis of several labels an image, or a class without images.
+        SpecError: Discriminant analysis of several labels per image, or a class without images.
         TrainerError: The features are the same for all images.
         Exception: Raised by the task's `on_step`.
     """
     if not task.multi_label:
         _require_every_class(task)
     elif kind == "lda":
-        raise SpecError("--head lda needs one class an image, and the data set has several labels; use --head logistic")
+        raise SpecError(
+            "--head lda needs one class per image, and the data set has several labels; use --head logistic"
+        )
     with threadpool_limits(1 if len(task.labels) <= FEW_IMAGES else None, user_api="blas"):
         rows = FeatureChunks(task.features, task.on_step).standardized()
         return _as_head(rows.scaler, _fitted(kind, rows, task))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def logistic_regression(rows: FeatureChunks, labels: Numbers, classes: int, weights: Floats | None) -> LinearFunction:
-    """Return the logistic regression of one class an image: multinomial, or for two classes binary.
+    """Return the logistic regression of one class per image: multinomial, or for two classes binary.
 
     Args:
         rows: `(N, F)`, standardized.

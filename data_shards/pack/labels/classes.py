@@ -17,9 +17,9 @@ class Classes:
     """The classes of a data set whose labels come from tables.
 
     Attributes:
-        label_of: The class of each image that has one of them, by its path; empty with several labels an image.
-        targets_of: With several labels an image the targets of each one.
-        label_names: With several labels an image the names of the labels in the order of the targets.
+        label_of: The class of each image that has one of them, by its path; empty with several labels per image.
+        targets_of: With several labels per image the targets of each one.
+        label_names: With several labels per image the names of the labels in the order of the targets.
         left_out: Number of images of each class or label that is left out.
     """
 
@@ -79,7 +79,7 @@ def _refuse_not_one(labelled: LabelledImages) -> None:
     refuse(
         lambda image: len(image.findings.present) > 1,
         "have several labels",
-        "use --multi-label, or a column with one label an image with --label-column",
+        "use --multi-label, or a column with one label per image with --label-column",
     )
     refuse(
         lambda image: bool(image.findings.unknown),

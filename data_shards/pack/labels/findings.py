@@ -48,7 +48,7 @@ def findings_of_cells(
     Args:
         rows: The table.
         position: The column.
-        options: The separator, what -1 means, and with several labels an image what a blank cell means.
+        options: The separator, what -1 means, and with several labels per image what a blank cell means.
         kept: Labels that are known to be labels, though they look like gaps, such as "NA".
         multi_label: Whether an image may have several labels.
 
