@@ -136,7 +136,7 @@ def test_trials_outside_of_a_grid_take_none_of_its_points(say: Say, settings: Se
     ("options", "message"),
     [
         (("--epochs", "31"), "--epochs 31 cannot extend {id}, which has 30"),
-        (("--metric", "loss"), "--best-by loss cannot extend {id}, which has auroc"),
+        (("--metric", "loss"), "--metric loss cannot extend {id}, which has auroc"),
         (("--ema", "0.9"), "--ema 0.9 cannot extend {id}, which has 0.0"),
         (("--trials", "1"), "--trials 1 adds none to the 1 of {id}; write --trials +1"),
         (("--head-width", "32,33"), "head_width 33 is not a multiple of 4"),

@@ -68,7 +68,9 @@ SEARCH = OptionGroup(
         ),
         option(SearchSpec, "algorithm", "Search algorithm."),
         option(
-            SearchSpec, "concurrency", "Trials that run at the same time.  [default: as many as the resources allow]",
+            SearchSpec, "concurrency",
+            "Trials that run at the same time.  [default: as many as the CPUs or GPUs allow; of heads that train "
+            "together at most a quarter of --trials]",
             metavar="N",
         ),
         click.option(

@@ -16,13 +16,13 @@ from jobs.queue.checks import weights_file
 from jobs.runs import state as run_state
 from trainer.errors import SpecError
 from trainer.specs import SearchSpec, build
+from trainer.specs.command_text import RENAMED
 from trainer.specs.search_space import parse_dimension
 
 SEARCHABLE = frozenset({"lr", "dropout", "head_width", "weight_decay", "batch_size", "freeze", "augment_strength"})
 # Options that all trials of one leaderboard must share.
 SHARED = ("shards", "epochs", "image_size", "weights", "precision", "class_weights", "best_by", "patience", "repeats",
           "folds", "fold_repeats", "norms", "head_epochs", "ema")  # fmt: skip
-FLAGS = {"repeats": "seeds", "fold_repeats": "repeats"}  # fields whose options have other names
 
 
 def search_spec(
@@ -96,7 +96,7 @@ def _refuse_other_conditions(
     for name in (*SHARED, "seed") if before.get("folds") else SHARED:  # the seed divides the images into folds
         now, then = given.get(name), before.get(name, default(SearchSpec, name))
         if name in typed and (weights_file(str(now)) if name == "weights" else now) != then:
-            flag, has = FLAGS.get(name, name).replace("_", "-"), "none" if then is None else then
+            flag, has = RENAMED.get(name, name).replace("_", "-"), "none" if then is None else then
             raise SpecError(f"--{flag} {now} cannot extend {run_id}, which has {has}")
     if shards is not None and str(Path(shards).expanduser().absolute()) != before["shards"] != shards:
         raise SpecError(f"{shards} cannot extend {run_id}, whose trials ran on {before['shards']}")
