@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 
 from cluster.files import write_json
+from cluster.run_paths import RunPaths
+from jobs.queue.submit import submit
 from jobs.runs import state as run_state
+from jobs.runs.request import JobRequest
 from tests import web_page
 from tests.browser import RENDERED
 from tests.stack import eventually
 from tests.web_page import AXE, MULTI_LABEL, TOKEN, queued, search_of, with_state
+from trainer.specs import EvaluateSpec, build
 
 serving, client, browser = web_page.serving, web_page.client, web_page.browser
 
@@ -26,6 +30,25 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
         assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
         assert browser.errors == [], path
+
+
+@pytest.mark.parametrize("width", [1100, 1280])
+def test_a_list_of_runs_without_names_does_not_overflow(browser, client, settings, width):
+    for state, metric in (("running", None), ("succeeded", ("auroc", 0.995)), ("succeeded", ("auroc", 0.9444))):
+        spec, request = build(EvaluateSpec, model="m", shards="/shards"), JobRequest(tags=("shapes",), owner="mira")
+        run = RunPaths.of(settings.storage, submit(settings, spec, request))
+        split = None if metric is None else "valid"
+        with_state(run, state, attempt=1, kind="evaluate", metric=metric, metric_split=split)
+        if state == "running":
+            progress = {"attempt": 1, "phase": "evaluate", "images_per_second": 1234.0, "eta_seconds": 2888.0}
+            write_json(run.progress, progress)
+    browser.size(width, 760)
+
+    browser.open(f"http://127.0.0.1:{client.port}/?token={TOKEN}")
+    assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('table.runs')"))
+
+    assert browser.evaluate("document.querySelectorAll('.runs .whole').length") == 3
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name axe.min.js of the npm package axe-core")
