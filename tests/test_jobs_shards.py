@@ -203,7 +203,8 @@ def test_the_table_of_groups_is_neither_ignored_nor_taken_for_labels(tmp_path, s
 
     assert result.exit_code == 0
     assert "ignored, not images (1):\n  notes.csv\n" in result.stderr
-    assert "patients.csv" not in result.stderr
+    assert f"note: groups: column 'group' of {source}/patients.csv\n" in result.stderr
+    assert "--labels" not in result.stderr
 
 
 def test_images_without_structure_are_packed_and_named(tmp_path, source):

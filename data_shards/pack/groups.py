@@ -23,7 +23,7 @@ from data_shards.pack.labels.tables import Table, read_table
 from data_shards.pack.names import normalized_name
 from data_shards.pack.options import TABLE_ENDINGS
 
-GROUP_COLUMNS = ("group", "patient", "case", *GROUP_NAMES)
+GROUP_COLUMNS = ("group", *GROUP_NAMES)  # in this order: a patient may have several cases
 SPREADSHEETS = (".xlsx", ".xls", ".ods")  # which reading a table refuses with the cure
 SHOWN = 3  # names in an error
 
@@ -137,9 +137,10 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str], tu
             raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
         return next(iter(groups), None)
 
-    count = len(matches.by_name)
-    by_name = f"{file}: {count} of {len(named)} rows match by file name alone; their folders differ"
-    return find, frozenset(filter(None, given)), (by_name,) if count else ()
+    notes = [_column_note(table, image, group)]
+    if count := len(matches.by_name):
+        notes.append(f"{file}: {count} of {len(named)} rows match by file name alone; their folders differ")
+    return find, frozenset(filter(None, given)), tuple(notes)
 
 
 def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
@@ -151,6 +152,13 @@ def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
     if image is None or group is None:
         raise SourceError(f"{table.name} has the columns {listed(table.columns)}; it needs the columns file and group")
     return image, group
+
+
+def _column_note(table: Table, image: int, group: int) -> str:
+    """Return which column gives the groups, and which others might."""
+    others = [table.columns[p] for p in by_usual_name(table.columns, GROUP_COLUMNS) if p not in (image, group)]
+    other = f", not {listed(map(repr, others))}; name the column group that is meant" if others else ""
+    return f"groups: column {table.columns[group]!r} of {table.name}{other}"
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 SHORT = 4  # characters; a shorter identifier is not searched inside of numbers and words
 ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")  # leading zeros of a number
+LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*$)")
+LONGEST_NUMBER = 12  # digits up to which zeros are added
 
 Span = tuple[int, int]
 
@@ -34,6 +36,23 @@ class Identifiers:
         kept = [place for place in range(len(name)) if place not in zeros]
         for start, end in self._without_zeros.spans("".join(name[place] for place in kept)):
             yield kept[start - 1] + 1 if start else 0, kept[end - 1] + 1
+
+
+def loose_identifier(value: str) -> str:
+    """Return what two spellings of an identifier have in common: no upper case, and no leading zeros of numbers."""
+    return ZEROS.sub("", _folded(value))
+
+
+def other_spellings(value: str) -> Iterator[str]:
+    """Yield how a spreadsheet or another system may write an identifier: in upper or lower case, its last number with
+    more or fewer leading zeros.
+    """
+    for text in dict.fromkeys((value, value.upper(), value.lower())):
+        yield text
+        if found := LAST_NUMBER.search(text):
+            digits = found[0].lstrip("0") or "0"
+            for width in range(1, LONGEST_NUMBER + 1):
+                yield f"{text[: found.start()]}{digits.zfill(width)}{text[found.end() :]}"
 
 
 class _Texts:

@@ -1,13 +1,16 @@
 """The groups of images, and the names of both, as a data set stores them: without the identifiers of patients."""
 
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from data_shards.errors import OptionError
+from data_shards.errors import OptionError, SourceError
 from data_shards.pack.groups import NamedGroups, groups_of
-from data_shards.pack.hidden_names import HiddenNames
+from data_shards.pack.hidden_names import SUCH_AS, HiddenNames
+from data_shards.pack.identifiers import loose_identifier, other_spellings
 from data_shards.pack.labels.labelled import LabelReport
 from data_shards.pack.options import DICOM_PREFIX, PackOptions
-from data_shards.pack.pseudonyms import GROUP, key_fingerprint
+from data_shards.pack.pseudonyms import GROUP, key_fingerprint, own_group, pseudonym
 from data_shards.pack.sources import ImageFolder, SourceImage
 
 
@@ -54,15 +57,14 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder
         SourceError: The table of groups cannot be used, or an image has no group.
     """
     found = _groups(folder, options)
-    if found.notes:
-        folder = replace(folder, labels=(folder.labels or LabelReport()).with_notes(found.notes))
+    if notes := (*found.notes, *_alike(found.of_image)):
+        folder = replace(folder, labels=(folder.labels or LabelReport()).with_notes(notes))
     groups = [found.of_image.get(image.name) for image in folder.images]
     if options.plain_groups or not found.of_image:
         images = zip(folder.images, groups, strict=True)
         return replace(folder, images=tuple(replace(image, group=group) for image, group in images))
     key = group_key_of(options)
-    keyword = str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
-    hidden = HiddenNames(key, keyword, found.expression, found.values | folder.other_groups)
+    hidden = HiddenNames(key, _keyword(options), found.expression, found.values | folder.other_groups)
     stored = tuple(
         replace(image, name=_hidden_name(image, group, hidden, options), group=group and hidden.group(group))
         for image, group in zip(folder.images, groups, strict=True)
@@ -74,6 +76,64 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder
         group_key=key_fingerprint(key),
         other_groups=frozenset(),
     )
+
+
+def refuse_other_spellings(folder: ImageFolder, options: PackOptions, known: Collection[str]) -> None:
+    """Refuse groups that a data set has in another spelling: it would take them for other patients.
+
+    Args:
+        folder: The new images, their groups not yet as they are stored.
+        options: How the data set names groups.
+        known: The groups of the data set as it stores them.
+
+    Raises:
+        SourceError: The text says how many and where to look, and no identifier.
+    """
+
+    def is_known(group: str) -> bool:
+        return (group if options.plain_groups else pseudonym(group, _keyword(options), group_key_of(options))) in known
+
+    groups = _named(_groups(folder, options).of_image)
+    other = [group for group in groups if not is_known(group) and any(map(is_known, other_spellings(group)))]
+    if other:
+        place = [image.name for image in folder.images].index(groups[other[0]]) + 1
+        raise SourceError(
+            f"{_counted(len(other))} of the new images, first that of image {place} of {len(folder.images)} in order "
+            "of name, is in the data set with other leading zeros or another case: a patient would count as two; "
+            "write groups as in the data set"
+        )
+
+
+def _named(of_image: Mapping[str, str]) -> dict[str, str]:
+    """Return the first image of each group; an image that is alone for want of a group is none."""
+    found: dict[str, str] = {}
+    for image, group in of_image.items():
+        if group != own_group(image):
+            found.setdefault(group, image)
+    return found
+
+
+def _alike(of_image: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a note if groups differ only in how they are spelled: they may be one patient."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for group, image in _named(of_image).items():
+        spellings[loose_identifier(group)].append(image)
+    alike = [images for images in spellings.values() if len(images) > 1]
+    if not alike:
+        return ()
+    return (
+        f"{_counted(sum(map(len, alike)))} differ from another one only in leading zeros or upper case, and may be in "
+        "another split; if they are one patient, write them alike"
+        f"{SUCH_AS}those of {alike[0][0]} and {alike[0][1]}",
+    )
+
+
+def _counted(count: int) -> str:
+    return f"{count} group{'s' * (count > 1)}"
+
+
+def _keyword(options: PackOptions) -> str:
+    return str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
 
 
 def _groups(folder: ImageFolder, options: PackOptions) -> NamedGroups:

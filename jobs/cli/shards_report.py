@@ -52,7 +52,7 @@ def print_added(report: "AddReport", shards: str) -> None:
     print_list("color images, read as gray like all others of the data set", report.color)
     if before.grouped and "group_key" not in before.options:
         click.echo("note: groups are stored as they are, like the others of the data set", err=True)
-    if added and before.columns and report.folder.labels is None:
+    if added and before.columns and not any(image.columns for image in report.folder.images):
         echo(
             f"note: the new images have no value in the kept columns {', '.join(map(str, before.columns))}; "
             "values come from --labels TABLE",

@@ -124,7 +124,16 @@ def label_images(
         allow_unmatched=labels.allow_unmatched,
     )
     findings = _findings(rows, columns, options, known)
-    table = _ReadTable(rows, columns, matched, kept, findings, labels.readers, options.multi_label)
+    table = _ReadTable(
+        rows,
+        columns,
+        matched,
+        kept,
+        findings,
+        labels.readers,
+        options.multi_label,
+        groups_used=options.group_by is None,
+    )
     return table.labelled(labels)
 
 
@@ -147,6 +156,7 @@ class _ReadTable:
     findings: Sequence[Findings | None]
     readers: str
     multi_label: bool
+    groups_used: bool  # and not those of --group-by
 
     def labelled(self, labels: LabelOptions) -> LabelledImages:
         """Return the images that have a label."""
@@ -183,7 +193,7 @@ class _ReadTable:
                 images_without_label=tuple(normalized_name(path) for path in used if used[path] and not stating[path]),
                 filtered_rows=self.kept.count(False),
                 filtered_images=sum(not numbers for numbers in used.values()),
-                images_without_group=sum(image.group is None for image in images) if groups else 0,
+                images_without_group=sum(image.group is None for image in images) if groups and self.groups_used else 0,
             ),
         )
 
@@ -246,7 +256,7 @@ class _ReadTable:
         notes.append(
             f"labels: column{'s' * (len(columns.labels) > 1)} {listed(repr(names[n]) for n in columns.labels)}"
         )
-        if columns.group is not None:
+        if columns.group is not None and self.groups_used:
             notes.append(f"groups: column {names[columns.group]!r}; --group-column none leaves it out")
         if by_name := self.matched.rows_by_name:
             notes.append(f"{by_name} of {len(self.rows.rows)} rows match by file name alone; their folders differ")
