@@ -1,6 +1,7 @@
 import unicodedata
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,10 @@ from data_shards.pack.groups import groups_in_table, groups_of
 from data_shards.pack.image_records import ImageRecord
 from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import ImageHash, across_splits, find_near_duplicates
-from data_shards.pack.options import PackOptions
+from data_shards.pack.options import LabelOptions, PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.split import LabeledImage, merge_groups, parse_shares, stratified_group_split
-from tests.datasets import encoded, image_folder, index_of
+from tests.datasets import encoded, image_folder, index_of, noise
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "José") for form in ("NFC", "NFD"))
 SHARES = (0.7, 0.15, 0.15)
@@ -269,3 +270,90 @@ def test_flat_images_are_no_copies_of_each_other(tmp_path):
     report = pack(source, tmp_path / "shards", PackOptions(processes=1))
 
     assert report.leakage == ()
+
+
+def alike(folder, names):
+    """Write photos of one part from one camera, which only noise tells apart."""
+    part = np.asarray(noise(0, (120, 120)), dtype=np.int16)
+    for number, name in enumerate(names):
+        grain = np.random.default_rng(number).integers(-4, 5, part.shape)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(Image.fromarray((part + grain).clip(0, 255).astype(np.uint8))))
+    return folder
+
+
+PHOTOS = [f"{label}/{number:02}.png" for label in ("defect", "ok") for number in range(20)]
+
+
+def test_near_duplicates_that_cannot_be_divided_are_named_as_the_reason(tmp_path):
+    source = alike(tmp_path / "images", PHOTOS)
+
+    with pytest.raises(SourceError) as refused:
+        pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15"))
+
+    assert str(refused.value) == (
+        "class 'defect' has 20 images of 1 group for 3 splits, as near-duplicates stay in one split; leave some of "
+        "them out, or divide them too with --allow-leakage, which makes metrics too optimistic"
+    )
+
+
+def test_near_duplicates_are_divided_where_leakage_is_allowed_and_all_that_leak_are_listed(tmp_path):
+    source = alike(tmp_path / "images", PHOTOS)
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15", allow_leakage=True))
+
+    assert [report.index.per_class_in(split) for split in report.index.splits] == [(14, 14), (3, 3), (3, 3)]
+    assert {name for name in PHOTOS if any(name in line for line in report.leakage)} == set(PHOTOS)
+    assert report.index.options["allow_leakage"] is True
+
+
+def test_near_duplicates_stay_together_where_they_can_although_leakage_is_allowed(tmp_path):
+    source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(200, 180))
+    for number in range(12):
+        compressed_anew(source / f"a/image-{number:03d}.png", source / f"a/copy-{number:03d}.jpg")
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15", allow_leakage=True))
+
+    assert report.leakage == ()
+
+
+def test_too_few_images_are_the_reason_although_some_are_near_duplicates(tmp_path):
+    source = alike(image_folder(tmp_path / "images", {"a": 12}), ["b/1.png", "b/2.png"])
+
+    with pytest.raises(SourceError, match="class 'b' has 2 images for 3 splits; add more"):
+        pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15", allow_leakage=True))
+
+
+@pytest.mark.parametrize(
+    ("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "are near duplicates")]
+)
+def test_one_image_with_two_labels_is_listed_with_both(tmp_path, copy, words):
+    source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(200, 180))
+    copy(source / "a/image-001.png", source / "b/again.jpg")
+    copy(source / "a/image-002.png", source / "a/again.jpg")
+
+    report = pack(source, tmp_path / "shards", PackOptions(processes=1, split="70/15/15"))
+
+    (line,) = report.contradictions
+    assert line.startswith("a/image-001.png and b/again.jpg ")
+    assert words in line
+    assert line.endswith(": a and b")
+    (same_label,) = report.duplicates
+    assert same_label.startswith("a/again.jpg and a/image-002.png ")
+    assert report.to_json()["contradictions"] == (line,)
+
+
+def test_targets_that_both_images_know_contradict_each_other(tmp_path):
+    source = image_folder(tmp_path / "images", {"x": 12}, size=(200, 180))
+    for number, name in ((1, "same"), (2, "other"), (3, "unknown")):
+        same_bytes(source / f"x/image-{number:03d}.png", source / f"x/{name}.png")
+    rows = [f"image-{n:03d},{n % 2},{n // 2 % 2}" for n in range(12)] + ["same,1,0", "other,0,0", "unknown,1,"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,Edema,Mass", *rows]))
+    labels = LabelOptions(tables=(str(tmp_path / "t.csv"),), label_columns=("Edema", "Mass"))
+
+    report = pack(
+        source, tmp_path / "shards", PackOptions(processes=1, split="50/0/50", labels=labels, multi_label=True)
+    )
+
+    (line,) = report.contradictions
+    assert line == "image-002.png and other.png are the same file: 1 of 2 labels differ"

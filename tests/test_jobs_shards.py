@@ -216,6 +216,18 @@ def test_images_without_structure_are_packed_and_named(tmp_path, source):
     assert "packed 16 train" in result.stderr
 
 
+def test_an_image_with_two_labels_is_listed_with_both(tmp_path, source):
+    shutil.copyfile(source / "train/covid/image-000.png", source / "train/normal/again.png")
+
+    result = run("pack", source, tmp_path / "shards")
+
+    assert (
+        "the same or nearly the same image with different labels (1):\n"
+        "  train/covid/image-000.png and train/normal/again.png are the same file: covid and normal\n"
+    ) in result.stderr
+    assert "near-duplicates" not in result.stderr
+
+
 def test_a_contact_sheet_says_how_many_images_it_shows(packed, tmp_path):
     run("show", packed, "--html", tmp_path / "sheet.html", "--per-class", "4")
 

@@ -50,7 +50,8 @@ class PackReport:
         skipped: Name and fault of each image that could not be used.
         without_image: Name and kind of each DICOM file that holds no image.
         flat: Names of packed images whose pixels hardly differ, such as an export that is black.
-        duplicates: Lines that connect identical or nearly identical images of one split.
+        duplicates: Lines that connect identical or nearly identical images of one split, whose labels agree.
+        contradictions: Lines that connect such images whose labels do not agree.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
     """
 
@@ -60,6 +61,7 @@ class PackReport:
     without_image: tuple[tuple[str, str], ...]
     flat: tuple[str, ...]
     duplicates: tuple[str, ...]
+    contradictions: tuple[str, ...]
     leakage: tuple[str, ...]
 
     @property
@@ -81,6 +83,7 @@ class PackReport:
             "filtered": self.folder.filtered[:MAX_LISTED],
             **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
             "alike": self.duplicates,
+            "contradictions": self.contradictions,
             "leakage": self.leakage,
         }
 
@@ -117,6 +120,7 @@ def pack(source: Path, target: Path, options: PackOptions, on_progress: OnProgre
             without_image=files_without_image(entries),
             flat=flat_images(entries),
             duplicates=assignment.duplicates,
+            contradictions=assignment.contradictions,
             leakage=assignment.leakage,
         )
         write_text_atomic(target / REPORT_NAME, json.dumps(report.to_json(), indent=1) + "\n")

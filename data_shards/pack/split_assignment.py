@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_shards.errors import LeakageError
+from data_shards.errors import LeakageError, SourceError
 from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, across_splits, find_near_duplicates
 from data_shards.pack.options import PackOptions
@@ -28,13 +28,15 @@ class SplitAssignment:
     Attributes:
         splits: Split of each image by its name.
         groups: Group of each image by its name; empty without `group_by`.
-        duplicates: Lines that connect identical or nearly identical images of one split.
+        duplicates: Lines that connect identical or nearly identical images of one split, whose labels agree.
+        contradictions: Lines that connect such images whose labels do not agree.
         leakage: A line for each such pair, and each group, in two splits; empty unless that was allowed.
     """
 
     splits: dict[str, str]
     groups: dict[str, str]
     duplicates: tuple[str, ...]
+    contradictions: tuple[str, ...]
     leakage: tuple[str, ...]
 
 
@@ -57,14 +59,18 @@ def assign_splits(
     given = _given_splits(images)
     pairs = find_near_duplicates(hashes, given if len(given) == len(images) else None)
     splits = given | _split_rest(images, groups, pairs, options, label_names)
+    if len(given) < len(images) and across_splits(pairs, splits):
+        pairs = find_near_duplicates(hashes, splits)  # also those that meet another split
     leaking = set(across_splits(pairs, splits))
+    contradicting = _contradicting(pairs, images)
     leakage = (*_groups_across(groups, splits), *sorted(map(str, leaking)))
     if leakage and not options.allow_leakage:
         raise _leaking(leakage)
     return SplitAssignment(
         splits=splits,
         groups=groups,
-        duplicates=tuple(str(pair) for pair in pairs if pair not in leaking),
+        duplicates=tuple(str(pair) for pair in pairs if pair not in leaking and pair not in contradicting),
+        contradictions=tuple(f"{pair}: {labels}" for pair, labels in contradicting.items()),
         leakage=leakage,
     )
 
@@ -106,22 +112,57 @@ def _split_rest(
     options: PackOptions,
     label_names: Sequence[str],
 ) -> dict[str, str]:
-    """Return the splits of the images that have none yet."""
+    """Return the splits of the images that have none yet.
+
+    Near duplicates are divided too where leakage is allowed and they cannot stay together.
+    """
     images = [image for image in images if image.split is None]
     if not images:
         return {}
     own = {image.name: f"group {groups[image.name]}" if groups else f"image {image.name}" for image in images}
-    together = merge_groups(own, [(p.first, p.second) for p in pairs if p.first in own and p.second in own])
-    labeled = [
-        LabeledImage(
-            name=image.name,
-            label=image.label,
-            group=together[image.name],
-            targets=known_targets(image, label_names),
-        )
-        for image in images
-    ]
-    return stratified_group_split(labeled, parse_shares(options.split or ""), seed=options.seed)
+    shares = parse_shares(options.split or "")
+
+    def divided(group_of: Mapping[str, str]) -> dict[str, str]:
+        labeled = [
+            LabeledImage(
+                name=image.name,
+                label=image.label,
+                group=group_of[image.name],
+                targets=known_targets(image, label_names),
+            )
+            for image in images
+        ]
+        return stratified_group_split(labeled, shares, seed=options.seed)
+
+    copies = [(pair.first, pair.second) for pair in pairs if pair.first in own and pair.second in own]
+    try:
+        return divided(merge_groups(own, copies))
+    except SourceError as error:
+        if not copies:
+            raise
+        apart = divided(own)  # or why even this cannot be
+        if options.allow_leakage:
+            return apart
+        raise SourceError(
+            f"{str(error).partition('; ')[0]}, as near-duplicates stay in one split; leave some of them out, or divide "
+            "them too with --allow-leakage, which makes metrics too optimistic"
+        ) from error
+
+
+def _contradicting(pairs: Sequence[DuplicatePair], images: Sequence[SourceImage]) -> dict[DuplicatePair, str]:
+    """Return the pairs whose labels do not agree, with these."""
+    by_name = {image.name: image for image in images}
+    named = [(pair, by_name[pair.first], by_name[pair.second]) for pair in pairs]
+    return {pair: labels for pair, first, second in named if (labels := _differing(first, second))}
+
+
+def _differing(first: SourceImage, second: SourceImage) -> str:
+    """Return the labels of two images if they contradict each other; what one does not know is no contradiction."""
+    if first.targets is None or second.targets is None:
+        return f"{first.label} and {second.label}" if first.label != second.label else ""
+    both = zip(first.targets, second.targets, strict=True)
+    count = sum(one != other and UNKNOWN not in (one, other) for one, other in both)
+    return f"{count} of {len(first.targets)} labels differ" if count else ""
 
 
 def known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:

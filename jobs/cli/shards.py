@@ -117,8 +117,8 @@ SPLITTING = OptionGroup(
                      help="Store groups, and names of images that contain them, as they are. For data sets that are "
                      "not about people, or are public."),
         click.option("--allow-leakage", is_flag=True,
-                     help="Pack even if two splits contain the same image or group (data leakage). "
-                     "Metrics will be too optimistic."),
+                     help="Pack even if two splits contain the same image or group (data leakage); --split then "
+                     "divides near-duplicates if it has to. Metrics will be too optimistic."),
         click.option("--seed", type=click.IntRange(0), default=PackOptions.seed, show_default=True, metavar="N",
                      help="Random seed for --split."),
     ),

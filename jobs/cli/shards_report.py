@@ -32,6 +32,7 @@ def print_report(report: "PackReport", shards: Path) -> None:
     _print_left_out(report.folder)
     print_list("packed, although their pixels hardly differ", report.flat)
     print_list("near-duplicates within a split", report.duplicates)
+    print_list("the same or nearly the same image with different labels", report.contradictions)
     print_list("leaks, allowed", report.leakage)
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
