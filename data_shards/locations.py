@@ -1,5 +1,6 @@
 """Locations of data sets: a folder, or a URL of an allowed scheme. Knows nothing of indexes or shards."""
 
+import errno
 import os
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 REMOTE = ("s3", "gs", "http", "https")
 # Each file system raises its own errors for a failing network, not all of them OSError.
 NETWORK = (Exception,)
+STALL_SECONDS = 60.0  # without a byte, after which an http server is given up
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CURE = "use a folder, file://, s3://, gs://, http:// or https://"
 
 
@@ -62,6 +65,7 @@ def download(location: str, name: str, target: Path) -> str | None:
     Raises:
         RemoteError: The file does not exist or access is denied.
         SourceError: The package for the scheme is not installed.
+        OSError: The disk of the target is full.
     """
     where = _below(location, name)
     try:
@@ -73,6 +77,8 @@ def download(location: str, name: str, target: Path) -> str | None:
     except PermissionError as error:
         raise RemoteError(f"{where} may not be read ({_first_line(error)}); check the credentials") from error
     except NETWORK as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise
         return f"{name} cannot be fetched ({_first_line(error)})"
     return None
 
@@ -107,8 +113,14 @@ def file_system(scheme: str, process: int, *, anonymous: bool = False) -> Any:  
     """
     import fsspec  # noqa: PLC0415 (takes a third of a second, which local data sets need not wait for)
 
-    options = {"anon": True} if anonymous else {}
+    options: dict[str, Any] = {"anon": True} if anonymous else {}
     try:
+        if scheme in ("http", "https"):
+            import aiohttp  # noqa: PLC0415 -- fsspec needs it for these
+
+            # Without it, aiohttp ends every download after five minutes, however well it goes on.
+            limits = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+            options["client_kwargs"] = {"timeout": limits}
         return fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError as error:
         package = PACKAGES.get(scheme, "aiohttp")
@@ -123,4 +135,6 @@ def _below(location: str, name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, TimeoutError):  # without a text of its own
+        return f"the server has sent nothing for {STALL_SECONDS:g} s"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -72,6 +72,15 @@ def test_a_name_that_leaves_the_folder_is_refused_and_nothing_appears(tmp_path, 
     assert not list(tmp_path.rglob("evil*"))
 
 
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_a_time_in_the_name_of_a_folder_is_no_drive(tmp_path, make):
+    archive = make(tmp_path / f"images.{make.__name__[:3]}", ("2026-11-27T10:30:00/a/x.png", b"x"))
+
+    unpack(archive, tmp_path / "out")
+
+    assert names_below(tmp_path / "out") == {"2026-11-27T10:30:00/a/x.png"}
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
     archive = tar_of(tmp_path / "images.tar", link("a/x.png", "/etc/passwd", kind))

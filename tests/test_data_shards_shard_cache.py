@@ -4,21 +4,24 @@ import shutil
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import boto3
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from data_shards import locations
 from data_shards.errors import BadIndex, RemoteError
 from data_shards.index import read_index
 from data_shards.locations import file_system
 from data_shards.plan import EpochPlan
+from data_shards.read import shard_cache
 from data_shards.read.shard_cache import ShardCache
 from data_shards.read.stream import open_batches, read_samples, read_shards
 from data_shards.verify import verify
 from tests.datasets import fetch_all, packed
+from tests.disks import small_disk
 
 LOCATION = "s3://films/chest"
 SPLITS = {"train/covid": 10, "train/normal": 14}
@@ -164,6 +167,59 @@ def test_a_web_server_is_read_like_a_folder(local, cache):
         server.shutdown()
 
     assert ids_of(found) == ids_of(read(str(shards), index, cache))
+
+
+class Stalling(Quiet):
+    """Sends half of a shard, then nothing until the test ends."""
+
+    ended = Event()
+
+    def copyfile(self, source, target):
+        if not self.path.endswith(".tar"):
+            return super().copyfile(source, target)
+        target.write(source.read()[:700])
+        target.flush()
+        return self.ended.wait()
+
+
+def test_a_server_that_stalls_in_the_middle_of_a_shard_is_given_up_and_named(local, cache, monkeypatch):
+    shards, index = local
+    monkeypatch.setattr(locations, "STALL_SECONDS", 0.3)
+    file_system.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Stalling, directory=str(shards))) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            with pytest.raises(RemoteError, match=r"\(the server has sent nothing for 0.3 s\), after 3 tries"):
+                cache.path_of(f"http://127.0.0.1:{server.server_port}", index.shards[0])
+        finally:
+            Stalling.ended.set()
+            server.shutdown()
+            file_system.cache_clear()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_download_that_goes_on_has_no_limit_of_time(scheme):
+    file_system.cache_clear()
+
+    limits = file_system(scheme, 0).client_kwargs["timeout"]
+
+    assert (limits.total, limits.sock_read) == (None, locations.STALL_SECONDS)
+
+
+def test_a_full_disk_of_the_cache_is_named_and_not_the_server(server, local, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", 1) as disk:
+
+        def onto_a_full_disk(*arguments):
+            disk.fill()
+            return locations.download(*arguments)
+
+        monkeypatch.setattr(shard_cache, "download", onto_a_full_disk)
+        cache = ShardCache(disk.folder / "cache")
+
+        with pytest.raises(RemoteError, match=r"^the disk of the cache .*/disk/cache is full; raise NIGHTSHIFT_SHARD"):
+            cache.path_of(LOCATION, local[1].shards[0])
+
+        assert not list(cache.folder.glob("*.draft"))
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch):

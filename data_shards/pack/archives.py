@@ -4,9 +4,9 @@ Only regular files with plain relative names are written. Their number and size 
 unpacked: what the archive claims does not matter.
 """
 
-import errno
 import lzma
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -19,6 +19,7 @@ from typing import IO, cast
 
 from data_shards.atomic import atomic_path
 from data_shards.errors import SourceError
+from data_shards.locations import DISK_FULL
 
 ZIPS = (".zip",)
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -27,6 +28,7 @@ TAIL_BYTES = 64 * COPY_BYTES  # of padding that may follow the end of a tar
 EXTENSIONS = (b"x", b"g", b"X", b"L", b"K")  # header types: pax, global pax, Sun's pax, GNU long name and link
 EXTENSION_BYTES = 1 << 20
 NAME_BYTES = 255  # of one part of a path, on all common disks
+DRIVE = re.compile("[A-Za-z]:")  # of Windows
 SHOWN = 40  # characters of a long name in an error
 ENCRYPTED = 0x1  # bit of a zip member's flags
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses others without any limit of memory
@@ -34,7 +36,6 @@ UTF_8 = 0x800  # bit of a zip member's flags: its name is UTF-8
 UNIX, MACOS = 3, 19  # systems that write a file name's bytes into a zip as they are; others write code page 437
 BAD_FORMAT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 DAMAGE = (*BAD_FORMAT, EOFError, OSError, NotImplementedError, ValueError)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ def _write(member: _Member, path: Path, archive: Path, allowed: int) -> int:
 
 def _safe_name(name: str, archive: Path) -> Path:
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+    if name.startswith(("/", "\\")) or ".." in parts or DRIVE.match(name) or "\0" in name:
         raise SourceError(f"{archive}: {name!r} would be written outside its folder; do not trust this archive")
     return Path(*parts)
 

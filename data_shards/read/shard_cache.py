@@ -74,7 +74,11 @@ class ShardCache:
             if number:
                 self.pause(PAUSE_SECONDS * 2 ** (number - 1))
             self._make_room(shard, draft)
-            fault = download(location, shard.name, draft) or find_byte_fault(draft, shard)
+            try:
+                fault = download(location, shard.name, draft) or find_byte_fault(draft, shard)
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                raise RemoteError(f"the disk of the cache {self.folder} is full; {CURE}") from error
             if fault is None:
                 with self._room():
                     draft.replace(path)
