@@ -21,6 +21,15 @@ def test_the_split_comes_from_a_column_and_the_rest_is_divided(tmp_path):
     assert {image.split for image in scanned(folder, "t.csv", split_column="none").images} == {None}
 
 
+def test_a_column_of_splits_that_was_found_is_named(tmp_path):
+    rows = ["image,label,Subset", "a,x,train", "b,y,train", "c,x,test", "d,y,test"]
+    folder = source(tmp_path, [f"{name}.png" for name in "abcd"], t_csv=rows)
+    note = "splits: column 'Subset'; --split-column none leaves it out"
+
+    assert note in scanned(folder, "t.csv", split=None).labels.notes
+    assert note not in scanned(folder, "t.csv", split="50/0/50", split_column="none").labels.notes
+
+
 def test_another_value_of_a_split_column_is_refused_if_it_was_told_and_else_passed_over(tmp_path):
     rows = ["image,label,split", "a,x,fold1", "b,y,fold2"]
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)

@@ -143,6 +143,29 @@ def test_another_separator_of_labels_is_told(tmp_path):
     assert scanned(folder, "t.csv").classes == ("x;y", "y")
 
 
+@pytest.mark.parametrize("separator", [";", ","])
+def test_labels_with_another_separator_are_no_label_of_their_own_in_silence(tmp_path, separator):
+    rows = ["image,label", "a,fox", f'b,"fox{separator} badger"', "c,badger", "d,", "e,owl"]
+    folder = source(tmp_path, [f"{name}.png" for name in "abcde"], t_csv=rows)
+    text = f"t.csv line 3 has 'fox{separator} badger' in the column 'label', and other rows a part of it; use "
+
+    refused(f"{text}--label-separator '{separator}' if these are several labels", folder, "t.csv", multi_label=True)
+    told = scanned(folder, "t.csv", multi_label=True, label_separator=separator)
+    one = scanned(folder, "t.csv", multi_label=True, label_separator="")
+
+    assert told.label_names == ("badger", "fox", "owl")
+    assert one.label_names == ("badger", "fox", f"fox{separator} badger", "owl")
+
+
+def test_a_comma_in_the_name_of_a_label_is_no_separator(tmp_path):
+    rows = ["image,label", 'a,"pneumonia, viral"', "b,\"['owl', 'fox']\"", 'c,"pneumonia, bacterial"', "d,owl"]
+    folder = source(tmp_path, [f"{name}.png" for name in "abcd"], t_csv=rows)
+
+    found = scanned(folder, "t.csv", multi_label=True)
+
+    assert found.label_names == ("fox", "owl", "pneumonia, bacterial", "pneumonia, viral")
+
+
 @pytest.mark.parametrize(
     ("readers", "result"),
     [

@@ -54,6 +54,24 @@ def test_other_names_are_no_splits(name):
     assert split_of(name) is None
 
 
+def test_test_images_without_labels_are_refused_with_what_to_pack_instead(tmp_path):
+    source = image_folder(tmp_path / "images", {"data/train/cat": 3, "data/train/dog": 3, "data/test": 2})
+
+    refused(
+        source,
+        r"data/test/image-000.png lies outside the layout split/class/image; move it into a class folder, or, if the "
+        r"images in data/test/ have no labels, give the folder data/train/ as SOURCE, with --split 70/15/15$",
+    )
+
+
+@pytest.mark.parametrize("folder", ["train", "test"])
+def test_a_single_image_beside_class_folders_is_only_to_be_moved(tmp_path, folder):
+    source = image_folder(tmp_path / "images", SPLITS)
+    noise(99).save(source / folder / "x.png")
+
+    refused(source, rf"^{folder}/x.png lies outside the layout split/class/image; move it into a class folder$")
+
+
 def test_two_folders_for_one_split_are_refused(tmp_path):
     source = image_folder(tmp_path / "images", {**SPLITS, "validation/covid": 2})
 

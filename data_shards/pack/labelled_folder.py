@@ -9,6 +9,7 @@ from pathlib import Path
 from data_shards.errors import SourceError
 from data_shards.pack.dicom_headers import check_dicom_options, require_classes, with_header_facts
 from data_shards.pack.file_tree import FileTree, join
+from data_shards.pack.folder_notes import folder_notes
 from data_shards.pack.labels.classes import make_classes
 from data_shards.pack.labels.column_matching import SourceImages
 from data_shards.pack.labels.labelled import label_images
@@ -96,6 +97,11 @@ def scan_labelled_folder(
         )
         for image in sorted(taken, key=lambda image: os.fsencode(image.path))
     ]
+    notes = list(lists.notes)
+    if splits == {image.path: image.split for image in taken} and any(splits.values()):
+        notes.append(f"splits: column {labelled.split_column!r}; --split-column none leaves it out")
+    if adds_to is None and not options.group_by and all(image.group is None for image in images):
+        notes += folder_notes(images, depth=0)
     read = read_files(folder, options) | {find_table(name, folder).resolve() for name in labels.tables}
     image_folder = ImageFolder(
         images=tuple(images),
@@ -106,7 +112,7 @@ def scan_labelled_folder(
         label_names=classes.label_names,
         other_groups=labelled.groups,
         group_column=labelled.group_column,
-        labels=labelled.report.with_notes(lists.notes),
+        labels=labelled.report.with_notes(notes),
     )
     _check(image_folder, source or folder, is_addition=adds_to is not None)
     return image_folder

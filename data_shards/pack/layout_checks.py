@@ -142,7 +142,21 @@ def _refuse_outside(tree: FileTree, layout: Layout) -> None:
     for folder in layout.split_folders.values() or (layout.root,):
         for name in tree.images[folder]:
             path = normalized_name(join(folder, name))
-            raise SourceError(f"{path} lies outside the layout {layout.layout}; move it into a class folder")
+            raise SourceError(
+                f"{path} lies outside the layout {layout.layout}; move it into a class folder"
+                f"{_if_unlabelled(tree, layout, folder)}"
+            )
+
+
+def _if_unlabelled(tree: FileTree, layout: Layout, folder: str) -> str:
+    """Return the cure for a split without any class folder, such as the images of a competition that are to be
+    predicted.
+    """
+    train = layout.split_folders.get("train", folder)
+    if folder == train or any(tree.has_images(join(folder, name)) for name in tree.subfolders[folder]):
+        return ""
+    bare, given = normalized_name(folder), normalized_name(train)
+    return f", or, if the images in {bare}/ have no labels, give the folder {given}/ as SOURCE, with --split 70/15/15"
 
 
 def _labels_cure(table: LabelTable | None, layout: str) -> str:

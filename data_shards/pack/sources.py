@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from data_shards.errors import SourceError
 from data_shards.pack.file_tree import FileTree, join, read_tree
+from data_shards.pack.folder_notes import folder_notes
 from data_shards.pack.groups import is_table
 from data_shards.pack.label_tables import LabelTable, best_table
 from data_shards.pack.labels.labelled import LabelReport
@@ -137,7 +138,9 @@ def collect_images(
     near = [name for name in _near_files(tree, layout.root) if not _is_one_of(read, folder / name)]
     table = best_table(folder, near, _image_groups(tree, layout))
     check_layout(tree, layout, table, options)
-    return _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
+    found = _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
+    notes = [] if options.group_by or is_addition else folder_notes(found.images, depth=1)
+    return replace(found, labels=(found.labels or LabelReport()).with_notes(notes)) if notes else found
 
 
 def _no_folder(path: Path) -> str:

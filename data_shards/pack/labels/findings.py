@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_shards.errors import SourceError
-from data_shards.pack.labels.cells import BINARY, is_missing, labels_of, normalized_label, whole_numbers
+from data_shards.pack.labels.cells import BINARY, is_list, is_missing, labels_of, normalized_label, whole_numbers
 from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.joining import Rows
 from data_shards.pack.options import LabelOptions
@@ -13,6 +13,8 @@ from data_shards.targets import ABSENT, PRESENT, UNKNOWN
 
 UNCERTAIN = {"mask": UNKNOWN, "positive": PRESENT, "negative": ABSENT}
 DEFAULT_SEPARATOR = "|"
+OTHER_SEPARATORS = (";", ",")
+SHOWN = 60  # characters of a cell in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ def findings_of_cells(
     """
     column = rows.column(position)
     numbers = whole_numbers(column)
+    if multi_label and options.label_separator is None:
+        _refuse_other_separator(rows, column, position)
     separator = DEFAULT_SEPARATOR if options.label_separator is None else options.label_separator
     blank = Findings(present=frozenset()) if multi_label and options.blank == "negative" else None
     meaning: dict[str, Findings | None] = {}
@@ -68,6 +72,22 @@ def findings_of_cells(
         _refuse_unexplained(rows, column, position, options)
         meaning |= _explained(meaning, options)
     return [meaning[cell] for cell in column]
+
+
+def _refuse_other_separator(rows: Rows, column: Sequence[str], position: int) -> None:
+    """Refuse cells such as `fox,badger` beside `fox`: without their separator, each would be a label of its own."""
+    cells = set(column)
+    if any(DEFAULT_SEPARATOR in cell for cell in cells):
+        return
+    for separator in OTHER_SEPARATORS:
+        for number, cell in enumerate(column):
+            parts = set(labels_of(cell, separator))
+            if separator in cell and not is_list(cell) and parts & cells:
+                raise SourceError(
+                    f"{rows.place(number, position)} has {cell[:SHOWN]!r} in the column {rows.columns[position]!r}, "
+                    f"and other rows a part of it; use --label-separator {separator!r} if these are several labels, "
+                    "and --label-separator '' if it is one"
+                )
 
 
 def _is_uncertain(column: Sequence[str]) -> bool:
