@@ -10,7 +10,13 @@ from urllib.parse import unquote, urlsplit
 from data_shards.errors import BadIndex, DamagedShard, RemoteError, ShardError, SourceError
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-REMOTE = ("s3", "gs", "http", "https")
+CREDENTIALS = {  # by scheme, the environment variables that its file system takes them from
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "http": "FSSPEC_HTTP",
+    "https": "FSSPEC_HTTPS",
+}
+REMOTE = tuple(CREDENTIALS)
 # Each file system raises its own errors for a failing network, not all of them OSError.
 NETWORK = (Exception,)
 STALL_SECONDS = 60.0  # without a byte, after which an http server is given up
@@ -22,7 +28,7 @@ def local_folder(location: str) -> Path | None:
     """Return the folder of a location on this machine, None for a remote one.
 
     Raises:
-        SourceError: The scheme is not allowed; `pipe:` and others would run programs.
+        SourceError: The scheme is not allowed; `pipe:` and others would run programs. Or the address holds a password.
     """
     scheme, colon, _ = location.partition(":")
     if not colon or "/" in scheme:
@@ -33,8 +39,19 @@ def local_folder(location: str) -> Path | None:
             raise SourceError(f"{location} names the machine {parts.netloc}; write file:///FOLDER")
         return Path(unquote(parts.path))
     if scheme in REMOTE and location.startswith(f"{scheme}://"):
+        _refuse_password(scheme, location)
         return None
     raise SourceError(f"{location!r} has the scheme {scheme}:, which is not allowed; {CURE}")
+
+
+def _refuse_password(scheme: str, location: str) -> None:
+    """Refuse an address with a user name or password: it stands in the files and reports of each run that uses it."""
+    host = location.removeprefix(f"{scheme}://").partition("/")[0]
+    if "@" in host:
+        raise SourceError(
+            f"the address {scheme}://{host.rpartition('@')[2]} has a user name or password before its host, which the "
+            f"files and reports of runs would show; leave it out, and set {CREDENTIALS[scheme]} (docs/data.md)"
+        )
 
 
 def read_bytes(location: str, name: str) -> bytes:

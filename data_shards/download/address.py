@@ -7,11 +7,12 @@ from typing import Literal, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from data_shards.errors import SourceError
+from data_shards.locations import CREDENTIALS
 
 Kind: TypeAlias = Literal["http", "bucket", "drive", "kaggle"]
 
 HTTP = ("http", "https")
-BUCKETS = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
+BUCKETS = {scheme: CREDENTIALS[scheme] for scheme in ("s3", "gs")}
 CURE = "use a path, or an address that begins with http://, https://, s3://, gs:// or kaggle:"
 DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 DRIVE_ID = re.compile(r"/file/(?:u/\d+/)?d/([-\w]{10,})")
