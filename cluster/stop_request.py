@@ -41,14 +41,12 @@ class StopRequest:
         Raises:
             OSError, StorageAway: The storage does not answer, so nobody knows.
         """
-        if not file.exists():
-            return None
         try:
             request = cls.from_json(read_json(file))
         except StorageError as error:
             if is_unanswered(error):
                 raise StorageAway(str(error)) from error
-            return None  # removed after `exists`
+            return None
         return request if request is not None and request.attempt in (None, attempt) else None
 
     @classmethod
@@ -71,15 +69,17 @@ class StopRequest:
         given = {name: value for name, value in optional.items() if value is not None}
         return {"reason": self.reason, "attempt": self.attempt, **given}
 
-    def publish(self, file: Path) -> None:
+    def publish(self, file: Path, *, patience: float | None = None) -> None:
         """Write the request, unless there is one for the same attempt. A cancel replaces every other reason.
+
+        `patience` are the seconds to wait for the lock, `LOCK_SECONDS` by default.
 
         Raises:
             OSError, StorageError: The storage does not answer, or is full, or a process that is stopped holds the lock.
         """
         if self._is_covered(file):  # without the lock, for those that ask several times a second
             return
-        with locked(file.with_name(".stop.lock"), patience=files.LOCK_SECONDS):
+        with locked(file.with_name(".stop.lock"), patience=files.LOCK_SECONDS if patience is None else patience):
             if not self._is_covered(file):
                 _set_folder_aside(file)
                 write_json(file, self.to_json())

@@ -101,7 +101,7 @@ class ShardIndex(BaseModel):
         color: "L" when every image is gray, else "RGB".
         image_size: Short side of the stored images in pixels, or less for smaller source images; 0: unchanged.
         grouped: Whether each sample carries the group (patient, case) it belongs to.
-        group_column: Column of the tables of labels that gave the groups, no part of the digest; "" where groups are
+        group_column: Column of the tables that gave the groups, no part of the digest; "" where groups are
             from elsewhere, and in data sets of earlier versions.
         widths: Minimum, median and maximum width of the source images in pixels.
         heights: Minimum, median and maximum height.

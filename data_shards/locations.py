@@ -152,6 +152,7 @@ def _below(location: str, name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, TimeoutError):  # without a text of its own
+    text = str(error).strip()
+    if isinstance(error, TimeoutError) and not text:  # that of aiohttp, by the limits of `file_system`
         return f"the server has sent nothing for {STALL_SECONDS:g} s"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (text or type(error).__name__).splitlines()[0]

@@ -192,6 +192,54 @@ def test_groups_from_a_table_must_be_given_again(tmp_path):
     assert [info["group"] for info in infos(tmp_path / "shards") if info["source"] == "a/1.png"] == ["a/1"]
 
 
+def packed_by_table(folder):
+    """Pack two images of each of 20 patients by a table with a case for each."""
+    names = [f"{'ab'[patient % 2]}/{patient:02d}-{n}.png" for patient in range(20) for n in range(2)]
+    source = new_images(folder / "images", names, seed=0)
+    groups = [f"{name},c{name[2:4]}" for name in names]
+    (folder / "old.csv").write_text("\n".join(["file,case", *groups]) + "\n")
+    pack(source, folder / "shards", options(split="60/20/20", group_by=str(folder / "old.csv")))
+    return folder / "shards"
+
+
+def new_with_table(folder, header, row):
+    """Write an image of each of the 20 patients, and their table."""
+    names = [f"{'ab'[patient % 2]}/{patient:02d}-9.png" for patient in range(20)]
+    new_images(folder / "new", names)
+    (folder / "new.csv").write_text("\n".join([header, *(f"{name},{row.format(name[2:4])}" for name in names)]) + "\n")
+    return str(folder / "new.csv")
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("file,case,patient_id", "c{0},p{0}"), ("file,patient_id,Case", "p{0},c{0}"), ("file,mrn", "c{0}")],
+)
+def test_the_column_of_a_table_of_groups_stays_that_of_the_data_set(tmp_path, header, row):
+    shards = packed_by_table(tmp_path)
+    before = {name[2:4]: split for name, split in split_of(shards).items()}
+    table = new_with_table(tmp_path, header, row)
+
+    added(shards, tmp_path / "new", group_by=table)
+
+    assert read_index(str(shards)).group_column == "case"
+    assert {name[2:4]: split for name, split in split_of(shards).items() if "-9" in name} == before
+
+
+@pytest.mark.parametrize(
+    ("known", "text"),
+    [("case", "none of them is the 'case' of the data set"), ("", "it is not known which one is that")],
+)
+def test_a_table_with_several_other_columns_of_groups_is_refused(tmp_path, known, text):
+    shards = packed_by_table(tmp_path)
+    write_index(shards, read_index(str(shards)).model_copy(update={"group_column": known}))
+    table = new_with_table(tmp_path, "file,mrn,patient_id", "m{0},p{0}")
+
+    with pytest.raises(
+        OptionError, match=rf"several columns that may be groups \(mrn, patient_id\), and {text}.*leave"
+    ):
+        added(shards, tmp_path / "new", group_by=table)
+
+
 def test_images_are_stored_as_the_data_set_was_packed(tmp_path):
     source = image_folder(tmp_path / "images", {"a": 9, "b": 9}, size=(80, 60))
     encode = EncodeOptions(image_size=24, encoding="lossless")

@@ -61,7 +61,7 @@ def test_splits_in_the_class_folders_are_said_to_be_divided_anew(tmp_path):
 
     (note,) = notes_of(folder)
 
-    assert note == "the folders test and train in the class folders are not used: --split divides their images anew"
+    assert note == "the folders test and train in the class folders are not used: --split divides their images again"
 
 
 def test_given_splits_need_no_note(tmp_path):

@@ -74,7 +74,7 @@ def test_groups_of_two_spellings_are_counted_in_a_note_without_their_identifiers
     assert column == f"groups: column 'patient' of {table}"
     assert spelling == (
         "12 groups differ from another one only in leading zeros or upper case, and may be in another split; if they "
-        "are one patient, write them alike, such as those of a/02.png and b/03.png"
+        "are one patient, write them alike; they have images, such as a/02.png"
     )
 
 

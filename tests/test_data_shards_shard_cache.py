@@ -270,12 +270,22 @@ def test_a_folder_or_link_that_another_user_has_put_in_its_place_is_not_used(loc
     for shard in local[1].shards if not is_link else ():
         (folder / shard.name).rename(folder / f"{shard.sha256}.tar")
 
-    with pytest.raises(RemoteError, match=r"belongs to another user; set TMPDIR to a folder of your own"):
+    with pytest.raises(RemoteError, match=r"is not a folder of this user; set TMPDIR to a folder of your own"):
         ShardCache(folder, limit_bytes=max(shard.bytes for shard in local[1].shards)).path_of(
-            server, local[1].shards[0]
+            "http://127.0.0.1:9", local[1].shards[0]
         )
 
     assert [file.name for file in own.iterdir()] == ["films.tar"]
+
+
+def test_a_link_that_leads_nowhere_in_its_place_is_not_used(local, tmp_path):
+    folder = tmp_path / "cache"
+    folder.symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(RemoteError, match=r"is not a folder of this user; set TMPDIR to a folder of your own"):
+        ShardCache(folder, limit_bytes=max(shard.bytes for shard in local[1].shards)).path_of(
+            "http://127.0.0.1:9", local[1].shards[0]
+        )
 
 
 def test_a_cache_too_small_to_mix_samples_is_refused_with_the_size_it_needs(server, local, tmp_path):

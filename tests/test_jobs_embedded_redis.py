@@ -63,16 +63,31 @@ def test_the_password_is_required_and_never_an_argument(place: Path) -> None:
 def test_the_folder_of_its_socket_is_no_link_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     place, own = tmp_path / ("long" * 30), tmp_path / "own"
-    own.mkdir(mode=0o755)
+    own.mkdir()
+    own.chmod(0o755)
     digest = hashlib.sha256(os.fsencode(place / "redis")).hexdigest()[:16]
     link = tmp_path / f"nightshift-{os.getuid()}-{digest}"
     link.symlink_to(own)
     os.lchown(link, 3002, -1)
 
-    with pytest.raises(QueueUnreachable, match="belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path"):
+    with pytest.raises(
+        QueueUnreachable, match="is not a folder of this user; set NIGHTSHIFT_STORAGE to a shorter path"
+    ):
         embedded_redis.ensure_running(place)
 
     assert stat.S_IMODE(own.stat().st_mode) == 0o755
+
+
+def test_a_link_that_leads_nowhere_is_no_folder_of_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = tmp_path / ("long" * 30)
+    digest = hashlib.sha256(os.fsencode(place / "redis")).hexdigest()[:16]
+    (tmp_path / f"nightshift-{os.getuid()}-{digest}").symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(
+        QueueUnreachable, match="is not a folder of this user; set NIGHTSHIFT_STORAGE to a shorter path"
+    ):
+        embedded_redis.ensure_running(place)
 
 
 def test_a_client_of_a_server_that_was_stopped_knows_the_password_of_the_next_one(place: Path) -> None:

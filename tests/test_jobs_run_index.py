@@ -112,7 +112,7 @@ ACTS: dict[str, Callable[[Path, int], object]] = {
     "tag": lambda storage, number: make(storage, number, state="failed", tags=("chest",), owner="mira"),
     "damage": lambda storage, number: make(storage, number).state.write_text("{"),
     "lose the state": lambda storage, number: make(storage, number).state.unlink(),
-    "delete": lambda storage, number: deletion.hide(make(storage, number)),
+    "delete": lambda storage, number: shutil.rmtree(deletion.hide(make(storage, number))),
 }
 FILTERS = [Filter(), Filter(state="failed"), Filter(tags=("chest",), owner="mira"), Filter(name="ag*"),
            Filter(state="damaged"), Filter(since_seconds=3600.0, kind="train")]  # fmt: skip

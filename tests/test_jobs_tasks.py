@@ -198,7 +198,7 @@ def test_a_pause_of_the_storage_does_not_end_a_run(
 
     drafts = itertools.count()
 
-    def stale(*_: object) -> None:
+    def stale(*_: object, **_words: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), f".1.json.{next(drafts)}")
 
     monkeypatch.setattr(Lease, "check", stale)
@@ -216,6 +216,7 @@ def test_a_pause_of_the_storage_does_not_end_a_run(
     [
         ("stop.json", {"reason": "cancel", "attempt": 1}, ExitCode.STOPPED, "cancelled"),
         ("error.json", {"error": "the images are all black", "attempt": 1}, ExitCode.FAILED, "failed"),
+        ("error.json", {"error": "the GPU is lost", "attempt": 1, "retry": True}, ExitCode.WORKERS_LOST, "queued"),
         ("result.json", {"metrics": {"auroc": 0.75}}, ExitCode.SUCCEEDED, "succeeded"),
     ],
 )
@@ -241,5 +242,5 @@ def test_an_end_is_not_decided_by_a_file_that_cannot_be_read(  # noqa: PLR0917
     mark_dead(paths, 1, "its job process died")
 
     ended = state_of(settings.storage, paths.run_id)
-    assert (meanwhile, ended.state, ended.losses) == ("running", state, 0)
+    assert (meanwhile, ended.state, ended.losses) == ("running", state, int(state == "queued"))
     assert ended.metric == (("auroc", 0.75) if state == "succeeded" else None)

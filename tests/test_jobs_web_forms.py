@@ -104,7 +104,8 @@ def test_nobody_writes_a_file_of_the_user_who_serves_the_page(client, say: Say, 
         refused
     )
     assert set(run_state.all_ids(settings.storage)) == {predicted.run_id, forked.run_id}
-    assert read_json(forked.spec)["output"] == str(tmp_path / "predictions.csv")
+    assert read_json(predicted.spec)["output"] == str(tmp_path / "predictions.csv")
+    assert read_json(forked.spec)["output"] is None
 
 
 # Tags and note

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from trainer.errors import SpecError, Stopped, TrainerError
 from trainer.training import feature_chunks, logistic_regression
+from trainer.training.feature_chunks import FeatureChunks
 from trainer.training.linear_heads import LinearTask, fit_linear_head
 
 NAMES = ("a", "b", "c", "d")
@@ -87,6 +88,15 @@ def test_a_logistic_head_of_several_labels_is_fitted_on_the_images_where_each_la
     assert found[:, 2] == pytest.approx(np.full(80, (present + 0.5) / (present + 1)), abs=1e-6)
 
 
+@pytest.mark.usefixtures("_size")
+def test_labels_that_all_images_have_or_none_have_a_constant_head():
+    task = task_of(np.tile([1, 0], (40, 1)), classes=2)
+
+    found = expit(logits(fit_linear_head("logistic", task), task.features))
+
+    assert found == pytest.approx(np.tile([40.5 / 41, 0.5 / 41], (40, 1)), abs=1e-6)
+
+
 def test_lda_of_several_labels_is_refused_with_the_cure():
     with pytest.raises(SpecError, match=r"--head lda needs one class per image, .* use --head logistic"):
         fit_linear_head("lda", task_of(np.zeros((9, 2), dtype=int), classes=2))
@@ -143,15 +153,17 @@ class Watched:
         return found
 
 
-@pytest.mark.usefixtures("_size")
 @pytest.mark.parametrize("head", ["lda", "logistic"])
-def test_a_linear_head_never_reads_more_than_a_chunk_of_the_features_at_once(head):
+def test_a_linear_head_of_many_images_never_has_more_than_a_chunk_of_the_features(head, monkeypatch):
     task = task_of(np.random.default_rng(4).choice(3, 500), classes=3)
     watched = Watched(task.features)
+    monkeypatch.setattr(feature_chunks, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(logistic_regression, "MOST_IN_MEMORY", 499)
+    monkeypatch.delattr(FeatureChunks, "whole")  # what takes all rows at once
 
     fit_linear_head(head, replace(task, features=watched))
 
-    assert watched.most <= feature_chunks.ROWS_AT_ONCE
+    assert watched.most == 7
 
 
 def test_weighted_labels_have_the_same_head_in_memory_and_by_chunks(monkeypatch):

@@ -211,7 +211,9 @@ def test_a_file_that_was_moved_before_the_run_began_is_not_named_in_the_log_or_t
 
     error = read_json(paths.error)["error"]
     assert code == ExitCode.USAGE
-    assert error.startswith("path 2 of the 2 that were given does not exist any more; `nightshift show` lists them")
+    assert error.startswith(
+        "path 2 of the 2 that were given does not exist any more, or may not be read; `nightshift show`"
+    )
     assert "Doe" not in error + caplog.text
 
 

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, NewerVersion
 from cluster.files import read_json, read_json_object_if_any
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.periodic import periodic_calls
 from cluster.run_paths import RunPaths
 from cluster.settings import CACHE_PRECISIONS, Settings
 from data_shards.read.shard_cache import limit_default_cache
+from trainer.errors import InfrastructureError
 from trainer.phase_times import PhaseTimes
 from trainer.result import FeatureCounts
 
@@ -92,10 +93,11 @@ class Attempt:
         }
 
     def fail(self, error: Exception) -> None:
-        """Write `error.json` unless a newer attempt owns the run."""
+        """Write `error.json` unless a newer attempt owns the run; with `retry` if another attempt may succeed."""
         line = " ".join(str(error).split()) or type(error).__name__
+        retry = {"retry": True} if isinstance(error, InfrastructureError | NewerVersion) else {}
         with contextlib.suppress(ClusterError):
-            self.lease.write_json(self.paths.error, {"attempt": self.number, "error": line})
+            self.lease.write_json(self.paths.error, {"attempt": self.number, "error": line, **retry})
 
     def sending_heartbeats(self) -> AbstractContextManager[None]:
         """Send heartbeats from a thread while the block runs."""

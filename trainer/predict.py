@@ -62,13 +62,20 @@ def _refuse_missing(images: Sequence[str]) -> None:
         SpecError: One is missing.
     """
     places = [local_folder(given) for given in images]
-    missing = [number for number, place in enumerate(places, 1) if place is not None and not place.exists()]
+    missing = [number for number, place in enumerate(places, 1) if place is not None and not _is_there(place)]
     if missing:
-        others = f", nor do {len(missing) - 1} others" if len(missing) > 1 else ""
+        others = f" ({len(missing)} of them in all)" if len(missing) > 1 else ""
         raise SpecError(
-            f"path {missing[0]} of the {len(images)} that were given does not exist any more{others}; `nightshift "
-            "show` lists them: submit them again where they are now"
+            f"path {missing[0]} of the {len(images)} that were given does not exist any more, or may not be "
+            f"read{others}; `nightshift show` lists them; submit them again where they are now"
         )
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except PermissionError:  # for a folder above it; its text has the name
+        return False
 
 
 def predict_on_worker(context: WorkerContext[PredictSpec]) -> dict[str, Any]:

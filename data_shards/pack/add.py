@@ -149,11 +149,12 @@ class _Adding:
     def run(self, source: Path, progress: ShowProgress) -> AddReport:
         unpacked = self.work.unpacked(source) if is_archive(source) else source
         scanned = scan_new_images(unpacked, self.before, self.options, self.given, source=source)
-        folder = with_stored_groups(scanned, self.options) if self.before.grouped else scanned
+        former = self.before.group_column
+        folder = with_stored_groups(scanned, self.options, former) if self.before.grouped else scanned
         groups = self._groups(folder.images)
         images = known_images(self.work.target, self.before, processes=self.options.processes, progress=progress)
         if self.before.grouped:
-            refuse_other_spellings(scanned, self.options, {record.group for _, record in images})
+            refuse_other_spellings(scanned, self.options, {record.group for _, record in images}, former)
         splits = {image.name: image.split for image in folder.images}
         check_groups(groups, splits, images, allow_leakage=self._allows_leakage)
         with progress("adding") as on_progress:

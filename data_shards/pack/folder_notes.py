@@ -36,7 +36,7 @@ def folder_notes(images: Sequence[Placed], *, depth: int) -> list[str]:
     if depth and all(map(split_of, names)):
         return [
             f"the folders {' and '.join(sorted(names))} in the class folders are not used: --split divides their "
-            "images anew"
+            "images again"
         ]
     if len(folders) < FEWEST:
         return []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.cells import group_in_cell, whole_numbers
+from data_shards.pack.labels.cells import group_in_cell, loose, whole_numbers
 from data_shards.pack.labels.column_matching import match_cells
 from data_shards.pack.labels.columns import (
     GROUP_NAMES,
@@ -23,7 +23,7 @@ from data_shards.pack.labels.tables import Table, read_table
 from data_shards.pack.names import normalized_name
 from data_shards.pack.options import TABLE_ENDINGS
 
-GROUP_COLUMNS = ("group", *GROUP_NAMES)  # in this order: a patient may have several cases
+GROUP_COLUMNS = tuple(dict.fromkeys(("group", *GROUP_NAMES)))  # in this order: a patient may have several cases
 SPREADSHEETS = (".xlsx", ".xls", ".ods")  # which reading a table refuses with the cure
 SHOWN = 3  # names in an error
 
@@ -38,30 +38,34 @@ class NamedGroups:
         of_image: Group of each image by its name.
         values: All groups, those of rows without an image too.
         expression: The expression that finds the group in a name; None for a table.
+        column: Name of the column of the table that gives the groups; None without a table.
         notes: What was assumed.
     """
 
     of_image: dict[str, str]
     values: frozenset[str]
     expression: re.Pattern[str] | None
+    column: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
+def groups_of(names: Sequence[str], group_by: str, former: str | None = None) -> NamedGroups:
     """Return the group of each image by its name.
 
     Args:
         names: Names of the images, paths below the source.
         group_by: A table with the columns file and group, or a regular expression. The expression's first capture
             group, or else its whole match, in an image's name is the image's group.
+        former: Name of the column that gave the groups of the data set that the images are added to, "" where that is
+            not known; None if they are not added.
 
     Raises:
-        OptionError: The expression is invalid, or there is no such table.
+        OptionError: The expression is invalid, there is no such table, or it has several columns that may be meant.
         SourceError: The table is invalid, or an image has no group.
     """
-    expression, values, notes = None, frozenset[str](), tuple[str, ...]()
+    expression, column, values, notes = None, None, frozenset[str](), tuple[str, ...]()
     if is_table(group_by):
-        find, values, notes = _by_table(group_by, names)
+        find, values, notes, column = _by_table(group_by, names, former)
     else:
         expression = _expression(group_by)
         find = _by_expression(expression)
@@ -73,7 +77,13 @@ def groups_of(names: Sequence[str], group_by: str) -> NamedGroups:
             f"such as {', '.join(missing[:SHOWN])}; name each of them"
         )
     of_image = {name: str(group) for name, group in groups.items()}
-    return NamedGroups(of_image=of_image, values=values.union(of_image.values()), expression=expression, notes=notes)
+    return NamedGroups(
+        of_image=of_image,
+        values=values.union(of_image.values()),
+        expression=expression,
+        column=column,
+        notes=notes,
+    )
 
 
 def is_table(group_by: str) -> bool:
@@ -108,14 +118,14 @@ def _table(file: str, option: str) -> Table:
     return read_table(Path(file), file, lambda _: True)
 
 
-def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str], tuple[str, ...]]:
+def _by_table(file: str, names: Sequence[str], former: str | None) -> tuple[Find, frozenset[str], tuple[str, ...], str]:
     """Find the group of an image by the rows with its very path, else by all rows that name it, if they agree.
 
-    The other values are all groups of the table, and notes.
+    The other values are all groups of the table, notes, and the name of the column.
     """
     matcher = ImageMatcher(names)
     table = _table(file, "--group-by")
-    image, group = _columns(table, matcher)
+    image, group = _columns(table, matcher, former)
     cells = table.column(group)
     numbers = whole_numbers(cells)
     given = [group_in_cell(cell, numbers) for cell in cells]
@@ -140,18 +150,25 @@ def _by_table(file: str, names: Sequence[str]) -> tuple[Find, frozenset[str], tu
     notes = [_column_note(table, image, group)]
     if count := len(matches.by_name):
         notes.append(f"{file}: {count} of {len(named)} rows match by file name alone; their folders differ")
-    return find, frozenset(filter(None, given)), tuple(notes)
+    return find, frozenset(filter(None, given)), tuple(notes), table.columns[group]
 
 
-def _columns(table: Table, matcher: ImageMatcher) -> tuple[int, int]:
-    groups = by_usual_name(table.columns, GROUP_COLUMNS)
+def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[int, int]:
     found = find_image_column(table, matcher)
     usual = by_usual_name(table.columns, IMAGE_NAMES)
     image = found[0] if found else next(iter(usual), None)
-    group = next((position for position in groups if position != image), None)
-    if image is None or group is None:
+    groups = [position for position in by_usual_name(table.columns, GROUP_COLUMNS) if position != image]
+    same = [p for p, name in enumerate(table.columns) if former and loose(name) == loose(former) and p != image]
+    if image is None or not (groups or same):
         raise SourceError(f"{table.name} has the columns {listed(table.columns)}; it needs the columns file and group")
-    return image, group
+    if not same and former is not None and len(groups) > 1:
+        names, which = listed(table.columns[p] for p in sorted(groups)), f"none of them is the {former!r}"
+        raise OptionError(
+            f"{table.name} has several columns that may be groups ({names}), and "
+            f"{which if former else 'it is not known which one is that'} of the data set; leave only that of the same "
+            "identifiers in the table"
+        )
+    return image, (same or groups)[0]
 
 
 def _column_note(table: Table, image: int, group: int) -> str:

@@ -210,8 +210,8 @@ def _write(
     key = {"group_key": image_folder.group_key} if image_folder.group_key else {}
     columns = options.labels.keep_columns if options.labels else ()
     index = _index(classes, shards, good, options.to_index() | key, grouped=bool(assignment.groups), columns=columns)
-    column = image_folder.group_column if index.grouped and not options.group_by else None
-    return index.model_copy(update={"about": options.about, "group_column": column or ""})
+    column = (image_folder.group_column or "") if index.grouped else ""
+    return index.model_copy(update={"about": options.about, "group_column": column})
 
 
 def label_of(image: SourceImage, classes: tuple[str, ...]) -> Label:

@@ -46,17 +46,19 @@ def group_key_of(options: PackOptions) -> str:
     return key
 
 
-def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder:
+def with_stored_groups(folder: ImageFolder, options: PackOptions, former: str | None = None) -> ImageFolder:
     """Return the images with their groups by `--group-by`, else by their tables or headers, as they are stored.
 
     Unless the options have `plain_groups`, groups are named by keyed hashes, and hashes replace their identifiers in
-    the names of images and of all that the report lists.
+    the names of images and of all that the report lists. `former` is that of `groups_of`.
 
     Raises:
         OptionError: `--group-by` cannot be used, or there is no key.
         SourceError: The table of groups cannot be used, or an image has no group.
     """
-    found = _groups(folder, options)
+    found = _groups(folder, options, former)
+    if options.group_by:
+        folder = replace(folder, group_column=found.column)
     if notes := (*found.notes, *_alike(found.of_image)):
         folder = replace(folder, labels=(folder.labels or LabelReport()).with_notes(notes))
     groups = [found.of_image.get(image.name) for image in folder.images]
@@ -78,13 +80,14 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions) -> ImageFolder
     )
 
 
-def refuse_other_spellings(folder: ImageFolder, options: PackOptions, known: Collection[str]) -> None:
+def refuse_other_spellings(folder: ImageFolder, options: PackOptions, known: Collection[str], former: str) -> None:
     """Refuse groups that a data set has in another spelling: it would take them for other patients.
 
     Args:
         folder: The new images, their groups not yet as they are stored.
         options: How the data set names groups.
         known: The groups of the data set as it stores them.
+        former: The column that gave them, as `groups_of` takes it.
 
     Raises:
         SourceError: The text says how many and where to look, and no identifier.
@@ -93,7 +96,7 @@ def refuse_other_spellings(folder: ImageFolder, options: PackOptions, known: Col
     def is_known(group: str) -> bool:
         return (group if options.plain_groups else pseudonym(group, _keyword(options), group_key_of(options))) in known
 
-    groups = _named(_groups(folder, options).of_image)
+    groups = _named(_groups(folder, options, former).of_image)
     other = [group for group in groups if not is_known(group) and any(map(is_known, other_spellings(group)))]
     if other:
         place = [image.name for image in folder.images].index(groups[other[0]]) + 1
@@ -123,8 +126,8 @@ def _alike(of_image: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     return (
         f"{_counted(sum(map(len, alike)))} differ from another one only in leading zeros or upper case, and may be in "
-        "another split; if they are one patient, write them alike"
-        f"{SUCH_AS}those of {alike[0][0]} and {alike[0][1]}",
+        "another split; if they are one patient, write them alike; they have images"
+        f"{SUCH_AS}{alike[0][0]}",
     )
 
 
@@ -136,9 +139,9 @@ def _keyword(options: PackOptions) -> str:
     return str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
 
 
-def _groups(folder: ImageFolder, options: PackOptions) -> NamedGroups:
+def _groups(folder: ImageFolder, options: PackOptions, former: str | None) -> NamedGroups:
     if options.group_by and not options.groups_in_headers:
-        return groups_of([image.name for image in folder.images], options.group_by)
+        return groups_of([image.name for image in folder.images], options.group_by, former)
     of_image = {image.name: image.group for image in folder.images if image.group is not None}
     return NamedGroups(of_image=of_image, values=frozenset(of_image.values()), expression=None)
 

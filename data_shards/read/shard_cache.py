@@ -1,5 +1,6 @@
 """Cache of remote shards on this machine: checked, limited in size, shared by all processes of a user."""
 
+import contextlib
 import os
 import tempfile
 import time
@@ -12,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from data_shards.errors import RemoteError
 from data_shards.index import Shard
-from data_shards.locations import download
+from data_shards.locations import DISK_FULL, download
 from data_shards.tar_index import find_byte_fault
 
 GIGABYTES = 10  # default limit of the cache
@@ -78,6 +79,8 @@ class ShardCache:
                 fault = download(location, shard.name, draft) or find_byte_fault(draft, shard)
             except OSError as error:
                 draft.unlink(missing_ok=True)
+                if error.errno not in DISK_FULL:
+                    raise
                 raise RemoteError(f"the disk of the cache {self.folder} is full; {CURE}") from error
             if fault is None:
                 with self._room():
@@ -135,10 +138,14 @@ class ShardCache:
         return self.folder / f"{sha256}.{suffix}"
 
     def _ready(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # a file, or a link that leads nowhere: refused below
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Everybody may make a link there, to a folder of this user with other shards, which the cache would evict.
-        if {self.folder.stat().st_uid, self.folder.lstat().st_uid} != {os.getuid()}:
-            raise RemoteError(f"the cache {self.folder} belongs to another user; set TMPDIR to a folder of your own")
+        own = self.folder.is_dir() and {self.folder.stat().st_uid, self.folder.lstat().st_uid} == {os.getuid()}
+        if not own:
+            raise RemoteError(
+                f"the cache {self.folder} is not a folder of this user; set TMPDIR to a folder of your own"
+            )
 
 
 def limit_default_cache(limit_bytes: int) -> None:

@@ -288,8 +288,10 @@ def _socket_path(folder: Path) -> Path:
         return path
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     private = Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-{digest}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    if {private.stat().st_uid, private.lstat().st_uid} != {os.getuid()}:  # everybody may make a link there
-        raise QueueUnreachable(f"{private} belongs to another user; set NIGHTSHIFT_STORAGE to a shorter path")
+    with contextlib.suppress(FileExistsError):  # a file, or a link that leads nowhere: refused below
+        private.mkdir(mode=0o700, exist_ok=True)
+    # Everybody may make a link there.
+    if not private.is_dir() or {private.stat().st_uid, private.lstat().st_uid} != {os.getuid()}:
+        raise QueueUnreachable(f"{private} is not a folder of this user; set NIGHTSHIFT_STORAGE to a shorter path")
     private.chmod(0o700)
     return private / "socket"

@@ -26,6 +26,7 @@ log = logging.getLogger("nightshift.tasks")
 
 POLL_SECONDS = 0.5
 CLUSTER_SECONDS = 60.0  # how long to retry a cluster that does not answer before the run goes back to the queue
+STOP_PATIENCE_SECONDS = 1.0  # for the lock of the stop request, which is asked for again
 STOP_SECONDS = 120.0  # from the stop request until a trainer that saves no checkpoint is killed
 
 
@@ -216,7 +217,7 @@ class _AttemptWatcher:
     def _request_stop(self, reason: str) -> None:
         """Ask the trainer to stop; called again until it has ended, so a pause of the storage only delays it."""
         try:
-            StopRequest(reason, self.lease.attempt).publish(self.paths.stop)
+            StopRequest(reason, self.lease.attempt).publish(self.paths.stop, patience=STOP_PATIENCE_SECONDS)
         except (OSError, StorageError) as error:
             if self.stop_error != (why := _why(error)):
                 self.stop_error = why

@@ -4,6 +4,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from cluster import guard
 from cluster.errors import LeaseLost, NewerVersion, StorageError
@@ -132,7 +133,7 @@ def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
     """Return the outcome that an attempt without a watcher has written into the run's folder, None if it wrote none."""
     if paths.result.is_file():
         return Change("succeeded", None)
-    if error := _error_line(paths, attempt):
+    if (error := _error_line(paths, attempt)) and not _error(paths).get("retry"):
         return Change("failed", error)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
@@ -189,12 +190,18 @@ def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
     return None
 
 
-def _error_line(paths: RunPaths, attempt: int) -> str | None:
+def _error(paths: RunPaths) -> dict[str, Any]:
+    """Return the content of `error.json`, empty without one."""
     try:
-        found = read_json_object(paths.error)
+        return read_json_object(paths.error)
     except StorageError as error:
         if is_unanswered(error):
             raise
+        return {}
+
+
+def _error_line(paths: RunPaths, attempt: int) -> str | None:
+    if not (found := _error(paths)):
         return None
     return " ".join(str(found.get("error", "")).split()) if found.get("attempt") in (None, attempt) else None
 

@@ -1,9 +1,9 @@
 """`python -m tests.gpu.whole_runs [NAME...]`: whole runs of each kind, one after another, as a job worker starts them.
 
-For a GPU of which one has a few minutes. Each run is a trainer on this machine, from its start to the end of its
-process. A line says how it ended, how long it took and where the time went; the warnings of its log follow. A run that
-does not end in time is killed after it has written its stacks into its log, whose end is printed, and the next one
-starts. The first run starts cold, the others as forks of a fork server. Without a GPU they compute on CPUs.
+For a GPU that is available for a few minutes only. Each run is a trainer on this machine, from its start to the end
+of its process. A line says how it ended, how long it took and where the time went; the warnings of its log follow. A
+run that does not end in time is killed after it has written its stacks into its log, whose end is printed, and the
+next one starts. The first run starts cold, the others as forks of a fork server. Without a GPU they compute on CPUs.
 """
 
 import argparse

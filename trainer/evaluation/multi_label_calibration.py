@@ -30,7 +30,7 @@ def apply_temperatures(probabilities: Floats, calibration: Calibration, classes:
 
 
 def label_decisions(calibrated: Floats, calibration: Calibration, classes: tuple[str, ...]) -> Labels:
-    """Return which labels are predicted for each image, (N, C) int64 of 0 and 1; none or several an image."""
+    """Return which labels are predicted for each image, (N, C) int64 of 0 and 1; none or several per image."""
     return np.asarray(calibrated >= thresholds(calibration, classes), dtype=np.int64)
 
 

@@ -89,7 +89,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class SingleLabel:
-    """One class an image: softmax and cross-entropy."""
+    """One class per image: softmax and cross-entropy."""
 
     def loss_weights(self, index: ShardIndex, split: str, weighted: bool | None) -> list[float] | None:
         """Return n / (classes x n of the class), whose mean over the training images is 1."""
@@ -188,7 +188,7 @@ class SingleLabel:
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """Several labels an image: sigmoids, and binary cross-entropy over the known targets."""
+    """Several labels per image: sigmoids, and binary cross-entropy over the known targets."""
 
     def loss_weights(self, index: ShardIndex, split: str, weighted: bool | None) -> list[list[float]]:
         """Return the weights of absent and of present targets of each label, `[[C], [C]]`.

@@ -88,7 +88,7 @@ def _rows_of_column(images: DecidedImages, column: KeptColumn, values: Sequence[
 
 
 def _rows_of_value(images: DecidedImages) -> list[dict[str, Any]]:
-    """Return the row of the images of one value; of several labels per row for each label, where it is known."""
+    """Return the row of the images of one value; with several labels, one for each, on the images where it is known."""
     labels, decisions, scores = images.labels, images.decisions, images.probabilities
     if labels.ndim > 1:
         known = [np.flatnonzero(labels[:, c] >= 0) for c in range(len(images.classes))]

@@ -28,7 +28,7 @@ from trainer.training.optimizer import import_compiler
 POLL_SECONDS = 0.2
 TRIALS_PER_GPU = 16  # more cost little time
 FOLDS_PER_GPU = 4  # trials with folds, in processes of their own: between two trainings each judges on the CPU
-# Four heads of 64 units train 1.6 times as fast together as one after the other, of 128 1.2 times, wider ones hardly.
+# Four heads of 64 units train 1.6 times as fast together as one after the other, of 128 1.3 times, wider ones hardly.
 TRIALS_PER_CPU, NARROW = 4, 128
 AT_ONCE = 0.25  # of all trials, unless --concurrency says it: TPE has to learn from some before it suggests others
 

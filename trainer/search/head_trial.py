@@ -92,7 +92,8 @@ class HeadTrial:
     def taken(self, end: TrialEnd | None) -> TrialStep:
         """Return what there is to report, once.
 
-        The outputs of the best epoch are kept before its report is in the journal, so that none is without them.
+        The outputs of the best epoch are kept before its report is in the journal, so that none is without them unless
+        the storage fails.
         """
         failed = end_of(self._write_outputs, trial=self.assignment.trial)
         reports, self.reports = tuple(self.reports), []

@@ -69,13 +69,12 @@ def logistic_regressions(rows: FeatureChunks, targets: Numbers, weights: Floats 
     """
     present, known = (targets == 1).sum(axis=0), (targets >= 0).sum(axis=0)
     fitted = np.flatnonzero((present > 0) & (present < known))
-    of_rows = None
-    if weights is not None:
-        of_rows = np.where(targets == 1, weights[1], weights[0])[:, fitted]
-    found = _binary(rows, targets[:, fitted], of_rows)
-    coefficients = np.zeros((targets.shape[1], found.coefficients.shape[1]))
+    coefficients = np.zeros((targets.shape[1], rows.columns))
     intercepts = logit((present + 0.5) / (known + 1))
-    coefficients[fitted], intercepts[fitted] = found.coefficients, found.intercepts
+    if len(fitted):
+        of_rows = None if weights is None else np.where(targets == 1, weights[1], weights[0])[:, fitted]
+        found = _binary(rows, targets[:, fitted], of_rows)
+        coefficients[fitted], intercepts[fitted] = found.coefficients, found.intercepts
     return LinearFunction(coefficients=coefficients, intercepts=intercepts)
 
 
@@ -90,8 +89,8 @@ def _binary(rows: FeatureChunks, targets: Numbers, weights: Floats | None) -> Li
         of_known = features if known.all() else features[known]
         found.append(_by_scikit_learn(of_known, of_column[known], of_rows, rows.on_step))
     return LinearFunction(
-        coefficients=np.concatenate([np.zeros((0, features.shape[1])), *(one.coefficients for one in found)]),
-        intercepts=np.concatenate([np.zeros(0), *(one.intercepts for one in found)]),
+        coefficients=np.concatenate([one.coefficients for one in found]),
+        intercepts=np.concatenate([one.intercepts for one in found]),
     )
 
 
@@ -172,8 +171,8 @@ def _by_chunks(rows: FeatureChunks, losses: _ClassLosses | _TargetLosses) -> Lin
         return total, gradient.ravel()
 
     found = minimize(loss, np.zeros(outputs * (features + 1)), method="L-BFGS-B", jac=True, options=LBFGS)
-    if found.nit >= MOST_ITERATIONS:
-        _warn_not_converged()
+    if not found.success:
+        _warn_not_converged(found.nit)
     return function_of(found.x)
 
 
@@ -205,9 +204,9 @@ def _by_scikit_learn(
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(rows, labels, sample_weight=None if weights is None else weights / weights.mean())
     if any(issubclass(one.category, ConvergenceWarning) for one in caught):
-        _warn_not_converged()
+        _warn_not_converged(int(model.n_iter_.max()))
     return LinearFunction(coefficients=model.coef_, intercepts=model.intercept_)
 
 
-def _warn_not_converged() -> None:
-    logger.warning("the logistic regression did not converge in %d iterations", MOST_ITERATIONS)
+def _warn_not_converged(iterations: int) -> None:
+    logger.warning("the logistic regression did not converge in %d iterations", iterations)
