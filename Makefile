@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+EXTRAS := s3 gs drive kaggle dicom dashboard onnx mlflow
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo check test test-slow test-gpu bench docs pictures chart sbom lock clean
+.PHONY: install install-user demo check test test-slow test-gpu bench docs pictures chart sbom lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make install     .venv with the nightshift command in it"
+	@echo "make install     .venv with the nightshift command in it, and with the tools of developers"
+	@echo "make install-user  the same without the tools of developers"
 	@echo "make demo        an end-to-end run on sample data: pack, queue, train on 2 workers, evaluate, report"
 	@echo "make check       style, types and layers"
 	@echo "make test        the tests; make test-slow also runs the slow ones"
@@ -26,13 +29,19 @@ install: $(READY)
 
 # uv installs torch in seconds, where pip takes minutes. It also compiles all bytecode at install time, so that processes
 # that may not write to the environment still load compiled modules.
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock $(BIN)/uv
+	$(INSTALL) --requirements requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+install-user: $(BIN)/uv
+	$(INSTALL) --constraint requirements.lock --requirements pyproject.toml $(EXTRAS:%=--extra %)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Nightshift needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
-	touch $@
 
 demo: $(READY)
 	$(BIN)/nightshift demo

@@ -78,3 +78,13 @@ def test_mypy_reads_the_annotations_of_the_python_interface_with_the_setting_of_
 
     assert 'Revealed type is "nightshift.Model"' in ended.stdout
     assert ended.returncode == 0
+
+
+def test_an_installation_for_users_has_the_extras_of_the_image_and_no_tools_of_developers() -> None:
+    makefile, image = (ROOT / "Makefile").read_text(), (ROOT / "k8s" / "Dockerfile").read_text()
+
+    extras = re.search(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)
+
+    assert extras is not None
+    assert extras[1].split() == re.findall(r"--extra (\w+)", image)
+    assert not {"dev", "docs"} & set(extras[1].split())
