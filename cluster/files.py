@@ -211,6 +211,20 @@ def is_unanswered(error: OSError | StorageError) -> bool:
     return isinstance(error, StorageAway) or (isinstance(cause, OSError) and cause.errno in known)
 
 
+def read_json_object_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, empty if it is missing, damaged or forbidden.
+
+    Raises:
+        StorageError: The storage does not answer, so nothing is known.
+    """
+    try:
+        return read_json_object(path)
+    except StorageError as error:
+        if is_unanswered(error):
+            raise
+        return {}
+
+
 def read_json_object_if_any(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file that keeps a decision; empty if nothing was decided or the file is damaged.
 

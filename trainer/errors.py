@@ -85,11 +85,11 @@ def infrastructure_fault(error: Exception) -> InfrastructureError | None:
     for cause in causes(error):
         failed = isinstance(cause, OSError) and cause.errno in INFRASTRUCTURE_ERRNOS
         if failed or isinstance(cause, StorageAway | InfrastructureError):
-            return InfrastructureError(one_line(error))
+            return InfrastructureError(fault_text(error))
     return None
 
 
-def one_line(error: Exception) -> str:
+def fault_text(error: Exception) -> str:
     """Return the line for people about an error: of one of the system's, what failed instead of its number."""
     if isinstance(error, OSError):
         return f"the machine, the network or the storage failed ({error.strerror})"

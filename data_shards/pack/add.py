@@ -34,7 +34,7 @@ from data_shards.pack.packing import (
 from data_shards.pack.sources import ImageFolder, SourceImage
 from data_shards.pack.split import ANY_IMAGE, LabeledImage, Stratum
 from data_shards.pack.split_assignment import groups_of_images, known_targets
-from data_shards.pack.stored_groups import refuse_other_spellings, with_stored_groups
+from data_shards.pack.stored_groups import named_groups, refuse_other_spellings, with_stored_groups
 from data_shards.pack.write import AfterShards, Sample, write_shards
 from data_shards.targets import ABSENT, PRESENT, Label
 
@@ -149,12 +149,12 @@ class _Adding:
     def run(self, source: Path, progress: ShowProgress) -> AddReport:
         unpacked = self.work.unpacked(source) if is_archive(source) else source
         scanned = scan_new_images(unpacked, self.before, self.options, self.given, source=source)
-        former = self.before.group_column
-        folder = with_stored_groups(scanned, self.options, former) if self.before.grouped else scanned
+        named = named_groups(scanned, self.options, self.before.group_column) if self.before.grouped else None
+        folder = scanned if named is None else with_stored_groups(scanned, self.options, named)
         groups = self._groups(folder.images)
         images = known_images(self.work.target, self.before, processes=self.options.processes, progress=progress)
-        if self.before.grouped:
-            refuse_other_spellings(scanned, self.options, {record.group for _, record in images}, former)
+        if named is not None:
+            refuse_other_spellings(scanned, self.options, named, {record.group for _, record in images})
         splits = {image.name: image.split for image in folder.images}
         check_groups(groups, splits, images, allow_leakage=self._allows_leakage)
         with progress("adding") as on_progress:

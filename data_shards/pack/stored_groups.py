@@ -46,17 +46,30 @@ def group_key_of(options: PackOptions) -> str:
     return key
 
 
-def with_stored_groups(folder: ImageFolder, options: PackOptions, former: str | None = None) -> ImageFolder:
+def named_groups(folder: ImageFolder, options: PackOptions, former: str | None = None) -> NamedGroups:
+    """Return the groups of images by `--group-by`, else by their tables or headers; `former` is that of `groups_of`.
+
+    Raises:
+        OptionError: `--group-by` cannot be used.
+        SourceError: The table of groups cannot be used, or an image has no group.
+    """
+    if options.group_by and not options.groups_in_headers:
+        return groups_of([image.name for image in folder.images], options.group_by, former)
+    of_image = {image.name: image.group for image in folder.images if image.group is not None}
+    return NamedGroups(of_image=of_image, values=frozenset(of_image.values()), expression=None)
+
+
+def with_stored_groups(folder: ImageFolder, options: PackOptions, found: NamedGroups | None = None) -> ImageFolder:
     """Return the images with their groups by `--group-by`, else by their tables or headers, as they are stored.
 
     Unless the options have `plain_groups`, groups are named by keyed hashes, and hashes replace their identifiers in
-    the names of images and of all that the report lists. `former` is that of `groups_of`.
+    the names of images and of all that the report lists. `found` is what `named_groups` returned, if it was asked.
 
     Raises:
         OptionError: `--group-by` cannot be used, or there is no key.
         SourceError: The table of groups cannot be used, or an image has no group.
     """
-    found = _groups(folder, options, former)
+    found = named_groups(folder, options) if found is None else found
     if options.group_by:
         folder = replace(folder, group_column=found.column)
     if notes := (*found.notes, *_alike(found.of_image)):
@@ -80,23 +93,26 @@ def with_stored_groups(folder: ImageFolder, options: PackOptions, former: str | 
     )
 
 
-def refuse_other_spellings(folder: ImageFolder, options: PackOptions, known: Collection[str], former: str) -> None:
+def refuse_other_spellings(
+    folder: ImageFolder, options: PackOptions, found: NamedGroups, known: Collection[str]
+) -> None:
     """Refuse groups that a data set has in another spelling: it would take them for other patients.
 
     Args:
         folder: The new images, their groups not yet as they are stored.
         options: How the data set names groups.
+        found: What `named_groups` returned.
         known: The groups of the data set as it stores them.
-        former: The column that gave them, as `groups_of` takes it.
 
     Raises:
         SourceError: The text says how many and where to look, and no identifier.
     """
+    key, keyword = None if options.plain_groups else group_key_of(options), _keyword(options)
 
     def is_known(group: str) -> bool:
-        return (group if options.plain_groups else pseudonym(group, _keyword(options), group_key_of(options))) in known
+        return (group if key is None else pseudonym(group, keyword, key)) in known
 
-    groups = _named(_groups(folder, options, former).of_image)
+    groups = _named(found.of_image)
     other = [group for group in groups if not is_known(group) and any(map(is_known, other_spellings(group)))]
     if other:
         place = [image.name for image in folder.images].index(groups[other[0]]) + 1
@@ -137,13 +153,6 @@ def _counted(count: int) -> str:
 
 def _keyword(options: PackOptions) -> str:
     return str(options.group_by)[len(DICOM_PREFIX) :] if options.groups_in_headers else GROUP
-
-
-def _groups(folder: ImageFolder, options: PackOptions, former: str | None) -> NamedGroups:
-    if options.group_by and not options.groups_in_headers:
-        return groups_of([image.name for image in folder.images], options.group_by, former)
-    of_image = {image.name: image.group for image in folder.images if image.group is not None}
-    return NamedGroups(of_image=of_image, values=frozenset(of_image.values()), expression=None)
 
 
 def _hidden_name(image: SourceImage, group: str | None, hidden: HiddenNames, options: PackOptions) -> str:

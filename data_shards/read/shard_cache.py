@@ -1,6 +1,5 @@
 """Cache of remote shards on this machine: checked, limited in size, shared by all processes of a user."""
 
-import contextlib
 import os
 import tempfile
 import time
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 from data_shards.errors import RemoteError
 from data_shards.index import Shard
 from data_shards.locations import DISK_FULL, download
+from data_shards.own_folder import make_own_folder
 from data_shards.tar_index import find_byte_fault
 
 GIGABYTES = 10  # default limit of the cache
@@ -138,11 +138,7 @@ class ShardCache:
         return self.folder / f"{sha256}.{suffix}"
 
     def _ready(self) -> None:
-        with contextlib.suppress(FileExistsError):  # a file, or a link that leads nowhere: refused below
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Everybody may make a link there, to a folder of this user with other shards, which the cache would evict.
-        own = self.folder.is_dir() and {self.folder.stat().st_uid, self.folder.lstat().st_uid} == {os.getuid()}
-        if not own:
+        if not make_own_folder(self.folder):  # a link may lead to shards of this user, which the cache would evict
             raise RemoteError(
                 f"the cache {self.folder} is not a folder of this user; set TMPDIR to a folder of your own"
             )

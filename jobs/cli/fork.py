@@ -83,9 +83,8 @@ def submit_fork(settings: Settings, paths: RunPaths, lines: Sequence[str], label
             changes = tuple(OptionValue().convert(line, None, None) for line in lines)
             _refuse_output(changes)
             submit, values = _forked(paths, changes, labels)
-            values.pop(
-                OUTPUT_FILE, None
-            )  # with other images or another model, it would replace what the user has there
+            # With other images or another model, it would replace what the user has there.
+            values.pop(OUTPUT_FILE, None)
             spec, request = SpecCollector.invoke(submit, [], context, default_map=values)
     except click.UsageError as error:
         raise InvalidOption(usage_line(error)) from error

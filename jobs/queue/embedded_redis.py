@@ -32,6 +32,7 @@ from cluster import guard
 from cluster.access import user_name, why_not
 from cluster.errors import StorageError
 from cluster.files import locked, read_json_object, write_json, write_text
+from data_shards.own_folder import make_own_folder
 from jobs.errors import QueueUnreachable
 
 START_SECONDS = 30.0
@@ -288,10 +289,7 @@ def _socket_path(folder: Path) -> Path:
         return path
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     private = Path(tempfile.gettempdir()) / f"nightshift-{os.getuid()}-{digest}"
-    with contextlib.suppress(FileExistsError):  # a file, or a link that leads nowhere: refused below
-        private.mkdir(mode=0o700, exist_ok=True)
-    # Everybody may make a link there.
-    if not private.is_dir() or {private.stat().st_uid, private.lstat().st_uid} != {os.getuid()}:
+    if not make_own_folder(private):
         raise QueueUnreachable(f"{private} is not a folder of this user; set NIGHTSHIFT_STORAGE to a shorter path")
     private.chmod(0o700)
     return private / "socket"

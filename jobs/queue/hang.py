@@ -7,11 +7,10 @@ a file system still has one.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
-from cluster.files import is_unanswered, read_json_object
+from cluster.files import read_json_object_or_empty
 from cluster.run_paths import RunPaths
 
 CHECK_SECONDS = 5.0  # a check reads the progress file of each training of the run
@@ -82,7 +81,7 @@ class ProgressWatch:
         """Yield the progress of this attempt, and of the trainings of its trials."""
         self.phase = STARTING
         for file in (self.paths.progress, *self.paths.progress_of_trials()):
-            found = _read(file)
+            found = read_json_object_or_empty(file)
             if found.get("attempt") == self.attempt:
                 if file == self.paths.progress:
                     self.phase = str(found.get("phase", STARTING))
@@ -98,12 +97,3 @@ class ProgressWatch:
 def progress_of(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the parts of progress files that only change when work was done."""
     return [tuple(repr(one.get(name)) for name in WORK) for one in found]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(file)
-    except StorageError as error:
-        if is_unanswered(error):
-            raise
-        return {}

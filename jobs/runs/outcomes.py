@@ -9,7 +9,7 @@ from typing import Any
 from cluster import guard
 from cluster.errors import LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
-from cluster.files import is_damage, is_unanswered, read_json_object
+from cluster.files import is_damage, read_json_object_or_empty
 from cluster.lease import Lease, revoke
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
@@ -133,8 +133,9 @@ def _recorded_outcome(paths: RunPaths, attempt: int) -> Change | None:
     """Return the outcome that an attempt without a watcher has written into the run's folder, None if it wrote none."""
     if paths.result.is_file():
         return Change("succeeded", None)
-    if (error := _error_line(paths, attempt)) and not _error(paths).get("retry"):
-        return Change("failed", error)
+    error = _error(paths, attempt)
+    if (line := _line_of(error)) and not error.get("retry"):
+        return Change("failed", line)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
         return Change(state, why)
@@ -174,12 +175,7 @@ def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
     """Return the metric that people compare runs by, and what it is of: a split, or "folds"; None without a result."""
     if not paths.result.is_file():
         return None
-    try:
-        metrics = read_json_object(paths.result).get("metrics")
-    except StorageError as error:
-        if is_unanswered(error):
-            raise
-        return None
+    metrics = read_json_object_or_empty(paths.result).get("metrics")
     if not isinstance(metrics, dict):
         return None
     for name in ("auroc", "accuracy", "loss"):
@@ -190,20 +186,19 @@ def _metric(paths: RunPaths) -> tuple[tuple[str, float], str | None] | None:
     return None
 
 
-def _error(paths: RunPaths) -> dict[str, Any]:
-    """Return the content of `error.json`, empty without one."""
-    try:
-        return read_json_object(paths.error)
-    except StorageError as error:
-        if is_unanswered(error):
-            raise
-        return {}
+def _error(paths: RunPaths, attempt: int) -> dict[str, Any]:
+    """Return the content of the `error.json` of an attempt, empty without one."""
+    found = read_json_object_or_empty(paths.error)
+    return found if found.get("attempt") in (None, attempt) else {}
 
 
-def _error_line(paths: RunPaths, attempt: int) -> str | None:
-    if not (found := _error(paths)):
-        return None
-    return " ".join(str(found.get("error", "")).split()) if found.get("attempt") in (None, attempt) else None
+def _line_of(error: dict[str, Any]) -> str:
+    return " ".join(str(error.get("error", "")).split())
+
+
+def _error_line(paths: RunPaths, attempt: int) -> str:
+    """Return the line of the error of an attempt, "" without one."""
+    return _line_of(_error(paths, attempt))
 
 
 def _cause(paths: RunPaths, attempt: int, code: int) -> str:

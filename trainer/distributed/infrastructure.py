@@ -11,7 +11,7 @@ import ray.exceptions
 from ray.train.v2._internal.exceptions import RayTrainError, UserExceptionWithTraceback
 
 from cluster.files import INFRASTRUCTURE_ERRNOS
-from trainer.errors import InfrastructureError, TrainerError, causes
+from trainer.errors import InfrastructureError, TrainerError, causes, fault_text
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def infrastructure_error(error: BaseException) -> TrainerError | None:
         if (known := known_error(str(cause))) is not None:
             return InfrastructureError(known.text) if known.retry else TrainerError(known.text)
         if isinstance(cause, OSError) and cause.errno in INFRASTRUCTURE_ERRNOS:
-            return InfrastructureError(f"the machine, the network or the storage failed ({cause.strerror})")
+            return InfrastructureError(fault_text(cause))
         if isinstance(cause, ray.exceptions.RayError | RayTrainError):
             return InfrastructureError(f"Ray lost a worker or a node ({type(cause).__name__})")
     return None

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.files import is_full
-from trainer.errors import InfrastructureError, TrainerError, causes, infrastructure_fault, one_line
+from trainer.errors import InfrastructureError, TrainerError, causes, fault_text, infrastructure_fault
 from trainer.specs.search_space import Config
 
 Outcome = Literal["paused", "finished", "failed", "lost"]
@@ -128,7 +128,7 @@ class TrialEnd:
             return cls(outcome="lost", error=str(fault))
         if any(isinstance(cause, OSError) and is_full(cause) for cause in causes(error)):
             text = "the storage is full; free space there, then retry the run" if isinstance(error, OSError) else ""
-            return cls(outcome="lost", why=FULL, error=text or one_line(error))
+            return cls(outcome="lost", why=FULL, error=text or fault_text(error))
         return None
 
     def raise_if_lost(self) -> None:
