@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import InsufficientResources
-from cluster.gpus import CPU_CURE, count_gpus
+from cluster.gpus import CPU_CURE, GpuCount, count_gpus
 
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 MEMORY = Path("/proc/meminfo")
@@ -32,9 +32,13 @@ class Machine:
     gpu_fault: str | None = None
 
 
-def this_machine() -> Machine:
-    """Return the CPUs and GPUs of this machine; without the NVIDIA driver there are no GPUs."""
-    found = count_gpus()
+def this_machine(found: GpuCount | None = None) -> Machine:
+    """Return the CPUs and GPUs of this machine; without the NVIDIA driver there are no GPUs.
+
+    Args:
+        found: The GPUs, if they have been counted: that can take the driver a second.
+    """
+    found = found or count_gpus()
     hidden = max(0, found.in_all - found.usable)  # of one GPU, several MIG instances may be usable
     return Machine(cpus=cpu_count(), gpus=found.usable, hidden_gpus=hidden, gpu_fault=found.fault)
 

@@ -1,6 +1,8 @@
 """What torch says of GPUs, with a torch that sees them; no GPU is needed."""
 
 import json
+import os
+import signal
 from dataclasses import asdict
 
 import pytest
@@ -8,9 +10,9 @@ import ray
 import torch
 
 from cluster.errors import InsufficientResources
-from cluster.gpus import DeviceReport
+from cluster.gpus import DeviceReport, TorchDevice
 from trainer.distributed import device_probe
-from trainer.distributed.device_probe import report
+from trainer.distributed.device_probe import probe_gpus, report
 from trainer.distributed.process_group import ProcessGroup
 
 
@@ -104,6 +106,66 @@ def test_a_cuda_that_does_not_start_is_a_fault(card, monkeypatch):
 
 def test_a_report_survives_its_way_as_json(card):
     assert DeviceReport.from_json(json.dumps(asdict(report()))) == report()
+
+
+def seen_devices(fault=None):
+    """Return a report on the visible GPUs, as torch would in the process that calls this."""
+    devices = [TorchDevice(name=uuid, capability="9.0") for uuid in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+    return DeviceReport(torch=str(os.getpid()), devices=tuple(devices), fault=fault)
+
+
+@pytest.fixture
+def new_process(monkeypatch):
+    """What a new process answers; it is asked about the GPUs that `asked` holds."""
+    asked, answer = [], DeviceReport(torch="new process")
+    monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: asked.append(uuids) or answer)
+    return asked
+
+
+def test_a_fork_is_asked_about_the_gpus_and_sees_no_others(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "report", seen_devices)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+
+    found = probe_gpus(["GPU-1", "GPU-2"])
+
+    assert [device.name for device in found.devices] == ["GPU-1", "GPU-2"]
+    assert (new_process, os.environ["CUDA_VISIBLE_DEVICES"]) == ([], "0,1,2")
+    assert int(found.torch) != os.getpid()
+
+
+def a_fault():
+    return seen_devices(fault="torch cannot start CUDA")
+
+
+def a_faulty_device():
+    return DeviceReport(torch="fork", devices=(TorchDevice(name="a", capability="9.0", fault="runs no kernel"),))
+
+
+def a_death():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def a_hang():
+    signal.pause()
+
+
+@pytest.mark.parametrize("answer", [a_fault, a_faulty_device, a_death, a_hang])
+def test_a_new_process_is_asked_where_a_fork_finds_no_good_gpu(monkeypatch, new_process, answer):
+    monkeypatch.setattr(device_probe, "report", answer)
+    monkeypatch.setattr(device_probe, "FORK_SECONDS", 1.0 if answer is a_hang else 600.0)
+
+    found = probe_gpus(["GPU-1"])
+
+    assert (found.torch, new_process) == ("new process", [("GPU-1",)])
+
+
+def test_a_new_process_is_asked_where_a_fork_could_not_start_cuda(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "forks_can_use_gpus", lambda: False)
+    monkeypatch.setattr(device_probe, "report", lambda: pytest.fail("a fork was asked"))
+
+    found = probe_gpus(["GPU-1"])
+
+    assert (found.torch, new_process) == ("new process", [("GPU-1",)])
 
 
 def test_a_worker_that_got_a_gpu_does_not_run_on_the_cpu(monkeypatch):

@@ -44,7 +44,7 @@ class Host:
         program.chmod(program.stat().st_mode | stat.S_IEXEC)
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(GPUS))
-        monkeypatch.setattr(local_gpus, "ask_torch", self.ask_torch)
+        monkeypatch.setattr(local_gpus, "probe_gpus", self.probe_gpus)
         monkeypatch.setattr(local_gpus, "require_shared_memory", lambda: None)
         monkeypatch.setattr("cluster.resources.cpu_count", lambda: 64)
         self.monkeypatch = monkeypatch
@@ -54,7 +54,7 @@ class Host:
         self.monkeypatch.setattr(local_gpus, "_held", local_gpus._Held())
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(GPUS)
 
-    def ask_torch(self, uuids):
+    def probe_gpus(self, uuids):
         return DeviceReport(torch="2.15", devices=tuple(BAD if uuid in self.broken else GOOD for uuid in uuids))
 
     def attempt(self, name, **settings):

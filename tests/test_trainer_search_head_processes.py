@@ -20,7 +20,7 @@ from trainer.distributed.child_process import ChildProcess
 from trainer.distributed.worker import WorkerTask
 from trainer.errors import InfrastructureError
 from trainer.search import head_group, head_processes, run
-from trainer.search.head_processes import HeadProcess, Places, _train_trials_on, run_head_trials
+from trainer.search.head_processes import HeadProcess, Places, _on_gpu, _train_trials_on, run_head_trials
 from trainer.search.head_trial import HeadTrial
 from trainer.search.trial_messages import RESTARTS, TrialAssignment, TrialEnd, TrialStep
 
@@ -243,15 +243,27 @@ def test_what_other_trials_report_is_recorded_before_a_lost_one_ends_the_attempt
     assert recorded == [2, 3, 1]
 
 
+@pytest.mark.parametrize(("usable", "method"), [(True, "fork"), (False, "spawn")])
+def test_a_process_of_a_gpu_is_a_fork_where_that_can_use_it(monkeypatch, usable, method):
+    begun = []
+    monkeypatch.setattr(head_processes, "forks_can_use_gpus", lambda: usable)
+    monkeypatch.setattr(head_processes, "ChildProcess", lambda *_, method: begun.append(method))
+
+    _on_gpu(None, 0)
+
+    assert begun == [method]
+
+
 @pytest.mark.slow
-def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, monkeypatch):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, monkeypatch, method):
     spec = search_spec(digits_shards, trials=3, epochs=2)
     paths = new_run(tmp_path, spec, SEARCH)
     search = SimulatedSearch(paths, spec, lambda: datetime.now(UTC))
     attempt = Attempt.of(paths.folder, 1, Settings(storage=tmp_path))
     task = WorkerTask(attempt=attempt, spec=spec, source=None)
     monkeypatch.setattr(
-        head_processes, "_on_gpu", lambda task, _: ChildProcess(_train_trials_on, task, "cpu", method="spawn")
+        head_processes, "_on_gpu", lambda task, _: ChildProcess(_train_trials_on, task, "cpu", method=method)
     )
 
     run_head_trials(

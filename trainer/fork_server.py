@@ -6,7 +6,6 @@ CUDA is untouched.
 
 import logging
 import sys
-from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.fork_server import run_fork_server
@@ -31,24 +30,19 @@ def preload() -> str | None:
     import trainer.report.gather  # noqa: PLC0415
     import trainer.search.run  # noqa: PLC0415
     import trainer.train  # noqa: F401, PLC0415
+    from trainer.distributed.child_process import forks_can_use_gpus  # noqa: PLC0415
     from trainer.report.multi_label import MultiLabelReportData  # noqa: PLC0415
     from trainer.report.page import ReportData, compile_templates  # noqa: PLC0415
 
     compile_templates(ReportData.template, MultiLabelReportData.template)
     Image.preinit()  # imports the readers of the usual formats
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # imports torch's compiler, which takes seconds
-    if torch.cuda.is_initialized() or _uses_gpu():  # type: ignore[no-untyped-call]
+    if not forks_can_use_gpus():
         return "an import has started CUDA, which no fork can use"
     if logging.getLogger().handlers:
         return "an import has configured the log, which is done by each attempt"
     can_fork_ray()
     return None
-
-
-def _uses_gpu(files: Path = Path("/proc/self/fd")) -> bool:
-    """Whether this process has opened a device of the NVIDIA driver."""
-    links = [file for file in files.iterdir() if file.is_symlink()]  # one is gone: that of the folder itself
-    return any(str(file.readlink()).startswith("/dev/nvidia") for file in links)
 
 
 def attempt(arguments: list[str]) -> int:

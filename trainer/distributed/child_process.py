@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from cluster import guard
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"  # of the trainer and of processes that it spawns
+
+OPEN_FILES = Path("/proc/self/fd")
 
 StartMethod: TypeAlias = Literal["fork", "spawn"]
 
@@ -24,8 +27,8 @@ class ChildProcess:
     Args:
         target: What it does; called with its end of the connection, then with the arguments.
         arguments: Of any type for a fork, as nothing is pickled.
-        method: "fork" shares the memory of the trainer, so that nothing has to be imported. It cannot be used with
-            GPUs: where the trainer has looked for them, a fork cannot start CUDA. "spawn" starts Python.
+        method: "fork" shares the memory of the trainer, so that nothing has to be imported. It can use GPUs only
+            while `forks_can_use_gpus`. "spawn" starts Python.
 
     Attributes:
         connection: The trainer's end, for messages to it and back.
@@ -59,6 +62,20 @@ class ChildProcess:
         self._process.kill()
         self._process.join()
         self.connection.close()
+
+
+def forks_can_use_gpus() -> bool:
+    """Whether a fork of this process can use GPUs, which CUDA does not allow once this process has used one."""
+    return not (torch.cuda.is_initialized() or _has_opened_a_gpu())  # type: ignore[no-untyped-call]
+
+
+def _has_opened_a_gpu() -> bool:
+    """Whether this process has opened a device of the NVIDIA driver."""
+    for file in OPEN_FILES.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed, as that of the folder itself is
+            if str(file.readlink()).startswith("/dev/nvidia"):
+                return True
+    return False
 
 
 def _begin(parent: int, target: Callable[..., None], connection: Connection, *arguments: Any) -> None:

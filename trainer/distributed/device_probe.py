@@ -1,17 +1,23 @@
-"""`python -m trainer.distributed.device_probe`: prints as JSON what torch says of the GPUs (`DeviceReport`).
+"""What torch says of GPUs, found in a process of its own: that initializes CUDA and runs a kernel on every GPU.
 
-It runs in a process of its own, because it initializes CUDA and runs a kernel on every GPU.
+`python -m trainer.distributed.device_probe` prints it as JSON (`DeviceReport`).
 """
 
 import ctypes
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 
 import torch
 
-from cluster.gpus import DeviceReport, TorchDevice
+from cluster.gpus import DeviceReport, TorchDevice, ask_torch
+from cluster.process_env import show_gpus
+from trainer.distributed.child_process import ChildProcess, forks_can_use_gpus
+
+FORK_SECONDS = 60.0  # for what takes a fork about a second
 
 # What torch says, and what it means.
 FAULTS = {
@@ -20,6 +26,35 @@ FAULTS = {
     "out of memory": "has no free memory",
     "ecc": "has an uncorrectable memory error",
 }
+
+
+def probe_gpus(uuids: Sequence[str]) -> DeviceReport:
+    """Return what torch says of these GPUs, asked in a fork of this process, which has imported torch.
+
+    A new process, which takes seconds longer, is asked where a fork cannot start CUDA, and again about any fault: no
+    GPU is refused because of what a fork has inherited.
+    """
+    found = _asked_in_fork(uuids) if forks_can_use_gpus() else None
+    if found is None or found.fault or any(device.fault for device in found.devices):
+        return ask_torch(tuple(uuids))
+    return found
+
+
+def _asked_in_fork(uuids: Sequence[str]) -> DeviceReport | None:
+    """Return the report of a fork; None if it ends or hangs without one."""
+    process = ChildProcess(_send_report, uuids)
+    try:
+        return process.connection.recv() if process.connection.poll(FORK_SECONDS) else None
+    except (EOFError, OSError):
+        return None
+    finally:
+        process.end()
+
+
+def _send_report(connection: Connection, uuids: Sequence[str]) -> None:
+    warnings.simplefilter("ignore")
+    show_gpus(uuids)
+    connection.send(report())
 
 
 def report() -> DeviceReport:

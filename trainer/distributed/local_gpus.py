@@ -8,11 +8,12 @@ import ray
 
 from cluster.errors import InsufficientResources
 from cluster.gpu_lease import GpuLease, GpuRequest, wait_for_gpus
-from cluster.gpus import ask_torch, count_gpus, require_usable_gpus
+from cluster.gpus import GpuCount, count_gpus, require_usable_gpus
 from cluster.process_env import show_gpus
 from cluster.resources import Machine, gpus_per_worker, refuse_impossible, this_machine
 from cluster.shared_memory import require_shared_memory
 from trainer.attempt import Attempt
+from trainer.distributed.device_probe import probe_gpus
 from trainer.distributed.visible_wait import VisibleWait
 from trainer.specs import Spec
 
@@ -59,7 +60,8 @@ def lease_local_gpus(
         InsufficientResources: There is less than the workers need, torch cannot use the GPUs, or they stayed in use.
         Stopped: The run was asked to stop while it waited.
     """
-    machine = _machine()
+    found = count_gpus()
+    machine = _machine(found)
     refuse_impossible(workers=spec.workers, gpus_per_worker=spec.gpus_per_worker, machine=machine)
     per_worker = gpus_per_worker(spec.gpus_per_worker, spec.workers, machine)
     if ray.is_initialized():
@@ -69,7 +71,7 @@ def lease_local_gpus(
     require_shared_memory()
     missing = spec.workers - len(_held.uuids)
     if missing > 0:
-        _held.visible = _held.visible or count_gpus().uuids
+        _held.visible = _held.visible or found.uuids
         wait = VisibleWait(attempt, stop_reason)
         _lease(wait, need=missing, most=max(missing, (most or 0) - len(_held.uuids)))
     return Machine(cpus=machine.cpus, gpus=len(_held.uuids)), 1
@@ -80,9 +82,9 @@ def gpus_of_machine() -> int:
     return len(_held.visible)
 
 
-def _machine() -> Machine:
+def _machine(found: GpuCount) -> Machine:
     """Return this machine as it was before this process showed CUDA only what it leases."""
-    machine = this_machine()
+    machine = this_machine(found)
     if not _held.visible or ray.is_initialized():
         return machine
     hidden = machine.gpus + machine.hidden_gpus - len(_held.visible)
@@ -96,7 +98,7 @@ def _lease(wait: VisibleWait, *, need: int, most: int) -> None:
     while True:
         request = GpuRequest(uuids=usable, need=need, most=most)
         lease = wait_for_gpus(settings.gpu_locks, request, wait, limit_seconds=settings.gpu_wait_seconds)
-        report = ask_torch(lease.uuids)
+        report = probe_gpus(lease.uuids)
         bad = {uuid: gpu for uuid, gpu in zip(lease.uuids, report.devices, strict=False) if gpu.fault is not None}
         usable = [uuid for uuid in usable if uuid not in bad]
         if not bad or len(usable) < need:

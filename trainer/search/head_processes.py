@@ -1,6 +1,6 @@
 """Runs the trials of a search of heads on this machine, in processes of the trainer: one for each CPU or GPU.
 
-On CPUs they are forked: they share the features, and nothing has to be imported. Each process trains its trials
+They are forked, so that nothing has to be imported; on CPUs they share the features. Each process trains its trials
 together where that is faster (`head_group.py`): on a GPU always. With folds each trial has a process, four of them on a
 GPU. On a cluster, Ray Tune runs the same trials (`head_trainable.py`).
 """
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from cluster.resources import cpu_count
-from trainer.distributed.child_process import LOG_FORMAT, ChildProcess
+from trainer.distributed.child_process import LOG_FORMAT, ChildProcess, StartMethod, forks_can_use_gpus
 from trainer.distributed.worker import WorkerTask
 from trainer.evaluation import epoch_metrics, multi_label_metrics  # noqa: F401 -- once here, not in each process
 from trainer.search.controller import SearchController
@@ -199,7 +199,9 @@ def _processes(
 
 
 def _on_gpu(task: WorkerTask[SearchSpec], gpu: int) -> ChildProcess:
-    return ChildProcess(_train_trials_on, task, f"cuda:{gpu}", method="spawn")
+    """Start a process on a GPU: a fork, unless the trainer has used a GPU already, as it has for features."""
+    method: StartMethod = "fork" if forks_can_use_gpus() else "spawn"
+    return ChildProcess(_train_trials_on, task, f"cuda:{gpu}", method=method)
 
 
 def _train_trials(connection: Connection, task: WorkerTask[SearchSpec], data: FrozenData) -> None:
