@@ -42,6 +42,18 @@ def positions_of(label: Label) -> frozenset[int]:
     return frozenset(position for position, value in enumerate(label) if value == PRESENT)
 
 
+def contradiction(first: Label | str, second: Label | str) -> str:
+    """Return how the labels of two images contradict each other, "" if they do not.
+
+    A label is a class, by its name or position, or targets; what one of two targets leaves unknown is no contradiction.
+    """
+    if not isinstance(first, tuple) or not isinstance(second, tuple):
+        return f"{first} and {second}" if first != second else ""
+    both = zip(first, second, strict=True)
+    count = sum(one != other and UNKNOWN not in (one, other) for one, other in both)
+    return f"{count} of {len(first)} labels differ" if count else ""
+
+
 def label_text(label: Label) -> str:
     """Return a label as its member of a shard has it: `3`, or the targets `1 0 -1`."""
     return str(label) if isinstance(label, int) else " ".join(map(str, label))

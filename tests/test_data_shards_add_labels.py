@@ -218,6 +218,18 @@ def test_an_image_is_known_unless_its_labels_contradict_those_of_the_data_set(tm
         added(several, tmp_path / "other", labels=LabelOptions(tables=second.tables, label_columns=("a", "b")))
 
 
+def test_a_near_duplicate_with_another_target_is_listed_unless_one_of_the_two_is_unknown(tmp_path, several):
+    rows = ["00.jpg,0,0", "01.jpg,,1"]  # of the data set: a alone, and b alone
+    labels = labelled(tmp_path / "new", rows, header="image,a,b")
+
+    report = added(several, tmp_path / "new", labels=LabelOptions(tables=labels.tables, label_columns=("a", "b")))
+
+    (line,) = report.contradictions
+    assert line.startswith("00.png (")
+    assert line.endswith(": 1 of 3 labels differ")
+    assert len(report.duplicates) == 1
+
+
 def test_class_folders_are_refused_where_images_have_several_labels(tmp_path, several):
     with pytest.raises(OptionError, match="each image of the data set has several labels; give those of the new"):
         added(several, new_images(tmp_path / "new", ["a/1.png"]))

@@ -48,6 +48,23 @@ def test_a_near_duplicate_goes_to_the_split_of_the_image_that_it_looks_like(tmp_
     assert any(line.startswith("a/image-000.png (") or "a/image-000.png (" in line for line in report.duplicates)
 
 
+def test_a_near_duplicate_with_another_label_is_listed_with_both_labels(tmp_path, shards):
+    (tmp_path / "new/b").mkdir(parents=True)
+    (tmp_path / "new/b/again.jpg").write_bytes(encoded(noise(3, (40, 36)), "JPEG", quality=95))
+    new_images(tmp_path / "new", ["a/1.png"])
+    (tmp_path / "new/b/same.png").write_bytes((tmp_path / "new/a/1.png").read_bytes())
+    split = split_of(shards)["a/image-003.png"]
+
+    report = added(shards, tmp_path / "new")
+
+    near, same = sorted(report.contradictions, key=lambda line: "same" in line)
+    assert near.startswith(f"a/image-003.png ({split}) and b/again.jpg are near duplicates (")
+    assert near.endswith(": a and b")
+    assert same == "a/1.png and b/same.png are the same file: a and b"
+    assert report.duplicates == ()
+    assert report.to_json()["contradictions"] == report.contradictions
+
+
 def test_a_near_duplicate_of_an_image_in_another_split_is_refused(tmp_path, divided):
     (tmp_path / "new/train/a").mkdir(parents=True)
     (tmp_path / "new/train/a/x.jpg").write_bytes(encoded(noise(12), "JPEG", quality=95))

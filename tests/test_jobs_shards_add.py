@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from data_shards.index import read_index
 from data_shards.pack.packing import pack
@@ -43,6 +44,18 @@ def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_p
     assert "ignored, not images (1):\n  train/a/notes.txt" in err
     assert f"the data set has 43 images; digest {index.history[0].digest[:16]} -> {index.digest[:16]}" in err
     assert err.endswith(f"next: nightshift shards show {shards}\n")
+
+
+def test_add_lists_a_near_duplicate_with_another_label_apart_as_pack_does(tmp_path, run, source, shards):
+    (tmp_path / "new/b").mkdir(parents=True)
+    with Image.open(source / "a/image-003.png") as image:
+        image.save(tmp_path / "new/b/again.jpg", quality=95)
+
+    code, _, err = run("add", shards, tmp_path / "new")
+
+    assert code == 0
+    assert "the same or nearly the same image with different labels (1):\n  a/image-003.png (" in err
+    assert "near-duplicates within a split" not in err
 
 
 def test_add_as_json_has_the_index_and_what_was_added_and_skipped(tmp_path, run, shards):

@@ -50,7 +50,9 @@ class AddReport:
         skipped: Name and fault of each image that could not be used.
         without_image: Name and kind of each DICOM file that holds no image.
         known: The images that the data set had already.
-        duplicates: Lines that connect new images with identical or nearly identical ones of their split.
+        duplicates: Lines that connect new images with identical or nearly identical ones of their split,
+            whose labels agree.
+        contradictions: Lines that connect such images whose labels do not agree.
         leakage: Lines that connect such images of two splits, and groups in two splits, if that was allowed.
         flat: Names of added images whose pixels hardly differ, such as an export that is black.
         color: Names of color images in a gray data set; they are read as gray.
@@ -64,6 +66,7 @@ class AddReport:
     without_image: tuple[tuple[str, str], ...]
     known: tuple[KnownImage, ...]
     duplicates: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()
     leakage: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()
     color: tuple[str, ...] = ()
@@ -86,6 +89,7 @@ class AddReport:
             "flat": self.flat,
             "known": [str(image) for image in self.known],
             "alike": self.duplicates,
+            "contradictions": self.contradictions,
             "leakage": self.leakage,
             "read_as_gray": self.color,
             "other_files": self.folder.other_files,
@@ -177,6 +181,7 @@ class _Adding:
             known=known,
             flat=flat_images(new),
             duplicates=assigned.duplicates,
+            contradictions=assigned.contradictions,
             leakage=assigned.leakage,
             color=tuple(entry.name for entry in new if not entry.gray) if self.before.color == "L" else (),
             hashed=images.hashed,
@@ -207,12 +212,15 @@ class _Adding:
                 ),
                 grouped=entry.name in groups,
                 split=sources[entry.name].split,
+                class_or_targets=sources[entry.name].class_or_targets,
                 sha256=entry.sha256,
                 phash=entry.phash,
             )
             for entry in new
         ]
-        return assign_new_images(to_assign, images, self._shares(), allow_leakage=self._allows_leakage)
+        return assign_new_images(
+            to_assign, images, self.before.classes, self._shares(), allow_leakage=self._allows_leakage
+        )
 
     @property
     def _allows_leakage(self) -> bool:

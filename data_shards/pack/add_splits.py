@@ -10,6 +10,7 @@ from data_shards.pack.known_images import KnownImages
 from data_shards.pack.labels.cells import group_spelling
 from data_shards.pack.near_duplicates import DuplicatePair, ImageHash, find_near_duplicates
 from data_shards.pack.split import LabeledImage, Stratum, groups_in_two, merge_groups, parse_shares, place_groups
+from data_shards.targets import Targets, contradiction
 
 SHOWN = 3  # findings in an error; it carries all of them
 OLD, NEW = "old ", "new "  # before the number of an image, so that an old and a new one of one name differ
@@ -23,11 +24,13 @@ class NewImage:
         labeled: Its name, labels and group; the group is its own if `grouped` is not set.
         grouped: Whether its group may have images in the data set.
         split: The split that the source gives it, None if its group, its near duplicates or the shares decide.
+        class_or_targets: Its class, or its targets in a multi-label data set.
     """
 
     labeled: LabeledImage
     grouped: bool
     split: str | None
+    class_or_targets: str | Targets
     sha256: str
     phash: str
 
@@ -38,12 +41,15 @@ class AddedSplits:
 
     Attributes:
         splits: Split of each new image by its name.
-        duplicates: Lines that connect new images with identical or nearly identical ones of their split.
+        duplicates: Lines that connect new images with identical or nearly identical ones of their split,
+            whose labels agree.
+        contradictions: Lines that connect such images whose labels do not agree.
         leakage: A line for each such pair, and each group, in two splits; empty unless that was allowed.
     """
 
     splits: dict[str, str]
     duplicates: tuple[str, ...]
+    contradictions: tuple[str, ...]
     leakage: tuple[str, ...]
 
 
@@ -63,28 +69,31 @@ class Shares:
 
 
 def assign_new_images(
-    images: Sequence[NewImage], known: KnownImages, shares: Shares, *, allow_leakage: bool
+    images: Sequence[NewImage], known: KnownImages, classes: Sequence[str], shares: Shares, *, allow_leakage: bool
 ) -> AddedSplits:
     """Return the split of each new image.
 
     Args:
         images: The new images.
         known: The images of the data set.
+        classes: Its classes, or labels.
         shares: How to divide images without a split whose group is new.
         allow_leakage: Whether the data set was packed although an image or group is in two splits.
 
     Raises:
         LeakageError: The same image or group would be in two splits.
     """
-    neighbors = _Neighbors.of(images, known)
+    neighbors = _Neighbors.of(images, known, classes)
     splits = _split(images, neighbors, shares)
     leaking = {pair for pair in neighbors.pairs if len(neighbors.splits_of_pair(pair, splits)) > 1}
     leakage = (*neighbors.groups_across(images, splits), *sorted(neighbors.line(pair) for pair in leaking))
     if leakage and not allow_leakage:
         raise _leaking(leakage)
+    contradicting = neighbors.contradicting()
     return AddedSplits(
         splits=splits,
-        duplicates=tuple(neighbors.line(pair) for pair in neighbors.pairs if pair not in leaking),
+        duplicates=tuple(neighbors.line(p) for p in neighbors.pairs if p not in leaking and p not in contradicting),
+        contradictions=tuple(f"{neighbors.line(pair)}: {labels}" for pair, labels in contradicting.items()),
         leakage=leakage,
     )
 
@@ -138,33 +147,48 @@ class _Neighbors:
     Attributes:
         pairs: Duplicates and near duplicates of which at least one is new, by keys of the images.
         names: Name of each image by its key.
+        labels: Class or targets of each image by its key.
         old_splits: Split of each old image by its key.
         group_splits: One image in each split of each group of the data set.
     """
 
     pairs: tuple[DuplicatePair, ...]
     names: dict[str, str]
+    labels: dict[str, str | Targets]
     old_splits: dict[str, str]
     group_splits: dict[str, dict[str, str]]
 
     @classmethod
-    def of(cls, images: Sequence[NewImage], known: KnownImages) -> "_Neighbors":
+    def of(cls, images: Sequence[NewImage], known: KnownImages, classes: Sequence[str]) -> "_Neighbors":
         hashes, names, old_splits = [], dict[str, str](), dict[str, str]()
+        labels: dict[str, str | Targets] = {}
         for number, (split, record) in enumerate(known):
             key = f"{OLD}{number}"
             hashes.append(ImageHash(name=key, sha256=record.sha256 or key, phash=record.phash))
             names[key], old_splits[key] = f"{record.source} ({split})", split
+            labels[key] = classes[record.label] if isinstance(record.label, int) else record.label
         for image in images:
             key = NEW + image.labeled.name
             hashes.append(ImageHash(name=key, sha256=image.sha256, phash=image.phash))
-            names[key] = image.labeled.name
+            names[key], labels[key] = image.labeled.name, image.class_or_targets
         split_of = {one.name: old_splits.get(one.name, NEW) for one in hashes}
         pairs = [pair for pair in find_near_duplicates(hashes, split_of) if NEW in _splits(pair, split_of)]
-        return cls(pairs=tuple(pairs), names=names, old_splits=old_splits, group_splits=_group_splits(known))
+        return cls(
+            pairs=tuple(pairs),
+            names=names,
+            labels=labels,
+            old_splits=old_splits,
+            group_splits=_group_splits(known),
+        )
 
     def splits_of_pair(self, pair: DuplicatePair, splits: Mapping[str, str]) -> set[str]:
         """Return the splits of the two images, given those of the new ones by their names."""
         return {self.old_splits.get(key) or splits[self.names[key]] for key in (pair.first, pair.second)}
+
+    def contradicting(self) -> dict[DuplicatePair, str]:
+        """Return the pairs whose labels do not agree, with these."""
+        named = [(pair, contradiction(self.labels[pair.first], self.labels[pair.second])) for pair in self.pairs]
+        return {pair: labels for pair, labels in named if labels}
 
     def groups_across(self, images: Iterable[NewImage], splits: Mapping[str, str]) -> list[str]:
         """Return a line for each group of new images that has images in two splits."""

@@ -11,7 +11,7 @@ from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.image_records import ImageRecord
 from data_shards.pack.known_images import KnownImages
 from data_shards.pack.near_duplicates import HEX_DIGITS, NEAR_BITS
-from data_shards.targets import UNKNOWN, Label
+from data_shards.targets import Label, contradiction
 
 SHOWN = 3  # names in an error
 
@@ -49,20 +49,13 @@ def find_known_images(
     """
     finder = _Finder.of(known)
     found = tuple(image for entry in entries if (image := finder.find(entry, labels[entry.name], encoded)) is not None)
-    relabeled = [image for image in found if _differ(image.record.label, labels[image.name])]
+    relabeled = [image for image in found if contradiction(image.record.label, labels[image.name])]
     if relabeled:
         raise SourceError(
             f"{len(relabeled)} images are in the data set with another label, such as "
             f"{'; '.join(map(str, relabeled[:SHOWN]))}; remove them from the source, or pack a new data set"
         )
     return found
-
-
-def _differ(first: Label, second: Label) -> bool:
-    """Whether two labels of one image contradict each other; what one of them does not know is no contradiction."""
-    if isinstance(first, int) or isinstance(second, int):
-        return first != second
-    return any(a != b and UNKNOWN not in (a, b) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,11 +77,11 @@ class _Finder:
         return finder
 
     def find(self, entry: ChunkEntry, label: Label, encoded: Path) -> KnownImage | None:
-        """Return the old image that a new one is: one whose label does not differ, if there is one."""
+        """Return the old image that a new one is: one whose label is no contradiction, if there is one."""
         same = next(filter(None, self._candidates(entry, encoded)), None)
         if same is None:
             return None
-        agreeing = [one for one in same if not _differ(one[1].label, label)]
+        agreeing = [one for one in same if not contradiction(one[1].label, label)]
         split, record = (agreeing or same)[-1]
         return KnownImage(name=entry.name, split=split, record=record)
 

@@ -50,6 +50,11 @@ class SourceImage:
     group: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def class_or_targets(self) -> str | Targets:
+        """Its class, or its targets in a multi-label data set."""
+        return self.label if self.targets is None else self.targets
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:

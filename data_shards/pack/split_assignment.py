@@ -16,7 +16,7 @@ from data_shards.pack.split import (
     parse_shares,
     stratified_group_split,
 )
-from data_shards.targets import UNKNOWN
+from data_shards.targets import UNKNOWN, contradiction
 
 SHOWN = 3  # findings in an error; it carries all of them
 
@@ -151,18 +151,9 @@ def _split_rest(
 
 def _contradicting(pairs: Sequence[DuplicatePair], images: Sequence[SourceImage]) -> dict[DuplicatePair, str]:
     """Return the pairs whose labels do not agree, with these."""
-    by_name = {image.name: image for image in images}
-    named = [(pair, by_name[pair.first], by_name[pair.second]) for pair in pairs]
-    return {pair: labels for pair, first, second in named if (labels := _differing(first, second))}
-
-
-def _differing(first: SourceImage, second: SourceImage) -> str:
-    """Return the labels of two images if they contradict each other; what one does not know is no contradiction."""
-    if first.targets is None or second.targets is None:
-        return f"{first.label} and {second.label}" if first.label != second.label else ""
-    both = zip(first.targets, second.targets, strict=True)
-    count = sum(one != other and UNKNOWN not in (one, other) for one, other in both)
-    return f"{count} of {len(first.targets)} labels differ" if count else ""
+    label_of = {image.name: image.class_or_targets for image in images}
+    named = [(pair, contradiction(label_of[pair.first], label_of[pair.second])) for pair in pairs]
+    return {pair: labels for pair, labels in named if labels}
 
 
 def known_targets(image: SourceImage, label_names: Sequence[str]) -> tuple[Stratum, ...] | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from data_shards.pack.packing import PackReport
     from data_shards.pack.sources import ImageFolder
 
+CONTRADICTIONS = "the same or nearly the same image with different labels"
 SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 
 
@@ -32,7 +33,7 @@ def print_report(report: "PackReport", shards: Path) -> None:
     _print_left_out(report.folder)
     print_list("packed, although their pixels hardly differ", report.flat)
     print_list("near-duplicates within a split", report.duplicates)
-    print_list("the same or nearly the same image with different labels", report.contradictions)
+    print_list(CONTRADICTIONS, report.contradictions)
     print_list("leaks, allowed", report.leakage)
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
@@ -49,6 +50,7 @@ def print_added(report: "AddReport", shards: str) -> None:
     _print_left_out(report.folder)
     print_list("packed, although their pixels hardly differ", report.flat)
     print_list("near-duplicates within a split", report.duplicates)
+    print_list(CONTRADICTIONS, report.contradictions)
     print_list("leaks, allowed", report.leakage)
     print_list("color images, read as gray like all others of the data set", report.color)
     if before.grouped and "group_key" not in before.options:
