@@ -1,13 +1,11 @@
 """CPUs and NVIDIA GPUs of this machine, found without importing torch; refuses runs that need more."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import InsufficientResources
 from cluster.gpus import CPU_CURE, GpuCount, count_gpus
 
-CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 MEMORY = Path("/proc/meminfo")
 CGROUP_MEMORY = (  # the limit of a container, what it uses, and the part of that which the kernel can drop
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -92,12 +90,9 @@ def _refuse_missing_gpus(workers: int, machine: Machine, *, asked: bool) -> None
 
 def cpu_count() -> int:
     """Return the CPUs that this process may use, from its affinity and the container's CPU quota."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CGROUP_CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        return available
-    return available if quota == "max" else max(1, min(available, round(int(quota) / int(period))))
+    import joblib  # noqa: PLC0415 -- it imports NumPy, which most commands do not need
+
+    return int(joblib.cpu_count())
 
 
 def available_memory() -> int | None:

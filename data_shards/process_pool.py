@@ -9,6 +9,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+import joblib
+
 from data_shards.errors import ShardError
 
 R = TypeVar("R")
@@ -43,8 +45,8 @@ def map_in_processes(
 
 
 def process_count(work: int, *, per_process: int) -> int:
-    """Return the number of processes to start: one per core, or fewer for little work."""
-    return min(len(os.sched_getaffinity(0)), 1 + work // per_process)
+    """Return the number of processes to start: one for each CPU that this process may use, or fewer for little work."""
+    return min(int(joblib.cpu_count()), 1 + work // per_process)
 
 
 def _end_with_parent() -> None:
