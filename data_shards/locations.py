@@ -72,8 +72,11 @@ def read_bytes(location: str, name: str) -> bytes:
     except NotADirectoryError as error:
         raise BadIndex(f"{location} is a file; give the folder that `nightshift shards pack` wrote") from error
     except NETWORK as error:
-        why = error.strerror if folder is not None and isinstance(error, OSError) else None
-        raise BadIndex(f"{where} cannot be read: {why or _first_line(error)}") from error
+        if folder is not None and isinstance(error, OSError):
+            why = f"{error.strerror}; check the disk and its permissions"
+        else:
+            why = _first_line(error)
+        raise BadIndex(f"{where} cannot be read: {why}") from error
 
 
 def download(location: str, name: str, target: Path) -> str | None:

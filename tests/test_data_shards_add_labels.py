@@ -68,6 +68,13 @@ def test_groups_of_a_table_keep_their_split(tmp_path, single):
     assert verify(str(single)) == ()
 
 
+def test_a_class_that_the_table_spells_in_another_way_is_refused_with_the_cure(tmp_path, single):
+    labels = labelled(tmp_path / "new", ["x.png,A,p50"], seed=NEW)
+
+    with pytest.raises(SourceError, match=r"^the class 'A' is called 'a' in the data set; write it so in the table$"):
+        added(single, tmp_path / "new", labels=labels)
+
+
 def test_a_table_without_groups_is_refused_where_the_data_set_has_groups(tmp_path, single):
     labels = labelled(tmp_path / "new", ["x.png,a"], header="image,label", seed=NEW)
 

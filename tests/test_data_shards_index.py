@@ -42,7 +42,10 @@ def test_an_index_that_the_system_cannot_read_has_the_reason_without_an_error_nu
     with pytest.raises(BadIndex) as refused:
         read_index(str(tmp_path))
 
-    assert str(refused.value) == f"{tmp_path / INDEX_NAME} cannot be read: Is a directory"
+    assert (
+        str(refused.value)
+        == f"{tmp_path / INDEX_NAME} cannot be read: Is a directory; check the disk and its permissions"
+    )
 
 
 def test_an_absent_index_says_what_makes_one(tmp_path):

@@ -54,7 +54,7 @@ def _from_tables(
     found = scan_labelled_folder(folder, options, labels, source=source, adds_to=index.classes)
     left_out = _left_out(index, {*found.classes})
     if new := sorted({*found.classes} - {*index.classes} - left_out):
-        raise SourceError(_new_class(new, index))
+        raise SourceError(_new_class(new, index, "write it so in the table"))
     absent = {name for name in index.classes if not found.left_out.get(name)}
     found = replace(found, left_out={name: n for name, n in found.left_out.items() if name not in absent})
     if index.multi_label:
@@ -79,7 +79,7 @@ def _for_layout(
     dropped = set(given.get("drop_classes", ()))
     known = [name for name in index.classes if name in names and name not in dropped]
     if new := sorted(names - {*index.classes} - dropped - _left_out(index, names)):
-        raise SourceError(_new_class(new, index))
+        raise SourceError(_new_class(new, index, "rename the folder"))
     if names and not known:
         raise SourceError(f"the source has no image of {', '.join(index.classes)}, the classes of the data set")
     return replace(
@@ -90,12 +90,12 @@ def _for_layout(
     )
 
 
-def _new_class(names: Collection[str], index: ShardIndex) -> str:
+def _new_class(names: Collection[str], index: ShardIndex, rename: str) -> str:
     spellings = {loose_name(name): name for name in index.classes}
     listed = ", ".join(map(repr, list(names)[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
     for name in names:
         if same := spellings.get(loose_name(name)):
-            return f"the class {name!r} is called {same!r} in the data set; rename the folder"
+            return f"the class {name!r} is called {same!r} in the data set; {rename}"
     cures = " ".join(f"--drop-class {shlex.quote(name)}" for name in list(names)[:SHOWN])
     return (
         f"the data set has no class {listed}, only {', '.join(index.classes)}; leave it out with {cures}, or pack a "

@@ -118,8 +118,8 @@ def refuse_other_spellings(
         place = [image.name for image in folder.images].index(groups[other[0]]) + 1
         raise SourceError(
             f"{_counted(len(other))} of the new images, first that of image {place} of {len(folder.images)} in order "
-            "of name, is in the data set with other leading zeros or another case: a patient would count as two; "
-            "write groups as in the data set"
+            f"of name, {'is' if len(other) == 1 else 'are'} in the data set with other leading zeros or another case: "
+            "a patient would count as two; write groups as in the data set"
         )
 
 
