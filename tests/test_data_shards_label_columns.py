@@ -31,6 +31,48 @@ def test_usual_columns_are_found_without_being_told(tmp_path, header, row, label
     assert labels_of(found) == {"10_left.jpeg": label.strip("[']"), "10_right.jpeg": other.strip("[']")}
 
 
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        ("Bilddatei;label;patient_id", ["0000.jpg;a;1", "0001.jpg;b;0", "0002.jpg;b;2"]),  # as many patients as images
+        ("Nr;Datei;label", ["2;0000.jpg;a", "0;0001.jpg;b", "1;0002.jpg;b"]),
+        ("id;Datei;label", ["2;0000.jpg;a", "0;0001.jpg;b", "1;0002.jpg;b"]),
+        # Of a larger set, whose rows name more images by the numbers of patients.
+        ("image;label;patient_id", ["0000.jpg;a;1", "0001.jpg;b;0", "0002.jpg;b;2"] + ["gone.jpg;b;2"] * 9),
+    ],
+)
+def test_names_of_image_files_are_surer_than_numbers_of_patients_or_rows(tmp_path, header, rows):
+    folder = source(tmp_path, [f"{number:04d}.jpg" for number in range(3)], t_csv=[header, *rows])
+
+    found = scanned(folder, "t.csv")
+
+    assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b", "0002.jpg": "b"}
+
+
+def test_numbers_name_images_where_nothing_else_does(tmp_path):
+    rows = ["patientId,Target,sex", "1,0,F", "2,1,M", "3,1,F"]
+    folder = source(tmp_path, [f"{number:06d}.jpg" for number in (1, 2, 3)], t_csv=rows)
+
+    assert labels_of(scanned(folder, "t.csv")) == {"000001.jpg": "0", "000002.jpg": "1", "000003.jpg": "1"}
+
+
+def test_numbers_of_patients_are_not_taken_for_images_where_the_column_of_images_names_none(tmp_path):
+    rows = ["image,label,patient_id", "film_a.png,a,2", "film_b.png,b,1"]  # the files were renamed since
+    folder = source(tmp_path, ["0001.jpg", "0002.jpg"], t_csv=rows)
+
+    refused("t.csv names no image of the source", folder, "t.csv")
+
+
+def test_numbers_of_patients_beside_other_numbers_that_name_images_are_refused(tmp_path):
+    folder = source(tmp_path, ["1.jpg", "2.jpg", "3.jpg"], t_csv=["Nr;label;patient_id", "2;a;1", "1;b;2", "3;a;1"])
+
+    refused("the numbers in the columns 'Nr', 'patient_id' of t.csv may all name the images; rename the right one",
+            folder, "t.csv", kind=OptionError)  # fmt: skip
+    found = scanned(folder, "t.csv", image_column="Nr")
+
+    assert labels_of(found) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "a"}
+
+
 def test_a_table_without_header_has_numbered_columns(tmp_path):
     rows = [f"{number} film-{number}.png {'positive' if number % 2 else 'negative'} site" for number in range(4)]
     folder = source(tmp_path, [f"x/film-{number}.png" for number in range(4)], t_txt=rows)

@@ -9,6 +9,7 @@ from data_shards.pack.labels.cells import is_missing, loose
 from data_shards.pack.labels.columns import (
     GROUP_NAMES,
     NO_COLUMN,
+    PROBED_ROWS,
     SPLIT_NAMES,
     by_usual_name,
     find_image_column,
@@ -25,7 +26,6 @@ from data_shards.pack.names import split_of
 from data_shards.pack.options import AddedLabelOptions, LabelOptions
 
 MOST_CLASSES = 20  # values of a column that are shown in an error
-PROBED_ROWS = 200  # of which the cells show whether a first line is a header
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Finds the columns of a table: by the option that names them, by the usual names, or by what they hold."""
 
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 
 from data_shards.errors import OptionError
 from data_shards.pack.labels.cells import BINARY, is_missing, loose
-from data_shards.pack.labels.matching import ImageMatcher
+from data_shards.pack.labels.matching import WHOLE_NUMBER, ImageMatcher, looks_like_image
 from data_shards.pack.labels.tables import Table
 
 # The names in the tables of well-known data sets, without blanks, dashes and underscores. The surest name comes first.
@@ -34,6 +35,7 @@ FINDING_NAMES = frozenset({
     "effusion", "infiltration", "mass", "nodule", "emphysema", "fibrosis", "pleuralthickening", "hernia",
     "mel", "nv", "bcc", "ak", "akiec", "bkl", "df", "vasc", "scc", "unk",
 })  # fmt: skip
+PROBED_ROWS = 200  # of which the cells show what a column holds
 SHOWN = 12  # columns in an error
 NO_COLUMN = "none"  # for an option: use no column, although one has a usual name
 
@@ -68,22 +70,59 @@ def by_usual_name(columns: Sequence[str], usual: Sequence[str]) -> list[int]:
 def find_image_column(table: Table, matcher: ImageMatcher) -> tuple[int, int] | None:
     """Return the column whose cells name most images, and their number; None if no cell names one.
 
-    Columns with a usual name are asked first. Of two that name about as many, the one with the surer name is meant.
+    Columns with a usual name, or with names of image files, are asked first. Of two that name about as many, the one
+    with the surer name is meant; but numbers are less sure than names of files: they may count patients or rows. Those
+    of patients are only asked where no other column has a usual name.
 
     Args:
         table: The table.
         matcher: The images. In a column without a usual name, short numbers are more likely counts or classes.
+
+    Raises:
+        OptionError: Numbers of patients may name the images, but other numbers may, too.
     """
     usual = by_usual_name(table.columns, IMAGE_NAMES)
     others = [position for position in range(len(table.columns)) if position not in usual]
-    for positions in (usual, others):
+    numbers = [position for position in usual if _holds(table, position, _is_number)]
+    patients = [position for position in numbers if loose(table.columns[position]) in GROUP_NAMES]
+    if len(usual) > 1:
+        numbers = [position for position in numbers if position not in patients]
+    files = [position for position in others if _holds(table, position, looks_like_image)]
+    sure = [*(position for position in usual if position not in (*numbers, *patients)), *files, *numbers]
+    for positions in (sure, [position for position in others if position not in files]):
         counts = {
-            position: matcher.count(table.column(position), short_numbers=positions is usual) for position in positions
+            position: matcher.count_images(table.column(position), short_numbers=position in usual)
+            for position in positions
         }
         best = max(counts.values(), default=0)
         if best:
-            return next((position, number) for position, number in counts.items() if number > 0.9 * best)
+            found = next((position, number) for position, number in counts.items() if number > 0.9 * best)
+            if found[0] in patients:
+                _refuse_rivals(table, found, others, matcher)
+            return found
     return None
+
+
+def _refuse_rivals(table: Table, found: tuple[int, int], others: Iterable[int], matcher: ImageMatcher) -> None:
+    """Refuse numbers of patients as names of images where other numbers name as many images."""
+    position, number = found
+    rivals = [p for p in others if matcher.count_images(table.column(p), short_numbers=True) >= number]
+    if rivals:
+        names = listed(repr(table.columns[p]) for p in sorted((position, *rivals)))
+        raise OptionError(
+            f"the numbers in the columns {names} of {table.name} may all name the images; rename the right "
+            "one to 'image'"
+        )
+
+
+def _holds(table: Table, position: int, kind: Callable[[str], bool]) -> bool:
+    """Whether most of the first cells of a column are of a kind."""
+    cells = list(islice((row[position] for row in table.rows if row[position]), PROBED_ROWS))
+    return 2 * sum(map(kind, cells)) > len(cells)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.isdecimal() or WHOLE_NUMBER.fullmatch(cell) is not None
 
 
 def find_label_column(columns: Sequence[str], where: str) -> int | None:

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
@@ -92,13 +92,18 @@ class ImageMatcher:
                     return _chosen(fitting, text, near)
         return None
 
-    def count(self, cells: Iterable[str], *, short_numbers: bool = False) -> int:
-        """Return how many cells name an image. Without `short_numbers`, such a cell is taken as a count or class."""
-        return sum(
-            self.find(cell) is not None
-            for cell in cells
-            if cell and (short_numbers or not cell.isdecimal() or len(cell) >= SHORT_NUMBER)
-        )
+    def count(self, cells: Iterable[str]) -> int:
+        """Return how many cells name an image. A short number is taken as a count or class."""
+        return sum(image is not None for image in self._found(cells, short_numbers=False))
+
+    def count_images(self, cells: Iterable[str], *, short_numbers: bool) -> int:
+        """Return how many images cells name. Without `short_numbers`, such a cell is taken as a count or class."""
+        return len(set(self._found(cells, short_numbers=short_numbers)) - {None})
+
+    def _found(self, cells: Iterable[str], *, short_numbers: bool) -> Iterator[str | Ambiguous | None]:
+        for cell in cells:
+            if cell and (short_numbers or not cell.isdecimal() or len(cell) >= SHORT_NUMBER):
+                yield self.find(cell)
 
     def _candidates(self, parts: tuple[str, ...]) -> Iterable[tuple[list[_Image], tuple[str, ...]]]:
         """Yield images that may be meant, the surest first, with the parts of the cell that name them."""
