@@ -16,7 +16,7 @@ def test_the_split_comes_from_a_column_and_the_rest_is_divided(tmp_path):
     found = scanned(folder, "t.csv", split=None)
 
     assert [image.split for image in found.images] == ["train", "train", "valid", "test"]
-    refused("the column 'split' give every image its split already; leave out --split, or use --split-column none",
+    refused("every image has its split by the column 'split' already; leave out --split, or use --split-column none",
             folder, "t.csv", kind=OptionError)  # fmt: skip
     assert {image.split for image in scanned(folder, "t.csv", split_column="none").images} == {None}
 

@@ -144,7 +144,9 @@ def _by_table(file: str, names: Sequence[str], former: str | None) -> tuple[Find
         groups = exact.get(name) or others.get(name, {})
         if len(groups) > 1:
             places = " and ".join(table.place(number) for number in list(groups.values())[:2])
-            raise SourceError(f"{file} gives {name} two groups ({places}); remove one row")
+            raise SourceError(
+                f"{file} gives {name} two groups ({places}); remove one row, or write paths if two images have the name"
+            )
         return next(iter(groups), None)
 
     notes = [_column_note(table, image, group)]

@@ -158,7 +158,7 @@ def _refuse_undivided(found: Mapping[str, str | None], source: str, shares: str 
     if shares:
         if not missing and found:
             none = "" if is_told or source == "the split folders" else ", or use --split-column none"
-            raise OptionError(f"{source} give every image its split already; leave out --split{none}")
+            raise OptionError(f"every image has its split by {source} already; leave out --split{none}")
         return
     if missing and not given:
         raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
