@@ -175,7 +175,10 @@ def _of_zip(opened: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
         name = _zip_name(info)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
-            raise SourceError(f"{archive}: {name!r} is a link or device; pack the files themselves")
+            raise SourceError(
+                f"{archive}: {name!r} is a link or device; create the archive without `zip --symlinks`, or pack the "
+                "folder itself"
+            )
         if info.flag_bits & ENCRYPTED:
             raise SourceError(f"{archive}: {name!r} is encrypted; unpack it yourself")
         if info.compress_type not in BOUNDED:
@@ -212,7 +215,10 @@ def _of_tar(tar: tarfile.TarFile, archive: Path) -> Iterator[_Member]:
         if info.isdir():
             continue
         if not info.isreg():
-            raise SourceError(f"{archive}: {info.name!r} is a link or device; pack the files themselves")
+            raise SourceError(
+                f"{archive}: {info.name!r} is a link or device; create the archive with `tar --dereference "
+                "--hard-dereference`, or pack the folder itself"
+            )
         yield _Member(info.name, lambda info=info: cast(IO[bytes], tar.extractfile(info)))  # type: ignore[misc]
     _check_tar_end(tar, archive)
 
