@@ -84,6 +84,19 @@ def test_a_table_without_header_has_numbered_columns(tmp_path):
     assert "t.txt has no header; its columns are named 1 to 4" in found.labels.notes
 
 
+def test_columns_are_found_as_r_writes_their_names(tmp_path):
+    rows = ["Image.Index,Finding.Labels,Patient.ID", "a.png,Mass,7", "b.png,No Finding,8"]
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)
+
+    assert labels_of(scanned(folder, "t.csv")) == {"a.png": "Mass", "b.png": "No Finding"}
+
+
+def test_columns_whose_numbers_differ_in_a_dot_are_two(tmp_path):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,label,1.5,15", "a,x,0,1", "b,y,1,0"])
+
+    assert labels_of(scanned(folder, "t.csv")) == {"a.png": "x", "b.png": "y"}
+
+
 def test_columns_of_1_and_0_beside_those_of_known_findings_are_not_left_out_in_silence(tmp_path):
     rows = ["image_id,rad_id,Aortic enlargement,Cardiomegaly,No finding", "a,R1,1,0,0", "b,R2,0,1,0"]  # VinDr-CXR
     folder = source(tmp_path, ["a.jpg", "b.jpg"], t_csv=rows)
@@ -131,7 +144,11 @@ def test_a_column_of_one_and_zero_is_one_of_several_labels(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["PatientenID", "Patienten-Nr", "Fallnummer", "MRN", "patient_code", "Subject Number"])
+@pytest.mark.parametrize(
+    "name",
+    ["PatientenID", "Patienten-Nr", "Fallnummer", "MRN", "patient_code", "Subject Number", "Patient.ID", "Pat.-Nr.",
+     "Patient #", "Pseudonym", "animal ID"],
+)  # fmt: skip
 def test_columns_of_patients_are_found_as_hospitals_name_them(tmp_path, name):
     rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
     source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])
@@ -142,7 +159,7 @@ def test_columns_of_patients_are_found_as_hospitals_name_them(tmp_path, name):
     assert f"groups: column '{name}'; --group-column none leaves it out" in found.labels.notes
 
 
-@pytest.mark.parametrize("name", ["Patient Age", "patient_sex", "Fallzahl"])
+@pytest.mark.parametrize("name", ["Patient Age", "patient_sex", "Fallzahl", "animal"])
 def test_columns_that_describe_patients_are_no_groups(tmp_path, name):
     rows = [f"{n}.png,{'ab'[n % 2]},{n // 4}" for n in range(16)]
     source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{name}", *rows])

@@ -15,6 +15,7 @@ BINARY = {
 }
 NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?")
 WHOLE = re.compile(r"([+-]?[0-9]+)[.,]0+")
+SPACING = re.compile(r"[ _#\ufeff-]|(?<![0-9])\.|\.(?![0-9])")  # in names of columns; in a number, dots count
 LIST = re.compile(r"\[.*\]", re.DOTALL)
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)
 ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -26,8 +27,8 @@ def is_missing(cell: str) -> bool:
 
 
 def loose(name: str) -> str:
-    """Return what two spellings of a column's name have in common."""
-    return "".join(character for character in name.casefold() if character not in " _-\ufeff")
+    """Return what two spellings of a column's name have in common: R writes `Patient.ID` for `Patient ID`."""
+    return SPACING.sub("", name.casefold())
 
 
 def normalized_label(label: str) -> str:

@@ -9,7 +9,7 @@ from data_shards.pack.labels.cells import BINARY, is_missing, loose
 from data_shards.pack.labels.matching import WHOLE_NUMBER, ImageMatcher, looks_like_image
 from data_shards.pack.labels.tables import Table
 
-# The names in the tables of well-known data sets, without blanks, dashes and underscores. The surest name comes first.
+# The names in the tables of well-known data sets, as `loose` gives them. The surest name comes first.
 IMAGE_NAMES = (
     "path", "imagepath", "imgpath", "filepath", "imageindex", "filename", "imagefilename", "imagefile", "imagename",
     "imgname", "file", "imageid", "imgid", "image", "img", "dicomid", "isicid", "idcode", "sopinstanceuid", "id",
@@ -23,7 +23,8 @@ LABEL_NAMES = (
 GROUP_NAMES = (
     "patientid", "patient", "patientnumber", "patientno", "patientnr", "patientcode", "patientkey", "patientuid",
     "patientenid", "patientennummer", "patientennr", "idpatient", "patid", "patnr", "mrn", "medicalrecordnumber",
-    "subjectid", "subject", "subjectnumber", "subjectno", "participantid", "participant", "personid", "pid",
+    "patientname", "patientpseudonym", "pseudonym", "subjectid", "subject", "subjectnumber", "subjectno",
+    "participantid", "participant", "probandid", "probandenid", "proband", "donorid", "animalid", "personid", "pid",
     "caseid", "case", "casenumber", "caseno", "fallnummer", "fallnr", "fallid", "lesionid", "group", "groupid",
     "studyid", "studyinstanceuid",
 )  # fmt: skip
@@ -41,7 +42,7 @@ NO_COLUMN = "none"  # for an option: use no column, although one has a usual nam
 
 
 def position_of(columns: Sequence[str], name: str, option: str, where: str) -> int:
-    """Return the position of the column that an option names; upper case, blanks, - and _ may differ.
+    """Return the position of the column that an option names; upper case and blanks . - _ # may differ.
 
     Raises:
         OptionError: There is none, or there are several. The text names the table and its columns.
