@@ -316,9 +316,10 @@ def test_a_remote_data_set_is_refused(tmp_path, location):
         added(location, tmp_path)
 
 
-def test_a_data_set_as_source_is_refused(shards):
+@pytest.mark.parametrize("use", [added, lambda shards, source: pack(source, shards.with_name("again"), options())])
+def test_a_data_set_as_source_is_refused(shards, use):
     with pytest.raises(SourceError, match="is a data set of shards; give the images that it was packed from"):
-        added(shards, shards)
+        use(shards, shards)
 
 
 def test_a_data_set_that_cannot_be_written_is_refused_in_one_line(tmp_path, shards):

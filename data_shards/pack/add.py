@@ -10,7 +10,7 @@ from typing import Any
 
 from data_shards.atomic import write_text_atomic
 from data_shards.errors import OptionError, SourceError
-from data_shards.index import INDEX_NAME, Addition, Shard, ShardIndex, read_index
+from data_shards.index import Addition, Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.pack.add_folder import AddFolder, open_add_folder
 from data_shards.pack.add_options import add_options
@@ -131,8 +131,6 @@ def add(
     target = local_folder(location)
     if target is None:
         raise SourceError(f"{location} is not on this machine; add to a local copy, and upload its new files")
-    if (source / INDEX_NAME).is_file():
-        raise SourceError(f"{source} is a data set of shards; give the images that it was packed from")
     add_options(read_index(location), given)  # refused before anything is written
     with open_add_folder(target) as work:
         before = read_index(location)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from data_shards.errors import SourceError
+from data_shards.index import INDEX_NAME
 from data_shards.pack.file_tree import FileTree, join, read_tree
 from data_shards.pack.folder_notes import folder_notes
 from data_shards.pack.groups import is_table
@@ -156,6 +157,8 @@ def _no_folder(path: Path) -> str:
 
 def _no_image(folder: Path, tree: FileTree) -> str:
     others = tree.others_below("")
+    if INDEX_NAME in tree.others[""]:
+        return f"{folder} is a data set of shards; give the images that it was packed from"
     archives = by_kind(others).get(ARCHIVES)
     if archives:
         archive = normalized_name(archives[0])
