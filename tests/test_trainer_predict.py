@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 import logging
 import os
@@ -7,29 +6,23 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 from cluster.errors import StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import read_json, write_json
-from cluster.settings import Settings
 from data_shards.index import read_index
 from data_shards.pack.options import EncodeOptions, PackOptions
 from data_shards.pack.packing import pack
-from tests.datasets import image_folder, noise
+from tests.datasets import encoded, image_folder, noise
 from tests.trained import attempted, done, evaluated, new_run, train_spec
 from trainer import train
 from trainer.__main__ import main as trainer_main
-from trainer.data import images
-from trainer.data.images import ImageFiles, image_sources, sample_images
 from trainer.errors import CheckpointError, SpecError, Stopped, TrainerError
 from trainer.evaluation.predictions import Predictions
 from trainer.model.head import HeadConfig
 from trainer.specs import PredictSpec, build
-
-CONFIG = HeadConfig(classes=("a", "b"), width=8, dropout=0.0, image_size=32, pack=EncodeOptions())
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +121,6 @@ def test_an_unreadable_image_has_its_reason_and_the_others_their_predictions(tmp
     assert (result.metrics["n"], result.metrics["errors"]) == (2, 3)
 
 
-def encoded(image, form):
-    """Return the bytes of an image file."""
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    return buffer.getvalue()
-
-
 def test_every_file_of_a_folder_has_a_row_with_an_answer_or_a_reason(tmp_path, model, caplog):
     folder = tmp_path / "films"
     (folder / "@eaDir").mkdir(parents=True)
@@ -168,36 +154,6 @@ def test_every_file_of_a_folder_has_a_row_with_an_answer_or_a_reason(tmp_path, m
     counts = {name: result.metrics[name] for name in ("images", "answered", "unreadable", "ignored")}
     assert counts == {"images": 11, "answered": 5, "unreadable": 6, "ignored": 2}
     assert not [record for record in caplog.records if "films" in record.getMessage()]
-
-
-def test_any_fault_of_a_decoder_concerns_one_image(tmp_path, monkeypatch):
-    files = [tmp_path / "a.png", tmp_path / "b.png"]
-    for file in files:
-        Image.new("L", (40, 40)).save(file)
-    decode, sizes = images.decode_square, iter([None, 1])
-
-    def fail_first(data, **options):
-        if next(sizes) is None:
-            raise MemoryError("not enough for /films/a.png")
-        return decode(data, **options)
-
-    monkeypatch.setattr(images, "decode_square", fail_first)
-
-    [batch] = ImageFiles(tuple(map(str, files))).batches(CONFIG, batch_size=2, loader_workers=0)
-
-    assert batch.errors == ("its pixels cannot be decoded (MemoryError)", None)
-    assert batch.pixels.shape == (1, 3, 32, 32)
-
-
-def test_samples_are_drawn_from_the_images_of_a_folder_and_not_from_other_files(tmp_path):
-    Image.new("L", (40, 40), 7).save(tmp_path / "film.webp", lossless=True)
-    for number in range(40):
-        (tmp_path / f"notes-{number}.txt").write_text("no image")
-
-    samples = sample_images(str(tmp_path), Settings(storage=tmp_path), {}, config=CONFIG)
-
-    assert samples.shape == (1, 3, 32, 32)
-    assert (samples == 7).all()
 
 
 def test_a_file_that_was_moved_before_the_run_began_is_not_named_in_the_log_or_the_error(tmp_path, model, caplog):
@@ -253,39 +209,6 @@ def test_colour_and_gray_files_of_one_folder_go_through_one_batch(tmp_path, mode
     assert first == pytest.approx(second, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("given", "error"),
-    [
-        ("absent", "absent does not exist; give image files"),
-        ("empty", "empty has no files; give a folder with images"),
-    ],
-)
-def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path, given, error):
-    (tmp_path / "empty").mkdir()
-
-    with pytest.raises(SpecError, match=error):
-        image_sources((str(tmp_path / given),))
-
-
-def test_files_and_folders_that_follow_each_other_are_one_source(tmp_path, digits_shards):
-    for name in ("films/b.png", "films/.DS_Store", "a.png", "c.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    first, *shards, last = image_sources(
-        (*(str(tmp_path / name) for name in ("c.png", "films", "a.png")), str(digits_shards), str(tmp_path / "a.png"))
-    )
-
-    assert first == ImageFiles(tuple(str(tmp_path / name) for name in ("c.png", "films/b.png", "a.png")), ignored=1)
-    assert [part.split for part in shards] == ["train", "valid", "test"]
-    assert last == ImageFiles((str(tmp_path / "a.png"),))
-
-
-def test_a_missing_split_is_refused(digits_shards):
-    with pytest.raises(SpecError, match="has no split 'night'; it has train, valid, test"):
-        image_sources((str(digits_shards),), "night")
-
-
 def test_a_folder_that_is_not_a_model_is_refused(tmp_path, digits):
     with pytest.raises(CheckpointError, match="is not a published model"):
         predicted(tmp_path, tmp_path / "nothing", digits)
@@ -300,31 +223,6 @@ def test_a_stopped_run_leaves_no_partial_table(tmp_path, model, digits):
         attempted(paths, spec)
 
     assert not list(paths.folder.glob("*predictions.csv*"))
-
-
-def test_loader_workers_keep_the_order(digits):
-    files = ImageFiles(tuple(sorted(str(file) for file in digits.rglob("*.png"))))
-
-    batches = list(files.batches(CONFIG, batch_size=4, loader_workers=2))
-
-    assert tuple(file for chunk in batches for file in chunk.files) == files.paths
-    assert sum(len(chunk.pixels) for chunk in batches) == len(files)
-
-
-def test_reading_four_thousand_images_does_not_grow_memory(tmp_path):
-    picture = tmp_path / "one.png"
-    Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(picture)
-    many = ImageFiles((str(picture),) * 4_000).batches(
-        CONFIG.model_copy(update={"image_size": 64}), batch_size=64, loader_workers=0
-    )
-    for _ in range(10):
-        next(many)
-    before = psutil.Process().memory_info().rss
-
-    read = sum(len(chunk.pixels) for chunk in many)
-
-    assert read == 4_000 - 640
-    assert psutil.Process().memory_info().rss - before < 20 * 10**6  # the pixels alone are 41 MB
 
 
 @pytest.fixture(scope="module", params=[{}, {"image_size": 0}, {"encoding": "lossless"}, {"keep_small": False}])
@@ -371,40 +269,6 @@ def test_a_film_has_the_same_probabilities_as_a_file_and_in_shards(tmp_path, fil
     turned = {name for name in as_file if "turned" in name}  # version 0.1 stored these as they came, now turned
     assert max(abs(as_file[name] - in_shards[name]) for name in as_file.keys() - turned) < 1e-5
     assert max(abs(as_file[name] - in_shards[name]) for name in turned) < 1e-3
-
-
-def test_a_model_that_records_no_packing_gets_the_pixels_of_the_file(tmp_path):
-    raw = encoded(noise(1, (80, 70)), "JPEG")
-
-    found = images.input_pixels(raw, CONFIG.model_copy(update={"pack": None}))
-
-    assert (found == images.decode_square(raw, size=32, color="RGB")).all()
-
-
-def test_a_head_of_version_0_1_records_no_packing(tmp_path):
-    content = CONFIG.model_dump(mode="json", exclude={"pack"})
-    write_json(tmp_path / "head.json", content)
-
-    assert HeadConfig.read(tmp_path / "head.json").pack is None
-
-
-def test_a_film_above_the_limit_has_a_row_with_the_cure(tmp_path, monkeypatch, model):
-    monkeypatch.setattr(images, "MAX_MEGAPIXELS", 1)
-    config = CONFIG.model_copy(update={"pack": EncodeOptions(max_megapixels=1)})
-    Image.new("L", (2000, 1000)).save(tmp_path / "film.png")
-
-    [batch] = ImageFiles((str(tmp_path / "film.png"),)).batches(config, batch_size=1, loader_workers=0)
-
-    assert batch.errors == ("2000 x 1000 are 2 megapixels, above the limit of 1; scale it down",)
-
-
-def test_a_model_of_gray_images_takes_a_color_image_as_gray():
-    raw = encoded(noise(1, (80, 70), "RGB"), "PNG")
-
-    found = images.input_pixels(raw, CONFIG.model_copy(update={"color": "L"}))
-
-    assert (found == images.decode_square(raw, size=32, color="L")).all()
-    assert found.shape == (3, 32, 32)
 
 
 def test_the_head_records_the_packing_and_color_of_its_data(digits_shards, model):
