@@ -100,14 +100,13 @@ def _state_and_parent(stat: Path) -> tuple[str, int]:
     return state, int(parent)
 
 
-def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()) -> int:
-    """Terminate all descendants of `of` except `spare`, kill those that remain, and return how many there were."""
+def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()) -> None:
+    """Terminate all descendants of `of` except `spare`, and kill those that remain."""
 
     def left_below() -> list[int]:
         return [pid for pid in descendants(of) if pid not in spare]
 
-    first = left_below()
-    _signal_all(first, signal.SIGTERM if grace_seconds else signal.SIGKILL)
+    _signal_all(left_below(), signal.SIGTERM if grace_seconds else signal.SIGKILL)
     until = time.monotonic() + grace_seconds
     while (left := left_below()) and time.monotonic() < until:
         reap()
@@ -118,7 +117,6 @@ def end_descendants(of: int, *, grace_seconds: float, spare: Container[int] = ()
         time.sleep(0.01)
         left = left_below()
     reap()
-    return len(first)
 
 
 def reap() -> None:

@@ -287,12 +287,11 @@ def heartbeat_changes(
     paths: RunPaths,
     *,
     patience: float = DEAD_AFTER_SECONDS,
-    now: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Watch the newest attempt for up to `patience` seconds and return whether its heartbeat changes."""
-    first, until = heartbeat_of(paths), now() + patience
-    while now() < until:
+    first, until = heartbeat_of(paths), time.monotonic() + patience
+    while time.monotonic() < until:
         pause(min(1.0, patience / 4))
         if heartbeat_of(paths) != first:
             return True

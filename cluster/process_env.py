@@ -47,24 +47,23 @@ OPENMP = {
 SECRETS = ("NIGHTSHIFT_REDIS_URL", "NIGHTSHIFT_WEBHOOK_SECRET")  # the trainer does not need them
 
 
-def trainer_environment(storage: Path, run_id: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def trainer_environment(storage: Path, run_id: str) -> dict[str, str]:
     """Return the environment of a trainer: that of this process without the queue's secrets, with the run's id.
 
     Threads of torch soon leave the CPU to others while they wait, unless the environment says otherwise.
     """
-    kept = {name: value for name, value in torch_environment(environment).items() if name not in SECRETS}
+    kept = {name: value for name, value in torch_environment().items() if name not in SECRETS}
     return {**kept, "NIGHTSHIFT_STORAGE": str(storage), "NIGHTSHIFT_RUN": run_id}
 
 
-def torch_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def torch_environment() -> dict[str, str]:
     """Return the environment of a process that computes with torch, which reads `OPENMP` only when it starts."""
-    given = os.environ if environment is None else environment
-    return dict(given) if "OMP_WAIT_POLICY" in given else {**OPENMP, **given}
+    return dict(os.environ) if "OMP_WAIT_POLICY" in os.environ else {**OPENMP, **os.environ}
 
 
-def job_worker_environment(settings: Settings, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+def job_worker_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of a job worker that uses the same storage and the same Redis."""
-    env = dict(os.environ if environment is None else environment)
+    env = dict(os.environ)
     env["NIGHTSHIFT_STORAGE"] = str(settings.storage)
     env["NIGHTSHIFT_LEASE_SECONDS"] = str(settings.lease_seconds)
     if settings.redis_url:
@@ -119,9 +118,9 @@ def openmp_threads() -> int | None:
     return int(value) if value.isdecimal() and int(value) else None
 
 
-def cuda_visible_devices(environment: Mapping[str, str] | None = None) -> str | None:
+def cuda_visible_devices() -> str | None:
     """Return the value of `CUDA_VISIBLE_DEVICES`, None if it is not set."""
-    return (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def environment_with_gpus(uuids: Sequence[str]) -> dict[str, str]:

@@ -192,15 +192,14 @@ def umask_setting(environment: Mapping[str, str] | None = None) -> int | None:
     return int(value, 8)
 
 
-def time_zone_setting(environment: Mapping[str, str] | None = None) -> str | None:
+def time_zone_setting() -> str | None:
     """Return the value of `TZ`, or None if it is not set. An empty value means UTC, as for the C library."""
-    env = os.environ if environment is None else environment
-    return None if "TZ" not in env else env["TZ"].strip().removeprefix(":") or "UTC"
+    return None if "TZ" not in os.environ else os.environ["TZ"].strip().removeprefix(":") or "UTC"
 
 
-def wants_color(environment: Mapping[str, str] | None = None) -> bool:
+def wants_color() -> bool:
     """Whether a terminal may be colored: unless `NO_COLOR` is set and not empty (no-color.org)."""
-    return not (os.environ if environment is None else environment).get("NO_COLOR")
+    return not os.environ.get("NO_COLOR")
 
 
 def _ray_token(env: Mapping[str, str]) -> str | None:

@@ -18,10 +18,10 @@ def shared_memory_bytes(folder: Path | None = None) -> int | None:
         return None
 
 
-def free_shared_memory(folder: Path | None = None) -> int | None:
+def free_shared_memory() -> int | None:
     """Return the free bytes of /dev/shm; None if there is none."""
     try:
-        return shutil.disk_usage(folder or SHARED_MEMORY).free
+        return shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
         return None
 

@@ -44,11 +44,10 @@ def write_contact_sheet(
     Raises:
         DamagedShard: A shard or sample is not what the index says.
     """
-    per_label = dict.fromkeys(range(len(index.classes)), per_class)
     share = -(-per_class // len(index.splits))
     images = [image for split in index.splits for image in _first_of_each(location, index, split, share)]
     by_class = {
-        name: [image for image in images if label in image.labels][: per_label[label]]
+        name: [image for image in images if label in image.labels][:per_class]
         for label, name in enumerate(index.classes)
     }
     facts = overview(index, groups)

@@ -114,16 +114,16 @@ def is_dicomdir(name: str) -> bool:
     return name.lower() == DICOMDIR
 
 
-def read_image_file(path: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_image_file(path: str | Path) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
-        BadImage: It is a pipe, device or folder, it is larger than `max_bytes`, or it cannot be read.
+        BadImage: It is a pipe, device or folder, it is larger than `MAX_FILE_BYTES`, or it cannot be read.
     """
     try:
         with regular_file(path) as (file, size):
-            if size > max_bytes:
-                raise BadImage(f"the file has {size} bytes, above the limit of {max_bytes} for one image")
+            if size > MAX_FILE_BYTES:
+                raise BadImage(f"the file has {size} bytes, above the limit of {MAX_FILE_BYTES} for one image")
             return file.read()
     except OSError as error:
         raise BadImage(f"the file cannot be read ({error.strerror})") from error

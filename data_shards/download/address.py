@@ -47,11 +47,6 @@ class Address:
         return self.shown
 
     @property
-    def scheme(self) -> str:
-        """The part before the colon."""
-        return self.shown.partition(":")[0]
-
-    @property
     def key(self) -> str:
         """The name of its folder among the downloads."""
         return hashlib.sha256(self.identity.encode()).hexdigest()[:KEY_DIGITS]

@@ -36,12 +36,10 @@ class KnownImages:
     Attributes:
         records: Records of the images of each shard, in the order of the index.
         hashed: Number of images whose records were made from the shards.
-        damaged: Names of the files of records that could not be read.
     """
 
     records: tuple[tuple[Shard, list[ImageRecord]], ...]
     hashed: int
-    damaged: tuple[str, ...]
 
     def __iter__(self) -> Iterator[tuple[str, ImageRecord]]:
         """Yield the split and the record of each image."""
@@ -70,7 +68,6 @@ def known_images(
     return KnownImages(
         records=tuple((shard, records[shard.sha256]) for shard in index.shards),
         hashed=sum(shard.samples for shard in missing),
-        damaged=tuple(damaged),
     )
 
 

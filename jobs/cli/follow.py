@@ -37,17 +37,15 @@ def show_progress(
     storage: Path,
     run_id: str,
     *,
-    out: TextIO | None = None,
     timeout_seconds: float | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> RunState:
-    """Show the progress of a run on `out` (default: stderr) until it ends and return its last state.
+    """Show the progress of a run on stderr until it ends and return its last state.
 
     `meanwhile` is called at each step.
     """
-    out = out or sys.stderr
     steps = _calling(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
-    return _with_view(storage, steps, out) if out.isatty() else _with_lines(steps, out)
+    return _with_view(storage, steps, sys.stderr) if sys.stderr.isatty() else _with_lines(steps, sys.stderr)
 
 
 def _calling(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:

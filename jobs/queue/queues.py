@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import rq
@@ -156,6 +156,6 @@ def text_of(item: bytes | str) -> str:
     return item.decode(errors="replace") if isinstance(item, bytes) else item
 
 
-def queue_names(priorities: Sequence[str] = PRIORITIES) -> list[str]:
+def queue_names() -> list[str]:
     """Return the names of the queues in Redis."""
-    return [PREFIX + priority for priority in priorities]
+    return [PREFIX + priority for priority in PRIORITIES]

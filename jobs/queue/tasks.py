@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cluster.errors import ClusterUnreachable, LaunchError, LeaseLost, NewerVersion, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.files import is_damage
-from cluster.launch import THIS_MACHINE, Launcher, LocalLauncher, RunningTrainer
+from cluster.launch import THIS_MACHINE, Launcher, RunningTrainer
 from cluster.lease import HEARTBEAT_SECONDS, Lease, latest_attempt
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -28,11 +28,6 @@ POLL_SECONDS = 0.5
 CLUSTER_SECONDS = 60.0  # how long to retry a cluster that does not answer before the run goes back to the queue
 STOP_PATIENCE_SECONDS = 1.0  # for the lock of the stop request, which is asked for again
 STOP_SECONDS = 120.0  # from the stop request until a trainer that saves no checkpoint is killed
-
-
-def run_job(run_id: str) -> None:
-    """Run a run here and now; the one function that an entry of the queue may name."""
-    run(Settings.read(), LocalLauncher(), run_id, job_worker="by hand")
 
 
 def run(settings: Settings, launcher: Launcher, run_id: str, *, job_worker: str) -> None:

@@ -1,7 +1,7 @@
 """What keeps a run from starting: a time, another run, a window."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 
 from cluster.errors import StorageError, UnknownRun
@@ -20,9 +20,9 @@ class StartBlocker:
     never: bool = False
 
 
-def start_blocker(storage: Path, request: JobRequest, moment: datetime | None = None) -> StartBlocker | None:
+def start_blocker(storage: Path, request: JobRequest) -> StartBlocker | None:
     """Return what keeps a run from starting now, None when nothing does."""
-    here = moment or local_now(request.timezone)
+    here = local_now(request.timezone)
     if request.at and request.at.astimezone(UTC) > here.astimezone(UTC):
         return StartBlocker(f"waits until {request.at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}")
     for run_id in request.after:

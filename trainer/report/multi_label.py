@@ -78,10 +78,8 @@ def calibrated_labels(predictions: Predictions, metrics: Mapping[str, Any]) -> F
     return apply_temperatures(predictions.probabilities, Calibration(labels=labels), tuple(metrics["classes"]))
 
 
-def worst_decisions(
-    predictions: Predictions, metrics: Mapping[str, Any], *, limit: int = SHOWN
-) -> tuple[ExampleImage, ...]:
-    """Return up to `limit` wrong decisions of each kind over all labels, the most confident first.
+def worst_decisions(predictions: Predictions, metrics: Mapping[str, Any]) -> tuple[ExampleImage, ...]:
+    """Return up to `SHOWN` wrong decisions of each kind over all labels, the most confident first.
 
     `label` and `predicted` of each are the position of the label that was decided wrongly.
     """
@@ -100,13 +98,13 @@ def worst_decisions(
             probabilities=tuple(seen[row].tolist()),
         )
         for kind, (mask, confidence) in kinds.items()
-        for row, c in _highest(mask, confidence, limit)
+        for row, c in _highest(mask, confidence)
     )
 
 
-def _highest(mask: Any, confidence: Floats, limit: int) -> list[tuple[int, int]]:
+def _highest(mask: Any, confidence: Floats) -> list[tuple[int, int]]:
     rows, columns = np.nonzero(mask)
-    order = np.argsort(-confidence[rows, columns], kind="stable")[:limit]
+    order = np.argsort(-confidence[rows, columns], kind="stable")[:SHOWN]
     return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
 
 

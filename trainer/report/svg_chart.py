@@ -36,10 +36,9 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A filled area behind the curves: its outline and its colour."""
+    """A filled area behind the curves: its outline, in the first colour of the palette."""
 
     points: Sequence[tuple[float, float]]
-    colour: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +87,10 @@ def chart(
     description: str,
     marks: Sequence[Mark] = (),
     square: bool = False,
-    bars: Sequence[tuple[float, float, float]] = (),
     bands: Sequence[Band] = (),
     notes: Sequence[Note] = (),
 ) -> Chart:
-    """Draw lines, marks, bars (from, to, height in y), bands and notes on two axes, equally long when `square`.
+    """Draw lines, marks, bands and notes on two axes, equally long when `square`.
 
     `description` is the text for screen readers.
     """
@@ -100,7 +98,6 @@ def chart(
     body = Markup("").join(
         [
             frame.grid(),
-            *(frame.bar(*bar) for bar in bars),
             *(frame.band(band) for band in bands),
             *(frame.line(line) for line in lines),
             *(frame.note(note) for note in notes),
@@ -188,7 +185,7 @@ class _Frame:
 
     def band(self, band: Band) -> Markup:
         path = "L".join(f"{_coordinate(self.x(x))} {_coordinate(self.y(y))}" for x, y in band.points)
-        return Markup('<path class="band" style="--c:var(--c{})" d="M{}Z"/>').format(band.colour % COLOURS, path)
+        return Markup('<path class="band" style="--c:var(--c0)" d="M{}Z"/>').format(path)
 
     def note(self, note: Note) -> Markup:
         return Markup('<text class="small" x="{}" y="{}" text-anchor="middle">{}</text>').format(
@@ -218,15 +215,6 @@ class _Frame:
             _coordinate(name_y),
             anchor,
             mark.name,
-        )
-
-    def bar(self, start: float, end: float, height: float) -> Markup:
-        top, foot = self.y(height), self.y(self.y_axis.low)
-        return Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
-            _coordinate(self.x(start) + 1),
-            _coordinate(top),
-            _coordinate(self.x(end) - self.x(start) - 2),
-            _coordinate(max(0.0, foot - top)),
         )
 
     def _error_bar(self, line: Line, x: float, low: float, high: float) -> Markup:
