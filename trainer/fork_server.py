@@ -19,8 +19,7 @@ def preload() -> str | None:
     import_ray_for_forks()
     import_ray_agents()
     import matplotlib.colors  # noqa: PLC0415, F401
-    import torch  # noqa: PLC0415
-    import torch.utils.tensorboard  # noqa: PLC0415
+    import torch.utils.tensorboard  # noqa: PLC0415, F401
     from PIL import Image  # noqa: PLC0415
 
     import trainer.__main__  # noqa: PLC0415
@@ -33,10 +32,11 @@ def preload() -> str | None:
     from trainer.distributed.child_process import forks_can_use_gpus  # noqa: PLC0415
     from trainer.report.multi_label import MultiLabelReportData  # noqa: PLC0415
     from trainer.report.page import ReportData, compile_templates  # noqa: PLC0415
+    from trainer.training.optimizer import import_compiler  # noqa: PLC0415
 
     compile_templates(ReportData.template, MultiLabelReportData.template)
     Image.preinit()  # imports the readers of the usual formats
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)  # imports torch's compiler, which takes seconds
+    import_compiler()
     if not forks_can_use_gpus():
         return "an import has started CUDA, which no fork can use"
     if logging.getLogger().handlers:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from data_shards.dicom.lookup_table import read_table
 from data_shards.dicom.parse import number, numbers
 from data_shards.errors import BadImage
+from data_shards.pixels import DEPTHS
 
 Floats: TypeAlias = NDArray[np.float64]
 Bytes: TypeAlias = NDArray[np.uint8]
 
 WHITE = 255
-DEPTHS = (8, 10, 12, 14, 16)  # bits that detectors deliver in files that claim 16
 WHOLE = 1  # smallest width of a LINEAR window
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 

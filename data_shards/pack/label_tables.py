@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_shards.pack.labels.matching import SHORT_NUMBER
 from data_shards.pack.options import TABLE_ENDINGS
 
 MAX_TABLE_BYTES = 256 << 20  # read of one table; enough for a million rows
 SEPARATORS = re.compile(r"[,;\t\n\r\"'|]+")
 BLANKS = re.compile(r"\s+")
 MAX_TABLES = 20  # the largest ones; some sets have a text file for each image
-SHORT_NUMBER = 4  # digits below which a number in a table is more likely a count or a class than an image
 MOST_IMAGES = 0.9  # a table that names so many of the images is about them
 
 

@@ -138,7 +138,7 @@ ENCODING = OptionGroup(
                      help=f"Maximum share of unreadable images. They are skipped and listed; a larger share "
                      "is an error.  "
                      f"[default: {PackOptions.max_bad:.0%}]"),
-        click.option("--max-megapixels", type=click.IntRange(1, LARGEST_MEGAPIXELS), 
+        click.option("--max-megapixels", type=click.IntRange(1, LARGEST_MEGAPIXELS),
                      default=EncodeOptions.max_megapixels, show_default=True, metavar="N",
                      help="Maximum size of a source image, in megapixels."),
         click.option("--dicom-frame", type=click.Choice(["only", "first"]), default=EncodeOptions.dicom_frame,
@@ -176,7 +176,7 @@ ADDING = OptionGroup(
                      help="Random seed of the split.  [default: that of the data set]"),
         click.option("--max-bad", type=Share(),
                      help="Maximum share of unreadable images.  [default: that of the data set]"),
-        click.option("--max-megapixels", type=click.IntRange(1, 2000), metavar="N",
+        click.option("--max-megapixels", type=click.IntRange(1, LARGEST_MEGAPIXELS), metavar="N",
                      help="Maximum size of an image, in megapixels.  [default: that of the data set]"),
         # The same for all images of a data set; accepted so that a script can state them.
         click.option("--image-size", type=click.IntRange(0, 8192), hidden=True, help=AS_PACKED),

@@ -9,7 +9,7 @@ from trainer.report.svg_chart import COLOURS, Axis, Line, Mark, chart, padded_ra
 from trainer.search.trials import TrialTable
 from trainer.specs.metric import loss_of
 
-TRIALS_DRAWN = 100  # more curves than this cannot be told apart
+TRIALS_DRAWN = 100  # more curves or lines than this cannot be told apart
 
 
 def training_charts(epochs: Sequence[Mapping[str, Any]], spec: Mapping[str, Any]) -> tuple[ReportChart, ...]:

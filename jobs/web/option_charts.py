@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from cluster.run_paths import RunPaths
+from jobs.web.charts import TRIALS_DRAWN
 from trainer.report.charts import ReportChart
 from trainer.search.trial_charts import importance_bars, parallel_coordinates
 from trainer.search.trials import TrialTable
 from trainer.specs import SearchSpec, read_spec
 
-TRIALS_DRAWN = 100  # more lines than this cannot be told apart
 SEARCHES_KEPT = 64
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cluster.files import locked
+from cluster.files import LOCK_SECONDS, locked
 from cluster.lease import Lease
 from trainer.errors import CheckpointError, SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration, Labels, Mask
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from data_shards.index import ShardIndex
     from trainer.evaluation.scoring import ModelOutputs  # it imports ray, which a prediction does not need
 
-LOCK_SECONDS = 30.0  # another evaluation writes a small file
 SAME = 1e-6  # difference of temperatures that rounding explains
 
 logger = logging.getLogger(__name__)

@@ -105,7 +105,7 @@ def chart(
         ]
     )
     svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _coordinate(frame.width), _coordinate(frame.height), description, body
+        coordinate(frame.width), coordinate(frame.height), description, body
     )
     return Chart(svg=svg, legend=tuple((line.name, line.colour) for line in lines if not line.reference and line.name))
 
@@ -156,12 +156,12 @@ class _Frame:
         parts = [
             Markup(
                 '<path class="grid" d="M{} {}H{}"/><text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
-            ).format(LEFT, _coordinate(self.y(v)), self.width - RIGHT, LEFT - 8, _coordinate(self.y(v) + 4), f"{v:.6g}")
+            ).format(LEFT, coordinate(self.y(v)), self.width - RIGHT, LEFT - 8, coordinate(self.y(v) + 4), f"{v:.6g}")
             for v in ticks(up.low, up.high, whole=up.whole)
         ]
         parts += [
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                _coordinate(self.x(v)), self.height - BOTTOM + 18, f"{v:.6g}"
+                coordinate(self.x(v)), self.height - BOTTOM + 18, f"{v:.6g}"
             )
             for v in ticks(across.low, across.high, whole=across.whole)
         ]
@@ -174,7 +174,7 @@ class _Frame:
 
     def line(self, line: Line) -> Markup:
         points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        path = "M" + "L".join(f"{_coordinate(self.x(x))} {_coordinate(self.y(y))}" for x, y in points) if points else ""
+        path = "M" + "L".join(f"{coordinate(self.x(x))} {coordinate(self.y(y))}" for x, y in points) if points else ""
         drawn = Markup('<path class="line {}" style="--c:var(--c{})" d="{}"/>').format(
             "quiet" if line.reference else "", line.colour % COLOURS, path
         )
@@ -184,12 +184,12 @@ class _Frame:
         return Markup("").join([drawn, *bars, *(self._dot(line, x, y) for x, y in points)])
 
     def band(self, band: Band) -> Markup:
-        path = "L".join(f"{_coordinate(self.x(x))} {_coordinate(self.y(y))}" for x, y in band.points)
+        path = "L".join(f"{coordinate(self.x(x))} {coordinate(self.y(y))}" for x, y in band.points)
         return Markup('<path class="band" style="--c:var(--c0)" d="M{}Z"/>').format(path)
 
     def note(self, note: Note) -> Markup:
         return Markup('<text class="small" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            _coordinate(self.x(note.x)), _coordinate(self.y(note.y) - 4), note.text
+            coordinate(self.x(note.x)), coordinate(self.y(note.y) - 4), note.text
         )
 
     def mark(self, mark: Mark) -> Markup:
@@ -201,7 +201,7 @@ class _Frame:
         if mark.guide:
             name_x, name_y, anchor = min(max(x, LEFT + 60), self.width - RIGHT - 60), TOP - 10, "middle"
             guide = Markup('<path class="line quiet" d="M{} {}V{}"/>').format(
-                _coordinate(x), TOP - 4, self.height - BOTTOM
+                coordinate(x), TOP - 4, self.height - BOTTOM
             )
         return Markup(
             '<g class="mark" style="--c:var(--c{})">{}<circle cx="{}" cy="{}" r="6"/>'
@@ -209,26 +209,26 @@ class _Frame:
         ).format(
             mark.colour % COLOURS,
             guide,
-            _coordinate(x),
-            _coordinate(y),
-            _coordinate(name_x),
-            _coordinate(name_y),
+            coordinate(x),
+            coordinate(y),
+            coordinate(name_x),
+            coordinate(name_y),
             anchor,
             mark.name,
         )
 
     def _error_bar(self, line: Line, x: float, low: float, high: float) -> Markup:
         return Markup('<path class="error" style="--c:var(--c{})" d="M{} {}V{}"/>').format(
-            line.colour % COLOURS, _coordinate(self.x(x)), _coordinate(self.y(low)), _coordinate(self.y(high))
+            line.colour % COLOURS, coordinate(self.x(x)), coordinate(self.y(low)), coordinate(self.y(high))
         )
 
     def _dot(self, line: Line, x: float, y: float) -> Markup:
         tip = f"{line.name}: {y:.4g} at {self.x_axis.name} {x:.4g}"
         return Markup(
             '<circle class="dot" style="--c:var(--c{})" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
-        ).format(line.colour % COLOURS, _coordinate(self.x(x)), _coordinate(self.y(y)), escape(tip))
+        ).format(line.colour % COLOURS, coordinate(self.x(x)), coordinate(self.y(y)), escape(tip))
 
 
-def _coordinate(value: float) -> str:
+def coordinate(value: float) -> str:
     """Return a coordinate rounded to a tenth of a pixel, to keep the page small."""
     return f"{value:.1f}".removesuffix(".0")

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.report.svg_chart import Chart
+from trainer.report.svg_chart import Chart, coordinate
 from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER
@@ -91,8 +91,8 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
         Markup(
             '<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>'
             '<rect x="{}" y="{}" width="{}" height="18" rx="3" fill="var(--c0)"/><text x="{}" y="{}">{}</text>'
-        ).format(NAME - 10, y + 14, _named(name), NAME, y, _short(max(2, room * share)),
-                 _short(NAME + 8 + max(2, room * share)), y + 14, f"{100 * share:.0f} %")
+        ).format(NAME - 10, y + 14, _named(name), NAME, y, coordinate(max(2, room * share)),
+                 coordinate(NAME + 8 + max(2, room * share)), y + 14, f"{100 * share:.0f} %")
         for y, (name, share) in ((10 + ROW * at, pair) for at, pair in enumerate(ranked))
     ]  # fmt: skip
     says = ", ".join(f"{name} {100 * share:.0f} percent" for name, share in ranked)
@@ -108,7 +108,7 @@ def _axis(name: str, dimension: Dimension, trials: list[Trial]) -> _Axis:
 
 
 def _line(trial: Trial, axes: list[_Axis], values: list[Any], rank: float) -> Markup:
-    points = [f"{_short(_x(axes, at))} {_short(_y(axis.position(value)))}"
+    points = [f"{coordinate(_x(axes, at))} {coordinate(_y(axis.position(value)))}"
               for at, (axis, value) in enumerate(zip(axes, values, strict=True))]  # fmt: skip
     pairs = zip(axes, values, strict=True)
     tip = ", ".join(
@@ -124,10 +124,10 @@ def _drawn_axis(axis: _Axis, x: float) -> Markup:
     head = Markup(
         '<path d="M{0} {1}V{2}" stroke="var(--muted)"/>'
         '<text class="axis" x="{0}" y="{3}" text-anchor="middle">{4}</text>'
-    ).format(_short(x), TOP, HEIGHT - FOOT, TOP - 22, _named(axis.name))
+    ).format(coordinate(x), TOP, HEIGHT - FOOT, TOP - 22, _named(axis.name))
     return head + Markup("").join(
         Markup('<text class="tick" x="{}" y="{}" style="{}">{}</text>').format(
-            _short(x + 7), _short(_y(place) + 4), HALO, text
+            coordinate(x + 7), coordinate(_y(place) + 4), HALO, text
         )
         for text, place in axis.ticks()
     )
@@ -136,7 +136,7 @@ def _drawn_axis(axis: _Axis, x: float) -> Markup:
 def _chart(body: Markup, height: float, says: str, width: float = WIDTH) -> Chart:
     return Chart(
         svg=Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-            _short(width), _short(height), says, body
+            coordinate(width), coordinate(height), says, body
         )
     )
 
@@ -151,7 +151,3 @@ def _y(place: float) -> float:
 
 def _named(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

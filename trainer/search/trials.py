@@ -25,6 +25,7 @@ from cluster.attempt_lines import AttemptLines, read_attempt_lines
 from trainer.search.trial_messages import METRICS, TrialEnd, TrialReport
 from trainer.specs.metric import loss_of
 from trainer.specs.search_space import Config
+from trainer.tracking.history import is_number
 
 State = Literal["running", "paused", "finished", "failed"]
 
@@ -62,7 +63,7 @@ def is_trial_event(event: Mapping[str, Any]) -> bool:
 
 def _is_report(event: Mapping[str, Any]) -> bool:
     numbers = [event.get(name) for name in ("spread", *METRICS)]
-    has_numbers = all(number is None or _is_number(number) for number in numbers)
+    has_numbers = all(number is None or is_number(number) for number in numbers)
     is_text = isinstance(event.get("candidate"), str | None)
     return (
         type(event["epoch"]) is int and event["epoch"] > 0 and math.isfinite(event["value"]) and has_numbers and is_text
@@ -71,10 +72,6 @@ def _is_report(event: Mapping[str, Any]) -> bool:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float | str | None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)

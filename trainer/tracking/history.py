@@ -31,9 +31,14 @@ class EpochMetrics:
 EpochHistory: TypeAlias = dict[str, tuple[EpochMetrics, ...]]  # key "": the run itself; key "trial-003": trial 3
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_epoch_line(line: Mapping[str, Any]) -> bool:
     """Whether a line of `metrics.jsonl` has the epoch's number, and numbers where its readers need them."""
-    is_numeric = all(_is_number(line.get(name)) or line.get(name) is None for name in NUMBERS)
+    is_numeric = all(is_number(line.get(name)) or line.get(name) is None for name in NUMBERS)
     return type(line["epoch"]) is int and line["epoch"] > 0 and is_numeric and _timestamp(line) is not None
 
 
@@ -77,11 +82,7 @@ def read_epoch_history(paths: RunPaths) -> EpochHistory:
 
 
 def _epoch_metrics(line: Mapping[str, Any]) -> EpochMetrics:
-    metrics = {
-        name: float(value)
-        for name, value in line.items()
-        if name not in NOT_METRICS and isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    metrics = {name: float(value) for name, value in line.items() if name not in NOT_METRICS and is_number(value)}
     return EpochMetrics(int(line["epoch"]), _timestamp(line), metrics)
 
 
@@ -99,7 +100,3 @@ def _timestamp(line: Mapping[str, Any]) -> float:
         TypeError, ValueError: Its time is damaged.
     """
     return datetime.fromisoformat(line["time"]).timestamp() if "time" in line else 0.0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.targets import PRESENT
 from trainer.data.split_features import FeatureRows, SplitFeatures
 from trainer.errors import Stopped, TrainerError
 from trainer.evaluation.bootstrap import ranked_classes
@@ -22,8 +21,8 @@ from trainer.evaluation.intervals import auroc_interval, group_ids, interval_jso
 from trainer.evaluation.scoring import ModelOutputs, epoch_metrics, split_metrics
 from trainer.evaluation.training_text import FIGURES, SHOWN
 from trainer.specs.train import HeadKind
+from trainer.training.fold_assignment import rarest_label
 from trainer.training.head_fit import Floats, HeadFit, head_logits, head_outputs
-from trainer.training.linear_heads import Labels
 
 MOST_IMAGES = 20_000  # a sample of more: the fit takes seconds, and more images hardly change 1,281 numbers
 
@@ -139,20 +138,10 @@ def sample_rows(labels: Tensor, seed: int, *, most: int = MOST_IMAGES) -> Tensor
     if count <= most:
         return torch.arange(count)
     order = np.random.default_rng(seed).permutation(count)
-    strata = _strata(labels.numpy())[order]
+    targets = labels.numpy()
+    strata = (targets if targets.ndim == 1 else rarest_label(targets))[order]
     share = np.empty(count)  # of its stratum that comes before a row
     for stratum in np.unique(strata):
         places = np.flatnonzero(strata == stratum)
         share[places] = np.arange(len(places)) / len(places)
     return torch.from_numpy(np.sort(order[np.argsort(share, kind="stable")[:most]]))
-
-
-def _strata(labels: Labels) -> Labels:
-    """Return the stratum of each image (N,): its class, or the rarest label that it has."""
-    if labels.ndim == 1:
-        return labels
-    present = labels == PRESENT
-    rarest_first = present[:, present.sum(axis=0).argsort(kind="stable")]
-    has_none = np.ones((len(labels), 1), dtype=bool)  # the last column
-    strata: Labels = np.concatenate([rarest_first, has_none], axis=1).argmax(axis=1)
-    return strata

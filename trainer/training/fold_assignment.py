@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
+from data_shards.targets import PRESENT
 from trainer.errors import SpecError
 from trainer.evaluation.intervals import group_ids
 
@@ -30,7 +31,7 @@ def assign_folds(
         SpecError: There are fewer groups than folds, in all or of a class; or a class is in one fold alone.
     """
     units = group_ids(groups, len(labels))
-    strata = labels if labels.ndim == 1 else _rarest_label(labels)
+    strata = labels if labels.ndim == 1 else rarest_label(labels)
     if labels.ndim == 1:
         _require_groups_of_classes(labels, units, folds, classes)
     elif len(np.unique(units)) < folds:
@@ -46,9 +47,9 @@ def assign_folds(
     return found
 
 
-def _rarest_label(targets: Labels) -> Labels:
+def rarest_label(targets: Labels) -> Labels:
     """Return the position of the rarest label that each image has, (N,); the number of labels for an image of none."""
-    present = targets == 1
+    present = targets == PRESENT
     counts = np.where(present, present.sum(axis=0), len(targets) + 1)
     rarest: Labels = np.where(present.any(axis=1), counts.argmin(axis=1), targets.shape[1]).astype(np.int64)
     return rarest
