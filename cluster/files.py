@@ -118,7 +118,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True, mode: int =
         draft.write_bytes(content)
 
 
-def copy_atomically(source: Path, target: Path, *, write: "OpenDraft" = atomic_write) -> None:
+def copy_atomically(source: Path, target: Path, *, write: OpenDraft = atomic_write) -> None:
     """Copy the content of a file with `atomic_write`, or with another function that opens a draft of `target`.
 
     Raises:

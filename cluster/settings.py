@@ -54,7 +54,8 @@ class Settings:
             than this (`NIGHTSHIFT_GPU_WAIT_SECONDS`).
         cluster_gpus: GPUs of the Ray cluster, including nodes that its autoscaler can add
             (`NIGHTSHIFT_CLUSTER_GPUS`); None: those of the nodes that are up.
-        hang_seconds: Workers that wait for each other longer than this hang (`NIGHTSHIFT_HANG_SECONDS`).
+        hang_seconds: Workers that wait for each other longer than this hang, and so does an attempt without progress
+            (`NIGHTSHIFT_HANG_SECONDS`).
         cache_bytes: Size limit of the feature cache (`NIGHTSHIFT_CACHE_GB`).
         cache_precision: Precision of the features in it, "fp32" or "bf16" (`NIGHTSHIFT_CACHE_PRECISION`).
         shard_cache_bytes: Size limit of each machine's cache of remote shards (`NIGHTSHIFT_SHARD_CACHE_GB`).

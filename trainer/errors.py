@@ -6,7 +6,7 @@ TrainerError
 │   └── UnsupportedPrecision    a GPU of the run does not compute in its precision
 ├── WeightsError       a weights file is missing, damaged or for another network
 ├── CheckpointError    a checkpoint is missing, damaged or of another version
-├── ModelMismatch      the data set and the model have different classes
+├── ModelMismatch      the data set and the model do not fit together
 ├── TrainingDiverged   the loss is not finite (NaN or inf)
 ├── OutOfMemory        a batch does not fit into GPU memory
 ├── FeaturesMissing    features of several shards are not in the cache
@@ -46,7 +46,7 @@ class CheckpointError(TrainerError):
 
 
 class ModelMismatch(TrainerError):
-    """The data set and the model have different classes."""
+    """The data set, or another model, has other classes than the model, or images smaller than its input."""
 
 
 class TrainingDiverged(TrainerError):

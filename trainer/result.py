@@ -45,7 +45,7 @@ class RunResult:
         metrics: Metrics of that model on the split `metrics["split"]`.
         seconds: Duration of the attempt.
         model_sha256: sha256 of the weights of that model; None if there is none.
-        timing: Seconds of each part of the run: queue, start, features, training, evaluation, report.
+        timing: Seconds of each part of the run, named in `phase_times.ORDER`, such as queue, start and training.
         features: Where the features of the frozen backbone came from.
         details: Further results of this kind of run; in the file its keys are at the top level.
     """

@@ -67,9 +67,9 @@ SHOWN = 20  # contradictions on the terminal; --json has all of them
 def audit(shards: str, model: str | None, html: str | None, as_json: bool, **limits: Any) -> None:
     """Show what classifies the images in SHARDS without looking at their subject.
 
-    Simple classifiers see only the image size, the file format, the outer rim, a small patch, or a thumbnail. If one
-    of them does as well as a network, the network's metrics do not show that it looks at the subject. Reports of later
-    runs on this data set show the audit beside their model, and so does --model.
+    Each of several simple classifiers sees one property only, such as the image size, the file format, the outer rim, a
+    small patch, or a thumbnail. If one of them does as well as a network, the network's metrics do not show that it
+    looks at the subject. Reports of later runs on this data set show the audit beside their model, and so does --model.
     """
     page = output_file(html, "--html")
     settings = Settings.read().with_storage_ready()

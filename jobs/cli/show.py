@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,7 +58,7 @@ def show(run: str, as_json: bool, as_command: bool) -> None:
         raise Refused(mismatch)
 
 
-def _as_text(record: JobRecord, storage: Any) -> str:
+def _as_text(record: JobRecord, storage: Path) -> str:
     state = record.state
     sections = [
         [("state", _state_text(record, Forecasts(storage).of(state))),

@@ -74,8 +74,7 @@ def write_label_table(
     """Write the table of a multi-label evaluation atomically: image, group, and three columns for each label.
 
     `truth_LABEL` is 1 or 0, empty where it is unknown; `probability_LABEL` and `decision_LABEL` follow, then the kept
-    columns. The arguments
-    are those of `write_evaluation_table`, with (N, C) labels and decisions.
+    columns. The arguments are those of `write_evaluation_table`, with (N, C) labels and decisions.
 
     Raises:
         OSError: The folder is full or not writable.

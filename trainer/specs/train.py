@@ -29,8 +29,8 @@ class TrainOptions(Spec):
         shards: Folder or URL of the data set: `index.json` and the tar files that it lists.
         batch_size: Global batch size: images per step over all workers; "auto" means the default and `accumulate`.
         accumulate: Gradient accumulation: split a step that does not fit into GPU memory into micro-batches.
-        lr: Peak learning rate of the head (Adam).
-        weight_decay: Of AdamW.
+        lr: Peak learning rate of the head.
+        weight_decay: Weight decay of AdamW, the optimizer.
         dropout: Probability in the head.
         head_width: Units of the head's first layer; the second has a quarter of them.
         freeze: "all" trains only the head, "none" everything; "N" freezes the stem and the first N of 7 stages.
