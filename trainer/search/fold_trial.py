@@ -47,7 +47,7 @@ class FoldData:
 
     @classmethod
     def of(cls, task: WorkerTask[SearchSpec], device: torch.device) -> "FoldData":
-        """Read into memory the features, which the search computed before its first trial, and divide the images.
+        """Open the features, which the search computed before its first trial, and divide the images.
 
         Raises:
             ShardError, CheckpointError: Shards or stored features are damaged.

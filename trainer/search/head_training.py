@@ -43,7 +43,7 @@ class HeadTrainingData:
 
     Attributes:
         config: The model's, with the width and dropout of the search's own options.
-        loader: Features of the train and valid splits, on the device.
+        loader: Features of the train and valid splits, on the device if that is a GPU with the memory.
         groups: Patient or case of each image of the valid split.
         weights: Class weights of the loss, or None.
         start: By seed, the state of the random number generator with which `train` builds the head.
@@ -59,7 +59,7 @@ class HeadTrainingData:
 
     @classmethod
     def of(cls, task: WorkerTask[SearchSpec], device: torch.device) -> "HeadTrainingData":
-        """Read into memory the features, which the search computed before its first trial.
+        """Open the features, which the search computed before its first trial.
 
         Raises:
             ShardError, CheckpointError: Shards or stored features are damaged.
