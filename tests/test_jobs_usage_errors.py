@@ -91,7 +91,7 @@ def test_a_group_without_a_command_prints_its_help_as_help_does(say: Say, group:
 def test_misspelt_weights_get_a_suggestion(say: Say, shards: str) -> None:
     code, _, err = say("train", shards, "--weights", "imagnet")
 
-    assert code == 1
+    assert code == 2
     assert err.endswith("imagnet does not exist; did you mean imagenet?\n")
 
 

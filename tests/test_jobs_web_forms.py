@@ -69,7 +69,7 @@ WRONG_CHANGES = [
     ({"set": "epochs=many"}, 400, "epochs in --set: 'many' is not a whole number"),
     ({"set": "head_width=3"}, 400, "head_width"),
     ({"set": "shards=/nowhere"}, 409, "/nowhere"),
-    ({"set": "weights=/nowhere"}, 409, "weights file /nowhere does not exist"),
+    ({"set": "weights=/nowhere"}, 400, "weights file /nowhere does not exist"),
     ({"name": "a b"}, 400, "name 'a b' is not valid"),
     ({"tags": "good $bad"}, 400, "tag '$bad' is not valid"),
     ({"note": "n" * 1001}, 400, "note"),

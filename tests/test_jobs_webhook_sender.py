@@ -14,7 +14,7 @@ import pytest
 from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.errors import Refused
+from jobs.errors import InvalidOption, Refused
 from jobs.queue import actions, schedules, webhook_sender
 from jobs.queue.submit import submit
 from jobs.runs import state as run_state
@@ -177,7 +177,7 @@ def test_a_host_that_is_not_allowed_is_refused_before_anything_is_written(settin
 def test_an_address_that_can_never_be_delivered_is_refused_and_not_repeated(
     settings: Settings, url: str, fault: str
 ) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidOption) as caught:
         submit(replace(settings, webhook_hosts=("hooks.example",)), FakeSpec(), JobRequest(notify=url))
 
     assert fault in str(caught.value)

@@ -60,7 +60,7 @@ def test_the_demo_finds_weights_by_a_relative_path_and_refuses_absent_ones_befor
     absent = say("demo", "--weights", "theirs.pth", "--workers", "1")
     found = say("demo", "--weights", "ours.pth", "--workers", "1")
 
-    assert absent == (1, "", f"Error: weights file {tmp_path}/theirs.pth does not exist; give an existing file, or "
+    assert absent == (2, "", f"Error: weights file {tmp_path}/theirs.pth does not exist; give an existing file, or "
                              "imagenet or none\n")  # fmt: skip
     assert found[2].endswith("Error: the test ends here\n")
     assert [spec.to_json()["weights"] for spec in submitted] == [f"{tmp_path}/ours.pth"]

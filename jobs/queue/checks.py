@@ -25,7 +25,7 @@ from jobs.runs.names import close_name
 from jobs.runs.promotions import promoted_model, promoted_names
 from jobs.runs.record import model_mismatch
 from jobs.runs.request import JobRequest
-from trainer.errors import CheckpointError, SpecError, WeightsError
+from trainer.errors import CheckpointError, SpecError
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, published_model
 from trainer.model.thresholds import read_threshold
@@ -127,7 +127,8 @@ def weights_file(weights: str) -> str:
     """Return the absolute path of a weights file; "imagenet" and "none" are returned unchanged.
 
     Raises:
-        WeightsError: The file is missing or belongs to another network.
+        SpecError: The file is missing.
+        WeightsError: It belongs to another network.
     """
     if weights in NO_FILE:
         return weights
@@ -135,7 +136,7 @@ def weights_file(weights: str) -> str:
     if not path.is_file():
         meant = difflib.get_close_matches(weights, NO_FILE, n=1)
         cure = f"did you mean {meant[0]}?" if meant else "give an existing file, or imagenet or none"
-        raise WeightsError(f"weights file {path} does not exist; {cure}")
+        raise SpecError(f"weights file {path} does not exist; {cure}")
     refuse_other_network(path)
     return str(path)
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cluster.errors import NewerVersion, SettingsError, StorageError
 from cluster.files import read_json
-from cluster.run_paths import RunPaths
+from cluster.run_paths import RUN_ID, RunPaths
 from cluster.version import VERSION
 from cluster.windows import TimeWindow, zone_of
 from jobs.errors import InvalidOption
@@ -113,8 +113,10 @@ def build_request(**options: Any) -> JobRequest:
     """Return the checked request.
 
     Raises:
-        InvalidOption: An option is out of range; one line.
+        InvalidOption: An option is out of range, or the name has the form of a run id; one line.
     """
+    if RUN_ID.fullmatch(options.get("name") or ""):  # it would hide the run with that id; old requests may have one
+        raise InvalidOption(f"name {options['name']!r} has the form of a run id; choose another name")
     try:
         return JobRequest(**options)
     except ValidationError as error:

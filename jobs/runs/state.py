@@ -348,11 +348,11 @@ def find(storage: Path, text: str) -> RunPaths:
         UnknownRun: No run matches.
         SeveralRuns: Several runs match.
     """
+    if RUN_ID.fullmatch(text) and (storage / "runs" / text).is_dir():  # first: no name may hide a run
+        return RunPaths.of(storage, text)
     named = names.run_of(storage, text)
     if named and (storage / "runs" / named).is_dir():
         return RunPaths.of(storage, named)
-    if RUN_ID.fullmatch(text) and (storage / "runs" / text).is_dir():
-        return RunPaths.of(storage, text)
     matches = [run_id for run_id in all_ids(storage) if text and run_id.startswith(text)]
     if len(matches) == 1:
         return RunPaths.of(storage, matches[0])

@@ -17,7 +17,7 @@ from cluster.access import user_name
 from cluster.errors import StorageError
 from cluster.files import is_damage, read_json_object, write_json
 from cluster.settings import Settings
-from jobs.errors import Refused
+from jobs.errors import InvalidOption, Refused
 
 log = logging.getLogger("nightshift.webhook_outbox")
 
@@ -75,21 +75,24 @@ def refuse_address(settings: Settings, url: str) -> None:
     """Refuse a URL that no message may be sent to.
 
     Raises:
-        Refused: It can never be delivered, or its host is not allowed. The text has no part of the URL but the host.
+        InvalidOption: It can never be delivered. The text has no part of the URL but the host.
+        Refused: Its host is not allowed.
     """
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise Refused("--notify has a character that no URL has; write spaces and letters outside ASCII as %20, %C3%A9")
+        raise InvalidOption(
+            "--notify has a character that no URL has; write spaces and letters outside ASCII as %20, %C3%A9"
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:  # its text can contain credentials
-        raise Refused("--notify is not a valid URL; write http:// or https://, a host and a path") from error
+        raise InvalidOption("--notify is not a valid URL; write http:// or https://, a host and a path") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise Refused(
+        raise InvalidOption(
             f"--notify {parts.scheme}://{host or ''} is not an http:// or https:// URL; write https://HOST/PATH"
         )
     if port == 0 or not _is_host(host):
-        raise Refused(f"--notify cannot be sent to host {host!r}, port {port}; correct the URL")
+        raise InvalidOption(f"--notify cannot be sent to host {host!r}, port {port}; correct the URL")
     if host not in settings.webhook_hosts:
         allowed = ", ".join(settings.webhook_hosts) or "none"
         raise Refused(f"--notify may not send to {host}; NIGHTSHIFT_WEBHOOK_HOSTS allows {allowed}, add the host there")
