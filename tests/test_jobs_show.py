@@ -118,3 +118,24 @@ def test_show_says_what_a_queued_run_waits_for_without_redis(
 
     assert code == 0
     assert out.splitlines()[1].startswith("state     queued: next to start")
+
+
+def test_the_progress_of_a_run_has_its_epochs_in_every_state_and_phase(
+    say: Say, settings: Settings, shards: str
+) -> None:
+    run = submitted(say, settings, shards)
+
+    def progress() -> dict[str, object]:
+        shown = json.loads(say("show", run.run_id, "--json")[1])["progress"]
+        return {name: shown[name] for name in ("epoch", "epochs", "images_per_second")}
+
+    queued = progress()
+    run.metrics.write_text('{"epoch": 1, "epochs": 3}\n{"epoch": 2, "epochs": 3}\n')
+    write_json(run.progress, {"phase": "train", "epoch": 3, "epochs": 3, "images_per_second": 40.0})
+    third = progress()
+    write_json(run.progress, {"phase": "report", "epoch": 0, "epochs": 0, "images_per_second": 0.0})
+    report = progress()
+
+    assert queued == {"epoch": 0, "epochs": 0, "images_per_second": 0}
+    assert third == {"epoch": 3, "epochs": 3, "images_per_second": 40.0}
+    assert report == {"epoch": 2, "epochs": 3, "images_per_second": 0.0}

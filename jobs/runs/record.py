@@ -15,6 +15,8 @@ from trainer.tracking.history import epoch_lines, read_metrics
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
 PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds", "gpus"})
 
+ALWAYS_SHOWN = ("epoch", "epochs", "images_per_second")
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
@@ -52,11 +54,22 @@ class JobRecord:
             "job_worker": self.state.job_worker,
             "spec": self.spec,
             "request": self.request,
-            "progress": self.progress,
+            "progress": self.progress_json(),
             "metrics": self.metrics,
             "result": self.result if self.state.state == "succeeded" else None,
             "files": self.files,
         }
+
+    def progress_json(self) -> dict[str, Any]:
+        """Return the progress with `epoch`, `epochs` and `images_per_second` always, which scripts rely on.
+
+        A phase without epochs, such as the report, leaves the last epoch in place.
+        """
+        last = self.metrics[-1] if self.metrics else {}
+        progress = dict.fromkeys(ALWAYS_SHOWN, 0) | self.progress
+        if not progress["epochs"]:
+            progress |= {name: last[name] for name in ("epoch", "epochs") if _is_number(last.get(name))}
+        return progress
 
 
 def read_record(paths: RunPaths, *, with_files: bool = True) -> JobRecord:
