@@ -82,3 +82,9 @@ def test_a_host_that_is_not_of_this_machine_is_one_line(say: Say):
     assert (code, error) == (
         1, "Error: --host nowhere.invalid has no address; give a name or IP address of this machine\n"
     )  # fmt: skip
+
+
+def test_a_port_for_a_page_that_up_would_not_serve_is_refused(say: Say):
+    said = say("up", "--ui-port", "8281")
+
+    assert said == (2, "", "Error: --ui-port is the port of the page, which is not served; add --ui\n")

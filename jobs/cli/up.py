@@ -9,12 +9,13 @@ import sys
 import threading
 
 import click
+from click.core import ParameterSource
 
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.option_groups import COLD
 from jobs.cli.ui import PORT
-from jobs.errors import StackError
+from jobs.errors import InvalidOption, StackError
 from jobs.queue.stack import WORKER, log_file, start_child, start_stack
 
 MAX_DEATHS = 3  # of the page; another start would not help
@@ -44,6 +45,8 @@ def up(job_workers: int, *, with_page: bool, ui_port: int, cold: bool) -> None:
     run, not by this command. Each job worker keeps a process that has imported torch and Ray, in 1 GB of memory, and
     starts its runs as forks of it, without the seconds that these imports take.
     """
+    if not with_page and click.get_current_context().get_parameter_source("ui_port") != ParameterSource.DEFAULT:
+        raise InvalidOption("--ui-port is the port of the page, which is not served; add --ui")
     settings = Settings.read()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
