@@ -250,6 +250,13 @@ def test_the_options_of_an_ordinary_pack_are_those_of_earlier_data_sets_and_keep
     )  # fmt: skip
 
 
+def test_a_data_set_as_source_is_refused(tmp_path):
+    source = image_folder(tmp_path / "photos", SPLITS)
+    pack(source, tmp_path / "sets/chest", PackOptions(processes=1))
+
+    refused(tmp_path / "sets/chest", "/chest is a data set of shards; give the images that it was packed from")
+
+
 def test_an_archive_in_the_source_is_named_where_there_is_no_image(tmp_path):
     with zipfile.ZipFile(tmp_path / "competition.zip", "w") as archive:
         archive.writestr("train.zip", b"PK\x03\x04")

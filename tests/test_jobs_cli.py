@@ -311,6 +311,8 @@ def test_odd_values_are_refused_in_a_line(say: Say, shards: str, order: tuple[st
         ("evalute", "there is no command 'evalute'; did you mean `nightshift evaluate`?"),
         ("status", "there is no command 'status'; did you mean `nightshift show`?"),
         ("stop", "there is no command 'stop'; did you mean `nightshift cancel`?"),
+        ("pack", "there is no command 'pack'; did you mean `nightshift shards pack`?"),
+        ("promote", "there is no command 'promote'; did you mean `nightshift models promote`?"),
         ("xyzzy", "there is no command 'xyzzy'; `nightshift --help` lists the commands"),
     ],
 )

@@ -100,7 +100,7 @@ class Group(_Help, click.Group):
     def _meant(self, name: str, names: Sequence[str]) -> str | None:
         """Return the command or option that was probably meant by a name, None if there is none."""
         ours = self.elsewhere.get(name, "")
-        if ours in names or ours.startswith("-"):
+        if ours.startswith("-") or ours.partition(" ")[0] in names:
             return ours
         return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 

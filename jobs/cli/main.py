@@ -65,7 +65,8 @@ class LazyGroup(Group):
 
     elsewhere: ClassVar[Mapping[str, str]] = {
         "status": "show", "stop": "cancel", "kill": "cancel", "rm": "delete", "submit": "train", "infer": "predict",
-        "help": "--help", "version": "--version",
+        "help": "--help", "version": "--version", "pack": "shards pack", "verify": "shards verify",
+        "audit": "shards audit", "promote": "models promote",
     }  # fmt: skip
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
