@@ -38,6 +38,12 @@ def test_a_page_loads_again_where_no_file_changes(client):
     connection.close()
 
 
+def test_a_proxy_is_told_to_pass_each_event_on_at_once(client):
+    answer = client.get("/changes")
+
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
 def test_the_open_page_of_the_queue_says_that_the_queues_were_paused(browser, client, say: Say):
     opened(browser, client, "/queue")
     text = "document.querySelector('.summary').textContent"

@@ -49,6 +49,7 @@ from trainer.report.environment import moment_text
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 REPORT_STYLES = [Path(trainer.report.__file__).with_name(name) for name in ("report.css", "comparison.css")]
+UNBUFFERED = {"x-accel-buffering": "no"}  # nginx, also as an ingress, would keep events back until they fill a buffer
 OURS = (ClusterError, ShardError, TrainerError, JobError)  # errors whose text is one line for people
 log = logging.getLogger("nightshift.web")
 NOT_FOUND, NOT_ALLOWED, CONFLICT, WRONG, UNAVAILABLE, FAILED = 404, 403, 409, 400, 503, 500
@@ -186,7 +187,7 @@ class _Handlers:
         if run_id is not None and not await run_in_threadpool(self._paths(request).folder.is_dir):
             raise UnknownRun(f"run {run_id} does not exist; the page of runs lists those that do")
         events = changes(request, self.looks, run_id, self.page.is_stopping)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
 
     async def cancel(self, request: Request) -> Response:
         await self._check_form(request)
