@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from jinja2 import Environment
 from PIL import Image
 
+import trainer.report
 from data_shards.index import Shard, ShardIndex
 from tests.browser import CHROMIUM, RENDERED, open_browser
 from tests.stack import eventually
@@ -332,6 +334,18 @@ def test_paper_shows_whole_tables_and_names_in_dark_letters(tmp_path):
 
     assert cut == []
     assert colors.startswith("rgb(22, 26, 34)rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize(
+    "template", ["report", "multi_label", "model_card", "head_comparison", "subgroups", "audit_checks"]
+)
+def test_what_scrolls_is_reached_with_the_keyboard_and_has_a_name(template):
+    text = Path(trainer.report.__file__).with_name(f"{template}.html.j2").read_text()
+
+    scrolling = re.findall(r'<div class="scroll[^>]*>', text)
+
+    assert scrolling
+    assert all(re.search(r'role="region" tabindex="0" aria-label="[^"]', one) for one in scrolling)
 
 
 def test_the_average_precision_has_its_interval():
