@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,8 +259,21 @@ def test_two_models_are_compared_on_one_label_where_it_is_known(storage, scored,
     assert len(found.labels) == scored.metrics["labels"]["Nodule"]["n"]
     assert figures["auroc"].first == pytest.approx(scored.metrics["labels"]["Nodule"]["auroc"])
     assert figures["auroc"].second == pytest.approx(worse.metrics["labels"]["Nodule"]["auroc"])
-    with pytest.raises(SpecError, match="compared on one label; choose it with --positive: Cardiomegaly, Effusion, No"):
-        compare_predictions([first, second], positive=None, metric="auroc", margin=0.02)
+
+
+def test_multi_label_models_are_compared_on_the_positive_class_of_their_evaluations(storage, scored):
+    found = Predictions.read(storage / "runs" / "scored" / "predictions.safetensors")
+    first, unstated, other = (
+        replace(found, about=replace(found.about, positive=name, positive_stated=is_stated))
+        for name, is_stated in (("Nodule", True), ("Cardiomegaly", False), ("Effusion", True))
+    )
+
+    comparison = compare_predictions([first, unstated], positive=None, metric="sensitivity", margin=0.02)
+
+    assert (comparison.positive, comparison.positive_stated) == ("Nodule", True)
+    for evaluations in ([first, other], [unstated, unstated]):
+        with pytest.raises(SpecError, match=r"the positive class \(--positive\): Cardiomegaly, Effusion, Nodule"):
+            compare_predictions(evaluations, positive=None, metric="auroc", margin=0.02)
 
 
 def test_the_terminal_gets_a_line_for_each_label(scored):

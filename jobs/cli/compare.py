@@ -75,7 +75,7 @@ def compare(models: tuple[str, ...], *, html: str | None, as_json: bool, strict:
     whole interval of the difference lies above minus the margin, as a non-inferiority test demands, and with --strict
     the exit code is 1 unless it does.
 
-    Multi-label models are compared on the label --positive, on the images where it is known.
+    Multi-label models are compared on one label, the positive class, on the images where it is known.
     """
     if not 2 <= len(models) <= MOST_MODELS:  # noqa: PLR2004
         count = "1 model is given" if len(models) == 1 else f"{len(models)} models are given"

@@ -113,7 +113,7 @@ def compare_predictions(
 ) -> Comparison:
     """Compare the predictions of models, the first of which is the reference.
 
-    Multi-label models are compared on one label, `positive`, and on the images where it is known.
+    Multi-label models are compared on one label, the positive class, and on the images where it is known.
 
     Args:
         predictions: Of each model, all about the same split.
@@ -127,7 +127,8 @@ def compare_predictions(
         SpecError: `positive` is not one of them, or the evaluations have different positive classes.
         CheckpointError: The models share no image, or the predictions contradict each other.
     """
-    predictions = [_of_one_label(one, positive) for one in predictions]
+    label = _stated_label(predictions) if positive is None else positive
+    predictions = [_of_one_label(one, label) for one in predictions]
     classes = _classes_of(predictions)
     name, is_stated = _positive_of(predictions, classes, positive)
     if not is_stated:
@@ -169,6 +170,13 @@ def compare_predictions(
     )
 
 
+def _stated_label(predictions: Sequence[Predictions]) -> str | None:
+    """Return the positive class of the evaluations of multi-label models; None if none or several were stated."""
+    about = [one.about for one in predictions if one.about is not None]
+    found = {one.positive for one in about if one.multi_label and one.positive_stated}
+    return found.pop() if len(found) == 1 else None
+
+
 def _of_one_label(predictions: Predictions, label: str | None) -> Predictions:
     about = predictions.about
     if about is None or not about.multi_label:
@@ -176,7 +184,7 @@ def _of_one_label(predictions: Predictions, label: str | None) -> Predictions:
     if label not in about.classes:
         given = "" if label is None else f"; {label!r} is not one of them"
         raise SpecError(
-            f"multi-label models are compared on one label; choose it with --positive: "
+            f"multi-label models are compared on one label; choose the positive class (--positive): "
             f"{', '.join(about.classes)}{given}"
         )
     return predictions.of_label(label)
