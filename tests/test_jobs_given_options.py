@@ -1,10 +1,9 @@
 """The options of a run: which were chosen, and which have their defaults."""
 
-import pytest
-
-from jobs.runs.given_options import GivenOptions, option_text
+from jobs.runs.given_options import GivenOptions
 from jobs.runs.request import JobRequest
 from trainer.specs import SearchSpec, Spec, TrainSpec, build
+from trainer.specs.option_text import option_text
 from trainer.specs.search_space import Range, Space
 
 
@@ -51,15 +50,3 @@ def test_options_that_this_version_does_not_know_were_chosen() -> None:
     found = GivenOptions.of({"kind": "dream", "depth": 3}, {})
 
     assert (found.chosen, found.defaults) == ({"depth": 3}, {})
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "none"), (True, "yes"), (False, "no"), (0.5, "0.5"), ([128, 256], "128, 256"),
-        ({"low": 1e-05, "high": 0.01, "log": True, "points": 5}, "1e-05 to 0.01"), ({"a": True, "b": 1}, "a yes; b 1"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_the_value_of_an_option_is_said_in_words(value: object, text: str) -> None:
-    assert option_text(value) == text

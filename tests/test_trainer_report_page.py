@@ -27,6 +27,8 @@ from trainer.report.head_comparison import HeadComparison
 from trainer.report.multi_label import MultiLabelReportData
 from trainer.report.page import ReportData, compile_templates, render, write_page
 from trainer.report.source_version import source_version
+from trainer.specs import SearchSpec, build
+from trainer.specs.search_space import Space
 
 PROBE = """<script>
 const images = [...document.images];
@@ -346,6 +348,17 @@ def test_what_scrolls_is_reached_with_the_keyboard_and_has_a_name(template):
 
     assert scrolling
     assert all(re.search(r'role="region" tabindex="0" aria-label="[^"]', one) for one in scrolling)
+
+
+def test_a_report_says_the_search_space_and_switches_in_words():
+    spec = build(SearchSpec, shards="/shards", space=Space(head_width=(64, 128)), refit=True)
+
+    page = render(replace(report_data(), kind="search", spec=spec.model_dump(mode="json")))
+
+    assert "<dt>head width</dt><dd><code>64, 128</code></dd>" in page
+    assert "<dt>lr</dt><dd><code>1e-05 to 0.01</code></dd>" in page
+    assert "<dt>refit</dt><dd><code>yes</code></dd>" in page
+    assert "<dt>space</dt>" not in page
 
 
 def test_the_average_precision_has_its_interval():

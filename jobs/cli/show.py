@@ -20,12 +20,13 @@ from jobs.errors import Refused
 from jobs.runs import state as run_state
 from jobs.runs.damage import shown_or
 from jobs.runs.epoch_text import epoch_rows
-from jobs.runs.given_options import GivenOptions, option_text
+from jobs.runs.given_options import GivenOptions
 from jobs.runs.progress_text import describe
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import decision_rows, duration_text, label_lines, timing_of
 from trainer.evaluation.training_text import training_lines
 from trainer.search.choice_text import choice_lines
+from trainer.specs.option_text import option_text
 
 LABEL = 10  # characters of the first column
 KIBI = 1024

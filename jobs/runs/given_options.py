@@ -1,4 +1,4 @@
-"""The options of a run: which of them somebody chose, which have their defaults, and their values in words."""
+"""The options of a run: which of them somebody chose, and which have their defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from pydantic_core import to_jsonable_python
 
 from jobs.runs.request import JobRequest
 from trainer.specs import AnySpec
+from trainer.specs.option_text import flat_options
 
 NOT_OPTIONS = ("kind", "name", "note", "tags", "owner")  # are shown elsewhere
 
@@ -33,35 +34,13 @@ class GivenOptions:
             request: How it was submitted, as JSON.
         """
         asked = {name: value for name, value in request.items() if value is not None or name not in spec}
-        given = {name: value for name, value in _flat({**spec, **asked}).items() if name not in NOT_OPTIONS}
-        usual = _flat(_defaults_of(spec.get("kind")))
+        given = {name: value for name, value in flat_options({**spec, **asked}).items() if name not in NOT_OPTIONS}
+        usual = flat_options(_defaults_of(spec.get("kind")))
         same = {name for name, value in given.items() if name in usual and value == usual[name]}
         return cls(
             chosen={name: value for name, value in given.items() if name not in same},
             defaults={name: given[name] for name in given if name in same and given[name] not in (None, [])},
         )
-
-
-def option_text(value: Any) -> str:
-    """Return the value of an option in words."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping) and value.keys() >= {"low", "high"}:  # a range of a search space
-        return f"{value['low']} to {value['high']}"
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name} {option_text(each)}" for name, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with each dimension of a search space in place of the fixed value that it replaces."""
-    space = options.get("space")
-    if not isinstance(space, Mapping):
-        return dict(options)
-    varying = {name: value for name, value in space.items() if value is not None}
-    return {name: value for name, value in options.items() if name != "space"} | varying
 
 
 def _defaults_of(kind: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.damage import shown_or
-from jobs.runs.given_options import GivenOptions, option_text
+from jobs.runs.given_options import GivenOptions
 from jobs.runs.record import JobRecord, model_mismatch, read_record
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.start_forecast import WAITING
@@ -29,6 +29,7 @@ from trainer.model.names import HEAD_FILE
 from trainer.report.charts import ReportChart
 from trainer.report.environment import moment_text
 from trainer.search.choice_text import choice_lines
+from trainer.specs.option_text import option_text
 
 LOG_LINES, LOG_BYTES = 200, 65_536  # of the end of the log that is shown
 PLAIN_METRICS = ("accuracy", "auroc", "loss")  # of a result without a headline: one of an earlier version

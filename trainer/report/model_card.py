@@ -28,6 +28,7 @@ from trainer.model.thresholds import NamedThreshold
 from trainer.report.checklists import FilledItem, filled_items
 from trainer.report.environment import area_percent, moment_text, number_text, page_environment, percent_text, thousands
 from trainer.report.limits import leakage_text
+from trainer.specs.option_text import flat_options, option_text
 
 OTHER_METRICS = ("balanced_accuracy", "average_precision", "brier", "ece", "calibration_slope")
 LABEL_METRICS = ("auroc", "sensitivity", "specificity")
@@ -198,6 +199,8 @@ def render_card(card: ModelCard) -> str:
     """Return the card as HTML."""
     filters: dict[str, Callable[..., Any]] = {
         "quoted_argument": shlex.quote,
+        "flat_options": flat_options,
+        "option_text": option_text,
         "number": number_text,
         "figure": figure_text,
         "shown": figure_text,

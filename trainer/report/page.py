@@ -47,6 +47,7 @@ from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
 from trainer.report.limits import leakage_text
 from trainer.report.svg_chart import Chart
+from trainer.specs.option_text import flat_options, option_text
 
 HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels per image
 LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
@@ -258,8 +259,10 @@ def write_page(lease: Lease, data: ReportData) -> None:
 
 def report_environment() -> Environment:
     """Return the environment of reports, which keeps the templates that it has compiled."""
-    filters: dict[str, Callable[..., str | float]] = {
+    filters: dict[str, Callable[..., Any]] = {
         "quoted_argument": shlex.quote,
+        "flat_options": flat_options,
+        "option_text": option_text,
         "percent": percent_text,
         "number": number_text,
         "data_uri": _data_uri,
