@@ -30,6 +30,7 @@ from PIL import Image as PillowImage
 from cluster.access import restricted_umask
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
+from cluster.storage_patience import StoragePatience
 from cluster.windows import seconds_of
 from data_shards.errors import BadImage
 from data_shards.pixels import decode_pixels
@@ -271,6 +272,8 @@ def submit(kind: Kind, **options: Any) -> str:
 def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
     """Wait until a run ends and return what `nightshift show --json` prints of it; its `state` says how it ended.
 
+    A storage that does not answer is waited for, 10 minutes at most, with a warning.
+
     Args:
         run: A run id, a unique prefix of one, or a run's name.
         timeout: Seconds, or a duration such as "30m"; None waits as long as it takes.
@@ -280,14 +283,15 @@ def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
         UnknownRun: No run, or more than one, matches.
         TimeoutError: It has not ended in time; it goes on.
     """
-    paths = run_state.find(Settings.read().storage, run)
+    storage, patience = Settings.read().storage, StoragePatience(lambda line: warnings.warn(line, stacklevel=4))
+    paths = patience.call(lambda: run_state.find(storage, run))
     seconds = seconds_of(timeout) if isinstance(timeout, str) else timeout
-    until = None if seconds is None else time.monotonic() + seconds
-    while not run_state.read_state(paths).has_ended:
-        if until is not None and time.monotonic() >= until:
+    until = float("inf") if seconds is None else time.monotonic() + seconds
+    while not patience.call(lambda: run_state.read_state(paths), until=until).has_ended:
+        if time.monotonic() >= until:
             raise TimeoutError(f"{paths.run_id} has not ended after {seconds:g} s; it goes on")
         time.sleep(POLL_SECONDS)
-    return read_record(paths).to_json()
+    return patience.call(lambda: read_record(paths)).to_json()
 
 
 def _refuse_other_than(name: str, value: str | None, known: tuple[str, ...]) -> None:

@@ -4,9 +4,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from cluster.files import open_file
+from cluster.storage_patience import StoragePatience
 
 POLL_SECONDS = 0.3
 BLOCK_BYTES = 65_536
@@ -49,20 +51,25 @@ def shown_end(path: Path, *, lines: int, most_bytes: int) -> str:
     return "\n".join(shown[-(lines + ends_with_newline) :])
 
 
-def follow(path: Path, position: int, ended: Callable[[], bool]) -> Iterator[str]:
+def follow(path: Path, position: int, ended: Callable[[], bool], patience: StoragePatience) -> Iterator[str]:
     """Yield the text after byte offset `position` as it is appended, until `ended()` is true and all was read."""
     while True:
-        over = ended()  # before reading, so that text written before the end is still read
-        if path.exists():
-            with open_file(path) as file:
-                file.seek(position)
-                added = file.read()
-            if added:
-                position += len(added)
-                yield added.decode(errors="replace")
+        over = patience.call(ended)  # before reading, so that text written before the end is still read
+        if added := patience.call(partial(_after, path, position)):
+            position += len(added)
+            yield added.decode(errors="replace")
         if over:
             return
         time.sleep(POLL_SECONDS)
+
+
+def _after(path: Path, position: int) -> bytes:
+    """Return what a file holds after a byte offset; a file that does not exist is empty."""
+    if not path.exists():
+        return b""
+    with open_file(path) as file:
+        file.seek(position)
+        return file.read()
 
 
 def _start_of_tail(handle: int, end: int, lines: int) -> int:

@@ -7,6 +7,7 @@ import click
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import INTERRUPTED, command
+from jobs.cli.follow import waits_for_storage
 from jobs.cli.several import act_on_each, find_all, runs_argument
 from jobs.queue import actions
 from jobs.runs.state import RunState
@@ -28,7 +29,7 @@ def cancel(runs: tuple[str, ...], now: bool) -> None:
         stopping[paths.run_id] = paths, before, actions.Heartbeat.seen(paths)
 
     def wait(paths: RunPaths) -> None:
-        ended = actions.wait_until_stopped(settings, *stopping[paths.run_id])
+        ended = actions.wait_until_stopped(settings, *stopping[paths.run_id], waits_for_storage())
         click.echo(f"{paths.run_id}: {ended.state}", err=True)
         del stopping[paths.run_id]
 

@@ -3,13 +3,16 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
 from rich.console import Console
 from rich.live import Live
 
 from cluster.run_paths import RunPaths
+from cluster.storage_patience import StoragePatience
 from jobs.cli.run_view import RunView
 from jobs.cli.terminal import terminal_text
 from jobs.runs.progress_text import describe
@@ -23,14 +26,23 @@ LINE_EVERY_SECONDS = 15.0  # without a terminal: a line at least this often, and
 
 
 def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) -> Iterator[Step]:
-    """Yield the state and progress of a run a few times a second, until it has ended or the timeout is over."""
+    """Yield the state and progress of a run a few times a second, until it has ended or the timeout is over.
+
+    A storage that does not answer for a moment only delays them.
+    """
     paths, until = RunPaths.of(storage, run_id), time.monotonic() + (timeout_seconds or float("inf"))
+    patience = waits_for_storage()
     while True:
-        state = read_state(paths)
-        yield state, read_progress(paths)
+        state, progress = patience.call(lambda: (read_state(paths), read_progress(paths)), until=until)
+        yield state, progress
         if state.has_ended or time.monotonic() > until:
             return
         time.sleep(POLL_SECONDS)
+
+
+def waits_for_storage() -> StoragePatience:
+    """Return the patience of a command that follows a run, which says on stderr what it waits for."""
+    return StoragePatience(lambda line: click.echo(terminal_text(line), err=True))
 
 
 def show_progress(
@@ -73,8 +85,8 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
 
 def _with_view(storage: Path, steps: Iterator[Step], out: TextIO) -> RunState:
     console = Console(file=out)
-    view = RunView(storage)
+    view, patience = RunView(storage), waits_for_storage()
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in steps:
-            live.update(view.updated(state, progress, console.width))
+            live.update(patience.call(partial(view.updated, state, progress, console.width)))
     return state

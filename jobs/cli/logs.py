@@ -7,6 +7,7 @@ import click
 from cluster import logs as log_files
 from cluster.settings import Settings
 from jobs.cli.command import INTERRUPTED, command
+from jobs.cli.follow import waits_for_storage
 from jobs.cli.option_groups import OptionGroup, options, run_argument
 from jobs.cli.terminal import terminal_text
 from jobs.runs import state as run_state
@@ -35,7 +36,9 @@ def logs(run: str, follows: bool, tail: int | None) -> None:
     click.echo(terminal_text(text), nl=False)
     if follows:
         try:
-            for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended):
+            for added in log_files.follow(
+                paths.log, position, lambda: run_state.read_state(paths).has_ended, waits_for_storage()
+            ):
                 click.echo(terminal_text(added), nl=False)
         except KeyboardInterrupt:
             click.echo(f"\nstopped watching; the run goes on: nightshift logs -f {paths.run_id}", err=True)

@@ -12,6 +12,7 @@ import click
 from cluster.errors import StorageError, UnknownRun
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.cli.command import INTERRUPTED
+from jobs.cli.follow import waits_for_storage
 from jobs.cli.terminal import terminal_text
 from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
@@ -61,15 +62,20 @@ def follow_to_end(
     except KeyboardInterrupt:
         click.echo(f"\nstopped watching; the run goes on: nightshift wait {run_id}", err=True)
         sys.exit(INTERRUPTED)
-    paths = RunPaths.of(storage, run_id)
-    record = read_record(paths)
-    width = error_width()
-    for line in end_lines(paths, record):
+    paths, width = RunPaths.of(storage, run_id), error_width()
+    lines, result = waits_for_storage().call(lambda: _end_of(paths, as_json=as_json))
+    for line in lines:
         is_whole = line.startswith((*WHOLE, run_id)) or " nightshift " in line
         click.echo(terminal_text(line) if is_whole else wrapped(terminal_text(line), width, indent=LABEL), err=True)
     if as_json:
-        click.echo(_result_json(paths, record))
+        click.echo(result)
     sys.exit(0 if state.state == "succeeded" else 1)
+
+
+def _end_of(paths: RunPaths, *, as_json: bool) -> tuple[list[str], str]:
+    """Return the lines of `end_lines`, and the result as JSON if it is asked for."""
+    record = read_record(paths)
+    return end_lines(paths, record), _result_json(paths, record) if as_json else ""
 
 
 def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:

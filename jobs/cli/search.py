@@ -14,7 +14,7 @@ from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.follow import follow, show_progress
+from jobs.cli.follow import follow, show_progress, waits_for_storage
 from jobs.cli.option_groups import Decorator, OptionGroup, options, path_argument
 from jobs.cli.option_types import Duration, Moment
 from jobs.cli.options import MAX_DURATION, OUTPUT, WHEN, WHERE, default, option, take_request
@@ -222,10 +222,14 @@ def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
         state = show_progress(storage, run_id)
         click.echo(leaderboard_text(rows_of(paths, table_of(paths)), metric, None), err=True)
         return state
-    view, said = RunView(storage), set[str]()
+    view, said, patience = RunView(storage), set[str](), waits_for_storage()
+
+    def shown(state: RunState, progress: dict[str, Any]) -> Group:
+        rows = rows_of(paths, table_of(paths, said=said))
+        table = leaderboard_text(rows[:SHOWN], metric, console.width)
+        return Group(Text(table), view.updated(state, progress, console.width))
+
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in follow(storage, run_id):
-            rows = rows_of(paths, table_of(paths, said=said))
-            table = leaderboard_text(rows[:SHOWN], metric, console.width)
-            live.update(Group(Text(table), view.updated(state, progress, console.width)))
+            live.update(patience.call(partial(shown, state, progress)))
     return state

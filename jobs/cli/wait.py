@@ -6,7 +6,7 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.follow import show_progress
+from jobs.cli.follow import show_progress, waits_for_storage
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import Duration
 from jobs.cli.outcome import follow_to_end
@@ -29,5 +29,5 @@ def wait(run: str, timeout_seconds: float | None, as_json: bool) -> None:
     Ctrl-C stops waiting; the run continues. ID is a run id, a unique prefix of one, or a run's name.
     """
     storage = Settings.read().storage
-    run_id = run_state.find(storage, run).run_id
+    run_id = waits_for_storage().call(lambda: run_state.find(storage, run)).run_id
     follow_to_end(storage, run_id, partial(show_progress, timeout_seconds=timeout_seconds), as_json=as_json)

@@ -1,5 +1,6 @@
 """Cancel, retry and delete runs."""
 
+import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from cluster.lease import heartbeat_of
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
+from cluster.storage_patience import StoragePatience
 from jobs.errors import JobError, QueueUnreachable, Refused
 from jobs.queue import queues
 from jobs.queue.connection import connect
@@ -19,6 +21,8 @@ from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_dead, no_heartbeat
 from jobs.runs.promotions import refuse_in_use
 from jobs.runs.state import RunState, changing, read_state, write_state
+
+log = logging.getLogger("nightshift.actions")
 
 POLL_SECONDS = 0.1
 
@@ -137,7 +141,11 @@ class Heartbeat:
 
 
 def wait_until_stopped(
-    settings: Settings, paths: RunPaths, before: RunState, heartbeat: Heartbeat | None = None
+    settings: Settings,
+    paths: RunPaths,
+    before: RunState,
+    heartbeat: Heartbeat | None = None,
+    patience: StoragePatience | None = None,
 ) -> RunState:
     """Wait for the end of an attempt that was asked to stop, and return the last state of its run.
 
@@ -148,16 +156,18 @@ def wait_until_stopped(
         paths: The run.
         before: What `request_cancel` returned.
         heartbeat: The heartbeat when it was asked; None: now. One that has not changed since is as old as that.
+        patience: With a storage that does not answer; by default its pauses are logged.
     """
     if before.state != "running":
         return read_state(paths)
-    attempt = before.attempt
-    heartbeat = heartbeat or Heartbeat.seen(paths)
-    while (state := read_state(paths)).state == "running" and state.attempt == attempt:
-        if heartbeat.value != heartbeat_of(paths):
-            heartbeat = Heartbeat.seen(paths)
+    attempt, patience = before.attempt, patience or StoragePatience(log.warning)
+    heartbeat, pauses = heartbeat or patience.call(lambda: Heartbeat.seen(paths)), patience.pauses
+    while (state := patience.call(lambda: read_state(paths))).state == "running" and state.attempt == attempt:
+        now = patience.call(lambda: Heartbeat.seen(paths))
+        if heartbeat.value != now.value or patience.pauses > pauses:  # in a pause, no heartbeat was written or seen
+            heartbeat, pauses = now, patience.pauses
         if time.monotonic() - heartbeat.since > settings.lease_seconds:
-            mark_dead(paths, attempt, no_heartbeat(settings.lease_seconds))
+            patience.call(lambda: mark_dead(paths, attempt, no_heartbeat(settings.lease_seconds)))
         time.sleep(POLL_SECONDS)
     return state
 

@@ -209,6 +209,7 @@ def read_state(paths: RunPaths) -> RunState:
     except StorageError as error:
         if not is_damage(error):
             raise
+        refuse_away(paths.folder.parent)  # it may have gone since
         raise StorageError(f"{error}; {cure}") from error
     return state
 
