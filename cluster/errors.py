@@ -3,7 +3,8 @@
 ClusterError
 ├── SettingsError             an environment variable has an invalid value
 ├── StorageError              the storage folder cannot be read or written
-│   └── StorageAway           its folder of runs is not there: the share is not mounted, or its server does not answer
+│   ├── StorageAway           its folder of runs is not there: the share is not mounted, or its server does not answer
+│   └── LockHeld              another process keeps the lock of a file; it may be stopped
 ├── UnknownRun                no run has that id, name or prefix
 │   └── SeveralRuns           more than one run has that prefix
 ├── NewerVersion              a newer version of Nightshift wrote the run's files
@@ -28,6 +29,10 @@ class StorageError(ClusterError):
 
 class StorageAway(StorageError):
     """The folder of runs is not there: the share is not mounted, or its server does not answer. No run was deleted."""
+
+
+class LockHeld(StorageError):
+    """Another process keeps the lock of a file; it may be stopped."""
 
 
 class UnknownRun(ClusterError):

@@ -6,6 +6,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -14,12 +15,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from cluster.access import why_not
-from cluster.errors import StorageAway, StorageError
+from cluster.errors import LockHeld, StorageAway, StorageError
 
 # `.part`, `.PID` and `.PID.THREAD` are drafts of version 0.1.0.
 _DRAFT_ENDING = re.compile(r"^\.(part|\d+(\.[0-9a-f]+)?)(\.old)?$")
@@ -37,6 +40,14 @@ INFRASTRUCTURE_ERRNOS = frozenset(
     }
 )
 OpenDraft: TypeAlias = Callable[[Path], AbstractContextManager[Path]]  # yields the path of a draft of a file
+
+
+@dataclass
+class _LockWaits:
+    seconds_left: float = math.inf
+
+
+_lock_waits = ContextVar("_lock_waits", default=_LockWaits())  # noqa: B039, of one that never ends
 _JSON_TYPES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
@@ -271,10 +282,12 @@ def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
 
     Args:
         path: The lock file.
-        patience: Seconds to wait for another holder, which may be stopped; None waits without limit.
+        patience: Seconds to wait for another holder, which may be stopped, unless `lock_waits_within` has less left;
+            None waits without limit.
 
     Raises:
-        StorageError: The file's folder does not exist or is not writable, or another process keeps the lock.
+        LockHeld: Another process keeps the lock.
+        StorageError: The file's folder does not exist or is not writable.
     """
     try:
         handle = path.open("a")
@@ -289,10 +302,31 @@ def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
+@contextmanager
+def lock_waits_within(seconds: float) -> Iterator[None]:
+    """Within the block, this thread waits at most `seconds` for all locks together; then it skips those that are held.
+
+    For work on many files: each of them may be locked by a process that is stopped.
+    """
+    before = _lock_waits.set(_LockWaits(seconds))
+    try:
+        yield
+    finally:
+        _lock_waits.reset(before)
+
+
 def _lock(handle: IO[str], path: Path, patience: float | None) -> None:
     if patience is None:
         fcntl.flock(handle, fcntl.LOCK_EX)
         return
+    waits, began = _lock_waits.get(), time.monotonic()
+    try:
+        _poll_lock(handle, path, min(patience, waits.seconds_left))
+    finally:
+        waits.seconds_left = max(0.0, waits.seconds_left - (time.monotonic() - began))
+
+
+def _poll_lock(handle: IO[str], path: Path, patience: float) -> None:
     until = time.monotonic() + patience
     while True:
         try:
@@ -300,9 +334,10 @@ def _lock(handle: IO[str], path: Path, patience: float | None) -> None:
             return
         except BlockingIOError as error:
             if time.monotonic() >= until:
-                raise StorageError(
-                    f"another process has held {path} for {patience:g} s; it may be stopped: "
-                    f"find it with `lslocks` or `fuser {path}`, then continue or end it"
+                held = f"has held {path} for {round(patience, 2):g} s" if patience else f"holds {path}"
+                raise LockHeld(
+                    f"another process {held}; it may be stopped: find it with `lslocks` or `fuser {path}`, then "
+                    "continue or end it"
                 ) from error
         time.sleep(LOCK_POLL_SECONDS)
 

@@ -1,5 +1,6 @@
 """The run folders are the truth: whatever happens to Redis, every run is queued, started and finalized."""
 
+import contextlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.stop_request import StopRequest
 from jobs.kubernetes.standalone import prepare_run
-from jobs.queue import actions, schedules
+from jobs.queue import actions, reconciler, schedules
 from jobs.queue.queues import queue, waiting
 from jobs.queue.reconciler import ReconcilerMemory, Repair, reconcile
 from jobs.queue.submit import new_run_id, submit
@@ -361,6 +362,39 @@ def test_a_stopped_process_that_holds_the_lock_of_a_schedule_or_of_the_names_del
     assert unnamed == []
     assert caplog.text.count("another process has held") == 2
     assert len(schedules.submit_due(settings)) == 1
+
+
+def test_stopped_processes_that_hold_the_locks_of_many_schedules_and_runs_are_waited_for_once(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedules, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(reconciler, "LOCK_SECONDS", 0.05)
+    held = [settings.storage / "schedules" / f"held-{number}" / ".lock" for number in range(3)]
+    for name in (*(lock.parent.name for lock in held), "other"):
+        added = schedules.add(settings, name, "* * * * *", TrainSpec(shards="s", weights="none"), JobRequest())
+        late = added.model_copy(update={"served": added.served - timedelta(minutes=2)})
+        schedules._write(schedules._folder(settings, name), late)
+    runs = [RunPaths.of(settings.storage, submit(settings, FakeSpec())) for _ in range(3)]
+    for paths in runs:
+        with run_state.changing(paths) as state:
+            run_state.write_state(paths, state.with_state("paused"))
+    memory = ReconcilerMemory()
+
+    with contextlib.ExitStack() as stopped:
+        for lock in (*held, *(paths.lock for paths in runs)):
+            stopped.enter_context(locked(lock))
+        for _ in range(2):
+            reconcile(settings, redis, memory)
+        [served], nothing = schedules.submit_due(settings), schedules.submit_due(settings)
+    after = len(schedules.submit_due(settings))
+    reconcile(settings, redis, memory)
+
+    assert str(state_of(settings.storage, served).name).startswith("other-")
+    assert (nothing, after) == ([], 3)
+    assert {state_of(settings.storage, paths.run_id).state for paths in runs} == {"queued"}
+    said = [record.message.partition("another process ")[2] for record in caplog.records]
+    assert [line.partition(" /")[0] for line in said if line] == 2 * ["has held", "holds", "holds"]
+    assert "schedule held-1 is skipped until its lock is free: another process holds" in caplog.text
 
 
 def test_a_stopped_process_that_holds_the_lock_of_a_stop_request_keeps_nobody_waiting(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import redis
 
 from cluster.errors import ClusterError, StorageAway, UnknownRun
+from cluster.files import lock_waits_within
 from cluster.launch import THIS_MACHINE
 from cluster.lease import heartbeat_of
 from cluster.run_paths import RUN_ID, RunPaths
@@ -31,6 +32,7 @@ from jobs.runs.waits import start_blocker
 log = logging.getLogger("nightshift.reconciler")
 
 TICK_SECONDS = 2.0
+LOCK_SECONDS = 1.0  # that all runs together wait for locks: a stopped process delays nothing but its own run
 STUCK_SECONDS = 60.0  # a run that a worker took and has not started for this long was dropped
 FULL_EVERY_SECONDS = 60.0
 LONGEST_LOOK_SECONDS = 10.0  # a longer time between two looks counts as this: a heartbeat may have come and waited, too
@@ -136,10 +138,11 @@ def reconcile(
     owners = None if settings.runs_per_owner is None else OwnerRuns.read(settings.storage, settings.runs_per_owner)
     if owners is not None:  # the slots of an owner go to the highest priority, and then to the oldest run
         listed = sorted(listed, key=lambda run_id: owners.priorities.get(run_id, 0))
-    for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # an observed run may have lost its marker
-        if RUN_ID.fullmatch(run_id):
-            paths = RunPaths.of(settings.storage, run_id)
-            repairs += _reconcile_run(settings, connection, paths, memory, snapshot, owners)
+    with lock_waits_within(LOCK_SECONDS):
+        for run_id in dict.fromkeys((*listed, *sorted(memory.runs()))):  # an observed run may have lost its marker
+            if RUN_ID.fullmatch(run_id):
+                paths = RunPaths.of(settings.storage, run_id)
+                repairs += _reconcile_run(settings, connection, paths, memory, snapshot, owners)
     return repairs
 
 

@@ -14,8 +14,8 @@ from croniter import croniter
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from cluster import files
-from cluster.errors import ClusterError, SettingsError, StorageError
-from cluster.files import locked, read_json, read_json_object, write_json
+from cluster.errors import ClusterError, LockHeld, SettingsError, StorageError
+from cluster.files import lock_waits_within, locked, read_json, read_json_object, write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.windows import local_now, local_zone_name, resolve, zone_of
@@ -32,8 +32,9 @@ log = logging.getLogger("nightshift.schedules")
 
 WEBHOOK = "webhook.json"  # the URL of --notify, readable by its owner alone
 LARGEST_SHIFT = timedelta(hours=2)  # of a daylight saving change: wall clocks order no times closer to one
+LOCK_SECONDS = 1.0  # that all schedules together wait for locks
 CLOCK_TOLERANCE = timedelta(hours=1)  # by which the clocks of two machines may differ
-_warned: dict[Path, str] = {}  # the last warning about each damaged file, so that it is logged once
+_warned: dict[Path, str] = {}  # the last warning about each schedule and damaged file, so that it is logged once
 
 
 class Schedule(BaseModel):
@@ -146,9 +147,7 @@ def schedules(settings: Settings) -> list[Schedule]:
         try:
             found.append(_read(file.parent))
         except StorageError as error:
-            if _warned.get(file) != str(error):
-                _warned[file] = str(error)
-                log.warning("schedule %s is skipped: %s", file.parent.name, error)
+            _warn_once(file, f"schedule {file.parent.name} is skipped: {error}")
     return found
 
 
@@ -162,17 +161,36 @@ def spec_of(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def submit_due(settings: Settings) -> list[str]:
-    """Submit the runs that are due and return their ids; of several missed times, only the last is served."""
-    served = []
-    for schedule in schedules(settings):
-        try:
-            served.append(_serve(settings, schedule.name))
-        # Whatever is wrong with one schedule, the others are served.
-        except (ClusterError, JobError, TrainerError, ValueError) as error:
-            log.warning("schedule %s: %s", schedule.name, error)
-        except OSError as error:  # it was removed meanwhile, or the disk is full
-            log.warning("schedule %s cannot be written: %s", schedule.name, error.strerror)
+    """Submit the runs that are due and return their ids; of several missed times, only the last is served.
+
+    Schedules that a stopped process has locked are skipped, so that they do not delay the others.
+    """
+    with lock_waits_within(LOCK_SECONDS):
+        served = [_serve_or_warn(settings, schedule.name) for schedule in schedules(settings)]
     return [run_id for run_id in served if run_id]
+
+
+def _serve_or_warn(settings: Settings, name: str) -> str | None:
+    """Submit the run of a schedule if it is due; what is wrong is logged once, and keeps no other from being served."""
+    folder = _folder(settings, name)
+    try:
+        served = _serve(settings, name)
+    except LockHeld as error:
+        _warn_once(folder, f"schedule {name} is skipped until its lock is free: {error}")
+    except (ClusterError, JobError, TrainerError, ValueError) as error:
+        _warn_once(folder, f"schedule {name}: {error}")
+    except OSError as error:  # it was removed meanwhile, or the disk is full
+        _warn_once(folder, f"schedule {name} cannot be written: {error.strerror}")
+    else:
+        _warned.pop(folder, None)
+        return served
+    return None
+
+
+def _warn_once(place: Path, line: str) -> None:
+    if _warned.get(place) != line:
+        _warned[place] = line
+        log.warning("%s", line)
 
 
 def _serve(settings: Settings, name: str) -> str | None:
