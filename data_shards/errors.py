@@ -7,6 +7,7 @@ ShardError
 │   ├── TooManyPixels    it is larger than the limit
 │   └── NoImage          it is a DICOM object that holds no image
 ├── DamagedShard     a shard's bytes, sample count or labels differ from the index
+│   └── UnreadableShard  it cannot be read: its disk or server failed, or access is denied
 ├── RemoteError      a remote shard cannot be downloaded
 │   └── DownloadFailed   a file cannot be downloaded from an address
 ├── OptionError      an option, or a combination of options, cannot be used
@@ -16,6 +17,7 @@ ShardError
 """
 
 import shlex
+from typing import Self
 
 
 class ShardError(Exception):
@@ -44,6 +46,26 @@ class NoImage(BadImage):
 
 class DamagedShard(ShardError):
     """A shard's bytes, sample count or labels differ from what the index says."""
+
+
+class UnreadableShard(DamagedShard):
+    """A shard cannot be read: its disk or server failed, or access is denied.
+
+    Attributes:
+        errno: Number of the system's error, which a loader process cannot pass on itself.
+    """
+
+    errno: int | None = None
+
+    @classmethod
+    def by(cls, error: OSError, what: str) -> Self:
+        """Return the error for a shard, or a sample of one, that the system could not read."""
+        found = cls(
+            f"{what} cannot be read ({error.strerror}); check its disk, its server and its permissions, "
+            "or copy it again"
+        )
+        found.errno = error.errno
+        return found
 
 
 class RemoteError(ShardError):

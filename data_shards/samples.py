@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_shards.errors import BadImage, DamagedShard
+from data_shards.errors import BadImage, DamagedShard, UnreadableShard
 from data_shards.index import ShardIndex
 from data_shards.pixels import MAX_PACKED_MEGAPIXELS, Pixels, decode_square
 from data_shards.tar_index import key_of
@@ -87,7 +87,7 @@ def _bytes(extent: Extent, start: int, size: int) -> bytes:
     except FileNotFoundError:
         raise  # the cache may have evicted the copy; the caller downloads it again
     except OSError as error:
-        raise DamagedShard(f"{extent.where} cannot be read ({error.strerror}); check the disk") from error
+        raise UnreadableShard.by(error, extent.where) from error
 
 
 def _label(raw: bytes, classes: int, where: str) -> int:

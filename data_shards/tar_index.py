@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.errors import DamagedShard
+from data_shards.errors import DamagedShard, UnreadableShard
 from data_shards.index import Shard, find_size_fault
 
 BLOCK = 512  # block size of a tar file (POSIX.1-1988, ustar)
@@ -62,9 +62,7 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
         with path.open("rb") as file:
             members = _members(file, shard)
     except OSError as error:
-        raise DamagedShard(
-            f"{shard.name} cannot be read ({error.strerror}); check the disk and its permissions"
-        ) from error
+        raise UnreadableShard.by(error, shard.name) from error
     rows = []
     for number, (_, sample) in enumerate(groupby(members, key=lambda member: member.key), first):
         by_kind = sorted(sample, key=lambda member: member.kind)
@@ -76,14 +74,23 @@ def read_table(path: Path, shard: Shard, *, first: int) -> SampleTable:
 
 
 def find_byte_fault(path: Path, shard: Shard) -> str | None:
-    """Return how a shard's size or sha256 differs from the index, None if they agree."""
+    """Return why a shard cannot be read, or how its size or sha256 differs from the index; None if they agree."""
     try:
-        if fault := find_size_fault(path, shard):
-            return fault
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        return read_byte_fault(path, shard)
     except OSError as error:
         return f"{shard.name} cannot be read ({error.strerror})"
+
+
+def read_byte_fault(path: Path, shard: Shard) -> str | None:
+    """Return how a shard's size or sha256 differs from the index, None if they agree.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if fault := find_size_fault(path, shard):
+        return fault
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != shard.sha256:
         return f"{shard.name} has sha256 {found[:12]}..., the index says {shard.sha256[:12]}..."
     return None

@@ -1,11 +1,15 @@
+import errno
+import pickle
 import random
 import shutil
 
 import pytest
 
-from data_shards.errors import DamagedShard
+from data_shards.errors import DamagedShard, UnreadableShard
 from data_shards.plan import EpochPlan
+from data_shards.read.shard_files import ShardFiles
 from data_shards.read.stream import open_batches
+from data_shards.samples import Extent, read_square
 from data_shards.verify import verify
 from tests.datasets import encoded, noise, packed, sample_members, untrusted
 
@@ -93,6 +97,28 @@ def test_a_missing_shard_is_named(data_set):
     (shards / "train-00002.tar").unlink()
 
     assert_found(shards, index, "train-00002.tar is missing")
+
+
+def test_a_shard_with_a_bad_block_is_named_with_the_number_of_the_error(data_set):
+    location, index = data_set
+    shard = index.shards[0].model_copy(update={"bytes": 0})
+    (location / shard.name).unlink()
+    (location / shard.name).symlink_to("/proc/self/mem")  # reading it gives EIO, as a bad block does
+    files = ShardFiles(str(location), index)
+    extent = Extent(shard.name, location / shard.name, 0, (0, 1, 1, 1, 2, 1))
+
+    with pytest.raises(UnreadableShard) as of_file:
+        files.table_of(shard)
+    with pytest.raises(UnreadableShard) as of_sample:
+        read_square(extent, index=index, size=8)
+    passed_on = pickle.loads(pickle.dumps(of_sample.value))  # as by a loader process
+
+    assert str(of_file.value) == (
+        f"{shard.name} cannot be read (Input/output error); check its disk, its server and its permissions, or copy it "
+        "again"
+    )
+    assert str(passed_on).startswith(f"{extent.where} cannot be read (Input/output error); ")
+    assert (of_file.value.errno, passed_on.errno) == (errno.EIO, errno.EIO)
 
 
 def test_a_shard_of_another_data_set_is_found(data_set, tmp_path):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cluster.access import INODE_CURE, NO_INODE
-from cluster.errors import StorageAway
+from cluster.errors import StorageAway, StorageError
 from tests.disks import small_disk
 from tests.trained import lease_in
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, infrastructure_fault
 from trainer.model.checkpoint_folder import (
     latest_valid_checkpoint,
     read_tensors,
@@ -201,3 +201,20 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_pat
             latest_valid_checkpoint(tmp_path)
 
     assert latest_valid_checkpoint(tmp_path) == step_folder(tmp_path, 2)
+
+
+def test_a_checkpoint_with_a_bad_block_is_named_with_the_cure(tmp_path):
+    write(step_folder(tmp_path, 1))
+    write(step_folder(tmp_path, 2))
+    [file, *_] = sorted(step_folder(tmp_path, 2).glob("*.safetensors"))
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # reading it gives EIO, as a bad block does
+
+    with pytest.raises(StorageError) as caught:
+        latest_valid_checkpoint(tmp_path)
+
+    assert str(caught.value) == (
+        f"{file} cannot be read (Input/output error); repair its disk or its server, or delete {file.parent}: the run "
+        "resumes from the checkpoint before it"
+    )
+    assert infrastructure_fault(caught.value) is not None  # so that it is tried again, for a while

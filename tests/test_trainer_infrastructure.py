@@ -14,7 +14,7 @@ from cluster.errors import InsufficientResources, StorageAway, StorageError
 from cluster.exit_codes import ExitCode
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
-from data_shards.errors import BadIndex, ShardError
+from data_shards.errors import BadIndex, ShardError, UnreadableShard
 from tests.trained import lease_in
 from trainer import __main__ as trainer_main
 from trainer.attempt import Attempt, Settings
@@ -412,6 +412,18 @@ def test_an_error_of_ours_that_a_failing_storage_caused_is_retried(tmp_path, wor
     assert not (tmp_path / "scratch").exists()  # where workers that start again would find it
     assert trainer_main._handle_error(attempt, raised) == ExitCode.WORKERS_LOST
     assert str(error) in (tmp_path / "error.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EIO, ExitCode.WORKERS_LOST), (errno.ESTALE, ExitCode.WORKERS_LOST), (errno.EACCES, ExitCode.FAILED)],
+)
+def test_a_shard_that_a_loader_process_cannot_read_costs_a_retry_only_if_its_disk_failed(tmp_path, number, code):
+    attempt = Attempt(paths=RunPaths(tmp_path), lease=lease_in(tmp_path), settings=Settings(storage=tmp_path))
+    error = UnreadableShard.by(OSError(number, os.strerror(number)), "train-00000.tar")  # its cause stays there
+
+    assert trainer_main._handle_error(attempt, error) == code
+    assert "train-00000.tar cannot be read" in (tmp_path / "error.json").read_text()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT])

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from cluster.errors import LeaseLost, StorageAway
 from cluster.files import INFRASTRUCTURE_ERRNOS
+from data_shards.errors import UnreadableShard
 
 
 class TrainerError(Exception):
@@ -83,7 +84,7 @@ def infrastructure_fault(error: Exception) -> InfrastructureError | None:
     if isinstance(error, InfrastructureError):
         return error
     for cause in causes(error):
-        failed = isinstance(cause, OSError) and cause.errno in INFRASTRUCTURE_ERRNOS
+        failed = isinstance(cause, OSError | UnreadableShard) and cause.errno in INFRASTRUCTURE_ERRNOS
         if failed or isinstance(cause, StorageAway | InfrastructureError):
             return InfrastructureError(fault_text(error))
     return None

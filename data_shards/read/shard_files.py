@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_shards.errors import DamagedShard, RemoteError, verify_hint
+from data_shards.errors import DamagedShard, RemoteError, UnreadableShard, verify_hint
 from data_shards.index import Shard, ShardIndex
 from data_shards.locations import local_folder, shard_path
 from data_shards.plan import WINDOW_SHARDS
 from data_shards.read.sample_check import find_sample_faults
 from data_shards.read.shard_cache import LIMIT, ShardCache, default_cache
-from data_shards.tar_index import SampleTable, find_byte_fault, read_table
+from data_shards.tar_index import SampleTable, find_byte_fault, read_byte_fault, read_table
 
 TRIES = 3  # to read a copy before the cache evicts it
 FETCHERS = 4  # shards downloaded and checked at a time, ahead of the reader
@@ -111,12 +111,17 @@ class ShardFiles:
         return _CHECKED[known]
 
     def _checked(self, path: Path, shard: Shard) -> Path:
-        fault = find_byte_fault(path, shard)
+        if not self.is_local:
+            if find_byte_fault(path, shard) is None:
+                return path
+            self.cache.drop(shard)  # the copy is damaged; the cache checks the next download
+            return self.cache.path_of(self.location, shard)
+        try:
+            fault = read_byte_fault(path, shard)
+        except OSError as error:
+            raise UnreadableShard.by(error, shard.name) from error
         if fault is None:
             return path
-        if not self.is_local:  # the copy is damaged; the cache checks the next download
-            self.cache.drop(shard)
-            return self.cache.path_of(self.location, shard)
         found = next(find_sample_faults(path, shard, first=self.firsts[shard.name], index=self.index), None)
         place = found.text.partition("; ")[0] if found else "the change is between its samples"
         raise DamagedShard(

@@ -22,6 +22,7 @@ from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
 
 VERSION = 1
+STEP = "step-"  # how the names of checkpoints of a training begin
 CHECKPOINTS_TO_KEEP = 2  # the latest, and the one before it in case the latest is damaged
 
 NOT_SPACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.EIO)
@@ -67,7 +68,7 @@ def read_verified_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The folder does not exist, is damaged, or has another version.
-        StorageAway: The storage does not answer, so nobody knows.
+        StorageError: A file cannot be read, so nobody knows; its cause says why.
     """
     try:
         manifest = read_json(folder / MANIFEST_FILE)
@@ -83,9 +84,20 @@ def read_verified_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is damaged: {MANIFEST_FILE} names no files")
     for name, expected in files.items():
         path = folder / Path(name).name
-        if not path.is_file() or sha256_of(path) != expected:
+        if not path.is_file() or _sha256(path) != expected:
             raise CheckpointError(f"{folder} is damaged: {name} does not match its sha256 in {MANIFEST_FILE}")
     return manifest
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        is_step = path.parent.name.startswith(STEP)
+        cure = f"delete {path.parent}: the run resumes from the checkpoint before it" if is_step else "restore it"
+        raise StorageError(
+            f"{path} cannot be read ({error.strerror}); repair its disk or its server, or {cure}"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,7 +126,7 @@ def latest_valid_checkpoint(folder: Path) -> Path | None:
 
 def step_folder(folder: Path, step: int) -> Path:
     """Return the folder of the checkpoint after `step` steps."""
-    return folder / f"step-{step:09d}"
+    return folder / f"{STEP}{step:09d}"
 
 
 def remove_old_checkpoints(folder: Path, lease: Lease) -> None:
@@ -124,7 +136,7 @@ def remove_old_checkpoints(folder: Path, lease: Lease) -> None:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob(f"{STEP}*"))
 
 
 def _fault(error: Exception, folder: Path) -> str:
