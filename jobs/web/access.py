@@ -22,7 +22,8 @@ COOKIE = "nightshift_token"
 PARAMETER = "token"
 DENIED = "Open the address that `nightshift ui` printed: it contains the token of this page.\n"
 WRONG_HOST = (
-    "{host} is not an address of this page; open the one that `nightshift ui` printed, or start it with --public-url\n"
+    "{host} is not an address of this page; open the one that `nightshift ui` printed, start it with --public-url, or "
+    "let the proxy in front of it pass on the Host header of the browser\n"
 )
 # No inline script and nothing from another host; no other site may show the page in a frame. Charts choose their
 # colours by inline style attributes.
