@@ -186,6 +186,21 @@ def test_wrong_usage_or_a_split_without_evaluations_promotes_nothing(
     assert model_of(settings, "chest").name == A
 
 
+def test_the_metric_in_which_a_model_is_worse_has_its_figures(there: Say, settings: Settings) -> None:
+    labels = comparing.predictions_of(1, "test", "1" * 64).labels
+    ranked = np.where(labels == 0, 0.4, 0.3)  # of covid: all of them are ranked first, and none is found
+    for run_id, covid in ((OF_A, np.full(24, 0.6)), (OF_B, ranked)):
+        scores = {"probabilities": np.column_stack([covid, 1 - covid]), "decisions": (covid < 0.5).astype(np.int64)}
+        comparing.change(settings.storage, run_id, **scores)
+    there("models", "promote", A, "--as", "chest")
+
+    code, _, err = there("models", "promote", B, "--as", "chest")
+
+    assert code == 1
+    assert "auroc 1.0000 instead of 0.5000 on 24 images" in err
+    assert err.endswith("; worse in sensitivity: 0.0000 instead of 1.0000; --force promotes it\n")
+
+
 def test_the_positive_class_that_is_named_is_compared(there: Say, settings: Settings) -> None:
     about = read_about(RunPaths.of(settings.storage, OF_B).predictions)
     assert about is not None

@@ -119,7 +119,11 @@ def _compared(
         if figure.first is None or figure.second is None:
             reasons.append(f"{metric} is undefined on the {tried} split; choose another --metric")
             continue
-        worse_in = "".join(f"; worse in {name}" for name in result.margin.worse_in)
+        worse_in = "".join(
+            f"; worse in {one.name}: {one.second:.4f} instead of {one.first:.4f}"
+            for one in result.figures
+            if one.name in result.margin.worse_in
+        )
         text = (
             f"{metric} {figure.second:.4f} instead of {figure.first:.4f} on {view.comparison.images} images of the "
             f"{tried} split{worse_in}"
