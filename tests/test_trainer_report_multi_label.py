@@ -13,7 +13,9 @@ from tests.web_page import AXE
 from trainer.evaluation.calibration import Calibration, LabelCalibration
 from trainer.evaluation.multi_label_metrics import multi_label_metrics
 from trainer.evaluation.predictions import Predictions
+from trainer.model.head import HeadConfig
 from trainer.report.environment import percent_text, thousands
+from trainer.report.model_card import ModelCard, render_card
 from trainer.report.multi_label import MultiLabelReportData
 from trainer.report.page import render
 
@@ -74,6 +76,12 @@ def test_the_row_of_a_label_counts_its_images_and_those_where_it_is_unknown():
     ]  # fmt: skip
 
 
+def test_many_labels_are_counted_in_the_title():
+    page = render(data())
+
+    assert "<h1>14 labels</h1>" in page
+
+
 def test_the_micro_mean_counts_all_known_targets():
     report = data()
     labels = report.metrics["labels"].values()
@@ -82,6 +90,17 @@ def test_the_micro_mean_counts_all_known_targets():
 
     present, known = sum(one["positives"] for one in labels), sum(one["n"] for one in labels)
     assert row[0] == f"{thousands(present)} of {thousands(known)}"
+
+
+def test_a_model_card_has_a_row_for_each_label_too():
+    report = data()
+    config = HeadConfig(classes=LABELS, multi_label=True, width=512, dropout=0.4, image_size=224)
+    card = ModelCard(name="m", names=(), weights="0" * 64, config=config, trained="", shards="/s", index=report.index)
+
+    page = render_card(card)
+
+    assert "<h1>14 labels</h1>" in page
+    assert cells_of(page, "Mass")[-1] == cells_of(render(report), "Mass")[-1]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -206,6 +206,7 @@ def render_card(card: ModelCard) -> str:
         "shown": figure_text,
         "quoted": quoted,
         "thousands": thousands,
+        "percent": percent_text,
         "moment": moment_text,
         "area_percent": area_percent,
     }
