@@ -160,6 +160,16 @@ def test_the_dashboards_admit_the_ingress_controller_of_the_site():
 
 
 @needs_helm
+def test_an_image_may_be_named_by_its_digest():
+    tag = f"0.1.0@sha256:{'0' * 64}"
+
+    manifests = helm("--set", f"images.redis.tag={tag}")
+
+    (redis,) = (pod for pod in pods(manifests) if pod.name == "redis")
+    assert f"valkey/valkey:{tag}" in [container["image"] for container in redis.containers]
+
+
+@needs_helm
 def test_the_chart_satisfies_the_policies_and_keeps_the_storage():
     manifests = helm(*switched_on(*ADDING, "tls", "kueue"))
     namespace = yaml.safe_load((K8S / "base" / "namespace.yaml").read_text())
@@ -254,6 +264,7 @@ def configmaps_of(pod: Pod) -> list[str]:
         ("settings.NIGHTSHIFT_HANG_SECOND=5", "NIGHTSHIFT_HANG_SECOND"),
         ("storage.size=big", "size"),
         ("storage.size=5KB", "size"),
+        (f"images.nightshift.tag=sha256:{'0' * 64}", "tag"),
         ("workers.gpus=0", "gpus"),
         ("components.rdma=true", "set size to gpu-large"),
         ("size=gpu-large,components.rdma=true,components.rayjobs=true", "rdma is for the permanent cluster"),
