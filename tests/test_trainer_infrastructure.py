@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 
 import pytest
@@ -21,8 +22,9 @@ from trainer.attempt import Attempt, Settings
 from trainer.distributed import ray_train
 from trainer.distributed.infrastructure import TABLE, infrastructure_error
 from trainer.distributed.worker import WorkerTask
-from trainer.errors import CheckpointError, InfrastructureError, TrainerError
+from trainer.errors import CheckpointError, InfrastructureError, StorageFull, TrainerError
 from trainer.progress import Progress
+from trainer.search.trial_messages import FULL, TrialEnd
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, "
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
@@ -235,6 +237,17 @@ def test_a_worker_that_cannot_use_its_gpu_is_not_restarted_again_and_again(worke
     restarted = ray_train.run_worker(config)
 
     assert (type(restarted), str(restarted)) == (TrainerError, "torch cannot use the GPU of this worker")
+
+
+def test_workers_that_met_a_full_storage_say_so_by_the_type_of_their_error(worker_that_meets):
+    config = worker_that_meets(with_cause(CheckpointError("best-000001 cannot be saved"), errno.ENOSPC))
+
+    with pytest.raises(StorageFull, match="best-000001 cannot be saved") as raised:
+        ray_train.run_worker(config)
+    restarted = ray_train.run_worker(config)
+
+    assert TrialEnd.lost_by(pickle.loads(pickle.dumps(raised.value))).why == FULL
+    assert (type(restarted), str(restarted)) == (StorageFull, "best-000001 cannot be saved")
 
 
 @pytest.mark.parametrize("error", [StorageAway("mount the share again"), InfrastructureError("the GPU is lost")])

@@ -12,7 +12,7 @@ from cluster.errors import LeaseLost
 from cluster.lease import Lease
 from tests.searched import NOON, SimulatedSearch, events_of, search_spec, simulated_search, table_of
 from tests.trained import new_run
-from trainer.errors import InfrastructureError, TrainerError
+from trainer.errors import InfrastructureError, StorageFull, TrainerError
 from trainer.search.journal import copy_trials
 from trainer.search.trial_messages import TrialEnd, TrialReport, TrialStep
 
@@ -308,7 +308,7 @@ def test_after_a_cancel_the_paused_trials_resume_and_their_epochs_count_once(tmp
 
 
 @pytest.mark.parametrize(
-    ("number", "raised"), [(errno.EIO, InfrastructureError), (errno.ENOSPC, TrainerError)], ids=["away", "full"]
+    ("number", "raised"), [(errno.EIO, InfrastructureError), (errno.ENOSPC, StorageFull)], ids=["away", "full"]
 )
 def test_a_trial_that_its_storage_has_ended_goes_on_in_the_next_attempt(tmp_path, number, raised):
     spec = search_spec("shards", trials=2, epochs=3, max_failures=0)

@@ -1,7 +1,9 @@
 """Searches whose trials train the backbone too, with real Ray Tune and real trainings."""
 
+import errno
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -14,9 +16,11 @@ from tests.searched import search_spec, table_of
 from tests.trained import done, new_run, trainer_process
 from trainer.attempt import Attempt
 from trainer.distributed.worker import WorkerTask
+from trainer.errors import StorageFull
 from trainer.search import head_trainable
 from trainer.search.head_trainable import HeadTrainable
 from trainer.search.run_trainable import RunTrainable, Training
+from trainer.search.trial_messages import FULL, TrialStep
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -132,3 +136,32 @@ def test_an_epoch_without_a_model_of_its_own_is_reported_too(tmp_path, line):
     reported = training.has_saved(line)
 
     assert reported
+
+
+def test_an_epoch_whose_model_found_no_room_is_not_reported_so_that_the_next_attempt_repeats_it(tmp_path):
+    training, trial = Training.__new__(Training), RunTrainable.__new__(RunTrainable)
+    training.paths = TrialPaths(tmp_path / "trial-000000")
+    training.paths.folder.mkdir(parents=True)
+    append_line(training.paths.metrics, {"epoch": 1, "best": True})
+    training.thread = threading.Thread()  # has ended
+    training.error = StorageFull("best-000001 cannot be saved; free space there")  # as a Ray Train worker passes it on
+    trial.training, trial.reported = training, 0
+
+    step = TrialStep.from_tune(trial.step())
+
+    assert step.reports == ()
+    assert (step.end.outcome, step.end.why, step.end.error) == ("lost", FULL, str(training.error))
+
+
+@pytest.mark.parametrize(("number", "why"), [(errno.ENOSPC, FULL), (errno.ESTALE, None), (errno.EIO, None)])
+def test_a_trial_that_cannot_use_its_storage_ends_the_attempt_and_is_not_given_up(monkeypatch, number, why):
+    trial = RunTrainable.__new__(RunTrainable)
+
+    def refuse(_trial):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(RunTrainable, "_step", refuse)
+
+    end = TrialStep.from_tune(trial.step()).end
+
+    assert (end.outcome, end.why) == ("lost", why)

@@ -10,6 +10,7 @@ TrainerError
 ├── TrainingDiverged   the loss is not finite (NaN or inf)
 ├── OutOfMemory        a batch does not fit into GPU memory
 ├── FeaturesMissing    features of several shards are not in the cache
+├── StorageFull        the storage is full; the run resumes when there is space
 ├── InfrastructureError    a machine, a GPU, the network, Ray or the storage failed
 │   └── WorkersLost        workers died or hung more often than they may be restarted
 └── Stopped            the run was asked to stop and has saved a checkpoint
@@ -18,8 +19,10 @@ TrainerError
 from collections.abc import Iterator
 
 from cluster.errors import LeaseLost, StorageAway
-from cluster.files import INFRASTRUCTURE_ERRNOS
+from cluster.files import INFRASTRUCTURE_ERRNOS, is_full
 from data_shards.errors import UnreadableShard
+
+FULL_STORAGE = "the storage is full; free space there, then retry the run"
 
 
 class TrainerError(Exception):
@@ -62,6 +65,10 @@ class FeaturesMissing(TrainerError):
     """Features of several shards are not in the cache, and this process is not to compute them alone."""
 
 
+class StorageFull(TrainerError):
+    """The storage is full; the run resumes when there is space."""
+
+
 class InfrastructureError(TrainerError):
     """A machine, a GPU, the network, Ray or the storage failed: another attempt may succeed."""
 
@@ -90,7 +97,18 @@ def infrastructure_fault(error: Exception) -> InfrastructureError | None:
     return None
 
 
-def fault_text(error: Exception) -> str:
+def storage_full(error: BaseException) -> StorageFull | None:
+    """Return an error that says that the storage is full, None for any other.
+
+    Its type says it where a process passes on an error without those that it was raised from, as workers do.
+    """
+    for cause in causes(error):
+        if isinstance(cause, StorageFull) or (isinstance(cause, OSError) and is_full(cause)):
+            return StorageFull(FULL_STORAGE if isinstance(error, OSError) else fault_text(error))
+    return None
+
+
+def fault_text(error: BaseException) -> str:
     """Return the line for people about an error: of one of the system's, what failed instead of its number."""
     if isinstance(error, OSError):
         return f"the machine, the network or the storage failed ({error.strerror})"

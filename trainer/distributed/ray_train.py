@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from cluster import stack_dumps
 from cluster.access import restrict_umask
 from cluster.errors import ClusterError, StorageAway
-from cluster.files import read_json, write_json
+from cluster.files import read_json_object, write_json
 from cluster.resources import Machine, refuse_fewer_gpus
 from cluster.settings import Settings, umask_setting
 from data_shards.errors import ShardError
@@ -36,11 +36,13 @@ from trainer.errors import (
     FeaturesMissing,
     InfrastructureError,
     Stopped,
+    StorageFull,
     TrainerError,
     TrainingDiverged,
     UnsupportedPrecision,
     WorkersLost,
     infrastructure_fault,
+    storage_full,
 )
 from trainer.result import FeatureCounts
 from trainer.specs import Spec
@@ -123,7 +125,8 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     task: WorkerTask[Any] = config["task"]
     error_file = task.paths.scratch / f"fault-{task.attempt.number}.json"
     if error_file.exists():
-        return TrainerError(read_json(error_file))
+        kept = read_json_object(error_file)
+        return (StorageFull if kept["full"] else TrainerError)(kept["error"])
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     stack_dumps.enable()
     try:
@@ -131,12 +134,13 @@ def run_worker(config: dict[str, Any]) -> "Returned | Exception":
     except RAISED_ON_ALL_RANKS as error:
         return error
     except OUR_ERRORS as error:
-        fault = infrastructure_fault(error)
-        if fault is None:
-            _keep(error, error_file)
+        # The type says what another try would meet, because pickling loses the cause.
+        fault = infrastructure_fault(error) or storage_full(error)
+        if not isinstance(fault, InfrastructureError):
+            _keep(fault or error, error_file)
         if fault is None or isinstance(error, StorageAway):
             raise
-        raise fault from error  # its type says that another try may succeed: pickling loses the cause
+        raise fault from error
 
 
 def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> Returned:
@@ -154,7 +158,7 @@ def _run(work: Callable[[WorkerContext[S_co]], Any], task: WorkerTask[S_co]) -> 
 def _keep(error: Exception, file: Path) -> None:
     with suppress(OSError):  # the storage is away or full: the restarted workers find out themselves
         file.parent.mkdir(exist_ok=True)  # no parents: an unmounted storage stays empty
-        write_json(file, " ".join(str(error).split()))
+        write_json(file, {"error": " ".join(str(error).split()), "full": isinstance(error, StorageFull)})
 
 
 def _trainer(

@@ -54,8 +54,14 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the end of the next epoch and report it."""
-        return self._step().to_tune()
+        """Wait for the end of the next epoch and report it; a storage that fails ends the attempt, not the trial."""
+        try:
+            return self._step().to_tune()
+        except Exception as error:
+            lost = TrialEnd.lost_by(error)
+            if lost is None:
+                raise
+            return TrialStep(end=lost).to_tune()
 
     def cleanup(self) -> None:
         """Let the training stop after a checkpoint; Tune calls this when it stops a trial early."""
@@ -72,7 +78,8 @@ class RunTrainable(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         while True:
             ended = self.training.has_ended()  # before the file is read: then the file has its last line
             line = next((one for one in self.training.lines() if one["epoch"] > self.reported), None)
-            if line is not None and (ended or self.training.has_saved(line)):
+            is_whole = ended and self.training.error is None
+            if line is not None and (is_whole or self.training.has_saved(line)):
                 self.reported = line["epoch"]
                 return self._report(self.training, line)
             if ended:

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cluster.files import is_full
-from trainer.errors import InfrastructureError, TrainerError, causes, fault_text, infrastructure_fault
+from trainer.errors import InfrastructureError, StorageFull, infrastructure_fault, storage_full
 from trainer.specs.search_space import Config
 
 Outcome = Literal["paused", "finished", "failed", "lost"]
@@ -126,9 +125,8 @@ class TrialEnd:
         """Return that a trial was lost by an error; None for an error that another attempt would not avoid."""
         if fault := infrastructure_fault(error):
             return cls(outcome="lost", error=str(fault))
-        if any(isinstance(cause, OSError) and is_full(cause) for cause in causes(error)):
-            text = "the storage is full; free space there, then retry the run" if isinstance(error, OSError) else ""
-            return cls(outcome="lost", why=FULL, error=text or fault_text(error))
+        if full := storage_full(error):
+            return cls(outcome="lost", why=FULL, error=str(full))
         return None
 
     def raise_if_lost(self) -> None:
@@ -136,10 +134,10 @@ class TrialEnd:
 
         Raises:
             InfrastructureError: Another attempt may succeed.
-            TrainerError: The storage is full.
+            StorageFull: The storage is full.
         """
         if self.outcome == "lost":
-            raise TrainerError(self.error) if self.why == FULL else InfrastructureError(self.error)
+            raise StorageFull(self.error) if self.why == FULL else InfrastructureError(self.error)
 
     @classmethod
     def from_json(cls, event: Mapping[str, Any]) -> "TrialEnd":
