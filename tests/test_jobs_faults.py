@@ -192,6 +192,30 @@ def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) 
     assert embedded_redis.running(alone.storage) is None
 
 
+def test_a_redis_that_cannot_be_started_again_is_tried_until_it_can_and_nothing_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = Settings(storage=tmp_path / "alone")
+    with start_stack(alone, 1, worker_command=FAKE_WORKER) as stack:
+        reaches(alone.storage, submit(alone, FakeSpec()), "succeeded")
+        server = embedded_redis.ensure_running(alone.storage)
+
+        os.kill(server.pid, signal.SIGKILL)
+        assert eventually(lambda: embedded_redis.running(alone.storage) is None)
+        configuration = (alone.storage / "redis" / "redis.conf").rename(tmp_path / "redis.conf")
+        (alone.storage / "redis" / "redis.conf").mkdir()  # so that it cannot be written, as on a full disk
+        for _ in range(2):
+            stack.restart_ended()
+        alive = stack.server is not None and stack.server.is_alive
+        (alone.storage / "redis" / "redis.conf").rmdir()
+        configuration.rename(alone.storage / "redis" / "redis.conf")
+        stack.restart_ended()
+
+        reaches(alone.storage, submit(alone, FakeSpec()), "succeeded")
+    assert not alive
+    assert caplog.text.count(f"Redis (process {server.pid}) has ended and cannot be started again: ") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keeps_file", [True, False], ids=["with its file", "its file lost"])
 def test_a_redis_that_is_away_for_half_a_minute_costs_nothing(

@@ -1,5 +1,6 @@
 """The embedded stack: Redis and job workers as child processes that end with their parent."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster import guard
-from cluster.errors import StorageAway
+from cluster.errors import ClusterError, StorageAway
 from cluster.process_env import job_worker_environment
 from cluster.settings import Settings
 from cluster.storage_marker import refuse_away
-from jobs.errors import StackError
+from jobs.errors import JobError, StackError
 from jobs.queue import embedded_redis
 from jobs.queue.connection import connect
 from jobs.queue.storage_check import ready_storage
+
+log = logging.getLogger("nightshift.stack")
 
 WORKER = (sys.executable, "-P", "-m", "jobs", "worker")  # -P: never import a user's own jobs.py
 STOP_SECONDS = 150.0  # longer than a job worker's own drain
@@ -43,6 +46,7 @@ class Stack:
     workers: "list[subprocess.Popen[bytes]]"
     server: embedded_redis.EmbeddedRedis | None = None
     _deaths: "dict[int, list[float]]" = field(default_factory=dict)
+    _redis_fault: str | None = None  # the last warning, so that it is logged once
 
     def add_worker(self) -> None:
         """Start one more job worker."""
@@ -51,7 +55,8 @@ class Stack:
     def restart_ended(self) -> None:
         """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly.
 
-        While the storage is away nothing is started: the files of the embedded Redis may be on it.
+        While the storage is away nothing is started: the files of the embedded Redis may be on it. A Redis that cannot
+        be started again, such as on a full disk, is tried again by the next call; no job worker is started without it.
 
         Raises:
             StackError: A job worker ended for the third time within a minute; another start would not help.
@@ -61,12 +66,27 @@ class Stack:
         except StorageAway:
             return
         if self.server is not None and not self.server.is_alive:
-            # At its old address.
-            self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)
+            self._restart_redis(self.server)
+            if not self.server.is_alive:
+                return
         for place, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self._count_death(place, worker.returncode)
                 self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
+
+    def _restart_redis(self, ended: embedded_redis.EmbeddedRedis) -> None:
+        """Start the embedded Redis again, at its old address; say once why it does not start."""
+        try:
+            self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)
+        except (OSError, ClusterError, JobError) as error:
+            why = (isinstance(error, OSError) and error.strerror) or str(error)
+            if self._redis_fault != why:
+                log.warning(
+                    "Redis (process %d) has ended and cannot be started again: %s; trying again", ended.pid, why
+                )
+            self._redis_fault = why
+        else:
+            self._redis_fault = None
 
     def _count_death(self, place: int, exit_code: int) -> None:
         if exit_code in (-signal.SIGKILL, -signal.SIGTERM):
