@@ -17,7 +17,7 @@ from trainer.attempt import Attempt
 from trainer.data.feature_cache import FeatureCache, FeatureKey
 from trainer.distributed.ray_train import run_on_workers
 from trainer.distributed.worker import WorkerTask
-from trainer.errors import CheckpointError, SpecError, Stopped, TrainingDiverged
+from trainer.errors import SpecError, Stopped, StorageFull, TrainingDiverged
 from trainer.model.bundle import read_model
 from trainer.model.folded_backbone import FoldedBackbone
 from trainer.training.worker import train_on_worker
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint_and_says_the_cure(s
 
     at_epoch(monkeypatch, 2, fill_up)
     try:
-        with pytest.raises(CheckpointError, match="free space there and retry the run"):
+        with pytest.raises(StorageFull, match="free space there and retry the run"):
             attempted(paths, spec)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -7,8 +7,8 @@ import click
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.cli.command import INTERRUPTED, command
-from jobs.cli.follow import waits_for_storage
 from jobs.cli.several import act_on_each, find_all, runs_argument
+from jobs.cli.terminal import waits_for_storage
 from jobs.queue import actions
 from jobs.runs.state import RunState
 

@@ -7,14 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import click
 from rich.console import Console
 from rich.live import Live
 
 from cluster.run_paths import RunPaths
-from cluster.storage_patience import StoragePatience
 from jobs.cli.run_view import RunView
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import terminal_text, waits_for_storage
 from jobs.runs.progress_text import describe
 from jobs.runs.record import read_progress
 from jobs.runs.state import RunState, read_state
@@ -38,11 +36,6 @@ def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) 
         if state.has_ended or time.monotonic() > until:
             return
         time.sleep(POLL_SECONDS)
-
-
-def waits_for_storage() -> StoragePatience:
-    """Return the patience of a command that follows a run, which says on stderr what it waits for."""
-    return StoragePatience(lambda line: click.echo(terminal_text(line), err=True))
 
 
 def show_progress(

@@ -7,9 +7,8 @@ import click
 from cluster import logs as log_files
 from cluster.settings import Settings
 from jobs.cli.command import INTERRUPTED, command
-from jobs.cli.follow import waits_for_storage
 from jobs.cli.option_groups import OptionGroup, options, run_argument
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import terminal_text, waits_for_storage
 from jobs.runs import state as run_state
 
 LINES = OptionGroup(

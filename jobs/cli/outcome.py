@@ -12,8 +12,7 @@ import click
 from cluster.errors import StorageError, UnknownRun
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.cli.command import INTERRUPTED
-from jobs.cli.follow import waits_for_storage
-from jobs.cli.terminal import terminal_text
+from jobs.cli.terminal import terminal_text, waits_for_storage
 from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
 from jobs.runs.record import JobRecord, read_record

@@ -14,13 +14,14 @@ from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
 from jobs.cli.config_file import CONFIG
-from jobs.cli.follow import follow, show_progress, waits_for_storage
+from jobs.cli.follow import follow, show_progress
 from jobs.cli.option_groups import Decorator, OptionGroup, options, path_argument
 from jobs.cli.option_types import Duration, Moment
 from jobs.cli.options import MAX_DURATION, OUTPUT, WHEN, WHERE, default, option, take_request
 from jobs.cli.run_view import RunView
 from jobs.cli.search_spec import search_spec
 from jobs.cli.submission import submit_spec
+from jobs.cli.terminal import waits_for_storage
 from jobs.cli.training_options import (
     AUGMENT_STRENGTH,
     BATCH_SIZE,

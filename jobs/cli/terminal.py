@@ -5,9 +5,11 @@ Such a sequence can hide lines, change the window's title, or make other command
 
 import logging
 import sys
+from functools import partial
 
 import click
 
+from cluster.storage_patience import StoragePatience
 from trainer.evaluation.csv_cells import escaped_controls
 
 
@@ -65,3 +67,8 @@ def accept_every_character() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def waits_for_storage() -> StoragePatience:
+    """Return the patience of a command that follows a run, which says on stderr what it waits for."""
+    return StoragePatience(partial(echo, err=True))

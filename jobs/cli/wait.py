@@ -6,10 +6,11 @@ import click
 
 from cluster.settings import Settings
 from jobs.cli.command import command
-from jobs.cli.follow import show_progress, waits_for_storage
+from jobs.cli.follow import show_progress
 from jobs.cli.option_groups import OptionGroup, json_option, options, run_argument
 from jobs.cli.option_types import Duration
 from jobs.cli.outcome import follow_to_end
+from jobs.cli.terminal import waits_for_storage
 from jobs.runs import state as run_state
 
 TIMEOUT = click.option(
