@@ -10,6 +10,8 @@ GpusPerWorker = Literal["auto", 0, 1]
 
 S = TypeVar("S", bound="Spec")
 
+LONGEST_VALUE = 100  # characters of a value that an error shows
+
 # What each of pydantic's error types means, in the words of this project.
 FAULTS = {
     "greater_than_equal": "is below {ge}; use {ge} or more",
@@ -29,6 +31,7 @@ FAULTS = {
     "bool_type": "is neither true nor false",
     "string_type": "is not a text",
     "string_too_short": "is empty; give a value",
+    "string_too_long": "has more than {max_length} characters; shorten it",
     "too_short": "has fewer than {min_length} values",
     "extra_forbidden": "is not an option; check the spelling",
     "missing": "is missing",
@@ -93,7 +96,10 @@ def one_line(error: ValidationError) -> str:
     if first["type"] == "value_error" or not names:
         return message
     fault = FAULTS.get(first["type"], f"is refused: {message[0].lower()}{message[1:]}")
-    return f"{'.'.join(names)} {first['input']!r} {fault.format_map(_bounds(first.get('ctx', {})))}"
+    value = repr(first["input"])
+    if len(value) > LONGEST_VALUE:
+        value = f"{value[:LONGEST_VALUE]}..."
+    return f"{'.'.join(names)} {value} {fault.format_map(_bounds(first.get('ctx', {})))}"
 
 
 def _bounds(context: dict[str, Any]) -> dict[str, Any]:
