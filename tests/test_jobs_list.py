@@ -159,3 +159,11 @@ def test_list_shows_the_newest_first_and_filters(say: Say, shards: str) -> None:
 @pytest.mark.parametrize("alias", ["ls", "ps"])
 def test_ls_and_ps_mean_list(say: Say, alias: str) -> None:
     assert say(alias, "--json") == (0, "[]\n", "")
+
+
+def test_a_limit_beyond_all_numbers_of_the_machine_lists_all_runs(say: Say, settings: Settings, shards: str) -> None:
+    run = submitted(say, settings, "train", shards, *PLAIN)
+
+    listed = say("list", "--limit", "9" * 30, "--json")[1]
+
+    assert [found["id"] for found in json.loads(listed)] == [run.run_id]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
@@ -68,7 +69,9 @@ def list_runs(*, limit: int, as_json: bool, mine: bool, **given: Any) -> None:
     settings = Settings.read()
     storage, wanted = settings.storage, Filter(owner=settings.owner if mine else None, **given)
     index = RunIndex(storage, _announce)
-    rows = [(found, running_progress(storage, found)) for found in islice(index.states(wanted), limit)]
+    rows = [
+        (found, running_progress(storage, found)) for found in islice(index.states(wanted), min(limit, sys.maxsize))
+    ]
     if settings.redis_url and not settings.runs.exists():
         from jobs.queue.storage_check import refuse_unmounted  # noqa: PLC0415 - redis takes longer than a list
 
