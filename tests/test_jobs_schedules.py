@@ -43,6 +43,14 @@ def test_what_is_due_is_submitted_once(settings: Settings) -> None:
     assert schedules.schedules(settings)[0].last_run == run_id
 
 
+def test_a_run_of_a_schedule_with_the_longest_name_is_found_by_its_name(settings: Settings) -> None:
+    overdue(settings, name="n" * 49)
+
+    [run_id] = schedules.submit_due(settings)
+
+    assert run_state.find(settings.storage, str(state_of(settings.storage, run_id).name)).run_id == run_id
+
+
 def test_of_several_missed_times_only_the_last_is_served(settings: Settings) -> None:
     overdue(settings, by=timedelta(hours=5))
 
@@ -124,6 +132,7 @@ def test_a_schedule_follows_the_wall_clock(berlin: None, cron: str, served: str,
     ("name", "cron", "why"),
     [
         ("../x", EVERY_MINUTE, "name '../x' is not valid"),
+        ("n" * 50, EVERY_MINUTE, "is too long for the names of its runs; use at most 49 characters"),
         ("x", "every night", " is not valid; write minute"),
         ("x", "* * * * * *", " is not valid; write minute"),
     ],

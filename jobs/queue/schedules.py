@@ -95,6 +95,8 @@ def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobReques
     """
     if not NAME.fullmatch(name):
         raise InvalidOption(f"name {name!r} is not valid; {NAME_RULE}")
+    if not NAME.fullmatch(_run_name(name, local_now())):
+        raise InvalidOption(f"name {name!r} is too long for the names of its runs; use at most 49 characters")
     refuse_wrong_cron(cron)
     if request.name or request.at:
         raise InvalidOption("a schedule sets the names and start times of its runs; leave out --name and --at")
@@ -208,7 +210,7 @@ def _serve(settings: Settings, name: str) -> str | None:
         if schedule.due_at().astimezone(UTC) > here.astimezone(UTC):
             return None
         moment = schedule.last_due(here)
-        request = schedule.request.model_copy(update={"name": f"{name}-{moment:%Y%m%d-%H%M}"})
+        request = schedule.request.model_copy(update={"name": _run_name(name, moment)})
         try:
             run_id = submit(settings, read_spec(folder / "spec.json"), request)
         except NameTaken as error:
@@ -219,6 +221,10 @@ def _serve(settings: Settings, name: str) -> str | None:
             run_id = owner
         _write(folder, schedule.model_copy(update={"served": here, "last_run": run_id}))
         return run_id
+
+
+def _run_name(schedule: str, moment: datetime) -> str:
+    return f"{schedule}-{moment:%Y%m%d-%H%M}"
 
 
 def _is_cron(cron: str) -> bool:
