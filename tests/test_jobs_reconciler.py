@@ -162,7 +162,7 @@ def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis)
 
     state = state_of(settings.storage, run_id)
     assert (state.state, state.why) == (
-        "lost", "no heartbeat for 1 s; 0 retries are spent, `nightshift retry` tries again",
+        "lost", "no heartbeat for 1 s; no retry was asked for, `nightshift retry` tries again",
     )  # fmt: skip
     assert waiting(redis, "normal") == []
 

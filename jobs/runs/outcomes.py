@@ -82,7 +82,8 @@ def lost(paths: RunPaths, attempt: int, cause: str) -> Change:
         return Change("lost", f"{cause}; {error}", True)
     if state.losses < retries:
         return Change("queued", f"attempt {attempt} was lost ({cause}); the next goes on from its checkpoint", True)
-    return Change("lost", f"{cause}; {retries} retries are spent, `nightshift retry` tries again", True)
+    spent = {0: "no retry was asked for", 1: "the retry is spent"}.get(retries, f"{retries} retries are spent")
+    return Change("lost", f"{cause}; {spent}, `nightshift retry` tries again", True)
 
 
 def end(paths: RunPaths, lease: Lease, how: int | Change) -> None:
