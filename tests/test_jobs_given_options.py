@@ -37,7 +37,7 @@ def test_a_dimension_of_a_search_space_stands_in_place_of_the_fixed_value() -> N
         "shards": "/shards", "trials": 7, "head_width": 512,
         "dropout": {"low": 0.1, "high": 0.2, "log": False, "points": 5},
     }  # fmt: skip
-    assert option_text(found.defaults["lr"]) == "1e-05 to 0.01"
+    assert option_text(found.defaults["lr"]) == "1e-05 to 0.01 on a log scale"
 
 
 def test_a_limit_of_a_search_is_not_hidden_by_a_request_without_one() -> None:

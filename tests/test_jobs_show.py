@@ -104,7 +104,7 @@ def test_show_has_what_a_search_varies_in_place_of_a_fixed_value(say: Say, setti
     (options,) = (line for line in lines if line.startswith("options   "))
     (defaults,) = (line for line in lines if line.startswith("defaults  "))
     assert all(words in options for words in ("--dropout 0.1:0.2", "--patience 0", "--retries 0"))
-    assert "lr 1e-05 to 0.01" in defaults
+    assert "lr 1e-05 to 0.01 on a log scale" in defaults
     assert "dropout" not in defaults
 
 

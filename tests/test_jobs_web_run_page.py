@@ -39,7 +39,9 @@ def test_each_dimension_of_a_search_space_is_an_option_in_words(client, settings
     text = client.get(f"/runs/{paths.run_id}").text
 
     assert rows_below(text, "Options") == [("dropout", "0.1 to 0.2"), ("shards", "/shards"), ("trials", "7")]
-    assert {("head_width", "128, 256, 512, 1024"), ("lr", "1e-05 to 0.01")} <= {*rows_below(text, "Defaults")}
+    assert {("head_width", "128, 256, 512, 1024"), ("lr", "1e-05 to 0.01 on a log scale")} <= {
+        *rows_below(text, "Defaults")
+    }
 
 
 def test_the_model_of_an_evaluation_is_a_link_to_its_run(client, settings):

@@ -1,5 +1,6 @@
 """What torch says of GPUs, with a torch that sees them; no GPU is needed."""
 
+import errno
 import json
 import os
 import signal
@@ -153,6 +154,18 @@ def a_hang():
 def test_a_new_process_is_asked_where_a_fork_finds_no_good_gpu(monkeypatch, new_process, answer):
     monkeypatch.setattr(device_probe, "report", answer)
     monkeypatch.setattr(device_probe, "FORK_SECONDS", 1.0 if answer is a_hang else 600.0)
+
+    found = probe_gpus(["GPU-1"])
+
+    assert (found.torch, new_process) == ("new process", [("GPU-1",)])
+
+
+def no_memory(*_):
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def test_a_new_process_is_asked_where_there_is_no_memory_for_a_fork(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "ChildProcess", no_memory)
 
     found = probe_gpus(["GPU-1"])
 

@@ -42,7 +42,10 @@ def probe_gpus(uuids: Sequence[str]) -> DeviceReport:
 
 def _asked_in_fork(uuids: Sequence[str]) -> DeviceReport | None:
     """Return the report of a fork; None if it ends or hangs without one."""
-    process = ChildProcess(_send_report, uuids)
+    try:
+        process = ChildProcess(_send_report, uuids)
+    except OSError:  # there is no memory for a fork
+        return None
     try:
         return process.connection.recv() if process.connection.poll(FORK_SECONDS) else None
     except (EOFError, OSError):

@@ -171,10 +171,11 @@ def compare_predictions(
 
 
 def _stated_label(predictions: Sequence[Predictions]) -> str | None:
-    """Return the positive class of the evaluations of multi-label models; None if none or several were stated."""
+    """Return the positive class of the evaluations of multi-label models, None if they state no common one."""
     about = [one.about for one in predictions if one.about is not None]
     found = {one.positive for one in about if one.multi_label and one.positive_stated}
-    return found.pop() if len(found) == 1 else None
+    label = found.pop() if len(found) == 1 else None
+    return label if all(label in one.classes for one in about) else None
 
 
 def _of_one_label(predictions: Predictions, label: str | None) -> Predictions:
