@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -35,25 +35,28 @@ def map_in_processes(
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
     others, ours = set(multiprocessing.active_children()), set[BaseProcess]()
     try:
-        futures = {pool.submit(work, *task): number for number, task in enumerate(tasks)}
-        ours = set(multiprocessing.active_children()) - others
+        futures = dict[Future[R], int]()
+        for number, task in enumerate(tasks):
+            futures[pool.submit(work, *task)] = number
+            if len(ours) < count:  # the pool may break before all tasks are submitted
+                ours |= set(multiprocessing.active_children()) - others
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
         pool.shutdown()  # so that all have their exit codes
-        raise ShardError(_why_broken(ours)) from error
+        raise ShardError(_why_broken(ours, count)) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _why_broken(processes: Collection[BaseProcess]) -> str:
+def _why_broken(processes: Collection[BaseProcess], count: int) -> str:
     """Return why a pool lost its processes. The pool ends the others with a signal: only a failed start has a code."""
     if any(process.exitcode is not None and process.exitcode > 0 for process in processes):
         return (
             "processes could not start, with the error above: each one imports the script that it is started from; put "
             'the calls of a script under `if __name__ == "__main__":`, or choose one process'
         )
-    return f"one of {len(processes)} processes was killed, perhaps out of memory; run it again with --processes 1"
+    return f"one of {count} processes was killed, perhaps out of memory; run it again with --processes 1"
 
 
 def process_count(work: int, *, per_process: int) -> int:

@@ -1,8 +1,11 @@
 """Tasks in a pool of processes."""
 
+import multiprocessing.connection
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,25 @@ def test_a_killed_process_is_named_with_the_cure():
 
     with pytest.raises(ShardError, match=r"^one of 2 processes was killed, perhaps out of memory; .* --processes 1$"):
         list(map_in_processes(signal.raise_signal, tasks, processes=2))
+
+
+class EndlessTasks(Sequence):
+    """Tasks that kill their processes; after the first two, the others come when a process has ended."""
+
+    def __len__(self):
+        return 1_000_000
+
+    def __getitem__(self, number):
+        if number == 2:
+            multiprocessing.connection.wait([process.sentinel for process in multiprocessing.active_children()])
+        if number > 2:
+            time.sleep(0.01)
+        return (signal.SIGKILL,)
+
+
+def test_a_process_that_is_killed_while_tasks_are_submitted_is_named_with_the_number_of_processes():
+    with pytest.raises(ShardError, match=r"^one of 2 processes was killed, perhaps out of memory; .* --processes 1$"):
+        list(map_in_processes(signal.raise_signal, EndlessTasks(), processes=2))
 
 
 def test_a_script_without_a_guard_is_told_to_have_one(script):
