@@ -136,7 +136,7 @@ def test_a_new_image_of_a_group_that_is_stored_in_decomposed_unicode_may_not_go_
     record = ImageRecord(
         source="old.png", group=DECOMPOSED, label=0, width=9, height=9, sha256="", stored_sha256="", phash=""
     )
-    known = KnownImages(records=((shard, [record]),), hashed=0, damaged=())
+    known = KnownImages(records=((shard, [record]),), hashed=0)
 
     with pytest.raises(LeakageError, match=rf"{COMPOSED} is in test \(new.png\) and train \(old.png\)"):
         check_groups({"new.png": COMPOSED}, {"new.png": "test"}, known, allow_leakage=False)

@@ -156,10 +156,8 @@ def _no_folder(path: Path) -> str:
 
 
 def _no_image(folder: Path, tree: FileTree) -> str:
-    if (folder / INDEX_NAME).is_file():
-        return f"{folder} is a data set of shards; give the images that it was packed from"
     others = tree.others_below("")
-    if INDEX_NAME in tree.others[""]:
+    if (folder / INDEX_NAME).is_file() or INDEX_NAME in tree.others[""]:
         return f"{folder} is a data set of shards; give the images that it was packed from"
     archives = by_kind(others).get(ARCHIVES)
     if archives:
