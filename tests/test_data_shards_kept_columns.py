@@ -51,6 +51,7 @@ def test_values_of_kept_columns_are_those_of_the_table_and_numbers_are_cut_into_
         ("image,label,patient", "p", "patient", "holds the groups"),
         ("image,label,MRN", "p", "MRN", "holds the groups"),
         ("image,label,Accession", "p", "Accession", "by its name, the column 'Accession' identifies patients"),
+        ("image,label,Patient.Name", "p", "Patient Name", "by its name, the column 'Patient.Name' identifies patients"),
         ("image,label,Date of Birth", "p", "date_of_birth", "by its name, the column 'Date of Birth' identifies"),
         ("image,label,taken", "2024-01-0{n}", "taken", "the column holds dates"),
         ("image,label,taken", "2024010{n}", "taken", "the column holds dates"),

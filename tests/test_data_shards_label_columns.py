@@ -3,6 +3,7 @@
 import pytest
 
 from data_shards.errors import OptionError
+from data_shards.pack.groups import groups_of
 from data_shards.targets import ABSENT, PRESENT
 from tests.labelled import labels_of, refused, scanned, source, targets_of
 
@@ -49,6 +50,26 @@ def test_names_of_image_files_are_surer_than_numbers_of_patients_or_rows(tmp_pat
     assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b", "0002.jpg": "b"}
 
 
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        # Several lesions of an image, whose crops are images of the source too.
+        ("image_path,crop_path,label", ["0000.jpg,crop0.jpg,a", "0000.jpg,crop1.jpg,a", "0001.jpg,crop2.jpg,b"]),
+        ("image file path,cropped image file path,ROI mask file path,label",
+         ["0000.jpg,crop0.jpg,crop3.jpg,a", "0000.jpg,crop1.jpg,crop3.jpg,a", "0001.jpg,crop2.jpg,crop3.jpg,b"]),
+        ("prior,image,label", ["0001.jpg,0000,a", "0000.jpg,0001,b"]),
+        ("id;Bild;label", ["1;0000;a", "0;0001;b"]),
+    ],
+)  # fmt: skip
+def test_the_column_of_images_is_surer_than_one_of_other_image_files_or_row_numbers(tmp_path, header, rows):
+    crops = [f"crop{number}.jpg" for number in range(4)]
+    folder = source(tmp_path, ["0000.jpg", "0001.jpg", *crops], t_csv=[header, *rows])
+
+    found = scanned(folder, "t.csv", allow_unmatched=True)
+
+    assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b"}
+
+
 def test_numbers_name_images_where_nothing_else_does(tmp_path):
     rows = ["patientId,Target,sex", "1,0,F", "2,1,M", "3,1,F"]
     folder = source(tmp_path, [f"{number:06d}.jpg" for number in (1, 2, 3)], t_csv=rows)
@@ -71,6 +92,32 @@ def test_numbers_of_patients_beside_other_numbers_that_name_images_are_refused(t
     found = scanned(folder, "t.csv", image_column="Nr")
 
     assert labels_of(found) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "a"}
+
+
+def test_row_numbers_beside_other_numbers_that_name_images_are_refused_with_the_option(tmp_path):
+    folder = source(tmp_path, ["1.jpg", "2.jpg", "3.jpg"], t_csv=["id;Nr;label", "1;2;a", "2;1;b", "3;3;a"])
+
+    refused("the numbers in the columns 'id', 'Nr' of t.csv may all name the images; rename the right one to 'image', "
+            "or give it with --image-column", folder, "t.csv", kind=OptionError)  # fmt: skip
+
+
+def test_row_names_that_are_equal_to_the_numbers_of_patients_are_no_rivals(tmp_path):
+    rows = ['"","patient_id","label"', *(f'"{number}",{number},"{"ab"[number % 2]}"' for number in (1, 2, 3))]
+    folder = source(tmp_path, ["1.jpg", "2.jpg", "3.jpg"], t_csv=rows)  # as write.csv of R writes it
+
+    assert labels_of(scanned(folder, "t.csv")) == {"1.jpg": "b", "2.jpg": "a", "3.jpg": "b"}
+
+
+@pytest.mark.parametrize("tables", [("labels.csv", "clinical.csv"), ("clinical.csv", "labels.csv")])
+def test_a_table_that_names_files_is_surer_than_one_with_more_numbers_of_patients(tmp_path, tables):
+    rows = [f"{number:02d}.jpg,{'ab'[number % 2]},{19 - number}" for number in range(10, 19)]
+    clinical = ["patient_id,age", *(f"{number},50" for number in range(1, 30))]
+    names = [f"{number}.jpg" for number in range(10, 20)]
+    folder = source(tmp_path, names, labels_csv=["file,label,patient_id", *rows], clinical_csv=clinical)
+
+    found = scanned(folder, *tables)
+
+    assert labels_of(found) == {f"{number}.jpg": "ab"[number % 2] for number in range(10, 19)}
 
 
 def test_a_table_without_header_has_numbered_columns(tmp_path):
@@ -136,6 +183,15 @@ def test_two_columns_of_one_name_are_refused(tmp_path, header):
     refused("t.csv has 2 columns of one name, ", folder, "t.csv")
 
 
+def test_a_name_and_the_same_name_with_a_hash_are_two_columns(tmp_path):
+    rows = ["image,label,Patient,Patient #", "a.png,x,Doe,1", "b.png,y,Roe,2"]
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)
+
+    found = scanned(folder, "t.csv", group_column="patient #")
+
+    assert {image.name: image.group for image in found.images} == {"a.png": "1", "b.png": "2"}
+
+
 def test_a_column_of_one_and_zero_is_one_of_several_labels(tmp_path):
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,target", "a,1.0", "b,0"])
 
@@ -157,6 +213,37 @@ def test_columns_of_patients_are_found_as_hospitals_name_them(tmp_path, name):
 
     assert {image.name: image.group for image in found.images} == {f"{n}.png": str(n // 4) for n in range(16)}
     assert f"groups: column '{name}'; --group-column none leaves it out" in found.labels.notes
+
+
+@pytest.mark.parametrize("empty", ["Patient ID", "Patient Name"])
+@pytest.mark.parametrize("cell", ["", "NaN"])
+def test_an_empty_column_of_patients_is_passed_over_for_the_next(tmp_path, empty, cell):
+    rows = [f"{n}.png,{'ab'[n % 2]},{cell},{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=[f"file,label,{empty},Subject ID", *rows])
+
+    found = scanned(tmp_path, "labels.csv")
+
+    assert {image.name: image.group for image in found.images} == {f"{n}.png": str(n // 4) for n in range(16)}
+    assert groups_of(["1.png", "5.png"], str(tmp_path / "labels.csv")).of_image == {"1.png": "0", "5.png": "1"}
+
+
+def test_a_constant_name_of_patients_is_no_group(tmp_path):
+    rows = [f"{n}.png,{'ab'[n % 2]},ANONYMOUS,{n // 4}" for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=["file,label,Patient Name,Subject ID", *rows])
+
+    found = scanned(tmp_path, "labels.csv")
+
+    assert {image.name: image.group for image in found.images} == {f"{n}.png": str(n // 4) for n in range(16)}
+
+
+def test_a_table_whose_only_column_of_patients_is_empty_gives_no_groups(tmp_path):
+    rows = [f"{n}.png,{'ab'[n % 2]}," for n in range(16)]
+    source(tmp_path, [f"{n}.png" for n in range(16)], labels_csv=["file,label,Patient ID", *rows])
+
+    found = scanned(tmp_path, "labels.csv")
+
+    assert {image.group for image in found.images} == {None}
+    assert not any("groups: column" in note for note in found.labels.notes)
 
 
 @pytest.mark.parametrize("name", ["Patient Age", "patient_sex", "Fallzahl", "animal"])

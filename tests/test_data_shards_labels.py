@@ -62,6 +62,14 @@ def test_tables_without_a_common_column_are_refused(tmp_path):
 ONE_HOT = ["image,MEL,NV,UNK", "a,1.0,0.0,0.0", "b,0.0,1.0,0.0", "c,1,0,"]
 
 
+def test_tables_are_not_joined_by_two_columns_whose_names_differ_in_a_hash(tmp_path):
+    labels, cases = ["image,label,Case", "a,x,1", "b,y,2"], ["Case #,age", "1,50", "2,60"]
+    folder = source(tmp_path, ["a.png", "b.png"], labels_csv=labels, cases_csv=cases)
+
+    refused("labels.csv and cases.csv have no column in common (image, label, Case; Case #, age)",
+            folder, "labels.csv", "cases.csv", kind=OptionError)  # fmt: skip
+
+
 def test_columns_of_one_and_zero_with_a_single_one_give_a_label(tmp_path):
     folder = source(tmp_path, ["a.png", "b.png", "c.png"], t_csv=ONE_HOT)
 

@@ -14,6 +14,7 @@ from data_shards.pack.labels.columns import (
     GROUP_NAMES,
     IMAGE_NAMES,
     by_usual_name,
+    find_group_columns,
     find_image_column,
     listed,
     position_of,
@@ -103,7 +104,7 @@ def groups_in_table(file: str, column: str | None) -> list[str]:
         SourceError: The table cannot be read.
     """
     table = _table(file, "--table")
-    usual = by_usual_name(table.columns, GROUP_COLUMNS)
+    usual = find_group_columns(table.columns, table.rows, GROUP_COLUMNS)
     if column is None and not usual:
         raise OptionError(f"{file} has the columns {listed(table.columns)}; choose that of the groups with --column")
     position = usual[0] if column is None else position_of(table.columns, column, "--column", file)
@@ -158,8 +159,9 @@ def _by_table(file: str, names: Sequence[str], former: str | None) -> tuple[Find
 def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[int, int]:
     found = find_image_column(table, matcher)
     usual = by_usual_name(table.columns, IMAGE_NAMES)
-    image = found[0] if found else next(iter(usual), None)
-    groups = [position for position in by_usual_name(table.columns, GROUP_COLUMNS) if position != image]
+    image = next(iter(usual), None) if found is None else found
+    usual = find_group_columns(table.columns, table.rows, GROUP_COLUMNS) or by_usual_name(table.columns, GROUP_COLUMNS)
+    groups = [position for position in usual if position != image]
     same = [p for p, name in enumerate(table.columns) if former and loose(name) == loose(former) and p != image]
     if image is None or not (groups or same):
         raise SourceError(f"{table.name} has the columns {listed(table.columns)}; it needs the columns file and group")
@@ -175,7 +177,8 @@ def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[i
 
 def _column_note(table: Table, image: int, group: int) -> str:
     """Return which column gives the groups, and which others might."""
-    others = [table.columns[p] for p in by_usual_name(table.columns, GROUP_COLUMNS) if p not in (image, group)]
+    usual = find_group_columns(table.columns, table.rows, GROUP_COLUMNS)
+    others = [table.columns[position] for position in usual if position not in (image, group)]
     other = f", not {listed(map(repr, others))}; name the column group that is meant" if others else ""
     return f"groups: column {table.columns[group]!r} of {table.name}{other}"
 

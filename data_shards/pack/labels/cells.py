@@ -15,7 +15,7 @@ BINARY = {
 }
 NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?")
 WHOLE = re.compile(r"([+-]?[0-9]+)[.,]0+")
-SPACING = re.compile(r"[ _#\ufeff-]|(?<![0-9])\.|\.(?![0-9])")  # in names of columns; in a number, dots count
+SPACING = re.compile(r"[ _\ufeff-]|(?<![0-9])\.|\.(?![0-9])")  # in names of columns; in a number, dots count
 LIST = re.compile(r"\[.*\]", re.DOTALL)
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)
 ESCAPED = re.compile(r"\\(.)", re.DOTALL)
@@ -26,9 +26,14 @@ def is_missing(cell: str) -> bool:
     return cell.casefold() in MISSING
 
 
-def loose(name: str) -> str:
-    """Return what two spellings of a column's name have in common: R writes `Patient.ID` for `Patient ID`."""
+def column_key(name: str) -> str:
+    """Return what the spellings of one column's name have in common: R writes `Patient.ID` for `Patient ID`."""
     return SPACING.sub("", name.casefold())
+
+
+def loose(name: str) -> str:
+    """Return a column's name as it is compared with usual names. `Case` and `Case #` are alike, but two columns."""
+    return column_key(name).replace("#", "")
 
 
 def normalized_label(label: str) -> str:

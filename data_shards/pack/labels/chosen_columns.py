@@ -12,12 +12,14 @@ from data_shards.pack.labels.columns import (
     PROBED_ROWS,
     SPLIT_NAMES,
     by_usual_name,
-    find_image_column,
+    find_group_columns,
     find_label_column,
     find_label_columns,
     is_binary,
+    likely_image_column,
     listed,
     position_of,
+    refuse_rivals,
 )
 from data_shards.pack.labels.joining import Rows, append_tables, group_by_columns, join_tables
 from data_shards.pack.labels.matching import ImageMatcher, looks_like_image, nearest
@@ -64,11 +66,7 @@ def read_tables(folder: Path, matcher: ImageMatcher, options: LabelOptions) -> t
         main = (having or groups)[0]
         image = position_of(main[0].columns, options.image_column, "--image-column", main[0].name)
     else:
-        found = [_image_column(group, matcher) for group in groups]
-        best = max(range(len(groups)), key=lambda number: found[number][1])
-        main, (image, named) = groups[best], found[best]
-        if not named:
-            raise SourceError(_no_image_named(main[0], matcher))
+        main, image = _main_tables(groups, matcher)
     rows = append_tables(main)
     for group in groups:
         rows = rows if group is main else join_tables(rows, group)
@@ -94,11 +92,21 @@ def _has_column(table: Table, name: str) -> bool:
     return True
 
 
-def _image_column(tables: Sequence[Table], matcher: ImageMatcher) -> tuple[int, int]:
-    """Return the column of the first table that names most images, and their number in all tables; 0 if none does."""
-    rows = append_tables(tables)
-    table = Table(name=rows.where, columns=rows.columns, rows=rows.rows, lines=[])
-    return find_image_column(table, matcher) or (0, 0)
+def _main_tables(groups: Sequence[list[Table]], matcher: ImageMatcher) -> tuple[list[Table], int]:
+    """Return the tables of one kind that name most images, and the column; not by numbers of patients if others do.
+
+    Raises:
+        OptionError: Other numbers of these tables may name the images, too.
+        SourceError: None names an image.
+    """
+    every = [append_tables(group) for group in groups]
+    tables = [Table(name=rows.where, columns=rows.columns, rows=rows.rows, lines=[]) for rows in every]
+    found = [(n, column) for n, table in enumerate(tables) if (column := likely_image_column(table, matcher))]
+    if not found:
+        raise SourceError(_no_image_named(groups[0][0], matcher))
+    best, column = max(found, key=lambda one: (not one[1].may_count, one[1].named))
+    refuse_rivals(tables[best], column, matcher, "--image-column")
+    return groups[best], column.position
 
 
 def _no_image_named(table: Table, matcher: ImageMatcher) -> str:
@@ -159,8 +167,11 @@ def _optional(rows: Rows, image: int, name: str | None, option: str, usual: Sequ
 
 def _group(rows: Rows, image: int, options: LabelOptions) -> int | None:
     """Return the column of groups: the one of the data set that images are added to, where it is not told."""
-    if options.group_column is not None or not isinstance(options, AddedLabelOptions):
+    if options.group_column is not None:
         return _optional(rows, image, options.group_column, "--group-column", GROUP_NAMES)
+    found = [position for position in find_group_columns(rows.columns, rows.rows) if position != image]
+    if not isinstance(options, AddedLabelOptions):
+        return found[0] if found else None
     former = options.former_group_column
     if former:
         if loose(former) in map(loose, rows.columns):
@@ -169,7 +180,6 @@ def _group(rows: Rows, image: int, options: LabelOptions) -> int | None:
             f"the groups of the data set are from a column {former!r}, which {rows.where} does not have; it has "
             f"{listed(rows.columns)}; give that of the same identifiers with --group-column, or them with --group-by"
         )
-    found = [position for position in by_usual_name(rows.columns, GROUP_NAMES) if position != image]
     if len(found) > 1:
         names_found = listed(rows.columns[position] for position in sorted(found))
         raise OptionError(

@@ -2,19 +2,22 @@
 
 import shlex
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from data_shards.errors import OptionError
-from data_shards.pack.labels.cells import BINARY, is_missing, loose
+from data_shards.pack.labels.cells import BINARY, column_key, is_missing, loose
 from data_shards.pack.labels.matching import WHOLE_NUMBER, ImageMatcher, looks_like_image
 from data_shards.pack.labels.tables import Table
 
 # The names in the tables of well-known data sets, as `loose` gives them. The surest name comes first.
 IMAGE_NAMES = (
     "path", "imagepath", "imgpath", "filepath", "imageindex", "filename", "imagefilename", "imagefile", "imagename",
-    "imgname", "file", "imageid", "imgid", "image", "img", "dicomid", "isicid", "idcode", "sopinstanceuid", "id",
-    "name", "fname", "uid", "picture", "photo", "slice", "scan", "study", "patientid",
+    "imgname", "file", "imageid", "imgid", "image", "img", "bildid", "bild", "dicomid", "isicid", "idcode",
+    "sopinstanceuid", "id", "name", "fname", "uid", "picture", "photo", "slice", "scan", "study", "patientid",
 )  # fmt: skip
+# Those under which numbers may just as well count rows, patients or examinations.
+COUNTING_NAMES = frozenset({"id", "idcode", "name", "uid", "slice", "scan", "study", "patientid"})
 LABEL_NAMES = (
     "findinglabels", "findinglabel", "labels", "label", "dx", "diagnosis", "level", "finding", "findings", "class",
     "classname", "classes", "target", "category", "categories", "benignmalignant", "grade", "severity", "pathology",
@@ -23,7 +26,7 @@ LABEL_NAMES = (
 GROUP_NAMES = (
     "patientid", "patient", "patientnumber", "patientno", "patientnr", "patientcode", "patientkey", "patientuid",
     "patientenid", "patientennummer", "patientennr", "idpatient", "patid", "patnr", "mrn", "medicalrecordnumber",
-    "patientname", "patientpseudonym", "pseudonym", "subjectid", "subject", "subjectnumber", "subjectno",
+    "patientpseudonym", "pseudonym", "subjectid", "subject", "subjectnumber", "subjectno",
     "participantid", "participant", "probandid", "probandenid", "proband", "donorid", "animalid", "personid", "pid",
     "caseid", "case", "casenumber", "caseno", "fallnummer", "fallnr", "fallid", "lesionid", "group", "groupid",
     "studyid", "studyinstanceuid",
@@ -47,7 +50,7 @@ def position_of(columns: Sequence[str], name: str, option: str, where: str) -> i
     Raises:
         OptionError: There is none, or there are several. The text names the table and its columns.
     """
-    for same in (str, loose):
+    for same in (str, column_key, loose):
         found = [position for position, column in enumerate(columns) if same(column) == same(name)]
         if len(found) > 1:
             raise OptionError(f"{where} has {len(found)} columns named {name!r}; rename all but one")
@@ -68,51 +71,107 @@ def by_usual_name(columns: Sequence[str], usual: Sequence[str]) -> list[int]:
     return [found[name] for name in usual if name in found]
 
 
-def find_image_column(table: Table, matcher: ImageMatcher) -> tuple[int, int] | None:
-    """Return the column whose cells name most images, and their number; None if no cell names one.
+def find_group_columns(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], usual: Sequence[str] = GROUP_NAMES
+) -> list[int]:
+    """Return the columns with a usual name for groups that have a value in a row, the surest first."""
+    found = by_usual_name(columns, usual)
+    return [position for position in found if not all(is_missing(row[position]) for row in rows)]
 
-    Columns with a usual name, or with names of image files, are asked first. Of two that name about as many, the one
-    with the surer name is meant; but numbers are less sure than names of files: they may count patients or rows. Those
-    of patients are only asked where no other column has a usual name.
+
+@dataclass(frozen=True, kw_only=True)
+class ImageColumn:
+    """The column of a table that names images.
+
+    Attributes:
+        position: Its position.
+        named: How many images it names; of names of files under a usual name, how many rows.
+        may_count: Whether it holds numbers that may count rows, patients or examinations.
+    """
+
+    position: int
+    named: int
+    may_count: bool
+
+
+def find_image_column(table: Table, matcher: ImageMatcher) -> int | None:
+    """Return the position of the column that names the images; None if no cell names one.
+
+    Raises:
+        OptionError: Numbers of rows or patients may name the images, but other numbers may, too.
+    """
+    found = likely_image_column(table, matcher)
+    if found is None:
+        return None
+    refuse_rivals(table, found, matcher)
+    return found.position
+
+
+def likely_image_column(table: Table, matcher: ImageMatcher) -> ImageColumn | None:
+    """Return the column whose cells name images; None if no cell names one.
+
+    Asked in turn, until one names an image: columns with a usual name that hold no numbers, numbers under a name that
+    means images, each other column of image files, numbers that may count something else, and all others. Of two
+    usual names that name about as many, the surer one is meant. Numbers of patients are only asked where no other
+    column has a usual name.
 
     Args:
         table: The table.
         matcher: The images. In a column without a usual name, short numbers are more likely counts or classes.
-
-    Raises:
-        OptionError: Numbers of patients may name the images, but other numbers may, too.
     """
     usual = by_usual_name(table.columns, IMAGE_NAMES)
-    others = [position for position in range(len(table.columns)) if position not in usual]
     numbers = [position for position in usual if _holds(table, position, _is_number)]
-    patients = [position for position in numbers if loose(table.columns[position]) in GROUP_NAMES]
+    counting = [position for position in numbers if loose(table.columns[position]) in COUNTING_NAMES]
     if len(usual) > 1:
-        numbers = [position for position in numbers if position not in patients]
+        asked = [position for position in counting if loose(table.columns[position]) not in GROUP_NAMES]
+    else:
+        asked = counting
+    others = [position for position in range(len(table.columns)) if position not in usual]
     files = [position for position in others if _holds(table, position, looks_like_image)]
-    sure = [*(position for position in usual if position not in (*numbers, *patients)), *files, *numbers]
-    for positions in (sure, [position for position in others if position not in files]):
+    names = [position for position in usual if position not in numbers]
+    sure_numbers = [position for position in numbers if position not in counting]
+    rest = [position for position in others if position not in files]
+    for positions in (names, sure_numbers, *([position] for position in files), asked, rest):
         counts = {
-            position: matcher.count_images(table.column(position), short_numbers=position in usual)
+            position: matcher.count(table.column(position))
+            if positions is names
+            else matcher.count_images(table.column(position), short_numbers=position in usual)
             for position in positions
         }
         best = max(counts.values(), default=0)
         if best:
-            found = next((position, number) for position, number in counts.items() if number > 0.9 * best)
-            if found[0] in patients:
-                _refuse_rivals(table, found, others, matcher)
-            return found
+            position, named = next(item for item in counts.items() if item[1] > 0.9 * best)
+            return ImageColumn(position=position, named=named, may_count=positions is asked)
     return None
 
 
-def _refuse_rivals(table: Table, found: tuple[int, int], others: Iterable[int], matcher: ImageMatcher) -> None:
-    """Refuse numbers of patients as names of images where other numbers name as many images."""
-    position, number = found
-    rivals = [p for p in others if matcher.count_images(table.column(p), short_numbers=True) >= number]
+def refuse_rivals(table: Table, found: ImageColumn, matcher: ImageMatcher, option: str | None = None) -> None:
+    """Refuse numbers of rows or patients as names of images where other numbers name as many, but others in a row.
+
+    Args:
+        table: The table.
+        found: Its column.
+        matcher: The images.
+        option: The option that names the column, for the error.
+
+    Raises:
+        OptionError: There are such numbers.
+    """
+    if not found.may_count:
+        return
+    usual = by_usual_name(table.columns, (*IMAGE_NAMES, *LABEL_NAMES))
+    own = [matcher.find(cell) for cell in table.column(found.position)]
+    rivals = []
+    for position in range(len(table.columns)):
+        images = [] if position in usual else [matcher.find(cell) if cell else None for cell in table.column(position)]
+        differ = any(image and other and image != other for image, other in zip(images, own, strict=False))
+        if differ and len(set(images) - {None}) >= found.named:
+            rivals.append(position)
     if rivals:
-        names = listed(repr(table.columns[p]) for p in sorted((position, *rivals)))
+        names = listed(repr(table.columns[position]) for position in sorted((found.position, *rivals)))
         raise OptionError(
-            f"the numbers in the columns {names} of {table.name} may all name the images; rename the right "
-            "one to 'image'"
+            f"the numbers in the columns {names} of {table.name} may all name the images; rename the right one to "
+            f"'image'{f', or give it with {option}' if option else ''}"
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.cells import loose
+from data_shards.pack.labels.cells import column_key
 from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.tables import Table
 
@@ -70,7 +70,7 @@ def group_by_columns(tables: Sequence[Table]) -> list[list[Table]]:
     """Return the tables in groups with the same columns, whatever their order."""
     groups: dict[frozenset[str], list[Table]] = {}
     for table in tables:
-        groups.setdefault(frozenset(map(loose, table.columns)), []).append(table)
+        groups.setdefault(frozenset(map(column_key, table.columns)), []).append(table)
     return list(groups.values())
 
 
@@ -80,8 +80,8 @@ def append_tables(tables: Sequence[Table]) -> Rows:
     rows: list[tuple[str, ...]] = []
     origins: list[tuple[int, int]] = []
     for number, table in enumerate(tables):
-        at = {loose(column): position for position, column in enumerate(table.columns)}
-        order = [at[loose(column)] for column in first.columns]
+        at = {column_key(column): position for position, column in enumerate(table.columns)}
+        order = [at[column_key(column)] for column in first.columns]
         in_order = order == list(range(len(order)))
         rows += table.rows if in_order else [tuple(row[position] for position in order) for row in table.rows]
         origins += [(number, row) for row in range(len(table.rows))]
@@ -97,14 +97,16 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
     """
     other = append_tables(tables)
     keys = [
-        name for name in map(loose, rows.columns) if name in set(map(loose, other.columns)) and not name.isdecimal()
+        name
+        for name in map(column_key, rows.columns)
+        if name in set(map(column_key, other.columns)) and not name.isdecimal()
     ]
     if not keys:
         raise OptionError(
             f"{rows.where} and {other.where} have no column in common ({listed(rows.columns)}; "
             f"{listed(other.columns)}); give tables with the same columns, or with one that both have"
         )
-    theirs = [position for position, name in enumerate(other.columns) if loose(name) not in keys]
+    theirs = [position for position, name in enumerate(other.columns) if column_key(name) not in keys]
     found = _by_key(other, keys, theirs)
     own = _positions(rows.columns, keys)
     partners = [found.get(tuple(row[position] for position in own)) for row in rows.rows]
@@ -123,7 +125,7 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
 
 
 def _positions(columns: Sequence[str], names: Sequence[str]) -> list[int]:
-    at = {loose(column): position for position, column in reversed(list(enumerate(columns)))}
+    at = {column_key(column): position for position, column in reversed(list(enumerate(columns)))}
     return [at[name] for name in names]
 
 

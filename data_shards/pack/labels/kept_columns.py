@@ -19,7 +19,7 @@ from data_shards.pack.labels.joining import Rows
 MOST_CHARACTERS = 80  # of a value; a longer text is a remark about one patient
 # Names of what identifies a person or an examination (HIPAA, 45 CFR 164.514), as `loose` gives them.
 IDENTIFYING_NAMES = frozenset({
-    *GROUP_NAMES, *IMAGE_NAMES, "fullname", "firstname", "lastname", "surname", "initials",
+    *GROUP_NAMES, *IMAGE_NAMES, "patientname", "fullname", "firstname", "lastname", "surname", "initials",
     "accession", "accessionnumber", "ssn", "socialsecuritynumber", "insurancenumber", "address",
     "street", "phone", "telephone", "email", "dateofbirth", "birthdate", "patientbirthdate", "dob", "birthday",
     "seriesid", "seriesinstanceuid", "examid", "encounterid", "visitid", "reportid",

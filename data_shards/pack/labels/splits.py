@@ -82,7 +82,7 @@ def _entries(path: Path, name: str, matcher: ImageMatcher) -> list[str]:
         return lines[1:] if matcher.find(lines[0]) is None and len(whole) == len(lines) - 1 else lines
     table = read_table(path, name, lambda rows: not names_image(rows, matcher))
     found = find_image_column(table, matcher)
-    return table.column(found[0]) if found else lines
+    return lines if found is None else table.column(found)
 
 
 def _shown(unknown: Sequence[str], matcher: ImageMatcher) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import OptionError, SourceError
-from data_shards.pack.labels.cells import loose
+from data_shards.pack.labels.cells import column_key
 from data_shards.pack.labels.table_text import decode, read_text_rows
 
 MAX_TABLE_BYTES = 256 << 20  # after decompression; a million rows have about 100 MB
@@ -91,9 +91,9 @@ def read_table(path: Path, name: str, is_header: Callable[[Sequence[tuple[str, .
     table = _read_parquet(path, name) if is_parquet else _read_text(raw, name, is_header)
     if not table.rows:
         raise SourceError(f"{name} has no rows; give a table with a row for each image")
-    column, count = Counter(map(loose, table.columns)).most_common(1)[0]
+    column, count = Counter(map(column_key, table.columns)).most_common(1)[0]
     if count > 1:
-        same = " and ".join(repr(other) for other in table.columns if loose(other) == column)
+        same = " and ".join(repr(other) for other in table.columns if column_key(other) == column)
         raise SourceError(f"{name} has {count} columns of one name, {same}; rename or remove all but one")
     return table
 
