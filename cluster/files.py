@@ -216,7 +216,9 @@ def is_damage(error: StorageError) -> bool:
 
 
 def is_unanswered(error: OSError | StorageError) -> bool:
-    """Whether the storage did not answer, so nothing is known; that a file is missing or forbidden is an answer."""
+    """Whether the storage did not answer, so nothing is known; a missing, forbidden or locked file is an answer."""
+    if isinstance(error, LockHeld):
+        return False
     cause = error if isinstance(error, OSError) else error.__cause__
     known = INFRASTRUCTURE_ERRNOS - _DAMAGES
     return isinstance(error, StorageAway) or (isinstance(cause, OSError) and cause.errno in known)
@@ -283,7 +285,7 @@ def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
     Args:
         path: The lock file.
         patience: Seconds to wait for another holder, which may be stopped, unless `lock_waits_within` has less left;
-            None waits without limit.
+            None waits without limit of its own.
 
     Raises:
         LockHeld: Another process keeps the lock.
@@ -304,7 +306,7 @@ def locked(path: Path, *, patience: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def lock_waits_within(seconds: float) -> Iterator[None]:
-    """Within the block, this thread waits at most `seconds` for all locks together; then it skips those that are held.
+    """Within the block, this thread waits at most `seconds` for all locks together; then a held one raises `LockHeld`.
 
     For work on many files: each of them may be locked by a process that is stopped.
     """
@@ -316,25 +318,26 @@ def lock_waits_within(seconds: float) -> Iterator[None]:
 
 
 def _lock(handle: IO[str], path: Path, patience: float | None) -> None:
-    if patience is None:
+    waits, began = _lock_waits.get(), time.monotonic()
+    if patience is None and waits.seconds_left == math.inf:
         fcntl.flock(handle, fcntl.LOCK_EX)
         return
-    waits, began = _lock_waits.get(), time.monotonic()
+    # Without the seconds where the block's budget ends the wait: they differ each time, and a fault is logged once.
+    own = patience is not None and patience <= waits.seconds_left
+    held = f"has held {path} for {patience:g} s" if own and patience else f"holds {path}"
     try:
-        _poll_lock(handle, path, min(patience, waits.seconds_left))
+        _poll_lock(handle, path, began + min(math.inf if patience is None else patience, waits.seconds_left), held)
     finally:
         waits.seconds_left = max(0.0, waits.seconds_left - (time.monotonic() - began))
 
 
-def _poll_lock(handle: IO[str], path: Path, patience: float) -> None:
-    until = time.monotonic() + patience
+def _poll_lock(handle: IO[str], path: Path, until: float, held: str) -> None:
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError as error:
             if time.monotonic() >= until:
-                held = f"has held {path} for {round(patience, 2):g} s" if patience else f"holds {path}"
                 raise LockHeld(
                     f"another process {held}; it may be stopped: find it with `lslocks` or `fuser {path}`, then "
                     "continue or end it"

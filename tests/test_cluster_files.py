@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
-from cluster.errors import StorageError
+from cluster.errors import LockHeld, StorageError
 from cluster.files import (
     atomic_folder,
     atomic_write,
     copy_atomically,
     is_damage,
+    lock_waits_within,
     locked,
     read_json,
     remove_drafts,
@@ -177,3 +178,13 @@ def test_what_is_no_file_is_damage_and_is_not_waited_for(tmp_path, kind):
 
     assert str(path) in str(caught.value)
     assert is_damage(caught.value)
+
+
+def test_several_locks_are_waited_for_within_one_limit_also_one_without_a_limit_of_its_own(tmp_path):
+    with locked(tmp_path / "a"), locked(tmp_path / "b"), lock_waits_within(0.05):
+        for name, patience in (("a", None), ("b", 600.0)):
+            with pytest.raises(LockHeld) as caught, locked(tmp_path / name, patience=patience):
+                pass
+
+            # without the seconds, which differ each time: the same fault has the same text
+            assert str(caught.value).startswith(f"another process holds {tmp_path / name}; it may be stopped: ")

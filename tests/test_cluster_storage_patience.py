@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import StorageAway, StorageError, UnknownRun
+from cluster.errors import LockHeld, StorageAway, StorageError, UnknownRun
+from cluster.files import locked
 from cluster.storage_marker import refuse_away
 from cluster.storage_patience import StoragePatience
 
@@ -72,4 +73,13 @@ def test_an_answer_of_the_storage_is_passed_on_at_once(error: Exception) -> None
         raise error
 
     with pytest.raises(type(error)):
+        StoragePatience(pytest.fail, pause=pytest.fail).call(read)
+
+
+def test_a_lock_that_another_process_holds_is_an_answer_and_not_waited_for(tmp_path: Path) -> None:
+    def read() -> None:
+        with locked(tmp_path / ".lock", patience=0):
+            pass
+
+    with locked(tmp_path / ".lock"), pytest.raises(LockHeld, match="another process holds"):
         StoragePatience(pytest.fail, pause=pytest.fail).call(read)

@@ -21,6 +21,7 @@ from jobs.queue.tasks import claim_run
 from jobs.runs import deletion, names
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
+from jobs.runs.state import read_state
 from tests.conftest import Say
 from tests.stack import FakeSpec, finish, state_of
 from trainer.specs import SearchSpec, TrainSpec, build
@@ -307,3 +308,19 @@ def test_no_file_of_a_run_is_open_when_its_files_are_deleted(
 
     assert still_open == []  # NFS would keep such a file, and the folder: "Directory not empty"
     assert list((settings.storage / "runs").iterdir()) == []
+
+
+def test_a_run_whose_storage_comes_back_while_its_state_is_read_is_not_damaged(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    away, is_dir = paths.folder.rename(settings.storage / "away"), Path.is_dir
+
+    def come_back(path: Path) -> bool:
+        if away.exists():
+            away.rename(paths.folder)
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", come_back)
+
+    assert read_state(paths).id == paths.run_id

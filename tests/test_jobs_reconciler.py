@@ -126,6 +126,25 @@ def test_an_attempt_whose_job_worker_cannot_be_released_is_dead_after_a_lease_lo
     assert list(memory.warnings) == [paths.run_id]
 
 
+def test_an_attempt_without_heartbeats_is_dead_as_soon_as_the_lock_of_its_run_is_free(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    take_next(redis)
+    claim_run(paths, "a worker that dies", THIS_MACHINE)
+    memory, clock = ReconcilerMemory(), SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+
+    with locked(paths.lock):  # as a process that was stopped inside it
+        while clock.seconds <= settings.lease_seconds:
+            reconcile(settings, redis, memory)
+            clock.seconds += 10.0
+    reconcile(settings, redis, memory)
+
+    assert state_of(settings.storage, paths.run_id).state == "queued"
+
+
 def test_an_attempt_is_watched_anew_after_its_storage_could_not_be_read(
     settings: Settings, redis: Redis, tmp_path: Path
 ) -> None:

@@ -261,9 +261,10 @@ def _mark_dead(paths: RunPaths, state: RunState, memory: ReconcilerMemory, lease
     seconds = memory.seconds_unchanged(memory.heartbeats, paths.run_id, (state.attempt, heartbeat_of(paths)))
     if seconds < lease_seconds:
         return None
-    memory.heartbeats.pop(paths.run_id, None)
+    marked = mark_dead(paths, state.attempt, no_heartbeat(lease_seconds))
+    memory.heartbeats.pop(paths.run_id, None)  # only now: if the run's lock is held, the next call tries it again
     log.warning("%s: attempt %d sent no heartbeat for %.0f seconds", paths.run_id, state.attempt, seconds)
-    return mark_dead(paths, state.attempt, no_heartbeat(lease_seconds))
+    return marked
 
 
 def _release_watch(paths: RunPaths, state: RunState, memory: ReconcilerMemory, workers: set[str]) -> RunState | None:

@@ -196,10 +196,11 @@ def read_state(paths: RunPaths) -> RunState:
     """
     cure = f"`nightshift delete --force {paths.run_id}` deletes the run"
     if not paths.state.exists():
-        if paths.folder.is_dir():
+        if not paths.folder.is_dir():
+            refuse_away(paths.folder.parent)
+            raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
+        if not paths.state.exists():  # looked at again: the storage may have come back between the two
             raise StorageError(f"{paths.state} does not exist; {cure}")
-        refuse_away(paths.folder.parent)
-        raise UnknownRun(f"run {paths.run_id} does not exist; `nightshift list` shows those that do")
     try:
         state = RunState.from_json(read_json_object(paths.state))
         if state.id != paths.run_id:
