@@ -28,9 +28,11 @@ import pandas as pd
 from PIL import Image as PillowImage
 
 from cluster.access import restricted_umask
+from cluster.errors import StorageError
+from cluster.files import is_unanswered
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings, umask_setting
-from cluster.storage_patience import StoragePatience
+from cluster.storage_patience import StoragePatience, fault_text
 from cluster.windows import seconds_of
 from data_shards.errors import BadImage
 from data_shards.pixels import decode_pixels
@@ -281,17 +283,22 @@ def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
     Raises:
         SettingsError: The timeout is not a duration.
         UnknownRun: No run, or more than one, matches.
-        TimeoutError: It has not ended in time; it goes on.
+        TimeoutError: It has not ended in time and goes on, or the storage has not answered in time.
     """
-    storage, patience = Settings.read().storage, StoragePatience(lambda line: warnings.warn(line, stacklevel=4))
-    paths = patience.call(lambda: run_state.find(storage, run))
     seconds = seconds_of(timeout) if isinstance(timeout, str) else timeout
     until = float("inf") if seconds is None else time.monotonic() + seconds
-    while not patience.call(lambda: run_state.read_state(paths), until=until).has_ended:
-        if time.monotonic() >= until:
-            raise TimeoutError(f"{paths.run_id} has not ended after {seconds:g} s; it goes on")
-        time.sleep(POLL_SECONDS)
-    return patience.call(lambda: read_record(paths)).to_json()
+    storage, patience = Settings.read().storage, StoragePatience(lambda line: warnings.warn(line, stacklevel=4))
+    try:
+        paths = patience.call(lambda: run_state.find(storage, run), until=until)
+        while not patience.call(lambda: run_state.read_state(paths), until=until).has_ended:
+            if time.monotonic() >= until:
+                raise TimeoutError(f"{paths.run_id} has not ended after {seconds:g} s; it goes on")
+            time.sleep(POLL_SECONDS)
+        return patience.call(lambda: read_record(paths), until=until).to_json()
+    except (OSError, StorageError) as error:
+        if time.monotonic() < until or not is_unanswered(error):
+            raise
+        raise TimeoutError(f"the storage has not answered within {seconds:g} s: {fault_text(error)}") from error
 
 
 def _refuse_other_than(name: str, value: str | None, known: tuple[str, ...]) -> None:

@@ -69,7 +69,10 @@ def _after(path: Path, position: int) -> bytes:
         return b""
     with open_file(path) as file:
         file.seek(position)
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:  # it names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _start_of_tail(handle: int, end: int, lines: int) -> int:

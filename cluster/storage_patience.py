@@ -53,7 +53,7 @@ class StoragePatience:
                     raise
                 if silent_since is None:
                     silent_since, self.pauses = now, self.pauses + 1
-                    self.say(f"waiting for the storage, at most {self.seconds:g} s: {_fault(error)}")
+                    self.say(f"waiting for the storage, at most {self.seconds:g} s: {fault_text(error)}")
                 elif now - silent_since >= self.seconds:
                     raise
                 self.pause(POLL_SECONDS)
@@ -63,5 +63,6 @@ class StoragePatience:
             return found
 
 
-def _fault(error: OSError | StorageError) -> str:
+def fault_text(error: OSError | StorageError) -> str:
+    """Return what a person reads of an error of the storage."""
     return f"{error.filename} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -1,12 +1,15 @@
 """What a person reads when a followed run has ended: at 80 columns, after a failure, a success and Ctrl-C."""
 
+import errno
 import json
+import os
 import threading
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import StorageAway
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -203,6 +206,40 @@ def test_a_wait_that_gives_up_says_that_the_run_goes_on(say: Say, run: RunPaths)
 
     assert code == 1
     assert err.splitlines()[-1] == f"stopped waiting; the run goes on: nightshift wait {run.run_id}"
+
+
+def test_the_timeout_of_a_wait_bounds_the_wait_for_a_storage_that_is_away(
+    say: Say, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/storage")
+
+    monkeypatch.setattr(run_state, "all_ids", away)
+
+    code, _, err = say("wait", run.run_id[:-1], "--timeout", "1s")
+
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        "stopped waiting, as the storage does not answer (/storage cannot be read: Input/output error); "
+        f"wait again: nightshift wait {run.run_id[:-1]}",
+    )
+
+
+def test_the_timeout_of_a_wait_bounds_the_last_read_of_a_run(
+    say: Say, run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: RunPaths) -> None:
+        raise StorageAway("the server does not answer")
+
+    monkeypatch.setattr("jobs.cli.outcome.read_record", away)
+
+    code, _, err = say("wait", run.run_id, "--timeout", "1s")
+
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        "stopped waiting, as the storage does not answer (the server does not answer); "
+        f"wait again: nightshift wait {run.run_id}",
+    )
 
 
 def test_ctrl_c_stops_the_watching_and_not_the_run(

@@ -1,5 +1,6 @@
 """`import nightshift`: predictions, tables of runs, submitting and waiting."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.nn import BatchNorm1d, BatchNorm2d
 
 import nightshift
-from cluster.errors import SettingsError, UnknownRun
+from cluster.errors import SettingsError, StorageAway, UnknownRun
 from cluster.files import write_json
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
@@ -349,3 +350,28 @@ def test_shards_with_images_below_the_input_of_the_model_are_refused(
         match=r"the model's input has 96 pixels and the images in .* 64; pack them again with --image-size 96",
     ):
         nightshift.load(tmp_path / "best").predict(shards)
+
+
+def test_the_timeout_of_a_wait_bounds_the_wait_for_a_storage_that_is_away(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(storage: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(storage))
+
+    monkeypatch.setattr(run_state, "all_ids", away)
+
+    with pytest.raises(TimeoutError, match=r"has not answered within 0 s: /.* cannot be read: Input/output error"):
+        nightshift.wait(run.run_id[:-1], timeout=0)
+
+
+def test_the_timeout_of_a_wait_bounds_the_last_read_of_a_run_that_has_ended(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: RunPaths) -> None:
+        raise StorageAway("the server does not answer")
+
+    succeed(run)
+    monkeypatch.setattr(nightshift, "read_record", away)
+
+    with pytest.raises(TimeoutError, match="the storage has not answered within 0 s: the server does not answer"):
+        nightshift.wait("night", timeout=0)

@@ -23,13 +23,12 @@ POLL_SECONDS = 0.3
 LINE_EVERY_SECONDS = 15.0  # without a terminal: a line at least this often, and at each epoch
 
 
-def follow(storage: Path, run_id: str, *, timeout_seconds: float | None = None) -> Iterator[Step]:
-    """Yield the state and progress of a run a few times a second, until it has ended or the timeout is over.
+def follow(storage: Path, run_id: str, *, until: float = float("inf")) -> Iterator[Step]:
+    """Yield the state and progress of a run a few times a second, until it has ended or the time `until` has come.
 
     A storage that does not answer for a moment only delays them.
     """
-    paths, until = RunPaths.of(storage, run_id), time.monotonic() + (timeout_seconds or float("inf"))
-    patience = waits_for_storage()
+    paths, patience = RunPaths.of(storage, run_id), waits_for_storage()
     while True:
         state, progress = patience.call(lambda: (read_state(paths), read_progress(paths)), until=until)
         yield state, progress
@@ -42,15 +41,19 @@ def show_progress(
     storage: Path,
     run_id: str,
     *,
-    timeout_seconds: float | None = None,
+    until: float = float("inf"),
     meanwhile: Callable[[], None] = lambda: None,
 ) -> RunState:
     """Show the progress of a run on stderr until it ends and return its last state.
 
-    `meanwhile` is called at each step.
+    Args:
+        storage: The storage.
+        run_id: The run.
+        until: When to stop, as a time of the monotonic clock.
+        meanwhile: Called at each step.
     """
-    steps = _calling(follow(storage, run_id, timeout_seconds=timeout_seconds), meanwhile)
-    return _with_view(storage, steps, sys.stderr) if sys.stderr.isatty() else _with_lines(steps, sys.stderr)
+    steps = _calling(follow(storage, run_id, until=until), meanwhile)
+    return _with_view(storage, steps, sys.stderr, until) if sys.stderr.isatty() else _with_lines(steps, sys.stderr)
 
 
 def _calling(steps: Iterator[Step], meanwhile: Callable[[], None]) -> Iterator[Step]:
@@ -76,10 +79,10 @@ def _with_lines(steps: Iterator[Step], out: TextIO) -> RunState:
     return state
 
 
-def _with_view(storage: Path, steps: Iterator[Step], out: TextIO) -> RunState:
+def _with_view(storage: Path, steps: Iterator[Step], out: TextIO, until: float) -> RunState:
     console = Console(file=out)
     view, patience = RunView(storage), waits_for_storage()
     with Live(console=console, refresh_per_second=4) as live:
         for state, progress in steps:
-            live.update(patience.call(partial(view.updated, state, progress, console.width)))
+            live.update(patience.call(partial(view.updated, state, progress, console.width), until=until))
     return state

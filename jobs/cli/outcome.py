@@ -46,7 +46,12 @@ NEXT = {
 
 
 def follow_to_end(
-    storage: Path, run_id: str, follow: Callable[[Path, str], RunState], *, as_json: bool = False
+    storage: Path,
+    run_id: str,
+    follow: Callable[[Path, str], RunState],
+    *,
+    as_json: bool = False,
+    until: float = float("inf"),
 ) -> NoReturn:
     """Follow a run, print how it ended, and exit with 0 if it succeeded, else 1; Ctrl-C stops only the watching.
 
@@ -55,6 +60,7 @@ def follow_to_end(
         run_id: The run.
         follow: Shows progress until the run ends and returns its last state.
         as_json: Print the result as JSON on stdout.
+        until: When to wait no longer for the storage, as a time of the monotonic clock.
     """
     try:
         state = follow(storage, run_id)
@@ -62,7 +68,7 @@ def follow_to_end(
         click.echo(f"\nstopped watching; the run goes on: nightshift wait {run_id}", err=True)
         sys.exit(INTERRUPTED)
     paths, width = RunPaths.of(storage, run_id), error_width()
-    lines, result = waits_for_storage().call(lambda: _end_of(paths, as_json=as_json))
+    lines, result = waits_for_storage().call(lambda: _end_of(paths, as_json=as_json), until=until)
     for line in lines:
         is_whole = line.startswith((*WHOLE, run_id)) or " nightshift " in line
         click.echo(terminal_text(line) if is_whole else wrapped(terminal_text(line), width, indent=LABEL), err=True)
