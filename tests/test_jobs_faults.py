@@ -20,6 +20,7 @@ from cluster.settings import Settings
 from cluster.storage_marker import ensure_storage_id
 from jobs.errors import Refused
 from jobs.queue import embedded_redis
+from jobs.queue import stack as jobs_stack
 from jobs.queue.queues import waiting
 from jobs.queue.stack import Stack, log_file, start_stack
 from jobs.queue.submit import submit
@@ -195,6 +196,7 @@ def test_a_stack_starts_its_redis_again_and_its_workers_find_it(tmp_path: Path) 
 def test_a_redis_that_cannot_be_started_again_is_tried_until_it_can_and_nothing_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(jobs_stack, "REDIS_PAUSE_SECONDS", 0.0)
     alone = Settings(storage=tmp_path / "alone")
     with start_stack(alone, 1, worker_command=FAKE_WORKER) as stack:
         reaches(alone.storage, submit(alone, FakeSpec()), "succeeded")

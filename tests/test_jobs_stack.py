@@ -1,5 +1,6 @@
 """`nightshift up`: which process ends which."""
 
+import errno
 import os
 import signal
 import socket
@@ -13,7 +14,9 @@ from cluster.settings import Settings
 from cluster.version import VERSION
 from jobs.errors import StackError
 from jobs.queue import embedded_redis
-from jobs.queue.stack import log_file, start_stack
+from jobs.queue import stack as jobs_stack
+from jobs.queue.embedded_redis import EmbeddedRedis
+from jobs.queue.stack import Stack, log_file, start_stack
 from jobs.queue.submit import submit
 from tests.conftest import Say
 from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, children_of, eventually, reaches, state_of
@@ -190,3 +193,32 @@ def test_a_job_worker_that_is_killed_from_outside_is_restarted_every_time(settin
             stack.restart_ended()
 
         assert stack.workers[0].poll() is None
+
+
+def test_a_redis_that_cannot_be_started_is_tried_after_a_pause_and_given_up_after_some_tries(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = list[int]()
+
+    def fail(*_: object, **__: object) -> None:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(embedded_redis, "ensure_running", fail)
+    ended = EmbeddedRedis(url="redis://127.0.0.1:1", pid=1, started_here=True)
+    monkeypatch.setattr(EmbeddedRedis, "is_alive", False)
+    stack = Stack(settings.with_storage_ready(), None, FAKE_WORKER, [], ended)
+
+    monkeypatch.setattr(jobs_stack, "REDIS_PAUSE_SECONDS", 600.0)
+    for _ in range(3):
+        stack.restart_ended(redis_tries=2)
+    tries_in_a_pause = len(tries)
+    stack._next_redis_try = 0.0
+    with pytest.raises(StackError) as caught:
+        stack.restart_ended(redis_tries=2)
+
+    assert (tries_in_a_pause, len(tries)) == (1, 2)
+    assert str(caught.value) == (
+        "Redis (process 1) has ended and cannot be started again: No space left on device; "
+        "`nightshift doctor` checks this machine"
+    )

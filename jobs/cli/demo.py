@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SAMPLE_PIXELS = 32  # the side of the sample's images
 SAMPLE_BATCH = 64  # half the steps of the default: at 32 px, the exchange of gradients takes a large part of a step
 OWN_PIXELS = 64  # large enough to learn from, small enough for a laptop to fine-tune every layer
 LOG_LINES = 30  # of a run that failed
+REDIS_TRIES = 12  # a minute
 
 
 DATA = OptionGroup(
@@ -155,7 +157,7 @@ def _run(stack: Stack, spec: Spec) -> str:
     run_id = submit(stack.settings, checked(stack.settings, spec), request)
     _print(f"Queued {run_id}")
     try:
-        state = show_progress(storage, run_id, meanwhile=stack.restart_ended)
+        state = show_progress(storage, run_id, meanwhile=partial(stack.restart_ended, REDIS_TRIES))
     except KeyboardInterrupt:  # else another job worker of the storage would go on with it
         _print(f"\n{run_id}: {actions.cancel(stack.settings, RunPaths.of(storage, run_id), at_once=True).state}")
         raise

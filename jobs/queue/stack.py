@@ -28,6 +28,7 @@ WORKER = (sys.executable, "-P", "-m", "jobs", "worker")  # -P: never import a us
 STOP_SECONDS = 150.0  # longer than a job worker's own drain
 MAX_DEATHS = 3  # of one job worker within `DEATHS_SECONDS`
 DEATHS_SECONDS = 60.0
+REDIS_PAUSE_SECONDS = 5.0  # between two tries to start Redis again
 
 
 @dataclass
@@ -47,26 +48,33 @@ class Stack:
     server: embedded_redis.EmbeddedRedis | None = None
     _deaths: "dict[int, list[float]]" = field(default_factory=dict)
     _redis_fault: str | None = None  # the last warning, so that it is logged once
+    _redis_tries: int = 0  # in a row that failed
+    _next_redis_try: float = float("-inf")  # a time of the monotonic clock
 
     def add_worker(self) -> None:
         """Start one more job worker."""
         self.workers.append(_start_worker(self.settings, len(self.workers) + 1, self.output, self.command))
 
-    def restart_ended(self) -> None:
+    def restart_ended(self, redis_tries: float = float("inf")) -> None:
         """Restart the embedded Redis and each job worker that has ended by itself; call it repeatedly.
 
         While the storage is away nothing is started: the files of the embedded Redis may be on it. A Redis that cannot
-        be started again, such as on a full disk, is tried again by the next call; no job worker is started without it.
+        be started again, such as on a full disk, is tried again by a call a few seconds later; no job worker is started
+        without it.
+
+        Args:
+            redis_tries: After how many failed tries in a row to start Redis to give up.
 
         Raises:
-            StackError: A job worker ended for the third time within a minute; another start would not help.
+            StackError: A job worker ended for the third time within a minute, so another start would not help; or Redis
+                cannot be started.
         """
         try:
             refuse_away(self.settings.runs)
         except StorageAway:
             return
         if self.server is not None and not self.server.is_alive:
-            self._restart_redis(self.server)
+            self._restart_redis(self.server, redis_tries)
             if not self.server.is_alive:
                 return
         for place, worker in enumerate(self.workers):
@@ -74,19 +82,28 @@ class Stack:
                 self._count_death(place, worker.returncode)
                 self.workers[place] = _start_worker(self.settings, place + 1, self.output, self.command)
 
-    def _restart_redis(self, ended: embedded_redis.EmbeddedRedis) -> None:
+    def _restart_redis(self, ended: embedded_redis.EmbeddedRedis, most_tries: float) -> None:
         """Start the embedded Redis again, at its old address; say once why it does not start."""
+        if time.monotonic() < self._next_redis_try:
+            return
         try:
             self.server = embedded_redis.ensure_running(self.settings.storage, ends_with_caller=True)
         except (OSError, ClusterError, JobError) as error:
             why = (isinstance(error, OSError) and error.strerror) or str(error)
+            self._redis_tries += 1
+            self._next_redis_try = time.monotonic() + REDIS_PAUSE_SECONDS
+            if self._redis_tries >= most_tries:
+                raise StackError(
+                    f"Redis (process {ended.pid}) has ended and cannot be started again: {why}; "
+                    "`nightshift doctor` checks this machine"
+                ) from error
             if self._redis_fault != why:
                 log.warning(
                     "Redis (process %d) has ended and cannot be started again: %s; trying again", ended.pid, why
                 )
             self._redis_fault = why
         else:
-            self._redis_fault = None
+            self._redis_fault, self._redis_tries = None, 0
 
     def _count_death(self, place: int, exit_code: int) -> None:
         if exit_code in (-signal.SIGKILL, -signal.SIGTERM):
