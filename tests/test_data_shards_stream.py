@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -19,7 +21,7 @@ from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import pack
 from data_shards.pack.write import Sample, write_shard
 from data_shards.plan import EpochPlan
-from data_shards.read.stream import open_batches, read_shards
+from data_shards.read.stream import _Decoder, open_batches, read_shards
 from tests.datasets import encoded, image_folder, noise, packed, sample_members, untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more workers than cores
@@ -291,3 +293,12 @@ def test_an_error_ends_the_threads_at_once_even_while_it_is_kept(tmp_path):
 
     assert kept.tb is not None
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("shards")] == []
+
+
+def test_an_error_of_a_disk_in_a_loader_process_keeps_its_number(monkeypatch):
+    def unanswered(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(_Decoder, "_decoded", unanswered)
+
+    assert _Decoder(None, 32)[()].errno == errno.ESTALE  # raised, it would reach the trainer as a text

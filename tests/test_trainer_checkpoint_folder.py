@@ -218,3 +218,30 @@ def test_a_checkpoint_with_a_bad_block_is_named_with_the_cure(tmp_path):
         "resumes from the checkpoint before it"
     )
     assert infrastructure_fault(caught.value) is not None  # so that it is tried again, for a while
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [("fold-001-002", "delete {folder}: the run trains this fold again"), ("best", "restore it")],
+)
+def test_a_bad_block_of_what_is_no_step_has_its_own_cure(tmp_path, name, cure):
+    write(tmp_path / name)
+    [file, *_] = sorted((tmp_path / name).glob("*.safetensors"))
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+
+    with pytest.raises(StorageError) as caught:
+        read_verified_manifest(tmp_path / name)
+
+    assert str(caught.value).endswith(f"repair its disk or its server, or {cure.format(folder=tmp_path / name)}")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_said_to_be_on_a_bad_disk(tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    write(step_folder(tmp_path, 1))
+    monkeypatch.setattr("trainer.model.checkpoint_folder.sha256_of", forbidden)
+
+    with pytest.raises(PermissionError, match="Permission denied"):
+        latest_valid_checkpoint(tmp_path)

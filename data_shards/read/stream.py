@@ -210,7 +210,7 @@ class _Decoder(Dataset[Any]):
     def __getitem__(self, task: Task | Fault) -> Batch | Fault:
         try:
             return task if isinstance(task, ShardError | OSError) else self._decoded(task)
-        except ShardError as error:
+        except (ShardError, OSError) as error:
             return error
 
     def _decoded(self, task: Task) -> Batch:

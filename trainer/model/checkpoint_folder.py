@@ -16,13 +16,14 @@ from torch import Tensor
 
 from cluster.access import has_no_inode, why_not
 from cluster.errors import StorageAway, StorageError
-from cluster.files import is_unanswered, read_json, sha256_of, write_json
+from cluster.files import INFRASTRUCTURE_ERRNOS, is_unanswered, read_json, sha256_of, write_json
 from cluster.lease import Lease
 from trainer.errors import CheckpointError
 from trainer.model.names import MANIFEST_FILE
 
 VERSION = 1
 STEP = "step-"  # how the names of checkpoints of a training begin
+FOLD = "fold-"  # and those of the models of folds
 CHECKPOINTS_TO_KEEP = 2  # the latest, and the one before it in case the latest is damaged
 
 NOT_SPACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE, errno.EIO)
@@ -68,7 +69,8 @@ def read_verified_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The folder does not exist, is damaged, or has another version.
-        StorageError: A file cannot be read, so nobody knows; its cause says why.
+        StorageError: The disk of a file or its server fails, so nobody knows; its cause says why.
+        OSError: A file cannot be read for another reason, such as missing permission.
     """
     try:
         manifest = read_json(folder / MANIFEST_FILE)
@@ -93,8 +95,13 @@ def _sha256(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        is_step = path.parent.name.startswith(STEP)
-        cure = f"delete {path.parent}: the run resumes from the checkpoint before it" if is_step else "restore it"
+        if error.errno not in INFRASTRUCTURE_ERRNOS:
+            raise
+        cure = "restore it"
+        if path.parent.name.startswith(STEP):
+            cure = f"delete {path.parent}: the run resumes from the checkpoint before it"
+        elif path.parent.name.startswith(FOLD):
+            cure = f"delete {path.parent}: the run trains this fold again"
         raise StorageError(
             f"{path} cannot be read ({error.strerror}); repair its disk or its server, or {cure}"
         ) from error
