@@ -9,7 +9,8 @@ from trainer.distributed.child_process import forks_can_use_gpus
 
 @pytest.fixture
 def open_files(tmp_path, monkeypatch):
-    """The files that this process seems to have open: a folder of links to them."""
+    """The files that this process seems to have open: a folder of links to them. CUDA has not been started."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(child_process, "OPEN_FILES", tmp_path)
     (tmp_path / "0").symlink_to("/dev/null")
     return tmp_path

@@ -117,8 +117,9 @@ def seen_devices(fault=None):
 
 @pytest.fixture
 def new_process(monkeypatch):
-    """What a new process answers; it is asked about the GPUs that `asked` holds."""
+    """What a new process answers; it is asked about the GPUs that `asked` holds. Forks can use GPUs."""
     asked, answer = [], DeviceReport(torch="new process")
+    monkeypatch.setattr(device_probe, "forks_can_use_gpus", lambda: True)
     monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: asked.append(uuids) or answer)
     return asked
 

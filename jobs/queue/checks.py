@@ -44,9 +44,9 @@ def checked(settings: Settings, spec: Spec) -> Spec:
     Raises:
         PlanError, BadIndex, SourceError: The shards are missing, damaged, or too few.
         InsufficientResources: This machine or cluster can never provide the workers.
-        WeightsError: The weights file is missing, cannot be downloaded, or belongs to another network.
+        WeightsError: The weights file cannot be downloaded, or belongs to another network.
         CheckpointError, ModelMismatch: The model does not exist, or its classes or input size do not fit the data.
-        SpecError: The data set has no such split, or its images are smaller than the input.
+        SpecError: The data set has no such split, its images are smaller than the input, or there is no weights file.
     """
     if runs_here(settings):
         refuse_elastic_workers_here(spec, on_cluster=False)

@@ -10,7 +10,7 @@ from cluster.run_paths import RunPaths
 from jobs.runs.state import RunState, read_state
 from trainer.model.names import MANIFEST_FILE, MODEL_FILE
 from trainer.result import result_mismatch
-from trainer.tracking.history import epoch_lines, read_metrics
+from trainer.tracking.history import epoch_lines, is_number, read_metrics
 
 LARGEST_NUMBER = 1e15  # a larger one is damage; NaN fails the comparison too
 PROGRESS_NUMBERS = frozenset({"epoch", "epochs", "done", "total", "images_per_second", "eta_seconds", "gpus"})
@@ -63,12 +63,12 @@ class JobRecord:
     def progress_json(self) -> dict[str, Any]:
         """Return the progress with `epoch`, `epochs` and `images_per_second` always, which scripts rely on.
 
-        A phase without epochs, such as the report, leaves the last epoch in place.
+        A phase of a training without epochs, such as the report, leaves the last epoch in place.
         """
         last = self.metrics[-1] if self.metrics else {}
         progress = dict.fromkeys(ALWAYS_SHOWN, 0) | self.progress
         if not progress["epochs"]:
-            progress |= {name: last[name] for name in ("epoch", "epochs") if _is_number(last.get(name))}
+            progress |= {name: last[name] for name in ("epoch", "epochs") if _is_usable(last.get(name))}
         return progress
 
 
@@ -105,7 +105,7 @@ def model_mismatch(paths: RunPaths) -> str | None:
 def read_progress(paths: RunPaths) -> dict[str, Any]:
     """Return the newest attempt's last progress report, an empty dict before the first."""
     progress = _object(paths.progress) or {}
-    return {name: value for name, value in progress.items() if name not in PROGRESS_NUMBERS or _is_number(value)}
+    return {name: value for name, value in progress.items() if name not in PROGRESS_NUMBERS or _is_usable(value)}
 
 
 def running_progress(storage: Path, state: RunState) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def _result(paths: RunPaths) -> dict[str, Any] | None:
     return result if result is not None and isinstance(result.get("metrics"), dict) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+def _is_usable(value: Any) -> bool:
+    return is_number(value) and abs(value) < LARGEST_NUMBER
 
 
 def _files(folder: Path) -> dict[str, int]:
