@@ -137,7 +137,7 @@ def test_an_attempt_without_heartbeats_is_dead_as_soon_as_the_lock_of_its_run_is
     monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
 
     with locked(paths.lock):  # as a process that was stopped inside it
-        while clock.seconds <= settings.lease_seconds:
+        while not memory.warnings:  # until it should be marked dead and cannot be
             reconcile(settings, redis, memory)
             clock.seconds += 10.0
     reconcile(settings, redis, memory)
