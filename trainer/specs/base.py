@@ -96,6 +96,8 @@ def one_line(error: ValidationError) -> str:
     if first["type"] == "value_error" or not names:
         return message
     fault = FAULTS.get(first["type"], f"is refused: {message[0].lower()}{message[1:]}")
+    if first["type"] == "missing":  # its input is the whole spec
+        return f"{'.'.join(names)} {fault}"
     value = repr(first["input"])
     if len(value) > LONGEST_VALUE:
         value = f"{value[:LONGEST_VALUE]}..."
