@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import ray
 import torch
 
 from cluster.files import append_line, read_json, read_lines
@@ -36,6 +37,7 @@ def test_what_a_trial_writes_has_the_permissions_of_the_run_and_not_those_of_ray
 
     monkeypatch.setattr(trainable, "reset_config", touch)
     monkeypatch.setattr(head_trainable, "FrozenTrials", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)  # outside an actor of Ray it starts a Ray, which would stay
     paths = new_run(tmp_path, search_spec(tmp_path))
     attempt = Attempt.of(paths.folder, None, Settings(storage=tmp_path))
     before, threads = os.umask(0o022), torch.get_num_threads()
