@@ -92,6 +92,18 @@ def test_files_and_folders_of_operating_systems_are_ignored_at_every_depth(tmp_p
     assert (report.folder.passed_over, report.other_files) == ({}, {})
 
 
+def test_images_in_hidden_files_and_folders_are_counted_and_not_packed(tmp_path):
+    source = image_folder(tmp_path / "images", {**SPLITS, ".trash/old": 3, "train/covid/.x": 1})
+    (source / "train/covid/.kept-back.PNG").write_bytes(b"x")
+    (source / "train/covid/._image-000.png").write_bytes(b"what macOS keeps beside a file")
+    (source / ".trash/list.txt").write_text("no image")
+
+    report = packed(source)
+
+    assert counts(report) == GIVEN
+    assert (report.folder.hidden, report.to_json()["hidden"]) == (5, 5)
+
+
 @pytest.mark.parametrize(
     "folders",
     [

@@ -47,13 +47,14 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, source):
 
 
 def test_pack_says_what_it_left_out(tmp_path, source):
-    image_folder(source, {"train/other": 2, "spare/covid": 3})
+    image_folder(source, {"train/other": 2, "spare/covid": 3, ".trash": 2})
     for name in ("notes.txt", "more.zip", "scan.nii.gz", "labels.csv.gz"):
         (source / "train/covid" / name).write_text("no image")
 
     result = run("pack", source, tmp_path / "shards", "--classes", "covid,normal", "--json")
 
     assert "passed over: spare/ (3 files)" in result.stderr
+    assert "passed over: 2 images in hidden files or folders (.NAME)" in result.stderr
     assert "left out: class other (2 images)" in result.stderr
     assert "ignored, not images (2):\n  train/covid/labels.csv.gz\n  train/covid/notes.txt\n" in result.stderr
     assert "archives inside SOURCE: unpack them if they hold images (1):\n  train/covid/more.zip" in result.stderr

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_shards.errors import SourceError
 from data_shards.pack.names import is_ignored
-from data_shards.pixels import is_image_file
+from data_shards.pixels import IMAGE_SUFFIXES, is_image_file
+
+ENDINGS = tuple(IMAGE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class FileTree:
         subfolders: Names of the folders in each folder, in order.
         images: Names of the image files in each folder, in order.
         others: Names of the other files in each folder, in order.
+        hidden: Number of files that are named like an image, but hidden or in a hidden folder.
     """
 
     root: Path
     subfolders: dict[str, list[str]] = field(default_factory=dict)
     images: dict[str, list[str]] = field(default_factory=dict)
     others: dict[str, list[str]] = field(default_factory=dict)
+    hidden: int = 0
 
     def below(self, folder: str) -> Iterator[str]:
         """Yield the paths of a folder and of all folders below it."""
@@ -51,20 +55,21 @@ class FileTree:
 
 
 def read_tree(root: Path) -> FileTree:
-    """Return the folders and files of a source without hidden ones and those of operating systems.
+    """Return the folders and files of a source without hidden ones, which are counted, and those of operating systems.
 
     Raises:
         SourceError: A folder cannot be read, or a link leads back to a folder that contains it.
     """
-    tree = FileTree(root)
-    for folder, subfolders, names in _walk(root):
+    tree, hidden = FileTree(root), 0
+    for folder, subfolders, names, hidden_names in _walk(root):
         path = Path(folder).relative_to(root).as_posix() if Path(folder) != root else ""
         tree.subfolders[path] = sorted(subfolders, key=os.fsencode)
         tree.images[path], tree.others[path] = [], []
         for name in sorted(names, key=os.fsencode):
             kind = tree.images if is_image_file(os.path.join(folder, name)) else tree.others  # noqa: PTH118
             kind[path].append(name)
-    return tree
+        hidden += sum(_count_images(os.path.join(folder, name)) for name in hidden_names)  # noqa: PTH118
+    return replace(tree, hidden=hidden)
 
 
 def join(folder: str, name: str) -> str:
@@ -72,13 +77,25 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk like os.walk, through links to folders too, and leave out ignored names."""
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
+    """Walk like os.walk, through links to folders too, without ignored names; those that are hidden come last."""
     for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
+        hidden = [name for name in (*subfolders, *names) if _is_hidden(name)]
         subfolders[:] = [name for name in subfolders if not is_ignored(name)]
         for name in subfolders:
             _refuse_circle(root, Path(folder) / name)
-        yield folder, subfolders, [name for name in names if not is_ignored(name)]
+        yield folder, subfolders, [name for name in names if not is_ignored(name)], hidden
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is hidden, but not that of a file beside another one in which macOS keeps what it knows of it."""
+    return name.startswith(".") and not name.startswith("._")
+
+
+def _count_images(path: str) -> int:
+    """Return how many files are named like an image: 0 or 1, or those below a folder."""
+    files = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path]  # noqa: PTH112
+    return sum(file.lower().endswith(ENDINGS) and not file.startswith("._") for file in files)
 
 
 def _refuse_unreadable(error: OSError) -> None:

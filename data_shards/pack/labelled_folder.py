@@ -110,6 +110,7 @@ def scan_labelled_folder(
         passed_over=_passed_over(tree, layout, [image.path for image in labelled.images]),
         left_out=classes.left_out,
         masks=masks,
+        hidden=tree.hidden,
         label_names=classes.label_names,
         other_groups=labelled.groups,
         group_column=labelled.group_column,

@@ -80,6 +80,7 @@ class PackReport:
             "passed_over": self.folder.passed_over,
             "left_out": self.folder.left_out,
             "masks": self.folder.masks,
+            "hidden": self.folder.hidden,
             "filtered": self.folder.filtered[:MAX_LISTED],
             **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
             "alike": self.duplicates,

@@ -66,6 +66,7 @@ class ImageFolder:
         passed_over: Number of files in each folder that is no part of the data set.
         left_out: Number of images of each class that `--classes` or `--drop-class` leaves out.
         masks: Number of segmentation masks.
+        hidden: Number of files named like an image that are hidden, or in a hidden folder.
         table: A table that names most of the images, if there is one.
         labels: How the tables of labels were read and what they left out, if the labels come from tables.
         filtered: Names of the images that a condition on DICOM headers leaves out.
@@ -81,6 +82,7 @@ class ImageFolder:
     passed_over: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     masks: int = 0
+    hidden: int = 0
     table: LabelTable | None = None
     label_names: tuple[str, ...] = ()
     labels: LabelReport | None = None
@@ -208,6 +210,7 @@ def _collect(
         passed_over={f"{normalized_name(path)}/": tree.file_count(path) for path in layout.passed_over},
         left_out=dict(left_out),
         masks=masks,
+        hidden=tree.hidden,
         table=table,
     )
 

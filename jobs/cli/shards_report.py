@@ -78,6 +78,8 @@ def _print_left_out(folder: "ImageFolder") -> None:
         echo(f"passed over: {name} ({count:,} files)", err=True)
     if folder.masks:
         click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
+    if folder.hidden:
+        click.echo(f"passed over: {folder.hidden:,} images in hidden files or folders (.NAME)", err=True)
     for label, count in folder.left_out.items():
         echo(f"left out: class {label} ({count:,} images)", err=True)
     print_list("left out by --where, from DICOM headers", folder.filtered)
