@@ -89,7 +89,7 @@ def test_cancel_stops_after_a_checkpoint_and_retry_resumes_from_it(stack: Stack,
     actions.retry(settings, paths)
     succeeded = reaches(settings.storage, run_id, "succeeded")
 
-    assert (cancelled.state, cancelled.why) == ("cancelled", "cancelled after a checkpoint")
+    assert (cancelled.state, cancelled.why) == ("cancelled", "stopped on request")
     assert succeeded.attempt == 2
     assert len((paths.folder / "steps.jsonl").read_text().splitlines()) == 40
 
@@ -137,7 +137,7 @@ def test_a_run_over_its_max_duration_fails_after_a_checkpoint(stack: Stack, sett
     state = reaches(settings.storage, run_id, "failed")
 
     assert state.why is not None
-    assert state.why.startswith("stopped after a checkpoint: --max-duration is over")
+    assert state.why.startswith("stopped, because --max-duration is over; ")
 
 
 def test_an_attempt_that_was_declared_dead_can_publish_nothing(settings: Settings) -> None:

@@ -26,10 +26,10 @@ DEFAULT_ERRORS: dict[int, str | None] = {
     "checkpoint",
 }
 STATE_AFTER_STOP: dict[str, tuple[run_state.State, str]] = {
-    "cancel": ("cancelled", "cancelled after a checkpoint"),
+    "cancel": ("cancelled", "stopped on request"),
     "drain": ("queued", "handed back by a job worker that was stopped"),
     "window": ("paused", "its window closed"),
-    "overtime": ("failed", "stopped after a checkpoint: --max-duration is over; `nightshift resume` goes on"),
+    "overtime": ("failed", "stopped, because --max-duration is over; `nightshift resume` goes on"),
 }
 
 
@@ -60,9 +60,7 @@ def outcome(paths: RunPaths, attempt: int, code: int) -> Change:
         return Change("failed", error)
     if request := StopRequest.read(paths.stop, attempt):
         state, why = STATE_AFTER_STOP[request.reason]
-        return Change(
-            state, why if code == ExitCode.STOPPED else f"{why.partition(' after a checkpoint')[0]}, its process ended"
-        )
+        return Change(state, why if code == ExitCode.STOPPED else f"{why.partition(',')[0]}, its process ended")
     if code == ExitCode.NEWER_VERSION:
         why = _error_line(paths, attempt) or "a newer version wrote the spec; update the job workers"
         return Change("queued", why, too_new_for=VERSION)
