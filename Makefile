@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := s3 gs drive kaggle dicom dashboard onnx mlflow
+PACKAGES := --requirements pyproject.toml $(EXTRAS:%=--extra %)
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes
 # Two test files at a time: many tests wait for processes that start, end or lose their lease.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,8 +35,16 @@ $(READY): pyproject.toml requirements.lock $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
+# TORCH=cpu or TORCH=cu126 installs that build of torch. It is not in the lock, so it is installed last and without hashes.
 install-user: $(BIN)/uv
-	$(INSTALL) --constraint requirements.lock --requirements pyproject.toml $(EXTRAS:%=--extra %)
+ifdef TORCH
+	printf 'torch\ntorchvision\n' > $(VENV)/other-torch.txt
+	$(INSTALL) --constraint requirements.lock $(PACKAGES) --excludes $(VENV)/other-torch.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirements pyproject.toml \
+		--torch-backend $(TORCH) --reinstall-package torch --reinstall-package torchvision
+else
+	$(INSTALL) --constraint requirements.lock $(PACKAGES)
+endif
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 
 $(BIN)/uv:

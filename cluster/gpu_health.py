@@ -3,7 +3,7 @@
 import resource
 from pathlib import Path
 
-from cluster.gpus import CPU_CURE, GIGABYTE, DeviceReport, TorchDevice, ask_torch, driver_cure, gpu_modes
+from cluster.gpus import CPU_CURE, GIGABYTE, OLDER_TORCH, DeviceReport, TorchDevice, ask_torch, driver_cure, gpu_modes
 from cluster.health import CheckResult
 from cluster.resources import Machine, this_machine
 from cluster.shared_memory import CURE, LEAST_BYTES, SHARED_MEMORY, shared_memory_bytes
@@ -48,7 +48,8 @@ def _torch(report: DeviceReport) -> CheckResult:
 def _device(number: int, device: TorchDevice) -> CheckResult:
     title = f"{device.name}, compute capability {device.capability}"
     if device.fault is not None:
-        cure = f"hide it with CUDA_VISIBLE_DEVICES, install a torch that has kernels for it, or {CPU_CURE}"
+        kernels = f"install {OLDER_TORCH}, " if "no kernels" in device.fault else ""
+        cure = f"hide it with CUDA_VISIBLE_DEVICES, {kernels}or {CPU_CURE}"
         return CheckResult(check=f"GPU {number}", ok=False, found=f"{title}: it {device.fault}", cure=cure)
     free, memory = device.free_bytes / GIGABYTE, device.memory_bytes / GIGABYTE
     return CheckResult(check=f"GPU {number}", ok=True, found=f"{title}, {free:.1f} of {memory:.1f} GB free")

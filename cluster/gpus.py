@@ -21,6 +21,8 @@ PROBE_SECONDS = 180.0  # torch alone takes ten seconds to import on a busy machi
 NO_DEVICES = "no devices were found"
 GIGABYTE = 10**9
 CPU_CURE = "use --gpus-per-worker 0 to run on CPUs"
+OLDER_CUDA = 12  # the major version of CUDA that torch for older drivers and cards is built for
+OLDER_TORCH = "torch for older drivers and cards with `make install-user TORCH=cu126`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,4 +207,5 @@ def driver_cure(report: DeviceReport) -> str:
     """Return what to do about a driver that torch cannot use."""
     if report.cuda is None or report.driver is None:
         return "install the NVIDIA driver and a torch that was built for CUDA"
-    return f"install a driver for CUDA {report.cuda} or newer, or a torch that was built for CUDA {report.driver}"
+    cure = f"install a driver for CUDA {report.cuda} or newer"
+    return f"{cure}, or {OLDER_TORCH}" if int(report.driver.partition(".")[0]) >= OLDER_CUDA else cure

@@ -170,7 +170,9 @@ def test_auto_on_a_machine_without_gpus_means_cpus():
         ({"devices": (GOOD, OLD)}, 2, r"torch can use 1 of 2: GPU 1 \(Tesla V100\) has an architecture that this"),
         ({"devices": (OLD,)}, 1, r"torch can use 0 of 1: GPU 0 .*no kernels for; use --gpus-per-worker 0"),
         ({"devices": (), "fault": "the NVIDIA driver supports CUDA 12.4 and torch 2.15.0 needs CUDA 13.2",
-          "driver": "12.4"}, 1, "install a driver for CUDA 13.2 or newer, or a torch that was built for CUDA 12.4, or"),
+          "driver": "12.4"}, 1, "a driver for CUDA 13.2 or newer, or torch for older .* TORCH=cu126`, or"),
+        ({"devices": (), "fault": "the NVIDIA driver supports CUDA 11.4 and torch 2.15.0 needs CUDA 13.2",
+          "driver": "11.4"}, 1, "install a driver for CUDA 13.2 or newer, or use --gpus-per-worker 0"),
         ({"devices": (), "fault": "there is no driver", "driver": None}, 1, "install the NVIDIA driver and a torch"),
     ],
 )  # fmt: skip

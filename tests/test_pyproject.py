@@ -88,3 +88,27 @@ def test_an_installation_for_users_has_the_extras_of_the_image_and_no_tools_of_d
     assert extras is not None
     assert extras[1].split() == re.findall(r"--extra (\w+)", image)
     assert not {"dev", "docs"} & set(extras[1].split())
+
+
+@pytest.mark.slow
+def test_another_torch_replaces_the_locked_one_and_its_cuda_but_nothing_else_of_the_lock(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (tmp_path / "venv" / "bin" / "uv").symlink_to(Path(sys.executable).parent / "uv")
+    locked = set(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+
+    found = {torch: _installed_by_make(tmp_path / "venv", torch) for torch in ("", "cpu")}
+
+    left_out = found[""].keys() - found["cpu"].keys()
+    assert {"torch", "torchvision", "triton"} < left_out
+    assert [name for name in left_out if not re.match("torch|triton|nvidia-|cuda-|networkx", name)] == []
+    assert found["cpu"].items() <= found[""].items() <= locked
+
+
+def _installed_by_make(venv: Path, torch: str) -> dict[str, str]:
+    """Return the packages, with versions, that the first command of `make install-user` would install."""
+    make = ["make", "--dry-run", "install-user", f"VENV={venv}", *([f"TORCH={torch}"] if torch else [])]
+    lines = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if "--require-hashes" in line)
+    commands = "\n".join([*lines[:first], lines[first].replace("--quiet", "--dry-run")])
+    ended = subprocess.run(commands, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(re.findall(r"^ \+ ([\w.-]+)==(\S+)", ended.stderr, re.MULTILINE))
