@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 import numpy as np
@@ -37,7 +37,7 @@ from cluster.windows import seconds_of
 from data_shards.errors import BadImage
 from data_shards.pixels import decode_pixels
 from jobs.cli.main import cli
-from jobs.cli.option_values import KINDS, as_text, option_values
+from jobs.cli.option_values import as_text, option_values
 from jobs.cli.submission import SpecCollector, missing_to_start
 from jobs.cli.trials import table_of
 from jobs.cli.usage_errors import CONFIG_NAME, usage_line
@@ -46,7 +46,7 @@ from jobs.queue.checks import model_of
 from jobs.queue.submit import submit as queue_run
 from jobs.runs import state as run_state
 from jobs.runs.record import read_record
-from jobs.runs.run_filter import Filter
+from jobs.runs.run_filter import KINDS, Filter, Kind
 from jobs.runs.run_index import RunIndex
 from jobs.runs.trial_rows import rows_of
 from trainer.errors import SpecError
@@ -61,7 +61,6 @@ __all__ = ["Model", "load", "metrics", "runs", "submit", "trials", "wait"]
 Array: TypeAlias = npt.NDArray[np.uint8]
 Image: TypeAlias = str | Path | Array | PillowImage.Image
 SINGLE = (str, Path, np.ndarray, PillowImage.Image)
-Kind = Literal["train", "evaluate", "search", "predict", "export"]
 BATCH_SIZE = 64
 POLL_SECONDS = 1.0
 GRAY, COLOR = 2, 3  # dimensions of an array
@@ -202,7 +201,7 @@ def runs(
         InvalidOption: There is no such state or kind.
     """
     _refuse_other_than("state", state, (*run_state.STATES, run_state.DAMAGED))
-    _refuse_other_than("kind", kind, tuple(KINDS))
+    _refuse_other_than("kind", kind, KINDS)
     wanted = Filter(state=state, kind=kind, name=name, tags=() if tag is None else (tag,), owner=owner)
     index = RunIndex(Settings.read().storage)
     columns = ["id", "name", "kind", "state", "why", "tags", "note", "owner", "created", "started", "ended"]

@@ -10,7 +10,9 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.runs import state as run_state
 from jobs.runs.outcomes import mark_succeeded
+from jobs.runs.run_filter import KINDS
 from tests.conftest import Say
+from trainer.specs import SPEC_OF_KIND
 
 PLAIN = ("--weights", "none")
 
@@ -38,6 +40,10 @@ def test_the_best_metric_says_which_images_it_is_of(say: Say, settings: Settings
     assert "  valid auroc 0.9877  " in rows[trained.run_id]
     assert "  folds auroc 0.9000  " in rows[folds.run_id]
     assert "  test accuracy 0.5000  " in rows[judged.run_id]
+
+
+def test_runs_of_every_kind_of_spec_can_be_listed_alone() -> None:
+    assert set(KINDS) == set(SPEC_OF_KIND)
 
 
 def test_the_metric_of_a_run_of_an_earlier_version_says_no_split(say: Say, settings: Settings, shards: str) -> None:

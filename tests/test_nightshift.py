@@ -25,6 +25,7 @@ from jobs.errors import InvalidOption, Refused
 from jobs.queue.submit import publish
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
+from jobs.runs.run_filter import Kind
 from jobs.runs.state import RunState
 from tests.trained import lease_in
 from trainer.errors import CheckpointError, ModelMismatch, SpecError
@@ -210,7 +211,7 @@ def test_the_files_of_a_submitted_run_have_the_permissions_of_the_settings(
     ],
 )
 def test_a_wrong_option_is_refused_and_nothing_is_queued(
-    there: Settings, shards: str, kind: nightshift.Kind, options: dict[str, object], line: str
+    there: Settings, shards: str, kind: Kind, options: dict[str, object], line: str
 ) -> None:
     with pytest.raises((InvalidOption, SpecError)) as refused:
         nightshift.submit(kind, shards=shards, weights="none", **options)

@@ -10,13 +10,10 @@ import click
 from cluster.windows import local_zone_name
 from jobs.cli.usage_errors import OF_OTHER_TOOLS
 from jobs.errors import InvalidOption
-from trainer.specs import EvaluateSpec, ExportSpec, PredictSpec, SearchSpec, Spec, TrainSpec
+from trainer.specs import SPEC_OF_KIND
 from trainer.specs.command_text import OF_ONE_RUN
 from trainer.specs.search_space import GRID_POINTS
 
-KINDS: dict[str, type[Spec]] = {
-    "train": TrainSpec, "evaluate": EvaluateSpec, "search": SearchSpec, "predict": PredictSpec, "export": ExportSpec,
-}  # fmt: skip
 NO_VALUES = frozenset({"config", "waits", "dry_run", "as_json", "help"})  # parameters that a file cannot give
 ONCE = OF_ONE_RUN | {"name", "after", "at", "notify", "note", "owner"}  # not of the repetition of a run
 OF_A_USER = ("notify", "owner")  # of a request, and no values of options
@@ -37,7 +34,7 @@ def option_values(command: click.Command, content: Mapping[str, Any], source: st
     kind = content.get("kind", command.name)
     if kind != command.name:
         raise InvalidOption(f"{source} is a spec for `nightshift {kind}`; use it with that command")
-    known, fields = _keys(command, of_spec="kind" in content), KINDS[str(command.name)].model_fields
+    known, fields = _keys(command, of_spec="kind" in content), SPEC_OF_KIND[str(command.name)].model_fields
     values: Values = {}
     if content.get("form") == "json" and kind == "predict":
         values["as_json"] = "true"

@@ -17,6 +17,7 @@ from jobs.queue import schedules
 from jobs.queue.connection import connect
 from jobs.queue.storage_check import ready_storage
 from jobs.runs.damage import shown_or
+from jobs.runs.run_filter import KINDS
 
 COLUMNS = (
     Column(title="NAME"),
@@ -24,7 +25,7 @@ COLUMNS = (
     Column(title="NEXT"),
     Column(title="LAST RUN"),
 )
-REPEATABLE = ("train", "evaluate", "search", "predict")
+REPEATABLE = tuple(kind for kind in KINDS if kind != "export")
 
 
 @click.group(cls=Group)

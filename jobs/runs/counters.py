@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
 
 from prometheus_client import Counter, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import Metric
@@ -12,11 +11,10 @@ from cluster.errors import ClusterError, StorageError
 from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from jobs.runs import state as run_state
+from jobs.runs.run_filter import KINDS
 from jobs.runs.state import ENDED, RunState, seconds_between
-from trainer.specs import AnySpec
 
 SECONDS = (10.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 24 * 3600.0)  # upper bounds, of a job to a night
-KINDS: tuple[str, ...] = tuple(spec.model_fields["kind"].default for spec in get_args(AnySpec))
 SOURCES = ("cached", "computed")  # of features, as `result.json` names them
 MOST_IMAGES = 1_000_000_000  # of one run; a larger number is damage
 

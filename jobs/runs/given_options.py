@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from jobs.runs.request import JobRequest
-from trainer.specs import AnySpec
+from trainer.specs import SPEC_OF_KIND
 from trainer.specs.option_text import flat_options
 
 NOT_OPTIONS = ("kind", "name", "note", "tags", "owner")  # are shown elsewhere
@@ -45,8 +46,8 @@ class GivenOptions:
 
 def _defaults_of(kind: Any) -> dict[str, Any]:
     """Return the values that the options of a kind of runs have where nobody gives one, as JSON."""
-    specs = [one for one in get_args(AnySpec) if one.model_fields["kind"].default == kind]
-    fields = (field for one in (JobRequest, *specs) for field in one.model_fields.items())
+    models: list[type[BaseModel]] = [JobRequest, *(spec for name, spec in SPEC_OF_KIND.items() if name == kind)]
+    fields = (field for model in models for field in model.model_fields.items())
     return {
         name: to_jsonable_python(field.get_default(call_default_factory=True))
         for name, field in fields

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
-KINDS = ("train", "evaluate", "search", "predict", "export")
+Kind = Literal["train", "evaluate", "search", "predict", "export"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Listed(Protocol):

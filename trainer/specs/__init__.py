@@ -1,7 +1,7 @@
 """Specs: what a run is requested to do, validated and frozen, as JSON. Imports neither torch nor ray."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,11 +14,12 @@ from trainer.specs.search import SearchSpec
 from trainer.specs.train import Precision, TrainOptions, TrainSpec
 
 __all__ = [
-    "AnySpec", "EvaluateSpec", "ExportSpec", "Precision", "PredictSpec", "SearchSpec",
+    "SPEC_OF_KIND", "AnySpec", "EvaluateSpec", "ExportSpec", "Precision", "PredictSpec", "SearchSpec",
     "Spec", "TrainOptions", "TrainSpec", "build", "read_spec",
 ]  # fmt: skip
 
 AnySpec = TrainSpec | EvaluateSpec | SearchSpec | PredictSpec | ExportSpec
+SPEC_OF_KIND: dict[str, type[Spec]] = {spec.model_fields["kind"].default: spec for spec in get_args(AnySpec)}
 _OF_NEWER_VERSIONS = {"extra_forbidden", "union_tag_invalid", "literal_error"}
 _ANY: TypeAdapter[AnySpec] = TypeAdapter(Annotated[AnySpec, Field(discriminator="kind")])
 
