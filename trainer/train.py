@@ -14,10 +14,9 @@ from trainer.specs import TrainSpec
 from trainer.specs.head import check_head
 from trainer.specs.image_size import check_training_size
 from trainer.specs.positive import refuse_unknown_positive
+from trainer.specs.train import MIN_BATCH_NORM_IMAGES
 from trainer.training.features import features_on_worker, run_on_features
 from trainer.training.worker import train_on_worker
-
-MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
 
 
 def train(attempt: Attempt, spec: TrainSpec) -> RunResult:

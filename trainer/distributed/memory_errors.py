@@ -8,6 +8,7 @@ import torch
 from trainer.distributed.worker import WorkerContext
 from trainer.errors import OutOfMemory
 from trainer.specs import TrainOptions, TrainSpec
+from trainer.specs.train import MIN_BATCH_NORM_IMAGES
 
 OTHERS_SHARE = 0.05  # of a GPU's memory: less is what CUDA itself takes
 GIGABYTE = 1e9
@@ -45,7 +46,11 @@ def _what_and_cure(context: WorkerContext[Any]) -> tuple[str, str]:
 def _smaller_batch(spec: TrainOptions) -> str:
     """Return a batch size that the workers can share, or what helps where there is none."""
     half = spec.batch_size // 2 // spec.workers * spec.workers
-    return f"--batch-size {half} or more --workers" if half >= 2 * spec.workers else "a smaller --image-size"
+    return (
+        f"--batch-size {half} or more --workers"
+        if half >= MIN_BATCH_NORM_IMAGES * spec.workers
+        else "a smaller --image-size"
+    )
 
 
 def _used_by_others(device: torch.device) -> str:

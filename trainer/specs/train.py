@@ -8,6 +8,7 @@ from trainer.specs.base import Spec
 from trainer.specs.metric import Metric
 
 BATCH_SIZE = 32
+MIN_BATCH_NORM_IMAGES = 2  # batch norm cannot compute a variance from fewer
 
 Freeze = Annotated[str, Field(pattern=r"^(all|none|[1-7])$")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -114,10 +115,10 @@ class TrainOptions(Spec):
                 f"batch_size {self.batch_size} does not split evenly over {self.workers} workers; "
                 f"use a multiple of {self.workers}"
             )
-        if self.batch_size < 2 * self.workers:
+        if self.batch_size < MIN_BATCH_NORM_IMAGES * self.workers:
             raise ValueError(
-                f"batch_size {self.batch_size} gives {self.workers} workers fewer than 2 images each, "
-                "and batch norm needs 2; use a larger --batch-size"
+                f"batch_size {self.batch_size} gives {self.workers} workers fewer than {MIN_BATCH_NORM_IMAGES} images "
+                f"each, and batch norm needs {MIN_BATCH_NORM_IMAGES}; use a larger --batch-size"
             )
         return self
 

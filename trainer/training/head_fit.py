@@ -20,7 +20,7 @@ from trainer.evaluation.scoring import BATCH, ModelOutputs
 from trainer.model.efficientnet import build_head
 from trainer.model.head import HeadConfig
 from trainer.specs import TrainSpec
-from trainer.specs.train import HeadKind
+from trainer.specs.train import MIN_BATCH_NORM_IMAGES, HeadKind
 from trainer.training.ema import ModelEma
 from trainer.training.linear_heads import LinearTask, fit_linear_head
 from trainer.training.loop import LoopHooks, TrainLoop
@@ -30,7 +30,6 @@ from trainer.training.train_state import TrainState
 
 LINEAR: tuple[HeadKind, ...] = ("lda", "logistic")
 SPLIT = "train"  # of the index of the rows
-FEWEST_IN_STEP = 2  # batch norm cannot compute a variance from fewer
 
 Floats = NDArray[np.float64]
 
@@ -181,10 +180,10 @@ def check_steps(images: int, batch_size: int) -> None:
     Raises:
         SpecError: They are.
     """
-    if images // -(-images // batch_size) < FEWEST_IN_STEP:
+    if images // -(-images // batch_size) < MIN_BATCH_NORM_IMAGES:
         raise SpecError(
             f"{images} training images of a fold in steps of {batch_size} leave a step with 1 image, and batch norm "
-            f"needs {FEWEST_IN_STEP}; use another --batch-size or more images"
+            f"needs {MIN_BATCH_NORM_IMAGES}; use another --batch-size or more images"
         )
 
 

@@ -18,9 +18,9 @@ from trainer.errors import OutOfMemory
 from trainer.evaluation.objective import SINGLE_LABEL, Objective
 from trainer.model.precision import autocast
 from trainer.specs import TrainSpec
+from trainer.specs.train import MIN_BATCH_NORM_IMAGES
 
 FEW_IMAGES = 64  # on a GPU: with fewer, it computes a layer faster than the CPU can ask for the next
-MIN_MICRO_BATCH = 2  # images; batch norm cannot compute a variance from fewer
 
 # The memory test allocates this many copies of the trainable parameters, for what the first real step adds:
 # Adam's two moments and DDP's gradient buckets.
@@ -60,15 +60,17 @@ def choose_micro_batches(
     count = 1
     while any(process_group.all_reduce_sum(float(not fits(math.ceil(largest / count))))):
         count *= 2
-        if smallest // count < MIN_MICRO_BATCH:
+        if smallest // count < MIN_BATCH_NORM_IMAGES:
             raise OutOfMemory(
                 f"{math.ceil(2 * largest / count)} images at once do not fit into the memory of "
                 f"{process_group.device}; use a smaller --image-size, or freeze more stages with --freeze"
             )
     if count > 1 and not spec.accumulate:
         workers = process_group.world_size
-        fits_all = max(2, largest // count) * workers
-        fitting = max(2, fits_all // spec.workers) * spec.workers  # a group that lacks workers keeps the spec's rule
+        fits_all = max(MIN_BATCH_NORM_IMAGES, largest // count) * workers
+        fitting = (
+            max(MIN_BATCH_NORM_IMAGES, fits_all // spec.workers) * spec.workers
+        )  # a group that lacks workers keeps the spec's rule
         raise OutOfMemory(
             f"a batch of {spec.batch_size} images over {workers} workers does not fit into the memory of "
             f"{process_group.device}; use --batch-size {fitting}, which fits, or "
