@@ -17,8 +17,6 @@ from trainer.evaluation.intervals import (
     variance_freedom,
 )
 
-NOTHING = np.array([])
-
 
 def successes(count, total):
     return np.arange(total) < count
@@ -103,7 +101,7 @@ def test_the_interval_of_the_auroc_is_delong_on_the_logit_scale():
     reach = t.ppf(0.975, min(19, freedom)) * error / (area * (1 - area))
     expected = [1 / (1 + np.exp(-(np.log(area / (1 - area)) + sign * reach))) for sign in (-1, 1)]
 
-    assert auroc_interval([(scores, hits)], own_groups(60), NOTHING) == pytest.approx(expected)
+    assert auroc_interval([(scores, hits)], own_groups(60)) == pytest.approx(expected)
 
 
 def test_a_single_misranked_positive_leaves_the_auroc_as_high_as_the_pairs_of_images_allow():
@@ -112,7 +110,7 @@ def test_a_single_misranked_positive_leaves_the_auroc_as_high_as_the_pairs_of_im
     scores[0] = -70  # below 45 negatives of 100: it carries the whole variance
     area = roc_auc_score(hits, scores)
 
-    low, high = auroc_interval([(scores, hits)], own_groups(125), NOTHING)
+    low, high = auroc_interval([(scores, hits)], own_groups(125))
 
     assert area == pytest.approx(1 - 0.45 / 25, abs=0.001)
     assert low == pytest.approx(beta.ppf(0.025, 25 * area, 25 * (1 - area) + 1))
@@ -234,7 +232,7 @@ def test_an_error_never_makes_the_interval_of_grouped_images_start_higher(errors
 def test_a_reversed_order_gives_an_exact_upper_bound():
     scores, hits = np.arange(50) / 50, np.arange(50) < 20
 
-    assert auroc_interval([(scores, hits)], own_groups(50), NOTHING) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert auroc_interval([(scores, hits)], own_groups(50)) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
 
 
 def test_a_separated_class_with_few_images_widens_the_interval_of_the_mean_auroc():
@@ -244,7 +242,7 @@ def test_a_separated_class_with_few_images_widens_the_interval_of_the_mean_auroc
     scores[:, 0] = labels == 0
     ranked = [(scores[:, c], labels == c) for c in range(3)]
 
-    low, high = auroc_interval(ranked, own_groups(123), NOTHING)
+    low, high = auroc_interval(ranked, own_groups(123))
 
     reach = 1 - 0.025 ** (1 / 3)  # of three images in the right order
     mean = np.mean([roc_auc_score(hits, scored) for scored, hits in ranked])
@@ -255,7 +253,7 @@ def test_a_separated_class_with_few_images_widens_the_interval_of_the_mean_auroc
 def test_equal_scores_give_no_interval_of_the_auroc():
     hits = np.arange(20) < 10
 
-    assert auroc_interval([(np.zeros(20), hits), (np.zeros(20), ~hits)], own_groups(20), NOTHING) is None
+    assert auroc_interval([(np.zeros(20), hits), (np.zeros(20), ~hits)], own_groups(20)) is None
 
 
 @pytest.mark.parametrize("negatives", [100, 10_000])

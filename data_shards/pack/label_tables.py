@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data_shards.pack.labels.matching import SHORT_NUMBER
+from data_shards.pack.labels.tables import MAX_TABLE_BYTES
 from data_shards.pack.options import TABLE_ENDINGS
 
-MAX_TABLE_BYTES = 256 << 20  # read of one table; enough for a million rows
 SEPARATORS = re.compile(r"[,;\t\n\r\"'|]+")
 BLANKS = re.compile(r"\s+")
 MAX_TABLES = 20  # the largest ones; some sets have a text file for each image

@@ -168,7 +168,7 @@ def _check(
     areas, limits = _areas(scores[known], labels), []
     for chosen in (ranked, *([label] for label in ranked)):
         scored = [(scores[known, label], labels == label) for label in chosen]
-        limits.append(auroc_interval(scored, units, np.empty(0)))
+        limits.append(auroc_interval(scored, units))
     worst = max(ranked, key=lambda label: areas[label])
     return Check(
         name=name,

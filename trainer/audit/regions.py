@@ -245,4 +245,4 @@ def _figure(name: str, probabilities: Floats, labels: Labels, units: Labels, *, 
     ]
     scored = [(probabilities[:, c], labels == c) for c in ranked]
     area = auroc_influence(scored, units)[0] if scored else None
-    return RegionFigure(name=name, auroc=area, interval=auroc_interval(scored, units, np.empty(0)))
+    return RegionFigure(name=name, auroc=area, interval=auroc_interval(scored, units))

@@ -26,6 +26,7 @@ from scipy.stats import beta, rankdata, t
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics, ranked_classes, weighted_metrics
 
 TAIL = 0.025  # probability on each side of a 95 % interval
+NO_RESAMPLES: Floats = np.empty(0)
 FEWEST_GROUPS = 2  # a variance between groups needs two of them
 NO_SPREAD = 1e-9  # standard error of a loss below which images differ by rounding alone
 
@@ -201,7 +202,9 @@ def mover_interval(known: Sequence[tuple[float, Interval]], *, correlation: Floa
     return max(0.0, mean - below), min(1.0, mean + above)
 
 
-def auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels, resampled: Floats) -> Interval | None:
+def auroc_interval(
+    scored: Sequence[tuple[Floats, Mask]], units: Labels, resampled: Floats = NO_RESAMPLES
+) -> Interval | None:
     """Return the interval of the mean AUROC over `scored`: (scores, whether positive) of each class, each (N,).
 
     DeLong's variance, with groups Obuchowski's (Biometrics 53, 1997), on the logit scale with Student's t for the
@@ -251,7 +254,7 @@ def _has_no_variance(scored: tuple[Floats, Mask], units: Labels) -> bool:
 def _mean_auroc_interval(scored: Sequence[tuple[Floats, Mask]], units: Labels) -> Interval:
     """Return the interval of the mean AUROC from the intervals of its classes (MOVER)."""
     areas = [auroc_influence([one], units)[0] for one in scored]
-    own = [auroc_interval([one], units, np.empty(0)) for one in scored]
+    own = [auroc_interval([one], units) for one in scored]
     return mover_interval([(area, found or (area, area)) for area, found in zip(areas, own, strict=True)])
 
 

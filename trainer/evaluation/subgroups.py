@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from data_shards.columns import MOST_VALUES, KeptColumn
 from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics
 from trainer.evaluation.intervals import (
+    NO_RESAMPLES,
     Interval,
     auroc_interval,
     independent_pairs,
@@ -25,7 +26,6 @@ from trainer.evaluation.metric_text import is_binary
 
 FEWEST_PAIRS = 5  # independent positives and negatives; DeLong's variance of fewer says nothing
 LARGE = 5000  # images from which on the bootstrap does not widen DeLong's interval, and would take minutes
-NO_RESAMPLES = np.empty(0)
 
 Figure: TypeAlias = tuple[float | None, Interval | None]  # a value and its 95 % interval
 

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from sklearn import metrics as sk
 
 from trainer.evaluation.intervals import Interval, auroc_interval
 from trainer.evaluation.metric_text import is_binary
 from trainer.report.evaluation_charts import EvaluatedImages
-
-NO_RESAMPLES = np.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ def _auroc(images: EvaluatedImages, c: int, *, is_defined: bool) -> Figure:
     if not is_defined:
         return Figure(value=None)
     scores, hits = images.probabilities[:, c], images.labels == c
-    interval: Interval | None = auroc_interval([(scores, hits)], images.units, NO_RESAMPLES)
+    interval: Interval | None = auroc_interval([(scores, hits)], images.units)
     if is_binary(images.classes):  # the same for both classes, and the wider interval of the result
         stored = (images.metrics.get("intervals") or {}).get("auroc")
         interval = (stored[0], stored[1]) if stored else interval

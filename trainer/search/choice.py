@@ -25,7 +25,7 @@ import numpy as np
 from data_shards.index import ShardIndex
 from data_shards.pack.group_counts import GroupCounts
 from trainer.errors import TrainerError
-from trainer.evaluation.bootstrap import Floats, Labels, resample_weights
+from trainer.evaluation.bootstrap import FEWEST_RESAMPLES, RESAMPLES, Floats, Labels, resample_weights
 from trainer.evaluation.calibration import Calibration
 from trainer.evaluation.intervals import Interval
 from trainer.evaluation.trial_outputs import TrialOutputs
@@ -35,8 +35,6 @@ from trainer.search.trials import EpochRecord, TrialTable
 from trainer.specs import SearchSpec
 from trainer.specs.metric import HIGHER_IS_BETTER, Metric, loss_of
 
-RESAMPLES = 1000
-FEWEST_RESAMPLES = 200
 WORK_LIMIT = 400_000_000  # logits of all trials x resamples: about half a minute on one core
 ENOUGH = 100  # images or groups of the positive class; with fewer, the ranking of trials is mostly chance
 TWO = 2

@@ -81,7 +81,7 @@ def _quick_intervals(outputs: ModelOutputs) -> dict[str, list[float] | None]:
     units = group_ids(outputs.groups, len(labels))
     scored = [(probabilities[:, c], labels == c) for c in ranked_classes(probabilities.shape[1], 0)]
     found = {
-        "auroc": auroc_interval(scored, units, np.empty(0)),
+        "auroc": auroc_interval(scored, units),
         "accuracy": proportion_interval(probabilities.argmax(axis=1) == labels, units),
     }
     return {name: interval_json(interval) for name, interval in found.items()}

@@ -3,13 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from data_shards.columns import MOST_VALUES
 from data_shards.errors import OptionError
 from data_shards.pack.labels.cells import whole_numbers
 from data_shards.pack.labels.columns import listed, position_of
 from data_shards.pack.labels.joining import Rows
 from data_shards.pack.options import DICOM_PREFIX
-
-MOST_VALUES = 20  # a column with more is not shown in an error: it may hold what identifies patients
 
 
 def fulfilled(rows: Rows, where: Sequence[tuple[str, str]]) -> list[bool]:
