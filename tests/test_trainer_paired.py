@@ -279,7 +279,7 @@ def test_patients_with_images_of_both_classes_do_not_count_twice_in_the_balanced
     first, second = (np.where(np.tile(gains == lost, 2), 1 - labels, labels) for lost in (1.0, -1.0))
     scores = [ModelScores(probabilities=np.eye(2)[predicted], predicted=predicted) for predicted in (first, second)]
 
-    figures = {figure.name: figure for figure in paired_figures(*scores, labels, units, positive=0, seed=0)}
+    figures = {figure.name: figure for figure in paired_figures(*scores, labels, units, positive=0)}
 
     low, high = difference_interval(gains, np.arange(12))
     found = figures["balanced_accuracy"].interval

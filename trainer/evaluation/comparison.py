@@ -109,7 +109,7 @@ class Comparison:
 
 
 def compare_predictions(
-    predictions: Sequence[Predictions], *, positive: str | None, metric: str, margin: float, seed: int = 0
+    predictions: Sequence[Predictions], *, positive: str | None, metric: str, margin: float
 ) -> Comparison:
     """Compare the predictions of models, the first of which is the reference.
 
@@ -120,7 +120,6 @@ def compare_predictions(
         positive: The class that sensitivity and specificity refer to; None takes that of the evaluations.
         metric: The metric that `margin` is about.
         margin: Largest accepted difference.
-        seed: Random seed of the bootstrap.
 
     Raises:
         ModelMismatch: The models have different classes.
@@ -142,9 +141,7 @@ def compare_predictions(
     known = np.arange(len(first.labels)) if first.groups is None else first.groups
     units = np.unique(known[rows[0]], return_inverse=True)[1].astype(np.int64)
     scores = [_scores(one, at) for one, at in zip(predictions, rows, strict=True)]
-    found = [
-        paired_figures(scores[0], other, labels, units, positive=classes.index(name), seed=seed) for other in scores[1:]
-    ]
+    found = [paired_figures(scores[0], other, labels, units, positive=classes.index(name)) for other in scores[1:]]
     adjusted = [holm([figures[at].p for figures in found]) for at in range(len(found[0]))]
     candidates = []
     for number, (figures, other) in enumerate(zip(found, scores[1:], strict=True)):

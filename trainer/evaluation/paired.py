@@ -40,6 +40,7 @@ from trainer.evaluation.intervals import (
     wider,
 )
 
+SEED = 0  # of the bootstrap
 EXACT_BELOW = 25  # differing images or groups; from there on the chi-squared distribution is close enough
 FIGURES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auroc")
 NEAR = 1e-9  # starts the search for an end of an interval beside the estimate
@@ -85,7 +86,7 @@ class PairedFigure:
 
 
 def paired_figures(
-    first: ModelScores, second: ModelScores, labels: Labels, units: Labels, *, positive: int, seed: int = 0
+    first: ModelScores, second: ModelScores, labels: Labels, units: Labels, *, positive: int
 ) -> tuple[PairedFigure, ...]:
     """Return the figures of two models in the order of `FIGURES`.
 
@@ -95,12 +96,11 @@ def paired_figures(
         labels: (N,) true classes of the shared images.
         units: (N,) index of the group of each image, from 0.
         positive: Index of the class that sensitivity and specificity refer to.
-        seed: Random seed of the bootstrap.
     """
     hits = labels == positive
     right = first.predicted == labels, second.predicted == labels
     called = (first.predicted == positive) == hits, (second.predicted == positive) == hits
-    resampled = _paired_bootstrap(first, second, labels, units, positive=positive, seed=seed)
+    resampled = _paired_bootstrap(first, second, labels, units, positive=positive)
     return (
         _proportion("accuracy", right, np.ones_like(hits), units, resampled),
         _balanced_accuracy(*right, labels, units, resampled["balanced_accuracy"]),
@@ -263,20 +263,20 @@ def _auroc(
 
 def _exact_interval(scored: Sequence[Sequence[tuple[Floats, Mask]]], units: Labels) -> Interval | None:
     """Return the interval where each model ranks all images right, or all wrong: from the exact bounds of both."""
-    first, second = (auroc_interval(one, units, np.array([])) for one in scored)
+    first, second = (auroc_interval(one, units) for one in scored)
     if first is None or second is None or any(low > 0 and high < 1 for low, high in (first, second)):
         return None
     return second[0] - first[1], second[1] - first[0]
 
 
 def _paired_bootstrap(
-    first: ModelScores, second: ModelScores, labels: Labels, units: Labels, *, positive: int, seed: int
+    first: ModelScores, second: ModelScores, labels: Labels, units: Labels, *, positive: int
 ) -> dict[str, Floats]:
     """Return the difference of each figure in each resample of whole groups, (R,); NaN where it is undefined."""
     count = resample_count(first.probabilities.size)
     parts = [
         _weighted_differences(weights, first, second, labels, positive=positive)
-        for weights in resample_weights(units, count, np.random.default_rng(seed))
+        for weights in resample_weights(units, count, np.random.default_rng(SEED))
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in FIGURES}
 
