@@ -17,7 +17,7 @@ from trainer.data.feature_extraction import FeatureExtractor
 from trainer.distributed.process_group import ProcessGroup
 from trainer.distributed.worker import WorkerContext
 from trainer.evaluation.calibration import Calibration
-from trainer.evaluation.evaluation_table import write_evaluation_table, write_label_table
+from trainer.evaluation.evaluation_table import write_evaluation_table
 from trainer.evaluation.intervals import group_ids
 from trainer.evaluation.objective import SINGLE_LABEL, Objective, objective_of
 from trainer.evaluation.predictions import EvaluatedSplit, Predictions, sample_ids
@@ -259,8 +259,7 @@ def save_predictions(
         about=about,
     ).write(context.task.paths.predictions, lease)
     if isinstance(context.task.paths, RunPaths):
-        write_table = write_label_table if index.multi_label else write_evaluation_table
-        write_table(
+        write_evaluation_table(
             context.task.paths.predicted("csv"),
             classes=about.classes,
             sources=outputs.sources,
@@ -268,6 +267,7 @@ def save_predictions(
             labels=outputs.labels,
             probabilities=calibrated,
             decisions=decisions,
+            multi_label=index.multi_label,
             columns=outputs.columns,
             open_draft=lease.atomic_write,
         )
