@@ -1,7 +1,7 @@
 """Charts of an evaluation of one class per image: ROC, precision-recall, reliability diagram, decision curve."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,25 +41,15 @@ class ScoredClass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedImages:
-    """What the charts of an evaluation show.
+class WithMetrics:
+    """Metrics of a model, as `result.json` has them, and the classes that they are about."""
 
-    Attributes:
-        probabilities: (N, C) as `predict` gives them out.
-        labels: (N,) true classes.
-        units: (N,) group indices.
-        metrics: As `result.json` has them.
-    """
-
-    probabilities: Floats
-    labels: Labels
-    units: Labels
     metrics: Mapping[str, Any]
 
     @property
-    def classes(self) -> Sequence[str]:
-        """Class names in the order of the columns."""
-        return list(self.metrics["classes"])
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the model's outputs."""
+        return tuple(self.metrics["classes"])
 
     @property
     def positive(self) -> int:
@@ -70,6 +60,21 @@ class EvaluatedImages:
     def is_stated(self) -> bool:
         """Whether somebody said which class is the positive one."""
         return is_positive_stated(self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedImages(WithMetrics):
+    """What the charts of an evaluation show.
+
+    Attributes:
+        probabilities: (N, C) as `predict` gives them out.
+        labels: (N,) true classes.
+        units: (N,) group indices.
+    """
+
+    probabilities: Floats
+    labels: Labels
+    units: Labels
 
 
 def evaluation_charts(images: EvaluatedImages) -> list[ReportChart]:

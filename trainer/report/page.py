@@ -29,7 +29,6 @@ from trainer.evaluation.metric_text import (
     HeadlineMetric,
     headline_metrics,
     is_binary,
-    is_positive_stated,
     metric_title,
     prevalence_lines,
     quoted,
@@ -42,7 +41,7 @@ from trainer.report import charts
 from trainer.report.charts import ReportChart
 from trainer.report.class_table import ClassRow, class_rows
 from trainer.report.environment import area_percent, moment_text, number_text, page_environment, percent_text, thousands
-from trainer.report.evaluation_charts import EvaluatedImages, evaluation_charts
+from trainer.report.evaluation_charts import EvaluatedImages, WithMetrics, evaluation_charts
 from trainer.report.examples import ExampleImage
 from trainer.report.head_comparison import HeadComparison
 from trainer.report.limits import leakage_text
@@ -72,14 +71,13 @@ class SearchSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportData:
+class ReportData(WithMetrics):
     """Content of a report.
 
     Attributes:
         kind: "train", "evaluate" or "search".
         ended: RFC 3339, UTC.
         spec: The run configuration, as in `spec.json`.
-        metrics: Result of `trainer.evaluation.metrics.classification_metrics`, and "split".
         predictions: Labels and probabilities of the images of that split.
         index: Index of the data set.
         epochs: Lines of `metrics.jsonl`; empty for an evaluation.
@@ -101,7 +99,6 @@ class ReportData:
     kind: str
     ended: str
     spec: Mapping[str, Any]
-    metrics: Mapping[str, Any]
     predictions: Predictions
     index: ShardIndex
     epochs: Sequence[Mapping[str, Any]] = ()
@@ -121,24 +118,9 @@ class ReportData:
     template: ClassVar[str] = "report.html.j2"
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the model's outputs."""
-        return tuple(self.metrics["classes"])
-
-    @property
-    def positive(self) -> int:
-        """Index of the positive class."""
-        return self.classes.index(self.metrics["positive"])
-
-    @property
     def positive_count(self) -> int:
         """Number of images of the positive class in the split."""
         return int((self.predictions.labels == self.positive).sum())
-
-    @property
-    def is_stated(self) -> bool:
-        """Whether somebody said which class is the positive one."""
-        return is_positive_stated(self.metrics)
 
     @property
     def headline(self) -> Sequence[HeadlineMetric]:
