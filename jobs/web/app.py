@@ -39,7 +39,7 @@ from jobs.web.access import Access, RequireToken
 from jobs.web.changes import Looks, changes
 from jobs.web.compare_page import FIELDS, ComparePage, chosen_address, compare_page
 from jobs.web.forms import Fork, FormPage, NotAllowed, read_form
-from jobs.web.other_pages import named_models, queue_page
+from jobs.web.other_pages import promoted_models, queue_page
 from jobs.web.overview import STATES, overview
 from jobs.web.run_page import run_page, wall_clock
 from jobs.web.shared_work import SharedWork
@@ -165,7 +165,7 @@ class _Handlers:
         return self._answer(request, "compare.html.j2", found.to_json, status=status, found=found, error=text)
 
     def models(self, request: Request) -> Response:
-        found = named_models(self.storage)
+        found = promoted_models(self.storage)
         refuse_away(self.settings.runs)
         return self._answer(request, "models.html.j2", lambda: [one.to_json() for one in found], models=found)
 

@@ -26,7 +26,7 @@ from trainer.report.charts import ReportChart
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedModel:
+class PromotedName:
     """A name and its promotions.
 
     Attributes:
@@ -87,7 +87,7 @@ class QueuePage:
         }
 
 
-def named_models(storage: Path) -> list[NamedModel]:
+def promoted_models(storage: Path) -> list[PromotedName]:
     """Return the names of the models in use with their promotions."""
     return [_named(storage, name) for name in promoted_names(storage)]
 
@@ -135,10 +135,10 @@ def _names(storage: Path, run_ids: Sequence[str | None]) -> dict[str, str]:
     return names
 
 
-def _named(storage: Path, name: str) -> NamedModel:
+def _named(storage: Path, name: str) -> PromotedName:
     try:
         history = tuple(reversed(history_of(storage, name)))
         models = [one.model for one in history if RUN_ID.fullmatch(one.model)]
-        return NamedModel(name=name, history=history, runs=_names(storage, models))
+        return PromotedName(name=name, history=history, runs=_names(storage, models))
     except StorageError as error:
-        return NamedModel(name=name, warning=str(error))
+        return PromotedName(name=name, warning=str(error))
