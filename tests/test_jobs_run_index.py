@@ -59,9 +59,17 @@ def filled(storage: Path) -> RunIndex:
     return index
 
 
+def states(storage: Path, before: str | None = None) -> list[RunState]:
+    """The state of every run, newest first, read without an index; those that are listed after `before`."""
+    key = run_state.age_key
+    ids = [one for one in run_state.all_ids(storage) if before is None or key(one) < key(before)]
+    found = [run_state.state_or_damaged(storage, run_id) for run_id in reversed(ids)]
+    return [state for state in found if state is not None]
+
+
 def read_all(storage: Path, wanted: Filter) -> list[RunState]:
     """What the index must yield."""
-    return list(filter(wanted.matches, itertools.takewhile(wanted.is_recent, run_state.states(storage))))
+    return list(filter(wanted.matches, itertools.takewhile(wanted.is_recent, states(storage))))
 
 
 def change_state(paths: RunPaths) -> None:
@@ -101,9 +109,9 @@ def test_the_index_follows_every_change_of_the_folders(
     change(runs[1])
 
     for found in (index, RunIndex(storage)):
-        assert list(found.states()) == list(run_state.states(storage))
+        assert list(found.states()) == states(storage)
         before = runs[1].run_id
-        assert list(found.states(before=before)) == list(run_state.states(storage, before=before))
+        assert list(found.states(before=before)) == states(storage, before)
 
 
 ACTS: dict[str, Callable[[Path, int], object]] = {
@@ -147,14 +155,14 @@ def test_a_run_that_was_damaged_and_mended_is_shown(storage: Path) -> None:
     paths.state.write_text(good)
 
     assert damaged == ["damaged"]
-    assert list(index.states()) == list(run_state.states(storage))
+    assert list(index.states()) == states(storage)
 
 
 def test_a_state_that_has_not_changed_is_read_once_by_all_processes(storage: Path, read: list[str]) -> None:
     runs = [make(storage, number, tags=("a", "b"), metric=("auroc", 0.5), note="ä\n") for number in range(3)]
     index = filled(storage)
     change_labels(runs[0], add=["new"])
-    expected = list(run_state.states(storage))
+    expected = states(storage)
     read.clear()
 
     shown = [list(index.states()) for _ in range(3)]
@@ -208,7 +216,7 @@ def test_no_byte_of_the_index_can_change_unnoticed(storage: Path, read: list[str
 
     found = list(RunIndex(storage).states())
 
-    assert found == list(run_state.states(storage))
+    assert found == states(storage)
     assert len(read) == 2  # one of them by the line above
 
 
@@ -253,7 +261,7 @@ def test_a_folder_that_is_not_private_is_not_used(storage: Path, index_folder: P
 
     found = list(filled(storage).states())
 
-    assert found == list(run_state.states(storage))
+    assert found == states(storage)
     assert not path_of(storage).exists()
     assert list((tmp_path / "theirs").iterdir()) == []
 
@@ -265,7 +273,7 @@ def test_an_index_that_another_process_is_writing_is_left_to_it(storage: Path, i
     with locked(path_of(storage).with_suffix(".lock")):
         found = list(filled(storage).states())
 
-    assert found == list(run_state.states(storage))
+    assert found == states(storage)
     assert not path_of(storage).exists()
 
 
@@ -288,7 +296,7 @@ def test_without_a_folder_for_temporary_files_all_runs_are_read(storage: Path, m
 
     found = list(filled(storage).states())
 
-    assert found == list(run_state.states(storage))
+    assert found == states(storage)
 
 
 def test_a_small_storage_has_no_file(storage: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

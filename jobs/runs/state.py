@@ -307,21 +307,6 @@ def age_key(run_id: str) -> str:
     return run_id.partition("-")[2]
 
 
-def states(storage: Path, *, before: str | None = None) -> Iterator[RunState]:
-    """Yield the state of every run, newest first; a run with an unreadable `state.json` as damaged.
-
-    Args:
-        storage: The storage.
-        before: Id of a run; only those that are listed after it are read.
-    """
-    for run_id in reversed(all_ids(storage)):
-        if before is not None and age_key(run_id) >= age_key(before):
-            continue
-        state = state_or_damaged(storage, run_id)
-        if state is not None:
-            yield state
-
-
 def state_or_damaged(storage: Path, run_id: str) -> RunState | None:
     """Return the state of a run; as damaged if its `state.json` is unreadable; None if the run does not exist."""
     paths = RunPaths.of(storage, run_id)
