@@ -119,8 +119,6 @@ class JobWorker(rq.Worker):
                 worker_registration.register(self, registration)
                 registration.execute()
 
-    # --- one run, from the queue to its end
-
     def execute_job(self, job: RunEntry, queue: RunQueue) -> None:  # type: ignore[override]
         """Run one run in a work-horse of its own and finalize its state afterwards."""
         execution = self.prepare_execution(job)
@@ -208,8 +206,6 @@ class JobWorker(rq.Worker):
                     enqueue(self.connection, job.id, state.priority, at_front=True)
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); %s is repaired when it is back", type(error).__name__, job.id)
-
-    # --- waiting and stopping
 
     def check_for_suspension(self, _burst: bool) -> None:
         """Wait while the queues are paused, with `--burst` too: for each worker that exits, KEDA would start another.
