@@ -58,7 +58,7 @@ def test_a_near_duplicate_with_another_label_is_listed_with_both_labels(tmp_path
     report = added(shards, tmp_path / "new")
 
     near, same = sorted(report.contradictions, key=lambda line: "same" in line)
-    assert near.startswith(f"a/image-003.png ({split}) and b/again.jpg are near duplicates (")
+    assert near.startswith(f"a/image-003.png ({split}) and b/again.jpg are near-duplicates (")
     assert near.endswith(": a and b")
     assert same == "a/1.png and b/same.png are the same file: a and b"
     assert report.duplicates == ()

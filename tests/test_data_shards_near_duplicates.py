@@ -101,7 +101,7 @@ def test_mirrored_and_inverted_copies_are_found_and_named_as_such():
     assert {name for pair in pairs for name in pair} == set("abde")
     for other, kind in (("b", "mirrored"), ("d", "inverted"), ("e", "mirrored and inverted")):
         [pair] = find_near_duplicates(hashed({"a": film, other: images[other]}))
-        assert str(pair) == f"a and {other} are near duplicates, {kind} ({pair.bits} of 256 bits differ)"
+        assert str(pair) == f"a and {other} are near-duplicates, {kind} ({pair.bits} of 256 bits differ)"
         assert pair.bits <= 2
 
 
@@ -113,7 +113,7 @@ def test_a_mirrored_copy_in_another_split_is_a_leak(tmp_path):
     report = pack(source, tmp_path / "shards", PackOptions(processes=1, allow_leakage=True))
 
     [leak] = report.leakage
-    assert "test/b/copy.png and train/a/image-000.png are near duplicates, mirrored" in leak
+    assert "test/b/copy.png and train/a/image-000.png are near-duplicates, mirrored" in leak
 
 
 def test_a_symmetric_image_is_no_copy_of_itself():

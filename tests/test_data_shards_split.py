@@ -209,7 +209,7 @@ def compressed_anew(original, target):
 
 
 @pytest.mark.parametrize(
-    ("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "are near duplicates")]
+    ("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "are near-duplicates")]
 )
 def test_a_copy_in_another_split_is_listed_and_refused(tmp_path, copy, words):
     source = leaking(tmp_path, copy)
@@ -325,7 +325,7 @@ def test_too_few_images_are_the_reason_although_some_are_near_duplicates(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "are near duplicates")]
+    ("copy", "words"), [(same_bytes, "are the same file"), (compressed_anew, "are near-duplicates")]
 )
 def test_one_image_with_two_labels_is_listed_with_both(tmp_path, copy, words):
     source = image_folder(tmp_path / "images", {"a": 12, "b": 12}, size=(200, 180))

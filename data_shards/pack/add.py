@@ -113,7 +113,7 @@ def add(
 ) -> AddReport:
     """Add the images of a folder or archive to a data set.
 
-    New images of a known group, and near duplicates of known images, go to the split that has them. Others are divided
+    New images of a known group, and near-duplicates of known images, go to the split that has them. Others are divided
     so that the shares of the data set are kept, unless the source has split folders.
 
     Args:

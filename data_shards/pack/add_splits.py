@@ -1,4 +1,4 @@
-"""Gives each new image of a data set its split: that of its group or of its near duplicates, else by the shares."""
+"""Gives each new image of a data set its split: that of its group or of its near-duplicates, else by the shares."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class NewImage:
     Attributes:
         labeled: Its name, labels and group; the group is its own if `grouped` is not set.
         grouped: Whether its group may have images in the data set.
-        split: The split that the source gives it, None if its group, its near duplicates or the shares decide.
+        split: The split that the source gives it, None if its group, its near-duplicates or the shares decide.
         class_or_targets: Its class, or its targets in a multi-label data set.
     """
 
@@ -145,7 +145,7 @@ class _Neighbors:
     """What connects new images with each other and with old ones.
 
     Attributes:
-        pairs: Duplicates and near duplicates of which at least one is new, by keys of the images.
+        pairs: Duplicates and near-duplicates of which at least one is new, by keys of the images.
         names: Name of each image by its key.
         labels: Class or targets of each image by its key.
         old_splits: Split of each old image by its key.
@@ -204,7 +204,7 @@ class _Neighbors:
         return str(replace(pair, first=self.names[pair.first], second=self.names[pair.second]))
 
     def old_splits_near(self) -> dict[str, set[str]]:
-        """Return the splits of the old near duplicates of each new image by its name."""
+        """Return the splits of the old near-duplicates of each new image by its name."""
         found: dict[str, set[str]] = defaultdict(set)
         for pair in self.pairs:
             for key, other in ((pair.first, pair.second), (pair.second, pair.first)):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HASH_BITS = 256
-LIMIT = 40  # bits in which near duplicates differ at most
+LIMIT = 40  # bits in which near-duplicates differ at most
 BLOCKS = 5  # 1,531 masks that keep 26 bits on average: a million hashes seldom agree by chance
 FEW, FEW_BLOCKS = 20_000, 8  # 280 masks that keep 16 bits are enough for so many hashes
 SMALL = 256  # so many are all compared with each other

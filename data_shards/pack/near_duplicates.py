@@ -1,6 +1,6 @@
-"""Finds duplicates by the sha256 of the file, and near duplicates by a perceptual hash.
+"""Finds duplicates by the sha256 of the file, and near-duplicates by a perceptual hash.
 
-A near duplicate is a copy that was resized, recompressed, mirrored, inverted, or changed a little in contrast, crop or
+A near-duplicate is a copy that was resized, recompressed, mirrored, inverted, or changed a little in contrast, crop or
 rotation. Of 499 chest X-rays, copies with another contrast (x 1.3) or a crop of 1 % differed in at most 40 of the
 hash's 256 bits, 99 % of those rotated by 1 degree too. Films of different patients differed in 58 bits or more.
 """
@@ -39,7 +39,7 @@ class ImageHash:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two duplicates or near duplicates.
+    """Two duplicates or near-duplicates.
 
     Attributes:
         exact: Whether their files have the same bytes.
@@ -60,7 +60,7 @@ class DuplicatePair:
             return f"{self.first} and {self.second} are the same file"
         kinds = " and ".join(kind for kind in ("mirrored", "inverted") if getattr(self, kind))
         changed = f", {kinds}" if kinds else ""
-        return f"{self.first} and {self.second} are near duplicates{changed} ({self.bits} of {HASH_BITS} bits differ)"
+        return f"{self.first} and {self.second} are near-duplicates{changed} ({self.bits} of {HASH_BITS} bits differ)"
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -76,7 +76,7 @@ def perceptual_hash(image: Image.Image) -> str:
 def find_near_duplicates(
     hashes: Sequence[ImageHash], split_of: Mapping[str, str] | None = None
 ) -> tuple[DuplicatePair, ...]:
-    """Return pairs of duplicates and near duplicates. Time grows somewhat faster than linearly with
+    """Return pairs of duplicates and near-duplicates. Time grows somewhat faster than linearly with
     the number of images: `hash_search.near_pairs` has a figure.
 
     A thousand copies have half a million pairs; the pairs returned are enough to connect all copies. With `split_of`
@@ -147,7 +147,7 @@ def _connected(copies: _Copies, *, exact: bool) -> Iterator[DuplicatePair]:
 
 
 def _near(phashes: Sequence[str], groups: Sequence[_Copies]) -> Iterator[DuplicatePair]:
-    """Yield pairs of near duplicates: between the first images of two hashes, and where an image meets a split."""
+    """Yield pairs of near-duplicates: between the first images of two hashes, and where an image meets a split."""
     names = sorted({split for group in groups for split in group.firsts})
     splits = {split: 1 << number for number, split in enumerate(names)}
     sets = [sum(splits[split] for split in group.firsts) for group in groups]

@@ -57,7 +57,7 @@ def parse_shares(text: str) -> Shares:
 
 
 def merge_groups(group_of: Mapping[str, str], duplicates: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the group of each image after the groups of near duplicates are merged."""
+    """Return the group of each image after the groups of near-duplicates are merged."""
     parent = {group: group for group in group_of.values()}
 
     def root(group: str) -> str:

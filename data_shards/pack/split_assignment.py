@@ -45,7 +45,7 @@ def assign_splits(
 ) -> SplitAssignment:
     """Return the split of each usable image.
 
-    `options.split` divides the images that have no split yet. Of these, near duplicates stay together like a group. In
+    `options.split` divides the images that have no split yet. Of these, near-duplicates stay together like a group. In
     a multi-label data set `label_names` are the names of the labels, in the order of the images' targets.
 
     Raises:
@@ -114,7 +114,7 @@ def _split_rest(
 ) -> dict[str, str]:
     """Return the splits of the images that have none yet.
 
-    Near duplicates are divided too where leakage is allowed and they cannot stay together.
+    Near-duplicates are divided too where leakage is allowed and they cannot stay together.
     """
     images = [image for image in images if image.split is None]
     if not images:
