@@ -126,7 +126,7 @@ def _by_table(file: str, names: Sequence[str], former: str | None) -> tuple[Find
     """
     matcher = ImageMatcher(names)
     table = _table(file, "--group-by")
-    image, group = _columns(table, matcher, former)
+    image, group, rivals = _columns(table, matcher, former)
     cells = table.column(group)
     numbers = whole_numbers(cells)
     given = [group_in_cell(cell, numbers) for cell in cells]
@@ -150,18 +150,19 @@ def _by_table(file: str, names: Sequence[str], former: str | None) -> tuple[Find
             )
         return next(iter(groups), None)
 
-    notes = [_column_note(table, image, group)]
+    notes = [_column_note(table, group, rivals)]
     if count := len(matches.by_name):
         notes.append(f"{file}: {count} of {len(named)} rows match by file name alone; their folders differ")
     return find, frozenset(filter(None, given)), tuple(notes), table.columns[group]
 
 
-def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[int, int]:
+def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[int, int, list[int]]:
+    """Return the columns of the images and of their groups, and those that might be groups too."""
     found = find_image_column(table, matcher)
     usual = by_usual_name(table.columns, IMAGE_NAMES)
     image = next(iter(usual), None) if found is None else found
-    usual = find_group_columns(table.columns, table.rows, GROUP_COLUMNS) or by_usual_name(table.columns, GROUP_COLUMNS)
-    groups = [position for position in usual if position != image]
+    filled = find_group_columns(table.columns, table.rows, GROUP_COLUMNS)
+    groups = [position for position in filled or by_usual_name(table.columns, GROUP_COLUMNS) if position != image]
     same = [p for p, name in enumerate(table.columns) if former and loose(name) == loose(former) and p != image]
     if image is None or not (groups or same):
         raise SourceError(f"{table.name} has the columns {listed(table.columns)}; it needs the columns file and group")
@@ -172,14 +173,14 @@ def _columns(table: Table, matcher: ImageMatcher, former: str | None) -> tuple[i
             f"{which if former else 'it is not known which one is that'} of the data set; leave only that of the same "
             "identifiers in the table"
         )
-    return image, (same or groups)[0]
+    group = (same or groups)[0]
+    return image, group, [position for position in filled if position not in (image, group)]
 
 
-def _column_note(table: Table, image: int, group: int) -> str:
+def _column_note(table: Table, group: int, rivals: Sequence[int]) -> str:
     """Return which column gives the groups, and which others might."""
-    usual = find_group_columns(table.columns, table.rows, GROUP_COLUMNS)
-    others = [table.columns[position] for position in usual if position not in (image, group)]
-    other = f", not {listed(map(repr, others))}; name the column group that is meant" if others else ""
+    names = listed(repr(table.columns[position]) for position in rivals)
+    other = f", not {names}; name the column group that is meant" if rivals else ""
     return f"groups: column {table.columns[group]!r} of {table.name}{other}"
 
 
