@@ -1,6 +1,7 @@
 """The report of a model with several labels per image."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,14 +104,20 @@ def test_a_model_card_has_a_row_for_each_label_too():
     assert cells_of(page, "Mass")[-1] == cells_of(render(report), "Mass")[-1]
 
 
+@contextmanager
+def open_report(folder, width):
+    """A browser that shows a report of 14 labels in a window of that many pixels."""
+    (folder / "report.html").write_text(render(data()))
+    with open_browser(folder / "profile") as browser:
+        browser.size(width, 900)
+        browser.open((folder / "report.html").as_uri())
+        assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
+        yield browser
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_fourteen_labels_fit_into_a_window_of_1280_pixels(tmp_path):
-    (tmp_path / "report.html").write_text(render(data()))
-
-    with open_browser(tmp_path / "profile") as browser:
-        browser.size(1280, 900)
-        browser.open((tmp_path / "report.html").as_uri())
-        assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
+    with open_report(tmp_path, width=1280) as browser:
         cut = browser.evaluate(CUT)
         tables = browser.evaluate("document.querySelectorAll('.scroll').length")
 
@@ -119,12 +126,7 @@ def test_fourteen_labels_fit_into_a_window_of_1280_pixels(tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None or AXE is None, reason="Chromium, or axe-core that AXE_CORE names, is not there")
 def test_axe_finds_no_fault_of_accessibility_where_tables_scroll(tmp_path):
-    (tmp_path / "report.html").write_text(render(data()))
-
-    with open_browser(tmp_path / "profile") as browser:
-        browser.size(390, 900)
-        browser.open((tmp_path / "report.html").as_uri())
-        assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('main')"))
+    with open_report(tmp_path, width=390) as browser:
         cut = browser.evaluate(CUT)
         browser.evaluate(Path(str(AXE)).read_text())
         faults = browser.evaluate("axe.run().then(found => found.violations.map(one => one.help))")
