@@ -34,6 +34,23 @@ def brisk(settings: Settings) -> Settings:
     return replace(settings, lease_seconds=1.0)
 
 
+def claimed_run(
+    settings: Settings, redis: Redis, worker: str = "a worker that dies", place: str = THIS_MACHINE
+) -> RunPaths:
+    """A run that a job worker has taken from its queue and claimed."""
+    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
+    take_next(redis)
+    claim_run(paths, worker, place)
+    return paths
+
+
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The reconciler's clock, whose `seconds` a test sets."""
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    return clock
+
+
 def test_a_redis_that_was_emptied_is_filled_again(settings: Settings, redis: Redis) -> None:
     runs = [submit(settings, FakeSpec()) for _ in range(3)]
     urgent = submit(settings, FakeSpec(), JobRequest(priority="high"))
@@ -57,10 +74,8 @@ def test_a_run_whose_marker_was_lost_is_found_by_looking_at_every_run(settings: 
 
 
 def test_an_attempt_whose_heartbeat_stops_is_lost_and_the_next_is_queued(settings: Settings, redis: Redis) -> None:
-    run_id = submit(settings, FakeSpec())
-    take_next(redis)
-    paths = RunPaths.of(settings.storage, run_id)
-    claim_run(paths, "a worker that dies", THIS_MACHINE)
+    paths = claimed_run(settings, redis)
+    run_id = paths.run_id
     paths.log.write_text("half a line")
     memory = ReconcilerMemory()
 
@@ -107,12 +122,9 @@ def test_an_attempt_whose_job_worker_cannot_be_released_is_dead_after_a_lease_lo
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
-    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
-    take_next(redis)
-    claim_run(paths, "a worker that is gone", "ray")
+    clock = stopped_clock(monkeypatch)
+    paths = claimed_run(settings, redis, "a worker that is gone", "ray")
     memory, patient = ReconcilerMemory(), replace(settings, lease_seconds=120.0)
-    clock = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
 
     with locked(paths.lock):  # as a process that was stopped inside it
         while clock.seconds < patient.lease_seconds:
@@ -130,11 +142,8 @@ def test_an_attempt_without_heartbeats_is_dead_as_soon_as_the_lock_of_its_run_is
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_state, "LOCK_SECONDS", 0.05)
-    paths = RunPaths.of(settings.storage, submit(settings, FakeSpec()))
-    take_next(redis)
-    claim_run(paths, "a worker that dies", THIS_MACHINE)
-    memory, clock = ReconcilerMemory(), SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr("jobs.queue.reconciler.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    clock = stopped_clock(monkeypatch)
+    paths, memory = claimed_run(settings, redis), ReconcilerMemory()
 
     with locked(paths.lock):  # as a process that was stopped inside it
         while not memory.warnings:  # until it should be marked dead and cannot be
@@ -189,18 +198,16 @@ def test_a_run_whose_retries_are_spent_is_lost(settings: Settings, redis: Redis)
 
 
 def test_an_attempt_that_published_before_it_died_has_succeeded(settings: Settings, redis: Redis) -> None:
-    run_id = submit(settings, FakeSpec())
-    take_next(redis)
-    paths = RunPaths.of(settings.storage, run_id)
-    claim_run(paths, "a worker that dies", THIS_MACHINE)
+    paths = claimed_run(settings, redis)
     write_json(paths.result, {"metrics": {"accuracy": 1.0}})
     memory = ReconcilerMemory()
 
     assert eventually(
-        lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, run_id).has_ended, 15
+        lambda: bool(reconcile(brisk(settings), redis, memory)) and state_of(settings.storage, paths.run_id).has_ended,
+        15,
     )
 
-    assert state_of(settings.storage, run_id).state == "succeeded"
+    assert state_of(settings.storage, paths.run_id).state == "succeeded"
 
 
 def test_an_older_attempt_that_comes_back_can_change_nothing(settings: Settings, redis: Redis) -> None:
