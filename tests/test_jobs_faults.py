@@ -28,7 +28,6 @@ from jobs.queue.worker_list import drain, live_workers
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests import kills_report
-from tests.cutting_proxy import CuttingProxy
 from tests.kills_trainer import ChainSpec
 from tests.stack import (
     FAKE_WORKER,
@@ -326,44 +325,6 @@ def test_a_full_disk_at_submit_is_one_line_and_leaves_nothing(settings: Settings
     assert said.stdout.startswith("StorageError "), said
     assert "cannot be written: File too large" in said.stdout
     assert list(settings.runs.iterdir()) == []
-
-
-@pytest.fixture
-def proxy(settings: Settings) -> Iterator[CuttingProxy]:
-    found = CuttingProxy(str(settings.storage / "redis" / "socket"), every=0)
-    yield found
-    found.close()
-
-
-def through(proxy: CuttingProxy, settings: Settings) -> Settings:
-    password = str(settings.redis_url).split(":")[2].split("@")[0]
-    return replace(settings, redis_url=f"redis://:{password}@127.0.0.1:{proxy.port}/0")
-
-
-def test_a_reply_that_is_lost_at_submit_queues_the_run_once(
-    settings: Settings, proxy: CuttingProxy, redis: Redis
-) -> None:
-    behind = through(proxy, settings)
-    proxy.every = 9  # a connection takes four replies before its first command
-
-    runs = [submit(behind, FakeSpec()) for _ in range(10)]
-
-    assert proxy.cuts >= 3
-    assert waiting(redis, "normal") == runs
-
-
-@pytest.mark.slow
-def test_workers_behind_a_proxy_that_cuts_replies_run_every_run_once(settings: Settings, proxy: CuttingProxy) -> None:
-    proxy.every = 40
-
-    with start_stack(through(proxy, settings), 2, worker_command=FAKE_WORKER):
-        runs = [submit(settings, FakeSpec()) for _ in range(40)]
-        assert eventually(lambda: not run_state.pending_ids(settings.storage))
-
-    assert proxy.cuts >= 5
-    for run_id in runs:
-        assert len(lines_of(RunPaths.of(settings.storage, run_id).folder / "published.jsonl")) == 1
-    assert {state_of(settings.storage, run_id).state for run_id in runs} == {"succeeded"}
 
 
 def assert_published_once(settings: Settings, run_id: str, *, by_attempt: int) -> None:
