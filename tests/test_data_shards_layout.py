@@ -89,7 +89,7 @@ def test_files_and_folders_of_operating_systems_are_ignored_at_every_depth(tmp_p
     report = packed(source)
 
     assert counts(report) == GIVEN
-    assert (report.folder.passed_over, report.other_files) == ({}, {})
+    assert (report.folder.passed_over, report.folder.other_files) == ({}, {})
 
 
 def test_images_in_hidden_files_and_folders_are_counted_and_not_packed(tmp_path):
@@ -228,7 +228,7 @@ def test_every_file_that_is_no_image_is_counted_and_named(tmp_path):
 
     report = packed(source)
 
-    assert report.other_files == {".txt": 1, "no ending": 1}
+    assert report.folder.other_files == {".txt": 1, "no ending": 1}
     assert set(report.folder.other_names) == {"README.txt", "train/covid/DICOMDIR"}
 
 

@@ -147,7 +147,7 @@ def test_single_bad_images_are_skipped_and_listed(tmp_path):
     assert faults["train/b/cut.png"].startswith("its pixels cannot be decoded")
     assert faults["train/b/link.jpg"] == "the file cannot be read (No such file or directory)"
     assert report.index.samples_in("train") == 40
-    assert report.other_files == {".txt": 1}
+    assert report.folder.other_files == {".txt": 1}
     assert json.loads((tmp_path / "shards/pack-report.json").read_text())["skipped"] == faults
 
 

@@ -23,7 +23,6 @@ from data_shards.pack.known_duplicates import KnownImage, find_known_images
 from data_shards.pack.known_images import KnownImages, ShowProgress, known_images, no_progress
 from data_shards.pack.options import PackOptions
 from data_shards.pack.packing import (
-    MAX_LISTED,
     encode_images,
     label_of,
     refuse_too_many_bad,
@@ -92,14 +91,7 @@ class AddReport:
             "contradictions": self.contradictions,
             "leakage": self.leakage,
             "read_as_gray": self.color,
-            "other_files": self.folder.other_files,
-            "other_names": self.folder.other_names[:MAX_LISTED],
-            "passed_over": self.folder.passed_over,
-            "left_out": self.folder.left_out,
-            "masks": self.folder.masks,
-            "hidden": self.folder.hidden,
-            "filtered": self.folder.filtered[:MAX_LISTED],
-            **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
+            **self.folder.left_out_json(),
         }
 
 

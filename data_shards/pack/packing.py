@@ -36,7 +36,6 @@ from data_shards.targets import Label
 REPORT_NAME = "pack-report.json"
 SHOWN = 3  # names in an error
 CHUNKS_PER_PROCESS = 8  # fewer are encoded in this process sooner than a new one starts
-MAX_LISTED = 10_000  # names of other files in the report
 
 OnProgress = Callable[[int, int], None]
 
@@ -64,25 +63,13 @@ class PackReport:
     contradictions: tuple[str, ...]
     leakage: tuple[str, ...]
 
-    @property
-    def other_files(self) -> dict[str, int]:
-        """Number of files that are not images, by the ending of their names."""
-        return self.folder.other_files
-
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return {
             "skipped": dict(self.skipped),
             "without_image": dict(self.without_image),
             "flat": self.flat,
-            "other_files": self.other_files,
-            "other_names": self.folder.other_names[:MAX_LISTED],
-            "passed_over": self.folder.passed_over,
-            "left_out": self.folder.left_out,
-            "masks": self.folder.masks,
-            "hidden": self.folder.hidden,
-            "filtered": self.folder.filtered[:MAX_LISTED],
-            **({"labels": self.folder.labels.to_json(MAX_LISTED)} if self.folder.labels else {}),
+            **self.folder.left_out_json(),
             "alike": self.duplicates,
             "contradictions": self.contradictions,
             "leakage": self.leakage,

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from data_shards.errors import SourceError
 from data_shards.index import INDEX_NAME
@@ -25,6 +26,7 @@ from data_shards.pixels import FORMAT_NAMES
 from data_shards.targets import Targets
 
 SHOWN = 3  # names in an error
+MAX_LISTED = 10_000  # names of files in a report
 TABLE_DEPTH = 1  # levels below the root at which a table of labels is searched
 
 
@@ -103,6 +105,19 @@ class ImageFolder:
     def other_files(self) -> dict[str, int]:
         """Number of files that are not images, by the ending of their names."""
         return _by_ending(self.other_names)
+
+    def left_out_json(self) -> dict[str, Any]:
+        """Return what was left out, as the reports of packing and adding have it."""
+        return {
+            "other_files": self.other_files,
+            "other_names": self.other_names[:MAX_LISTED],
+            "passed_over": self.passed_over,
+            "left_out": self.left_out,
+            "masks": self.masks,
+            "hidden": self.hidden,
+            "filtered": self.filtered[:MAX_LISTED],
+            **({"labels": self.labels.to_json(MAX_LISTED)} if self.labels else {}),
+        }
 
 
 def scan_image_folder(folder: Path, options: PackOptions, *, source: Path | None = None) -> ImageFolder:

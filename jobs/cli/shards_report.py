@@ -28,13 +28,7 @@ def print_report(report: "PackReport", shards: Path) -> None:
     classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
     files = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
     click.echo(f"packed {counts} images of {classes} into {files}", err=True)
-    print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
-    print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
-    _print_left_out(report.folder)
-    print_list("packed, although their pixels hardly differ", report.flat)
-    print_list("near-duplicates within a split", report.duplicates)
-    print_list(CONTRADICTIONS, report.contradictions)
-    print_list("leaks, allowed", report.leakage)
+    _print_lists(report)
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
 
@@ -45,13 +39,7 @@ def print_added(report: "AddReport", shards: str) -> None:
     shard_count = len(index.shards) - len(before.shards)
     click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
     print_list("in the data set already", [str(image) for image in report.known])
-    print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
-    print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
-    _print_left_out(report.folder)
-    print_list("packed, although their pixels hardly differ", report.flat)
-    print_list("near-duplicates within a split", report.duplicates)
-    print_list(CONTRADICTIONS, report.contradictions)
-    print_list("leaks, allowed", report.leakage)
+    _print_lists(report)
     print_list("color images, read as gray like all others of the data set", report.color)
     if before.grouped and "group_key" not in before.options:
         click.echo("note: groups are stored as they are, like the others of the data set", err=True)
@@ -70,6 +58,16 @@ def print_added(report: "AddReport", shards: str) -> None:
         total = sum(index.samples_in(split) for split in index.splits)
         click.echo(f"the data set has {total:,} images; digest {before.digest[:16]} -> {index.digest[:16]}", err=True)
     click.echo(f"next: nightshift shards show {shlex.quote(shards)}", err=True)
+
+
+def _print_lists(report: "PackReport | AddReport") -> None:
+    print_list("skipped", [f"{name}: {fault}" for name, fault in report.skipped])
+    print_list("ignored, DICOM files without an image", [f"{name}: {kind}" for name, kind in report.without_image])
+    _print_left_out(report.folder)
+    print_list("packed, although their pixels hardly differ", report.flat)
+    print_list("near-duplicates within a split", report.duplicates)
+    print_list(CONTRADICTIONS, report.contradictions)
+    print_list("leaks, allowed", report.leakage)
 
 
 def _print_left_out(folder: "ImageFolder") -> None:
