@@ -39,6 +39,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (1000, resource.getrlimit(resource.RL
 start_fork_server(lambda: None)
 import psutil, ray
 
+os.environ["CUDA_VISIBLE_DEVICES"] = "GPU-2,GPU-3"  # what the run leases is known when the fork server exists
 (server,) = [child.pid for child in psutil.Process().children()]
 
 class Worker:
@@ -46,16 +47,17 @@ class Worker:
         process = psutil.Process()
         return {
             "parents": [parent.pid for parent in process.parents()], "variable": os.environ["VARIABLE"],
-            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "gpu": os.environ["CUDA_VISIBLE_DEVICES"], "files": resource.getrlimit(resource.RLIMIT_NOFILE),
             "niceness": process.nice(), "title": process.cmdline()[0],
             "task": ray.get_runtime_context().get_task_id(),
         }
 
 with tempfile.TemporaryDirectory(prefix="ns-") as folder:
     with forking_python(folder):
-        ray.init(num_cpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
     workers = [
-        ray.remote(Worker).options(runtime_env={"env_vars": {"VARIABLE": str(number)}}).remote() for number in (0, 1)
+        ray.remote(Worker).options(num_gpus=1, runtime_env={"env_vars": {"VARIABLE": str(number)}}).remote()
+        for number in (0, 1)
     ]
     about = ray.get([worker.about.remote() for worker in workers])
     ours = [child.pid for child in psutil.Process().children(recursive=True)]
@@ -77,12 +79,13 @@ def trainer(tmp_path_factory):
         trainer.kill()
 
 
-def test_workers_of_ray_are_forks_with_an_environment_and_identifiers_of_their_own_and_end_with_the_trainer():
+def test_workers_of_ray_are_forks_with_an_environment_gpu_and_identifiers_of_their_own_and_end_with_the_trainer():
     shown = json.loads(_output_of(RAY, expected=-signal.SIGKILL))
 
     first, second = shown["workers"]
     assert all(shown["server"] in worker["parents"] for worker in (first, second))
     assert (first["variable"], second["variable"]) == ("0", "1")
+    assert {first["gpu"], second["gpu"]} == {"GPU-2", "GPU-3"}
     assert first["task"] != second["task"]
     assert first["title"].strip() == "ray::Worker.about"  # as `ps` shows it
     assert first["niceness"] == min(19, psutil.Process().nice() + 15)  # what Ray adds for its workers

@@ -373,6 +373,9 @@ def _run_worker(arguments: list[str]) -> None:
     if not rest[0].endswith(WORKER):
         raise ValueError(f"{rest[0]} is not Ray's worker")
     utils.update_envs(context.env_vars)
+    # Ray numbers the GPUs of a worker in what was visible when it was imported; the run has leased its GPUs since then.
+    worker = sys.modules["ray._private.worker"].global_worker
+    worker.original_visible_accelerator_ids = utils.get_visible_accelerator_ids()
     _run(rest[0], rest[1:])
 
 
