@@ -72,6 +72,10 @@ NOT_RETRIED = [
         "usually reflects invalid usage of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0 both "
         "on CUDA device 1b000"
     ),
+    RuntimeError(
+        "Failed to initialize NCCL communicator: invalid usage (run with NCCL_DEBUG=WARN for details)\n"
+        "NCCL Last Error: Multiple Ranks are using the same GPU/Partition. Set NCCL_MULTI_RANK_GPU_ENABLE=1"
+    ),
     RuntimeError(NCCL + "invalid argument, NCCL version 2.27.3\nncclInvalidArgument: Invalid value for an argument."),
     RuntimeError(
         NCCL + "unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.3\n"

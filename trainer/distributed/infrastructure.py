@@ -53,7 +53,7 @@ TABLE = (
     # NCCL
     KnownError("doesn't have (nccl|gloo) built in", False,
                "the installed torch lacks NCCL or gloo, which connect the workers; install a torch that has them"),
-    KnownError("duplicate gpu detected", False,
+    KnownError("duplicate gpu detected|multiple ranks are using the same gpu", False,
                "two workers got the same GPU; use at most as many --workers as there are GPUs"),
     KnownError("nccl.*invalid (usage|argument)|ncclinvalid", False, BUG),
     KnownError("nccl.*(unhandled|system error|internal error|remote error)|nccl(system|internal|remote)error", True,
