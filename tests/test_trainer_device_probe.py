@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import ray
@@ -133,6 +133,30 @@ def test_a_fork_is_asked_about_the_gpus_and_sees_no_others(monkeypatch, new_proc
     assert [device.name for device in found.devices] == ["GPU-1", "GPU-2"]
     assert (new_process, os.environ["CUDA_VISIBLE_DEVICES"]) == ([], "0,1,2")
     assert int(found.torch) != os.getpid()
+
+
+def first_device(fault=None):
+    """Return a report on the first visible MIG instance, the only one that CUDA shows a process."""
+    seen = seen_devices(fault)
+    return replace(seen, devices=seen.devices[:1])
+
+
+def test_mig_instances_are_asked_about_one_by_one(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "report", first_device)
+
+    found = probe_gpus(["MIG-1", "MIG-2", "MIG-3"])
+
+    assert [device.name for device in found.devices] == ["MIG-1", "MIG-2", "MIG-3"]
+    assert new_process == []
+
+
+def test_what_is_wrong_with_one_mig_instance_is_wrong_with_all(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "report", first_device)
+    monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: first_device(f"torch cannot start CUDA on {uuids[0]}"))
+    monkeypatch.setattr(device_probe, "forks_can_use_gpus", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+
+    assert probe_gpus(["MIG-1", "MIG-2"]).fault == "torch cannot start CUDA on MIG-1"
 
 
 def a_fault():

@@ -254,6 +254,21 @@ def test_a_process_of_a_gpu_is_a_fork_where_that_can_use_it(monkeypatch, usable,
     assert begun == [method]
 
 
+def test_a_process_of_a_gpu_sees_no_other(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
+    monkeypatch.setattr(
+        head_processes,
+        "_train_trials_on",
+        lambda connection, _, device: connection.send((device, os.environ["CUDA_VISIBLE_DEVICES"])),
+    )
+
+    processes = [_on_gpu(None, number) for number in (0, 1)]
+
+    assert [process.connection.recv() for process in processes] == [("cuda:0", "MIG-a"), ("cuda:0", "MIG-b")]
+    for process in processes:
+        process.end()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_process_of_a_gpu_reads_the_features_itself(tmp_path, digits_shards, monkeypatch, method):

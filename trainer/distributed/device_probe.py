@@ -8,7 +8,8 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain
 from multiprocessing.connection import Connection
 
 import torch
@@ -32,8 +33,13 @@ def probe_gpus(uuids: Sequence[str]) -> DeviceReport:
     """Return what torch says of these GPUs, asked in a fork of this process, which has imported torch.
 
     A new process, which takes seconds longer, is asked where a fork cannot start CUDA, and again about any fault: no
-    GPU is refused because of what a fork has inherited.
+    GPU is refused because of what a fork has inherited. MIG instances are asked about one by one: CUDA shows a process
+    only the first of them.
     """
+    if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
+        reports = [probe_gpus([uuid]) for uuid in uuids]
+        devices = tuple(chain.from_iterable(one.devices for one in reports))
+        return next((one for one in reports if one.fault), replace(reports[0], devices=devices))
     found = _asked_in_fork(uuids) if forks_can_use_gpus() else None
     if found is None or found.fault or any(device.fault for device in found.devices):
         return ask_torch(tuple(uuids))

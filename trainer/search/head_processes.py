@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
+from cluster.process_env import cuda_visible_devices, show_gpus
 from cluster.resources import cpu_count
 from trainer.distributed.child_process import LOG_FORMAT, ChildProcess, StartMethod, forks_can_use_gpus
 from trainer.distributed.worker import WorkerTask
@@ -199,9 +200,10 @@ def _processes(
 
 
 def _on_gpu(task: WorkerTask[SearchSpec], gpu: int) -> ChildProcess:
-    """Start a process on a GPU: a fork, unless the trainer has used a GPU already, as it has for features."""
+    """Start a process on one of the GPUs: a fork, unless the trainer has used a GPU already, as it has for features."""
     method: StartMethod = "fork" if forks_can_use_gpus() else "spawn"
-    return ChildProcess(_train_trials_on, task, f"cuda:{gpu}", method=method)
+    uuid = (cuda_visible_devices() or "").split(",")[gpu]
+    return ChildProcess(_train_trials_on_gpu, task, uuid, method=method)
 
 
 def _train_trials(connection: Connection, task: WorkerTask[SearchSpec], data: FrozenData) -> None:
@@ -212,12 +214,19 @@ def _train_trials(connection: Connection, task: WorkerTask[SearchSpec], data: Fr
         connection.send(trials.step())
 
 
+def _train_trials_on_gpu(connection: Connection, task: WorkerTask[SearchSpec], uuid: str) -> None:
+    """Train the trials that come through the connection on a GPU, in a process that sees no other.
+
+    Of several MIG instances CUDA shows a process only the first.
+    """
+    show_gpus([uuid])
+    _train_trials_on(connection, task, "cuda:0")
+
+
 def _train_trials_on(connection: Connection, task: WorkerTask[SearchSpec], device: str) -> None:
     """Train the trials that come through the connection, in a process that reads the features to its own device."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)  # a spawned process has no logging
     found = torch.device(device)
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
     read = cache(lambda: read_data(task, found))
     trials = FrozenTrials(task, read, on_gpu=found.type == "cuda")
     while True:
