@@ -17,7 +17,7 @@ from jobs.errors import InvalidOption
 from jobs.queue import queues
 from jobs.queue.checks import after_its_model, checked
 from jobs.queue.connection import connect
-from jobs.queue.submit import submit
+from jobs.queue.submit import refuse_request, submit
 from jobs.queue.worker_list import serving_workers
 from jobs.runs.request import JobRequest
 from jobs.runs.start_forecast import WAITING, start_forecast
@@ -94,7 +94,7 @@ def submit_spec(
         spec: What to run.
         request: How and when.
         waits: Follow the run and exit with 0 if it succeeds, else 1.
-        dry_run: Print the spec and queue nothing.
+        dry_run: Refuse what cannot be queued, else print the spec; queue nothing.
         as_json: Print JSON on stdout: the result with `waits`, else the run id.
         follow: Follows a run until it ends and returns its last state.
         next_command: Which command to type next.
@@ -109,6 +109,7 @@ def submit_spec(
         collector.found = spec, request
         return
     if dry_run:
+        refuse_request(settings, request)
         click.echo(json.dumps(spec.to_json(), indent=2))
         return
     run_id = submit(settings, spec, request)

@@ -59,6 +59,19 @@ def submit(settings: Settings, spec: Spec, request: JobRequest | None = None) ->
     return state.id
 
 
+def refuse_request(settings: Settings, request: JobRequest) -> None:
+    """Refuse what `submit` refuses of a request, without a queue.
+
+    Raises:
+        InvalidOption, Refused: The webhook URL is not valid or not allowed.
+        NameTaken: Another run has the name.
+    """
+    if request.notify:
+        refuse_address(settings, request.notify)
+    if request.name:
+        names.refuse_taken(settings.storage, request.name)
+
+
 def new_run_id(kind: str) -> str:
     """Return a new run id: kind, time in UTC, and six characters.
 

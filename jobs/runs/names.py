@@ -5,10 +5,11 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster import files
 from cluster.errors import StorageError
-from cluster.files import locked, read_json_object, write_json
+from cluster.files import locked, read_json_object, read_json_object_or_empty, write_json
 from cluster.run_paths import RUN_ID, RunPaths
 from jobs.errors import NameTaken
 from jobs.runs.drafts import is_submitted_or_in_progress
@@ -23,15 +24,23 @@ def claim(storage: Path, name: str, run_id: str) -> None:
     Raises:
         NameTaken: Another run has it.
     """
-    folder = storage / "names"
     with locked_names(storage):
-        if (storage / "models" / f"{name}.json").exists():
-            raise NameTaken(f"{name} is the name of a promoted model; choose another name for the run")
-        owner = run_of(storage, name)
-        # A submitter that died between this claim and its run's publication left a name without a run.
-        if owner and is_submitted_or_in_progress(RunPaths.of(storage, owner)):
-            raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
-        write_json(folder / f"{name}.json", {"id": run_id})
+        refuse_taken(storage, name)
+        write_json(storage / "names" / f"{name}.json", {"id": run_id})
+
+
+def refuse_taken(storage: Path, name: str) -> None:
+    """Refuse the name of another run or of a promoted model.
+
+    Raises:
+        NameTaken: It is one.
+    """
+    if (storage / "models" / f"{name}.json").exists():
+        raise NameTaken(f"{name} is the name of a promoted model; choose another name for the run")
+    owner = run_of(storage, name)
+    # A submitter that died between the claim of the name and its run's publication left a name without a run.
+    if owner and is_submitted_or_in_progress(RunPaths.of(storage, owner)):
+        raise NameTaken(f"name {name!r} belongs to {owner}; choose another, or delete that run")
 
 
 @contextlib.contextmanager
@@ -56,9 +65,13 @@ def free(storage: Path, name: str, run_id: str) -> None:
 
 
 def run_of(storage: Path, name: str) -> str | None:
-    """Return the id of the run that has a name, None if no run has it or the name's file is damaged."""
+    """Return the id of the run that has a name, None if no run has it or the name's file is damaged.
+
+    Raises:
+        OSError, StorageError: The storage does not answer, so nothing is known.
+    """
     file = storage / "names" / f"{name}.json"
-    return _owner(file) if NAME.fullmatch(name) and file.is_file() else None
+    return _run_id(read_json_object_or_empty(file)) if NAME.fullmatch(name) and file.is_file() else None
 
 
 def close_name(storage: Path, text: str) -> str | None:
@@ -76,7 +89,11 @@ def names_of(storage: Path, run_id: str) -> list[str]:
 
 def _owner(file: Path) -> str | None:
     try:
-        run_id = read_json_object(file).get("id")
+        return _run_id(read_json_object(file))
     except StorageError:
         return None
+
+
+def _run_id(content: dict[str, Any]) -> str | None:
+    run_id = content.get("id")
     return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
