@@ -273,7 +273,7 @@ def submit(kind: Kind, **options: Any) -> str:
 def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
     """Wait until a run ends and return what `nightshift show --json` prints of it; its `state` says how it ended.
 
-    A storage that does not answer is waited for, 10 minutes at most, with a warning.
+    A storage that does not answer or is not mounted is waited for, 10 minutes at most, with a warning.
 
     Args:
         run: A run id, a unique prefix of one, or a run's name.
@@ -288,7 +288,7 @@ def wait(run: str, *, timeout: float | str | None = None) -> dict[str, Any]:
     until = float("inf") if seconds is None else time.monotonic() + seconds
     storage, patience = Settings.read().storage, StoragePatience(lambda line: warnings.warn(line, stacklevel=4))
     try:
-        paths = patience.call(lambda: run_state.find(storage, run), until=until)
+        paths = patience.call(lambda: run_state.find_to_follow(storage, run), until=until)
         while not patience.call(lambda: run_state.read_state(paths), until=until).has_ended:
             if time.monotonic() >= until:
                 raise TimeoutError(f"{paths.run_id} has not ended after {seconds:g} s; it goes on")

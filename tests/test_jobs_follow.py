@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import StorageError
+from cluster.files import is_unanswered
 from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
 from cluster.process_env import job_worker_environment
@@ -15,6 +17,9 @@ from cluster.settings import Settings
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
 from jobs.runs.outcomes import end
+from jobs.runs.request import JobRequest
+from jobs.runs.state import find_to_follow
+from tests.conftest import Say
 from tests.stack import FakeSpec, eventually, finish
 
 COMMAND = ("-P", "-m", "jobs")
@@ -82,3 +87,61 @@ def begun(paths: RunPaths, said: Path, shows: str | None) -> Callable[[], bool]:
     if shows is not None:
         return lambda: shows in said.read_text()
     return paths.stop.exists
+
+
+@pytest.mark.parametrize(
+    ("words", "python"),
+    [
+        (("wait",), ""),
+        (("logs", "-f"), ""),
+        (("-c",), PYTHON),
+    ],
+    ids=["wait", "logs -f", "nightshift.wait"],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [True, False], ids=["by name", "by id"])
+def test_what_begins_to_follow_a_run_while_the_share_is_not_mounted_waits_for_it(
+    settings: Settings, tmp_path: Path, words: tuple[str, ...], python: str, *, named: bool
+) -> None:
+    run_id = submit(settings, FakeSpec(), JobRequest(name="night"))
+    finish(settings, run_id, "succeeded")
+    settings.storage.rename(tmp_path / "away")
+    said = tmp_path / "said"
+    order = [sys.executable, *(("-c", python) if python else (*COMMAND, *words)), "night" if named else run_id]
+
+    with (
+        said.open("w") as file,
+        subprocess.Popen(order, env=job_worker_environment(settings), stdout=file, stderr=subprocess.STDOUT) as command,
+    ):
+        waited = eventually(lambda: "waiting for the storage" in said.read_text() or command.poll() is not None)
+        (tmp_path / "away").rename(settings.storage)
+        code = command.wait()
+
+    text = said.read_text()
+    assert (waited, code) == (True, 0), text
+    assert f"{settings.storage} has no runs at all; mount the shared storage there" in text
+    assert text.count("waiting for the storage, at most 600 s") == text.count("the storage answers again") == 1
+
+
+@pytest.mark.parametrize("words", [("wait",), ("logs", "-f")], ids=" ".join)
+@pytest.mark.parametrize("text", ["nihgt", "train-20260101-000000-aaaaaa"], ids=["name", "id"])
+def test_a_run_that_does_not_exist_is_refused_at_once(
+    settings: Settings, say: Say, words: tuple[str, ...], text: str
+) -> None:
+    submit(settings, FakeSpec(), JobRequest(name="night"))
+
+    code, out, err = say(*words, text)
+
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: no run has the id or name {text!r}; ")
+
+
+def test_a_name_whose_file_is_not_answered_is_not_an_unknown_name(settings: Settings) -> None:
+    submit(settings, FakeSpec(), JobRequest(name="night"))
+    file = settings.storage / "names" / "night.json"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # reading it gives EIO, as a file server that is away does
+
+    with pytest.raises(StorageError, match=r"night\.json cannot be read") as error:
+        find_to_follow(settings.storage, "night")
+
+    assert is_unanswered(error.value)

@@ -125,11 +125,29 @@ def test_no_command_says_of_a_run_that_it_does_not_exist_while_the_share_is_not_
 ) -> None:
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(unmounted.storage))
 
-    said = [say(*words) for words in (("show", "night"), ("logs", "night"), ("cancel", "night"), ("wait", "night"))]
+    said = [say(*words) for words in (("show", "night"), ("logs", "night"), ("cancel", "night"))]
 
     cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
     line = f"Error: no run has the id or name 'night': {unmounted.storage} has no runs at all; {cure}\n"
-    assert said == [(1, "", line)] * 4
+    assert said == [(1, "", line)] * 3
+
+
+def test_a_wait_that_begins_while_the_share_is_not_mounted_ends_at_its_timeout(
+    unmounted: Settings, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(unmounted.storage))
+
+    code, out, err = say("wait", "night", "--timeout", "1s")
+
+    why = (
+        f"no run has the id or name 'night': {unmounted.storage} has no runs at all; mount the shared storage there, "
+        "or correct NIGHTSHIFT_STORAGE"
+    )
+    assert (code, out) == (1, "")
+    assert err == (
+        f"waiting for the storage, at most 600 s: {why}\n"
+        f"stopped waiting, as the storage does not answer ({why}); wait again: nightshift wait night\n"
+    )
 
 
 def test_a_rayjob_that_has_not_started_may_be_the_first_run_of_its_storage(tmp_path: Path) -> None:

@@ -30,14 +30,13 @@ def logs(run: str, follows: bool, tail: int | None) -> None:
 
     ID is a run id, a unique prefix of one, or a run's name.
     """
-    paths = run_state.find(Settings.read().storage, run)
-    text, position = log_files.tail(paths.log, tail)
+    storage, patience, until = Settings.read().storage, waits_for_storage(), float("inf") if follows else 0.0
+    paths = patience.call(lambda: run_state.find_to_follow(storage, run), until=until)
+    text, position = patience.call(lambda: log_files.tail(paths.log, tail), until=until)
     click.echo(terminal_text(text), nl=False)
     if follows:
         try:
-            for added in log_files.follow(
-                paths.log, position, lambda: run_state.read_state(paths).has_ended, waits_for_storage()
-            ):
+            for added in log_files.follow(paths.log, position, lambda: run_state.read_state(paths).has_ended, patience):
                 click.echo(terminal_text(added), nl=False)
         except KeyboardInterrupt:
             click.echo(f"\nstopped watching; the run goes on: nightshift logs -f {paths.run_id}", err=True)

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from cluster.windows import local_zone_name
 from jobs.cli.command import command
@@ -36,7 +37,6 @@ from jobs.cli.training_options import (
     WEIGHT_DECAY,
 )
 from jobs.cli.trials import leaderboard_text, table_of
-from jobs.runs import state as run_state
 from jobs.runs.state import RunState
 from jobs.runs.trial_rows import rows_of
 from trainer.search.choice_text import excluded_text
@@ -217,7 +217,7 @@ def search(ctx: click.Context, /, shards: str | None, **given: Any) -> None:
 
 def follow_search(storage: Path, run_id: str, *, metric: str) -> RunState:
     """Follow a search, with its leaderboard on a terminal and plain lines elsewhere; return its last state."""
-    paths = run_state.find(storage, run_id)
+    paths = RunPaths.of(storage, run_id)
     console = Console(stderr=True)
     if not console.is_terminal:
         state = show_progress(storage, run_id)

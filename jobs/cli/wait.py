@@ -36,7 +36,7 @@ def wait(run: str, timeout_seconds: float | None, as_json: bool) -> None:
     """
     until, storage = time.monotonic() + (timeout_seconds or float("inf")), Settings.read().storage
     try:
-        run_id = waits_for_storage().call(lambda: run_state.find(storage, run), until=until).run_id
+        run_id = waits_for_storage().call(lambda: run_state.find_to_follow(storage, run), until=until).run_id
         follow_to_end(storage, run_id, partial(show_progress, until=until), as_json=as_json, until=until)
     except (OSError, StorageError) as error:
         if time.monotonic() < until or not is_unanswered(error):

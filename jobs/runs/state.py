@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.errors import SeveralRuns, StorageError, UnknownRun
+from cluster.errors import SeveralRuns, StorageAway, StorageError, UnknownRun
 from cluster.files import LOCK_SECONDS, is_damage, locked, read_json_object, write_json
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.storage_marker import refuse_away
@@ -357,3 +357,18 @@ def find(storage: Path, text: str) -> RunPaths:
     if RUN_ID.fullmatch(text) and not close:
         cure += f"; a RayJob is shown once it has started: `kubectl describe rayjob {text}`"
     raise UnknownRun(f"no run has the id or name {text!r}{why}; {cure}")
+
+
+def find_to_follow(storage: Path, text: str) -> RunPaths:
+    """Return the run as `find` does, for a caller that waits while the storage is away.
+
+    Raises:
+        UnknownRun: No run, or more than one, matches.
+        StorageAway: The storage has no runs at all: it is probably not mounted.
+    """
+    try:
+        return find(storage, text)
+    except UnknownRun as error:
+        if not (storage / "runs").is_dir():
+            raise StorageAway(str(error)) from error
+        raise
