@@ -1,16 +1,24 @@
 """`nightshift reconcile` repairs once what the reconciler of the job workers repairs continuously."""
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from subprocess import PIPE
 
 import pytest
 from redis import Redis
 
 from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
+from cluster.process_env import job_worker_environment
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from jobs.queue import embedded_redis
 from jobs.queue.queues import queue, waiting
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
@@ -54,6 +62,47 @@ def test_reconcile_by_hand_also_finds_what_takes_a_while_to_show(
     assert sorted(output.splitlines()) == sorted(f"{run_id}: put into its queue" for run_id in (dropped, unwatched))
     assert state_of(settings.storage, unwatched).job_worker is None
     assert sorted(waiting(redis, "normal")) == sorted([dropped, unwatched])
+
+
+def test_reconcile_by_hand_says_in_one_line_that_redis_is_gone(
+    settings: Settings, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(settings, FakeSpec())
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    code, out, err = say("reconcile")
+
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: Redis at redis://127.0.0.1:1 does not answer (")
+    assert err.endswith("); start it or correct NIGHTSHIFT_REDIS_URL\n")
+
+
+def test_a_redis_that_goes_away_meanwhile_is_one_line_and_what_was_repaired_is_kept(
+    settings: Settings, redis: Redis, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing, running = (submit(settings, FakeSpec()) for _ in range(2))
+    redis.delete(queue(redis, "normal").key)
+    paths = RunPaths.of(settings.storage, running)
+    assert claim_run(paths, "a worker", THIS_MACHINE)
+    server, order = embedded_redis.ensure_running(settings.storage), (sys.executable, "-P", "-m", "jobs", "reconcile")
+    environment = job_worker_environment(replace(settings, lease_seconds=3600.0))
+
+    with subprocess.Popen(order, env=environment, stdout=PIPE, stderr=PIPE, text=True) as command:
+        assert command.stderr is not None
+        waits = command.stderr.readline()
+        os.kill(server.pid, signal.SIGKILL)
+        out, err = command.communicate()
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", embedded_redis.ensure_running(settings.storage).url)
+    with sending_heartbeats(paths):
+        again = say("reconcile")
+
+    assert waits == "waiting for a heartbeat of 1 run, 3602 s at most\n"
+    assert (command.returncode, out) == (1, "")
+    assert err.startswith("Error: the connection to Redis was lost (")
+    assert err.endswith("what was repaired is kept: start Redis, then repeat the command for the rest\n")
+    assert len(err.splitlines()) == 1
+    assert state_of(settings.storage, running).state == "running"
+    assert (again[0], again[1], waiting(redis, "normal")) == (0, "", [missing])
 
 
 @contextlib.contextmanager

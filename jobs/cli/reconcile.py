@@ -9,6 +9,7 @@ import redis
 from cluster.settings import Settings
 from jobs.cli.command import command
 from jobs.cli.option_groups import json_option
+from jobs.errors import QueueUnreachable
 from jobs.queue import reconciler
 from jobs.queue.connection import connect
 from jobs.queue.mlflow_sender import send_once
@@ -29,6 +30,23 @@ def reconcile(as_json: bool) -> None:
     heartbeat, sends pending webhooks, and sends runs to MLflow.
     """
     settings = Settings.read()
+    try:
+        repairs = _repair(settings)
+    except redis.RedisError as error:
+        raise QueueUnreachable(
+            f"the connection to Redis was lost ({error}); what was repaired is kept: start Redis, then repeat the "
+            "command for the rest"
+        ) from error
+    send_once(settings)
+    _print(repairs, as_json)
+
+
+def _repair(settings: Settings) -> list[Repair]:
+    """Run the reconciler until every run has moved or was repaired, send the webhooks and return the repairs.
+
+    Raises:
+        redis.RedisError: Redis went away meanwhile.
+    """
     connection, memory = connect(settings), ReconcilerMemory()
     refuse_other_storage(settings, connection)
     repairs = reconciler.reconcile(settings, connection, memory, every_run=True)
@@ -36,8 +54,7 @@ def reconcile(as_json: bool) -> None:
     deliver(settings)
     if later := _watch_heartbeats(settings, connection, memory):
         deliver(settings)
-    send_once(settings)
-    _print([*repairs, *later], as_json)
+    return [*repairs, *later]
 
 
 def _watch_heartbeats(settings: Settings, connection: redis.Redis, memory: ReconcilerMemory) -> list[Repair]:
