@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.errors import DamagedShard, RemoteError
+from data_shards.errors import DamagedShard, RemoteError, UnreadableShard
 from data_shards.index import INDEX_NAME, Shard, ShardIndex, read_index
 from data_shards.locations import local_folder
 from data_shards.process_pool import map_in_processes, process_count
 from data_shards.read.sample_check import Fault, find_sample_faults
 from data_shards.read.shard_cache import ShardCache, default_cache
 from data_shards.read.shard_files import ShardFiles
-from data_shards.tar_index import find_byte_fault
+from data_shards.tar_index import read_byte_fault
 
 IMAGES_PER_PROCESS = 2000  # fewer are checked in this process sooner than a new one starts
 SHARDS_PER_TASK = 8
@@ -76,9 +76,12 @@ def find_shard_faults(files: ShardFiles, shard: Shard) -> tuple[Fault, ...]:
         path = files.path_of(shard)
     except (DamagedShard, RemoteError) as error:
         return (Fault(shard.name, None, str(error)),)
-    damage = find_byte_fault(path, shard)
-    of_bytes = (Fault(shard.name, None, damage),) if damage else ()
-    return (*of_bytes, *find_sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
+    of_samples = tuple(find_sample_faults(path, shard, first=files.firsts[shard.name], index=files.index))
+    try:
+        damage = read_byte_fault(path, shard)
+    except OSError as error:  # the samples that cannot be read, or the whole shard, are named already
+        return of_samples or (Fault(shard.name, None, str(UnreadableShard.by(error, shard.name))),)
+    return (Fault(shard.name, None, damage), *of_samples) if damage else of_samples
 
 
 def _history_faults(index: ShardIndex) -> Iterator[Fault]:

@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import os
 import pickle
 import random
 import shutil
@@ -10,7 +12,7 @@ from data_shards.plan import EpochPlan
 from data_shards.read.shard_files import ShardFiles
 from data_shards.read.stream import open_batches
 from data_shards.samples import Extent, read_square
-from data_shards.verify import verify
+from data_shards.verify import find_shard_faults, verify
 from tests.datasets import encoded, noise, packed, sample_members, untrusted
 
 SPLITS = {"train/covid": 10, "train/normal": 14}
@@ -119,6 +121,33 @@ def test_a_shard_with_a_bad_block_is_named_with_the_number_of_the_error(data_set
     )
     assert str(passed_on).startswith(f"{extent.where} cannot be read (Input/output error); ")
     assert (of_file.value.errno, passed_on.errno) == (errno.EIO, errno.EIO)
+
+
+def test_verify_lists_a_shard_that_cannot_be_read_once(data_set):
+    location, index = data_set
+    shard = index.shards[0].model_copy(update={"bytes": 0})
+    (location / shard.name).unlink()
+    (location / shard.name).symlink_to("/proc/self/mem")  # reading it gives EIO, as a bad block does
+
+    faults = find_shard_faults(ShardFiles(str(location), index), shard)
+
+    assert [fault.text.partition(" (")[0] for fault in faults] == [f"{shard.name} cannot be read"]
+    assert faults[0].text.endswith("; check its disk, its server and its permissions, or copy it again")
+
+
+def test_verify_names_a_shard_whose_samples_are_sound_and_whose_bytes_cannot_all_be_read(data_set, monkeypatch):
+    location, _ = data_set
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+
+    faults = verify(str(location), processes=1)
+
+    assert [fault.text.partition(";")[0] for fault in faults] == [
+        f"{shard.name} cannot be read (Input/output error)" for shard in data_set[1].shards
+    ]
 
 
 def test_a_shard_of_another_data_set_is_found(data_set, tmp_path):
