@@ -139,3 +139,17 @@ def test_the_progress_of_a_run_has_its_epochs_in_every_state_and_phase(
     assert queued == {"epoch": 0, "epochs": 0, "images_per_second": 0}
     assert third == {"epoch": 3, "epochs": 3, "images_per_second": 40.0}
     assert report == {"epoch": 2, "epochs": 3, "images_per_second": 0.0}
+
+
+def test_the_progress_of_a_search_that_has_ended_is_that_of_its_trials(
+    say: Say, settings: Settings, shards: str
+) -> None:
+    run = RunPaths.of(settings.storage, say("search", shards, *PLAIN, "--trials", "8")[1].strip())
+    counts = {"asked": 8, "finished": 5, "failed": 1, "paused": 2}
+    write_json(run.progress, {"phase": "report", "epoch": 0, "epochs": 0, "images_per_second": 0.0})
+    write_json(run.result, {"kind": "search", "checkpoint": None, "metrics": {}, "seconds": 1.0, "trials": counts})
+    set_state(run, "succeeded")
+
+    progress = json.loads(say("show", run.run_id, "--json")[1])["progress"]
+
+    assert (progress["epoch"], progress["epochs"]) == (6, 8)

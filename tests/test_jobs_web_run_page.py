@@ -5,7 +5,7 @@ import re
 from cluster.files import write_json
 from tests import web_page as page
 from tests.web_page import queued, with_state
-from trainer.specs import EvaluateSpec, SearchSpec, TrainSpec, build
+from trainer.specs import EvaluateSpec, PredictSpec, SearchSpec, TrainSpec, build
 from trainer.specs.search_space import Range, Space
 
 serving, client = page.serving, page.client
@@ -52,3 +52,21 @@ def test_the_model_of_an_evaluation_is_a_link_to_its_run(client, settings):
     options = dict(rows_below(client.get(f"/runs/{paths.run_id}").text, "Options"))
 
     assert options["model"] == f'<a href="/runs/{MODEL}">{MODEL}</a>'
+
+
+def test_a_prediction_names_its_table_and_the_copy_of_it(client, settings, tmp_path):
+    paths, copy = queued(settings), tmp_path / "predictions of may.csv"
+    spec = build(PredictSpec, model=MODEL, images=("/images",), output=str(copy))
+    write_json(paths.spec, spec.to_json())
+    write_json(paths.result, {"kind": "predict", "checkpoint": None, "metrics": {}, "seconds": 1.0})
+    paths.predicted("csv").write_text("file\n")
+    copy.write_text("file\n")
+    with_state(paths, "succeeded", kind="predict", attempt=1)
+
+    shown = dict(rows_below(client.get(f"/runs/{paths.run_id}").text, "Run"))
+    copy.unlink()
+    without_copy = dict(rows_below(client.get(f"/runs/{paths.run_id}").text, "Run"))
+
+    assert (shown["table"], shown["copy"]) == (str(paths.predicted("csv")), str(copy))
+    assert without_copy["table"] == str(paths.predicted("csv"))
+    assert "copy" not in without_copy

@@ -15,7 +15,7 @@ from jobs.cli.command import INTERRUPTED
 from jobs.cli.terminal import terminal_text, waits_for_storage
 from jobs.cli.text_table import error_width, wrapped
 from jobs.runs.damage import shown_or
-from jobs.runs.record import JobRecord, read_record
+from jobs.runs.record import JobRecord, read_record, result_files
 from jobs.runs.result_text import decision_rows, label_lines, metric_with_interval, with_interval
 from jobs.runs.start_forecast import run_label
 from jobs.runs.state import RunState, read_state
@@ -96,7 +96,8 @@ def end_lines(paths: RunPaths, record: JobRecord) -> list[str]:
     lines = shown_or(nothing, "result.json", warnings, lambda: _figure_lines(record, result, metrics)) + warnings
     if record.result.get("checkpoint"):
         lines.append(f"model    {record.result['checkpoint']}")
-    lines += [f"{label:<8} {file}" for label, file in _files(paths, record) if file.exists()]
+    files = [*result_files(paths, record), *([("report", paths.report)] if paths.report.exists() else [])]
+    lines += [f"{label:<8} {file}" for label, file in files]
     given: dict[str, str] = {
         name: shlex.quote(str(record.spec[name])) for name in ("shards", "model") if name in record.spec
     }
@@ -151,13 +152,6 @@ def _called(storage: Path, model: str) -> str:
         return run_label(read_state(RunPaths.of(storage, model))) if RUN_ID.fullmatch(model) else model
     except (StorageError, UnknownRun):  # the run is damaged or was deleted
         return model
-
-
-def _files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:
-    written = [("table", paths.predicted(form)) for form in ("csv", "json")]
-    written += [("file", paths.exported(ending)) for ending in ("onnx", "pt")]
-    written += [("copy", Path(record.spec["output"]))] if record.spec.get("output") else []
-    return [*written, ("report", paths.report)]
 
 
 def _result_json(paths: RunPaths, record: JobRecord) -> str:

@@ -63,13 +63,22 @@ class JobRecord:
     def progress_json(self) -> dict[str, Any]:
         """Return the progress with `epoch`, `epochs` and `images_per_second` always, which scripts rely on.
 
-        A phase of a training without epochs, such as the report, leaves the last epoch in place.
+        A phase of a training without epochs, such as the report, leaves the last epoch in place. Of a search they count
+        trials: those that ended, and all; after its end they are those of its result.
         """
         last = self.metrics[-1] if self.metrics else {}
         progress = dict.fromkeys(ALWAYS_SHOWN, 0) | self.progress
         if not progress["epochs"]:
             progress |= {name: last[name] for name in ("epoch", "epochs") if _is_usable(last.get(name))}
-        return progress
+        return progress | self._ended_trials()
+
+    def _ended_trials(self) -> dict[str, Any]:
+        """Return `epoch` and `epochs` of a search that succeeded, empty for any other run."""
+        trials = (self.result or {}).get("trials")
+        if self.state.state != "succeeded" or not isinstance(trials, dict):
+            return {}
+        counts: list[Any] = [trials.get(name) for name in ("finished", "failed", "asked")]
+        return {"epoch": counts[0] + counts[1], "epochs": counts[2]} if all(map(_is_usable, counts)) else {}
 
 
 def read_record(paths: RunPaths, *, with_files: bool = True) -> JobRecord:
@@ -93,6 +102,14 @@ def read_record(paths: RunPaths, *, with_files: bool = True) -> JobRecord:
         files=_files(paths.folder) if with_files else {},
         damage=metrics.warning,
     )
+
+
+def result_files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:
+    """Return the files of a result that people take away, with a label each: tables, exported models, and copies."""
+    found = [("table", paths.predicted(form)) for form in ("csv", "json")]
+    found += [("file", paths.exported(ending)) for ending in ("onnx", "pt")]
+    found += [("copy", Path(record.spec["output"]))] if record.spec.get("output") else []
+    return [(label, file) for label, file in found if file.exists()]
 
 
 def model_mismatch(paths: RunPaths) -> str | None:

@@ -10,7 +10,7 @@ from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
 from jobs.runs.damage import shown_or
 from jobs.runs.given_options import GivenOptions
-from jobs.runs.record import JobRecord, model_mismatch, read_record
+from jobs.runs.record import JobRecord, model_mismatch, read_record, result_files
 from jobs.runs.result_text import LABEL_HEADINGS, decision_rows, duration_text, label_rows, timing_of
 from jobs.runs.start_forecast import WAITING
 from jobs.runs.state import RunState
@@ -141,7 +141,7 @@ def run_page(paths: RunPaths, *, with_files: bool, are_paused: Callable[[], bool
         search=search,
         figures=shown_or(Figures(), "result.json", warnings, lambda: _figures(record)),
         charts=charts,
-        facts=shown_or([], "result.json", warnings, lambda: _facts(record)),
+        facts=shown_or([], "result.json", warnings, lambda: _facts(paths, record)),
         options=_rows(options.chosen),
         defaults=_rows(options.defaults),
         stopping=_stopping(paths, state),
@@ -191,7 +191,7 @@ def _metrics(metrics: Mapping[str, Any]) -> list[HeadlineMetric]:
     return found
 
 
-def _facts(record: JobRecord) -> list[Row]:
+def _facts(paths: RunPaths, record: JobRecord) -> list[Row]:
     state, result = record.state, record.result or {}
     rows = [
         ("owner", state.owner or ""),
@@ -206,6 +206,7 @@ def _facts(record: JobRecord) -> list[Row]:
         ("priority", state.priority),
         ("job worker", state.job_worker or ""),
         ("model", str(result.get("checkpoint") or "")),
+        *((label, str(file)) for label, file in (result_files(paths, record) if result else ())),
     ]
     return [(name, value) for name, value in rows if value]
 
