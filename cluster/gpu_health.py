@@ -29,11 +29,11 @@ def check_processors() -> list[CheckResult]:
 
 
 def _processors(machine: Machine) -> CheckResult:
-    cpus = f"{machine.cpus} CPUs"
+    cpus = f"{machine.cpus} CPU{'s' * (machine.cpus > 1)}"
     if machine.gpu_fault is not None:
         cure = f"repair the NVIDIA driver, or {CPU_CURE}"
         return CheckResult(check="processors", ok=False, found=f"{cpus}; {machine.gpu_fault}", cure=cure)
-    gpus = f"{machine.gpus} GPUs" if machine.gpus else "no GPU; runs use CPUs"
+    gpus = f"{machine.gpus} GPU{'s' * (machine.gpus > 1)}" if machine.gpus else "no GPU; runs use CPUs"
     hidden = f" (CUDA_VISIBLE_DEVICES hides {machine.hidden_gpus})" if machine.hidden_gpus else ""
     return CheckResult(check="processors", ok=True, found=f"{cpus}, {gpus}{hidden}")
 

@@ -100,7 +100,7 @@ def test_an_image_with_another_label_than_in_the_data_set_is_refused(tmp_path, s
     shutil.copyfile(source / "a/image-003.png", tmp_path / "new/b/x.png")
     files = files_of(shards)
 
-    with pytest.raises(SourceError, match=r"1 images are in the data set with another label, such as b/x.png is a/ima"):
+    with pytest.raises(SourceError, match=r"1 image is in the data set with another label, such as b/x.png is a/ima"):
         added(shards, tmp_path / "new")
 
     assert files_of(shards) == files

@@ -221,7 +221,7 @@ def test_an_image_is_known_unless_its_labels_contradict_those_of_the_data_set(tm
     report = added(several, tmp_path / "same", labels=LabelOptions(tables=first.tables, label_columns=("a", "b")))
 
     assert (len(report.known), report.added) == (1, {})
-    with pytest.raises(SourceError, match=r"1 images are in the data set with another label, such as 00.png is 00"):
+    with pytest.raises(SourceError, match=r"1 image is in the data set with another label, such as 00.png is 00"):
         added(several, tmp_path / "other", labels=LabelOptions(tables=second.tables, label_columns=("a", "b")))
 
 

@@ -46,6 +46,16 @@ def test_the_next_command_is_quoted_for_a_shell(tmp_path, source):
     assert f"next: nightshift shards show '{tmp_path}/my shards {{0..2}}'" in result.stderr
 
 
+def test_pack_says_of_one_thing_that_it_is_one(tmp_path, source):
+    image_folder(source, {"train/other": 1, "spare/covid": 1, ".trash": 1})
+
+    result = run("pack", source, tmp_path / "shards", "--classes", "covid,normal")
+
+    assert "passed over: spare/ (1 file)\n" in result.stderr
+    assert "passed over: 1 image in hidden files or folders (.NAME), or those of the system\n" in result.stderr
+    assert "left out: class other (1 image)\n" in result.stderr
+
+
 def test_pack_says_what_it_left_out(tmp_path, source):
     image_folder(source, {"train/other": 2, "spare/covid": 3, ".trash": 2})
     for name in ("notes.txt", "more.zip", "scan.nii.gz", "labels.csv.gz"):
@@ -54,7 +64,7 @@ def test_pack_says_what_it_left_out(tmp_path, source):
     result = run("pack", source, tmp_path / "shards", "--classes", "covid,normal", "--json")
 
     assert "passed over: spare/ (3 files)" in result.stderr
-    assert "passed over: 2 images in hidden files or folders (.NAME)" in result.stderr
+    assert "passed over: 2 images in hidden files or folders (.NAME), or those of the system\n" in result.stderr
     assert "left out: class other (2 images)" in result.stderr
     assert "ignored, not images (2):\n  train/covid/labels.csv.gz\n  train/covid/notes.txt\n" in result.stderr
     assert "archives inside SOURCE: unpack them if they hold images (1):\n  train/covid/more.zip" in result.stderr
@@ -126,6 +136,15 @@ def test_verify_says_nothing_and_exits_0_for_a_sound_data_set(packed):
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert "no faults" in result.stderr
+
+
+def test_verify_counts_one_fault_as_one(packed):
+    (packed / read_index(str(packed)).shards[0].name).unlink()
+
+    result = run("verify", packed)
+
+    assert (result.exit_code, len(result.stdout.splitlines())) == (1, 1)
+    assert result.stderr.endswith("1 fault\n")
 
 
 def test_verify_prints_a_line_per_fault_and_exits_1(packed):

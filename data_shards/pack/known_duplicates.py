@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from data_shards.counted import counted
 from data_shards.errors import SourceError
 from data_shards.pack.chunks import ChunkEntry
 from data_shards.pack.image_records import ImageRecord
@@ -51,8 +52,9 @@ def find_known_images(
     found = tuple(image for entry in entries if (image := finder.find(entry, labels[entry.name], encoded)) is not None)
     relabeled = [image for image in found if contradiction(image.record.label, labels[image.name])]
     if relabeled:
+        found_again = f"{counted(len(relabeled), 'image')} {'is' if len(relabeled) == 1 else 'are'}"
         raise SourceError(
-            f"{len(relabeled)} images are in the data set with another label, such as "
+            f"{found_again} in the data set with another label, such as "
             f"{'; '.join(map(str, relabeled[:SHOWN]))}; remove them from the source, or pack a new data set"
         )
     return found

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from data_shards.counted import counted
 from data_shards.errors import SourceError
 from data_shards.index import SPLITS
 from data_shards.targets import PRESENT
@@ -132,15 +133,11 @@ def _check_enough(groups: Mapping[str, Counter[Stratum]], splits: int) -> None:
     for stratum, count in sorted(having.items()):
         if count < splits and stratum != ANY_IMAGE:
             images = sum(classes[stratum] for classes in groups.values())
-            found = _counted(images, "image") + ("" if images == count else f" of {_counted(count, 'group')}")
+            found = counted(images, "image") + ("" if images == count else f" of {counted(count, 'group')}")
             raise SourceError(
                 f"{_named(stratum)} has {found} for {splits} splits; "
                 f"add more, use --drop-class {stratum[0]!r}, or sort the images into split folders"
             )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _named(stratum: Stratum) -> str:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from data_shards.counted import counted
 from data_shards.errors import OptionError, SourceError
 from data_shards.pack.groups import NamedGroups, groups_of
 from data_shards.pack.hidden_names import SUCH_AS, HiddenNames
@@ -117,9 +118,9 @@ def refuse_other_spellings(
     if other:
         place = [image.name for image in folder.images].index(groups[other[0]]) + 1
         raise SourceError(
-            f"{_counted(len(other))} of the new images, first that of image {place} of {len(folder.images)} in order "
-            f"of name, {'is' if len(other) == 1 else 'are'} in the data set with other leading zeros or another case: "
-            "a patient would count as two; write groups as in the data set"
+            f"{counted(len(other), 'group')} of the new images, first that of image {place} of {len(folder.images)} in "
+            f"order of name, {'is' if len(other) == 1 else 'are'} in the data set with other leading zeros or another "
+            "case: a patient would count as two; write groups as in the data set"
         )
 
 
@@ -141,14 +142,10 @@ def _alike(of_image: Mapping[str, str]) -> tuple[str, ...]:
     if not alike:
         return ()
     return (
-        f"{_counted(sum(map(len, alike)))} differ from another one only in leading zeros or upper case, and may be in "
-        "another split; if they are one patient, write them alike; they have images"
+        f"{counted(sum(map(len, alike)), 'group')} differ from another one only in leading zeros or upper case, and "
+        "may be in another split; if they are one patient, write them alike; they have images"
         f"{SUCH_AS}{alike[0][0]}",
     )
-
-
-def _counted(count: int) -> str:
-    return f"{count} group{'s' * (count > 1)}"
 
 
 def _keyword(options: PackOptions) -> str:

@@ -21,6 +21,7 @@ from cluster.health import CheckResult, check_storage
 from cluster.ray_jobs import RayJobs
 from cluster.settings import Settings
 from cluster.version import VERSION
+from data_shards.counted import counted
 from data_shards.errors import DamagedShard, ShardError, verify_hint
 from data_shards.index import ShardIndex, find_size_fault
 from data_shards.locations import local_folder, shard_path
@@ -243,7 +244,7 @@ def shards_finding(shards: str) -> CheckResult:
         cure = f"copy it again or pack the data set again; {verify_hint(location)}"
         return CheckResult(check="shards", ok=False, found=f"{location}: {fault}", cure=cure)
     counts = ", ".join(f"{split} {index.samples_in(split)}" for split in index.splits)
-    return CheckResult(check="shards", ok=True, found=f"{location}: {len(index.shards)} shards, {counts}")
+    return CheckResult(check="shards", ok=True, found=f"{location}: {counted(len(index.shards), 'shard')}, {counts}")
 
 
 def _size_fault(location: str, index: ShardIndex) -> str | None:

@@ -13,6 +13,7 @@ import click
 from cluster.files import is_full
 from cluster.settings import Settings
 from data_shards.about import About
+from data_shards.counted import counted
 from data_shards.errors import LeakageError
 from data_shards.index import overview, read_index
 from data_shards.pack.group_counts import groups_by_split
@@ -326,7 +327,7 @@ def verify(shards: str, processes: int | None, as_json: bool) -> None:
     else:
         for fault in faults:
             echo(fault.text)
-    click.echo(f"{len(faults)} faults" if faults else "no faults", err=True)
+    click.echo(counted(len(faults), "fault") if faults else "no faults", err=True)
     sys.exit(1 if faults else 0)
 
 

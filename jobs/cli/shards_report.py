@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from data_shards.counted import counted
 from data_shards.pack.other_files import by_kind
 from jobs.cli.shards_groups import print_groups
 from jobs.cli.terminal import echo
@@ -26,8 +27,7 @@ def print_report(report: "PackReport", shards: Path) -> None:
     index = report.index
     counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
     classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
-    files = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
-    click.echo(f"packed {counts} images of {classes} into {files}", err=True)
+    click.echo(f"packed {counts} images of {classes} into {counted(len(index.shards), 'shard')}", err=True)
     _print_lists(report)
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
@@ -37,7 +37,8 @@ def print_added(report: "AddReport", shards: str) -> None:
     before, index, added = report.before, report.index, report.added
     counts = ", ".join(f"{count} {split}" for split, count in added.items())
     shard_count = len(index.shards) - len(before.shards)
-    click.echo(f"added {counts or 'no'} images in {shard_count} shards" if added else "no image was added", err=True)
+    done = f"added {counts} images in {counted(shard_count, 'shard')}" if added else "no image was added"
+    click.echo(done, err=True)
     print_list("in the data set already", [str(image) for image in report.known])
     _print_lists(report)
     print_list("color images, read as gray like all others of the data set", report.color)
@@ -73,13 +74,14 @@ def _print_lists(report: "PackReport | AddReport") -> None:
 def _print_left_out(folder: "ImageFolder") -> None:
     print_groups(folder)
     for name, count in folder.passed_over.items():
-        echo(f"passed over: {name} ({count:,} files)", err=True)
+        echo(f"passed over: {name} ({counted(count, 'file')})", err=True)
     if folder.masks:
-        click.echo(f"passed over: {folder.masks:,} segmentation masks", err=True)
+        click.echo(f"passed over: {counted(folder.masks, 'segmentation mask')}", err=True)
     if folder.hidden:
-        click.echo(f"passed over: {folder.hidden:,} images in hidden files or folders (.NAME)", err=True)
+        images = counted(folder.hidden, "image")
+        click.echo(f"passed over: {images} in hidden files or folders (.NAME), or those of the system", err=True)
     for label, count in folder.left_out.items():
-        echo(f"left out: class {label} ({count:,} images)", err=True)
+        echo(f"left out: class {label} ({counted(count, 'image')})", err=True)
     print_list("left out by --where, from DICOM headers", folder.filtered)
     for title, names in by_kind(folder.other_names).items():
         print_list(title, names)
@@ -98,9 +100,11 @@ def _print_labels(labels: "LabelReport | None") -> None:
     for note in labels.notes:
         echo(f"note: {note}", err=True)
     if labels.filtered_rows:
-        click.echo(f"left out by --where: {labels.filtered_rows:,} rows, {labels.filtered_images:,} images", err=True)
+        rows, images = counted(labels.filtered_rows, "row"), counted(labels.filtered_images, "image")
+        click.echo(f"left out by --where: {rows}, {images}", err=True)
     if labels.images_without_group:
-        click.echo(f"note: {labels.images_without_group:,} images have no group; each is a group of its own", err=True)
+        images = counted(labels.images_without_group, "image")
+        click.echo(f"note: {images} without a group; each is a group of its own", err=True)
     print_list("left out, rows that name no image", labels.rows_without_image)
     print_list("left out, images without a row", labels.images_without_row)
     print_list("left out, images without a label", labels.images_without_label)

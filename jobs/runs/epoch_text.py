@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_shards.counted import counted
 from jobs.runs.record import JobRecord
 from trainer.evaluation.metric_text import metric_name
 
@@ -23,7 +24,8 @@ def epoch_rows(record: JobRecord) -> list[tuple[str, str]]:
         figure = "" if value is None else f" ({value:.4f}{scaling})"
         parts.append(f"the best by valid {metric_name(by)} is epoch {best[-1]['epoch']}{figure}")
     if record.result is not None and _stopped_early(record.spec, last, best):
-        parts.append(f"stopped early, because {record.spec['patience']} epochs brought no better one (--patience)")
+        waited = counted(record.spec["patience"], "epoch")
+        parts.append(f"stopped early, because {waited} brought no better one (--patience)")
     return [("epochs", "; ".join(parts)), ("last", _sentence(last))]
 
 

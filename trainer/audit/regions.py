@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 from torch import Tensor
 
+from data_shards.counted import counted
 from data_shards.read.stream import Batch
 from trainer.audit.describe import RIM, outside
 from trainer.data.transforms import normalised
@@ -185,7 +186,7 @@ def _heat_lines(found: ModelRegions) -> list[str]:
             else "not clearly different from"
         )
     than = than or ("more than" if found.heat_in_rim > found.rim_area else "less than")
-    empty = f" {found.without_heat:,} images without any heat do not count." if found.without_heat else ""
+    empty = f" Left out: {counted(found.without_heat, 'image')} without any heat." if found.without_heat else ""
     return [
         f"{100 * found.heat_in_rim:.0f} % of the Grad-CAM heatmap of the predicted class lies in the rim{interval}, "
         f"{than} the {area} that the area of the rim alone would give.{empty}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_shards.columns import NOT_STATED
+from data_shards.counted import counted
 from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
 
 TOO_FEW = "too few to say"
@@ -83,10 +84,12 @@ def subgroup_lines(metrics: Mapping[str, Any]) -> list[str]:
 def _lines(table: SubgroupTable) -> list[str]:
     lines = []
     for row in table.rows:
-        counts = f"{row.images} images" + ("" if row.positives is None else f", {row.positives} positive")
+        counts = counted(row.images, "image") + ("" if row.positives is None else f", {row.positives} positive")
         figures = ", ".join(f"{name} {_figure(value, interval)}" for name, value, interval in row.figures)
         lines.append(f"{table.column} {row.value}{f', {row.label}' if row.label else ''} ({counts}): {figures}")
-    return [*lines, f"{table.column}: {table.left_out} images with other values"] if table.left_out else lines
+    return (
+        [*lines, f"{table.column}: {counted(table.left_out, 'image')} with other values"] if table.left_out else lines
+    )
 
 
 def _figure(value: float | None, interval: Sequence[float] | None) -> str:

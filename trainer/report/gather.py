@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.resources import this_machine
 from cluster.version import VERSION
+from data_shards.counted import counted
 from data_shards.index import ShardIndex
 from data_shards.pack.group_counts import group_counts
 from data_shards.read.stream import read_samples
@@ -119,7 +120,7 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
         timing["epochs"] = f"{len(epochs)} in {sum(line.get('seconds', 0.0) for line in epochs):.1f} s"
     if speeds:
         timing["training speed"] = f"{np.median(speeds):,.0f} images/s (median epoch)"
-    devices = f"{machine.cpus} CPUs" + (f", {machine.gpus} GPUs" if machine.gpus else "")
+    devices = counted(machine.cpus, "CPU") + (f", {counted(machine.gpus, 'GPU')}" if machine.gpus else "")
     shown = {name: value for name, value in result.details.items() if value is not None and name not in OWN_SECTIONS}
     cost = result.details.get("cost", {})
     return {

@@ -16,6 +16,7 @@ from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
 from cluster.stop_request import StopRequest
 from cluster.windows import local_now
+from data_shards.counted import counted
 from data_shards.index import ShardIndex
 from data_shards.pack.group_counts import group_counts
 from trainer.attempt import Attempt
@@ -174,7 +175,7 @@ def _stop_if_asked(controller: SearchController, attempt: Attempt) -> None:
     ending = controller.ending()
     if ending == "failures":
         raise TrainerError(
-            f"{table.failed} trials failed, more than --max-failures {controller.spec.max_failures}; "
+            f"{counted(table.failed, 'trial')} failed, more than --max-failures {controller.spec.max_failures}; "
             f"{_last_error(table)}"
         )
     if ending == "window":
