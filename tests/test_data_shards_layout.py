@@ -104,6 +104,21 @@ def test_images_in_hidden_files_and_folders_are_counted_and_not_packed(tmp_path)
     assert (report.folder.hidden, report.to_json()["hidden"]) == (5, 5)
 
 
+def test_images_in_folders_of_the_system_are_counted_and_not_packed(tmp_path):
+    source = image_folder(
+        tmp_path / "images",
+        {**SPLITS, "$RECYCLE.BIN/S-1-5": 2, "train/lost+found": 1, "#recycle/old": 3, "System Volume Information": 1},
+    )
+    for name in ("__MACOSX/._a.png", "train/covid/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/S-1-5/$IA1B2.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"what a system keeps of an image")
+
+    report = packed(source)
+
+    assert counts(report) == GIVEN
+    assert report.folder.hidden == 7
+
+
 @pytest.mark.parametrize(
     "folders",
     [

@@ -10,6 +10,8 @@ from data_shards.pack.names import is_ignored
 from data_shards.pixels import IMAGE_SUFFIXES, is_image_file
 
 ENDINGS = tuple(IMAGE_SUFFIXES)
+# What macOS, a disk station and the recycle bin of Windows keep of an image: its attributes, thumbnails, its old path.
+NO_IMAGES = ("._", "SYNOPHOTO_", "SYNOFILE_", "$I")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class FileTree:
         subfolders: Names of the folders in each folder, in order.
         images: Names of the image files in each folder, in order.
         others: Names of the other files in each folder, in order.
-        hidden: Number of files that are named like an image, but hidden or in a hidden folder.
+        hidden: Number of images that are hidden, or in a hidden folder or one of the operating system, by their names.
     """
 
     root: Path
@@ -55,7 +57,7 @@ class FileTree:
 
 
 def read_tree(root: Path) -> FileTree:
-    """Return the folders and files of a source without hidden ones, which are counted, and those of operating systems.
+    """Return the folders and files of a source without hidden ones and those of operating systems; count their images.
 
     Raises:
         SourceError: A folder cannot be read, or a link leads back to a folder that contains it.
@@ -68,7 +70,7 @@ def read_tree(root: Path) -> FileTree:
         for name in sorted(names, key=os.fsencode):
             kind = tree.images if is_image_file(os.path.join(folder, name)) else tree.others  # noqa: PTH118
             kind[path].append(name)
-        hidden += sum(_count_images(os.path.join(folder, name)) for name in hidden_names)  # noqa: PTH118
+        hidden += sum(_count_images(folder, name) for name in hidden_names)
     return replace(tree, hidden=hidden)
 
 
@@ -78,24 +80,20 @@ def join(folder: str, name: str) -> str:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
-    """Walk like os.walk, through links to folders too, without ignored names; those that are hidden come last."""
+    """Walk like os.walk, through links to folders too, without ignored names, which come last."""
     for folder, subfolders, names in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
-        hidden = [name for name in (*subfolders, *names) if _is_hidden(name)]
+        ignored = [name for name in (*subfolders, *names) if is_ignored(name)]
         subfolders[:] = [name for name in subfolders if not is_ignored(name)]
         for name in subfolders:
             _refuse_circle(root, Path(folder) / name)
-        yield folder, subfolders, [name for name in names if not is_ignored(name)], hidden
+        yield folder, subfolders, [name for name in names if not is_ignored(name)], ignored
 
 
-def _is_hidden(name: str) -> bool:
-    """Whether a name is hidden, but not that of a file beside another one in which macOS keeps what it knows of it."""
-    return name.startswith(".") and not name.startswith("._")
-
-
-def _count_images(path: str) -> int:
+def _count_images(folder: str, name: str) -> int:
     """Return how many files are named like an image: 0 or 1, or those below a folder."""
-    files = [name for _, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path]  # noqa: PTH112
-    return sum(file.lower().endswith(ENDINGS) and not file.startswith("._") for file in files)
+    path = os.path.join(folder, name)  # noqa: PTH118
+    files = [file for _, _, names in os.walk(path) for file in names] if os.path.isdir(path) else [name]  # noqa: PTH112
+    return sum(file.lower().endswith(ENDINGS) and not file.startswith(NO_IMAGES) for file in files)
 
 
 def _refuse_unreadable(error: OSError) -> None:

@@ -68,7 +68,7 @@ class ImageFolder:
         passed_over: Number of files in each folder that is no part of the data set.
         left_out: Number of images of each class that `--classes` or `--drop-class` leaves out.
         masks: Number of segmentation masks.
-        hidden: Number of files named like an image that are hidden, or in a hidden folder.
+        hidden: Number of files named like an image that are hidden, or in a hidden folder or one of the system.
         table: A table that names most of the images, if there is one.
         labels: How the tables of labels were read and what they left out, if the labels come from tables.
         filtered: Names of the images that a condition on DICOM headers leaves out.
