@@ -5,7 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -112,7 +112,12 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("0 20 * * *", "2026-10-24T20:00:01+02:00", "2026-10-25T20:00:00+01:00"),  # the clock goes back
         ("30 2 * * *", "2026-10-24T12:00:00+02:00", "2026-10-25T02:30:00+02:00"),  # the first 02:30 of two
         ("30 2 * * *", "2026-10-25T02:30:01+02:00", "2026-10-26T02:30:00+01:00"),  # not the second
-        ("*/10 * * * *", "2026-10-25T02:10:00+01:00", "2026-10-25T03:00:00+01:00"),  # within the second hour
+        ("*/20 * * * *", "2026-10-25T02:20:00+02:00", "2026-10-25T02:40:00+02:00"),  # within the first hour
+        ("*/20 * * * *", "2026-10-25T02:40:00+02:00", "2026-10-25T02:00:00+01:00"),  # then comes the second
+        ("*/20 * * * *", "2026-10-25T02:10:00+01:00", "2026-10-25T02:20:00+01:00"),  # within it
+        ("*/20 * * * *", "2026-10-25T02:40:00+01:00", "2026-10-25T03:00:00+01:00"),
+        ("15 * * * *", "2026-10-25T02:15:00+02:00", "2026-10-25T02:15:00+01:00"),
+        ("*/20 * * * *", "2026-03-29T01:40:00+01:00", "2026-03-29T03:00:00+02:00"),  # the clock goes forward
         (
             "30 2 * * *",
             "2026-03-29T03:10:00+02:00",
@@ -235,6 +240,27 @@ def test_a_scheduled_evaluation_waits_for_the_training_of_its_model(say: Say, sh
 
     assert added[0] == 0
     assert [each.request.after for each in schedules.schedules(settings)] == [(trained,)]
+
+
+@pytest.mark.parametrize("zone", ["CET-1CEST,M3.5.0,M10.5.0/3", "Europe/Berlin"])
+def test_a_schedule_without_fixed_times_runs_in_both_hours_of_an_hour_that_occurs_twice(
+    settings: Settings, berlin: None, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    added = schedules.add(settings, "often", "*/20 * * * *", TrainSpec(shards="s", weights="none"), JobRequest())
+    start = datetime.fromisoformat("2026-10-25T01:45:00+02:00")
+    schedules._write(schedules._folder(settings, "often"), added.model_copy(update={"served": start}))
+
+    names = []
+    for minutes in range(0, 150, 5):  # the job worker looks from 01:45 to 03:10
+        now = (start + timedelta(minutes=minutes)).astimezone(UTC).astimezone(schedules.zone_of(added.timezone))
+        monkeypatch.setattr(schedules, "local_now", lambda _zone=None, now=now: now)
+        names += [state_of(settings.storage, run_id).name for run_id in schedules.submit_due(settings)]
+
+    assert [str(name).removeprefix("often-20261025") for name in names] == [
+        "-0200", "-0220", "-0240", "b0200", "b0220", "b0240", "-0300",
+    ]  # fmt: skip
 
 
 def test_a_served_time_in_the_future_is_not_believed(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

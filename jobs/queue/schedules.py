@@ -6,7 +6,7 @@ one run only, so that each time is served exactly once, whichever process serves
 
 import logging
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +68,42 @@ class Schedule(BaseModel):
         """Return the first time that is not served.
 
         Computed in wall-clock time, so that 20:00 stays 20:00 when daylight saving begins or ends. In an hour that
-        occurs twice, the first counts; a time that is skipped moves by as much as the clock is put forward.
+        occurs twice, the first counts, except of a schedule that `runs_all_day`; a time that is skipped moves by as
+        much as the clock is put forward.
         """
-        zone = zone_of(self.timezone)
-        moments = croniter(self.cron, self.served.astimezone(zone).replace(tzinfo=None) - LARGEST_SHIFT)
+        zone, served, found = zone_of(self.timezone), self.served.astimezone(UTC), list[datetime]()
+        wall_clocks = croniter(self.cron, self.served.astimezone(zone).replace(tzinfo=None) - LARGEST_SHIFT)
         while True:
-            moment = resolve(moments.get_next(datetime), zone)
-            if moment.astimezone(UTC) > self.served.astimezone(UTC):
-                return moment
+            occurrences = self._occurrences(wall_clocks.get_next(datetime), zone)
+            found += [moment for _, moment in occurrences if moment > served]
+            if occurrences[0][1] > served:
+                return min(found).astimezone(zone)
 
     def last_due(self, now: datetime) -> datetime:
-        """Return the last time up to `now`, as the wall clock shows it, also one that the clock skips."""
-        moments = croniter(self.cron, now.replace(tzinfo=None) + LARGEST_SHIFT)
+        """Return the last time up to `now`, as the wall clock shows it, also one that the clock skips.
+
+        Its `fold` is 1 if it is the second occurrence of a time that occurs twice.
+        """
+        zone, found = zone_of(self.timezone), list[tuple[datetime, datetime]]()
+        wall_clocks = croniter(self.cron, now.replace(tzinfo=None) + LARGEST_SHIFT)
         while True:
-            wall_clock: datetime = moments.get_prev(datetime)
-            if resolve(wall_clock, zone_of(self.timezone)).astimezone(UTC) <= now.astimezone(UTC):
-                return wall_clock
+            occurrences = self._occurrences(wall_clocks.get_prev(datetime), zone)
+            found += [occurrence for occurrence in occurrences if occurrence[1] <= now.astimezone(UTC)]
+            if occurrences[-1][1] <= now.astimezone(UTC):
+                return max(found, key=lambda occurrence: occurrence[1])[0]
+
+    @property
+    def runs_all_day(self) -> bool:
+        """Whether it runs every so many minutes or hours (`*/20 * * * *`), not at fixed times, as cron tells them."""
+        minute, hour = self.cron.split()[:2]
+        return minute.startswith("*") or hour.startswith("*")
+
+    def _occurrences(self, wall_clock: datetime, zone: tzinfo) -> list[tuple[datetime, datetime]]:
+        """Return a time of the wall clock with the moment at which it is due, in UTC; with both if two count."""
+        first, again = resolve(wall_clock, zone).astimezone(UTC), wall_clock.replace(fold=1)
+        second = resolve(again, zone).astimezone(UTC)
+        is_repeated = second > first and second.astimezone(zone).replace(tzinfo=None, fold=1) == again
+        return [(wall_clock, first), *([(again, second)] if is_repeated and self.runs_all_day else [])]
 
 
 def add(settings: Settings, name: str, cron: str, spec: Spec, request: JobRequest) -> Schedule:
@@ -224,7 +244,8 @@ def _serve(settings: Settings, name: str) -> str | None:
 
 
 def _run_name(schedule: str, moment: datetime) -> str:
-    return f"{schedule}-{moment:%Y%m%d-%H%M}"
+    """Return the name of a run, with a "b" if its time occurs for the second time: the names of runs are unique."""
+    return f"{schedule}-{moment:%Y%m%d}{'b' if moment.fold else '-'}{moment:%H%M}"
 
 
 def _is_cron(cron: str) -> bool:
