@@ -351,9 +351,16 @@ def is_full(error: OSError) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes in hexadecimal."""
+    """Return the sha256 of a file's bytes in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read; the error names it.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:  # of a read, it names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _draft_of(target: Path, drafts: Path | None = None) -> Path:

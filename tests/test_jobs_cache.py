@@ -1,6 +1,7 @@
 import json
 import re
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -84,3 +85,11 @@ def test_show_says_how_long_ago_features_were_used(stored):
     heading, row, _ = result.stdout.splitlines()
     assert heading.endswith("LAST USED")
     assert re.search(r"  \d+s ago$", row)
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "1e400"])
+def test_prune_keeps_a_size_that_is_a_number(stored, size):
+    result = CliRunner().invoke(cache, ["prune", "--keep", size], standalone_mode=False)
+
+    assert isinstance(result.exception, click.UsageError)
+    assert result.exception.message == f"--keep {float(size)} is no size; write a number of GB, such as 5"

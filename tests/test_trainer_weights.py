@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -158,3 +159,15 @@ def test_a_file_that_is_not_a_weights_file_is_refused(tmp_path, content):
 def test_a_file_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"weights file .*absent.pth does not exist"):
         resolve_weights(str(tmp_path / "absent.pth"), tmp_path)
+
+
+def test_a_weights_file_that_the_disk_does_not_give_is_named(tmp_path):
+    path = tmp_path / "weights" / NAME
+    path.parent.mkdir()
+    path.symlink_to("/proc/self/mem")  # reading it gives EIO, as a bad block does
+
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        resolve_weights("imagenet", tmp_path, url=f"http://127.0.0.1:9/{NAME}")
+
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+    assert path.is_symlink()

@@ -1,6 +1,7 @@
 """`nightshift cache`: show and prune the feature cache of frozen backbones, and downloaded archives."""
 
 import json
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,6 +91,8 @@ def prune(keep_gigabytes: float | None, unused_seconds: float, everything: bool)
     settings = Settings.read()
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
+    if keep_gigabytes is not None and not math.isfinite(keep_gigabytes):
+        raise click.UsageError(f"--keep {keep_gigabytes} is no size; write a number of GB, such as 5")
     limit = settings.cache_bytes if keep_gigabytes is None else int(keep_gigabytes * GIGABYTE)
     features, most = cache_folder(settings.storage), 0 if everything else limit
     freed = evict(features, most)

@@ -81,11 +81,10 @@ def _bad_value(error: click.BadParameter) -> str:
 
 
 def _range_fault(kind: "click.IntRange | click.FloatRange", value: float) -> str:
-    if kind.min is not None and (value < kind.min or (kind.min_open and value == kind.min)):
-        return f"not above {kind.min:g}" if kind.min_open else f"below {kind.min:g}; use {kind.min:g} or more"
-    if kind.max is not None:
-        return f"not below {kind.max:g}" if kind.max_open else f"above {kind.max:g}; use {kind.max:g} or less"
-    return "out of range"
+    """Return on which side of its range a value is, and the cure; no range of a command leaves out its own ends."""
+    if kind.min is not None and value < kind.min:
+        return f"below {kind.min:g}; use {kind.min:g} or more"
+    return f"above {kind.max:g}; use {kind.max:g} or less"
 
 
 def _name(error: click.BadParameter) -> str:
