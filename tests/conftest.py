@@ -22,7 +22,9 @@ from cluster.settings import Settings
 from data_shards.index import Shard, ShardIndex
 from jobs.__main__ import main
 from jobs.queue import embedded_redis
+from jobs.queue.stack import Stack, start_stack
 from tests.datasets import packed_digits
+from tests.stack import FAKE_WORKER
 
 Say = Callable[..., tuple[int, str, str]]  # a command's words to its exit code, stdout and stderr
 
@@ -70,6 +72,13 @@ def redis(settings: Settings) -> Iterator[Redis]:
     """A connection to that Redis."""
     with Redis.from_url(str(settings.redis_url)) as connection:
         yield connection
+
+
+@pytest.fixture
+def stack(settings: Settings) -> Iterator[Stack]:
+    """A job worker whose trainers are fakes."""
+    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue import embedded_redis
 from jobs.queue.queues import queue
+from jobs.queue.submit import submit
+from jobs.runs.request import JobRequest
 from jobs.runs.state import RunState, State, changing, read_state, write_state
 from trainer.specs import Spec
 
@@ -78,6 +80,13 @@ def reaches(storage: Path, run_id: str, *states: str) -> RunState:
     reached = eventually(lambda: state_of(storage, run_id).state in states)
     assert reached, state_of(storage, run_id)
     return state_of(storage, run_id)
+
+
+def start_run(settings: Settings, spec: FakeSpec, request: JobRequest | None = None) -> str:
+    """Submit a run and wait for its first step; return its id."""
+    run_id = submit(settings, spec, request)
+    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
+    return run_id
 
 
 def processes_of(run_id: str) -> list[int]:

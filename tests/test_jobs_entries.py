@@ -4,28 +4,20 @@ import base64
 import json
 import pickle
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from redis import Redis
 
 from cluster.settings import Settings
 from jobs.queue.entries import RUN_JOB, RunEntry
 from jobs.queue.queues import PREFIX, REFUSED, enqueue, queue, refused, waiting
-from jobs.queue.stack import Stack, start_stack
+from jobs.queue.stack import Stack
 from jobs.queue.submit import submit
-from tests.stack import FAKE_WORKER, FakeSpec, reaches
+from tests.stack import FakeSpec, reaches
 
 KEY = f"rq:queue:{PREFIX}normal"
 RUN_ID = "train-20261123-020000-abc123"
-
-
-@pytest.fixture
-def stack(settings: Settings) -> Iterator[Stack]:
-    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
-        yield running
 
 
 class Bomb:

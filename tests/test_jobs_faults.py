@@ -38,27 +38,16 @@ from tests.stack import (
     processes_of,
     reaches,
     restart_redis,
+    start_run,
     state_of,
     trainer_of,
 )
 
 
 @pytest.fixture
-def stack(settings: Settings) -> Iterator[Stack]:
-    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
-        yield running
-
-
-@pytest.fixture
 def running(stack: Stack, settings: Settings) -> str:
     """The id of a run that is running; it takes 3 s in total."""
     return start_run(settings, FakeSpec(steps=60, step_seconds=0.05, leaves_child=True))
-
-
-def start_run(settings: Settings, spec: FakeSpec, request: JobRequest | None = None) -> str:
-    run_id = submit(settings, spec, request)
-    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
-    return run_id
 
 
 def test_kill_9_of_the_work_horse_costs_one_attempt(stack: Stack, running: str, settings: Settings) -> None:

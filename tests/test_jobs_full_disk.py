@@ -26,7 +26,17 @@ from jobs.runs.outcomes import end
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
 from tests.disks import SmallDisk, small_disk
-from tests.stack import FAKE_WORKER, FakeSpec, children_of, eventually, lines_of, processes_of, reaches, state_of
+from tests.stack import (
+    FAKE_WORKER,
+    FakeSpec,
+    children_of,
+    eventually,
+    lines_of,
+    processes_of,
+    reaches,
+    start_run,
+    state_of,
+)
 from trainer.specs import TrainSpec
 
 
@@ -46,12 +56,6 @@ def here(settings: Settings, disk: SmallDisk) -> Settings:
 def stack(here: Settings) -> Iterator[Stack]:
     with start_stack(here, 1, worker_command=FAKE_WORKER) as running:
         yield running
-
-
-def start_run(settings: Settings, spec: FakeSpec) -> str:
-    run_id = submit(settings, spec)
-    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
-    return run_id
 
 
 def test_a_run_whose_storage_fills_goes_on_when_there_is_room(here: Settings, stack: Stack, disk: SmallDisk) -> None:

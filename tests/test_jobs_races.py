@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Thread
 
@@ -36,16 +35,11 @@ from tests.stack import (
     processes_of,
     reaches,
     restart_redis,
+    start_run,
     state_of,
 )
 
 SEGMENTATION_FAULT, WORKERS_LOST = 128 + 11, 75
-
-
-@pytest.fixture
-def stack(settings: Settings) -> Iterator[Stack]:
-    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
-        yield running
 
 
 def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPaths, Lease]:
@@ -54,12 +48,6 @@ def taken(settings: Settings, wanted: JobRequest | None = None) -> tuple[RunPath
     start_run = claim_run(paths, "a worker", THIS_MACHINE)
     assert start_run is not None
     return paths, start_run.lease
-
-
-def start_run(settings: Settings, spec: FakeSpec) -> str:
-    run_id = submit(settings, spec)
-    assert eventually((RunPaths.of(settings.storage, run_id).folder / "steps.jsonl").exists)
-    return run_id
 
 
 @dataclass

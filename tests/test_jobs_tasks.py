@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,18 +21,12 @@ from cluster.settings import Settings
 from cluster.stop_request import StopRequest
 from jobs.queue import actions, tasks
 from jobs.queue.hang import ProgressWatch
-from jobs.queue.stack import Stack, start_stack
+from jobs.queue.stack import Stack
 from jobs.queue.submit import submit
 from jobs.queue.tasks import _AttemptWatcher, claim_run
 from jobs.runs.outcomes import end, mark_dead
 from jobs.runs.request import JobRequest
-from tests.stack import FAKE_WORKER, FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
-
-
-@pytest.fixture
-def stack(settings: Settings) -> Iterator[Stack]:
-    with start_stack(settings, 1, worker_command=FAKE_WORKER) as running:
-        yield running
+from tests.stack import FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
 
 
 def test_a_run_that_succeeds_has_a_result_and_its_metric(stack: Stack, settings: Settings) -> None:
