@@ -105,16 +105,13 @@ def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+def command(capsys: pytest.CaptureFixture[str]) -> Say:
     """Run a command in this process; return its exit code, stdout and stderr."""
-    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
-    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
-    monkeypatch.delenv("COLUMNS", raising=False)  # a table is as wide as it likes
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            main(list(arguments))
+            main(list(map(str, arguments)))
             code = 0
         except SystemExit as leaving:
             code = int(leaving.code or 0)
@@ -122,6 +119,15 @@ def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return code, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, command: Say) -> Say:
+    """Run a command with the storage and Redis of `settings`, as `command` does."""
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
+    monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
+    monkeypatch.delenv("COLUMNS", raising=False)  # a table is as wide as it likes
+    return command
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 import json
 import shutil
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from data_shards.index import read_index
 from data_shards.pack.packing import pack
-from jobs.__main__ import main
 from tests import adding
 from tests.adding import added, new_images, options
 
@@ -14,19 +14,9 @@ made, source, shards = adding.made, adding.source, adding.shards
 
 
 @pytest.fixture
-def run(capsys):
+def run(command):
     """Run `nightshift shards` in this process; return its exit code, stdout and stderr."""
-
-    def call(*arguments):
-        try:
-            main(["shards", *map(str, arguments)])
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
+    return partial(command, "shards")
 
 
 def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_path, run, source, shards):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from data_shards.index import read_index
-from jobs.__main__ import main
 from tests.datasets import image_folder
 from tests.web_server import redirect, status, web_server
 
@@ -30,21 +29,11 @@ def web(archive):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, command):
     """Run a command; return its exit code, stdout and stderr."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(tmp_path / "storage"))
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+    return command
 
 
 def lines(text):
