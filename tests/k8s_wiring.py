@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 from tests.k8s_manifests import Manifest, Pod, of_kind, one, pods
 from tests.k8s_policies import Policy
 
-KUBERAY_PORTS = {"agent": 52365}  # Ray's health probes, which KubeRay adds
 DNS_NAMESPACES = ("kube-system", "openshift-dns")
 NODE_LOCAL_DNS = "169.254.20.10/32"
 DNS_PORTS = (53, 5353)  # the second is the port of the DNS pods on OpenShift

@@ -93,8 +93,6 @@ class Campaign:
     hits: Counter[str] = field(default_factory=Counter)
     stopped: list[threading.Timer] = field(default_factory=list)
 
-    # --- runs
-
     def specs(self) -> dict[str, Callable[[], Spec]]:
         """The kinds of runs: short ones, or a frozen backbone, a search, an export, two workers, all layers."""
         if not self.real:
@@ -129,8 +127,6 @@ class Campaign:
     def is_over(self) -> bool:
         """Whether all runs have ended."""
         return all(state.has_ended for state in self.states())
-
-    # --- kills
 
     def step(self) -> None:
         """Kill or stop one process of a random kind, if there is one."""
