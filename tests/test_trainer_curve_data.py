@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from trainer.report.curve_data import net_benefit, precision_recall_steps, reliability_bins, roc_band
+from trainer.report.curve_data import (
+    net_benefit,
+    precision_recall_band,
+    precision_recall_steps,
+    reliability_bins,
+    roc_band,
+)
 
 
 @pytest.fixture
@@ -32,6 +39,38 @@ def test_the_band_of_a_roc_curve_contains_the_curve_also_without_an_error():
 
     assert max(x for x, y in outline if 0.5 < y < 0.9) > 0.1  # 20 negatives without an error do not show a rate of 0
     assert (0.0, 1.0) in outline
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.02])
+def test_the_band_of_a_precision_recall_curve_contains_every_step_of_the_curve(share):
+    random = np.random.default_rng(0)
+    hits = np.arange(50) < 50 * share
+    scores = random.normal(size=50) + 2 * hits
+
+    outline = np.array(precision_recall_band(scores, hits, np.arange(50)))
+
+    for recall, precision in zip(*precision_recall_steps(hits, scores), strict=True):
+        at_recall = _heights(outline, recall)
+        assert min(at_recall) <= precision <= max(at_recall)
+
+
+def test_the_band_of_equal_scores_is_the_rectangle_of_both_exact_intervals():
+    hits = np.arange(20) < 8
+    precision = binomtest(8, 20).proportion_ci(confidence_level=0.975, method="exact")
+
+    outline = np.array(precision_recall_band(np.full(20, 0.4), hits, np.arange(20)))
+
+    assert (outline[:, 0].min(), outline[:, 0].max()) == (0, 1)
+    assert (outline[:, 1].min(), outline[:, 1].max()) == (pytest.approx(precision.low), pytest.approx(precision.high))
+
+
+def _heights(outline, x):
+    """Return the heights at which the sides of an outline, the closing one among them, cross or touch the given x."""
+    found = []
+    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        if min(x0, x1) <= x <= max(x0, x1):
+            found += [y0, y1] if x0 == x1 else [y0 + (x - x0) / (x1 - x0) * (y1 - y0)]
+    return found
 
 
 def test_net_benefit_counts_true_positives_minus_weighted_false_positives(scored):

@@ -184,6 +184,16 @@ def test_groups_widen_every_interval_of_correlated_images():
     assert all(np.ptp(grouped[name]) > np.ptp(single[name]) for name in single)
 
 
+@pytest.mark.parametrize(("classes", "highest"), [(2, 1.0), (3, 2.0)])
+def test_the_interval_of_the_brier_score_of_two_images_ends_at_the_highest_score(classes, highest):
+    probabilities, labels = np.full((2, classes), 0.1 / (classes - 1)), np.array([0, 1])
+    probabilities[:, 0] = 0.9
+
+    low, high = confidence_intervals(probabilities, labels, np.zeros(2, dtype=np.int64), positive=0)["brier"]
+
+    assert (low, high) == (0.0, highest)
+
+
 def test_what_the_split_leaves_undefined_has_no_interval():
     probabilities, labels = np.array([[0.9, 0.1], [0.8, 0.2]]), np.zeros(2, dtype=np.int64)
 

@@ -95,6 +95,15 @@ def test_every_interval_contains_its_metric_and_has_a_width(found):
     assert checked > 40
 
 
+def test_a_label_whose_images_have_equal_scores_says_so_and_not_that_it_lacks_a_state():
+    logits, targets = draw()
+    logits[:, 0] = 0.3
+
+    row = measured(logits, targets)["labels"][CLASSES[0]]
+
+    assert (row["auroc"], row["undefined"]) == (0.5, {"auroc": "all images have the same score"})
+
+
 def test_the_prediction_for_an_unknown_target_changes_nothing():
     logits, targets = draw()
     other = np.where(targets < 0, -logits * 3 + 1, logits)

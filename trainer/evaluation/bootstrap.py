@@ -56,13 +56,17 @@ def weighted_metrics(weights: Floats, probabilities: Floats, labels: Labels, *, 
     areas = [weighted_areas(weights, probabilities[:, c], is_class[:, c]) for c in ranked_classes(classes, positive)]
     auroc, average_precision = np.stack(areas).transpose(1, 0, 2)  # each (C or 1, R)
     losses = -np.log(np.clip(probabilities, np.finfo(np.float64).eps, 1.0))[np.arange(len(labels)), labels]
-    halves = 2 if classes == 2 else 1  # noqa: PLR2004 - scikit-learn halves the Brier score of two classes
     return {
         "loss": _mean(weights, losses),
         "auroc": mean_of_defined(auroc),
         "average_precision": mean_of_defined(average_precision),
-        "brier": _mean(weights, np.square(probabilities - is_class).sum(axis=1) / halves),
+        "brier": _mean(weights, np.square(probabilities - is_class).sum(axis=1) / (2 / highest_brier(classes))),
     }
+
+
+def highest_brier(classes: int) -> float:
+    """Return the Brier score of a model that is always wrong with certainty; scikit-learn halves that of two classes."""
+    return 1.0 if classes == 2 else 2.0  # noqa: PLR2004
 
 
 def ranked_classes(classes: int, positive: int) -> range:

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import beta, rankdata, t
 
-from trainer.evaluation.bootstrap import Floats, Labels, Mask, bootstrap_metrics, ranked_classes, weighted_metrics
+from trainer.evaluation.bootstrap import (
+    Floats,
+    Labels,
+    Mask,
+    bootstrap_metrics,
+    highest_brier,
+    ranked_classes,
+    weighted_metrics,
+)
 
 TAIL = 0.025  # probability on each side of a 95 % interval
 NO_RESAMPLES: Floats = np.empty(0)
@@ -70,7 +78,7 @@ def confidence_intervals(
         "average_precision": standard_error_interval(
             once["average_precision"][0], resampled["average_precision"], freedom
         ),
-        "brier": loss_interval(once["brier"][0], resampled["brier"], units),
+        "brier": loss_interval(once["brier"][0], resampled["brier"], units, most=highest_brier(probabilities.shape[1])),
     }
     return {name: interval_json(interval) for name, interval in found.items()}
 
@@ -316,10 +324,11 @@ def standard_error_interval(value: float, resampled: Floats, freedom: int) -> In
     return wider(logit_interval(value, error, freedom), percentile_interval(resampled))
 
 
-def loss_interval(value: float, resampled: Floats, units: Labels) -> Interval | None:
+def loss_interval(value: float, resampled: Floats, units: Labels, *, most: float = float("inf")) -> Interval | None:
     """Return the interval of a mean loss: of Student's t with the bootstrap's standard error, or its percentiles.
 
-    The wider one is taken: the percentiles of few groups are too near to each other. `units` are the group indices.
+    The wider one is taken: the percentiles of few groups are too near to each other. `units` are the group indices,
+    `most` is the highest value that the loss can have.
     """
     defined, groups = resampled[~np.isnan(resampled)], len(np.unique(units))
     if groups < FEWEST_GROUPS or len(defined) < 2:  # noqa: PLR2004 -- a standard deviation needs two
@@ -328,7 +337,7 @@ def loss_interval(value: float, resampled: Floats, units: Labels) -> Interval | 
     if error < NO_SPREAD:
         return None
     reach = float(t.ppf(1 - TAIL, groups - 1)) * error
-    return wider((max(0.0, value - reach), value + reach), percentile_interval(resampled))
+    return wider((max(0.0, value - reach), min(most, value + reach)), percentile_interval(resampled))
 
 
 def ranking_freedom(classes: Sequence[tuple[Mask, Labels]]) -> int:

@@ -202,7 +202,7 @@ def _label_metrics(
         **_chosen(own, found),
         **({"uncalibrated": found["uncalibrated"]} if "uncalibrated" in found else {}),
         "intervals": {**found["intervals"], "precision": of_present["intervals"]["precision"]},
-        "undefined": {key: _reason(counts, name) for key in found["undefined"]},
+        "undefined": {key: _reason(text, counts, name) for key, text in found["undefined"].items()},
     }
 
 
@@ -214,7 +214,10 @@ def _chosen(own: LabelCalibration, found: dict[str, Any]) -> dict[str, Any]:
     return {"min_sensitivity": own.min_sensitivity, "at_default": at_default}
 
 
-def _reason(counts: dict[str, int], name: str) -> str:
+def _reason(text: str, counts: dict[str, int], name: str) -> str:
+    """Return why a metric of a label is limited; `text` says it where the label has both states."""
+    if 0 < counts["positives"] < counts["n"]:
+        return text
     state = "has" if counts["positives"] else "lacks"
     return f"undefined: every image of this split where {name} is known {state} it"
 
@@ -361,7 +364,7 @@ def _micro_intervals(
     found_intervals = {
         **ranking,
         "loss": loss_interval(micro["loss"], resampled["micro"]["loss"], unit_of),
-        "brier": loss_interval(micro["brier"], resampled["micro"]["brier"], unit_of),
+        "brier": loss_interval(micro["brier"], resampled["micro"]["brier"], unit_of, most=1.0),
         "accuracy": proportion_interval(found == hits, unit_of),
         "sensitivity": proportion_interval(found[hits], unit_of[hits]),
         "specificity": proportion_interval(~found[~hits], unit_of[~hits]),

@@ -74,15 +74,31 @@ def roc_band(scores: Floats, hits: Mask, units: Labels) -> Points:
 
 
 def precision_recall_band(scores: Floats, hits: Mask, units: Labels) -> Points:
-    """Return the outline of the band around a precision-recall curve, made as that of `roc_band`."""
-    best, worst = list[tuple[float, float]](), list[tuple[float, float]]()
-    for threshold in _thresholds(scores):
-        found = scores >= threshold
-        recall = proportion_interval(found[hits], units[hits], tail=JOINT_TAIL) or (0.0, 1.0)
-        precision = proportion_interval(hits[found], units[found], tail=JOINT_TAIL) or (0.0, 1.0)
-        best.append((recall[1], precision[1]))
-        worst.append((recall[0], precision[0]))
-    return [*best, *reversed(worst)]
+    """Return the outline of the band around a precision-recall curve.
+
+    At each threshold recall and precision lie with 95 % confidence in the rectangle of their exact intervals at 97.5 %
+    each. At each recall, the band goes from the lowest to the highest end of the rectangles that contain this recall.
+    The one of the highest threshold reaches to recall 0, as the curve does.
+    """
+    boxes = np.array(
+        [
+            (
+                *(proportion_interval(found[hits], units[hits], tail=JOINT_TAIL) or (0.0, 1.0)),
+                *(proportion_interval(hits[found], units[found], tail=JOINT_TAIL) or (0.0, 1.0)),
+            )
+            for found in (scores >= threshold for threshold in _thresholds(scores))
+        ]
+    )
+    boxes[0, 0] = 0.0
+    ends = np.unique(boxes[:, :2])
+    highest, lowest = list[tuple[float, float]](), list[tuple[float, float]]()
+    for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        inside = boxes[(boxes[:, 0] <= start) & (boxes[:, 1] >= end)]
+        if len(inside):  # else the thresholds lie far apart, and a straight line connects their rectangles
+            low, high = float(inside[:, 2].min()), float(inside[:, 3].max())
+            highest += [(start, high), (end, high)]
+            lowest += [(start, low), (end, low)]
+    return [*highest, *reversed(lowest)]
 
 
 def net_benefit(scores: Floats, hits: Mask, thresholds: Floats, prevalence: float) -> tuple[Floats, Floats]:
