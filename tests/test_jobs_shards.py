@@ -171,6 +171,16 @@ def test_show_prints_a_row_per_split_with_the_balance_of_classes(packed):
     assert "40 to 40 pixels (median 40) wide and 36 to 36" in " ".join(result.stdout.split())
 
 
+def test_show_says_of_one_image_of_a_split_that_it_is_not_none_of_it(tmp_path):
+    image_folder(tmp_path / "images", {"train/covid": 1, "train/normal": 249})
+    run("pack", tmp_path / "images", tmp_path / "shards", "--processes", "1")
+
+    table = run("show", tmp_path / "shards").stdout
+
+    assert "1 (<1%)" in table
+    assert "249 (>99%)" in table
+
+
 def test_show_prints_a_row_per_class_where_columns_would_be_cut_off(tmp_path):
     names = [f"class-{n}-with-a-long-name" for n in range(7)]
     image_folder(tmp_path / "images", {f"{split}/{name}": 1 for split in ("train", "test") for name in names})

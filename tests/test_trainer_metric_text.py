@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.metric_text import headline_metrics, label_headline, prevalence_lines
+from trainer.evaluation.metric_text import figure_text, headline_metrics, label_headline, prevalence_lines
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.training_text import training_lines
 
@@ -18,6 +18,26 @@ def test_without_a_positive_class_the_recall_of_both_classes_comes_first():
 
     assert not metrics["positive_stated"]
     assert named(metrics)[:2] == [("recall", 'of "NORMAL"', 0.5), ("recall", 'of "PNEUMONIA"', 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "text"),
+    [
+        (0.99994, 4, "0.9999"),
+        (0.99998, 4, ">0.9999"),
+        (1.0, 4, "1.0000"),
+        (1.00001, 4, "1.0000"),
+        (1 - 2**-53, 4, "1.0000"),  # rounding of sums
+        (0.9996, 3, ">0.999"),
+        (0.00002, 4, "<0.0001"),
+        (0.0, 4, "0.0000"),
+        (-0.1, 4, "-0.1000"),
+    ],
+)
+def test_only_zero_and_one_are_shown_as_such(value, places, text):
+    found = figure_text(value, places)
+
+    assert found == text
 
 
 def test_a_stated_positive_class_has_a_sensitivity():

@@ -128,6 +128,7 @@ def test_an_evaluation_says_price_support_and_whether_the_split_reached_the_sens
     assert choice["lower_bound"] == pytest.approx(0.05 ** (1 / positives))
     assert choice["false_positives"] >= choice["default_false_positives"]
     assert (choice["judged_split"], choice["judged_sensitivity"]) == ("test", metrics["sensitivity"])
+    assert choice["judged_interval"] == metrics["intervals"]["sensitivity"]
     assert choice["reached"] == (metrics["sensitivity"] >= 0.99)
     words = text_of(RunPaths(storage / "runs" / "evidence"))
     assert f"{positives} positives of the valid split support a sensitivity of only 0." in words

@@ -15,7 +15,7 @@ from trainer.evaluation.calibration import Calibration, LabelCalibration
 from trainer.evaluation.multi_label_metrics import multi_label_metrics
 from trainer.evaluation.predictions import Predictions
 from trainer.model.head import HeadConfig
-from trainer.report.environment import percent_text, thousands
+from trainer.report.environment import number_text, percent_text, thousands
 from trainer.report.model_card import ModelCard, render_card
 from trainer.report.multi_label import MultiLabelReportData
 from trainer.report.page import render
@@ -91,6 +91,27 @@ def test_the_micro_mean_counts_all_known_targets():
 
     present, known = sum(one["positives"] for one in labels), sum(one["n"] for one in labels)
     assert row[0] == f"{thousands(present)} of {thousands(known)}"
+
+
+@pytest.mark.parametrize(
+    ("positive", "titles"),
+    [
+        (None, ["Micro accuracy", "Macro AUROC", "Macro sensitivity", "Macro specificity"]),
+        ("Mass", ["Micro accuracy", "Macro AUROC", "Sensitivity of &#34;Mass&#34;", "Specificity of &#34;Mass&#34;"]),
+    ],
+)
+def test_the_report_begins_with_the_metrics_that_the_terminal_shows(positive, titles):
+    report = data()
+    of_rates = report.metrics["labels"][positive] if positive else report.metrics["macro"]
+    report.metrics.update({key: of_rates[key] for key in ("sensitivity", "specificity")}, positive=positive)
+
+    cards = re.findall(r'<div class="card">\s*<h2>(.*?)</h2>\s*<p class="value">(.*?)</p>', render(report))
+
+    values = [report.metrics[key] for key in ("accuracy", "auroc", "sensitivity", "specificity")]
+    assert [re.sub(r"<[^>]+>", "", title) for title, _ in cards] == titles
+    assert [value for _, value in cards] == [
+        number_text(value) if at == 1 else percent_text(value) for at, value in enumerate(values)
+    ]
 
 
 def test_a_model_card_has_a_row_for_each_label_too():

@@ -363,11 +363,11 @@ def test_a_report_says_the_search_space_and_switches_in_words():
 
 def test_the_average_precision_has_its_interval():
     data = report_data(threshold=None)
-    low, high = data.metrics["intervals"]["average_precision"]
+    low, high = map(number_text, data.metrics["intervals"]["average_precision"])
 
     page = render(data)
 
-    found = f"{data.metrics['average_precision']:.3f} (95 % CI {low:.3f} to {high:.3f})"
+    found = f"{number_text(data.metrics['average_precision'])} (95 % CI {low} to {high})"
     assert f'average precision "covid" {found}; band: 95 % confidence' in html.unescape(page)
 
 

@@ -17,6 +17,7 @@ from trainer.evaluation.decision_text import (
     decision_line,
     may_have_chosen,
     positives_needed,
+    supported_text,
     threshold_lines,
 )
 from trainer.evaluation.named_thresholds import (
@@ -159,6 +160,10 @@ def test_positives_of_one_patient_support_less():
     assert supported_sensitivity(np.ones(25, dtype=bool), groups) == pytest.approx(0.05 ** (1 / 5))
 
 
+def test_a_supported_sensitivity_is_rounded_down():
+    assert supported_text(0.6899) == "0.689"
+
+
 def test_the_supported_sensitivity_holds_in_19_of_20_splits():
     random = np.random.default_rng(0)
     held = 0
@@ -205,7 +210,8 @@ def test_a_sensitivity_needs_so_many_positives_without_a_miss(wanted, needed):
 def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
     choice = {"positive": "covid", "min_sensitivity": 0.99, "sensitivity": 1.0, "positives": 25, "lower_bound": 0.887,
               "negatives": 87, "false_positives": 15, "default_sensitivity": 0.92, "default_false_positives": 5,
-              "judged_split": "test", "judged_sensitivity": 0.84, "reached": False}  # fmt: skip
+              "judged_split": "test", "judged_sensitivity": 0.84, "reached": False,
+              "judged_interval": [0.6392, 0.9546]}  # fmt: skip
 
     assert threshold_lines({"threshold_choices": [choice]}) == [
         '"covid": on the valid split the threshold gives 15 false positives of 87 at a sensitivity of 1.0000; the '
@@ -213,7 +219,7 @@ def test_the_lines_of_a_threshold_say_price_support_and_what_was_reached():
         '"covid": 25 positives of the valid split support a sensitivity of only 0.887 at this threshold with 95 % '
         "confidence (one-sided), not 0.99; that takes 299 independent positives without a miss, chosen with "
         "--min-sensitivity 1",
-        '"covid": the test split does not reach 0.99: its sensitivity is 0.8400',
+        '"covid": the test split does not reach 0.99: its sensitivity is 0.8400 (0.6392 to 0.9546)',
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from jobs.cli.text_table import Column, output_width, table_text, wrapped
 from jobs.runs.comparison import ComparisonView
 from trainer.evaluation.comparison import Candidate
-from trainer.evaluation.metric_text import metric_name
+from trainer.evaluation.metric_text import figure_text, metric_name
 
 
 def comparison_text(view: ComparisonView) -> str:
@@ -66,7 +66,7 @@ def p_text(p: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None else figure_text(value)
 
 
 def _shown(value: Any) -> str:

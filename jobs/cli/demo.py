@@ -30,6 +30,7 @@ from jobs.queue.stack import Stack, start_stack
 from jobs.queue.submit import submit
 from jobs.runs.record import read_record
 from jobs.runs.request import build_request
+from trainer.evaluation.metric_text import figure_text
 from trainer.specs import EvaluateSpec, Spec, TrainSpec, build
 
 SAMPLE_PIXELS = 32  # the side of the sample's images
@@ -174,7 +175,7 @@ def _show(settings: Settings, trained: str, scored: str) -> None:
     metrics = result["metrics"]
     console = Console()
     console.print(_matrix(metrics["classes"], metrics["confusion_matrix"]))
-    click.echo(f"test accuracy: {metrics['accuracy']:.4f} on {metrics['n']} images")
+    click.echo(f"test accuracy: {figure_text(metrics['accuracy'])} on {metrics['n']} images")
     click.echo(f"model:         {RunPaths.of(settings.storage, trained).best}")
     click.echo(f"training:      {RunPaths.of(settings.storage, trained).report}")
     click.echo(f"report:        {paths.report}")

@@ -23,6 +23,7 @@ from jobs.cli.predict import output_file
 from jobs.cli.progress_bar import shown_progress
 from jobs.cli.terminal import echo
 from jobs.cli.text_table import Column, output_width, table_text
+from trainer.evaluation.metric_text import figure_text
 
 AUDIT = (sys.executable, "-P", "-m", "trainer.audit")  # -P: never import a user's own trainer.py
 COLUMNS = (
@@ -123,9 +124,9 @@ def _answer(process: "subprocess.Popen[str]", on_progress: Callable[[int, int], 
 
 
 def _row(check: dict[str, Any], of_model: tuple[str, ...]) -> tuple[str, ...]:
-    interval = "" if check["low"] is None else f"{check['low']:.3f} to {check['high']:.3f}"
+    interval = "" if check["low"] is None else f"{figure_text(check['low'], 3)} to {figure_text(check['high'], 3)}"
     alarm = "yes" if check["alarm"] else "no"
-    return check["name"], f"{check['auroc']:.3f}", interval, alarm, *of_model, check["explanation"]
+    return check["name"], figure_text(check["auroc"], 3), interval, alarm, *of_model, check["explanation"]
 
 
 def _model_cells(beside: dict[str, Any] | None) -> tuple[str, str]:
@@ -133,7 +134,7 @@ def _model_cells(beside: dict[str, Any] | None) -> tuple[str, str]:
         return "-", "-"
     low_high = beside["interval"]
     interval = f" ({low_high[0]:+.3f} to {low_high[1]:+.3f})" if low_high else ""
-    return f"{beside['model']:.3f}", f"{beside['difference']:+.3f}{interval}"
+    return figure_text(beside["model"], 3), f"{beside['difference']:+.3f}{interval}"
 
 
 def _model_sentence(model: str, found: dict[str, Any]) -> str:

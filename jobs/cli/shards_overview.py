@@ -53,7 +53,7 @@ def _class_table(location: str, facts: dict[str, Any], index: ShardIndex, groups
     for name in (*index.classes, "all", *(["groups"] if groups else []), "shards", "MB"):
         table.add_column(table_cell(name), justify="right")
     for split, counts in facts["splits"].items():
-        shares = [f"{n} ({n / counts['samples']:.0%})" for n in counts["per_class"].values()]
+        shares = [_with_share(n, counts["samples"]) for n in counts["per_class"].values()]
         size = f"{counts['bytes'] / MEGABYTE:.1f}"
         of_groups = _groups([split], groups)
         table.add_row(table_cell(split), *shares, str(counts["samples"]), *of_groups, str(counts["shards"]), size)
@@ -68,7 +68,7 @@ def _class_rows(location: str, index: ShardIndex, groups: Mapping[str, int]) -> 
         table.add_column(table_cell(split), justify="right")
     counts = [(index.per_class_in(split), index.samples_in(split)) for split in index.splits]
     for position, name in enumerate(index.classes):
-        table.add_row(table_cell(name), *(f"{n[position]} ({n[position] / every:.0%})" for n, every in counts))
+        table.add_row(table_cell(name), *(_with_share(n[position], every) for n, every in counts))
     table.add_section()
     table.add_row("all", *(str(every) for _, every in counts))
     if groups:
@@ -108,7 +108,17 @@ def _groups(splits: Sequence[str], groups: Mapping[str, int]) -> list[str]:
 
 def _label_cells(counts: TargetCounts) -> tuple[str, str]:
     known = counts.present + counts.absent
-    return (f"{counts.present} ({counts.present / known:.0%})" if known else "-", str(counts.unknown))
+    return (_with_share(counts.present, known) if known else "-", str(counts.unknown))
+
+
+def _with_share(count: int, every: int) -> str:
+    """Return a count and its share, of which only none is shown as 0 and only all as 100 percent."""
+    share = f"{count / every:.0%}"
+    if share == "0%" and count:
+        share = "<1%"
+    elif share == "100%" and count < every:
+        share = ">99%"
+    return f"{count} ({share})"
 
 
 def _span(span: tuple[int, int, int]) -> str:

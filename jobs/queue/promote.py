@@ -13,6 +13,7 @@ from jobs.runs import state as run_state
 from jobs.runs.evaluations import find_model
 from jobs.runs.promotions import Promotion
 from trainer.errors import CheckpointError, ModelMismatch
+from trainer.evaluation.metric_text import figure_text
 from trainer.model.head import HeadConfig
 from trainer.model.names import HEAD_FILE, MANIFEST_FILE
 from trainer.specs.positive import OF_POSITIVE, refuse_unknown_positive, refuse_unstated_positive
@@ -120,13 +121,13 @@ def _compared(
             reasons.append(f"{metric} is undefined on the {tried} split; choose another --metric")
             continue
         worse_in = "".join(
-            f"; worse in {one.name}: {one.second:.4f} instead of {one.first:.4f}"
+            f"; worse in {one.name}: {figure_text(one.second)} instead of {figure_text(one.first)}"
             for one in result.figures
-            if one.name in result.margin.worse_in
+            if one.name in result.margin.worse_in and one.first is not None and one.second is not None
         )
         text = (
-            f"{metric} {figure.second:.4f} instead of {figure.first:.4f} on {view.comparison.images} images of the "
-            f"{tried} split{worse_in}"
+            f"{metric} {figure_text(figure.second)} instead of {figure_text(figure.first)} on "
+            f"{view.comparison.images} images of the {tried} split{worse_in}"
         )
         return text, not result.margin.passes
     found = _by_published_metrics(before, candidate, split=split, positive=positive, metric=metric, margin=margin)
@@ -166,5 +167,7 @@ def _by_published_metrics(
             return None
     elif positive is not None and is_multi_label:  # published is the mean of all labels
         return None
-    text = f"{metric} {second:.4f} instead of {first:.4f} on the {count} images of the {of_split} split"
+    text = (
+        f"{metric} {figure_text(second)} instead of {figure_text(first)} on the {count} images of the {of_split} split"
+    )
     return text, not second >= first - margin

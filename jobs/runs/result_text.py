@@ -7,7 +7,7 @@ from jobs.runs.progress_text import duration
 from jobs.runs.record import JobRecord
 from jobs.runs.state import RunState, seconds_between
 from trainer.evaluation.decision_text import decision_line, threshold_lines
-from trainer.evaluation.metric_text import prevalence_lines
+from trainer.evaluation.metric_text import figure_text, interval_text, prevalence_lines
 from trainer.evaluation.seen_images import evaluation_lines
 from trainer.evaluation.subgroup_text import subgroup_lines
 from trainer.phase_times import timing_text
@@ -84,5 +84,4 @@ def with_interval(name: str, value: float | None, low_high: Sequence[float] | No
     """Return a value with its 95 % interval, if it has one; "undefined" where there is no value."""
     if value is None:
         return f"{name} undefined"
-    interval = f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else ""
-    return f"{name} {value:.4f}{interval}"
+    return f"{name} {figure_text(value)}{interval_text(low_high)}"

@@ -19,6 +19,7 @@ from cluster.run_paths import RUN_ID, RunPaths
 from cluster.storage_marker import refuse_away
 from jobs.runs import names, webhook_outbox
 from jobs.runs.drafts import is_submitted_or_in_progress
+from trainer.evaluation.metric_text import figure_text
 
 State = Literal["queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled", "damaged"]
 STATES: tuple[State, ...] = ("queued", "scheduled", "running", "paused", "succeeded", "failed", "lost", "cancelled")
@@ -113,7 +114,7 @@ class RunState:
         if self.metric is None:
             return ""
         split = f"{self.metric_split} " if self.metric_split else ""
-        return f"{split}{self.metric[0]} {self.metric[1]:.4f}"
+        return f"{split}{self.metric[0]} {figure_text(self.metric[1])}"
 
     @property
     def has_ended(self) -> bool:

@@ -44,6 +44,7 @@ from jobs.web.overview import STATES, overview
 from jobs.web.run_page import run_page, wall_clock
 from jobs.web.shared_work import SharedWork
 from trainer.errors import CheckpointError, ModelMismatch, SpecError, TrainerError, WeightsError
+from trainer.evaluation.metric_text import figure_text
 from trainer.report.environment import moment_text
 
 # A report runs nothing and loads nothing: names of classes and files in it come from the data.
@@ -117,6 +118,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    templates.filters["figure"] = figure_text
     templates.filters["moment"] = moment_text
     templates.filters["wall_clock"] = wall_clock
     templates.filters["ago"] = ago

@@ -16,6 +16,7 @@ from trainer.audit.saved import AuditScores
 from trainer.errors import SpecError
 from trainer.evaluation.bootstrap import ranked_classes
 from trainer.evaluation.intervals import auroc_interval, group_ids
+from trainer.evaluation.metric_text import figure_text
 
 MAX_IMAGES = 3000
 IMAGE_SIZE = 224  # pixels, as `train` has by default
@@ -224,6 +225,6 @@ def _sentence(checks: tuple[Check, ...], classes: int) -> str:
     if classes > 2:  # noqa: PLR2004
         value, of_class = first.worst_auroc, f" for {first.worst_class!r}"
     return (
-        f"{what} alone reaches an AUROC of {value:.3f}{of_class}: these images cannot show that a model looks at "
-        "their subject."
+        f"{what} alone reaches an AUROC of {figure_text(value, 3)}{of_class}: these images cannot show that a model "
+        "looks at their subject."
     )

@@ -20,6 +20,7 @@ from trainer.audit.describe import RIM, outside
 from trainer.data.transforms import normalised
 from trainer.evaluation.bootstrap import Floats, Labels, ranked_classes
 from trainer.evaluation.intervals import FEWEST_GROUPS, TAIL, Interval, auroc_influence, auroc_interval
+from trainer.evaluation.metric_text import figure_text, interval_text
 from trainer.evaluation.temperature import apply_temperature
 from trainer.model.efficientnet import Classifier
 from trainer.model.folded_backbone import FoldedBackbone
@@ -194,8 +195,8 @@ def _heat_lines(found: ModelRegions) -> list[str]:
 
 
 def _auroc_text(figure: RegionFigure) -> str:
-    interval = "" if figure.interval is None else f" ({figure.interval[0]:.3f} to {figure.interval[1]:.3f})"
-    return f"{figure.auroc:.3f}{interval}"
+    assert figure.auroc is not None  # noqa: S101 -- only defined ones are said
+    return figure_text(figure.auroc, 3) + interval_text(figure.interval, 3)
 
 
 def _outputs(model: Classifier, config: HeadConfig, batches: Iterable[Batch]) -> _Outputs:

@@ -65,7 +65,7 @@ def weighted_metrics(weights: Floats, probabilities: Floats, labels: Labels, *, 
 
 
 def highest_brier(classes: int) -> float:
-    """Return the Brier score of a model that is always wrong with certainty; scikit-learn halves that of two classes."""
+    """Return the Brier score of a certain and always wrong model; scikit-learn halves that of two classes."""
     return 1.0 if classes == 2 else 2.0  # noqa: PLR2004
 
 

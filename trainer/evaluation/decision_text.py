@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.evaluation.metric_text import quoted
+from trainer.evaluation.metric_text import figure_text, interval_text, quoted
 
 ALPHA = 0.05  # one-sided: the lower bound of the sensitivity has 95 % confidence
 
@@ -59,6 +59,11 @@ def choice_of(metrics: Mapping[str, Any], positive: str) -> Mapping[str, Any]:
     return next((choice for choice in choices if choice["positive"] == positive), {})
 
 
+def supported_text(bound: float) -> str:
+    """Return the sensitivity that positives support, rounded down: rounding up would promise more."""
+    return f"{math.floor(1000 * bound) / 1000:.3f}"
+
+
 def positives_needed(min_sensitivity: float) -> int | None:
     """Return how many positives support a sensitivity with 95 % confidence, one-sided; None for 1.
 
@@ -72,8 +77,8 @@ def _price(choice: Mapping[str, Any]) -> str:
         return ""
     return (
         f"{quoted(choice['positive'])}: on {chosen_on(choice)} the threshold gives {choice['false_positives']} false "
-        f"positives of {choice['negatives']} at a sensitivity of {choice['sensitivity']:.4f}; the default decision "
-        f"gives {choice['default_false_positives']} at {choice['default_sensitivity']:.4f}"
+        f"positives of {choice['negatives']} at a sensitivity of {figure_text(choice['sensitivity'])}; the default "
+        f"decision gives {choice['default_false_positives']} at {figure_text(choice['default_sensitivity'])}"
     )
 
 
@@ -84,7 +89,7 @@ def _support(choice: Mapping[str, Any]) -> str:
     groups = choice.get("groups")
     of_groups = "" if groups is None or groups >= positives else f" of {groups} groups"
     can = f"{quoted(choice['positive'])}: {positives} positives{of_groups} of {chosen_on(choice)}"
-    shown = f"{math.floor(1000 * bound) / 1000:.3f}"  # rounding up would promise more
+    shown = supported_text(bound)
     confidence = "95 % confidence (one-sided)"
     if bound >= wanted:
         return f"{can} support a sensitivity of at least {shown} with {confidence}"
@@ -105,6 +110,5 @@ def _reached(choice: Mapping[str, Any]) -> str:
     verb = "reaches" if reached else "does not reach"
     is_own = is_of_judged_data(choice) and split == choice.get("chosen_on", "valid")
     chosen = ", on which the threshold was chosen," if is_own else ""
-    return (
-        f"{quoted(choice['positive'])}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {judged:.4f}"
-    )
+    found = figure_text(judged) + interval_text(choice.get("judged_interval"))
+    return f"{quoted(choice['positive'])}: the {split} split{chosen} {verb} {wanted:.6g}: its sensitivity is {found}"

@@ -20,6 +20,7 @@ METRIC_NAMES = {  # in a sentence, by key; the other keys of a result are names 
 NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "specificity")
 RATES = ("sensitivity", "specificity")
 NO_IMAGES = "this split has no such images"
+ROUNDING = 1e-12  # what the sums of an exact 0 or 1 may differ from it
 MEANS = "macro: mean of the labels, micro: all known targets"
 
 
@@ -42,6 +43,19 @@ class HeadlineMetric:
     of: str = ""
     key: str = ""
     note: str = ""
+
+
+def figure_text(value: float, places: int = 4) -> str:
+    """Return a figure with that many decimal places; only 0 and 1 are shown as such, and 0.99998 as `>0.9999`."""
+    text, least = f"{value:.{places}f}", 10.0**-places
+    if text == f"{1:.{places}f}" and value < 1 - ROUNDING:
+        return f">{1 - least:.{places}f}"
+    return f"<{least:.{places}f}" if float(text) == 0 and value > ROUNDING else text
+
+
+def interval_text(low_high: Sequence[float] | None, places: int = 4) -> str:
+    """Return an interval in brackets, behind a space; "" for none."""
+    return f" ({figure_text(low_high[0], places)} to {figure_text(low_high[1], places)})" if low_high else ""
 
 
 def metric_name(key: str) -> str:
@@ -188,4 +202,5 @@ def _with_interval(values: Mapping[str, Any], name: str) -> str:
     value, interval = values[name], (values.get("intervals") or {}).get(name)
     if value is None:
         return "undefined"
-    return f"{value:.4f}" + (f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
+    ends = "" if not interval else " to ".join(map(figure_text, interval))
+    return figure_text(value) + (f" (95 % interval {ends})" if ends else "")

@@ -179,10 +179,12 @@ def threshold_evidence(
     """
     found = []
     for label, choice in (named.classes if named else {}).items():
-        judged = (metrics["labels"][label] if "labels" in metrics else metrics)["sensitivity"]
+        of_label = metrics["labels"][label] if "labels" in metrics else metrics
+        judged = of_label["sensitivity"]
         wanted = choice.min_sensitivity
         reached = None if judged is None or wanted is None else judged >= wanted
         evidence = {"judged_split": metrics["split"], "judged_sensitivity": judged, "reached": reached}
+        evidence["judged_interval"] = (of_label.get("intervals") or {}).get("sensitivity")
         evidence["of_judged_data"] = not choice.data or index.version_with(choice.data) is not None
         found.append({"positive": label, **choice.model_dump(mode="json"), **evidence})
     return found

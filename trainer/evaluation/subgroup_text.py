@@ -6,7 +6,7 @@ from typing import Any
 
 from data_shards.columns import NOT_STATED
 from data_shards.counted import counted
-from trainer.evaluation.metric_text import is_binary, is_positive_stated, quoted
+from trainer.evaluation.metric_text import figure_text, interval_text, is_binary, is_positive_stated, quoted
 
 TOO_FEW = "too few to say"
 NEEDED = {"column", "value", "n", "groups", "positives", "intervals"}  # of each row
@@ -95,7 +95,7 @@ def _lines(table: SubgroupTable) -> list[str]:
 def _figure(value: float | None, interval: Sequence[float] | None) -> str:
     if value is None or not interval:
         return TOO_FEW
-    return f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+    return figure_text(value) + interval_text(interval)
 
 
 def _subgroup(row: Mapping[str, Any], names: Mapping[str, str]) -> Subgroup:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.evaluation.metric_text import is_binary
+from trainer.evaluation.metric_text import figure_text, interval_text, is_binary
 
 HEADS = {
     "mlp": "three-layer head (mlp)",
@@ -52,7 +52,7 @@ def _range_over_repeats(result: Mapping[str, Any], names: Mapping[str, str]) -> 
     ranges = []
     for name in SHOWN:
         values = [row[name] for row in rows if row.get(name) is not None]
-        ranges += [f"{names[name]} {min(values):.4f} to {max(values):.4f}"] if values else []
+        ranges += [f"{names[name]} {figure_text(min(values))} to {figure_text(max(values))}"] if values else []
     return [f"{', '.join(ranges)} over {len(rows)} repeats"]
 
 
@@ -74,7 +74,7 @@ def _figures(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def _is_same(row: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> bool:
     """Whether both have a figure of the same four decimal places, or neither has it."""
-    texts = [None if one.get(name) is None else f"{one[name]:.4f}" for one in (row, metrics)]
+    texts = [None if one.get(name) is None else figure_text(one[name]) for one in (row, metrics)]
     return texts[0] == texts[1]
 
 
@@ -82,4 +82,4 @@ def _with_interval(row: Mapping[str, Any], name: str, title: str) -> str:
     if row[name] is None:
         return f"{title} undefined"
     low_high = (row.get("intervals") or {}).get(name)
-    return f"{title} {row[name]:.4f}" + (f" ({low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else "")
+    return f"{title} {figure_text(row[name])}{interval_text(low_high)}"

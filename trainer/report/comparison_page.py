@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from trainer.evaluation.comparison import Comparison
-from trainer.evaluation.metric_text import metric_title
+from trainer.evaluation.metric_text import figure_text, metric_title
 from trainer.evaluation.paired import PairedFigure
 from trainer.report.environment import number_text, page_environment
 from trainer.report.svg_chart import Axis, Chart, Line, chart, downsampled
@@ -95,7 +95,7 @@ def _ends(figure: PairedFigure) -> tuple[float, ...]:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"  # as many places as its difference has
+    return "–" if value is None else figure_text(value)  # as many places as its difference has
 
 
 def _signed(value: float | None) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from trainer.evaluation.metric_text import figure_text
+
 
 def page_environment(*packages: str, filters: Mapping[str, Callable[..., Any]]) -> Environment:
     """Return an environment that escapes HTML and refuses undefined names.
@@ -28,7 +30,7 @@ def _environment(packages: tuple[str, ...], filters: tuple[tuple[str, Callable[.
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= dict(filters)
+    environment.filters |= {"figure": figure_text, **dict(filters)}
     return environment
 
 

@@ -145,11 +145,13 @@ def _precision_recall(images: EvaluatedImages) -> ReportChart | None:
         bands=[Band(points=precision_recall_band(shown[0].scores, shown[0].hits, images.units))] if has_band else (),
         square=True,
     )  # fmt: skip
-    areas = [f"{quoted(one.name)} {sk.average_precision_score(one.hits, one.scores):.3f}" for one in shown]
+    areas = [
+        f"{quoted(one.name)} {number_text(float(sk.average_precision_score(one.hits, one.scores)))}" for one in shown
+    ]
     caption = note or f"average precision {', '.join(areas)}"
     if has_band:
         interval = images.metrics["intervals"].get("average_precision")
-        found = f" (95 % CI {interval[0]:.3f} to {interval[1]:.3f})" if interval and not note else ""
+        found = f" (95 % CI {number_text(interval[0])} to {number_text(interval[1])})" if interval and not note else ""
         caption += f"{found}; band: 95 % confidence at each threshold"
     return ReportChart(chart=drawn, title="Precision-recall curve" + ("" if has_band else "s"), caption=caption)
 

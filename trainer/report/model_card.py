@@ -11,7 +11,7 @@ from typing import Any
 from data_shards.about import about_rows
 from data_shards.columns import NOT_STATED
 from data_shards.index import ShardIndex
-from trainer.evaluation.decision_text import decision_line, threshold_lines
+from trainer.evaluation.decision_text import decision_line, supported_text, threshold_lines
 from trainer.evaluation.metric_text import (
     HeadlineMetric,
     headline_metrics,
@@ -207,6 +207,7 @@ def render_card(card: ModelCard) -> str:
         "quoted": quoted,
         "thousands": thousands,
         "percent": percent_text,
+        "supported": supported_text,
         "moment": moment_text,
         "area_percent": area_percent,
     }

@@ -29,6 +29,7 @@ from trainer.evaluation.metric_text import (
     HeadlineMetric,
     headline_metrics,
     is_binary,
+    label_headline,
     metric_title,
     prevalence_lines,
     quoted,
@@ -48,7 +49,6 @@ from trainer.report.limits import leakage_text
 from trainer.report.svg_chart import Chart
 from trainer.specs.option_text import flat_options, option_text
 
-HEADLINES = ("sensitivity", "specificity", "auroc", "accuracy")  # of several labels per image
 LABEL_METRICS = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")  # columns of a label's row
 OTHER_METRICS = ("balanced_accuracy", "loss", "brier", "ece", "calibration_slope", "calibration_intercept")
 NOTES = {"loss": " (cross-entropy)", "calibration_slope": " (1 is best)", "calibration_intercept": " (0 is best)"}
@@ -125,6 +125,8 @@ class ReportData(WithMetrics):
     @property
     def headline(self) -> Sequence[HeadlineMetric]:
         """The first metrics."""
+        if self.metrics.get("multi_label"):
+            return [one for one in label_headline(self.metrics) if one.key != "loss"]
         return headline_metrics(self.metrics)
 
     @property
@@ -275,7 +277,6 @@ def render(data: ReportData) -> str:
             data=data,
             m=data.metrics,
             judged_on=judged_on(data.metrics),
-            headlines=HEADLINES,
             other_metrics=OTHER_METRICS,
             label_metrics=LABEL_METRICS,
             names=NAMES,

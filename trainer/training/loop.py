@@ -15,6 +15,7 @@ from data_shards.plan import EpochPlan
 from trainer.data.batches import BatchLoader, DeviceBatch, seed_draws, step_seed
 from trainer.distributed.process_group import ProcessGroup
 from trainer.errors import Stopped, TrainingDiverged
+from trainer.evaluation.metric_text import figure_text
 from trainer.evaluation.objective import objective_of
 from trainer.model.sync_batch_norm import SyncBatchNorm1d
 from trainer.specs import TrainSpec
@@ -76,9 +77,9 @@ class EpochMetrics:
     def __str__(self) -> str:
         """Return the epoch's line of the log."""
         found = {name: self.valid.get(name) for name in LOGGED}
-        valid = "".join(f", {name} {value:.4f}" for name, value in found.items() if value is not None)
+        valid = "".join(f", {name} {figure_text(value)}" for name, value in found.items() if value is not None)
         return (
-            f"epoch {self.epoch} of {self.epochs}: training loss {self.train_loss:.4f}"
+            f"epoch {self.epoch} of {self.epochs}: training loss {figure_text(self.train_loss)}"
             f"{f'; valid{valid[1:]}' if valid else ''}{'; the best so far' if self.best else ''}"
         )
 
