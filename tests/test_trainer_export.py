@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster.exit_codes import ExitCode
 from cluster.files import read_json, sha256_of
-from tests.trained import done, evaluated
+from tests.disks import small_disk
+from tests.trained import done, evaluated, new_run, trainer_process
 from trainer.errors import SpecError, TrainerError
 from trainer.evaluation.calibration import Calibration
 from trainer.export import verify_export
@@ -159,6 +161,21 @@ def test_sample_images_can_be_given(trained, tmp_path, digits_shards):
     _, result = done(tmp_path, spec)
 
     assert result.metrics["n"] == min(16, len(list(folder.iterdir())))
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+def test_an_export_that_a_full_disk_stops_names_the_file_and_the_cure(trained, tmp_path, digits_shards, form):
+    spec = build(ExportSpec, model=str(trained[1]), format=form, samples=str(digits_shards))
+    with small_disk(tmp_path / "disk", megabytes=8) as disk:
+        paths = new_run(disk.folder / "storage", spec)
+
+        code = trainer_process(paths).wait()  # a real process: a library may end it
+
+        error = read_json(paths.error)["error"]
+        left = list(paths.folder.glob("*model*"))
+    file = paths.exported(EXPORT_FORMATS[form].ending)
+    assert error == f"{file} cannot be written (No space left on device); free space there and retry"
+    assert (code, left) == (ExitCode.FAILED, [])
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The file formats of `export`: writing a model with its metadata, and running the file."""
 
+import io
 import json
 import logging
 import warnings
@@ -183,10 +184,16 @@ class TorchScript:
     ending: str = "pt"
 
     def write(self, model: ExportedModel, sample: Tensor, metadata: Metadata, path: Path) -> None:
-        """Write the model with its metadata."""
+        """Write the model with its metadata.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
         with torch.no_grad(), _deprecated_in_torch():
             traced = torch.jit.freeze(torch.jit.trace(model, sample))  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, path, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+            file = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+            torch.jit.save(traced, file, _extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+            path.write_bytes(file.getbuffer())
 
     def run(self, path: Path, images: Tensor) -> Probabilities:
         """Return the probabilities that the loaded file computes."""
