@@ -1,13 +1,16 @@
 """What a Ray of one run starts, and what it leaves out."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from ray._private.node import Node
 from ray.exceptions import RpcError
 
-from trainer.distributed.local_ray import starting_for_one_run
+from trainer.distributed.local_ray import session_folder, starting_for_one_run
 
 PROGRAM = """
 import json, os, tempfile
@@ -110,3 +113,44 @@ class FakeNode:
         assert timeout > 0
         self.calls.append("ask")
         return self.answer()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+
+from trainer.distributed.local_ray import session_folder
+
+with session_folder() as folder:
+    Path(folder, "session_latest").mkdir()
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen:
+    """Start a process that has a folder for a Ray until its stdin is closed."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", HOLDER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(folder)},
+    )
+
+
+def test_the_folder_of_a_killed_trainer_is_deleted_by_the_next_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "ns-of-something-else").mkdir()
+    with holder(tmp_path) as living, holder(tmp_path) as killed:
+        kept, left = (Path(process.stdout.readline().strip()) for process in (living, killed))
+        killed.kill()
+        killed.wait()
+        before = kept.is_dir(), left.is_dir()
+
+        with session_folder() as own:
+            during = sorted(path.name for path in tmp_path.iterdir())
+
+    assert before == (True, True)
+    assert during == sorted([Path(own).name, kept.name, "ns-of-something-else"])
+    assert [path.name for path in tmp_path.iterdir()] == ["ns-of-something-else"]

@@ -5,8 +5,13 @@ the GCS, the raylet, its agents and the log monitor, a controller, and the worke
 """
 
 import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ray._private.node import Node
@@ -21,6 +26,29 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
 REGISTRATION_SECONDS = 5.0  # then Ray itself waits, for 30 seconds
 POLL_SECONDS = 0.01
+FOLDER_PREFIX = "ns-"  # short: Ray puts its sockets below, and the path of a Unix socket has at most 107 bytes
+FOLDER_LOCK = "lock"  # a live trainer holds it
+
+
+@contextlib.contextmanager
+def session_folder() -> Iterator[str]:
+    """Yield an empty folder for the files of a Ray, and delete it, and those of trainers that were killed."""
+    _delete_left_folders()
+    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
+        draft = Path(folder, ".lock")
+        with draft.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            draft.rename(Path(folder, FOLDER_LOCK))  # only now: nobody sees a lock that its trainer does not hold yet
+            yield folder
+
+
+def _delete_left_folders() -> None:
+    for lock in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{FOLDER_LOCK}"):
+        with contextlib.suppress(OSError):  # its trainer is alive, or another trainer has just deleted it
+            if lock.parent.lstat().st_uid == os.geteuid():
+                with lock.open() as handle:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from trainer.attempt import Attempt
 from trainer.distributed.cluster_wait import wait_for_room
 from trainer.distributed.infrastructure import infrastructure_error
 from trainer.distributed.local_gpus import gpus_of_machine, lease_local_gpus
-from trainer.distributed.local_ray import LocalTorchTrainer, starting_for_one_run
+from trainer.distributed.local_ray import LocalTorchTrainer, session_folder, starting_for_one_run
 from trainer.distributed.memory_errors import out_of_memory
 from trainer.distributed.process_group import GroupConfig
 from trainer.distributed.ray_fork_server import forking_python
@@ -230,8 +229,7 @@ def ray_session(attempt: Attempt, spec: Spec, *, stop_reason: Callable[[], str |
             return
         machine, gpus = lease_local_gpus(attempt, spec)
         logger.info("starting Ray on this machine")
-        # Ray puts its sockets below this folder, and the path of a Unix socket has at most 107 bytes.
-        with tempfile.TemporaryDirectory(prefix="ns-", ignore_cleanup_errors=True) as folder:
+        with session_folder() as folder:
             _start_ray(machine, folder)
             yield gpus
             _shutdown_ray()
