@@ -138,6 +138,42 @@ def test_what_was_written_survives_kill_9(place: Path) -> None:
     assert second.started_here
 
 
+def test_a_server_whose_data_are_damaged_starts_without_them_and_keeps_them(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+        client.set("key", "value")
+    embedded_redis.stop(place)
+    file = next((place / "redis" / "appendonlydir").glob("*.incr.aof"))
+    damaged = b"\0" * 4096 + file.read_bytes()  # as after a loss of power
+    file.write_bytes(damaged)
+
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+        kept = client.get("key")
+
+    aside = place / "redis" / "appendonlydir.unreadable"
+    assert kept is None
+    assert (aside / file.name).read_bytes() == damaged
+    assert f"the embedded Redis could not read its data, which are in {aside} now; the queues are" in caplog.text
+
+
+def test_a_server_that_does_not_start_for_another_reason_keeps_its_data(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+        client.set("key", "value")
+    embedded_redis.stop(place)
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded_redis, "CONFIGURATION", embedded_redis.CONFIGURATION + "no-such-option yes\n")
+
+        with pytest.raises(QueueUnreachable, match=r"did not start; .*redis\.log says why"):
+            embedded_redis.ensure_running(place)
+
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+        assert client.get("key") == b"value"
+    assert [folder.name for folder in (place / "redis").glob("appendonly*")] == ["appendonlydir"]
+
+
 def test_a_storage_with_a_long_path_and_a_blank_works(tmp_path: Path) -> None:
     deep = tmp_path / ("a long name " * 10)
     deep.mkdir()

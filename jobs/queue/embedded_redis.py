@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import platform
 import re
@@ -38,6 +39,7 @@ from jobs.errors import QueueUnreachable
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 on macOS
+DATA_FOLDER = "appendonlydir"  # the server's own default
 
 CONFIGURATION = """\
 # Written by Nightshift at each start.
@@ -55,6 +57,8 @@ maxmemory-policy noeviction
 """
 PASSWORD_LINE = re.compile(r"^requirepass (\S+)$", re.MULTILINE)
 
+
+log = logging.getLogger("nightshift.embedded_redis")
 
 _started: set[int] = set()
 
@@ -191,18 +195,58 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     starter = os.getpid()
     owner = starter if ends_with_caller else None
     write_json(folder / "host.json", {"host": socket.gethostname(), "owner": owner})
-    process = subprocess.Popen(
-        [program, str(folder / "redis.conf")],
+    command = [program, str(folder / "redis.conf")]
+    process = _launch(command, owner)
+    if not _answers(process, url) and _set_data_aside(process, folder):
+        process = _launch(command, owner)
+        if _answers(process, url):
+            log.warning(
+                "the embedded Redis could not read its data, which are in %s now; the queues are filled again from the "
+                "runs. If they were paused, `nightshift queue pause` pauses them again",
+                _data_aside(folder),
+            )
+        else:
+            _restore_data(folder)
+    if process.poll() is not None:
+        raise QueueUnreachable(f"the embedded Redis did not start; {folder / 'redis.log'} says why")
+    _started.add(process.pid)
+    process.returncode = 0  # otherwise Python warns about a child that is meant to outlive this object
+    return EmbeddedRedis(url, process.pid, started_here=True, owner=owner)
+
+
+def _launch(command: list[str], owner: int | None) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C must not reach the server
-        preexec_fn=(lambda: guard.die_with_parent(starter, signal.SIGTERM)) if ends_with_caller else None,  # noqa: PLW1509
+        preexec_fn=None if owner is None else lambda: guard.die_with_parent(owner, signal.SIGTERM),  # noqa: PLW1509
     )
-    _wait_for_start(process, url, folder)
-    _started.add(process.pid)
-    process.returncode = 0  # otherwise Python warns about a child that is meant to outlive this object
-    return EmbeddedRedis(url, process.pid, started_here=True, owner=owner)
+
+
+def _set_data_aside(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
+    """Rename the data of a server that gave up its start; return whether there were any.
+
+    A server refuses data with a damaged part, such as after a loss of power. The run folders are the truth, from which
+    the queues are filled again.
+    """
+    data, aside = folder / DATA_FOLDER, _data_aside(folder)
+    if process.returncode <= 0 or not data.is_dir():  # a signal ended it: that says nothing of the data
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    data.rename(aside)
+    return True
+
+
+def _restore_data(folder: Path) -> None:
+    """Undo `_set_data_aside` for a server that does not start without the data either."""
+    shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
+    _data_aside(folder).rename(folder / DATA_FOLDER)
+
+
+def _data_aside(folder: Path) -> Path:
+    return folder / f"{DATA_FOLDER}.unreadable"
 
 
 def _private_folder(storage: Path) -> Path:
@@ -240,13 +284,18 @@ def _password(folder: Path) -> str:
     return known[1] if known else secrets.token_hex(24)
 
 
-def _wait_for_start(process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
+def _answers(process: "subprocess.Popen[bytes]", url: str) -> bool:
+    """Wait until a server that was launched answers; return False once it has ended, or was ended as too slow."""
     until = time.monotonic() + START_SECONDS
     while not _pid_of(url, patience_seconds=START_SECONDS):
-        if process.poll() is not None or time.monotonic() > until:
+        if process.poll() is not None:
+            return False
+        if time.monotonic() > until:
             process.kill()
-            raise QueueUnreachable(f"the embedded Redis did not start; {folder / 'redis.log'} says why")
+            process.wait()
+            return False
         time.sleep(0.02)
+    return True
 
 
 def _wait_for_end(pid: int) -> None:
