@@ -6,6 +6,7 @@ format, not the ending of its name.
 
 import errno
 import io
+import logging
 import os
 import re
 import stat
@@ -26,6 +27,8 @@ from data_shards.errors import BadImage, TooManyPixels
 
 Color: TypeAlias = Literal["L", "RGB"]
 Pixels: TypeAlias = NDArray[np.uint8]
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs of a bad file goes to the terminal
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # as Pillow names them
 DICOM = "DICOM"
@@ -258,6 +261,10 @@ def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
 
 def _unreadable(data: bytes) -> str:
     found = sniff_format(data[:SNIFFED_BYTES])
+    if found == "TIFF":
+        return (
+            "a TIFF that is damaged, or of a kind that is not read, such as one of many bands; save it as gray or RGB"
+        )
     if found is None or found in FORMATS:
         return f"no readable {FORMAT_NAMES}"
     return f"no readable {FORMAT_NAMES}, but {found}"

@@ -21,6 +21,7 @@ from tests.labelled import labels_of, refused, scanned, source, targets_of
         ("file_name,label", "10_left.jpeg,LABEL", "ok", "defect"),
         ("Path,Sex,Target", "set/images/10_left.jpeg,F,LABEL", "1", "0"),
         ("patientId,x,y,Target", "10_left,1.5,2.5,LABEL", "1", "0"),
+        ("annotation_id,annotator,choice,id,image", "7,1,LABEL,101,/data/upload/1/10_left.jpeg", "Cat", "Dog"),
     ],
 )
 def test_usual_columns_are_found_without_being_told(tmp_path, header, row, label, other):

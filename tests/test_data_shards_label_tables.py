@@ -13,6 +13,7 @@ from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import labels_of, whole_numbers
 from data_shards.pack.labels.table_text import read_text_rows
 from data_shards.pack.labels.tables import read_table
+from tests.labelled import refused, source
 
 # Text of a cell: anything that can be typed or pasted. Blanks at the ends are no part of it, ="..." is Excel's.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0\r\ufeff\xa0", exclude_categories=["Cs"])
@@ -173,6 +174,8 @@ def test_a_list_in_a_cell_is_read_as_json_and_as_python_write_it(labels):
         ("[' ', 'a ']", "|", ("a",)),
         ("[]", "|", ()),
         ("", "|", ()),
+        ('{"choices": ["Cat", "Dog, big"]}', "|", ("Cat", "Dog, big")),  # as Label Studio writes several choices
+        ('{"choice": ["Cat"]}', "|", ('{"choice": ["Cat"]}',)),
     ],
 )
 def test_labels_in_a_cell_are_parted(cell, separator, labels):
@@ -192,3 +195,42 @@ def test_labels_in_a_cell_are_parted(cell, separator, labels):
 )
 def test_whole_numbers_are_recognized_in_a_column_of_numbers(cells, numbers):
     assert whole_numbers(cells) == numbers
+
+
+def test_lines_of_comments_above_the_rows_are_passed_over():
+    text = "#Image CLASS-ID SPECIES\n#SPECIES: 1:Cat 2:Dog\nAbyssinian_1 1 1\npug_2 27 2\n"  # the Oxford-IIIT pets
+
+    found = read_text_rows(text.encode(), "list.txt")
+
+    assert found.rows == [("Abyssinian_1", "1", "1"), ("pug_2", "27", "2")]
+    assert found.lines == [3, 4]
+
+
+def test_a_single_line_with_a_hash_is_the_header():
+    assert read_text_rows(b"#,file,label\n1,a.png,x\n", "t.csv").rows[0] == ("#", "file", "label")
+
+
+@pytest.mark.parametrize("text", ['{"images": [{"id": 1}]}', '\n[ {"file": "a.png"}]', '{"file_name": "a.png"}\n{}\n'])
+def test_json_is_refused_with_what_to_write_instead(tmp_path, text):
+    folder = source(tmp_path, ["a.png", "b.png"])
+    (folder / "labels.json").write_text(text)
+
+    refused("labels.json is JSON, not a table; write its images and labels to a CSV with the columns file and label",
+            folder, "labels.json")  # fmt: skip
+
+
+def test_a_joined_table_about_other_images_is_refused(tmp_path):
+    folder = source(
+        tmp_path,
+        ["train/a.png", "train/b.png", "test/c.png"],
+        train_csv=["image_id,reader,x,y", "a,R1,1,0", "b,R1,0,1"],
+        test_csv=["image_id,x,y", "c,1,0"],
+    )
+
+    refused(
+        "no row of test.csv has the values of a row of train.csv in the columns that both have (image_id, x, y); if it "
+        "is about other images, give both tables the same columns",
+        folder,
+        "train.csv",
+        "test.csv",
+    )

@@ -193,6 +193,22 @@ def test_several_rows_of_one_image_agree_are_voted_joined_or_refused(tmp_path, r
         assert labels_of(scanned(folder, "t.csv", readers=readers)) == result
 
 
+def test_all_rows_of_a_reader_are_one_vote(tmp_path):
+    """As in VinDr-CXR: a row for each finding of each radiologist."""
+    rows = ["image_id,class_name,rad_id"]
+    rows += [f"a,{label},R{reader}" for reader in (1, 2, 3) for label in ("x", "x", "y")]
+    rows += ["b,x,R1", "b,x,R1", "b,x,R1", "b,none,R2", "b,none,R3", "c,x,R1", "c,y,R1", "c,none,R2", "c,x,R3"]
+    folder = source(tmp_path, ["a.png", "b.png", "c.png"], t_csv=rows)
+
+    found = scanned(folder, "t.csv", readers="majority", multi_label=True)
+
+    present = {
+        name: {label for label, value in targets.items() if value} for name, targets in targets_of(found).items()
+    }
+    assert present == {"a.png": {"x", "y"}, "b.png": {"none"}, "c.png": {"x"}}
+    assert "readers: column 'rad_id'; all rows of a reader are one vote" in found.labels.notes
+
+
 def test_equal_votes_are_refused_and_leave_one_of_several_labels_unknown(tmp_path):
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,label", "a,x", "a,y", "b,y", "b,y"])
 

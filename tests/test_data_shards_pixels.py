@@ -197,6 +197,13 @@ def bomb():
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def many_bands():
+    """Return a TIFF of 13 bands, as of a satellite: a directory of tags without pixels."""
+    tags = [(256, 8), (257, 8), (258, 16), (259, 1), (262, 1), (277, 13)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
 def pages():
     first, second = noise(1), noise(2)
     return encoded(first, "TIFF", save_all=True, append_images=[second])
@@ -217,6 +224,7 @@ def pages():
         (bomb(), "more than 178 megapixels, above the limit of 150"),
         (pages(), "several pages"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "floating point"),
+        (many_bands(), "a TIFF that is damaged, or of a kind that is not read, such as one of many bands; save it as"),
     ],
 )
 def test_a_bad_image_says_what_is_wrong(data, text):

@@ -17,6 +17,7 @@ NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)?")
 WHOLE = re.compile(r"([+-]?[0-9]+)[.,]0+")
 SPACING = re.compile(r"[ _\ufeff-]|(?<![0-9])\.|\.(?![0-9])")  # in names of columns; in a number, dots count
 LIST = re.compile(r"\[.*\]", re.DOTALL)
+CHOICES = re.compile(r'\{\s*"choices"\s*:\s*(\[.*\])\s*\}', re.DOTALL)  # as Label Studio writes several labels
 QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", re.DOTALL)
 ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
@@ -52,20 +53,27 @@ def group_in_cell(cell: str, numbers: Mapping[str, str]) -> str | None:
 
 
 def is_list(cell: str) -> bool:
-    """Whether a cell is a list as Python or JSON write it, such as `['a', 'b']`."""
-    return LIST.fullmatch(cell) is not None
+    """Whether a cell is a list as Python or JSON write it, such as `['a', 'b']`, or `{"choices": [...]}`."""
+    return LIST.fullmatch(_without_key(cell)) is not None
 
 
 def labels_of(cell: str, separator: str | None) -> tuple[str, ...]:
     """Return the labels in a cell, each once.
 
     Args:
-        cell: One label, labels with a separator between them, or a list such as `['a', 'b']` or `[a, b]`.
+        cell: One label, labels with a separator between them, or a list such as `['a', 'b']`, `[a, b]` or
+            `{"choices": ["a", "b"]}`.
         separator: What parts the labels; None for a cell of one label.
     """
+    cell = _without_key(cell)
     one_or_more = cell.split(separator) if separator else [cell]
     labels = _items(cell) if is_list(cell) else one_or_more
     return tuple(dict.fromkeys(label for label in map(str.strip, labels) if label))
+
+
+def _without_key(cell: str) -> str:
+    choices = CHOICES.fullmatch(cell)
+    return choices[1] if choices else cell
 
 
 def _items(cell: str) -> list[str]:

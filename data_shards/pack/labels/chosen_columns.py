@@ -10,6 +10,7 @@ from data_shards.pack.labels.columns import (
     GROUP_NAMES,
     NO_COLUMN,
     PROBED_ROWS,
+    READER_NAMES,
     SPLIT_NAMES,
     by_usual_name,
     find_group_columns,
@@ -38,6 +39,7 @@ class ChosenColumns:
         labels: The column of labels, or one column of 1 and 0 for each label.
         is_binary: Whether the label columns hold 1 and 0, and their names are the labels.
         is_found: Whether the label columns were found by their names, not told by an option.
+        reader: The column that says who gave the labels of a row.
     """
 
     image: int
@@ -46,6 +48,7 @@ class ChosenColumns:
     is_found: bool
     group: int | None
     split: int | None
+    reader: int | None
 
 
 def read_tables(folder: Path, matcher: ImageMatcher, options: LabelOptions) -> tuple[Rows, int]:
@@ -114,7 +117,8 @@ def _no_image_named(table: Table, matcher: ImageMatcher) -> str:
     close = nearest(shown, matcher.names)
     return (
         f"{table.name} names no image of the source (columns {listed(table.columns)}; the first row has {shown!r}"
-        f"{f', nearest is {close}' if close else ''}); give the column of file names with --image-column"
+        f"{f', nearest is {close}' if close else ''}); give the column of file names with --image-column, or, "
+        "with a further --labels, the table that says which images these rows are about"
     )
 
 
@@ -153,7 +157,16 @@ def choose_columns(rows: Rows, image: int, options: LabelOptions, *, multi_label
             f"the column {rows.columns[min(overlap)]!r} cannot be the label and the image, group or split too; "
             "name another with --image-column, --label-column, --group-column or --split-column"
         )
-    return ChosenColumns(image=image, labels=labels, is_binary=binary, is_found=found, group=group, split=split)
+    readers = [n for n in find_group_columns(rows.columns, rows.rows, READER_NAMES) if n not in {*used, *labels}]
+    return ChosenColumns(
+        image=image,
+        labels=labels,
+        is_binary=binary,
+        is_found=found,
+        group=group,
+        split=split,
+        reader=readers[0] if readers else None,
+    )
 
 
 def _optional(rows: Rows, image: int, name: str | None, option: str, usual: Sequence[str]) -> int | None:

@@ -21,7 +21,7 @@ COUNTING_NAMES = frozenset({"id", "idcode", "name", "uid", "slice", "scan", "stu
 LABEL_NAMES = (
     "findinglabels", "findinglabel", "labels", "label", "dx", "diagnosis", "level", "finding", "findings", "class",
     "classname", "classes", "target", "category", "categories", "benignmalignant", "grade", "severity", "pathology",
-    "disease", "groundtruth",
+    "disease", "groundtruth", "choice",
 )  # fmt: skip
 GROUP_NAMES = (
     "patientid", "patient", "patientnumber", "patientno", "patientnr", "patientcode", "patientkey", "patientuid",
@@ -32,6 +32,22 @@ GROUP_NAMES = (
     "studyid", "studyinstanceuid",
 )  # fmt: skip
 SPLIT_NAMES = ("split", "datasetsplit", "splits", "partition", "subset", "setname")
+# Whoever gave the labels of a row.
+READER_NAMES = (
+    "radid",
+    "radiologist",
+    "radiologistid",
+    "reader",
+    "readerid",
+    "rater",
+    "raterid",
+    "annotator",
+    "annotatorid",
+    "grader",
+    "graderid",
+    "observer",
+    "observerid",
+)
 # Labels of CheXpert, MIMIC-CXR, NIH ChestX-ray14, ISIC 2018 and 2019: a column each.
 FINDING_NAMES = frozenset({
     "nofinding", "enlargedcardiomediastinum", "cardiomegaly", "lungopacity", "lunglesion", "edema", "consolidation",

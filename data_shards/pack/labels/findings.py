@@ -166,14 +166,19 @@ def vote(findings: Sequence[Findings], readers: str, *, multi_label: bool) -> Vo
     if len(set(findings)) == 1:
         return Voted(findings=findings[0])
     if readers == "any":
-        present = frozenset[str]().union(*(one.present for one in findings))
-        unknown = frozenset[str]().union(*(one.unknown for one in findings))
-        return Voted(findings=Findings(present=present, unknown=unknown - present))
+        return Voted(findings=join(findings))
     if readers == "majority":
         return _majority_of_labels(findings) if multi_label else _majority(findings)
     given = listed(sorted({"+".join(sorted(one.present)) or "none" for one in findings}))
     cure = "correct them, vote with --readers majority, or join them with --readers any"
     return Voted(findings=None, fault=f"has rows with different labels ({given}); {cure}")
+
+
+def join(findings: Sequence[Findings]) -> Findings:
+    """Return the labels that any of some findings has."""
+    present = frozenset[str]().union(*(one.present for one in findings))
+    unknown = frozenset[str]().union(*(one.unknown for one in findings))
+    return Findings(present=present, unknown=unknown - present)
 
 
 def _majority(findings: Sequence[Findings]) -> Voted:

@@ -93,7 +93,8 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
 
     Raises:
         OptionError: The tables have no column in common.
-        SourceError: Two rows of the other tables have the same values there, but differ elsewhere.
+        SourceError: Two rows of the other tables have the same values there, but differ elsewhere; or no row of one
+            fits a row of the other.
     """
     other = append_tables(tables)
     keys = [
@@ -110,6 +111,12 @@ def join_tables(rows: Rows, tables: Sequence[Table]) -> Rows:
     found = _by_key(other, keys, theirs)
     own = _positions(rows.columns, keys)
     partners = [found.get(tuple(row[position] for position in own)) for row in rows.rows]
+    if set(partners) == {None}:
+        raise SourceError(
+            f"no row of {other.where} has the values of a row of {rows.where} in the columns that both have "
+            f"({listed(rows.columns[position] for position in own)}); if it is about other images, give both tables "
+            "the same columns"
+        )
     blank = ("",) * len(theirs)
     added = [blank if number is None else tuple(other.rows[number][p] for p in theirs) for number in partners]
     joined = JoinedRows(rows=other, begin=len(rows.columns), width=len(theirs), partners=partners)

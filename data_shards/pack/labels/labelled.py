@@ -12,7 +12,7 @@ from data_shards.pack.labels.chosen_columns import ChosenColumns, choose_columns
 from data_shards.pack.labels.column_matching import SourceImages
 from data_shards.pack.labels.columns import listed
 from data_shards.pack.labels.conditions import fulfilled
-from data_shards.pack.labels.findings import Findings, findings_of_cells, findings_of_columns, vote
+from data_shards.pack.labels.findings import Findings, findings_of_cells, findings_of_columns, join, vote
 from data_shards.pack.labels.joining import Rows
 from data_shards.pack.labels.kept_columns import kept_note, kept_positions, kept_values
 from data_shards.pack.labels.row_matching import MatchedRows, match_rows
@@ -200,12 +200,27 @@ class _ReadTable:
     def _votes(self, stating: Mapping[str, Sequence[int]]) -> dict[str, Findings]:
         voted: dict[str, Findings] = {}
         for path, numbers in stating.items():
-            found = vote([f for n in numbers if (f := self.findings[n])], self.readers, multi_label=self.multi_label)
+            found = vote(self._statements(numbers), self.readers, multi_label=self.multi_label)
             if found.findings is None:
                 places = " and ".join(self.rows.place(number, self.columns.labels[0]) for number in numbers[:3])
                 raise SourceError(f"{normalized_name(path)} {found.fault} ({places})")
             voted[path] = found.findings
         return voted
+
+    def _statements(self, numbers: Sequence[int]) -> list[Findings]:
+        """Return what the rows of an image say; of a majority of readers, what each reader's rows say together."""
+        if not self._has_readers:
+            return [found for number in numbers if (found := self.findings[number])]
+        rows_of: dict[str, list[Findings]] = {}
+        for number in numbers:
+            reader = self.rows.rows[number][self.columns.reader or 0]
+            if found := self.findings[number]:
+                rows_of.setdefault(reader, []).append(found)
+        return [join(findings) for findings in rows_of.values()]
+
+    @property
+    def _has_readers(self) -> bool:
+        return self.readers == "majority" and self.columns.reader is not None
 
     def _one_of_each(
         self, used: Mapping[str, Sequence[int]], position: int | None, what: str, read: Callable[[str], str | None]
@@ -258,6 +273,8 @@ class _ReadTable:
         )
         if columns.group is not None and self.groups_used:
             notes.append(f"groups: column {names[columns.group]!r}; --group-column none leaves it out")
+        if self._has_readers and columns.reader is not None:
+            notes.append(f"readers: column {names[columns.reader]!r}; all rows of a reader are one vote")
         if by_name := self.matched.rows_by_name:
             notes.append(f"{by_name} of {len(self.rows.rows)} rows match by file name alone; their folders differ")
         for table in self.rows.tables:

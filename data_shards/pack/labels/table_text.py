@@ -24,6 +24,7 @@ PIPE = "|"  # more often a separator of labels in a cell
 BLANK = " "
 NO_SEPARATOR = "\x1f"
 EXCEL_SEPARATOR = re.compile(r"\"?sep=(.)\"?[ ,;\t]*\r?\n", re.IGNORECASE)  # a first line that Excel reads
+COMMENTS = re.compile(r"(?:#[^\n]*\n){2,}(?=[^#\n])")  # above the rows; a single such line may be the header
 EXCEL_TEXT = re.compile(r"=\"(.*)\"", re.DOTALL)  # keeps Excel from turning 0001 into 1
 CELL_LIMIT = 1 << 20  # characters
 
@@ -51,8 +52,9 @@ def read_text_rows(raw: bytes, name: str) -> TextRows:
     """
     text, encoding = decode(raw, name)
     first = EXCEL_SEPARATOR.match(text)
-    body, offset = (text[first.end() :], 1) if first else (text, 0)
-    parsed = {s: _parse(body, s, name, offset) for s in ((first[1],) if first else _candidates(text))}
+    above = first or COMMENTS.match(text)
+    body, offset = (text[above.end() :], text.count("\n", 0, above.end())) if above else (text, 0)
+    parsed = {s: _parse(body, s, name, offset) for s in ((first[1],) if first else _candidates(body))}
     loose = () if first else (PIPE, BLANK)  # they stand in names and labels too: only as part of every row they count
     found = [rows for s, rows in parsed.items() if isinstance(rows, _Parsed) and (rows.is_exact or s not in loose)]
     faults = [fault for fault in parsed.values() if isinstance(fault, _Fault)]

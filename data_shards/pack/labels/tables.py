@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ MAX_TABLE_BYTES = 256 << 20  # after decompression; a million rows have about 10
 PARQUET_ENDINGS = (".parquet", ".pq")
 PARQUET_SIGNATURE = b"PAR1"
 GZIP_SIGNATURE = b"\x1f\x8b"
+JSON = re.compile(rb"\s*(\{|\[\s*\{)")
 # Formats that are no table of text, by the first bytes of the file.
 OTHER_SIGNATURES = {
     b"PK\x03\x04": "an Excel or OpenDocument sheet, or an archive",
@@ -129,6 +131,11 @@ def _read(path: Path, name: str) -> bytes:
     found = next((kind for signature, kind in OTHER_SIGNATURES.items() if raw.startswith(signature)), None)
     if found is None and path.suffix.lower() in PARQUET_ENDINGS and not raw.startswith(PARQUET_SIGNATURE):
         found = "no Parquet file in spite of its name"
+    if JSON.match(raw):
+        raise SourceError(
+            f"{name} is JSON, not a table; write its images and labels to a CSV with the columns file and label, and "
+            "give that file"
+        )
     if found:
         raise SourceError(f"{name} is {found}; save the table as CSV in UTF-8, and give that file")
     return raw
