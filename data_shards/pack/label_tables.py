@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_shards.pack.labels.cells import loose
+from data_shards.pack.labels.columns import FINDING_NAMES, LABEL_NAMES
 from data_shards.pack.labels.matching import SHORT_NUMBER
 from data_shards.pack.labels.tables import MAX_TABLE_BYTES
 from data_shards.pack.options import TABLE_ENDINGS
 
+HEADER_BYTES = 1 << 16  # that the first line of a table may have
 SEPARATORS = re.compile(r"[,;\t\n\r\"'|]+")
 BLANKS = re.compile(r"\s+")
 MAX_TABLES = 20  # the largest ones; some sets have a text file for each image
@@ -26,11 +29,13 @@ class LabelTable:
         name: Path of the table below the source.
         share: Share of the images that it names, 0 to 1.
         where: Which images these are, in words.
+        has_labels: Whether its first line has a usual name of a column of labels.
     """
 
     name: str
     share: float
     where: str
+    has_labels: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} names {self.share:.0%} of the images{self.where}"
@@ -50,11 +55,12 @@ def best_table(root: Path, files: Iterable[str], images: Mapping[str, Sequence[s
     for name in tables:
         cells = frozenset(_cells(root / name))  # of one table at a time: it may have millions
         for where, of_group in images.items():
-            candidates[where].append(LabelTable(name=name, share=_share(cells, of_group), where=where))
+            share, has_labels = _share(cells, of_group), _has_labels(root / name)
+            candidates[where].append(LabelTable(name=name, share=share, where=where, has_labels=has_labels))
     for found in candidates.values():
-        best = max(found, key=lambda table: table.share, default=None)
-        if best and best.share >= MOST_IMAGES:
-            return best
+        naming = [table for table in found if table.share >= MOST_IMAGES]
+        if naming:
+            return max(naming, key=lambda table: (table.has_labels, table.share))
     return None
 
 
@@ -77,14 +83,26 @@ def _spellings(path: PurePosixPath, *, is_unique: bool) -> Iterator[str]:
 
 def _cells(table: Path) -> Iterator[str]:
     """Yield the cells of a table in lower case; of a path also its last part, of a cell with blanks also its words."""
-    try:
-        with gzip.open(table, "rb") if table.suffix.lower() == ".gz" else table.open("rb") as file:
-            raw = file.read(MAX_TABLE_BYTES)
-    except (OSError, EOFError, zlib.error):
-        return
-    text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace").lower()
+    text = _text(table, MAX_TABLE_BYTES).lower()
     for cell in map(str.strip, SEPARATORS.split(text.replace("\\", "/"))):
         yield cell.removeprefix("./")
         for word in BLANKS.split(cell) if BLANKS.search(cell) else (cell,):
             yield word
             yield word.rpartition("/")[2]
+
+
+def _text(table: Path, most: int) -> str:
+    """Return the first bytes of a table as text, "" if it cannot be read."""
+    try:
+        with gzip.open(table, "rb") if table.suffix.lower() == ".gz" else table.open("rb") as file:
+            raw = file.read(most)
+    except (OSError, EOFError, zlib.error):
+        return ""
+    return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+
+
+def _has_labels(table: Path) -> bool:
+    """Whether the first line of a table names a column of labels, or several columns of findings."""
+    first = _text(table, HEADER_BYTES).partition("\n")[0]
+    columns = {loose(cell.strip()) for cell in SEPARATORS.split(first)}
+    return bool(columns.intersection(LABEL_NAMES)) or len(columns & FINDING_NAMES) > 1

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 from data_shards.errors import SourceError
@@ -136,9 +137,12 @@ def _paths(tree: FileTree, layout: Layout) -> tuple[list[list[str]], int]:
     """Return the images of the data set, then those beside the split folders, and the number of masks."""
     found = tree.images_below("")
     kept = [path for path in without_masks(found, "") if not path.startswith(_folders(layout.mask_folders))]
-    inside = _folders(layout.split_folders.values())
-    first = [path for path in kept if path.startswith(inside)] if inside else kept
-    second = [path for path in kept if not path.startswith(inside)] if inside else []
+    inside, copies = _folders(layout.split_folders.values()), _folders(layout.passed_over)
+    is_first = [path.startswith(inside) if inside else not path.startswith(copies) for path in kept]
+    first, second = (
+        list(compress(kept, is_first)),
+        [path for path, is_one in zip(kept, is_first, strict=True) if not is_one],
+    )
     return [first, second] if second else [first], len(found) - len(kept)
 
 

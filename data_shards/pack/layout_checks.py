@@ -3,7 +3,7 @@
 import re
 import shlex
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from data_shards.errors import OptionError, SourceError
@@ -13,7 +13,9 @@ from data_shards.pack.layout import Layout
 from data_shards.pack.names import (
     are_numbered_parts,
     are_numbers,
+    differ_in_splits_alone,
     have_common_stem,
+    is_container,
     is_mask_folder,
     loose_name,
     normalized_name,
@@ -25,7 +27,6 @@ SHOWN = 3  # names in an error
 CONTROL = frozenset({"Cc", "Zl", "Zp"})  # Unicode categories: control characters, line and paragraph separators
 LONGEST = 255  # characters of a class name, as of a folder
 FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
-CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
 
 
 def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, options: PackOptions) -> None:
@@ -37,6 +38,9 @@ def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, optio
     names = sorted({normalized_name(name) for _, name, _ in layout.class_folders(tree)})
     _refuse_flat(tree, layout, names, table, options.classes)
     _refuse_odd_classes([name for name in names if name not in (*options.classes, *options.drop_classes)], table)
+    if not options.classes:
+        _refuse_patients(tree, layout, names)
+        _refuse_flat_splits(tree, layout, table)
     _refuse_outside(tree, layout)
     if layout.split_folders and (options.split or options.split_files):
         given = "--split" if options.split else "--split-file"
@@ -102,7 +106,10 @@ def _refuse_flat(
     """Refuse images that lie in no class folder: straight in the source, in its split folders, or in `images/`."""
     folders = list(layout.split_folders.values()) or [layout.root]
     flat = [folder for folder in folders if tree.images[folder]]
-    generic = bool(names) and all(name.lower() in CONTAINERS for name in names)
+    if layout.split_folders and folders[0] not in flat and tree.subfolders[folders[0]]:
+        flat = []  # the first split, train if there is one, has class folders
+    names = [name for name in names if not is_mask_folder(name)] or names
+    generic = bool(names) and all(map(is_container, names))
     single = len(names) == 1 and not layout.split_folders and table is not None
     if not classes and (generic or single or (flat and (table or not names))):
         where = [normalized_name(folder) for folder in flat if folder] or names[:SHOWN]
@@ -125,6 +132,8 @@ def _refuse_odd_classes(names: Sequence[str], table: LabelTable | None) -> None:
     cure = f"{_labels_cure(table, 'class/image')}, or take them as classes with --classes"
     splits = [name for name in names if split_of(name)]
     masks = [name for name in names if is_mask_folder(name)]
+    if differ_in_splits_alone(names):
+        raise SourceError(f"the folders {listed} look like splits, not classes; {cure}")
     if splits:
         raise SourceError(f"the folder {splits[0]}/ looks like a split, not a class; {cure}")
     if masks:
@@ -136,6 +145,35 @@ def _refuse_odd_classes(names: Sequence[str], table: LabelTable | None) -> None:
         raise SourceError(f"the folders {listed} are numbers beside a table, not classes; {cure}")
     if are_numbered_parts(names) or (table and have_common_stem(names)):
         raise SourceError(f"the folders {listed} look like parts of one set, not classes; {cure}")
+
+
+def _refuse_patients(tree: FileTree, layout: Layout, names: Sequence[str]) -> None:
+    """Refuse numbered folders that have the same folders, as `12/benign` and `13/benign` have."""
+    folders = [folder for _, _, folder in layout.class_folders(tree)]
+    inner = Counter(normalized_name(name) for folder in folders for name in tree.subfolders[folder])
+    if not are_numbers(names) or any(tree.images[folder] for folder in folders):
+        return
+    if len(names) > len(inner) > 1 and all(2 * count > len(folders) for count in inner.values()):
+        same = " and ".join(sorted(inner)[:SHOWN])
+        raise SourceError(
+            f"the folders {', '.join(names[:SHOWN])}, ... have the folders {same} in common, which look like the "
+            "classes of numbered patients; move the images to CLASS/NUMBER/image, and add --group-by "
+            "'^[^/]+/([^/]+)/', or take the numbers as classes with --classes"
+        )
+
+
+def _refuse_flat_splits(tree: FileTree, layout: Layout, table: LabelTable | None) -> None:
+    """Refuse `val/images/1.png` beside `train/CLASS/1.png`."""
+    train = layout.split_folders.get("train", "")
+    for folder in layout.split_folders.values():
+        names = tree.subfolders[folder]
+        if names and all(map(is_container, names)) and not all(map(is_container, tree.subfolders[train])):
+            by_table = f" by {table.name}" if table else ""
+            raise SourceError(
+                f"the images in {normalized_name(join(folder, names[0]))}/ have no class folders, as those in "
+                f"{normalized_name(train)}/ have; sort them into class folders{by_table}, or give the folder "
+                f"{normalized_name(train)}/ as SOURCE, with --split 70/15/15"
+            )
 
 
 def _refuse_outside(tree: FileTree, layout: Layout) -> None:

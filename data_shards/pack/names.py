@@ -19,6 +19,9 @@ SPLIT_WORDS = {
 }  # fmt: skip
 SPLIT = re.compile(rf"(?:seg[ _-])?({'|'.join(SPLIT_WORDS)})(?:[ _-]?(?:images?|imgs?|set|data|dir|folder|split))?")
 
+SPLIT_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(SPLIT_WORDS)})(?![a-z])")
+CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
+
 PART = re.compile(r"(.*?)[ _-]*([0-9]+)")  # a name that ends in a number, as the parts of a download do
 PART_WORDS = frozenset({
     "part", "parts", "p", "chunk", "images", "image", "img", "imgs", "batch", "set", "subset", "split", "fold",
@@ -47,6 +50,18 @@ def split_of(folder: str) -> str | None:
     """Return the split that a folder's name means, such as "valid" for `Validation` or `val_images`; else None."""
     match = SPLIT.fullmatch(folder.strip().lower())
     return SPLIT_WORDS[match[1]] if match else None
+
+
+def differ_in_splits_alone(names: Sequence[str]) -> bool:
+    """Whether the names are one text about different splits: `stage_2_train_images` and `stage_2_test_images`."""
+    lower = [name.lower() for name in names]
+    rest = {SPLIT_WORD.sub("", name) for name in lower}
+    return len(names) > 1 and len(rest) == 1 and all(map(SPLIT_WORD.search, lower))
+
+
+def is_container(folder: str) -> bool:
+    """Whether a folder's name says no more than that it holds images."""
+    return folder.strip().lower() in CONTAINERS
 
 
 def is_mask_folder(folder: str) -> bool:

@@ -19,7 +19,13 @@ from data_shards.pack.labels.splits import decide_splits, read_split_lists
 from data_shards.pack.labels.tables import find_table
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
-from data_shards.pack.names import image_of_mask, is_archive_name, is_mask_folder, normalized_name
+from data_shards.pack.names import (
+    differ_in_splits_alone,
+    image_of_mask,
+    is_archive_name,
+    is_mask_folder,
+    normalized_name,
+)
 from data_shards.pack.options import PackOptions
 from data_shards.pack.other_files import ARCHIVES, by_kind, cure_without_images
 from data_shards.pixels import FORMAT_NAMES
@@ -186,8 +192,10 @@ def _no_image(folder: Path, tree: FileTree) -> str:
 
 def _image_groups(tree: FileTree, layout: Layout) -> dict[str, list[str]]:
     """Return the images that a table may be about: all of them, or those of one split."""
-    groups = {"": tree.images_below(layout.root)}
-    for folder in layout.split_folders.values():
+    groups = {"": without_masks(tree.images_below(layout.root), layout.root)}
+    named = [(name, folder) for _, name, folder in layout.class_folders(tree)]
+    like_splits = [folder for _, folder in named] if differ_in_splits_alone([name for name, _ in named]) else ()
+    for folder in layout.split_folders.values() or like_splits:
         groups[f" in {normalized_name(folder)}/"] = tree.images_below(folder)
     return groups
 
@@ -320,7 +328,10 @@ def require_training_images(images: Sequence[SourceImage], classes: Sequence[str
 
 def _check(image_folder: ImageFolder, folder: Path) -> None:
     if len(image_folder.classes) == 1:
-        raise SourceError(f"{folder} has one class, {image_folder.classes[0]!r}; a classifier needs two or more")
+        raise SourceError(
+            f"{folder} has one class, {image_folder.classes[0]!r}; a classifier needs two or more: give a folder for "
+            "each class, or a table of labels with --labels"
+        )
     require_training_images(image_folder.images, image_folder.classes)
 
 
