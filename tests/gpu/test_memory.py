@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
+from cluster.exit_codes import ExitCode
 from data_shards.pack.packing import PackOptions, pack
 from tests.datasets import image_folder
 from tests.gpu.marks import needs_gpus
-from tests.trained import done, train_spec
-from trainer.errors import OutOfMemory, TrainerError
+from tests.trained import done, new_run, train_spec, trainer_process
+from trainer.errors import OutOfMemory
 
 pytestmark = needs_gpus(1)
 
@@ -64,10 +65,12 @@ def full_second_gpu():
 @pytest.mark.usefixtures("full_second_gpu")
 def test_ranks_agree_on_a_batch_that_does_not_fit_on_one_of_them(tmp_path, shards, ranks):
     options = OPTIONS | {"workers": ranks, "batch_size": 192}
+    refused = new_run(tmp_path, train_spec(shards, **options), "large")
+    taken = new_run(tmp_path, train_spec(shards, accumulate=True, **options), "parts")
 
-    with pytest.raises(TrainerError) as refusal:
-        done(tmp_path / "large", train_spec(shards, **options))
-    paths, _ = done(tmp_path / "parts", train_spec(shards, accumulate=True, **options))
+    codes = [trainer_process(paths).wait(timeout=800) for paths in (refused, taken)]
 
-    assert re.search(r"192 images over 2 workers does not fit .*use --batch-size \d+, which fits", str(refusal.value))
-    assert '"micro_batches": 1,' not in paths.metrics.read_text()
+    assert codes == [ExitCode.FAILED, ExitCode.SUCCEEDED], refused.log.read_text() + taken.log.read_text()
+    fault = r"192 images over 2 workers does not fit .*use --batch-size \d+, which fits"
+    assert re.search(fault, refused.log.read_text())
+    assert '"micro_batches": 1,' not in taken.metrics.read_text()

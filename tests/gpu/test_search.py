@@ -11,7 +11,7 @@ from cluster.files import read_json
 from tests.bench.trials import Bench
 from tests.gpu.marks import needs_gpus
 from tests.searched import attempt_at, search_spec, table_of
-from tests.trained import new_run
+from tests.trained import new_run, trainer_process
 from trainer.model.precision import best_precision
 from trainer.search.head_group import HeadGroup
 
@@ -35,6 +35,35 @@ def test_a_search_finishes_its_trials_and_publishes_the_best(tmp_path, digits_sh
     assert result.metrics["auroc"] is not None
     precision = best_precision(torch.device("cuda"), trains=freeze == "none")
     assert read_json(paths.best / "head.json")["precision"] == precision
+
+
+@pytest.mark.parametrize("gpus", [pytest.param(count, marks=needs_gpus(count)) for count in (2, 4, 8)])
+@pytest.mark.parametrize("options", [{"trials": 32}, {"trials": 8, "folds": 2, "patience": 10}], ids=["heads", "folds"])
+def test_a_search_of_heads_uses_several_gpus(tmp_path, digits_shards, gpus, options, caplog):
+    """Of a search with folds four trials share a GPU, else sixteen; more GPUs than it can use are not leased."""
+    spec = search_spec(digits_shards, gpus_per_worker=1, **(options | {"trials": options["trials"] * gpus // 2}))
+    paths = new_run(tmp_path, spec)
+
+    with caplog.at_level("INFO"):
+        result = attempt_at(paths, spec)
+
+    (runs_on,) = [message for message in caplog.messages if message.startswith("runs on")]
+    assert runs_on.count("GPU-") == gpus
+    assert {trial.state for trial in table_of(paths, spec).trials.values()} == {"finished"}
+    assert result.metrics["auroc"] is not None
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [pytest.param(n, w, marks=needs_gpus(n)) for n, w in ((2, 1), (4, 2))])
+def test_a_search_of_fine_tunings_runs_two_trials_at_a_time(tmp_path, digits_shards, gpus, workers):
+    spec = search_spec(
+        digits_shards, trials=3, freeze="none", workers=workers, gpus_per_worker=1, concurrency=gpus // workers
+    )
+    paths = new_run(tmp_path, spec)
+
+    trainer = trainer_process(paths)  # whose Ray's workers are forks
+
+    assert trainer.wait(timeout=1200) == 0, paths.log.read_text()[-4000:]
+    assert {trial.state for trial in table_of(paths, spec).trials.values()} == {"finished"}
 
 
 @pytest.mark.parametrize("widths", [(64,), (64, 512, 256)], ids=["one width", "several widths"])
