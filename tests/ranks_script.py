@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.test_trainer_step_budget import FEATURES, head, loop_on_cpu
@@ -44,6 +45,7 @@ def main() -> None:
         "gradient_error": largest_error(together["gradients"], alone["gradients"]),
         "parts_error": largest_error(in_parts["gradients"], alone_at_once["gradients"]),
         "statistics_error": largest_error(together["statistics"], alone["statistics"]),
+        "fp16": overflowing_step(process_group),
         "bf16": bf16_gradients(process_group, rows[mine], labels[mine], alone["gradients"]),
         "gradient_scale": max(float(value.abs().max()) for value in alone["gradients"].values()),
     }
@@ -98,6 +100,29 @@ def trained(process_group, precision):
     loop = loop_on_cpu(module, FEATURES, rank=process_group.rank, world_size=2)
     state = replace(loop, process_group=process_group, precision=precision).train_epoch(TrainState())
     return state.loss_sum, module.state_dict()
+
+
+def overflowing_step(process_group):
+    """Take three steps in float16, of which the second overflows on rank 0 alone; return the scale after each."""
+    torch.manual_seed(4)
+    module = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    parts = {"module": module, "optimizer": optimizer, "scaler": scaler, "precision": "fp16"}
+    loop = replace(
+        loop_on_cpu(head(), FEATURES, rank=process_group.rank, world_size=2), process_group=process_group, **parts
+    )
+    scales = []
+    for largest in (1.0, 3e3, 1.0):
+        rows = torch.randn(4, 8) * (largest if process_group.is_rank_zero else 1.0)
+        loop._train_on(DeviceBatch(rows, torch.arange(4) % 2, torch.arange(4), images=8))
+        scales.append(scaler.get_scale())
+    weights = module.state_dict()
+    return {
+        "scales": process_group.all_reduce_sum(*scales),
+        "steps": process_group.all_reduce_sum(float(optimizer.state[module[0].weight]["step"]))[0],
+        "ranks_differ": process_group.all_reduce_sum(largest_error(weights, of_rank_zero(weights)))[0],
+    }
 
 
 def of_rank_zero(weights):

@@ -63,6 +63,14 @@ def test_losses_of_a_training_that_sends_bfloat16_are_near_those_of_one_that_doe
     assert found["bf16"]["ranks_differ"] == 0.0
 
 
+def test_ranks_leave_out_a_step_whose_gradients_overflow_in_float16_on_one_of_them(found):
+    fp16, both = found["fp16"], 2
+
+    assert fp16["scales"] == [both * 2.0**16, both * 2.0**15, both * 2.0**15]
+    assert fp16["steps"] == both * 2.0  # of three
+    assert fp16["ranks_differ"] == 0.0
+
+
 def test_a_training_in_float32_never_sends_bfloat16(found):
     losses = found["bf16"]["losses"]
 
