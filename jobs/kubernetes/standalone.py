@@ -1,16 +1,16 @@
 """Standalone RayJobs: publish the run from the job's files without a queue, and mark an earlier attempt dead."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.files import read_json
 from cluster.lease import heartbeat_changes
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
-from jobs.queue.submit import publish
-from jobs.runs import state as run_state
+from jobs.queue.submit import publish, queued_state
 from jobs.runs.outcomes import mark_dead
 from jobs.runs.request import JobRequest
-from jobs.runs.state import RunState, read_state
+from jobs.runs.state import read_state
 from trainer.specs import read_spec
 
 
@@ -38,16 +38,5 @@ def prepare_run(settings: Settings, run_id: str, files: Path) -> RunPaths:
 def _publish_queued(settings: Settings, paths: RunPaths, files: Path) -> None:
     spec = read_spec(files / "spec.json")
     request = JobRequest.model_validate(read_json(files / "job.json"))
-    state = RunState(
-        id=paths.run_id,
-        kind=str(spec.to_json()["kind"]),
-        name=request.name,
-        priority=request.priority,
-        tags=request.tags,
-        note=request.note,
-        owner=request.owner,
-        state="queued",
-        own_cluster=True,
-        created=run_state.now(),
-    )
+    state = replace(queued_state(spec, request, paths.run_id), own_cluster=True)
     publish(settings.storage, paths, spec, request, state)

@@ -3,6 +3,7 @@
 import secrets
 import shutil
 import string
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,18 +87,23 @@ def new_run_id(kind: str) -> str:
 
 
 def _first_state(storage: Path, spec: Spec, request: JobRequest) -> RunState:
-    kind = str(spec.to_json()["kind"])
     waits = start_blocker(storage, request)
+    state = queued_state(spec, request)
+    return replace(state, state="scheduled", why=waits.why) if waits else state
+
+
+def queued_state(spec: Spec, request: JobRequest, run_id: str | None = None) -> RunState:
+    """Return the state of a run that waits for its first attempt; it has a new id where none is given."""
+    kind = str(spec.to_json()["kind"])
     return RunState(
-        id=new_run_id(kind),
+        id=run_id or new_run_id(kind),
         kind=kind,
         name=request.name,
         priority=request.priority,
         tags=request.tags,
         note=request.note,
         owner=request.owner,
-        state="scheduled" if waits else "queued",
-        why=waits.why if waits else None,
+        state="queued",
         created=run_state.now(),
     )
 
