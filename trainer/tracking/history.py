@@ -14,8 +14,8 @@ NUMBERS = ("epochs", "train_loss", "valid_loss", "valid_accuracy", "valid_auroc"
 
 
 @dataclass(frozen=True)
-class EpochMetrics:
-    """The metrics of one epoch.
+class LoggedEpoch:
+    """The metrics of one epoch, as `metrics.jsonl` has them.
 
     Attributes:
         epoch: Number of the epoch, from 1.
@@ -28,7 +28,7 @@ class EpochMetrics:
     metrics: Mapping[str, float]
 
 
-EpochHistory: TypeAlias = dict[str, tuple[EpochMetrics, ...]]  # key "": the run itself; key "trial-003": trial 3
+EpochHistory: TypeAlias = dict[str, tuple[LoggedEpoch, ...]]  # key "": the run itself; key "trial-003": trial 3
 
 
 def is_number(value: Any) -> bool:
@@ -71,7 +71,7 @@ def read_epoch_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_epoch_history(paths: RunPaths) -> EpochHistory:
     """Return the metrics of each epoch once, also where a later attempt repeated epochs."""
-    found: dict[str, dict[int, EpochMetrics]] = {}
+    found: dict[str, dict[int, LoggedEpoch]] = {}
     for line in read_epoch_lines(paths.metrics):
         found.setdefault("", {})[line["epoch"]] = _epoch_metrics(line)
     for event in read_attempt_lines(paths.trials, _is_trial_epoch).lines:
@@ -81,9 +81,9 @@ def read_epoch_history(paths: RunPaths) -> EpochHistory:
     return {series: tuple(epochs[epoch] for epoch in sorted(epochs)) for series, epochs in found.items()}
 
 
-def _epoch_metrics(line: Mapping[str, Any]) -> EpochMetrics:
+def _epoch_metrics(line: Mapping[str, Any]) -> LoggedEpoch:
     metrics = {name: float(value) for name, value in line.items() if name not in NOT_METRICS and is_number(value)}
-    return EpochMetrics(int(line["epoch"]), _timestamp(line), metrics)
+    return LoggedEpoch(int(line["epoch"]), _timestamp(line), metrics)
 
 
 def _is_trial_epoch(event: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from cluster.process_env import set_mlflow_defaults
 from trainer.errors import TrainerError
-from trainer.tracking.history import EpochMetrics
+from trainer.tracking.history import LoggedEpoch
 
 EXPERIMENT = "nightshift"
 RUN_TAG = "nightshift.run"
@@ -70,7 +70,7 @@ class MlflowLog:
     name: str
     tags: Mapping[str, str]
     parameters: Mapping[str, Any] = field(repr=False)
-    epochs: tuple[EpochMetrics, ...] = ()
+    epochs: tuple[LoggedEpoch, ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "RUNNING"
     started: int | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.run_paths import RunPaths
-from trainer.tracking.history import EpochHistory, EpochMetrics
+from trainer.tracking.history import EpochHistory, LoggedEpoch
 
 
 @dataclass
@@ -44,7 +44,7 @@ class TensorBoardWriter:
             old.unlink()
         self._writers[series] = SummaryWriter(str(folder))
 
-    def _write(self, series: str, epochs: tuple[EpochMetrics, ...]) -> None:
+    def _write(self, series: str, epochs: tuple[LoggedEpoch, ...]) -> None:
         for epoch in epochs:
             for name, value in epoch.metrics.items():
                 self._writers[series].add_scalar(name, value, epoch.epoch, epoch.timestamp)
