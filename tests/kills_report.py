@@ -1,7 +1,6 @@
 """What a campaign of kills left behind: lost runs, second publications, torn files, processes, and other models."""
 
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from cluster.files import sha256_of
 from cluster.run_paths import RunPaths
 from jobs.runs.state import read_state
-from tests.stack import arguments_of
+from tests.stack import processes_in
 
 CLEAN = ("runs lost", "published twice", "torn files", "processes left", "models that differ")
 PUBLISHED = re.compile(r" done in [0-9.]+ s$", re.MULTILINE)  # the trainer's last line after it published its result
@@ -89,17 +88,4 @@ def different_models(storage: Path, runs: dict[str, str]) -> list[str]:
         digest = sha256_of(model)
         if first.setdefault(kind, digest) != digest:
             found.append(f"{run_id} ({kind})")
-    return found
-
-
-def processes_in(storage: Path) -> list[str]:
-    """Return the processes that have this storage in their arguments or environment, without this one."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            if str(storage).encode() in words and int(entry.name) != os.getpid():
-                found.append(b" ".join(arguments_of(int(entry.name))).decode(errors="replace"))
-        except OSError:
-            continue
     return found

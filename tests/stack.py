@@ -101,6 +101,19 @@ def processes_of(run_id: str) -> list[int]:
     return found
 
 
+def processes_in(storage: Path) -> list[str]:
+    """Return the processes that have this storage in their arguments or environment, without this one."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+            if str(storage).encode() in words and int(entry.name) != os.getpid():
+                found.append(b" ".join(arguments_of(int(entry.name))).decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
 def trainer_of(run_id: str) -> int:
     """Return the trainer process: neither its guard nor its children."""
     return next(pid for pid in processes_of(run_id) if b"tests.fake_trainer" in arguments_of(pid)[2:3])

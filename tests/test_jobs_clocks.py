@@ -17,7 +17,7 @@ from jobs.queue.worker_list import live_workers
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.clocks import Clock, build_clock
-from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, state_of
+from tests.stack import FakeSpec, eventually, lines_of, processes_of, reaches, start_run, state_of
 from trainer.specs import TrainSpec
 
 FIVE_MINUTES = 300
@@ -49,10 +49,7 @@ def test_a_process_reads_the_shifted_clock(ahead: Clock, behind: Clock) -> None:
 
 def test_workers_ten_minutes_apart_run_every_run_once(settings: Settings, ahead: Clock, behind: Clock) -> None:
     with behind.workers(settings):
-        long = submit(
-            settings, FakeSpec(steps=100, step_seconds=0.1)
-        )  # as long as three leases, watched by another clock
-        assert eventually((RunPaths.of(settings.storage, long).folder / "steps.jsonl").exists)
+        long = start_run(settings, FakeSpec(steps=100, step_seconds=0.1))  # three leases long, watched by another clock
         with ahead.workers(settings):  # at its start it cleans RQ's registries, where entries look old
             runs = [long, *(submit(settings, FakeSpec()) for _ in range(12))]
             assert eventually(lambda: not run_state.pending_ids(settings.storage))

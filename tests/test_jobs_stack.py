@@ -19,22 +19,9 @@ from jobs.queue.embedded_redis import EmbeddedRedis
 from jobs.queue.stack import Stack, log_file, start_stack
 from jobs.queue.submit import submit
 from tests.conftest import Say
-from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, children_of, eventually, reaches, state_of
+from tests.stack import FAKE_WORKER, FakeSpec, arguments_of, children_of, eventually, processes_in, reaches, state_of
 
 NIGHTSHIFT = [sys.executable, "-P", "-m", "jobs"]
-
-
-def processes_in(storage: Path) -> list[str]:
-    """Return the processes that have this storage in their arguments or environment, without this one."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(storage).encode() in words and int(entry.name) != os.getpid():
-            found.append(b" ".join(arguments_of(int(entry.name))).decode())
-    return found
 
 
 def up(storage: Path, *more: str) -> "subprocess.Popen[str]":

@@ -26,7 +26,7 @@ from jobs.queue.submit import submit
 from jobs.queue.tasks import _AttemptWatcher, claim_run
 from jobs.runs.outcomes import end, mark_dead
 from jobs.runs.request import JobRequest
-from tests.stack import FakeSpec, eventually, processes_of, reaches, state_of, trainer_of
+from tests.stack import FakeSpec, processes_of, reaches, start_run, state_of, trainer_of
 
 
 def test_a_run_that_succeeds_has_a_result_and_its_metric(stack: Stack, settings: Settings) -> None:
@@ -74,9 +74,8 @@ def test_nothing_of_a_run_is_left_when_it_ends(stack: Stack, settings: Settings)
 
 
 def test_cancel_stops_after_a_checkpoint_and_retry_resumes_from_it(stack: Stack, settings: Settings) -> None:
-    run_id = submit(settings, FakeSpec(steps=40, step_seconds=0.05))
+    run_id = start_run(settings, FakeSpec(steps=40, step_seconds=0.05))
     paths = RunPaths.of(settings.storage, run_id)
-    assert eventually((paths.folder / "steps.jsonl").exists)
 
     cancelled = actions.cancel(settings, paths)
     actions.retry(settings, paths)
@@ -102,9 +101,8 @@ def test_a_trainer_that_ends_with_1_and_no_error_line_was_ended_by_the_infrastru
 
 
 def test_cancel_now_kills_even_a_trainer_that_does_not_stop_and_its_children(stack: Stack, settings: Settings) -> None:
-    run_id = submit(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True, leaves_child=True))
+    run_id = start_run(settings, FakeSpec(steps=600, step_seconds=0.1, stubborn=True, leaves_child=True))
     paths = RunPaths.of(settings.storage, run_id)
-    assert eventually((paths.folder / "steps.jsonl").exists)
 
     state = actions.cancel(settings, paths, at_once=True)
 
@@ -113,9 +111,8 @@ def test_cancel_now_kills_even_a_trainer_that_does_not_stop_and_its_children(sta
 
 
 def test_a_trainer_that_is_killed_is_started_again_from_its_checkpoint(stack: Stack, settings: Settings) -> None:
-    run_id = submit(settings, FakeSpec(steps=30, step_seconds=0.05))
+    run_id = start_run(settings, FakeSpec(steps=30, step_seconds=0.05))
     paths = RunPaths.of(settings.storage, run_id)
-    assert eventually((paths.folder / "steps.jsonl").exists)
 
     os.kill(trainer_of(run_id), signal.SIGKILL)
     state = reaches(settings.storage, run_id, "succeeded")
