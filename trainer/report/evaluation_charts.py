@@ -204,6 +204,7 @@ def _decision_curve(images: EvaluatedImages) -> ReportChart | None:
     )
     where = "of this split" if stated is None else "that was stated"
     caption = f"at a prevalence of {prevalence:.3g}, {where}; dashed: no image is called positive"
+    caption += "; gaps of this model are below the axis" if (model < low).any() else ""
     return ReportChart(chart=drawn, title="Decision curve (net benefit)", caption=caption)
 
 

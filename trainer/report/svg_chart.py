@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -22,6 +23,7 @@ COLOURS = 8  # of the page's palette, `--c0` to `--c7`
 class Line:
     """One curve. `colour` is an index into the palette; a reference line is dashed and not in the legend.
 
+    It has a gap at values that are not finite.
     `ranges` are the ends of a vertical error bar at each point.
     """
 
@@ -174,7 +176,7 @@ class _Frame:
 
     def line(self, line: Line) -> Markup:
         points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        path = "M" + "L".join(f"{coordinate(self.x(x))} {coordinate(self.y(y))}" for x, y in points) if points else ""
+        path = "".join(self._path(part) for part in _unbroken(line))
         drawn = Markup('<path class="line {}" style="--c:var(--c{})" d="{}"/>').format(
             "quiet" if line.reference else "", line.colour % COLOURS, path
         )
@@ -217,6 +219,11 @@ class _Frame:
             mark.name,
         )
 
+    def _path(self, points: Sequence[tuple[float, float]]) -> str:
+        """Return the path through points; of a single one a line of no length, whose round caps are a dot."""
+        path = "M" + "L".join(f"{coordinate(self.x(x))} {coordinate(self.y(y))}" for x, y in points)
+        return path if len(points) > 1 else path + "h0"
+
     def _error_bar(self, line: Line, x: float, low: float, high: float) -> Markup:
         return Markup('<path class="error" style="--c:var(--c{})" d="M{} {}V{}"/>').format(
             line.colour % COLOURS, coordinate(self.x(x)), coordinate(self.y(low)), coordinate(self.y(high))
@@ -227,6 +234,13 @@ class _Frame:
         return Markup(
             '<circle class="dot" style="--c:var(--c{})" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
         ).format(line.colour % COLOURS, coordinate(self.x(x)), coordinate(self.y(y)), escape(tip))
+
+
+def _unbroken(line: Line) -> list[list[tuple[float, float]]]:
+    """Return the parts of a line between values that are not finite: a line across them would show what is not so."""
+    points = zip(line.xs, line.ys, strict=True)
+    parts = groupby(points, key=lambda point: math.isfinite(point[0]) and math.isfinite(point[1]))
+    return [list(part) for is_finite, part in parts if is_finite]
 
 
 def coordinate(value: float) -> str:
