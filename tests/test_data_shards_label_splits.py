@@ -30,6 +30,18 @@ def test_a_column_of_splits_that_was_found_is_named(tmp_path):
     assert note not in scanned(folder, "t.csv", split="50/0/50", split_column="none").labels.notes
 
 
+def test_shares_divide_train_where_a_column_has_no_valid_images(tmp_path):
+    rows = ["image,label,split", "a,x,train", "b,y,train", "c,x,test", "d,y,test"]
+    folder = source(tmp_path, [f"{name}.png" for name in "abcd"], t_csv=rows)
+
+    found = scanned(folder, "t.csv", split="80/20/0")
+
+    assert [image.split for image in found.images] == [None, None, "test", "test"]
+    assert any(note.startswith("splits: column 'split'") for note in found.labels.notes)
+    refused("--split 70/15/15 takes test images out of train, but there are test images already; divide train with "
+            "--split 85/15/0", folder, "t.csv", split="70/15/15", kind=OptionError)  # fmt: skip
+
+
 def test_another_value_of_a_split_column_is_refused_if_it_was_told_and_else_passed_over(tmp_path):
     rows = ["image,label,split", "a,x,fold1", "b,y,fold2"]
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)

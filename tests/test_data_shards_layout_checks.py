@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from data_shards.errors import SourceError
+from data_shards.errors import OptionError, SourceError
 from data_shards.pack.labelled_folder import scan_source
 from data_shards.pack.options import LabelOptions, PackOptions
 from tests.labelled import labels_of, source
@@ -148,3 +148,35 @@ def test_trimaps_beside_flat_images_are_masks_and_the_table_is_named(tmp_path):
     found = scanned(folder, labels=LabelOptions(tables=("annotations/list.txt",), label_column="2"))
 
     assert labels_of(found) == {f"images/{name}.jpg": str(1 + (name > "p")) for name in names}
+
+
+@pytest.mark.parametrize("test", [("test",), ()])
+def test_shares_divide_train_where_no_folder_has_valid_images(tmp_path, test):
+    names = [f"{split}/{label}/{n}.png" for split in ("train", *test) for label in ("a", "b") for n in range(4)]
+    folder = source(tmp_path, names)
+
+    found = scanned(folder, split="80/20/0")
+
+    assert {image.name: image.split for image in found.images} == {
+        name: "test" if name.startswith("test") else None for name in names
+    }
+    assert {image.split for image in scanned(folder, split=None).images} == {"train", *test}
+
+
+def test_shares_with_test_images_do_not_divide_train_beside_test_images(tmp_path):
+    folder = source(
+        tmp_path, [f"{split}/{label}/{n}.png" for split in ("train", "test") for label in "ab" for n in "12"]
+    )
+
+    with pytest.raises(OptionError, match=r"--split 70/15/15 takes test images out of train, .* with --split 85/15/0"):
+        scanned(folder, split="70/15/15")
+
+
+def test_patients_of_train_that_is_divided_are_noted_below_the_classes(tmp_path):
+    names = [f"train/{'ab'[p % 2]}/p{p}/{n}.png" for p in range(12) for n in range(2)]
+    folder = source(tmp_path, [*names, "test/a/p20/1.png", "test/b/p21/1.png"])
+
+    found = scanned(folder, split="80/20/0")
+
+    (note,) = found.labels.notes if found.labels else ()
+    assert note.endswith(" with --group-by '^[^/]+/[^/]+/([^/]+)/'")

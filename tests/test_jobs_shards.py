@@ -10,8 +10,10 @@ from data_shards.errors import LeakageError, SourceError
 from data_shards.index import read_index
 from jobs.cli.shards import shards
 from jobs.errors import Refused
+from jobs.queue.checks import require_split
 from tests.datasets import image_folder
 from tests.disks import small_disk
+from trainer.errors import SpecError
 
 SPLITS = {"train/covid": 6, "train/normal": 9, "test/covid": 2, "test/normal": 3}
 
@@ -71,6 +73,23 @@ def test_pack_says_what_it_left_out(tmp_path, source):
     assert "of a format that is not read: convert them to PNG or DICOM (1):\n  train/covid/scan.nii.gz" in result.stderr
     report = json.loads(result.stdout)
     assert (report["passed_over"], report["left_out"], report["masks"]) == ({"spare/": 3}, {"other": 2}, 0)
+
+
+def test_pack_says_that_there_is_no_split_valid_and_the_option_divides_train(tmp_path):
+    counts = {"train/a": 10, "train/b": 10, "test/a": 3, "test/b": 3}
+    source = image_folder(tmp_path / "images", counts)
+
+    without = run("pack", source, tmp_path / "without")
+    divided = run("pack", source, tmp_path / "shards", "--split", "80/20/0")
+
+    assert (
+        "note: there is no split valid, on which training chooses the best epoch; pack again with --split 85/15/0"
+        in (" ".join(without.stderr.split()))
+    )
+    assert "packed 16 train, 4 valid, 6 test images of 2 classes" in divided.stderr
+    assert "no split valid" not in divided.stderr
+    with pytest.raises(SpecError, match="it has train, test; pack it again with --split 85/15/0"):
+        require_split(read_index(str(tmp_path / "without")), "valid", "without")
 
 
 def test_pack_takes_every_option_of_the_contract(tmp_path):

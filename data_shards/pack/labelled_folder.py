@@ -100,7 +100,8 @@ def scan_labelled_folder(
     ]
     notes = list(lists.notes)
     is_found = labels.split_column is None
-    if is_found and splits == {image.path: image.split for image in taken} and any(splits.values()):
+    by_column = all(splits[image.path] in (image.split, None) for image in taken)
+    if is_found and by_column and any(splits.values()):
         notes.append(f"splits: column {labelled.split_column!r}; --split-column none leaves it out")
     if adds_to is None and not options.group_by and all(image.group is None for image in images):
         notes += folder_notes(images, depth=0)

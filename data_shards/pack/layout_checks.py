@@ -29,8 +29,12 @@ LONGEST = 255  # characters of a class name, as of a folder
 FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
 
 
-def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, options: PackOptions) -> None:
+def check_layout(
+    tree: FileTree, layout: Layout, table: LabelTable | None, options: PackOptions, *, is_addition: bool = False
+) -> None:
     """Refuse a source whose folders are no classes, and a `--split` that does not fit them.
+
+    Without a folder of valid images, `--split` divides those of train, unless they are added to a data set.
 
     Raises:
         SourceError: The text says what was probably meant.
@@ -42,7 +46,8 @@ def check_layout(tree: FileTree, layout: Layout, table: LabelTable | None, optio
         _refuse_patients(tree, layout, names)
         _refuse_flat_splits(tree, layout, table)
     _refuse_outside(tree, layout)
-    if layout.split_folders and (options.split or options.split_files):
+    divides_train = "train" in layout.split_folders and "valid" not in layout.split_folders and not is_addition
+    if layout.split_folders and (options.split_files or (options.split and not divides_train)):
         given = "--split" if options.split else "--split-file"
         raise SourceError(f"the source is laid out split/class/image already; leave out {given}, or rename its folders")
     if not layout.split_folders and not options.split and not options.split_files:

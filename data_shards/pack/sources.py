@@ -15,7 +15,7 @@ from data_shards.pack.groups import is_table
 from data_shards.pack.label_tables import LabelTable, best_table
 from data_shards.pack.labels.labelled import LabelReport
 from data_shards.pack.labels.matching import ImageMatcher
-from data_shards.pack.labels.splits import decide_splits, read_split_lists
+from data_shards.pack.labels.splits import decide_splits, divided_train, read_split_lists
 from data_shards.pack.labels.tables import find_table
 from data_shards.pack.layout import Layout, find_layout
 from data_shards.pack.layout_checks import check_class_names, check_layout
@@ -166,9 +166,13 @@ def collect_images(
     read = read_files(folder, options)
     near = [name for name in _near_files(tree, layout.root) if not _is_one_of(read, folder / name)]
     table = best_table(folder, near, _image_groups(tree, layout))
-    check_layout(tree, layout, table, options)
+    check_layout(tree, layout, table, options, is_addition=is_addition)
     found = _by_lists(folder, _collect(folder, tree, layout, table, options), options, is_addition=is_addition)
-    notes = [] if options.group_by or is_addition else folder_notes(found.images, depth=1)
+    if layout.split_folders and options.split and not is_addition:
+        splits = divided_train({image.name: image.split for image in found.images}, options.split)
+        found = replace(found, images=tuple(replace(image, split=splits[image.name]) for image in found.images))
+    depth = 2 if layout.split_folders else 1
+    notes = [] if options.group_by or is_addition else folder_notes(found.images, depth=depth)
     return replace(found, labels=(found.labels or LabelReport()).with_notes(notes)) if notes else found
 
 

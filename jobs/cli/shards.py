@@ -105,7 +105,7 @@ SPLITTING = OptionGroup(
     (
         click.option("--split", type=SplitShares(), metavar="T/V/T",
                      help="Split a class/image folder into train, valid and test by these percentages, such as "
-                          "70/15/15."),
+                          "70/15/15. Of a source without valid images, 85/15/0 divides those of train."),
         click.option("--split-file", "split_files", multiple=True, type=SplitFile(), metavar="SPLIT=LIST",
                      help="The images of a split, such as test=test_list.txt: a file with an image on each line. "
                      "Images in no list are divided by --split."),

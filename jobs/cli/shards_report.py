@@ -29,6 +29,12 @@ def print_report(report: "PackReport", shards: Path) -> None:
     classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
     click.echo(f"packed {counts} images of {classes} into {counted(len(index.shards), 'shard')}", err=True)
     _print_lists(report)
+    if "train" in index.splits and "valid" not in index.splits:
+        echo(
+            "note: there is no split valid, on which training chooses the best epoch; pack again with --split 85/15/0, "
+            "which divides train, or train with --folds",
+            err=True,
+        )
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)
 
 

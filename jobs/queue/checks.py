@@ -106,7 +106,8 @@ def require_split(index: ShardIndex, split: str, shards: str) -> None:
         SpecError: The data set has no such split.
     """
     if not index.samples_in(split):
-        raise SpecError(f"{shards} has no split {split!r}; it has {', '.join(index.splits)}")
+        cure = "; pack it again with --split 85/15/0, which divides train" if split == "valid" else ""
+        raise SpecError(f"{shards} has no split {split!r}; it has {', '.join(index.splits)}{cure}")
 
 
 def refuse_too_few_shards(index: ShardIndex, workers: int) -> None:

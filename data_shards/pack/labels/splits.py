@@ -14,6 +14,7 @@ from data_shards.pack.labels.columns import find_image_column
 from data_shards.pack.labels.matching import Ambiguous, ImageMatcher, nearest
 from data_shards.pack.labels.tables import find_table, read_lines, read_table
 from data_shards.pack.names import normalized_name
+from data_shards.pack.split import parse_shares
 
 SHOWN = 3  # names in an error
 NO_SPLITS: Mapping[str, Any] = MappingProxyType({})
@@ -108,7 +109,7 @@ def decide_splits(
     Args:
         paths: Paths of the images.
         lists: The lists of `--split-file`, None without any; they come before a column, and that before folders.
-        shares: The option `--split`.
+        shares: The option `--split`. It divides images without a split; or those of train, if none are valid.
         by_column: Split of each image in the column of splits.
         column: Name of that column, None without one.
         is_column_told: Whether an option names it.
@@ -132,9 +133,28 @@ def decide_splits(
     else:
         found, source = dict(by_folder), "the split folders"
         _refuse_other_column(found, by_column, column)
+    if shares and not is_addition:
+        found = divided_train(found, shares)
     if not (is_addition and (shares or all(found.values()))):
         _refuse_undivided(found, source, shares, is_told=lists is not None or is_column_told)
     return found
+
+
+def divided_train(found: Mapping[str, str | None], shares: str) -> dict[str, str | None]:
+    """Return the splits without train, so that shares divide its images, if every image has a split and none is valid.
+
+    Raises:
+        OptionError: The shares have test images, and there are some already.
+    """
+    given = set(found.values())
+    if None in given or "valid" in given:
+        return dict(found)
+    if "test" in given and parse_shares(shares)[SPLITS.index("test")]:
+        raise OptionError(
+            f"--split {shares} takes test images out of train, but there are test images already; divide train with "
+            "--split 85/15/0"
+        )
+    return {path: None if split == "train" else split for path, split in found.items()}
 
 
 def _split_of_folder(path: str, split_folders: Mapping[str, str]) -> str | None:
